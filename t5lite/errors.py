@@ -1,0 +1,24 @@
+"""The one exception for what a user can fix, and its nearest-names message."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: the message names the field, the value and the fix. The command line exits with 2."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
+    """Returns the error for a name that does not exist, with the nearest ones that do.
+
+    Args:
+      kind: what the name should have been, e.g. `"preset"`.
+      name: what was given.
+      known: every valid name.
+    """
+    known = sorted(known)
+    nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if nearest:
+        return InputError(f"unknown {kind} {str(name)!r}; did you mean {' or '.join(nearest)}?")
+    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return InputError(f"unknown {kind} {str(name)!r}; known: {listed or 'none'}")

@@ -1,0 +1,27 @@
+"""Token embeddings, and the logits that may share their table."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class TokenEmbedding(nn.Module):
+    """A `[vocab, embed]` table; rows are looked up, or dotted with (tied logits)."""
+
+    vocab: int
+    embed: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, (self.vocab, self.embed))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Looks up `tokens` `[batch, length]` int32, giving `[batch, length, embed]`."""
+        embedded = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
+        return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Dots `x` `[batch, length, embed]` with every row: `[batch, length, vocab]` float32."""
+        table = self.embedding.astype(self.dtype)
+        return jnp.einsum("ble,ve->blv", x, table, preferred_element_type=jnp.float32)

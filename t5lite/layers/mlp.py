@@ -1,0 +1,65 @@
+"""Position-wise feed-forward layers."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t5lite.errors import unknown
+from t5lite.layers.projection import projection
+from t5lite.layers.spec import Spec, positive
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpSpec(Spec):
+    """`down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` when gated.
+
+    Args:
+      hidden: width of the hidden layer.
+      activation: one of `ACTIVATIONS`; T5's "gated-gelu" is `gelu_tanh` with `gated`.
+      gated: a gated linear unit. Source: Shazeer 2020, arXiv:2002.05202.
+    """
+
+    hidden: int = positive()
+    activation: str = "relu"
+    gated: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, ACTIVATIONS)
+
+    def make(self, embed: int, *, dtype: jnp.dtype, dropout_rate: float) -> nn.Module:
+        """Returns the module for inputs of width `embed`."""
+        return Mlp(self, embed, dtype, dropout_rate)
+
+
+class Mlp(nn.Module):
+    """Maps `[batch, length, embed]` to the same shape."""
+
+    spec: MlpSpec
+    embed: int
+    dtype: jnp.dtype
+    dropout_rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        spec, activation = self.spec, ACTIVATIONS[self.spec.activation]
+        into = functools.partial(projection, ("embed", "mlp"), (spec.hidden,), dtype=self.dtype)
+        if spec.gated:
+            x = activation(into(name="gate")(x)) * into(name="up")(x)
+        else:
+            x = activation(into(name="up")(x))
+        x = nn.Dropout(self.dropout_rate, deterministic=not self.has_rng("dropout"))(x)
+        x = nn.with_logical_constraint(x, ("batch", "length", "mlp"))
+        return projection(("mlp", "embed"), (self.embed,), dtype=self.dtype, name="down")(x)

@@ -1,0 +1,126 @@
+"""How a stack knows where its tokens are: T5's bucketed relative-position bias."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5lite.layers.spec import Spec, positive
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativeBiasSpec(Spec):
+    """A learned bias per head and bucket of distance, added to the attention logits.
+
+    Args:
+      num_buckets: of distances; even, as half of them look ahead in a bidirectional stack.
+      max_distance: from which on all distances share the last bucket.
+      per_layer: one table per layer (UMT5, T5X's scalable T5) instead of one per stack (T5).
+
+    Source: Raffel et al. 2020, arXiv:1910.10683, §2.1.
+    """
+
+    num_buckets: int = 32
+    max_distance: int = positive(128)
+    per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.num_buckets % 2 == 0, "num_buckets", "even")
+        self.require(self.max_distance > self.num_buckets, "max_distance", "above num_buckets")
+
+    def make(self, num_heads: int, *, bidirectional: bool) -> "RelativeBias":
+        """Returns the module with one table for `num_heads` heads."""
+        return RelativeBias(self, num_heads, bidirectional)
+
+
+class RelativeBias(nn.Module):
+    """The table, and its two ways of becoming a bias."""
+
+    spec: RelativeBiasSpec
+    num_heads: int
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, q_positions: jax.Array | None, q_length: int, kv_length: int) -> jax.Array:
+        """Returns `[1 or batch, heads, q_length, kv_length]` float32.
+
+        Args:
+          q_positions: `[batch, q_length]` int32 where each row's queries stand among keys
+            `0 .. kv_length - 1`; None if query i stands at key i in every row.
+          q_length: number of queries.
+          kv_length: number of keys.
+        """
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        table = self.param(
+            "embedding",
+            nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
+            (self.num_heads, self.spec.num_buckets),
+        )
+        if q_positions is None:
+            offsets = np.arange(1 - q_length, kv_length)
+            buckets = relative_buckets(offsets, self.spec, bidirectional=self.bidirectional)
+            return toeplitz(table[:, buckets], q_length)[None]
+        offsets = jnp.arange(kv_length, dtype=jnp.int32)[None, None] - q_positions[..., None]
+        buckets = relative_buckets(offsets, self.spec, bidirectional=self.bidirectional)
+        return jnp.moveaxis(table[:, buckets], 0, 1)
+
+
+def relative_buckets(
+    offsets: np.ndarray | jax.Array, spec: RelativeBiasSpec, *, bidirectional: bool
+) -> np.ndarray | jax.Array:
+    """Returns the bucket of each key-minus-query offset.
+
+    Half of a direction's buckets hold one distance each, the other half grow logarithmically up to
+    `max_distance`. A causal stack has no use for keys ahead: they share bucket 0.
+
+    Args:
+      offsets: int array of any shape, numpy or JAX.
+      spec: the table's sizes.
+      bidirectional: whether half of the buckets are for keys ahead of the query.
+
+    Returns:
+      int32 of the same shape, in `[0, num_buckets)`.
+    """
+    num_buckets = spec.num_buckets // 2 if bidirectional else spec.num_buckets
+    # A lookup made on the host: an accelerator's own logarithm could round a border the other way.
+    lookup = _bucket_of_distance(num_buckets, spec.max_distance)
+    xp = np if isinstance(offsets, np.ndarray) else jnp
+    behind = xp.asarray(lookup)[xp.clip(-offsets, 0, spec.max_distance)]
+    if not bidirectional:
+        return behind
+    ahead = xp.asarray(lookup + np.int32(num_buckets))[xp.clip(offsets, 0, spec.max_distance)]
+    return xp.where(offsets > 0, ahead, behind)
+
+
+def _bucket_of_distance(num_buckets: int, max_distance: int) -> np.ndarray:
+    distance = np.arange(max_distance + 1)
+    exact = num_buckets // 2
+    ratio = np.log(np.maximum(distance, 1) / exact) / math.log(max_distance / exact)
+    # The nudge keeps powers that are whole numbers on paper from falling just below.
+    large = exact + (ratio * (num_buckets - exact) + 1e-6).astype(np.int32)
+    bucket = np.where(distance < exact, distance, np.minimum(large, num_buckets - 1))
+    return bucket.astype(np.int32)
+
+
+def toeplitz(values: jax.Array, num_rows: int) -> jax.Array:
+    """Lays one value per diagonal out as a matrix, without a gather.
+
+    Repeating a row of n + 1 values and cutting the run every n shifts each row by one. The gradient
+    is then a sum over diagonals too, rather than a scatter of `num_rows * num_columns` terms.
+
+    Args:
+      values: `[heads, num_rows + num_columns - 1]`; entry i is for column minus row
+        `i - (num_rows - 1)`.
+      num_rows: of the matrix.
+
+    Returns:
+      `[heads, num_rows, num_columns]`.
+    """
+    heads, n = values.shape
+    padded = jnp.pad(values, ((0, 0), (0, 1)))
+    run = jnp.tile(padded, (1, num_rows))[:, : num_rows * n]
+    return run.reshape(heads, num_rows, n)[:, :, num_rows - 1 :]

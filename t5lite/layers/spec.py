@@ -1,0 +1,119 @@
+"""Architectures as data: the base of every spec, its checks and its JSON form."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from t5lite.errors import InputError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A frozen dataclass that describes a part of a model.
+
+    Subclasses are registered by class name, which is all that `from_json` will ever instantiate: a
+    file can name a spec but never an import path. Fields are checked against their annotations,
+    because gin passes on whatever it reads (`hidden = 3.7` included).
+
+    Raises:
+      InputError: if a field's value does not have the field's type.
+    """
+
+    registry: ClassVar[dict[str, type["Spec"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        Spec.registry[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and hints[field.name] is float
+            ):
+                object.__setattr__(self, field.name, float(value))
+            elif not _matches(value, hints[field.name]):
+                raise InputError(
+                    f"{type(self).__name__}.{field.name} = {value!r}: expected {_name(hints[field.name])}"
+                )
+            if field.name.startswith("num_") or field.metadata.get("positive"):
+                self.require(value is None or value >= 1, field.name, "at least 1")
+            if field.name.endswith("_rate"):
+                self.require(0 <= value < 1, field.name, "in [0, 1)")
+
+    def require(self, condition: bool, field: str, wanted: str) -> None:
+        """Raises an InputError that names `field`, its value and what is `wanted`."""
+        if not condition:
+            raise InputError(
+                f"{type(self).__name__}.{field} = {getattr(self, field)!r}: must be {wanted}"
+            )
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with `changes`, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-able dictionary; `type` holds the class name of each spec in it."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"type": type(self).__name__} | {k: _encode(v) for k, v in fields.items()}
+
+    @staticmethod
+    def from_json(encoded: Mapping[str, Any]) -> Any:
+        """Builds the spec that `to_json` encoded.
+
+        Raises:
+          InputError: if the type is not a registered spec or has no such field.
+        """
+        return _decode(encoded)
+
+
+def positive(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that must be at least 1 (as `num_*` fields must without saying so)."""
+    return dataclasses.field(default=default, metadata={"positive": True})
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.to_json()
+    return [_encode(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    fields = dict(value)
+    name = fields.pop("type", None)
+    cls = Spec.registry.get(name)
+    if cls is None:
+        raise unknown("spec type", name, Spec.registry)
+    known = {field.name for field in dataclasses.fields(cls)}
+    for field in fields:
+        if field not in known:
+            raise unknown(f"field of {name}", field, known)
+    return cls(**{field: _decode(item) for field, item in fields.items()})
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(item, arguments[0]) for item in value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _name(hint: Any) -> str:
+    return getattr(hint, "__name__", None) or str(hint).replace("typing.", "")

@@ -1,0 +1,33 @@
+"""Models: an architecture is a spec, and a spec makes pure functions of parameters."""
+
+from t5lite.models.block import Block, BlockSpec
+from t5lite.models.cache import Cache
+from t5lite.models.flops import forward_flops
+from t5lite.models.model import Model
+from t5lite.models.presets import PRESETS, override, preset, t5
+from t5lite.models.spec import (
+    ComputeSpec,
+    ModelSpec,
+    StackSpec,
+    differences,
+    load_spec,
+    save_spec,
+)
+
+__all__ = [
+    "PRESETS",
+    "Block",
+    "BlockSpec",
+    "Cache",
+    "ComputeSpec",
+    "Model",
+    "ModelSpec",
+    "StackSpec",
+    "differences",
+    "forward_flops",
+    "load_spec",
+    "override",
+    "preset",
+    "save_spec",
+    "t5",
+]

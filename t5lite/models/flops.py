@@ -1,0 +1,42 @@
+"""How much arithmetic a model needs: its matrix products, counted from the spec."""
+
+from t5lite.layers import AttentionSpec, MlpSpec
+from t5lite.models.spec import ModelSpec, StackSpec
+
+
+def forward_flops(spec: ModelSpec, *, encoder_length: int, decoder_length: int) -> int:
+    """Returns the multiply-adds × 2 of one forward pass over one row.
+
+    Matrix products only: projections, attention and logits; masked attention counts in full,
+    because it is computed. A training step is 3 × this (the backward pass is twice the forward),
+    without what rematerialisation adds.
+
+    Args:
+      spec: the model.
+      encoder_length: encoder tokens a row, padding included.
+      decoder_length: decoder tokens a row, padding included.
+    """
+    encoder = _stack(spec.encoder, spec.embed, encoder_length, encoder_length)
+    decoder = _stack(spec.decoder, spec.embed, decoder_length, encoder_length)
+    return encoder + decoder + 2 * decoder_length * spec.embed * spec.vocab
+
+
+def _stack(spec: StackSpec, embed: int, length: int, encoder_length: int) -> int:
+    total = 0
+    for index in range(spec.num_layers):
+        block = spec.blocks[index % len(spec.blocks)]
+        total += _attention(block.attention, embed, length, length) + _mlp(block.mlp, embed, length)
+        if block.cross_attention is not None:
+            total += _attention(block.cross_attention, embed, length, encoder_length)
+    return total
+
+
+def _attention(spec: AttentionSpec, embed: int, q_length: int, kv_length: int) -> int:
+    query_and_output = 2 * 2 * q_length * embed * spec.num_heads * spec.head_dim
+    key_and_value = 2 * 2 * kv_length * embed * spec.kv_heads * spec.head_dim
+    logits_and_mix = 2 * 2 * q_length * kv_length * spec.num_heads * spec.head_dim
+    return query_and_output + key_and_value + logits_and_mix
+
+
+def _mlp(spec: MlpSpec, embed: int, length: int) -> int:
+    return 2 * length * embed * spec.hidden * (3 if spec.gated else 2)

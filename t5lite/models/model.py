@@ -1,0 +1,100 @@
+"""A model as pure functions of its parameters, which is all that the rest of t5lite sees."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t5lite.models.cache import Cache
+from t5lite.models.encoder_decoder import EncoderDecoder
+from t5lite.models.spec import ComputeSpec, ModelSpec
+
+Params = dict[str, Any]
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A spec and how to compute it; hashable, and free of state.
+
+    Args:
+      spec: the architecture.
+      compute: dtype, rematerialisation, scan.
+    """
+
+    spec: ModelSpec
+    compute: ComputeSpec = ComputeSpec()
+
+    @functools.cached_property
+    def _module(self) -> EncoderDecoder:
+        return EncoderDecoder(self.spec, self.compute)
+
+    def init(self, rng: jax.Array) -> Params:
+        """Draws float32 parameters from the published initialisers.
+
+        Args:
+          rng: a PRNG key.
+        """
+        return nn.unbox(self._module.init(rng, _tiny_batch()))["params"]
+
+    def shapes(self) -> Params:
+        """Returns the parameters' `ShapeDtypeStruct`s, computing nothing."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def axes(self) -> Params:
+        """Returns the parameters' logical axis names, a `PartitionSpec` each."""
+        boxed = jax.eval_shape(self._module.init, jax.random.key(0), _tiny_batch())
+        return nn.get_partition_spec(boxed)["params"]
+
+    def hidden(
+        self,
+        params: Params,
+        batch: Batch,
+        *,
+        rngs: Mapping[str, jax.Array] | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Runs the model up to, but without, its logits.
+
+        Args:
+          params: as `init` returns them.
+          batch: SeqIO's names, `[batch, length]`; see `objectives.base`.
+          rngs: `{"dropout": key}`; needed only where `train` and some dropout rate is above 0.
+          train: whether dropout applies.
+
+        Returns:
+          `[batch, length, embed]` in the compute dtype, and auxiliary outputs by name.
+        """
+        rngs = rngs if train else None
+        return self._module.apply({"params": params}, dict(batch), method="hidden", rngs=rngs), {}
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Returns `[batch, length, vocab]` float32 for `hidden` `[batch, length, embed]`."""
+        return self._module.apply({"params": params}, hidden, method="logits")
+
+    def start(self, params: Params, batch: Batch, *, max_length: int) -> Cache:
+        """Prepares decoding: encodes the inputs, once.
+
+        Args:
+          params: as `init` returns them.
+          batch: with `encoder_input_tokens` `[batch, encoder_length]`, not packed.
+          max_length: decoder tokens a row that the cache has room for.
+        """
+        return self._module.apply({"params": params}, dict(batch), max_length, method="start")
+
+    def extend(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Decodes `tokens` `[batch, n]` int32 behind those in the cache.
+
+        Returns:
+          Logits `[batch, n, vocab]` float32, those at i predicting token i + 1, and the cache.
+        """
+        return self._module.apply({"params": params}, tokens, cache, method="extend")
+
+
+def _tiny_batch() -> dict[str, jax.Array]:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens}

@@ -1,0 +1,17 @@
+"""Parallelism: a layout names how axes are sharded; devices enter in `make_mesh` alone."""
+
+from t5lite.parallel.arrays import batch_sharding, check_batch, place, with_layout
+from t5lite.parallel.layout import ACTIVATIONS, MESH_AXES, PARAMETERS, Layout, make_mesh, shardings
+
+__all__ = [
+    "ACTIVATIONS",
+    "MESH_AXES",
+    "PARAMETERS",
+    "Layout",
+    "batch_sharding",
+    "check_batch",
+    "make_mesh",
+    "place",
+    "shardings",
+    "with_layout",
+]

@@ -1,0 +1,80 @@
+"""Host arrays to global device arrays, and programs that know the layout."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from t5lite.errors import InputError
+from t5lite.parallel.layout import Layout, shardings
+
+
+def batch_sharding(layout: Layout, mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of every `[batch, length]` array of a batch."""
+    return shardings(PartitionSpec("batch", "length"), layout.activations, mesh)
+
+
+def check_batch(layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises an InputError unless each global `[batch, length]` shape divides over the mesh."""
+    spec = batch_sharding(layout, mesh).spec
+    for name, shape in shapes.items():
+        for size, axis, label in zip(shape, spec, ("batch", "length"), strict=False):
+            names = (axis,) if isinstance(axis, str) else axis or ()
+            parts = int(np.prod([mesh.shape[part] for part in names], dtype=int))
+            if size % parts:
+                raise InputError(
+                    f"{label} size {size} of {name} does not divide over {parts} devices "
+                    f"(mesh axes {', '.join(names)}); change it or Layout.mesh"
+                )
+
+
+def place(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Puts this host's rows on its devices, as parts of global arrays.
+
+    Args:
+      batch: `[batch_per_host, length]` arrays by name.
+      sharding: of the global arrays.
+
+    Returns:
+      `[batch, length]` global arrays by name.
+    """
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
+
+
+def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) -> Callable:
+    """Returns `fn` jitted; the logical names in it mean `layout`'s mesh axes.
+
+    Args:
+      fn: any function of pytrees.
+      layout: its `activations` are the rules inside `fn`.
+      mesh: the devices.
+      **jit_options: passed to `jax.jit`; `donate_argnums` and so on.
+
+    Returns:
+      A function with `.lower(*shapes)` like `jax.jit`'s.
+    """
+
+    @functools.wraps(fn)
+    def ruled(*args: Any) -> Any:
+        with nn.logical_axis_rules(layout.activations):
+            return fn(*args)
+
+    options = dict(layout.compiler_options or {}) or None
+    compiled = jax.jit(ruled, compiler_options=options, **jit_options)
+
+    def call(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return compiled(*args)
+
+    def lower(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return compiled.lower(*args)
+
+    call.lower = lower  # type: ignore[attr-defined]
+    return call
