@@ -1,0 +1,264 @@
+"""T5's pretraining: spans of a text give way to sentinels, and the targets say what was there.
+
+An example, of words instead of tokens:
+
+    text      Thank you for inviting me to your party last week .
+    inputs    Thank you <extra_id_0> me to your party <extra_id_1> week . </s>
+    targets   <extra_id_0> for inviting <extra_id_1> last </s>
+"""
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from t5lite.errors import InputError
+from t5lite.objectives.base import Example, Vocabulary, check_number, feature_length
+from t5lite.objectives.seq2seq import Seq2Seq
+
+
+class SpanCounts(NamedTuple):
+    """How a text of some tokens is divided: all of it follows from its length.
+
+    Attributes:
+      noise: tokens that are taken out.
+      spans: runs that they form; each is one sentinel in the inputs and one in the targets.
+      inputs: length of the inputs, EOS included.
+      targets: length of the targets, EOS included.
+    """
+
+    noise: int
+    spans: int
+    inputs: int
+    targets: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanCorruption(Seq2Seq):
+    """Takes random spans out of text and predicts them.
+
+    Documents (`targets` of the examples) are joined without EOS and cut into stretches of exactly
+    the length that fills the inputs: 568 tokens for 512 inputs and 114 targets. The last stretch
+    of the stream is shorter, and dropped if it is a single token. Kept spans and noise spans take
+    turns, the first kept and the last noise; all ways to do so are equally likely.
+
+    T5 differs in what it does to documents before: it takes one random stretch of 65,536 tokens
+    of each and joins 128 at a time, with a short stretch at every seam. Here no token is lost.
+
+    Attributes:
+      noise_density: the share of tokens, in (0, 1), that is taken out.
+      mean_noise_span_length: the mean length of a span in tokens, >= 1.
+
+    Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4 and §3.3.4; `t5.data.preprocessors`.
+    """
+
+    noise_density: float = 0.15
+    mean_noise_span_length: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "noise_density", lambda x: 0 < x < 1, "a number in (0, 1)")
+        check_number(
+            self, "mean_noise_span_length", lambda x: 1 <= x < math.inf, "a number of tokens >= 1"
+        )
+
+    def counts(self, num_tokens: int) -> SpanCounts:
+        """Returns how a text of `num_tokens` >= 2 tokens is divided."""
+        # Python's halves to even in float64, as T5's length computation has it. T5's mask rounds in
+        # float32 and differs by one token where both meet exactly a half (first at 190 tokens).
+        noise = min(max(round(num_tokens * self.noise_density), 1), num_tokens - 1)
+        kept = num_tokens - noise
+        spans = min(max(round(noise / self.mean_noise_span_length), 1), kept)
+        return SpanCounts(noise, spans, kept + spans + 1, noise + spans + 1)
+
+    def raw_length(self, inputs_length: int) -> int:
+        """Returns how many tokens of text fill `inputs_length` >= 3 positions, EOS included."""
+        upper = int(inputs_length / (1 - self.noise_density)) + 3
+        lengths = range(2, upper)
+        fitting = bisect.bisect_right(lengths, inputs_length, key=lambda n: self.counts(n).inputs)
+        num_tokens = lengths[fitting - 1]
+        # T5's exception for half and half, so that targets are not longer than the inputs.
+        counts = self.counts(num_tokens)
+        if self.noise_density == 0.5 and counts.targets > counts.inputs:
+            num_tokens -= 1
+        return num_tokens
+
+    def prepare(
+        self,
+        examples: Iterator[Example],
+        *,
+        lengths: Mapping[str, int],
+        vocabulary: Vocabulary | None,
+        rng: np.random.Generator,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Joins, cuts and corrupts the examples' `targets`; see `Objective.prepare`.
+
+        Raises: InputError if a length is missing, the targets cannot hold what is taken out of
+          full inputs, or the vocabulary has too few sentinels.
+        """
+        raw_length = self.raw_length(feature_length(lengths, "inputs", at_least=3))
+        needed = self.counts(raw_length)
+        if feature_length(lengths, "targets") < needed.targets:
+            raise InputError(
+                f"TASK_FEATURE_LENGTHS['targets'] is {lengths['targets']}: {lengths['inputs']} "
+                f"inputs at noise_density {self.noise_density} and mean_noise_span_length "
+                f"{self.mean_noise_span_length} need at least {needed.targets}"
+            )
+        num_sentinels = 0 if vocabulary is None else vocabulary.num_sentinels
+        if vocabulary is None or num_sentinels < needed.spans:
+            raise InputError(
+                f"the vocabulary has {num_sentinels} sentinels and {lengths['inputs']} inputs need "
+                f"{needed.spans}: use a vocabulary with more, or raise mean_noise_span_length"
+            )
+        sentinels = np.array([vocabulary.sentinel(i) for i in range(needed.spans)], np.int32)
+        eos = np.array([vocabulary.eos_id], np.int32)
+
+        def prepared() -> Iterator[dict[str, np.ndarray]]:
+            for tokens in _stretches(_documents(examples, vocabulary.eos_id), raw_length):
+                noise = self._noise_mask(len(tokens), rng)
+                yield {
+                    "inputs": np.concatenate([_replace_runs(tokens, noise, sentinels), eos]),
+                    "targets": np.concatenate([_replace_runs(tokens, ~noise, sentinels), eos]),
+                }
+
+        return prepared()
+
+    def _noise_mask(self, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns `[num_tokens]` bool, True on noise; False first and True last."""
+        noise, spans, _, _ = self.counts(num_tokens)
+        lengths = np.empty(2 * spans, np.int64)
+        lengths[1::2] = _random_lengths(noise, spans, rng)
+        lengths[0::2] = _random_lengths(num_tokens - noise, spans, rng)
+        return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
+
+
+def _random_lengths(num_items: int, num_runs: int, rng: np.random.Generator) -> np.ndarray:
+    """Divides items into non-empty runs, every way equally likely: `[num_runs]` that sum up."""
+    bounds = np.empty(num_runs + 1, np.int64)
+    bounds[0], bounds[-1] = 0, num_items
+    cuts = rng.choice(num_items - 1, num_runs - 1, replace=False, shuffle=False)
+    cuts.sort()
+    bounds[1:-1] = cuts + 1
+    return np.diff(bounds)
+
+
+def _replace_runs(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:
+    """Returns the tokens with each masked run replaced by the next sentinel."""
+    starts = mask.copy()
+    starts[1:] &= ~mask[:-1]
+    replaced = tokens.copy()
+    replaced[starts] = sentinels[: np.count_nonzero(starts)]
+    return replaced[starts | ~mask]
+
+
+def _documents(examples: Iterator[Example], eos_id: int) -> Iterator[np.ndarray]:
+    """Yields each example's text without padding and without a final EOS."""
+    for example in examples:
+        if "targets" not in example:
+            raise InputError(
+                f"SpanCorruption corrupts the feature 'targets' and the task's examples have "
+                f"{sorted(example)}: name the text's feature 'targets'"
+            )
+        tokens = np.asarray(example["targets"], np.int32)
+        tokens = tokens[tokens != 0]
+        yield tokens[:-1] if tokens.size and tokens[-1] == eos_id else tokens
+
+
+def _stretches(documents: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """Yields the joined documents in pieces of `length` tokens, then the rest if it can be used."""
+    rest = np.empty(0, np.int32)
+    for document in documents:
+        rest = np.concatenate([rest, document])
+        whole = len(rest) - len(rest) % length
+        yield from rest[:whole].reshape(-1, length)
+        rest = rest[whole:]
+    if len(rest) >= 2:
+        yield rest
+
+
+class Piece(NamedTuple):
+    """Some tokens of a text, `[n]` int32, and which span they are: None if they were kept."""
+
+    tokens: np.ndarray
+    span: int | None
+
+
+def spans(targets: np.ndarray, vocabulary: Vocabulary) -> dict[int, np.ndarray]:
+    """Reads what targets, true or a model's, say about each span.
+
+    Args:
+      targets: `[n]` integers; ends at EOS or padding.
+      vocabulary: knows the sentinels.
+
+    Returns:
+      The tokens behind each sentinel by its index, 0 being the first in a text. What stands before
+      any sentinel is left out, and so is a sentinel's second appearance.
+    """
+    tokens = _before_end(targets, vocabulary)
+    marks = _sentinel_indices(tokens, vocabulary)
+    starts = np.flatnonzero(marks >= 0).tolist()
+    found: dict[int, np.ndarray] = {}
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        found.setdefault(int(marks[start]), tokens[start + 1 : end])
+    return found
+
+
+def merge(inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> list[Piece]:
+    """Puts the spans back into the inputs: the pieces' tokens, joined, are the text.
+
+    Args:
+      inputs: `[n]` integers, with sentinels; ends at EOS or padding.
+      targets: `[m]` integers. A span they lack becomes an empty piece.
+      vocabulary: knows the sentinels.
+    """
+    tokens = _before_end(inputs, vocabulary)
+    marks = _sentinel_indices(tokens, vocabulary)
+    filled = spans(targets, vocabulary)
+    pieces, start = [], 0
+    for at in np.flatnonzero(marks >= 0).tolist():
+        index = int(marks[at])
+        pieces.append(Piece(tokens[start:at], None))
+        pieces.append(Piece(filled.get(index, tokens[:0]), index))
+        start = at + 1
+    pieces.append(Piece(tokens[start:], None))
+    return [piece for piece in pieces if piece.span is not None or piece.tokens.size]
+
+
+def marked_text(
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    vocabulary: Vocabulary,
+    *,
+    left: str = "[",
+    right: str = "]",
+) -> str:
+    """Returns the text as one string, with what was (or would be) filled in between marks."""
+    text, shown = "", 0
+    seen = np.empty(0, np.int32)
+    for piece in merge(inputs, targets, vocabulary):
+        # The difference of two decoded beginnings: a piece on its own may lose the space before it.
+        seen = np.concatenate([seen, piece.tokens])
+        whole = vocabulary.decode(seen.tolist())
+        added, shown = whole[shown:], len(whole)
+        if piece.span is not None:
+            words = added.lstrip()
+            added = added[: len(added) - len(words)] + left + words + right
+        text += added
+    return text
+
+
+def _before_end(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Returns the tokens in front of the first EOS or padding."""
+    tokens = np.asarray(tokens, np.int32)
+    ends = np.flatnonzero((tokens == vocabulary.eos_id) | (tokens == 0))
+    return tokens[: ends[0]] if ends.size else tokens
+
+
+def _sentinel_indices(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Returns `[n]`: the index of each token that is a sentinel, -1 for the others."""
+    ids = np.array([vocabulary.sentinel(i) for i in range(vocabulary.num_sentinels)], np.int32)
+    matches = tokens[:, None] == ids[None, :]
+    return np.where(matches.any(axis=1), matches.argmax(axis=1), -1)
