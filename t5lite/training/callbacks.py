@@ -1,0 +1,84 @@
+"""What a run does besides stepping: callbacks, and what they are given."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from t5lite.parallel import Layout, batch_sharding, place, with_layout
+from t5lite.training.state import TrainState
+from t5lite.training.step import Transform, identity
+from t5lite.training.writers import Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """Returned by a callback to end the run after this step.
+
+    Args:
+      reason: shown to the user.
+    """
+
+    reason: str
+
+
+@runtime_checkable
+class Callback(Protocol):
+    """Runs every `every` steps and after the last one, before the next step is dispatched.
+
+    It may return held-out metrics, which go to the writers, to later callbacks and to the choice of
+    the best checkpoint; or a `Stop`. What it must remember over a restart goes through the optional
+    methods `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`.
+    """
+
+    every: int
+
+    def __call__(
+        self, run: "Run", state: TrainState, *, step: int
+    ) -> Mapping[str, float] | Stop | None: ...
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run is made of, for those who look at it from a callback.
+
+    Args:
+      model_dir: where everything is written.
+      model: pure functions, see `models.Model`.
+      objective: what is trained.
+      data: gives `train_batches`, `validation_batches` and `examples`.
+      layout: how arrays are sharded over `mesh`.
+      mesh: the devices.
+      steps: after which the run ends.
+      writers: where metrics go.
+      transform: parameters and frozen ones to what the model gets.
+      say: prints a text above the progress bar.
+      metrics: the latest held-out metrics of all callbacks.
+    """
+
+    model_dir: str
+    model: Any
+    objective: Any
+    data: Any
+    layout: Layout
+    mesh: Mesh
+    steps: int
+    writers: Sequence[Writer] = ()
+    transform: Transform = identity
+    say: Callable[[str], None] = print
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def params(self, state: TrainState) -> Any:
+        """Returns the parameters to evaluate: averaged where an average is kept."""
+        return self.transform(state.extra.get("ema", state.params), state.frozen)
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Puts this host's rows of a batch on the devices."""
+        return place(batch, batch_sharding(self.layout, self.mesh))
+
+    def jit(self, fn: Callable, **options: Any) -> Callable:
+        """Jits `fn` for the run's mesh and layout."""
+        return with_layout(fn, self.layout, self.mesh, **options)

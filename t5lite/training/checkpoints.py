@@ -1,0 +1,323 @@
+"""Checkpoints on Orbax: asynchronous saves, and exact resume on any mesh.
+
+One step is one folder, `model_dir/checkpoints/<step>/`, complete or absent: Orbax writes it under a
+temporary name and renames it (on object stores: adds a commit file) when all of it is there.
+
+    <step>/state/      every array of the train state, sharded, by name
+    <step>/progress/   JSON: {"progress": data position, callbacks' states; "metrics": held-out}
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from t5lite.errors import InputError
+from t5lite.training.restore import (
+    CheckpointError,
+    Rule,
+    absolute,
+    check_mapping,
+    check_same,
+    load_params,
+    named,
+    nearest,
+    read_arrays,
+    read_together,
+    reason,
+    saved_arrays,
+)
+
+__all__ = ["CheckpointError", "Checkpointer", "Checkpoints", "Restored", "load_params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """When to save, what to keep, and what a new run starts from.
+
+    Args:
+      every: steps between two saves; the training loop also saves at the last step.
+      keep: how many of the newest checkpoints to keep.
+      best: name of the held-out metric whose best checkpoint is kept besides those, or None.
+      best_mode: `"min"` or `"max"`: which value of `best` is the best one.
+      restore_from: a model_dir, checkpoints folder or step folder whose parameters a *new* run
+        starts from; a run that finds checkpoints of its own resumes from them instead.
+      restore_mapping: rules for the names of those parameters, see `load_params`.
+
+    Raises:
+      InputError: if a field is out of range.
+    """
+
+    every: int = 1000
+    keep: int = 3
+    best: str | None = None
+    best_mode: str = "min"
+    restore_from: str | None = None
+    restore_mapping: Sequence[Rule] = ()
+
+    def __post_init__(self):
+        for field in ("every", "keep"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"Checkpoints.{field} = {value!r}: must be an integer, at least 1")
+        if self.best_mode not in ("min", "max"):
+            raise InputError(f"Checkpoints.best_mode = {self.best_mode!r}: must be 'min' or 'max'")
+        if self.restore_mapping and not self.restore_from:
+            raise InputError("Checkpoints.restore_mapping: needs restore_from, what it maps")
+        check_mapping(self.restore_mapping)
+
+    def open(
+        self, model_dir: epath.PathLike, *, warn: Callable[[str], object] = print
+    ) -> "Checkpointer":
+        """Makes the checkpoints folder of a run; to be called on every process.
+
+        Args:
+          model_dir: the run's folder; local, `gs://` or `s3://`.
+          warn: called with a text when something unexpected was survived.
+
+        Raises:
+          InputError: if model_dir cannot be created or written.
+        """
+        folder = absolute(model_dir) / "checkpoints"
+        probe = folder / f".writable_{jax.process_index()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"model_dir = {str(model_dir)!r} cannot be written: {error.strerror or error}\n"
+                "choose another folder or change its permissions"
+            ) from error
+        return Checkpointer(self, folder, warn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read.
+
+    Args:
+      step: number of updates done.
+      state: the train state, placed as it was asked for.
+      progress: what was given to `save`.
+      metrics: what was given to `save`, less NaN and infinities.
+    """
+
+    step: int
+    state: Any
+    progress: dict[str, Any]
+    metrics: dict[str, float]
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one run; made by `Checkpoints.open`.
+
+    Every process calls every method: each writes and reads its own shards.
+    """
+
+    def __init__(self, config: Checkpoints, folder: epath.Path, warn: Callable[[str], object]):
+        self.folder = folder
+        self._warn = warn
+        self._pending: int | None = None
+        self._retention = _Retention(config, warn)
+        self._manager = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._retention,
+                cleanup_tmp_directories=True,  # what a crash left half-written
+                lightweight_initialize=True,
+            ),
+        )
+        for step in self.steps() if config.best else ():
+            try:
+                self._retention.note(step, _read_progress(folder / str(step))["metrics"])
+            except (OSError, ValueError, KeyError):
+                continue  # damaged: `restore` says so if it comes to this one
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a checkpoint, ascending; one being written counts."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best value of the `best` metric: of equal ones, the first."""
+        return self._retention.best_step(self.steps())
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        progress: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Starts a save and returns; the arrays may be donated as soon as it has returned.
+
+        A save still under way is waited for first, so its failure surfaces here at the latest.
+
+        Args:
+          step: number of updates done.
+          state: pytree of arrays.
+          progress: JSON-able: data position and callbacks' states, the same on every process.
+          metrics: latest held-out metrics, in which `best` is looked up.
+
+        Returns:
+          False if this step had been saved before; then nothing was done.
+
+        Raises:
+          CheckpointError: if this save or the one before failed.
+          TypeError: if `progress` is not JSON-able.
+        """
+        self.wait()
+        step = int(step)
+        finite = {name: float(v) for name, v in (metrics or {}).items() if math.isfinite(v)}
+        # A copy, as the caller may change its own before the writing thread comes to it.
+        document = json.loads(json.dumps({"progress": progress, "metrics": finite}))
+        if step in self._retention.damaged:
+            self._manager.delete(step)
+            self._retention.damaged.discard(step)
+        elif step in self.steps():
+            return False
+        self._retention.note(step, finite)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(document)
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._failure(step, error) from error
+        self._pending = step
+        return True
+
+    def wait(self) -> None:
+        """Blocks until the save under way is complete.
+
+        Raises:
+          CheckpointError: if it failed.
+        """
+        step, self._pending = self._pending, None
+        if step is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failure(step, error) from error
+
+    def restore(self, abstract_state: Any) -> Restored | None:
+        """Returns the newest readable checkpoint, or None if there is none at all.
+
+        A damaged newest one is told to `warn` and the one before is taken. It is deleted once a
+        later save has succeeded.
+
+        Args:
+          abstract_state: the wanted pytree, its leaves `jax.ShapeDtypeStruct` or arrays. Their
+            shardings may be on another mesh than the saved ones; without one, numpy is returned.
+
+        Raises:
+          InputError: if names, shapes or dtypes differ from the saved ones.
+          CheckpointError: if there are checkpoints but none can be read.
+        """
+        self.wait()
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.restore_step(step, abstract_state)
+            except CheckpointError as error:
+                self._retention.damaged.add(step)
+                self._warn(f"{error}; trying the one before")
+        if steps:
+            raise CheckpointError(
+                f"none of the {len(steps)} checkpoints in {self.folder} can be read\n"
+                "to start anew, move that folder away"
+            )
+        return None
+
+    def restore_step(self, step: int, abstract_state: Any) -> Restored:
+        """Returns the checkpoint of one step; see `restore`."""
+        folder = self.folder / str(step)
+
+        def read() -> Restored:
+            document = _read_progress(folder)
+            wanted = named(abstract_state)
+            check_same(folder, saved_arrays(folder), wanted)
+            values = list(read_arrays(folder, wanted).values())
+            state = jax.tree.unflatten(jax.tree.structure(abstract_state), values)
+            return Restored(step, state, document["progress"], document["metrics"])
+
+        return read_together(folder, read)
+
+    def close(self) -> None:
+        """Waits for the save under way and ends the threads.
+
+        Raises:
+          CheckpointError: if that save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _failure(self, step: int, error: Exception) -> CheckpointError:
+        self._manager.reload()  # Orbax has already counted the failed one in and an old one out
+        intact = [s for s in self.steps() if s not in self._retention.damaged]
+        last = f"that of step {intact[-1]} is intact" if intact else "there is no earlier one"
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be saved in {self.folder}: {reason(error)}\n"
+            f"{last}; make room or mend the folder, then run again to resume"
+        )
+
+
+class _Retention:
+    """Which checkpoints stay: the newest `keep` and the best. (Orbax's PreservationPolicy.)"""
+
+    def __init__(self, config: Checkpoints, warn: Callable[[str], object]):
+        self._config = config
+        self._warn = warn
+        self._told = False
+        self._scores: dict[int, float] = {}
+        self.damaged: set[int] = set()
+
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Remembers a step's value of the `best` metric."""
+        best = self._config.best
+        if best is None or not metrics:
+            return
+        if best in metrics:
+            self._scores[step] = metrics[best]
+        elif not self._told:
+            self._told = True
+            near = nearest(best, metrics)
+            self._warn(f"Checkpoints.best = {best!r}: no such metric at step {step}{near}")
+
+    def best_step(self, steps: Sequence[int]) -> int | None:
+        """Returns the best of these steps, or None if none of them has the metric."""
+        choose = min if self._config.best_mode == "min" else max
+        candidates = [step for step in steps if step in self._scores and step not in self.damaged]
+        return choose(candidates, key=self._scores.__getitem__, default=None)
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Called by Orbax when one more save has begun; the rest goes when that is complete."""
+        del context
+        steps = [info.step for info in checkpoints]
+        # In order of saving rather than by number: what was just saved always stays.
+        intact = [step for step in steps if step not in self.damaged]
+        stays = {*intact[-self._config.keep :], self.best_step(sorted(intact))}
+        return [step in stays for step in steps]
+
+
+def _read_progress(folder: epath.Path) -> dict[str, Any]:
+    return json.loads((folder / "progress" / "metadata").read_text())

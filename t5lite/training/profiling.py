@@ -1,0 +1,88 @@
+"""A profiler trace of chosen steps, for TensorBoard's profile plugin or Perfetto."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+
+from t5lite.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Which steps to trace, and where to put the trace.
+
+    Args:
+      steps: (first, how many). The first step of a run is 1 and compiles; a run that resumes after
+        `first` traces nothing.
+      folder: gets `plugins/profile/<time>/`; None is the model_dir, where TensorBoard looks.
+
+    Raises:
+      InputError: if `steps` is not a pair of positive integers.
+    """
+
+    steps: tuple[int, int] = (10, 5)
+    folder: str | None = None
+
+    def __post_init__(self):
+        if len(self.steps) != 2 or any(type(n) is not int or n < 1 for n in self.steps):
+            raise InputError(
+                f"Profile.steps = {self.steps!r}: must be (first, how many), both >= 1"
+            )
+
+    def open(self, model_dir: epath.PathLike) -> "Profiler":
+        """Returns what the loop calls before and after every step."""
+        return Profiler(self.steps[0], self.steps[1], epath.Path(self.folder or model_dir))
+
+
+class Profiler:
+    """Traces the steps `first` to `first + count - 1`; made by `Profile.open`.
+
+    Args:
+      first: number of the first step to trace.
+      count: how many.
+      folder: where the trace goes.
+    """
+
+    def __init__(self, first: int, count: int, folder: epath.Path):
+        self._first = first
+        self._last = first + count - 1
+        self._folder = folder.expanduser()
+        self._tracing = False
+        self._annotation: Any = None
+
+    def before_step(self, step: int) -> None:
+        """Is called before step number `step` is dispatched."""
+        if step == self._first:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
+        if self._tracing:
+            self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+            self._annotation.__enter__()
+
+    def after_step(self, step: int, state: Any) -> bool:
+        """Is called when step number `step` has been dispatched.
+
+        Args:
+          step: its number.
+          state: what it returned, waited for before the trace ends.
+
+        Returns:
+          Whether the trace has just been written.
+        """
+        if not self._tracing:
+            return False
+        self._annotation.__exit__(None, None, None)
+        if step < self._last:
+            return False
+        jax.block_until_ready(state)
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Writes the trace if the run ends in the middle of it."""
+        if self._tracing:
+            self._tracing = False
+            jax.profiler.stop_trace()

@@ -1,0 +1,300 @@
+"""Reads arrays out of a checkpoint by name: all of the state, or some under other names."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from t5lite.errors import InputError
+
+Rule = tuple[str | None, str | None]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written or read: a full disk, damage, a lost connection."""
+
+
+class Loaded(NamedTuple):
+    """What `load_params` returns.
+
+    Args:
+      params: tree like `like`, or nested dicts of numpy arrays.
+      fresh: names that were not restored; those leaves are the ones of `like`.
+      folder: the step folder that was read.
+    """
+
+    params: Any
+    fresh: tuple[str, ...]
+    folder: epath.Path
+
+
+def load_params(
+    folder: epath.PathLike,
+    like: Any = None,
+    *,
+    mapping: Sequence[Rule] = (),
+    part: str = "params",
+) -> Loaded:
+    r"""Reads only the parameters of a checkpoint, under other names if asked to.
+
+    Names are paths joined by "/", such as `encoder/layers/block_0/attention/query/kernel`. Every
+    wanted name and every saved name must be accounted for: by being the same, or by a rule. Rules
+    are pairs of a regular expression for a whole name and what becomes of it; the first that
+    matches counts:
+
+        (r"encoder/(.*)", r"bert/\1")   wanted as encoder/…, saved as bert/…
+        (r"classifier/.*", None)        wanted, but not restored: stays as `like` has it
+        (None, r"decoder/.*")           saved, but not wanted: left out
+
+    Several wanted names may be read from one saved name.
+
+    Args:
+      folder: a model_dir, its checkpoints folder (the newest step is read) or one step folder.
+      like: tree of arrays or `jax.ShapeDtypeStruct`: names, shapes, dtypes (floats are cast to
+        them) and shardings (none: numpy). Without it everything is read as saved, to numpy.
+      mapping: the rules.
+      part: which part of the state to read: `"params"`, `"extra/ema"`, or `""` for all of it.
+
+    Returns:
+      The tree, the names left fresh and the step folder.
+
+    Raises:
+      InputError: if there is no checkpoint, if names are missing on either side (all are listed,
+        with the nearest ones), or if shapes differ.
+      CheckpointError: if the checkpoint is damaged.
+    """
+    check_mapping(mapping)
+    if mapping and like is None:
+        raise InputError("load_params: mapping needs `like`, the tree whose names it maps")
+    step_folder = _step_folder(folder)
+    prefix = f"{part}/" if part else ""
+
+    def read() -> Loaded:
+        everything = saved_arrays(step_folder)
+        saved = {n.removeprefix(prefix): a for n, a in everything.items() if n.startswith(prefix)}
+        if not saved:
+            raise InputError(f"the checkpoint {step_folder} has no {part!r}")
+        if like is None:
+            plain = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in saved.items()}
+            return Loaded(_nest(read_arrays(step_folder, plain, prefix=prefix)), (), step_folder)
+        wanted = named(like)
+        sources = _match(wanted, saved, mapping, where=f"{step_folder} ({part})")
+        renamed = {name: saved[source] for name, source in sources.items()}
+        check_same(step_folder, renamed, {name: wanted[name] for name in sources}, cast=True)
+        values, rest = dict(wanted), sources
+        while rest:  # a saved name wanted twice is read twice, as dtypes and shardings may differ
+            once = {source: name for name, source in rest.items()}
+            leaves = {source: wanted[name] for source, name in once.items()}
+            arrays = read_arrays(step_folder, leaves, prefix=prefix)
+            values |= {once[source]: array for source, array in arrays.items()}
+            rest = {name: source for name, source in rest.items() if once[source] != name}
+        fresh = tuple(name for name in wanted if name not in sources)
+        params = jax.tree.unflatten(jax.tree.structure(like), list(values.values()))
+        return Loaded(params, fresh, step_folder)
+
+    return read_together(step_folder, read)
+
+
+def absolute(folder: epath.PathLike) -> epath.Path:
+    """Returns a local path as an absolute one, which Orbax wants, and `gs://…` as it is."""
+    path = epath.Path(folder).expanduser()
+    return path if "://" in str(path) else path.resolve()
+
+
+def check_mapping(mapping: Sequence[Rule]) -> None:
+    """Raises InputError unless every rule is a pair that `load_params` can use."""
+    for rule in mapping:
+        pair = isinstance(rule, Sequence) and not isinstance(rule, str) and len(rule) == 2
+        sides = [side for side in rule if side is not None] if pair else []
+        if not sides or not all(isinstance(side, str) for side in sides):
+            raise InputError(
+                f"restore_mapping: {rule!r} is not a pair of a pattern for wanted names and a "
+                "saved name, of which one may be None"
+            )
+        try:
+            re.compile(sides[0])
+        except re.error as error:
+            raise InputError(
+                f"restore_mapping: {sides[0]!r} is not a regular expression: {error}"
+            ) from error
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Returns name → leaf of a pytree, in its own order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def saved_arrays(folder: epath.Path) -> dict[str, Any]:
+    """Returns name → metadata (shape, dtype) of every array in a step folder."""
+    return named(ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree)
+
+
+def read_arrays(
+    folder: epath.Path, wanted: Mapping[str, Any], *, prefix: str = ""
+) -> dict[str, Any]:
+    """Reads the wanted arrays, and no others, from a step folder.
+
+    Args:
+      folder: the step folder.
+      wanted: name → leaf with shape, dtype and perhaps sharding (without one: to numpy).
+      prefix: what stands before these names in the checkpoint.
+
+    Returns:
+      name → array, in the order of `wanted`.
+    """
+    # The handler alone, because a Checkpointer ends a read with a barrier, where the other
+    # processes would wait for one that met damage.
+    handler = ocp.PyTreeCheckpointHandler()
+    saved = handler.metadata(folder / "state").tree
+    names = list(named(saved))
+    leaves = [wanted.get(name.removeprefix(prefix)) for name in names]
+    structure = jax.tree.structure(saved)
+    restored = handler.restore(
+        folder / "state",
+        args=ocp.args.PyTreeRestore(
+            jax.tree.unflatten(structure, [ocp.PLACEHOLDER if x is None else x for x in leaves]),
+            restore_args=jax.tree.unflatten(structure, [_restore_args(leaf) for leaf in leaves]),
+        ),
+    )
+    values = dict(zip(names, jax.tree.leaves(restored), strict=True))
+    return {name: values[prefix + name] for name in wanted}
+
+
+def read_together(folder: epath.Path, read: Callable[[], Any]) -> Any:
+    """Runs `read` on every process; if it fails on one, all raise `CheckpointError`."""
+    result, error = None, None
+    try:
+        result = read()
+    except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the user's mistake or the device's trouble, not damage
+    except Exception as caught:  # Orbax and TensorStore raise anything, bare Exception included
+        error = caught
+    everywhere = error is None
+    if jax.process_count() > 1:
+        everywhere = bool(np.all(multihost_utils.process_allgather(np.array(everywhere))))
+    if everywhere:
+        return result
+    why = reason(error) if error else "another process could not read it"
+    raise CheckpointError(f"the checkpoint {folder} is damaged: {why}") from error
+
+
+def check_same(
+    folder: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any], *, cast: bool = False
+) -> None:
+    """Raises InputError naming where the arrays of two trees differ.
+
+    Args:
+      folder: the step folder, for the message.
+      saved: name → leaf with shape and dtype, as in the checkpoint.
+      wanted: the same, as the run has it.
+      cast: whether one floating-point type may stand for another.
+    """
+    lines = [
+        f"  {name}: saved {_show(saved.get(name))}, wanted {_show(wanted.get(name))}"
+        for name in {**wanted, **saved}
+        if not _same(saved.get(name), wanted.get(name), cast=cast)
+    ]
+    if lines:
+        more = [f"  and {len(lines) - 3} more"] if len(lines) > 3 else []
+        heading = f"the checkpoint {folder} does not fit:"
+        raise InputError("\n".join([heading, *lines[:3], *more]))
+
+
+def reason(error: Exception) -> str:
+    """Returns an exception in a few words: TensorStore's names the paths first, the cause last."""
+    text = (str(error) or "no message").splitlines()[0]
+    text = re.split(r" \[(?:tensorstore_spec|source|os_error)| See full TensorStore", text)[0]
+    return f"{type(error).__name__}: {text if len(text) <= 120 else '…' + text[-120:]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ` (nearest: …)`, or nothing if no known name is near."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (nearest: {matches[0]})" if matches else ""
+
+
+def _match(
+    wanted: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule], *, where: str
+) -> dict[str, str]:
+    """Returns wanted name → saved name of all that are to be restored."""
+    targets = {name: _source(name, mapping) for name in wanted}
+    sources = {name: source for name, source in targets.items() if source is not None}
+    saved = set(saved)
+    left_out = [pattern for side, pattern in mapping if side is None and pattern is not None]
+    missing = [
+        (name if source == name else f"{name} (as {source})") + nearest(source, saved)
+        for name, source in sources.items()
+        if source not in saved
+    ]
+    unused = [
+        name + nearest(name, targets)
+        for name in sorted(saved.difference(sources.values()))
+        if not any(re.fullmatch(pattern, name) for pattern in left_out)
+    ]
+    if missing or unused:
+        lines = [f"the names do not fit the checkpoint {where}"]
+        lines += [f"wanted, not saved: {', '.join(missing)}"] if missing else []
+        lines += [f"saved, not wanted: {', '.join(unused)}"] if unused else []
+        lines += ['map them: ("wanted", "saved"), ("wanted", None) or (None, "saved")']
+        raise InputError("\n".join(lines))
+    return sources
+
+
+def _source(name: str, mapping: Sequence[Rule]) -> str | None:
+    for pattern, replacement in mapping:
+        if pattern is not None and (match := re.fullmatch(pattern, name)):
+            return None if replacement is None else match.expand(replacement)
+    return name
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=getattr(leaf, "dtype", None))
+    return ocp.ArrayRestoreArgs(
+        restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype
+    )
+
+
+def _same(saved: Any, wanted: Any, *, cast: bool) -> bool:
+    if saved is None or wanted is None or tuple(saved.shape) != tuple(wanted.shape):
+        return False
+    floats = [jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) for leaf in (saved, wanted)]
+    return np.dtype(saved.dtype) == np.dtype(wanted.dtype) or (cast and all(floats))
+
+
+def _show(leaf: Any) -> str:
+    return "nothing" if leaf is None else f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
+def _step_folder(folder: epath.PathLike) -> epath.Path:
+    """Takes a step folder as it is, and finds the newest one of the folders that hold them."""
+    root = absolute(folder)
+    if (root / "state").exists():
+        return root
+    for parent in (root / "checkpoints", root):
+        steps = list(ocp.path.step.standard_name_format().find_all(parent))
+        if steps:
+            return max(steps, key=lambda step: step.step).path
+    raise InputError(
+        f"no checkpoint in {str(folder)!r}\n"
+        "give a model_dir, its checkpoints folder or one step's folder"
+    )

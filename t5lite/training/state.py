@@ -1,0 +1,147 @@
+"""All that a training step reads and writes, and the logical axis names of each part."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from t5lite.errors import InputError
+from t5lite.parallel import Layout, shardings
+
+Tree = Any
+# Given the parameters' axes, the transformation (or the transformation itself).
+Optimizer = Callable[[Tree], optax.GradientTransformation] | optax.GradientTransformation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The state of a run.
+
+    Args:
+      step: int32 scalar, updates done (those dropped for a NaN included).
+      params: trained parameters.
+      frozen: parameters without gradients; `{}` when all are trained.
+      opt_state: the optimizer's.
+      rng: uint32 key data; step and microbatch are folded in, so that it never changes.
+      extra: `{"ema": params}` where an average is kept, else `{}`.
+    """
+
+    step: jax.Array
+    params: Tree
+    frozen: Tree
+    opt_state: Tree
+    rng: jax.Array
+    extra: Tree
+
+    def replace(self, **changes: Any) -> "TrainState":
+        return dataclasses.replace(self, **changes)
+
+
+def transformation(optimizer: Optimizer, axes: Tree) -> optax.GradientTransformationExtraArgs:
+    """Returns the Optax transformation of `optimizer`, which may ask for the axes' names."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        if not callable(optimizer):
+            raise InputError(
+                f"optimizer = {optimizer!r}: neither make(axes) nor an optax.GradientTransformation"
+            )
+        optimizer = optimizer(axes)
+    return optax.with_extra_args_support(optimizer)
+
+
+def initial_state(
+    params: Tree, optimizer: optax.GradientTransformation, *, rng: jax.Array, ema: bool = False
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      params: float32 parameters.
+      optimizer: whose state is made.
+      rng: key of dropout and other randomness in the step.
+      ema: whether to keep an average of the parameters.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = optimizer.init(params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        frozen={},
+        opt_state=opt_state,
+        rng=jax.random.key_data(rng),
+        # A copy, because both are donated.
+        extra={"ema": jax.tree.map(jnp.copy, params)} if ema else {},
+    )
+
+
+def state_axes(state: TrainState, axes: Tree, optimizer: Optimizer | None = None) -> TrainState:
+    """Names the axes of every leaf of a state.
+
+    An optimizer that knows better says so with `state_axes(axes, shapes)`. Otherwise a leaf of the
+    optimizer's state that stands at a parameter's path and has its shape inherits the names; one
+    that lacks some axes (a factored moment) drops their names; anything else is replicated.
+
+    Args:
+      state: shapes are enough.
+      axes: logical names of `state.params`.
+      optimizer: as given to `train`.
+
+    Returns:
+      The same tree with a `PartitionSpec` of logical names at each leaf.
+    """
+    replicated = jax.tree.map(lambda _: PartitionSpec(), state)
+    exact = getattr(optimizer, "state_axes", None)
+    if exact is not None:
+        opt_axes = exact(axes, state.params)
+    else:
+        opt_axes = _optimizer_axes(state.opt_state, state.params, axes)
+    extra = dict.fromkeys(state.extra, axes)
+    return replicated.replace(params=axes, opt_state=opt_axes, extra=extra)
+
+
+def state_shardings(
+    state: TrainState, axes: Tree, *, layout: Layout, mesh: Mesh, optimizer: Optimizer | None = None
+) -> TrainState:
+    """Returns the sharding of every leaf of a state under a layout."""
+    named = state_axes(state, axes, optimizer)
+    result = shardings(named, layout.parameters, mesh)
+    if layout.optimizer is None:
+        return result
+    return result.replace(opt_state=shardings(named.opt_state, layout.optimizer, mesh))
+
+
+def _optimizer_axes(opt_state: Tree, params: Tree, axes: Tree) -> Tree:
+    shapes = {
+        jax.tree_util.keystr(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    names = {
+        jax.tree_util.keystr(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(axes)
+    }
+
+    def one(path: tuple, leaf: Any) -> PartitionSpec:
+        for start in range(len(path)):
+            key = jax.tree_util.keystr(path[start:])
+            if key in shapes:
+                return _kept_axes(leaf.shape, shapes[key], names[key])
+        return PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(one, opt_state)
+
+
+def _kept_axes(
+    shape: tuple[int, ...], full: tuple[int, ...], names: PartitionSpec
+) -> PartitionSpec:
+    """Names of the axes of `full` that `shape` still has, if there is only one way to tell."""
+    padded = tuple(names) + (None,) * (len(full) - len(names))
+    ways = {()} if not shape else set()
+    partial: list[tuple[int, tuple]] = [(0, ())]
+    for size, name in zip(full, padded, strict=True):
+        partial += [
+            (at + 1, (*kept, name)) for at, kept in partial if at < len(shape) and shape[at] == size
+        ]
+    ways |= {kept for at, kept in partial if at == len(shape)}
+    return PartitionSpec(*ways.pop()) if len(ways) == 1 else PartitionSpec()
