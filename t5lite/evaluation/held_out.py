@@ -1,0 +1,95 @@
+"""The objective's own loss and metrics on the validation split."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t5lite.errors import InputError
+from t5lite.evaluation.metrics import Means, Sums, collect
+
+_TERM = "term "  # sets a term's sums apart from a metric of the same name
+_MAX_EXPONENT = 700.0  # exp of more overflows
+
+
+@dataclasses.dataclass
+class HeldOut:
+    """Evaluates the objective on every validation batch, without dropout.
+
+    Returns each metric's weighted mean over all batches under the objective's own name for it, and
+    each term's share of what the training step minimises. `prefix/loss` is the objective's metric
+    of that name, else the sum of the shares. An objective with a `cross_entropy` term has a
+    `prefix/perplexity` too: exp(loss).
+
+    Args:
+      every: steps between two evaluations.
+      max_batches: at most so many batches; None for the whole split.
+      prefix: of the metrics' names.
+    """
+
+    every: int
+    max_batches: int | None = None
+    prefix: str = "held_out"
+    _compiled: tuple[Any, Callable] | None = dataclasses.field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
+        """Returns the held-out metrics of `state`.
+
+        Raises:
+          InputError: the validation split has no batch, or nothing in it is weighed.
+        """
+        if self._compiled is None or self._compiled[0] is not run:
+            self._compiled = run, run.jit(_sums(run.objective, run.model))
+        means = collect(self._dispatched(run, state, self._compiled[1]))
+        metrics = _summary(means)
+        if not metrics:
+            raise InputError(
+                f"{self.prefix}: the validation split gave no targets; fill it, lower the batch "
+                "size, or remove HeldOut from the callbacks"
+            )
+        return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
+
+    def _dispatched(self, run: Any, state: Any, sums_fn: Callable) -> Iterator[Sums]:
+        params = run.params(state)
+        batches = run.data.validation_batches(
+            run.objective,
+            max_batches=self.max_batches,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for batch in batches:
+            yield sums_fn(params, run.place(batch))
+
+
+def _sums(objective: Any, model: Any) -> Callable:
+    """Returns `(params, batch) -> {name: (sum, weight)}`, terms with their coefficient applied."""
+
+    def sums(params: Any, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        weights = objective.weights(batch)
+        terms, metrics = objective.loss(model, params, batch, train=False)
+        found = dict(metrics)
+        for name, (total, coefficient) in terms.items():
+            # A term without a weight is a batch's own value: average it over the batches.
+            weight = weights.get(name, jnp.float32(1.0))
+            found[_TERM + name] = (jnp.asarray(total, jnp.float32) * coefficient, weight)
+        return found
+
+    return sums
+
+
+def _summary(means: Means) -> dict[str, float]:
+    found = means.means()
+    terms = {name[len(_TERM) :]: v for name, v in found.items() if name.startswith(_TERM)}
+    metrics = {name: v for name, v in found.items() if not name.startswith(_TERM)}
+    if not terms:
+        return metrics
+    summary = {"loss": sum(terms.values()), **terms, **metrics}
+    if "cross_entropy" in terms:
+        nats = metrics.get("loss", terms["cross_entropy"])
+        summary["perplexity"] = math.exp(min(nats, _MAX_EXPONENT))
+    return summary

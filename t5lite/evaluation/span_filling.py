@@ -1,0 +1,243 @@
+"""Does a span-corruption model read its inputs, and what does it write into the gaps?"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5lite.errors import InputError
+from t5lite.evaluation import rows
+from t5lite.evaluation.metrics import Sums, collect
+from t5lite.evaluation.spans import (
+    Losses,
+    Sentence,
+    Span,
+    format_losses,
+    format_sentences,
+    text_of,
+)
+from t5lite.evaluation.text import show
+from t5lite.objectives import chunked_cross_entropy, merge, spans
+
+_CHUNK_LENGTH = 16  # places of which the logits are in memory at once
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """What one run's calls have in common."""
+
+    run: Any
+    held_out: list[rows.Example]
+    unigram: float
+    loss_fn: Callable
+    fill_fn: Callable
+
+
+@dataclasses.dataclass
+class SpanFilling:
+    """Measures and shows how held-out masked spans are filled in.
+
+    All losses are cross-entropies in nats a masked token of the same held-out examples, one a row,
+    without dropout; sentinels and EOS, which are easy, are left out. Returns `prefix/loss`, the
+    model's; `prefix/unigram`, that of the training text's unigram distribution (ordinary tokens of
+    the training examples' inputs and targets, add-one smoothed); `prefix/margin`, how far the first
+    is below the second; and `prefix/shuffled_inputs`, the model's when each example gets the inputs
+    of another: near `loss` if the inputs are not read.
+
+    Args:
+      every: steps between two calls.
+      num_sentences: held-out examples shown with their spans filled in.
+      top: most candidates shown for a span's first token.
+      max_spans: spans shown of each.
+      num_examples: held-out examples measured, at least 2.
+      num_train_examples: training examples whose tokens are counted, once.
+      seed: of the corruption.
+      prefix: of the metrics' names.
+    """
+
+    every: int
+    num_sentences: int = 3
+    top: int = 5
+    max_spans: int = 4
+    num_examples: int = 256
+    num_train_examples: int = 4096
+    seed: int = 0
+    prefix: str = "span_filling"
+    _prepared: _Prepared | None = dataclasses.field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
+        """Measures `state`, prints a table and filled-in sentences, and returns the metrics.
+
+        Raises:
+          InputError: no vocabulary with sentinels, no inputs and targets, or too few examples.
+        """
+        if self._prepared is None or self._prepared.run is not run:
+            self._prepared = self._prepare(run)
+        ready, params = self._prepared, run.params(state)
+        aligned = collect(_dispatched(ready, params, ready.held_out)).totals["loss"]
+        shuffled = collect(_dispatched(ready, params, exchange_inputs(ready.held_out)))
+        losses = Losses(
+            model=float(aligned[0] / aligned[1]),
+            unigram=ready.unigram,
+            shuffled=shuffled.means()["loss"],
+            num_tokens=round(aligned[1]),
+            num_examples=len(ready.held_out),
+        )
+        # Neighbours may come from one document, so those shown are spread over all.
+        stride = max(1, len(ready.held_out) // max(1, self.num_sentences))
+        spread = ready.held_out[::stride][: self.num_sentences]
+        shown = rows.fetch_rows(run, ready.fill_fn, params, spread)
+        sentences = [sentence_of(row, run.data.vocabulary()) for row in shown]
+        text = format_losses(step, losses, name="span filling")
+        if sentences:
+            text += "\n\n" + format_sentences(sentences, max_spans=self.max_spans)
+        show(run, step, name=f"{self.prefix}/sentences", text=text)
+        metrics = {
+            "loss": losses.model,
+            "unigram": losses.unigram,
+            "shuffled_inputs": losses.shuffled,
+            "margin": losses.unigram - losses.model,
+        }
+        return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
+
+    def _prepare(self, run: Any) -> _Prepared:
+        vocabulary = run.data.vocabulary()
+        if vocabulary is None or not vocabulary.num_sentinels:
+            raise InputError(
+                "SpanFilling needs a vocabulary with sentinels, which this data has not: set "
+                "num_sentinels, or remove SpanFilling from the callbacks"
+            )
+        ask = functools.partial(rows.examples, run, seed=self.seed, asker="SpanFilling")
+        held_out = ask(split="validation", count=self.num_examples)
+        if len(held_out) < 2:
+            raise InputError("SpanFilling needs at least 2 held-out examples to exchange inputs")
+        train = ask(split="train", count=self.num_train_examples)
+        return _Prepared(
+            run,
+            held_out,
+            unigram_cross_entropy(train, held_out, vocabulary),
+            run.jit(_loss_fn(run.model)),
+            run.jit(_fill_fn(run, self.top, vocabulary.eos_id)),
+        )
+
+
+def ordinary(tokens: np.ndarray, vocabulary: Any) -> np.ndarray:
+    """Returns a bool array: neither padding, EOS nor sentinel."""
+    return ~np.isin(tokens, _special(vocabulary))
+
+
+def unigram_cross_entropy(
+    train: Sequence[rows.Example], held_out: Sequence[rows.Example], vocabulary: Any
+) -> float:
+    """Returns the nats a token that the training text's unigrams cost the held-out targets.
+
+    Args:
+      train: examples whose ordinary tokens, of inputs and targets, are counted; one is added to the
+        count of every id that is not special.
+      held_out: examples whose targets' ordinary tokens are measured.
+      vocabulary: theirs.
+    """
+
+    def counts(arrays: list[np.ndarray]) -> np.ndarray:
+        tokens = np.concatenate(arrays)
+        return np.bincount(tokens[ordinary(tokens, vocabulary)], minlength=vocabulary.size)
+
+    seen = counts([example[name] for example in train for name in ("inputs", "targets")]) + 1
+    measured = counts([example["targets"] for example in held_out])
+    support = ordinary(np.arange(len(seen)), vocabulary)
+    log_probabilities = np.log(seen) - np.log(seen[support].sum())
+    return float(-(measured * log_probabilities).sum() / measured.sum())
+
+
+def exchange_inputs(examples: Sequence[rows.Example]) -> list[rows.Example]:
+    """Gives each example the inputs of the one half the list away, so none keeps its own."""
+    half = len(examples) // 2
+    others = [*examples[half:], *examples[:half]]
+    pairs = zip(examples, others, strict=True)
+    return [{**example, "inputs": other["inputs"]} for example, other in pairs]
+
+
+def sentence_of(row: dict[str, np.ndarray], vocabulary: Any) -> Sentence:
+    """Returns what is shown of one example.
+
+    Args:
+      row: `inputs`, `targets` and the model's `answer`, 1-D ids, and for each place in the targets
+        `candidates` `[targets, top]` ids, likeliest first, and their `probabilities`.
+      vocabulary: of the ids.
+    """
+    targets = row["targets"].tolist()
+    answer = spans(row["answer"], vocabulary)
+    kept, gaps = [""], []
+    for piece in merge(row["inputs"], row["targets"], vocabulary):
+        text = text_of(piece.tokens, vocabulary)
+        if piece.span is None:
+            kept[-1] = text
+            continue
+        kept.append("")
+        filled = answer.get(piece.span)
+        candidates: list[tuple[str, float]] = []
+        sentinel = vocabulary.sentinel(piece.span)
+        if sentinel in targets[:-1]:
+            first = targets.index(sentinel) + 1  # where the token after the sentinel is predicted
+            pairs = zip(row["candidates"][first], row["probabilities"][first], strict=True)
+            candidates = [(vocabulary.piece(int(token)), float(p)) for token, p in pairs]
+        shown = None if filled is None else text_of(filled, vocabulary)
+        gaps.append(Span(text, shown, candidates))
+    return Sentence(kept, gaps)
+
+
+def _special(vocabulary: Any) -> list[int]:
+    sentinels = [vocabulary.sentinel(index) for index in range(vocabulary.num_sentinels)]
+    return [vocabulary.pad_id, vocabulary.eos_id, *sentinels]
+
+
+def _dispatched(ready: _Prepared, params: Any, examples: Sequence[rows.Example]) -> Iterator[Sums]:
+    run = ready.run
+    for batch in rows.unpacked_batches(run, examples):
+        counted = ordinary(batch["decoder_target_tokens"], run.data.vocabulary())
+        weights = batch["decoder_loss_weights"] * counted
+        batch = {**batch, "decoder_loss_weights": weights.astype(np.float32)}
+        yield ready.loss_fn(params, rows.place(run, batch))
+
+
+def _loss_fn(model: Any) -> Callable:
+    def loss(params: Any, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        hidden, _ = model.hidden(params, batch, train=False)
+        tokens = chunked_cross_entropy(
+            functools.partial(model.logits, params),
+            hidden,
+            batch["decoder_target_tokens"],
+            chunk_length=_CHUNK_LENGTH,
+        )
+        weights = batch["decoder_loss_weights"]
+        return {"loss": (jnp.sum(tokens.negative_log_likelihood * weights), jnp.sum(weights))}
+
+    return loss
+
+
+def _fill_fn(run: Any, top: int, eos_id: int) -> Callable:
+    model = run.model
+
+    def fill(params: Any, batch: Any) -> dict[str, jax.Array]:
+        def likeliest(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jax.lax.top_k(jax.nn.softmax(model.logits(params, hidden[:, None])[:, 0]), top)
+
+        # One place at a time, since the logits of all may not fit.
+        hidden, _ = model.hidden(params, batch, train=False)
+        probabilities, candidates = jax.lax.map(likeliest, hidden.swapaxes(0, 1))
+        found = {
+            "inputs": batch["encoder_input_tokens"],
+            "targets": batch["decoder_target_tokens"],
+            "answer": rows.answer(run, params, batch, eos_id=eos_id),
+            "candidates": candidates.swapaxes(0, 1),
+            "probabilities": probabilities.swapaxes(0, 1),
+        }
+        return rows.replicate(run, found)
+
+    return fill

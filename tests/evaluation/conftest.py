@@ -1,0 +1,141 @@
+"""A model, vocabulary, data and run small enough to compute by hand."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5lite.objectives import Seq2Seq
+
+TEXT = "<pad> </s> <unk> ▁the ▁cat s ▁sat ▁on ▁a ▁mat ▁and ▁dog ▁ran . ▁red ▁hat"
+WORDS = TEXT.split()
+
+
+class Words:
+    """Sixteen words and four sentinels, 19 to 16."""
+
+    size, num_sentinels, pad_id, eos_id, unk_id = 20, 4, 0, 1, 2
+
+    def sentinel(self, index):
+        return 19 - index
+
+    def piece(self, token):
+        return WORDS[token] if token < 16 else f"<extra_id_{19 - token}>"
+
+    def encode(self, text):
+        return [WORDS.index(word) for word in text.split()]
+
+    def decode(self, ids):
+        ids = [int(token) for token in ids]
+        ids = ids[: ids.index(1)] if 1 in ids else ids
+        return "".join(self.piece(token) for token in ids if token).replace("▁", " ").strip()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BagCache:
+    lengths: jax.Array
+    bag: jax.Array
+
+
+class BagModel:
+    """Logits: a table of the last decoder token, plus the mean of a table over the inputs."""
+
+    def hidden(self, params, batch, *, rngs=None, train=False):
+        assert not train
+        tokens, given = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+        inside = (tokens > 0).astype(jnp.float32)
+        seen = jnp.broadcast_to(inside[:, None], (*given.shape, tokens.shape[1]))
+        if "encoder_segment_ids" in batch:
+            same = batch["decoder_segment_ids"][:, :, None] == batch["encoder_segment_ids"][:, None]
+            seen = seen * same.astype(jnp.float32)
+        share = seen / jnp.maximum(seen.sum(axis=-1, keepdims=True), 1)
+        bag = jnp.einsum("bde,bev->bdv", share, params["encoder"][tokens])
+        return params["decoder"][given] + bag, {}
+
+    def logits(self, params, hidden):
+        return hidden
+
+    def start(self, params, batch, *, max_length):
+        first = {
+            **batch,
+            "decoder_input_tokens": jnp.zeros((len(batch["encoder_input_tokens"]), 1), int),
+        }
+        bag = self.hidden(params, first)[0][:, 0] - params["decoder"][0][None]
+        return BagCache(jnp.zeros(len(bag), jnp.int32), bag)
+
+    def extend(self, params, tokens, cache):
+        lengths = cache.lengths + tokens.shape[1]
+        return params["decoder"][tokens] + cache.bag[:, None], BagCache(lengths, cache.bag)
+
+
+@dataclasses.dataclass
+class FakeData:
+    batches: list = dataclasses.field(default_factory=list)
+    splits: dict = dataclasses.field(default_factory=dict)
+    lengths: dict = dataclasses.field(default_factory=lambda: {"inputs": 10, "targets": 8})
+    batch_size: int = 8
+    words: object = dataclasses.field(default_factory=Words)
+    asked: list = dataclasses.field(default_factory=list)
+
+    def vocabulary(self):
+        return self.words
+
+    def validation_batches(self, objective, *, max_batches=None, process_index=0, process_count=1):
+        assert (process_index, process_count) == (0, 1)
+        yield from self.batches[:max_batches]
+
+    def examples(self, objective, *, split, count, seed):
+        self.asked.append((split, count, seed))
+        return self.splits[split][:count]
+
+
+class FakeRun:
+    def __init__(self, data, *, objective=None, model=None):
+        self.data, self.objective = data, objective or Seq2Seq()
+        self.model = model or BagModel()
+        self.mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+        self.said, self.written, self.traces = [], [], 0
+        keeps_text = types.SimpleNamespace(text=lambda *text: self.written.append(text))
+        self.writers = [types.SimpleNamespace(write=None), keeps_text]
+
+    def params(self, state):
+        return state
+
+    def place(self, batch):
+        rows = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
+        return jax.device_put(batch, rows)
+
+    def jit(self, fn):
+        def counted(*args):
+            self.traces += 1
+            return fn(*args)
+
+        return jax.jit(counted)
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def words():
+    return Words()
+
+
+@pytest.fixture
+def fake_run():
+    """Returns `make(objective=None, model=None, **fields of FakeData) -> run`."""
+
+    def make(*, objective=None, model=None, **data):
+        return FakeRun(FakeData(**data), objective=objective, model=model)
+
+    return make
+
+
+@pytest.fixture
+def params():
+    tables = np.random.default_rng(0).normal(0, 1, (2, 20, 20)).astype(np.float32)
+    return {"decoder": jnp.asarray(tables[0]), "encoder": jnp.asarray(tables[1])}
