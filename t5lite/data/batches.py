@@ -1,0 +1,226 @@
+"""Batches of one process: rows of its shards, made ahead by a thread, and their position."""
+
+import contextlib
+import queue
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from t5lite.data.sources import Example
+from t5lite.data.streams import RowStream, concatenate
+from t5lite.errors import InputError
+
+Batch = dict[str, np.ndarray]
+_STATE_FORMAT = 1
+
+
+class Objective(Protocol):
+    """What the pipeline asks of an objective; `t5lite.objectives.Objective` says more."""
+
+    @property
+    def features(self) -> tuple[str, ...]: ...
+
+    def prepare(
+        self,
+        examples: Iterator[Example],
+        *,
+        lengths: Mapping[str, int],
+        vocabulary: Any,
+        rng: np.random.Generator,
+    ) -> Iterator[Example]: ...
+
+    def batch(self, rows: Batch) -> Batch: ...
+
+
+class _Delivery(NamedTuple):
+    """A batch, and where the data is behind it."""
+
+    batch: Batch
+    shards: dict[str, Any]
+    epoch: int
+    tokens: int
+    places: int
+
+
+class Batches:
+    """An endless iterator over one process's part of the batches, made ahead by a thread.
+
+    Args:
+      shards: the rows of each virtual shard that this process makes, by number.
+      rows_per_shard: rows of a batch that come from one shard.
+      objective: gives rows their names.
+      fingerprint: JSON values that must be the same where a state is loaded.
+      prefetch: batches made ahead, >= 1.
+    """
+
+    def __init__(
+        self,
+        shards: Mapping[int, RowStream],
+        rows_per_shard: int,
+        objective: Objective,
+        *,
+        fingerprint: Mapping[str, Any],
+        prefetch: int = 2,
+    ):
+        self._shards, self._rows_per_shard = dict(shards), rows_per_shard
+        self._objective, self._fingerprint = objective, dict(fingerprint)
+        self._prefetch = prefetch
+        self._last = _delivery({}, self._shards, 0, 0)
+        self._thread: _Thread | None = None
+        self._closed = False
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        """Returns this process's rows of the next batch; raises what its making raised."""
+        if self._closed:
+            raise RuntimeError("these batches are closed")
+        if self._thread is None:
+            # The thread gets everything but this object, which can be collected while it runs.
+            produced = _produce(self._shards, self._rows_per_shard, self._objective)
+            self._thread = _Thread(produced, self._prefetch)
+            # Also at exit: a thread that is inside TensorFlow then can hang the process.
+            weakref.finalize(self, self._thread.stop)
+        delivery = self._thread.get()
+        self._last = delivery._replace(batch={})
+        return delivery.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position behind the last batch that was delivered: small, valid JSON."""
+        return {
+            "format": _STATE_FORMAT,
+            "data": dict(self._fingerprint),
+            "shards": dict(self._last.shards),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state_dict` was taken.
+
+        Args:
+          state: of this process, or `merge_states` of all, however many there were.
+
+        Raises:
+          InputError: if it belongs to other data, another seed or another number of shards.
+        """
+        saved = {"format": state.get("format"), **state.get("data", {})}
+        mine = {"format": _STATE_FORMAT, **self._fingerprint}
+        differing = sorted(
+            key for key in saved.keys() | mine.keys() if saved.get(key) != mine.get(key)
+        )
+        if differing:
+            was = "; ".join(
+                f"{key} was {saved.get(key)} and is {mine.get(key)}" for key in differing[:4]
+            )
+            raise InputError(f"cannot continue in the data: {was}")
+        missing = [shard for shard in self._shards if str(shard) not in state["shards"]]
+        if missing:
+            raise InputError(
+                f"cannot continue in the data: the state lacks shards {missing}; "
+                "merge the states of all processes"
+            )
+        self._stop()
+        for shard, rows in self._shards.items():
+            rows.load(state["shards"][str(shard)])
+        self._last = _delivery({}, self._shards, 0, 0)
+
+    @property
+    def epoch(self) -> int:
+        """The passes that the slowest shard (of the slowest task) has completed."""
+        return self._last.epoch
+
+    @property
+    def padding_share(self) -> float:
+        """The share of places, in `[0, 1]`, that held no token since the start or the last load."""
+        return 1 - self._last.tokens / max(self._last.places, 1)
+
+    def close(self) -> None:
+        """Ends the thread. The state can still be read."""
+        self._stop()
+        self._closed = True
+
+    def _stop(self) -> None:
+        if self._thread is not None:
+            self._thread.stop()
+            self._thread = None
+
+
+def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Joins the `Batches.state_dict`s of all processes into one that any of them can load.
+
+    Raises:
+      InputError: if they do not belong together.
+    """
+    first, *others = states
+    merged = {**first, "shards": dict(first["shards"])}
+    for other in others:
+        if any(other[key] != merged[key] for key in ("format", "data")):
+            raise InputError("the processes' data states do not belong to the same data")
+        merged["shards"].update(other["shards"])
+    return merged
+
+
+class _Thread:
+    """Runs an iterator in a daemon thread, some items ahead."""
+
+    def __init__(self, items: Iterator[_Delivery], ahead: int):
+        self._queue: queue.Queue[_Delivery | Exception] = queue.Queue(maxsize=ahead)
+        self._stopping = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(
+            target=self._run, args=(items,), name="t5lite-batches", daemon=True
+        )
+        self._thread.start()
+
+    def get(self) -> _Delivery:
+        """Returns the next item; raises what the iterator raised, again and again."""
+        if self._failure is None:
+            item = self._queue.get()
+            if not isinstance(item, Exception):
+                return item
+            self._failure = item
+        raise self._failure
+
+    def stop(self) -> None:
+        """Ends the thread as soon as the item that it is making is done."""
+        self._stopping.set()
+        with contextlib.suppress(queue.Empty):
+            self._queue.get_nowait()  # it may be waiting for room
+        if threading.current_thread() is not self._thread:  # the collector can run anywhere
+            self._thread.join()
+
+    def _run(self, items: Iterator[_Delivery]) -> None:
+        try:
+            for item in items:
+                if not self._put(item):
+                    return
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, item: _Delivery | Exception) -> bool:
+        """Waits for room; returns False if it is time to stop."""
+        while not self._stopping.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=0.1)
+                return not self._stopping.is_set()
+        return False
+
+
+def _produce(
+    shards: Mapping[int, RowStream], rows_per_shard: int, objective: Objective
+) -> Iterator[_Delivery]:
+    tokens = places = 0
+    while True:
+        rows = concatenate([shard.take(rows_per_shard) for shard in shards.values()])
+        for name in objective.features:
+            tokens += int(np.count_nonzero(rows.get(f"{name}_segment_ids", rows[name])))
+            places += rows[name].size
+        yield _delivery(objective.batch(rows), shards, tokens, places)
+
+
+def _delivery(batch: Batch, shards: Mapping[int, RowStream], tokens: int, places: int) -> _Delivery:
+    states = {str(shard): rows.state() for shard, rows in shards.items()}
+    return _Delivery(batch, states, min(rows.epoch for rows in shards.values()), tokens, places)

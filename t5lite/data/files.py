@@ -1,0 +1,77 @@
+"""Paths, local or remote, whole-file writes, and the folder of things that are built once."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from t5lite.errors import InputError
+
+
+def as_path(path: str | os.PathLike) -> Any:
+    """Returns a `pathlib.Path`, or the path of `etils` for `gs://`, `s3://` and the like."""
+    text = os.fspath(path)
+    if "://" not in text:
+        return Path(text).expanduser()
+    from etils import epath
+
+    return epath.Path(text)
+
+
+def cache_folder() -> Path:
+    """Returns $T5LITE_CACHE, else $XDG_CACHE_HOME/t5lite, else ~/.cache/t5lite; may not exist."""
+    if own := os.environ.get("T5LITE_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "t5lite"
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file so that no other process ever sees half of it.
+
+    Args:
+      path: where; missing folders are made.
+      content: the whole file.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    target = as_path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not isinstance(target, Path):  # object stores show a file only once it is complete
+            target.write_bytes(content)
+            return
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock out others who share the folder
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror or error}\n"
+            "choose another folder (for the cache: set T5LITE_CACHE)"
+        ) from error
+
+
+def decode_text(raw: bytes, *, where: str) -> str:
+    """Returns UTF-8 bytes as text.
+
+    Args:
+      raw: the bytes.
+      where: file or task, for the message.
+
+    Raises:
+      InputError: naming `where` and the offset of the first bad byte.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; "
+            "convert it, e.g. with `iconv -t UTF-8`"
+        ) from error

@@ -1,0 +1,71 @@
+"""Imports that need care: SeqIO, which brings TensorFlow, and the user's own modules."""
+
+import importlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from t5lite.errors import InputError
+
+
+def import_seqio() -> Any:
+    """Returns SeqIO, imported quietly, with TensorFlow kept off the accelerators, which are JAX's.
+
+    Raises:
+      InputError: if it is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        with _without_startup_chatter():
+            import seqio
+            import tensorflow as tf
+
+            for kind in ("GPU", "TPU"):
+                tf.config.set_visible_devices([], kind)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"SeqIO tasks need {error.name}, which is not installed; "
+            "install t5lite with its requirements, or train on arrays with ArrayData"
+        ) from error
+    except RuntimeError:  # TensorFlow is in use already, by someone who chose its devices
+        pass
+    return seqio
+
+
+def import_user_module(name: str) -> None:
+    """Imports a user's module for what it registers.
+
+    Raises:
+      InputError: naming the module and what went wrong.
+    """
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever the module raises, the module is where to look
+        raise InputError(
+            f"cannot import module {name!r}: {type(error).__name__}: {error}\n"
+            "is its folder on PYTHONPATH?"
+        ) from error
+
+
+@contextmanager
+def _without_startup_chatter() -> Iterator[None]:
+    """Drops what TensorFlow's C++ logs before it reads its log level; all else reaches stderr."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if not re.match(rb"[IWE]\d{4} |WARNING: All log messages before absl", line):
+                    os.write(2, line)

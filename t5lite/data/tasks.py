@@ -1,0 +1,114 @@
+"""SeqIO tasks by name: those that come with t5lite, and anybody's.
+
+The built-in tasks give token ids WITHOUT an end-of-sequence id (`add_eos=False`): an objective adds
+its own. Tasks written for T5X often end with `seqio.preprocessors.append_eos`, which is as well:
+an objective never adds a second one.
+
+| task | features | vocabulary |
+|---|---|---|
+| `python_docs` | targets | unigram of 4,096, trained on its own train split |
+| `docstring_summary` | inputs, targets | the same, so that a model of `python_docs` can go on |
+| `python_docs_bytes`, `docstring_summary_bytes` | as above | ByT5's bytes |
+| `c4` | targets | T5's published one (`gs://`); the text from TFDS |
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from t5lite.data import python_docs
+from t5lite.data.importing import import_seqio, import_user_module
+from t5lite.data.vocabularies import Bytes, SentencePiece, train_sentencepiece
+from t5lite.errors import unknown
+
+T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
+
+
+def get_task(name: str, *, module: str | Sequence[str] | None = None) -> Any:
+    """Returns a SeqIO Task or Mixture by name.
+
+    A built-in task is registered, and its vocabulary trained, when it is first asked for; a module
+    whose mixture contains one calls `get_task` for it before `seqio.MixtureRegistry.add`.
+
+    Args:
+      name: a registered or built-in name. A task of the user's own wins over a built-in one.
+      module: module or modules to import first, which register tasks.
+
+    Returns:
+      The `seqio.Task` or `seqio.Mixture`.
+
+    Raises:
+      InputError: if the name is unknown (says the nearest), or a module cannot be imported.
+    """
+    seqio = import_seqio()
+    for each in [module] if isinstance(module, str) else module or ():
+        import_user_module(each)
+    registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if name not in registered:
+        if name not in _BUILT_IN:
+            raise unknown("task or mixture", name, registered | _BUILT_IN.keys())
+        _BUILT_IN[name](name)
+    return seqio.get_mixture_or_task(name)
+
+
+@functools.cache
+def python_docs_vocabulary() -> SentencePiece:
+    """Returns the 4,096-id vocabulary of `python_docs`, trained on first use (a few seconds)."""
+    return train_sentencepiece(python_docs.documents("train"), 4096)
+
+
+def _add_python_docs(name: str) -> None:
+    def read(split: str) -> dict[str, list[str]]:
+        return {"targets": python_docs.documents(split)}
+
+    _add(name, read, {split: len(python_docs.documents(split)) for split in python_docs.SPLITS})
+
+
+def _add_docstring_summary(name: str) -> None:
+    def read(split: str) -> dict[str, list[str]]:
+        inputs, targets = zip(*python_docs.pairs(split), strict=True)
+        return {"inputs": list(inputs), "targets": list(targets)}
+
+    _add(name, read, {split: len(python_docs.pairs(split)) for split in python_docs.SPLITS})
+
+
+def _add(name: str, read: Callable[[str], dict[str, list[str]]], sizes: dict[str, int]) -> None:
+    """Registers a task whose examples are lists of strings in memory."""
+    seqio = import_seqio()
+    import tensorflow as tf
+
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> Any:
+        del shuffle_files, seed  # one source in one order; whoever reads it shuffles
+        return tf.data.Dataset.from_tensor_slices(read(split))
+
+    vocabulary = Bytes() if name.endswith("_bytes") else python_docs_vocabulary()
+    feature = seqio.Feature(vocabulary.as_seqio(), add_eos=False)
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=list(sizes), num_input_examples=sizes),
+        preprocessors=[seqio.preprocessors.tokenize],
+        output_features=dict.fromkeys(read(python_docs.SPLITS[0]), feature),
+    )
+
+
+def _add_c4(name: str) -> None:
+    seqio = import_seqio()
+    vocabulary = seqio.SentencePieceVocabulary(T5_VOCABULARY, extra_ids=100)
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.TfdsDataSource(tfds_name="c4/en:3.*.*"),
+        preprocessors=[
+            functools.partial(seqio.preprocessors.rekey, key_map={"targets": "text"}),
+            seqio.preprocessors.tokenize,
+        ],
+        output_features={"targets": seqio.Feature(vocabulary, add_eos=False)},
+    )
+
+
+_BUILT_IN: dict[str, Callable[[str], None]] = {
+    "python_docs": _add_python_docs,
+    "python_docs_bytes": _add_python_docs,
+    "docstring_summary": _add_docstring_summary,
+    "docstring_summary_bytes": _add_docstring_summary,
+    "c4": _add_c4,
+}

@@ -1,0 +1,411 @@
+"""Text to token ids and back: SentencePiece and bytes, free of TensorFlow, with T5's sentinels."""
+
+import hashlib
+import io
+import json
+import os
+import string
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from t5lite.data import files
+from t5lite.data.files import as_path, decode_text, write_whole
+from t5lite.data.importing import import_seqio
+from t5lite.errors import InputError, unknown
+
+_FORMAT = 1
+_DESCRIPTION, _MODEL = "vocabulary.json", "sentencepiece.model"
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What the rest of the house asks of a vocabulary.
+
+    Attributes:
+      size: number of ids, sentinels included.
+      num_sentinels: how many of the last ids are sentinels.
+      pad_id: 0, as everywhere in SeqIO.
+      eos_id: end of sequence.
+      unk_id: what the vocabulary cannot express.
+      fingerprint: hex sha256 of the content: equal fingerprints give equal ids.
+    """
+
+    size: int
+    num_sentinels: int
+    pad_id: int
+    eos_id: int
+    unk_id: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text`, without EOS."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text up to EOS; padding vanishes, sentinels show as `<extra_id_N>`."""
+        ...
+
+    def piece(self, token_id: int) -> str:
+        """Returns one id in readable form."""
+        ...
+
+    def as_seqio(self) -> Any:
+        """Returns SeqIO's vocabulary with the same ids (imports TensorFlow)."""
+        ...
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes what `load_vocabulary` reads."""
+        ...
+
+    def sentinel(self, index: int) -> int:
+        """Returns the id of the sentinel of the `index`-th span: `size - 1 - index`.
+
+        Raises:
+          InputError: if there is no such sentinel.
+
+        Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4, and the order of T5's released code.
+        """
+        if not 0 <= index < self.num_sentinels:
+            raise InputError(
+                f"sentinel {index} does not exist: the vocabulary has {self.num_sentinels}; "
+                "use a larger num_sentinels, or shorter sequences or longer spans"
+            )
+        return self.size - 1 - index
+
+
+class SentencePiece(Vocabulary):
+    """An existing SentencePiece model file with T5's sentinels after its pieces.
+
+    The ids, also those of sentinels written out in the text, are those of
+    `seqio.SentencePieceVocabulary`.
+
+    Args:
+      model_file: local or remote (`gs://`) path.
+      num_sentinels: how many sentinels; nothing is added to a file that already ends with its own
+        (mT5's does). Its own then count.
+
+    Raises:
+      InputError: if the file is missing, is no SentencePiece model, or has no EOS.
+    """
+
+    def __init__(self, model_file: str | os.PathLike, num_sentinels: int = 100):
+        self.model_file = str(as_path(model_file))
+        self._model = _read(as_path(model_file), "SentencePiece model file")
+        if num_sentinels < 0:
+            raise InputError(f"num_sentinels={num_sentinels} must be at least 0")
+        self._processor = _processor(self._model, self.model_file)
+        own = _count_sentinels(self._processor)
+        self._num_added = 0 if own else num_sentinels
+        if own and num_sentinels > own:
+            raise InputError(
+                f"{self.model_file} has {own} sentinels of its own, num_sentinels={num_sentinels} "
+                f"asks for more; use at most {own}"
+            )
+        if self._num_added:
+            self._processor = _processor(
+                self._model + _sentinel_pieces(num_sentinels), self.model_file
+            )
+        self.num_sentinels = own or num_sentinels
+        self.size = self._processor.get_piece_size()
+        self.pad_id = 0
+        self.eos_id, self.unk_id = self._processor.eos_id(), self._processor.unk_id()
+        if self.eos_id < 0:
+            raise InputError(f"{self.model_file} has no end-of-sequence piece; train it with one")
+        self.fingerprint = _fingerprint("SentencePiece", self.num_sentinels, self._model)
+
+    def __repr__(self) -> str:
+        return f"SentencePiece({self.model_file!r}, num_sentinels={self.num_sentinels})"
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        known = (
+            token if 0 <= token < self.size else self.unk_id for token in _until_eos(self, ids)
+        )
+        return self._processor.decode([token for token in known if token != self.pad_id])
+
+    def piece(self, token_id: int) -> str:
+        token = int(token_id)
+        return self._processor.id_to_piece(token) if 0 <= token < self.size else f"<id_{token}>"
+
+    def as_seqio(self) -> Any:
+        return import_seqio().SentencePieceVocabulary(self.model_file, extra_ids=self._num_added)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        write_whole(as_path(folder) / _MODEL, self._model)
+        _write_description(self, folder)
+
+
+class Bytes(Vocabulary):
+    """ByT5's vocabulary: the UTF-8 bytes of the text, each plus 3, then the sentinels.
+
+    The ids are those of `seqio.ByteVocabulary(extra_ids=num_sentinels)`, sentinels last and
+    descending as in T5. (The published ByT5 models were pre-trained with the last byte ids,
+    258, 257, ..., as their sentinels; the ids from 259 on are unused there.)
+
+    Args:
+      num_sentinels: how many sentinels; 125 gives the 384 ids of the published models.
+
+    Source: Xue et al. 2021, arXiv:2105.13626, §3.
+    """
+
+    def __init__(self, num_sentinels: int = 125):
+        if num_sentinels < 0:
+            raise InputError(f"num_sentinels={num_sentinels} must be at least 0")
+        self.num_sentinels = num_sentinels
+        self.size = 3 + 256 + num_sentinels
+        self.pad_id, self.eos_id, self.unk_id = 0, 1, 2
+        self.fingerprint = _fingerprint("Bytes", num_sentinels, b"")
+
+    def __repr__(self) -> str:
+        return f"Bytes(num_sentinels={self.num_sentinels})"
+
+    def encode(self, text: str) -> list[int]:
+        return [byte + 3 for byte in text.encode("utf-8")]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text = bytearray()
+        for token in _until_eos(self, ids):
+            if 3 <= token < 259:
+                text.append(token - 3)
+            elif 259 <= token < self.size:
+                text += self.piece(token).encode()
+        return text.decode("utf-8", errors="ignore")
+
+    def piece(self, token_id: int) -> str:
+        token = int(token_id)
+        if 0 <= token < 3:
+            return ("<pad>", "</s>", "<unk>")[token]
+        if 3 <= token < 259:
+            return chr(token - 3) if 32 <= token - 3 < 127 else f"\\x{token - 3:02x}"
+        return f"<extra_id_{self.size - 1 - token}>" if 0 <= token < self.size else f"<id_{token}>"
+
+    def as_seqio(self) -> Any:
+        return import_seqio().ByteVocabulary(extra_ids=self.num_sentinels)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        _write_description(self, folder)
+
+
+# A description names one of these; nothing else is ever instantiated from a file.
+_LOADERS = {
+    "SentencePiece": lambda folder, num_sentinels: SentencePiece(folder / _MODEL, num_sentinels),
+    "Bytes": lambda folder, num_sentinels: Bytes(num_sentinels),
+}
+
+
+def load_vocabulary(folder: str | os.PathLike) -> Vocabulary:
+    """Returns the vocabulary that `save` wrote into `folder`.
+
+    Raises:
+      InputError: if it is missing, damaged, or of a kind this version does not know.
+    """
+    root = as_path(folder)
+    path = root / _DESCRIPTION
+    content = _read(path, "vocabulary")
+    try:
+        description = json.loads(content)
+        kind, num_sentinels = description["kind"], int(description["num_sentinels"])
+        version, fingerprint = description["format"], description["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error!r}; restore the file") from error
+    if version != _FORMAT:
+        raise InputError(
+            f"{path} has format {version!r}, this version reads {_FORMAT}; upgrade t5lite"
+        )
+    if kind not in _LOADERS:
+        raise unknown("vocabulary kind", kind, _LOADERS)
+    vocabulary = _LOADERS[kind](root, num_sentinels)
+    if vocabulary.fingerprint != fingerprint:
+        raise InputError(
+            f"{root} is damaged: {_MODEL} is not the file that {_DESCRIPTION} describes"
+        )
+    return vocabulary
+
+
+def from_seqio(vocabulary: Any) -> Vocabulary | None:
+    """Returns the TensorFlow-free twin of a SeqIO vocabulary, with the same ids.
+
+    Args:
+      vocabulary: a SeqIO SentencePieceVocabulary, ByteVocabulary or PassThroughVocabulary.
+
+    Returns:
+      The twin; None for PassThroughVocabulary, whose examples are ids already and have no text.
+
+    Raises:
+      InputError: for any other vocabulary or one with options that change the ids.
+    """
+    kind = type(vocabulary).__name__
+    if kind == "PassThroughVocabulary":
+        return None
+    if kind == "ByteVocabulary":
+        return Bytes(vocabulary.extra_ids)
+    if kind != "SentencePieceVocabulary":
+        raise InputError(
+            f"SeqIO vocabulary {kind} is not supported; "
+            "use SentencePieceVocabulary, ByteVocabulary or PassThroughVocabulary"
+        )
+    if vocabulary._normalizer_spec_overrides or not vocabulary._reverse_extra_ids:
+        raise InputError(
+            f"{vocabulary.sentencepiece_model_file}: SentencePieceVocabulary with "
+            "normalizer_spec_overrides or reverse_extra_ids=False is not supported; "
+            "save a model file with those settings"
+        )
+    return SentencePiece(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
+
+
+def train_sentencepiece(
+    texts: Iterable[str | bytes],
+    size: int,
+    *,
+    num_sentinels: int = 100,
+    cache_folder: str | os.PathLike | None = None,
+) -> SentencePiece:
+    """Trains a unigram vocabulary with T5's conventions, once: the same text gives the cached one.
+
+    Padding is 0, EOS 1, unknown 2, there is no BOS; text is NFKC-normalised and runs of white
+    space, newlines included, become one space, as in T5's own vocabulary.
+
+    Args:
+      texts: documents; bytes must be UTF-8. All are held in memory.
+      size: number of ids in all, sentinels included.
+      num_sentinels: how many of them are sentinels.
+      cache_folder: where to keep it; by default `t5lite.data.files.cache_folder()`.
+
+    Returns:
+      The vocabulary, its model file in the cache folder.
+
+    Raises:
+      InputError: if the text is empty, not UTF-8 or too little for `size`, or the cache cannot be
+        written.
+
+    Source: Kudo 2018, arXiv:1804.10959; Raffel et al. 2020, arXiv:1910.10683, §2.2.
+    """
+    documents = [
+        decode_text(text, where=f"text {index} for the vocabulary")
+        if isinstance(text, bytes)
+        else text
+        for index, text in enumerate(texts)
+    ]
+    # Every option that shapes the result is in the key; so is the thread count, a constant since
+    # sums are taken per thread.
+    options = {
+        "vocab_size": size - num_sentinels,
+        "model_type": "unigram",
+        "pad_id": 0,
+        "eos_id": 1,
+        "unk_id": 2,
+        "bos_id": -1,
+        "character_coverage": 0.9999,
+        "required_chars": string.ascii_letters + string.digits + string.punctuation,
+        "max_sentence_length": 1 << 20,
+        "num_threads": 4,
+    }
+    digest = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
+    for document in documents:
+        encoded = document.encode("utf-8", errors="replace")
+        digest.update(b"%d:" % len(encoded) + encoded)
+    folder = files.cache_folder() if cache_folder is None else Path(cache_folder)
+    path = folder / "vocabularies" / f"unigram_{size}_{digest.hexdigest()[:24]}.model"
+    if not path.exists():
+        # Two processes may both train; the results are the same and each lands whole.
+        write_whole(path, _train(documents, options, num_sentinels))
+    return SentencePiece(path, num_sentinels)
+
+
+def _train(documents: list[str], options: dict[str, Any], num_sentinels: int) -> bytes:
+    """Returns a newly trained SentencePiece model."""
+    import sentencepiece
+
+    if options["vocab_size"] < 4:
+        raise InputError(
+            f"size={options['vocab_size'] + num_sentinels} leaves no pieces beside "
+            f"{num_sentinels} sentinels; use a larger size"
+        )
+    lines = [line for document in documents for line in document.splitlines() if line.strip()]
+    if not lines:
+        raise InputError("there is no text to train a vocabulary on; the split is empty")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **options
+        )
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"cannot train a vocabulary of size={options['vocab_size'] + num_sentinels} "
+            f"({num_sentinels} sentinels included) on {sum(map(len, lines))} characters: "
+            f"{str(error).rpartition('] ')[2].splitlines()[0][:200]}"
+        ) from error
+    return model.getvalue()
+
+
+def _sentinel_pieces(count: int) -> bytes:
+    """Returns the sentinels as serialised pieces, to be appended to a serialised model.
+
+    Appending to a protocol buffer adds to its repeated fields, so neither the protobuf library
+    nor its generated code is needed. Field 1 of a model is a piece: text (1), score (2), type (3).
+    """
+    pieces = b""
+    for index in reversed(range(count)):
+        text = f"▁<extra_id_{index}>".encode()
+        body = (
+            b"\x0a" + bytes([len(text)]) + text + b"\x15\0\0\0\0" + b"\x18\x04"
+        )  # 4: user defined
+        pieces += b"\x0a" + bytes([len(body)]) + body
+    return pieces
+
+
+def _count_sentinels(processor: Any) -> int:
+    """Returns how many sentinels, in T5's order, the model ends with."""
+    size, count = processor.get_piece_size(), 0
+    while count < size and processor.id_to_piece(size - 1 - count) == f"▁<extra_id_{count}>":
+        count += 1
+    return count
+
+
+def _processor(model: bytes, name: str) -> Any:
+    """Returns SentencePiece's processor for a serialised model."""
+    import sentencepiece
+
+    try:
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(model)
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"{name} is not a SentencePiece model, or is damaged; restore it"
+        ) from error
+    return processor
+
+
+def _read(path: Any, what: str) -> bytes:
+    """Returns a file's bytes."""
+    try:
+        return path.read_bytes()
+    except Exception as error:  # remote file systems raise errors of their own
+        raise InputError(f"cannot read the {what} {path}: {error}") from error
+
+
+def _until_eos(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
+    """Returns the ids before the first EOS, as plain integers."""
+    tokens = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).tolist()
+    return tokens[: tokens.index(vocabulary.eos_id)] if vocabulary.eos_id in tokens else tokens
+
+
+def _fingerprint(kind: str, num_sentinels: int, content: bytes) -> str:
+    return hashlib.sha256(f"{kind} {num_sentinels} ".encode() + content).hexdigest()
+
+
+def _write_description(vocabulary: Vocabulary, folder: str | os.PathLike) -> None:
+    description = {
+        "format": _FORMAT,
+        "kind": type(vocabulary).__name__,
+        "num_sentinels": vocabulary.num_sentinels,
+        "size": vocabulary.size,
+        "fingerprint": vocabulary.fingerprint,
+    }
+    text = json.dumps(description, indent=2) + "\n"
+    write_whole(as_path(folder) / _DESCRIPTION, text.encode())

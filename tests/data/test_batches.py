@@ -1,0 +1,327 @@
+"""Batches of arrays: the same with any number of processes, and after any interruption."""
+
+import gc
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from t5lite.data.batches import merge_states
+from t5lite.data.pipeline import ArrayData
+from t5lite.errors import InputError
+
+LENGTHS = {"inputs": 16, "targets": 8}
+
+
+class Copy:
+    """An objective with chance in it, several examples or none for one, and renamed arrays."""
+
+    features = ("inputs", "targets")
+
+    def __init__(self, fail_at=None):
+        self.fail_at = fail_at
+
+    def prepare(self, examples, *, lengths, vocabulary, rng):
+        for example in examples:
+            if example["inputs"][0] == self.fail_at:
+                raise OSError("the disk is on fire")
+            for _ in range(int(rng.integers(0, 3))):
+                yield {
+                    "inputs": example["inputs"][: lengths["inputs"]],
+                    "targets": rng.integers(1, 99, int(rng.integers(1, lengths["targets"] + 1))),
+                }
+
+    def batch(self, rows):
+        weights = (rows["targets"] > 0).astype(np.float32)
+        return {"model_" + name: value for name, value in rows.items()} | {"weights": weights}
+
+
+class Plain(Copy):
+    """Examples as they are."""
+
+    def prepare(self, examples, *, lengths, vocabulary, rng):
+        yield from examples
+
+
+def arrays(count, first=0):
+    return [
+        {"inputs": np.full(1 + i % 13, first + i + 1), "targets": np.full(1 + i % 7, 3)}
+        for i in range(count)
+    ]
+
+
+def make(**changes):
+    defaults = {"lengths": LENGTHS, "batch_size": 16, "num_shards": 8, "window": 10}
+    return ArrayData(arrays(300), arrays(45, 1000), **(defaults | {"block_rows": 3} | changes))
+
+
+def take(batches, count):
+    """The next batches of all processes, put together as the devices see them."""
+    return [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in itertools.islice(zip(*batches, strict=True), count)
+    ]
+
+
+def open_all(data, process_count, objective=None, seed=5):
+    return [
+        data.train_batches(
+            objective or Copy(), seed=seed, process_index=i, process_count=process_count
+        )
+        for i in range(process_count)
+    ]
+
+
+def close(batches):
+    for each in batches:
+        each.close()
+
+
+def same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def different(left, right):
+    return any((a[name] != b[name]).any() for a, b in zip(left, right, strict=True) for name in a)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_number_of_processes_changes_nothing(pack):
+    data = make(pack=pack)
+    batches = {count: open_all(data, count) for count in (1, 2, 4, 8)}
+    first = take(batches[1], 25)
+    assert first[0]["model_inputs"].shape == (16, 16)
+    for count in (2, 4, 8):
+        same(take(batches[count], 25), first)
+    for each in batches.values():
+        close(each)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_continues_with_another_number_of_processes(seed, pack):
+    rng = np.random.default_rng(seed)
+    data = make(pack=pack, window=int(rng.integers(1, 50)), block_rows=int(rng.integers(1, 9)))
+    before, after = (int(2 ** rng.integers(0, 4)) for _ in range(2))
+    started = open_all(data, before)
+    take(started, int(rng.integers(0, 40)))
+    state = json.loads(json.dumps(merge_states(each.state_dict() for each in started)))
+    expected = take(started, 12)
+    continued = open_all(data, after)
+    for each in continued:
+        each.load_state_dict(state)
+    same(take(continued, 12), expected)
+    for one, other in zip(started, started, strict=True):
+        one.load_state_dict(state)  # back, while the thread is ahead
+        assert other.padding_share == 1
+    same(take(started, 12), expected)
+    close(started + continued)
+
+
+def test_the_state_is_that_of_the_delivered_batch_and_small():
+    data = make(prefetch=4)
+    batches = data.train_batches(Copy(), seed=0)
+    before = batches.state_dict()
+    next(batches)
+    after = batches.state_dict()
+    time.sleep(0.1)  # the thread is far ahead by now
+    assert batches.state_dict() == after != before
+    assert len(json.dumps(after)) < 1000
+    fresh = data.train_batches(Copy(), seed=0)
+    fresh.load_state_dict(after)
+    assert fresh.state_dict() == after
+    same([next(fresh)], [next(batches)])
+    close([batches, fresh])
+
+
+@pytest.mark.parametrize("count", [3, 7, 64, 201])
+def test_every_example_is_seen_once_in_an_epoch(count):
+    data = ArrayData(arrays(count), lengths=LENGTHS, batch_size=8, pack=False, block_rows=1)
+    batches = data.train_batches(Plain(), seed=0)
+    seen = np.concatenate([next(batches)["model_inputs"][:, 0] for _ in range(60)])
+    for shard in range(8):
+        mine = seen[shard::8]
+        size = len(range(shard, count, 8)) if count >= 8 else count
+        for epoch in range(len(mine) // size):
+            assert len(set(mine[epoch * size : (epoch + 1) * size])) == size
+    largest = -(-count // 8) if count >= 8 else count
+    assert batches.epoch in (60 // largest - 1, 60 // largest)
+    batches.close()
+
+
+def test_order_depends_on_seed_and_epoch():
+    data = make(pack=False, window=1000)
+    one, same_seed, other = (data.train_batches(Plain(), seed=seed) for seed in (0, 0, 1))
+    first, again, third = (take([each], 20) for each in (one, same_seed, other))
+    same(first, again)
+    assert different(first, third)
+    epochs = np.concatenate([each["model_inputs"][:, 0] for each in take([one], 200)])
+    orders = epochs[0::16][: 37 * 4].reshape(-1, 37)  # shard 0 has every eighth of 300
+    assert len({tuple(order) for order in orders}) == len(orders)
+    close([one, same_seed, other])
+
+
+def test_a_failure_in_the_thread_reaches_next():
+    batches = make().train_batches(Copy(fail_at=77), seed=0)
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk is on fire"):
+            list(batches)
+    batches.close()
+
+
+def test_closing_and_collecting_end_the_thread():
+    def threads():
+        return [each for each in threading.enumerate() if each.name == "t5lite-batches"]
+
+    gc.collect()
+    before = len(threads())
+    batches = make().train_batches(Copy(), seed=0)
+    assert len(threads()) == before  # none before it is needed
+    next(batches)
+    assert len(threads()) == before + 1
+    state = batches.state_dict()
+    batches.close()
+    assert len(threads()) == before
+    assert batches.state_dict() == state
+    with pytest.raises(RuntimeError, match="closed"):
+        next(batches)
+    batches = make().train_batches(Copy(), seed=0)
+    next(batches)
+    del batches
+    gc.collect()
+    assert len(threads()) == before
+
+
+def test_needs_neither_tensorflow_nor_jax_and_exits_with_the_thread_running():
+    program = """
+import sys
+import numpy as np
+from t5lite.data import ArrayData
+
+class Plain:
+    features = ("targets",)
+    def prepare(self, examples, *, lengths, vocabulary, rng):
+        return examples
+    def batch(self, rows):
+        return rows
+
+data = ArrayData([{"targets": np.ones(3, int)}] * 9, lengths={"targets": 5}, batch_size=4)
+batches = data.train_batches(Plain(), seed=0)
+assert next(batches)["targets"].shape == (4, 5)
+assert not {"tensorflow", "seqio", "jax"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_shapes_are_those_of_real_batches(pack):
+    data = make(pack=pack)
+    batches = data.train_batches(Copy(), seed=0)
+    for batch in (next(batches), next(iter(data.validation_batches(Copy())))):
+        shapes = data.batch_shapes(Copy())
+        assert shapes.keys() == batch.keys()
+        for name, value in batch.items():
+            assert (shapes[name].shape, shapes[name].dtype) == (value.shape, value.dtype)
+    batches.close()
+
+
+def test_padding_share_is_what_it_says():
+    batches = make(lengths={"inputs": 13, "targets": 7}, pack=False).train_batches(Plain(), seed=0)
+    ones = [next(batches) for _ in range(10)]
+    tokens = sum(np.count_nonzero(each[f"model_{name}"]) for each in ones for name in LENGTHS)
+    assert batches.padding_share == pytest.approx(1 - tokens / (10 * 16 * 20))
+    batches.close()
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_validation_sees_everything_once_in_order_and_again(pack):
+    data = make(pack=pack)
+    validation = data.validation_batches(Plain())
+    batches = list(validation)
+    same(list(validation), batches)
+    same(list(data.validation_batches(Plain())), batches)
+    same(list(data.validation_batches(Plain(), max_batches=1)), batches[:1])
+    tokens = np.concatenate([each["model_inputs"] for each in batches])
+    firsts = tokens[:, 0][tokens[:, 0] > 0]
+    assert firsts.tolist() == sorted(firsts)
+    found, counts = np.unique(tokens[tokens > 0], return_counts=True)
+    assert found.tolist() == list(range(1001, 1046))
+    assert counts.tolist() == [1 + i % 13 for i in range(45)]
+    assert all(each["weights"].shape == (16, 8) for each in batches)
+    assert not batches[-1]["weights"][-1].any()  # 45 examples do not fill the last batch
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_validation_is_divided_by_rows(process_count):
+    data = make()
+    parts = [
+        data.validation_batches(Copy(), process_index=i, process_count=process_count)
+        for i in range(process_count)
+    ]
+    same(take(parts, 100), list(data.validation_batches(Copy())))
+
+
+def test_examples_are_prepared_ones_of_the_split():
+    data = make()
+    shown = data.examples(Plain(), split="validation", count=5, seed=0)
+    assert all(1001 <= example["inputs"][0] <= 1045 for example in shown)
+    same(shown, data.examples(Plain(), split="validation", count=5, seed=0))
+    assert len(data.examples(Plain(), split="validation", count=500, seed=0)) == 45
+    assert ids(shown) != ids(data.examples(Plain(), split="validation", count=5, seed=1))
+
+
+def ids(examples):
+    return [int(example["inputs"][0]) for example in examples]
+
+
+def test_a_state_of_other_data_is_refused_with_the_difference():
+    batches = make().train_batches(Copy(), seed=0)
+    state = batches.state_dict()
+    for changes, message in (
+        ({"num_shards": 4}, "num_shards was 8 and is 4"),
+        ({"window": 11}, "window was 10 and is 11"),
+        ({"pack": False}, "pack was True and is False"),
+        ({"lengths": {"inputs": 20, "targets": 8}}, "lengths was .*16.* and is .*20"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make(**changes).train_batches(Copy(), seed=0).load_state_dict(state)
+    with pytest.raises(InputError, match="seed was 0 and is 3"):
+        make().train_batches(Copy(), seed=3).load_state_dict(state)
+    make(batch_size=32).train_batches(Copy(), seed=0).load_state_dict(state)  # same shards
+    half = make().train_batches(Copy(), seed=0, process_count=2).state_dict()
+    with pytest.raises(InputError, match=r"lacks shards \[4, 5, 6, 7\]"):
+        batches.load_state_dict(half)
+    with pytest.raises(InputError, match="do not belong"):
+        merge_states([half, make(window=3).train_batches(Copy(), seed=0).state_dict()])
+
+
+def test_bad_numbers_and_names_are_said():
+    with pytest.raises(InputError, match="batch_size 16 is not a multiple of num_shards 5"):
+        make(num_shards=5)
+    with pytest.raises(InputError, match="num_shards 8 is not a multiple of the 3 processes"):
+        make().train_batches(Copy(), seed=0, process_count=3)
+    with pytest.raises(InputError, match="batch_size is 0"):
+        make(batch_size=0)
+    with pytest.raises(InputError, match=r"lengths\['inputs'\] is 2.5"):
+        make(lengths={"inputs": 2.5})
+    with pytest.raises(InputError, match="lacks the feature 'targets' of Copy; it has inputs"):
+        make(lengths={"inputs": 9}).train_batches(Copy(), seed=0)
+    with pytest.raises(InputError, match="no examples in split 'validation'; it has train"):
+        ArrayData(arrays(3), lengths=LENGTHS, batch_size=2).validation_batches(Copy())
+    with pytest.raises(InputError, match="no examples in split 'tset'"):
+        make().examples(Copy(), split="tset", count=1, seed=0)
+
+
+@pytest.mark.parametrize(("batch_size", "num_shards"), [(128, 64), (48, 16), (7, 1), (96, 32)])
+def test_the_default_number_of_shards_depends_on_the_batch_alone(batch_size, num_shards):
+    batches = make(batch_size=batch_size, num_shards=None).train_batches(Copy(), seed=0)
+    assert len(batches.state_dict()["shards"]) == num_shards

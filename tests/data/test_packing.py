@@ -1,0 +1,118 @@
+"""Packing loses nothing, mixes nothing up, and wastes little."""
+
+import numpy as np
+import pytest
+
+from t5lite.data.packing import pack, pad
+from t5lite.errors import InputError
+
+LENGTHS = {"inputs": 16, "targets": 9}
+
+
+def random_examples(rng, count, lengths=LENGTHS):
+    """Examples whose tokens say where they are from: example * 100 + position, never 0."""
+    return [
+        {
+            name: 100 * (i + 1) + np.arange(rng.integers(1, length + 1), dtype=np.int32)
+            for name, length in lengths.items()
+        }
+        for i in range(count)
+    ]
+
+
+def unpacked(rows, name):
+    """Reads `{(row, segment): tokens}` back, checking that segments are contiguous."""
+    found = {}
+    for row, (tokens, segments, positions) in enumerate(
+        zip(rows[name], rows[f"{name}_segment_ids"], rows[f"{name}_positions"], strict=True)
+    ):
+        size = int(np.count_nonzero(segments))
+        assert (segments[:size] > 0).all(), "padding before a segment"
+        assert not tokens[size:].any()
+        assert not positions[size:].any()
+        assert (np.diff(segments[:size]) >= 0).all(), "a segment is in two places"
+        for segment in np.unique(segments[:size]):
+            where = segments == segment
+            np.testing.assert_array_equal(positions[where], np.arange(where.sum()))
+            found[row, int(segment)] = tokens[where]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_example_comes_back_whole_and_together(seed):
+    rng = np.random.default_rng(seed)
+    examples = random_examples(rng, int(rng.integers(1, 60)))
+    rows = pack(examples, LENGTHS)
+    inputs, targets = unpacked(rows, "inputs"), unpacked(rows, "targets")
+    assert inputs.keys() == targets.keys()
+    by_first = {int(tokens[0]): place for place, tokens in inputs.items()}
+    assert len(by_first) == len(examples)
+    for example in examples:
+        place = by_first[int(example["inputs"][0])]
+        np.testing.assert_array_equal(inputs[place], example["inputs"])
+        np.testing.assert_array_equal(targets[place], example["targets"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_example_would_have_fitted_an_earlier_row(seed):
+    rng = np.random.default_rng(seed)
+    examples = random_examples(rng, 50)
+    places = {
+        int(tokens[0]) // 100: row
+        for (row, _), tokens in unpacked(pack(examples, LENGTHS), "inputs").items()
+    }
+    used = np.zeros((50, 2), int)
+    for i, example in enumerate(examples):
+        sizes = np.array([example["inputs"].size, example["targets"].size])
+        fits = (used + sizes <= [16, 9]).all(axis=1)
+        assert places[i + 1] == fits.argmax()
+        used[fits.argmax()] += sizes
+
+
+def test_segments_are_numbered_from_one_in_order():
+    ones = [{"inputs": np.array([7, 8]), "targets": np.array([9])}] * 3
+    rows = pack(ones, {"inputs": 7, "targets": 4})
+    assert rows["inputs_segment_ids"].tolist() == [[1, 1, 2, 2, 3, 3, 0]]
+    assert rows["inputs_positions"].tolist() == [[0, 1, 0, 1, 0, 1, 0]]
+    assert rows["targets"].tolist() == [[9, 9, 9, 0]]
+    assert rows["targets_segment_ids"].tolist() == [[1, 2, 3, 0]]
+
+
+def test_an_empty_feature_keeps_its_segment_number():
+    examples = [
+        {"inputs": np.array([], np.int32), "targets": np.array([5])},
+        {"inputs": np.array([6]), "targets": np.array([7])},
+    ]
+    rows = pack(examples, {"inputs": 2, "targets": 2})
+    assert rows["inputs_segment_ids"].tolist() == [[2, 0]]
+    assert rows["targets_segment_ids"].tolist() == [[1, 2]]
+
+
+def test_everything_is_int32_also_when_empty():
+    for examples in ([], [{"inputs": np.arange(1, 4), "targets": np.arange(1, 3)}]):
+        rows = pack(examples, LENGTHS)
+        assert set(rows) == {
+            name + suffix for name in LENGTHS for suffix in ("", "_segment_ids", "_positions")
+        }
+        for name, value in (rows | pad(examples, LENGTHS)).items():
+            assert value.dtype == np.int32
+            assert value.shape == (len(examples), LENGTHS[name.split("_")[0]])
+
+
+def test_padding_gives_each_example_its_row():
+    examples = random_examples(np.random.default_rng(0), 30)
+    rows = pad(examples, LENGTHS)
+    assert set(rows) == set(LENGTHS)
+    for i, example in enumerate(examples):
+        for name, tokens in example.items():
+            np.testing.assert_array_equal(rows[name][i, : tokens.size], tokens)
+            assert not rows[name][i, tokens.size :].any()
+
+
+@pytest.mark.parametrize("to_rows", [pack, pad])
+def test_what_does_not_fit_is_named(to_rows):
+    example = {"inputs": np.ones(17, int), "targets": np.ones(1, int)}
+    with pytest.raises(InputError, match=r"'inputs' .* 17 tokens .* 16"):
+        to_rows([example], LENGTHS)
+    with pytest.raises(InputError, match=r"lacks the feature 'targets'"):
+        to_rows([{"inputs": np.ones(3, int)}], LENGTHS)

@@ -1,0 +1,403 @@
+"""SeqIO tasks and mixtures as data. Imports TensorFlow."""
+
+import itertools
+import json
+import time
+
+import numpy as np
+import pytest
+
+from t5lite.data import sources
+from t5lite.data.batches import merge_states
+from t5lite.data.importing import import_seqio
+from t5lite.data.pipeline import TaskData
+from t5lite.data.sources import SeqioSource
+from t5lite.errors import InputError
+
+LENGTHS = {"inputs": 24, "targets": 12}
+SIZE = {"train": 90, "validation": 21, "empty": 0}
+
+
+class Plain:
+    """Cuts examples to their lengths."""
+
+    features = ("inputs", "targets")
+
+    def prepare(self, examples, *, lengths, vocabulary, rng):
+        for example in examples:
+            yield {name: example[name][: lengths[name]] for name in self.features}
+
+    def batch(self, rows):
+        return rows
+
+
+class TargetsOnly(Plain):
+    """Makes both features out of one, which it must get whole."""
+
+    def prepare(self, examples, *, lengths, vocabulary, rng):
+        for example in examples:
+            tokens = example["targets"]
+            yield {"inputs": tokens[:3], "targets": np.array([tokens.size])}
+
+
+@pytest.fixture(scope="module")
+def seqio():
+    return import_seqio()
+
+
+@pytest.fixture(scope="module")
+def tf(seqio):
+    import tensorflow
+
+    return tensorflow
+
+
+@pytest.fixture
+def make_task(seqio, tf):
+    """Makes tasks of texts like "17 ab": examples told apart by their number, of many lengths."""
+
+    def read(split, shuffle_files, seed=None):
+        texts = [f"{i} " + "ab" * (i % 9) for i in range(SIZE[split])]
+        data = {"inputs": texts, "targets": texts}
+        return tf.data.Dataset.from_tensor_slices(
+            {k: tf.constant(v, tf.string) for k, v in data.items()}
+        )
+
+    def make(*steps, name="made", source=None, features=("inputs", "targets"), **feature):
+        return seqio.Task(
+            name,
+            source=source or seqio.FunctionDataSource(read, splits=list(SIZE)),
+            preprocessors=[seqio.preprocessors.tokenize, *steps],
+            output_features={
+                each: seqio.Feature(seqio.ByteVocabulary(), **{"add_eos": False} | feature)
+                for each in features
+            },
+        )
+
+    return make
+
+
+@pytest.fixture
+def noise(seqio, tf):
+    """A step that draws from SeqIO's seeds, drops some examples and repeats others."""
+
+    @seqio.map_over_dataset(num_seeds=1)
+    def replace(example, seed):
+        random = tf.random.stateless_uniform([tf.size(example["inputs"])], seed, 3, 200, tf.int32)
+        return {**example, "inputs": random, "copies": random[0] % 3}
+
+    def repeat(dataset):
+        return dataset.flat_map(copies)
+
+    def copies(example):
+        count = tf.cast(example["copies"], tf.int64)
+        return tf.data.Dataset.from_tensors(example).repeat(count)
+
+    return [replace, repeat]
+
+
+def make_data(task, **changes):
+    defaults = {"lengths": LENGTHS, "batch_size": 8, "num_shards": 4, "window": 16, "prefetch": 1}
+    return TaskData(task, **(defaults | {"block_rows": 2} | changes))
+
+
+def open_all(data, process_count, objective=None):
+    return [
+        data.train_batches(
+            objective or Plain(), seed=5, process_index=i, process_count=process_count
+        )
+        for i in range(process_count)
+    ]
+
+
+def take(batches, count):
+    """The next batches of all processes, put together as the devices see them."""
+    return [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in itertools.islice(zip(*batches, strict=True), count)
+    ]
+
+
+def close(batches):
+    for each in batches:
+        each.close()
+
+
+def same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def number(tokens):
+    """The number at the start of a text of bytes."""
+    text = bytes(int(token) - 3 for token in tokens if token > 2).decode()
+    return int(text.split(" ")[0])
+
+
+def first_numbers(data, count, objective=None):
+    batches = data.train_batches(objective or Plain(), seed=0)
+    numbers = [number(row) for _ in range(count) for row in next(batches)["inputs"]]
+    batches.close()
+    return np.array(numbers)
+
+
+def check_continuation(data, *, seeds=3, count=20):
+    """States after some batches, at any border, and with other numbers of processes."""
+    whole = open_all(data, 1)
+    expected = take(whole, count + 3)
+    close(whole)
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        before, after = (int(rng.choice([1, 2])) for _ in range(2))
+        taken = int(rng.integers(0, count + 1))
+        started, continued = open_all(data, before), open_all(data, after)
+        same(take(started, taken), expected[:taken])
+        state = json.loads(json.dumps(merge_states(each.state_dict() for each in started)))
+        for each in continued:
+            each.load_state_dict(state)
+        same(take(continued, 3), expected[taken : taken + 3])
+        close(started + continued)
+    return expected
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_task_continues_exactly(make_task, pack):
+    check_continuation(make_data(make_task(), pack=pack))
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_task_with_random_preprocessors_continues_exactly(make_task, noise, pack):
+    expected = check_continuation(make_data(make_task(*noise), pack=pack), seeds=1, count=8)
+    assert len(np.unique([batch["inputs"] for batch in expected])) > 150  # there is noise
+
+
+def test_random_preprocessors_differ_by_shard_window_epoch_and_seed(make_task, noise):
+    task = make_task(noise[0])
+    batches = make_data(task, pack=False).train_batches(Plain(), seed=0)
+    rows = np.concatenate([next(batches)["inputs"][:, :2] for _ in range(18)])
+    assert len(np.unique(rows, axis=0)) > 0.95 * len(rows)
+    other = make_data(task, pack=False).train_batches(Plain(), seed=1)
+    assert (next(other)["inputs"] != rows[:8, 0, None]).any()
+    close([batches, other])
+
+
+def test_a_mixture_continues_exactly(seqio, make_task, noise):
+    inner = seqio.Mixture("inner", [(make_task(name="a"), 2), (make_task(*noise, name="b"), 1)])
+    mixture = seqio.Mixture("outer", [(inner, 1), (make_task(name="c"), 1)])
+    data = make_data(mixture, num_shards=2, window=30)
+    check_continuation(data, seeds=2, count=6)
+    state = data.train_batches(Plain(), seed=0).state_dict()
+    rates = dict(state["data"]["sources"])
+    assert rates == pytest.approx({"a:train": 2 / 3, "b:train": 1 / 3, "c:train": 1})
+
+
+def test_every_example_is_seen_once_in_an_epoch_and_in_another_order(make_task):
+    numbers = first_numbers(make_data(make_task(), pack=False, batch_size=6, num_shards=6), 30)
+    first, second = numbers[:90], numbers[90:]
+    assert sorted(first) == sorted(second) == list(range(90))
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize(("files", "by_files"), [(3, False), (4, True), (9, True)])
+def test_files_are_shards_if_there_are_enough(seqio, tf, make_task, tmp_path, files, by_files):
+    for i in range(files):
+        lines = [f"{100 * i + j} x" for j in range(12)]
+        (tmp_path / f"{i}.txt").write_text("\n".join(lines) + "\n")
+    source = seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")})
+    steps = [seqio.preprocessors.rekey, seqio.preprocessors.tokenize]
+    task = make_task().replace(
+        source=source,
+        preprocessors=[
+            lambda dataset: dataset.map(lambda line: {"inputs": line, "targets": line}),
+            steps[1],
+        ],
+    )
+    data = make_data(task, pack=False, batch_size=4, window=5)
+    numbers = first_numbers(data, files * 3).reshape(-1, 4)
+    if files != 9:
+        assert sorted(numbers.flat) == sorted(100 * i + j for i in range(files) for j in range(12))
+    of_shard = [set(column // 100) for column in numbers.T]
+    assert (not any(a & b for a, b in itertools.combinations(of_shard, 2))) == by_files
+    check_continuation(data, seeds=1, count=4)
+
+
+def test_large_tasks_are_streamed_in_the_order_of_small_ones(make_task, monkeypatch):
+    small = check_continuation(make_data(make_task()), seeds=0)
+    monkeypatch.setattr(sources, "_MEMORY_EXAMPLES", 50)
+    data = make_data(make_task())
+    same(check_continuation(data, seeds=3), small)
+    ((source, _),) = data._sources("train", Plain())
+    assert source._memory is None
+
+
+def test_steps_that_need_eager_mode_or_keep_what_they_saw(seqio, tf, make_task):
+    def look_up(dataset):
+        keys = tf.range(300)
+        table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(keys, keys), default_value=0
+        )
+        return dataset.map(lambda each: {**each, "inputs": table.lookup(each["inputs"])})
+
+    expected = first_numbers(make_data(make_task(), pack=False), 30)
+    for step in (look_up, lambda dataset: dataset.cache()):
+        data = make_data(make_task(step), pack=False)
+        np.testing.assert_array_equal(first_numbers(data, 30), expected)
+
+
+def test_raw_examples_of_any_type_and_shape(seqio, tf, make_task):
+    """Ragged, integer, scalar and empty features reach the preprocessors as they were."""
+
+    def read(split, shuffle_files, seed=None):
+        def generate():
+            for i in range(20):
+                ragged = tf.ragged.constant([[i] * (1 + i % 3), [], [7]], tf.int64, ragged_rank=1)
+                yield {"ids": np.full(i % 4, i, np.int32), "ragged": ragged, "flag": i % 2 == 0}
+
+        return tf.data.Dataset.from_generator(
+            generate,
+            output_signature={
+                "ids": tf.TensorSpec([None], tf.int32),
+                "ragged": tf.RaggedTensorSpec([3, None], tf.int64, ragged_rank=1),
+                "flag": tf.TensorSpec([], tf.bool),
+            },
+        )
+
+    @seqio.map_over_dataset
+    def use(example):
+        return {
+            "inputs": tf.cast(example["ragged"].flat_values, tf.int32),
+            "targets": tf.concat([example["ids"], [tf.cast(example["flag"], tf.int32) + 1]], 0),
+        }
+
+    task = seqio.Task(
+        "raw",
+        source=seqio.FunctionDataSource(read, splits=["train"]),
+        preprocessors=[use],
+        output_features={
+            name: seqio.Feature(seqio.PassThroughVocabulary(100), add_eos=False) for name in LENGTHS
+        },
+    )
+    source = SeqioSource(task, "train")
+    (window,) = source.windows(shard=0, num_shards=1, start=0, size=50)
+    for i, example in enumerate(source.examples(window, seed=0)):
+        assert example["inputs"].tolist() == [i] * (1 + i % 3) + [7]
+        assert example["targets"].tolist() == [i] * (i % 4) + [2 - i % 2]
+    assert i == 19
+    assert make_data(task).vocabulary() is None
+
+
+def test_lengths_reach_tasks_that_make_what_the_objective_trains_on(seqio, make_task):
+    cut = seqio.preprocessors.append_eos_after_trim
+    whole = make_task(cut, add_eos=True)
+    shown = make_data(whole).examples(Plain(), split="train", count=90, seed=0)
+    assert max(example["targets"].size for example in shown) == LENGTHS["targets"]
+    assert all(example["targets"][-1] == 1 for example in shown)
+    text = make_task(cut, add_eos=True, features=("targets",))
+    shown = make_data(text).examples(TargetsOnly(), split="train", count=90, seed=0)
+    assert max(example["targets"].item() for example in shown) == len("89 ") + 2 * 8 + 1
+
+
+def test_a_cached_task_is_read_from_its_cache(seqio, tf, make_task, tmp_path):
+    placeholder = seqio.CacheDatasetPlaceholder(required=True)
+    plus_one = seqio.map_over_dataset(lambda example: {k: v + 1 for k, v in example.items()})
+    task = make_task(placeholder, plus_one, name="kept")
+    with pytest.raises(InputError, match="'kept' must be read from its cache: set use_cached"):
+        make_data(task).train_batches(Plain(), seed=0)
+    with pytest.raises(InputError, match="'kept' is not in any of SeqIO's cache folders"):
+        make_data(task, use_cached=True).train_batches(Plain(), seed=0)
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    for shard in range(2):
+        with tf.io.TFRecordWriter(str(folder / f"train.tfrecord-0000{shard}-of-00002")) as writer:
+            for i in range(10):
+                values = {name: np.array([50 + shard, i], np.int32) for name in LENGTHS}
+                writer.write(seqio.dict_to_tfexample(values).SerializeToString())
+    features = {name: {"shape": [None], "dtype": "int32"} for name in LENGTHS}
+    info = {"num_shards": 2, "features": features, "seqio_version": "0.0.20"}
+    (folder / "info.train.json").write_text(json.dumps(info))
+    (folder / "stats.train.json").write_text(json.dumps({"examples": 20}))
+    (folder / "COMPLETED").touch()
+    try:
+        seqio.add_global_cache_dirs([str(tmp_path)])
+        data = make_data(task, use_cached=True, num_shards=2)
+        shown = data.examples(Plain(), split="train", count=99, seed=0)
+        found = sorted(example["inputs"].tolist() for example in shown)
+        assert found == [[51 + shard, i + 1] for shard in range(2) for i in range(10)]
+    finally:
+        seqio.set_global_cache_dirs([])
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_validation_sees_everything_once_and_again(make_task, noise, pack):
+    data = make_data(make_task(), pack=pack)
+    validation = data.validation_batches(Plain())
+    batches = list(validation)
+    same(list(validation), batches)
+    segments = "targets_segment_ids" if pack else "targets"
+    texts = [
+        row[where == segment] if pack else row
+        for batch in batches
+        for row, where in zip(batch["targets"], batch[segments], strict=True)
+        for segment in (np.unique(where[where > 0]) if pack else [0] * bool(row.any()))
+    ]
+    assert sorted(map(number, texts)) == list(range(21))
+    parts = [data.validation_batches(Plain(), process_index=i, process_count=2) for i in range(2)]
+    same(take(parts, 100), batches)
+    random = make_data(make_task(*noise), pack=pack)
+    same(list(random.validation_batches(Plain())), list(random.validation_batches(Plain())))
+
+
+def test_the_vocabulary_is_the_one_of_all_features(seqio, make_task):
+    data = make_data(make_task())
+    assert data.vocabulary().size == 259 + 0
+    assert data.vocabulary() is data.vocabulary()
+    task = make_task()
+    features = {**task.output_features, "targets": seqio.Feature(seqio.ByteVocabulary(7))}
+    two = task.replace(output_features=features)
+    with pytest.raises(InputError, match=r"'targets' of task .* another vocabulary than 'inputs'"):
+        make_data(two).vocabulary()
+
+
+def test_names_and_rates_that_cannot_be_are_said(seqio, make_task):
+    task = make_task()
+    with pytest.raises(InputError, match="'made' has no split 'tset'; it has empty, train, valid"):
+        make_data(task, split="tset").train_batches(Plain(), seed=0)
+    batches = make_data(task, split="empty").train_batches(Plain(), seed=0)
+    with pytest.raises(InputError, match="made:empty has no examples"):
+        next(batches)
+    with pytest.raises(InputError, match="made:empty has no examples"):
+        list(make_data(task, validation_split="empty").validation_batches(Plain()))
+    with pytest.raises(InputError, match="validation_split is None"):
+        make_data(task, validation_split=None).validation_batches(Plain())
+    mixture = seqio.Mixture("mixed", [(task, 1), (make_task(name="other"), 0)])
+    with pytest.raises(InputError, match="'mixed' gives task 'other' the rate 0"):
+        make_data(mixture).train_batches(Plain(), seed=0)
+    drops = make_task(lambda dataset: dataset.map(lambda each: {"inputs": each["inputs"]}))
+    with pytest.raises(InputError, match=r"'made' declares the feature 'targets' .* return inputs"):
+        make_data(drops).examples(Plain(), split="train", count=1, seed=0)
+    missing = task.replace(source=seqio.TextLineDataSource({"train": "/nowhere/*.txt"}))
+    with pytest.raises(InputError, match=r"(?s)cannot read .* /nowhere"):
+        next(make_data(missing).train_batches(Plain(), seed=0))
+
+
+def test_a_failing_preprocessor_says_why(tf, make_task):
+    def fail(example):
+        with tf.control_dependencies([tf.debugging.assert_less(tf.size(example["inputs"]), 12)]):
+            return {name: tf.identity(value) for name, value in example.items()}
+
+    batches = make_data(make_task(lambda ds: ds.map(fail))).train_batches(Plain(), seed=0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="12"):
+        list(batches)
+
+
+def test_many_shards_of_a_small_task_start_soon(make_task):
+    data = make_data(make_task(), batch_size=32, num_shards=32, window=1024)
+    data.batch_shapes(Plain())
+    start = time.perf_counter()
+    batches = data.train_batches(Plain(), seed=0)
+    next(batches)
+    assert time.perf_counter() - start < 5  # 0.5 s on an idle machine
+    batches.close()

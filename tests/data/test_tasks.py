@@ -1,0 +1,202 @@
+"""SeqIO tasks by name, and vocabularies beside SeqIO's. The one file here that needs TensorFlow."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from t5lite.data import python_docs, tasks
+from t5lite.data.importing import import_seqio
+from t5lite.data.tasks import get_task
+from t5lite.data.vocabularies import Bytes, SentencePiece, from_seqio
+from t5lite.errors import InputError
+
+TEXTS = [
+    "Thank you <extra_id_0> me to your party <extra_id_1> week.",
+    "def f(x):\n    return {x: '~'}",
+    "<extra_id_99>",
+    "naïve 東京 🙂 ﬁ",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def seqio(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("T5LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        python_docs.load.cache_clear()
+        tasks.python_docs_vocabulary.cache_clear()
+        yield import_seqio()
+        python_docs.load.cache_clear()
+        tasks.python_docs_vocabulary.cache_clear()
+
+
+def examples(task, split, count=None):
+    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
+    return list((dataset if count is None else dataset.take(count)).as_numpy_iterator())
+
+
+# Vocabularies
+
+
+@pytest.fixture(params=["SentencePiece", "Bytes", "Bytes of ByT5's first release"])
+def vocabulary(request, seqio):
+    if request.param == "SentencePiece":
+        return tasks.python_docs_vocabulary()
+    return Bytes() if request.param == "Bytes" else Bytes(0)
+
+
+def test_ids_are_those_of_seqio(vocabulary):
+    theirs = vocabulary.as_seqio()
+    assert theirs.vocab_size == vocabulary.size
+    assert theirs.extra_ids == vocabulary.num_sentinels
+    for name in ("pad_id", "eos_id", "unk_id"):
+        assert getattr(theirs, name) == getattr(vocabulary, name)
+    for text in TEXTS:
+        ids = vocabulary.encode(text)
+        assert list(theirs.encode(text)) == ids
+        assert theirs.encode_tf(text).numpy().tolist() == ids
+        if "<extra_id" not in text:
+            assert vocabulary.decode([*ids, 1, 5]) == theirs.decode([*ids, 1, 5])
+
+
+def test_there_and_back_is_the_identity(vocabulary):
+    twin = from_seqio(vocabulary.as_seqio())
+    assert type(twin) is type(vocabulary)
+    assert twin.fingerprint == vocabulary.fingerprint
+    assert twin.as_seqio() == vocabulary.as_seqio()
+
+
+def test_the_sentinels_written_out_have_t5s_ids(seqio):
+    theirs = tasks.python_docs_vocabulary().as_seqio()
+    for index in (0, 1, 50, 99):
+        (token,) = theirs.encode(f"<extra_id_{index}>")
+        assert token == tasks.python_docs_vocabulary().sentinel(index) == 4095 - index
+
+
+def test_a_file_with_sentinels_of_its_own(seqio, tmp_path):  # as mT5's, extra_ids=0 there
+    path = tmp_path / "own.model"
+    path.write_bytes(tasks.python_docs_vocabulary()._processor.serialized_model_proto())
+    twin = from_seqio(seqio.SentencePieceVocabulary(str(path), extra_ids=0))
+    assert (twin.size, twin.num_sentinels, twin.sentinel(0)) == (4096, 100, 4095)
+    assert twin.as_seqio().vocab_size == 4096
+
+
+def test_vocabularies_without_text_or_twin(seqio):
+    assert from_seqio(seqio.PassThroughVocabulary(size=10)) is None
+    with pytest.raises(InputError, match="FullCodepointVocabulary is not supported"):
+        from_seqio(seqio.FullCodepointVocabulary())
+    path = tasks.python_docs_vocabulary().model_file
+    with pytest.raises(InputError, match="reverse_extra_ids"):
+        from_seqio(seqio.SentencePieceVocabulary(path, 100, reverse_extra_ids=False))
+    with pytest.raises(InputError, match="cannot read"):
+        from_seqio(seqio.SentencePieceVocabulary("/nowhere/to.model", 100))
+
+
+def test_tensorflow_sees_no_accelerator(seqio):
+    import tensorflow as tf
+
+    assert tf.config.get_visible_devices("GPU") == []
+
+
+# Tasks
+
+
+@pytest.mark.parametrize("suffix", ["", "_bytes"])
+def test_python_docs_gives_its_documents_as_ids_without_eos(seqio, suffix):
+    task = get_task(f"python_docs{suffix}")
+    vocabulary = from_seqio(task.output_features["targets"].vocabulary)
+    assert type(vocabulary) is (Bytes if suffix else SentencePiece)
+    assert not task.output_features["targets"].add_eos
+    for split in python_docs.SPLITS:
+        assert task.num_input_examples(split) == len(python_docs.documents(split))
+    texts = python_docs.documents("validation")
+    for example, text in zip(examples(task, "validation", 50), texts, strict=False):
+        assert example["targets"].dtype == np.int32
+        assert example["targets"].tolist() == vocabulary.encode(text)
+        assert example["targets_pretokenized"].decode() == text
+    assert len(examples(task, "validation")) == len(texts)
+
+
+def test_the_default_vocabulary_has_4096_ids_and_knows_its_text(seqio):
+    vocabulary = tasks.python_docs_vocabulary()
+    assert (vocabulary.size, vocabulary.num_sentinels) == (4096, 100)
+    ids = [
+        token for text in python_docs.documents("validation") for token in vocabulary.encode(text)
+    ]
+    assert ids.count(vocabulary.unk_id) < 1e-3 * len(ids)
+    characters = sum(map(len, python_docs.documents("validation")))
+    assert characters / len(ids) > 3  # characters per token
+
+
+def test_docstring_summary_shares_the_vocabulary_of_python_docs(seqio):
+    task = get_task("docstring_summary")
+    pretrained = get_task("python_docs").output_features["targets"]
+    assert list(task.output_features) == ["inputs", "targets"]
+    assert all(each.vocabulary == pretrained.vocabulary for each in task.output_features.values())
+    first, *_ = examples(task, "validation", 3)
+    source, summary = python_docs.pairs("validation")[0]
+    vocabulary = tasks.python_docs_vocabulary()
+    assert first["inputs"].tolist() == vocabulary.encode(source)
+    assert first["targets"].tolist() == vocabulary.encode(summary)
+    by_byte = examples(get_task("docstring_summary_bytes"), "validation", 1)[0]
+    assert by_byte["inputs"].tolist() == Bytes().encode(source)
+
+
+def test_only_what_is_asked_for_is_trained(seqio, monkeypatch):
+    monkeypatch.setattr(tasks, "train_sentencepiece", None)  # would fail if called
+    tasks.python_docs_vocabulary.cache_clear()
+    for name in ("python_docs_bytes", "docstring_summary_bytes", "c4"):
+        assert get_task(name).name == name
+
+
+def test_c4_is_registered_without_a_network(seqio):
+    task = get_task("c4")
+    assert task is get_task("c4")
+    vocabulary = task.output_features["targets"].vocabulary
+    assert vocabulary.sentencepiece_model_file == tasks.T5_VOCABULARY
+    assert vocabulary.extra_ids == 100
+
+
+def test_mixtures_of_built_in_tasks_and_modules_of_the_user(seqio, tmp_path, monkeypatch):
+    (tmp_path / "tasks_of_a_test.py").write_text(
+        "import seqio\n"
+        "from t5lite.data import get_task\n"
+        "get_task('python_docs_bytes')\n"
+        "seqio.MixtureRegistry.add('mixture_of_a_test', [('python_docs_bytes', 1.0)])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mixture = get_task("mixture_of_a_test", module=["tasks_of_a_test"])
+    assert isinstance(mixture, seqio.Mixture)
+    assert get_task("mixture_of_a_test", module="tasks_of_a_test") is mixture
+    with pytest.raises(InputError, match="did you mean mixture_of_a_test"):
+        get_task("mixture_of_a_tset")
+
+
+def test_a_task_of_the_users_own_wins(seqio, monkeypatch):
+    monkeypatch.setattr(tasks, "_BUILT_IN", {"mine": None, **tasks._BUILT_IN})
+    seqio.TaskRegistry.add(
+        "mine", source=get_task("c4").source, preprocessors=[], output_features={}
+    )
+    assert get_task("mine").name == "mine"
+
+
+def test_misspelt_names_get_the_nearest(seqio):
+    with pytest.raises(InputError, match=r"did you mean .*python_docs"):
+        get_task("python_doc")
+
+
+def test_modules_that_cannot_be_imported_are_named(seqio, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="module 'no_such_module_here': ModuleNotFoundError"):
+        get_task("c4", module="no_such_module_here")
+    (tmp_path / "broken_module_here.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="'broken_module_here': ZeroDivisionError"):
+        get_task("c4", module="broken_module_here")
+    assert "broken_module_here" not in sys.modules
+
+
+def test_a_missing_seqio_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "seqio", None)
+    with pytest.raises(InputError, match="need seqio, which is not installed"):
+        get_task("c4")
