@@ -1,0 +1,78 @@
+"""AdamW whose steps are relative to each matrix's size, which lets Adam train a T5."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from t5lite.optimizers.checks import Schedule, require_dtype, require_number, require_rate
+from t5lite.optimizers.float32 import in_float32
+from t5lite.optimizers.masks import MATRICES, DecayMask
+from t5lite.optimizers.matrices import MatrixView, matrix_views, rms
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamWScale:
+    """AdamW with Adafactor's parameter scale: updates are multiplied by each parameter's RMS.
+
+    T5's initialisers give matrices very different sizes, and Adafactor, for which they were chosen,
+    steps in proportion. This does the same for Adam: the update of every parameter, one layer at a
+    time, is multiplied by `max(min_scale, rms(parameter))`. Weight decay is not.
+
+    nanoT5's own code differs in two small ways: it adds epsilon before the bias correction (which
+    enlarges it during the first steps), and decays the parameter after the step, not before.
+
+    Args:
+      learning_rate: number >= 0, or a schedule; relative, so larger than AdamW's (nanoT5: 0.02).
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      epsilon: added to the root of the second moment, > 0.
+      min_scale: smallest scale, > 0, so that parameters starting at zero can move.
+      weight_decay: >= 0; a step subtracts `learning_rate * weight_decay * parameter`.
+      decay_mask: what it acts on, matrices by default.
+      mu_dtype: of the first moment, float32 or bfloat16; the second is always float32.
+
+    Source: Nawrot 2023, nanoT5, arXiv:2309.02373.
+    """
+
+    learning_rate: float | Schedule
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-6
+    min_scale: float = 1e-3
+    weight_decay: float = 0.0
+    decay_mask: DecayMask = MATRICES
+    mu_dtype: Any = "float32"
+
+    def __post_init__(self) -> None:
+        require_rate("AdamWScale.learning_rate", self.learning_rate)
+        require_number("AdamWScale.b1", self.b1, "[0, 1)")
+        require_number("AdamWScale.b2", self.b2, "[0, 1)")
+        require_number("AdamWScale.epsilon", self.epsilon, "(0, inf)")
+        require_number("AdamWScale.min_scale", self.min_scale, "(0, inf)")
+        require_number("AdamWScale.weight_decay", self.weight_decay, "[0, inf)")
+        require_dtype("AdamWScale.mu_dtype", self.mu_dtype)
+
+    def __call__(self, axes: Any) -> optax.GradientTransformationExtraArgs:
+        """Returns the transformation for parameters whose logical axis names are `axes`."""
+        return in_float32(
+            optax.chain(
+                optax.scale_by_adam(self.b1, self.b2, self.epsilon, mu_dtype=self.mu_dtype),
+                _scale_by_parameter_rms(axes, self.min_scale),
+                optax.add_decayed_weights(
+                    self.weight_decay, mask=lambda params: self.decay_mask(params, axes)
+                ),
+                optax.scale_by_learning_rate(self.learning_rate),
+            )
+        )
+
+
+def _scale_by_parameter_rms(axes: Any, min_scale: float) -> optax.GradientTransformation:
+    def scaled(param: jax.Array, update: jax.Array, view: MatrixView) -> jax.Array:
+        return update * jnp.maximum(rms(param, view), min_scale)
+
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(scaled, params, updates, matrix_views(params, axes))
+    )

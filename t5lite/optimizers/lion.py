@@ -1,0 +1,56 @@
+"""Lion."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from t5lite.optimizers.checks import Schedule, require_dtype, require_number, require_rate
+from t5lite.optimizers.float32 import in_float32
+from t5lite.optimizers.masks import MATRICES, DecayMask
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion:
+    """Sign of an interpolated momentum, with decoupled weight decay: one moment instead of two.
+
+    As every coordinate moves by the learning rate, it should be 3 to 10 times smaller than AdamW's,
+    and `weight_decay` as many times larger.
+
+    Args:
+      learning_rate: number >= 0, or a schedule.
+      b1: weight of the momentum in the update, in [0, 1).
+      b2: decay of the momentum, in [0, 1).
+      weight_decay: >= 0; a step subtracts `learning_rate * weight_decay * parameter`.
+      decay_mask: what it acts on, matrices by default.
+      mu_dtype: of the momentum, float32 or bfloat16.
+
+    Source: Chen et al. 2023, arXiv:2302.06675.
+    """
+
+    learning_rate: float | Schedule
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.1
+    decay_mask: DecayMask = MATRICES
+    mu_dtype: Any = "float32"
+
+    def __post_init__(self) -> None:
+        require_rate("Lion.learning_rate", self.learning_rate)
+        require_number("Lion.b1", self.b1, "[0, 1)")
+        require_number("Lion.b2", self.b2, "[0, 1)")
+        require_number("Lion.weight_decay", self.weight_decay, "[0, inf)")
+        require_dtype("Lion.mu_dtype", self.mu_dtype)
+
+    def __call__(self, axes: Any) -> optax.GradientTransformationExtraArgs:
+        """Returns the transformation for parameters whose logical axis names are `axes`."""
+        return in_float32(
+            optax.lion(
+                self.learning_rate,
+                b1=self.b1,
+                b2=self.b2,
+                mu_dtype=self.mu_dtype,
+                weight_decay=self.weight_decay,
+                mask=lambda params: self.decay_mask(params, axes),
+            )
+        )

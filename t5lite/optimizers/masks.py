@@ -1,0 +1,78 @@
+"""Which parameters weight decay acts on: the one rule of all optimizers."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+
+from t5lite.errors import InputError
+from t5lite.optimizers.checks import require_flag
+from t5lite.optimizers.matrices import MatrixView, matrix_views
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayMask:
+    """Chooses parameters by what they are and by their path.
+
+    A parameter is decayed if all of these hold. By default: matrices, token embeddings included,
+    and neither norm scales, biases (stacked ones too) nor relative-bias tables.
+
+    Args:
+      include: regular expression that the path must contain (`re.search`); None for any path.
+        Paths look like `encoder/layers/block_0/attention/query/kernel`.
+      exclude: regular expression that the path must not contain; None for no path.
+      matrices_only: only parameters that are matrices, see `matrices.matrix_view`.
+
+    Raises:
+      InputError: if an expression is not one; when called, if `include` matches no parameter.
+    """
+
+    include: str | None = None
+    exclude: str | None = None
+    matrices_only: bool = True
+
+    def __post_init__(self) -> None:
+        require_flag("DecayMask.matrices_only", self.matrices_only)
+        for field in ("include", "exclude"):
+            pattern = getattr(self, field)
+            try:
+                if pattern is not None:
+                    re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise InputError(
+                    f"DecayMask.{field} = {pattern!r}: not a regular expression ({error})"
+                ) from error
+
+    def __call__(self, params: Any, axes: Any) -> Any:
+        """Returns the tree of `params` with True where weight decay acts, False elsewhere.
+
+        Args:
+          params: tree of arrays or shapes.
+          axes: the same tree with PartitionSpec leaves of logical names, or None.
+        """
+        leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+        paths = [_spelt(path) for path, _ in leaves]
+        if self.include and not any(re.search(self.include, path) for path in paths):
+            raise InputError(
+                f"DecayMask.include = {self.include!r}: matches no parameter;"
+                f" they look like {', '.join(paths[:3])}"
+            )
+        return jax.tree_util.tree_map_with_path(self._chooses, params, matrix_views(params, axes))
+
+    def _chooses(self, path: tuple, param: Any, view: MatrixView) -> bool:
+        del param
+        spelt = _spelt(path)
+        return (
+            (view.is_matrix or not self.matrices_only)
+            and (self.include is None or re.search(self.include, spelt) is not None)
+            and (self.exclude is None or re.search(self.exclude, spelt) is None)
+        )
+
+
+MATRICES = DecayMask()
+"""The default of every optimizer."""
+
+
+def _spelt(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,163 @@
+"""Learning-rate schedules: each is a function that returns `step -> float32 scalar`.
+
+Steps are 0-based: the first update uses step 0, the last one step `total_steps - 1`. Every warm-up
+is T5X's: the rate is multiplied by `min(1, step / warmup_steps)`, so step 0 gets exactly 0, step
+`warmup_steps` is the first to get the full rate, and `warmup_steps=0` means none. After
+`total_steps` a rate stays where it ended.
+
+A schedule takes a Python int or an int32 scalar, traced or not.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from t5lite.errors import InputError
+from t5lite.optimizers.checks import Schedule, require_count, require_flag, require_number
+
+
+def constant(*, peak: float, warmup_steps: int = 0) -> Schedule:
+    """Holds `peak` after the warm-up.
+
+    Args:
+      peak: learning rate, >= 0.
+      warmup_steps: of linear climb from 0, >= 0.
+
+    Raises:
+      InputError: if a value is out of range.
+    """
+    _check("constant", peak=peak, warmup_steps=warmup_steps)
+    return _warmed_up(lambda step: peak, warmup_steps)
+
+
+def linear(*, peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
+    """Falls along a straight line from `peak` at step `warmup_steps` to `end` at `total_steps`.
+
+    Args:
+      peak: highest learning rate, >= 0.
+      total_steps: of the run, above `warmup_steps`.
+      warmup_steps: of linear climb from 0, >= 0.
+      end: learning rate from `total_steps` on, >= 0.
+
+    Raises:
+      InputError: if a value is out of range.
+    """
+    _check("linear", peak=peak, warmup_steps=warmup_steps, end=end)
+    _check_total("linear", total_steps, warmup_steps=warmup_steps)
+
+    def rate(step: jax.Array) -> jax.Array:
+        return peak + (end - peak) * _progress(step, warmup_steps, total_steps)
+
+    return _warmed_up(rate, warmup_steps)
+
+
+def cosine(*, peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
+    """Falls along half a cosine from `peak` at step `warmup_steps` to `end` at `total_steps`.
+
+    Args:
+      peak: highest learning rate, >= 0.
+      total_steps: of the run, above `warmup_steps`.
+      warmup_steps: of linear climb from 0, >= 0.
+      end: learning rate from `total_steps` on, >= 0.
+
+    Raises:
+      InputError: if a value is out of range.
+
+    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+    """
+    _check("cosine", peak=peak, warmup_steps=warmup_steps, end=end)
+    _check_total("cosine", total_steps, warmup_steps=warmup_steps)
+
+    def rate(step: jax.Array) -> jax.Array:
+        turn = math.pi * _progress(step, warmup_steps, total_steps)
+        return end + (peak - end) * 0.5 * (1.0 + jnp.cos(turn))
+
+    return _warmed_up(rate, warmup_steps)
+
+
+def rsqrt(*, base: float = 1.0, warmup_steps: int = 10_000, climb: bool = True) -> Schedule:
+    """Returns `base / sqrt(max(step, warmup_steps))`, T5's schedule, which needs no total.
+
+    With `climb` this is T5X's `constant * linear_warmup * rsqrt_decay`, save that T5X lifts every
+    rate to at least 1e-8 (its step 0 has that, ours 0).
+
+    Args:
+      base: numerator, >= 0; the highest learning rate is `base / sqrt(warmup_steps)`.
+      warmup_steps: where the decay begins, >= 1.
+      climb: climb linearly from 0 until then (T5X) rather than hold the highest rate (T5's paper).
+
+    Raises:
+      InputError: if a value is out of range.
+
+    Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.2.
+    """
+    require_number("rsqrt.base", base, "[0, inf)")
+    require_count("rsqrt.warmup_steps", warmup_steps, minimum=1)
+    require_flag("rsqrt.climb", climb)
+
+    def rate(step: jax.Array) -> jax.Array:
+        return base / jnp.sqrt(jnp.maximum(step, float(warmup_steps)))
+
+    return _warmed_up(rate, warmup_steps if climb else 0)
+
+
+def wsd(
+    *, peak: float, total_steps: int, decay_steps: int, warmup_steps: int = 0, end: float = 0.0
+) -> Schedule:
+    """Warms up, stays at `peak`, then falls linearly to `end` over the last `decay_steps`.
+
+    As the rate before the fall does not depend on `total_steps`, a run can be extended, or branched
+    into falls of its own, from any checkpoint of the stable phase.
+
+    Args:
+      peak: highest learning rate, >= 0.
+      total_steps: of the run, at least `warmup_steps + decay_steps`.
+      decay_steps: length of the fall, >= 1; step `total_steps - decay_steps` is the last at `peak`.
+      warmup_steps: of linear climb from 0, >= 0.
+      end: learning rate from `total_steps` on, >= 0.
+
+    Raises:
+      InputError: if a value is out of range.
+
+    Source: Hu et al. 2024, arXiv:2404.06395, §4; Hägele et al. 2024, arXiv:2405.18392.
+    """
+    _check("wsd", peak=peak, warmup_steps=warmup_steps, end=end)
+    require_count("wsd.decay_steps", decay_steps, minimum=1)
+    _check_total("wsd", total_steps, warmup_steps=warmup_steps, decay_steps=decay_steps)
+
+    def rate(step: jax.Array) -> jax.Array:
+        return peak + (end - peak) * _progress(step, total_steps - decay_steps, total_steps)
+
+    return _warmed_up(rate, warmup_steps)
+
+
+def _warmed_up(rate, warmup_steps: int) -> Schedule:
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        climb = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0
+        return jnp.asarray(climb * rate(step), jnp.float32)
+
+    return schedule
+
+
+def _progress(step: jax.Array, start: int, stop: int) -> jax.Array:
+    return jnp.clip((step - start) / (stop - start), 0.0, 1.0)
+
+
+def _check(name: str, *, peak: float, warmup_steps: int, end: float = 0.0) -> None:
+    require_number(f"{name}.peak", peak, "[0, inf)")
+    require_number(f"{name}.end", end, "[0, inf)")
+    require_count(f"{name}.warmup_steps", warmup_steps)
+
+
+def _check_total(name: str, total_steps: int, **phases: int) -> None:
+    require_count(f"{name}.total_steps", total_steps, minimum=1)
+    # A schedule without a decay phase of its own needs at least one step to fall in.
+    needed = sum(phases.values()) + ("decay_steps" not in phases)
+    if total_steps < needed:
+        spelt = " + ".join(f"{field} ({value})" for field, value in phases.items())
+        raise InputError(
+            f"{name}.total_steps = {total_steps}: must be at least {needed}, as {spelt} come first;"
+            " it is the length of the whole run, warm-up included"
+        )

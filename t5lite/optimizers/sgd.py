@@ -1,0 +1,55 @@
+"""Stochastic gradient descent."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from t5lite.errors import InputError
+from t5lite.optimizers.checks import (
+    Schedule,
+    require_dtype,
+    require_flag,
+    require_number,
+    require_rate,
+)
+from t5lite.optimizers.float32 import in_float32
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD:
+    """Gradient descent with optional momentum.
+
+    Args:
+      learning_rate: number >= 0, or a schedule.
+      momentum: decay of the sum of past gradients, in [0, 1); 0 keeps no state for it.
+      nesterov: look ahead along the momentum; needs one.
+      mu_dtype: of the momentum, float32 or bfloat16.
+
+    Source: Sutskever et al. 2013, proceedings.mlr.press/v28/sutskever13.
+    """
+
+    learning_rate: float | Schedule
+    momentum: float = 0.0
+    nesterov: bool = False
+    mu_dtype: Any = "float32"
+
+    def __post_init__(self) -> None:
+        require_rate("SGD.learning_rate", self.learning_rate)
+        require_number("SGD.momentum", self.momentum, "[0, 1)")
+        require_flag("SGD.nesterov", self.nesterov)
+        require_dtype("SGD.mu_dtype", self.mu_dtype)
+        if self.nesterov and not self.momentum:
+            raise InputError("SGD.nesterov = True: needs a momentum, e.g. SGD.momentum = 0.9")
+
+    def __call__(self, axes: Any) -> optax.GradientTransformationExtraArgs:
+        """Returns the transformation; `axes` is not needed."""
+        del axes
+        return in_float32(
+            optax.sgd(
+                self.learning_rate,
+                momentum=self.momentum or None,
+                nesterov=self.nesterov,
+                accumulator_dtype=self.mu_dtype,
+            )
+        )
