@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input: the message names the field, the value and the fix. The command line exits with 2."""
+    """Bad input: names the field, the value and the fix. The command line exits with 2."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:

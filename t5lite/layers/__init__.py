@@ -5,7 +5,7 @@ from t5lite.layers.cache import KeyValues
 from t5lite.layers.embeddings import TokenEmbedding
 from t5lite.layers.masks import causal_mask, padding_mask, segment_mask
 from t5lite.layers.mlp import ACTIVATIONS, Mlp, MlpSpec
-from t5lite.layers.norms import RMSNorm, RMSNormSpec, rms_norm
+from t5lite.layers.norms import NormSpec, RMSNorm, RMSNormSpec, rms_norm
 from t5lite.layers.positions import RelativeBias, RelativeBiasSpec, relative_buckets, toeplitz
 from t5lite.layers.projection import projection
 from t5lite.layers.spec import Spec
@@ -17,6 +17,7 @@ __all__ = [
     "KeyValues",
     "Mlp",
     "MlpSpec",
+    "NormSpec",
     "RMSNorm",
     "RMSNormSpec",
     "RelativeBias",

@@ -1,5 +1,7 @@
 """Token embeddings, and the logits that may share their table."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ class TokenEmbedding(nn.Module):
 
     def setup(self) -> None:
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-        self.embedding = self.param("embedding", init, (self.vocab, self.embed))
+        self.embedding: Any = self.param("embedding", init, (self.vocab, self.embed))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Looks up `tokens` `[batch, length]` int32, giving `[batch, length, embed]`."""

@@ -1,6 +1,7 @@
 """Normalisation layers."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,8 +11,16 @@ from jax import lax
 from t5lite.layers.spec import Spec
 
 
+class NormSpec(Spec):
+    """Any normalisation layer; subclass it for one of your own."""
+
+    def make(self, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module, whose output has `dtype`."""
+        raise NotImplementedError(f"{type(self).__name__}.make")
+
+
 @dataclasses.dataclass(frozen=True)
-class RMSNormSpec(Spec):
+class RMSNormSpec(NormSpec):
     """Root-mean-square normalisation with a scale and no bias.
 
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
@@ -30,7 +39,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param(
+        scale: Any = self.param(
             "scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), x.shape[-1:]
         )
         return rms_norm(x, scale, epsilon=self.epsilon).astype(self.dtype)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -55,16 +56,17 @@ class RelativeBias(nn.Module):
           kv_length: number of keys.
         """
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        table = self.param(
+        table: Any = self.param(
             "embedding",
             nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
             (self.num_heads, self.spec.num_buckets),
         )
         if q_positions is None:
-            offsets = np.arange(1 - q_length, kv_length)
-            buckets = relative_buckets(offsets, self.spec, bidirectional=self.bidirectional)
+            diagonals = np.arange(1 - q_length, kv_length)
+            buckets = relative_buckets(diagonals, self.spec, bidirectional=self.bidirectional)
             return toeplitz(table[:, buckets], q_length)[None]
-        offsets = jnp.arange(kv_length, dtype=jnp.int32)[None, None] - q_positions[..., None]
+        keys = jnp.arange(kv_length, dtype=jnp.int32)[None, None]
+        offsets = keys - q_positions[..., None]
         buckets = relative_buckets(offsets, self.spec, bidirectional=self.bidirectional)
         return jnp.moveaxis(table[:, buckets], 0, 1)
 

@@ -39,7 +39,8 @@ class Spec:
                 object.__setattr__(self, field.name, float(value))
             elif not _matches(value, hints[field.name]):
                 raise InputError(
-                    f"{type(self).__name__}.{field.name} = {value!r}: expected {_name(hints[field.name])}"
+                    f"{type(self).__name__}.{field.name} = {value!r}: "
+                    f"expected {_name(hints[field.name])}"
                 )
             if field.name.startswith("num_") or field.metadata.get("positive"):
                 self.require(value is None or value >= 1, field.name, "at least 1")

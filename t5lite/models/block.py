@@ -1,17 +1,28 @@
 """One transformer layer: its spec and its module."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t5lite.layers import AttentionSpec, KeyValues, MlpSpec, RelativeBiasSpec, RMSNormSpec, Spec
+from t5lite.layers import (
+    AttentionSpec,
+    KeyValues,
+    MlpSpec,
+    NormSpec,
+    RelativeBiasSpec,
+    RMSNormSpec,
+    Spec,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec(Spec):
     """One pre-norm transformer layer: attention, cross-attention where given, and an MLP.
+
+    A block of your own is a frozen dataclass that extends this one and overrides `make`.
 
     Args:
       attention: over the stack's own sequence.
@@ -22,7 +33,7 @@ class BlockSpec(Spec):
 
     attention: AttentionSpec
     mlp: MlpSpec
-    norm: Spec = RMSNormSpec()
+    norm: NormSpec = RMSNormSpec()
     cross_attention: AttentionSpec | None = None
 
     def make(
@@ -73,7 +84,7 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         spec = self.spec
-        sizes = {"dtype": self.dtype, "dropout_rate": self.dropout_rate}
+        sizes: Any = {"dtype": self.dtype, "dropout_rate": self.dropout_rate}
         if self.relative_bias_spec is not None:
             self.relative_bias = self.relative_bias_spec.make(
                 spec.attention.num_heads, bidirectional=not self.causal
@@ -112,6 +123,7 @@ class Block(nn.Module):
         normed = self.attention_norm(x)
         kv = self.attention.key_values(normed)
         if cached is not None:
+            assert context.positions is not None, "a cache needs positions"
             kv = cached = cached.append(kv, context.positions[:, 0])
         bias = context.bias
         if self.relative_bias_spec is not None:
@@ -119,6 +131,7 @@ class Block(nn.Module):
         x = self._add(x, self.attention(normed, kv, bias=bias, mask=context.mask))
         if self.spec.cross_attention is not None:
             if cross is None:
+                assert context.encoded is not None, "cross-attention needs `encoded` or `cross`"
                 cross = self.cross_key_values(context.encoded)
             normed = self.cross_attention_norm(x)
             x = self._add(

@@ -80,6 +80,7 @@ class EncoderDecoder(nn.Module):
         hidden, own = self.decoder(
             self.token_embedding(tokens), context, cached=cache.own, cross=cache.cross
         )
+        assert own is not None
         return self.logits(hidden), cache.extended(own, tokens.shape[1])
 
     def __call__(self, batch: Batch) -> jax.Array:

@@ -69,12 +69,12 @@ class Model:
         Returns:
           `[batch, length, embed]` in the compute dtype, and auxiliary outputs by name.
         """
-        rngs = rngs if train else None
-        return self._module.apply({"params": params}, dict(batch), method="hidden", rngs=rngs), {}
+        rngs = dict(rngs) if rngs and train else None
+        return self._apply("hidden", params, dict(batch), rngs=rngs), {}
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Returns `[batch, length, vocab]` float32 for `hidden` `[batch, length, embed]`."""
-        return self._module.apply({"params": params}, hidden, method="logits")
+        return self._apply("logits", params, hidden)
 
     def start(self, params: Params, batch: Batch, *, max_length: int) -> Cache:
         """Prepares decoding: encodes the inputs, once.
@@ -84,7 +84,7 @@ class Model:
           batch: with `encoder_input_tokens` `[batch, encoder_length]`, not packed.
           max_length: decoder tokens a row that the cache has room for.
         """
-        return self._module.apply({"params": params}, dict(batch), max_length, method="start")
+        return self._apply("start", params, dict(batch), max_length)
 
     def extend(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Decodes `tokens` `[batch, n]` int32 behind those in the cache.
@@ -92,7 +92,10 @@ class Model:
         Returns:
           Logits `[batch, n, vocab]` float32, those at i predicting token i + 1, and the cache.
         """
-        return self._module.apply({"params": params}, tokens, cache, method="extend")
+        return self._apply("extend", params, tokens, cache)
+
+    def _apply(self, method: str, params: Params, *arguments: Any, **options: Any) -> Any:
+        return self._module.apply({"params": params}, *arguments, method=method, **options)
 
 
 def _tiny_batch() -> dict[str, jax.Array]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5lite.errors import InputError
-from t5lite.layers import RelativeBiasSpec, RMSNormSpec, Spec
+from t5lite.layers import NormSpec, RelativeBiasSpec, RMSNormSpec, Spec
 from t5lite.layers.spec import positive
+from t5lite.models.block import BlockSpec
 
 FORMAT_VERSION = 1
 
@@ -21,7 +22,7 @@ class StackSpec(Spec):
 
     Args:
       num_layers: in all.
-      blocks: the pattern that repeats, e.g. two blocks alternate; `BlockSpec` or a block of your own.
+      blocks: the pattern that repeats, e.g. two blocks alternate; `BlockSpec`s or your own.
       causal: whether a token sees only those before it.
       relative_bias: the position bias; None for none.
       final_norm: after the last layer.
@@ -29,10 +30,10 @@ class StackSpec(Spec):
     """
 
     num_layers: int
-    blocks: tuple[Spec, ...]
+    blocks: tuple[BlockSpec, ...]
     causal: bool
     relative_bias: RelativeBiasSpec | None = None
-    final_norm: Spec = RMSNormSpec()
+    final_norm: NormSpec = RMSNormSpec()
     dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
@@ -75,7 +76,8 @@ class ModelSpec(Spec):
             for block in stack.blocks:
                 if (block.cross_attention is not None) != crosses:
                     raise InputError(
-                        "cross_attention belongs in every block of the decoder and in none of the encoder"
+                        "cross_attention belongs in every block of the decoder "
+                        "and in none of the encoder"
                     )
 
 
@@ -141,12 +143,11 @@ def differences(old: ModelSpec, new: ModelSpec) -> list[str]:
     """Returns one line, `path: old -> new`, for each value in which two specs differ."""
 
     def flat(value: Any, path: str) -> dict[str, Any]:
-        items = value.items() if isinstance(value, dict) else None
         if isinstance(value, list):
-            items = ((str(index), item) for index, item in enumerate(value))
-        if items is None:
+            value = dict(enumerate(value))
+        if not isinstance(value, dict):
             return {path: value}
-        return {k: v for key, item in items for k, v in flat(item, f"{path}.{key}").items()}
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}").items()}
 
     a, b = flat(old.to_json(), "model"), flat(new.to_json(), "model")
     return [

@@ -1,6 +1,7 @@
 """A stack of layers, scanned: one compiled layer, parameters stacked along `layers`."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -77,7 +78,7 @@ class Stack(nn.Module):
                 prevent_cse=not compute.scan,
                 methods=["__call__"],
             )
-        scan = functools.partial(
+        scan: Any = functools.partial(
             dict,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
@@ -147,7 +148,7 @@ class Stack(nn.Module):
             context = context.replace(bias=bias_array)
         deterministic = not self.has_rng("dropout")
         x = self.dropout(x, deterministic=deterministic)
-        updated = {}
+        updated: StackKeyValues = {}
         for name in self.parts:
             own = [None if tree is None else tree[name] for tree in (cached, cross)]
             x, updated[name] = getattr(self, name)(x, context, *own)

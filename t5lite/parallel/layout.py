@@ -13,7 +13,7 @@ from t5lite.errors import InputError, unknown
 # The mesh's axes: data parallelism, sharded data parallelism, sequence, tensor and expert.
 MESH_AXES = ("data", "fsdp", "seq", "tensor", "expert")
 
-Rules = Sequence[tuple[str, str | Sequence[str] | None]]
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 PARAMETERS: Rules = (
     ("vocab", "tensor"),

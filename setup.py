@@ -1,0 +1,67 @@
+"""Packaging. Tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "t5lite/__init__.py").read_text())[1]
+
+JAX = ">=0.10.2,<0.12"  # 0.11 needs Python 3.12: 3.11 stays on 0.10
+
+setup(
+    name="t5lite",
+    version=VERSION,
+    description="Encoder, decoder and encoder-decoder transformers in JAX, for TPUs and research",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The t5lite authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["t5lite", "t5lite.*"]), "t5lite._gin", "t5lite._configs"],
+    # gin/ and configs/ are no packages (a gin/__init__.py would shadow the gin library); the wheel
+    # carries them inside t5lite, where `t5lite.configuration.find` looks.
+    package_dir={"t5lite._gin": "gin", "t5lite._configs": "configs"},
+    package_data={"t5lite._gin": ["**/*.gin"], "t5lite._configs": ["**/*.gin"]},
+    entry_points={"console_scripts": ["t5lite = t5lite.main:main"]},
+    install_requires=[
+        f"jax{JAX}",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "etils[epath]>=1.9.1,<2",
+        "numpy>=2.0,<3",
+        "gin-config>=0.5,<0.6",
+        "tqdm>=4.66,<5",
+        "tensorboardX>=2.6.4,<3",
+        # These two move together: tensorflow-text asks for its own minor version of the other.
+        "tensorflow>=2.21,<2.22",
+        "tensorflow-text>=2.21,<2.22",
+        "tensorflow-datasets>=4.9.10,<5",
+        "seqio>=0.0.20,<0.0.21",
+        # 0.2.3 needs protobuf 7.36, which apache-beam (SeqIO's cache jobs) excludes.
+        "sentencepiece>=0.2.0,<0.2.3",
+    ],
+    extras_require={
+        "tpu": [f"jax[tpu]{JAX}"],
+        "cuda": [f"jax[cuda12]{JAX}"],
+        "test": [
+            "mypy>=2,<3",
+            "pytest>=8.3,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.17,<0.18",
+            "setuptools>=77",  # builds the wheel that tests/test_wheel.py installs
+        ],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,36 @@
+"""t5lite: encoder, decoder and encoder-decoder transformers in JAX, from text to checkpoint.
+
+`import t5lite` costs milliseconds: rooms and functions load when they are first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_FUNCTIONS = {"train": "t5lite.commands.train", "load": "t5lite.interop.load"}
+_ROOMS = (
+    "data",
+    "decoding",
+    "errors",
+    "evaluation",
+    "interop",
+    "layers",
+    "models",
+    "objectives",
+    "optimizers",
+    "parallel",
+    "training",
+)
+__all__ = ["__version__", *_FUNCTIONS, *_ROOMS]
+
+
+def __getattr__(name: str) -> object:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"t5lite.{name}")
+    raise AttributeError(f"module 't5lite' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,217 @@
+"""Binding values with gin, calling with them, and saying in short what gin refuses."""
+
+import contextlib
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gin
+from gin import config_parser
+
+import t5lite
+from t5lite.configuration.source import Source, at, find
+from t5lite.errors import InputError, unknown
+
+_DYNAMIC = "from __gin__ import dynamic_registration"
+_WHERE = re.compile(r"\n  In (?:file \"(.*?)\",|bindings string) line (\d+)")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A parsed configuration. Its values live in gin, which holds one configuration at a time.
+
+    Attributes:
+      source: what the files and flags say, and where.
+    """
+
+    source: Source
+
+    def call(self, function: Callable, **arguments: Any) -> Any:
+        """Calls `function` with what is bound to it; `arguments` given here win.
+
+        Raises: InputError, at the place of a binding that is missing or refused.
+        """
+        with self._explained(function):
+            return gin.get_configurable(function)(**arguments)
+
+    def bindings_of(self, function: Callable) -> dict[str, Any]:
+        """Builds what is bound to `function`, without calling it.
+
+        Returns: values by parameter; parameters that nothing binds are left out.
+        Raises: InputError, at the place of a binding that is refused.
+        """
+        with self._explained(function):
+            return gin.get_bindings(function)
+
+    def operative_config(self) -> str:
+        """Returns every value used by the calls so far, defaults included, as gin text."""
+        return gin.operative_config_str()
+
+    @contextlib.contextmanager
+    def _explained(self, function: Callable) -> Iterator[None]:
+        name = function.__name__
+        if not any(binding.selector.split(".")[-1] == name for binding in self.source.bindings):
+            raise InputError(
+                f"nothing is configured for {name}; "
+                "name a file, such as --gin_file=configs/quickstart.gin"
+            )
+        try:
+            yield
+        except Exception as error:
+            found = self._call_error(error, name)
+            if found is error:
+                raise
+            raise found from error
+
+    def _call_error(self, error: Exception, name: str) -> Exception:
+        """Returns an InputError if the configuration is to blame, `error` itself if `name` is."""
+        # gin appends a line for each of its calls that the error passed through.
+        message, *_ = re.split(r"\n  (?:In call to|No values supplied)", str(error))
+        calls = re.findall(r"\n  In call to configurable '([\w.]+)'", str(error)) or [name]
+        missing = re.search(r"missing \d+ required .*?arguments?: (.*)", message)
+        if isinstance(error, InputError):
+            pass
+        elif missing and _raised_by_gin(error):
+            message = f"{calls[0]} needs {missing[1]}, which no file or flag binds"
+        elif calls[0] != name and isinstance(error, TypeError | ValueError):
+            message = f"{calls[0]} refused its arguments: {type(error).__name__}: {message}"
+        elif not _raised_by_gin(error):
+            return error
+        return at(self.source.place_of(calls[0], message), InputError(message))
+
+
+def parse(
+    files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+) -> Configuration:
+    """Reads gin files, then bindings over them; forgets any configuration before.
+
+    Args:
+      files: gin files, as `find` takes them; later ones win.
+      bindings: `NAME=value` for macros that the files define or use, `t5lite.train.steps=5` for
+        parameters; names of t5lite may leave `t5lite.` out.
+      search_paths: folders where files and their includes are looked up.
+
+    Returns: the configuration.
+    Raises: InputError, at the place of the mistake.
+    """
+    gin.clear_config()
+    source = Source(search_paths)
+    for name in files:
+        source.read_file(name)
+    with _reading(search_paths):
+        for name in files:
+            with _placed(source):
+                gin.parse_config_file(name)
+    _bind_flags(source, bindings)
+    for name, place in source.used_macros.items():
+        if name not in source.macros and not _is_constant(name):
+            raise at(place, unknown("macro", name, source.macros))
+    with _placed(source):
+        gin.finalize()
+    return Configuration(source)
+
+
+def _bind_flags(source: Source, bindings: Sequence[str]) -> None:
+    full_names = {binding: _full_name(binding, source) for binding in bindings}
+    of_files = set(source.macros)
+    for binding, full_name in full_names.items():
+        source.read_flag(full_name, place=f"--gin.{binding}")
+    known = of_files | source.used_macros.keys()
+    source.imports.setdefault("t5lite", config_parser.ImportStatement("t5lite", False, None, None))
+    # gin keeps imports apart by file, and a flag is nobody's: each starts with all of them.
+    imports = [
+        statement.format()
+        for statement in source.imports.values()
+        if not statement.module.startswith("__gin__.")
+    ]
+    for binding, full_name in full_names.items():
+        name = binding.partition("=")[0].strip()
+        place = f"--gin.{binding}"
+        if "." not in name and name not in known:  # gin would accept it, and nothing would read it
+            raise at(place, unknown("macro", name, known))
+        with _placed(source, place):
+            gin.parse_config([_DYNAMIC, *imports, full_name])
+
+
+def _full_name(binding: str, source: Source) -> str:
+    """Writes `train.steps=5` as `t5lite.train.steps=5`, unless a file imports a `train`."""
+    name, equals, value = binding.partition("=")
+    scope, slash, selector = name.strip().rpartition("/")
+    first, dot, _ = selector.partition(".")
+    if dot and first in t5lite.__all__ and first not in source.imports:
+        selector = f"t5lite.{selector}"
+    return f"{scope}{slash}{selector}{equals}{value}"
+
+
+def _is_constant(name: str) -> bool:
+    try:
+        gin.query_parameter(name)
+    except Exception:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _reading(search_paths: Sequence[str]) -> Iterator[None]:
+    """Lets gin open files as `find` finds them; its own lookup logs an error for each miss."""
+    reader = (
+        lambda name: open(str(find(name, search_paths)), encoding="utf-8"),  # noqa: SIM115
+        lambda name: find(name, search_paths) is not None,
+    )
+    gin.config._FILE_READERS.insert(0, reader)
+    try:
+        yield
+    finally:
+        gin.config._FILE_READERS.remove(reader)
+
+
+@contextlib.contextmanager
+def _placed(source: Source, place: str = "") -> Iterator[None]:
+    """Turns what gin refuses, and imports that fail, into an InputError at its place."""
+    try:
+        yield
+    except SyntaxError as error:
+        place = place or f"{error.filename}:{error.lineno}"
+        raise at(place, InputError(str(error.msg).partition("\n")[0])) from error
+    except Exception as error:
+        if not isinstance(error, InputError | ImportError) and not _raised_by_gin(error):
+            raise
+        where = _WHERE.search(str(error))
+        message = str(error)[: where.start() if where else None]
+        if where and not place:
+            place = f"{where[1]}:{where[2]}"
+        raise at(place, _clearer(message, source)) from error
+
+
+def _clearer(message: str, source: Source) -> InputError:
+    """Says what gin said, with the nearest names that would have been right."""
+    if found := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", message):
+        target, _ = source.resolve(found[1])
+        if target is not None:
+            return unknown(f"{found[1]} parameter", found[2], inspect.signature(target).parameters)
+    if found := re.match(r"Couldn't resolve selector (\S+);", message):
+        target, name = source.resolve(found[1])
+        public = getattr(target, "__all__", [known for known in dir(target) if known[0] != "_"])
+        return unknown(f"{found[1].partition(f'.{name}')[0]} name", name, public)
+    if found := re.match(r"'(\w+)' was not provided by an import", message):
+        if found[1] in t5lite.__all__:
+            return InputError(f"{found[1]} is not imported; write t5lite.{found[1]}")
+        return unknown("import", found[1], source.imports)
+    if re.match("No configurable matching", message):
+        return InputError(f"{message}\n  start the file with: {_DYNAMIC}")
+    if found := re.match(r"(.+) set to `%gin.REQUIRED`", message):
+        name = found[1].removesuffix("/macro.value")
+        place = source.macros.get(name, "")
+        for selector, parameter, bound_at in source.bindings:  # gin shortens t5lite.train to train
+            if f".{selector}.{parameter}".endswith(f".{name}"):
+                name, place = f"{selector}.{parameter}", bound_at
+        return at(place, InputError(f"{name} has no value yet; add --gin.{name}=..."))
+    return InputError(message.partition("\n")[0])
+
+
+def _raised_by_gin(error: Exception) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in ("gin", "inspect")

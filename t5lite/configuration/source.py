@@ -1,0 +1,238 @@
+"""What gin files and flags say, and where: read without binding or importing anything."""
+
+import contextlib
+import importlib.util
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gin import config_parser
+
+from t5lite.errors import InputError, unknown
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+class Binding(NamedTuple):
+    """One `selector.parameter = value`, and its place: `file:line`, or the command-line flag."""
+
+    selector: str
+    parameter: str
+    place: str
+
+
+class _Reference(NamedTuple):
+    selector: str
+
+
+class _Macro(NamedTuple):
+    name: str
+
+
+class _Names(config_parser.ParserDelegate):
+    """Keeps names as names: nothing is imported or looked up while reading."""
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
+        return _Reference(scoped_configurable_name.rpartition("/")[2])
+
+    def macro(self, macro_name: str) -> _Macro:
+        return _Macro(macro_name)
+
+
+@dataclass
+class Source:
+    """What gin files and flags say, and where.
+
+    Attributes:
+      search_paths: folders where files are looked up after the current one.
+      macros: each macro defined, with its last place.
+      bindings: the parameters bound, in order.
+      references: the selector of every `@selector`, with its place.
+      imports: each name that an import makes, with gin's statement.
+      includes: the files named by `include`.
+    """
+
+    search_paths: Sequence[str] = ()
+    macros: dict[str, str] = field(default_factory=dict)
+    bindings: list[Binding] = field(default_factory=list)
+    references: list[tuple[str, str]] = field(default_factory=list)
+    imports: dict[str, Any] = field(default_factory=dict)
+    includes: list[str] = field(default_factory=list)
+    _uses: dict[tuple[str, ...], dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def used_macros(self) -> dict[str, str]:
+        """Each macro that a value refers to, with its place; a value that is replaced uses none."""
+        return {name: place for uses in self._uses.values() for name, place in uses.items()}
+
+    def read_file(self, name: str, *, place: str = "", within: tuple[Path, ...] = ()) -> None:
+        """Notes what a file and its includes say.
+
+        Args:
+          name: the file, as `find` takes it.
+          place: where it was named, for errors.
+          within: the files that include it.
+
+        Raises: InputError if there is no such file, it includes itself, or it is not gin.
+        """
+        path = find(name, self.search_paths)
+        if path is None:
+            raise at(place, unknown("file", name, _known_files(name, self.search_paths)))
+        if path in within:
+            raise at(place, InputError(f"{name} includes itself"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise at(place, InputError(f"cannot read {path}: {error}")) from error
+        for statement, line in _statements(text, str(path)):
+            here = f"{path}:{line}"
+            if isinstance(statement, config_parser.IncludeStatement):
+                self.includes.append(statement.filename)
+                self.read_file(statement.filename, place=here, within=(*within, path))
+            else:
+                self._note(statement, here)
+
+    def read_flag(self, binding: str, *, place: str) -> None:
+        """Notes what one command-line binding, `NAME=value`, says."""
+        for statement, _ in _statements(binding, flag=place):
+            self._note(statement, place)
+
+    def _note(self, statement: Any, place: str) -> None:
+        if isinstance(statement, config_parser.ImportStatement):
+            self.imports[statement.bound_name()] = statement
+        elif isinstance(statement, config_parser.BindingStatement):
+            scope, selector, parameter, value, _ = statement
+            if parameter:
+                self.bindings.append(Binding(selector, parameter, place))
+            else:
+                self.macros["/".join(filter(None, (scope, selector)))] = place
+            names = list(_names(value))
+            self.references += [
+                (item.selector, place) for item in names if type(item) is _Reference
+            ]
+            uses = {item.name: place for item in names if type(item) is _Macro}
+            self._uses[scope, selector, parameter] = uses
+
+    def place_of(self, configurable: str, message: str) -> str:
+        """Returns the place to blame for `message`, raised by a call to `configurable`, or ""."""
+        bound = [item for item in self.bindings if item.selector.split(".")[-1] == configurable]
+        for _, parameter, place in reversed(bound):
+            if re.search(rf"(^|[.`'\"]){parameter}\b|\b{parameter} ?=", message):
+                return place
+        built_at = [
+            place for selector, place in self.references if selector.split(".")[-1] == configurable
+        ]
+        if built_at and len({item.parameter for item in bound}) == 1:
+            return bound[-1].place
+        return built_at[-1] if built_at else ""
+
+    def resolve(self, selector: str) -> tuple[Any, str]:
+        """Follows a selector through the imports, as far as it goes.
+
+        Returns: the last object there is, and the first name that is not there ("" if all are).
+        """
+        first, *rest = selector.split(".")
+        if first not in self.imports:
+            return None, first
+        statement = self.imports[first]
+        target: Any = sys.modules[
+            statement.module if statement.is_from or statement.alias else first
+        ]
+        for name in rest:
+            if not hasattr(target, name):
+                return target, name
+            target = getattr(target, name)
+        return target, ""
+
+
+def find(name: str, search_paths: Iterable[str] = ()) -> Path | None:
+    """Finds a gin file.
+
+    Args:
+      name: a path. `configs/...` and `gin/...` are also found inside t5lite, from any folder, and
+        `package/file.gin` inside a Python package.
+      search_paths: folders to look in after the current one.
+
+    Returns: the path of the first file there is, or None.
+    """
+    candidates = [Path(folder, name) for folder in ("", *search_paths)]
+    *folders, file = Path(name).parts or ("",)
+    if folders and folders[0] in ("configs", "gin"):
+        candidates += [Path(root, *folders[1:], file) for root in _carried(folders[0])]
+    elif folders and all(folder.isidentifier() for folder in folders):
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(".".join(folders))
+            roots = spec.submodule_search_locations if spec else None
+            candidates += [Path(root, file) for root in roots or ()]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _carried(kind: str) -> tuple[Path, Path]:
+    """Returns where `configs` or `gin` lies in an installed wheel, and in a checkout."""
+    return _PACKAGE / f"_{kind}", _PACKAGE.parent / kind
+
+
+def _known_files(name: str, search_paths: Iterable[str]) -> Iterator[str]:
+    for kind in ("configs", "gin"):
+        for root in _carried(kind):
+            yield from (str(kind / path.relative_to(root)) for path in root.rglob("*.gin"))
+    for folder in ("", *search_paths):
+        for path in Path(folder, name).parent.glob("*.gin"):
+            yield str(path.relative_to(folder))
+
+
+def _statements(text: str, file: str = "", *, flag: str = "") -> Iterator[tuple[Any, int]]:
+    """Parses gin text without binding it.
+
+    Yields: each statement and its line.
+    Raises: InputError at the place of a syntax error.
+    """
+    try:
+        for statement in config_parser.ConfigParser(text, _Names()):
+            yield statement, statement.location.line_num
+    except (SyntaxError, tokenize.TokenError) as error:
+        line = (error.lineno if isinstance(error, SyntaxError) else _unclosed(text)) or 1
+        problem = str(error.args[0]).partition("\n")[0].rstrip(".")
+        if "malformed node" in problem:  # ast's words for a bare name
+            problem = "Unable to parse value"
+        content = text.splitlines()[line - 1].strip()
+        hint = "values are Python literals, @function, @function() or %MACRO"
+        name, _, value = (part.strip() for part in content.partition("="))
+        if re.fullmatch(r"[\w./~:-]+", value):
+            hint = f"strings take quotes: {name} = '{value}'"
+            if flag:  # quoted again, for the shell
+                hint = f"strings take quotes: --gin.{name}=\"'{value}'\""
+        place = flag or f"{file}:{line}"
+        raise InputError(f"{place}: not gin: {problem}\n  {content}\n  {hint}") from error
+
+
+def _unclosed(text: str) -> int:
+    """Returns the line of the last bracket left open, which tokenize only reports at the end."""
+    lines = [1]
+    with contextlib.suppress(tokenize.TokenError):
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.OP and token.string in "([{":
+                lines.append(token.start[0])
+            elif token.type == tokenize.OP and token.string in ")]}":
+                lines.pop()
+    return lines[-1]
+
+
+def _names(value: Any) -> Iterator[_Reference | _Macro]:
+    if isinstance(value, _Reference | _Macro):
+        yield value
+    elif isinstance(value, dict):
+        yield from _names([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _names(item)
+
+
+def at(place: str, error: InputError) -> InputError:
+    """Returns the error with its place in front, if there is one."""
+    return InputError(f"{place}: {error}") if place else error

@@ -1,0 +1,162 @@
+"""The command line: `t5lite VERB`, a table from verbs to the modules of `t5lite.commands`.
+
+Exit codes: 0 done, 1 a failure, 2 bad input, 130 interrupted; a command may choose its own.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import t5lite
+from t5lite.errors import InputError, unknown
+
+COMMANDS = {
+    "train": "train a model from a configuration, or resume a run",
+    "evaluate": "measure a trained model on held-out data",
+    "generate": "turn text into text with a trained model",
+    "inspect": "show what a run would do, without doing it",
+}
+_ERROR_LINES = 5
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in the form every other error has."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}\n  flags: {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+      arguments: what follows `t5lite`; None takes them from the shell.
+
+    Returns: the exit code.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments) or 0
+    except KeyboardInterrupt:
+        print("t5lite: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        bad_input = isinstance(error, InputError)
+        message = str(error) if bad_input else _failure(error)
+        print("\n".join(f"t5lite: {message}".splitlines()[:_ERROR_LINES]), file=sys.stderr)
+        return 2 if bad_input else 1
+
+
+def _dispatch(arguments: list[str]) -> int | None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb == "--version":
+        print(f"t5lite {t5lite.__version__}")
+        return 0
+    if verb.startswith("-"):
+        raise InputError(f"the verb comes first: t5lite {'|'.join(COMMANDS)} {verb} ...")
+    if verb not in COMMANDS:
+        raise unknown("verb", verb, COMMANDS)
+
+    # A configuration may import modules of the user's own, from where the command was called.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    command = importlib.import_module(f"t5lite.commands.{verb}")
+    parser = _parser(verb)
+    command.add_arguments(parser)
+    rest, bindings = split_bindings(rest)
+    options, extra = parser.parse_known_args(rest)
+    if extra:
+        flag = extra[0].partition("=")[0]
+        raise unknown("argument", flag, re.findall(r"--[\w.]+", parser.format_usage()))
+
+    from t5lite import configuration
+
+    search_paths = [path for paths in options.gin_search_paths for path in paths.split(",")]
+    return command.run(options, configuration.parse(options.gin_file, bindings, search_paths))
+
+
+def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes the `--gin.NAME=value` flags out of a command line.
+
+    Args:
+      arguments: what follows the verb.
+
+    Returns: the other arguments, and the bindings as `NAME=value`.
+    Raises: InputError if a binding has no value.
+    """
+    others, bindings = [], []
+    for argument in arguments:
+        if not argument.startswith("--gin."):
+            others.append(argument)
+        elif "=" in argument:
+            bindings.append(argument.removeprefix("--gin."))
+        else:
+            raise InputError(f"{argument} has no value; write {argument}=VALUE, in one word")
+    return others, bindings
+
+
+def _parser(verb: str) -> _Parser:
+    parser = _Parser(prog=f"t5lite {verb}", description=COMMANDS[verb], allow_abbrev=False)
+    parser.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a gin file, found from here, in --gin_search_paths or inside t5lite; repeatable, "
+        "later files win",
+    )
+    parser.add_argument(
+        "--gin_search_paths",
+        action="append",
+        default=[],
+        metavar="FOLDERS",
+        help="folders, comma-separated, where gin files and their includes are looked up",
+    )
+    # Listed for the reader alone: split_bindings has taken these out.
+    parser.add_argument(
+        "--gin.NAME",
+        dest="_",
+        metavar="VALUE",
+        help="a macro or a parameter set over the files: --gin.TRAIN_STEPS=100, "
+        "--gin.train.seed=1, --gin.MODEL_DIR=\"'/tmp/run'\" (strings keep their quotes)",
+    )
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    return parser
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:10}{line}" for verb, line in COMMANDS.items())
+    return (
+        "usage: t5lite VERB [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [flags]\n\n"
+        f"{verbs}\n\n"
+        "flags of a verb: t5lite VERB --help    version: t5lite --version\n"
+        "example: t5lite train --gin_file=configs/quickstart.gin"
+    )
+
+
+def _failure(error: Exception) -> str:
+    """Returns one line for an error that is not the user's, and where its traceback is."""
+    first_line = (str(error).strip() or "no message").splitlines()[0]
+    hint = "add --debug to see the traceback"
+    with contextlib.suppress(OSError):
+        handle, path = tempfile.mkstemp(prefix="t5lite-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
+        hint = f"traceback: {path} (or add --debug)"
+    return f"failed: {type(error).__name__}: {first_line}\n  {hint}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

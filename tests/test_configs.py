@@ -1,0 +1,147 @@
+"""Every file in configs/ says what it is and parses; every fragment in gin/ does one thing."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import t5lite
+from t5lite import configuration
+from t5lite.configuration import Source
+from t5lite.main import split_bindings
+from t5lite.models import ComputeSpec, Model
+from t5lite.parallel import Layout, make_mesh
+from t5lite.training import Update, build
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.gin"))
+FRAGMENTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
+LABELS = ("Paper", "Hardware", "Time", "Reaches", "Command")
+# What a fragment may bind: rooms, and parameters of `t5lite.train`.
+SUBSYSTEMS = {
+    "data": {"data"},
+    "models": {"models", "model", "compute"},
+    "objectives": {"objectives", "objective"},
+    "optimizers": {"optimizers", "optimizer", "update"},
+    "partitioning": {"parallel", "layout"},
+    "runs": {
+        *("training", "evaluation", "checkpoints", "callbacks", "writers"),
+        *("data", "model_dir", "steps", "update", "seed"),
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def header(config):
+    """The comment lines that a file opens with, without their `#`."""
+    lines = Path(config).read_text(encoding="utf-8").splitlines()
+    comment = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return [line.removeprefix("#").strip() for line in lines[:comment]]
+
+
+def command(config):
+    """The words of the command that a header gives; a remark in parentheses may follow it."""
+    text = re.search(r"^Command: ((?:.*\\\n)*.*)", "\n".join(header(config)), re.MULTILINE)[1]
+    return shlex.split(re.sub(r" \(.*\)$", "", text.replace("\\\n", " ")))
+
+
+def read(*files):
+    source = Source()
+    for file in files:
+        source.read_file(file)
+    return source
+
+
+def free_macros(source):
+    """Bindings for the macros that a fragment leaves to others."""
+    text = "".join(Path(file).read_text(encoding="utf-8") for file in FRAGMENTS)
+    required = set(re.findall(r"^(\w+) *= *%gin.REQUIRED", text, re.MULTILINE))
+    missing = source.used_macros.keys() - source.macros.keys() - {"gin.REQUIRED"}
+    return [f"{name}=None" for name in missing | (required & source.macros.keys())]
+
+
+def test_there_are_configs_and_fragments():
+    assert CONFIGS
+    assert FRAGMENTS
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_header_says_what_it_is_and_what_to_expect(config):
+    lines = header(config)
+    assert lines, f"{config} opens with a comment: what it is, then {': '.join(LABELS)}:"
+    assert not lines[0].startswith(tuple(f"{label}:" for label in LABELS)), "first, what it is"
+    for label in LABELS:
+        (line,) = [line for line in lines if line.startswith(f"{label}:")]
+        assert line.removeprefix(f"{label}:").strip()
+    (reaches,) = [line for line in lines if line.startswith("Reaches:")]
+    assert re.search(r"\bmeasured\b", reaches), "a number says whether it was measured"
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_command_of_the_header_parses(config):
+    program, verb, *flags = command(config)
+    assert (program, verb) == ("t5lite", "train")
+    others, bindings = split_bindings(flags)
+    assert others == [f"--gin_file={config}"]
+    given = configuration.parse([config], bindings)
+    assert {item.selector for item in given.source.bindings} >= {"t5lite.train"}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_step_of_a_config_lowers_on_shapes_alone(config):
+    bound = configuration.parse([config]).bindings_of(t5lite.train)
+    layout = bound.get("layout", Layout())
+    program = build(
+        Model(bound["model"], bound.get("compute", ComputeSpec())),
+        bound["objective"],
+        bound["optimizer"],
+        bound["data"].batch_shapes(bound["objective"]),
+        layout=layout,
+        mesh=make_mesh(layout),
+        update=bound.get("update", Update()),
+    )
+    lowered = program.step.lower(program.state, program.batch)
+    state, metrics = lowered.out_info
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, program.state)
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_config_stands_on_few_fragments(config):
+    source = read(config)
+    assert len(source.includes) <= 6
+    assert all(name.startswith("gin/") for name in source.includes)
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_a_fragment_can_be_included(fragment, tmp_path):
+    path = tmp_path / "config.gin"
+    path.write_text(f"include '{fragment}'\n", encoding="utf-8")
+    configuration.parse([str(path)], free_macros(read(fragment)))
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_a_fragment_binds_one_subsystem(fragment):
+    source = read(fragment)
+    kind = Path(fragment).parts[1]
+    assert kind in SUBSYSTEMS, f"{fragment}: give {kind} a line in SUBSYSTEMS"
+    own = [item for item in source.bindings if item.place.startswith(f"{fragment}:")]
+    bound = {
+        item.parameter if item.selector == "t5lite.train" else item.selector.split(".")[1]
+        for item in own
+    }
+    assert bound <= SUBSYSTEMS[kind]
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_a_fragment_does_not_choose_the_model_dir(fragment):
+    text = Path(fragment).read_text(encoding="utf-8")
+    values = re.findall(r"^MODEL_DIR *= *(.*?) *(?:#.*)?$", text, re.MULTILINE)
+    assert set(values) <= {"%gin.REQUIRED"}

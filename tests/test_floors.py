@@ -1,0 +1,168 @@
+"""Who may import whom: read from the source, so that a shortcut fails here and not in a year."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "errors": 0,
+    **dict.fromkeys(["layers", "objectives", "optimizers", "data", "parallel", "decoding"], 1),
+    **dict.fromkeys(["models", "training"], 2),
+    "interop": 3,
+    **dict.fromkeys(
+        ["evaluation", "planning", "finetuning", "compression", "corpus", "serving"], 4
+    ),
+    "commands": 5,
+    **dict.fromkeys(["main", "configuration", "__init__"], 6),
+}
+ONLY = {"models": {"layers"}, "training": {"parallel"}}  # what else they may see, beside errors
+TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "tfds", "grain"}
+TENSORFLOW_ROOMS = {"data", "objectives", "evaluation", "corpus"}
+GIN_ROOMS = {"main", "configuration"}
+DRAWERS = {"utils", "util", "common", "misc", "helpers", "core"}
+DEPENDENCIES = {
+    *("jax", "jaxlib", "flax", "optax", "orbax", "etils", "numpy", "gin", "tqdm", "tensorboardX"),
+    *("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "sentencepiece"),
+}
+
+
+def violations(root: Path) -> Iterator[str]:
+    """Yields what breaks the rules in the package `root/t5lite`."""
+    for path in sorted((root / "t5lite").rglob("*.py")):
+        inside = path.relative_to(root / "t5lite").with_suffix("").parts
+        room = inside[0]
+        where = str(path.relative_to(root))
+        if room not in FLOORS:
+            yield f"{where}: {room} has no floor"
+            continue
+        for name in {*inside} & (DRAWERS | DEPENDENCIES):
+            yield f"{where}: a file or folder called {name}"
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node, top_level in imports(tree):
+            line = f"{where}:{node.lineno}"
+            for module in modules(node, ("t5lite", *inside[:-1])):
+                yield from (f"{line}: {problem}" for problem in problems(room, module, top_level))
+
+
+def imports(node: ast.AST, top_level: bool = True) -> Iterator[tuple[ast.stmt, bool]]:
+    """Yields each import below `node` that may run, and whether importing the module runs it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue  # a type's name loads nothing
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, top_level
+        function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from imports(child, top_level and not function)
+
+
+def modules(node: ast.stmt, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yields the dotted names that an import may load; `package` is where it stands."""
+    if isinstance(node, ast.Import):
+        yield from (tuple(alias.name.split(".")) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = package[: len(package) - node.level + 1] if node.level else ()
+        base += tuple(node.module.split(".")) if node.module else ()
+        yield from ((*base, alias.name) for alias in node.names)
+
+
+def problems(room: str, module: tuple[str, ...], top_level: bool) -> Iterator[str]:
+    library = module[0]
+    if library in TENSORFLOW and (top_level or room not in TENSORFLOW_ROOMS):
+        yield f"{library} {'when imported' if top_level else f'in {room}'}"
+    if library == "gin" and room not in GIN_ROOMS:
+        yield f"gin in {room}"
+    if library != "t5lite":
+        return
+    target = module[1] if len(module) > 1 and module[1] in FLOORS else "__init__"
+    seen = {room, "errors"} | ONLY.get(room, {name for name in FLOORS if above(room, name)})
+    if target not in seen and not (FLOORS[room] == 6 and FLOORS[target] == 6):
+        yield f"{room} imports {target}"
+
+
+def above(room: str, other: str) -> bool:
+    return FLOORS[room] > FLOORS[other]
+
+
+def test_imports_only_go_down():
+    assert list(violations(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("layers/a.py", "from t5lite.errors import InputError", []),
+        ("layers/a.py", "from t5lite.layers import masks\nimport jax", []),
+        ("layers/a.py", "from t5lite.models import spec", ["layers imports models"]),
+        ("layers/a.py", "from t5lite.data import packing", ["layers imports data"]),
+        ("layers/a.py", "from t5lite import data", ["layers imports data"]),
+        ("layers/a.py", "from ..data import packing", ["layers imports data"]),
+        (
+            "layers/kernels/a.py",
+            "from .. import masks\nfrom ... import data",
+            ["layers imports data"],
+        ),
+        ("layers/a.py", "import t5lite", ["layers imports __init__"]),
+        ("layers/a.py", "def f():\n  import t5lite.models", ["layers imports models"]),
+        ("models/a.py", "from t5lite.layers import masks", []),
+        ("models/a.py", "from t5lite.parallel import mesh", ["models imports parallel"]),
+        ("models/a.py", "from t5lite.training import loop", ["models imports training"]),
+        ("training/a.py", "from t5lite.parallel import mesh", []),
+        ("training/a.py", "from t5lite.optimizers import lion", ["training imports optimizers"]),
+        ("interop/a.py", "from t5lite.training import checkpoints", []),
+        ("interop/a.py", "from t5lite.evaluation import metrics", ["interop imports evaluation"]),
+        ("evaluation/a.py", "import t5lite.planning", ["evaluation imports planning"]),
+        ("commands/a.py", "from t5lite import main", ["commands imports main"]),
+        ("commands/a.py", "from t5lite.evaluation import metrics", []),
+        ("main.py", "import t5lite\nfrom t5lite import configuration\nimport gin", []),
+        ("commands/a.py", "import gin", ["gin in commands"]),
+        ("commands/a.py", "from t5lite import configuration", ["commands imports configuration"]),
+        ("commands/a.py", "if TYPE_CHECKING:\n  from t5lite import configuration", []),
+        ("data/a.py", "def f():\n  import seqio", []),
+        ("data/a.py", "import tensorflow as tf", ["tensorflow when imported"]),
+        (
+            "data/a.py",
+            "class A:\n  try:\n    import seqio\n  except E: pass",
+            ["seqio when imported"],
+        ),
+        ("commands/a.py", "def f():\n  from tensorflow import data", ["tensorflow in commands"]),
+        ("layers/utils.py", "", ["a file or folder called utils"]),
+        ("data/helpers/a.py", "", ["a file or folder called helpers"]),
+        ("data/seqio.py", "", ["a file or folder called seqio"]),
+        ("attic/a.py", "", ["attic has no floor"]),
+    ],
+)
+def test_the_rules_bite(tmp_path, file, text, expected):
+    path = tmp_path / "t5lite" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert [problem.partition(": ")[2] for problem in violations(tmp_path)] == expected
+
+
+def test_gin_and_configs_are_no_packages():
+    """A gin/ folder with an __init__.py would shadow the library."""
+    found = [path for kind in ("gin", "configs") for path in (ROOT / kind).rglob("*.py")]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "ground",
+    ["import t5lite.models, t5lite.training, t5lite.decoding", "import t5lite; t5lite.train"],
+)
+def test_jax_ground_is_free_of_tensorflow_and_gin(tmp_path, ground):
+    absent = TENSORFLOW | {"gin"}
+    code = f"import sys\n{ground}\nassert not (found := {absent} & set(sys.modules)), found"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
