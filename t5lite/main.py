@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a failure, 2 bad input, 130 interrupted; a command may cho
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -83,8 +84,17 @@ def _dispatch(arguments: list[str]) -> int | None:
 
     from t5lite import configuration
 
+    if not options.debug:
+        _hush()
     search_paths = [path for paths in options.gin_search_paths for path in paths.split(",")]
     return command.run(options, configuration.parse(options.gin_file, bindings, search_paths))
+
+
+def _hush() -> None:
+    """Silences what libraries say of a failure that then reaches the user as one of our errors."""
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
 
 
 def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
+from t5lite.data.batches import merge_states
 from t5lite.errors import InputError
 from t5lite.models import (
     ComputeSpec,
@@ -20,7 +22,7 @@ from t5lite.models import (
     preset,
     save_spec,
 )
-from t5lite.parallel import Layout, make_mesh
+from t5lite.parallel import Layout, gather, make_mesh
 from t5lite.training import (
     Callback,
     Checkpoints,
@@ -140,6 +142,9 @@ def train(
         folder = epath.Path(model_dir).expanduser()
         describe(folder, spec, data, operative_config)
 
+        say = print if jax.process_index() == 0 else (lambda text: None)
+        say(f"{headline(the_model, mesh)}\n{data.describe()}")
+
         # Where it starts: a checkpoint of its own, another run's parameters, or chance.
         batches = data.train_batches(
             objective,
@@ -152,9 +157,9 @@ def train(
         state = restored.state if restored else first_state(program, checkpoints, seed)
         start = int(state.step)
         if start >= steps:
-            print(f"{model_dir} is already trained to step {start} of {steps}")
+            say(f"{model_dir} is already trained to step {start} of {steps}")
         elif restored:
-            print(f"resuming {model_dir} at step {start} of {steps}")
+            say(f"resuming {model_dir} at step {start} of {steps}")
 
         # Run.
         progress = Progress(steps, start=start, active=jax.process_index() == 0)
@@ -169,6 +174,7 @@ def train(
             steps=steps,
             writers=[make(str(folder)) for make in writers],
             say=progress.say,
+            vocab=spec.vocab,
             metrics=dict(restored.metrics) if restored else {},
         )
         all_writers = Writers(run_.writers)
@@ -184,6 +190,7 @@ def train(
             checkpointer=checkpointer,
             checkpoint_every=checkpoints.every,
             callbacks=callbacks,
+            data_state=lambda: merge_states(gather(batches.state_dict())),
             meter=Meter(peak=peak_flops(mesh.devices.flat)),
             progress=progress,
             learning_rate=rate_of(optimizer),
@@ -196,6 +203,14 @@ def train(
             loop.load_progress(restored.progress)
         state = loop(state)
     return Trained(state, run_.metrics, the_model)
+
+
+def headline(model: Model, mesh: Mesh) -> str:
+    """Returns one line: the model, its size, and what it runs on."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
+    kind = mesh.devices.flat[0].device_kind
+    devices = "1 device" if mesh.size == 1 else f"{mesh.size} devices"
+    return f"{model.spec.family}, {size:,} parameters, {model.compute.dtype}, on {devices} ({kind})"
 
 
 def check(

@@ -67,6 +67,10 @@ class _Data:
         """Returns the vocabulary of the token ids; None if they have none."""
         raise NotImplementedError
 
+    def describe(self) -> str:
+        """Returns a line or two on what is read, for the start of a run."""
+        raise NotImplementedError
+
     def train_batches(
         self, objective: Objective, *, seed: int, process_index: int = 0, process_count: int = 1
     ) -> Batches:
@@ -267,6 +271,10 @@ class ArrayData(_Data):
         """Returns `vocab`."""
         return self.vocab
 
+    def describe(self) -> str:
+        """Returns how many examples there are."""
+        return f"arrays: {len(self.train):,} examples to train on, {len(self.validation):,} to test"
+
     def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
         del objective
         splits = {"train": self.train, "validation": self.validation}
@@ -304,6 +312,12 @@ class TaskData(_Data):
           InputError: if they have several, or one of a kind that is not supported.
         """
         return self._vocabulary
+
+    def describe(self) -> str:
+        """Returns the task's features, and what the built-in corpus is on this machine."""
+        from t5lite.data.tasks import describe
+
+        return describe(self.provider)
 
     @functools.cached_property
     def provider(self) -> Any:

@@ -51,6 +51,18 @@ def get_task(name: str, *, module: str | Sequence[str] | None = None) -> Any:
     return seqio.get_mixture_or_task(name)
 
 
+def describe(task: Any) -> str:
+    """Returns a line or two on what a Task or Mixture holds, as far as that is known unread."""
+    features = ", ".join(
+        f"{name} ({feature.vocabulary.vocab_size:,} ids)"
+        for name, feature in task.output_features.items()
+    )
+    line = f"task {task.name}: {features}"
+    if _BUILT_IN.get(task.name) in (_add_python_docs, _add_docstring_summary):
+        line += f"\n{python_docs.describe()}"
+    return line
+
+
 @functools.cache
 def python_docs_vocabulary() -> SentencePiece:
     """Returns the 4,096-id vocabulary of `python_docs`, trained on first use (a few seconds)."""

@@ -2,6 +2,7 @@
 
 from t5lite.parallel.arrays import batch_sharding, check_batch, place, with_layout
 from t5lite.parallel.layout import ACTIVATIONS, MESH_AXES, PARAMETERS, Layout, make_mesh, shardings
+from t5lite.parallel.multihost import gather
 
 __all__ = [
     "ACTIVATIONS",
@@ -10,6 +11,7 @@ __all__ = [
     "Layout",
     "batch_sharding",
     "check_batch",
+    "gather",
     "make_mesh",
     "place",
     "shardings",

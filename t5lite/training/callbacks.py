@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from t5lite.errors import InputError
 from t5lite.parallel import Layout, batch_sharding, place, with_layout
 from t5lite.training.state import TrainState
 from t5lite.training.step import Transform, identity
@@ -56,6 +57,7 @@ class Run:
       writers: where metrics go.
       transform: parameters and frozen ones to what the model gets.
       say: prints a text above the progress bar.
+      vocab: the model's number of embeddings, which token ids are checked against.
       metrics: the latest held-out metrics of all callbacks.
     """
 
@@ -69,6 +71,7 @@ class Run:
     writers: Sequence[Writer] = ()
     transform: Transform = identity
     say: Callable[[str], None] = print
+    vocab: int | None = None
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def params(self, state: TrainState) -> Any:
@@ -76,7 +79,17 @@ class Run:
         return self.transform(state.extra.get("ema", state.params), state.frozen)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts this host's rows of a batch on the devices."""
+        """Puts this host's rows of a batch on the devices.
+
+        Raises:
+          InputError: if a token id has no embedding: on a device that would go unnoticed.
+        """
+        for name, rows in batch.items():
+            if self.vocab and name.endswith("_tokens") and rows.max(initial=0) >= self.vocab:
+                raise InputError(
+                    f"{name} holds the token id {rows.max()}, but the model has only {self.vocab} "
+                    "embeddings; was it tokenised with another vocabulary?"
+                )
         return place(batch, batch_sharding(self.layout, self.mesh))
 
     def jit(self, fn: Callable, **options: Any) -> Callable:

@@ -31,6 +31,7 @@ from t5lite.training.restore import (
     read_together,
     reason,
     saved_arrays,
+    saved_steps,
 )
 
 __all__ = ["CheckpointError", "Checkpointer", "Checkpoints", "Restored", "load_params"]
@@ -96,6 +97,13 @@ class Checkpoints:
             ) from error
         return Checkpointer(self, folder, warn)
 
+    def best_step(self, model_dir: epath.PathLike) -> int | None:
+        """Returns the step with the best value of `best`, if any; unlike `open`, only reads."""
+        steps = saved_steps(model_dir)
+        retention = _Retention(self, print)
+        retention.read(steps)
+        return retention.best_step(sorted(steps))
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
@@ -133,11 +141,7 @@ class Checkpointer:
                 lightweight_initialize=True,
             ),
         )
-        for step in self.steps() if config.best else ():
-            try:
-                self._retention.note(step, _read_progress(folder / str(step))["metrics"])
-            except (OSError, ValueError, KeyError):
-                continue  # damaged: `restore` says so if it comes to this one
+        self._retention.read({step: folder / str(step) for step in self.steps()})
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending; one being written counts."""
@@ -290,6 +294,14 @@ class _Retention:
         self._told = False
         self._scores: dict[int, float] = {}
         self.damaged: set[int] = set()
+
+    def read(self, folders: Mapping[int, epath.Path]) -> None:
+        """Notes what earlier runs saved, by step."""
+        for step, folder in folders.items() if self._config.best else ():
+            try:
+                self.note(step, _read_progress(folder)["metrics"])
+            except (OSError, ValueError, KeyError):
+                continue  # damaged: `restore` says so if it comes to this one
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
         """Remembers a step's value of the `best` metric."""

@@ -52,6 +52,7 @@ class Loop:
       progress: the bar.
       profiler: traces chosen steps; None for none.
       log_every: steps between two lines of metrics.
+      data_state: gives the data position of all hosts together; None if there is only this one.
       stop_on_nan: whether a NaN ends the run.
     """
 
@@ -67,6 +68,7 @@ class Loop:
     flops: float = 0.0
     profiler: Profiler | None = None
     log_every: int = 10
+    data_state: Callable[[], dict[str, Any]] | None = None
     stop_on_nan: bool = True
 
     def __post_init__(self) -> None:
@@ -92,7 +94,9 @@ class Loop:
                 self._read(before)
                 before = (step, batch, metrics)
 
-                at_end = step == last or terminated.is_set()
+                # Asked once: the notice may also come while callbacks run.
+                ending = terminated.is_set()
+                at_end = step == last or ending
                 due = [c for c in self.callbacks if step % c.every == 0 or step == last]
                 if due or at_end or step % self.checkpoint_every == 0:
                     self._read(before)
@@ -103,7 +107,7 @@ class Loop:
                     if stop:
                         self.run.say(f"stopped at step {step}: {stop.reason}")
                         break
-                    if terminated.is_set() and step < last:
+                    if ending and step < last:
                         self.checkpointer.wait()
                         self.run.say(f"terminated: step {step} is saved; run again to resume")
                         raise SystemExit(128 + signal.SIGTERM)
@@ -185,7 +189,10 @@ class Loop:
     def save(self, state: TrainState, step: int) -> None:
         """Saves the state, the data position and the callbacks' states."""
         progress = {
-            "data": self.batches.state_dict(),
+            "data": (self.data_state or self.batches.state_dict)(),
+            # The metrics being averaged, so that their line comes out whole after a restart.
+            "logged": self._logged,
+            "num_skipped": self._num_skipped,
             "callbacks": [
                 callback.state_dict() if hasattr(callback, "state_dict") else {}
                 for callback in self.callbacks
@@ -197,6 +204,10 @@ class Loop:
     def load_progress(self, progress: Mapping[str, Any]) -> None:
         """Puts data and callbacks back to where `save` found them."""
         self.batches.load_state_dict(progress["data"])
+        self._logged = {
+            name: (total, weight) for name, (total, weight) in progress["logged"].items()
+        }
+        self._num_skipped = progress["num_skipped"]
         for callback, saved in zip(self.callbacks, progress["callbacks"], strict=False):
             if hasattr(callback, "load_state_dict"):
                 callback.load_state_dict(saved)

@@ -72,7 +72,7 @@ def load_params(
     check_mapping(mapping)
     if mapping and like is None:
         raise InputError("load_params: mapping needs `like`, the tree whose names it maps")
-    step_folder = _step_folder(folder)
+    step_folder = find_step_folder(folder)
     prefix = f"{part}/" if part else ""
 
     def read() -> Loaded:
@@ -285,16 +285,29 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _step_folder(folder: epath.PathLike) -> epath.Path:
-    """Takes a step folder as it is, and finds the newest one of the folders that hold them."""
+def find_step_folder(folder: epath.PathLike) -> epath.Path:
+    """Takes a step folder as it is, and finds the newest one of the folders that hold them.
+
+    Raises:
+      InputError: if there is none.
+    """
     root = absolute(folder)
     if (root / "state").exists():
         return root
-    for parent in (root / "checkpoints", root):
-        steps = list(ocp.path.step.standard_name_format().find_all(parent))
-        if steps:
-            return max(steps, key=lambda step: step.step).path
+    steps = saved_steps(root)
+    if steps:
+        return steps[max(steps)]
     raise InputError(
         f"no checkpoint in {str(folder)!r}\n"
         "give a model_dir, its checkpoints folder or one step's folder"
     )
+
+
+def saved_steps(folder: epath.PathLike) -> dict[int, epath.Path]:
+    """Returns step → folder of every complete checkpoint in a model_dir or checkpoints folder."""
+    root = absolute(folder)
+    for parent in (root / "checkpoints", root):
+        steps = list(ocp.path.step.standard_name_format().find_all(parent))
+        if steps:
+            return {step.step: step.path for step in steps}
+    return {}

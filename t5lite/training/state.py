@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from t5lite.parallel import Layout, shardings
 
 Tree = Any
 # Given the parameters' axes, the transformation (or the transformation itself).
-Optimizer = Callable[[Tree], optax.GradientTransformation] | optax.GradientTransformation
+Optimizer: TypeAlias = Callable[[Tree], optax.GradientTransformation] | optax.GradientTransformation
 
 
 @jax.tree_util.register_dataclass
