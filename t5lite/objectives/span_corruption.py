@@ -9,6 +9,7 @@ An example, of words instead of tokens:
 
 import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -126,6 +127,10 @@ class SpanCorruption(Seq2Seq):
 
         return prepared()
 
+    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+        """Returns a prepared example for a person to read: the text, what is taken out «marked»."""
+        return [marked_text(example["inputs"], example["targets"], vocabulary, left="«", right="»")]
+
     def _noise_mask(self, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
         """Returns `[num_tokens]` bool, True on noise; False first and True last."""
         noise, spans, _, _ = self.counts(num_tokens)
@@ -201,7 +206,7 @@ def spans(targets: np.ndarray, vocabulary: Vocabulary) -> dict[int, np.ndarray]:
     marks = _sentinel_indices(tokens, vocabulary)
     starts = np.flatnonzero(marks >= 0).tolist()
     found: dict[int, np.ndarray] = {}
-    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+    for start, end in itertools.pairwise([*starts, len(tokens)]):
         found.setdefault(int(marks[start]), tokens[start + 1 : end])
     return found
 

@@ -61,7 +61,8 @@ def build(
       transform: parameters and frozen ones to what the model gets.
 
     Raises:
-      InputError: if the batch does not divide over the mesh or into microbatches.
+      InputError: if batch or parameters do not divide over the mesh, or the batch into
+        microbatches.
     """
     shapes = {name: tuple(shape.shape) for name, shape in batch_shapes.items()}
     check_batch(layout, mesh, shapes)
@@ -97,6 +98,7 @@ def build(
         transform=transform,
         constrain_gradients=lambda g: jax.lax.with_sharding_constraint(g, gradient_sharding),
     )
+    _check_divides(state, placed)
     drawn = with_layout(init, layout, mesh, out_shardings=placed)
 
     def with_sharding(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -115,3 +117,17 @@ def build(
         state=jax.tree.map(with_sharding, state, placed),
         batch={name: with_sharding(shape, rows_sharding) for name, shape in batch_shapes.items()},
     )
+
+
+def _check_divides(state: TrainState, placed: TrainState) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(placed), strict=True):
+        try:
+            sharding.shard_shape(leaf.shape)
+        except ValueError as error:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            sizes = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
+            raise InputError(
+                f"{name} {list(leaf.shape)} does not divide over the mesh {sizes} as "
+                f"{tuple(sharding.spec)}; change Layout.mesh or the model's sizes"
+            ) from error

@@ -167,6 +167,19 @@ def test_mixtures_follow_their_rates_and_never_end():
     assert mixed.epoch == min(streams[0].epoch, streams[1].epoch) > 90
 
 
+def test_mixtures_go_far_back():
+    """Further than the draws that are made at a time."""
+    streams = [
+        ExampleStream(source(10, name, first), as_it_is) for name, first in [("a", 0), ("b", 100)]
+    ]
+    mixed = MixtureStream(streams, [1, 3])
+    list(islice(mixed, 100))
+    state = mixed.state()
+    first = ids(islice(mixed, 1500))
+    mixed.load(state)
+    assert ids(islice(mixed, 1500)) == first
+
+
 def test_without_rates_streams_take_turns_until_all_have_ended():
     sizes = {"a": 2, "b": 5, "c": 3}
     streams = [

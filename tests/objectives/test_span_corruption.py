@@ -287,3 +287,9 @@ def test_marked_text_shows_the_spans_in_their_places():
     targets = np.array([s[0], 10, 11, s[2], 12, 1, 0])
     assert marked_text(inputs, targets, WORDS) == "w2 w3 [w10 w11] w4[] w5 [w12]"
     assert marked_text(inputs, targets, WORDS, left="<<", right=">>").startswith("w2 w3 <<w10")
+
+
+def test_an_example_is_shown_as_text_with_its_spans_marked():
+    s = [WORDS.sentinel(i) for i in range(2)]
+    example = {"inputs": np.array([2, s[0], 4, 1]), "targets": np.array([s[0], 10, 11, 1])}
+    assert SpanCorruption().show(example, WORDS) == ["w2 «w10 w11» w4"]

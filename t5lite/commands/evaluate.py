@@ -1,0 +1,194 @@
+"""`t5lite evaluate`: a configuration's callbacks, once, on one of its checkpoints."""
+
+import argparse
+import inspect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+from etils import epath
+
+from t5lite.commands.train import check, check_described, train
+from t5lite.data.files import write_whole
+from t5lite.errors import InputError
+from t5lite.interop import Loaded, load, locate
+from t5lite.models import ComputeSpec, ModelSpec, preset
+from t5lite.parallel import Layout, check_batch, make_mesh
+from t5lite.training import Callback, Checkpoints, Run, Stop, TrainState
+from t5lite.training.restore import absolute, saved_steps
+
+if TYPE_CHECKING:
+    from t5lite.configuration import Configuration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares which checkpoint."""
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="WHICH",
+        help="latest, best (by train.checkpoints.best), a step, or any checkpoint's folder",
+    )
+
+
+def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
+    """Calls `evaluate` with what is bound to `train`, as far as it concerns evaluation."""
+    bound = configuration.bindings_of(train)
+    parameters = inspect.signature(evaluate).parameters
+    needed = [name for name, each in parameters.items() if each.default is each.empty]
+    for name in needed:
+        if name not in bound:
+            raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
+    concerning = {name: value for name, value in bound.items() if name in parameters}
+    evaluate(**concerning, checkpoint=arguments.checkpoint)
+
+
+def evaluate(
+    model_dir: str,
+    *,
+    model: str | ModelSpec,
+    objective: Any,
+    data: Any,
+    callbacks: Sequence[Callback],
+    layout: Layout = Layout(),
+    compute: ComputeSpec = ComputeSpec(),
+    checkpoints: Checkpoints = Checkpoints(),
+    checkpoint: str = "latest",
+) -> dict[str, float]:
+    """Runs each callback once on a checkpoint's parameters; the averaged ones where there are some.
+
+    Prints the metrics, and writes them to `model_dir/evaluation-<step>.json`, over those of an
+    earlier evaluation of that step; what training has written is left alone, so a run may go on
+    meanwhile.
+
+    Args:
+      model_dir: of the run; see `train` for it and the others.
+      model: must be what the checkpoint holds.
+      objective: what is measured.
+      data: its validation split.
+      callbacks: evaluators and others; their `every` is ignored.
+      layout: mesh and sharding, which need not be those of training.
+      compute: dtype and so on.
+      checkpoints: `best` and `best_mode` say which one `"best"` is.
+      checkpoint: `"latest"`, `"best"`, a step, or the folder of any checkpoint.
+
+    Returns:
+      The metrics of all callbacks.
+
+    Raises:
+      InputError: no such checkpoint, another model or vocabulary than it has, or no callback.
+      CheckpointError: if the checkpoint is damaged.
+    """
+    if not callbacks:
+        raise InputError(
+            "train.callbacks is empty; add what measures, such as @t5lite.evaluation.HeldOut()"
+        )
+    found = locate(choose(model_dir, checkpoint, checkpoints))
+    spec = preset(model) if isinstance(model, str) else model
+    check(spec, data=data, steps=1, log_every=1, callbacks=callbacks)
+    check_described(found.home, spec, data.vocabulary())
+    shapes = data.batch_shapes(objective)
+    check_batch(
+        layout, make_mesh(layout), {name: tuple(each.shape) for name, each in shapes.items()}
+    )
+
+    loaded = load(found.step_folder, compute=compute, layout=layout)
+    run_ = Run(
+        model_dir=str(epath.Path(model_dir).expanduser()),
+        model=loaded.model,
+        objective=objective,
+        data=data,
+        layout=layout,
+        mesh=loaded.mesh,
+        steps=loaded.step,
+        say=print if jax.process_index() == 0 else lambda text: None,
+    )
+    run_.say(f"evaluating {found.step_folder}")
+    state = state_of(loaded)
+    for callback in callbacks:
+        result = callback(run_, state, step=loaded.step)
+        if result and not isinstance(result, Stop):
+            run_.metrics.update({name: float(value) for name, value in result.items()})
+    if not run_.metrics:
+        run_.say("no callback returned a metric")
+        return {}
+    run_.say(f"\nmetrics at step {loaded.step:,}\n{format_metrics(run_.metrics)}")
+    if jax.process_index() == 0:
+        path = absolute(model_dir) / f"evaluation-{loaded.step}.json"
+        write(path, loaded, run_.metrics)
+        run_.say(f"written to {path}")
+    return run_.metrics
+
+
+def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.Path:
+    """Returns the folder of the checkpoint that is asked for.
+
+    Raises:
+      InputError: if there is none.
+    """
+    if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
+        if not absolute(checkpoint).exists():
+            raise InputError(
+                f"--checkpoint={checkpoint}: neither latest, best, a step nor a folder that exists"
+            )
+        return absolute(checkpoint)
+    steps = saved_steps(model_dir)
+    if not steps:
+        raise InputError(
+            f"no checkpoint in {model_dir!r}; train first, with t5lite train and the same flags"
+        )
+    if checkpoint == "latest":
+        return steps[max(steps)]
+    if checkpoint == "best":
+        best = checkpoints.best_step(model_dir)
+        if checkpoints.best is None:
+            raise InputError(
+                "--checkpoint=best needs train.checkpoints.best, the name of a metric; "
+                "or give a step"
+            )
+        if best is None:
+            raise InputError(
+                f"no checkpoint in {model_dir!r} was saved with the metric {checkpoints.best!r}; "
+                "give a step"
+            )
+        return steps[best]
+    if int(checkpoint) not in steps:
+        raise InputError(
+            f"no checkpoint of step {checkpoint} in {model_dir!r}; "
+            f"it has {', '.join(map(str, sorted(steps)))}"
+        )
+    return steps[int(checkpoint)]
+
+
+def state_of(loaded: Loaded) -> TrainState:
+    """Returns a state with all that `Run.params` reads, and nothing else: optimizers are large."""
+    return TrainState(
+        step=jax.numpy.int32(loaded.step),
+        params=loaded.params,
+        frozen={},
+        opt_state={},
+        rng=jax.random.key_data(jax.random.key(0)),
+        extra={},
+    )
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Returns a table, one metric a line."""
+    width = max(map(len, metrics))
+    return "\n".join(f"  {name:<{width}}  {value:>12.6g}" for name, value in metrics.items())
+
+
+def write(path: epath.Path, loaded: Loaded, metrics: Mapping[str, float]) -> None:
+    """Writes metrics as JSON, NaN and infinities as null.
+
+    Raises:
+      InputError: if the file cannot be written.
+    """
+    content = {
+        "step": loaded.step,
+        "checkpoint": str(loaded.folder),
+        "metrics": {n: value if math.isfinite(value) else None for n, value in metrics.items()},
+    }
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -1,0 +1,281 @@
+"""`t5lite inspect`: what a run would do, from shapes and a look at its data; nothing is written."""
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import AbstractMesh
+
+from t5lite.commands.preview import Preview, batch_lines, example_lines, look
+from t5lite.commands.text import WIDTH, wrapped
+from t5lite.commands.train import check, rate_of, step_flops, train
+from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
+from t5lite.data import load_vocabulary
+from t5lite.errors import InputError
+from t5lite.evaluation.text import shorten
+from t5lite.models import PRESETS, Model, ModelSpec, differences, load_spec, preset
+from t5lite.parallel import MESH_AXES, Layout, make_mesh
+from t5lite.training import Update, build
+
+if TYPE_CHECKING:
+    from t5lite.configuration import Configuration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--examples` and `--split`."""
+    parser.add_argument("--examples", type=int, default=5, help="how many to show (5)")
+    parser.add_argument("--split", default="train", help="where the examples are from (train)")
+
+
+def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
+    """Prints the report of the run that the configuration binds to `train`."""
+    # A GPU may be busy with a run, which a look must not disturb.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    bindings = configuration.bindings_of(train)
+    try:
+        print(report(**bindings, examples=arguments.examples, split=arguments.split))
+    except InputError as error:
+        place = configuration.source.place_of("train", str(error))
+        raise InputError(f"{place}: {error}" if place else str(error)) from error
+
+
+def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
+    """Says what `train(**arguments)` would do; computes no parameters and writes nothing.
+
+    Data that cannot be reached from here is said so, and the rest goes without it.
+
+    Args:
+      examples: how many to show.
+      split: of the data, that they are from.
+      **arguments: those of `train`.
+
+    Returns:
+      Lines of at most 100 characters.
+
+    Raises:
+      InputError: for whatever `train` would refuse.
+    """
+    if examples < 0:
+        raise InputError(f"examples = {examples}: must be at least 0")
+    given = _arguments_of_train(arguments)
+    spec = preset(given.model) if isinstance(given.model, str) else given.model
+    mesh = _abstract_mesh(given.layout)
+    model = Model(spec, given.compute)
+    program = build(
+        model,
+        given.objective,
+        given.optimizer,
+        given.data.batch_shapes(given.objective),
+        layout=given.layout,
+        mesh=mesh,
+        update=given.update,
+    )
+    seen, missing = _look(given, spec, split=split, count=examples)
+    axes = model.axes()
+    tokens = given.data.batch_size * sum(_lengths(given))
+    sections: dict[str, Iterable[str]] = {"the run": _the_run(given, spec, mesh, seen)}
+    if missing is not None:
+        sections["data"] = wrapped("cannot be read here: ", missing, max_lines=3)
+    elif seen and seen.texts:
+        sections[f"{len(seen.texts)} examples of {split!r}"] = example_lines(seen)
+    sections["the batch"] = batch_lines(program.batch, seen)
+    sections["the model"] = parameter_lines(program, axes)
+    sections["the cost"] = [
+        *memory_lines(program, axes, layout=given.layout),
+        "",
+        *arithmetic_lines(step_flops(spec, program), tokens=tokens),
+    ]
+    return "\n\n".join(
+        "\n".join([f"── {title} ".ljust(WIDTH + 2, "─"), *(f"  {line}".rstrip() for line in lines)])
+        for title, lines in sections.items()
+    )
+
+
+def _look(
+    given: Any, spec: ModelSpec, *, split: str, count: int
+) -> tuple[Preview, None] | tuple[None, str]:
+    """Returns a look at the data, or why there is none."""
+    try:
+        check(
+            spec,
+            data=given.data,
+            steps=given.steps,
+            log_every=given.log_every,
+            callbacks=given.callbacks,
+        )
+        return look(given.data, given.objective, split=split, count=count, seed=given.seed), None
+    except Exception as error:
+        # A mistake has no cause but itself, or a module; what lies elsewhere has another.
+        if isinstance(error, InputError) and isinstance(error.__cause__, ImportError | None):
+            raise
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        return None, kind + str(error).partition("\n")[0]
+
+
+def _arguments_of_train(arguments: Mapping[str, Any]) -> SimpleNamespace:
+    parameters = inspect.signature(train).parameters
+    missing = [
+        repr(name)
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in arguments
+    ]
+    if missing:
+        raise InputError(f"train needs {' and '.join(missing)}, which no file or flag binds")
+    bound = inspect.signature(train).bind(**arguments)
+    bound.apply_defaults()
+    return SimpleNamespace(**bound.arguments)
+
+
+def _abstract_mesh(layout: Layout) -> Any:
+    """Returns the mesh without its devices; if those here do not fit, of the fewest that would."""
+    try:
+        return make_mesh(layout).abstract_mesh
+    except InputError:
+        sizes = tuple(max(layout.mesh.get(axis, 1), 1) for axis in MESH_AXES)
+        return AbstractMesh(sizes, MESH_AXES)
+
+
+def _the_run(given: Any, spec: ModelSpec, mesh: Any, seen: Preview | None) -> list[str]:
+    compute, checkpoints = given.compute, given.checkpoints
+    layers = "scanned" if compute.scan else "unrolled"
+    best = f", and the best {checkpoints.best}" if checkpoints.best else ""
+    facts = {
+        "model_dir": f"{given.model_dir}: {_start(given, spec, seen)}",
+        "model": _model_name(spec),
+        "objective": _brief(given.objective),
+        "data": _brief(given.data, leave_out=("lengths", "batch_size")),
+        "steps": _steps(given, seen),
+        "optimizer": _brief(given.optimizer, leave_out=("learning_rate",)),
+        "learning rate": _rates(rate_of(given.optimizer), given.steps),
+        "update": _brief(given.update),
+        "compute": f"{compute.dtype}, layers {layers}, remat {compute.remat}",
+        "callbacks": " · ".join(map(_brief, given.callbacks)) or "none",
+        "checkpoints": f"every {checkpoints.every:,} steps, the last {checkpoints.keep} kept{best}",
+        "devices": _devices(given.layout, mesh),
+    }
+    if given.update == Update():
+        del facts["update"]
+    return [line for label, text in facts.items() for line in wrapped(f"{label:15}", text)]
+
+
+def _start(given: Any, spec: ModelSpec, seen: Preview | None) -> str:
+    folder = epath.Path(given.model_dir).expanduser()
+    if (folder / "model.json").exists():
+        changed = differences(load_spec(folder / "model.json"), spec)
+        if changed:
+            return f"holds a run of ANOTHER MODEL, train would refuse; {_some(changed)}"
+    vocabulary = given.data.vocabulary() if seen is not None else None
+    if vocabulary is not None and (folder / "vocabulary").exists():
+        known = load_vocabulary(folder / "vocabulary")
+        if known.fingerprint != vocabulary.fingerprint:
+            return "holds a run with ANOTHER VOCABULARY, train would refuse"
+    names = ocp.path.step.standard_name_format()
+    done = max((found.step for found in names.find_all(folder / "checkpoints")), default=None)
+    if done is None:
+        source = given.checkpoints.restore_from
+        return f"a new run, from the parameters of {source}" if source else "a new run"
+    if done >= given.steps:
+        return f"finished, at step {done:,} of {given.steps:,}"
+    return f"would resume at step {done:,} of {given.steps:,}"
+
+
+def _model_name(spec: ModelSpec) -> str:
+    changed, name = min(
+        ((differences(known, spec), name) for name, known in PRESETS.items()),
+        key=lambda pair: len(pair[0]),
+    )
+    if not changed:
+        return name
+    return f"{name} but {_some(changed)}" if len(changed) <= 4 else f"a {spec.family} of its own"
+
+
+def _some(changed: Sequence[str]) -> str:
+    more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+    return "; ".join(changed[:2]) + more
+
+
+def _steps(given: Any, seen: Preview | None) -> str:
+    lengths = _lengths(given)
+    rows = given.data.batch_size
+    tokens = rows * sum(lengths)
+    text = (
+        f"{given.steps:,} × {rows:,} rows × ({' + '.join(map(str, lengths))}) tokens = "
+        f"{tokens:,} a step, {given.steps * tokens:,} in all, padding included"
+    )
+    if seen is not None and seen.epochs_per_row is not None:
+        text += f"; about {given.steps * rows * seen.epochs_per_row:.2g} epochs"
+    return text
+
+
+def _lengths(given: Any) -> list[int]:
+    return [given.data.lengths[name] for name in given.objective.features]
+
+
+def _rates(rate: Callable[[int], float] | None, steps: int) -> str:
+    """Returns the learning rate at the first, highest, middle and last step."""
+    if rate is None:
+        return "inside the optimizer"
+    highest = _highest(functools.cache(rate), steps - 1)
+    shown = {step: rate(step) for step in sorted({0, highest, steps // 2, steps - 1})}
+    if len(set(shown.values())) == 1:
+        return f"{rate(0):.3g} throughout"
+    return " → ".join(
+        f"{value:.3g} at {step:,}" + " (highest)" * (step == highest)
+        for step, value in shown.items()
+    )
+
+
+def _highest(rate: Callable[[int], float], last: int) -> int:
+    """Finds the first step with the highest rate, on ever finer grids."""
+    low, high = 0, last
+    while True:
+        grid = np.unique(np.linspace(low, high, 33).astype(int)).tolist()
+        best = int(np.argmax([rate(step) for step in grid]))
+        if len(grid) == high - low + 1:
+            return grid[best]
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+
+
+def _devices(layout: Layout, mesh: Any) -> str:
+    here = jax.devices()
+    sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    kind = here[0].device_kind
+    if mesh.size == len(here):
+        return f"{len(here)} × {kind}" + (f", as {sizes}" if sizes else "")
+    return (
+        f"shown for {mesh.size}, as {sizes}; here are {len(here)} × {kind}, "
+        f"on which train would refuse Layout.mesh = {dict(layout.mesh)}"
+    )
+
+
+def _brief(value: Any, *, leave_out: Sequence[str] = ()) -> str:
+    """Returns a dataclass as its name and what differs from its defaults, one short line."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return getattr(value, "__name__", type(value).__name__)
+    parts = []
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if not field.init or field.name in leave_out or item is default:
+            continue
+        text = item.__name__ if callable(item) and hasattr(item, "__name__") else _brief_item(item)
+        if default is dataclasses.MISSING or text != _brief_item(default):
+            parts.append(f"{field.name}={text}")
+    return f"{type(value).__name__}({', '.join(parts)})" if parts else type(value).__name__
+
+
+def _brief_item(item: Any) -> str:
+    if isinstance(item, list | tuple) and len(item) > 4:
+        return f"{len(item):,} of them"
+    return _brief(item) if dataclasses.is_dataclass(item) else shorten(repr(item), 60)

@@ -1,0 +1,150 @@
+"""A look at the data of a run: examples as text, and how full its batches are."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5lite.commands.text import table, wrapped
+from t5lite.evaluation.text import readable
+
+Example = Mapping[str, np.ndarray]
+
+# Enough rows for a share to within a percent or so, and few enough for a person to wait for.
+_ROWS, _BATCHES = 512, 4
+# Neighbours in a stream may be parts of one text: examples are shown from wider apart.
+_APART = 8
+_EXAMPLE_LINES = 4  # for all texts of one example
+
+
+@dataclasses.dataclass(frozen=True)
+class Preview:
+    """What some examples and batches say.
+
+    Args:
+      examples: prepared ones.
+      texts: for each, its texts to read: one, or one for each feature.
+      num_batches: how many batches were measured.
+      padding: by feature, the share of a row's places that hold no token, in [0, 1].
+      examples_per_row: mean.
+      epochs_per_row: passes over the training data that a row makes; None if its size is unknown.
+    """
+
+    examples: Sequence[Example]
+    texts: Sequence[Sequence[str]]
+    num_batches: int
+    padding: Mapping[str, float]
+    examples_per_row: float
+    epochs_per_row: float | None
+
+
+def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Preview:
+    """Reads some examples and the first training batches of a run, all processes' rows.
+
+    Args:
+      data: as for `train`.
+      objective: prepares the examples. `show(example, vocabulary) -> Sequence[str]`, which it may
+        have, gives the texts that a person reads; without it each feature is one.
+      split: of the examples.
+      count: of examples; fewer if the split is smaller.
+      seed: the run's; the batches are those that it would train on.
+    """
+    found = data.examples(objective, split=split, count=_APART * count, seed=seed) if count else []
+    examples = found[:: max(len(found) // max(count, 1), 1)][:count]
+    vocabulary = data.vocabulary()
+    show: Callable = getattr(objective, "show", None) or (
+        lambda example, vocabulary: [
+            readable(example[name], vocabulary) for name in objective.features
+        ]
+    )
+    counting = _Counting(objective)
+    num_batches = min(max(_ROWS // data.batch_size, 1), _BATCHES)
+    batches = data.train_batches(counting, seed=seed)
+    try:
+        rows = list(itertools.islice(batches, num_batches))
+    finally:
+        batches.close()
+    # A token's segment is 1, 2, …; without segments a row holds one example.
+    segments = {
+        name: np.concatenate([each.get(f"{name}_segment_ids", each[name] != 0) for each in rows])
+        for name in objective.features
+    }
+    per_row = float(np.mean(np.max([each.max(axis=1) for each in segments.values()], axis=0)))
+    size = num_examples(data)
+    return Preview(
+        examples=examples,
+        texts=[show(example, vocabulary) for example in examples],
+        num_batches=num_batches,
+        padding={name: float(np.mean(each == 0)) for name, each in segments.items()},
+        examples_per_row=per_row,
+        epochs_per_row=size and per_row * counting.taken / counting.given / size,
+    )
+
+
+def num_examples(data: Any) -> int | None:
+    """Returns the size of the training split, before the objective; None if it is unknown.
+
+    Unknown for mixtures too, whose tasks do not end together.
+    """
+    provider = getattr(data, "provider", None)
+    if provider is None:
+        return len(getattr(data, "train", ())) or None
+    if hasattr(provider, "tasks"):
+        return None
+    return provider.num_input_examples(data.split) or None
+
+
+def example_lines(seen: Preview) -> Iterator[str]:
+    """Yields the examples' sizes and texts, long ones cut."""
+    for number, (example, texts) in enumerate(zip(seen.examples, seen.texts, strict=True), 1):
+        sizes = " + ".join(f"{len(tokens)} {name}" for name, tokens in example.items())
+        yield from ([""] if number > 1 else [])
+        yield f"{number}  {sizes}"
+        for index, text in enumerate(texts):
+            label = "   → " if index else "   "
+            yield from wrapped(label, text, max_lines=max(_EXAMPLE_LINES // len(texts), 1))
+
+
+def batch_lines(batch: Mapping[str, Any], seen: Preview | None) -> list[str]:
+    """Returns a table of the global batch's arrays, and how much of it is padding.
+
+    Args:
+      batch: `ShapeDtypeStruct`s with shardings.
+      seen: what was measured, if anything.
+    """
+    rows = []
+    for name, leaf in batch.items():
+        shard = list(leaf.sharding.shard_shape(leaf.shape))
+        per_device = f"{shard} a device" if leaf.sharding.mesh.size > 1 else ""
+        rows.append((name, str(list(leaf.shape)), np.dtype(leaf.dtype).name, per_device))
+    lines = table(rows)
+    if seen is None:
+        return lines
+    padding = ", ".join(f"{share:.1%} of {name}" for name, share in seen.padding.items())
+    source = "the first batch" if seen.num_batches == 1 else f"the first {seen.num_batches} batches"
+    measured = f"{padding}; {seen.examples_per_row:.2f} examples a row ({source})"
+    return [*lines, "", *wrapped("padding  ", measured)]
+
+
+class _Counting:
+    """An objective whose batches are the bare rows, and which counts what it prepares."""
+
+    def __init__(self, objective: Any):
+        self._objective = objective
+        self.features = objective.features
+        self.taken = self.given = 0
+
+    def prepare(self, examples: Iterator[Example], **arguments: Any) -> Iterator[Example]:
+        def counted() -> Iterator[Example]:
+            for example in examples:
+                self.taken += 1
+                yield example
+
+        for example in self._objective.prepare(counted(), **arguments):
+            self.given += 1
+            yield example
+
+    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return rows

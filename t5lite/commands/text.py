@@ -1,0 +1,49 @@
+"""Text for a terminal: tables, wrapped lines, and numbers with units."""
+
+import textwrap
+from collections.abc import Sequence
+
+WIDTH = 98  # of a line, inside a margin of two
+
+
+def table(rows: Sequence[Sequence[str]], *, right: int | None = None) -> list[str]:
+    """Returns a line for each row, in columns; those from number `right` on stand to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = len(widths) if right is None else right
+    return [
+        "  ".join(
+            cell.rjust(width) if index >= right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def wrapped(label: str, text: str, *, max_lines: int | None = None) -> list[str]:
+    """Returns a label and, beside it, the text: its white space joined, what is too much cut."""
+    text = " ".join(text.split()) or "(nothing)"
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=label,
+        subsequent_indent=" " * len(label),
+        max_lines=max_lines,
+        placeholder=" …",
+    )
+
+
+def in_bytes(count: float) -> str:
+    """Returns three digits and a unit of 1,024s: `7.15 MiB`."""
+    return _quantity(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
+
+
+def in_flops(count: float) -> str:
+    """Returns three digits and a unit of 1,000s: `3.46 GFLOP`."""
+    return _quantity(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _quantity(value: float, base: int, units: Sequence[str]) -> str:
+    unit = 0
+    while value >= 999.5 and unit < len(units) - 1:
+        value, unit = value / base, unit + 1
+    return f"{value:.3g} {units[unit]}"

@@ -1,0 +1,158 @@
+"""A model as a tree to read, and what it weighs: from shapes and shardings alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from t5lite.commands.text import in_bytes, in_flops, table, wrapped
+from t5lite.parallel import Layout, shardings
+from t5lite.training import Program
+
+
+class Row(NamedTuple):
+    """One line of a tree.
+
+    Args:
+      name: with the branches in front.
+      shape: of a parameter, or of one layer's; empty for a node.
+      axes: logical names, each with `:mesh axis` where it is sharded; empty for a node.
+      size: parameters in it, all layers counted.
+    """
+
+    name: str
+    shape: str
+    axes: str
+    size: int
+
+
+def parameter_rows(params: Any, axes: Any) -> list[Row]:
+    """Returns a tree's lines: a header, then all below it.
+
+    What has one child shares its line. Of layers that are alike one is shown, with its own shapes.
+
+    Args:
+      params: nested dicts of `ShapeDtypeStruct`s with shardings.
+      axes: the same tree of logical axis names, a `PartitionSpec` each.
+    """
+    header = Row("parameters", "shape", "logical axes", _count(params))
+    return [header, *_children(params, axes, indent="", inside_layers=False)]
+
+
+def _children(params: Any, axes: Any, *, indent: str, inside_layers: bool) -> Iterator[Row]:
+    for name in params:
+        last = name == next(reversed(params))
+        node, names, inside = params[name], axes[name], inside_layers
+        label = indent + ("└ " if last else "├ ") + name
+        while True:
+            if not inside and (times := _layers(names, node)):
+                label, inside = f"{label} {times}", True
+            if not isinstance(node, dict) or len(node) > 1:
+                break
+            ((only, node),) = node.items()
+            label, names = f"{label}/{only}", names[only]
+        if isinstance(node, dict):
+            yield Row(label, "", "", _count(node))
+            deeper = indent + ("  " if last else "│ ")
+            yield from _children(node, names, indent=deeper, inside_layers=inside)
+        else:
+            start = 1 if _is_stacked(names) else 0
+            named = [_axis(*pair) for pair in zip(*_padded(names, node), strict=True)]
+            shape = f"[{', '.join(map(str, node.shape[start:]))}]"
+            yield Row(label, shape, " ".join(named[start:]), _count(node))
+
+
+def _layers(axes: Any, params: Any) -> str:
+    """Returns `×12`, with the mesh axis if they are sharded, where all below is 12 layers' own."""
+    leaves, names = jax.tree.leaves(params), jax.tree.leaves(axes)
+    if not all(map(_is_stacked, names)) or len({leaf.shape[0] for leaf in leaves}) > 1:
+        return ""
+    (_, mesh_axes) = _padded(names[0], leaves[0])
+    return _axis(f"×{leaves[0].shape[0]}", mesh_axes[0])
+
+
+def _is_stacked(axes: Sequence[Any]) -> bool:
+    return len(axes) > 0 and axes[0] == "layers"
+
+
+def _padded(axes: Sequence[Any], leaf: Any) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Returns the logical name and the mesh axes, those of size 1 left out, of each axis."""
+    sharding, rank = leaf.sharding, len(leaf.shape)
+    logical = [*axes, *[None] * (rank - len(axes))]
+    mesh = [*sharding.spec, *[None] * (rank - len(sharding.spec))]
+    groups = [(axis,) if isinstance(axis, str) else axis or () for axis in mesh]
+    used = [tuple(axis for axis in group if sharding.mesh.shape[axis] > 1) for group in groups]
+    return [name or "·" for name in logical], used
+
+
+def _axis(name: str, mesh_axes: tuple[str, ...]) -> str:
+    return f"{name}:{'+'.join(mesh_axes)}" if mesh_axes else name
+
+
+def _count(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
+
+
+def bytes_of(tree: Any) -> tuple[int, int]:
+    """Returns the bytes of a tree's arrays in all, and on each device.
+
+    Args:
+      tree: of `ShapeDtypeStruct`s with shardings.
+    """
+    whole = each = 0
+    for leaf in jax.tree.leaves(tree):
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        itemsize = np.dtype(leaf.dtype).itemsize
+        whole += int(np.prod(leaf.shape, dtype=np.int64)) * itemsize
+        each += int(np.prod(shard, dtype=np.int64)) * itemsize
+    return whole, each
+
+
+def parameter_lines(program: Program, axes: Any) -> list[str]:
+    """Returns the parameters' tree as text, with a legend of its signs."""
+    rows = parameter_rows(program.state.params, axes)
+    lines = table([(*row[:3], f"{row.size:,}") for row in rows], right=3)
+    legend = {
+        "×": "×: so many layers, all alike; shapes are one layer's, counts those of all",
+        ":": "axis:mesh axis: where a parameter is sharded; otherwise every device has all of it",
+    }
+    signs = "".join(f"{row.name}{row.axes}" for row in rows)
+    return [*lines, "", *(text for sign, text in legend.items() if sign in signs)]
+
+
+def memory_lines(program: Program, axes: Any, *, layout: Layout) -> list[str]:
+    """Returns a table of the bytes that a run keeps, in all and on each device."""
+    state, rules = program.state, layout.gradients or layout.parameters
+    everywhere: Any = state.step.sharding
+    gradients = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state.params,
+        shardings(axes, rules, everywhere.mesh),
+    )
+    parts = {
+        "parameters": state.params,
+        "their average": state.extra,
+        "optimizer state": state.opt_state,
+        "gradients": gradients,
+    }
+    sizes = {name: bytes_of(tree) for name, tree in parts.items() if jax.tree.leaves(tree)}
+    whole, each = (sum(column) for column in zip(*sizes.values(), strict=True))
+    sizes["sum, without activations"] = whole, each
+    rows = [(name, in_bytes(whole), in_bytes(each)) for name, (whole, each) in sizes.items()]
+    return table([("bytes", "in all", "a device"), *rows], right=1)
+
+
+def arithmetic_lines(step: float, *, tokens: int) -> list[str]:
+    """Returns what a token costs.
+
+    Args:
+      step: FLOPs of a training step, forward and backward.
+      tokens: places in a step's rows, those of all features, padding included.
+    """
+    text = (
+        f"{in_flops(step / 3 / tokens)} a token forward, {in_flops(step / tokens)} in training, "
+        f"{in_flops(step)} a step: matrix products, without what rematerialisation adds. A token "
+        f"is a place of a row, inputs and targets alike, padding included."
+    )
+    return wrapped("arithmetic  ", text)

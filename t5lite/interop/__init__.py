@@ -1,0 +1,5 @@
+"""The world's checkpoints: any folder to a model with its parameters, ready to use."""
+
+from t5lite.interop.load import Loaded, load, locate
+
+__all__ = ["Loaded", "load", "locate"]
