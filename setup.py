@@ -47,6 +47,9 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
+        # TensorBoard's files on object stores.
+        "gs": ["google-cloud-storage>=2.14,<4"],
+        "s3": ["boto3>=1.28,<2"],
         "test": [
             "mypy>=2,<3",
             "pytest>=8.3,<10",

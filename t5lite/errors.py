@@ -16,7 +16,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
       name: what was given.
       known: every valid name.
     """
-    known = sorted(known)
+    known = sorted(set(known))
     nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if nearest:
         return InputError(f"unknown {kind} {str(name)!r}; did you mean {' or '.join(nearest)}?")

@@ -12,10 +12,11 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import t5lite
+from t5lite.commands import flags
 from t5lite.errors import InputError, unknown
 
 COMMANDS = {
@@ -73,9 +74,8 @@ def _dispatch(arguments: list[str]) -> int | None:
     # A configuration may import modules of the user's own, from where the command was called.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    command = importlib.import_module(f"t5lite.commands.{verb}")
     parser = _parser(verb)
-    command.add_arguments(parser)
+    getattr(flags, verb)(parser)
     rest, bindings = split_bindings(rest)
     options, extra = parser.parse_known_args(rest)
     if extra:
@@ -84,17 +84,26 @@ def _dispatch(arguments: list[str]) -> int | None:
 
     from t5lite import configuration
 
-    if not options.debug:
-        _hush()
     search_paths = [path for paths in options.gin_search_paths for path in paths.split(",")]
-    return command.run(options, configuration.parse(options.gin_file, bindings, search_paths))
+    command = importlib.import_module(f"t5lite.commands.{verb}")
+    with contextlib.nullcontext() if options.debug else _quiet():
+        return command.run(options, configuration.parse(options.gin_file, bindings, search_paths))
 
 
-def _hush() -> None:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Silences what libraries say of a failure that then reaches the user as one of our errors."""
-    for library in ("absl", "asyncio"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(library) for library in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -49,8 +49,10 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(
+        main.flags, "train", lambda parser: parser.add_argument("--times", type=int, default=1)
+    )
     command = SimpleNamespace(
-        add_arguments=lambda parser: parser.add_argument("--times", type=int, default=1),
         run=lambda options, given: [given.call(train) for _ in range(options.times)] and None,
     )
     monkeypatch.setitem(sys.modules, "t5lite.commands.train", command)
@@ -342,7 +344,7 @@ def test_gin_is_missing(tmp_path, shadowed):
     if shadowed:
         (tmp_path / "gin").mkdir()
     code = "import t5lite.commands, types, sys; from t5lite.main import main\n"
-    code += "sys.modules['t5lite.commands.train'] = types.SimpleNamespace(add_arguments=print)\n"
+    code += "sys.modules['t5lite.commands.train'] = types.SimpleNamespace()\n"
     # -S leaves out the installed packages.
     done = python(
         "-S",

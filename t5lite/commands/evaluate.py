@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares which checkpoint."""
-    parser.add_argument(
-        "--checkpoint",
-        default="latest",
-        metavar="WHICH",
-        help="latest, best (by train.checkpoints.best), a step, or any checkpoint's folder",
-    )
-
-
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Calls `evaluate` with what is bound to `train`, as far as it concerns evaluation."""
     bound = configuration.bindings_of(train)
@@ -103,6 +93,7 @@ def evaluate(
         layout=layout,
         mesh=loaded.mesh,
         steps=loaded.step,
+        vocab=spec.vocab,
         say=print if jax.process_index() == 0 else lambda text: None,
     )
     run_.say(f"evaluating {found.step_folder}")

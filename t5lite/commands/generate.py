@@ -12,40 +12,6 @@ if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what to load, what to answer, and how."""
-    parser.description = f"{parser.description}; a line of output for each"
-    parser.epilog = (
-        "gaps of a span-corruption model are written <extra_id_0>, <extra_id_1>, ...: "
-        't5lite generate --model_dir=DIR --fill "The <extra_id_0> is sorted."'
-    )
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
-    parser.add_argument(
-        "--model_dir",
-        required=True,
-        metavar="DIR",
-        help="where the model was trained, or one checkpoint: DIR/checkpoints/STEP",
-    )
-    parser.add_argument(
-        "--input_file",
-        metavar="FILE",
-        help="UTF-8, one text a line; without it and without TEXT, standard input is read",
-    )
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=64, metavar="N", help="most tokens of an answer (64)"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest (0)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws (0)")
-    parser.add_argument(
-        "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
-    )
-    parser.add_argument(
-        "--fill", action="store_true", help="print the texts with their gaps filled in"
-    )
-
-
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Prints an answer to each text; white space in it becomes single spaces."""
     if configuration.source.bindings or configuration.source.macros:

@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--examples` and `--split`."""
-    parser.add_argument("--examples", type=int, default=5, help="how many to show (5)")
-    parser.add_argument("--split", default="train", help="where the examples are from (train)")
-
-
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Prints the report of the run that the configuration binds to `train`."""
     # A GPU may be busy with a run, which a look must not disturb.

@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from t5lite.data.batches import merge_states
+from t5lite.data.files import write_whole
 from t5lite.errors import InputError
 from t5lite.models import (
     ComputeSpec,
@@ -37,20 +38,15 @@ from t5lite.training import (
     TrainState,
     Update,
     Writer,
-    Writers,
     build,
     load_params,
     peak_flops,
 )
+from t5lite.training.restore import absolute, saved_steps
 from t5lite.training.state import Optimizer
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds nothing: all of training is gin bindings."""
-    del parser
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
@@ -123,9 +119,8 @@ def train(
     """
     # What is trained, on what.
     spec = preset(model) if isinstance(model, str) else model
-    the_model = Model(spec, compute)
     check(spec, data=data, steps=steps, log_every=log_every, callbacks=callbacks)
-    mesh = make_mesh(layout)
+    the_model, mesh = Model(spec, compute), make_mesh(layout)
     program = build(
         the_model,
         objective,
@@ -135,14 +130,13 @@ def train(
         mesh=mesh,
         update=update,
     )
+    say = print if jax.process_index() == 0 else (lambda text: None)
 
     with contextlib.ExitStack() as stack:
         # Where it is kept.
-        checkpointer = stack.enter_context(checkpoints.open(model_dir))
-        folder = epath.Path(model_dir).expanduser()
+        checkpointer = stack.enter_context(checkpoints.open(model_dir, warn=say))
+        folder = absolute(model_dir)
         describe(folder, spec, data, operative_config)
-
-        say = print if jax.process_index() == 0 else (lambda text: None)
         say(f"{headline(the_model, mesh)}\n{data.describe()}")
 
         # Where it starts: a checkpoint of its own, another run's parameters, or chance.
@@ -154,7 +148,7 @@ def train(
         )
         stack.callback(batches.close)
         restored = checkpointer.restore(program.state)
-        state = restored.state if restored else first_state(program, checkpoints, seed)
+        state = restored.state if restored else first_state(program, checkpoints, seed, say=say)
         start = int(state.step)
         if start >= steps:
             say(f"{model_dir} is already trained to step {start} of {steps}")
@@ -175,11 +169,9 @@ def train(
             writers=[make(str(folder)) for make in writers],
             say=progress.say,
             vocab=spec.vocab,
-            metrics=dict(restored.metrics) if restored else {},
         )
-        all_writers = Writers(run_.writers)
-        stack.callback(all_writers.close)
-        all_writers.rewind(start)
+        stack.callback(run_.writers.close)
+        run_.writers.rewind(start)
         profiler = profile.open(folder) if profile else None
         if profiler:
             stack.callback(profiler.close)
@@ -187,10 +179,10 @@ def train(
             run=run_,
             step_fn=program.step,
             batches=batches,
+            data_state=lambda: merge_states(gather(batches.state_dict())),
             checkpointer=checkpointer,
             checkpoint_every=checkpoints.every,
             callbacks=callbacks,
-            data_state=lambda: merge_states(gather(batches.state_dict())),
             meter=Meter(peak=peak_flops(mesh.devices.flat)),
             progress=progress,
             learning_rate=rate_of(optimizer),
@@ -241,13 +233,14 @@ def describe(
       InputError: if the folder holds a run of another model or vocabulary.
     """
     vocabulary = data.vocabulary()
-    check_described(folder, spec, vocabulary)
+    if saved_steps(folder):  # a run that never came to a checkpoint binds nobody
+        check_described(folder, spec, vocabulary)
     if jax.process_index() == 0:
         save_spec(folder / "model.json", spec)
         if vocabulary is not None:
             vocabulary.save(folder / "vocabulary")
         if operative_config is not None:
-            (folder / "config.gin").write_text(operative_config())
+            write_whole(folder / "config.gin", operative_config().encode())
 
 
 def check_described(folder: epath.Path, spec: ModelSpec, vocabulary: Any) -> None:
@@ -271,7 +264,9 @@ def check_described(folder: epath.Path, spec: ModelSpec, vocabulary: Any) -> Non
             )
 
 
-def first_state(program: Program, checkpoints: Checkpoints, seed: int) -> TrainState:
+def first_state(
+    program: Program, checkpoints: Checkpoints, seed: int, *, say: Callable[[str], None]
+) -> TrainState:
     """Draws a state, and puts the parameters of `restore_from` in where one is given."""
     state = program.init(seed)
     if checkpoints.restore_from is None:
@@ -280,7 +275,7 @@ def first_state(program: Program, checkpoints: Checkpoints, seed: int) -> TrainS
         checkpoints.restore_from, like=state.params, mapping=checkpoints.restore_mapping
     )
     fresh = f", {len(loaded.fresh)} arrays fresh" if loaded.fresh else ""
-    print(f"parameters from {loaded.folder}{fresh}")
+    say(f"parameters from {loaded.folder}{fresh}")
     extra = {name: jax.tree.map(jax.numpy.copy, loaded.params) for name in state.extra}
     return state.replace(params=loaded.params, extra=extra)
 

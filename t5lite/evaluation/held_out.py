@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t5lite.errors import InputError
 from t5lite.evaluation.metrics import Means, Sums, collect
@@ -37,6 +38,16 @@ class HeldOut:
         default=None, init=False, repr=False, compare=False
     )
 
+    def check(self, run: Any) -> None:
+        """Raises an InputError, before the first step, if there is nothing to evaluate on."""
+        for batch in self._batches(run, max_batches=1):
+            if any(rows.any() for rows in batch.values()):
+                return
+        raise InputError(
+            f"{self.prefix}: the validation split gave no example; "
+            "fill it, or remove HeldOut from the callbacks"
+        )
+
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Returns the held-out metrics of `state`.
 
@@ -56,14 +67,16 @@ class HeldOut:
 
     def _dispatched(self, run: Any, state: Any, sums_fn: Callable) -> Iterator[Sums]:
         params = run.params(state)
-        batches = run.data.validation_batches(
+        for batch in self._batches(run, max_batches=self.max_batches):
+            yield sums_fn(params, run.place(batch))
+
+    def _batches(self, run: Any, *, max_batches: int | None) -> Iterable[dict[str, np.ndarray]]:
+        return run.data.validation_batches(
             run.objective,
-            max_batches=self.max_batches,
+            max_batches=max_batches,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        for batch in batches:
-            yield sums_fn(params, run.place(batch))
 
 
 def _sums(objective: Any, model: Any) -> Callable:

@@ -71,6 +71,10 @@ class SpanFilling:
         default=None, init=False, repr=False, compare=False
     )
 
+    def check(self, run: Any) -> None:
+        """Reads the examples, before the first step rather than after the last."""
+        self._prepared = self._prepare(run)
+
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Measures `state`, prints a table and filled-in sentences, and returns the metrics.
 

@@ -44,7 +44,4 @@ def readable(tokens: Iterable[int], vocabulary: Any | None, *, eos_id: int = 1) 
 def show(run: Any, step: int, *, name: str, text: str) -> None:
     """Prints text above the progress bar and hands it to each writer that takes text."""
     run.say(text)
-    for writer in run.writers:
-        write = getattr(writer, "text", None)
-        if write is not None:
-            write(step, name, text)
+    run.writers.text(step, name, text)

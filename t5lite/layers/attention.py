@@ -1,6 +1,7 @@
 """Multi-head attention with grouped keys and values, an additive bias and a mask."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -67,12 +68,11 @@ class Attention(nn.Module):
         axes = ("embed", "heads", "kv")
         # Logits of unit variance at initialisation, whatever the scale.
         query_scale = spec.head_dim**-0.5 / spec.scale
-        self.query = projection(axes, heads, dtype=self.dtype, init_scale=query_scale)
-        self.key = projection(axes, kv_heads, dtype=self.dtype)
-        self.value = projection(axes, kv_heads, dtype=self.dtype)
-        self.output = projection(
-            ("heads", "kv", "embed"), (self.embed,), num_contracted=2, dtype=self.dtype
-        )
+        project = functools.partial(projection, dtype=self.dtype, distribution="normal")
+        self.query = project(axes, heads, init_scale=query_scale)
+        self.key = project(axes, kv_heads)
+        self.value = project(axes, kv_heads)
+        self.output = project(("heads", "kv", "embed"), (self.embed,), num_contracted=2)
         self.dropout = nn.Dropout(self.dropout_rate)
 
     def key_values(self, x: jax.Array) -> KeyValues:

@@ -20,7 +20,10 @@ class TokenEmbedding(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Looks up `tokens` `[batch, length]` int32, giving `[batch, length, embed]`."""
-        embedded = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
+        # Gathered over the shards of `embed` first: the rows that are looked up are sharded by
+        # batch, and the partitioner would go from one to the other by replicating all of them.
+        table = nn.with_logical_constraint(self.embedding.astype(self.dtype), ("vocab", "embed"))
+        embedded = jnp.take(table, tokens, axis=0)
         return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
 
     def attend(self, x: jax.Array) -> jax.Array:

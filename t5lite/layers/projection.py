@@ -1,10 +1,14 @@
 """The one linear projection, with named axes and a fan-in initialiser."""
 
+import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+_float32_dot_general = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
 class _Named(nn.LogicallyPartitioned):
@@ -24,6 +28,8 @@ def projection(
     num_contracted: int = 1,
     dtype: jnp.dtype,
     init_scale: float = 1.0,
+    distribution: Literal["truncated_normal", "normal"] = "truncated_normal",
+    float32_output: bool = False,
     name: str | None = None,
 ) -> nn.DenseGeneral:
     """Returns a bias-free projection of the last axes onto `features`.
@@ -35,15 +41,18 @@ def projection(
       features: sizes of the new axes.
       num_contracted: how many trailing axes of the input are contracted.
       dtype: of the computation; the kernel is float32.
-      init_scale: factor on the standard deviation, which is 1/sqrt(fan-in) (truncated normal).
+      init_scale: factor on the initial standard deviation, which is 1/sqrt(fan-in).
+      distribution: of the initial values.
+      float32_output: whether sums stay in float32 rather than being rounded to `dtype`.
       name: of the submodule.
     """
-    init = nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
+    init = nn.initializers.variance_scaling(init_scale**2, "fan_in", distribution)
     return nn.DenseGeneral(
         tuple(features),
         axis=tuple(range(-num_contracted, 0)),
         use_bias=False,
         dtype=dtype,
+        dot_general=_float32_dot_general if float32_output else None,
         kernel_init=lambda *arguments: _Named(init(*arguments), tuple(axes)),
         name=name,
     )

@@ -25,7 +25,9 @@ class EncoderDecoder(nn.Module):
         self.encoder = Stack(spec.encoder, spec.embed, compute)
         self.decoder = Stack(spec.decoder, spec.embed, compute)
         if not spec.tied_logits:
-            self.head = projection(("embed", "vocab"), (spec.vocab,), dtype=compute.jax_dtype)
+            self.head = projection(
+                ("embed", "vocab"), (spec.vocab,), dtype=compute.jax_dtype, float32_output=True
+            )
 
     def encode(self, batch: Batch) -> jax.Array:
         """Returns the encoder's output `[batch, encoder_length, embed]`."""
@@ -55,7 +57,7 @@ class EncoderDecoder(nn.Module):
             logits = self.token_embedding.attend(hidden)
             logits = logits * jnp.float32(self.spec.embed**-0.5)
         else:
-            logits = self.head(hidden).astype(jnp.float32)
+            logits = self.head(hidden)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
     def start(self, batch: Batch, max_length: int) -> Cache:

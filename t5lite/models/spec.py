@@ -26,7 +26,8 @@ class StackSpec(Spec):
       causal: whether a token sees only those before it.
       relative_bias: the position bias; None for none.
       final_norm: after the last layer.
-      dropout_rate: of embeddings, attention weights, MLP hiddens and sublayer outputs, in [0, 1).
+      dropout_rate: of embeddings, attention weights, MLP hiddens, sublayer outputs and the final
+        norm's, in [0, 1); each element by itself, where T5X drops whole positions' features alike.
     """
 
     num_layers: int
@@ -87,8 +88,8 @@ class ComputeSpec(Spec):
 
     Args:
       dtype: of activations; parameters, norms, softmax and logits stay float32.
-      remat: what a layer keeps for the backward pass: `none` recomputes nothing, `minimal` keeps
-        matrix products without a batch axis, `save_dots` all matrix products, `full` nothing.
+      remat: what the backward pass computes again: `none` nothing, `save_dots` all but matrix
+        products, `minimal` all but those without a batch axis, `full` the whole layer.
       scan: one compiled layer in a loop, rather than layers unrolled; parameters are the same.
     """
 
@@ -98,7 +99,7 @@ class ComputeSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, known in (("dtype", ("float32", "bfloat16", "float16")), ("remat", REMAT)):
+        for field, known in (("dtype", ("float32", "bfloat16")), ("remat", REMAT)):
             self.require(getattr(self, field) in known, field, f"one of {', '.join(known)}")
 
     @property
@@ -117,7 +118,11 @@ REMAT = {
 def save_spec(path: epath.PathLike, spec: ModelSpec) -> None:
     """Writes `model.json`: the spec and its format version."""
     content = {"format_version": FORMAT_VERSION, "model": spec.to_json()}
-    epath.Path(path).write_text(json.dumps(content, indent=2) + "\n")
+    path = epath.Path(path)
+    # Whole or not at all: a run cannot be resumed without it.
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(json.dumps(content, indent=2) + "\n")
+    draft.replace(path)
 
 
 def load_spec(path: epath.PathLike) -> ModelSpec:

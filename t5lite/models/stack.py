@@ -69,15 +69,18 @@ class Stack(nn.Module):
             self.relative_bias = bias.make(num_heads, bidirectional=not spec.causal)
 
         num_periods, rest = divmod(spec.num_layers, len(spec.blocks))
-        period = Period
-        if compute.remat != "none":
-            # Inside a scan nothing can be merged with the forward pass, so no barrier is needed.
-            period = nn.remat(
+
+        def period(*, scanned: bool) -> type[Period]:
+            if compute.remat == "none":
+                return Period
+            # Inside a loop nothing can be merged with the forward pass, so no barrier is needed.
+            return nn.remat(
                 Period,
                 policy=REMAT[compute.remat],
-                prevent_cse=not compute.scan,
+                prevent_cse=not scanned,
                 methods=["__call__"],
             )
+
         scan: Any = functools.partial(
             dict,
             variable_axes={"params": 0},
@@ -88,7 +91,7 @@ class Stack(nn.Module):
         )
         if num_periods:
             scanned = nn.scan(
-                period,
+                period(scanned=compute.scan),
                 methods={
                     "__call__": scan(in_axes=(nn.broadcast, 0, 0)),
                     "cross_key_values": scan(in_axes=(nn.broadcast,)),
@@ -96,7 +99,7 @@ class Stack(nn.Module):
             )
             self.layers = scanned(spec, self.embed, compute, len(spec.blocks))
         if rest:
-            self.remainder = period(spec, self.embed, compute, rest)
+            self.remainder = period(scanned=False)(spec, self.embed, compute, rest)
         self.parts = [name for name, n in (("layers", num_periods), ("remainder", rest)) if n]
         self.num_periods = num_periods
         self.final_norm = spec.final_norm.make(compute.jax_dtype)

@@ -43,11 +43,12 @@ class SpanCorruption(Seq2Seq):
 
     Documents (`targets` of the examples) are joined without EOS and cut into stretches of exactly
     the length that fills the inputs: 568 tokens for 512 inputs and 114 targets. The last stretch
-    of the stream is shorter, and dropped if it is a single token. Kept spans and noise spans take
-    turns, the first kept and the last noise; all ways to do so are equally likely.
+    of a window of documents is shorter, and dropped if it is a single token. Kept spans and noise
+    spans take turns, the first kept and the last noise; all ways to do so are equally likely.
 
     T5 differs in what it does to documents before: it takes one random stretch of 65,536 tokens
-    of each and joins 128 at a time, with a short stretch at every seam. Here no token is lost.
+    of each and joins 128 at a time, with a short stretch at every seam. Here every document is
+    used whole.
 
     Attributes:
       noise_density: the share of tokens, in (0, 1), that is taken out.

@@ -21,8 +21,8 @@ class FromOptax:
         FromOptax.learning_rate = 1e-3
         optax.adabelief.b2 = 0.99
 
-    A bare `optax.GradientTransformation` can be given to the train step without this; it must then
-    work under strict promotion, and its learning rate is not logged.
+    A bare `optax.GradientTransformation` can be given to the train step without this; its learning
+    rate is then not logged.
 
     Args:
       make: function from a learning rate (number or schedule) to a transformation.

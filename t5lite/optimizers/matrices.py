@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from t5lite.errors import InputError
 
-BATCH_AXES = frozenset({"layers", "stack", "expert"})
+BATCH_AXES = frozenset({"layers", "stack", "experts"})
 """Logical axes along which independent parameters are stacked."""
 
 

@@ -30,6 +30,33 @@ def check_batch(layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]
                     f"{label} size {size} of {name} does not divide over {parts} devices "
                     f"(mesh axes {', '.join(names)}); change it or Layout.mesh"
                 )
+    for shape in shapes.values():
+        check_rows_of_process(batch_sharding(layout, mesh), shape, jax.process_index())
+
+
+def check_rows_of_process(
+    sharding: NamedSharding, shape: tuple[int, ...], process_index: int
+) -> None:
+    """Raises an InputError unless a process's devices hold exactly its own rows, whole.
+
+    Processes read the rows `[index * batch / count, (index + 1) * batch / count)` of a batch.
+    """
+    count = len({device.process_index for device in sharding.mesh.devices.flat})
+    size = shape[0] // count
+    wanted = set(range(process_index * size, (process_index + 1) * size))
+    held: set[int] = set()
+    whole = True
+    for device, (rows, *rest) in sharding.devices_indices_map(shape).items():
+        if device.process_index == process_index:
+            held |= set(range(*rows.indices(shape[0])))
+            whole &= all(
+                part.indices(n) == (0, n, 1) for part, n in zip(rest, shape[1:], strict=True)
+            )
+    if held and (held != wanted or not (whole or count == 1)):
+        raise InputError(
+            f"process {process_index} of {count} would need rows of a batch that another process "
+            "reads; choose a Layout.mesh whose data and fsdp axes divide over the processes"
+        )
 
 
 def place(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

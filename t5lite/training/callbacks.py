@@ -1,7 +1,7 @@
 """What a run does besides stepping: callbacks, and what they are given."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -12,7 +12,7 @@ from t5lite.errors import InputError
 from t5lite.parallel import Layout, batch_sharding, place, with_layout
 from t5lite.training.state import TrainState
 from t5lite.training.step import Transform, identity
-from t5lite.training.writers import Writer
+from t5lite.training.writers import Writers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Callback(Protocol):
 
     It may return held-out metrics, which go to the writers, to later callbacks and to the choice of
     the best checkpoint; or a `Stop`. What it must remember over a restart goes through the optional
-    methods `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`.
+    methods `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`. An optional `check(run)`
+    is called before the first step, to refuse then what would fail hours later.
     """
 
     every: int
@@ -54,7 +55,7 @@ class Run:
       layout: how arrays are sharded over `mesh`.
       mesh: the devices.
       steps: after which the run ends.
-      writers: where metrics go.
+      writers: where metrics go; becomes one `Writers`, which the first process alone writes to.
       transform: parameters and frozen ones to what the model gets.
       say: prints a text above the progress bar.
       vocab: the model's number of embeddings, which token ids are checked against.
@@ -68,11 +69,14 @@ class Run:
     layout: Layout
     mesh: Mesh
     steps: int
-    writers: Sequence[Writer] = ()
+    writers: Any = ()
     transform: Transform = identity
     say: Callable[[str], None] = print
     vocab: int | None = None
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.writers = Writers(self.writers)
 
     def params(self, state: TrainState) -> Any:
         """Returns the parameters to evaluate: averaged where an average is kept."""

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from etils import epath
 
+from t5lite.parallel import gather
 from t5lite.training.callbacks import Callback, Run, Stop
 from t5lite.training.checkpoints import Checkpointer
 from t5lite.training.profiling import Profiler
 from t5lite.training.progress import Meter, Progress
 from t5lite.training.state import TrainState
-from t5lite.training.writers import Writers
 
 StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
 
@@ -72,7 +72,6 @@ class Loop:
     stop_on_nan: bool = True
 
     def __post_init__(self) -> None:
-        self._writers = Writers(self.run.writers)
         self._logged: dict[str, tuple[float, float]] = {}
         self._num_skipped = 0
 
@@ -83,6 +82,9 @@ class Loop:
           NonFiniteLoss: at a NaN or infinity, unless those are skipped.
           SystemExit: with 143 after SIGTERM, once the state is saved.
         """
+        for callback in self.callbacks:
+            if hasattr(callback, "check"):
+                callback.check(self.run)
         first, last = int(state.step) + 1, self.run.steps
         before: tuple[int, dict, dict] | None = None
         with _termination() as terminated:
@@ -95,15 +97,20 @@ class Loop:
                 before = (step, batch, metrics)
 
                 # Asked once: the notice may also come while callbacks run.
-                ending = terminated.is_set()
+                ending = self._agreed(terminated, step)
                 at_end = step == last or ending
                 due = [c for c in self.callbacks if step % c.every == 0 or step == last]
                 if due or at_end or step % self.checkpoint_every == 0:
                     self._read(before)
                     before = None
-                    stop = self._run_callbacks(due, state, step)
+                    try:
+                        measured, stop = self._run_callbacks(due, state, step)
+                    except Exception:
+                        # What fails to evaluate must not cost the training since the last save.
+                        self.save(state, step, {})
+                        raise
                     if stop or at_end or step % self.checkpoint_every == 0:
-                        self.save(state, step)
+                        self.save(state, step, measured)
                     if stop:
                         self.run.say(f"stopped at step {step}: {stop.reason}")
                         break
@@ -112,6 +119,13 @@ class Loop:
                         self.run.say(f"terminated: step {step} is saved; run again to resume")
                         raise SystemExit(128 + signal.SIGTERM)
         return state
+
+    def _agreed(self, terminated: threading.Event, step: int) -> bool:
+        """Whether to end after this step: processes must all leave after the same one."""
+        if jax.process_count() == 1:
+            return terminated.is_set()
+        # Asking is a round trip, so not at every step.
+        return step % 10 == 0 and any(gather(terminated.is_set()))
 
     def _dispatch(self, state: TrainState, batch: dict, step: int) -> tuple[TrainState, dict]:
         if self.profiler is not None:
@@ -144,8 +158,8 @@ class Loop:
         self.meter.step(tokens=_num_tokens(batch) * jax.process_count(), flops=self.flops)
         shown = {name: total / max(weight, 1e-9) for name, (total, weight) in sums.items()}
         if self.learning_rate is not None:
-            # The rate that this update was made with: schedules count from 0.
-            shown["learning_rate"] = float(self.learning_rate(step - 1))
+            # The rate that this update was made with: schedules count applied updates, from 0.
+            shown["learning_rate"] = float(self.learning_rate(step - 1 - self._num_skipped))
         rates = None
         if step % self.log_every == 0 or step == self.run.steps:
             rates = self.meter.read()
@@ -153,7 +167,7 @@ class Loop:
             rate = {k: v for k, v in shown.items() if k == "learning_rate"}
             skipped = {"skipped_updates": float(self._num_skipped)} if self._num_skipped else {}
             line = means | rate | skipped | rates.metrics() | self._epoch()
-            self._writers.write(step, {f"train/{name}": value for name, value in line.items()})
+            self.run.writers.write(step, {f"train/{name}": value for name, value in line.items()})
             self._logged = {}
         self.progress.update(step, metrics=shown, rates=rates)
 
@@ -173,7 +187,11 @@ class Loop:
             raise NonFiniteLoss(f"{message}\nthe update was not applied; earlier checkpoints stand")
         self.run.say(f"{message}; the update was skipped")
 
-    def _run_callbacks(self, due: Sequence[Callback], state: TrainState, step: int) -> Stop | None:
+    def _run_callbacks(
+        self, due: Sequence[Callback], state: TrainState, step: int
+    ) -> tuple[dict[str, float], Stop | None]:
+        """Returns what was measured at this step, and the first wish to stop."""
+        measured: dict[str, float] = {}
         stop = None
         for callback in due:
             with self.meter.paused():
@@ -182,24 +200,32 @@ class Loop:
                 stop = stop or result
             elif result:
                 metrics = {name: float(value) for name, value in result.items()}
+                measured |= metrics
                 self.run.metrics.update(metrics)
-                self._writers.write(step, metrics)
-        return stop
+                self.run.writers.write(step, metrics)
+        return measured, stop
 
-    def save(self, state: TrainState, step: int) -> None:
-        """Saves the state, the data position and the callbacks' states."""
+    def save(self, state: TrainState, step: int, measured: Mapping[str, float]) -> None:
+        """Saves the state, the data position and the callbacks' states.
+
+        Args:
+          state: to save.
+          step: updates done.
+          measured: held-out metrics of this very state, which the best checkpoint is chosen by.
+        """
         progress = {
             "data": (self.data_state or self.batches.state_dict)(),
             # The metrics being averaged, so that their line comes out whole after a restart.
             "logged": self._logged,
             "num_skipped": self._num_skipped,
+            "metrics": self.run.metrics,
             "callbacks": [
                 callback.state_dict() if hasattr(callback, "state_dict") else {}
                 for callback in self.callbacks
             ],
         }
         with self.meter.paused():
-            self.checkpointer.save(step, state, progress=progress, metrics=self.run.metrics)
+            self.checkpointer.save(step, state, progress=progress, metrics=measured)
 
     def load_progress(self, progress: Mapping[str, Any]) -> None:
         """Puts data and callbacks back to where `save` found them."""
@@ -208,6 +234,7 @@ class Loop:
             name: (total, weight) for name, (total, weight) in progress["logged"].items()
         }
         self._num_skipped = progress["num_skipped"]
+        self.run.metrics.update(progress["metrics"])
         for callback, saved in zip(self.callbacks, progress["callbacks"], strict=False):
             if hasattr(callback, "load_state_dict"):
                 callback.load_state_dict(saved)

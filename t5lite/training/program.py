@@ -99,7 +99,8 @@ def build(
         constrain_gradients=lambda g: jax.lax.with_sharding_constraint(g, gradient_sharding),
     )
     _check_divides(state, placed)
-    drawn = with_layout(init, layout, mesh, out_shardings=placed)
+    # Without the layout's rules, which are the activations' and would first spread parameters so.
+    drawn = jax.jit(init, out_shardings=placed)
 
     def with_sharding(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

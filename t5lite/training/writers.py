@@ -1,5 +1,6 @@
 """Where metrics go: a file of JSON lines, TensorBoard, or anything with a `write`."""
 
+import importlib.util
 import json
 import math
 import time
@@ -8,6 +9,8 @@ from typing import Any, Protocol
 
 import jax
 from etils import epath
+
+from t5lite.errors import InputError
 
 
 class Writer(Protocol):
@@ -23,7 +26,8 @@ class Writer(Protocol):
         import wandb
 
         class WeightsAndBiases:
-            run = None
+            def __init__(self, folder):
+                self.run = None
 
             def write(self, step, metrics):
                 self.run = self.run or wandb.init(project="t5lite")
@@ -120,10 +124,20 @@ class TensorBoard:
 
     Args:
       folder: where they go, usually the model_dir.
+
+    Raises:
+      InputError: if the folder is on an object store whose library is not installed.
     """
 
     def __init__(self, folder: epath.PathLike):
         self._folder = str(epath.Path(folder).expanduser())
+        store = self._folder.partition("://")[0]
+        library = {"gs": "google.cloud.storage", "s3": "boto3"}.get(store)
+        if library is not None and not _installed(library):
+            raise InputError(
+                f"TensorBoard's files cannot be written to {self._folder} without {library}\n"
+                f"pip install 't5lite[{store}]', or set t5lite.train.writers"
+            )
         self._purge_step: int | None = None
         self._events: Any = None
 
@@ -161,6 +175,13 @@ class TensorBoard:
                 filename_suffix=f".{time.time_ns()}",
             )
         return self._events
+
+
+def _installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
 
 
 def _step_of(line: str) -> float:

@@ -15,7 +15,7 @@ from t5lite.optimizers.matrices import matrix_view, matrix_views, rms
         (P("heads", "kv", "embed"), (0, 1), (2,)),
         (P("layers", "heads", "kv", "embed"), (1, 2), (3,)),
         (P("layers", "embed", "joined_kv"), (1,), (2,)),
-        (P("layers", "expert", "embed", "mlp"), (2,), (3,)),
+        (P("layers", "experts", "embed", "mlp"), (2,), (3,)),
         (P("embed", "stack", "mlp"), (0,), (2,)),
         (P("embed", "embed"), (0,), (1,)),
         (P("heads", "heads"), (0,), (1,)),
@@ -35,7 +35,7 @@ def test_rows_and_columns(names, rows, columns):
     view = matrix_view(names, (2,) * len(names))
     assert (view.rows, view.columns) == (rows, columns)
     assert view.is_matrix == bool(rows)
-    stacked = {i for i, name in enumerate(names) if name in ("layers", "stack", "expert")}
+    stacked = {i for i, name in enumerate(names) if name in ("layers", "stack", "experts")}
     assert view.inner == tuple(i for i in range(len(names)) if i not in stacked)
 
 

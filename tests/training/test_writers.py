@@ -177,5 +177,5 @@ def test_the_weights_and_biases_writer_of_the_docstring_works_and_is_short(monke
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     namespace = {}
     exec(code, namespace)
-    use(Writers([namespace["WeightsAndBiases"]()]))
+    use(Writers([namespace["WeightsAndBiases"]("folder")]))
     assert logged == [(5, {"loss": 1.0}), "finished"]

@@ -1,0 +1,58 @@
+"""The flags of each verb, apart from the verbs themselves: `--help` must not wait for JAX."""
+
+import argparse
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    """Adds nothing: all of training is gin bindings."""
+    del parser
+
+
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    """Declares which checkpoint."""
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="WHICH",
+        help="latest, best (by train.checkpoints.best), a step, or any checkpoint's folder",
+    )
+
+
+def generate(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, what to answer, and how."""
+    parser.description = f"{parser.description}; a line of output for each"
+    parser.epilog = (
+        "gaps of a span-corruption model are written <extra_id_0>, <extra_id_1>, ...: "
+        't5lite generate --model_dir=DIR --fill "The <extra_id_0> is sorted."'
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
+    parser.add_argument(
+        "--model_dir",
+        required=True,
+        metavar="DIR",
+        help="where the model was trained, or one checkpoint: DIR/checkpoints/STEP",
+    )
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help="UTF-8, one text a line; without it and without TEXT, standard input is read",
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=64, metavar="N", help="most tokens of an answer (64)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest (0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws (0)")
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
+    )
+    parser.add_argument(
+        "--fill", action="store_true", help="print the texts with their gaps filled in"
+    )
+
+
+def inspect(parser: argparse.ArgumentParser) -> None:
+    """Adds `--examples` and `--split`."""
+    parser.add_argument("--examples", type=int, default=5, help="how many to show (5)")
+    parser.add_argument("--split", default="train", help="where the examples are from (train)")
