@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from t5lite.data.files import decode_text
 from t5lite.data.importing import import_seqio
 from t5lite.errors import InputError
 
@@ -23,6 +24,8 @@ _MEMORY_BYTES = 2**28
 _CHUNK = 64
 # seqio.map_over_dataset's seeds live in a global of SeqIO's.
 _SEQIO_SEED = threading.Lock()
+# Ending of the features in which SeqIO's `tokenize` keeps the text.
+_PRETOKENIZED = "_pretokenized"
 
 
 class Source(Protocol):
@@ -160,7 +163,12 @@ class SeqioSource:
         with _SEQIO_SEED:
             dataset = self._preprocessed(window, seed)
         for chunk in dataset.as_numpy_iterator():
-            arrays = {name: _split_rows(value) for name, value in chunk.items()}
+            self._check_texts(chunk)
+            arrays = {
+                name: _split_rows(value)
+                for name, value in chunk.items()
+                if not name.endswith(_PRETOKENIZED)
+            }
             for values in zip(*arrays.values(), strict=True):
                 yield dict(zip(arrays, values, strict=True))
 
@@ -273,6 +281,9 @@ class SeqioSource:
         finally:
             seqio.utils._NEXT_MAP_SEED = outer
         names = self._output_names(dataset.element_spec)
+        # What SeqIO's `tokenize` leaves of the text it read: see `_check_texts`.
+        texts = [name + _PRETOKENIZED for name in names]
+        names += [name for name in texts if _is_text(dataset.element_spec.get(name))]
         dataset = dataset.map(lambda example: {name: example[name] for name in names})
         chunks = dataset.ragged_batch(_CHUNK, row_splits_dtype=tf.int64)
         # Rewriting the graph takes 20 ms, and windows may be small.
@@ -282,6 +293,13 @@ class SeqioSource:
         options.experimental_optimization.apply_default_optimizations = False
         options.experimental_optimization.inject_prefetch = False
         return chunks.with_options(options), uses_seeds
+
+    def _check_texts(self, chunk: Mapping[str, Any]) -> None:
+        """Raises an InputError at text that is not UTF-8: SentencePiece would take it silently."""
+        for name, texts in chunk.items():
+            if name.endswith(_PRETOKENIZED):
+                for text in texts:
+                    decode_text(text, where=f"{name.removesuffix(_PRETOKENIZED)!r} of {self.name}")
 
     def _output_names(self, spec: Any) -> list[str]:
         """Returns the features that examples have, checked against what the task declares."""
@@ -319,4 +337,4 @@ def _split_rows(values: Any) -> list[np.ndarray]:
 
 def _is_text(tensor: Any) -> bool:
     """Whether a tensor, or one that is described, is a single string."""
-    return tensor.dtype.name == "string" and tensor.shape.rank == 0
+    return tensor is not None and tensor.dtype.name == "string" and tensor.shape.rank == 0

@@ -30,7 +30,7 @@ def check_batch(layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]
                     f"{label} size {size} of {name} does not divide over {parts} devices "
                     f"(mesh axes {', '.join(names)}); change it or Layout.mesh"
                 )
-    for shape in shapes.values():
+    for shape in shapes.values() if jax.process_count() > 1 else ():
         check_rows_of_process(batch_sharding(layout, mesh), shape, jax.process_index())
 
 
@@ -41,18 +41,19 @@ def check_rows_of_process(
 
     Processes read the rows `[index * batch / count, (index + 1) * batch / count)` of a batch.
     """
-    count = len({device.process_index for device in sharding.mesh.devices.flat})
+    held_by: dict[Any, Any] = dict(sharding.devices_indices_map(shape))
+    count = len({device.process_index for device in held_by})
     size = shape[0] // count
     wanted = set(range(process_index * size, (process_index + 1) * size))
     held: set[int] = set()
     whole = True
-    for device, (rows, *rest) in sharding.devices_indices_map(shape).items():
+    for device, (rows, *rest) in held_by.items():
         if device.process_index == process_index:
             held |= set(range(*rows.indices(shape[0])))
             whole &= all(
                 part.indices(n) == (0, n, 1) for part, n in zip(rest, shape[1:], strict=True)
             )
-    if held and (held != wanted or not (whole or count == 1)):
+    if held != wanted or not whole:
         raise InputError(
             f"process {process_index} of {count} would need rows of a batch that another process "
             "reads; choose a Layout.mesh whose data and fsdp axes divide over the processes"

@@ -401,3 +401,15 @@ def test_many_shards_of_a_small_task_start_soon(make_task):
     next(batches)
     assert time.perf_counter() - start < 5  # 0.5 s on an idle machine
     batches.close()
+
+
+def test_text_that_is_not_utf_8_is_named_with_its_place(make_task, seqio, tf):
+    def read(split, shuffle_files, seed=None):
+        text = tf.constant([b"fine", b"caf\xe9 au lait"])
+        return tf.data.Dataset.from_tensor_slices({"inputs": text, "targets": text})
+
+    task = make_task(source=seqio.FunctionDataSource(read, splits=["train"]))
+    batches = make_data(task, validation_split=None).train_batches(Plain(), seed=0)
+    with pytest.raises(InputError, match=r"'inputs' of made:train is not UTF-8: .* at offset 3"):
+        next(batches)
+    batches.close()

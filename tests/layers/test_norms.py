@@ -1,0 +1,49 @@
+"""RMS norm against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5lite.layers import RMSNorm, rms_norm
+
+X = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32) * 5 + 2
+SCALE = np.linspace(-1, 2, 8, dtype=np.float32)
+
+
+def reference(x, scale, epsilon):
+    x = np.asarray(x, np.float64)
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + epsilon) * scale
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 0.5])
+def test_it_is_the_formula_which_subtracts_no_mean(epsilon):
+    y = rms_norm(jnp.asarray(X), jnp.asarray(SCALE), epsilon=epsilon)
+    np.testing.assert_allclose(y, reference(X, SCALE, epsilon), rtol=2e-6)
+
+
+def test_bfloat16_is_normed_in_float32():
+    # Squares of these overflow float16 and lose all small terms in bfloat16.
+    x = jnp.asarray(np.where(np.arange(1024) == 0, 300, 1.0), jnp.bfloat16)
+    y = rms_norm(x, jnp.ones(1024), epsilon=1e-6)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, reference(x, 1.0, 1e-6), rtol=1e-5)
+
+
+def test_a_row_of_zeros_stays_zero_with_a_finite_gradient():
+    y, gradient = jax.value_and_grad(lambda x: rms_norm(x, jnp.asarray(SCALE), epsilon=1e-6).sum())(
+        jnp.zeros(8)
+    )
+    assert y == 0
+    np.testing.assert_allclose(gradient, SCALE * 1e3, rtol=1e-5)  # 1 / sqrt(epsilon)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_module_begins_as_the_identity_on_unit_rows(dtype):
+    module = RMSNorm(1e-6, jnp.dtype(dtype))
+    x = jnp.asarray(reference(X, 1.0, 0.0), dtype)
+    y, variables = module.init_with_output(jax.random.key(0), x)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(*jax.tree.map(np.float32, (y, x)), rtol=1e-2)
+    assert variables["params"]["scale"].names == ("embed",)
+    assert variables["params"]["scale"].value.dtype == jnp.float32

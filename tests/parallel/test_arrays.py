@@ -1,0 +1,97 @@
+"""Host rows become global arrays, and functions know the layout they run under."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from t5lite.errors import InputError
+from t5lite.parallel import Layout, batch_sharding, check_batch, make_mesh, place, with_layout
+from t5lite.parallel.arrays import check_rows_of_process
+
+LAYOUT = Layout({"data": 2, "fsdp": 2, "seq": 2})
+
+
+def test_every_device_gets_its_rows_and_columns():
+    mesh = make_mesh(LAYOUT)
+    rows = np.arange(8 * 6, dtype=np.int32).reshape(8, 6)
+    (name, array), *none = place({"tokens": rows}, batch_sharding(LAYOUT, mesh)).items()
+    assert (name, none) == ("tokens", [])
+    np.testing.assert_array_equal(np.asarray(array), rows)
+    for shard in array.addressable_shards:
+        assert shard.data.shape == (2, 3)
+        np.testing.assert_array_equal(np.asarray(shard.data), rows[shard.index])
+    assert len({str(shard.index) for shard in array.addressable_shards}) == 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((6, 4), r"batch size 6 of tokens .* 4 devices \(mesh axes data, fsdp, expert\)"),
+        ((8, 5), r"length size 5 of tokens .* 2 devices \(mesh axes seq\)"),
+    ],
+)
+def test_batches_that_do_not_divide(shape, message):
+    with pytest.raises(InputError, match=message):
+        check_batch(LAYOUT, make_mesh(LAYOUT), {"tokens": shape})
+
+
+def test_batches_that_divide():
+    check_batch(LAYOUT, make_mesh(LAYOUT), {"tokens": (4, 2), "others": (8, 6)})
+    alone = Layout()
+    check_batch(alone, make_mesh(alone, jax.devices()[:1]), {"tokens": (7, 5)})
+
+
+def double(x):
+    return nn.with_logical_constraint(x * 2, ("batch", "length", "embed"))
+
+
+def test_names_inside_a_function_mean_the_layout():
+    mesh = make_mesh(LAYOUT)
+    y = with_layout(double, LAYOUT, mesh)(jnp.ones((8, 4, 3)))
+    expected = jax.sharding.NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "seq"))
+    assert y.sharding.is_equivalent_to(expected, 3)
+    np.testing.assert_array_equal(np.asarray(y), 2)
+    # Outside, they mean nothing.
+    assert len(jax.jit(double)(jnp.ones((8, 4, 3))).sharding.device_set) == 1
+
+
+def test_lowering_needs_only_shapes():
+    fn = with_layout(double, LAYOUT, make_mesh(LAYOUT))
+    lowered = fn.lower(jax.ShapeDtypeStruct((8, 4, 3), jnp.float32))
+    assert lowered.out_info.shape == (8, 4, 3)
+
+
+def test_options_reach_the_compiler():
+    fast = Layout({"data": 8}, compiler_options={"xla_no_such_option": True})
+    with pytest.raises(Exception, match="xla_no_such_option"):
+        with_layout(double, fast, make_mesh(fast))(jnp.ones((8, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "fits"),
+    [(("a", None), True), ((None, None), False), ((("a", "b"), None), True), ((None, "a"), False)],
+)
+def test_a_process_must_hold_the_rows_that_it_reads(spec, fits):
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+
+    class Device(NamedTuple):
+        id: int
+        process_index: int
+
+    class TwoProcesses:  # the first row of the mesh is process 0's, the second process 1's
+        def devices_indices_map(self, shape):
+            found = sharding.devices_indices_map(shape).items()
+            return {Device(device.id, device.id // 4): place for device, place in found}
+
+    for process in (0, 1):
+        if fits:
+            check_rows_of_process(TwoProcesses(), (16, 8), process)
+        else:
+            with pytest.raises(InputError, match="rows of a batch that another process"):
+                check_rows_of_process(TwoProcesses(), (16, 8), process)

@@ -1,0 +1,110 @@
+"""Layouts: which mesh they make, and what their tables do with names."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from t5lite.errors import InputError
+from t5lite.models import PRESETS, Model, preset
+from t5lite.parallel import ACTIVATIONS, MESH_AXES, PARAMETERS, Layout, make_mesh, shardings
+
+
+def shape(mesh, devices=None):
+    made = make_mesh(Layout(mesh), devices)
+    return {axis: size for axis, size in made.shape.items() if size > 1}
+
+
+def test_sizes_of_a_mesh():
+    assert make_mesh(Layout()).axis_names == MESH_AXES
+    assert shape({"data": -1}) == {"data": 8}
+    assert shape({"tensor": 2, "data": -1}) == {"data": 4, "tensor": 2}
+    assert shape({"fsdp": 2, "tensor": 4}) == {"fsdp": 2, "tensor": 4}
+    assert shape({"fsdp": -1}, jax.devices()[:3]) == {"fsdp": 3}
+    assert shape({}, jax.devices()[:1]) == {}
+    mesh = make_mesh(Layout({"data": 2, "tensor": 2}), jax.devices()[4:])
+    assert list(mesh.devices.flat) == jax.devices()[4:]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"data": 3}, "3.* does not multiply to the 8 devices"),
+        ({"data": 3, "tensor": -1}, "8 devices"),
+        ({"data": 16}, "8 devices"),
+        ({"data": 4}, "8 devices"),
+        ({}, "8 devices"),
+    ],
+)
+def test_meshes_that_do_not_fit(mesh, message):
+    with pytest.raises(InputError, match=message):
+        make_mesh(Layout(mesh))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mesh": {"dat": 8}}, "'dat'; did you mean data"),
+        ({"mesh": {"data": 0}}, r"mesh\['data'\] = 0"),
+        ({"mesh": {"data": 2.0}}, r"mesh\['data'\] = 2.0"),
+        ({"mesh": {"data": -1, "fsdp": -1}}, "only one axis"),
+        ({"parameters": (("embed", "fdsp"),)}, "'fdsp'; did you mean fsdp"),
+        ({"optimizer": (("embed", "tensr"),)}, "'tensr'; did you mean tensor"),
+        ({"activations": (("batch", ("data", "model")),)}, "'model'"),
+    ],
+)
+def test_layouts_that_make_no_sense(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Layout(**arguments)
+
+
+def spec(*names, rules=PARAMETERS):
+    return shardings(PartitionSpec(*names), rules, make_mesh(Layout())).spec
+
+
+def test_names_become_mesh_axes():
+    assert spec("vocab", "embed") == PartitionSpec("tensor", "fsdp")
+    assert spec("layers", "embed", "heads", "kv") == PartitionSpec(None, "fsdp", "tensor", None)
+    assert spec(None, "mlp") == PartitionSpec(None, "tensor")
+    assert spec() == PartitionSpec()
+    assert spec("batch", "length", rules=ACTIVATIONS) == PartitionSpec(
+        ("data", "fsdp", "expert"), "seq"
+    )
+
+
+def test_of_two_names_for_one_mesh_axis_the_first_rule_wins():
+    assert spec("heads", "vocab") == PartitionSpec(None, "tensor")
+    assert spec("vocab", "heads") == PartitionSpec("tensor", None)
+    rules = (("mlp", "tensor"), ("embed", "tensor"), ("embed", "fsdp"))
+    assert spec("embed", "mlp", rules=rules) == PartitionSpec("fsdp", "tensor")
+    assert spec("embed", rules=rules) == PartitionSpec("tensor")
+
+
+def test_a_tree_keeps_its_structure():
+    tree = {"a": [PartitionSpec("embed"), {"b": PartitionSpec()}]}
+    placed = shardings(tree, PARAMETERS, make_mesh(Layout()))
+    assert jax.tree.structure(placed) == jax.tree.structure({"a": [0, {"b": 0}]})
+
+
+def test_an_axis_that_no_rule_mentions():
+    with pytest.raises(InputError, match="'embedd'; did you mean embed"):
+        spec("layers", "embedd")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_axis_of_every_preset_has_a_rule(name, monkeypatch):
+    model = Model(preset(name))
+    shardings(model.axes(), PARAMETERS, make_mesh(Layout()))  # raises for a name without
+
+    names = set()
+    monkeypatch.setattr(nn, "with_logical_constraint", lambda x, axes, **_: names.update(axes) or x)
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens}
+
+    def forward(params, batch):
+        return model.logits(params, model.hidden(params, batch)[0])
+
+    jax.eval_shape(forward, model.shapes(), batch)
+    assert names >= {"batch", "length", "embed", "heads", "mlp", "vocab"}
+    assert names <= {rule for rule, _ in ACTIVATIONS}
