@@ -13,7 +13,7 @@ JAX = ">=0.10.2,<0.12"  # 0.11 needs Python 3.12: 3.11 stays on 0.10
 setup(
     name="t5lite",
     version=VERSION,
-    description="Encoder, decoder and encoder-decoder transformers in JAX, for TPUs and research",
+    description="Encoder-decoder transformers in JAX, for research on TPUs",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The t5lite authors",

@@ -1,4 +1,4 @@
-"""t5lite: encoder, decoder and encoder-decoder transformers in JAX, from text to checkpoint.
+"""t5lite: transformers in JAX for research on TPUs, from text to checkpoint and back to text.
 
 `import t5lite` costs milliseconds: rooms and functions load when they are first used.
 """
