@@ -4,6 +4,7 @@
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -24,7 +25,7 @@ _ROOMS = (
 __all__ = ["__version__", *_FUNCTIONS, *_ROOMS]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in _ROOMS:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from t5lite.objectives import Seq2Seq
+from t5lite.training import Writers
 
 TEXT = "<pad> </s> <unk> ▁the ▁cat s ▁sat ▁on ▁a ▁mat ▁and ▁dog ▁ran . ▁red ▁hat"
 WORDS = TEXT.split()
@@ -100,7 +101,7 @@ class FakeRun:
         self.mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
         self.said, self.written, self.traces = [], [], 0
         keeps_text = types.SimpleNamespace(text=lambda *text: self.written.append(text))
-        self.writers = [types.SimpleNamespace(write=None), keeps_text]
+        self.writers = Writers([types.SimpleNamespace(write=None), keeps_text])
 
     def params(self, state):
         return state

@@ -58,7 +58,7 @@ def test_buckets_are_those_of_the_paper(spec, bidirectional):
 
 
 def test_known_buckets_of_t5():
-    # transformers' T5Attention._relative_position_bucket of the released models.
+    # As T5X's `_relative_position_bucket` has them, for the sizes of the released models.
     offsets = np.array([-128, -127, -16, -8, -7, -1, 0, 1, 7, 8, 16, 127, 128])
     both = relative_buckets(offsets, SPECS["T5"], bidirectional=True)
     np.testing.assert_array_equal(both, [15, 15, 10, 8, 7, 1, 0, 17, 23, 24, 26, 31, 31])

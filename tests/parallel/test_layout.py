@@ -8,7 +8,9 @@ from jax.sharding import PartitionSpec
 
 from t5lite.errors import InputError
 from t5lite.models import PRESETS, Model, preset
+from t5lite.optimizers import Adafactor, AdamW
 from t5lite.parallel import ACTIVATIONS, MESH_AXES, PARAMETERS, Layout, make_mesh, shardings
+from t5lite.training import initial_state, state_axes, transformation
 
 
 def shape(mesh, devices=None):
@@ -108,3 +110,22 @@ def test_every_axis_of_every_preset_has_a_rule(name, monkeypatch):
     jax.eval_shape(forward, model.shapes(), batch)
     assert names >= {"batch", "length", "embed", "heads", "mlp", "vocab"}
     assert names <= {rule for rule, _ in ACTIVATIONS}
+
+
+@pytest.mark.parametrize("optimizer", [Adafactor(0.01, beta1=0.9), AdamW(0.01)], ids=type)
+@pytest.mark.parametrize("name", ["t5_base", "t5_1_1_base"])
+def test_every_axis_of_an_optimizers_state_has_a_rule_and_fits_its_array(name, optimizer):
+    model = Model(preset(name))
+    made = transformation(optimizer, model.axes())
+    key = jax.random.key(0)
+    state = jax.eval_shape(lambda params: initial_state(params, made, rng=key), model.shapes())
+    named = state_axes(state, model.axes(), optimizer)
+    placed = shardings(named, PARAMETERS, make_mesh(Layout({"fsdp": 4, "tensor": 2})))
+    split = [
+        sharding.shard_shape(leaf.shape) != leaf.shape  # raises where it does not fit
+        for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True)
+        if leaf.size >= 2**20
+    ]
+    # Whatever is large is spread.
+    assert split
+    assert all(split)

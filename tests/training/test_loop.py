@@ -1,0 +1,449 @@
+"""The loop: what is due when, in which order, and what is kept if it ends early."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5lite.parallel import Layout, make_mesh
+from t5lite.training import Loop, Meter, NonFiniteLoss, Progress, Run, Stop
+
+LAYOUT = Layout()
+
+
+class Counting:
+    """Batches that hold their own number, from 1."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __next__(self):
+        self.count += 1
+        return {"encoder_input_tokens": np.full((8, 2), self.count, np.int32)}
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+    @property
+    def epoch(self):
+        return self.count // 4
+
+
+class Memory:
+    """A writer and a checkpointer that remember what they are given."""
+
+    def __init__(self, events):
+        self.events, self.lines, self.saved = events, [], []
+
+    def write(self, step, metrics):
+        self.lines.append((step, dict(metrics)))
+        self.events.append(f"write {step}")
+
+    def save(self, step, state, *, progress, metrics):
+        assert int(state.step) == step
+        self.saved.append((step, json.loads(json.dumps(progress)), dict(metrics)))
+        self.events.append(f"save {step}")
+
+    def wait(self):
+        self.events.append("wait")
+
+    def close(self):
+        pass
+
+
+class Each:
+    """A callback that notes its turns, and returns what `results` has for a step."""
+
+    def __init__(self, name, every, results=None):
+        self.name, self.every, self.results, self.memory = name, every, results or {}, 0
+
+    def __call__(self, run, state, *, step):
+        assert int(state.step) == step
+        run.events.append(f"{self.name} {step}")
+        self.memory += 1
+        result = self.results.get(step)
+        return result(run) if callable(result) else result
+
+
+class Remembering(Each):
+    def state_dict(self):
+        return {"memory": self.memory}
+
+    def load_state_dict(self, state):
+        self.memory = state["memory"]
+
+
+@dataclasses.dataclass
+class Scene:
+    """A loop around a step that only counts."""
+
+    loop: Loop
+    memory: Memory
+    events: list
+    said: list
+
+    def run(self, start=0):
+        return self.loop(types.SimpleNamespace(step=start))
+
+    @property
+    def lines(self):
+        return self.memory.lines
+
+    @property
+    def saved(self):
+        return [step for step, _, _ in self.memory.saved]
+
+
+def make(tmp_path, *, steps=6, callbacks=(), bad=(), sums=lambda step: {}, **options):
+    """Step n's loss is n, unless it is one of the `bad` ones."""
+    events, said = [], []
+    memory = Memory(events)
+    run = Run(
+        model_dir=str(tmp_path),
+        model=None,
+        objective=None,
+        data=None,
+        layout=LAYOUT,
+        mesh=make_mesh(LAYOUT),
+        steps=steps,
+        writers=[memory],
+        say=said.append,
+    )
+    run.events = events
+
+    def step_fn(state, batch):
+        step = state.step + 1
+        events.append(f"step {step}")
+        assert isinstance(batch["encoder_input_tokens"], jax.Array)
+        metrics = {
+            "loss": np.float32(np.nan if step in bad else step),
+            "gradient_norm": np.float32(10 * step),
+            "parameter_norm": np.float32(1),
+            "finite": np.bool_(step not in bad),
+            "sums": sums(step),
+        }
+        return types.SimpleNamespace(step=step), metrics
+
+    loop = Loop(
+        run=run,
+        batches=Counting(),
+        checkpointer=memory,
+        callbacks=callbacks,
+        meter=Meter(),
+        progress=Progress(steps, active=False),
+        **({"step_fn": step_fn, "checkpoint_every": 100, "log_every": 1} | options),
+    )
+    return Scene(loop, memory, events, said)
+
+
+def test_callbacks_are_due_every_so_often_and_at_the_end_in_order(tmp_path):
+    callbacks = [Each("b", 3), Each("a", 2)]
+    scene = make(tmp_path, steps=7, callbacks=callbacks)
+    assert scene.run().step == 7
+    turns = [event for event in scene.events if event[0] in "ab"]
+    assert turns == ["a 2", "b 3", "a 4", "b 6", "a 6", "b 7", "a 7"]
+
+
+def test_everything_due_happens_before_the_next_step_and_saving_comes_last(tmp_path):
+    scene = make(tmp_path, steps=5, callbacks=[Each("a", 2)], checkpoint_every=4)
+    scene.run()
+    # A step's line is written once the next is under way, or before whatever else is due.
+    assert scene.events == [
+        *("step 1", "step 2", "write 1", "write 2", "a 2"),
+        *("step 3", "step 4", "write 3", "write 4", "a 4", "save 4"),
+        *("step 5", "write 5", "a 5", "save 5"),
+    ]
+
+
+def test_a_step_is_read_only_once_the_next_is_dispatched(tmp_path):
+    scene = make(tmp_path, steps=4)
+    scene.run()
+    assert scene.events == [
+        *("step 1", "step 2", "write 1", "step 3", "write 2", "step 4", "write 3", "write 4"),
+        "save 4",
+    ]
+    assert [(step, line["train/loss"]) for step, line in scene.lines] == [
+        (1, 1), (2, 2), (3, 3), (4, 4)
+    ]  # fmt: skip
+
+
+def test_a_line_averages_the_steps_since_the_last(tmp_path):
+    def sums(step):
+        return {"loss": (step * 2.0**step, 2.0**step), "accuracy": (1.0, 4.0)}
+
+    scene = make(tmp_path, steps=7, log_every=3, sums=sums, learning_rate=lambda step: step / 10)
+    scene.run()
+    assert [step for step, _ in scene.lines] == [3, 6, 7]
+    first, second, last = (line for _, line in scene.lines)
+    assert first["train/loss"] == pytest.approx((1 * 2 + 2 * 4 + 3 * 8) / (2 + 4 + 8))
+    assert second["train/loss"] == pytest.approx((4 * 16 + 5 * 32 + 6 * 64) / (16 + 32 + 64))
+    assert last["train/loss"] == 7
+    # The objective's own loss is `loss`; what is minimised keeps a name of its own.
+    assert second["train/total_loss"] == 5
+    assert second["train/gradient_norm"] == 50
+    assert second["train/accuracy"] == 0.25
+    # The rate that update 6 was made with: schedules count from 0.
+    assert second["train/learning_rate"] == 0.5
+    assert second["train/epoch"] == 1
+    assert second["train/steps_per_second"] > 0
+
+
+def test_an_average_survives_a_restart(tmp_path):
+    whole = make(tmp_path, steps=6, log_every=6)
+    whole.run()
+    first = make(tmp_path, steps=6, log_every=6, checkpoint_every=4)
+    first.run()
+    ((step, progress, _), *_) = first.memory.saved
+    second = make(tmp_path, steps=6, log_every=6)
+    second.loop.load_progress(progress)
+    second.run(step)
+    for name in ("train/loss", "train/gradient_norm", "train/epoch"):
+        assert second.lines[0][1][name] == whole.lines[0][1][name]
+    assert whole.lines[0][1]["train/loss"] == 3.5
+
+
+def test_metrics_of_a_callback_reach_writers_later_callbacks_and_checkpoints(tmp_path):
+    seen = []
+    callbacks = [
+        Each("a", 2, {2: {"validation/loss": 0.5}, 4: {"validation/loss": jnp.float32(0.25)}}),
+        Each("b", 2, dict.fromkeys((2, 4), lambda run: seen.append(dict(run.metrics)))),
+    ]
+    scene = make(tmp_path, steps=4, callbacks=callbacks, checkpoint_every=3)
+    scene.run()
+    assert seen == [{"validation/loss": 0.5}, {"validation/loss": 0.25}]
+    assert (2, {"validation/loss": 0.5}) in scene.lines
+    # The best checkpoint is chosen by what was measured at its own step, not before.
+    assert [(step, metrics) for step, _, metrics in scene.memory.saved] == [
+        (3, {}),
+        (4, {"validation/loss": 0.25}),
+    ]
+    # But a run that resumes at step 3 knows what is known so far.
+    again = make(tmp_path)
+    again.loop.load_progress(scene.memory.saved[0][1])
+    assert again.loop.run.metrics == {"validation/loss": 0.5}
+
+
+def test_a_callback_can_stop_the_run(tmp_path):
+    callbacks = [
+        Each("a", 1, {3: Stop("good enough")}),
+        Each("b", 1, {3: Stop("too late")}),
+        Each("c", 3, {3: {"validation/loss": 1.0}}),
+    ]
+    scene = make(tmp_path, callbacks=callbacks, log_every=2)
+    assert scene.run().step == 3
+    assert scene.events[-5:] == ["a 3", "b 3", "c 3", "write 3", "save 3"]
+    assert scene.said == ["stopped at step 3: good enough"]
+
+
+def test_a_callback_that_fails_does_not_cost_the_training_before_it(tmp_path):
+    def fail(run):
+        raise OSError("no such host")
+
+    scene = make(tmp_path, callbacks=[Each("a", 3, {3: fail})])
+    with pytest.raises(OSError, match="no such host"):
+        scene.run()
+    assert scene.events[-2:] == ["a 3", "save 3"]
+
+
+def test_a_callback_can_check_the_run_before_the_first_step(tmp_path):
+    class Checking(Each):
+        def check(self, run):
+            raise ValueError(f"no split in {run.data}")
+
+    scene = make(tmp_path, callbacks=[Checking("a", 100)])
+    with pytest.raises(ValueError, match="no split in None"):
+        scene.run()
+    assert scene.events == []
+
+
+def test_callbacks_and_data_remember_over_a_restart(tmp_path):
+    first = make(
+        tmp_path, callbacks=[Each("a", 1), Remembering("b", 2)], checkpoint_every=4, steps=5
+    )
+    first.run()
+    ((step, progress, _), *_) = first.memory.saved
+    assert step == 4
+    assert progress["callbacks"] == [{}, {"memory": 2}]
+    callbacks = [Each("a", 1), Remembering("b", 2)]
+    second = make(tmp_path, callbacks=callbacks, steps=5)
+    second.loop.load_progress(progress)
+    assert (callbacks[0].memory, callbacks[1].memory) == (0, 2)
+    second.run(step)
+    assert second.loop.batches.count == 5
+
+
+def test_a_finished_run_does_nothing(tmp_path):
+    scene = make(tmp_path, steps=6, callbacks=[Each("a", 1)])
+    assert scene.run(6).step == 6
+    assert scene.events == []
+
+
+def test_checkpoints_are_saved_when_due_and_once_at_the_end(tmp_path):
+    scene = make(tmp_path, steps=6, checkpoint_every=3)
+    scene.run()
+    assert scene.saved == [3, 6]
+    scene = make(tmp_path, steps=7, checkpoint_every=3)
+    scene.run()
+    assert scene.saved == [3, 6, 7]
+
+
+# Numbers that are none.
+
+
+def test_a_nan_stops_the_run_and_keeps_its_batch(tmp_path):
+    scene = make(tmp_path, bad=[3], checkpoint_every=2)
+    with pytest.raises(NonFiniteLoss, match=r"^step 3: loss nan .*step_3_process_0.npz"):
+        scene.run()
+    assert scene.saved == [2]
+    assert [step for step, _ in scene.lines] == [1, 2]
+    (path,) = (tmp_path / "bad_batches").iterdir()
+    with np.load(path) as saved:
+        assert list(saved) == ["encoder_input_tokens"]
+        np.testing.assert_array_equal(saved["encoder_input_tokens"], np.full((8, 2), 3))
+
+
+def test_a_nan_at_a_checkpoint_is_not_saved(tmp_path):
+    scene = make(tmp_path, bad=[4], checkpoint_every=2)
+    with pytest.raises(NonFiniteLoss):
+        scene.run()
+    assert scene.saved == [2]
+
+
+def test_a_nan_in_the_last_step_is_told(tmp_path):
+    scene = make(tmp_path, bad=[6])
+    with pytest.raises(NonFiniteLoss, match="step 6"):
+        scene.run()
+
+
+def test_skipped_updates_are_counted_and_left_out_of_the_average(tmp_path):
+    options = {"stop_on_nan": False, "log_every": 3, "learning_rate": float}
+    scene = make(tmp_path, bad=[2, 3, 4], checkpoint_every=4, **options)
+    assert scene.run().step == 6
+    (_, first), (_, second) = scene.lines
+    assert first["train/loss"] == 1
+    assert first["train/skipped_updates"] == 2
+    assert second["train/loss"] == 5.5
+    assert second["train/skipped_updates"] == 3
+    assert second["train/learning_rate"] == 2  # which only counts updates that were made
+    assert len(list((tmp_path / "bad_batches").iterdir())) == 3
+    assert [text.split(":")[0] for text in scene.said] == ["step 2", "step 3", "step 4"]
+    assert all("the update was skipped" in text for text in scene.said)
+    # The count goes on after a restart.
+    again = make(tmp_path, **options)
+    again.loop.load_progress(scene.memory.saved[0][1])
+    again.run(4)
+    assert again.lines[0][1]["train/skipped_updates"] == 3
+
+
+# A scheduler's notice.
+
+
+def terminate(run):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_during_a_step_saves_it_and_exits(tmp_path):
+    scene = make(tmp_path, checkpoint_every=100)
+    inner = scene.loop.step_fn
+
+    def step_fn(state, batch):
+        if state.step == 2:
+            terminate(None)
+        return inner(state, batch)
+
+    scene.loop.step_fn = step_fn
+    with pytest.raises(SystemExit) as exit_:
+        scene.run()
+    assert exit_.value.code == 143
+    assert scene.events[-4:] == ["write 2", "write 3", "save 3", "wait"]
+    assert "step 3 is saved" in scene.said[-1]
+
+
+def test_sigterm_during_a_callback_is_not_forgotten_to_be_saved(tmp_path):
+    scene = make(tmp_path, callbacks=[Each("a", 2, {2: terminate})])
+    with pytest.raises(SystemExit):
+        scene.run()
+    assert scene.saved[-1] == int(scene.said[-1].split("step ")[1].split(" ")[0])
+
+
+def test_sigterm_in_the_last_step_ends_the_run_as_usual(tmp_path):
+    scene = make(tmp_path, steps=2, callbacks=[Each("a", 2, {2: terminate})])
+    before = signal.getsignal(signal.SIGTERM)
+    assert scene.run().step == 2
+    assert scene.saved == [2]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_loop_runs_in_a_thread_too(tmp_path):
+    scene = make(tmp_path)
+    thread = threading.Thread(target=scene.run)
+    thread.start()
+    thread.join()
+    assert scene.saved == [6]
+
+
+# Around the step.
+
+
+def test_the_step_may_move_nothing_between_host_and_device(tmp_path):
+    scene = make(tmp_path)
+    inner = scene.loop.step_fn
+
+    def careless(state, batch):
+        jax.jit(jnp.add)(batch["encoder_input_tokens"], np.ones((8, 2), np.int32))
+        return inner(state, batch)
+
+    scene.loop.step_fn = careless
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        scene.run()
+
+
+def test_the_profiler_surrounds_every_step(tmp_path):
+    calls = []
+    profiler = types.SimpleNamespace(
+        before_step=lambda step: calls.append(("before", step)),
+        after_step=lambda step, state: calls.append(("after", step)) or step == 2,
+    )
+    scene = make(tmp_path, steps=2, profiler=profiler)
+    scene.run()
+    assert calls == [("before", 1), ("after", 1), ("before", 2), ("after", 2)]
+    assert scene.said == ["profile of steps up to 2 written"]
+
+
+def test_tokens_are_counted_without_padding_and_once(tmp_path):
+    scene = make(tmp_path, steps=1)
+    told = []
+    scene.loop.meter.step = lambda **counts: told.append(counts)
+    scene.loop.flops = 7.0
+    batch = {
+        "encoder_input_tokens": np.array([[5, 6, 0]] * 8),
+        "decoder_input_tokens": np.array([[0, 8, 0]] * 8),
+        "decoder_target_tokens": np.array([[8, 1, 0]] * 8),
+        "decoder_loss_weights": np.array([[1.0, 1, 0]] * 8, np.float32),
+        "encoder_segment_ids": np.array([[1, 1, 0]] * 8),
+    }
+    scene.loop.batches = type("Once", (Counting,), {"__next__": lambda self: batch})()
+    scene.run()
+    assert told == [{"tokens": 8 * 4, "flops": 7.0}]
+
+
+def test_a_run_evaluates_the_average_where_there_is_one():
+    mesh = make_mesh(LAYOUT)
+    run = Run("", None, None, None, LAYOUT, mesh, 1, transform=lambda p, frozen: (p, frozen))
+    state = types.SimpleNamespace(params="params", frozen="frozen", extra={})
+    assert run.params(state) == ("params", "frozen")
+    state.extra["ema"] = "average"
+    assert run.params(state) == ("average", "frozen")
+    rows = run.place({"tokens": np.arange(16, dtype=np.int32).reshape(8, 2)})["tokens"]
+    assert rows.addressable_shards[0].data.shape == (1, 2)
+    assert run.jit(lambda x: x + 1)(rows).tolist() == (np.asarray(rows) + 1).tolist()

@@ -1,0 +1,189 @@
+"""A run that is killed and started again ends as if nothing had happened, to the last bit."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import FAST, SPEC, STEPS, lines, train
+
+from t5lite.errors import InputError
+from t5lite.models import override
+from t5lite.optimizers import SGD
+from t5lite.parallel import Layout
+from t5lite.training import load_params
+
+PROGRAM = pathlib.Path(__file__).parent.parent / "tiny_runs.py"
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory):
+    """Returns `run(model_dir, when) -> finished process` with one device, killed `when`."""
+    settings = {
+        "XLA_FLAGS": re.sub(r"device_count=\d+", "device_count=1", os.environ["XLA_FLAGS"]),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+
+    def run(model_dir, when="never"):
+        return subprocess.run(
+            [sys.executable, str(PROGRAM), str(model_dir), when],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(child, tmp_path_factory):
+    """The model_dir of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = child(folder)
+    assert process.returncode == 0, process.stderr
+    assert "resuming" not in process.stdout
+    return folder
+
+
+def checkpoints(model_dir):
+    """The steps of all complete checkpoints."""
+    folder = pathlib.Path(model_dir) / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def everything(model_dir):
+    """All arrays of the newest checkpoint, by name."""
+    tree = load_params(model_dir, part="").params
+    return {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_ends_alike(model_dir, whole):
+    assert checkpoints(model_dir)[-1] == checkpoints(whole)[-1] == STEPS
+    actual, expected = everything(model_dir), everything(whole)
+    assert actual.keys() == expected.keys()
+    for part in ("params", "opt_state", "extra", "rng", "step"):
+        assert any(part in name for name in expected)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(actual[name], leaf, err_msg=name)
+    assert lines(model_dir) == lines(whole)
+    assert [line["step"] for line in lines(model_dir)] == list(range(1, STEPS + 1))
+
+
+def test_the_run_learns_something(whole):
+    losses = [line["train/loss"] for line in lines(whole)]
+    assert losses[-1] < losses[0] - 0.02
+    assert lines(whole)[-1]["train/epoch"] > 0  # it has begun its data anew
+    # Every checkpoint's average is another than its parameters, or neither would be tested.
+    arrays = everything(whole)
+    pairs = [(name, name.replace("['params']", "['extra']['ema']", 1)) for name in arrays]
+    differ = [not np.array_equal(arrays[a], arrays[b]) for a, b in pairs if a != b and b in arrays]
+    assert len(differ) > 20
+    assert all(differ)
+
+
+@pytest.fixture(scope="module")
+def noticed(child, tmp_path_factory):
+    """A model_dir whose run was killed, and then given notice by a scheduler."""
+    folder = tmp_path_factory.mktemp("noticed")
+    # While a checkpoint is being written, the first one as a rule.
+    process = child(folder, "saving")
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert list((folder / "checkpoints").glob("*tmp*"))
+    saved = (checkpoints(folder) or [0])[-1]
+    assert lines(folder)[-1]["step"] > saved
+
+    process = child(folder, f"SIGTERM@{saved + 6}")
+    assert ("resuming" in process.stdout) == (saved > 0)
+    assert process.returncode == 143, process.stderr
+    # The step that was under way is finished first.
+    assert f"step {saved + 7} is saved" in process.stdout
+    assert checkpoints(folder)[-1] == saved + 7
+    assert not list((folder / "checkpoints").glob("*tmp*"))
+    return folder
+
+
+def test_killed_again_and_again_it_ends_the_same(child, whole, noticed, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(noticed, folder)
+    step = checkpoints(folder)[-1]
+    # Between two checkpoints, of which the newer is damaged afterwards.
+    process = child(folder, "SIGKILL@14")
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert f"resuming {folder} at step {step} of {STEPS}" in process.stdout
+    assert lines(folder)[-1]["step"] == 14
+    older, newer = checkpoints(folder)[-2:]
+    assert newer < 14
+    for path in (folder / "checkpoints" / str(newer)).rglob("d/*"):
+        os.truncate(path, path.stat().st_size // 2)
+
+    process = child(folder)
+    assert process.returncode == 0, process.stderr
+    assert re.search(rf"checkpoints/{newer}\b.*trying the one before", process.stdout, re.DOTALL)
+    assert f"resuming {folder} at step {older} of {STEPS}" in process.stdout
+    assert_ends_alike(folder, whole)
+
+
+def test_it_goes_on_with_other_devices(whole, noticed, tmp_path, capsys):
+    folder = tmp_path / "sharded"
+    shutil.copytree(noticed, folder)
+    trained = train(folder, layout=Layout({"fsdp": 4, "tensor": 2}, compiler_options=FAST))
+    assert len(trained.state.step.sharding.device_set) == 8
+    assert f"resuming {folder} at step {checkpoints(noticed)[-1]}" in capsys.readouterr().out
+    actual, expected = everything(folder), everything(whole)
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(actual[name], leaf, rtol=1e-3, atol=1e-4, err_msg=name)
+    for one, other in zip(lines(folder), lines(whole), strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+
+
+# What a second run into the same folder says.
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    folder = tmp_path / "finished"
+    shutil.copytree(whole, folder)
+    return folder
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, whole, capsys):
+    trained = train(finished)
+    assert f"already trained to step {STEPS} of {STEPS}" in capsys.readouterr().out
+    assert trained.state.step == STEPS
+    assert_ends_alike(finished, whole)
+
+
+def test_another_model_is_refused_with_the_difference(finished, whole):
+    before = (finished / "model.json").read_text()
+    changes = {"encoder.num_layers": 3, "decoder.blocks.0.mlp.hidden": 32}
+    with pytest.raises(InputError) as error:
+        train(finished, model=override(SPEC, changes))
+    message = str(error.value)
+    assert "decoder.blocks.0.mlp.hidden: 24 -> 32" in message
+    assert "and 2 more" in message
+    assert "holds a run of another model" in message
+    assert len(message.splitlines()) <= 5
+    assert (finished / "model.json").read_text() == before
+    assert_ends_alike(finished, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"optimizer": SGD(0.1)}, "opt_state"),
+    ],
+)
+def test_other_changes_are_refused_too(finished, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(finished, steps=STEPS + 1, **changes)

@@ -1,0 +1,304 @@
+"""One step is the same however the batch is cut, and on however many devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_runs import (
+    OBJECTIVE,
+    SPEC,
+    assert_close,
+    assert_same,
+    batches,
+    first_params,
+    make_program,
+    place,
+    run,
+    start,
+)
+
+from t5lite.errors import InputError
+from t5lite.models import Model
+from t5lite.training import TrainState, Update, initial_state, transformation
+from t5lite.training.step import train_step
+
+WHOLE, HALVES, QUARTERS = (Update(num_microbatches=n) for n in (1, 2, 4))
+
+
+@functools.cache
+def program_of(optimizer: str, *mesh, update=WHOLE):
+    """The compiled step on eight devices, or on one without a mesh."""
+    return make_program(*mesh, optimizer=optimizer, update=update, num_devices=8 if mesh else 1)
+
+
+@functools.cache
+def alone(optimizer: str):
+    """The state and metrics after three steps of the whole batch on one device."""
+    state, metrics = run(program_of(optimizer), 3)
+    return jax.device_get(state), metrics
+
+
+def test_rows_weigh_differently():
+    # Or a mean of means would pass for the mean.
+    weights = batches(2)[1]["decoder_loss_weights"].sum(axis=1)
+    assert len(set(weights)) >= 4
+    quarters = weights.reshape(2, 4).sum(axis=0)
+    assert quarters.max() >= quarters.min() + 4
+
+
+def test_the_loss_is_the_sum_over_the_weight():
+    batch, model = batches(1)[0], Model(SPEC)
+
+    @jax.jit
+    def logits(params):
+        return model.logits(params, model.hidden(params, batch)[0])
+
+    values = np.asarray(logits(first_params()), np.float64)
+    log_z = np.log(np.exp(values).sum(axis=-1))
+    target = np.take_along_axis(values, batch["decoder_target_tokens"][..., None], axis=-1)[..., 0]
+    weights = batch["decoder_loss_weights"]
+    nll = (weights * (log_z - target)).sum() / weights.sum()
+    z_loss = (weights * log_z**2).sum() / weights.sum()
+
+    metrics = alone("adafactor")[1][0]
+    assert OBJECTIVE.z_loss * z_loss > 0.05
+    assert metrics["loss"] == pytest.approx(nll + OBJECTIVE.z_loss * z_loss, rel=1e-5)
+    total, weight = metrics["sums"]["loss"]
+    assert total / weight == pytest.approx(nll, rel=1e-5)
+    assert weight == weights.sum()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "mesh", "update"),
+    [
+        ("adamw", "data=8", WHOLE),
+        ("adafactor", "fsdp=8", WHOLE),
+        ("adamw", "tensor=8", WHOLE),
+        ("adafactor", "data=2 fsdp=2 tensor=2", WHOLE),
+        ("adamw", "data=4 seq=2", WHOLE),
+        ("adafactor", "", HALVES),
+        ("adamw", "data=2 tensor=4", QUARTERS),
+    ],
+)
+def test_devices_and_microbatches_change_nothing(optimizer, mesh, update, capfd):
+    expected, whole = alone(optimizer)
+    axes = [(name, int(size)) for name, size in (axis.split("=") for axis in mesh.split())]
+    actual, parts = run(program_of(optimizer, *axes, update=update), 3)
+    # What XLA calls replicating an activation because it knows no way between two shardings.
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+    moved = optax.tree.norm(optax.tree.sub(expected.params, first_params()))
+    assert moved > 0.3
+    # The loss and the norm of the gradient tell a factor that the optimizer would forgive.
+    assert_close(parts, whole, rtol=1e-5)
+    assert_close(actual.params, expected.params, rtol=0, atol=1e-5)
+
+
+def test_eight_devices_are_deterministic():
+    program = program_of("adafactor", ("data", 2), ("fsdp", 2), ("tensor", 2))
+    (one, _), (other, _) = run(program, 3), run(program, 3)
+    assert_same(one, other)
+
+
+def test_a_batch_without_tokens_has_a_finite_loss():
+    program = program_of("adafactor")
+    empty = {name: np.zeros_like(rows) for name, rows in batches(1)[0].items()}
+    _, metrics = program.step(start(program), place(program, empty))
+    assert metrics["finite"]
+    assert metrics["loss"] == 0
+
+
+def test_poisoned_parameters_stay_and_are_told():
+    leaves, structure = jax.tree.flatten(first_params())
+    poisoned = np.array(leaves[0])
+    poisoned.flat[0] = np.nan
+    program = program_of("adafactor")
+    state = start(program, jax.tree.unflatten(structure, [poisoned, *leaves[1:]]))
+    kept = jax.device_get(state)
+    after, metrics = program.step(state, place(program, batches(1)[0]))
+    assert not metrics["finite"]
+    assert_same(jax.device_get(after), kept.replace(step=np.int32(1)))
+
+
+# What needs no network: `y = slope · x + shift`.
+
+
+class Line:
+    """Its squared error, a term without weight, and what chance there was."""
+
+    def weights(self, batch):
+        return {"error": jnp.sum(batch["weight"])}
+
+    def loss(self, model, params, batch, *, rngs, train):
+        assert train
+        error = jnp.square(params["slope"] * batch["x"] + params["shift"] - batch["y"])
+        total = jnp.sum(batch["weight"] * error)
+        largest = jnp.max(batch["x"])
+        terms = {"error": (total, 1.0), "largest": (largest * params["slope"], 0.5)}
+        chance = jax.random.uniform(rngs["dropout"])
+        return terms, {"seen": (total, jnp.sum(batch["weight"])), "chance": (chance, chance)}
+
+
+BATCH = {
+    "x": jnp.array([[1.0], [2.0], [3.0], [4.0]]),
+    "y": jnp.array([[3.0], [3.0], [3.0], [3.0]]),
+    "weight": jnp.array([[1.0], [0.0], [1.0], [2.0]]),
+}
+# Errors 2-3, 6-3 and twice 8-3, over a weight of 4; the largest x is 4.
+LOSS = (1 + 9 + 2 * 25) / 4 + 0.5 * 2 * 4
+SLOPE = 2 * (1 * -1 + 3 * 3 + 2 * 4 * 5) / 4 + 0.5 * 4
+SHIFT = 2 * (-1 + 3 + 2 * 5) / 4
+
+
+def line(slope=2.0, shift=0.0):
+    return {"slope": jnp.float32(slope), "shift": jnp.float32(shift)}
+
+
+def values(params):
+    return np.array([params["slope"], params["shift"]])
+
+
+def line_step(
+    params=None, batch=BATCH, *, optimizer=optax.sgd(1.0), steps=1, seed=0, frozen=None, **options
+):
+    """Takes steps and returns every state and metrics."""
+    optimizer = transformation(optimizer, None)
+    update = options.get("update", Update())
+    state = initial_state(
+        line() if params is None else params,
+        optimizer,
+        rng=jax.random.key(seed),
+        ema=update.ema_decay is not None,
+    ).replace(frozen=frozen or {})
+    step = functools.partial(
+        train_step, model=None, objective=Line(), optimizer=optimizer, **options
+    )
+    step, states, metrics = jax.jit(step), [state], []
+    for _ in range(steps):
+        state, told = step(state, batch)
+        states.append(state)
+        metrics.append(told)
+    return states, metrics
+
+
+def test_a_step_by_hand():
+    (_, after), (metrics,) = line_step()
+    assert metrics["loss"] == pytest.approx(LOSS)
+    assert metrics["gradient_norm"] == pytest.approx(np.hypot(SLOPE, SHIFT))
+    assert metrics["sums"]["seen"] == (60, 4)
+    assert values(after.params) == pytest.approx((2 - SLOPE, -SHIFT))
+    assert metrics["parameter_norm"] == pytest.approx(np.hypot(2 - SLOPE, SHIFT))
+    assert isinstance(after, TrainState)
+    assert after.step == 1
+
+
+def test_a_term_without_weight_is_the_mean_over_microbatches():
+    _, (metrics,) = line_step(update=Update(num_microbatches=2))
+    # Microbatches are rows 0, 2 and rows 1, 3, so that devices keep the rows they have.
+    assert metrics["loss"] == pytest.approx(LOSS - 0.5 * 2 * 4 + 0.5 * 2 * (3 + 4) / 2)
+    assert metrics["sums"]["seen"] == (60, 4)
+
+
+@pytest.mark.parametrize(("clip_norm", "factor"), [(0.5, 0.5 / np.hypot(SLOPE, SHIFT)), (1e6, 1)])
+def test_clipping_keeps_the_direction(clip_norm, factor):
+    (_, after), (metrics,) = line_step(update=Update(clip_norm=clip_norm))
+    assert values(after.params) == pytest.approx((2 - factor * SLOPE, -factor * SHIFT))
+    assert metrics["gradient_norm"] == pytest.approx(np.hypot(SLOPE, SHIFT))  # before it
+
+
+def test_the_average_follows_the_parameters():
+    states, _ = line_step(optimizer=optax.sgd(0.01), steps=4, update=Update(ema_decay=0.75))
+    expected = values(states[0].params)
+    assert values(states[0].extra["ema"]) == pytest.approx(expected)
+    for state in states[1:]:
+        expected = 0.75 * expected + 0.25 * values(state.params)
+        assert values(state.extra["ema"]) == pytest.approx(expected)
+    assert values(state.params) != pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["x", "weight"])
+def test_a_poisoned_batch_changes_nothing_but_the_step(name, bad, num_microbatches):
+    poisoned = BATCH | {name: BATCH[name].at[3, 0].set(bad)}
+    update = Update(num_microbatches=num_microbatches, ema_decay=0.9, clip_norm=1.0)
+    (before, after), (metrics,) = line_step(
+        batch=poisoned, optimizer=optax.adam(0.1), update=update
+    )
+    assert not metrics["finite"]
+    assert_same(after, before.replace(step=jnp.int32(1)))
+
+
+def test_a_gradient_can_be_infinite_where_the_loss_is_not():
+    @jax.custom_jvp
+    def kink(x):
+        return x
+
+    kink.defjvp(lambda primals, tangents: (primals[0], jnp.inf * tangents[0]))
+
+    def explode(params, frozen):
+        return params | {"shift": kink(params["shift"])}
+
+    (before, after), (metrics,) = line_step(transform=explode)
+    assert np.isfinite(metrics["loss"])
+    assert not metrics["finite"]
+    assert_same(after.params, before.params)
+
+
+def test_chance_depends_on_step_seed_and_microbatch():
+    def chances(seed):
+        states, metrics = line_step(
+            line(0), optimizer=optax.sgd(0.0), steps=3, seed=seed, update=Update()
+        )
+        assert_same(states[0].rng, states[-1].rng)
+        return [float(told["sums"]["chance"][0]) for told in metrics]
+
+    assert chances(0) == chances(0)
+    assert len({*chances(0), *chances(1)}) == 6
+    _, (metrics,) = line_step(update=Update(num_microbatches=2))
+    assert metrics["sums"]["chance"][0] != pytest.approx(2 * chances(0)[0])
+
+
+def test_a_transform_trains_a_delta_over_frozen_parameters():
+    def add(params, frozen):
+        return frozen | {"slope": frozen["slope"] + params["slope"]}
+
+    frozen = line(1.5)
+    (_, after), (metrics,) = line_step({"slope": jnp.float32(0.5)}, frozen=frozen, transform=add)
+    assert after.params["slope"] == pytest.approx(0.5 - SLOPE)
+    assert_same(after.frozen, frozen)
+    assert metrics["loss"] == pytest.approx(LOSS)
+    assert metrics["gradient_norm"] == pytest.approx(SLOPE)  # the frozen ones have none
+
+
+def test_the_optimizer_is_given_the_loss():
+    def update(updates, state, params=None, *, value, **extra):
+        del state, params, extra
+        return jax.tree.map(jnp.zeros_like, updates), value
+
+    seeing = optax.GradientTransformationExtraArgs(lambda params: jnp.float32(0), update)
+    (_, after), _ = line_step(optimizer=seeing)
+    assert after.opt_state == pytest.approx(LOSS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_microbatches": 0},
+        {"num_microbatches": 1.5},
+        {"clip_norm": 0},
+        {"ema_decay": 1.0},
+        {"on_nan": "ignore"},
+    ],
+)
+def test_updates_that_make_no_sense(changes):
+    (name,) = changes
+    with pytest.raises(InputError, match=name):
+        Update(**changes)
+
+
+def test_what_is_no_optimizer():
+    with pytest.raises(InputError, match="'adam'"):
+        transformation("adam", None)
