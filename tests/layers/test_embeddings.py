@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from t5lite.layers import TokenEmbedding, projection
+from t5lite.models import Model, override
 
 VOCAB, EMBED = 11, 4
 TABLE = np.random.default_rng(0).standard_normal((VOCAB, EMBED)).astype(np.float32)
@@ -43,6 +44,15 @@ def test_tied_logits_are_summed_and_kept_in_float32():
     assert logits.dtype == jnp.float32
     np.testing.assert_array_equal(logits, 258.5)
     assert module("bfloat16").apply(ones, TOKENS).dtype == jnp.bfloat16
+
+
+def test_tied_logits_of_a_model_are_scaled_down():
+    model = Model(override("t5_nano", {"vocab": 11, "embed": 16, "*.num_layers": 1}))
+    rng = np.random.default_rng(2)
+    table, hidden = (rng.standard_normal(s).astype(np.float32) for s in ((11, 16), (2, 3, 16)))
+    params = {"token_embedding": {"embedding": table}}
+    expected = hidden @ table.T / 4  # the root of its width
+    np.testing.assert_allclose(model.logits(params, hidden), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_table_begins_with_unit_rows_and_names():
