@@ -112,6 +112,18 @@ def test_help_takes_less_than_a_second_and_imports_no_jax(tmp_path):
     assert all(verb in done.stdout for verb in main.COMMANDS)
 
 
+@pytest.mark.parametrize("verb", main.COMMANDS)
+def test_help_of_a_verb_imports_no_jax_either(verb, tmp_path):
+    code = (
+        "import sys; from t5lite.main import main\n"
+        f"try: main([{verb!r}, '--help'])\n"
+        "finally: assert not {'jax', 'numpy', 'tensorflow', 'seqio'} & set(sys.modules)"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: t5lite {verb}")
+
+
 def test_version(capsys):
     assert main.main(["--version"]) == 0
     assert capsys.readouterr().out == f"t5lite {t5lite.__version__}\n"

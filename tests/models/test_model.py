@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SPECS, extend, logits, random_batch, random_params, start, tiny
+from tiny_models import SPECS, extend, logits, random_batch, random_params, start, tiny
 
 from t5lite.models import PRESETS, ComputeSpec, Model, forward_flops, preset
 

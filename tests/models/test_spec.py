@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import SPECS, tiny
+from tiny_models import SPECS, tiny
 
 from t5lite.errors import InputError
 from t5lite.layers import AttentionSpec, MlpSpec, Spec
