@@ -1,16 +1,19 @@
 """Strict numerics and eight CPU devices for every test."""
 
+import importlib.metadata
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
+flags = [
+    "--xla_force_host_platform_device_count=8",
     # Compiling is what tests spend their time on; half of it is for speed that none of them needs.
-    + " --xla_backend_optimization_level=0"
-)
+    "--xla_backend_optimization_level=0",
+]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions know it no more
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
-import jax
+import jax  # noqa: E402 - reads the flags above
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -201,6 +201,7 @@ def test_every_example_is_seen_once_in_an_epoch_and_in_another_order(make_task):
     assert (first != second).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "by_files"), [(3, False), (4, True), (9, True)])
 def test_files_are_shards_if_there_are_enough(seqio, tf, make_task, tmp_path, files, by_files):
     for i in range(files):
@@ -224,6 +225,7 @@ def test_files_are_shards_if_there_are_enough(seqio, tf, make_task, tmp_path, fi
     check_continuation(data, seeds=1, count=4)
 
 
+@pytest.mark.slow
 def test_large_tasks_are_streamed_in_the_order_of_small_ones(make_task, monkeypatch):
     small = check_continuation(make_data(make_task()), seeds=0)
     monkeypatch.setattr(sources, "_MEMORY_EXAMPLES", 50)
