@@ -1,35 +1,91 @@
 """Layers: thin Linen shells over plain functions, each beside the spec that describes it."""
 
-from t5lite.layers.attention import Attention, AttentionSpec, dot_product_attention
+from t5lite.layers.attention import Attention, AttentionSpec
 from t5lite.layers.cache import KeyValues
+from t5lite.layers.dropout import Dropout, drop_residual
 from t5lite.layers.embeddings import TokenEmbedding
-from t5lite.layers.masks import causal_mask, padding_mask, segment_mask
+from t5lite.layers.heads import (
+    ClassificationHeadSpec,
+    EmbeddingHeadSpec,
+    HeadSpec,
+    LMHeadSpec,
+    MaskedLMHeadSpec,
+    RegressionHeadSpec,
+    SpansHeadSpec,
+    TokenLabelsHeadSpec,
+    pool,
+)
+from t5lite.layers.kernels import KERNELS, attention
+from t5lite.layers.kernels.request import Request
+from t5lite.layers.masks import AttentionMask
 from t5lite.layers.mlp import ACTIVATIONS, Mlp, MlpSpec
-from t5lite.layers.norms import NormSpec, RMSNorm, RMSNormSpec, rms_norm
-from t5lite.layers.positions import RelativeBias, RelativeBiasSpec, relative_buckets, toeplitz
+from t5lite.layers.norms import (
+    LayerNormSpec,
+    NormSpec,
+    RMSNorm,
+    RMSNormSpec,
+    layer_norm,
+    rms_norm,
+)
+from t5lite.layers.position_biases import (
+    AlibiSpec,
+    PositionBiasSpec,
+    RelativeBias,
+    RelativeBiasSpec,
+    alibi_slopes,
+    relative_buckets,
+    toeplitz,
+)
+from t5lite.layers.position_embeddings import (
+    LearnedPositionsSpec,
+    PositionEmbeddingSpec,
+    SinusoidalPositionsSpec,
+)
 from t5lite.layers.projection import projection
+from t5lite.layers.rotary import RotarySpec, rotate
 from t5lite.layers.spec import Spec
 
 __all__ = [
     "ACTIVATIONS",
+    "KERNELS",
+    "AlibiSpec",
     "Attention",
+    "AttentionMask",
     "AttentionSpec",
+    "ClassificationHeadSpec",
+    "Dropout",
+    "EmbeddingHeadSpec",
+    "HeadSpec",
     "KeyValues",
+    "LMHeadSpec",
+    "LayerNormSpec",
+    "LearnedPositionsSpec",
+    "MaskedLMHeadSpec",
     "Mlp",
     "MlpSpec",
     "NormSpec",
+    "PositionBiasSpec",
+    "PositionEmbeddingSpec",
     "RMSNorm",
     "RMSNormSpec",
+    "RegressionHeadSpec",
     "RelativeBias",
     "RelativeBiasSpec",
+    "Request",
+    "RotarySpec",
+    "SinusoidalPositionsSpec",
+    "SpansHeadSpec",
     "Spec",
     "TokenEmbedding",
-    "causal_mask",
-    "dot_product_attention",
-    "padding_mask",
+    "TokenLabelsHeadSpec",
+    "alibi_slopes",
+    "attention",
+    "drop_residual",
+    "layer_norm",
+    "pool",
     "projection",
     "relative_buckets",
     "rms_norm",
-    "segment_mask",
+    "rotate",
     "toeplitz",
 ]

@@ -13,9 +13,12 @@ class TokenEmbedding(nn.Module):
     vocab: int
     embed: int
     dtype: jnp.dtype
+    init_stddev: float = 1.0
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(self.init_stddev), ("vocab", "embed")
+        )
         self.embedding: Any = self.param("embedding", init, (self.vocab, self.embed))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

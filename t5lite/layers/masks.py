@@ -1,42 +1,95 @@
-"""Boolean attention masks: True where a query may see a key."""
+"""Which keys a query may see, kept as structure: kernels need the rule, not the matrix."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 
-def causal_mask(q_positions: jax.Array, kv_positions: jax.Array) -> jax.Array:
-    """Lets a query see keys at its own position and before.
-
-    Args:
-      q_positions: `[batch or 1, q_length]` int32.
-      kv_positions: `[batch or 1, kv_length]` int32.
-
-    Returns:
-      `[batch or 1, 1, q_length, kv_length]` bool.
-    """
-    return q_positions[:, None, :, None] >= kv_positions[:, None, None, :]
-
-
-def segment_mask(q_segments: jax.Array, kv_segments: jax.Array) -> jax.Array:
-    """Lets a query see the keys of its own segment; segment 0 (padding) is never seen.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionMask:
+    """A rule that says which keys each query sees; parts that are None do not restrict.
 
     Args:
-      q_segments: `[batch, q_length]` int32; an unpacked row is one segment, number 1.
-      kv_segments: `[batch, kv_length]` int32.
-
-    Returns:
-      `[batch, 1, q_length, kv_length]` bool, the second axis broadcasting over heads.
+      q_segments: `[batch or 1, q_length]` int32; a query sees the keys of its own segment.
+      kv_segments: `[batch or 1, kv_length]` int32; 0 is padding, which nobody sees. Without
+        `q_segments` every other key is seen.
+      q_order: `[batch or 1, q_length]` int32, where queries stand in the row; with `kv_order` a
+        query sees keys at its own place and before.
+      kv_order: `[batch or 1, kv_length]` int32.
+      q_prefix: `[batch or 1, q_length]` bool; with `kv_prefix`, queries and keys of a prefix see
+        each other in both directions.
+      kv_prefix: `[batch or 1, kv_length]` bool.
+      whole: whether queries and keys are the same whole rows, in order.
     """
-    same = q_segments[:, :, None] == kv_segments[:, None, :]
-    return (same & (kv_segments > 0)[:, None, :])[:, None]
+
+    q_segments: jax.Array | None = None
+    kv_segments: jax.Array | None = None
+    q_order: jax.Array | None = None
+    kv_order: jax.Array | None = None
+    q_prefix: jax.Array | None = None
+    kv_prefix: jax.Array | None = None
+    whole: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @classmethod
+    def within(
+        cls, segments: jax.Array, *, causal: bool, prefix: jax.Array | None = None
+    ) -> "AttentionMask":
+        """Returns the rule of self-attention over whole rows.
+
+        Args:
+          segments: `[batch, length]` int32, 0 for padding; an unpacked row is segment 1.
+          causal: whether a token sees only those before it and itself.
+          prefix: `[batch, length]` bool, tokens that see each other nevertheless.
+        """
+        order = jnp.arange(segments.shape[1], dtype=jnp.int32)[None] if causal else None
+        return cls(segments, segments, order, order, prefix, prefix, whole=True)
+
+    @property
+    def is_causal(self) -> bool:
+        return self.q_order is not None
+
+    def queries(self, start: jax.Array, size: int) -> "AttentionMask":
+        """Returns the rule for `size` queries from number `start` on."""
+
+        def part(array: jax.Array | None) -> jax.Array | None:
+            return None if array is None else lax.dynamic_slice_in_dim(array, start, size, axis=1)
+
+        return dataclasses.replace(
+            self,
+            q_segments=part(self.q_segments),
+            q_order=part(self.q_order),
+            q_prefix=part(self.q_prefix),
+            whole=False,
+        )
+
+    def array(self) -> jax.Array | None:
+        """Returns `[batch or 1, 1, q_length or 1, kv_length]` bool, the second axis for heads.
+
+        True where a query sees a key; None if every query sees every key.
+        """
+        seen = None
+        if self.kv_segments is not None:
+            seen = (self.kv_segments > 0)[:, None]
+            if self.q_segments is not None:
+                same = self.q_segments[:, :, None] == self.kv_segments[:, None]
+                seen = same & jnp.broadcast_to(seen, same.shape)
+        if self.q_order is not None and self.kv_order is not None:
+            ordered = self.q_order[:, :, None] >= self.kv_order[:, None]
+            if self.q_prefix is not None and self.kv_prefix is not None:
+                both = self.q_prefix[:, :, None] & self.kv_prefix[:, None]
+                ordered = _or(ordered, both)
+            seen = ordered if seen is None else _and(seen, ordered)
+        return None if seen is None else seen[:, None]
 
 
-def padding_mask(kv_valid: jax.Array) -> jax.Array:
-    """Lets every query see every valid key.
+def _and(a: jax.Array, b: jax.Array) -> jax.Array:
+    shape = jnp.broadcast_shapes(a.shape, b.shape)
+    return jnp.broadcast_to(a, shape) & jnp.broadcast_to(b, shape)
 
-    Args:
-      kv_valid: `[batch, kv_length]` bool.
 
-    Returns:
-      `[batch, 1, 1, kv_length]` bool.
-    """
-    return kv_valid[:, None, None, :]
+def _or(a: jax.Array, b: jax.Array) -> jax.Array:
+    shape = jnp.broadcast_shapes(a.shape, b.shape)
+    return jnp.broadcast_to(a, shape) | jnp.broadcast_to(b, shape)

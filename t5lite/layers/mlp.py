@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
 
 
@@ -28,11 +29,13 @@ class MlpSpec(Spec):
       hidden: width of the hidden layer.
       activation: one of `ACTIVATIONS`; T5's "gated-gelu" is `gelu_tanh` with `gated`.
       gated: a gated linear unit. Source: Shazeer 2020, arXiv:2002.05202.
+      use_bias: whether each projection adds a bias.
     """
 
     hidden: int = positive()
     activation: str = "relu"
     gated: bool = False
+    use_bias: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,11 +58,12 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         spec, activation = self.spec, ACTIVATIONS[self.spec.activation]
-        into = functools.partial(projection, ("embed", "mlp"), (spec.hidden,), dtype=self.dtype)
+        project = functools.partial(projection, dtype=self.dtype, use_bias=spec.use_bias)
+        into = functools.partial(project, ("embed", "mlp"), (spec.hidden,))
         if spec.gated:
             x = activation(into(name="gate")(x)) * into(name="up")(x)
         else:
             x = activation(into(name="up")(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not self.has_rng("dropout"))(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "mlp"))
-        return projection(("mlp", "embed"), (self.embed,), dtype=self.dtype, name="down")(x)
+        return project(("mlp", "embed"), (self.embed,), name="down")(x)

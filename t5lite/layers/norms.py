@@ -33,6 +33,21 @@ class RMSNormSpec(NormSpec):
         return RMSNorm(self.epsilon, dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerNormSpec(NormSpec):
+    """Normalisation to mean 0 and variance 1, with a scale and, if asked for, a bias.
+
+    Source: Ba et al. 2016, arXiv:1607.06450.
+    """
+
+    epsilon: float = 1e-5
+    use_bias: bool = True
+
+    def make(self, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module, whose output has `dtype`."""
+        return LayerNorm(self.epsilon, self.use_bias, dtype)
+
+
 class RMSNorm(nn.Module):
     epsilon: float
     dtype: jnp.dtype
@@ -43,6 +58,42 @@ class RMSNorm(nn.Module):
             "scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), x.shape[-1:]
         )
         return rms_norm(x, scale, epsilon=self.epsilon).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    epsilon: float
+    use_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def vector(name: str, init: nn.initializers.Initializer) -> Any:
+            return self.param(name, nn.with_logical_partitioning(init, ("embed",)), x.shape[-1:])
+
+        scale = vector("scale", nn.initializers.ones)
+        bias = vector("bias", nn.initializers.zeros) if self.use_bias else None
+        return layer_norm(x, scale, bias, epsilon=self.epsilon).astype(self.dtype)
+
+
+def layer_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array | None, *, epsilon: float
+) -> jax.Array:
+    """Normalises `x` over the last axis, in float32.
+
+    Args:
+      x: `[..., embed]`, any float dtype.
+      scale: `[embed]` float32.
+      bias: `[embed]` float32, or None.
+      epsilon: added to the variance.
+
+    Returns:
+      `[..., embed]` float32.
+    """
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + jnp.float32(epsilon))
+    x = jnp.einsum("...e,e->...e", x * inverse, scale)
+    return x if bias is None else x + jnp.broadcast_to(bias, x.shape)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float) -> jax.Array:

@@ -29,10 +29,11 @@ def projection(
     dtype: jnp.dtype,
     init_scale: float = 1.0,
     distribution: Literal["truncated_normal", "normal"] = "truncated_normal",
+    use_bias: bool = False,
     float32_output: bool = False,
     name: str | None = None,
 ) -> nn.DenseGeneral:
-    """Returns a bias-free projection of the last axes onto `features`.
+    """Returns a linear projection of the last axes onto `features`.
 
     A `DenseGeneral`, so that adapters and quantizers find every matrix of a model.
 
@@ -43,6 +44,7 @@ def projection(
       dtype: of the computation; the kernel is float32.
       init_scale: factor on the initial standard deviation, which is 1/sqrt(fan-in).
       distribution: of the initial values.
+      use_bias: whether a bias is added, initially 0, whose axes are the kernel's new ones.
       float32_output: whether sums stay in float32 rather than being rounded to `dtype`.
       name: of the submodule.
     """
@@ -50,9 +52,12 @@ def projection(
     return nn.DenseGeneral(
         tuple(features),
         axis=tuple(range(-num_contracted, 0)),
-        use_bias=False,
+        use_bias=use_bias,
         dtype=dtype,
         dot_general=_float32_dot_general if float32_output else None,
         kernel_init=lambda *arguments: _Named(init(*arguments), tuple(axes)),
+        bias_init=lambda *arguments: _Named(
+            nn.initializers.zeros(*arguments), tuple(axes[num_contracted:])
+        ),
         name=name,
     )

@@ -5,8 +5,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
-from t5lite.layers import AttentionSpec, KeyValues, causal_mask, dot_product_attention
+from t5lite.errors import InputError
+from t5lite.layers import (
+    KERNELS,
+    AttentionMask,
+    AttentionSpec,
+    Dropout,
+    KeyValues,
+    Request,
+    RotarySpec,
+    attention,
+    rotate,
+)
+from t5lite.layers.kernels import chunked, splash
 
 BATCH, Q_LENGTH, KV_LENGTH, WIDTH = 2, 3, 5, 4
 
@@ -38,8 +51,8 @@ def inputs(heads=4, kv_heads=4):
     return query, *(draw(seed, BATCH, KV_LENGTH, kv_heads, WIDTH) for seed in (1, 2))
 
 
-def attend(query, key, value, **options):
-    return dot_product_attention(query, KeyValues(key, value), **options)
+def attend(query, key, value, *, kernel="dot", **options):
+    return attention(Request(query, KeyValues(key, value), **options), kernel=kernel)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -48,7 +61,13 @@ def test_heads_share_keys_in_groups(kv_heads):
     np.testing.assert_allclose(attend(*arrays), reference(*arrays), rtol=1e-4, atol=1e-5)
 
 
-MASK = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], bool)
+SEGMENTS = AttentionMask(
+    jnp.asarray([[1, 2, 2]], jnp.int32), jnp.asarray([[2, 1, 1, 0, 2]], jnp.int32)
+)
+ORDER = AttentionMask(
+    q_order=jnp.asarray([[0, 4, 2], [1, 1, 3]], jnp.int32),
+    kv_order=jnp.arange(5, dtype=jnp.int32)[None],
+)
 
 
 @pytest.mark.parametrize(
@@ -57,23 +76,25 @@ MASK = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], bool)
         {"scale": 0.3},
         {"bias": draw(3, BATCH, 4, Q_LENGTH, KV_LENGTH)},
         {"bias": draw(3, 1, 4, 1, KV_LENGTH)},
-        {"mask": MASK[None, None]},
-        {"mask": np.stack([MASK, MASK[::-1]])[:, None]},
-        {"mask": MASK[None, None], "bias": draw(3, 1, 4, Q_LENGTH, KV_LENGTH), "scale": 0.5},
+        {"mask": SEGMENTS},
+        {"mask": ORDER},
+        {"mask": ORDER, "bias": draw(3, 1, 4, Q_LENGTH, KV_LENGTH), "scale": 0.5},
     ],
+    ids=["scale", "bias", "bias_by_key", "segments", "order", "all"],
 )
 def test_scale_bias_and_mask(options):
     # The scale is on query and key alone: T5's bias is added as it is.
     arrays = inputs(kv_heads=2)
+    expected = options | ({"mask": options["mask"].array()} if "mask" in options else {})
     np.testing.assert_allclose(
-        attend(*arrays, **options), reference(*arrays, **options), rtol=1e-4, atol=1e-5
+        attend(*arrays, **options), reference(*arrays, **expected), rtol=1e-4, atol=1e-5
     )
 
 
 def test_a_query_that_sees_nothing_averages_and_its_gradient_is_finite():
     query, key, value = inputs()
-    mask = np.ones((1, 1, Q_LENGTH, KV_LENGTH), bool)
-    mask[..., 1, :] = False
+    # The second query's segment has no key.
+    mask = AttentionMask(jnp.asarray([[1, 7, 1]], jnp.int32), jnp.ones((1, KV_LENGTH), jnp.int32))
     out = attend(query, key, value, mask=mask)
     expected = np.mean(value, axis=1)
     np.testing.assert_allclose(out[:, 1], expected, rtol=1e-5, atol=1e-6)
@@ -94,13 +115,145 @@ def test_logits_of_bfloat16_are_summed_and_compared_in_float32():
     np.testing.assert_allclose(np.float32(out), 1 / (1 + np.exp(-1)), rtol=5e-3)
 
 
-def test_dropout_sees_probabilities():
-    query, key, value = inputs()
-    seen = []
-    out = attend(query, key, value, dropout=lambda p: seen.append(p) or p * 0)
-    assert not np.any(out)
-    assert seen[0].shape == (BATCH, 4, Q_LENGTH, KV_LENGTH)
-    np.testing.assert_allclose(np.sum(seen[0], axis=-1), 1, rtol=1e-5)
+def test_dropout_is_of_probabilities_and_keeps_their_mean():
+    query, key, _ = inputs()
+    ones = np.ones_like(key)  # so that outputs are the kept probabilities' sums
+    keys = jax.random.split(jax.random.key(0), 500)
+    out = jax.vmap(lambda k: attend(query, key, ones, dropout=Dropout(k, 0.4)))(keys)
+    assert np.std(out) > 0.1
+    np.testing.assert_allclose(np.mean(out, axis=0), 1, atol=0.12)
+
+
+# Kernels: one function, several ways.
+
+
+def long_request(*, bias, mask, kv_heads=2, length=19, seed=0):
+    rng = np.random.default_rng(seed)
+    query = jnp.asarray(rng.standard_normal((2, length, 4, 8)), jnp.float32)
+    key, value = (
+        jnp.asarray(rng.standard_normal((2, length, kv_heads, 8)), jnp.float32) for _ in range(2)
+    )
+    segments = np.sort(rng.integers(1, 3, (2, length)), axis=1).astype(np.int32)
+    rules = {
+        "none": None,
+        "causal": AttentionMask.within(jnp.asarray(segments), causal=True),
+        "both_ways": AttentionMask.within(jnp.asarray(segments), causal=False),
+    }
+    array = jnp.asarray(rng.standard_normal((1, 4, length, length)), jnp.float32) if bias else None
+    return Request(query, KeyValues(key, value), array, rules[mask], scale=8**-0.5)
+
+
+@pytest.mark.parametrize(("bias", "mask"), [(True, "causal"), (False, "both_ways"), (True, "none")])
+def test_some_queries_at_a_time_are_all_of_them_and_so_are_their_gradients(bias, mask):
+    request = long_request(bias=bias, mask=mask)
+
+    def outcome(kernel):
+        def total(request):
+            out = kernel(request)
+            return jnp.sum(jnp.sin(out)), out
+
+        gradient = jax.grad(total, has_aux=True, allow_int=True)
+        floats, out = jax.jit(gradient)(request)
+        kept = (floats.query, floats.kv, floats.bias)
+        return kept, out
+
+    expected = outcome(KERNELS["dot"])
+    actual = outcome(lambda request: chunked.attention(request, chunk=8))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected
+    )
+
+
+def test_chunks_never_hold_all_logits():
+    request = long_request(bias=False, mask="causal", length=64)
+
+    def sizes(kernel):
+        def eqns(jaxpr):
+            for eqn in jaxpr.eqns:
+                yield from (v.aval.size for v in eqn.outvars)
+                for sub in jaxprs_in_params(eqn.params):
+                    yield from eqns(sub)
+
+        return max(eqns(jax.make_jaxpr(jax.grad(lambda q: kernel(q).sum()))(request.query).jaxpr))
+
+    def with_query(kernel, **options):
+        import dataclasses
+
+        return lambda q: kernel(dataclasses.replace(request, query=q), **options)
+
+    assert sizes(with_query(KERNELS["dot"])) >= 2 * 4 * 64 * 64
+    assert sizes(with_query(chunked.attention, chunk=8)) <= 2 * 4 * 8 * 64 * 2
+
+
+@pytest.mark.parametrize("mask", ["causal", "both_ways"])
+def test_the_tpu_kernel_run_step_by_step_equals_dot(mask):
+    rng = np.random.default_rng(0)
+    shape = (1, 128, 2, 128)
+    query, key, value = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(3))
+    segments = jnp.asarray(np.repeat([[1, 2]], 64, axis=1), jnp.int32)
+    rule = AttentionMask.within(segments, causal=mask == "causal")
+    request = Request(query, KeyValues(key, value), mask=rule, scale=128**-0.5)
+    found = jax.jit(lambda request: splash.attention(request, interpret=True))(request)
+    np.testing.assert_allclose(found, KERNELS["dot"](request), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("splash", "'splash': splash attention runs on TPUs, and this is cpu; use 'auto'"),
+        ("cudnn", "'cudnn': cuDNN runs on NVIDIA GPUs, and this is cpu; use 'auto'"),
+        ("chunkd", "did you mean chunked"),
+    ],
+)
+def test_a_kernel_that_does_not_apply_says_why(kernel, message):
+    with pytest.raises(InputError, match=message):
+        attend(*inputs(), kernel=kernel)
+
+
+@pytest.mark.parametrize(
+    ("backend", "kernel", "change", "reason"),
+    [
+        ("tpu", "splash", {"bias": np.zeros((1, 4, 1, 1), np.float32)}, "no position bias"),
+        ("tpu", "splash", {"mask": None}, "for whole rows over themselves"),
+        ("tpu", "splash", {}, "rows are 19 long: a multiple of 128 is needed"),
+        ("gpu", "cudnn", {}, "computes in bfloat16 or float16, not float32"),
+    ],
+)
+def test_on_its_own_device_a_kernel_refuses_what_it_cannot_do(
+    monkeypatch, backend, kernel, change, reason
+):
+    import dataclasses
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    request = dataclasses.replace(long_request(bias=False, mask="causal"), **change)
+    with pytest.raises(InputError, match=reason):
+        attention(request, kernel=kernel)
+    np.testing.assert_array_equal(attention(request), KERNELS["dot"](request))
+
+
+# Rotary positions.
+
+
+def test_rotary_dot_products_depend_on_the_distance_alone():
+    query, key = (jnp.asarray(draw(seed, 1, 1, 1, 8)) for seed in (0, 1))
+
+    def product(q_position, k_position):
+        places = [jnp.full((1, 1), at, jnp.int32) for at in (q_position, k_position)]
+        turned = [rotate(x, at, RotarySpec()) for x, at in zip((query, key), places, strict=True)]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    assert product(5, 2) == pytest.approx(product(103, 100), abs=1e-4)
+    assert abs(product(5, 2) - product(5, 3)) > 1e-2
+    assert product(7, 7) == pytest.approx(float(jnp.sum(query * key)), abs=1e-5)
+
+
+def test_rotary_turns_each_pair_by_its_own_angle():
+    x = np.zeros((1, 2, 1, 4), np.float32)
+    x[..., 0] = x[..., 1] = 1.0  # the first features of both pairs
+    turned = rotate(jnp.asarray(x), jnp.asarray([[0, 3]], jnp.int32), RotarySpec(theta=100.0))
+    angles = 3 * np.array([1.0, 0.1])  # 100 ** (-0 / 2), 100 ** (-1 / 2)
+    np.testing.assert_allclose(turned[0, 0, 0], [1, 1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(turned[0, 1, 0], [*np.cos(angles), *np.sin(angles)], atol=1e-6)
 
 
 # Keys and values.
@@ -141,16 +294,38 @@ class SelfAttention(nn.Module):
         )
 
     def __call__(self, x, mask=None):
-        return self.attention(x, self.attention.key_values(x), bias=None, mask=mask)
+        positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+        kv = self.attention.key_values(x, positions)
+        return self.attention(x, kv, mask=mask, positions=positions)
 
     def through_a_cache(self, x, cache, lengths):
-        cache = cache.append(self.attention.key_values(x), lengths)
+        places = lengths[:, None]
+        cache = cache.append(self.attention.key_values(x, places), lengths)
         slots = jnp.arange(cache.key.shape[1], dtype=jnp.int32)[None]
-        mask = causal_mask(lengths[:, None], slots)
-        return self.attention(x, cache, bias=None, mask=mask), cache
+        mask = AttentionMask(q_order=places, kv_order=slots)
+        return self.attention(x, cache, mask=mask, positions=places), cache
 
 
-@pytest.mark.parametrize("spec", [AttentionSpec(4, 8), AttentionSpec(4, 8, 2, logits_scale=1.0)])
+def test_biases_have_the_names_of_what_they_are_added_to():
+    module = SelfAttention(AttentionSpec(4, 8, 2, use_bias=True))
+    params = jax.eval_shape(module.init, jax.random.key(0), draw(0, BATCH, 5, EMBED))
+    found = {
+        name: (leaf["bias"].names, leaf["bias"].value.shape)
+        for name, leaf in params["params"]["attention"].items()
+    }
+    assert found == {
+        "query": (("heads", "kv"), (4, 8)),
+        "key": (("heads", "kv"), (2, 8)),
+        "value": (("heads", "kv"), (2, 8)),
+        "output": (("embed",), (EMBED,)),
+    }
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [AttentionSpec(4, 8), AttentionSpec(4, 8, 2, logits_scale=1.0)],
+    ids=["plain", "grouped"],
+)
 def test_the_module_projects_attends_and_projects_back(spec):
     x = draw(0, BATCH, 5, EMBED)
     params = {
@@ -169,13 +344,12 @@ def test_the_module_projects_attends_and_projects_back(spec):
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_through_a_cache_token_by_token_it_is_the_causal_one():
-    spec = AttentionSpec(4, 8, num_kv_heads=2)
+@pytest.mark.parametrize("rotary", [None, RotarySpec()], ids=["plain", "rotary"])
+def test_through_a_cache_token_by_token_it_is_the_causal_one(rotary):
+    spec = AttentionSpec(4, 8, num_kv_heads=2, rotary=rotary)
     module, x = SelfAttention(spec), jnp.asarray(draw(0, BATCH, 5, EMBED))
-    order = jnp.arange(5, dtype=jnp.int32)[None]
-    whole, params = jax.jit(module.init_with_output)(
-        jax.random.key(0), x, causal_mask(order, order)
-    )
+    rule = AttentionMask.within(jnp.ones((BATCH, 5), jnp.int32), causal=True)
+    whole, params = jax.jit(module.init_with_output)(jax.random.key(0), x, rule)
     junk = jnp.asarray(draw(1, BATCH, 7, 2, 8)) * 100  # slots that hold nothing are never seen
     cache = KeyValues(junk, junk)
     step = jax.jit(lambda *arguments: module.apply(params, *arguments, method="through_a_cache"))

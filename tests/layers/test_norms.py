@@ -1,11 +1,11 @@
-"""RMS norm against its formula."""
+"""Norms against their formulas."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.layers import RMSNorm, rms_norm
+from t5lite.layers import LayerNormSpec, RMSNorm, rms_norm
 
 X = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32) * 5 + 2
 SCALE = np.linspace(-1, 2, 8, dtype=np.float32)
@@ -47,3 +47,19 @@ def test_the_module_begins_as_the_identity_on_unit_rows(dtype):
     np.testing.assert_allclose(*jax.tree.map(np.float32, (y, x)), rtol=1e-2)
     assert variables["params"]["scale"].names == ("embed",)
     assert variables["params"]["scale"].value.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_layer_norm_is_its_formula(use_bias):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 8)).astype(np.float32) * 5 + 3
+    scale, bias = (rng.standard_normal(8).astype(np.float32) for _ in range(2))
+    params = {"scale": scale} | ({"bias": bias} if use_bias else {})
+    module = LayerNormSpec(1e-3, use_bias).make(jnp.dtype("float32"))
+    out = module.apply({"params": params}, x)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    expected = centred / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-3) * scale
+    np.testing.assert_allclose(out, expected + bias * use_bias, rtol=1e-4, atol=1e-5)
+    names = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    assert {leaf.names for leaf in names.values()} == {("embed",)}
+    assert set(names) == set(params)

@@ -1,4 +1,4 @@
-"""T5's relative-position bias: buckets, tables, and the two ways to a bias."""
+"""Position biases: T5's buckets, tables, and the two ways to a bias; ALiBi's slopes."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5lite.errors import InputError
-from t5lite.layers import RelativeBiasSpec, relative_buckets, toeplitz
+from t5lite.layers import AlibiSpec, RelativeBiasSpec, alibi_slopes, relative_buckets, toeplitz
 
 OFFSETS = np.arange(-300, 301)
 SPECS = {
@@ -128,3 +128,37 @@ def test_the_table_has_names_and_the_spread_of_t5():
     # T5X: variance_scaling(1, fan_avg, uniform), within sqrt(3 / 48).
     assert np.std(table.value) == pytest.approx(48**-0.5, rel=0.03)
     assert np.max(np.abs(table.value)) <= 0.25
+
+
+# ALiBi.
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "exponents"),
+    [
+        (8, [1, 2, 3, 4, 5, 6, 7, 8]),  # the paper's example
+        (16, [0.5 * n for n in range(1, 17)]),
+        (12, [1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5]),  # as in the authors' code
+        (1, [8]),
+    ],
+)
+def test_slopes_are_those_of_the_paper(num_heads, exponents):
+    slopes = alibi_slopes(num_heads)
+    assert slopes.dtype == np.float32
+    np.testing.assert_allclose(slopes, [2.0**-n for n in exponents], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_alibi_falls_with_the_distance_and_has_no_parameters(bidirectional):
+    module = AlibiSpec().make(2, bidirectional=bidirectional)
+    assert not jax.tree.leaves(module.init(jax.random.key(0), None, 1, 1))
+    bias = module.apply({}, None, 3, 5)
+    assert bias.shape == (1, 2, 3, 5)
+    distance = np.abs(np.arange(5)[None] - np.arange(3)[:, None])
+    for slope, head in zip((2.0**-4, 2.0**-8), bias[0], strict=True):
+        np.testing.assert_allclose(head, -slope * distance, rtol=1e-6)
+    somewhere = jnp.array([[4, 1], [0, 2]], jnp.int32)
+    whole = module.apply({}, None, 5, 5)[0]
+    found = module.apply({}, somewhere, 2, 5)
+    expected = np.moveaxis(np.asarray(whole)[:, somewhere], 0, 1)
+    np.testing.assert_array_equal(found, expected)

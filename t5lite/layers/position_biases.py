@@ -1,4 +1,4 @@
-"""How a stack knows where its tokens are: T5's bucketed relative-position bias."""
+"""Positions as biases on attention logits: T5's bucketed distances, and ALiBi's slopes."""
 
 import dataclasses
 import math
@@ -12,8 +12,21 @@ import numpy as np
 from t5lite.layers.spec import Spec, positive
 
 
+class PositionBiasSpec(Spec):
+    """Any bias by distance; subclass it for one of your own.
+
+    `per_layer` says whether each layer has one of its own, rather than the stack one for all.
+    """
+
+    per_layer: bool
+
+    def make(self, num_heads: int, *, bidirectional: bool) -> nn.Module:
+        """Returns the module, called as `RelativeBias` is, for `num_heads` heads."""
+        raise NotImplementedError(f"{type(self).__name__}.make")
+
+
 @dataclasses.dataclass(frozen=True)
-class RelativeBiasSpec(Spec):
+class RelativeBiasSpec(PositionBiasSpec):
     """A learned bias per head and bucket of distance, added to the attention logits.
 
     Args:
@@ -36,6 +49,53 @@ class RelativeBiasSpec(Spec):
     def make(self, num_heads: int, *, bidirectional: bool) -> "RelativeBias":
         """Returns the module with one table for `num_heads` heads."""
         return RelativeBias(self, num_heads, bidirectional)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlibiSpec(PositionBiasSpec):
+    """A bias that falls with distance, each head with a slope of its own; no parameters.
+
+    In a stack that sees both sides, distance counts alike on both.
+
+    Source: Press et al. 2021, arXiv:2108.12409, §3.
+    """
+
+    per_layer = False  # not a field: there is nothing that layers could differ in
+
+    def make(self, num_heads: int, *, bidirectional: bool) -> "Alibi":
+        """Returns the module for `num_heads` heads."""
+        del bidirectional  # keys ahead are masked where it matters
+        return Alibi(num_heads)
+
+
+class Alibi(nn.Module):
+    """The bias `-slope * |key - query|`."""
+
+    num_heads: int
+
+    def __call__(self, q_positions: jax.Array | None, q_length: int, kv_length: int) -> jax.Array:
+        """Returns `[1 or batch, heads, q_length, kv_length]` float32; see `RelativeBias`."""
+        if q_positions is None:
+            q_positions = jnp.arange(q_length, dtype=jnp.int32)[None]
+        keys = jnp.arange(kv_length, dtype=jnp.int32)[None, None]
+        distance = jnp.abs(keys - q_positions[..., None]).astype(jnp.float32)[:, None]
+        slopes = jnp.asarray(alibi_slopes(self.num_heads))[None, :, None, None]
+        shape = (distance.shape[0], self.num_heads, *distance.shape[2:])
+        return -jnp.broadcast_to(slopes, shape) * jnp.broadcast_to(distance, shape)
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """Returns `[num_heads]` float32: powers of `2**(-8 / n)` for the power of two n below.
+
+    Heads beyond n get every other slope of 2 n heads, as in the authors' code.
+    """
+    n = 1 << (num_heads.bit_length() - 1)
+
+    def powers(count: int) -> np.ndarray:
+        return 2.0 ** (-8.0 / count * np.arange(1, count + 1))
+
+    extra = powers(2 * n)[0::2][: num_heads - n]
+    return np.concatenate([powers(n), extra]).astype(np.float32)
 
 
 class RelativeBias(nn.Module):

@@ -1,0 +1,350 @@
+"""Heads: what is read off a model's hidden states. A model has at most one of each kind."""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t5lite.errors import unknown
+from t5lite.layers.dropout import Dropout
+from t5lite.layers.embeddings import TokenEmbedding
+from t5lite.layers.mlp import ACTIVATIONS
+from t5lite.layers.norms import LayerNormSpec, NormSpec
+from t5lite.layers.projection import projection
+from t5lite.layers.spec import Spec, positive
+
+POOLINGS = ("first", "mean", "last")
+
+
+class HeadSpec(Spec):
+    """Any head; subclass it for one of your own.
+
+    `kind` is what objectives ask for. Heads of kind "lm" give logits over the vocabulary; their
+    module is called with hidden states and the token embedding. Others are called with hidden
+    states and `valid` `[batch, length]` bool, the tokens that exist.
+    """
+
+    kind: ClassVar[str]
+
+    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module for hidden states of width `embed`; its output is float32."""
+        raise NotImplementedError(f"{type(self).__name__}.make")
+
+
+@dataclasses.dataclass(frozen=True)
+class LMHeadSpec(HeadSpec):
+    """Logits over the vocabulary, `[batch, length, vocab]`.
+
+    Args:
+      tied: from the token embedding, rather than from a table of their own.
+      logits_scale: factor on them; None for `embed**-0.5`, as in T5 v1.0.
+      use_bias: whether a bias for each token is added.
+    """
+
+    kind: ClassVar[str] = "lm"
+    tied: bool = False
+    logits_scale: float | None = 1.0
+    use_bias: bool = False
+
+    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module; see `HeadSpec`."""
+        return LMHead(self, vocab, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLMHeadSpec(HeadSpec):
+    """BERT's: a dense layer, its activation and a norm, then tied logits with a bias.
+
+    Args:
+      activation: one of `ACTIVATIONS`.
+      norm: after it.
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, and the authors' `run_pretraining.py`.
+    """
+
+    kind: ClassVar[str] = "lm"
+    activation: str = "gelu"
+    norm: NormSpec = LayerNormSpec(1e-12)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, ACTIVATIONS)
+
+    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module; see `HeadSpec`."""
+        return MaskedLMHead(self, embed, vocab, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PooledHeadSpec(HeadSpec):
+    """A linear layer on one vector for each text.
+
+    Args:
+      pooling: which: that of the first token, of the last, or the mean of all.
+      pooler: whether a dense layer and a tanh come before, as in BERT.
+      dropout_rate: before the linear layer.
+    """
+
+    pooling: str = "mean"
+    pooler: bool = False
+    dropout_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}")
+
+    @property
+    def num_outputs(self) -> int:
+        raise NotImplementedError
+
+    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module; see `HeadSpec`."""
+        return PooledHead(self, embed, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationHeadSpec(_PooledHeadSpec):
+    """Logits of classes for a text, `[batch, num_classes]`.
+
+    Args:
+      num_classes: how many, at least 2.
+      pooling: `first`, `mean` or `last`: the vector that stands for the text.
+      pooler: whether a dense layer and a tanh come before, as in BERT.
+      dropout_rate: before the linear layer.
+    """
+
+    kind: ClassVar[str] = "classification"
+    num_classes: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.num_classes >= 2, "num_classes", "at least 2")
+
+    @property
+    def num_outputs(self) -> int:
+        return self.num_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionHeadSpec(_PooledHeadSpec):
+    """Numbers for a text, `[batch, num_targets]`.
+
+    Args:
+      num_targets: how many.
+      pooling: `first`, `mean` or `last`: the vector that stands for the text.
+      pooler: whether a dense layer and a tanh come before, as in BERT.
+      dropout_rate: before the linear layer.
+    """
+
+    kind: ClassVar[str] = "regression"
+    num_targets: int = 1
+
+    @property
+    def num_outputs(self) -> int:
+        return self.num_targets
+
+
+@dataclasses.dataclass(frozen=True)
+class _TokenHeadSpec(HeadSpec):
+    """A linear layer on the vector of each token."""
+
+    @property
+    def num_outputs(self) -> int:
+        raise NotImplementedError
+
+    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module; see `HeadSpec`."""
+        return TokenHead(self.num_outputs, getattr(self, "dropout_rate", 0.0), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLabelsHeadSpec(_TokenHeadSpec):
+    """Logits of labels for each token, named entities say, `[batch, length, num_labels]`.
+
+    Args:
+      num_labels: how many, at least 2.
+      dropout_rate: before the linear layer.
+    """
+
+    kind: ClassVar[str] = "token_labels"
+    num_labels: int = 2
+    dropout_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.num_labels >= 2, "num_labels", "at least 2")
+
+    @property
+    def num_outputs(self) -> int:
+        return self.num_labels
+
+
+@dataclasses.dataclass(frozen=True)
+class SpansHeadSpec(_TokenHeadSpec):
+    """Logits of a span's first and last token, `[batch, length, 2]`.
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, §4.2.
+    """
+
+    kind: ClassVar[str] = "spans"
+
+    @property
+    def num_outputs(self) -> int:
+        return 2
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingHeadSpec(HeadSpec):
+    """One vector for a text, `[batch, size]`.
+
+    Args:
+      size: its width, from a linear layer; None for the hidden state's own.
+      pooling: `first`, `mean` or `last`.
+      normalized: whether its length is made 1.
+    """
+
+    kind: ClassVar[str] = "embedding"
+    size: int | None = positive(None)
+    pooling: str = "mean"
+    normalized: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}")
+
+    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module; see `HeadSpec`."""
+        return EmbeddingHead(self, dtype)
+
+
+def pool(hidden: jax.Array, valid: jax.Array, pooling: str) -> jax.Array:
+    """Returns one vector for each text.
+
+    Args:
+      hidden: `[batch, length, embed]`.
+      valid: `[batch, length]` bool. A row without any gives zeros or its first vector.
+      pooling: one of `POOLINGS`.
+
+    Returns:
+      `[batch, embed]` float32.
+    """
+    hidden = hidden.astype(jnp.float32)
+    inside = valid.astype(jnp.float32)
+    if pooling == "mean":
+        weights = inside / jnp.maximum(inside.sum(axis=1, keepdims=True), 1.0)
+    else:
+        length = valid.shape[1]
+        at = valid.argmax(axis=1) if pooling == "first" else length - 1 - valid[:, ::-1].argmax(1)
+        weights = jax.nn.one_hot(at, length, dtype=jnp.float32)
+    return jnp.einsum("bl,ble->be", weights, hidden)
+
+
+class LMHead(nn.Module):
+    spec: LMHeadSpec
+    vocab: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, embedding: TokenEmbedding) -> jax.Array:
+        spec = self.spec
+        if spec.tied:
+            logits = embedding.attend(hidden)
+            if spec.use_bias:
+                logits = logits + jnp.broadcast_to(_vocab_bias(self), logits.shape)
+        else:
+            # Named after the module that it is all of.
+            logits = projection(
+                ("embed", "vocab"),
+                (self.vocab,),
+                dtype=self.dtype,
+                use_bias=spec.use_bias,
+                float32_output=True,
+                name="projection",
+            )(hidden).astype(jnp.float32)
+        scale = hidden.shape[-1] ** -0.5 if spec.logits_scale is None else spec.logits_scale
+        return logits if scale == 1.0 else logits * jnp.float32(scale)
+
+
+class MaskedLMHead(nn.Module):
+    spec: MaskedLMHeadSpec
+    embed: int
+    vocab: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        self.dense = projection(("embed", "mlp"), (self.embed,), dtype=self.dtype, use_bias=True)
+        self.norm = self.spec.norm.make(self.dtype)
+        self.bias = _vocab_bias(self)
+
+    def __call__(self, hidden: jax.Array, embedding: TokenEmbedding) -> jax.Array:
+        x = ACTIVATIONS[self.spec.activation](self.dense(hidden))
+        logits = embedding.attend(self.norm(x))
+        return logits + jnp.broadcast_to(self.bias, logits.shape)
+
+
+class PooledHead(nn.Module):
+    spec: _PooledHeadSpec
+    embed: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
+        project = functools.partial(projection, dtype=self.dtype, use_bias=True)
+        x = pool(hidden, valid, self.spec.pooling).astype(self.dtype)
+        if self.spec.pooler:
+            x = jnp.tanh(project(("embed", "mlp"), (self.embed,), name="pooler")(x))
+        x = _dropped(self, x, self.spec.dropout_rate)
+        features = (self.spec.num_outputs,)
+        return project(("embed", "classes"), features, name="projection")(x).astype(jnp.float32)
+
+
+class TokenHead(nn.Module):
+    num_outputs: int
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
+        del valid
+        x = _dropped(self, hidden, self.dropout_rate)
+        output = projection(
+            ("embed", "classes"),
+            (self.num_outputs,),
+            dtype=self.dtype,
+            use_bias=True,
+            name="projection",
+        )
+        return output(x).astype(jnp.float32)
+
+
+class EmbeddingHead(nn.Module):
+    spec: EmbeddingHeadSpec
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
+        x = pool(hidden, valid, self.spec.pooling)
+        if self.spec.size is not None:
+            output = projection(
+                ("embed", "mlp"), (self.spec.size,), dtype=self.dtype, name="projection"
+            )
+            x = output(x.astype(self.dtype)).astype(jnp.float32)
+        if not self.spec.normalized:
+            return x
+        # Below a length that training never sees, so that a row of padding has a gradient.
+        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + jnp.float32(1e-12))
+
+
+def _dropped(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
+    if not rate or not module.has_rng("dropout"):
+        return x
+    return Dropout(module.make_rng("dropout"), rate)(x)
+
+
+def _vocab_bias(module: "LMHead | MaskedLMHead") -> Any:
+    init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+    return module.param("bias", init, (module.vocab,))

@@ -1,0 +1,52 @@
+"""Attention kernels: the same function computed in different ways, and the choice among them."""
+
+from collections.abc import Callable
+
+import jax
+
+from t5lite.errors import InputError, unknown
+from t5lite.layers.kernels import chunked, cudnn, dot, splash
+from t5lite.layers.kernels.request import Request
+
+KERNELS: dict[str, Callable[[Request], jax.Array]] = {
+    "dot": dot.attention,
+    "chunked": chunked.attention,
+    "splash": splash.attention,
+    "cudnn": cudnn.attention,
+}
+# Why a kernel does not apply to a request; None where it does.
+_REFUSALS = {"splash": splash.refusal, "cudnn": cudnn.refusal}
+# From so many logits a head on, "auto" does not hold them all at once.
+_MANY_LOGITS = 2048 * 2048
+
+
+def attention(request: Request, *, kernel: str = "auto") -> jax.Array:
+    """Computes softmax attention.
+
+    Args:
+      request: queries, keys and values, and all that shapes their logits.
+      kernel: one of `KERNELS`, or "auto": splash on TPUs and cuDNN on GPUs where they apply,
+        chunked from 2,048 × 2,048 logits a head on, dot otherwise.
+
+    Returns:
+      `[batch, q_length, heads, kv]` of the query's dtype.
+
+    Raises:
+      InputError: if the kernel that is asked for does not apply, with the reason.
+    """
+    if kernel == "auto":
+        kernel = _choice(request)
+    elif kernel not in KERNELS:
+        raise unknown("ComputeSpec.attention", kernel, (*KERNELS, "auto"))
+    reason = _REFUSALS[kernel](request) if kernel in _REFUSALS else None
+    if reason is not None:
+        raise InputError(f"ComputeSpec.attention = {kernel!r}: {reason}; use 'auto'")
+    return KERNELS[kernel](request)
+
+
+def _choice(request: Request) -> str:
+    fast = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend())
+    if fast is not None and _REFUSALS[fast](request) is None:
+        return fast
+    many = request.query.shape[1] * request.kv.key.shape[1] >= _MANY_LOGITS
+    return "chunked" if many else "dot"

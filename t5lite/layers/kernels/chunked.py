@@ -1,0 +1,56 @@
+"""Attention some queries at a time: the logits of all of them are never in memory together.
+
+Each chunk has its queries' whole softmax, so that bias and mask are those of `dot` and the result
+is the same but for rounding. The backward pass computes each chunk again.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from t5lite.layers.kernels import dot
+from t5lite.layers.kernels.request import Request
+
+CHUNK = 256  # queries; large enough to keep the matrix units busy
+
+
+def attention(request: Request, *, chunk: int = CHUNK) -> jax.Array:
+    """Returns what `dot.attention` does, with `chunk / q_length` of its memory for logits.
+
+    Source: Rabe and Staats 2021, arXiv:2112.05682, §3 (chunks of queries).
+    """
+    q_length = request.query.shape[1]
+    if q_length <= chunk:
+        return dot.attention(request)
+    num_chunks, rest = divmod(q_length, chunk)
+
+    @jax.checkpoint
+    def part(request: Request, start: jax.Array) -> jax.Array:
+        return dot.attention(_queries(request, start, chunk))
+
+    def step(_: None, start: jax.Array) -> tuple[None, jax.Array]:
+        return None, part(request, start)
+
+    starts = jnp.arange(num_chunks, dtype=jnp.int32) * chunk
+    _, chunks = lax.scan(step, None, starts)
+    whole = jnp.moveaxis(chunks, 0, 1).reshape(-1, num_chunks * chunk, *request.query.shape[2:])
+    if not rest:
+        return whole
+    last = dot.attention(_queries(request, jnp.int32(num_chunks * chunk), rest))
+    return jnp.concatenate([whole, last], axis=1)
+
+
+def _queries(request: Request, start: jax.Array, size: int) -> Request:
+    """Returns the request of `size` queries from number `start` on."""
+    bias, mask, dropout = request.bias, request.mask, request.dropout
+    if bias is not None and bias.shape[2] > 1:
+        bias = lax.dynamic_slice_in_dim(bias, start, size, axis=2)
+    return dataclasses.replace(
+        request,
+        query=lax.dynamic_slice_in_dim(request.query, start, size, axis=1),
+        bias=bias,
+        mask=None if mask is None else mask.queries(start, size),
+        dropout=None if dropout is None else dropout.fold_in(start),
+    )

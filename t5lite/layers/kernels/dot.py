@@ -1,0 +1,36 @@
+"""Attention with all logits in memory: the definition that the other kernels must equal."""
+
+import jax
+import jax.numpy as jnp
+
+from t5lite.layers.kernels.request import Request
+
+# Finite, so that a row with every key masked gives uniform weights instead of NaN.
+MASKED = -1e9
+
+
+def attention(request: Request) -> jax.Array:
+    """Returns `[batch, q_length, heads, kv]`; logits and softmax in float32.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, §3.2.1; heads share keys in groups as in Ainslie
+    et al. 2023, arXiv:2305.13245.
+    """
+    query, kv = request.query, request.kv
+    batch, q_length, heads, width = query.shape
+    groups = kv.key.shape[2]
+    query = query.reshape(batch, q_length, groups, heads // groups, width)
+    logits = jnp.einsum("bqghd,bkgd->bghqk", query, kv.key, preferred_element_type=jnp.float32)
+    logits = logits.reshape(batch, heads, q_length, -1)
+    if request.scale != 1.0:
+        logits = logits * jnp.float32(request.scale)
+    if request.bias is not None:
+        logits = logits + jnp.broadcast_to(request.bias, logits.shape)
+    seen = None if request.mask is None else request.mask.array()
+    if seen is not None:
+        logits = jnp.where(seen, logits, jnp.float32(MASKED))
+    weights = jax.nn.softmax(logits, axis=-1)
+    if request.dropout is not None:
+        weights = request.dropout(weights)
+    weights = weights.astype(query.dtype)
+    weights = weights.reshape(batch, groups, heads // groups, q_length, -1)
+    return jnp.einsum("bghqk,bkgd->bqghd", weights, kv.value).reshape(batch, q_length, heads, width)

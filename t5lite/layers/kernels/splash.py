@@ -1,0 +1,103 @@
+"""Splash attention, JAX's Pallas kernel for TPUs: no logits in memory, masked blocks skipped."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from t5lite.layers.kernels.request import Request
+
+LANES = 128  # lengths and heads are multiples of it, or fill it
+_AXES = ("batch", "heads", "length", "kv")
+
+
+def refusal(request: Request) -> str | None:
+    """Returns why splash attention cannot compute a request here; None if it can."""
+    q_length, head_dim = request.query.shape[1], request.query.shape[-1]
+    if jax.default_backend() != "tpu":
+        return f"splash attention runs on TPUs, and this is {jax.default_backend()}"
+    if request.bias is not None:
+        return "splash attention adds no position bias"
+    if request.dropout is not None:
+        return "attention has dropout"
+    if request.mask is None or not request.mask.whole or request.mask.q_prefix is not None:
+        return "splash attention is for whole rows over themselves, without prefixes or a cache"
+    if q_length % LANES:
+        return f"rows are {q_length} long: a multiple of {LANES} is needed"
+    if head_dim % LANES and LANES % head_dim:
+        return f"heads are {head_dim} wide: a divisor or multiple of {LANES} is needed"
+    if _spec(("length",))[0] is not None:
+        return "the layout shards the length"
+    return None
+
+
+def attention(request: Request, *, interpret: bool = False) -> jax.Array:
+    """Returns `[batch, q_length, heads, kv]`; places in padding mean nothing.
+
+    Args:
+      request: one that `refusal` has nothing against.
+      interpret: run the kernel step by step on any device, for tests.
+    """
+    mask = request.mask
+    assert mask is not None
+    causal = mask.is_causal
+    kernel = functools.partial(_one_row, causal=causal, interpret=interpret)
+
+    rows: Callable[..., jax.Array] = jax.vmap(kernel)
+    query = request.query * jnp.asarray(request.scale, request.query.dtype)
+    arrays = [jnp.swapaxes(x, 1, 2) for x in (query, request.kv.key, request.kv.value)]
+    segments = mask.q_segments
+    assert segments is not None
+    segments = jnp.broadcast_to(segments, (query.shape[0], query.shape[1]))
+    if jax.sharding.get_abstract_mesh().size > 1:
+        # The partitioner cannot see into a kernel: each device runs its own rows and heads.
+        spec = PartitionSpec(*_spec(_AXES))
+        rows = jax.shard_map(
+            rows,
+            in_specs=(spec, spec, spec, PartitionSpec(*_spec(("batch", "length")))),
+            out_specs=spec,
+            check_vma=False,
+        )
+    return jnp.swapaxes(rows(*arrays, segments), 1, 2)
+
+
+def _one_row(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    *,
+    causal: bool,
+    interpret: bool,
+) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    heads, length, _ = query.shape
+    rule = splash.CausalMask if causal else splash.FullMask
+    block = next(size for size in (512, 256, LANES) if length % size == 0)
+    sides = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    sizes: dict[str, Any] = dict.fromkeys(sides, block)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([rule((length, length))] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=splash.BlockSizes(**sizes),
+        interpret=interpret,
+    )
+    return kernel(query, key, value, segment_ids=splash.SegmentIds(segments, segments))
+
+
+def _spec(axes: tuple[str, ...]) -> tuple:
+    """Returns the mesh axes of size above 1 that the layout in force gives to logical axes."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+
+    def used(axis: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return tuple(name for name in names if sizes.get(name, 1) > 1) or None
+
+    mesh_axes = nn.logical_to_mesh_axes(axes) or (None,) * len(axes)
+    return tuple(used(axis) for axis in mesh_axes)

@@ -1,0 +1,86 @@
+"""Positions as vectors that are added to token embeddings: learned or sinusoidal."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5lite.errors import InputError
+from t5lite.layers.spec import Spec, positive
+
+
+class PositionEmbeddingSpec(Spec):
+    """Any vectors by position; subclass it for some of your own."""
+
+    def make(self, embed: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module: positions `[batch or 1, length]` int32 → `[…, length, embed]`."""
+        raise NotImplementedError(f"{type(self).__name__}.make")
+
+    def check(self, length: int) -> None:
+        """Raises an InputError if there are no vectors for rows of this length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedPositionsSpec(PositionEmbeddingSpec):
+    """A table with a row for each position.
+
+    Args:
+      max_length: rows of the table: the longest sequence that the model can take.
+
+    Source: Gehring et al. 2017, arXiv:1705.03122, §3.1.
+    """
+
+    max_length: int = positive()
+
+    def make(self, embed: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module; see `PositionEmbeddingSpec.make`."""
+        return LearnedPositions(self, embed, dtype)
+
+    def check(self, length: int) -> None:
+        """Raises an InputError if `length` is above `max_length`."""
+        if length > self.max_length:
+            raise InputError(
+                f"a sequence of {length} tokens: the model has learned positions for "
+                f"{self.max_length}; shorten TASK_FEATURE_LENGTHS, or override "
+                "position_embedding.max_length"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SinusoidalPositionsSpec(PositionEmbeddingSpec):
+    """Sines, then cosines, of wavelengths from 2π to 10,000 · 2π; no parameters.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, §3.5.
+    """
+
+    def make(self, embed: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module; see `PositionEmbeddingSpec.make`."""
+        return SinusoidalPositions(embed, dtype)
+
+
+class LearnedPositions(nn.Module):
+    spec: LearnedPositionsSpec
+    embed: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, positions: jax.Array) -> jax.Array:
+        self.spec.check(positions.shape[1])
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("positions", "embed"))
+        table: Any = self.param("embedding", init, (self.spec.max_length, self.embed))
+        return jnp.take(table.astype(self.dtype), positions, axis=0)
+
+
+class SinusoidalPositions(nn.Module):
+    embed: int
+    dtype: jnp.dtype
+
+    def __call__(self, positions: jax.Array) -> jax.Array:
+        half = -(-self.embed // 2)
+        frequencies = np.float32(10_000.0) ** (-np.arange(half, dtype=np.float32) / half)
+        angles = positions.astype(jnp.float32)[..., None] * jnp.asarray(frequencies)[None, None]
+        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        return waves[..., : self.embed].astype(self.dtype)
