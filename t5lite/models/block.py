@@ -1,6 +1,7 @@
 """One transformer layer: its spec and its module."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,33 +9,38 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.layers import (
+    AttentionMask,
     AttentionSpec,
     KeyValues,
     MlpSpec,
     NormSpec,
-    RelativeBiasSpec,
+    PositionBiasSpec,
     RMSNormSpec,
     Spec,
+    drop_residual,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec(Spec):
-    """One pre-norm transformer layer: attention, cross-attention where given, and an MLP.
+    """One transformer layer: attention, cross-attention where given, and an MLP.
 
     A block of your own is a frozen dataclass that extends this one and overrides `make`.
 
     Args:
       attention: over the stack's own sequence.
       mlp: the feed-forward layer.
-      norm: before each sublayer.
-      cross_attention: over the encoder's output; None in an encoder.
+      norm: of each sublayer.
+      cross_attention: over the encoder's output; None where there is no encoder.
+      post_norm: whether the norm comes after the sum, `norm(x + sublayer(x))` (Vaswani et al. 2017,
+        BERT), rather than before the sublayer, `x + sublayer(norm(x))`.
     """
 
     attention: AttentionSpec
     mlp: MlpSpec
     norm: NormSpec = RMSNormSpec()
     cross_attention: AttentionSpec | None = None
+    post_norm: bool = False
 
     def make(
         self,
@@ -43,10 +49,20 @@ class BlockSpec(Spec):
         dtype: jnp.dtype,
         dropout_rate: float,
         causal: bool,
-        relative_bias: RelativeBiasSpec | None,
+        position_bias: PositionBiasSpec | None,
+        kernel: str,
     ) -> "Block":
-        """Returns the module; `relative_bias` is the layer's own, None where the stack has it."""
-        return Block(self, embed, dtype, dropout_rate, causal, relative_bias)
+        """Returns the module.
+
+        Args:
+          embed: width of the residual stream.
+          dtype: of the computation.
+          dropout_rate: in [0, 1).
+          causal: whether a token sees only those before it.
+          position_bias: the layer's own; None where the stack has it, or there is none.
+          kernel: of attention, see `layers.attention`.
+        """
+        return Block(self, embed, dtype, dropout_rate, causal, position_bias, kernel)
 
 
 @jax.tree_util.register_dataclass
@@ -55,45 +71,50 @@ class Context:
     """What all layers of a stack share in one call; None where it does not apply.
 
     Args:
-      mask: `[batch or 1, 1, length or 1, kv_length]` bool, of the self-attention.
+      mask: which keys a token sees in self-attention.
+      positions: `[batch or 1, length]` int32, of each token in its text.
       bias: `[batch or 1, heads, length, kv_length]` float32, where one table serves all layers.
       encoded: `[batch, encoder_length, embed]`, the encoder's output.
-      cross_mask: `[batch, 1, length or 1, encoder_length]` bool.
-      positions: `[batch, length]` int32, where `x` stands in the cache; None without a cache.
+      cross_mask: which of the encoder's outputs a token sees.
+      slots: `[batch, length]` int32, where the tokens stand in the cache; None without a cache.
     """
 
-    mask: jax.Array
+    mask: AttentionMask
+    positions: jax.Array
     bias: jax.Array | None = None
     encoded: jax.Array | None = None
-    cross_mask: jax.Array | None = None
-    positions: jax.Array | None = None
+    cross_mask: AttentionMask | None = None
+    slots: jax.Array | None = None
 
-    def replace(self, **changes: jax.Array) -> "Context":
+    def replace(self, **changes: Any) -> "Context":
         return dataclasses.replace(self, **changes)
 
 
 class Block(nn.Module):
-    """Pre-norm layer: `x + sublayer(norm(x))` for attention, cross-attention and MLP."""
+    """Attention, cross-attention and MLP, each a sublayer with a norm and a residual."""
 
     spec: BlockSpec
     embed: int
     dtype: jnp.dtype
     dropout_rate: float
     causal: bool
-    relative_bias_spec: RelativeBiasSpec | None
+    position_bias_spec: PositionBiasSpec | None
+    kernel: str
 
     def setup(self) -> None:
         spec = self.spec
         sizes: Any = {"dtype": self.dtype, "dropout_rate": self.dropout_rate}
-        if self.relative_bias_spec is not None:
-            self.relative_bias = self.relative_bias_spec.make(
+        if self.position_bias_spec is not None:
+            self.position_bias = self.position_bias_spec.make(
                 spec.attention.num_heads, bidirectional=not self.causal
             )
         self.attention_norm = spec.norm.make(self.dtype)
-        self.attention = spec.attention.make(self.embed, **sizes)
+        self.attention = spec.attention.make(self.embed, kernel=self.kernel, **sizes)
         if spec.cross_attention is not None:
             self.cross_attention_norm = spec.norm.make(self.dtype)
-            self.cross_attention = spec.cross_attention.make(self.embed, **sizes)
+            self.cross_attention = spec.cross_attention.make(
+                self.embed, kernel=self.kernel, **sizes
+            )
         self.mlp_norm = spec.norm.make(self.dtype)
         self.mlp = spec.mlp.make(self.embed, **sizes)
         self.dropout = nn.Dropout(self.dropout_rate)
@@ -108,6 +129,7 @@ class Block(nn.Module):
         context: Context,
         cached: KeyValues | None = None,
         cross: KeyValues | None = None,
+        drop_rate: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         """Runs the layer.
 
@@ -116,29 +138,46 @@ class Block(nn.Module):
           context: what all layers of the stack share.
           cached: keys and values of the tokens before `x`; None without a cache.
           cross: the encoder's keys and values; None to project `context.encoded`.
+          drop_rate: float32 scalar, of stochastic depth; None for none.
 
         Returns:
           `[batch, length, embed]`, and `cached` with those of `x` appended.
         """
-        normed = self.attention_norm(x)
-        kv = self.attention.key_values(normed)
-        if cached is not None:
-            assert context.positions is not None, "a cache needs positions"
-            kv = cached = cached.append(kv, context.positions[:, 0])
-        bias = context.bias
-        if self.relative_bias_spec is not None:
-            bias = self.relative_bias(context.positions, x.shape[1], kv.key.shape[1])
-        x = self._add(x, self.attention(normed, kv, bias=bias, mask=context.mask))
-        if self.spec.cross_attention is not None:
-            if cross is None:
-                assert context.encoded is not None, "cross-attention needs `encoded` or `cross`"
-                cross = self.cross_key_values(context.encoded)
-            normed = self.cross_attention_norm(x)
-            x = self._add(
-                x, self.cross_attention(normed, cross, bias=None, mask=context.cross_mask)
-            )
-        return self._add(x, self.mlp(self.mlp_norm(x))), cached
 
-    def _add(self, x: jax.Array, update: jax.Array) -> jax.Array:
-        x = x + self.dropout(update, deterministic=not self.has_rng("dropout"))
+        def attend(x: jax.Array) -> jax.Array:
+            nonlocal cached
+            kv = self.attention.key_values(x, context.positions)
+            if cached is not None:
+                assert context.slots is not None, "a cache needs slots"
+                kv = cached = cached.append(kv, context.slots[:, 0])
+            bias = context.bias
+            if self.position_bias_spec is not None:
+                bias = self.position_bias(context.slots, x.shape[1], kv.key.shape[1])
+            return self.attention(x, kv, bias=bias, mask=context.mask, positions=context.positions)
+
+        def attend_encoder(x: jax.Array) -> jax.Array:
+            kv = cross
+            if kv is None:
+                assert context.encoded is not None, "cross-attention needs `encoded` or `cross`"
+                kv = self.cross_key_values(context.encoded)
+            return self.cross_attention(x, kv, mask=context.cross_mask)
+
+        x = self._residual(x, attend, self.attention_norm, drop_rate)
+        if self.spec.cross_attention is not None:
+            x = self._residual(x, attend_encoder, self.cross_attention_norm, drop_rate)
+        return self._residual(x, self.mlp, self.mlp_norm, drop_rate), cached
+
+    def _residual(
+        self,
+        x: jax.Array,
+        sublayer: Callable[[jax.Array], jax.Array],
+        norm: Callable[[jax.Array], jax.Array],
+        drop_rate: jax.Array | None,
+    ) -> jax.Array:
+        post_norm, deterministic = self.spec.post_norm, not self.has_rng("dropout")
+        update = sublayer(x if post_norm else norm(x))
+        update = self.dropout(update, deterministic=deterministic)
+        if drop_rate is not None and not deterministic:
+            update = drop_residual(update, self.make_rng("dropout"), drop_rate)
+        x = norm(x + update) if post_norm else x + update
         return nn.with_logical_constraint(x, ("batch", "length", "embed"))

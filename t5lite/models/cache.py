@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from t5lite.models.stack import StackKeyValues
+from t5lite.models.stack import StackKeyValues, slots_of
 
 
 @jax.tree_util.register_dataclass
@@ -16,18 +16,19 @@ class Cache:
     Args:
       lengths: `[batch]` int32, decoder tokens held; slots behind them are free and never seen.
       own: the decoder's own keys and values, `[layers, batch, max_length, kv_heads, kv]`.
-      cross: the encoder's keys and values, computed once, `[layers, batch, encoder_length, …]`.
-      encoder_valid: `[batch, encoder_length]` bool.
+      cross: the encoder's keys and values, computed once, `[layers, batch, encoder_length, …]`;
+        None for a decoder alone.
+      encoder_segments: `[batch, encoder_length]` int32, 0 for padding; likewise.
     """
 
     lengths: jax.Array
     own: StackKeyValues
-    cross: StackKeyValues
-    encoder_valid: jax.Array
+    cross: StackKeyValues | None = None
+    encoder_segments: jax.Array | None = None
 
     @property
     def max_length(self) -> int:
-        return jax.tree.leaves(self.own)[0].shape[-3]
+        return slots_of(self.own)
 
     def extended(self, own: StackKeyValues, n: int) -> "Cache":
         """Returns the cache with `n` tokens more in every row."""

@@ -1,94 +1,72 @@
 """The encoder-decoder: T5's topology."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t5lite.layers import TokenEmbedding, causal_mask, padding_mask, projection, segment_mask
+from t5lite.layers import AttentionMask
 from t5lite.models.block import Context
 from t5lite.models.cache import Cache
-from t5lite.models.spec import ComputeSpec, ModelSpec
-from t5lite.models.stack import Stack
+from t5lite.models.transformer import (
+    Batch,
+    Transformer,
+    check_room,
+    decoder_segments,
+    encoder_segments,
+    order_of,
+    positions_of,
+)
 
-Batch = dict[str, jax.Array]
 
-
-class EncoderDecoder(nn.Module):
-    """Token embedding, encoder, decoder and logits; the methods are those of `Model`."""
-
-    spec: ModelSpec
-    compute: ComputeSpec
+class EncoderDecoder(Transformer):
+    """A decoder whose tokens see those before them, and all of the encoder's output."""
 
     def setup(self) -> None:
-        spec, compute = self.spec, self.compute
-        self.token_embedding = TokenEmbedding(spec.vocab, spec.embed, compute.jax_dtype)
-        self.encoder = Stack(spec.encoder, spec.embed, compute)
-        self.decoder = Stack(spec.decoder, spec.embed, compute)
-        if not spec.tied_logits:
-            self.head = projection(
-                ("embed", "vocab"), (spec.vocab,), dtype=compute.jax_dtype, float32_output=True
-            )
+        super().setup()
+        assert self.spec.encoder is not None
+        assert self.spec.decoder is not None
+        self.encoder = self.stack(self.spec.encoder)
+        self.decoder = self.stack(self.spec.decoder)
 
     def encode(self, batch: Batch) -> jax.Array:
         """Returns the encoder's output `[batch, encoder_length, embed]`."""
-        tokens = batch["encoder_input_tokens"]
-        segments = _segments(batch, "encoder", tokens)
-        context = Context(mask=segment_mask(segments, segments))
-        return self.encoder(self.token_embedding(tokens), context)[0]
+        context = Context(
+            mask=AttentionMask.within(encoder_segments(batch), causal=False),
+            positions=positions_of(batch, "encoder"),
+        )
+        return self.encoder(self.embed(batch["encoder_input_tokens"]), context)[0]
 
     def hidden(self, batch: Batch) -> jax.Array:
         """Returns the decoder's output `[batch, decoder_length, embed]`."""
-        tokens = batch["decoder_input_tokens"]
-        encoder_segments = _segments(batch, "encoder", batch["encoder_input_tokens"])
-        # A row without packing is one segment up to its end: the start token shares id 0 with
-        # padding, and targets cannot see what follows them anyway.
-        segments = batch.get("decoder_segment_ids", jnp.ones_like(tokens))
-        order = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        segments = decoder_segments(batch)
         context = Context(
-            mask=segment_mask(segments, segments) & causal_mask(order, order),
+            mask=AttentionMask.within(segments, causal=True),
+            positions=positions_of(batch, "decoder"),
             encoded=self.encode(batch),
-            cross_mask=segment_mask(segments, encoder_segments),
+            cross_mask=AttentionMask(segments, encoder_segments(batch)),
         )
-        return self.decoder(self.token_embedding(tokens), context)[0]
-
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns `[batch, length, vocab]` float32."""
-        if self.spec.tied_logits:
-            logits = self.token_embedding.attend(hidden)
-            logits = logits * jnp.float32(self.spec.embed**-0.5)
-        else:
-            logits = self.head(hidden)
-        return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+        return self.decoder(self.embed(batch["decoder_input_tokens"]), context)[0]
 
     def start(self, batch: Batch, max_length: int) -> Cache:
         """Encodes once and makes room for `max_length` decoder tokens."""
-        tokens = batch["encoder_input_tokens"]
+        num_rows = len(batch["encoder_input_tokens"])
+        check_room(self.spec.decoder, max_length)
         return Cache(
-            lengths=jnp.zeros(len(tokens), jnp.int32),
-            own=self.decoder.empty_key_values(len(tokens), max_length),
+            lengths=jnp.zeros(num_rows, jnp.int32),
+            own=self.decoder.empty_key_values(num_rows, max_length),
             cross=self.decoder.cross_key_values(self.encode(batch)),
-            encoder_valid=_segments(batch, "encoder", tokens) > 0,
+            encoder_segments=encoder_segments(batch),
         )
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Decodes `tokens` `[batch, n]` behind those in the cache."""
-        positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        slots = jnp.arange(cache.max_length, dtype=jnp.int32)[None]
+        slots = cache.lengths[:, None] + order_of(tokens)
+        room = jnp.arange(cache.max_length, dtype=jnp.int32)[None]
         context = Context(
-            mask=causal_mask(positions, slots),
-            cross_mask=padding_mask(cache.encoder_valid),
-            positions=positions,
+            mask=AttentionMask(q_order=slots, kv_order=room),
+            positions=slots,
+            cross_mask=AttentionMask(kv_segments=cache.encoder_segments),
+            slots=slots,
         )
-        hidden, own = self.decoder(
-            self.token_embedding(tokens), context, cached=cache.own, cross=cache.cross
-        )
+        hidden, own = self.decoder(self.embed(tokens), context, cached=cache.own, cross=cache.cross)
         assert own is not None
         return self.logits(hidden), cache.extended(own, tokens.shape[1])
-
-    def __call__(self, batch: Batch) -> jax.Array:
-        return self.logits(self.hidden(batch))
-
-
-def _segments(batch: Batch, stack: str, tokens: jax.Array) -> jax.Array:
-    """Segment ids; in a row without packing, every token but padding is segment 1."""
-    return batch.get(f"{stack}_segment_ids", (tokens > 0).astype(jnp.int32))

@@ -4,21 +4,36 @@ from t5lite.layers import AttentionSpec, MlpSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
-def forward_flops(spec: ModelSpec, *, encoder_length: int, decoder_length: int) -> int:
+def forward_flops(
+    spec: ModelSpec,
+    *,
+    encoder_length: int = 0,
+    decoder_length: int = 0,
+    num_logits: int | None = None,
+) -> int:
     """Returns the multiply-adds × 2 of one forward pass over one row.
 
-    Matrix products only: projections, attention and logits; masked attention counts in full,
-    because it is computed. A training step is 3 × this (the backward pass is twice the forward),
-    without what rematerialisation adds.
+    Matrix products only: projections, attention and logits over the vocabulary; masked attention
+    counts in full, because it is computed by most kernels. A training step is 3 × this (the
+    backward pass is twice the forward), without what rematerialisation adds.
 
     Args:
       spec: the model.
-      encoder_length: encoder tokens a row, padding included.
-      decoder_length: decoder tokens a row, padding included.
+      encoder_length: encoder tokens a row, padding included; 0 without an encoder.
+      decoder_length: decoder tokens a row, padding included; 0 without a decoder.
+      num_logits: places of a row whose logits over the vocabulary are computed; None: all of the
+        last stack, if the model has a head for them.
     """
-    encoder = _stack(spec.encoder, spec.embed, encoder_length, encoder_length)
-    decoder = _stack(spec.decoder, spec.embed, decoder_length, encoder_length)
-    return encoder + decoder + 2 * decoder_length * spec.embed * spec.vocab
+    total = 0
+    if spec.encoder is not None:
+        total += _stack(spec.encoder, spec.embed, encoder_length, 0)
+    if spec.decoder is not None:
+        total += _stack(spec.decoder, spec.embed, decoder_length, encoder_length)
+    if num_logits is None:
+        length = decoder_length if spec.decoder is not None else encoder_length
+        num_logits = length if any(head.kind == "lm" for head in spec.heads) else 0
+    total += 2 * num_logits * spec.embed * spec.vocab
+    return total
 
 
 def _stack(spec: StackSpec, embed: int, length: int, encoder_length: int) -> int:

@@ -9,12 +9,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t5lite.layers import HeadSpec
 from t5lite.models.cache import Cache
+from t5lite.models.decoder import Decoder
+from t5lite.models.encoder import Encoder
 from t5lite.models.encoder_decoder import EncoderDecoder
 from t5lite.models.spec import ComputeSpec, ModelSpec
+from t5lite.models.transformer import Transformer
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
+
+TOPOLOGIES: dict[str, type[Transformer]] = {
+    "encoder": Encoder,
+    "decoder": Decoder,
+    "encoder_decoder": EncoderDecoder,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +39,28 @@ class Model:
     spec: ModelSpec
     compute: ComputeSpec = ComputeSpec()
 
+    @property
+    def topology(self) -> str:
+        """`encoder`, `decoder` or `encoder_decoder`."""
+        return self.spec.topology
+
+    @property
+    def heads(self) -> dict[str, HeadSpec]:
+        """The heads by kind."""
+        return {head.kind: head for head in self.spec.heads}
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Below what the ids in a batch must be: `tokens`, and `labels`, `token_labels` if any."""
+        limits = {"tokens": self.spec.vocab}
+        for kind, name in (("classification", "labels"), ("token_labels", "token_labels")):
+            if kind in self.heads:
+                limits[name] = self.heads[kind].num_outputs  # type: ignore[attr-defined]
+        return limits
+
     @functools.cached_property
-    def _module(self) -> EncoderDecoder:
-        return EncoderDecoder(self.spec, self.compute)
+    def _module(self) -> Transformer:
+        return TOPOLOGIES[self.topology](self.spec, self.compute)
 
     def init(self, rng: jax.Array) -> Params:
         """Draws float32 parameters from the published initialisers.
@@ -76,13 +105,43 @@ class Model:
         """Returns `[batch, length, vocab]` float32 for `hidden` `[batch, length, embed]`."""
         return self._apply("logits", params, hidden)
 
-    def start(self, params: Params, batch: Batch, *, max_length: int) -> Cache:
-        """Prepares decoding: encodes the inputs, once.
+    def output(
+        self,
+        params: Params,
+        kind: str,
+        hidden: jax.Array,
+        valid: jax.Array,
+        *,
+        rngs: Mapping[str, jax.Array] | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Returns what the head of a kind other than "lm" says; see `layers.heads` for shapes.
 
         Args:
           params: as `init` returns them.
-          batch: with `encoder_input_tokens` `[batch, encoder_length]`, not packed.
-          max_length: decoder tokens a row that the cache has room for.
+          kind: of the head.
+          hidden: `[batch, length, embed]`, as `hidden` returns them.
+          valid: `[batch, length]` bool, the tokens that exist.
+          rngs: `{"dropout": key}`, for the head's dropout.
+          train: whether dropout applies.
+        """
+        rngs = dict(rngs) if rngs and train else None
+        return self._apply("output", params, kind, hidden, valid, rngs=rngs)
+
+    def start(self, params: Params, batch: Batch, *, max_length: int) -> Cache:
+        """Prepares decoding: reads the inputs or prompts, once.
+
+        Args:
+          params: as `init` returns them.
+          batch: not packed. Of an encoder-decoder `encoder_input_tokens` `[batch, encoder_length]`;
+            of a decoder alone `decoder_input_tokens` `[batch, n]`, the start token 0 and the prompt
+            padded on the right, `decoder_lengths` `[batch]` int32, how many of them count, and
+            `decoder_causal_attention` if prompts are seen in both directions. The cache then holds
+            all but the last token of each prompt, which is the first to be given to `extend`.
+          max_length: decoder tokens a row that the cache has room for, prompts included.
+
+        Raises:
+          InputError: if the model is an encoder, or has no positions for so many tokens.
         """
         return self._apply("start", params, dict(batch), max_length)
 

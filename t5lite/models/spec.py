@@ -9,11 +9,20 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5lite.errors import InputError
-from t5lite.layers import NormSpec, RelativeBiasSpec, RMSNormSpec, Spec
+from t5lite.layers import (
+    KERNELS,
+    HeadSpec,
+    LMHeadSpec,
+    NormSpec,
+    PositionBiasSpec,
+    PositionEmbeddingSpec,
+    RMSNormSpec,
+    Spec,
+)
 from t5lite.layers.spec import positive
 from t5lite.models.block import BlockSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,27 +33,37 @@ class StackSpec(Spec):
       num_layers: in all.
       blocks: the pattern that repeats, e.g. two blocks alternate; `BlockSpec`s or your own.
       causal: whether a token sees only those before it.
-      relative_bias: the position bias; None for none.
-      final_norm: after the last layer.
+      position_bias: added to attention logits, by distance; None for none.
+      position_embedding: added to token embeddings; None for none. (Rotary positions belong to
+        attention.)
+      embedding_scale: factor on token embeddings.
+      embedding_norm: of embeddings, positions and token types together; None for none.
+      final_norm: after the last layer; None for none.
       dropout_rate: of embeddings, attention weights, MLP hiddens, sublayer outputs and the final
         norm's, in [0, 1); each element by itself, where T5X drops whole positions' features alike.
+      stochastic_depth_rate: with which the last layer's sublayers are left out for an example in
+        training, in [0, 1); layer l of L has l/L of it (Huang et al. 2016, arXiv:1603.09382).
     """
 
     num_layers: int
     blocks: tuple[BlockSpec, ...]
     causal: bool
-    relative_bias: RelativeBiasSpec | None = None
-    final_norm: NormSpec = RMSNormSpec()
+    position_bias: PositionBiasSpec | None = None
+    position_embedding: PositionEmbeddingSpec | None = None
+    embedding_scale: float = 1.0
+    embedding_norm: NormSpec | None = None
+    final_norm: NormSpec | None = RMSNormSpec()
     dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(len(self.blocks) >= 1, "blocks", "at least one block")
         heads = {block.attention.num_heads for block in self.blocks}
         self.require(
-            self.relative_bias is None or self.relative_bias.per_layer or len(heads) == 1,
+            self.position_bias is None or self.position_bias.per_layer or len(heads) == 1,
             "blocks",
-            "of equally many heads where they share one relative bias table",
+            "of equally many heads where they share one position bias",
         )
 
 
@@ -56,30 +75,53 @@ class ModelSpec(Spec):
       family: where the architecture comes from; read only when converting checkpoints.
       vocab: rows of the token embedding; at least the vocabulary's size, often padded up.
       embed: width of the residual stream.
-      encoder: the encoder's stack.
-      decoder: the decoder's stack, whose blocks have `cross_attention`.
-      tied_logits: logits from the token embedding, scaled by `embed**-0.5` (T5 v1.0), rather than
-        from a table of their own (v1.1).
+      encoder: the encoder's stack; None for a decoder alone.
+      decoder: the decoder's stack, whose blocks have `cross_attention` where there is an encoder;
+        None for an encoder alone.
+      heads: what is read off the last hidden states, at most one of a kind.
+      num_token_types: of embeddings that say which part of the input a token is in (BERT); None for
+        none.
+      embedding_stddev: of the token embedding's initial values.
     """
 
     family: str
     vocab: int = positive()
     embed: int = positive()
-    encoder: StackSpec = None  # type: ignore[assignment]
-    decoder: StackSpec = None  # type: ignore[assignment]
-    tied_logits: bool = False
+    encoder: StackSpec | None = None
+    decoder: StackSpec | None = None
+    heads: tuple[HeadSpec, ...] = (LMHeadSpec(),)
+    num_token_types: int | None = None
+    embedding_stddev: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(not self.encoder.causal, "encoder", "bidirectional (causal = False)")
-        self.require(self.decoder.causal, "decoder", "causal")
-        for stack, crosses in ((self.encoder, False), (self.decoder, True)):
-            for block in stack.blocks:
-                if (block.cross_attention is not None) != crosses:
-                    raise InputError(
-                        "cross_attention belongs in every block of the decoder "
-                        "and in none of the encoder"
-                    )
+        if self.encoder is None and self.decoder is None:
+            raise InputError("ModelSpec has neither encoder nor decoder: give it a StackSpec")
+        crossed = self.topology == "encoder_decoder"
+        for name, causal, crosses in (("encoder", False, False), ("decoder", True, crossed)):
+            stack = getattr(self, name)
+            if stack is None:
+                continue
+            direction = "causal" if causal else "bidirectional (causal = False)"
+            self.require(stack.causal == causal, name, direction)
+            if any((block.cross_attention is not None) != crosses for block in stack.blocks):
+                raise InputError(
+                    "cross_attention belongs in every block of a decoder behind an encoder, "
+                    f"and in no other: see ModelSpec.{name}"
+                )
+        kinds = [head.kind for head in self.heads]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise InputError(
+                    f"ModelSpec.heads has two heads of kind {kind!r}, and an objective could not "
+                    "tell which is its own: keep one"
+                )
+
+    @property
+    def topology(self) -> str:
+        """`encoder`, `decoder` or `encoder_decoder`."""
+        stacks = {"encoder": self.encoder, "decoder": self.decoder}
+        return "_".join(name for name, stack in stacks.items() if stack is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +133,19 @@ class ComputeSpec(Spec):
       remat: what the backward pass computes again: `none` nothing, `save_dots` all but matrix
         products, `minimal` all but those without a batch axis, `full` the whole layer.
       scan: one compiled layer in a loop, rather than layers unrolled; parameters are the same.
+      attention: the kernel, one of `layers.KERNELS`, or "auto"; see `layers.attention`. Results are
+        equal but for rounding.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, known in (("dtype", ("float32", "bfloat16")), ("remat", REMAT)):
+        choices = {"dtype": DTYPES, "remat": REMAT, "attention": ("auto", *KERNELS)}
+        for field, known in choices.items():
             self.require(getattr(self, field) in known, field, f"one of {', '.join(known)}")
 
     @property
@@ -107,6 +153,7 @@ class ComputeSpec(Spec):
         return jnp.dtype(self.dtype)
 
 
+DTYPES = ("float32", "bfloat16", "float16")
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -140,7 +187,10 @@ def load_spec(path: epath.PathLike) -> ModelSpec:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model.json: {error!r}") from error
     if version != FORMAT_VERSION:
-        raise InputError(f"{path}: format_version {version}; this t5lite reads {FORMAT_VERSION}")
+        raise InputError(
+            f"{path}: format_version {version}; this t5lite reads {FORMAT_VERSION}: use the t5lite "
+            "that wrote it, or train again"
+        )
     return Spec.from_json(encoded)
 
 

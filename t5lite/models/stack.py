@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t5lite.layers import AttentionSpec, KeyValues
 from t5lite.models.block import Context
@@ -24,14 +25,15 @@ class Period(nn.Module):
     num_blocks: int
 
     def setup(self) -> None:
-        spec, bias = self.spec, self.spec.relative_bias
+        spec, bias = self.spec, self.spec.position_bias
         self.block = [
             block.make(
                 self.embed,
                 dtype=self.compute.jax_dtype,
                 dropout_rate=spec.dropout_rate,
                 causal=spec.causal,
-                relative_bias=bias if bias is not None and bias.per_layer else None,
+                position_bias=bias if bias is not None and bias.per_layer else None,
+                kernel=self.compute.attention,
             )
             for block in spec.blocks[: self.num_blocks]
         ]
@@ -45,17 +47,23 @@ class Period(nn.Module):
         context: Context,
         cached: list[KeyValues] | None,
         cross: list[KeyValues] | None,
+        drop_rates: list[jax.Array] | None,
     ) -> tuple[jax.Array, list[KeyValues | None]]:
-        nothing = [None] * self.num_blocks
         updated = []
-        for block, *own in zip(self.block, cached or nothing, cross or nothing, strict=True):
-            x, new = block(x, context, *own)
+        for index, block in enumerate(self.block):
+            x, new = block(
+                x,
+                context,
+                cached[index] if cached else None,
+                cross[index] if cross else None,
+                drop_rates[index] if drop_rates else None,
+            )
             updated.append(new)
         return x, updated
 
 
 class Stack(nn.Module):
-    """The shared position bias, all layers, and the norm after them."""
+    """Positions and the norm before the layers, all layers, and the norm after them."""
 
     spec: StackSpec
     embed: int
@@ -63,10 +71,14 @@ class Stack(nn.Module):
 
     def setup(self) -> None:
         spec, compute = self.spec, self.compute
-        bias = spec.relative_bias
+        bias = spec.position_bias
         if bias is not None and not bias.per_layer:
             num_heads = spec.blocks[0].attention.num_heads
-            self.relative_bias = bias.make(num_heads, bidirectional=not spec.causal)
+            self.position_bias = bias.make(num_heads, bidirectional=not spec.causal)
+        if spec.position_embedding is not None:
+            self.position_embedding = spec.position_embedding.make(self.embed, compute.jax_dtype)
+        if spec.embedding_norm is not None:
+            self.embedding_norm = spec.embedding_norm.make(compute.jax_dtype)
 
         num_periods, rest = divmod(spec.num_layers, len(spec.blocks))
 
@@ -93,7 +105,7 @@ class Stack(nn.Module):
             scanned = nn.scan(
                 period(scanned=compute.scan),
                 methods={
-                    "__call__": scan(in_axes=(nn.broadcast, 0, 0)),
+                    "__call__": scan(in_axes=(nn.broadcast, 0, 0, 0)),
                     "cross_key_values": scan(in_axes=(nn.broadcast,)),
                 },
             )
@@ -102,7 +114,8 @@ class Stack(nn.Module):
             self.remainder = period(scanned=False)(spec, self.embed, compute, rest)
         self.parts = [name for name, n in (("layers", num_periods), ("remainder", rest)) if n]
         self.num_periods = num_periods
-        self.final_norm = spec.final_norm.make(compute.jax_dtype)
+        if spec.final_norm is not None:
+            self.final_norm = spec.final_norm.make(compute.jax_dtype)
         self.dropout = nn.Dropout(spec.dropout_rate)
 
     def cross_key_values(self, encoded: jax.Array) -> StackKeyValues:
@@ -144,16 +157,47 @@ class Stack(nn.Module):
         Returns:
           `[batch, length, embed]` normed, and `cached` with those of `x` appended.
         """
-        bias = self.spec.relative_bias
+        bias = self.spec.position_bias
         if bias is not None and not bias.per_layer:
-            kv_length = context.mask.shape[-1]
-            bias_array = self.relative_bias(context.positions, x.shape[1], kv_length)
+            kv_length = x.shape[1] if cached is None else slots_of(cached)
+            bias_array = self.position_bias(context.slots, x.shape[1], kv_length)
             context = context.replace(bias=bias_array)
         deterministic = not self.has_rng("dropout")
-        x = self.dropout(x, deterministic=deterministic)
+        x = self.dropout(self._embedded(x, context.positions), deterministic=deterministic)
+        drop_rates = self._drop_rates()
         updated: StackKeyValues = {}
         for name in self.parts:
-            own = [None if tree is None else tree[name] for tree in (cached, cross)]
+            own = [None if tree is None else tree[name] for tree in (cached, cross, drop_rates)]
             x, updated[name] = getattr(self, name)(x, context, *own)
-        x = self.dropout(self.final_norm(x), deterministic=deterministic)
+        if self.spec.final_norm is not None:
+            x = self.final_norm(x)
+        x = self.dropout(x, deterministic=deterministic)
         return x, None if cached is None else updated
+
+    def _embedded(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Returns token embeddings with their positions, normed."""
+        spec = self.spec
+        if spec.embedding_scale != 1.0:
+            x = x * jnp.asarray(spec.embedding_scale, x.dtype)
+        if spec.position_embedding is not None:
+            x = x + jnp.broadcast_to(self.position_embedding(positions), x.shape)
+        return x if spec.embedding_norm is None else self.embedding_norm(x)
+
+    def _drop_rates(self) -> dict[str, list[jax.Array]] | None:
+        """Returns stochastic depth's rate of every layer, laid out as keys and values are."""
+        spec = self.spec
+        if not spec.stochastic_depth_rate:
+            return None
+        depth = np.arange(1, spec.num_layers + 1, dtype=np.float32) / spec.num_layers
+        rates = jnp.asarray(np.float32(spec.stochastic_depth_rate) * depth)
+        pattern = len(spec.blocks)
+        periods = rates[: self.num_periods * pattern].reshape(self.num_periods, pattern)
+        return {
+            "layers": [periods[:, block] for block in range(pattern)],
+            "remainder": list(rates[self.num_periods * pattern :]),
+        }
+
+
+def slots_of(keys_and_values: StackKeyValues) -> int:
+    """Returns how many tokens a row a stack's keys and values have room for."""
+    return jax.tree.leaves(keys_and_values)[0].shape[-3]

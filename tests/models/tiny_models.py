@@ -17,8 +17,8 @@ TINY = {
     "decoder.blocks.*.cross_attention.num_heads": 4,
     "decoder.blocks.*.cross_attention.head_dim": 6,
     "*.blocks.*.mlp.hidden": 24,
-    "*.relative_bias.num_buckets": 8,
-    "*.relative_bias.max_distance": 16,
+    "*.position_bias.num_buckets": 8,
+    "*.position_bias.max_distance": 16,
 }
 
 
@@ -78,7 +78,7 @@ SPECS = {
     "two_kinds_of_blocks": two_kinds_of_blocks(),
     "grouped_query_and_bias_per_layer": tiny(
         **{
-            "*.relative_bias.per_layer": True,
+            "*.position_bias.per_layer": True,
             "*.blocks.*.attention.num_kv_heads": 2,
             "decoder.blocks.*.cross_attention.num_kv_heads": 1,
         }

@@ -1,0 +1,110 @@
+"""What all topologies share: the token embedding, and the heads."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t5lite.layers import TokenEmbedding
+from t5lite.models.spec import ComputeSpec, ModelSpec, StackSpec
+from t5lite.models.stack import Stack
+
+Batch = dict[str, jax.Array]
+
+
+class Transformer(nn.Module):
+    """The base of the three topologies, whose public methods are those of `Model`."""
+
+    spec: ModelSpec
+    compute: ComputeSpec
+
+    def setup(self) -> None:
+        spec, dtype = self.spec, self.compute.jax_dtype
+        self.token_embedding = TokenEmbedding(
+            spec.vocab, spec.embed, dtype, init_stddev=spec.embedding_stddev
+        )
+        if spec.num_token_types is not None:
+            self.token_type_embedding = nn.Embed(
+                spec.num_token_types,
+                spec.embed,
+                dtype=dtype,
+                embedding_init=nn.with_logical_partitioning(
+                    nn.initializers.normal(0.02), ("token_types", "embed")
+                ),
+            )
+        for head in spec.heads:
+            setattr(self, f"{head.kind}_head", head.make(spec.embed, spec.vocab, dtype))
+
+    def stack(self, spec: StackSpec) -> Stack:
+        """Returns the module of a stack of this model."""
+        return Stack(spec, self.spec.embed, self.compute)
+
+    def embed(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
+        """Looks up `tokens` `[batch, length]` and their types, all 0 by default."""
+        x = self.token_embedding(tokens)
+        if self.spec.num_token_types is not None:
+            x = x + self.token_type_embedding(jnp.zeros_like(tokens) if types is None else types)
+        return x
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Returns `[batch, length, vocab]` float32."""
+        logits = self.lm_head(hidden, self.token_embedding)
+        return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+
+    def output(self, kind: str, hidden: jax.Array, valid: jax.Array) -> jax.Array:
+        """Returns what the head of a kind other than "lm" says, float32."""
+        return getattr(self, f"{kind}_head")(hidden, valid)
+
+    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+        """Runs every part of the model once; parameters are drawn by this."""
+        hidden = self.hidden(batch)
+        valid = jnp.ones(hidden.shape[:2], bool)
+        return {
+            head.kind: self.logits(hidden)
+            if head.kind == "lm"
+            else self.output(head.kind, hidden, valid)
+            for head in self.spec.heads
+        }
+
+    def hidden(self, batch: Batch) -> jax.Array:
+        """Returns the last stack's output `[batch, length, embed]`."""
+        raise NotImplementedError
+
+    def start(self, batch: Batch, max_length: int) -> Any:
+        """Prepares decoding; see `Model.start`."""
+        raise NotImplementedError
+
+    def extend(self, tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """Decodes; see `Model.extend`."""
+        raise NotImplementedError
+
+
+def order_of(tokens: jax.Array) -> jax.Array:
+    """Returns `[1, length]` int32: 0, 1, 2, …"""
+    return jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+
+
+def positions_of(batch: Batch, side: str) -> jax.Array:
+    """Returns each token's place in its text, `[batch or 1, length]` int32."""
+    return batch.get(f"{side}_positions", order_of(batch[f"{side}_input_tokens"]))
+
+
+def encoder_segments(batch: Batch) -> jax.Array:
+    """Returns segment ids; in a row without packing, every token but padding is segment 1."""
+    tokens = batch["encoder_input_tokens"]
+    return batch.get("encoder_segment_ids", (tokens > 0).astype(jnp.int32))
+
+
+def decoder_segments(batch: Batch) -> jax.Array:
+    """Returns segment ids; a row without packing is one segment up to its end.
+
+    The start token shares id 0 with padding, and targets cannot see what follows them anyway.
+    """
+    return batch.get("decoder_segment_ids", jnp.ones_like(batch["decoder_input_tokens"]))
+
+
+def check_room(spec: StackSpec | None, max_length: int) -> None:
+    """Raises an InputError if a stack has no positions for `max_length` tokens."""
+    if spec is not None and spec.position_embedding is not None:
+        spec.position_embedding.check(max_length)
