@@ -1,39 +1,74 @@
 """Objectives: what a model is trained to do. Each turns text into batches, and a batch into sums.
 
-`base` says what an objective is and how to write one; the other files are one objective each.
+`base` says what an objective is and how to write one; `token_cross_entropy`, `inputs_to_targets`
+and `understanding` are what kinds of them share; the other files are one objective each.
 """
 
+from t5lite.objectives.answer_spans import Spans
 from t5lite.objectives.base import (
+    Adaptable,
     Model,
     Objective,
-    TokenCrossEntropy,
     Vocabulary,
-    encoder_decoder_batch,
     end_with_eos,
+    fit,
 )
+from t5lite.objectives.causal_lm import CausalLM
+from t5lite.objectives.classification import Classification
+from t5lite.objectives.contrastive import Contrastive
+from t5lite.objectives.inputs_to_targets import InputsToTargets
 from t5lite.objectives.losses import (
     TokenLosses,
     chunked_cross_entropy,
     cross_entropy,
     normalized_weights,
 )
+from t5lite.objectives.masked_lm import MaskedLM
+from t5lite.objectives.prefix_lm import PrefixLM
+from t5lite.objectives.regression import Regression
+from t5lite.objectives.rows import (
+    decoder_batch,
+    encoder_decoder_batch,
+    join_pair,
+    prefix_lm_batch,
+    split_pair,
+)
 from t5lite.objectives.seq2seq import Seq2Seq
 from t5lite.objectives.span_corruption import SpanCorruption, marked_text, merge, spans
+from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
+from t5lite.objectives.token_labels import TokenLabels
+from t5lite.objectives.understanding import Understanding
 
 __all__ = [
+    "Adaptable",
+    "CausalLM",
+    "Classification",
+    "Contrastive",
+    "InputsToTargets",
+    "MaskedLM",
     "Model",
     "Objective",
+    "PrefixLM",
+    "Regression",
     "Seq2Seq",
     "SpanCorruption",
+    "Spans",
     "TokenCrossEntropy",
+    "TokenLabels",
     "TokenLosses",
+    "Understanding",
     "Vocabulary",
     "chunked_cross_entropy",
     "cross_entropy",
+    "decoder_batch",
     "encoder_decoder_batch",
     "end_with_eos",
+    "fit",
+    "join_pair",
     "marked_text",
     "merge",
     "normalized_weights",
+    "prefix_lm_batch",
     "spans",
+    "split_pair",
 ]

@@ -4,20 +4,18 @@ An objective has a host half, which turns tokenised examples into batches with n
 half, which turns a batch into sums with JAX. It knows neither the data pipeline, which shuffles,
 packs and pads between `prepare` and `batch`, nor the train step, which divides and differentiates.
 
-Writing one takes a class. Deshuffling (Raffel et al. 2020, §3.3.1) learns from the cross entropy of
-its targets, so that its device half and its loss options are inherited; all of it is:
+Writing one takes a class. Deshuffling (Raffel et al. 2020, §3.3.1) maps inputs to targets, so that
+batches for encoder-decoders and for decoders, loss and its options are inherited; all of it is:
 
     import dataclasses
     import numpy as np
-    from t5lite.objectives import TokenCrossEntropy, encoder_decoder_batch, end_with_eos
+    from t5lite.objectives import InputsToTargets, end_with_eos
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Deshuffling(TokenCrossEntropy):
-        '''Gives the encoder a text's tokens in random order, and asks for the text.'''
+    class Deshuffling(InputsToTargets):
+        '''Gives the model a text's tokens in random order, and asks for the text.'''
 
-        features = ("inputs", "targets")
-
-        def prepare(self, examples, *, lengths, vocabulary, rng):
+        def pairs(self, examples, *, lengths, vocabulary, rng):
             length = min(lengths["inputs"], lengths["targets"])
             for example in examples:
                 text = np.asarray(example["targets"], np.int32)[: length - 1]
@@ -26,32 +24,23 @@ its targets, so that its device half and its loss options are inherited; all of 
                     "targets": end_with_eos(text, length, vocabulary.eos_id),
                 }
 
-        def batch(self, rows):
-            return encoder_decoder_batch(rows)
-
-and in a config `t5lite.train.objective = @mine.Deshuffling()`. A new loss defines `weights` and
-`loss` instead; `TokenCrossEntropy` below is the example to read. A decoder-only objective differs
-in `features` and in the function that its `batch` calls, and in nothing else.
+and in a config `t5lite.train.objective = @mine.Deshuffling()`. An objective of another kind begins
+at `TokenCrossEntropy` (tokens), at `Understanding` (what a head says of a text), or at nothing: the
+protocol below is all that is asked for.
 """
 
 import dataclasses
-import functools
-import math
 import numbers
+import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from t5lite.errors import InputError, unknown
-from t5lite.objectives.losses import (
-    LOSS_NORMALIZING_FACTORS,
-    chunked_cross_entropy,
-    normalized_weights,
-)
+from t5lite.errors import InputError
 
+T5_EOS_ID = 1
 Example = Mapping[str, np.ndarray]
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -68,7 +57,15 @@ class Vocabulary(Protocol):
 
 
 class Model(Protocol):
-    """What an objective asks of a model: two pure functions."""
+    """What an objective asks of a model: what it is, and pure functions."""
+
+    @property
+    def topology(self) -> str:
+        """`encoder`, `decoder` or `encoder_decoder`."""
+
+    @property
+    def heads(self) -> Mapping[str, Any]:
+        """The specs of its heads by kind."""
 
     def hidden(
         self, params: Any, batch: Mapping[str, jax.Array], *, rngs: Any = None, train: bool = False
@@ -78,13 +75,31 @@ class Model(Protocol):
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
         """Returns `[batch, length, vocab]` float32."""
 
+    def output(
+        self,
+        params: Any,
+        kind: str,
+        hidden: jax.Array,
+        valid: jax.Array,
+        *,
+        rngs: Any = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Returns what another head says, float32; `valid` `[batch, length]` bool: true tokens."""
+
 
 class Objective(Protocol):
-    """The contract between an objective, the data pipeline and the train step."""
+    """The contract between an objective, the data pipeline and the train step.
+
+    What follows here may be missing, and is as said then: `row_lengths(lengths)` (the length of
+    each of `features`), `packable` (True), `whole_texts` (False), `for_model(model)` (any model
+    will do) and `show(example, vocabulary)`, the texts of a prepared example that a person reads.
+    `Adaptable` has all but the last.
+    """
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The names of a prepared example's arrays; each has a length in `lengths`."""
+        """The names of the arrays that it reads from examples, or that it prepares."""
 
     def prepare(
         self,
@@ -106,15 +121,16 @@ class Objective(Protocol):
           rng: the only source of chance.
 
         Yields:
-          One 1-D int32 array for each of `features`, not empty and at most `lengths[name]` long.
+          One 1-D int32 array for each of `row_lengths(lengths)`, not empty and at most so long.
         """
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Gives rows the names the model knows, on the host; works on rows of zeros too.
 
         Args:
-          rows: `name [batch, length]` int32 for each of `features`, and, if rows hold several
-            examples, `name_segment_ids` (0 padding, 1.. the examples) and `name_positions`.
+          rows: `name [batch, length]` int32 (float32, where examples hold floats) for each of
+            `row_lengths(lengths)`, and, if rows hold several examples, `name_segment_ids` (0
+            padding, 1.. the examples) and `name_positions`.
 
         Returns:
           `[batch, ...]` int32 and float32 arrays under SeqIO's batch names.
@@ -152,6 +168,85 @@ class Objective(Protocol):
         """
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adaptable:
+    """What t5lite's own objectives share: they know the models that they are for.
+
+    Class attributes:
+      features: what is read from examples, each with a length.
+      head: the kind of head that is needed.
+      packable: whether rows may hold several examples.
+      whole_texts: whether texts longer than a row are divided here, and must not be cut before.
+      refusals: the topologies that do not fit, and why: the reason, and what to do.
+
+    Attributes:
+      topology: of the model; set by `fit`.
+    """
+
+    features: ClassVar[tuple[str, ...]]
+    head: ClassVar[str] = "lm"
+    packable: ClassVar[bool] = True
+    whole_texts: ClassVar[bool] = False
+    refusals: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
+
+    topology: str = "encoder_decoder"
+
+    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
+        """Returns names and lengths of what `prepare` yields, from those of the features."""
+        return {name: feature_length(lengths, name) for name in self.features}
+
+    def for_model(self, model: Model) -> Self:
+        """Returns the objective for a model's topology.
+
+        Raises: InputError if the topology does not fit, or the model lacks the head.
+        """
+        name, topology = type(self).__name__, model.topology
+        if topology in self.refusals:
+            raise InputError(
+                f"objective = {name}: does not fit the topology {topology!r}: "
+                f"{self.refusals[topology]}"
+            )
+        if self.head not in model.heads:
+            raise InputError(
+                f"objective = {name}: needs a head of kind {self.head!r} and the model has "
+                f"{', '.join(model.heads) or 'none'}: add "
+                f"{HEADS.get(self.head, 'one')} to ModelSpec.heads"
+            )
+        return dataclasses.replace(self, topology=topology)
+
+
+HEADS = {  # by kind: the spec to recommend
+    "lm": "layers.LMHeadSpec()",
+    "classification": "layers.ClassificationHeadSpec(num_classes=...)",
+    "regression": "layers.RegressionHeadSpec(num_targets=...)",
+    "token_labels": "layers.TokenLabelsHeadSpec(num_labels=...)",
+    "spans": "layers.SpansHeadSpec()",
+    "embedding": "layers.EmbeddingHeadSpec()",
+}
+
+
+def fit(objective: Any, model: Model) -> Any:
+    """Returns the objective for a model; one that says nothing of models is for all of them.
+
+    Raises: InputError with the reason and what to do, if the two do not fit.
+    """
+    for_model = getattr(objective, "for_model", None)
+    return objective if for_model is None else for_model(model)
+
+
+def feature(example: Example, name: str, objective: object, advice: str) -> np.ndarray:
+    """Returns an example's array.
+
+    Raises: InputError with `advice` if there is none.
+    """
+    if name not in example:
+        raise InputError(
+            f"{type(objective).__name__} needs the feature {name!r} and the task's examples have "
+            f"{sorted(example)}; {advice}"
+        )
+    return np.asarray(example[name])
+
+
 def feature_length(lengths: Mapping[str, int], name: str, *, at_least: int = 2) -> int:
     """Returns the room for a feature.
 
@@ -169,6 +264,19 @@ def feature_length(lengths: Mapping[str, int], name: str, *, at_least: int = 2) 
     return lengths[name]
 
 
+def eos_of(vocabulary: Vocabulary | None) -> int:
+    """Returns the id of EOS; without a vocabulary 1, as in every T5 vocabulary."""
+    return T5_EOS_ID if vocabulary is None else vocabulary.eos_id
+
+
+def without_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
+    """Returns `[n]` int32: tokens without padding and EOS at their end."""
+    tokens = np.asarray(tokens, np.int32)
+    if tokens.size and tokens[-1] == 0:
+        tokens = np.trim_zeros(tokens, "b")
+    return tokens[:-1] if tokens.size and tokens[-1] == eos_id else tokens
+
+
 def end_with_eos(tokens: np.ndarray, length: int, eos_id: int) -> np.ndarray:
     """Returns the tokens with exactly one EOS at their end, cut so that it fits.
 
@@ -177,39 +285,22 @@ def end_with_eos(tokens: np.ndarray, length: int, eos_id: int) -> np.ndarray:
       length: the most tokens to return, EOS included; >= 1.
       eos_id: the id of EOS.
     """
-    tokens = np.asarray(tokens, np.int32)
-    if tokens.size and tokens[-1] == 0:
-        tokens = np.trim_zeros(tokens, "b")
-    if tokens.size and tokens[-1] == eos_id:
-        tokens = tokens[:-1]
-    return np.concatenate([tokens[: length - 1], np.array([eos_id], np.int32)])
+    kept = without_eos(tokens, eos_id)[: length - 1]
+    return np.concatenate([kept, np.array([eos_id], np.int32)])
 
 
-def encoder_decoder_batch(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names rows of `inputs` and `targets` for an encoder-decoder, as SeqIO's converter does.
+def documents(
+    examples: Iterator[Example], objective: object, vocabulary: Vocabulary | None
+) -> Iterator[np.ndarray]:
+    """Yields each example's text, `targets`, without padding and without a final EOS.
 
-    Args:
-      rows: `inputs` and `targets` `[batch, length]` int32; if packed, their `_segment_ids` and
-        `_positions` too.
-
-    Returns:
-      encoder_input_tokens, decoder_target_tokens, decoder_input_tokens (the targets one to the
-      right within their segment, behind a 0), decoder_loss_weights (float32, 1 on targets); if
-      packed, {encoder,decoder}_{segment_ids,positions} too.
+    Raises: InputError if an example has none.
     """
-    targets = rows["targets"]
-    shifted = np.zeros_like(targets)
-    shifted[:, 1:] = targets[:, :-1]
-    batch = {"encoder_input_tokens": rows["inputs"], "decoder_target_tokens": targets}
-    if "targets_segment_ids" in rows:
-        segments = rows["targets_segment_ids"]
-        shifted[:, 1:] *= segments[:, 1:] == segments[:, :-1]
-        for side, name in ("encoder", "inputs"), ("decoder", "targets"):
-            batch[f"{side}_segment_ids"] = rows[f"{name}_segment_ids"]
-            batch[f"{side}_positions"] = rows[f"{name}_positions"]
-    batch["decoder_input_tokens"] = shifted
-    batch["decoder_loss_weights"] = (targets > 0).astype(np.float32)
-    return batch
+    eos_id = eos_of(vocabulary)
+    for example in examples:
+        tokens = feature(example, "targets", objective, "name the text's feature 'targets'")
+        tokens = tokens[tokens != 0]
+        yield without_eos(tokens, eos_id)
 
 
 def check_number(owner: object, name: str, valid: Callable[[Any], bool], allowed: str) -> None:
@@ -217,80 +308,3 @@ def check_number(owner: object, name: str, valid: Callable[[Any], bool], allowed
     value = getattr(owner, name)
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not valid(value):
         raise InputError(f"{type(owner).__name__}.{name} is {value!r}: it must be {allowed}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenCrossEntropy:
-    """The device half of objectives that predict `decoder_target_tokens`.
-
-    Attributes:
-      label_smoothing: probability in `[0, 1)` taken from the target and given to all others.
-      z_loss: coefficient, >= 0, of the squared log of the softmax's normaliser.
-      loss_normalizing_factor: what the loss is divided by: None (the number of target tokens), a
-        number > 0, or one of `LOSS_NORMALIZING_FACTORS`; see `losses.normalized_weights`.
-      chunk_length: how many positions have their logits in memory at once; None: all of them.
-    """
-
-    label_smoothing: float = 0.0
-    z_loss: float = 1e-4
-    loss_normalizing_factor: float | str | None = None
-    chunk_length: int | None = None
-
-    def __post_init__(self) -> None:
-        check_number(self, "label_smoothing", lambda x: 0 <= x < 1, "a number in [0, 1)")
-        check_number(self, "z_loss", lambda x: 0 <= x < math.inf, "finite and >= 0")
-        if self.chunk_length is not None:
-            check_number(
-                self, "chunk_length", lambda x: isinstance(x, int) and x >= 1, "None or int >= 1"
-            )
-        factor = self.loss_normalizing_factor
-        if isinstance(factor, str):
-            if factor.upper() not in LOSS_NORMALIZING_FACTORS:
-                raise unknown("loss_normalizing_factor", factor, LOSS_NORMALIZING_FACTORS)
-        elif factor is not None:
-            check_number(self, "loss_normalizing_factor", lambda x: 0 < x < math.inf, "> 0")
-
-    def _token_weights(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        factor = self.loss_normalizing_factor
-        return normalized_weights(
-            batch["decoder_loss_weights"],
-            factor.upper() if isinstance(factor, str) else factor,
-            segment_ids=batch.get("decoder_segment_ids"),
-        )
-
-    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns the divisor of both terms; see `Objective.weights`."""
-        _, divisor = self._token_weights(batch)
-        return {"cross_entropy": divisor, "z_loss": divisor}
-
-    def loss(
-        self,
-        model: Model,
-        params: Any,
-        batch: Mapping[str, jax.Array],
-        *,
-        rngs: Any = None,
-        train: bool = False,
-    ) -> tuple[Terms, Terms]:
-        """Returns cross entropy and z-loss; metrics `loss` (nats, unsmoothed) and `accuracy`."""
-        hidden, _ = model.hidden(params, batch, rngs=rngs, train=train)
-        tokens = chunked_cross_entropy(
-            functools.partial(model.logits, params),
-            hidden,
-            batch["decoder_target_tokens"],
-            label_smoothing=self.label_smoothing,
-            chunk_length=self.chunk_length,
-        )
-        weights, _ = self._token_weights(batch)
-        terms = {
-            "cross_entropy": (jnp.sum(weights * tokens.cross_entropy), jnp.float32(1)),
-            "z_loss": (jnp.sum(weights * tokens.z_squared), jnp.float32(self.z_loss)),
-        }
-        # Metrics count every token once, whatever the loss is divided by, so that runs compare.
-        mask = batch["decoder_loss_weights"]
-        num_tokens = jnp.sum(mask)
-        metrics = {
-            "loss": (jnp.sum(mask * tokens.negative_log_likelihood), num_tokens),
-            "accuracy": (jnp.sum(mask * tokens.correct), num_tokens),
-        }
-        return terms, metrics

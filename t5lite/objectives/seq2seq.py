@@ -6,20 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.errors import InputError
-from t5lite.objectives.base import (
-    Example,
-    TokenCrossEntropy,
-    encoder_decoder_batch,
-    end_with_eos,
-    feature_length,
-)
-
-T5_EOS_ID = 1
+from t5lite.objectives.base import Example, end_with_eos, eos_of, feature, feature_length
+from t5lite.objectives.inputs_to_targets import InputsToTargets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seq2Seq(TokenCrossEntropy):
+class Seq2Seq(InputsToTargets):
     """Predicts `targets` from `inputs`.
 
     Both end in exactly one EOS, also when cut to their length. An example whose targets hold no id
@@ -28,9 +20,7 @@ class Seq2Seq(TokenCrossEntropy):
     Source: Raffel et al. 2020, arXiv:1910.10683, §2.4.
     """
 
-    features = ("inputs", "targets")
-
-    def prepare(
+    def pairs(
         self,
         examples: Iterator[Example],
         *,
@@ -44,25 +34,19 @@ class Seq2Seq(TokenCrossEntropy):
 
         Raises: InputError if a feature has no length or an example lacks a feature.
         """
-        eos_id = T5_EOS_ID if vocabulary is None else vocabulary.eos_id
+        eos_id = eos_of(vocabulary)
         rooms = {name: feature_length(lengths, name) for name in self.features}
 
         def prepared() -> Iterator[dict[str, np.ndarray]]:
             for example in examples:
-                for name in rooms:
-                    if name not in example:
-                        raise InputError(
-                            f"Seq2Seq needs the feature {name!r} and the task's examples have "
-                            f"{sorted(example)}; for text alone use SpanCorruption"
-                        )
-                if np.any(example["targets"]):
+                found = {
+                    name: feature(example, name, self, "for text alone use SpanCorruption")
+                    for name in rooms
+                }
+                if np.any(found["targets"]):
                     yield {
-                        name: end_with_eos(example[name], room, eos_id)
-                        for name, room in rooms.items()
+                        name: end_with_eos(tokens, rooms[name], eos_id)
+                        for name, tokens in found.items()
                     }
 
         return prepared()
-
-    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Names rows for an encoder-decoder; see `Objective.batch`."""
-        return encoder_decoder_batch(rows)

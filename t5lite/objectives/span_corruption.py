@@ -11,14 +11,20 @@ import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import Example, Vocabulary, check_number, feature_length
-from t5lite.objectives.seq2seq import Seq2Seq
+from t5lite.objectives.base import (
+    Example,
+    Vocabulary,
+    check_number,
+    documents,
+    feature_length,
+)
+from t5lite.objectives.inputs_to_targets import InputsToTargets
 
 
 class SpanCounts(NamedTuple):
@@ -38,7 +44,7 @@ class SpanCounts(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpanCorruption(Seq2Seq):
+class SpanCorruption(InputsToTargets):
     """Takes random spans out of text and predicts them.
 
     Documents (`targets` of the examples) are joined without EOS and cut into stretches of exactly
@@ -56,6 +62,8 @@ class SpanCorruption(Seq2Seq):
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4 and §3.3.4; `t5.data.preprocessors`.
     """
+
+    whole_texts: ClassVar[bool] = True
 
     noise_density: float = 0.15
     mean_noise_span_length: float = 3.0
@@ -88,7 +96,7 @@ class SpanCorruption(Seq2Seq):
             num_tokens -= 1
         return num_tokens
 
-    def prepare(
+    def pairs(
         self,
         examples: Iterator[Example],
         *,
@@ -119,7 +127,7 @@ class SpanCorruption(Seq2Seq):
         eos = np.array([vocabulary.eos_id], np.int32)
 
         def prepared() -> Iterator[dict[str, np.ndarray]]:
-            for tokens in _stretches(_documents(examples, vocabulary.eos_id), raw_length):
+            for tokens in _stretches(documents(examples, self, vocabulary), raw_length):
                 noise = self._noise_mask(len(tokens), rng)
                 yield {
                     "inputs": np.concatenate([_replace_runs(tokens, noise, sentinels), eos]),
@@ -128,9 +136,11 @@ class SpanCorruption(Seq2Seq):
 
         return prepared()
 
-    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
-        """Returns a prepared example for a person to read: the text, what is taken out «marked»."""
-        return [marked_text(example["inputs"], example["targets"], vocabulary, left="«", right="»")]
+    def show_pair(
+        self, inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary
+    ) -> list[str]:
+        """Returns the text for a person to read, with what is taken out «marked»."""
+        return [marked_text(inputs, targets, vocabulary, left="«", right="»")]
 
     def _noise_mask(self, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
         """Returns `[num_tokens]` bool, True on noise; False first and True last."""
@@ -158,19 +168,6 @@ def _replace_runs(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -
     replaced = tokens.copy()
     replaced[starts] = sentinels[: np.count_nonzero(starts)]
     return replaced[starts | ~mask]
-
-
-def _documents(examples: Iterator[Example], eos_id: int) -> Iterator[np.ndarray]:
-    """Yields each example's text without padding and without a final EOS."""
-    for example in examples:
-        if "targets" not in example:
-            raise InputError(
-                f"SpanCorruption corrupts the feature 'targets' and the task's examples have "
-                f"{sorted(example)}: name the text's feature 'targets'"
-            )
-        tokens = np.asarray(example["targets"], np.int32)
-        tokens = tokens[tokens != 0]
-        yield tokens[:-1] if tokens.size and tokens[-1] == eos_id else tokens
 
 
 def _stretches(documents: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
@@ -242,9 +239,16 @@ def marked_text(
     right: str = "]",
 ) -> str:
     """Returns the text as one string, with what was (or would be) filled in between marks."""
+    return join_pieces(merge(inputs, targets, vocabulary), vocabulary, left=left, right=right)
+
+
+def join_pieces(
+    pieces: Iterable[Piece], vocabulary: Vocabulary, *, left: str = "«", right: str = "»"
+) -> str:
+    """Returns a text's pieces as one string, with those that are spans between marks."""
     text, shown = "", 0
     seen = np.empty(0, np.int32)
-    for piece in merge(inputs, targets, vocabulary):
+    for piece in pieces:
         # The difference of two decoded beginnings: a piece on its own may lose the space before it.
         seen = np.concatenate([seen, piece.tokens])
         whole = vocabulary.decode(seen.tolist())

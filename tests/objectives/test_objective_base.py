@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from t5lite.errors import InputError
-from t5lite.objectives import Objective, Seq2Seq, SpanCorruption, base, encoder_decoder_batch
+from t5lite.objectives import (
+    Objective,
+    Seq2Seq,
+    SpanCorruption,
+    base,
+    encoder_decoder_batch,
+    fit,
+)
 
 VOCAB, EMBED = 13, 4
 
@@ -247,3 +254,11 @@ def test_the_example_in_the_docstring_trains(params, monkeypatch):
         assert sorted(example["inputs"][:-1]) == text
     loss, _ = step_loss(objective, params, objective.batch(unpacked(prepared)))
     assert np.isfinite(loss)
+    # And on a decoder alone, with nothing more written.
+    fitted = fit(objective, types.SimpleNamespace(topology="decoder", heads={"lm": None}))
+    assert fitted.row_lengths({"inputs": 6, "targets": 5}) == {"targets": 11, "prefix": 11}
+
+
+def test_an_objective_that_says_nothing_of_models_is_for_all_of_them():
+    mine = types.SimpleNamespace(features=("targets",))
+    assert fit(mine, types.SimpleNamespace(topology="encoder", heads={})) is mine

@@ -1,0 +1,63 @@
+"""Every token from those before it."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from t5lite.objectives.base import Example, Vocabulary, documents, eos_of, feature_length
+from t5lite.objectives.rows import decoder_batch
+from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalLM(TokenCrossEntropy):
+    """Predicts every token of a text, and its one EOS, from the tokens before.
+
+    Texts (`targets` of the examples) that are longer than a row are cut into pieces that fill it; a
+    piece knows nothing of those before it. No token is lost.
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", §2.
+    """
+
+    features: ClassVar[tuple[str, ...]] = ("targets",)
+    whole_texts: ClassVar[bool] = True
+    refusals: ClassVar[Mapping[str, str]] = {
+        "encoder": "an encoder sees the tokens that it would have to predict: use MaskedLM, or "
+        "choose a decoder",
+        "encoder_decoder": "its encoder would have nothing to read: use PrefixLM or "
+        "SpanCorruption, or choose a decoder",
+    }
+
+    topology: str = "decoder"
+
+    def prepare(
+        self,
+        examples: Iterator[Example],
+        *,
+        lengths: Mapping[str, int],
+        vocabulary: Any,
+        rng: np.random.Generator,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Ends texts and cuts them into pieces; see `Objective.prepare`."""
+        del rng
+        length = feature_length(lengths, "targets")
+        eos = np.array([eos_of(vocabulary)], np.int32)
+
+        def pieces() -> Iterator[dict[str, np.ndarray]]:
+            for text in documents(examples, self, vocabulary):
+                if text.size:
+                    whole = np.concatenate([text, eos])
+                    for start in range(0, whole.size, length):
+                        yield {"targets": whole[start : start + length]}
+
+        return pieces()
+
+    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Names rows for a decoder; see `Objective.batch`."""
+        return decoder_batch(rows)
+
+    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+        """Returns a prepared example for a person to read: its text."""
+        return [vocabulary.decode(example["targets"].tolist())]

@@ -1,0 +1,104 @@
+"""Texts that belong together are close, all others apart."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5lite.objectives.base import (
+    Example,
+    Model,
+    Terms,
+    Vocabulary,
+    check_number,
+    feature,
+    feature_length,
+)
+from t5lite.objectives.losses import cross_entropy
+from t5lite.objectives.understanding import Batch, Understanding, pair
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contrastive(Understanding):
+    """Finds the text `targets` that belongs to `inputs` among those of the batch (InfoNCE).
+
+    Similarity is the dot product of the head's embeddings. Under microbatches the other texts are
+    those of the microbatch, and the loss is the mean over microbatches: fewer negatives, an easier
+    task. Rows that fill a batch are nobody's negatives.
+
+    Attributes:
+      temperature: what similarities are divided by, > 0.
+      symmetric: whether `inputs` is also found among those of the batch from `targets`.
+
+    Source: van den Oord et al. 2018, arXiv:1807.03748, §2.3; Radford et al. 2021,
+      arXiv:2103.00020, §2.3 (symmetric); Gao et al. 2021, arXiv:2104.08821, §3 (0.05).
+    """
+
+    features: ClassVar[tuple[str, ...]] = ("inputs", "targets")
+    head: ClassVar[str] = "embedding"
+
+    temperature: float = 0.05
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        check_number(self, "temperature", lambda x: 0 < x < math.inf, "a number > 0")
+
+    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
+        """Returns the lengths of both texts."""
+        return {name: feature_length(lengths, name, at_least=3) for name in self.features}
+
+    def prepare(
+        self,
+        examples: Iterator[Example],
+        *,
+        lengths: Mapping[str, int],
+        vocabulary: Any,
+        rng: np.random.Generator,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields both texts, ended and cut; see `Objective.prepare`."""
+        del rng
+        advice = "name the two texts that belong together 'inputs' and 'targets'"
+        for example in examples:
+            yield {
+                name: self.framed(feature(example, name, self, advice), lengths, vocabulary, name)
+                for name in self.features
+            }
+
+    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the first texts under the side's name, the second as other_input_tokens."""
+        return {**self.named(rows), "other_input_tokens": rows["targets"]}
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns nothing: the loss is a mean already."""
+        del batch
+        return {}
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
+    ) -> tuple[Terms, Terms]:
+        """Returns the mean cross entropy of the right text; metrics `loss` and `accuracy`."""
+        name = f"{self.side}_input_tokens"
+        pairs = ({name: batch[name]}, {name: batch["other_input_tokens"]})
+        one, other = (self.ask(model, params, each, rngs=rngs, train=train) for each in pairs)
+        exists = (batch[name] > 0).any(axis=1)
+        # In float32 whatever the device: the temperature makes much of small differences.
+        similar = jnp.einsum("ie,je->ij", one, other, precision="highest")
+        logits = similar / jnp.float32(self.temperature)
+        right = jnp.arange(len(logits), dtype=jnp.int32)
+        ways = [logits, logits.T] if self.symmetric else [logits]
+        found = [
+            cross_entropy(jnp.where(exists[None], each, jnp.float32(-1e9)), right) for each in ways
+        ]
+        losses = sum((each.cross_entropy for each in found[1:]), found[0].cross_entropy)
+        loss = pair(losses / jnp.float32(len(ways)), exists.astype(jnp.float32))
+        mean = loss[0] / jnp.maximum(loss[1], 1.0)
+        correct = pair(found[0].correct, exists.astype(jnp.float32))
+        return {"contrastive": (mean, jnp.float32(1))}, {"loss": loss, "accuracy": correct}
+
+    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+        """Returns a prepared example for a person to read: the two texts."""
+        return [vocabulary.decode(example[name].tolist()) for name in self.features]

@@ -1,0 +1,74 @@
+"""The base of objectives that map inputs to targets, with or without an encoder."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from t5lite.objectives.base import Example, Vocabulary, feature_length
+from t5lite.objectives.rows import encoder_decoder_batch, join_pair, prefix_lm_batch, split_pair
+from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputsToTargets(TokenCrossEntropy):
+    """Predicts `targets` from `inputs`; an objective of this kind defines `pairs`.
+
+    An encoder-decoder gives inputs to the encoder and targets to the decoder. A decoder alone reads
+    the inputs and then the targets in one row, whose length is the sum of both: inputs see each
+    other in both directions and have no loss (a prefix language model).
+
+    Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1.
+    """
+
+    features: ClassVar[tuple[str, ...]] = ("inputs", "targets")
+    refusals: ClassVar[Mapping[str, str]] = {
+        "encoder": "an encoder writes no targets: choose a model with a decoder, or an objective "
+        "for encoders, e.g. MaskedLM"
+    }
+
+    def pairs(
+        self,
+        examples: Iterator[Example],
+        *,
+        lengths: Mapping[str, int],
+        vocabulary: Any,
+        rng: np.random.Generator,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields `inputs` and `targets`, 1-D int32, by the rules of `Objective.prepare`."""
+        raise NotImplementedError(f"{type(self).__name__}.pairs")
+
+    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
+        """Returns the lengths of both, or of the row that a decoder alone reads them in."""
+        rooms = {name: feature_length(lengths, name, at_least=1) for name in ("inputs", "targets")}
+        if self.topology != "decoder":
+            return rooms
+        return dict.fromkeys(("targets", "prefix"), sum(rooms.values()))
+
+    def prepare(
+        self,
+        examples: Iterator[Example],
+        *,
+        lengths: Mapping[str, int],
+        vocabulary: Any,
+        rng: np.random.Generator,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Makes pairs, for a decoder alone joined; see `Objective.prepare`."""
+        pairs = self.pairs(examples, lengths=lengths, vocabulary=vocabulary, rng=rng)
+        return map(join_pair, pairs) if self.topology == "decoder" else pairs
+
+    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Names rows for the model's topology; see `Objective.batch`."""
+        named = prefix_lm_batch if self.topology == "decoder" else encoder_decoder_batch
+        return named(rows)
+
+    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+        """Returns a prepared example for a person to read: inputs, then targets."""
+        return self.show_pair(*split_pair(example), vocabulary)
+
+    def show_pair(
+        self, inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary
+    ) -> list[str]:
+        """Returns `inputs` and `targets` `[n]` for a person to read."""
+        return [vocabulary.decode(inputs.tolist()), vocabulary.decode(targets.tolist())]

@@ -1,0 +1,227 @@
+"""BERT's pretraining: tokens of a text are hidden, and the encoder says what they were."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from t5lite.errors import InputError
+from t5lite.objectives import base
+from t5lite.objectives.base import Example, check_number, documents, feature_length
+from t5lite.objectives.rows import packing_of
+from t5lite.objectives.span_corruption import Piece, join_pieces
+from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
+from t5lite.objectives.understanding import frame
+
+
+class Vocabulary(base.Vocabulary, Protocol):
+    """What masking asks of a vocabulary; perhaps also `mask_id`, `bos_id` and `unk_id`."""
+
+    @property
+    def size(self) -> int: ...
+    def piece(self, token_id: int) -> str: ...
+    def __hash__(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLM(TokenCrossEntropy):
+    """Predicts tokens of a text that are masked, replaced by others, or kept.
+
+    Texts (`targets` of the examples) are cut into pieces that fill a row, each behind the
+    vocabulary's `bos_id`, if it has one, and before EOS; neither is ever asked for. Of what is
+    asked for, drawn anew in every epoch, 80 % is masked, 10 % becomes a random ordinary token and
+    10 % stays. The mask is the vocabulary's `mask_id`, or else its first sentinel.
+
+    Attributes:
+      mask_rate: the share of tokens, in (0, 1), that is asked for; at least one of a piece.
+      whole_word: whether words are asked for as a whole; words begin at pieces that start with `▁`
+        or, in vocabularies without it, at those that do not start with `##`.
+      max_predictions_per_row: the most tokens that are asked for in a row, so that the logits of
+        all others need not be computed; any that a row has beyond stay hidden, and nobody asks.
+        None: all are asked for, and all logits are computed.
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, §3.1; whole words: the authors' repository.
+    """
+
+    features: ClassVar[tuple[str, ...]] = ("targets",)
+    side: ClassVar[str] = "encoder"
+    loss_fields: ClassVar[tuple[str, ...]] = (
+        *TokenCrossEntropy.loss_fields,
+        "max_predictions_per_row",
+    )
+    whole_texts: ClassVar[bool] = True
+    refusals: ClassVar[Mapping[str, str]] = {
+        "decoder": "a decoder does not see what follows a masked token: use CausalLM, or choose "
+        "an encoder",
+        "encoder_decoder": "its decoder would have nothing to write: use SpanCorruption, or drop "
+        'the decoder: models.override(..., {"decoder": None})',
+    }
+
+    topology: str = "encoder"
+    mask_rate: float = 0.15
+    whole_word: bool = False
+    max_predictions_per_row: int | None = None
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "mask_rate", lambda x: 0 < x < 1, "a number in (0, 1)")
+        if self.max_predictions_per_row is not None:
+            check_number(
+                self,
+                "max_predictions_per_row",
+                lambda x: isinstance(x, int) and x >= 1,
+                "None or int >= 1",
+            )
+
+    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
+        """Returns the length of a row, twice: as it is read, and what is asked for."""
+        length = feature_length(lengths, "targets", at_least=4)
+        if self.max_predictions_per_row is not None and self.max_predictions_per_row > length:
+            raise InputError(
+                f"MaskedLM.max_predictions_per_row is {self.max_predictions_per_row}: it must be "
+                f"at most TASK_FEATURE_LENGTHS['targets'], {length}"
+            )
+        return dict.fromkeys(("inputs", "targets"), length)
+
+    def prepare(
+        self,
+        examples: Iterator[Example],
+        *,
+        lengths: Mapping[str, int],
+        vocabulary: Vocabulary | None,
+        rng: np.random.Generator,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields `inputs`, and `targets` that are 0 where nothing is asked for.
+
+        Raises: InputError if there is no vocabulary, or nothing in it to mask with.
+        """
+        length = self.row_lengths(lengths)["inputs"]
+        if vocabulary is None:
+            raise InputError(
+                "MaskedLM needs a vocabulary, to know what to mask with: give the data one"
+            )
+        mask_id, ordinary = mask_of(vocabulary), ordinary_ids(vocabulary)
+        before, after = frame(vocabulary)
+        room = length - before.size - after.size
+
+        def masked() -> Iterator[dict[str, np.ndarray]]:
+            for text in documents(examples, self, vocabulary):
+                for start in range(0, text.size, room):
+                    piece = text[start : start + room]
+                    asked = self._asked(piece, vocabulary, rng)
+                    seen = _hidden(piece, asked, mask_id, ordinary, rng)
+                    none = np.zeros_like
+                    yield {
+                        "inputs": np.concatenate([before, seen, after]),
+                        "targets": np.concatenate(
+                            [none(before), np.where(asked, piece, 0), none(after)]
+                        ),
+                    }
+
+        return masked()
+
+    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Names rows for an encoder; see `Objective.batch`."""
+        targets, chosen = rows["targets"], {}
+        if self.max_predictions_per_row is not None:
+            # Stable, so that what is asked for comes first and in order, and then places of none.
+            places = np.argsort(targets == 0, axis=1, kind="stable")
+            places = places[:, : self.max_predictions_per_row].astype(np.int32)
+            targets = np.take_along_axis(targets, places, axis=1)
+            chosen = {"encoder_target_positions": places}
+        return {
+            "encoder_input_tokens": rows["inputs"],
+            "encoder_target_tokens": targets,
+            "encoder_loss_weights": (targets > 0).astype(np.float32),
+            **chosen,
+            **packing_of(rows, "inputs", "encoder"),
+        }
+
+    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+        """Returns a prepared example for a person to read: its text, what is asked for «marked»."""
+        inputs, targets = example["inputs"], example["targets"]
+        inputs = inputs[inputs != vocabulary.eos_id]
+        targets = targets[: inputs.size]
+        asked = targets > 0
+        text = np.where(asked, targets, inputs)
+        bounds = [0, *(np.flatnonzero(np.diff(asked)) + 1).tolist(), text.size]
+        pieces = [
+            Piece(text[start:end], 0 if asked[start] else None)
+            for start, end in itertools.pairwise(bounds)
+            if end > start
+        ]
+        return [join_pieces(pieces, vocabulary)]
+
+    def _asked(
+        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns `[n]` bool: words, or else tokens, in random order until there are enough."""
+        count = max(1, round(tokens.size * self.mask_rate))
+        asked = np.zeros(tokens.size, bool)
+        if not self.whole_word:
+            asked[rng.choice(tokens.size, count, replace=False, shuffle=False)] = True
+            return asked
+        begins = word_starts(vocabulary)[tokens]
+        begins[0] = True
+        words = np.cumsum(begins) - 1
+        sizes = np.bincount(words)
+        order = rng.permutation(sizes.size)
+        # As BERT: a word that would be too much is passed over, but for the first.
+        chosen, total = np.zeros(sizes.size, bool), 0
+        for word in order:
+            if total == 0 or total + sizes[word] <= count:
+                chosen[word] = True
+                total += sizes[word]
+        return chosen[words]
+
+
+def _hidden(
+    tokens: np.ndarray,
+    asked: np.ndarray,
+    mask_id: int,
+    ordinary: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Returns the tokens with 80 % of those asked for masked and 10 % replaced."""
+    chance = rng.random(tokens.size)
+    others = rng.choice(ordinary, tokens.size)
+    return np.select(
+        [asked & (chance < 0.8), asked & (chance < 0.9)], [np.int32(mask_id), others], tokens
+    ).astype(np.int32)
+
+
+def mask_of(vocabulary: Vocabulary) -> int:
+    """Returns the id that masks.
+
+    Raises: InputError if there is neither a mask token nor a sentinel.
+    """
+    mask_id = getattr(vocabulary, "mask_id", None)
+    if mask_id is not None:
+        return mask_id
+    if not vocabulary.num_sentinels:
+        raise InputError(
+            "MaskedLM: the vocabulary has neither a mask token nor sentinels: set its "
+            "num_sentinels to 1 or more"
+        )
+    return vocabulary.sentinel(0)
+
+
+@functools.lru_cache(maxsize=4)
+def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
+    """Returns the ids `[n]` int32 that stand for text: no padding, EOS, mask, sentinel or such."""
+    special = {0, vocabulary.eos_id, mask_of(vocabulary)}
+    special |= {getattr(vocabulary, name, None) or 0 for name in ("bos_id", "unk_id")}
+    special |= {vocabulary.sentinel(i) for i in range(vocabulary.num_sentinels)}
+    return np.array([i for i in range(vocabulary.size) if i not in special], np.int32)
+
+
+@functools.lru_cache(maxsize=4)
+def word_starts(vocabulary: Vocabulary) -> np.ndarray:
+    """Returns `[size]` bool: whether a word begins at each id's piece."""
+    pieces = [vocabulary.piece(i) for i in range(vocabulary.size)]
+    marked = np.array([piece.startswith("▁") for piece in pieces])
+    return marked if marked.any() else ~np.array([piece.startswith("##") for piece in pieces])

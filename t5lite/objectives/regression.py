@@ -1,0 +1,81 @@
+"""Numbers for a text."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5lite.errors import InputError
+from t5lite.objectives.base import Example, Model, Terms
+from t5lite.objectives.understanding import Batch, Understanding, existing, pair
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regression(Understanding):
+    """Says some numbers of a text, from `labels` `[num_targets]` float32, by the squared error.
+
+    Attributes:
+      num_targets: how many numbers; set by `fit` to as many as the model's head gives.
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, §4.1, as the authors train STS-B.
+    """
+
+    head: ClassVar[str] = "regression"
+
+    num_targets: int = 1
+
+    def for_model(self, model: Model) -> Self:
+        """Returns the objective for a model's topology and number of targets."""
+        fitted = super().for_model(model)
+        return dataclasses.replace(fitted, num_targets=model.heads[self.head].num_targets)
+
+    def num_labels(self, lengths: Mapping[str, int]) -> int:
+        return self.num_targets
+
+    def prepare(
+        self,
+        examples: Iterator[Example],
+        *,
+        lengths: Mapping[str, int],
+        vocabulary: Any,
+        rng: np.random.Generator,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields `inputs` int32 and `labels` float32; see `Objective.prepare`.
+
+        Raises: InputError if an example does not have as many numbers as the model gives.
+        """
+        del rng
+        for example in examples:
+            labels = self.labels_of(example).astype(np.float32)
+            if labels.shape != (self.num_targets,):
+                raise InputError(
+                    f"Regression: an example has labels of shape {labels.shape} and the model's "
+                    f"head gives {self.num_targets}: set RegressionHeadSpec.num_targets"
+                )
+            inputs = self.framed(self.inputs_of(example), lengths, vocabulary)
+            yield {"inputs": inputs, "labels": labels}
+
+    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the texts, labels `[batch, num_targets]` and label_weights `[batch]` float32."""
+        labels = rows["labels"].astype(np.float32)
+        return {**self.named(rows), "labels": labels, "label_weights": existing(rows)}
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the number of texts."""
+        return {"regression": jnp.sum(batch["label_weights"])}
+
+    def loss(
+        self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
+    ) -> tuple[Terms, Terms]:
+        """Returns the mean squared error; metrics `loss` and `mse`, which are that too."""
+        said = self.ask(model, params, batch, rngs=rngs, train=train)
+        squared = jnp.mean(jnp.square(said - batch["labels"]), axis=-1)
+        error = pair(squared, batch["label_weights"])
+        return {"regression": (error[0], jnp.float32(1))}, {"loss": error, "mse": error}
+
+    def show_labels(self, labels: np.ndarray) -> str:
+        """Returns the numbers."""
+        return " ".join(f"{label:g}" for label in labels)

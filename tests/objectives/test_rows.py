@@ -1,0 +1,72 @@
+"""Batches of language models, as SeqIO documents them, and the joining of inputs and targets."""
+
+import numpy as np
+import pytest
+
+from t5lite.objectives import decoder_batch, join_pair, prefix_lm_batch, split_pair
+
+PAIRS = [
+    {"inputs": np.array([7, 8, 5, 1]), "targets": np.array([3, 9, 1])},
+    {"inputs": np.array([8, 4, 9, 3, 1]), "targets": np.array([4, 1])},
+]
+
+
+def packed_row(examples, length):
+    row = {}
+    for name in examples[0]:
+        for suffix in ("", "_segment_ids", "_positions"):
+            row[name + suffix] = np.zeros((1, length), np.int32)
+        at = 0
+        for segment, example in enumerate(examples, 1):
+            end = at + len(example[name])
+            row[name][0, at:end] = example[name]
+            row[name + "_segment_ids"][0, at:end] = segment
+            row[name + "_positions"][0, at:end] = np.arange(end - at)
+            at = end
+    return row
+
+
+def test_packed_prefix_lm_batch_is_seqios():
+    """The first example that SeqIO documents for its PrefixLM converter."""
+    batch = prefix_lm_batch(packed_row([join_pair(pair) for pair in PAIRS], 15))
+    expected = {
+        "decoder_target_tokens": [7, 8, 5, 1, 3, 9, 1, 8, 4, 9, 3, 1, 4, 1, 0],
+        "decoder_input_tokens": [0, 7, 8, 5, 1, 3, 9, 0, 8, 4, 9, 3, 1, 4, 0],
+        "decoder_loss_weights": [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0],
+        "decoder_positions": [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0],
+        "decoder_segment_ids": [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 0],
+        "decoder_causal_attention": [1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0],
+    }
+    assert {name: rows[0].tolist() for name, rows in batch.items()} == expected
+    floats = {name for name, rows in batch.items() if rows.dtype == np.float32}
+    assert floats == {"decoder_loss_weights"}
+
+
+def test_unpacked_prefix_lm_batch_is_seqios():
+    """The second; there the token behind the last target, which nobody sees, is read too."""
+    joined = join_pair({"inputs": np.array([9, 4, 6, 1]), "targets": np.array([3, 9, 1])})
+    row = {name: np.pad(values, (0, 7))[None] for name, values in joined.items()}
+    batch = prefix_lm_batch(row)
+    assert {name: rows[0].tolist() for name, rows in batch.items()} == {
+        "decoder_target_tokens": [9, 4, 6, 1, 3, 9, 1, 0, 0, 0, 0, 0, 0, 0],
+        "decoder_input_tokens": [0, 9, 4, 6, 1, 3, 9, 1, 0, 0, 0, 0, 0, 0],
+        "decoder_loss_weights": [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
+        "decoder_causal_attention": [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    }
+
+
+def test_a_decoder_reads_its_targets_one_to_the_right_within_each_text():
+    texts = [{"targets": np.array([3, 9, 1])}, {"targets": np.array([4, 1])}]
+    batch = decoder_batch(packed_row(texts, 6))
+    assert batch["decoder_target_tokens"].tolist() == [[3, 9, 1, 4, 1, 0]]
+    assert batch["decoder_input_tokens"].tolist() == [[0, 3, 9, 0, 4, 0]]
+    assert batch["decoder_loss_weights"].tolist() == [[1, 1, 1, 1, 1, 0]]
+    assert batch["decoder_segment_ids"].tolist() == [[1, 1, 1, 2, 2, 0]]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_joined_pair_is_split_again(pair):
+    for example in (pair, join_pair(pair)):
+        inputs, targets = split_pair(example)
+        assert inputs.tolist() == pair["inputs"].tolist()
+        assert targets.tolist() == pair["targets"].tolist()
