@@ -8,9 +8,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from t5lite.data.columns import Answer, Class, Number, Tags
+    from t5lite.data.file_data import FileData
     from t5lite.data.files import decode_text
-    from t5lite.data.pipeline import ArrayData, TaskData
-    from t5lite.data.tasks import get_task
+    from t5lite.data.mixture import MixtureData, mixing_rates
+    from t5lite.data.packed_cache import PackedData
+    from t5lite.data.packed_writer import write_packed
+    from t5lite.data.pipeline import ArrayData
+    from t5lite.data.python_docs_tables import functions_jsonl, modules_csv, names_jsonl
+    from t5lite.data.seqio_cache import write_seqio_cache
+    from t5lite.data.task_data import TaskData
+    from t5lite.data.tasks import get_task, python_docs_vocabulary
+    from t5lite.data.templates import Template
+    from t5lite.data.tokenizers_vocabularies import HuggingFaceTokenizer, WordPiece
     from t5lite.data.vocabularies import (
         Bytes,
         SentencePiece,
@@ -21,29 +31,63 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "Answer": "columns",
     "ArrayData": "pipeline",
     "Bytes": "vocabularies",
+    "Class": "columns",
+    "FileData": "file_data",
+    "HuggingFaceTokenizer": "tokenizers_vocabularies",
+    "MixtureData": "mixture",
+    "Number": "columns",
+    "PackedData": "packed_cache",
     "SentencePiece": "vocabularies",
-    "TaskData": "pipeline",
+    "Tags": "columns",
+    "TaskData": "task_data",
+    "Template": "templates",
     "Vocabulary": "vocabularies",
+    "WordPiece": "tokenizers_vocabularies",
     "decode_text": "files",
     "from_seqio": "vocabularies",
+    "functions_jsonl": "python_docs_tables",
     "get_task": "tasks",
     "load_vocabulary": "vocabularies",
+    "mixing_rates": "mixture",
+    "modules_csv": "python_docs_tables",
+    "names_jsonl": "python_docs_tables",
+    "python_docs_vocabulary": "tasks",
     "train_sentencepiece": "vocabularies",
+    "write_packed": "packed_writer",
+    "write_seqio_cache": "seqio_cache",
 }
 
 __all__ = [
+    "Answer",
     "ArrayData",
     "Bytes",
+    "Class",
+    "FileData",
+    "HuggingFaceTokenizer",
+    "MixtureData",
+    "Number",
+    "PackedData",
     "SentencePiece",
+    "Tags",
     "TaskData",
+    "Template",
     "Vocabulary",
+    "WordPiece",
     "decode_text",
     "from_seqio",
+    "functions_jsonl",
     "get_task",
     "load_vocabulary",
+    "mixing_rates",
+    "modules_csv",
+    "names_jsonl",
+    "python_docs_vocabulary",
     "train_sentencepiece",
+    "write_packed",
+    "write_seqio_cache",
 ]
 
 

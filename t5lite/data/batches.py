@@ -4,13 +4,13 @@ import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from t5lite.data.sources import Example
-from t5lite.data.streams import RowStream, concatenate
+from t5lite.data.streams import concatenate, slowest
 from t5lite.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -22,6 +22,8 @@ class Objective(Protocol):
 
     @property
     def features(self) -> tuple[str, ...]: ...
+
+    # Perhaps also `row_lengths(lengths) -> dict[str, int]` and `packable: bool`.
 
     def prepare(
         self,
@@ -35,12 +37,29 @@ class Objective(Protocol):
     def batch(self, rows: Batch) -> Batch: ...
 
 
+class Rows(Protocol):
+    """What a shard gives: rows, and a position that is valid JSON."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def part(self) -> float | None: ...
+
+    def take(self, count: int) -> Batch: ...
+
+    def state(self) -> Any: ...
+
+    def load(self, state: Any) -> None: ...
+
+
 class _Delivery(NamedTuple):
     """A batch, and where the data is behind it."""
 
     batch: Batch
     shards: dict[str, Any]
     epoch: int
+    part: float | None
     tokens: int
     places: int
 
@@ -51,20 +70,23 @@ class Batches:
     Args:
       shards: the rows of each virtual shard that this process makes, by number.
       rows_per_shard: rows of a batch that come from one shard.
-      objective: gives rows their names.
+      objective: gives rows the names that the model knows.
+      names: of the rows' tokens, whose padding is counted; None: the objective's features.
       fingerprint: JSON values that must be the same where a state is loaded.
       prefetch: batches made ahead, >= 1.
     """
 
     def __init__(
         self,
-        shards: Mapping[int, RowStream],
+        shards: Mapping[int, Rows],
         rows_per_shard: int,
         objective: Objective,
         *,
         fingerprint: Mapping[str, Any],
+        names: Sequence[str] | None = None,
         prefetch: int = 2,
     ):
+        self._names = tuple(objective.features if names is None else names)
         self._shards, self._rows_per_shard = dict(shards), rows_per_shard
         self._objective, self._fingerprint = objective, dict(fingerprint)
         self._prefetch = prefetch
@@ -81,7 +103,7 @@ class Batches:
             raise RuntimeError("these batches are closed")
         if self._thread is None:
             # The thread gets everything but this object, which can be collected while it runs.
-            produced = _produce(self._shards, self._rows_per_shard, self._objective)
+            produced = _produce(self._shards, self._rows_per_shard, self._objective, self._names)
             self._thread = _Thread(produced, self._prefetch)
             # Also at exit: a thread that is inside TensorFlow then can hang the process.
             weakref.finalize(self, self._thread.stop)
@@ -131,6 +153,11 @@ class Batches:
     def epoch(self) -> int:
         """The passes that the slowest shard (of the slowest task) has completed."""
         return self._last.epoch
+
+    @property
+    def epoch_progress(self) -> float | None:
+        """The share of the pass after those, in `[0, 1]`, that it has read; None if unknown."""
+        return self._last.part
 
     @property
     def padding_share(self) -> float:
@@ -210,17 +237,20 @@ class _Thread:
 
 
 def _produce(
-    shards: Mapping[int, RowStream], rows_per_shard: int, objective: Objective
+    shards: Mapping[int, Rows],
+    rows_per_shard: int,
+    objective: Objective,
+    names: Sequence[str],
 ) -> Iterator[_Delivery]:
     tokens = places = 0
     while True:
         rows = concatenate([shard.take(rows_per_shard) for shard in shards.values()])
-        for name in objective.features:
+        for name in names:
             tokens += int(np.count_nonzero(rows.get(f"{name}_segment_ids", rows[name])))
             places += rows[name].size
         yield _delivery(objective.batch(rows), shards, tokens, places)
 
 
-def _delivery(batch: Batch, shards: Mapping[int, RowStream], tokens: int, places: int) -> _Delivery:
+def _delivery(batch: Batch, shards: Mapping[int, Rows], tokens: int, places: int) -> _Delivery:
     states = {str(shard): rows.state() for shard, rows in shards.items()}
-    return _Delivery(batch, states, min(rows.epoch for rows in shards.values()), tokens, places)
+    return _Delivery(batch, states, *slowest(shards.values()), tokens, places)

@@ -17,11 +17,12 @@ def pack(examples: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, n
     give it some hundreds of examples at a time.
 
     Args:
-      examples: 1-D integer arrays by feature, each at most `lengths[feature]` long.
+      examples: 1-D integer (or float) arrays by feature, each at most `lengths[feature]` long.
       lengths: the features to pack and the length of their rows, in tokens.
 
     Returns:
-      For every feature `name`, `[rows, length]` int32 arrays: `name`, the tokens, 0 behind them;
+      For every feature `name`, `[rows, length]` int32 arrays: `name`, the tokens, 0 behind them
+      (float32, if the examples hold floats);
       `name_segment_ids`, 1.. for the first, second .. example of the row, 0 behind them (one
       example has one number in all features); `name_positions`, 0.. from each example's start.
 
@@ -42,7 +43,7 @@ def pack(examples: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, n
             ("_segment_ids", np.repeat(segments, size)),
             ("_positions", within),
         ):
-            flat = np.zeros(num_rows * length, np.int32)
+            flat = np.zeros(num_rows * length, values.dtype if not suffix else np.int32)
             flat[places] = values
             packed[name + suffix] = flat.reshape(num_rows, length)
     return packed
@@ -52,11 +53,12 @@ def pad(examples: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, np
     """Gives each example a row of its own.
 
     Args:
-      examples: 1-D integer arrays by feature, each at most `lengths[feature]` long.
+      examples: 1-D integer (or float) arrays by feature, each at most `lengths[feature]` long.
       lengths: the features to take and the length of their rows, in tokens.
 
     Returns:
-      For every feature an `[examples, length]` int32 array, 0 behind the tokens.
+      For every feature an `[examples, length]` int32 array (float32, if the examples hold
+      floats), 0 behind the tokens.
 
     Raises:
       InputError: if a feature is missing or too long.
@@ -64,8 +66,9 @@ def pad(examples: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, np
     sizes = token_counts(examples, lengths)
     padded = {}
     for column, (name, length) in enumerate(lengths.items()):
-        padded[name] = np.zeros((len(examples), length), np.int32)
-        padded[name][np.arange(length) < sizes[:, column, None]] = _joined(examples, name)
+        values = _joined(examples, name)
+        padded[name] = np.zeros((len(examples), length), values.dtype)
+        padded[name][np.arange(length) < sizes[:, column, None]] = values
     return padded
 
 
@@ -116,7 +119,8 @@ def _first_fit(sizes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _joined(examples: Sequence[Example], name: str) -> np.ndarray:
-    """Returns all tokens of a feature, one example behind the other."""
+    """Returns all values of a feature, one example behind the other, int32 or float32."""
     if not examples:
         return np.zeros(0, np.int32)
-    return np.concatenate([example[name] for example in examples])
+    values = np.concatenate([example[name] for example in examples])
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.int32, copy=False)

@@ -1,4 +1,4 @@
-"""Batches for training and validation, from SeqIO tasks or from arrays.
+"""Batches for training and validation: what all kinds of data share, and arrays in memory.
 
 Every global batch is made of a fixed number of virtual shards: rows `[s * B/V, (s + 1) * B/V)` are
 shard `s`'s, which has its own examples, order and packing. A process makes the rows of its shards,
@@ -7,7 +7,6 @@ integers for each shard.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from t5lite.data.batches import Batch, Batches, Objective
-from t5lite.data.sources import ArraySource, Example, SeqioSource, Source
+from t5lite.data.sources import ArraySource, Example, Source
 from t5lite.data.streams import ExampleStream, MixtureStream, Prepare, RowStream, Stream
 from t5lite.errors import InputError
 
@@ -31,9 +30,10 @@ class _Data:
     """What both kinds of data share: everything behind the sources.
 
     Attributes:
-      lengths: row length of each of the objective's features, in tokens, EOS included.
+      lengths: the room for each of the objective's features, in tokens, EOS included.
       batch_size: rows of a global batch.
-      pack: whether rows hold several examples.
+      pack: whether rows hold several examples; an objective that is not `packable` (one label a
+        text, say) has one example to a row all the same.
       num_shards: virtual shards V, a divisor of `batch_size` and a multiple of the number of
         processes; None: the largest divisor that is also one of 64. It decides the order of the
         data, and cannot change within a run.
@@ -71,6 +71,16 @@ class _Data:
         """Returns a line or two on what is read, for the start of a run."""
         raise NotImplementedError
 
+    def num_examples(self, split: str) -> int | None:
+        """Returns how many examples a split has before the objective; None if that is unknown."""
+        del split
+        return None
+
+    def class_counts(self, split: str) -> dict[str, dict[str, int]]:
+        """Returns how often each class occurs, by label feature and class name; {} if none do."""
+        del split
+        return {}
+
     def train_batches(
         self, objective: Objective, *, seed: int, process_index: int = 0, process_count: int = 1
     ) -> Batches:
@@ -95,24 +105,19 @@ class _Data:
                 "set num_shards (it must divide batch_size too)"
             )
         mine = num_shards // process_count
-        prepare = self._prepare(objective)
-        rates = [rate for _, rate in sources]
         shards = {}
         for shard in range(process_index * mine, (process_index + 1) * mine):
-            key: dict[str, Any] = {"shard": shard, "seed": seed}
-            streams = [
-                ExampleStream(source, prepare, num_shards=num_shards, window=self.window, **key)
-                for source, _ in sources
-            ]
-            shards[shard] = self._rows(
-                streams[0] if len(streams) == 1 else MixtureStream(streams, rates, **key), lengths
+            examples = self._endless(
+                objective, sources, seed=seed, shard=shard, num_shards=num_shards
             )
+            shards[shard] = self._rows(examples, lengths, objective)
         fingerprint = {
             "sources": [[source.name, rate] for source, rate in sources],
             "seed": seed,
             "num_shards": num_shards,
-            "lengths": lengths,
-            "pack": self.pack,
+            "lengths": dict(self.lengths),
+            "rows": lengths,
+            "pack": self._packs(objective),
             "window": self.window,
             "block_rows": self.block_rows,
         }
@@ -120,6 +125,7 @@ class _Data:
             shards,
             self.batch_size // num_shards,
             objective,
+            names=tuple(lengths),
             fingerprint=fingerprint,
             prefetch=self.prefetch,
         )
@@ -158,7 +164,7 @@ class _Data:
 
         def iterate() -> Iterator[Batch]:
             examples = self._once(objective, sources, shuffle=False, seed=0)
-            stream = self._rows(examples, lengths)
+            stream = self._rows(examples, lengths, objective)
             num_rows = self.batch_size
             while num_rows == self.batch_size:
                 rows = stream.take(self.batch_size)
@@ -166,12 +172,12 @@ class _Data:
                 if num_rows:
                     yield objective.batch(
                         {
-                            name: _filled_up(each, self.batch_size)[mine]
+                            name: filled_up(each, self.batch_size)[mine]
                             for name, each in rows.items()
                         }
                     )
 
-        return _Again(lambda: itertools.islice(iterate(), max_batches))
+        return Again(lambda: itertools.islice(iterate(), max_batches))
 
     def examples(self, objective: Objective, *, split: str, count: int, seed: int) -> list[Example]:
         """Returns the first `count` prepared examples of a split in random order.
@@ -189,7 +195,7 @@ class _Data:
         """Returns the shapes and types of a global batch, without reading any data."""
         import jax
 
-        suffixes = ("", "_segment_ids", "_positions") if self.pack else ("",)
+        suffixes = ("", "_segment_ids", "_positions") if self._packs(objective) else ("",)
         row = {
             name + suffix: np.zeros((1, length), np.int32)
             for name, length in self._row_lengths(objective).items()
@@ -214,6 +220,10 @@ class _Data:
         return self.num_shards or math.gcd(self.batch_size, 64)
 
     def _row_lengths(self, objective: Objective) -> dict[str, int]:
+        """Returns the names and lengths of what the objective prepares; features, by default."""
+        row_lengths = getattr(objective, "row_lengths", None)
+        if row_lengths is not None:
+            return {name: int(length) for name, length in row_lengths(self.lengths).items()}
         for name in objective.features:
             if name not in self.lengths:
                 raise InputError(
@@ -222,8 +232,14 @@ class _Data:
                 )
         return {name: int(self.lengths[name]) for name in objective.features}
 
-    def _rows(self, examples: Stream, lengths: Mapping[str, int]) -> RowStream:
-        return RowStream(examples, lengths, packed=self.pack, block_rows=self.block_rows)
+    def _packs(self, objective: Objective) -> bool:
+        return self.pack and getattr(objective, "packable", True)
+
+    def _rows(
+        self, examples: Stream, lengths: Mapping[str, int], objective: Objective
+    ) -> RowStream:
+        packed = self._packs(objective)
+        return RowStream(examples, lengths, packed=packed, block_rows=self.block_rows)
 
     def _prepare(self, objective: Objective) -> Prepare:
         vocabulary = self.vocabulary()
@@ -232,6 +248,27 @@ class _Data:
             return objective.prepare(examples, lengths=self.lengths, vocabulary=vocabulary, rng=rng)
 
         return prepare
+
+    def _endless(
+        self,
+        objective: Objective,
+        sources: Sequence[tuple[Source, float]],
+        *,
+        seed: int,
+        shard: int = 0,
+        num_shards: int = 1,
+    ) -> Stream:
+        """Returns a shard's training examples, pass after pass, drawn at the sources' rates."""
+        prepare = self._prepare(objective)
+        streams = [
+            ExampleStream(
+                source, prepare, shard=shard, num_shards=num_shards, seed=seed, window=self.window
+            )
+            for source, _ in sources
+        ]
+        if len(streams) == 1:
+            return streams[0]
+        return MixtureStream(streams, [rate for _, rate in sources], seed=seed, shard=shard)
 
     def _once(
         self,
@@ -275,6 +312,10 @@ class ArrayData(_Data):
         """Returns how many examples there are."""
         return f"arrays: {len(self.train):,} examples to train on, {len(self.validation):,} to test"
 
+    def num_examples(self, split: str) -> int | None:
+        """Returns how many examples a split has."""
+        return len({"train": self.train, "validation": self.validation}.get(split, ()))
+
     def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
         del objective
         splits = {"train": self.train, "validation": self.validation}
@@ -286,116 +327,7 @@ class ArrayData(_Data):
         return [(ArraySource(f"arrays:{split}", splits[split]), 1.0)]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TaskData(_Data):
-    """A SeqIO Task or Mixture: t5lite's own, or anybody's that was written for T5X.
-
-    Attributes:
-      task: name of a task or mixture, or the object itself.
-      module: module or modules to import, which register the task.
-      split: the split to train on.
-      validation_split: the split to validate on; None: there is none.
-      use_cached: read what `seqio_cache_tasks` wrote.
-    """
-
-    task: Any
-    _: dataclasses.KW_ONLY
-    module: str | Sequence[str] | None = None
-    split: str = "train"
-    validation_split: str | None = "validation"
-    use_cached: bool = False
-
-    def vocabulary(self) -> "Vocabulary | None":
-        """Returns the one vocabulary of the task's features.
-
-        Raises:
-          InputError: if they have several, or one of a kind that is not supported.
-        """
-        return self._vocabulary
-
-    def describe(self) -> str:
-        """Returns the task's features, and what the built-in corpus is on this machine."""
-        from t5lite.data.tasks import describe
-
-        return describe(self.provider)
-
-    @functools.cached_property
-    def provider(self) -> Any:
-        """The `seqio.Task` or `seqio.Mixture`."""
-        if not isinstance(self.task, str):
-            return self.task
-        from t5lite.data.tasks import get_task
-
-        return get_task(self.task, module=self.module)
-
-    @functools.cached_property
-    def _vocabulary(self) -> "Vocabulary | None":
-        from t5lite.data.vocabularies import from_seqio
-
-        found: list[tuple[str, Any]] = []
-        for task in self._tasks:
-            for name, feature in task.output_features.items():
-                if type(feature.vocabulary).__name__ == "PassThroughVocabulary":
-                    continue  # ids from elsewhere: beside texts, they are labels and the like
-                if found and feature.vocabulary != found[0][1]:
-                    raise InputError(
-                        f"feature {name!r} of task {task.name!r} has another vocabulary than "
-                        f"{found[0][0]}; t5lite trains on one vocabulary"
-                    )
-                found.append((f"{name!r} of {task.name!r}", feature.vocabulary))
-        return from_seqio(found[0][1]) if found else None
-
-    @property
-    def _tasks(self) -> list[Any]:
-        """The tasks of a mixture, or the one there is."""
-        return list(getattr(self.provider, "tasks", [self.provider]))
-
-    @functools.cached_property
-    def _opened(self) -> dict[tuple[str, bool], list[tuple[Source, float]]]:
-        return {}
-
-    def _train_split(self) -> str:
-        return self.split
-
-    def _validation_split(self) -> str:
-        if self.validation_split is None:
-            raise InputError("validation_split is None; name the split to validate on")
-        return self.validation_split
-
-    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
-        # Preprocessors that know `sequence_length` cut to it. That is meant for tasks that make
-        # what the objective trains on, and would rob one that makes it itself out of long texts.
-        knows_lengths = set(objective.features) <= set(self.provider.output_features)
-        key = (split, knows_lengths)
-        if key not in self._opened:  # kept for what they have in memory
-            self._opened[key] = self._open(split, self.lengths if knows_lengths else None)
-        return self._opened[key]
-
-    def _open(
-        self, split: str, sequence_length: Mapping[str, int] | None
-    ) -> list[tuple[Source, float]]:
-        with_split = [task for task in self._tasks if split in task.splits]
-        if not with_split:
-            splits = sorted({each for task in self._tasks for each in task.splits})
-            raise InputError(
-                f"task {self.provider.name!r} has no split {split!r}; it has {', '.join(splits)}"
-            )
-        sources: list[tuple[Source, float]] = []
-        for task in with_split:
-            rate = 1.0 if task is self.provider else float(self.provider.get_rate(task))
-            if not 0 < rate < math.inf:
-                raise InputError(
-                    f"mixture {self.provider.name!r} gives task {task.name!r} the rate {rate}; "
-                    "rates must be > 0: leave the task out of the mixture"
-                )
-            source = SeqioSource(
-                task, split, sequence_length=sequence_length, use_cached=self.use_cached
-            )
-            sources.append((source, rate))
-        return sources
-
-
-class _Again:
+class Again:
     """An iterable that begins anew whenever it is iterated over."""
 
     def __init__(self, begin: Callable[[], Iterator[Batch]]):
@@ -405,7 +337,7 @@ class _Again:
         return self._begin()
 
 
-def _filled_up(rows: np.ndarray, count: int) -> np.ndarray:
+def filled_up(rows: np.ndarray, count: int) -> np.ndarray:
     """Returns `[count, ...]`: the rows, and zeros behind them."""
     missing = np.zeros((count - len(rows), *rows.shape[1:]), rows.dtype)
     return np.concatenate([rows, missing])

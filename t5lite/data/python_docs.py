@@ -28,7 +28,7 @@ from t5lite.errors import InputError, unknown
 SPLITS = ("train", "validation")
 
 _FORMAT = 1
-_MIN_CHARACTERS = 20  # of a docstring; "See base class." teaches nothing
+MIN_CHARACTERS = 20  # of a docstring; "See base class." teaches nothing
 _MIN_SUMMARY = 10
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _BEFORE_HEADING = re.compile(r'^(?=\S.*\n[*=~^"-]{3,}$)', re.MULTILINE)
@@ -91,7 +91,7 @@ def load() -> Corpus:
       InputError: if this Python comes without its sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    listing = [(str(path.relative_to(root)), path.stat().st_size) for path in _files(root)]
+    listing = [(str(path.relative_to(root)), path.stat().st_size) for path in library_files(root)]
     version = [_FORMAT, platform.python_version(), str(root), int(root.stat().st_mtime), listing]
     key = hashlib.sha256(json.dumps(version).encode()).hexdigest()[:16]
     path = cache_folder() / "python_docs" / f"{platform.python_version()}_{key}.json"
@@ -123,14 +123,14 @@ def extract(root: Path) -> Corpus:
     # Dictionaries keep the first of equal texts, in order.
     found: dict[str, None] = {}
     for section in _topics(root / "pydoc_data" / "topics.py"):
-        if len(section) >= _MIN_CHARACTERS:
+        if len(section) >= MIN_CHARACTERS:
             found.setdefault(section)
     sources: dict[str, tuple[str, str]] = {}
-    for path in _files(root):
+    for path in library_files(root):
         text, tree = _parse(path)
         lines = text.splitlines(keepends=True)
         for node, docstring in _docstrings(tree):
-            if len(docstring) >= _MIN_CHARACTERS:
+            if len(docstring) >= MIN_CHARACTERS:
                 found.setdefault(docstring)
             if isinstance(node, _FUNCTIONS):
                 summary = docstring.splitlines()[0].strip()
@@ -157,7 +157,7 @@ def _split(text: str) -> str:
     return "validation" if bucket % 20 == 0 else "train"
 
 
-def _files(root: Path) -> Iterator[Path]:
+def library_files(root: Path) -> Iterator[Path]:
     """Yields the library's Python files in a fixed order."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED)
@@ -186,6 +186,11 @@ def _topics(path: Path) -> Iterator[str]:
             for topic in ast.literal_eval(statement.value).values():
                 for section in _BEFORE_HEADING.split(_clean(topic)):
                     yield _UNDERLINE.sub(r"\1\n\n", section).strip()
+
+
+def docstrings(path: Path) -> Iterator[tuple[ast.AST, str]]:
+    """Yields every node of a file that has a docstring, with it."""
+    return _docstrings(_parse(path)[1])
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:

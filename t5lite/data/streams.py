@@ -5,8 +5,9 @@ the work since the last border (of a window, of a block) and drops what was give
 stream is a function of the source, the seed and its shard alone, never of hosts, threads or time.
 """
 
+import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -43,6 +44,11 @@ class Stream(Protocol):
         """The passes that were completed."""
         ...
 
+    @property
+    def part(self) -> float | None:
+        """The share of the pass under way, in `[0, 1]`, that was read; None if unknown."""
+        ...
+
 
 class ExampleStream:
     """Prepared examples of one shard of one source, pass after pass.
@@ -76,6 +82,10 @@ class ExampleStream:
         self._source, self._prepare = source, prepare
         self._shard, self._num_shards, self._seed = shard, num_shards, seed
         self._size, self._shuffle, self._repeat = window, shuffle, repeat
+        total = getattr(source, "num_examples", None)  # somebody's own source may not know
+        self._shard_size = total and (
+            len(range(shard, total, num_shards)) if total >= num_shards else total
+        )
         self.load([0, 0, 0])
 
     def state(self) -> list[int]:
@@ -88,6 +98,15 @@ class ExampleStream:
         self._raw_windows: Iterator[np.ndarray] | None = None
         self._examples: Iterator[Example] | None = None
         self._pass_is_empty = self._window == 0 and self._emitted == 0
+        self._read = 0  # of the window
+
+    @property
+    def part(self) -> float | None:
+        """The share of this pass that was read; see `Stream`."""
+        if not self._shard_size:
+            return None
+        read = self._window * self._size + min(self._read, self._size)
+        return min(read / self._shard_size, 1.0)
 
     def __iter__(self) -> "ExampleStream":
         return self
@@ -102,7 +121,7 @@ class ExampleStream:
                 self._pass_is_empty = False
                 return example
             self._examples = None
-            self._window, self._emitted = self._window + 1, 0
+            self._window, self._emitted, self._read = self._window + 1, 0, 0
 
     def _next_raw(self) -> np.ndarray:
         """Returns the raw examples of the window that the state names, or of the next pass."""
@@ -128,9 +147,14 @@ class ExampleStream:
     def _prepared(self, raw: np.ndarray) -> Iterator[Example]:
         key = (self._seed, self._source.name, self._shard, self.epoch, self._window)
         if self._shuffle:
-            raw = raw[_generator(_ORDER, *key).permutation(len(raw))]
-        examples = self._source.examples(raw, seed=int(_generator(_SOURCE, *key).integers(2**30)))
-        return iter(self._prepare(examples, _generator(_PREPARE, *key)))
+            raw = raw[generator(_ORDER, *key).permutation(len(raw))]
+        examples = self._source.examples(raw, seed=int(generator(_SOURCE, *key).integers(2**30)))
+        return iter(self._prepare(self._counted(examples), generator(_PREPARE, *key)))
+
+    def _counted(self, examples: Iterator[Example]) -> Iterator[Example]:
+        for example in examples:
+            self._read += 1
+            yield example
 
     def _nothing(self) -> str:
         if self._num_shards == 1:
@@ -168,6 +192,11 @@ class MixtureStream:
         """The passes completed by the stream that is furthest behind."""
         return min(stream.epoch for stream in self._streams)
 
+    @property
+    def part(self) -> float | None:
+        """The share of its pass that the stream that is furthest behind has read."""
+        return slowest(self._streams)[1]
+
     def state(self) -> dict[str, Any]:
         """Returns the number of draws and the streams' states."""
         return {"count": self._count, "streams": [stream.state() for stream in self._streams]}
@@ -196,7 +225,7 @@ class MixtureStream:
             return self._count % len(self._streams)
         block, at = divmod(self._count, _CHOICES)
         if at == 0 or not self._choices.size:
-            uniform = _generator(_MIX, *self._key, block).random(_CHOICES)
+            uniform = generator(_MIX, *self._key, block).random(_CHOICES)
             # min: the last bound may fall short of 1 by rounding.
             choices = np.searchsorted(self._bounds, uniform, side="right")
             self._choices = np.minimum(choices, len(self._streams) - 1)
@@ -217,6 +246,7 @@ class RowStream:
 
     Attributes:
       epoch: the passes that the examples had completed at the start of the block.
+      part: the share of the next one that they had read by then; None if unknown.
     """
 
     def __init__(
@@ -224,21 +254,25 @@ class RowStream:
     ):
         self._examples, self._lengths = examples, dict(lengths)
         self._to_rows, self._block_rows = (pack if packed else pad), block_rows
-        self.load({"block": examples.state(), "rows": 0})
+        self.load({"block": examples.state(), "rows": 0, "part": examples.part})
 
     def state(self) -> dict[str, Any]:
         """Returns the position behind the last row, as JSON."""
-        return {"block": self._block_start, "rows": self._taken}
+        return {"block": self._block_start, "rows": self._taken, "part": self.part}
 
     def load(self, state: dict[str, Any]) -> None:
         """Moves to a position that `state` returned; the work is done when a row is needed."""
         self._examples.load(state["block"])
         self._start_block(taken=state["rows"])
+        self.part = state["part"]  # the stream finds out only when it reads
 
     def _start_block(self, *, taken: int) -> None:
         self._block: dict[str, np.ndarray] | None = None
         self._block_start, self._taken = self._examples.state(), taken
         self.epoch = self._examples.epoch
+        part = self._examples.part
+        # Few digits, as states are small; downwards, as nothing may look complete before it is.
+        self.part = None if part is None else math.floor(1e4 * part) / 1e4
 
     def take(self, count: int) -> dict[str, np.ndarray]:
         """Returns the next `[count, length]` rows by name; fewer if the stream has ended."""
@@ -285,12 +319,25 @@ class RowStream:
         return max(shares, default=1.0)
 
 
+def slowest(streams: Iterable[Any]) -> tuple[int, float | None]:
+    """Returns the fewest passes that any stream has completed, and the part beyond; None: unknown.
+
+    Args:
+      streams: with `epoch` and `part`.
+    """
+    positions = [(stream.epoch, stream.part) for stream in streams]
+    epoch = min(epoch for epoch, _ in positions)
+    if any(part is None for _, part in positions):
+        return epoch, None
+    return epoch, min(each - epoch + part for each, part in positions)
+
+
 def concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Joins rows of the same names, `[n, ...]` each, along the first axis."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _generator(*key: int | str) -> np.random.Generator:
+def generator(*key: int | str) -> np.random.Generator:
     """Returns the random generator that belongs to a key."""
     return np.random.default_rng(
         [zlib.crc32(part.encode()) if isinstance(part, str) else part % 2**64 for part in key]

@@ -98,7 +98,7 @@ def _add(name: str, read: Callable[[str], dict[str, list[str]]], sizes: dict[str
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=list(sizes), num_input_examples=sizes),
-        preprocessors=[seqio.preprocessors.tokenize],
+        preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()],
         output_features=dict.fromkeys(read(python_docs.SPLITS[0]), feature),
     )
 
@@ -112,6 +112,7 @@ def _add_c4(name: str) -> None:
         preprocessors=[
             functools.partial(seqio.preprocessors.rekey, key_map={"targets": "text"}),
             seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
         ],
         output_features={"targets": seqio.Feature(vocabulary, add_eos=False)},
     )

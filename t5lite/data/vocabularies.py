@@ -1,11 +1,12 @@
 """Text to token ids and back: SentencePiece and bytes, free of TensorFlow, with T5's sentinels."""
 
+import functools
 import hashlib
 import io
 import json
 import os
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,7 +30,7 @@ class Vocabulary(Protocol):
       num_sentinels: how many of the last ids are sentinels.
       pad_id: 0, as everywhere in SeqIO.
       eos_id: end of sequence.
-      unk_id: what the vocabulary cannot express.
+      unk_id: what the vocabulary cannot express; -1 where it expresses everything.
       fingerprint: hex sha256 of the content: equal fingerprints give equal ids.
     """
 
@@ -43,6 +44,21 @@ class Vocabulary(Protocol):
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without EOS."""
         ...
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of many texts, which can be faster than one by one."""
+        return [self.encode(text) for text in texts]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the ids of `text` and, for each, its first character and the one behind it.
+
+        Raises:
+          InputError: if the vocabulary cannot tell.
+        """
+        raise InputError(
+            f"{type(self).__name__} does not say which characters a token stands for, which spans "
+            "need; give it encode_with_offsets, or use another vocabulary"
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text up to EOS; padding vanishes, sentinels show as `<extra_id_N>`."""
@@ -93,7 +109,7 @@ class SentencePiece(Vocabulary):
 
     def __init__(self, model_file: str | os.PathLike, num_sentinels: int = 100):
         self.model_file = str(as_path(model_file))
-        self._model = _read(as_path(model_file), "SentencePiece model file")
+        self._model = read_file(as_path(model_file), "SentencePiece model file")
         if num_sentinels < 0:
             raise InputError(f"num_sentinels={num_sentinels} must be at least 0")
         self._processor = _processor(self._model, self.model_file)
@@ -114,7 +130,7 @@ class SentencePiece(Vocabulary):
         self.eos_id, self.unk_id = self._processor.eos_id(), self._processor.unk_id()
         if self.eos_id < 0:
             raise InputError(f"{self.model_file} has no end-of-sequence piece; train it with one")
-        self.fingerprint = _fingerprint("SentencePiece", self.num_sentinels, self._model)
+        self.fingerprint = fingerprint_of("SentencePiece", self.num_sentinels, self._model)
 
     def __repr__(self) -> str:
         return f"SentencePiece({self.model_file!r}, num_sentinels={self.num_sentinels})"
@@ -122,10 +138,22 @@ class SentencePiece(Vocabulary):
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._processor.encode(list(texts), num_threads=1)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        # SentencePiece 0.2.2 renamed this, and counts bytes where it counted characters.
+        new = hasattr(self._processor, "encode_as_proto")
+        name = "encode_as_proto" if new else "encode_as_immutable_proto"
+        pieces, offsets, at = getattr(self._processor, name)(text).pieces, [], 0
+        for piece in pieces:
+            begin = text.find(piece.surface, at)
+            at = begin + len(piece.surface)
+            offsets.append((begin, at))
+        return [piece.id for piece in pieces], offsets
+
     def decode(self, ids: Iterable[int]) -> str:
-        known = (
-            token if 0 <= token < self.size else self.unk_id for token in _until_eos(self, ids)
-        )
+        known = (token if 0 <= token < self.size else self.unk_id for token in until_eos(self, ids))
         return self._processor.decode([token for token in known if token != self.pad_id])
 
     def piece(self, token_id: int) -> str:
@@ -137,7 +165,7 @@ class SentencePiece(Vocabulary):
 
     def save(self, folder: str | os.PathLike) -> None:
         write_whole(as_path(folder) / _MODEL, self._model)
-        _write_description(self, folder)
+        write_description(self, folder)
 
 
 class Bytes(Vocabulary):
@@ -159,7 +187,7 @@ class Bytes(Vocabulary):
         self.num_sentinels = num_sentinels
         self.size = 3 + 256 + num_sentinels
         self.pad_id, self.eos_id, self.unk_id = 0, 1, 2
-        self.fingerprint = _fingerprint("Bytes", num_sentinels, b"")
+        self.fingerprint = fingerprint_of("Bytes", num_sentinels, b"")
 
     def __repr__(self) -> str:
         return f"Bytes(num_sentinels={self.num_sentinels})"
@@ -167,9 +195,14 @@ class Bytes(Vocabulary):
     def encode(self, text: str) -> list[int]:
         return [byte + 3 for byte in text.encode("utf-8")]
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        sizes = [len(character.encode()) for character in text]
+        offsets = [(at, at + 1) for at, size in enumerate(sizes) for _ in range(size)]
+        return self.encode(text), offsets
+
     def decode(self, ids: Iterable[int]) -> str:
         text = bytearray()
-        for token in _until_eos(self, ids):
+        for token in until_eos(self, ids):
             if 3 <= token < 259:
                 text.append(token - 3)
             elif 259 <= token < self.size:
@@ -188,13 +221,21 @@ class Bytes(Vocabulary):
         return import_seqio().ByteVocabulary(extra_ids=self.num_sentinels)
 
     def save(self, folder: str | os.PathLike) -> None:
-        _write_description(self, folder)
+        write_description(self, folder)
+
+
+def _load_tokenizer(kind: str, folder: Any, num_sentinels: int, **options: Any) -> Vocabulary:
+    from t5lite.data import tokenizers_vocabularies
+
+    return getattr(tokenizers_vocabularies, kind).load(folder, num_sentinels, **options)
 
 
 # A description names one of these; nothing else is ever instantiated from a file.
-_LOADERS = {
+_LOADERS: dict[str, Callable[..., Vocabulary]] = {
     "SentencePiece": lambda folder, num_sentinels: SentencePiece(folder / _MODEL, num_sentinels),
     "Bytes": lambda folder, num_sentinels: Bytes(num_sentinels),
+    "HuggingFaceTokenizer": functools.partial(_load_tokenizer, "HuggingFaceTokenizer"),
+    "WordPiece": functools.partial(_load_tokenizer, "WordPiece"),
 }
 
 
@@ -206,11 +247,12 @@ def load_vocabulary(folder: str | os.PathLike) -> Vocabulary:
     """
     root = as_path(folder)
     path = root / _DESCRIPTION
-    content = _read(path, "vocabulary")
+    content = read_file(path, "vocabulary")
     try:
         description = json.loads(content)
         kind, num_sentinels = description["kind"], int(description["num_sentinels"])
         version, fingerprint = description["format"], description["fingerprint"]
+        options = dict(description.get("options", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error!r}; restore the file") from error
     if version != _FORMAT:
@@ -219,10 +261,13 @@ def load_vocabulary(folder: str | os.PathLike) -> Vocabulary:
         )
     if kind not in _LOADERS:
         raise unknown("vocabulary kind", kind, _LOADERS)
-    vocabulary = _LOADERS[kind](root, num_sentinels)
+    try:
+        vocabulary = _LOADERS[kind](root, num_sentinels, **options)
+    except TypeError as error:
+        raise InputError(f"{path} is damaged: {error}; restore the file") from error
     if vocabulary.fingerprint != fingerprint:
         raise InputError(
-            f"{root} is damaged: {_MODEL} is not the file that {_DESCRIPTION} describes"
+            f"{root} is damaged: the vocabulary in it is not the one that {_DESCRIPTION} describes"
         )
     return vocabulary
 
@@ -231,7 +276,8 @@ def from_seqio(vocabulary: Any) -> Vocabulary | None:
     """Returns the TensorFlow-free twin of a SeqIO vocabulary, with the same ids.
 
     Args:
-      vocabulary: a SeqIO SentencePieceVocabulary, ByteVocabulary or PassThroughVocabulary.
+      vocabulary: a SeqIO SentencePieceVocabulary, ByteVocabulary or PassThroughVocabulary, or what
+        `as_seqio` returned.
 
     Returns:
       The twin; None for PassThroughVocabulary, whose examples are ids already and have no text.
@@ -239,6 +285,8 @@ def from_seqio(vocabulary: Any) -> Vocabulary | None:
     Raises:
       InputError: for any other vocabulary or one with options that change the ids.
     """
+    if isinstance(twin := getattr(vocabulary, "twin", None), Vocabulary):
+        return twin
     kind = type(vocabulary).__name__
     if kind == "PassThroughVocabulary":
         return None
@@ -247,7 +295,8 @@ def from_seqio(vocabulary: Any) -> Vocabulary | None:
     if kind != "SentencePieceVocabulary":
         raise InputError(
             f"SeqIO vocabulary {kind} is not supported; "
-            "use SentencePieceVocabulary, ByteVocabulary or PassThroughVocabulary"
+            "use SentencePieceVocabulary, ByteVocabulary, PassThroughVocabulary, or "
+            "t5lite.data.HuggingFaceTokenizer(...).as_seqio()"
         )
     if vocabulary._normalizer_spec_overrides or not vocabulary._reverse_extra_ids:
         raise InputError(
@@ -381,7 +430,7 @@ def _processor(model: bytes, name: str) -> Any:
     return processor
 
 
-def _read(path: Any, what: str) -> bytes:
+def read_file(path: Any, what: str) -> bytes:
     """Returns a file's bytes."""
     try:
         return path.read_bytes()
@@ -389,23 +438,25 @@ def _read(path: Any, what: str) -> bytes:
         raise InputError(f"cannot read the {what} {path}: {error}") from error
 
 
-def _until_eos(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
+def until_eos(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
     """Returns the ids before the first EOS, as plain integers."""
     tokens = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).tolist()
     return tokens[: tokens.index(vocabulary.eos_id)] if vocabulary.eos_id in tokens else tokens
 
 
-def _fingerprint(kind: str, num_sentinels: int, content: bytes) -> str:
+def fingerprint_of(kind: str, num_sentinels: int, content: bytes) -> str:
+    """Returns the hex sha256 of what decides the ids."""
     return hashlib.sha256(f"{kind} {num_sentinels} ".encode() + content).hexdigest()
 
 
-def _write_description(vocabulary: Vocabulary, folder: str | os.PathLike) -> None:
+def write_description(vocabulary: Vocabulary, folder: str | os.PathLike, **options: Any) -> None:
+    """Writes what `load_vocabulary` needs to know beside the files, with the loader's options."""
     description = {
         "format": _FORMAT,
         "kind": type(vocabulary).__name__,
         "num_sentinels": vocabulary.num_sentinels,
         "size": vocabulary.size,
         "fingerprint": vocabulary.fingerprint,
-    }
+    } | ({"options": options} if options else {})
     text = json.dumps(description, indent=2) + "\n"
     write_whole(as_path(folder) / _DESCRIPTION, text.encode())

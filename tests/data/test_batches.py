@@ -1,7 +1,6 @@
 """Batches of arrays: the same with any number of processes, and after any interruption."""
 
 import gc
-import itertools
 import json
 import subprocess
 import sys
@@ -10,84 +9,11 @@ import time
 
 import numpy as np
 import pytest
+from small_data import LENGTHS, Copy, Plain, arrays, close, make, open_all, same, take
 
 from t5lite.data.batches import merge_states
 from t5lite.data.pipeline import ArrayData
 from t5lite.errors import InputError
-
-LENGTHS = {"inputs": 16, "targets": 8}
-
-
-class Copy:
-    """An objective with chance in it, several examples or none for one, and renamed arrays."""
-
-    features = ("inputs", "targets")
-
-    def __init__(self, fail_at=None):
-        self.fail_at = fail_at
-
-    def prepare(self, examples, *, lengths, vocabulary, rng):
-        for example in examples:
-            if example["inputs"][0] == self.fail_at:
-                raise OSError("the disk is on fire")
-            for _ in range(int(rng.integers(0, 3))):
-                yield {
-                    "inputs": example["inputs"][: lengths["inputs"]],
-                    "targets": rng.integers(1, 99, int(rng.integers(1, lengths["targets"] + 1))),
-                }
-
-    def batch(self, rows):
-        weights = (rows["targets"] > 0).astype(np.float32)
-        return {"model_" + name: value for name, value in rows.items()} | {"weights": weights}
-
-
-class Plain(Copy):
-    """Examples as they are."""
-
-    def prepare(self, examples, *, lengths, vocabulary, rng):
-        yield from examples
-
-
-def arrays(count, first=0):
-    return [
-        {"inputs": np.full(1 + i % 13, first + i + 1), "targets": np.full(1 + i % 7, 3)}
-        for i in range(count)
-    ]
-
-
-def make(**changes):
-    defaults = {"lengths": LENGTHS, "batch_size": 16, "num_shards": 8, "window": 10}
-    return ArrayData(arrays(300), arrays(45, 1000), **(defaults | {"block_rows": 3} | changes))
-
-
-def take(batches, count):
-    """The next batches of all processes, put together as the devices see them."""
-    return [
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for parts in itertools.islice(zip(*batches, strict=True), count)
-    ]
-
-
-def open_all(data, process_count, objective=None, seed=5):
-    return [
-        data.train_batches(
-            objective or Copy(), seed=seed, process_index=i, process_count=process_count
-        )
-        for i in range(process_count)
-    ]
-
-
-def close(batches):
-    for each in batches:
-        each.close()
-
-
-def same(left, right):
-    assert len(left) == len(right)
-    for one, other in zip(left, right, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
 
 
 def different(left, right):
@@ -156,6 +82,25 @@ def test_every_example_is_seen_once_in_an_epoch(count):
     largest = -(-count // 8) if count >= 8 else count
     assert batches.epoch in (60 // largest - 1, 60 // largest)
     batches.close()
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_progress_in_the_epoch_grows_evenly_and_is_kept(pack):
+    data = make(pack=pack, block_rows=1, window=8)
+    batches = data.train_batches(Copy(), seed=0)
+    seen = []
+    for _ in range(60):
+        next(batches)
+        seen.append(batches.epoch + batches.epoch_progress)
+        assert 0 <= batches.epoch_progress <= 1
+    steps = np.diff(seen)
+    assert (steps >= 0).all()
+    assert steps.max() < 0.5
+    assert seen[-1] == pytest.approx(len(seen) * seen[19] / 20, rel=0.3)
+    fresh = data.train_batches(Copy(), seed=0)
+    fresh.load_state_dict(json.loads(json.dumps(batches.state_dict())))
+    assert (fresh.epoch, fresh.epoch_progress) == (batches.epoch, batches.epoch_progress)
+    close([batches, fresh])
 
 
 def test_order_depends_on_seed_and_epoch():

@@ -99,6 +99,19 @@ def test_everything_is_int32_also_when_empty():
             assert value.shape == (len(examples), LENGTHS[name.split("_")[0]])
 
 
+@pytest.mark.parametrize("to_rows", [pack, pad])
+def test_values_stay_float32(to_rows):
+    example = {"inputs": np.array([3, 4], np.int64), "targets": np.array([0.5, -1.25])}
+    rows = to_rows([example, example], LENGTHS)
+    assert rows["targets"].dtype == np.float32
+    assert rows["targets"][0, :4].tolist() == [
+        0.5,
+        -1.25,
+        *([0.5, -1.25] if to_rows is pack else [0, 0]),
+    ]
+    assert {rows[name].dtype.name for name in rows if name != "targets"} == {"int32"}
+
+
 def test_padding_gives_each_example_its_row():
     examples = random_examples(np.random.default_rng(0), 30)
     rows = pad(examples, LENGTHS)

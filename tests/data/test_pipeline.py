@@ -1,17 +1,24 @@
 """SeqIO tasks and mixtures as data. Imports TensorFlow."""
 
+import dataclasses
+import functools
 import itertools
 import json
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from t5lite.data import sources
+from t5lite.data import seqio_source
 from t5lite.data.batches import merge_states
 from t5lite.data.importing import import_seqio
-from t5lite.data.pipeline import TaskData
-from t5lite.data.sources import SeqioSource
+from t5lite.data.mixture import MixtureData
+from t5lite.data.pipeline import ArrayData
+from t5lite.data.seqio_cache import write_seqio_cache
+from t5lite.data.seqio_source import SeqioSource
+from t5lite.data.task_data import TaskData
+from t5lite.data.vocabularies import Bytes
 from t5lite.errors import InputError
 
 LENGTHS = {"inputs": 24, "targets": 12}
@@ -228,7 +235,7 @@ def test_files_are_shards_if_there_are_enough(seqio, tf, make_task, tmp_path, fi
 @pytest.mark.slow
 def test_large_tasks_are_streamed_in_the_order_of_small_ones(make_task, monkeypatch):
     small = check_continuation(make_data(make_task()), seeds=0)
-    monkeypatch.setattr(sources, "_MEMORY_EXAMPLES", 50)
+    monkeypatch.setattr(seqio_source, "_MEMORY_EXAMPLES", 50)
     data = make_data(make_task())
     same(check_continuation(data, seeds=3), small)
     ((source, _),) = data._sources("train", Plain())
@@ -291,12 +298,57 @@ def test_raw_examples_of_any_type_and_shape(seqio, tf, make_task):
     assert make_data(task).vocabulary() is None
 
 
+@pytest.mark.parametrize("kind", ["bare", "eos", "renamed", "numbers", "other", "eos after trim"])
+def test_ids_are_seqios_wherever_the_tokenizing_is_done(seqio, tf, make_task, kind):
+    """Ours where it comes last, without TensorFlow where there is nothing else."""
+    append, bytes_of = seqio.preprocessors.append_eos, seqio.preprocessors.tokenize
+    steps = {
+        "bare": [bytes_of, seqio.CacheDatasetPlaceholder()],
+        "eos": [bytes_of, append],
+        "renamed": [lambda ds: ds.map(lambda each: {"inputs": each["targets"]}), bytes_of],
+        "numbers": [lambda ds: ds.map(lambda each: {**each, "targets": tf.range(3)}), bytes_of],
+        "other": [functools.partial(bytes_of, with_eos=True)],
+        "eos after trim": [bytes_of, seqio.preprocessors.append_eos_after_trim],
+    }[kind]
+    task = make_task(add_eos=True)
+    features = dict(task.output_features)
+    if kind == "renamed":
+        features["targets"] = dataclasses.replace(features["targets"], required=False)
+    if kind == "numbers":
+        features["targets"] = seqio.Feature(seqio.PassThroughVocabulary(5), add_eos=True)
+    task = task.replace(preprocessors=steps, output_features=features)
+    source = SeqioSource(task, "train")
+    found = [
+        example
+        for window in source.windows(shard=0, num_shards=1, start=0, size=70)
+        for example in source.examples(window, seed=0)
+    ]
+    expected = [
+        {name: each[name] for name in features if name in each}
+        for each in task.get_dataset(None, "train", shuffle=False).as_numpy_iterator()
+    ]
+    same(found, expected)
+    assert all(value.dtype == np.int32 for example in found for value in example.values())
+    assert source._tried_function == (kind not in ("bare", "eos"))
+
+
+def test_lists_of_texts_are_refused(seqio, make_task):
+    split = seqio.map_over_dataset(lambda each: {name: [each[name]] * 2 for name in LENGTHS})
+    task = make_task().replace(preprocessors=[split, seqio.preprocessors.tokenize])
+    with pytest.raises(InputError, match=r"'inputs' of task 'made' is int32 of shape \(2, None\)"):
+        make_data(task).examples(Plain(), split="train", count=1, seed=0)
+
+
 def test_lengths_reach_tasks_that_make_what_the_objective_trains_on(seqio, make_task):
     cut = seqio.preprocessors.append_eos_after_trim
     whole = make_task(cut, add_eos=True)
     shown = make_data(whole).examples(Plain(), split="train", count=90, seed=0)
     assert max(example["targets"].size for example in shown) == LENGTHS["targets"]
     assert all(example["targets"][-1] == 1 for example in shown)
+    dividing = type("Dividing", (Plain,), {"whole_texts": True})()
+    raw = make_data(whole)._sources("train", dividing)[0][0]
+    texts = raw.examples(next(raw.windows(shard=0, num_shards=1, start=0, size=90)), seed=0)
+    assert max(example["targets"].size for example in texts) > LENGTHS["targets"]
     text = make_task(cut, add_eos=True, features=("targets",))
     shown = make_data(text).examples(TargetsOnly(), split="train", count=90, seed=0)
     assert max(example["targets"].item() for example in shown) == len("89 ") + 2 * 8 + 1
@@ -330,6 +382,119 @@ def test_a_cached_task_is_read_from_its_cache(seqio, tf, make_task, tmp_path):
         assert found == [[51 + shard, i + 1] for shard in range(2) for i in range(10)]
     finally:
         seqio.set_global_cache_dirs([])
+
+
+def test_caches_written_without_beam_are_read_by_seqio_and_by_us(seqio, tf, make_task, tmp_path):
+    placeholder = seqio.CacheDatasetPlaceholder(required=True)
+    plus_one = seqio.map_over_dataset(
+        lambda example: {name: example[name] + 1 for name in ("inputs", "targets")}
+    )
+    labels = seqio.map_over_dataset(lambda example: {**example, "kept": tf.size(example["inputs"])})
+    task = make_task(labels, placeholder, plus_one, name="group:kept")
+    counts = Counter()
+    write_seqio_cache(
+        task, tmp_path, num_shards=5, progress=lambda split, count: counts.update({split: count})
+    )
+    assert counts == {"train": 90, "validation": 21}
+    folder = tmp_path / "group" / "kept"
+    assert (folder / "COMPLETED").exists()
+    assert len(list(folder.glob("train.tfrecord-0000?-of-00005"))) == 5
+    try:
+        data = make_data(task, use_cached=True, cache_dirs=str(tmp_path), num_shards=2)
+        expected = make_task(plus_one).get_dataset(None, "train", shuffle=False)
+        by_hand = sorted(each["inputs"].tolist() for each in expected.as_numpy_iterator())
+        ours = data.examples(Plain(), split="train", count=99, seed=0)
+        assert sorted(each["inputs"].tolist() for each in ours) == by_hand
+        stored = task.get_dataset(None, "train", use_cached=True, shuffle=False)
+        assert sorted(each["inputs"].tolist() for each in stored.as_numpy_iterator()) == by_hand
+        assert data.num_examples("train") == 90
+        assert task.get_cached_stats("train") == {
+            "examples": 90,
+            "inputs_max_tokens": 19,
+            "inputs_tokens": sum(map(len, by_hand)),
+            "targets_max_tokens": 19,
+            "targets_tokens": sum(map(len, by_hand)),
+        }
+        check_continuation(data, seeds=1, count=4)
+        more = dataclasses.replace(task.output_features["targets"], vocabulary=Bytes(9).as_seqio())
+        other = task.replace(output_features={**task.output_features, "targets": more})
+        with pytest.raises(InputError, match="made with another vocabulary for 'targets'"):
+            make_data(other, use_cached=True).train_batches(Plain(), seed=0)
+    finally:
+        seqio.set_global_cache_dirs([])
+    with pytest.raises(InputError, match="holds a cache already"):
+        write_seqio_cache(task, tmp_path)
+    with pytest.raises(InputError, match=r"'made' says not what to cache: put seqio\.Cache"):
+        write_seqio_cache(make_task(), tmp_path)
+    broken = make_task(lambda ds: ds.map(lambda _: {}["x"]), placeholder, name="broken")
+    with pytest.raises(KeyError):
+        write_seqio_cache(broken, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"group"}
+
+
+def test_single_numbers_are_sequences_of_one(seqio, tf, make_task):
+    """Labels, as SeqIO tasks have them: beside texts of another vocabulary, rank 0."""
+
+    class Labelled(Plain):
+        features = ("inputs", "labels", "score")
+        packable = False
+
+        def row_lengths(self, lengths):
+            return {"inputs": lengths["inputs"], "labels": 1, "score": 1}
+
+        def prepare(self, examples, *, lengths, vocabulary, rng):
+            for example in examples:
+                yield {**example, "inputs": example["inputs"][: lengths["inputs"]]}
+
+    label = seqio.map_over_dataset(
+        lambda example: {
+            "inputs": example["inputs"],
+            "labels": tf.size(example["inputs"]),
+            "score": tf.cast(tf.size(example["inputs"]), tf.float32) / 2,
+        }
+    )
+    task = make_task(label)
+    number = seqio.Feature(seqio.PassThroughVocabulary(30), add_eos=False, rank=0)
+    features = {"inputs": task.output_features["inputs"], "labels": number}
+    features["score"] = dataclasses.replace(number, dtype=tf.float32)
+    data = make_data(task.replace(output_features=features), lengths={"inputs": 24})
+    assert data.vocabulary().size == 259
+    batches = data.train_batches(Labelled(), seed=0)
+    batch = next(batches)
+    batches.close()
+    assert set(batch) == {"inputs", "labels", "score"}  # one example a row, though pack is True
+    sizes = np.count_nonzero(batch["inputs"], axis=1)
+    np.testing.assert_array_equal(batch["labels"], sizes[:, None])
+    np.testing.assert_array_equal(batch["score"], sizes[:, None].astype(np.float32) / 2)
+    assert batch["score"].dtype == np.float32
+    assert {name: each.shape for name, each in data.batch_shapes(Labelled()).items()} == {
+        name: each.shape for name, each in batch.items()
+    }
+    string = make_task().replace(preprocessors=[], output_features={"inputs": number})
+    with pytest.raises(InputError, match=r"'inputs' .* is string of shape"):
+        make_data(string).examples(Labelled(), split="train", count=1, seed=0)
+
+
+def test_sizes_are_known_before_reading(seqio, make_task):
+    source = seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: None,
+        splits=["train", "test"],
+        num_input_examples={"train": 7},
+    )
+    one, two = make_task(source=source, name="one"), make_task(source=source, name="two")
+    assert make_data(one).num_examples("train") == 7
+    assert make_data(one).num_examples("test") is None
+    assert make_data(seqio.Mixture("both", [(one, 1), (two, 1)])).num_examples("train") == 14
+    assert make_data(make_task()).class_counts("train") == {}
+
+
+def test_a_mixture_of_any_data_continues_exactly(make_task):
+    examples = [{"inputs": np.full(3, 5 + i), "targets": np.full(2, 9)} for i in range(40)]
+    arrays = ArrayData(examples, lengths=LENGTHS, batch_size=8, vocab=Bytes(0))
+    parts = {"task": make_data(make_task()), "arrays": arrays}
+    data = MixtureData(parts, rates={"task": 1, "arrays": 1}, lengths=LENGTHS, batch_size=8)
+    assert data.vocabulary().size == 259
+    check_continuation(dataclasses.replace(data, window=9, num_shards=2), seeds=2, count=6)
 
 
 @pytest.mark.parametrize("pack", [True, False])

@@ -1,0 +1,345 @@
+"""How the features of an example come from the columns of a row: text, classes, numbers, spans."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5lite.data.readers import Row
+from t5lite.data.templates import Template, plain
+from t5lite.data.vocabularies import Vocabulary
+from t5lite.errors import InputError, unknown
+
+OUTSIDE = "O"
+NO_LABEL = -1
+
+Arrays = dict[str, list[np.ndarray]]
+
+
+class Column:
+    """What becomes of some columns. The default: none of them is a class, and any row will do."""
+
+    def features(self, feature: str) -> tuple[str, ...]:
+        """Returns the features that are made, given the one under which this is listed."""
+        return (feature,)
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Raises an InputError, with the nearest names, if a column is missing."""
+        raise NotImplementedError
+
+    def problem(self, row: Row) -> str:
+        """Returns what is wrong with a row; empty if nothing is."""
+        raise NotImplementedError
+
+    def classes_in(self, row: Row) -> Iterable[str]:
+        """Returns the classes that a row names."""
+        del row
+        return ()
+
+    def with_classes(self, found: Iterable[str]) -> "Column":
+        """Returns itself with the classes that were found in the training rows, if it needs any."""
+        del found
+        return self
+
+    def arrays(
+        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
+    ) -> Arrays:
+        """Makes the features of some rows.
+
+        Args:
+          feature: under which this is listed.
+          rows: without problems.
+          vocabulary: encodes texts, all at once.
+          length: room for the text, in tokens, special ones included; None: any.
+
+        Returns:
+          For each of `features`, a 1-D array a row: int32, or float32 for numbers.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(Column):
+    """A template's text as token ids; what a plain string among the features stands for."""
+
+    template: Template
+
+    def check(self, columns: Sequence[str]) -> None:
+        self.template.check(columns)
+
+    def problem(self, row: Row) -> str:
+        return _missing(row, self.template.slots)
+
+    def arrays(
+        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
+    ) -> Arrays:
+        return {feature: _encoded(vocabulary, [self.template.render(row) for row in rows])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Class(Column):
+    """A class, as its number from 0: int32 `[1]`.
+
+    Attributes:
+      column: holds the class's name.
+      classes: all there are, in order; None: those of the training rows, sorted, as numbers if all
+        are whole numbers.
+    """
+
+    column: str
+    _: dataclasses.KW_ONLY
+    classes: Sequence[str] | None = None
+
+    def check(self, columns: Sequence[str]) -> None:
+        _check_columns("Class.column", [self.column], columns)
+
+    def problem(self, row: Row) -> str:
+        return _missing(row, [self.column]) or (
+            "" if plain(row[self.column]) else f"column {self.column!r} names no class"
+        )
+
+    def classes_in(self, row: Row) -> Iterable[str]:
+        return (plain(row[self.column]),)
+
+    def with_classes(self, found: Iterable[str]) -> "Class":
+        return dataclasses.replace(self, classes=_given(self.classes) or _in_order(found))
+
+    def arrays(
+        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
+    ) -> Arrays:
+        numbers = _numbers(self.classes)
+        return {feature: [np.array([numbers[plain(row[self.column])]], np.int32) for row in rows]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Number(Column):
+    """One number or several: float32 `[n]`.
+
+    Attributes:
+      column: the column, or columns in order, that hold them.
+    """
+
+    column: str | Sequence[str]
+
+    def check(self, columns: Sequence[str]) -> None:
+        _check_columns("Number.column", self._columns, columns)
+
+    def problem(self, row: Row) -> str:
+        if missing := _missing(row, self._columns):
+            return missing
+        for column in self._columns:
+            try:
+                value = float(row[column])
+            except (TypeError, ValueError):
+                return f"column {column!r} is {str(row[column])[:40]!r}, not a number"
+            if not math.isfinite(value):
+                return f"column {column!r} is {value}, not a finite number"
+        return ""
+
+    def arrays(
+        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
+    ) -> Arrays:
+        values = [[float(row[column]) for column in self._columns] for row in rows]
+        return {feature: [np.array(each, np.float32) for each in values]}
+
+    @property
+    def _columns(self) -> list[str]:
+        return [self.column] if isinstance(self.column, str) else list(self.column)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tags(Column):
+    """Words with a tag each, as tokens and `labels` aligned with them: both int32 `[tokens]`.
+
+    A word's tag is at its first token; the others, and words without tokens, have none (-1).
+
+    Attributes:
+      words_column: a list of words, or a text of them with spaces between.
+      tags_column: the words' tags, likewise.
+      classes: all tags, in order; None: those of the training rows, sorted, with the tag outside of
+        everything, "O", first.
+
+    Source: Devlin et al. 2019, arXiv:1810.04805, §5.3 (the first sub-token stands for the word).
+    """
+
+    words_column: str
+    tags_column: str
+    _: dataclasses.KW_ONLY
+    classes: Sequence[str] | None = None
+
+    def features(self, feature: str) -> tuple[str, ...]:
+        return (feature, "labels")
+
+    def check(self, columns: Sequence[str]) -> None:
+        _check_columns("Tags.words_column", [self.words_column], columns)
+        _check_columns("Tags.tags_column", [self.tags_column], columns)
+
+    def problem(self, row: Row) -> str:
+        if missing := _missing(row, [self.words_column, self.tags_column]):
+            return missing
+        words, tags = _items(row[self.words_column]), _items(row[self.tags_column])
+        return "" if len(words) == len(tags) else f"{len(words)} words and {len(tags)} tags"
+
+    def classes_in(self, row: Row) -> Iterable[str]:
+        return _items(row[self.tags_column])
+
+    def with_classes(self, found: Iterable[str]) -> "Tags":
+        in_order = sorted(_in_order(found), key=lambda tag: tag != OUTSIDE)  # stable
+        return dataclasses.replace(self, classes=_given(self.classes) or in_order)
+
+    def arrays(
+        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
+    ) -> Arrays:
+        numbers = _numbers(self.classes)
+        words = [_items(row[self.words_column]) for row in rows]
+        # The space in front matters to byte-level vocabularies, and to no other.
+        spaced = [" " * (i > 0) + word for each in words for i, word in enumerate(each)]
+        encoded = iter(vocabulary.encode_all(spaced))
+        made: Arrays = {feature: [], "labels": []}
+        for row, each in zip(rows, words, strict=True):
+            ids: list[int] = []
+            labels: list[int] = []
+            for _, tag in zip(each, _items(row[self.tags_column]), strict=True):
+                pieces = next(encoded)
+                ids += pieces
+                labels += [numbers[tag], *[NO_LABEL] * (len(pieces) - 1)] if pieces else []
+            made[feature].append(np.array(ids, np.int32))
+            made["labels"].append(np.array(labels, np.int32))
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer(Column):
+    """A text and where the answer is in it: tokens, and `labels` int32 `[2]`.
+
+    `labels` are the answer's first and last token; (-1, -1) where there is no answer, its column
+    being empty, or where it is cut off: `length` holds two tokens around the text, as BERT's.
+
+    Attributes:
+      context: a column, or a template such as `"{question} {context}"`, whose last slot holds the
+        answer.
+      answer: the column with the answer's text, word for word as in the context.
+      start: the column with the answer's first character in the context's column, from 0; None: the
+        answer is where it first occurs.
+
+    Source: Devlin et al. 2019, arXiv:1810.04805, §4.2-4.3.
+    """
+
+    context: str
+    answer: str
+    _: dataclasses.KW_ONLY
+    start: str | None = None
+
+    def features(self, feature: str) -> tuple[str, ...]:
+        return (feature, "labels")
+
+    def check(self, columns: Sequence[str]) -> None:
+        if "{" not in self.context:
+            _check_columns("Answer.context", [self.context], columns)
+        elif not self._template.slots:
+            raise InputError(f"Answer.context = {self.context!r}: has no slot that holds answers")
+        self._template.check(columns)
+        named = [self.answer] if self.start is None else [self.answer, self.start]
+        _check_columns("Answer.answer or Answer.start", named, columns)
+
+    def problem(self, row: Row) -> str:
+        missing = _missing(row, self._template.slots)
+        answer = plain(row.get(self.answer))
+        if missing or not answer:
+            return missing
+        context = plain(row[self._slot])
+        if self.start is None:
+            return "" if answer in context else f"the answer {answer[:40]!r} is not in the context"
+        try:
+            start = int(row[self.start])
+        except (KeyError, TypeError, ValueError):
+            return f"column {self.start!r} is {row.get(self.start)!r}, not a whole number"
+        if start >= 0 and context.startswith(answer, start):
+            return ""
+        return f"the answer {answer[:40]!r} is not at character {start} of the context"
+
+    def arrays(
+        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
+    ) -> Arrays:
+        made: Arrays = {feature: [], "labels": []}
+        for row in rows:
+            ids, offsets = vocabulary.encode_with_offsets(self._template.render(row))
+            room = len(ids) if length is None else length - 2
+            made[feature].append(np.array(ids, np.int32))
+            made["labels"].append(np.array(self._span(row, offsets, room), np.int32))
+        return made
+
+    def _span(self, row: Row, offsets: Sequence[tuple[int, int]], room: int) -> tuple[int, int]:
+        """Returns the first and last token that share a character with the answer."""
+        answer = plain(row.get(self.answer))
+        if not answer:
+            return -1, -1
+        at = int(row[self.start]) if self.start else plain(row[self._slot]).index(answer)
+        begin = self._template.place(self._slot, row) + at
+        end = begin + len(answer)
+        inside = [i for i, (first, behind) in enumerate(offsets) if first < end and behind > begin]
+        return (inside[0], inside[-1]) if inside and inside[-1] < room else (-1, -1)
+
+    def has_answer(self, row: Row) -> bool:
+        """Whether a row has an answer, cut off or not."""
+        return bool(plain(row.get(self.answer)))
+
+    @property
+    def _template(self) -> Template:
+        return Template(self.context if "{" in self.context else f"{{{self.context}}}")
+
+    @property
+    def _slot(self) -> str:
+        return self._template.slots[-1]
+
+
+def as_column(feature: str, value: Any) -> Column:
+    """Returns what makes a feature: a column object as it is, a template for a plain string."""
+    if isinstance(value, Column):
+        return value
+    if isinstance(value, str | Template):
+        return Text(Template(value) if isinstance(value, str) else value)
+    raise InputError(
+        f"features[{feature!r}] is {value!r}: must be a template such as '{{question}}', or a "
+        "Class, Number, Tags or Answer"
+    )
+
+
+def _encoded(vocabulary: Vocabulary, texts: Sequence[str]) -> list[np.ndarray]:
+    return [np.array(ids, np.int32) for ids in vocabulary.encode_all(texts)]
+
+
+def _missing(row: Row, columns: Iterable[str]) -> str:
+    for column in columns:
+        if row.get(column) is None:
+            there = "is null" if column in row else "is missing"
+            return f"column {column!r} {there}"
+    return ""
+
+
+def _check_columns(field: str, named: Iterable[str], columns: Sequence[str]) -> None:
+    for name in named:
+        if name not in columns:
+            raise InputError(f"{field} = {name!r}: {unknown('column', name, columns)}")
+
+
+def _items(value: Any) -> list[str]:
+    return value.split() if isinstance(value, str) else [plain(item) for item in value]
+
+
+def _given(classes: Sequence[Any] | None) -> list[str]:
+    return [plain(each) for each in classes or ()]
+
+
+def _in_order(classes: Iterable[str]) -> list[str]:
+    found = set(classes)
+    if all(name.removeprefix("-").isdecimal() for name in found):
+        return sorted(found, key=int)
+    return sorted(found)
+
+
+def _numbers(classes: Sequence[str] | None) -> Mapping[str, int]:
+    assert classes is not None  # bound by FileData
+    return {name: number for number, name in enumerate(classes)}

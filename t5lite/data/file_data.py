@@ -1,0 +1,406 @@
+"""Data in files of one's own: columns to features, split by hash or by file, and shown by class."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5lite.data.batches import Objective
+from t5lite.data.columns import Answer, Class, Column, Tags, Text, as_column
+from t5lite.data.pipeline import _Data
+from t5lite.data.readers import DataFile, Row, find_files, format_of
+from t5lite.data.sources import Example, Source, dealt
+from t5lite.data.tables import Scan, Table, hash_of
+from t5lite.data.templates import SHOTS, Template
+from t5lite.data.tokenizers_vocabularies import HuggingFaceTokenizer, WordPiece
+from t5lite.data.vocabularies import SentencePiece, Vocabulary, load_vocabulary
+from t5lite.errors import InputError, unknown
+
+SPLITS = ("train", "validation")
+_SHOWN = 5  # classes
+_CHECKED = 1000  # rows whose answers are looked for
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileData(_Data):
+    """CSV, TSV, JSON-lines, Parquet and text files, columns made into features.
+
+    Files are read once at the start, to find and check their rows, and then row by row. Training
+    rows come in the order of a hash of their content, shuffled again within windows, so that files
+    sorted by class do no harm. A job stops at a file that has changed, and does not resume on it.
+
+    Attributes:
+      files: paths or patterns (`data/*.csv`, `**/*.txt`). `.gz`, `.bz2`, `.xz` and Parquet files
+        are unpacked into the cache once. A text file has the column `text`.
+      features: for each feature a template of columns (`"question: {question}"`), or a `Class`,
+        `Number`, `Tags` or `Answer`. `Tags` and `Answer` also make `labels`.
+      vocab: a vocabulary, what returns one, or the path of a saved vocabulary, a SentencePiece
+        model, a `tokenizer.json` or a `vocab.txt`.
+      validation_files: likewise `files`; None: `validation_share` of the rows of `files`.
+      validation_share: in `[0, 1)`. A row's side depends on its content alone.
+      split_by: the columns that decide the side, so that rows that share them stay together; None:
+        all.
+      format: `csv`, `tsv`, `jsonl`, `parquet`, `text` (a row a line) or `document` (a row a file);
+        None: by the file's ending.
+      column_names: of CSV and TSV files without a first line of names.
+      quotes: whether CSV and TSV fields may be in double quotes; False: quotes are text.
+      bad_lines: "stop" at broken lines, or "skip" and count them.
+      shots: how many other training rows, told by `shot`, fill a template's slot `{shots}`.
+      shot: the template of one of them.
+    """
+
+    files: str | Sequence[str]
+    _: dataclasses.KW_ONLY
+    features: Mapping[str, Any]
+    vocab: Any
+    validation_files: str | Sequence[str] | None = None
+    validation_share: float = 0.05
+    split_by: str | Sequence[str] | None = None
+    format: str | None = None
+    column_names: Sequence[str] | None = None
+    quotes: bool = True
+    bad_lines: str = "stop"
+    shots: int = 0
+    shot: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share, shots = self.validation_share, self.shots
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise InputError(f"validation_share = {share!r}: must be at least 0 and less than 1")
+        if self.bad_lines not in ("stop", "skip"):
+            raise unknown("bad_lines", self.bad_lines, ("stop", "skip"))
+        if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
+            raise InputError(f"shots = {shots!r}: must be a whole number of at least 0")
+        if bool(self.shots) != bool(self.shot):
+            raise InputError(
+                f"shots = {self.shots} and shot = {self.shot!r}: set both (how many examples, and "
+                "the template of one), or neither"
+            )
+        if not self.features:
+            raise InputError("features is empty: name at least one, such as {'inputs': '{text}'}")
+
+    def vocabulary(self) -> Vocabulary:
+        """Returns the vocabulary that texts are encoded with.
+
+        Raises:
+          InputError: if `vocab` names none.
+        """
+        return self._vocabulary
+
+    def describe(self) -> str:
+        """Returns the files, the rows of each split, the classes, and what was left out."""
+        scan, names = self._scan, self._paths[0]
+        more = f" and {len(names) - 1} more files" if len(names) > 1 else ""
+        train, validation = (len(scan.tables[split]) for split in SPLITS)
+        how = "by hash" if self.validation_files is None else "from validation_files"
+        lines = [f"{names[0]}{more}: {train:,} rows to train on, {validation:,} to test ({how})"]
+        shared = np.isin(scan.tables["validation"].hashes, scan.tables["train"].hashes).sum()
+        if shared:
+            lines.append(f"{shared:,} of the rows to test are also trained on")
+        for feature, counts in self.class_counts("train").items():
+            common = sorted(counts.items(), key=lambda item: -item[1])[:_SHOWN]
+            listed = ", ".join(f"{name} {count:,}" for name, count in common)
+            tail = ", …" if len(counts) > _SHOWN else ""
+            lines.append(f"{feature}: {len(counts)} classes: {listed}{tail}")
+        if cut := self._num_cut_answers():
+            lines.append(
+                f"{cut:,} answers of the first {_CHECKED:,} rows are cut off by the length"
+            )
+        if scan.num_broken:
+            lines.append(f"skipped: {scan.broken()}")
+        return "\n".join(lines)
+
+    def num_examples(self, split: str) -> int | None:
+        """Returns how many rows a split has."""
+        return len(self._table(split))
+
+    def class_counts(self, split: str) -> dict[str, dict[str, int]]:
+        """Returns how often each class of a label feature occurs, in the order of the classes."""
+        self._table(split)
+        return {
+            column.features(feature)[-1]: {
+                name: self._scan.classes[split][feature].get(name, (0, ""))[0]
+                for name in column.classes
+            }
+            for feature, column in self._columns.items()
+            if isinstance(column, Class | Tags) and column.classes is not None
+        }
+
+    @functools.cached_property
+    def _vocabulary(self) -> Vocabulary:
+        vocab = self.vocab
+        if callable(vocab):
+            vocab = vocab()
+        if isinstance(vocab, str | os.PathLike):
+            vocab = _open_vocabulary(Path(vocab).expanduser())
+        if not isinstance(vocab, Vocabulary):
+            raise InputError(
+                f"vocab = {vocab!r}: must be a vocabulary, what returns one, or the path of one"
+            )
+        return vocab
+
+    @functools.cached_property
+    def _paths(self) -> tuple[list[str], list[str]]:
+        """The files to train on (and to split), and those to validate on."""
+        given = self.validation_files
+        return (
+            find_files(self.files, field="FileData.files"),
+            [] if given is None else find_files(given, field="FileData.validation_files"),
+        )
+
+    @functools.cached_property
+    def _scan(self) -> Scan:
+        """The rows of all files, found and checked; those to train on in the order of hashes."""
+        train, validation = self._paths
+        files = [
+            DataFile(path, format_of(path, self.format), self.column_names, self.quotes)
+            for path in (*train, *validation)
+        ]
+        columns = {name: as_column(name, value) for name, value in self.features.items()}
+        _check_features(columns)
+        self._check_shots(columns)
+        if self.shot is not None:
+            columns["shot"] = Text(Template(self.shot))
+
+        def side(number: int, row: Row) -> str:
+            if self.validation_files is not None:
+                return "train" if number < len(train) else "validation"
+            share = hash_of(row, self._split_by) / 2**64
+            return "validation" if share < self.validation_share else "train"
+
+        scan = Scan(files, columns, side, extra=[SHOTS] if self.shots else [])
+        if scan.num_broken and self.bad_lines == "stop":
+            raise InputError(f"{scan.broken()}\nmend them, or set FileData.bad_lines = 'skip'")
+        scan.tables["train"].sort()
+        num_different = len(np.unique(scan.tables["train"].hashes))
+        if self.shots and self.shots >= num_different:
+            raise InputError(
+                f"shots = {self.shots}: must be less than {num_different}, the number of "
+                "different training rows"
+            )
+        return scan
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, Column]:
+        """What makes each feature, its classes known."""
+        columns = {}
+        for feature, value in self.features.items():
+            found = {split: self._scan.classes[split][feature] for split in SPLITS}
+            column = as_column(feature, value).with_classes(found["train"])
+            columns[feature] = column
+            for split in SPLITS:
+                known = getattr(column, "classes", None) or ()
+                for name, (count, where) in found[split].items():
+                    if name not in known:
+                        there = "in none of train" if split != "train" else "not in `classes`"
+                        raise InputError(
+                            f"{where}: {unknown(f'class of {feature!r}', name, known)} "
+                            f"It is in {count:,} rows of {split} and {there}"
+                        )
+        return columns
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        """Hex digest of everything that decides the examples: content and settings."""
+        settings = [
+            [self._scan.tables["train"].digest, self._vocabulary.fingerprint],
+            {name: repr(column) for name, column in self._columns.items()},
+            [self.validation_files is None, self.validation_share, self._split_by],
+            [self.bad_lines, self.shots, self.shot],
+        ]
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+    @property
+    def _split_by(self) -> Sequence[str] | None:
+        return [self.split_by] if isinstance(self.split_by, str) else self.split_by
+
+    def _table(self, split: str) -> Table:
+        """Returns the rows of a split.
+
+        Raises:
+          InputError: if there is no such split, or it is empty.
+        """
+        if split not in SPLITS:
+            raise unknown("split of FileData", split, SPLITS)
+        table = self._scan.tables[split]
+        if not len(table):
+            count = len(self._scan.tables["train"])
+            fix = (
+                f"validation_share {self.validation_share} of {count:,} rows left none; raise it, "
+                "or name validation_files"
+                if split == "validation" and self.validation_files is None
+                else f"the files hold no rows for it: {', '.join(self._paths[split != 'train'])}"
+            )
+            raise InputError(f"FileData has no rows in split {split!r}: {fix}")
+        return table
+
+    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+        table, columns = self._table(split), self._columns
+        made = {name for feature in columns for name in columns[feature].features(feature)}
+        source = self._source(split, table, [name for name in objective.features if name in made])
+        missing = [name for name in objective.features if name not in made]
+        # An objective may also make what it names; one example tells, before any batch does.
+        if missing and not self._suffices(source, objective):
+            raise InputError(
+                f"FileData.features lacks what {type(objective).__name__} reads: "
+                f"{unknown('feature', missing[0], made)}"
+            )
+        return [(source, 1.0)]
+
+    def _suffices(self, source: "FileSource", objective: Objective) -> bool:
+        """Whether the objective can prepare the source's first example."""
+        rng = np.random.default_rng(0)
+        try:
+            next(self._prepare(objective)(source.examples(np.arange(1), seed=0), rng), None)
+        except (InputError, KeyError):
+            return False
+        return True
+
+    def _source(self, split: str, table: Table, wanted: Sequence[str]) -> "FileSource":
+        shots = None
+        if self.shots and self.shot is not None:
+            train = self._scan.tables["train"]
+            shots = Shots(train, count=self.shots, template=Template(self.shot))
+        columns = {
+            feature: column
+            for feature, column in self._columns.items()
+            if set(column.features(feature)) & set(wanted)
+        }
+        return FileSource(
+            f"{os.path.basename(self._paths[0][0])}:{split}:{self._digest}",
+            table,
+            columns,
+            wanted=wanted,
+            vocabulary=self._vocabulary,
+            lengths=self.lengths,
+            shots=shots,
+        )
+
+    def _check_shots(self, columns: Mapping[str, Column]) -> None:
+        """Refuses shots that no template takes."""
+        taken = any(
+            isinstance(column, Text) and SHOTS in column.template.slots
+            for column in columns.values()
+        )
+        if self.shots and not taken:
+            raise InputError(f"shots = {self.shots}: no template has the slot {{{SHOTS}}}")
+        if self.shot is not None and SHOTS in Template(self.shot).slots:
+            raise InputError(f"shot = {self.shot!r}: must not have the slot {{{SHOTS}}} itself")
+
+    def _num_cut_answers(self) -> int:
+        """Returns how many of the first training rows have an answer behind the length."""
+        table = self._scan.tables["train"]
+        rows = table.read(range(min(_CHECKED, len(table))))
+        count = 0
+        for feature, column in self._columns.items():
+            if isinstance(column, Answer):
+                length = self.lengths.get(feature)
+                made = column.arrays(feature, rows, vocabulary=self._vocabulary, length=length)
+                spans = zip(rows, made["labels"], strict=True)
+                count += sum(column.has_answer(row) and int(span[0]) < 0 for row, span in spans)
+        return count
+
+
+class Shots:
+    """Examples for few-shot prompts: other training rows, chosen by a row's content alone.
+
+    Args:
+      train: the rows to choose from, in an order that does not depend on the files'.
+      count: how many for a row; less than the number of different ones.
+      template: how one is told.
+    """
+
+    def __init__(self, train: Table, *, count: int, template: Template):
+        self._train, self._count, self._template = train, count, template
+
+    def texts(self, rows: Sequence[Row]) -> list[str]:
+        """Returns the examples for each row, an empty line between them; never the row itself."""
+        chosen = [self._choose(hash_of(row)) for row in rows]
+        found = iter(self._train.read([number for each in chosen for number in each]))
+        return ["\n\n".join(self._template.render(next(found)) for _ in each) for each in chosen]
+
+    def _choose(self, row_hash: int) -> list[int]:
+        rng, hashes = np.random.default_rng(row_hash), self._train.hashes
+        chosen: dict[int, int] = {}
+        while len(chosen) < self._count:
+            number = int(rng.integers(len(hashes)))
+            if int(hashes[number]) != row_hash:
+                chosen.setdefault(int(hashes[number]), number)
+        return list(chosen.values())
+
+
+class FileSource:
+    """The rows of one split as examples; a raw example is a row's number.
+
+    Args:
+      name: says what is read; part of every random key.
+      table: the rows.
+      columns: what makes each feature.
+      wanted: the features to give.
+      vocabulary: encodes texts.
+      lengths: the features' room, for what must know it.
+      shots: fills the slot of templates.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: Table,
+        columns: Mapping[str, Column],
+        *,
+        wanted: Sequence[str],
+        vocabulary: Vocabulary,
+        lengths: Mapping[str, int],
+        shots: Shots | None = None,
+    ):
+        self.name, self.num_examples = name, len(table)
+        self._table, self._columns, self._wanted = table, columns, wanted
+        self._vocabulary, self._lengths, self._shots = vocabulary, lengths, shots
+
+    def windows(
+        self, *, shard: int, num_shards: int, start: int, size: int
+    ) -> Iterator[np.ndarray]:
+        """Yields a shard's windows; see `Source.windows`."""
+        return dealt(np.arange(len(self._table)), shard, num_shards, start, size)
+
+    def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
+        """Yields the rows' features; a window's texts are encoded together."""
+        del seed
+        rows = self._table.read(window)
+        if self._shots is not None:
+            texts = self._shots.texts(rows)
+            rows = [row | {SHOTS: text} for row, text in zip(rows, texts, strict=True)]
+        made: dict[str, list[np.ndarray]] = {}
+        for feature, column in self._columns.items():
+            length = self._lengths.get(feature)
+            made |= column.arrays(feature, rows, vocabulary=self._vocabulary, length=length)
+        arrays = [made[name] for name in self._wanted]
+        for values in zip(*arrays, strict=True):
+            yield dict(zip(self._wanted, values, strict=True))
+
+
+def _check_features(columns: Mapping[str, Column]) -> None:
+    """Refuses features that are made twice."""
+    made: dict[str, str] = {}
+    for feature, column in columns.items():
+        for name in column.features(feature):
+            if name in made:
+                raise InputError(
+                    f"features: {made[name]!r} and {feature!r} both make {name!r}; remove one"
+                )
+            made[name] = feature
+
+
+def _open_vocabulary(path: Path) -> Vocabulary:
+    """Returns the vocabulary of a folder that was saved, or of a file."""
+    if path.is_dir():
+        return load_vocabulary(path)
+    if path.suffix == ".json":
+        return HuggingFaceTokenizer(path)
+    return WordPiece(path) if path.suffix == ".txt" else SentencePiece(path)

@@ -1,0 +1,280 @@
+"""Training on what `t5lite cache` wrote: prepared and packed rows, at the speed of memory."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from t5lite.data import packed_files
+from t5lite.data.batches import Batch, Batches, Objective
+from t5lite.data.packed_files import Rows
+from t5lite.data.pipeline import Again, _Data, filled_up
+from t5lite.data.sources import Example, Source
+from t5lite.data.streams import concatenate, generator
+from t5lite.errors import InputError
+
+if TYPE_CHECKING:
+    from t5lite.data.vocabularies import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedData(_Data):
+    """What `t5lite cache` wrote. Needs no TensorFlow.
+
+    Every epoch has all rows in a random order of its own; cached passes take turns. `num_shards`,
+    `window` and `block_rows` have no effect: a batch is the next `batch_size` rows of that order.
+
+    Attributes:
+      folder: local; other processes may read it at the same time.
+      vocab: the vocabulary to insist on; None: whichever the cache was made with.
+    """
+
+    folder: str
+    _: dataclasses.KW_ONLY
+    vocab: "Vocabulary | None" = None
+
+    def vocabulary(self) -> "Vocabulary | None":
+        """Returns the vocabulary that the cache was made with.
+
+        Raises:
+          InputError: if it is not `vocab`.
+        """
+        return self._vocabulary
+
+    def describe(self) -> str:
+        """Returns the size of the cache, and what it was made from."""
+        train = self._description["passes"]["train"]
+        first = train[0]
+        tokens = sum(first["tokens"].values())
+        passes = f", {len(train)} passes" if len(train) > 1 else ""
+        return (
+            f"packed cache {self.folder}: {first['rows']:,} rows, {tokens:,} tokens{passes}, made "
+            f"from {self._description['described']}"
+        )
+
+    def num_examples(self, split: str) -> int | None:
+        """Returns how many prepared examples a pass over the split has."""
+        passes = self._description["passes"].get(split)
+        return passes[0]["examples"] if passes else None
+
+    def class_counts(self, split: str) -> dict[str, dict[str, int]]:
+        """Returns how often each class occurred in the data that the cache was made from."""
+        return self._description["classes"].get(split, {})
+
+    def train_batches(
+        self, objective: Objective, *, seed: int, process_index: int = 0, process_count: int = 1
+    ) -> Batches:
+        """Starts reading the training rows; see `_Data.train_batches`."""
+        self._check(objective)
+        size = self._rows_per_process(process_count)
+        key = (seed, self._description["sha256"])
+        rows = ShuffledRows(self._passes("train"), key=key, part=process_index, parts=process_count)
+        fingerprint = {
+            "sources": [[f"packed:{self._description['sha256']}", 1.0]],
+            "seed": seed,
+            "lengths": dict(self.lengths),
+        }
+        names = tuple(self._description["rows"])
+        # One order for all: there is but one shard, of which each process takes its part.
+        return Batches(
+            {0: rows},
+            size,
+            objective,
+            names=names,
+            fingerprint=fingerprint,
+            prefetch=self.prefetch,
+        )
+
+    def validation_batches(
+        self,
+        objective: Objective,
+        *,
+        max_batches: int | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> Iterable[Batch]:
+        """Reads the cached validation rows once, in order; see `_Data.validation_batches`."""
+        self._check(objective)
+        size = self._rows_per_process(process_count)
+        (rows,) = self._passes("validation")
+        num_rows = self._description["passes"]["validation"][0]["rows"]
+
+        def iterate() -> Iterator[Batch]:
+            for batch_start in range(0, num_rows, self.batch_size):
+                start = batch_start + process_index * size
+                found = packed_files.widened(rows, slice(start, start + size))
+                yield objective.batch({name: filled_up(each, size) for name, each in found.items()})
+
+        return Again(lambda: itertools.islice(iterate(), max_batches))
+
+    def examples(self, objective: Objective, *, split: str, count: int, seed: int) -> list[Example]:
+        """Returns the examples of random rows; see `_Data.examples`."""
+        self._check(objective)
+        rows = self._passes(split)[0]
+        found: list[Example] = []
+        order = generator("examples", seed).permutation(len(next(iter(rows.values()))))
+        for row in order:
+            found += _unpacked(packed_files.widened(rows, [row]), self._description["rows"])
+            if len(found) >= count:
+                break
+        return found[:count]
+
+    @functools.cached_property
+    def _root(self) -> Path:
+        return packed_files.local_folder(self.folder)
+
+    @functools.cached_property
+    def _description(self) -> dict[str, Any]:
+        return packed_files.read_description(self._root)
+
+    @functools.cached_property
+    def _vocabulary(self) -> "Vocabulary | None":
+        from t5lite.data.vocabularies import load_vocabulary
+
+        cached = self._description["vocabulary"]
+        if self.vocab is not None and self.vocab.fingerprint != cached:
+            raise InputError(
+                f"vocab = {self.vocab!r}: the cache {self.folder} was made with another vocabulary "
+                f"(sha256 {str(cached)[:12]}, not {self.vocab.fingerprint[:12]}); write it again"
+            )
+        if cached is None:
+            return None
+        found = load_vocabulary(self._root / "vocabulary")
+        if found.fingerprint != cached:
+            raise InputError(
+                f"{self._root / 'vocabulary'} is damaged: it is not the vocabulary that the cache "
+                "was made with; write the cache again"
+            )
+        return found
+
+    def _check(self, objective: Objective) -> None:
+        """Raises an InputError if the cache holds other rows than the objective would make."""
+        self.vocabulary()
+        asked = {
+            "objective": packed_files.identity(getattr(objective, "wrapped", objective)),
+            "lengths": dict(self.lengths),
+            "rows": self._row_lengths(objective),
+            "pack": self._packs(objective),
+        }
+        for name, value in asked.items():
+            cached = self._description[name]
+            if cached != value:
+                was, now = _differing(cached, value)
+                raise InputError(
+                    f"{name} = {now}: the cache {self.folder} was made with {was}; "
+                    "write it again with t5lite cache, or ask for what it holds"
+                )
+
+    def _rows_per_process(self, process_count: int) -> int:
+        if self.batch_size % process_count:
+            raise InputError(
+                f"batch_size {self.batch_size} is not a multiple of the {process_count} processes"
+            )
+        return self.batch_size // process_count
+
+    def _passes(self, split: str) -> list[Rows]:
+        passes = self._description["passes"].get(split)
+        if not passes:
+            raise InputError(
+                f"the cache {self.folder} has no split {split!r}: the data it was made from has "
+                "none; write it again with a validation split"
+            )
+        return [
+            packed_files.open_rows(self._root / f"{split}-{number}", each["columns"], each["rows"])
+            for number, each in enumerate(passes)
+        ]
+
+    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+        raise InputError(
+            f"the packed cache {self.folder} holds rows, which cannot be mixed or cached again; "
+            "mix what it was made from, and cache the mixture"
+        )
+
+
+class ShuffledRows:
+    """One process's rows of an endless, globally shuffled sequence of cached rows.
+
+    Args:
+      passes: the cached passes; epoch `e` reads pass `e % len(passes)`.
+      key: decides the order of each epoch.
+      part: in `[0, parts)`.
+      parts: among how many every `parts * count` rows are divided.
+
+    Attributes:
+      epoch: the passes that were completed.
+    """
+
+    def __init__(
+        self, passes: Sequence[Rows], *, key: tuple[int | str, ...], part: int, parts: int
+    ):
+        self._passes, self._key, self._part, self._parts = list(passes), key, part, parts
+        self._sizes = [len(next(iter(rows.values()))) for rows in passes]
+        self._order: tuple[int, np.ndarray] | None = None
+        self.load([0, 0])
+
+    @property
+    def part(self) -> float:
+        """The share of this epoch's rows that all parts have taken."""
+        return self._row / self._sizes[self.epoch % len(self._sizes)]
+
+    def state(self) -> list[int]:
+        """Returns `[epoch, rows of it that all parts have taken]`."""
+        return [self.epoch, self._row]
+
+    def load(self, state: list[int]) -> None:
+        """Moves to a position that `state` returned."""
+        self.epoch, self._row = state
+
+    def take(self, count: int) -> dict[str, np.ndarray]:
+        """Returns this part's next `[count, length]` rows by name."""
+        self._walk(self._part * count)
+        taken = [packed_files.widened(*each) for each in self._walk(count)]
+        self._walk((self._parts - self._part - 1) * count)
+        return taken[0] if len(taken) == 1 else concatenate(taken)
+
+    def _walk(self, count: int) -> list[tuple[Rows, np.ndarray]]:
+        """Passes over the next `count` rows, and returns which they are."""
+        passed = []
+        while count:
+            which = self.epoch % len(self._passes)
+            step = min(count, self._sizes[which] - self._row)
+            passed.append((self._passes[which], self._permutation()[self._row :][:step]))
+            self._row, count = self._row + step, count - step
+            if self._row == self._sizes[which]:
+                self.epoch, self._row = self.epoch + 1, 0
+        return passed
+
+    def _permutation(self) -> np.ndarray:
+        if self._order is None or self._order[0] != self.epoch:
+            size = self._sizes[self.epoch % len(self._passes)]
+            order = generator("rows", *self._key, self.epoch).permutation(size)
+            self._order = (self.epoch, order)
+        return self._order[1]
+
+
+def _unpacked(row: Rows, names: Iterable[str]) -> Iterator[Example]:
+    """Yields the examples of one row `[1, length]`."""
+    names = list(names)
+    segments = {
+        name: row[f"{name}_segment_ids"][0] for name in names if f"{name}_segment_ids" in row
+    }
+    if not segments:
+        yield {
+            name: row[name][0] if row[name].dtype.kind == "f" else np.trim_zeros(row[name][0], "b")
+            for name in names
+        }
+        return
+    for segment in range(1, max(int(each.max()) for each in segments.values()) + 1):
+        yield {name: row[name][0][segments[name] == segment] for name in names}
+
+
+def _differing(cached: Any, asked: Any) -> tuple[Any, Any]:
+    """Returns the parts of two values that differ, as far as they are mappings."""
+    if isinstance(cached, Mapping) and isinstance(asked, Mapping):
+        keys = [key for key in {**cached, **asked} if cached.get(key) != asked.get(key)]
+        return {key: cached.get(key) for key in keys}, {key: asked.get(key) for key in keys}
+    return cached, asked

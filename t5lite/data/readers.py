@@ -1,0 +1,407 @@
+"""Rows of CSV, TSV, JSON-lines, Parquet and text files, found once and then read by their place.
+
+Every file is a file of lines on this machine, uncompressed, in the end: compressed ones and Parquet
+are written out once, into the cache. So a row is a place in bytes, tables may be larger than
+memory, and any row can be read at any time.
+"""
+
+import bz2
+import contextlib
+import csv
+import dataclasses
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from t5lite.data.files import cache_folder
+from t5lite.errors import InputError, unknown
+
+Row = dict[str, Any]
+
+FORMATS = ("csv", "tsv", "jsonl", "parquet", "text", "document")
+_ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+}
+_COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+# The longest field; csv's own limit is 131,072 characters, which is little for a document.
+_LONGEST_FIELD = 2**24
+_BOM = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    """A row in a file, or what is wrong with it.
+
+    Attributes:
+      number: of its first line, from 1.
+      start: its first byte.
+      end: the byte behind it.
+      row: its columns; None if it is broken.
+      problem: how; empty if it is not.
+    """
+
+    number: int
+    start: int
+    end: int
+    row: Row | None
+    problem: str = ""
+
+
+def find_files(patterns: str | Sequence[str], *, field: str) -> list[str]:
+    """Returns the files that match any of the patterns, sorted by pattern and name, each once.
+
+    Args:
+      patterns: paths, or patterns with `*`, `?`, `[…]` and `**` for any folders.
+      field: whose value they are, for the message.
+
+    Raises:
+      InputError: if a pattern matches none, naming the nearest.
+    """
+    patterns = [os.fspath(patterns)] if isinstance(patterns, str | os.PathLike) else list(patterns)
+    if not patterns:
+        raise InputError(f"{field} is empty: name at least one file or pattern")
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        path = os.path.expanduser(os.fspath(pattern))
+        if "://" in path:
+            raise InputError(f"{field} = {path!r}: must be on this machine's disk; copy it there")
+        names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        files = [name for name in names if os.path.isfile(name)]
+        if not files:
+            raise _no_file(field, path)
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def _no_file(field: str, path: str) -> InputError:
+    if os.path.isdir(path):
+        return InputError(f"{field} = {path!r}: is a folder; write {path.rstrip('/')}/*.csv, say")
+    folder, name = os.path.split(path)
+    if glob.has_magic(path):
+        return InputError(f"{field} = {path!r}: no file matches (from {os.getcwd()})")
+    if not os.path.isdir(folder or "."):
+        return InputError(f"{field} = {path!r}: there is no folder {folder!r}")
+    return InputError(f"{field} = {path!r}: {unknown('file', name, os.listdir(folder or '.'))}")
+
+
+def format_of(path: str, format: str | None) -> str:
+    """Returns the format of a file: the one that is given, or what its ending says.
+
+    Raises:
+      InputError: if there is no such format, or the ending says none.
+    """
+    if format is not None:
+        if format not in FORMATS:
+            raise unknown("format", format, FORMATS)
+        return format
+    ending = Path(_without_compression(path)).suffix.lower()
+    if ending not in _ENDINGS:
+        raise InputError(
+            f"{path}: the ending {ending!r} says no format; set FileData.format to one of "
+            f"{', '.join(FORMATS)}"
+        )
+    return _ENDINGS[ending]
+
+
+@dataclasses.dataclass
+class DataFile:
+    """One file: scanned once from start to end, and then read row by row.
+
+    Attributes:
+      path: what the user named.
+      format: one of `FORMATS`.
+      column_names: of CSV and TSV; None: the first line has them.
+      quotes: whether fields of CSV and TSV may be in double quotes.
+    """
+
+    path: str
+    format: str
+    column_names: Sequence[str] | None = None
+    quotes: bool = True
+
+    def __post_init__(self) -> None:
+        self._stat = _identity(self.path)
+        self._lines = _as_lines(self.path, self.format)  # where the lines are, perhaps in the cache
+        self.columns: tuple[str, ...] = ()
+        self.digest = ""
+
+    def scan(self) -> Iterator[Line]:
+        """Yields every row, good or broken, and sets `columns` (all, at the end) and `digest`.
+
+        Raises:
+          InputError: if there is no line of column names, or they are not names.
+        """
+        self.columns = tuple(self.column_names or ())
+        scanners = {"csv": self._scan_table, "tsv": self._scan_table, "text": self._scan_text}
+        scanners["document"] = self._scan_document
+        content = hashlib.sha256(f"{self.format} {self.column_names} {self.quotes}".encode())
+        with open(self._lines, "rb") as file:
+            yield from scanners.get(self.format, self._scan_json)(_Lines(file, content))
+        self.digest = content.hexdigest()
+        self._check_unchanged()
+
+    def read(self, places: Sequence[tuple[int, int]]) -> list[Row]:
+        """Returns the rows between the given bytes.
+
+        Raises:
+          InputError: if the file has changed since it was scanned.
+        """
+        self._check_unchanged()
+        raw = []
+        with open(self._lines, "rb") as file:
+            for start, end in places:
+                file.seek(start)
+                raw.append(file.read(end - start).decode())
+        if self.format in ("csv", "tsv"):
+            rows = csv.reader(raw, **self._dialect)
+            return [dict(zip(self.columns, row, strict=True)) for row in rows]
+        if self.format in ("text", "document"):
+            return [{"text": text} for text in raw]
+        return [json.loads(text) for text in raw]
+
+    def _check_unchanged(self) -> None:
+        if _identity(self.path) != self._stat:
+            raise InputError(
+                f"{self.path} has changed since this job began to read it; restore it, or start "
+                "a new run on the new file"
+            )
+
+    @property
+    def _dialect(self) -> dict[str, Any]:
+        return {
+            "delimiter": "\t" if self.format == "tsv" else ",",
+            "quoting": csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE,
+            "strict": True,
+        }
+
+    def _scan_table(self, lines: "_Lines") -> Iterator[Line]:
+        csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+        while not lines.at_end:
+            rows = csv.reader(lines, **self._dialect)
+            number, start = lines.next_row()
+            try:
+                for fields in rows:
+                    if fields and not self.columns:
+                        self.columns = _checked_names(fields, f"{self.path}:{number}")
+                    elif fields:
+                        yield self._table_line(number, start, lines.at, fields)
+                    number, start = lines.next_row()
+            except (csv.Error, UnicodeDecodeError) as error:
+                if not self.columns:
+                    raise InputError(f"{self.path}:{number}: {_said(error)}") from error
+                # An open quote swallows the lines behind it: go on with the second of them.
+                lines.back_behind_first()
+                yield Line(number, start, lines.at, None, _said(error))
+        if not self.columns:
+            raise InputError(f"{self.path} is empty: its first line must name the columns")
+
+    def _table_line(self, number: int, start: int, end: int, fields: list[str]) -> Line:
+        if len(fields) == len(self.columns):
+            return Line(number, start, end, dict(zip(self.columns, fields, strict=True)))
+        problem = f"{len(fields)} fields instead of {len(self.columns)}"
+        return Line(number, start, end, None, problem)
+
+    def _scan_json(self, lines: "_Lines") -> Iterator[Line]:
+        found: dict[str, None] = {}
+        for number, start, raw in lines.raw():
+            if not raw.strip():
+                continue
+            row, problem = None, ""
+            try:
+                row = json.loads(raw.decode())
+                if b"\\ud" in raw.lower():  # half a surrogate pair is no text
+                    json.dumps(row, ensure_ascii=False).encode()
+                if not isinstance(row, dict):
+                    row, problem = None, "JSON, but not an object in braces with a column a key"
+            except RecursionError:
+                problem = "broken JSON: nested too deep"
+            except ValueError as error:
+                row, problem = None, _said(error)
+            found.update(dict.fromkeys(row or ()))
+            yield Line(number, start, lines.at, row, problem)
+        self.columns = tuple(found)
+
+    def _scan_text(self, lines: "_Lines") -> Iterator[Line]:
+        self.columns = ("text",)
+        for number, start, raw in lines.raw():
+            content = raw.rstrip(b"\r\n")
+            if content.strip():
+                yield _text_line(number, start, content)
+
+    def _scan_document(self, lines: "_Lines") -> Iterator[Line]:
+        self.columns = ("text",)
+        parts = list(lines.raw())
+        if content := b"".join(raw for _, _, raw in parts).rstrip():
+            yield _text_line(1, parts[0][1], content)
+
+
+class _Lines:
+    """The lines of a file as text, for csv, counted in lines and bytes."""
+
+    def __init__(self, file: Any, digest: Any):
+        self._file, self._digest = file, digest
+        self.at = self._number = self._hashed = 0
+        self._behind_first = (0, 0)
+        self._rows_line = 1
+        self.at_end = False
+
+    def __iter__(self) -> Iterator[str]:
+        return (raw.decode() for _, _, raw in self.raw())
+
+    def raw(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yields the number, first byte and content of each line, without a byte order mark."""
+        for raw in self._file:
+            if self.at == self._hashed:  # and not gone back
+                self._digest.update(raw)
+                self._hashed += len(raw)
+            start, self._number = self.at, self._number + 1
+            self.at += len(raw)
+            if self._number == self._rows_line:
+                self._behind_first = (self._number, self.at)
+            if start == 0 and raw.startswith(_BOM):
+                start, raw = len(_BOM), raw[len(_BOM) :]
+            yield self._number, start, raw
+        self.at_end = True
+
+    def next_row(self) -> tuple[int, int]:
+        """Returns the number of the next line and its first byte, where a row begins."""
+        self._rows_line = self._number + 1
+        return self._rows_line, self.at
+
+    def back_behind_first(self) -> None:
+        """Returns to the second line of the row that was begun."""
+        self._number, self.at = self._behind_first
+        self._file.seek(self.at)
+        self.at_end = False
+
+
+def _text_line(number: int, start: int, content: bytes) -> Line:
+    end = start + len(content)
+    try:
+        return Line(number, start, end, {"text": content.decode()})
+    except UnicodeDecodeError as error:
+        return Line(number, start, end, None, _said(error))
+
+
+def _said(error: Exception) -> str:
+    """Returns what is wrong with a line, in the words of its writer."""
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        return f"not UTF-8: byte 0x{byte:02x} at its byte {error.start + 1}"
+    if isinstance(error, UnicodeEncodeError):
+        return "half a surrogate pair, which is no text"
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON: {error.msg} at character {error.colno}"
+    known = {
+        "unexpected end of data": "a quote that is opened here is not closed",
+        "field larger than field limit": "a quote that is opened here is not closed",
+        "new-line character": "a carriage return in a field without quotes",
+        "expected after": 'unbalanced quotes: text behind a closing quote (write "" for a quote)',
+    }
+    return next((say for text, say in known.items() if text in str(error)), str(error))
+
+
+def _checked_names(fields: list[str], where: str) -> tuple[str, ...]:
+    names = [field.strip() for field in fields]
+    if "" in names or len(set(names)) < len(names):
+        wrong = "is empty" if "" in names else "is there twice"
+        raise InputError(
+            f"{where}: a column's name {wrong} in {names}; mend the first line, or name the "
+            "columns of a file without such a line by FileData.column_names"
+        )
+    return tuple(names)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; restore it") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def _without_compression(path: str) -> str:
+    stem, ending = os.path.splitext(path)
+    return stem if ending in _COMPRESSED or ending in (".zst", ".zip") else path
+
+
+def _as_lines(path: str, format: str) -> str:
+    """Returns the path of a file of lines: the file itself, or what was made of it in the cache."""
+    ending = os.path.splitext(path)[1]
+    if ending in (".zst", ".zip"):
+        raise InputError(
+            f"{path}: {ending} is not supported; decompress it, or use {', '.join(_COMPRESSED)}"
+        )
+    if ending in _COMPRESSED:
+        if format == "parquet":
+            raise InputError(f"{path}: Parquet is compressed inside; decompress the file")
+        return _cached(path, lambda target: _decompress(path, target))
+    return _cached(path, lambda target: _parquet(path, target)) if format == "parquet" else path
+
+
+def _cached(path: str, write: Callable[[Any], None]) -> str:
+    """Returns the cache's file for a file's content, written whole or not at all."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    target = cache_folder() / "files" / digest
+    if target.exists():
+        return str(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".")
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}; set T5LITE_CACHE") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.replace(temporary, target)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise InputError(
+            f"{path}: cannot be unpacked into {target.parent}: {error}; is the file whole, and "
+            "the disk not full? (T5LITE_CACHE names another folder)"
+        ) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return str(target)
+
+
+def _decompress(path: str, target: Any) -> None:
+    with _COMPRESSED[os.path.splitext(path)[1]](path, "rb") as source:
+        shutil.copyfileobj(source, target, 2**20)
+
+
+def _parquet(path: str, target: Any) -> None:
+    """Writes a Parquet file as JSON lines; dates and the like become text."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{path}: Parquet needs pyarrow, which is not installed: pip install pyarrow"
+        ) from error
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                target.write(json.dumps(row, ensure_ascii=False, default=_as_text).encode() + b"\n")
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no Parquet file, or is damaged: {error}") from error
+
+
+def _as_text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,89 @@
+"""Texts from the columns of a row: `"question: {question} context: {context}"`."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from t5lite.errors import InputError, unknown
+
+SHOTS = "shots"
+_TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+class Template:
+    """A text with slots, each the name of a column in braces.
+
+    `{{` and `}}` are braces of the text. The slot `{shots}` takes examples for few-shot prompts,
+    where the data makes some.
+
+    Args:
+      text: such as `"question: {question} context: {context}"`.
+
+    Attributes:
+      slots: the columns it needs, in order, `shots` included.
+
+    Raises:
+      InputError: if a brace has no partner or a slot no name.
+    """
+
+    def __init__(self, text: str):
+        self.text = text
+        # Literal text and slots take turns, as in [literal, slot, literal, slot, literal].
+        self._parts, at = [""], 0
+        for found in _TOKEN.finditer(text):
+            self._parts[-1] += text[at : found.start()]
+            at = found.end()
+            if found[0] in ("{{", "}}"):
+                self._parts[-1] += found[0][0]
+            elif found[1]:
+                self._parts += [found[1], ""]
+            else:
+                raise InputError(
+                    f"template {text!r}: {found[0]!r} at character {found.start()} names no "
+                    "column; write {{ or }} for a brace of the text"
+                )
+        self._parts[-1] += text[at:]
+        self.slots = tuple(self._parts[1::2])
+
+    def __repr__(self) -> str:
+        return f"Template({self.text!r})"
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Raises an InputError, with the nearest names, at a slot without a column."""
+        for slot in self.slots:
+            if slot not in columns:
+                raise InputError(f"template {self.text!r}: {unknown('column', slot, columns)}")
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """Returns the text with the row's values in its slots; see `plain`."""
+        parts = self._parts.copy()
+        parts[1::2] = [plain(row[slot]) for slot in self.slots]
+        return "".join(parts)
+
+    def place(self, slot: str, row: Mapping[str, Any]) -> int:
+        """Returns the character of the rendered text at which the last use of a slot begins."""
+        last = len(self.slots) - 1 - self.slots[::-1].index(slot)
+        parts = self._parts[: 2 * last + 1]
+        return sum(len(plain(row[part]) if i % 2 else part) for i, part in enumerate(parts))
+
+
+def plain(value: Any) -> str:
+    """Returns a value as a person would write it.
+
+    Text is itself, 3.0 is `3`, nothing is empty, the items of a list are joined by spaces, and a
+    mapping is JSON.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, list | tuple):
+        return " ".join(map(plain, value))
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

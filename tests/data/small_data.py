@@ -1,0 +1,81 @@
+"""Small data in memory, objectives without a model, and batches of several processes as one."""
+
+import itertools
+
+import numpy as np
+
+from t5lite.data.pipeline import ArrayData
+
+LENGTHS = {"inputs": 16, "targets": 8}
+
+
+class Copy:
+    """An objective with chance in it, several examples or none for one, and renamed arrays."""
+
+    features = ("inputs", "targets")
+
+    def __init__(self, fail_at=None):
+        self.fail_at = fail_at
+
+    def prepare(self, examples, *, lengths, vocabulary, rng):
+        for example in examples:
+            if example["inputs"][0] == self.fail_at:
+                raise OSError("the disk is on fire")
+            for _ in range(int(rng.integers(0, 3))):
+                yield {
+                    "inputs": example["inputs"][: lengths["inputs"]],
+                    "targets": rng.integers(1, 99, int(rng.integers(1, lengths["targets"] + 1))),
+                }
+
+    def batch(self, rows):
+        weights = (rows["targets"] > 0).astype(np.float32)
+        return {"model_" + name: value for name, value in rows.items()} | {"weights": weights}
+
+
+class Plain(Copy):
+    """Examples as they are."""
+
+    def prepare(self, examples, *, lengths, vocabulary, rng):
+        yield from examples
+
+
+def arrays(count, first=0):
+    return [
+        {"inputs": np.full(1 + i % 13, first + i + 1), "targets": np.full(1 + i % 7, 3)}
+        for i in range(count)
+    ]
+
+
+def make(**changes):
+    defaults = {"lengths": LENGTHS, "batch_size": 16, "num_shards": 8, "window": 10}
+    return ArrayData(arrays(300), arrays(45, 1000), **(defaults | {"block_rows": 3} | changes))
+
+
+def take(batches, count):
+    """The next batches of all processes, put together as the devices see them."""
+    return [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in itertools.islice(zip(*batches, strict=True), count)
+    ]
+
+
+def open_all(data, process_count, objective=None, seed=5):
+    return [
+        data.train_batches(
+            objective or Copy(), seed=seed, process_index=i, process_count=process_count
+        )
+        for i in range(process_count)
+    ]
+
+
+def close(batches):
+    for each in batches:
+        each.close()
+
+
+def same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])

@@ -1,0 +1,176 @@
+"""Mixtures draw at their rates, in one order for any number of processes, and resume exactly."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from small_data import LENGTHS, Copy, Plain, arrays, close, open_all, same, take
+
+from t5lite.data.batches import merge_states
+from t5lite.data.file_data import FileData
+from t5lite.data.mixture import MixtureData, mixing_rates
+from t5lite.data.pipeline import ArrayData
+from t5lite.data.vocabularies import Bytes
+from t5lite.errors import InputError
+
+
+def some(count, first, **changes):
+    return ArrayData(
+        arrays(count, first), arrays(9, first + 500), lengths=LENGTHS, batch_size=4, **changes
+    )
+
+
+def mix(parts, **changes):
+    given = {"lengths": LENGTHS, "batch_size": 16, "num_shards": 8, "window": 10}
+    return MixtureData(parts, **(given | changes))
+
+
+def shares(data, borders, count=120):
+    """The share of unpacked rows whose first token is behind each border."""
+    batches = data.train_batches(Plain(), seed=0)
+    firsts = np.concatenate(
+        [each["model_inputs"][:, 0] for each in itertools.islice(batches, count)]
+    )
+    batches.close()
+    counts = np.histogram(firsts, [*borders, 10**6])[0]
+    return counts / counts.sum(), len(firsts)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_number_of_processes_changes_nothing_and_a_run_continues(pack):
+    data = mix({"a": some(170, 0), "b": some(99, 1000)}, rates={"a": 3, "b": 1.0})
+    batches = {count: open_all(data, count) for count in (1, 2, 4)}
+    first = take(batches[1], 12)
+    for count in (2, 4):
+        same(take(batches[count], 12), first)
+    state = json.loads(json.dumps(merge_states(each.state_dict() for each in batches[2])))
+    expected = take(batches[2], 9)
+    continued = open_all(data, 4)
+    for each in continued:
+        each.load_state_dict(state)
+    same(take(continued, 9), expected)
+    for each in (*batches.values(), continued):
+        close(each)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rates": [1, 2, 5]}, [1 / 8, 2 / 8, 5 / 8]),
+        ({}, [0.1, 0.3, 0.6]),
+        ({"temperature": 1e9}, [1 / 3, 1 / 3, 1 / 3]),
+        ({"maximum": 40}, [20 / 100, 40 / 100, 40 / 100]),
+    ],
+)
+def test_parts_are_drawn_at_their_rates(changes, expected):
+    parts = [some(size, first) for size, first in ((20, 0), (60, 1000), (120, 2000))]
+    found, count = shares(mix(parts, pack=False, **changes), [0, 1000, 2000])
+    sigma = np.sqrt(np.array(expected) / count)
+    assert (np.abs(found - expected) < 4 * sigma).all()
+
+
+def test_rates_follow_the_formula():
+    sizes = {"small": 100, "large": 10_000}
+    rates = mixing_rates(sizes, temperature=2.0)
+    assert rates["small"] / rates["large"] == pytest.approx(np.sqrt(1 / 100))
+    assert sum(rates.values()) == pytest.approx(1)
+    assert mixing_rates(sizes, maximum=300) == pytest.approx({"small": 1 / 4, "large": 3 / 4})
+    huge = {"a": 10**300, "b": 1}
+    assert mixing_rates(huge, temperature=0.5)["a"] == pytest.approx(1)  # no overflow
+
+
+def test_mixtures_nest_and_know_their_sizes():
+    inner = mix([some(20, 0), some(20, 1000)], rates=[3, 1])
+    data = mix({"both": inner, "other": some(40, 2000)}, pack=False)
+    assert data.num_examples("train") == 80
+    found, count = shares(data, [0, 1000, 2000])
+    assert np.abs(found - [3 / 8, 1 / 8, 4 / 8]).max() < 4 / np.sqrt(count)
+    assert data.describe().splitlines()[0].startswith("50.0% both: ")
+
+
+def test_files_and_arrays_mix(tmp_path):
+    (tmp_path / "pairs.csv").write_text(
+        "question,answer\n" + "".join(f"is {i}?,yes\n" for i in range(60))
+    )
+    files = FileData(
+        str(tmp_path / "*.csv"),
+        features={"inputs": "{question}", "targets": "{answer}"},
+        vocab=Bytes(),
+        lengths=LENGTHS,
+        batch_size=4,
+    )
+    data = mix({"files": files, "arrays": some(60, 0, vocab=Bytes())}, num_shards=2, pack=False)
+    batches = {count: open_all(data, count, Plain()) for count in (1, 2)}
+    first = take(batches[1], 6)
+    same(take(batches[2], 6), first)
+    texts = [Bytes().decode(row) for each in first for row in each["model_targets"]]
+    assert 0.3 < texts.count("yes") / len(texts) < 0.7
+    for each in batches.values():
+        close(each)
+
+
+def test_validation_reads_every_part_that_has_one_once():
+    bare = ArrayData(arrays(5, 3000), lengths=LENGTHS, batch_size=4)
+    data = mix([some(20, 0), bare, some(20, 1000)], pack=False)
+    rows = np.concatenate([each["model_inputs"] for each in data.validation_batches(Plain())])
+    firsts = [int(row[0]) for row in rows if row.any()]
+    assert sorted(firsts) == [*range(501, 510), *range(1501, 1510)]
+    assert firsts[:4] == [501, 1501, 502, 1502]  # taking turns
+    with pytest.raises(InputError, match="no examples in split 'validation'"):
+        mix([bare]).validation_batches(Plain())
+
+
+def test_class_counts_add_up():
+    class Counted(ArrayData):
+        def class_counts(self, split):
+            return {"labels": {"yes": len(self.train), split: 1}}
+
+    parts = [Counted(arrays(n), lengths=LENGTHS, batch_size=4) for n in (2, 3)]
+    assert mix(parts).class_counts("train") == {"labels": {"yes": 5, "train": 2}}
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"a": 0, "b": 1}, r"rates\['a'\] is 0: must be finite and above 0"),
+        ({"a": 1, "b": -2.0}, r"rates\['b'\] is -2.0"),
+        ({"a": 1, "b": float("nan")}, r"rates\['b'\] is nan"),
+        ({"a": 1, "b": float("inf")}, r"rates\['b'\] is inf"),
+        ({"a": 1}, r"rates\['b'\] is None: every part needs a number"),
+        ({"a": 1, "b": 1, "bb": 1}, "'bb'.*did you mean b"),
+        ({"a": True, "b": 1}, r"rates\['a'\] is True"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused_by_name(rates, message):
+    with pytest.raises(InputError, match=message):
+        mix({"a": some(3, 0), "b": some(3, 9)}, rates=rates)
+
+
+def test_parts_that_do_not_go_together_are_refused():
+    with pytest.raises(InputError, match="parts is empty"):
+        mix([])
+    with pytest.raises(InputError, match="part '0' is str"):
+        mix(["python_docs"])
+    with pytest.raises(InputError, match="temperature = 0"):
+        mix([some(3, 0)], temperature=0)
+    with pytest.raises(InputError, match="maximum = 0"):
+        mix([some(3, 0)], maximum=0)
+    two = mix([some(3, 0, vocab=Bytes(5)), some(3, 0, vocab=Bytes(6))], rates=[1, 1])
+    for read in (two.vocabulary, lambda: two.train_batches(Copy(), seed=0)):
+        with pytest.raises(InputError, match="part '1' has another vocabulary"):
+            read()
+    empty = ArrayData([], lengths=LENGTHS, batch_size=4)
+    with pytest.raises(InputError, match="part '1' has 0 examples"):
+        mix([some(3, 0), empty]).train_batches(Copy(), seed=0)
+
+    class Secretive(ArrayData):
+        def num_examples(self, split):
+            return None
+
+    unknown = Secretive(arrays(3), lengths=LENGTHS, batch_size=4)
+    with pytest.raises(
+        InputError, match=r"part '1' does not know how many .* give MixtureData.rates"
+    ):
+        mix([some(3, 0), unknown]).train_batches(Copy(), seed=0)
+    assert mix([some(3, 0), unknown]).num_examples("train") is None

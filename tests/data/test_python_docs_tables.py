@@ -1,0 +1,62 @@
+"""The embedded corpus as CSV and JSON lines."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from t5lite.data import python_docs, python_docs_tables
+from t5lite.data.python_docs_tables import Documented, functions_jsonl, modules_csv, names_jsonl
+
+DOCUMENTED = (
+    Documented('Opens a "file",\nas text.', "io", ("file", "mode")),
+    Documented("Raises ValueError if limit is no int.", "io", ("limit",)),
+    Documented("Closes it.", "os", ()),
+    Documented("Joins paths with os.sep.", "os", ("parts",)),
+    Documented("Nothing of interest.", "turtle", ("colour",)),
+)
+
+
+@pytest.fixture(autouse=True)
+def small_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("T5LITE_CACHE", str(tmp_path))
+    monkeypatch.setattr(python_docs_tables, "_documented", lambda: DOCUMENTED)
+    corpus = python_docs.Corpus({"train": [], "validation": []}, {"train": [], "validation": []})
+    monkeypatch.setattr(python_docs, "load", lambda: corpus)
+
+
+def test_csv_holds_the_docstrings_of_the_commonest_modules():
+    with Path(modules_csv(num_modules=2)).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["module"] for row in rows} == {"io", "os"}
+    assert [row["docstring"] for row in rows] == [item.docstring for item in DOCUMENTED[:4]]
+
+
+def test_names_are_tagged_parameters_first():
+    with Path(names_jsonl()).open() as file:
+        rows = [json.loads(line) for line in file]
+    tags = [dict(zip(row["words"], row["tags"], strict=True)) for row in rows]
+    assert tags[0]["file"] == "PARAMETER"
+    assert tags[1] == {
+        **{"Raises": "O", "ValueError": "EXCEPTION", "if": "O", "limit": "PARAMETER"},
+        **{"is": "O", "no": "O", "int": "TYPE", ".": "O"},
+    }
+    assert tags[2]["os"] == "MODULE"
+    assert len(rows) == 3  # "Closes it." has no parameters, the turtle no names
+
+
+def test_functions_name_the_parameter_mentioned_first_and_where():
+    with Path(functions_jsonl()).open() as file:
+        rows = [json.loads(line) for line in file]
+    assert [(row["num_parameters"], row["answer"]) for row in rows] == [(2, "file"), (1, "limit")]
+    for row in rows:
+        assert row["docstring"][row["start"] :].startswith(row["answer"])
+
+
+def test_a_file_is_written_once(monkeypatch):
+    path = Path(names_jsonl())
+    before = path.stat().st_mtime_ns
+    monkeypatch.setattr(python_docs_tables, "_documented", lambda: pytest.fail("read again"))
+    assert Path(names_jsonl()) == path
+    assert path.stat().st_mtime_ns == before
