@@ -1,6 +1,12 @@
 """Parallelism: a layout names how axes are sharded; devices enter in `make_mesh` alone."""
 
-from t5lite.parallel.arrays import batch_sharding, check_batch, place, with_layout
+from t5lite.parallel.arrays import (
+    batch_sharding,
+    batch_shardings,
+    check_batch,
+    place,
+    with_layout,
+)
 from t5lite.parallel.layout import ACTIVATIONS, MESH_AXES, PARAMETERS, Layout, make_mesh, shardings
 from t5lite.parallel.multihost import gather
 
@@ -10,6 +16,7 @@ __all__ = [
     "PARAMETERS",
     "Layout",
     "batch_sharding",
+    "batch_shardings",
     "check_batch",
     "gather",
     "make_mesh",

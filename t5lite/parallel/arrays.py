@@ -14,15 +14,34 @@ from t5lite.parallel.layout import Layout, shardings
 
 
 def batch_sharding(layout: Layout, mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of every `[batch, length]` array of a batch."""
+    """Returns the sharding of the `[batch, length]` arrays of a batch."""
     return shardings(PartitionSpec("batch", "length"), layout.activations, mesh)
 
 
+def batch_shardings(
+    layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NamedSharding]:
+    """Returns the sharding of each array of a batch.
+
+    Args:
+      layout: its `activations` are the rules.
+      mesh: the devices.
+      shapes: of the batch's arrays, local or global: `[batch, length]` of tokens and what belongs
+        to them; `[batch]`, and `labels` and others named so of any rank, of what belongs to a row.
+    """
+    tokens = batch_sharding(layout, mesh)
+    rows = shardings(PartitionSpec("batch"), layout.activations, mesh)
+    return {
+        name: rows if len(shape) == 1 or name.startswith("label") else tokens
+        for name, shape in shapes.items()
+    }
+
+
 def check_batch(layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises an InputError unless each global `[batch, length]` shape divides over the mesh."""
-    spec = batch_sharding(layout, mesh).spec
+    """Raises an InputError unless each array's global shape divides over the mesh."""
+    placed = batch_shardings(layout, mesh, shapes)
     for name, shape in shapes.items():
-        for size, axis, label in zip(shape, spec, ("batch", "length"), strict=False):
+        for size, axis, label in zip(shape, placed[name].spec, ("batch", "length"), strict=False):
             names = (axis,) if isinstance(axis, str) else axis or ()
             parts = int(np.prod([mesh.shape[part] for part in names], dtype=int))
             if size % parts:
@@ -30,8 +49,8 @@ def check_batch(layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]
                     f"{label} size {size} of {name} does not divide over {parts} devices "
                     f"(mesh axes {', '.join(names)}); change it or Layout.mesh"
                 )
-    for shape in shapes.values() if jax.process_count() > 1 else ():
-        check_rows_of_process(batch_sharding(layout, mesh), shape, jax.process_index())
+    for name, shape in shapes.items() if jax.process_count() > 1 else ():
+        check_rows_of_process(placed[name], shape, jax.process_index())
 
 
 def check_rows_of_process(
@@ -60,18 +79,21 @@ def check_rows_of_process(
         )
 
 
-def place(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+def place(
+    batch: Mapping[str, np.ndarray], placed: Mapping[str, NamedSharding]
+) -> dict[str, jax.Array]:
     """Puts this host's rows on its devices, as parts of global arrays.
 
     Args:
-      batch: `[batch_per_host, length]` arrays by name.
-      sharding: of the global arrays.
+      batch: `[batch_per_host, ...]` arrays by name.
+      placed: the shardings of the global arrays, see `batch_shardings`.
 
     Returns:
-      `[batch, length]` global arrays by name.
+      `[batch, ...]` global arrays by name.
     """
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(placed[name], rows)
+        for name, rows in batch.items()
     }
 
 

@@ -25,6 +25,9 @@ PARAMETERS: Rules = (
     ("kv", None),
     ("layers", None),
     ("relpos_buckets", None),
+    ("positions", None),
+    ("token_types", None),
+    ("classes", None),
 )
 
 ACTIVATIONS: Rules = (

@@ -2,10 +2,14 @@
 
 from t5lite.training.callbacks import Callback, Run, Stop
 from t5lite.training.checkpoints import Checkpointer, CheckpointError, Checkpoints, load_params
-from t5lite.training.loop import Loop, NonFiniteLoss
+from t5lite.training.duration import Duration, Position
+from t5lite.training.guards import LossScale
+from t5lite.training.ledger import NonFiniteLoss
+from t5lite.training.loop import Loop
 from t5lite.training.profiling import Profile
 from t5lite.training.program import Program, build
 from t5lite.training.progress import Meter, Progress, peak_flops
+from t5lite.training.report import Report
 from t5lite.training.state import (
     TrainState,
     initial_state,
@@ -13,21 +17,30 @@ from t5lite.training.state import (
     state_shardings,
     transformation,
 )
-from t5lite.training.step import Update, train_step
-from t5lite.training.writers import JsonLines, TensorBoard, Writer, Writers
+from t5lite.training.step import train_step
+from t5lite.training.stopping import EarlyStopping, ReduceOnPlateau
+from t5lite.training.update import Update
+from t5lite.training.writers import JsonLines, MLflow, TensorBoard, Writer, Writers
 
 __all__ = [
     "Callback",
     "CheckpointError",
     "Checkpointer",
     "Checkpoints",
+    "Duration",
+    "EarlyStopping",
     "JsonLines",
     "Loop",
+    "LossScale",
+    "MLflow",
     "Meter",
     "NonFiniteLoss",
+    "Position",
     "Profile",
     "Program",
     "Progress",
+    "ReduceOnPlateau",
+    "Report",
     "Run",
     "Stop",
     "TensorBoard",

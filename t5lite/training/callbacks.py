@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5lite.errors import InputError
-from t5lite.parallel import Layout, batch_sharding, place, with_layout
+from t5lite.parallel import Layout, batch_shardings, place, with_layout
 from t5lite.training.state import TrainState
 from t5lite.training.step import Transform, identity
 from t5lite.training.writers import Writers
@@ -33,7 +33,9 @@ class Callback(Protocol):
     It may return held-out metrics, which go to the writers, to later callbacks and to the choice of
     the best checkpoint; or a `Stop`. What it must remember over a restart goes through the optional
     methods `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`. An optional `check(run)`
-    is called before the first step, to refuse then what would fail hours later.
+    is called before the first step, to refuse then what would fail hours later; a `Stop` from it
+    ends the run there. One that sets `run.update_scale`, by which all later updates are multiplied,
+    says so with `scales_updates = True`.
     """
 
     every: int
@@ -54,12 +56,14 @@ class Run:
       data: gives `train_batches`, `validation_batches` and `examples`.
       layout: how arrays are sharded over `mesh`.
       mesh: the devices.
-      steps: after which the run ends.
+      steps: after which the run ends at the latest; None if only tokens or epochs say so.
       writers: where metrics go; becomes one `Writers`, which the first process alone writes to.
       transform: parameters and frozen ones to what the model gets.
       say: prints a text above the progress bar.
-      vocab: the model's number of embeddings, which token ids are checked against.
+      limits: what ids in batches must be below, see `models.Model.limits`.
       metrics: the latest held-out metrics of all callbacks.
+      measured_at: the step of each of them.
+      update_scale: what updates are multiplied by, on top of the learning rate.
     """
 
     model_dir: str
@@ -68,12 +72,14 @@ class Run:
     data: Any
     layout: Layout
     mesh: Mesh
-    steps: int
+    steps: int | None
     writers: Any = ()
     transform: Transform = identity
     say: Callable[[str], None] = print
-    vocab: int | None = None
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    measured_at: dict[str, int] = dataclasses.field(default_factory=dict)
+    update_scale: float = 1.0
 
     def __post_init__(self) -> None:
         self.writers = Writers(self.writers)
@@ -86,16 +92,41 @@ class Run:
         """Puts this host's rows of a batch on the devices.
 
         Raises:
-          InputError: if a token id has no embedding: on a device that would go unnoticed.
+          InputError: if an id is beyond what the model has: on a device that would go unnoticed.
         """
         for name, rows in batch.items():
-            if self.vocab and name.endswith("_tokens") and rows.max(initial=0) >= self.vocab:
-                raise InputError(
-                    f"{name} holds the token id {rows.max()}, but the model has only {self.vocab} "
-                    "embeddings; was it tokenised with another vocabulary?"
-                )
-        return place(batch, batch_sharding(self.layout, self.mesh))
+            _check_ids(name, rows, self.limits)
+        shapes = {name: rows.shape for name, rows in batch.items()}
+        return place(batch, batch_shardings(self.layout, self.mesh, shapes))
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes and writes what was measured on the state after a step."""
+        self.metrics.update(metrics)
+        self.measured_at.update(dict.fromkeys(metrics, step))
+        self.writers.write(step, metrics)
 
     def jit(self, fn: Callable, **options: Any) -> Callable:
         """Jits `fn` for the run's mesh and layout."""
         return with_layout(fn, self.layout, self.mesh, **options)
+
+
+def _check_ids(name: str, rows: np.ndarray, limits: Mapping[str, int]) -> None:
+    limit = limits.get("tokens" if name.endswith("_tokens") else name)
+    if limit is None or not np.issubdtype(rows.dtype, np.integer):
+        return
+    largest = int(rows.max(initial=0))
+    if largest < limit:
+        return
+    if name.endswith("_tokens"):
+        raise InputError(
+            f"{name} holds the token id {largest}, but the model has only {limit} embeddings; "
+            "was it tokenised with another vocabulary?"
+        )
+    field = {
+        "labels": "ClassificationHeadSpec.num_classes",
+        "token_labels": "TokenLabelsHeadSpec.num_labels",
+    }.get(name, "the head's classes")
+    raise InputError(
+        f"{name} = {largest}: labels outside the head's classes, of which there are {limit} (0 to "
+        f"{limit - 1}); set {field} to at least {largest + 1}, or mend the data"
+    )

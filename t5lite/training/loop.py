@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,20 +10,27 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from etils import epath
 
+from t5lite.errors import InputError
 from t5lite.parallel import gather
 from t5lite.training.callbacks import Callback, Run, Stop
 from t5lite.training.checkpoints import Checkpointer
+from t5lite.training.duration import Duration, Position
+from t5lite.training.ledger import Dispatched, Ledger
 from t5lite.training.profiling import Profiler
-from t5lite.training.progress import Meter, Progress
+from t5lite.training.progress import Meter, Progress, describe
 from t5lite.training.state import TrainState
+from t5lite.training.step import counted
 
 StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
 
 
 class Batches(Protocol):
-    """An endless iterator over this host's rows, and where it stands."""
+    """An endless iterator over this host's rows, and where it stands.
+
+    It may have an `epoch` (int, the passes completed behind the last batch) and an `epoch_progress`
+    (float in [0, 1), the part of the next one).
+    """
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
@@ -31,25 +39,22 @@ class Batches(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class NonFiniteLoss(RuntimeError):
-    """A loss or gradient was NaN or infinite and the run was told to stop."""
-
-
 @dataclasses.dataclass
 class Loop:
     """Everything a run needs besides its state.
 
     Args:
       run: what callbacks are given.
+      duration: when the run ends.
       step_fn: `(state, batch) -> (state, metrics)`, compiled, donating the state.
       batches: this host's part of the training data.
       checkpointer: saves the state.
       checkpoint_every: steps between two saves.
       callbacks: run in order when due.
-      learning_rate: step → learning rate, for display; None if unknown.
-      flops: of one step, for display.
       meter: rates.
       progress: the bar.
+      learning_rate: step → learning rate, for display; None if unknown.
+      flops: of one step, for display.
       profiler: traces chosen steps; None for none.
       log_every: steps between two lines of metrics.
       data_state: gives the data position of all hosts together; None if there is only this one.
@@ -57,6 +62,7 @@ class Loop:
     """
 
     run: Run
+    duration: Duration
     step_fn: StepFn
     batches: Batches
     checkpointer: Checkpointer
@@ -72,62 +78,108 @@ class Loop:
     stop_on_nan: bool = True
 
     def __post_init__(self) -> None:
-        self._logged: dict[str, tuple[float, float]] = {}
-        self._num_skipped = 0
+        self.ledger = Ledger(
+            run=self.run,
+            meter=self.meter,
+            progress=self.progress,
+            learning_rate=self.learning_rate,
+            flops=self.flops,
+            log_every=self.log_every,
+            stop_on_nan=self.stop_on_nan,
+        )
 
     def __call__(self, state: TrainState) -> TrainState:
-        """Trains from `state` to `run.steps`, or until a callback stops.
+        """Trains from `state` to the end of `duration`, or until a callback stops.
 
         Raises:
           NonFiniteLoss: at a NaN or infinity, unless those are skipped.
           SystemExit: with 143 after SIGTERM, once the state is saved.
         """
-        for callback in self.callbacks:
-            if hasattr(callback, "check"):
-                callback.check(self.run)
-        first, last = int(state.step) + 1, self.run.steps
-        before: tuple[int, dict, dict] | None = None
+        if not self._begin(state):
+            return state
         with _termination() as terminated:
-            for step in range(first, last + 1):
+            for step in itertools.count(int(state.step) + 1):
                 with self.meter.waiting():
                     batch = next(self.batches)
-                state, metrics = self._dispatch(state, batch, step)
-                # Only now, with the next step under way, is waiting for the one before free.
-                self._read(before)
-                before = (step, batch, metrics)
-
+                state = self._dispatch(state, batch, step)
                 # Asked once: the notice may also come while callbacks run.
-                ending = self._agreed(terminated, step)
-                at_end = step == last or ending
-                due = [c for c in self.callbacks if step % c.every == 0 or step == last]
-                if due or at_end or step % self.checkpoint_every == 0:
-                    self._read(before)
-                    before = None
-                    try:
-                        measured, stop = self._run_callbacks(due, state, step)
-                    except Exception:
-                        # What fails to evaluate must not cost the training since the last save.
-                        self.save(state, step, {})
-                        raise
-                    if stop or at_end or step % self.checkpoint_every == 0:
-                        self.save(state, step, measured)
-                    if stop:
-                        self.run.say(f"stopped at step {step}: {stop.reason}")
-                        break
-                    if ending and step < last:
-                        self.checkpointer.wait()
-                        self.run.say(f"terminated: step {step} is saved; run again to resume")
-                        raise SystemExit(128 + signal.SIGTERM)
+                ending, epoch = self._agreed(step, terminated.is_set())
+                last = self._over(step, epoch)
+                saving = step % self.checkpoint_every == 0
+                due = [c for c in self.callbacks if step % c.every == 0 or last]
+                if not (due or saving or ending or last):
+                    continue
+                self.ledger.settle(last=last)
+                try:
+                    measured, stop = self._run_callbacks(due, state, step)
+                except Exception:
+                    # What fails to evaluate must not cost the training since the last save.
+                    self.save(state, step, {})
+                    raise
+                state = self._with_update_scale(state)
+                if stop or saving or ending or last:
+                    self.save(state, step, measured)
+                if stop:
+                    self.run.say(f"stopped at step {step}: {stop.reason}")
+                    break
+                if last:
+                    break
+                if ending:
+                    self.checkpointer.wait()
+                    self.run.say(f"terminated: step {step} is saved; run again to resume")
+                    raise SystemExit(128 + signal.SIGTERM)
         return state
 
-    def _agreed(self, terminated: threading.Event, step: int) -> bool:
-        """Whether to end after this step: processes must all leave after the same one."""
-        if jax.process_count() == 1:
-            return terminated.is_set()
-        # Asking is a round trip, so not at every step.
-        return step % 10 == 0 and any(gather(terminated.is_set()))
+    def _begin(self, state: TrainState) -> bool:
+        """Says where the run stands, and returns whether there is anything to train."""
+        for callback in self.callbacks:
+            stop = callback.check(self.run) if hasattr(callback, "check") else None
+            if isinstance(stop, Stop):
+                self.run.say(f"not trained any further: {stop.reason}")
+                return False
+        self.duration.check(self._epoch())
+        if "update_scale" in state.extra:
+            self.run.update_scale = float(state.extra["update_scale"])
+        step = int(state.step)
+        _, agreed = self._agreed(step, False)
+        position = Position(step, self.ledger.tokens, self._epoch())
+        where = describe(self.duration, position)
+        if self.duration.over(position._replace(epoch=agreed)):
+            self.run.say(f"{self.run.model_dir} is already trained to {where}")
+            return False
+        if step:
+            self.run.say(f"resuming {self.run.model_dir} at {where}")
+        self.progress.begin(position)
+        return True
 
-    def _dispatch(self, state: TrainState, batch: dict, step: int) -> tuple[TrainState, dict]:
+    def _over(self, step: int, epoch: float | None) -> bool:
+        """Whether this step is the last one: the first that reaches the run's end."""
+        if self.duration.tokens is not None and self.ledger.most_tokens >= self.duration.tokens:
+            # It may be the one: only now is it worth waiting for it before the next begins.
+            self.ledger.settle()
+        return self.duration.over(Position(step, self.ledger.tokens, epoch))
+
+    def _epoch(self) -> float | None:
+        """Passes over this host's part of the data, with part of the next if the batches tell."""
+        epoch = getattr(self.batches, "epoch", None)
+        part = getattr(self.batches, "epoch_progress", None)
+        return epoch if epoch is None or part is None else epoch + float(part)
+
+    def _agreed(self, step: int, ending: bool) -> tuple[bool, float | None]:
+        """What no process may decide alone: whether to end after this step, and the epoch.
+
+        Asking is a round trip, so several processes do it every ten steps, and between them neither
+        end nor come to another epoch.
+        """
+        mine = ending, self._epoch()
+        if jax.process_count() == 1:
+            return mine
+        if step % 10:
+            return False, None
+        endings, epochs = zip(*gather(mine), strict=True)
+        return any(endings), None if None in epochs else min(epochs)
+
+    def _dispatch(self, state: TrainState, batch: dict[str, np.ndarray], step: int) -> TrainState:
         if self.profiler is not None:
             self.profiler.before_step(step)
         arrays = self.run.place(batch)
@@ -136,56 +188,9 @@ class Loop:
             state, metrics = self.step_fn(state, arrays)
         if self.profiler is not None and self.profiler.after_step(step, state):
             self.run.say(f"profile of steps up to {step} written")
-        return state, metrics
-
-    def _read(self, dispatched: tuple[int, dict, dict] | None) -> None:
-        """Fetches a step's metrics, checks them, and shows and writes what is due."""
-        if dispatched is None:
-            return
-        step, batch, metrics = dispatched
-        metrics = jax.device_get(metrics)
-        sums = {name: (float(s), float(w)) for name, (s, w) in metrics["sums"].items()}
-        for name in ("loss", "gradient_norm", "parameter_norm"):
-            # The objective's own `loss`, without regularising terms, is the one people compare.
-            key = name if name not in sums else "total_loss"
-            sums[key] = (float(metrics[name]), 1.0)
-        if not metrics["finite"]:
-            self._report_nan(step, batch, float(metrics["loss"]))
-        else:
-            for name, (total, weight) in sums.items():
-                old = self._logged.get(name, (0.0, 0.0))
-                self._logged[name] = (old[0] + total, old[1] + weight)
-        self.meter.step(tokens=_num_tokens(batch) * jax.process_count(), flops=self.flops)
-        shown = {name: total / max(weight, 1e-9) for name, (total, weight) in sums.items()}
-        if self.learning_rate is not None:
-            # The rate that this update was made with: schedules count applied updates, from 0.
-            shown["learning_rate"] = float(self.learning_rate(step - 1 - self._num_skipped))
-        rates = None
-        if step % self.log_every == 0 or step == self.run.steps:
-            rates = self.meter.read()
-            means = {name: total / max(w, 1e-9) for name, (total, w) in self._logged.items()}
-            rate = {k: v for k, v in shown.items() if k == "learning_rate"}
-            skipped = {"skipped_updates": float(self._num_skipped)} if self._num_skipped else {}
-            line = means | rate | skipped | rates.metrics() | self._epoch()
-            self.run.writers.write(step, {f"train/{name}": value for name, value in line.items()})
-            self._logged = {}
-        self.progress.update(step, metrics=shown, rates=rates)
-
-    def _epoch(self) -> dict[str, float]:
-        epoch = getattr(self.batches, "epoch", None)
-        return {} if epoch is None else {"epoch": float(epoch)}
-
-    def _report_nan(self, step: int, batch: dict, loss: float) -> None:
-        self._num_skipped += 1
-        folder = epath.Path(self.run.model_dir) / "bad_batches"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step_{step}_process_{jax.process_index()}.npz"
-        with path.open("wb") as file:
-            np.savez(file, **batch)
-        message = f"step {step}: loss {loss} or its gradient is not finite; the batch is in {path}"
-        if self.stop_on_nan:
-            raise NonFiniteLoss(f"{message}\nthe update was not applied; earlier checkpoints stand")
-        self.run.say(f"{message}; the update was skipped")
+        most_tokens = sum(tokens.size for tokens in counted(arrays))
+        self.ledger.enter(Dispatched(step, metrics, batch, most_tokens, self._epoch()))
+        return state
 
     def _run_callbacks(
         self, due: Sequence[Callback], state: TrainState, step: int
@@ -201,9 +206,24 @@ class Loop:
             elif result:
                 metrics = {name: float(value) for name, value in result.items()}
                 measured |= metrics
-                self.run.metrics.update(metrics)
-                self.run.writers.write(step, metrics)
+                self.run.record(step, metrics)
         return measured, stop
+
+    def _with_update_scale(self, state: TrainState) -> TrainState:
+        """Puts what callbacks made of `run.update_scale` where the next step reads it."""
+        if "update_scale" not in state.extra:
+            if self.run.update_scale != 1.0:
+                raise InputError(
+                    f"run.update_scale = {self.run.update_scale}: no callback said that it would "
+                    "scale updates; give the one that does `scales_updates = True`"
+                )
+            return state
+        scale = np.float32(self.run.update_scale)
+        self.run.update_scale = float(scale)  # as a run that resumes from here would have it
+        placed = jax.make_array_from_callback(
+            (), state.extra["update_scale"].sharding, lambda _: scale
+        )
+        return state.replace(extra={**state.extra, "update_scale": placed})
 
     def save(self, state: TrainState, step: int, measured: Mapping[str, float]) -> None:
         """Saves the state, the data position and the callbacks' states.
@@ -215,13 +235,13 @@ class Loop:
         """
         progress = {
             "data": (self.data_state or self.batches.state_dict)(),
-            # The metrics being averaged, so that their line comes out whole after a restart.
-            "logged": self._logged,
-            "num_skipped": self._num_skipped,
+            "ledger": self.ledger.state_dict(),
             "metrics": self.run.metrics,
+            "measured_at": self.run.measured_at,
             "callbacks": [
-                callback.state_dict() if hasattr(callback, "state_dict") else {}
+                [type(callback).__name__, callback.state_dict()]
                 for callback in self.callbacks
+                if hasattr(callback, "state_dict")
             ],
         }
         with self.meter.paused():
@@ -230,14 +250,16 @@ class Loop:
     def load_progress(self, progress: Mapping[str, Any]) -> None:
         """Puts data and callbacks back to where `save` found them."""
         self.batches.load_state_dict(progress["data"])
-        self._logged = {
-            name: (total, weight) for name, (total, weight) in progress["logged"].items()
-        }
-        self._num_skipped = progress["num_skipped"]
+        self.ledger.load_state_dict(progress["ledger"])
         self.run.metrics.update(progress["metrics"])
-        for callback, saved in zip(self.callbacks, progress["callbacks"], strict=False):
-            if hasattr(callback, "load_state_dict"):
-                callback.load_state_dict(saved)
+        self.run.measured_at.update(progress["measured_at"])
+        # By name, so that callbacks may come and go between two runs of a command.
+        saved = list(progress["callbacks"])
+        for callback in self.callbacks:
+            mine = [entry for entry in saved if entry[0] == type(callback).__name__]
+            if mine and hasattr(callback, "load_state_dict"):
+                saved.remove(mine[0])
+                callback.load_state_dict(mine[0][1])
 
 
 @contextlib.contextmanager
@@ -252,12 +274,3 @@ def _termination() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _num_tokens(batch: Mapping[str, np.ndarray]) -> int:
-    """Tokens of this host's rows without padding; decoder inputs are targets again."""
-    return sum(
-        int(np.count_nonzero(rows))
-        for name, rows in batch.items()
-        if name.endswith("_tokens") and not name.startswith("decoder_input")
-    )

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t5lite.errors import InputError
-from t5lite.parallel import Layout, batch_sharding, check_batch, shardings, with_layout
+from t5lite.parallel import Layout, batch_shardings, check_batch, shardings, with_layout
 from t5lite.training.state import (
     Optimizer,
     TrainState,
@@ -17,7 +18,8 @@ from t5lite.training.state import (
     state_shardings,
     transformation,
 )
-from t5lite.training.step import Objective, Transform, Update, identity, train_step
+from t5lite.training.step import Objective, Transform, identity, train_step
+from t5lite.training.update import Update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,15 @@ class Program:
 
     Args:
       init: `seed -> TrainState`, drawn straight into its shards.
+      start_from: `(params, seed) -> TrainState`, the same from given parameters, which become its
+        own: what an optimizer keeps of parameters is of these, not of drawn ones.
       step: `(state, batch) -> (state, metrics)`; donates the state; has `.lower(state, batch)`.
       state: shapes of the state, with their shardings.
       batch: shapes of the global batch, with their shardings.
     """
 
     init: Callable[[int], TrainState]
+    start_from: Callable[[Any, int], TrainState]
     step: Callable
     state: TrainState
     batch: Mapping[str, jax.ShapeDtypeStruct]
@@ -47,6 +52,7 @@ def build(
     mesh: Mesh,
     update: Update = Update(),
     transform: Transform = identity,
+    update_scale: bool = False,
 ) -> Program:
     """Builds a run's functions; computes and allocates nothing.
 
@@ -57,13 +63,21 @@ def build(
       batch_shapes: of the global batch.
       layout: how arrays are sharded.
       mesh: over which devices, see `parallel.make_mesh`.
-      update: microbatches, clipping, averaging.
+      update: microbatches, clipping, averaging, guards.
       transform: parameters and frozen ones to what the model gets.
+      update_scale: whether a callback will scale updates, see `Callback`.
 
     Raises:
       InputError: if batch or parameters do not divide over the mesh, or the batch into
-        microbatches.
+        microbatches, or if float16 has no loss scale.
     """
+    compute = getattr(model, "compute", None)
+    if getattr(compute, "dtype", None) == "float16" and update.loss_scale is None:
+        raise InputError(
+            "Update.loss_scale = None: must be a LossScale with float16, or gradients vanish; set "
+            "t5lite.train.update = @t5lite.training.Update() and "
+            "t5lite.training.Update.loss_scale = @t5lite.training.LossScale()"
+        )
     shapes = {name: tuple(shape.shape) for name, shape in batch_shapes.items()}
     check_batch(layout, mesh, shapes)
     rows = next(iter(shapes.values()))[0]
@@ -78,15 +92,22 @@ def build(
 
     axes = model.axes()
     optax_optimizer = transformation(optimizer, axes)
-    ema = update.ema_decay is not None
+
+    def start_from(params: Any, state_key: jax.Array) -> TrainState:
+        extra = update.extra(params) | ({"update_scale": jnp.float32(1)} if update_scale else {})
+        return initial_state(params, optax_optimizer, rng=state_key, extra=extra)
 
     def init(params_key: jax.Array, state_key: jax.Array) -> TrainState:
-        return initial_state(model.init(params_key), optax_optimizer, rng=state_key, ema=ema)
+        return start_from(model.init(params_key), state_key)
+
+    def keys(seed: int) -> tuple[jax.Array, jax.Array]:
+        params_key, state_key = jax.random.split(jax.random.key(seed))
+        return params_key, state_key
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(init, key, key)
     placed = state_shardings(state, axes, layout=layout, mesh=mesh, optimizer=optimizer)
-    rows_sharding = batch_sharding(layout, mesh)
+    batch_placed = batch_shardings(layout, mesh, shapes)
     gradient_sharding = shardings(axes, layout.gradients or layout.parameters, mesh)
 
     step = functools.partial(
@@ -101,22 +122,24 @@ def build(
     _check_divides(state, placed)
     # Without the layout's rules, which are the activations' and would first spread parameters so.
     drawn = jax.jit(init, out_shardings=placed)
+    started = jax.jit(start_from, out_shardings=placed, donate_argnums=0)
 
     def with_sharding(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return Program(
-        init=lambda seed: drawn(*jax.random.split(jax.random.key(seed))),
+        init=lambda seed: drawn(*keys(seed)),
+        start_from=lambda params, seed: started(params, keys(seed)[1]),
         step=with_layout(
             step,
             layout,
             mesh,
-            in_shardings=(placed, rows_sharding),
+            in_shardings=(placed, batch_placed),
             out_shardings=(placed, None),
             donate_argnums=0,
         ),
         state=jax.tree.map(with_sharding, state, placed),
-        batch={name: with_sharding(shape, rows_sharding) for name, shape in batch_shapes.items()},
+        batch={name: with_sharding(batch_shapes[name], batch_placed[name]) for name in shapes},
     )
 
 

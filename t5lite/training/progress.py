@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
+import numpy as np
+
+from t5lite.training.duration import Duration, Position
+
 # Dense bfloat16 FLOP/s of one device, by its `device_kind`.
 # Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "peak compute per chip"; NVIDIA's data sheets
 # of the A100, H100 (SXM), H200 and B200, without sparsity.
@@ -68,6 +72,7 @@ class Meter:
     def __init__(self, *, peak: float | None = None, clock: Callable[[], float] = time.monotonic):
         self._peak = peak
         self._clock = clock
+        self._last = np.zeros(5)  # what the last reading was made of
         self._restart()
 
     def step(self, *, tokens: float, flops: float) -> None:
@@ -96,18 +101,25 @@ class Meter:
         self._start += self._clock() - max(start, self._start)  # it may have been read meanwhile
 
     def read(self) -> Rates:
-        """Returns the rates since the last reading, and starts the next."""
+        """Returns the rates since the last reading, and starts the next.
+
+        A reading of few steps, such as the last one, has those before it counted in: steps are seen
+        one late, so that of a single one it may be only the end.
+        """
         seconds = max(self._clock() - self._start, 1e-9)
-        flops = self._flops / seconds
-        rates = Rates(
-            steps_per_second=self._steps / seconds,
-            tokens_per_second=self._tokens / seconds,
-            flops_per_second=flops,
-            utilisation=flops / self._peak if self._peak else None,
-            input_wait=min(self._waited / seconds, 1.0),
-        )
+        counts = np.array([self._steps, self._tokens, self._flops, self._waited, seconds])
+        if 2 * counts[0] < self._last[0]:
+            counts = counts + self._last
+        self._last = counts
+        steps, tokens, flops, waited, seconds = counts.tolist()
         self._restart()
-        return rates
+        return Rates(
+            steps_per_second=steps / seconds,
+            tokens_per_second=tokens / seconds,
+            flops_per_second=flops / seconds,
+            utilisation=flops / seconds / self._peak if self._peak else None,
+            input_wait=min(waited / seconds, 1.0),
+        )
 
     def _restart(self) -> None:
         self._start = self._clock()
@@ -119,8 +131,7 @@ class Progress:
     """A bar on a terminal or in a notebook; elsewhere, such as in CI, a line now and then.
 
     Args:
-      steps: of the whole run.
-      start: steps done before it resumed.
+      duration: of the whole run.
       seconds: between two lines.
       active: False on all processes but the first: nothing is shown.
       live: whether to draw a bar; None finds out.
@@ -130,59 +141,69 @@ class Progress:
 
     def __init__(
         self,
-        steps: int,
+        duration: Duration,
         *,
-        start: int = 0,
         seconds: float = 10.0,
         active: bool = True,
         live: bool | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._steps = steps
+        self._duration = duration
         self._stream = stream or sys.stderr
         self._seconds = seconds
         self._active = active
         self._clock = clock
-        self._step = self._first_step = start
+        self._position = Position()
+        self._first_share = 0.0
         self._first_time: float | None = None
         self._next_line = clock() + seconds
-        self._printed = start
+        self._printed = 0
         self._metrics: dict[str, float] = {}
         self._rates: Rates | None = None
         self._bar: Any = None
+        self._live = live
         if live is None:
-            live = self._stream.isatty() or "ipykernel" in sys.modules
-        if active and live:
+            self._live = self._stream.isatty() or "ipykernel" in sys.modules
+
+    def begin(self, position: Position = Position()) -> None:
+        """Shows where the run starts or resumes."""
+        self._position, self._printed = position, position.step
+        if self._active and self._live:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=steps,
-                initial=start,
+                total=1.0,
+                initial=self._duration.share(position),
                 file=self._stream,
                 dynamic_ncols=True,
-                bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}",
+                bar_format=self._bar_format(),
             )
 
     def update(
-        self, step: int, *, metrics: Mapping[str, float] | None = None, rates: Rates | None = None
+        self,
+        position: Position,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        rates: Rates | None = None,
     ) -> None:
         """Shows that a step is done; cheap enough for every step.
 
         Args:
-          step: steps done.
+          position: after the step.
           metrics: `loss` and `learning_rate` are shown, until newer ones come.
           rates: shown until newer ones come.
         """
-        now = self._clock()
+        now, share = self._clock(), self._duration.share(position)
         if self._first_time is None:  # compiling is over; the time left is judged from here
-            self._first_step, self._first_time = step, now
-        self._step = step
+            self._first_share, self._first_time = share, now
+        self._position = position
         self._metrics.update(metrics or {})
         self._rates = rates or self._rates
         if self._bar is not None:
+            self._bar.bar_format = self._bar_format()
             self._bar.set_description_str(self._status(now), refresh=False)
-            self._bar.update(step - self._bar.n)
+            self._bar.update(share - self._bar.n)
         elif self._active and now >= self._next_line:
             self._print(now)
 
@@ -201,22 +222,29 @@ class Progress:
         if self._bar is not None:
             self._bar.refresh()
             self._bar.close()
-        elif self._active and self._step > self._printed:
+        elif self._active and self._position.step > self._printed:
             self._print(self._clock())
 
+    def _bar_format(self) -> str:
+        return f"{describe(self._duration, self._position)} |{{bar}}| {{desc}}"
+
     def _print(self, now: float) -> None:
-        share = 100 * self._step // max(self._steps, 1)
-        line = f"step {self._step}/{self._steps} ({share}%) {self._status(now)}"
+        line = f"{describe(self._duration, self._position)} {self._status(now)}"
         print(line.rstrip(), file=self._stream, flush=True)
-        self._printed = self._step
+        self._printed = self._position.step
         self._next_line = now + self._seconds
 
     def _status(self, now: float) -> str:
+        duration, (_, tokens, epoch) = self._duration, self._position
         parts = []
         if "loss" in self._metrics:
             parts.append(f"loss {self._metrics['loss']:.3f}")
         if "learning_rate" in self._metrics:
             parts.append(f"lr {self._metrics['learning_rate']:.1e}")
+        if epoch is not None and duration.epochs is None:
+            parts.append(_epoch(epoch))
+        if tokens and duration.tokens is None:
+            parts.append(f"{_short(tokens)} tokens")
         if self._rates is not None:
             parts.append(f"{_short(self._rates.tokens_per_second)} tok/s")
             if self._rates.utilisation is not None:
@@ -224,10 +252,27 @@ class Progress:
             else:
                 parts.append(f"{_short(self._rates.flops_per_second)}FLOP/s")
             parts.append(f"{100 * self._rates.input_wait:.0f}% input")
-        if self._first_time is not None and self._step > self._first_step:
-            each = (now - self._first_time) / (self._step - self._first_step)
-            parts.append(f"{_duration(each * (self._steps - self._step))} left")
+        share = duration.share(self._position)
+        if self._first_time is not None and share > self._first_share:
+            each = (now - self._first_time) / (share - self._first_share)
+            parts.append(f"{_clock_time(each * (1 - share))} left")
         return " ".join(parts)
+
+
+def describe(duration: Duration, position: Position) -> str:
+    """Returns how far a run has come: `step 20/1000 (2%)`, `step 20, 12.3k/1.00M tokens (1%)`."""
+    steps = "" if duration.steps is None else f"/{duration.steps}"
+    parts = [f"step {position.step}{steps}"]
+    if duration.tokens is not None:
+        parts.append(f"{_short(position.tokens)}/{_short(duration.tokens)} tokens")
+    if duration.epochs is not None:
+        parts.append(f"{_epoch(position.epoch or 0)}/{duration.epochs:g}")
+    percent = int(100 * duration.share(position) + 1e-9)  # 100 · 0.29 is less than 29
+    return f"{', '.join(parts)} ({percent}%)"
+
+
+def _epoch(epoch: float) -> str:
+    return f"epoch {epoch}" if isinstance(epoch, int) else f"epoch {epoch:.1f}"
 
 
 def _short(value: float) -> str:
@@ -240,7 +285,7 @@ def _short(value: float) -> str:
     return f"{value:.{digits}f}{unit}"
 
 
-def _duration(seconds: float) -> str:
+def _clock_time(seconds: float) -> str:
     """Returns 0:07, 3:12 or 2:03:40."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

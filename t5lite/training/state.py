@@ -1,7 +1,8 @@
 """All that a training step reads and writes, and the logical axis names of each part."""
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -23,12 +24,13 @@ class TrainState:
     """The state of a run.
 
     Args:
-      step: int32 scalar, updates done (those dropped for a NaN included).
+      step: int32 scalar, updates done (those that were skipped included).
       params: trained parameters.
       frozen: parameters without gradients; `{}` when all are trained.
       opt_state: the optimizer's.
       rng: uint32 key data; step and microbatch are folded in, so that it never changes.
-      extra: `{"ema": params}` where an average is kept, else `{}`.
+      extra: what else `Update` needs, by name: `ema` (an average, like the parameters), `spike` and
+        `loss_scale` (the guards' scalars), `update_scale` (float32 scalar, see `Callback`).
     """
 
     step: jax.Array
@@ -54,7 +56,11 @@ def transformation(optimizer: Optimizer, axes: Tree) -> optax.GradientTransforma
 
 
 def initial_state(
-    params: Tree, optimizer: optax.GradientTransformation, *, rng: jax.Array, ema: bool = False
+    params: Tree,
+    optimizer: optax.GradientTransformation,
+    *,
+    rng: jax.Array,
+    extra: Mapping[str, Tree] = types.MappingProxyType({}),
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -62,7 +68,7 @@ def initial_state(
       params: float32 parameters.
       optimizer: whose state is made.
       rng: key of dropout and other randomness in the step.
-      ema: whether to keep an average of the parameters.
+      extra: see `Update.extra`.
     """
     with jax.numpy_dtype_promotion("standard"):
         opt_state = optimizer.init(params)
@@ -72,8 +78,7 @@ def initial_state(
         frozen={},
         opt_state=opt_state,
         rng=jax.random.key_data(rng),
-        # A copy, because both are donated.
-        extra={"ema": jax.tree.map(jnp.copy, params)} if ema else {},
+        extra=dict(extra),
     )
 
 
@@ -82,7 +87,8 @@ def state_axes(state: TrainState, axes: Tree, optimizer: Optimizer | None = None
 
     An optimizer that knows better says so with `state_axes(axes, shapes)`. Otherwise a leaf of the
     optimizer's state that stands at a parameter's path and has its shape inherits the names; one
-    that lacks some axes (a factored moment) drops their names; anything else is replicated.
+    that lacks some axes (a factored moment) drops their names; anything else is replicated. So is
+    what `extra` holds, except an average of the parameters.
 
     Args:
       state: shapes are enough.
@@ -98,7 +104,7 @@ def state_axes(state: TrainState, axes: Tree, optimizer: Optimizer | None = None
         opt_axes = exact(axes, state.params)
     else:
         opt_axes = _optimizer_axes(state.opt_state, state.params, axes)
-    extra = dict.fromkeys(state.extra, axes)
+    extra = replicated.extra | ({"ema": axes} if "ema" in state.extra else {})
     return replicated.replace(params=axes, opt_state=opt_axes, extra=extra)
 
 

@@ -1,17 +1,17 @@
 """One training step: loss, gradient, update. Nothing else trains a model here."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from t5lite.errors import InputError
+from t5lite.training.guards import after_loss, is_spike
 from t5lite.training.state import TrainState
+from t5lite.training.update import Update
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
@@ -28,35 +28,6 @@ class Objective(Protocol):
     def loss(
         self, model: Any, params: Tree, batch: Batch, *, rngs: Mapping[str, jax.Array], train: bool
     ) -> tuple[Sums, Sums]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """How gradients become an update, whatever the optimizer.
-
-    Args:
-      num_microbatches: parts of the batch computed one after the other; the sum of their gradients
-        is exactly the whole batch's.
-      clip_norm: largest global norm of the gradient; None for no clipping.
-      ema_decay: of an average of the parameters, in (0, 1), used for evaluation; None for none.
-      on_nan: what a NaN or infinite loss or gradient does: `stop` the run or `skip` the update. In
-        both cases it never reaches the parameters.
-    """
-
-    num_microbatches: int = 1
-    clip_norm: float | None = None
-    ema_decay: float | None = None
-    on_nan: str = "stop"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.num_microbatches, int) or self.num_microbatches < 1:
-            raise InputError(f"Update.num_microbatches = {self.num_microbatches!r}: at least 1")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"Update.clip_norm = {self.clip_norm!r}: must be above 0")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise InputError(f"Update.ema_decay = {self.ema_decay!r}: must be in (0, 1)")
-        if self.on_nan not in ("stop", "skip"):
-            raise InputError(f"Update.on_nan = {self.on_nan!r}: must be 'stop' or 'skip'")
 
 
 def identity(params: Tree, frozen: Tree) -> Tree:
@@ -76,51 +47,117 @@ def train_step(
     transform: Transform = identity,
     constrain_gradients: Callable[[Tree], Tree] = lambda gradients: gradients,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Does one update.
+    """Does one update, or none if the loss or its gradient is not fit for one.
 
     Args:
       state: before the step; donate it.
-      batch: `[batch, length]` arrays under SeqIO's names, the whole global batch.
-      model: pure functions `hidden` and `logits`, see `models.Model`.
+      batch: `[batch, ...]` arrays under SeqIO's names, the whole global batch.
+      model: pure functions `hidden`, `logits` and `output`, see `models.Model`.
       objective: gives the loss.
       optimizer: an Optax transformation; it is passed the loss as `value`.
-      update: microbatches, clipping, averaging.
+      update: microbatches, clipping, averaging, guards.
       transform: parameters and frozen ones to what the model gets.
       constrain_gradients: pins the gradients' sharding.
 
     Returns:
       The state after the step, and metrics: float32 scalars `loss`, `gradient_norm`,
-      `parameter_norm`, bool `finite`, and `sums`, the objective's `name: (sum, weight)`.
+      `parameter_norm`, and where the state has them `loss_scale` and `update_scale`; int32
+      `tokens`, see `counted`; bool `applied`, `finite` and `spike`, see `Verdict`; and `sums`, the
+      objective's `name: (sum, weight)`.
     """
     loss, sums, gradients = _accumulated_gradients(
         state, batch, model, objective, update.num_microbatches, transform, constrain_gradients
     )
     gradient_norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    verdict, guards = _judge(state.extra, loss, gradient_norm, update)
     if update.clip_norm is not None:
         factor = jnp.minimum(1.0, update.clip_norm / jnp.maximum(gradient_norm, 1e-12))
         gradients = jax.tree.map(lambda g: g * factor, gradients)
     # Optax's own code relies on implicit promotion here and there.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
+        if "update_scale" in state.extra:
+            updates = optax.tree.scale(state.extra["update_scale"], updates)
         params = optax.apply_updates(state.params, updates)
-    extra = dict(state.extra)
+    average = {}
     if update.ema_decay is not None:
-        extra["ema"] = optax.incremental_update(params, extra["ema"], 1 - update.ema_decay)
+        ema = optax.incremental_update(params, state.extra["ema"], 1 - update.ema_decay)
+        average = {"ema": ema}
 
-    kept = (state.params, state.opt_state, state.extra)
-    params, opt_state, extra = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state, extra), kept
+    kept = (state.params, state.opt_state, {name: state.extra[name] for name in average})
+    params, opt_state, average = jax.tree.map(
+        lambda new, old: jnp.where(verdict.applied, new, old), (params, opt_state, average), kept
     )
     metrics = {
         "loss": loss,
         "gradient_norm": gradient_norm,
         "parameter_norm": optax.tree.norm(params),
-        "finite": finite,
+        "tokens": sum(
+            (jnp.count_nonzero(tokens).astype(jnp.int32) for tokens in counted(batch)), jnp.int32(0)
+        ),
+        **verdict._asdict(),
         "sums": sums,
     }
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, extra=extra)
+    if update.loss_scale is not None:
+        metrics["loss_scale"] = state.extra["loss_scale"]["scale"]
+    if "update_scale" in state.extra:
+        metrics["update_scale"] = state.extra["update_scale"]
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        extra={**state.extra, **guards, **average},
+    )
     return state, metrics
+
+
+def counted(batch: Mapping[str, Any]) -> list[Any]:
+    """Returns the arrays of token ids that count as seen: every text once.
+
+    What a decoder reads is what it writes, one to the right; what an encoder is to say of its
+    tokens stands where they stand.
+    """
+    again = {"encoder_target_tokens"}
+    if "decoder_target_tokens" in batch:
+        again.add("decoder_input_tokens")
+    return [rows for name, rows in batch.items() if name.endswith("_tokens") and name not in again]
+
+
+class Verdict(NamedTuple):
+    """What is to be done with a step's gradient; bool scalars.
+
+    Args:
+      applied: whether the update counts; otherwise all but `step` and the guards stays as it was.
+      finite: False if loss or gradient is NaN or infinite, except where only the loss scale was too
+        high, which the guard sees to itself.
+      spike: whether the loss is finite but far above those before it.
+    """
+
+    applied: jax.Array
+    finite: jax.Array
+    spike: jax.Array
+
+
+def _judge(
+    extra: Tree, loss: jax.Array, gradient_norm: jax.Array, update: Update
+) -> tuple[Verdict, dict[str, Tree]]:
+    """Returns the verdict, and the guards' part of `extra` after it."""
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    failed, spike, guards = ~finite, jnp.bool_(False), {}
+    if update.spike_threshold is not None:
+        spike = finite & is_spike(
+            extra["spike"],
+            loss,
+            threshold=update.spike_threshold,
+            warmup_steps=update.spike_warmup_steps,
+        )
+        guards["spike"] = after_loss(
+            extra["spike"], loss, finite=finite, spike=spike, decay=update.spike_decay
+        )
+    if update.loss_scale is not None:
+        failed &= extra["loss_scale"]["scale"] <= update.loss_scale.minimum
+        guards["loss_scale"] = update.loss_scale.after(extra["loss_scale"], finite)
+    return Verdict(applied=finite & ~spike, finite=~failed, spike=spike), guards
 
 
 def _accumulated_gradients(
@@ -135,8 +172,9 @@ def _accumulated_gradients(
     # The whole batch's weights first: with them the sums of the parts add up to the whole's mean.
     weights = objective.weights(batch)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    scale = state.extra["loss_scale"]["scale"] if "loss_scale" in state.extra else None
 
-    def loss_fn(params: Tree, part: Batch, index: jax.Array) -> tuple[jax.Array, Sums]:
+    def loss_fn(params: Tree, part: Batch, index: jax.Array) -> tuple[jax.Array, tuple]:
         terms, sums = objective.loss(
             model,
             transform(params, state.frozen),
@@ -152,12 +190,14 @@ def _accumulated_gradients(
                 for name, (total, coefficient) in terms.items()
             ],
         )
-        return loss, sums
+        return (loss if scale is None else loss * scale), (loss, sums)
 
     def part_gradients(part: Batch, index: jax.Array) -> tuple[jax.Array, Sums, Tree]:
-        (loss, sums), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, part, index
-        )
+        gradients, (loss, sums) = jax.grad(loss_fn, has_aux=True)(state.params, part, index)
+        if scale is not None:
+            gradients = jax.tree.map(
+                lambda g: (g.astype(jnp.float32) / scale).astype(g.dtype), gradients
+            )
         return loss, sums, constrain_gradients(gradients)
 
     if num_microbatches == 1:

@@ -82,41 +82,54 @@ class Writers:
 
 
 class JsonLines:
-    """Appends to `metrics.jsonl`: `{"step": 10, "time": 1700000000.0, "loss": 2.5}`, one a line.
+    """Appends to `metrics.jsonl` and `texts.jsonl`, one JSON object a line.
 
-    NaN and infinities become null, as JSON has neither. Every line is on disk when `write` returns.
+    `{"step": 10, "time": 1700000000.0, "loss": 2.5}`, NaN and infinities as null, for JSON has
+    neither; and `{"step": 10, "time": 1700000000.0, "name": "samples", "text": "…"}`. Every line is
+    on disk when the call returns.
 
     Args:
-      folder: where the file goes, usually the model_dir.
+      folder: where the files go, usually the model_dir.
       clock: seconds since 1970.
     """
 
     def __init__(self, folder: epath.PathLike, *, clock: Callable[[], float] = time.time):
         self.path = epath.Path(folder).expanduser() / "metrics.jsonl"
+        self._texts = self.path.with_name("texts.jsonl")
         self._clock = clock
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one line."""
-        head = {"step": int(step), "time": round(self._clock(), 3)}
+        """Appends a line of metrics."""
+        head = self._head(step)
         values = {name: float(value) for name, value in metrics.items() if name not in head}
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(head | finite, allow_nan=False) + "\n")
+        self._append(self.path, head | finite)
+
+    def text(self, step: int, name: str, value: str) -> None:
+        """Appends a line with a text."""
+        self._append(self._texts, {**self._head(step), "name": name, "text": value})
 
     def rewind(self, step: int) -> None:
-        """Drops the lines after a step and one that a crash cut off, all or nothing."""
-        if not self.path.exists():
-            return
-        text = self.path.read_text()
-        kept = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
-        if kept != text:
-            draft = self.path.with_name(self.path.name + ".tmp")
-            draft.write_text(kept)
-            draft.replace(self.path)
+        """Drops the lines after a step and one that a crash cut off, all or nothing of a file."""
+        for path in (self.path, self._texts):
+            if not path.exists():
+                continue
+            # Not splitlines, which also breaks at characters that belong to a text.
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= step]
+            if kept != lines:
+                replace_text(path, b"".join(kept).decode())
 
     def close(self) -> None:
         """Does nothing: no file stays open."""
+
+    def _head(self, step: int) -> dict[str, Any]:
+        return {"step": int(step), "time": round(self._clock(), 3)}
+
+    def _append(self, path: epath.Path, line: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 class TensorBoard:
@@ -177,6 +190,92 @@ class TensorBoard:
         return self._events
 
 
+class MLflow:
+    """Logs to an MLflow server, a run of ours as a run there, resumed with it.
+
+    Which run that is, stands in the folder's `mlflow_run_id`. MLflow forgets nothing: steps that
+    are done again after a crash stand there twice.
+
+    Args:
+      folder: the model_dir; its last part names the run.
+      experiment: what the run belongs to; made where there is none.
+      tracking_uri: of the server; None for $MLFLOW_TRACKING_URI.
+
+    Raises:
+      InputError: if mlflow is not installed; later, if the server refuses.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        *,
+        experiment: str = "t5lite",
+        tracking_uri: str | None = None,
+    ):
+        if not _installed("mlflow"):
+            raise InputError("MLflow needs a library: pip install 't5lite[mlflow]'")
+        self._folder = epath.Path(folder).expanduser()
+        self._experiment = experiment
+        self._uri = tracking_uri
+        self._client: Any = None
+        self._run_id = ""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs the metrics; NaN and infinities are left out."""
+        from mlflow.entities import Metric
+
+        client, now = self._open(), int(1000 * time.time())
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        points = [Metric(name, value, now, int(step)) for name, value in finite.items()]
+        client.log_batch(self._run_id, metrics=points)
+
+    def text(self, step: int, name: str, value: str) -> None:
+        """Keeps a text as an artifact."""
+        self._open().log_text(self._run_id, value, f"{name}/step_{int(step):08}.txt")
+
+    def rewind(self, step: int) -> None:
+        """Opens the run: a new one at step 0, and afterwards the one that was."""
+        self._open(resume=step > 0)
+
+    def close(self) -> None:
+        """Says that the run is over, until it is resumed."""
+        if self._client is not None:
+            self._client.set_terminated(self._run_id)
+            self._client = None
+
+    def _open(self, *, resume: bool = True) -> Any:
+        if self._client is None:
+            from mlflow.exceptions import MlflowException
+            from mlflow.tracking import MlflowClient
+
+            try:
+                client = MlflowClient(self._uri)
+                self._run_id = self._started(client, resume=resume)
+            except MlflowException as error:
+                raise InputError(
+                    f"MLflow: {str(error).strip().splitlines()[0]}\n"
+                    "set MLflow.tracking_uri or $MLFLOW_TRACKING_URI to a server's address"
+                ) from error
+            self._client = client
+        return self._client
+
+    def _started(self, client: Any, *, resume: bool) -> str:
+        """Returns the id of the run that this one goes on with, or of a new one."""
+        note = self._folder / "mlflow_run_id"
+        if resume and note.exists():
+            run_id = note.read_text().strip()
+            client.update_run(run_id, status="RUNNING")
+            return run_id
+        known = client.get_experiment_by_name(self._experiment)
+        where = known.experiment_id if known else client.create_experiment(self._experiment)
+        run_id = client.create_run(where, run_name=self._folder.name).info.run_id
+        replace_text(note, run_id + "\n")
+        config = self._folder / "config.gin"
+        if config.exists():
+            client.log_text(run_id, config.read_text(), "config.gin")
+        return run_id
+
+
 def _installed(library: str) -> bool:
     try:
         return importlib.util.find_spec(library) is not None
@@ -184,9 +283,17 @@ def _installed(library: str) -> bool:
         return False
 
 
-def _step_of(line: str) -> float:
+def replace_text(path: epath.Path, text: str) -> None:
+    """Writes a file anew, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _step_of(line: bytes) -> float:
     """Returns the step of a line, or infinity if it is no whole line."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf

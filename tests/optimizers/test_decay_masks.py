@@ -9,7 +9,7 @@ from t5lite.optimizers import DecayMask
 AXES = {
     "token_embedding": {"embedding": P("vocab", "embed")},
     "encoder": {
-        "relative_bias": {"embedding": P("heads", "relpos_buckets")},
+        "position_bias": {"embedding": P("heads", "relpos_buckets")},
         "layers": {
             "query": {"kernel": P("layers", "embed", "heads", "kv")},
             "bias": P("layers", "heads", "kv"),
@@ -36,7 +36,7 @@ def test_paths_narrow_the_choice():
     assert decayed(DecayMask(include="embedding")) == {"token_embedding/embedding"}
     assert decayed(DecayMask(include="embedding", matrices_only=False)) == {
         "token_embedding/embedding",
-        "encoder/relative_bias/embedding",
+        "encoder/position_bias/embedding",
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError
-from t5lite.parallel import Layout, batch_sharding, check_batch, make_mesh, place, with_layout
+from t5lite.parallel import Layout, batch_shardings, check_batch, make_mesh, place, with_layout
 from t5lite.parallel.arrays import check_rows_of_process
 
 LAYOUT = Layout({"data": 2, "fsdp": 2, "seq": 2})
@@ -19,13 +19,32 @@ LAYOUT = Layout({"data": 2, "fsdp": 2, "seq": 2})
 def test_every_device_gets_its_rows_and_columns():
     mesh = make_mesh(LAYOUT)
     rows = np.arange(8 * 6, dtype=np.int32).reshape(8, 6)
-    (name, array), *none = place({"tokens": rows}, batch_sharding(LAYOUT, mesh)).items()
+    placed = batch_shardings(LAYOUT, mesh, {"tokens": rows.shape})
+    (name, array), *none = place({"tokens": rows}, placed).items()
     assert (name, none) == ("tokens", [])
     np.testing.assert_array_equal(np.asarray(array), rows)
     for shard in array.addressable_shards:
         assert shard.data.shape == (2, 3)
         np.testing.assert_array_equal(np.asarray(shard.data), rows[shard.index])
     assert len({str(shard.index) for shard in array.addressable_shards}) == 8
+
+
+def test_what_belongs_to_a_row_is_divided_by_rows_alone():
+    mesh = make_mesh(LAYOUT)
+    rows = {
+        "labels": np.arange(8 * 3, dtype=np.float32).reshape(8, 3),  # 3 does not divide over seq
+        "label_weights": np.arange(8, dtype=np.float32),
+        "span_starts": np.arange(8, dtype=np.int32),
+    }
+    shapes = {name: array.shape for name, array in rows.items()}
+    check_batch(LAYOUT, mesh, shapes)
+    arrays = place(rows, batch_shardings(LAYOUT, mesh, shapes))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(np.asarray(array), rows[name])
+        for shard in array.addressable_shards:
+            assert shard.data.shape == (2, *shapes[name][1:])
+    with pytest.raises(InputError, match="batch size 6 of span_starts"):
+        check_batch(LAYOUT, mesh, {"span_starts": (6,)})
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5lite.errors import InputError
 from t5lite.parallel import Layout, make_mesh
-from t5lite.training import Loop, Meter, NonFiniteLoss, Progress, Run, Stop
+from t5lite.training import Duration, Loop, Meter, NonFiniteLoss, Progress, Run, Stop
 
 LAYOUT = Layout()
 
@@ -84,6 +85,15 @@ class Remembering(Each):
 
 
 @dataclasses.dataclass
+class CountingState:
+    step: int
+    extra: dict = dataclasses.field(default_factory=dict)
+
+    def replace(self, **changes):
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass
 class Scene:
     """A loop around a step that only counts."""
 
@@ -93,7 +103,7 @@ class Scene:
     said: list
 
     def run(self, start=0):
-        return self.loop(types.SimpleNamespace(step=start))
+        return self.loop(CountingState(start))
 
     @property
     def lines(self):
@@ -104,9 +114,21 @@ class Scene:
         return [step for step, _, _ in self.memory.saved]
 
 
-def make(tmp_path, *, steps=6, callbacks=(), bad=(), sums=lambda step: {}, **options):
-    """Step n's loss is n, unless it is one of the `bad` ones."""
+def make(
+    tmp_path,
+    *,
+    steps=6,
+    tokens=None,
+    epochs=None,
+    callbacks=(),
+    bad=(),
+    spikes=(),
+    sums=lambda step: {},
+    **options,
+):
+    """Step n's loss is n, unless it is one of the `bad` ones, and it has n tokens."""
     events, said = [], []
+    duration = Duration(steps, tokens, epochs)
     memory = Memory(events)
     run = Run(
         model_dir=str(tmp_path),
@@ -126,21 +148,27 @@ def make(tmp_path, *, steps=6, callbacks=(), bad=(), sums=lambda step: {}, **opt
         events.append(f"step {step}")
         assert isinstance(batch["encoder_input_tokens"], jax.Array)
         metrics = {
+            "tokens": np.int32(step),
+            "applied": np.bool_(step not in bad and step not in spikes),
+            "spike": np.bool_(step in spikes),
             "loss": np.float32(np.nan if step in bad else step),
             "gradient_norm": np.float32(10 * step),
             "parameter_norm": np.float32(1),
             "finite": np.bool_(step not in bad),
             "sums": sums(step),
         }
-        return types.SimpleNamespace(step=step), metrics
+        scale = state.extra.get("update_scale")
+        metrics |= {} if scale is None else {"update_scale": scale}
+        return state.replace(step=step), metrics
 
     loop = Loop(
         run=run,
+        duration=duration,
         batches=Counting(),
         checkpointer=memory,
         callbacks=callbacks,
         meter=Meter(),
-        progress=Progress(steps, active=False),
+        progress=Progress(duration, active=False),
         **({"step_fn": step_fn, "checkpoint_every": 100, "log_every": 1} | options),
     )
     return Scene(loop, memory, events, said)
@@ -273,7 +301,7 @@ def test_callbacks_and_data_remember_over_a_restart(tmp_path):
     first.run()
     ((step, progress, _), *_) = first.memory.saved
     assert step == 4
-    assert progress["callbacks"] == [{}, {"memory": 2}]
+    assert progress["callbacks"] == [["Remembering", {"memory": 2}]]
     callbacks = [Each("a", 1), Remembering("b", 2)]
     second = make(tmp_path, callbacks=callbacks, steps=5)
     second.loop.load_progress(progress)
@@ -282,10 +310,68 @@ def test_callbacks_and_data_remember_over_a_restart(tmp_path):
     assert second.loop.batches.count == 5
 
 
+class Halving(Each):
+    scales_updates = True
+
+    def __call__(self, run, state, *, step):
+        run.update_scale *= 0.3
+
+
+def scaled_state(step=0, scale=1.0):
+    return CountingState(step, {"update_scale": jnp.float32(scale)})
+
+
+def test_a_scale_of_updates_holds_from_the_next_step_on_and_is_saved(tmp_path):
+    states = []
+    scene = make(tmp_path, callbacks=[Halving("h", 2)], learning_rate=lambda step: 8.0)
+    inner = scene.memory.save
+    scene.loop.checkpointer.save = lambda step, state, **rest: (
+        states.append(state), inner(step, state, **rest)
+    )  # fmt: skip
+    scene.loop.checkpoint_every = 4
+    scene.loop(scaled_state())
+    expected = [1, 1, 0.3, 0.3, 0.09, 0.09]
+    assert [line["train/update_scale"] for _, line in scene.lines] == pytest.approx(expected)
+    rates = [line["train/learning_rate"] for _, line in scene.lines]
+    assert rates == pytest.approx([8 * scale for scale in expected])
+    assert [int(state.step) for state in states] == [4, 6]
+    # A run that resumes comes to the same numbers, to the last bit.
+    again = make(tmp_path, callbacks=[Halving("h", 2)])
+    last = again.loop(states[0])
+    assert again.lines[0][1]["train/update_scale"] == scene.lines[4][1]["train/update_scale"]
+    assert last.extra["update_scale"] == states[1].extra["update_scale"]
+
+
+def test_a_scale_that_nobody_announced_is_refused(tmp_path):
+    with pytest.raises(InputError, match="`scales_updates = True`"):
+        make(tmp_path, callbacks=[Halving("h", 2)]).run()
+
+
+def test_a_callback_can_end_a_run_before_its_first_step(tmp_path):
+    class Checking(Each):
+        def check(self, run):
+            return Stop("it was good enough")
+
+    scene = make(tmp_path, callbacks=[Checking("a", 1)])
+    assert scene.run(3).step == 3
+    assert scene.events == []
+    assert scene.said == ["not trained any further: it was good enough"]
+
+
+def test_a_callback_that_is_new_leaves_the_others_their_memory(tmp_path):
+    first = make(tmp_path, callbacks=[Remembering("b", 2)], steps=4)
+    first.run()
+    callbacks = [type("New", (Remembering,), {})("n", 1), Remembering("b", 2)]
+    second = make(tmp_path, callbacks=callbacks)
+    second.loop.load_progress(first.memory.saved[-1][1])
+    assert [callback.memory for callback in callbacks] == [0, 2]
+
+
 def test_a_finished_run_does_nothing(tmp_path):
     scene = make(tmp_path, steps=6, callbacks=[Each("a", 1)])
     assert scene.run(6).step == 6
     assert scene.events == []
+    assert scene.said == [f"{tmp_path} is already trained to step 6/6 (100%)"]
 
 
 def test_checkpoints_are_saved_when_due_and_once_at_the_end(tmp_path):
@@ -295,6 +381,99 @@ def test_checkpoints_are_saved_when_due_and_once_at_the_end(tmp_path):
     scene = make(tmp_path, steps=7, checkpoint_every=3)
     scene.run()
     assert scene.saved == [3, 6, 7]
+
+
+# Ends that are not a number of steps: step n has n tokens, and four steps are an epoch.
+
+
+@pytest.mark.parametrize(("tokens", "last"), [(1, 1), (9, 4), (10, 4), (11, 5), (100, 14)])
+def test_a_run_ends_with_the_step_that_reaches_its_tokens(tmp_path, tokens, last):
+    scene = make(tmp_path, steps=None, tokens=tokens, callbacks=[Each("a", 100)])
+    assert scene.run().step == last
+    assert scene.saved == [last]
+    assert scene.loop.batches.count == last
+    assert scene.events[-3:] == [f"write {last}", f"a {last}", f"save {last}"]
+    assert scene.lines[-1][1]["train/tokens"] == last * (last + 1) / 2
+    if last == 14:  # far from the end no step is waited for
+        assert scene.events[:4] == ["step 1", "step 2", "write 1", "step 3"]
+
+
+def test_tokens_go_on_counting_after_a_restart(tmp_path):
+    first = make(tmp_path, steps=None, tokens=100, checkpoint_every=6)
+    first.run()
+    ((step, progress, _), *_) = first.memory.saved
+    second = make(tmp_path, steps=None, tokens=100)
+    second.loop.load_progress(progress)
+    assert second.run(step).step == 14
+    assert second.lines[-1][1]["train/tokens"] == 105
+    assert second.said == [f"resuming {tmp_path} at step 6, 21/100 tokens (21%)"]
+    third = make(tmp_path, steps=None, tokens=100, callbacks=[Each("a", 1)])
+    third.loop.load_progress(second.memory.saved[-1][1])
+    assert third.run(14).step == 14
+    assert third.events == []
+
+
+def test_a_run_ends_with_the_step_that_completes_its_epochs(tmp_path):
+    scene = make(tmp_path, steps=None, epochs=2)
+    assert scene.run().step == 8
+    assert [line["train/epoch"] for _, line in scene.lines] == [0, 0, 0, 1, 1, 1, 1, 2]
+
+
+def test_batches_can_tell_the_part_of_an_epoch(tmp_path):
+    scene = make(tmp_path, steps=None, epochs=1.5)
+    with pytest.raises(InputError, match=r"^train.epochs = 1.5: must be whole"):
+        scene.run()
+    parts = property(lambda self: self.count % 4 / 4)
+    scene.loop.batches = type("Parts", (Counting,), {"epoch_progress": parts})()
+    assert scene.run().step == 6
+    assert [line["train/epoch"] for _, line in scene.lines] == [0.25, 0.5, 0.75, 1, 1.25, 1.5]
+
+
+def test_data_without_epochs_cannot_end_a_run(tmp_path):
+    scene = make(tmp_path, steps=None, epochs=1)
+    scene.loop.batches = iter([])
+    with pytest.raises(InputError, match=r"do not count epochs; set train.steps or train.tokens"):
+        scene.run()
+
+
+def test_the_first_end_counts(tmp_path):
+    assert make(tmp_path, steps=5, tokens=1000, epochs=2).run().step == 5
+    assert make(tmp_path, steps=50, tokens=1000, epochs=1).run().step == 4
+    assert make(tmp_path, steps=50, tokens=5, epochs=9).run().step == 3
+
+
+def test_several_processes_end_together(tmp_path, monkeypatch):
+    from t5lite.training import loop
+
+    asked = []
+
+    def gather(mine):
+        asked.append(mine)
+        return [mine, [False, mine[1] - 1]]  # the other is an epoch behind
+
+    stand_in = types.SimpleNamespace(process_count=lambda: 2, transfer_guard=jax.transfer_guard)
+    monkeypatch.setattr(loop, "jax", stand_in)
+    monkeypatch.setattr(loop, "gather", gather)
+    # Epoch 3 is done here after step 12, there after step 16; they speak every ten steps.
+    assert make(tmp_path, steps=None, epochs=3).run().step == 20
+    assert asked == [(False, 0), (False, 2), (False, 5)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "train.steps, train.tokens or train.epochs: one must say when to stop"),
+        ({"steps": 0}, "train.steps = 0: must be a whole number of at least 1"),
+        ({"tokens": 1e9}, "train.tokens = 1000000000.0: must be a whole number"),
+        ({"tokens": True}, "train.tokens = True"),
+        ({"epochs": 0}, "train.epochs = 0: must be a number above 0"),
+        ({"epochs": np.inf}, "train.epochs = inf"),
+        ({"epochs": "3"}, "train.epochs = '3'"),
+    ],
+)
+def test_ends_that_make_no_sense(limits, message):
+    with pytest.raises(InputError, match=message):
+        Duration(**limits)
 
 
 # Numbers that are none.
@@ -343,6 +522,37 @@ def test_skipped_updates_are_counted_and_left_out_of_the_average(tmp_path):
     again.loop.load_progress(scene.memory.saved[0][1])
     again.run(4)
     assert again.lines[0][1]["train/skipped_updates"] == 3
+
+
+def test_a_spike_is_told_counted_and_its_batch_kept(tmp_path):
+    scene = make(tmp_path, spikes=[2, 4], log_every=6)  # whatever is to be done about a NaN
+    assert scene.run().step == 6
+    ((_, line),) = scene.lines
+    assert line["train/skipped_updates"] == 2
+    assert line["train/loss"] == (1 + 3 + 5 + 6) / 4
+    assert line["train/tokens"] == 21  # seen, if not learnt from
+    names = sorted(path.name for path in (tmp_path / "bad_batches").iterdir())
+    assert names == ["step_2_process_0.npz", "step_4_process_0.npz"]
+    assert scene.said[0].startswith("step 2: the loss 2.000 is a spike, far above those before it")
+    assert scene.said[0].endswith("the update was skipped")
+
+
+def test_a_loss_scale_that_falls_is_counted_and_nothing_more(tmp_path):
+    scene = make(tmp_path, learning_rate=float)
+    inner = scene.loop.step_fn
+
+    def step_fn(state, batch):
+        state, metrics = inner(state, batch)
+        fell = np.bool_(state.step == 3)
+        return state, metrics | {"applied": ~fell, "loss_scale": np.float32(2 - fell)}
+
+    scene.loop.step_fn = step_fn
+    scene.run()
+    assert [line["train/loss_scale"] for _, line in scene.lines] == [2, 2, 1, 2, 2, 2]
+    assert scene.lines[-1][1]["train/skipped_updates"] == 1
+    assert scene.lines[-1][1]["train/learning_rate"] == 4
+    assert scene.said == []
+    assert not (tmp_path / "bad_batches").exists()
 
 
 # A scheduler's notice.
@@ -420,26 +630,29 @@ def test_the_profiler_surrounds_every_step(tmp_path):
     assert scene.said == ["profile of steps up to 2 written"]
 
 
-def test_tokens_are_counted_without_padding_and_once(tmp_path):
-    scene = make(tmp_path, steps=1)
-    told = []
-    scene.loop.meter.step = lambda **counts: told.append(counts)
-    scene.loop.flops = 7.0
-    batch = {
-        "encoder_input_tokens": np.array([[5, 6, 0]] * 8),
-        "decoder_input_tokens": np.array([[0, 8, 0]] * 8),
-        "decoder_target_tokens": np.array([[8, 1, 0]] * 8),
-        "decoder_loss_weights": np.array([[1.0, 1, 0]] * 8, np.float32),
-        "encoder_segment_ids": np.array([[1, 1, 0]] * 8),
-    }
-    scene.loop.batches = type("Once", (Counting,), {"__next__": lambda self: batch})()
-    scene.run()
-    assert told == [{"tokens": 8 * 4, "flops": 7.0}]
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("encoder_input_tokens", [8, 9], "token id 9, but the model has only 9 embeddings"),
+        ("other_input_tokens", [9, 0], "other_input_tokens holds the token id 9"),
+        ("labels", 4, r"^labels = 4: .*outside the head's classes, .* 4 \(0 to 3\); .*num_classes"),
+        ("token_labels", [1, 7], r"^token_labels = 7: .* 3 \(0 to 2\); .*num_labels to at least 8"),
+    ],
+)
+def test_ids_beyond_what_the_model_has_are_refused(name, row, message):
+    limits = {"tokens": 9, "labels": 4, "token_labels": 3}
+    run = Run("", None, None, None, LAYOUT, make_mesh(LAYOUT), 1, limits=limits)
+    rows = np.array([np.zeros_like(row)] * 7 + [row], np.int32)
+    with pytest.raises(InputError, match=message):
+        run.place({name: rows})
+    run.place({name: np.maximum(rows - 7, 0)})
+    run.place({"labels": np.full((8, 1), 100, np.float32)})  # a regression's
+    run.place({"encoder_segment_ids": rows})
 
 
 def test_a_run_evaluates_the_average_where_there_is_one():
     mesh = make_mesh(LAYOUT)
-    run = Run("", None, None, None, LAYOUT, mesh, 1, transform=lambda p, frozen: (p, frozen))
+    run = Run("", None, None, None, LAYOUT, mesh, None, transform=lambda p, frozen: (p, frozen))
     state = types.SimpleNamespace(params="params", frozen="frozen", extra={})
     assert run.params(state) == ("params", "frozen")
     state.extra["ema"] = "average"

@@ -1,9 +1,23 @@
 """A program is built from shapes, checks what it is given, and donates its state."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
-from tiny_runs import OBJECTIVE, SPEC, assert_close, batches, make_program, place, start
+from jax.sharding import PartitionSpec
+from tiny_runs import (
+    OBJECTIVE,
+    SPEC,
+    assert_close,
+    assert_same,
+    batches,
+    make_program,
+    place,
+    start,
+)
 
 from t5lite.errors import InputError
 from t5lite.models import ComputeSpec, Model, preset
@@ -75,6 +89,93 @@ def test_the_initialiser_draws_into_the_shards_and_by_the_seed():
         lambda state: state.params["token_embedding"]["embedding"],
     ):
         assert not jnp.array_equal(draw(sharded), draw(other))
+
+
+def test_it_starts_from_given_parameters_as_if_it_had_drawn_them():
+    drawn = build_scalars().init(3)
+    params = jax.tree.map(lambda leaf: 2 * leaf, drawn.params)
+    kept, program = jax.device_get(params), build_scalars()
+    state = program.start_from(params, 3)
+    assert_same(state.params, kept)
+    assert_same(state.extra["ema"], kept)
+    assert_same(state.rng, drawn.rng)
+    # An optimizer that keeps its parameters keeps these, and not the drawn ones.
+    assert_same(state.opt_state, kept)
+    assert state.extra["update_scale"] == 1
+    for leaf, expected in zip(*map(jax.tree.leaves, (state, program.state)), strict=True):
+        assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+
+
+class Scores:
+    """A linear model of `[batch, length]` features; its labels belong to rows."""
+
+    compute = ComputeSpec()
+
+    def init(self, key):
+        return {"weight": jax.random.normal(key, (4, 3))}
+
+    def axes(self):
+        return {"weight": PartitionSpec("embed", None)}
+
+
+class Squares:
+    def weights(self, batch):
+        return {"square": jnp.sum(batch["label_weights"])}
+
+    def loss(self, model, params, batch, *, rngs, train):
+        off = batch["features"] @ params["weight"] - batch["labels"]
+        return {"square": (jnp.sum(batch["label_weights"][:, None] * off**2), 1.0)}, {}
+
+
+def anchored():
+    """Keeps the parameters that it was made with, as some optimizers do."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.copy, params),
+        lambda updates, state, params: (jax.tree.map(lambda g: -0.1 * g, updates), state),
+    )
+
+
+def build_scalars(*, num_devices=8, num_microbatches=1, model=Scores()):
+    layout = Layout({"data": num_devices // 2, "seq": 2} if num_devices > 1 else {"data": 1})
+    shapes = {"features": (8, 4), "labels": (8, 3), "label_weights": (8,)}
+    return build(
+        model,
+        Squares(),
+        anchored(),
+        {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()},
+        layout=layout,
+        mesh=make_mesh(layout, jax.devices()[:num_devices]),
+        update=Update(num_microbatches=num_microbatches, ema_decay=0.9),
+        update_scale=True,
+    )
+
+
+@pytest.mark.parametrize(("num_devices", "num_microbatches"), [(8, 1), (8, 2), (1, 4)])
+def test_arrays_of_rows_are_sharded_and_divided_too(num_devices, num_microbatches):
+    rng = np.random.default_rng(0)
+    batch = {
+        "features": rng.standard_normal((8, 4), np.float32),
+        "labels": rng.standard_normal((8, 3), np.float32),  # which do not divide over seq
+        "label_weights": np.arange(8, dtype=np.float32),
+    }
+    program = build_scalars(num_devices=num_devices, num_microbatches=num_microbatches)
+    state = program.init(0)
+    weight = np.asarray(state.params["weight"])
+    after, metrics = program.step(state, place(program, batch))
+    off = batch["features"] @ weight - batch["labels"]
+    weighed = batch["label_weights"][:, None] * off / batch["label_weights"].sum()
+    assert metrics["loss"] == pytest.approx((weighed * off).sum(), rel=1e-5)
+    gradient = 2 * batch["features"].T @ weighed
+    np.testing.assert_allclose(after.params["weight"], weight - 0.1 * gradient, rtol=1e-4)
+    rows = program.batch["label_weights"].sharding.shard_shape((8,))
+    assert rows == (8 // max(num_devices // 2, 1),)
+
+
+def test_float16_wants_a_loss_scale():
+    model = Scores()
+    model.compute = types.SimpleNamespace(dtype="float16")
+    with pytest.raises(InputError, match=r"^Update.loss_scale = None: .*LossScale\(\)"):
+        build_scalars(model=model)
 
 
 def test_a_published_size_lowers_from_shapes_alone():

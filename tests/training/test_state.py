@@ -57,7 +57,9 @@ def state_of(optimizer, *, model=MODEL, ema=False):
 
     def make(key):
         chosen = transformation(optimizer, model.axes())
-        return initial_state(model.init(key), chosen, rng=key, ema=ema)
+        params = model.init(key)
+        update = Update(ema_decay=0.9 if ema else None, spike_threshold=6.0)
+        return initial_state(params, chosen, rng=key, extra=update.extra(params))
 
     return jax.eval_shape(make, jax.random.key(0))
 
@@ -134,6 +136,7 @@ def test_moments_stand_where_their_parameters_do(name):
     placed = state_shardings(state, AXES, layout=layout, mesh=mesh, optimizer=optimizer)
     assert jax.tree.structure(placed) == jax.tree.structure(state)
     assert placed.extra["ema"] == placed.params
+    assert all(sharding.is_fully_replicated for sharding in placed.extra["spike"].values())
     assert placed.params["token_embedding"]["embedding"].spec == PartitionSpec("tensor", "fsdp")
     by_shape = {
         leaf.shape: sharding
@@ -189,7 +192,7 @@ def by_data():
 def test_an_odd_pattern_of_layers_is_named_too():
     blocks = SPEC.encoder.blocks * 2
     spec = SPEC.replace(encoder=SPEC.encoder.replace(num_layers=3, blocks=blocks))
-    model = Model(override(spec, {"*.relative_bias.per_layer": True}))
+    model = Model(override(spec, {"*.position_bias.per_layer": True}))
     for optimizer in (OPTIMIZERS["adafactor"], OPTIMIZERS["bare_adafactor"]):
         state = state_of(optimizer, model=model)
         named = state_axes(state, model.axes(), optimizer)
@@ -201,7 +204,8 @@ def test_an_odd_pattern_of_layers_is_named_too():
 
 def test_the_average_is_a_copy():
     params = {"slope": jnp.ones(3)}
-    state = initial_state(params, optax.sgd(0.1), rng=jax.random.key(0), ema=True)
+    extra = Update(ema_decay=0.9).extra(params)
+    state = initial_state(params, optax.sgd(0.1), rng=jax.random.key(0), extra=extra)
     assert state.extra["ema"]["slope"] is not state.params["slope"]
     donate = jax.jit(lambda state: state, donate_argnums=0)
     donate(state)  # would raise: the same buffer donated twice

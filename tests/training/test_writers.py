@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import re
 import sys
 import textwrap
@@ -10,8 +11,9 @@ import types
 import numpy as np
 import pytest
 
+from t5lite.errors import InputError
 from t5lite.training import writers
-from t5lite.training.writers import JsonLines, TensorBoard, Writers
+from t5lite.training.writers import JsonLines, MLflow, TensorBoard, Writers
 
 
 def read(folder):
@@ -179,3 +181,102 @@ def test_the_weights_and_biases_writer_of_the_docstring_works_and_is_short(monke
     exec(code, namespace)
     use(Writers([namespace["WeightsAndBiases"]("folder")]))
     assert logged == [(5, {"loss": 1.0}), "finished"]
+
+
+def texts(folder):
+    return [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+
+
+def test_json_lines_keep_texts_and_forget_those_after_a_step(tmp_path):
+    clock = iter(range(100, 200)).__next__
+    writer = JsonLines(tmp_path / "new", clock=clock)
+    said = "ein „Wort“,\nzwei\u2028drei"
+    writer.text(np.int64(1), "samples", said)
+    writer.text(2, "samples", "later")
+    assert texts(tmp_path / "new") == [
+        {"step": 1, "time": 100, "name": "samples", "text": said},
+        {"step": 2, "time": 101, "name": "samples", "text": "later"},
+    ]
+    assert not writer.path.exists()
+    with (tmp_path / "new" / "texts.jsonl").open("a") as file:
+        file.write('{"step": 1, "cut')
+    writer.rewind(1)
+    writer.text(2, "samples", "again")
+    assert [(line["step"], line["text"]) for line in texts(tmp_path / "new")] == [
+        (1, said),
+        (2, "again"),
+    ]
+
+
+# --- MLflow --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mlflow(tmp_path, monkeypatch):
+    """Opens writers of one run, and shows what is in MLflow's store, a folder of the test's own."""
+    pytest.importorskip("mlflow", reason="needs mlflow-skinny")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow.tracking import MlflowClient
+
+    uri = (tmp_path / "store").as_uri()
+    run = tmp_path / "run"
+    run.mkdir()
+    client = MlflowClient(uri)
+
+    def runs():
+        found = client.get_experiment_by_name("t5lite")
+        return client.search_runs([found.experiment_id]) if found else []
+
+    def history(run_id, name):
+        return [(each.step, each.value) for each in client.get_metric_history(run_id, name)]
+
+    return types.SimpleNamespace(
+        open=lambda: MLflow(run, tracking_uri=uri),
+        run=run,
+        client=client,
+        runs=runs,
+        history=history,
+    )
+
+
+def test_mlflow_gets_metrics_texts_and_the_configuration(mlflow):
+    (mlflow.run / "config.gin").write_text("a.b = 1\n")
+    writer = mlflow.open()
+    assert mlflow.runs() == []
+    use(writer)
+    writer.write(6, {"loss": math.nan, "held_out/loss": np.float32(1.5)})
+    (run,) = mlflow.runs()
+    assert run.info.run_name == "run"
+    assert run.info.status == "RUNNING"
+    assert run.data.metrics == {"loss": 1.0, "held_out/loss": 1.5}
+    artifacts = {each.path for each in mlflow.client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"config.gin", "sample"}
+    writer.close()
+    assert mlflow.runs()[0].info.status == "FINISHED"
+
+
+def test_mlflow_resumes_the_run_and_begins_another_at_step_0(mlflow):
+    for start in (0, 2, 4):
+        writer = mlflow.open()
+        writer.rewind(start)
+        writer.write(start + 1, {"loss": float(start)})
+        writer.close()
+    (run,) = mlflow.runs()
+    assert mlflow.history(run.info.run_id, "loss") == [(1, 0.0), (3, 2.0), (5, 4.0)]
+    writer = mlflow.open()
+    writer.rewind(0)
+    writer.close()
+    assert len(mlflow.runs()) == 2
+
+
+def test_mlflow_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda library: None)
+    with pytest.raises(InputError, match=r"pip install 't5lite\[mlflow\]'"):
+        MLflow(tmp_path)
+
+
+def test_mlflow_says_which_server_it_lacks(tmp_path):
+    pytest.importorskip("mlflow", reason="needs mlflow-skinny")
+    with pytest.raises(InputError, match=r"set MLflow.tracking_uri or \$MLFLOW_TRACKING_URI"):
+        MLflow(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/x.db").rewind(0)
+    assert list(tmp_path.iterdir()) == []

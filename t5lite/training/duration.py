@@ -1,0 +1,81 @@
+"""How long a run is, in steps, tokens or epochs, and how far it has come."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+from t5lite.errors import InputError
+
+
+class Position(NamedTuple):
+    """How far a run has come; the same on every process.
+
+    Args:
+      step: updates done, skipped ones included.
+      tokens: trained on so far, of the global batches, without padding.
+      epoch: passes over the data: an integer counts completed ones, a float their parts too; None
+        if the data does not tell.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    epoch: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """When a run ends: after the first step that reaches one of these.
+
+    A schedule that needs the number of steps is given it by whoever configures it: without `steps`
+    nobody knows it before the end.
+
+    Args:
+      steps: updates in all.
+      tokens: seen in all, of the global batches, without padding.
+      epochs: passes over the data; a part of one needs data that tell theirs.
+
+    Raises:
+      InputError: if none is given or one is out of range; it names them as arguments of `train`.
+    """
+
+    steps: int | None = None
+    tokens: int | None = None
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+        if not given:
+            raise InputError("train.steps, train.tokens or train.epochs: one must say when to stop")
+        for name, value in given.items():
+            whole = name != "epochs"
+            valid = isinstance(value, int if whole else (int, float))
+            if not valid or isinstance(value, bool) or not 0 < value < math.inf:
+                wanted = "a whole number of at least 1" if whole else "a number above 0"
+                raise InputError(f"train.{name} = {value!r}: must be {wanted}")
+
+    def check(self, epoch: float | None) -> None:
+        """Raises an InputError if data that tell this epoch cannot tell when to stop."""
+        if self.epochs is None:
+            return
+        if epoch is None:
+            raise InputError(
+                f"train.epochs = {self.epochs}: these data do not count epochs; "
+                "set train.steps or train.tokens"
+            )
+        if isinstance(epoch, int) and self.epochs != int(self.epochs):
+            raise InputError(
+                f"train.epochs = {self.epochs}: must be whole, as these data count whole epochs "
+                "only; round it, or set train.steps or train.tokens"
+            )
+
+    def share(self, position: Position) -> float:
+        """Returns how much of the run is done, in [0, 1]: by whichever limit is the nearest."""
+        return min(max(done / limit for done, limit in self._limits(position)), 1.0)
+
+    def over(self, position: Position) -> bool:
+        """Returns whether the run ends here."""
+        return any(done >= limit for done, limit in self._limits(position))
+
+    def _limits(self, position: Position) -> list[tuple[float, float]]:
+        limits = dataclasses.astuple(self)
+        return [(done or 0, limit) for done, limit in zip(position, limits, strict=True) if limit]

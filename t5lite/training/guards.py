@@ -1,0 +1,114 @@
+"""What keeps an update from being applied: a spike of the loss, a gradient beyond float16.
+
+Each guard keeps a few scalars in `TrainState.extra`: a tree from its start, `…_start`, to the next,
+pure and on the device, so that every process comes to the same verdict.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t5lite.errors import InputError
+
+Tree = Any
+# After so many spikes in a row, with no update between them, it is the data that changed for good.
+_NEW_LEVEL = 10
+_LARGEST_SCALE = 2.0**31
+
+
+@dataclasses.dataclass(frozen=True)
+class LossScale:
+    """Multiplies the loss so that gradients survive float16, as much as they stand.
+
+    The gradient of the scaled loss is divided by the scale again, in float32, before anything else
+    sees it. Where it is not finite, the update is skipped and the scale falls.
+
+    Args:
+      initial: the first scale, at least `minimum`; powers of two lose no digits.
+      growth_steps: finite gradients in a row after which it grows, at least 1.
+      growth: what it is multiplied by then, above 1.
+      backoff: what it is multiplied by after a gradient that is not finite, in (0, 1).
+      minimum: smallest scale, above 0; a gradient that is not finite at this one is a NaN like any
+        other, and `Update.on_nan` says what follows.
+
+    Raises:
+      InputError: if a field is out of range.
+
+    Source: Micikevicius et al. 2018, arXiv:1710.03740, §3.2; the defaults are those of NVIDIA's
+      Apex but for the first scale.
+    """
+
+    initial: float = 2.0**15
+    growth_steps: int = 2000
+    growth: float = 2.0
+    backoff: float = 0.5
+    minimum: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, good, wanted in (
+            ("minimum", 0 < self.minimum <= _LARGEST_SCALE, f"in (0, {_LARGEST_SCALE:.0f}]"),
+            ("initial", self.minimum <= self.initial <= _LARGEST_SCALE, "at least the minimum"),
+            ("growth", self.growth > 1, "above 1"),
+            ("backoff", 0 < self.backoff < 1, "in (0, 1)"),
+            ("growth_steps", self.growth_steps >= 1, "at least 1"),
+        ):
+            if not good:
+                raise InputError(f"LossScale.{name} = {getattr(self, name)!r}: must be {wanted}")
+
+    def start(self) -> Tree:
+        """Returns the first `scale` (float32) and `good_steps` (int32) since it last changed."""
+        return {"scale": jnp.float32(self.initial), "good_steps": jnp.int32(0)}
+
+    def after(self, state: Tree, finite: jax.Array) -> Tree:
+        """Returns the state after a step whose gradient was finite or not (bool scalar)."""
+        good_steps = jnp.where(finite, state["good_steps"] + 1, 0)
+        grows = good_steps >= self.growth_steps
+        factor = jnp.where(finite, jnp.where(grows, self.growth, 1.0), self.backoff)
+        scale = jnp.clip(state["scale"] * factor, self.minimum, _LARGEST_SCALE)
+        return {"scale": scale, "good_steps": jnp.where(grows, 0, good_steps)}
+
+
+def spike_start() -> Tree:
+    """Returns the loss's running `mean` and `variance` (float32), and of how many steps (int32)."""
+    zero = jnp.float32(0)
+    return {"mean": zero, "variance": zero, "count": jnp.int32(0), "in_a_row": jnp.int32(0)}
+
+
+def is_spike(state: Tree, loss: jax.Array, *, threshold: float, warmup_steps: int) -> jax.Array:
+    """Returns whether a finite loss (float32 scalar) is far above those before it.
+
+    Args:
+      state: what the losses before were like.
+      loss: this step's.
+      threshold: standard deviations above the mean.
+      warmup_steps: losses that the statistics must hold before anything counts as a spike.
+    """
+    limit = state["mean"] + threshold * jnp.sqrt(state["variance"])
+    known = state["count"] >= warmup_steps
+    return known & (loss > limit) & (state["in_a_row"] < _NEW_LEVEL)
+
+
+def after_loss(
+    state: Tree, loss: jax.Array, *, finite: jax.Array, spike: jax.Array, decay: float
+) -> Tree:
+    """Returns the statistics with one more loss in them, unless it is a spike or not finite.
+
+    The mean is exponential, but for the first steps, which weigh alike. A loss that ended a row of
+    spikes by their number is a new level, and the statistics begin with it.
+    """
+    anew = finite & ~spike & (state["in_a_row"] >= _NEW_LEVEL)
+    old = jax.tree.map(lambda new, kept: jnp.where(anew, new, kept), spike_start(), state)
+    count = old["count"] + 1
+    weight = jnp.maximum(1 - decay, 1 / count.astype(jnp.float32))
+    # 0 · NaN is NaN: what is not finite must not come near, even where it is not taken.
+    off = jnp.where(finite, loss, old["mean"]) - old["mean"]
+    seen = {
+        "mean": old["mean"] + weight * off,
+        "variance": (1 - weight) * (old["variance"] + weight * jnp.square(off)),
+        "count": count,
+        "in_a_row": jnp.int32(0),
+    }
+    skipped = state | {"in_a_row": state["in_a_row"] + spike.astype(jnp.int32)}
+    return jax.tree.map(lambda new, kept: jnp.where(finite & ~spike, new, kept), seen, skipped)

@@ -1,0 +1,176 @@
+"""What a run has to show for its steps: counts, averages, lines of metrics and bad batches."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from t5lite.training.callbacks import Run
+from t5lite.training.duration import Position
+from t5lite.training.progress import Meter, Progress, Rates
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient was NaN or infinite and the run was told to stop."""
+
+
+class Dispatched(NamedTuple):
+    """A step that may still be under way.
+
+    Args:
+      step: its number, from 1.
+      metrics: what `train_step` returns, to be.
+      batch: this host's rows.
+      most_tokens: the places for tokens in the global batch.
+      epoch: of the data behind the batch.
+    """
+
+    step: int
+    metrics: dict[str, Any]
+    batch: dict[str, Any]
+    most_tokens: int
+    epoch: float | None
+
+
+@dataclasses.dataclass
+class Ledger:
+    """Reads the metrics of every step, one late: by then the next is under way, and waiting free.
+
+    Args:
+      run: whose writers get a line of metrics now and then.
+      meter: rates.
+      progress: the bar.
+      learning_rate: applied updates → learning rate, for display; None if unknown.
+      flops: of one step, for display.
+      log_every: steps between two lines.
+      stop_on_nan: whether a NaN ends the run.
+    """
+
+    run: Run
+    meter: Meter
+    progress: Progress
+    learning_rate: Callable[[int], float] | None
+    flops: float
+    log_every: int
+    stop_on_nan: bool
+
+    def __post_init__(self) -> None:
+        self.tokens = 0
+        self._num_skipped = 0
+        self._sums: dict[str, tuple[float, float]] = {}
+        self._facts: dict[str, float] = {}
+        self._position = Position()
+        self._pending: Dispatched | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """The most that the run can have seen with the step under way; `tokens` once settled."""
+        return self.tokens + (self._pending.most_tokens if self._pending else 0)
+
+    def enter(self, dispatched: Dispatched) -> None:
+        """Takes a step that has just been dispatched, and reads the one before.
+
+        Raises:
+          NonFiniteLoss: if that one's loss or gradient was not finite, unless those are skipped.
+        """
+        pending, self._pending = self._pending, dispatched
+        if pending is not None:
+            self._read(pending)
+
+    def settle(self, *, last: bool = False) -> None:
+        """Waits for the step under way and reads it; after the last one writes what is left.
+
+        Raises:
+          NonFiniteLoss: see `enter`.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._read(pending)
+        if last and self._position.step % self.log_every:
+            self.progress.update(self._position, rates=self._write())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what is needed to go on as if nothing had happened, valid JSON."""
+        return {"tokens": self.tokens, "num_skipped": self._num_skipped, "sums": self._sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.tokens, self._num_skipped = state["tokens"], state["num_skipped"]
+        self._sums = {name: (total, weight) for name, (total, weight) in state["sums"].items()}
+
+    def _read(self, dispatched: Dispatched) -> None:
+        step = dispatched.step
+        metrics = jax.device_get(dispatched.metrics)
+        sums = {name: (float(s), float(w)) for name, (s, w) in metrics["sums"].items()}
+        for name in ("loss", "gradient_norm", "parameter_norm"):
+            # The objective's own `loss`, without regularising terms, is the one people compare.
+            sums[name if name not in sums else "total_loss"] = (float(metrics[name]), 1.0)
+        if metrics["applied"]:
+            for name, (total, weight) in sums.items():
+                old = self._sums.get(name, (0.0, 0.0))
+                self._sums[name] = (old[0] + total, old[1] + weight)
+        else:
+            self._num_skipped += 1
+            self._explain(dispatched, metrics)
+        self.tokens += int(metrics["tokens"])
+        self.meter.step(tokens=int(metrics["tokens"]), flops=self.flops)
+        self._position = Position(step, self.tokens, dispatched.epoch)
+        self._facts = self._facts_now(metrics)
+        rates = self._write() if step % self.log_every == 0 else None
+        self.progress.update(self._position, metrics=_means(sums) | self._facts, rates=rates)
+
+    def _facts_now(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Returns what is not averaged over steps."""
+        step, tokens, epoch = self._position
+        facts = {"tokens": float(tokens)}
+        if epoch is not None:
+            facts["epoch"] = float(epoch)
+        for name in ("loss_scale", "update_scale"):
+            if name in metrics:
+                facts[name] = float(metrics[name])
+        if self._num_skipped:
+            facts["skipped_updates"] = float(self._num_skipped)
+        if self.learning_rate is not None:
+            # That this update was made with: schedules count applied updates, from 0.
+            rate = float(self.learning_rate(step - 1 - self._num_skipped))
+            facts["learning_rate"] = rate * facts.get("update_scale", 1.0)
+        return facts
+
+    def _write(self) -> Rates:
+        """Writes a line: means since the last one, and what else is known by now."""
+        rates = self.meter.read()
+        line = _means(self._sums) | self._facts | rates.metrics()
+        self.run.writers.write(
+            self._position.step, {f"train/{name}": value for name, value in line.items()}
+        )
+        self._sums = {}
+        return rates
+
+    def _explain(self, dispatched: Dispatched, metrics: Mapping[str, Any]) -> None:
+        """Says why an update was skipped and keeps its batch, unless only the loss scale fell."""
+        loss, step = float(metrics["loss"]), dispatched.step
+        if metrics["spike"]:
+            what = f"the loss {loss:.3f} is a spike, far above those before it"
+        elif not metrics["finite"]:
+            what = f"loss {loss} or its gradient is not finite"
+        else:
+            return
+        message = f"step {step}: {what}; the batch is in {self._keep(dispatched)}"
+        if self.stop_on_nan and not metrics["finite"]:
+            raise NonFiniteLoss(f"{message}\nthe update was not applied; earlier checkpoints stand")
+        self.run.say(f"{message}; the update was skipped")
+
+    def _keep(self, dispatched: Dispatched) -> epath.Path:
+        folder = epath.Path(self.run.model_dir) / "bad_batches"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"step_{dispatched.step}_process_{jax.process_index()}.npz"
+        with path.open("wb") as file:
+            np.savez(file, **dispatched.batch)
+        return path
+
+
+def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    return {name: total / max(weight, 1e-9) for name, (total, weight) in sums.items()}

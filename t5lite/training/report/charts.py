@@ -1,0 +1,143 @@
+"""Which metrics are drawn, where, and with which others."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from t5lite.training.report.record import TRAIN, Record
+from t5lite.training.report.series import Series, gap
+
+PERCENT, COUNT = "%", "#"
+
+
+class Line(NamedTuple):
+    """One line of a chart.
+
+    Args:
+      run: which of the runs.
+      label: of the metric; empty if the chart has only one.
+      series: what is drawn.
+      kind: which of the chart's metrics, from 0; the first is drawn solid.
+    """
+
+    run: int
+    label: str
+    series: Series
+    kind: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Args:
+      title: shown above.
+      note: a few words more.
+      lines: to draw, none of them empty.
+      unit: "%" for shares in [0, 1], "#" for whole numbers.
+      log: whether the axis of values is logarithmic at first.
+      wide: whether it is the most important.
+      noisy: whether smoothing it shows more.
+    """
+
+    title: str
+    note: str
+    lines: Sequence[Line]
+    unit: str = ""
+    log: bool = False
+    wide: bool = False
+    noisy: bool = True
+
+
+class _Known(NamedTuple):
+    title: str
+    note: str = ""
+    unit: str = ""
+    log: bool = False
+    noisy: bool = True
+
+
+# What the metrics of training are called, by section and in order.
+_OPTIMISATION = {
+    "learning_rate": _Known("Learning rate", noisy=False),
+    "gradient_norm": _Known("Gradient norm", "before clipping", log=True),
+    "parameter_norm": _Known("Parameter norm", noisy=False),
+    "skipped_updates": _Known("Skipped updates", "so far", COUNT, noisy=False),
+    "loss_scale": _Known("Loss scale", "of float16", log=True, noisy=False),
+    "update_scale": _Known("Update scale", "lowered at a plateau", log=True, noisy=False),
+}
+_SPEED = {
+    "tokens_per_second": _Known("Tokens per second", "all devices"),
+    "utilisation": _Known("Model FLOP utilisation", "of the devices' peak", PERCENT),
+    "flops_per_second": _Known("Model FLOP per second"),
+    "steps_per_second": _Known("Steps per second"),
+    "input_wait": _Known("Input wait", "share of the time", PERCENT),
+}
+_COUNTERS = ("tokens", "epoch")  # an axis or a number of its own, never news
+SHARES = ("accuracy", "exact_match", "f1", "precision", "recall")
+# Metrics of one unit that say something only beside each other.
+_TOGETHER = {"span_filling": ("loss", "unigram", "shuffled_inputs")}
+
+
+def sections(records: Sequence[Record]) -> dict[str, list[Chart]]:
+    """Returns the charts of each section; all metrics have their place, and none has two."""
+    drawn: set[str] = {TRAIN + name for name in _COUNTERS}
+    held_out = next((each.held_out for each in records if each.held_out), None)
+
+    def chart(title: str, metrics: dict[str, str], note: str = "", **options) -> Iterator[Chart]:
+        """Yields a chart of `metric → label` unless there is nothing to draw."""
+        drawn.update(metrics)
+        lines = [
+            Line(run, label if len(metrics) > 1 else "", record.series[metric], kind)
+            for run, record in enumerate(records)
+            for kind, (metric, label) in enumerate(metrics.items())
+            if metric in record.series
+        ]
+        if lines:
+            yield Chart(title, note, lines, **options)
+
+    def beside(name: str) -> dict[str, str]:
+        """Returns the metric of that name of the training data, and the held-out one."""
+        return {TRAIN + name: "train"} | ({held_out + name: "held out"} if held_out else {})
+
+    def known(table: dict[str, _Known]) -> Iterator[Chart]:
+        for name, each in table.items():
+            options = {"unit": each.unit, "log": each.log, "noisy": each.noisy}
+            yield from chart(each.title, {TRAIN + name: ""}, each.note, **options)
+
+    loss = [*chart("Loss", beside("loss"), wide=True), *_gap(records, held_out)]
+    optimisation, speed = [*known(_OPTIMISATION)], [*known(_SPEED)]
+    rest = dict.fromkeys(metric for record in records for metric in record.series)
+    others: list[Chart] = []
+    for metric in sorted(rest, key=lambda each: (not each.startswith(held_out or TRAIN), each)):
+        if metric in drawn:
+            continue
+        prefix, _, name = metric.rpartition("/")
+        unit = PERCENT if name in SHARES else ""
+        together = _TOGETHER.get(prefix, ())
+        if name in together:
+            metrics = {f"{prefix}/{each}": _words(each) for each in together}
+            others += chart(_words(prefix), metrics)
+        elif f"{prefix}/" in (TRAIN, held_out):
+            both = {each: label for each, label in beside(name).items() if each in rest}
+            note = "" if len(both) > 1 else next(iter(both.values()))
+            others += chart(_words(name), both, note, unit=unit)
+        else:
+            others += chart(_words(name), {metric: ""}, _words(prefix).lower(), unit=unit)
+    found = {"Loss": loss, "Metrics": others, "Optimisation": optimisation, "Speed": speed}
+    return {title: charts for title, charts in found.items() if charts}
+
+
+def _gap(records: Sequence[Record], held_out: str | None) -> Iterator[Chart]:
+    lines = [
+        Line(run, "", gap(record.series[TRAIN + "loss"], record.series[f"{held_out}loss"]), 0)
+        for run, record in enumerate(records)
+        if TRAIN + "loss" in record.series and f"{held_out}loss" in record.series
+    ]
+    lines = [line for line in lines if len(line.series)]
+    if lines:
+        yield Chart("Train–validation gap", "held out − train", lines)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("/", " ").strip().capitalize()

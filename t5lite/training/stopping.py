@@ -1,0 +1,168 @@
+"""Callbacks that watch a held-out metric: stop when it no longer gets better, or slow down."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+from t5lite.errors import InputError, unknown
+from t5lite.training.callbacks import Run, Stop
+
+
+@dataclasses.dataclass(kw_only=True)
+class Watch:
+    """Follows a metric that another callback measures.
+
+    It looks at every new measurement once, at the steps when both are due: give `every` a multiple
+    of the other's, and put it behind the other in `callbacks`.
+
+    Args:
+      metric: its name.
+      patience: measurements in a row that may be no better than the best one, at least 1.
+      every: steps between two looks.
+      min_delta: how much better than the best one is better, at least 0.
+      mode: `"min"` or `"max"`: which values are better.
+
+    Raises:
+      InputError: if a field is out of range.
+    """
+
+    metric: str = "held_out/loss"
+    patience: int
+    every: int
+    min_delta: float = 0.0
+    mode: str = "min"
+
+    def __post_init__(self) -> None:
+        self._best: float | None = None
+        self._best_step = self._looked = 0
+        self._waited = 0
+        for name in ("patience", "every"):
+            value = getattr(self, name)
+            self._require(name, type(value) is int and value >= 1, "a whole number of at least 1")
+        self._require("min_delta", 0 <= self.min_delta < math.inf, "finite and at least 0")
+        self._require("mode", self.mode in ("min", "max"), "'min' or 'max'")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what was seen so far, valid JSON."""
+        return {
+            "metric": self.metric,
+            "best": self._best,
+            "best_step": self._best_step,
+            "looked": self._looked,
+            "waited": self._waited,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken, unless that watched another metric."""
+        if state.get("metric") == self.metric:
+            self._best, self._best_step = state["best"], state["best_step"]
+            self._looked, self._waited = state["looked"], state["waited"]
+
+    def _look(self, run: Run, step: int) -> bool:
+        """Takes in the metric's latest value; returns whether it is a new one.
+
+        Raises:
+          InputError: if nobody has measured it yet.
+        """
+        if self.metric not in run.metrics:
+            error = unknown(f"metric at step {step}", self.metric, run.metrics)
+            raise InputError(
+                f"{type(self).__name__}.metric = {self.metric!r}: {error}\n"
+                "a callback before this one must measure it, at this step or earlier"
+            )
+        value, measured_at = run.metrics[self.metric], run.measured_at.get(self.metric, step)
+        if measured_at <= self._looked:
+            return False
+        self._looked = measured_at
+        sign = 1 if self.mode == "min" else -1
+        if math.isfinite(value) and (
+            self._best is None or sign * (self._best - value) > self.min_delta
+        ):
+            self._best, self._best_step, self._waited = value, measured_at, 0
+        else:
+            self._waited += 1
+        return True
+
+    def _told(self) -> str:
+        """Says what was waited for in vain."""
+        best = "ever finite" if self._best is None else f"better than {self._best:.6g}"
+        where = "" if self._best is None else f", of step {self._best_step}"
+        times = "measurement" if self._waited == 1 else "measurements"
+        return f"{self.metric} was not {best}{where}, in {self._waited} {times}"
+
+    def _require(self, name: str, valid: bool, wanted: str) -> None:
+        if not valid:
+            value = getattr(self, name)
+            raise InputError(f"{type(self).__name__}.{name} = {value!r}: must be {wanted}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class EarlyStopping(Watch):
+    """Ends the run when a held-out metric has stopped getting better; see `Watch` for the fields.
+
+    The state of the last step is saved; `Checkpoints.best` keeps the best one too. The same command
+    again trains no further, unless `patience` is higher than before.
+    """
+
+    def check(self, run: Run) -> Stop | None:
+        """Returns a `Stop` if the run had come to its end before."""
+        del run
+        return self._stop()
+
+    def __call__(self, run: Run, state: Any, *, step: int) -> Stop | None:
+        """Returns a `Stop` once patience is over."""
+        del state
+        return self._stop() if self._look(run, step) else None
+
+    def _stop(self) -> Stop | None:
+        return Stop(self._told()) if self._waited >= self.patience else None
+
+
+@dataclasses.dataclass(kw_only=True)
+class ReduceOnPlateau(Watch):
+    """Lowers the learning rate when a held-out metric has stopped getting better.
+
+    Every update from then on is multiplied by `factor` once more, whatever schedule the optimizer
+    has, and the learning rate that is shown with it. See `Watch` for the other fields.
+
+    Args:
+      factor: in (0, 1).
+      cooldown: measurements after that, before waiting begins anew; at least 0.
+      minimum: of all factors together, in [0, 1).
+    """
+
+    scales_updates: ClassVar[bool] = True
+
+    factor: float = 0.5
+    cooldown: int = 0
+    minimum: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._cooling = 0
+        self._require("factor", 0 < self.factor < 1, "in (0, 1)")
+        self._require("cooldown", type(self.cooldown) is int and self.cooldown >= 0, "at least 0")
+        self._require("minimum", 0 <= self.minimum < 1, "in [0, 1)")
+
+    def __call__(self, run: Run, state: Any, *, step: int) -> None:
+        """Lowers `run.update_scale` once patience is over."""
+        del state
+        if not self._look(run, step):
+            return
+        if self._cooling:
+            self._cooling, self._waited = self._cooling - 1, 0
+        elif self._waited >= self.patience:
+            lower = max(run.update_scale * self.factor, self.minimum)
+            if lower < run.update_scale:
+                run.update_scale = lower
+                run.say(f"step {step}: {self._told()}; updates are now scaled by {lower:.3g}")
+            self._cooling, self._waited = self.cooldown, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what was seen so far, valid JSON."""
+        return super().state_dict() | {"cooling": self._cooling}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken, unless that watched another metric."""
+        super().load_state_dict(state)
+        self._cooling = state["cooling"]
