@@ -9,11 +9,14 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "t5lite/__init__.py").read_text())[1]
 
 JAX = ">=0.10.2,<0.12"  # 0.11 needs Python 3.12: 3.11 stays on 0.10
+TOKENIZERS = "tokenizers>=0.21,<0.24"
+MLFLOW = "mlflow-skinny>=3,<4"
+NOTEBOOK = ["ipykernel>=6.29,<8", "matplotlib>=3.9,<4", "nbclient>=0.10,<0.12"]
 
 setup(
     name="t5lite",
     version=VERSION,
-    description="Encoder-decoder transformers in JAX, for research on TPUs",
+    description="Encoder, decoder and encoder-decoder transformers in JAX, for research on TPUs",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The t5lite authors",
@@ -50,7 +53,15 @@ setup(
         # TensorBoard's files on object stores.
         "gs": ["google-cloud-storage>=2.14,<4"],
         "s3": ["boto3>=1.28,<2"],
+        # Tokenizers other than SentencePiece: tokenizer.json, WordPiece.
+        "tokenizers": [TOKENIZERS],
+        "mlflow": [MLFLOW],
+        # To run colab/ outside of Colab.
+        "notebook": NOTEBOOK,
         "test": [
+            TOKENIZERS,
+            MLFLOW,
+            *NOTEBOOK,
             "mypy>=2,<3",
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",

@@ -23,7 +23,9 @@ COMMANDS = {
     "train": "train a model from a configuration, or resume a run",
     "evaluate": "measure a trained model on held-out data",
     "generate": "turn text into text with a trained model",
+    "cache": "tokenise, prepare and pack a run's data once",
     "inspect": "show what a run would do, without doing it",
+    "report": "draw a run, or several, as one HTML page",
 }
 _ERROR_LINES = 5
 

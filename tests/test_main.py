@@ -255,7 +255,7 @@ RUN = (
         ("test_main.train.steps = [\n1,\n", [], ["run.gin:6: not gin", "steps = ["]),
         ("test_main.train.steps = ", [], ["run.gin:6: not gin: Unable to parse value"]),
         ("test_main.train.model_dir = /tmp/x", [], ["run.gin:6", "quotes", "model_dir = '/tmp/x'"]),
-        ("include 'run2.gin'", [], ["run.gin:6: unknown file 'run2.gin'", "run.gin?"]),
+        ("include 'run2.gin'", [], ["run.gin:6: unknown file 'run2.gin'; did you mean run.gin"]),
         ("include 'run.gin'", [], ["run.gin:6: run.gin includes itself"]),
         ("import nowhere_at_all", [], ["run.gin:6", "No module named 'nowhere_at_all'"]),
         ("MUST = %gin.REQUIRED", [], ["run.gin:6: MUST has no value", "--gin.MUST="]),

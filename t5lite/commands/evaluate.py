@@ -14,7 +14,8 @@ from t5lite.commands.train import check, check_described, train
 from t5lite.data.files import write_whole
 from t5lite.errors import InputError
 from t5lite.interop import Loaded, load, locate
-from t5lite.models import ComputeSpec, ModelSpec, preset
+from t5lite.models import ComputeSpec, Model, ModelSpec, preset
+from t5lite.objectives import fit
 from t5lite.parallel import Layout, check_batch, make_mesh
 from t5lite.training import Callback, Checkpoints, Run, Stop, TrainState
 from t5lite.training.restore import absolute, saved_steps
@@ -77,8 +78,9 @@ def evaluate(
         )
     found = locate(choose(model_dir, checkpoint, checkpoints))
     spec = preset(model) if isinstance(model, str) else model
-    check(spec, data=data, steps=1, log_every=1, callbacks=callbacks)
+    check(spec, data=data, log_every=1, callbacks=callbacks)
     check_described(found.home, spec, data.vocabulary())
+    objective = fit(objective, Model(spec, compute))
     shapes = data.batch_shapes(objective)
     check_batch(
         layout, make_mesh(layout), {name: tuple(each.shape) for name, each in shapes.items()}
@@ -93,7 +95,7 @@ def evaluate(
         layout=layout,
         mesh=loaded.mesh,
         steps=loaded.step,
-        vocab=spec.vocab,
+        limits=loaded.model.limits,
         say=print if jax.process_index() == 0 else lambda text: None,
     )
     run_.say(f"evaluating {found.step_folder}")

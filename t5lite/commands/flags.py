@@ -50,9 +50,47 @@ def generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fill", action="store_true", help="print the texts with their gaps filled in"
     )
+    parser.add_argument(
+        "--prompt",
+        choices=("inputs", "continue", "prefix"),
+        help="what a text is to the model: inputs to answer, a beginning to continue, or one that "
+        "is seen in both directions (inputs; decoders: continue)",
+    )
+
+
+def cache(parser: argparse.ArgumentParser) -> None:
+    """Declares where to, and how much of what."""
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="a folder that is new or empty"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="passes over the training data to keep, each with other masks (1)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("packed", "seqio"),
+        default="packed",
+        help="packed: rows ready to train on, for PackedData; seqio: SeqIO's own cache of the "
+        "task's tokens, which any program that uses SeqIO reads (packed)",
+    )
 
 
 def inspect(parser: argparse.ArgumentParser) -> None:
     """Adds `--examples` and `--split`."""
     parser.add_argument("--examples", type=int, default=5, help="how many to show (5)")
     parser.add_argument("--split", default="train", help="where the examples are from (train)")
+
+
+def report(parser: argparse.ArgumentParser) -> None:
+    """Declares which runs, and where the page goes."""
+    parser.epilog = "example: t5lite report runs/small runs/large --output=compared.html"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder (its MODEL_DIR)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="where the page goes (RUN/report.html; of several runs, report.html here)",
+    )

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
         seed=arguments.seed,
         batch_size=arguments.batch_size,
         fill=arguments.fill,
+        prompt=arguments.prompt,
     )
     for answer in answers:
         print(" ".join(answer.split()), flush=True)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
@@ -15,16 +16,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import AbstractMesh
 
-from t5lite.commands.preview import Preview, batch_lines, example_lines, look
+from t5lite.commands.preview import Preview, balance_lines, batch_lines, example_lines, look
 from t5lite.commands.text import WIDTH, wrapped
-from t5lite.commands.train import check, rate_of, step_flops, train
+from t5lite.commands.train import check, rate_of, step_flops, token_lengths, train
 from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.data import load_vocabulary
 from t5lite.errors import InputError
 from t5lite.evaluation.text import shorten
 from t5lite.models import PRESETS, Model, ModelSpec, differences, load_spec, preset
+from t5lite.objectives import fit
 from t5lite.parallel import MESH_AXES, Layout, make_mesh
-from t5lite.training import Update, build
+from t5lite.training import Duration, Update, build
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
@@ -61,9 +63,11 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
     if examples < 0:
         raise InputError(f"examples = {examples}: must be at least 0")
     given = _arguments_of_train(arguments)
+    Duration(given.steps, given.tokens, given.epochs)
     spec = preset(given.model) if isinstance(given.model, str) else given.model
     mesh = _abstract_mesh(given.layout)
     model = Model(spec, given.compute)
+    given.objective = fit(given.objective, model)
     program = build(
         model,
         given.objective,
@@ -75,18 +79,22 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
     )
     seen, missing = _look(given, spec, split=split, count=examples)
     axes = model.axes()
-    tokens = given.data.batch_size * sum(_lengths(given))
-    sections: dict[str, Iterable[str]] = {"the run": _the_run(given, spec, mesh, seen)}
+    lengths = token_lengths(program.batch)
+    tokens = given.data.batch_size * sum(lengths)
+    sections: dict[str, Iterable[str]] = {"the run": _the_run(given, spec, mesh, seen, lengths)}
     if missing is not None:
         sections["data"] = wrapped("cannot be read here: ", missing, max_lines=3)
     elif seen and seen.texts:
         sections[f"{len(seen.texts)} examples of {split!r}"] = example_lines(seen)
+    counts = given.data.class_counts(split) if seen and hasattr(given.data, "class_counts") else {}
+    if counts:
+        sections["class balance"] = balance_lines(counts)
     sections["the batch"] = batch_lines(program.batch, seen)
     sections["the model"] = parameter_lines(program, axes)
     sections["the cost"] = [
         *memory_lines(program, axes, layout=given.layout),
         "",
-        *arithmetic_lines(step_flops(spec, program), tokens=tokens),
+        *arithmetic_lines(step_flops(spec, given.objective, program.batch), tokens=tokens),
     ]
     return "\n\n".join(
         "\n".join([f"── {title} ".ljust(WIDTH + 2, "─"), *(f"  {line}".rstrip() for line in lines)])
@@ -102,7 +110,6 @@ def _look(
         check(
             spec,
             data=given.data,
-            steps=given.steps,
             log_every=given.log_every,
             callbacks=given.callbacks,
         )
@@ -138,7 +145,9 @@ def _abstract_mesh(layout: Layout) -> Any:
         return AbstractMesh(sizes, MESH_AXES)
 
 
-def _the_run(given: Any, spec: ModelSpec, mesh: Any, seen: Preview | None) -> list[str]:
+def _the_run(
+    given: Any, spec: ModelSpec, mesh: Any, seen: Preview | None, lengths: Sequence[int]
+) -> list[str]:
     compute, checkpoints = given.compute, given.checkpoints
     layers = "scanned" if compute.scan else "unrolled"
     best = f", and the best {checkpoints.best}" if checkpoints.best else ""
@@ -147,9 +156,9 @@ def _the_run(given: Any, spec: ModelSpec, mesh: Any, seen: Preview | None) -> li
         "model": _model_name(spec),
         "objective": _brief(given.objective),
         "data": _brief(given.data, leave_out=("lengths", "batch_size")),
-        "steps": _steps(given, seen),
+        "length": _length(given, seen, lengths),
         "optimizer": _brief(given.optimizer, leave_out=("learning_rate",)),
-        "learning rate": _rates(rate_of(given.optimizer), given.steps),
+        "learning rate": _rates(rate_of(given.optimizer), _num_steps(given, seen, lengths)),
         "update": _brief(given.update),
         "compute": f"{compute.dtype}, layers {layers}, remat {compute.remat}",
         "callbacks": " · ".join(map(_brief, given.callbacks)) or "none",
@@ -177,6 +186,8 @@ def _start(given: Any, spec: ModelSpec, seen: Preview | None) -> str:
     if done is None:
         source = given.checkpoints.restore_from
         return f"a new run, from the parameters of {source}" if source else "a new run"
+    if given.steps is None:
+        return f"would resume at step {done:,}, unless it is at its end"
     if done >= given.steps:
         return f"finished, at step {done:,} of {given.steps:,}"
     return f"would resume at step {done:,} of {given.steps:,}"
@@ -197,27 +208,42 @@ def _some(changed: Sequence[str]) -> str:
     return "; ".join(changed[:2]) + more
 
 
-def _steps(given: Any, seen: Preview | None) -> str:
-    lengths = _lengths(given)
+def _length(given: Any, seen: Preview | None, lengths: Sequence[int]) -> str:
+    """Returns when the run ends, and what that comes to in steps, tokens and epochs."""
     rows = given.data.batch_size
     tokens = rows * sum(lengths)
-    text = (
-        f"{given.steps:,} × {rows:,} rows × ({' + '.join(map(str, lengths))}) tokens = "
-        f"{tokens:,} a step, {given.steps * tokens:,} in all, padding included"
-    )
+    shape = f"{rows:,} rows × ({' + '.join(map(str, lengths))}) tokens = {tokens:,} a step"
+    ends = {"steps": given.steps, "tokens": given.tokens, "epochs": given.epochs}
+    limits = [f"{value:,} {unit}" for unit, value in ends.items() if value is not None]
+    whole = "" if limits[0].endswith("steps") and len(limits) == 1 else f"{' or '.join(limits)}: "
+    steps = _num_steps(given, seen, lengths)
+    if steps is None:
+        return f"{whole}{shape}, padding included"
+    about = "" if steps == given.steps else "about "
+    text = f"{whole}{about}{steps:,} × {shape}, {steps * tokens:,} in all, padding included"
     if seen is not None and seen.epochs_per_row is not None:
-        text += f"; about {given.steps * rows * seen.epochs_per_row:.2g} epochs"
+        text += f"; about {steps * rows * seen.epochs_per_row:.2g} epochs"
     return text
 
 
-def _lengths(given: Any) -> list[int]:
-    return [given.data.lengths[name] for name in given.objective.features]
+def _num_steps(given: Any, seen: Preview | None, lengths: Sequence[int]) -> int | None:
+    """Returns after how many steps the run ends, about, or None where that cannot be said."""
+    rows, ends = given.data.batch_size, [given.steps]
+    if seen is not None and given.tokens is not None:
+        filled = zip(lengths, seen.padding.values(), strict=False)
+        tokens = rows * sum(length * (1 - padding) for length, padding in filled)
+        ends.append(math.ceil(given.tokens / tokens))
+    if seen is not None and given.epochs is not None and seen.epochs_per_row:
+        ends.append(math.ceil(given.epochs / (rows * seen.epochs_per_row)))
+    return min((end for end in ends if end is not None), default=None)
 
 
-def _rates(rate: Callable[[int], float] | None, steps: int) -> str:
+def _rates(rate: Callable[[int], float] | None, steps: int | None) -> str:
     """Returns the learning rate at the first, highest, middle and last step."""
     if rate is None:
         return "inside the optimizer"
+    if steps is None:
+        return f"{rate(0):.3g} at first; how it goes on depends on where the run ends"
     highest = _highest(functools.cache(rate), steps - 1)
     shown = {step: rate(step) for step in sorted({0, highest, steps // 2, steps - 1})}
     if len(set(shown.values())) == 1:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from t5lite.commands.text import table, wrapped
-from t5lite.evaluation.text import readable
+from t5lite.evaluation.text import readable, shorten
 
 Example = Mapping[str, np.ndarray]
 
@@ -17,6 +17,7 @@ _ROWS, _BATCHES = 512, 4
 # Neighbours in a stream may be parts of one text: examples are shown from wider apart.
 _APART = 8
 _EXAMPLE_LINES = 4  # for all texts of one example
+_CLASSES, _BAR = 20, 40  # classes with a line of their own; the longest bar's width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,25 +41,33 @@ class Preview:
     epochs_per_row: float | None
 
 
+def example_texts(data: Any, objective: Any, *, split: str, count: int, seed: int) -> list[str]:
+    """Returns some prepared examples as a person reads them, the texts of one on lines.
+
+    Args:
+      data: as for `train`.
+      objective: prepares the examples; see `look`.
+      split: of the examples.
+      count: fewer if the split is smaller.
+      seed: decides which.
+    """
+    examples = _spread(data, objective, split=split, count=count, seed=seed)
+    texts = _texts(examples, objective, data.vocabulary())
+    return ["\n→ ".join(" ".join(text.split()) for text in each) for each in texts]
+
+
 def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Preview:
     """Reads some examples and the first training batches of a run, all processes' rows.
 
     Args:
       data: as for `train`.
       objective: prepares the examples. `show(example, vocabulary) -> Sequence[str]`, which it may
-        have, gives the texts that a person reads; without it each feature is one.
+        have, gives the texts that a person reads; without it, or a vocabulary, each feature is one.
       split: of the examples.
       count: of examples; fewer if the split is smaller.
       seed: the run's; the batches are those that it would train on.
     """
-    found = data.examples(objective, split=split, count=_APART * count, seed=seed) if count else []
-    examples = found[:: max(len(found) // max(count, 1), 1)][:count]
-    vocabulary = data.vocabulary()
-    show: Callable = getattr(objective, "show", None) or (
-        lambda example, vocabulary: [
-            readable(example[name], vocabulary) for name in objective.features
-        ]
-    )
+    examples = _spread(data, objective, split=split, count=count, seed=seed)
     counting = _Counting(objective)
     num_batches = min(max(_ROWS // data.batch_size, 1), _BATCHES)
     batches = data.train_batches(counting, seed=seed)
@@ -67,33 +76,58 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
     finally:
         batches.close()
     # A token's segment is 1, 2, …; without segments a row holds one example.
+    texts = [name for name in rows[0] if name in ("inputs", "targets")] or [*rows[0]][:1]
     segments = {
         name: np.concatenate([each.get(f"{name}_segment_ids", each[name] != 0) for each in rows])
-        for name in objective.features
+        for name in texts
     }
     per_row = float(np.mean(np.max([each.max(axis=1) for each in segments.values()], axis=0)))
-    size = num_examples(data)
+    known = getattr(data, "num_examples", None)
+    size = known(getattr(data, "split", "train")) if known else None
+    # A cache holds prepared examples, and counts those.
+    taken_per_given = counting.taken / counting.given if counting.given else 1.0
     return Preview(
         examples=examples,
-        texts=[show(example, vocabulary) for example in examples],
+        texts=_texts(examples, objective, data.vocabulary()),
         num_batches=num_batches,
         padding={name: float(np.mean(each == 0)) for name, each in segments.items()},
         examples_per_row=per_row,
-        epochs_per_row=size and per_row * counting.taken / counting.given / size,
+        epochs_per_row=size and per_row * taken_per_given / size,
     )
 
 
-def num_examples(data: Any) -> int | None:
-    """Returns the size of the training split, before the objective; None if it is unknown.
+def _spread(data: Any, objective: Any, *, split: str, count: int, seed: int) -> list[Example]:
+    """Returns so many examples, wide apart in the stream."""
+    found = data.examples(objective, split=split, count=_APART * count, seed=seed) if count else []
+    return found[:: max(len(found) // max(count, 1), 1)][:count]
 
-    Unknown for mixtures too, whose tasks do not end together.
+
+def _texts(examples: Sequence[Example], objective: Any, vocabulary: Any) -> list[list[str]]:
+    """Returns what the objective shows of each example, or each of its features."""
+    show: Callable | None = getattr(objective, "show", None)
+    if show is None or vocabulary is None:
+        return [[readable(ids, vocabulary) for ids in each.values()] for each in examples]
+    return [show(example, vocabulary) for example in examples]
+
+
+def balance_lines(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """Yields a bar for each class of each label, most frequent first, rare ones in one line.
+
+    Args:
+      counts: label feature → class → examples that have it.
     """
-    provider = getattr(data, "provider", None)
-    if provider is None:
-        return len(getattr(data, "train", ())) or None
-    if hasattr(provider, "tasks"):
-        return None
-    return provider.num_input_examples(data.split) or None
+    for feature, classes in counts.items():
+        total = sum(classes.values())
+        ordered = sorted(classes.items(), key=lambda item: -item[1])
+        yield f"{feature}: {len(classes)} classes, {total:,} labels"
+        shown, rest = ordered[:_CLASSES], ordered[_CLASSES:]
+        width = max((len(shorten(name, 30)) for name, _ in shown), default=0)
+        for name, count in shown:
+            bar = "█" * round(_BAR * count / max(ordered[0][1], 1)) or "▏"
+            yield f"  {shorten(name, 30):<{width}}  {count / max(total, 1):6.1%}  {bar}"
+        if rest:
+            each = sum(count for _, count in rest) / max(total, 1)
+            yield f"  {len(rest)} more classes hold {each:.1%}"
 
 
 def example_lines(seen: Preview) -> Iterator[str]:
@@ -132,9 +166,11 @@ class _Counting:
     """An objective whose batches are the bare rows, and which counts what it prepares."""
 
     def __init__(self, objective: Any):
-        self._objective = objective
-        self.features = objective.features
+        self.wrapped = objective
         self.taken = self.given = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
 
     def prepare(self, examples: Iterator[Example], **arguments: Any) -> Iterator[Example]:
         def counted() -> Iterator[Example]:
@@ -142,7 +178,7 @@ class _Counting:
                 self.taken += 1
                 yield example
 
-        for example in self._objective.prepare(counted(), **arguments):
+        for example in self.wrapped.prepare(counted(), **arguments):
             self.given += 1
             yield example
 

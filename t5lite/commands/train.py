@@ -3,13 +3,18 @@
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from t5lite.commands.preview import example_texts
 from t5lite.data.batches import merge_states
 from t5lite.data.files import write_whole
 from t5lite.errors import InputError
@@ -23,16 +28,19 @@ from t5lite.models import (
     preset,
     save_spec,
 )
+from t5lite.objectives import fit
 from t5lite.parallel import Layout, gather, make_mesh
 from t5lite.training import (
     Callback,
     Checkpoints,
+    Duration,
     JsonLines,
     Loop,
     Meter,
     Profile,
     Program,
     Progress,
+    Report,
     Run,
     TensorBoard,
     TrainState,
@@ -42,11 +50,16 @@ from t5lite.training import (
     load_params,
     peak_flops,
 )
+from t5lite.training.report import describe_run
 from t5lite.training.restore import absolute, saved_steps
 from t5lite.training.state import Optimizer
+from t5lite.training.step import counted
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
+
+_SIDES = ("encoder", "decoder")
+_SHOWN = 3  # examples in the report
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
@@ -77,13 +90,15 @@ def train(
     objective: Any,
     data: Any,
     optimizer: Optimizer,
-    steps: int,
+    steps: int | None = None,
+    tokens: int | None = None,
+    epochs: float | None = None,
     layout: Layout = Layout(),
     compute: ComputeSpec = ComputeSpec(),
     update: Update = Update(),
     checkpoints: Checkpoints = Checkpoints(),
     callbacks: Sequence[Callback] = (),
-    writers: Sequence[Callable[[str], Writer]] = (JsonLines, TensorBoard),
+    writers: Sequence[Callable[[str], Writer]] = (JsonLines, TensorBoard, Report),
     profile: Profile | None = None,
     log_every: int = 10,
     seed: int = 0,
@@ -97,10 +112,13 @@ def train(
       objective: what is learnt, e.g. `objectives.SpanCorruption()`.
       data: what from, e.g. `data.TaskData(...)`.
       optimizer: e.g. `optimizers.Adafactor(learning_rate=...)`, or any Optax transformation.
-      steps: updates in all, those before a restart included.
+      steps: updates in all, those before a restart included; the first of `steps`, `tokens` and
+        `epochs` that is reached ends the run. Schedules are given their number of steps apart.
+      tokens: seen in all, without padding.
+      epochs: passes over the training data.
       layout: mesh and sharding.
       compute: dtype, rematerialisation, scan.
-      update: microbatches, clipping, averaging, what a NaN does.
+      update: microbatches, clipping, averaging, what a NaN or a spike does, float16's loss scale.
       checkpoints: when to save, what to keep, what to start from.
       callbacks: evaluation and whatever else happens now and then.
       writers: called with model_dir, each makes one place for metrics.
@@ -119,8 +137,10 @@ def train(
     """
     # What is trained, on what.
     spec = preset(model) if isinstance(model, str) else model
-    check(spec, data=data, steps=steps, log_every=log_every, callbacks=callbacks)
+    duration = Duration(steps, tokens, epochs)
+    check(spec, data=data, log_every=log_every, callbacks=callbacks)
     the_model, mesh = Model(spec, compute), make_mesh(layout)
+    objective = fit(objective, the_model)
     program = build(
         the_model,
         objective,
@@ -129,6 +149,7 @@ def train(
         layout=layout,
         mesh=mesh,
         update=update,
+        update_scale=any(getattr(each, "scales_updates", False) for each in callbacks),
     )
     say = print if jax.process_index() == 0 else (lambda text: None)
 
@@ -137,7 +158,20 @@ def train(
         checkpointer = stack.enter_context(checkpoints.open(model_dir, warn=say))
         folder = absolute(model_dir)
         describe(folder, spec, data, operative_config)
-        say(f"{headline(the_model, mesh)}\n{data.describe()}")
+        title, about = headline(the_model, mesh), data.describe()
+        say(f"{title}\n{about}")
+        if jax.process_index() == 0:
+            describe_run(
+                folder,
+                headline=title,
+                data=about,
+                parameters=named_shapes(the_model),
+                examples=example_texts(data, objective, split="train", count=_SHOWN, seed=seed),
+                seed=seed,
+                versions=versions(),
+                started=time.time(),
+                **dataclasses.asdict(duration),
+            )
 
         # Where it starts: a checkpoint of its own, another run's parameters, or chance.
         batches = data.train_batches(
@@ -149,14 +183,9 @@ def train(
         stack.callback(batches.close)
         restored = checkpointer.restore(program.state)
         state = restored.state if restored else first_state(program, checkpoints, seed, say=say)
-        start = int(state.step)
-        if start >= steps:
-            say(f"{model_dir} is already trained to step {start} of {steps}")
-        elif restored:
-            say(f"resuming {model_dir} at step {start} of {steps}")
 
         # Run.
-        progress = Progress(steps, start=start, active=jax.process_index() == 0)
+        progress = Progress(duration, active=jax.process_index() == 0)
         stack.callback(progress.close)
         run_ = Run(
             model_dir=str(folder),
@@ -168,15 +197,16 @@ def train(
             steps=steps,
             writers=[make(str(folder)) for make in writers],
             say=progress.say,
-            vocab=spec.vocab,
+            limits=the_model.limits,
         )
         stack.callback(run_.writers.close)
-        run_.writers.rewind(start)
+        run_.writers.rewind(int(state.step))
         profiler = profile.open(folder) if profile else None
         if profiler:
             stack.callback(profiler.close)
         loop = Loop(
             run=run_,
+            duration=duration,
             step_fn=program.step,
             batches=batches,
             data_state=lambda: merge_states(gather(batches.state_dict())),
@@ -186,7 +216,7 @@ def train(
             meter=Meter(peak=peak_flops(mesh.devices.flat)),
             progress=progress,
             learning_rate=rate_of(optimizer),
-            flops=step_flops(spec, program),
+            flops=step_flops(spec, objective, program.batch),
             profiler=profiler,
             log_every=log_every,
             stop_on_nan=update.on_nan == "stop",
@@ -205,13 +235,10 @@ def headline(model: Model, mesh: Mesh) -> str:
     return f"{model.spec.family}, {size:,} parameters, {model.compute.dtype}, on {devices} ({kind})"
 
 
-def check(
-    spec: ModelSpec, *, data: Any, steps: int, log_every: int, callbacks: Sequence[Callback]
-) -> None:
+def check(spec: ModelSpec, *, data: Any, log_every: int, callbacks: Sequence[Callback]) -> None:
     """Raises an InputError for what would go wrong only later, or silently."""
-    for name, value in (("steps", steps), ("log_every", log_every)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"train.{name} = {value!r}: must be a whole number of at least 1")
+    if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 1:
+        raise InputError(f"train.log_every = {log_every!r}: must be a whole number of at least 1")
     for callback in callbacks:
         every = getattr(callback, "every", None)
         if not callable(callback) or not isinstance(every, int) or every < 1:
@@ -267,17 +294,17 @@ def check_described(folder: epath.Path, spec: ModelSpec, vocabulary: Any) -> Non
 def first_state(
     program: Program, checkpoints: Checkpoints, seed: int, *, say: Callable[[str], None]
 ) -> TrainState:
-    """Draws a state, and puts the parameters of `restore_from` in where one is given."""
-    state = program.init(seed)
+    """Draws a state, or starts from the parameters of `restore_from` where that is given."""
     if checkpoints.restore_from is None:
-        return state
+        return program.init(seed)
     loaded = load_params(
-        checkpoints.restore_from, like=state.params, mapping=checkpoints.restore_mapping
+        checkpoints.restore_from,
+        like=program.init(seed).params,  # for those that the mapping leaves fresh
+        mapping=checkpoints.restore_mapping,
     )
     fresh = f", {len(loaded.fresh)} arrays fresh" if loaded.fresh else ""
     say(f"parameters from {loaded.folder}{fresh}")
-    extra = {name: jax.tree.map(jax.numpy.copy, loaded.params) for name in state.extra}
-    return state.replace(params=loaded.params, extra=extra)
+    return program.start_from(loaded.params, seed)
 
 
 def rate_of(optimizer: Optimizer) -> Callable[[int], float] | None:
@@ -288,9 +315,49 @@ def rate_of(optimizer: Optimizer) -> Callable[[int], float] | None:
     return (lambda step: float(rate(step))) if callable(rate) else (lambda step: float(rate))
 
 
-def step_flops(spec: ModelSpec, program: Program) -> float:
-    """Returns the FLOPs of one step's matrix products, forward and backward."""
-    rows, decoder_length = program.batch["decoder_input_tokens"].shape
-    encoder_length = program.batch["encoder_input_tokens"].shape[1]
-    flops = forward_flops(spec, encoder_length=encoder_length, decoder_length=decoder_length)
-    return 3.0 * rows * flops
+def token_lengths(batch: Mapping[str, Any]) -> list[int]:
+    """Returns how many tokens a row of each text in a batch has room for."""
+    return [rows.shape[1] for rows in counted(batch)]
+
+
+def step_flops(spec: ModelSpec, objective: Any, batch: Mapping[str, Any]) -> float:
+    """Returns the FLOPs of one step's matrix products, forward and backward.
+
+    Args:
+      spec: the model.
+      objective: which may ask another head than that of the vocabulary.
+      batch: the global batch, or its shapes.
+    """
+    suffix = "_input_tokens"
+    lengths = {
+        name.removesuffix(suffix): rows.shape[1]
+        for name, rows in batch.items()
+        if name.endswith(suffix)
+    }
+    # What belongs to neither stack is another text for the only one, read by itself.
+    other_lengths = [lengths.pop(name) for name in [*lengths] if name not in _SIDES]
+    num_logits = None if getattr(objective, "head", "lm") == "lm" else 0
+    if "encoder_target_positions" in batch:
+        num_logits = batch["encoder_target_positions"].shape[1]
+    forward = functools.partial(forward_flops, spec, num_logits=num_logits)
+    flops = forward(**{f"{side}_length": length for side, length in lengths.items()})
+    flops += sum(forward(**{f"{spec.topology}_length": length}) for length in other_lengths)
+    (num_rows,) = {rows.shape[0] for rows in batch.values()}
+    return 3.0 * num_rows * flops
+
+
+def named_shapes(model: Model) -> Iterator[tuple[str, tuple[int, ...], tuple[str | None, ...]]]:
+    """Yields path, shape and logical axes of each parameter."""
+    shapes = jax.tree_util.tree_leaves_with_path(model.shapes())
+    for (path, leaf), axes in zip(shapes, jax.tree.leaves(model.axes()), strict=True):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, tuple(axes)
+
+
+def versions() -> dict[str, str]:
+    """Returns what a run's numbers depend on besides its configuration."""
+    found = {"python": platform.python_version()}
+    for name in ("t5lite", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        # A checkout may run without being installed.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -132,7 +132,7 @@ def memory_lines(program: Program, axes: Any, *, layout: Layout) -> list[str]:
     )
     parts = {
         "parameters": state.params,
-        "their average": state.extra,
+        "their average": state.extra.get("ema", {}),
         "optimizer state": state.opt_state,
         "gradients": gradients,
     }

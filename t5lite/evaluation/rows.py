@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from t5lite.decoding import generate
 from t5lite.errors import InputError
+from t5lite.interop import prompt_batch
 
 Example = dict[str, np.ndarray]
 
@@ -24,13 +23,14 @@ def examples(run: Any, *, split: str, count: int, seed: int, asker: str) -> list
       asker: the callback's name, for the message.
 
     Raises:
-      InputError: the objective has other features, or the split is empty.
+      InputError: the model or the objective is of another kind, or the split is empty.
     """
     missing = {"inputs", "targets"} - set(run.objective.features)
-    if missing:
+    if missing or run.model.topology != "encoder_decoder":
         raise InputError(
-            f"{asker} needs an objective with inputs and targets; {type(run.objective).__name__} "
-            f"has {', '.join(run.objective.features)}: remove {asker} from the callbacks"
+            f"{asker} needs an encoder-decoder, and an objective with inputs and targets; "
+            f"{type(run.objective).__name__} has {', '.join(run.objective.features)}, and the "
+            f"model is of topology {run.model.topology!r}: remove {asker} from the callbacks"
         )
     found = run.data.examples(run.objective, split=split, count=count, seed=seed)
     if not found:
@@ -63,16 +63,46 @@ def place(run: Any, batch: dict[str, np.ndarray]) -> Any:
     return run.place({name: array[start : start + share] for name, array in batch.items()})
 
 
-def answer(run: Any, params: Any, batch: Any, *, eos_id: int) -> jax.Array:
-    """Returns the greedy answer `[batch, targets]` int32 of `run.model` to unpacked inputs."""
-    length = run.data.lengths["targets"]
-    start_tokens = jnp.zeros(batch["encoder_input_tokens"].shape[0], jnp.int32)
-    cache = run.model.start(params, batch, max_length=length)
+def prompt_of(example: Example, *, prompt_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divides a prepared example into what a model is given and what it should write.
 
-    def step_fn(tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        return run.model.extend(params, tokens, cache)
+    Args:
+      example: with `inputs` and `targets`; or of a decoder, `targets` with `prefix`, 1 on what is
+        given; or `targets` alone, a text.
+      prompt_length: tokens of a text alone that are given, at most half of it.
+    """
+    targets = example["targets"]
+    if "inputs" in example:
+        return example["inputs"], targets
+    if "prefix" in example:
+        given = int(np.count_nonzero(example["prefix"]))
+    else:
+        given = min(prompt_length, len(targets) // 2)
+    return targets[:given], targets[given:]
 
-    return generate(step_fn, cache, start_tokens, max_new_tokens=length, eos_id=eos_id).tokens
+
+def answers(
+    run: Any, answer_fn: Callable, params: Any, prompts: Sequence[np.ndarray], *, prefix: bool
+) -> list[np.ndarray]:
+    """Returns what the model writes after each prompt, `[max_new_tokens]` int32, in order.
+
+    Args:
+      run: with `.data`, `.model` and `.place`.
+      answer_fn: compiled, `(params, batch) -> {"answer": …, "row": …}`, replicated.
+      params: the model's.
+      prompts: token ids.
+      prefix: whether a decoder sees them in both directions.
+    """
+    size, length = run.data.batch_size, max(map(len, prompts))
+    found: dict[int, np.ndarray] = {}
+    for start in range(0, len(prompts), size):
+        part = prompts[start : start + size]
+        batch = prompt_batch(run.model.topology, part, num_rows=size, length=length, prefix=prefix)
+        # Devices may hold the rows in any order.
+        batch["row"] = np.arange(start, start + size, dtype=np.int32)
+        arrays = jax.device_get(answer_fn(params, place(run, batch)))
+        found |= dict(zip(arrays["row"].tolist(), arrays["answer"], strict=True))
+    return [found[row] for row in range(len(prompts))]
 
 
 def fetch_rows(

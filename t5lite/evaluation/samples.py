@@ -1,12 +1,15 @@
 """What the model answers to a few validation examples."""
 
 import dataclasses
+import functools
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from t5lite.errors import InputError
 from t5lite.evaluation import rows
 from t5lite.evaluation.text import readable, shorten, show
+from t5lite.interop import answer
 
 
 class Sample(NamedTuple):
@@ -19,14 +22,17 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass
 class Samples:
-    """Answers validation examples greedily, shows a few, and counts exact matches.
+    """Answers or continues validation examples greedily, shows a few, and counts exact matches.
 
-    Returns `prefix/exact_match`, the share in [0, 1] of answers whose text equals the target's.
+    An encoder-decoder is given an example's inputs; a decoder its prefix, or the beginning of a
+    text that has none. Returns `prefix/exact_match`, the share in [0, 1] of answers whose text
+    equals the target's.
 
     Args:
       every: steps between two calls.
       count: examples shown.
       num_examples: examples answered; the first of them are shown.
+      prompt_length: tokens that are given of a text without inputs or prefix.
       seed: of the objective's randomness in preparing them.
       prefix: of the metric's name.
     """
@@ -34,25 +40,39 @@ class Samples:
     every: int
     count: int = 4
     num_examples: int = 64
+    prompt_length: int = 32
     seed: int = 0
     prefix: str = "samples"
     _prepared: tuple[Any, list[rows.Example], Callable] | None = dataclasses.field(
         default=None, init=False, repr=False, compare=False
     )
 
+    def check(self, run: Any) -> None:
+        """Raises an InputError, before the first step, if there is nothing that writes text."""
+        if run.model.topology == "encoder":
+            raise InputError("Samples: an encoder cannot write; remove Samples from the callbacks")
+
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Shows samples of `state` and returns the share of exact matches.
 
         Raises:
-          InputError: the objective has no inputs and targets, or the split is empty.
+          InputError: the model is an encoder, or the split is empty.
         """
         if self._prepared is None or self._prepared[0] is not run:
             self._prepared = run, *self._prepare(run)
         _, held_out, answer_fn = self._prepared
-        vocabulary = run.data.vocabulary()
+        divided = [rows.prompt_of(each, prompt_length=self.prompt_length) for each in held_out]
+        written = rows.answers(
+            run,
+            answer_fn,
+            run.params(state),
+            [given for given, _ in divided],
+            prefix="prefix" in held_out[0],
+        )
+        text_of = functools.partial(readable, vocabulary=run.data.vocabulary())
         found = [
-            Sample(*(readable(row[name], vocabulary) for name in ("inputs", "targets", "answer")))
-            for row in rows.fetch_rows(run, answer_fn, run.params(state), held_out)
+            Sample(text_of(given), text_of(target), text_of(tokens))
+            for (given, target), tokens in zip(divided, written, strict=True)
         ]
         exact_match = sum(sample.prediction == sample.target for sample in found) / len(found)
         text = format_samples(step, found[: self.count], exact_match=exact_match, total=len(found))
@@ -60,25 +80,23 @@ class Samples:
         return {f"{self.prefix}/exact_match": exact_match}
 
     def _prepare(self, run: Any) -> tuple[list[rows.Example], Callable]:
+        self.check(run)
         vocabulary = run.data.vocabulary()
-        eos_id = 1 if vocabulary is None else vocabulary.eos_id
+        count = max(self.num_examples, self.count)
+        held_out = run.data.examples(run.objective, split="validation", count=count, seed=self.seed)
+        if not held_out:
+            raise InputError("Samples: the validation split has no example; fill it")
+        targets = [rows.prompt_of(each, prompt_length=self.prompt_length)[1] for each in held_out]
+        options: dict[str, Any] = {
+            "max_new_tokens": max(map(len, targets)),
+            "eos_id": 1 if vocabulary is None else vocabulary.eos_id,
+        }
 
-        def answer(params: Any, batch: Any) -> dict[str, Any]:
-            found = {
-                "inputs": batch["encoder_input_tokens"],
-                "targets": batch["decoder_target_tokens"],
-                "answer": rows.answer(run, params, batch, eos_id=eos_id),
-            }
-            return rows.replicate(run, found)
+        def written(params: Any, batch: Any) -> dict[str, Any]:
+            tokens = answer(run.model, params, batch, **options).tokens
+            return rows.replicate(run, {"answer": tokens, "row": batch["row"]})
 
-        held_out = rows.examples(
-            run,
-            split="validation",
-            count=max(self.num_examples, self.count),
-            seed=self.seed,
-            asker="Samples",
-        )
-        return held_out, run.jit(answer)
+        return held_out, run.jit(written)
 
 
 def format_samples(

@@ -21,6 +21,7 @@ from t5lite.evaluation.spans import (
     text_of,
 )
 from t5lite.evaluation.text import show
+from t5lite.interop import answer
 from t5lite.objectives import chunked_cross_entropy, merge, spans
 
 _CHUNK_LENGTH = 16  # places of which the logits are in memory at once
@@ -238,7 +239,9 @@ def _fill_fn(run: Any, top: int, eos_id: int) -> Callable:
         found = {
             "inputs": batch["encoder_input_tokens"],
             "targets": batch["decoder_target_tokens"],
-            "answer": rows.answer(run, params, batch, eos_id=eos_id),
+            "answer": answer(
+                model, params, batch, max_new_tokens=run.data.lengths["targets"], eos_id=eos_id
+            ).tokens,
             "candidates": candidates.swapaxes(0, 1),
             "probabilities": probabilities.swapaxes(0, 1),
         }

@@ -13,8 +13,8 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.data import Vocabulary, load_vocabulary
-from t5lite.decoding import generate
-from t5lite.errors import InputError
+from t5lite.errors import InputError, unknown
+from t5lite.interop.answers import answer, prompt_batch
 from t5lite.interop.gaps import encode, fill_in
 from t5lite.models import ComputeSpec, Model, ModelSpec, load_spec
 from t5lite.parallel import Layout, batch_sharding, make_mesh, shardings, with_layout
@@ -26,6 +26,7 @@ from t5lite.training.restore import (
     saved_arrays,
 )
 
+PROMPTS = ("inputs", "continue", "prefix")  # what a text is to a model: see `generate`
 _SHORTEST = 16  # inputs are padded to a power of two from here on
 
 
@@ -65,8 +66,9 @@ class Loaded:
         seed: int = 0,
         batch_size: int = 32,
         fill: bool = False,
+        prompt: str | None = None,
     ) -> list[str]:
-        """Answers texts.
+        """Answers texts, or continues them if the model is a decoder.
 
         Compiles once for each `max_new_tokens`, for inputs of up to 16, 32, 64, … tokens, and for
         batches of 1, 2, 4, … texts: others of such sizes then run at once.
@@ -80,12 +82,17 @@ class Loaded:
           batch_size: most texts decoded together.
           fill: whether to return the texts with their gaps filled in, rather than the answers. A
             gap that the answer does not mention stays as it is.
+          prompt: what a text is to the model. `inputs`: a whole text, ended with EOS, as in
+            training on inputs and targets (an encoder-decoder's default). `continue`: a beginning
+            (a decoder's default). `prefix`: a beginning that is seen in both directions, for models
+            trained on prefixes.
 
         Returns:
           One text for each, in order.
 
         Raises:
-          InputError: no vocabulary, no text, an unknown sentinel, or an option out of range.
+          InputError: the model is an encoder, no vocabulary, no text, an unknown sentinel, or an
+            option out of range.
         """
         return list(
             self.stream(
@@ -95,6 +102,7 @@ class Loaded:
                 seed=seed,
                 batch_size=batch_size,
                 fill=fill,
+                prompt=prompt,
             )
         )
 
@@ -107,8 +115,16 @@ class Loaded:
         seed: int = 0,
         batch_size: int = 32,
         fill: bool = False,
+        prompt: str | None = None,
     ) -> Iterator[str]:
         """Yields what `generate` returns, each text as soon as its batch is decoded."""
+        topology = self.model.topology
+        if topology == "encoder":
+            raise InputError(f"{self.folder} holds an encoder, which cannot write text")
+        if prompt is None:
+            prompt = "inputs" if topology == "encoder_decoder" or fill else "continue"
+        if prompt not in PROMPTS:
+            raise unknown("prompt", prompt, PROMPTS)
         if self.vocabulary is None:
             raise InputError(
                 f"no vocabulary/ beside {self.folder}; give one: load(folder, vocabulary=...)"
@@ -125,7 +141,10 @@ class Loaded:
         if fill and not self.vocabulary.num_sentinels:
             raise InputError("fill needs sentinels, and the model's vocabulary has none")
         inputs = [encode(text, self.vocabulary) for text in texts]
-        answers = self._answers(inputs, max_new_tokens, temperature, seed, batch_size)
+        if prompt != "inputs":
+            inputs = [ids[:-1] for ids in inputs]  # what ends with EOS has no continuation
+        both_ways = prompt != "continue"
+        answers = self._answers(inputs, max_new_tokens, temperature, seed, batch_size, both_ways)
         return (
             self.vocabulary.decode(fill_in(ids, answer, self.vocabulary) if fill else answer)
             for ids, answer in zip(inputs, answers, strict=True)
@@ -145,45 +164,47 @@ class Loaded:
         temperature: float,
         seed: int,
         batch_size: int,
+        both_ways: bool,
     ) -> Iterator[np.ndarray]:
         """Yields `[max_new_tokens]` int32 for each of the inputs."""
         for start in range(0, len(inputs), batch_size):
             rows = inputs[start : start + batch_size]
             key = jax.random.fold_in(jax.random.key(seed), start)
             heat = np.float32(temperature) if temperature else None
-            answers = self._answer(self.params, self._padded(rows), key, heat, max_new_tokens)
+            batch = self._batch(rows, both_ways)
+            answers = self._answer(self.params, batch, key, heat, max_new_tokens)
             yield from jax.device_get(answers)[: len(rows)]
 
-    def _padded(self, rows: Sequence[list[int]]) -> np.ndarray:
-        """Returns `[batch, length]` int32: few sizes, so few compilations."""
+    def _batch(self, rows: Sequence[list[int]], both_ways: bool) -> dict[str, np.ndarray]:
+        """Returns prompts in few sizes, so that there are few compilations."""
         size = self.mesh.size
         shares = size // batch_sharding(self.layout, self.mesh).shard_shape((size, size))[0]
-        batch = -(-_power_of_two(len(rows)) // shares) * shares
-        length = max(_SHORTEST, _power_of_two(max(map(len, rows))))
-        tokens = np.zeros((batch, length), np.int32)
-        for row, ids in zip(tokens, rows, strict=False):
-            row[: len(ids)] = ids
-        return tokens
+        return prompt_batch(
+            self.model.topology,
+            rows,
+            num_rows=-(-_power_of_two(len(rows)) // shares) * shares,
+            length=max(_SHORTEST, _power_of_two(max(map(len, rows)))),
+            prefix=both_ways,
+        )
 
     @functools.cached_property
     def _answer(self) -> Callable:
-        """The compiled function: `(params, tokens, key, temperature or None, max_new_tokens)`."""
+        """The compiled function: `(params, batch, key, temperature or None, max_new_tokens)`."""
         model, vocabulary = self.model, self.vocabulary
         assert vocabulary is not None
         known = np.arange(model.spec.vocab) < vocabulary.size  # the embedding may be padded
 
-        def answer(
+        def answers(
             params: Any,
-            tokens: jax.Array,
+            batch: Any,
             key: jax.Array,
             temperature: jax.Array | None,
             max_new_tokens: int,
         ) -> jax.Array:
-            cache = model.start(params, {"encoder_input_tokens": tokens}, max_length=max_new_tokens)
-            return generate(
-                lambda tokens, cache: model.extend(params, tokens, cache),
-                cache,
-                jnp.zeros(len(tokens), jnp.int32),  # T5's start token is padding
+            return answer(
+                model,
+                params,
+                batch,
                 max_new_tokens=max_new_tokens,
                 eos_id=vocabulary.eos_id,
                 temperature=0.0 if temperature is None else temperature,
@@ -192,7 +213,7 @@ class Loaded:
             ).tokens
 
         whole = NamedSharding(self.mesh, PartitionSpec())  # so that any process can read it
-        return with_layout(answer, self.layout, self.mesh, static_argnums=4, out_shardings=whole)
+        return with_layout(answers, self.layout, self.mesh, static_argnums=4, out_shardings=whole)
 
 
 def load(

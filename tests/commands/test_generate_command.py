@@ -10,6 +10,7 @@ from t5lite import interop
 from t5lite.data import Bytes
 from t5lite.interop import Loaded
 from t5lite.main import main
+from t5lite.models import Model, preset
 
 
 class Echo(Loaded):
@@ -17,9 +18,10 @@ class Echo(Loaded):
 
     def __init__(self):
         object.__setattr__(self, "vocabulary", Bytes(num_sentinels=3))
+        object.__setattr__(self, "model", Model(preset("t5_1_1_nano")))
         object.__setattr__(self, "asked", [])
 
-    def _answers(self, inputs, max_new_tokens, temperature, seed, batch_size):
+    def _answers(self, inputs, max_new_tokens, temperature, seed, batch_size, both_ways):
         self.asked.append((len(inputs), max_new_tokens, temperature, seed, batch_size))
         yield from (np.array(ids, np.int32) for ids in inputs)
 

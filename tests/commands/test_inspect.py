@@ -170,6 +170,22 @@ def test_steps_tokens_and_epochs(tmp_path):
     assert "about 60 epochs" in text  # a batch is all four examples, twice
 
 
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ({"steps": None, "epochs": 20}, "20 epochs: about 10 × 8 rows"),
+        ({"steps": 30, "epochs": 20}, "30 steps or 20 epochs: about 10 × 8 rows"),
+        ({"steps": 3, "epochs": 20}, "3 steps or 20 epochs: 3 × 8 rows"),
+        # Of 96 places a step, 8 × (4 + 3) hold a token.
+        ({"steps": None, "tokens": 560}, "560 tokens: about 10 × 8 rows"),
+    ],
+)
+def test_runs_that_end_by_tokens_or_epochs(tmp_path, ends, expected):
+    given = arguments(tmp_path, objective=Seq2Seq(), data=pair_data(pack=False, batch_size=8))
+    text = " ".join(section(report(**given | ends), "the run").split())
+    assert expected in text
+
+
 def test_what_differs_from_defaults_is_named(tmp_path):
     given = arguments(
         tmp_path,
@@ -222,9 +238,8 @@ def test_an_objective_may_show_its_examples_itself(tmp_path):
         def show(self, example, vocabulary):
             return [f"{len(example['inputs'])} AND {len(example['targets'])}!"]
 
-    given = arguments(
-        tmp_path, objective=Shouting(), data=pair_data([(3, 2)], batch_size=8), examples=1
-    )
+    data = pair_data([(3, 2)], batch_size=8, vocab=Bytes())
+    given = arguments(tmp_path, objective=Shouting(), data=data, examples=1)
     assert section(report(**given), "1 examples of 'train'").endswith("     4 AND 3!")
 
 
@@ -271,7 +286,7 @@ def test_the_tree_of_one_layer():
     │ │ │ ├ gate/kernel               [128, 320]    embed:fsdp mlp:tensor           81,920
     │ │ │ └ up/kernel                 [128, 320]    embed:fsdp mlp:tensor           81,920
     │ │ └ mlp_norm/scale              [128]         embed:fsdp                         256
-    │ └ relative_bias/embedding       [4, 32]       heads:tensor relpos_buckets        128
+    │ └ position_bias/embedding       [4, 32]       heads:tensor relpos_buckets        128
     """
     assert lines[start : start + 15] == textwrap.dedent(expected).strip().splitlines()
 
@@ -282,7 +297,10 @@ def test_bytes_and_counts_equal_those_of_real_arrays(tmp_path):
     model, built = Model(TINY), program(layout, optimizer, update=update)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.shapes())
     state = initial_state(
-        params, transformation(optimizer, model.axes()), rng=jax.random.key(1), ema=True
+        params,
+        transformation(optimizer, model.axes()),
+        rng=jax.random.key(1),
+        extra=update.extra(params),
     )
     state = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, built.state)
     real = {
@@ -328,7 +346,7 @@ def test_bytes_in_words(value, expected):
         ({"steps": 0}, "train.steps"),
         ({"examples": -1}, "examples = -1"),
         ({"split": "tset"}, "no examples in split 'tset'"),
-        ({"data": text_data(lengths={"inputs": 64})}, "lacks the feature 'targets'"),
+        ({"data": text_data(lengths={"inputs": 64})}, "has no 'targets'"),
         ({"data": text_data(lengths={"inputs": 64, "targets": 8})}, "need at least"),
         ({"data": text_data(batch_size=6)}, "does not divide over 8 devices"),
         ({"model": override(TINY, {"vocab": 300})}, "has 384 ids"),
@@ -342,8 +360,15 @@ def test_mistakes_are_those_of_train(tmp_path, options, message):
 
 def test_missing_arguments_are_named(tmp_path):
     given = arguments(tmp_path)
-    del given["steps"], given["optimizer"]
-    with pytest.raises(InputError, match="train needs 'optimizer' and 'steps'"):
+    del given["data"], given["optimizer"]
+    with pytest.raises(InputError, match="train needs 'data' and 'optimizer'"):
+        report(**given)
+
+
+def test_a_run_that_ends_nowhere(tmp_path):
+    given = arguments(tmp_path)
+    del given["steps"]
+    with pytest.raises(InputError, match=r"train.steps, train.tokens or train.epochs"):
         report(**given)
 
 

@@ -138,10 +138,10 @@ def test_a_run_leaves_what_a_person_looks_for(copier):
 
 def test_another_run_gives_its_parameters_and_what_is_missing_is_fresh(copier, tmp_path, capsys):
     trained, folder = copier
-    deeper = override(COPIER, {"*.relative_bias.per_layer": True})
+    deeper = override(COPIER, {"*.position_bias.per_layer": True})
     rules = [
-        (r"(encoder|decoder)/layers/block_0/relative_bias/.*", None),
-        (None, r"(encoder|decoder)/relative_bias/.*"),
+        (r"(encoder|decoder)/layers/block_0/position_bias/.*", None),
+        (None, r"(encoder|decoder)/position_bias/.*"),
     ]
     new = t5lite.train(
         str(tmp_path / "new"),
@@ -161,7 +161,7 @@ def test_another_run_gives_its_parameters_and_what_is_missing_is_fresh(copier, t
     old = {jax.tree_util.keystr(path): leaf for path, leaf in leaves(trained.state.params)}
     found = 0
     for path, leaf in leaves(new.state.params):
-        if "relative_bias" not in (name := jax.tree_util.keystr(path)):
+        if "position_bias" not in (name := jax.tree_util.keystr(path)):
             np.testing.assert_array_equal(leaf, old[name], err_msg=name)
             found += 1
     assert found == len(old) - 2
@@ -173,10 +173,10 @@ leaves = jax.tree_util.tree_leaves_with_path
 
 
 def test_a_missing_part_without_a_rule_is_an_error(copier, tmp_path):
-    with pytest.raises(InputError, match=r"relative_bias"):
+    with pytest.raises(InputError, match=r"position_bias"):
         t5lite.train(
             str(tmp_path),
-            model=override(COPIER, {"*.relative_bias.per_layer": True}),
+            model=override(COPIER, {"*.position_bias.per_layer": True}),
             objective=Seq2Seq(),
             data=copy_data(batch_size=8),
             optimizer=optax.sgd(0.0),

@@ -45,6 +45,8 @@ class BagCache:
 class BagModel:
     """Logits: a table of the last decoder token, plus the mean of a table over the inputs."""
 
+    topology = "encoder_decoder"
+
     def hidden(self, params, batch, *, rngs=None, train=False):
         assert not train
         tokens, given = batch["encoder_input_tokens"], batch["decoder_input_tokens"]

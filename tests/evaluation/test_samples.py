@@ -1,3 +1,6 @@
+import types
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,12 +72,43 @@ def test_long_texts_fit_the_terminal():
     assert lines[-1] == "   ≠ model"
 
 
-class TargetsOnly:
-    features = ("targets",)
+class OneWay:
+    """A decoder that writes the number after the last one, up to 16."""
+
+    topology = "decoder"
+
+    def start(self, params, batch, *, max_length):
+        assert max_length >= batch["decoder_input_tokens"].shape[1]
+        self.both_ways = "decoder_causal_attention" in batch
+        return batch["decoder_lengths"] - 1
+
+    def extend(self, params, tokens, cache):
+        following = jnp.where(tokens < 16, tokens + 1, 1)
+        return jax.nn.one_hot(following, 20), cache
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_a_decoder_continues_its_prefix_or_the_beginning_of_a_text(fake_run, mark):
+    text = np.arange(5, 15, dtype=np.int32)
+    example = {"targets": text}
+    if mark:
+        example["prefix"] = (text < 8).astype(np.int32)
+    other = {name: values[:4] for name, values in example.items()}
+    model = OneWay()
+    run = fake_run(splits={"validation": [example, other]}, model=model, words=None)
+    # The other's text ends first, and nothing tells the model so.
+    assert Samples(every=1, prompt_length=3)(run, {}, step=1) == {"samples/exact_match": 0.5}
+    assert model.both_ways == mark
+    lines = run.said[0].splitlines()
+    given = 3 if mark else 2
+    assert lines[1].split()[1:] == ["input", "5", "6", "7"]
+    assert lines[3].split()[-7:] == [str(number) for number in range(8, 15)]
+    assert len(lines[4].split()) == 2 + given
 
 
 def test_bad_requests_say_what_to_do(fake_run, next_word):
-    with pytest.raises(InputError, match="Samples needs an objective with inputs and targets"):
-        Samples(every=1)(fake_run(objective=TargetsOnly()), next_word, step=1)
+    encoder = types.SimpleNamespace(topology="encoder")
+    with pytest.raises(InputError, match="an encoder cannot write; remove Samples"):
+        Samples(every=1).check(fake_run(model=encoder))
     with pytest.raises(InputError, match="validation split has no example"):
         Samples(every=1)(fake_run(splits={"validation": []}), next_word, step=1)

@@ -163,6 +163,6 @@ def test_bad_requests_say_what_to_do(fake_run, params):
             SpanFilling(every=1)(fake_run(**settings), params, step=1)
 
     fails("vocabulary with sentinels", words=None)
-    fails("inputs and targets; TargetsOnly has targets", objective=TargetsOnly())
+    fails("inputs and targets; TargetsOnly has targets, and the model", objective=TargetsOnly())
     fails("validation split has no example", splits={"validation": [], "train": TRAIN})
     fails("at least 2", splits={"validation": HELD_OUT[:1], "train": TRAIN})

@@ -16,6 +16,7 @@ from t5lite.data import Bytes
 from t5lite.errors import InputError
 from t5lite.interop import locate
 from t5lite.interop.gaps import encode
+from t5lite.layers import LMHeadSpec
 from t5lite.models import ComputeSpec, Model, override, save_spec
 from t5lite.parallel import Layout
 from t5lite.training import Checkpoints, TrainState
@@ -264,7 +265,7 @@ def test_bad_folders(tmp_path, model_dir):
     ("changes", "expected"),
     [
         ({"*.num_layers": 3}, r"saved float32\[2, 16, 4, 4\], wanted float32\[3, 16, 4, 4\]"),
-        ({"tied_logits": True}, "saved, not wanted: head/kernel"),
+        ({"heads": [LMHeadSpec(tied=True)]}, "saved, not wanted: lm_head/"),
     ],
 )
 def test_parameters_of_another_model(tmp_path, changes, expected):

@@ -1,0 +1,89 @@
+"""`t5lite cache`: the tokenising, preparing and packing of a run, done once and kept."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from t5lite.commands.train import train
+from t5lite.data.packed_writer import write_packed
+from t5lite.data.seqio_cache import write_seqio_cache
+from t5lite.errors import InputError
+from t5lite.models import ComputeSpec, Model, preset
+from t5lite.objectives import fit
+
+if TYPE_CHECKING:
+    from t5lite.configuration import Configuration
+
+
+def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
+    """Writes the cache of what the configuration binds to `train`, and says how to use it."""
+    given = configuration.bindings_of(train)
+    for name in ("model", "objective", "data"):
+        if name not in given:
+            raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
+    files = " ".join(f"--gin_file={file}" for file in arguments.gin_file)
+    if arguments.format == "seqio":
+        cache_tasks(given["data"], arguments.output, seed=given.get("seed", 0))
+        print(
+            f"train on it:  t5lite train {files} --gin.data.TaskData.use_cached=True "
+            f"--gin.data.TaskData.cache_dirs=\"['{arguments.output}']\"\n"
+            f"elsewhere:    seqio.add_global_cache_dirs(['{arguments.output}'])"
+        )
+        return
+    spec = preset(given["model"]) if isinstance(given["model"], str) else given["model"]
+    objective = fit(given["objective"], Model(spec, ComputeSpec()))
+    with _Bars("rows") as bars:
+        description = write_packed(
+            given["data"],
+            objective,
+            arguments.output,
+            epochs=arguments.epochs,
+            seed=given.get("seed", 0),
+            progress=bars,
+        )
+    for split, passes in description["passes"].items():
+        for each in passes:
+            tokens = ", ".join(f"{count:,} {name}" for name, count in each["tokens"].items())
+            print(f"{split}: {each['rows']:,} rows of {each['examples']:,} examples; {tokens}")
+    print(f"train on it:  t5lite train {files} --gin_file={arguments.output}/use.gin")
+
+
+def cache_tasks(data: Any, folder: str, *, seed: int = 0) -> None:
+    """Writes SeqIO's offline cache of the task, or of each task of the mixture, that data reads.
+
+    Raises:
+      InputError: if it reads none, or one that cannot be cached.
+    """
+    provider = getattr(data, "provider", None)
+    if provider is None:
+        raise InputError(
+            f"format = seqio: {type(data).__name__} reads no SeqIO task; use --format=packed"
+        )
+    for task in getattr(provider, "tasks", [provider]):
+        with _Bars("examples", of=task.name) as bars:
+            target = write_seqio_cache(task, folder, seed=seed, progress=bars)
+        print(f"{target}: {', '.join(task.splits)}")
+
+
+class _Bars:
+    """A counting bar for each split, one after the other, on standard error."""
+
+    def __init__(self, unit: str, *, of: str = ""):
+        self._unit, self._of, self._split = unit, of, ""
+        self._bar: Any = None
+
+    def __enter__(self) -> Callable[[str, int], None]:
+        return self._count
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _count(self, split: str, number: int) -> None:
+        if split != self._split:
+            from tqdm import tqdm
+
+            self.__exit__()
+            self._split = split
+            self._bar = tqdm(desc=f"{self._of} {split}".strip(), unit=f" {self._unit}")
+        self._bar.update(number)

@@ -1,0 +1,71 @@
+"""`t5lite report`: a run, or several over each other, as one HTML page."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from etils import epath
+
+from t5lite.errors import InputError
+from t5lite.training.report import read_record, render
+from t5lite.training.writers import replace_text
+
+if TYPE_CHECKING:
+    from t5lite.configuration import Configuration
+
+
+def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
+    """Draws the page and prints where it is."""
+    if configuration.source.bindings or configuration.source.macros:
+        raise InputError("report reads no gin configuration; name the runs' folders")
+    output = target(arguments.runs, arguments.output)
+    names = names_of(arguments.runs)
+    records = [
+        read_record(folder, name=name) for folder, name in zip(arguments.runs, names, strict=True)
+    ]
+    page = render(records)
+    try:
+        replace_text(output, page)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"--output={output}: cannot be written: {reason}; choose another"
+        ) from error
+    print(output)
+
+
+def target(runs: Sequence[str], output: str | None) -> epath.Path:
+    """Returns where the page goes: by default into the run's folder, of several into this one.
+
+    Raises:
+      InputError: if it is a folder.
+    """
+    if output is None:
+        output = "report.html" if len(runs) > 1 else f"{runs[0]}/report.html"
+    path = epath.Path(output).expanduser()
+    if path.is_dir():
+        raise InputError(f"--output={output}: must be a file, e.g. {path / 'report.html'}")
+    return path
+
+
+def names_of(runs: Sequence[str]) -> list[str]:
+    """Returns the ends of the folders' paths, as short as they can be to differ.
+
+    Raises:
+      InputError: if a folder is given twice.
+    """
+    parts = [
+        (run.rstrip("/").split("/") if "://" in run else Path(run).expanduser().resolve().parts)
+        for run in runs
+    ]
+    for index, each in enumerate(parts):
+        if each in parts[:index]:
+            raise InputError(f"{runs[index]} is given twice; name each run once")
+    names = []
+    for each in parts:
+        length = 1
+        while sum(other[-length:] == each[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(each[-length:]))
+    return names
