@@ -14,6 +14,7 @@ from t5lite.errors import InputError, unknown
 
 OUTSIDE = "O"
 NO_LABEL = -1
+_LARGEST = float(np.finfo(np.float32).max)
 
 Arrays = dict[str, list[np.ndarray]]
 
@@ -27,6 +28,10 @@ class Column:
 
     def check(self, columns: Sequence[str]) -> None:
         """Raises an InputError, with the nearest names, if a column is missing."""
+        raise NotImplementedError
+
+    def columns_read(self) -> Sequence[str]:
+        """Returns the columns that decide what is made."""
         raise NotImplementedError
 
     def problem(self, row: Row) -> str:
@@ -69,6 +74,9 @@ class Text(Column):
     def check(self, columns: Sequence[str]) -> None:
         self.template.check(columns)
 
+    def columns_read(self) -> Sequence[str]:
+        return self.template.slots
+
     def problem(self, row: Row) -> str:
         return _missing(row, self.template.slots)
 
@@ -94,6 +102,9 @@ class Class(Column):
 
     def check(self, columns: Sequence[str]) -> None:
         _check_columns("Class.column", [self.column], columns)
+
+    def columns_read(self) -> Sequence[str]:
+        return [self.column]
 
     def problem(self, row: Row) -> str:
         return _missing(row, [self.column]) or (
@@ -124,29 +135,30 @@ class Number(Column):
     column: str | Sequence[str]
 
     def check(self, columns: Sequence[str]) -> None:
-        _check_columns("Number.column", self._columns, columns)
+        _check_columns("Number.column", self.columns_read(), columns)
+
+    def columns_read(self) -> Sequence[str]:
+        return [self.column] if isinstance(self.column, str) else list(self.column)
 
     def problem(self, row: Row) -> str:
-        if missing := _missing(row, self._columns):
+        if missing := _missing(row, self.columns_read()):
             return missing
-        for column in self._columns:
+        for column in self.columns_read():
             try:
                 value = float(row[column])
             except (TypeError, ValueError):
                 return f"column {column!r} is {str(row[column])[:40]!r}, not a number"
-            if not math.isfinite(value):
-                return f"column {column!r} is {value}, not a finite number"
+            except OverflowError:  # an integer of hundreds of digits
+                value = math.inf
+            if not abs(value) <= _LARGEST:
+                return f"column {column!r} is {value}, not a finite number of float32"
         return ""
 
     def arrays(
         self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
     ) -> Arrays:
-        values = [[float(row[column]) for column in self._columns] for row in rows]
+        values = [[float(row[column]) for column in self.columns_read()] for row in rows]
         return {feature: [np.array(each, np.float32) for each in values]}
-
-    @property
-    def _columns(self) -> list[str]:
-        return [self.column] if isinstance(self.column, str) else list(self.column)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,9 +188,15 @@ class Tags(Column):
         _check_columns("Tags.words_column", [self.words_column], columns)
         _check_columns("Tags.tags_column", [self.tags_column], columns)
 
+    def columns_read(self) -> Sequence[str]:
+        return [self.words_column, self.tags_column]
+
     def problem(self, row: Row) -> str:
-        if missing := _missing(row, [self.words_column, self.tags_column]):
+        if missing := _missing(row, self.columns_read()):
             return missing
+        for column in self.columns_read():
+            if not isinstance(row[column], str | list):
+                return f"column {column!r} is {str(row[column])[:40]!r}, not a list or a text"
         words, tags = _items(row[self.words_column]), _items(row[self.tags_column])
         return "" if len(words) == len(tags) else f"{len(words)} words and {len(tags)} tags"
 
@@ -241,8 +259,10 @@ class Answer(Column):
         elif not self._template.slots:
             raise InputError(f"Answer.context = {self.context!r}: has no slot that holds answers")
         self._template.check(columns)
-        named = [self.answer] if self.start is None else [self.answer, self.start]
-        _check_columns("Answer.answer or Answer.start", named, columns)
+        _check_columns("Answer.answer or Answer.start", self._named, columns)
+
+    def columns_read(self) -> Sequence[str]:
+        return [*self._template.slots, *self._named]
 
     def problem(self, row: Row) -> str:
         missing = _missing(row, self._template.slots)
@@ -254,7 +274,7 @@ class Answer(Column):
             return "" if answer in context else f"the answer {answer[:40]!r} is not in the context"
         try:
             start = int(row[self.start])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return f"column {self.start!r} is {row.get(self.start)!r}, not a whole number"
         if start >= 0 and context.startswith(answer, start):
             return ""
@@ -287,12 +307,32 @@ class Answer(Column):
         return bool(plain(row.get(self.answer)))
 
     @property
+    def _named(self) -> list[str]:
+        return [self.answer] if self.start is None else [self.answer, self.start]
+
+    @property
     def _template(self) -> Template:
         return Template(self.context if "{" in self.context else f"{{{self.context}}}")
 
     @property
     def _slot(self) -> str:
         return self._template.slots[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side(Column):
+    """What decides the side of a row, train or validation: it must be there, and makes nothing."""
+
+    columns: Sequence[str]
+
+    def check(self, columns: Sequence[str]) -> None:
+        _check_columns("FileData.split_by", self.columns, columns)
+
+    def columns_read(self) -> Sequence[str]:
+        return self.columns
+
+    def problem(self, row: Row) -> str:
+        return _missing(row, self.columns)
 
 
 def as_column(feature: str, value: Any) -> Column:
@@ -336,7 +376,7 @@ def _given(classes: Sequence[Any] | None) -> list[str]:
 def _in_order(classes: Iterable[str]) -> list[str]:
     found = set(classes)
     if all(name.removeprefix("-").isdecimal() for name in found):
-        return sorted(found, key=int)
+        return sorted(found, key=lambda name: (int(name), name))  # "1" and "01" are two classes
     return sorted(found)
 
 

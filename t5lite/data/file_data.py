@@ -4,18 +4,18 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from t5lite.data.batches import Objective
-from t5lite.data.columns import Answer, Class, Column, Tags, Text, as_column
+from t5lite.data.columns import Answer, Class, Column, Side, Tags, Text, as_column
 from t5lite.data.pipeline import _Data
 from t5lite.data.readers import DataFile, Row, find_files, format_of
-from t5lite.data.sources import Example, Source, dealt
-from t5lite.data.tables import Scan, Table, hash_of
+from t5lite.data.sources import Example, NoSplit, Source, dealt
+from t5lite.data.tables import Hashes, Scan, Table, hash_of
 from t5lite.data.templates import SHOTS, Template
 from t5lite.data.tokenizers_vocabularies import HuggingFaceTokenizer, WordPiece
 from t5lite.data.vocabularies import SentencePiece, Vocabulary, load_vocabulary
@@ -35,8 +35,9 @@ class FileData(_Data):
     sorted by class do no harm. A job stops at a file that has changed, and does not resume on it.
 
     Attributes:
-      files: paths or patterns (`data/*.csv`, `**/*.txt`). `.gz`, `.bz2`, `.xz` and Parquet files
-        are unpacked into the cache once. A text file has the column `text`.
+      files: paths or patterns (`data/*.csv`, `**/*.txt`), or names of TensorFlow Datasets
+        (`tfds:glue/sst2`, `tfds:imdb_reviews#test`; see `tfds_files.tfds_file`). `.gz`, `.bz2`,
+        `.xz` and Parquet files are unpacked into the cache once. A text file has the column `text`.
       features: for each feature a template of columns (`"question: {question}"`), or a `Class`,
         `Number`, `Tags` or `Answer`. `Tags` and `Answer` also make `labels`.
       vocab: a vocabulary, what returns one, or the path of a saved vocabulary, a SentencePiece
@@ -50,7 +51,8 @@ class FileData(_Data):
       column_names: of CSV and TSV files without a first line of names.
       quotes: whether CSV and TSV fields may be in double quotes; False: quotes are text.
       bad_lines: "stop" at broken lines, or "skip" and count them.
-      shots: how many other training rows, told by `shot`, fill a template's slot `{shots}`.
+      shots: how many other training rows, told by `shot`, fill a template's slot `{shots}`; none
+        shares the row's `split_by`, or all that features read.
       shot: the template of one of them.
     """
 
@@ -82,6 +84,8 @@ class FileData(_Data):
                 f"shots = {self.shots} and shot = {self.shot!r}: set both (how many examples, and "
                 "the template of one), or neither"
             )
+        if self.split_by is not None and not self.split_by:
+            raise InputError(f"split_by = {self.split_by!r}: name a column, or set it to None")
         if not self.features:
             raise InputError("features is empty: name at least one, such as {'inputs': '{text}'}")
 
@@ -100,9 +104,14 @@ class FileData(_Data):
         train, validation = (len(scan.tables[split]) for split in SPLITS)
         how = "by hash" if self.validation_files is None else "from validation_files"
         lines = [f"{names[0]}{more}: {train:,} rows to train on, {validation:,} to test ({how})"]
-        shared = np.isin(scan.tables["validation"].hashes, scan.tables["train"].hashes).sum()
-        if shared:
-            lines.append(f"{shared:,} of the rows to test are also trained on")
+        tested, trained = (scan.tables[split].hashes for split in ("validation", "train"))
+        if shared := np.isin(tested.content, trained.content).sum():
+            fix = (
+                f"but for columns that no feature reads; set split_by = {self._columns_read}"
+                if self.validation_files is None
+                else "as far as features read them"
+            )
+            lines.append(f"{shared:,} of the rows to test are also trained on, {fix}")
         for feature, counts in self.class_counts("train").items():
             common = sorted(counts.items(), key=lambda item: -item[1])[:_SHOWN]
             listed = ", ".join(f"{name} {count:,}" for name, count in common)
@@ -148,11 +157,16 @@ class FileData(_Data):
     @functools.cached_property
     def _paths(self) -> tuple[list[str], list[str]]:
         """The files to train on (and to split), and those to validate on."""
-        given = self.validation_files
-        return (
-            find_files(self.files, field="FileData.files"),
-            [] if given is None else find_files(given, field="FileData.validation_files"),
-        )
+        train, given = find_files(self.files, field="FileData.files"), self.validation_files
+        validation = [] if given is None else find_files(given, field="FileData.validation_files")
+        real = set(map(os.path.realpath, train))
+        for path in validation:
+            if os.path.realpath(path) in real:
+                raise InputError(
+                    f"validation_files has {path!r}, which is also among FileData.files: it would "
+                    "test on what was trained on; leave it out of one of them"
+                )
+        return train, validation
 
     @functools.cached_property
     def _scan(self) -> Scan:
@@ -167,24 +181,36 @@ class FileData(_Data):
         self._check_shots(columns)
         if self.shot is not None:
             columns["shot"] = Text(Template(self.shot))
+        if self._split_by is not None:
+            columns["split_by"] = Side(self._split_by)
 
-        def side(number: int, row: Row) -> str:
+        def side(number: int, hashes: Hashes) -> str:
             if self.validation_files is not None:
                 return "train" if number < len(train) else "validation"
-            share = hash_of(row, self._split_by) / 2**64
-            return "validation" if share < self.validation_share else "train"
+            return "validation" if hashes.group / 2**64 < self.validation_share else "train"
 
-        scan = Scan(files, columns, side, extra=[SHOTS] if self.shots else [])
+        extra = [SHOTS] if self.shots else []
+        scan = Scan(files, columns, side, hashes=self._hashes_of, extra=extra)
         if scan.num_broken and self.bad_lines == "stop":
             raise InputError(f"{scan.broken()}\nmend them, or set FileData.bad_lines = 'skip'")
         scan.tables["train"].sort()
-        num_different = len(np.unique(scan.tables["train"].hashes))
-        if self.shots and self.shots >= num_different:
+        if self.shots and self.shots > (most := _most_shots(**scan.tables)):
             raise InputError(
-                f"shots = {self.shots}: must be less than {num_different}, the number of "
-                "different training rows"
+                f"shots = {self.shots}: must be at most {most}, the number of different training "
+                "rows that may stand beside any row: not of its own split_by"
             )
         return scan
+
+    @functools.cached_property
+    def _columns_read(self) -> list[str]:
+        """The columns that features read, sorted."""
+        columns = (as_column(name, value) for name, value in self.features.items())
+        return sorted({read for column in columns for read in column.columns_read()} - {SHOTS})
+
+    def _hashes_of(self, row: Row) -> Hashes:
+        whole, split_by = hash_of(row), self._split_by
+        group = whole if split_by is None else hash_of(row, split_by)
+        return Hashes(whole, hash_of(row, self._columns_read), group)
 
     @functools.cached_property
     def _columns(self) -> dict[str, Column]:
@@ -237,16 +263,17 @@ class FileData(_Data):
                 if split == "validation" and self.validation_files is None
                 else f"the files hold no rows for it: {', '.join(self._paths[split != 'train'])}"
             )
-            raise InputError(f"FileData has no rows in split {split!r}: {fix}")
+            raise NoSplit(f"FileData has no rows in split {split!r}: {fix}")
         return table
 
     def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
         table, columns = self._table(split), self._columns
         made = {name for feature in columns for name in columns[feature].features(feature)}
-        source = self._source(split, table, [name for name in objective.features if name in made])
+        wanted = [name for name in objective.features if name in made]
+        source = self._source(split, table, wanted)
         missing = [name for name in objective.features if name not in made]
         # An objective may also make what it names; one example tells, before any batch does.
-        if missing and not self._suffices(source, objective):
+        if missing and not (wanted and self._suffices(source, objective)):
             raise InputError(
                 f"FileData.features lacks what {type(objective).__name__} reads: "
                 f"{unknown('feature', missing[0], made)}"
@@ -266,7 +293,8 @@ class FileData(_Data):
         shots = None
         if self.shots and self.shot is not None:
             train = self._scan.tables["train"]
-            shots = Shots(train, count=self.shots, template=Template(self.shot))
+            template = Template(self.shot)
+            shots = Shots(train, count=self.shots, template=template, hashes=self._hashes_of)
         columns = {
             feature: column
             for feature, column in self._columns.items()
@@ -312,26 +340,35 @@ class Shots:
 
     Args:
       train: the rows to choose from, in an order that does not depend on the files'.
-      count: how many for a row; less than the number of different ones.
+      count: how many for a row; at most `_most_shots`.
       template: how one is told.
+      hashes: of a row.
     """
 
-    def __init__(self, train: Table, *, count: int, template: Template):
+    def __init__(
+        self, train: Table, *, count: int, template: Template, hashes: Callable[[Row], Hashes]
+    ):
         self._train, self._count, self._template = train, count, template
+        self._known, self._hashes_of = train.hashes, hashes
 
     def texts(self, rows: Sequence[Row]) -> list[str]:
-        """Returns the examples for each row, an empty line between them; never the row itself."""
-        chosen = [self._choose(hash_of(row)) for row in rows]
+        """Returns the examples for each row, an empty line between them.
+
+        They are all different. None has the row's content, or is of its group: either would tell
+        in training what is not told in use.
+        """
+        chosen = [self._choose(self._hashes_of(row)) for row in rows]
         found = iter(self._train.read([number for each in chosen for number in each]))
         return ["\n\n".join(self._template.render(next(found)) for _ in each) for each in chosen]
 
-    def _choose(self, row_hash: int) -> list[int]:
-        rng, hashes = np.random.default_rng(row_hash), self._train.hashes
+    def _choose(self, own: Hashes) -> list[int]:
+        rng, known = np.random.default_rng(own.row), self._known
         chosen: dict[int, int] = {}
         while len(chosen) < self._count:
-            number = int(rng.integers(len(hashes)))
-            if int(hashes[number]) != row_hash:
-                chosen.setdefault(int(hashes[number]), number)
+            number = int(rng.integers(len(known.row)))
+            content, group = int(known.content[number]), int(known.group[number])
+            if content != own.content and group != own.group:
+                chosen.setdefault(content, number)
         return list(chosen.values())
 
 
@@ -383,6 +420,16 @@ class FileSource:
         arrays = [made[name] for name in self._wanted]
         for values in zip(*arrays, strict=True):
             yield dict(zip(self._wanted, values, strict=True))
+
+
+def _most_shots(train: Table, validation: Table) -> int:
+    """Returns how many different training rows there are for any row, without those of its group.
+
+    A row's own content is among its group's; so the largest group leaves the fewest.
+    """
+    sides = [np.stack(table.hashes[1:], axis=1) for table in (train, validation)]
+    _, sizes = np.unique(np.unique(np.concatenate(sides), axis=0)[:, 1], return_counts=True)
+    return max(len(np.unique(train.hashes.content)) - int(sizes.max(initial=0)), 0)
 
 
 def _check_features(columns: Mapping[str, Column]) -> None:

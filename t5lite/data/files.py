@@ -1,9 +1,11 @@
 """Paths, local or remote, whole-file writes, and the folder of things that are built once."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from t5lite.errors import InputError
 
@@ -26,6 +28,25 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "t5lite"
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a local file that takes its place when all of it is written, or not at all.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock out others who share the folder
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
     """Writes a file so that no other process ever sees half of it.
 
@@ -38,19 +59,12 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
     """
     target = as_path(path)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         if not isinstance(target, Path):  # object stores show a file only once it is complete
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
             return
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock out others who share the folder
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with whole_file(target) as file:
+            file.write(content)
     except OSError as error:
         raise InputError(
             f"cannot write {target}: {error.strerror or error}\n"

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from t5lite.data.batches import Objective
 from t5lite.data.pipeline import _Data
-from t5lite.data.sources import Source
+from t5lite.data.sources import NoSplit, Source
 from t5lite.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def mixing_rates(
       maximum: sizes count as at most this many examples; > 0. None: no limit.
 
     Raises:
-      InputError: if a number is out of range, naming it.
+      InputError: if a number is out of range, or leaves a rate of 0, naming it.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.5.2 (examples-proportional and
       temperature-scaled mixing; `maximum` is their artificial data set size limit, K).
@@ -41,9 +42,10 @@ def mixing_rates(
     # Relative to the largest, so that a power never overflows.
     counted = {name: min(size, maximum or size) for name, size in sizes.items()}
     largest = max(counted.values())
-    scaled = {name: (size / largest) ** (1 / temperature) for name, size in counted.items()}
-    total = sum(scaled.values())
-    return {name: each / total for name, each in scaled.items()}
+    return _shares(
+        {name: (size / largest) ** (1 / temperature) for name, size in counted.items()},
+        field=f"temperature = {temperature!r}",
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,15 +102,15 @@ class MixtureData(_Data):
 
     def num_examples(self, split: str) -> int | None:
         """Returns how many examples the parts have together; None if one does not know."""
-        counts = [part.num_examples(_own_split(part, split)) for part in self._parts.values()]
+        counts = self._of_parts(split, lambda part, own: part.num_examples(own))
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
         """Returns how often each class occurs in all parts together."""
         total: dict[str, dict[str, int]] = {}
-        for part in self._parts.values():
-            for feature, counts in part.class_counts(_own_split(part, split)).items():
+        for found in self._of_parts(split, lambda part, own: part.class_counts(own)):
+            for feature, counts in found.items():
                 classes = total.setdefault(feature, {})
                 for name, count in counts.items():
                     classes[name] = classes.get(name, 0) + count
@@ -137,7 +139,7 @@ class MixtureData(_Data):
         """The share of each part, in `(0, 1]`."""
         if self.rates is not None:
             rates = _named(self.rates)
-            return {name: rates[name] / sum(rates.values()) for name in self._parts}
+            return _shares({name: rates[name] for name in self._parts}, field="MixtureData.rates")
         sizes = {}
         for name, part in self._parts.items():
             size = part.num_examples(_own_split(part, "train"))
@@ -152,20 +154,34 @@ class MixtureData(_Data):
     def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
         self.vocabulary()  # several are refused before anything is read
         sources: list[tuple[Source, float]] = []
-        missing: InputError | None = None
+        classes: dict[str, tuple[str, list[str]]] = {}
+        missing: NoSplit | None = None
         for name, part in self._parts.items():
             try:
-                found = part._sources(_own_split(part, split), objective)
+                own = _own_split(part, split)
+                found = part._sources(own, objective)
             except InputError as error:
-                if split != "validation":
+                if split != "validation" or not isinstance(error, NoSplit):
                     raise InputError(f"part {name!r}: {error}") from error
                 missing = error
                 continue
+            _check_classes(name, part.class_counts(own), classes)
             total = sum(rate for _, rate in found)
             sources += [(source, self._rates[name] * rate / total) for source, rate in found]
         if not sources and missing is not None:
             raise missing
         return sources
+
+    def _of_parts(self, split: str, ask: Callable[[_Data, str], Any]) -> list[Any]:
+        """Returns what each part says of its split; those without validation say nothing."""
+        answers = []
+        for part in self._parts.values():
+            try:
+                answers.append(ask(part, _own_split(part, split)))
+            except NoSplit:
+                if split != "validation":
+                    raise
+        return answers
 
     def _check_rates(self, rates: Mapping[str, Any]) -> None:
         parts = _named(self.parts)
@@ -180,6 +196,36 @@ class MixtureData(_Data):
                 raise InputError(
                     f"rates[{name!r}] is {rate!r}: must be finite and above 0; "
                     "leave the part out of the mixture instead"
+                )
+
+
+def _shares(weights: Mapping[str, float], *, field: str) -> dict[str, float]:
+    """Returns each weight as a share of all, above 0."""
+    largest = max(weights.values())  # the sum of all might overflow
+    total = sum(weight / largest for weight in weights.values())
+    shares = {name: weight / largest / total for name, weight in weights.items()}
+    for name, share in shares.items():
+        if not share:
+            raise InputError(
+                f"{field}: the share of part {name!r} is too small for a float; make the parts "
+                "more equal, or leave it out of the mixture"
+            )
+    return shares
+
+
+def _check_classes(
+    name: str,
+    counts: Mapping[str, Mapping[str, int]],
+    known: dict[str, tuple[str, list[str]]],
+) -> None:
+    """Refuses a part that numbers classes in another way than the parts that are known."""
+    for feature, found in counts.items():
+        first, classes = known.setdefault(feature, (name, list(found)))
+        for number, (here, there) in enumerate(itertools.zip_longest(found, classes)):
+            if here != there:
+                raise InputError(
+                    f"part {name!r}: class {number} of {feature!r} is {here!r}, and {there!r} in "
+                    f"part {first!r}; give both the same Class.classes (or Tags.classes)"
                 )
 
 

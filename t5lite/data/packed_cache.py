@@ -13,12 +13,14 @@ from t5lite.data import packed_files
 from t5lite.data.batches import Batch, Batches, Objective
 from t5lite.data.packed_files import Rows
 from t5lite.data.pipeline import Again, _Data, filled_up
-from t5lite.data.sources import Example, Source
+from t5lite.data.sources import Example, NoSplit, Source
 from t5lite.data.streams import concatenate, generator
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
     from t5lite.data.vocabularies import Vocabulary
+
+_TEXTS = ("inputs", "targets")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,7 +181,7 @@ class PackedData(_Data):
     def _passes(self, split: str) -> list[Rows]:
         passes = self._description["passes"].get(split)
         if not passes:
-            raise InputError(
+            raise NoSplit(
                 f"the cache {self.folder} has no split {split!r}: the data it was made from has "
                 "none; write it again with a validation split"
             )
@@ -263,10 +265,15 @@ def _unpacked(row: Rows, names: Iterable[str]) -> Iterator[Example]:
         name: row[f"{name}_segment_ids"][0] for name in names if f"{name}_segment_ids" in row
     }
     if not segments:
-        yield {
-            name: row[name][0] if row[name].dtype.kind == "f" else np.trim_zeros(row[name][0], "b")
-            for name in names
-        }
+        trimmed = {name: np.trim_zeros(row[name][0], "b") for name in _TEXTS if name in row}
+        # Padding inside says that it is no text, but what is asked of one.
+        sizes = {name: tokens.size for name, tokens in trimmed.items() if tokens.all()}
+        # Integers that are as many as a text has lie along it; a class, say, or a span stays.
+        along = {row[name].shape: size for name, size in sizes.items()}
+        for name in names:
+            if row[name].dtype.kind != "f":
+                sizes.setdefault(name, along.get(row[name].shape))
+        yield {name: row[name][0][: sizes.get(name)] for name in names}
         return
     for segment in range(1, max(int(each.max()) for each in segments.values()) + 1):
         yield {name: row[name][0][segments[name] == segment] for name in names}

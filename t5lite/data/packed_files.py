@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,10 @@ def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
         raise InputError(
             f"output = {str(folder)!r}: exists; delete it first, or choose another folder"
         )
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        temporary.chmod(0o755)  # mkdtemp's 0700 would lock out others who share the folder
     except OSError as error:
         raise _cannot_write(target, error) from error
     try:

@@ -11,12 +11,13 @@ import numpy as np
 from t5lite.data import packed_files
 from t5lite.data.batches import Objective
 from t5lite.data.pipeline import _Data
-from t5lite.data.sources import Example
+from t5lite.data.sources import Example, NoSplit
 from t5lite.data.streams import RowStream, Stream
 from t5lite.errors import InputError
 
 _SPLITS = ("train", "validation")
 _WRITTEN_ROWS = 256
+_DRAWS = 2**40  # more than a pass has
 
 
 def write_packed(
@@ -65,7 +66,7 @@ def write_packed(
             write("train", _OnePass(stream, epoch))
         try:
             validation = data._sources(data._validation_split(), objective)
-        except InputError:  # there is none, and the cache has none
+        except NoSplit:  # and the cache has none
             validation = []
         if validation:
             write("validation", data._once(objective, validation, shuffle=False, seed=0))
@@ -86,7 +87,7 @@ def write_packed(
             "passes": passes,
             "sha256": digest.hexdigest(),
         }
-        (writing / "use.gin").write_text(_use_gin(folder), encoding="utf-8")
+        (writing / "use.gin").write_text(_use_gin(folder, pack=data.pack), encoding="utf-8")
         text = json.dumps(description, indent=2) + "\n"
         (writing / packed_files.DESCRIPTION).write_text(text, encoding="utf-8")
     return description
@@ -126,7 +127,8 @@ class _OnePass:
 def _at_epoch(state: Any, epoch: int) -> Any:
     """Returns the state of a stream, or of the streams of a mixture, at the start of an epoch."""
     if isinstance(state, dict):
-        return state | {"streams": [_at_epoch(each, epoch) for each in state["streams"]]}
+        streams = [_at_epoch(each, epoch) for each in state["streams"]]
+        return {"count": epoch * _DRAWS, "streams": streams}
     return [epoch, 0, 0]
 
 
@@ -163,7 +165,7 @@ def _write_rows(
     }
 
 
-def _use_gin(folder: str | os.PathLike) -> str:
+def _use_gin(folder: str | os.PathLike, *, pack: bool) -> str:
     return f"""# Trains on this cache: t5lite train --gin_file=CONFIG --gin_file=THIS_FILE
 from __gin__ import dynamic_registration
 import t5lite
@@ -173,4 +175,5 @@ t5lite.data.PackedData:
   folder = {str(packed_files.local_folder(folder))!r}
   lengths = %TASK_FEATURE_LENGTHS
   batch_size = %BATCH_SIZE
+  pack = {pack}
 """

@@ -7,6 +7,7 @@ integers for each shard.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from t5lite.data.batches import Batch, Batches, Objective
-from t5lite.data.sources import ArraySource, Example, Source
+from t5lite.data.sources import ArraySource, Example, NoSplit, Source
 from t5lite.data.streams import ExampleStream, MixtureStream, Prepare, RowStream, Stream
 from t5lite.errors import InputError
 
@@ -113,6 +114,11 @@ class _Data:
             shards[shard] = self._rows(examples, lengths, objective)
         fingerprint = {
             "sources": [[source.name, rate] for source, rate in sources],
+            "sources_content": [
+                # Somebody's own source may know neither.
+                [getattr(source, "num_examples", None), getattr(source, "content", None)]
+                for source, _ in sources
+            ],
             "seed": seed,
             "num_shards": num_shards,
             "lengths": dict(self.lengths),
@@ -316,15 +322,21 @@ class ArrayData(_Data):
         """Returns how many examples a split has."""
         return len({"train": self.train, "validation": self.validation}.get(split, ()))
 
+    @functools.cached_property
+    def _opened(self) -> dict[str, ArraySource]:
+        return {}
+
     def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
         del objective
         splits = {"train": self.train, "validation": self.validation}
         if not len(splits.get(split, ())):
             full = [name for name, arrays in splits.items() if len(arrays)]
-            raise InputError(
+            raise NoSplit(
                 f"ArrayData has no examples in split {split!r}; it has {', '.join(full) or 'none'}"
             )
-        return [(ArraySource(f"arrays:{split}", splits[split]), 1.0)]
+        if split not in self._opened:  # kept for its digest
+            self._opened[split] = ArraySource(f"arrays:{split}", splits[split])
+        return [(self._opened[split], 1.0)]
 
 
 class Again:

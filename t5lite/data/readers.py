@@ -6,7 +6,6 @@ memory, and any row can be read at any time.
 """
 
 import bz2
-import contextlib
 import csv
 import dataclasses
 import glob
@@ -16,12 +15,13 @@ import json
 import lzma
 import os
 import shutil
-import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from t5lite.data.files import cache_folder
+from t5lite.data.files import cache_folder, whole_file
+from t5lite.data.tfds_files import PREFIX, tfds_file
 from t5lite.errors import InputError, unknown
 
 Row = dict[str, Any]
@@ -66,7 +66,8 @@ def find_files(patterns: str | Sequence[str], *, field: str) -> list[str]:
     """Returns the files that match any of the patterns, sorted by pattern and name, each once.
 
     Args:
-      patterns: paths, or patterns with `*`, `?`, `[…]` and `**` for any folders.
+      patterns: paths, or patterns with `*`, `?`, `[…]` and `**` for any folders; or names of
+        TensorFlow Datasets, see `tfds_file`.
       field: whose value they are, for the message.
 
     Raises:
@@ -78,6 +79,9 @@ def find_files(patterns: str | Sequence[str], *, field: str) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
         path = os.path.expanduser(os.fspath(pattern))
+        if path.startswith(PREFIX):
+            found[tfds_file(path)] = None
+            continue
         if "://" in path:
             raise InputError(f"{field} = {path!r}: must be on this machine's disk; copy it there")
         names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
@@ -255,6 +259,8 @@ class _Lines:
 
     def __init__(self, file: Any, digest: Any):
         self._file, self._digest = file, digest
+        self._first = len(_BOM) if file.read(len(_BOM)) == _BOM else 0  # byte of text
+        file.seek(0)
         self.at = self._number = self._hashed = 0
         self._behind_first = (0, 0)
         self._rows_line = 1
@@ -273,15 +279,15 @@ class _Lines:
             self.at += len(raw)
             if self._number == self._rows_line:
                 self._behind_first = (self._number, self.at)
-            if start == 0 and raw.startswith(_BOM):
-                start, raw = len(_BOM), raw[len(_BOM) :]
+            if start == 0:
+                start, raw = self._first, raw[self._first :]
             yield self._number, start, raw
         self.at_end = True
 
     def next_row(self) -> tuple[int, int]:
         """Returns the number of the next line and its first byte, where a row begins."""
         self._rows_line = self._number + 1
-        return self._rows_line, self.at
+        return self._rows_line, max(self.at, self._first)
 
     def back_behind_first(self) -> None:
         """Returns to the second line of the row that was begun."""
@@ -362,22 +368,13 @@ def _cached(path: str, write: Callable[[Any], None]) -> str:
     if target.exists():
         return str(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".")
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}; set T5LITE_CACHE") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(target) as file:
             write(file)
-        os.replace(temporary, target)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InputError(
             f"{path}: cannot be unpacked into {target.parent}: {error}; is the file whole, and "
             "the disk not full? (T5LITE_CACHE names another folder)"
         ) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
     return str(target)
 
 
@@ -387,7 +384,7 @@ def _decompress(path: str, target: Any) -> None:
 
 
 def _parquet(path: str, target: Any) -> None:
-    """Writes a Parquet file as JSON lines; dates and the like become text."""
+    """Writes a Parquet file as JSON lines; dates and the like become text, other bytes null."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -403,5 +400,10 @@ def _parquet(path: str, target: Any) -> None:
         raise InputError(f"{path} is no Parquet file, or is damaged: {error}") from error
 
 
-def _as_text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _as_text(value: Any) -> str | None:
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:  # an image, say, which no feature needs to use
+        return None

@@ -79,12 +79,15 @@ def check_vocabularies(task: Any) -> None:
     """Refuses a cache of ours that was made with another vocabulary than the task now has.
 
     Raises:
-      InputError: naming the feature.
+      InputError: naming the feature, or the file that is damaged.
     """
     path = as_path(task.cache_dir) / _VOCABULARIES
     if not path.exists():  # not written by us
         return
-    cached = json.loads(path.read_text())
+    try:
+        cached = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}; cache the task again") from error
     for name, fingerprint in _fingerprints(task).items():
         if cached.get(name) != fingerprint:
             raise InputError(

@@ -32,9 +32,10 @@ _PRETOKENIZED = "_pretokenized"
 class SeqioSource:
     """One split of a SeqIO task.
 
-    Shards are the source's own files where it has at least as many files as there are shards, and
-    otherwise every `num_shards`-th example. Raw examples stay serialised tensors in here, which is
-    general (any type and shape), cheap to shuffle, and never calls from TensorFlow into Python.
+    Shards are the source's own files where it has at least as many files, and examples, as there
+    are shards, and otherwise every `num_shards`-th example. Raw examples stay serialised tensors in
+    here, which is general (any type and shape), cheap to shuffle, and never calls from TensorFlow
+    into Python.
 
     Preprocessors see one window of examples at a time. Chance in them is repeatable where it comes
     through `seqio.map_over_dataset(num_seeds=...)` or fixed seeds; tf.random without a seed, or
@@ -72,6 +73,7 @@ class SeqioSource:
             )
         if use_cached:
             check_vocabularies(task)
+        self.content = "cached" if use_cached else None  # which has an order of its own
         if task.requires_caching and not use_cached:
             raise InputError(f"task {task.name!r} must be read from its cache: set use_cached")
         self._source = task._get_cached_source(split) if use_cached else task.source
@@ -106,7 +108,9 @@ class SeqioSource:
         self, *, shard: int, num_shards: int, start: int, size: int
     ) -> Iterator[np.ndarray]:
         """Yields a shard's windows; see `Source.windows`."""
-        by_files = num_shards > 1 and (
+        # With fewer examples than shards, files would leave some shards without any.
+        enough = self.num_examples is None or self.num_examples >= num_shards
+        by_files = (num_shards > 1 and enough) and (
             self._source.supports_arbitrary_sharding
             or len(self._source.list_shards(self._split)) >= num_shards
         )

@@ -5,16 +5,27 @@ pass, in windows; and it turns a window, shuffled by whoever asked, into tokenis
 are repeatable, which is all that resuming needs: nothing of TensorFlow's state is ever saved.
 """
 
+import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from t5lite.errors import InputError
+
 Example = dict[str, np.ndarray]
 
 
+class NoSplit(InputError):
+    """There is no such split, or it is empty: a mixture does without, where it can."""
+
+
 class Source(Protocol):
-    """Raw examples by shard, and what becomes of them."""
+    """Raw examples by shard, and what becomes of them.
+
+    It may have `content`, JSON: what the name leaves open, and must be the same to resume.
+    """
 
     @property
     def name(self) -> str:
@@ -61,6 +72,16 @@ class ArraySource:
         self._raw = np.empty(len(arrays), object)
         for i, example in enumerate(arrays):
             self._raw[i] = {key: np.asarray(value) for key, value in example.items()}
+
+    @functools.cached_property
+    def content(self) -> str:
+        """Hex digest of all arrays."""
+        digest = hashlib.sha256()
+        for example in self._raw:
+            for name, values in example.items():
+                digest.update(f"{name} {values.dtype.str} {values.shape} ".encode())
+                digest.update(values.tobytes())
+        return digest.hexdigest()[:16]
 
     def windows(
         self, *, shard: int, num_shards: int, start: int, size: int

@@ -4,6 +4,7 @@ import array
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,28 +15,42 @@ from t5lite.errors import InputError
 _SHOWN = 5
 
 
-class Table:
-    """Rows that are known by their places in files and a hash of their content.
+class Hashes(NamedTuple):
+    """Of a row, or of many: integers of 64 bits, `[rows]` uint64. Equal columns have equal ones.
 
     Attributes:
-      hashes: `[rows]` uint64; equal rows have equal ones.
+      row: of all columns.
+      content: of those that features read.
+      group: of those that decide the split.
+    """
+
+    row: Any
+    content: Any
+    group: Any
+
+
+class Table:
+    """Rows that are known by their places in files and hashes.
+
+    Attributes:
+      hashes: of all rows.
     """
 
     def __init__(self, files: Sequence[DataFile]):
         self._files = files
         self._places, self._hashes = array.array("q"), array.array("Q")
 
-    def add(self, file: int, start: int, end: int, row_hash: int) -> None:
+    def add(self, file: int, start: int, end: int, hashes: Hashes) -> None:
         """Adds a row by its place."""
         self._places.extend((file, start, end))
-        self._hashes.append(row_hash)
+        self._hashes.extend(hashes)
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self._hashes) // len(Hashes._fields)
 
     @property
-    def hashes(self) -> np.ndarray:
-        return np.frombuffer(self._hashes, np.uint64) if self._hashes else np.empty(0, np.uint64)
+    def hashes(self) -> Hashes:
+        return Hashes(*np.array(self._hashes, np.uint64).reshape(-1, len(Hashes._fields)).T)
 
     @property
     def digest(self) -> str:
@@ -45,9 +60,9 @@ class Table:
 
     def sort(self) -> None:
         """Puts the rows in the order of their hashes: no more in that of the files."""
-        order = np.argsort(self.hashes, kind="stable")
+        order = np.argsort(self.hashes.row, kind="stable")
         places = np.array(self._places, np.int64).reshape(-1, 3)[order]
-        hashes = self.hashes[order]
+        hashes = np.stack(self.hashes, axis=1)[order]
         self._places = array.array("q", places.tobytes())
         self._hashes = array.array("Q", hashes.tobytes())
 
@@ -83,7 +98,8 @@ class Scan:
     Args:
       files: to read.
       columns: what is made of rows, by feature; decides which rows are broken.
-      side: the split of a row, given the number of its file.
+      side: the split of a row, given the number of its file and its hashes.
+      hashes: of a row.
       extra: columns that rows get later.
 
     Attributes:
@@ -100,11 +116,13 @@ class Scan:
         self,
         files: Sequence[DataFile],
         columns: Mapping[str, Column],
-        side: Callable[[int, Row], str],
+        side: Callable[[int, Hashes], str],
         *,
+        hashes: Callable[[Row], Hashes],
         extra: Iterable[str] = (),
     ):
         self._columns, self._extra = columns, dict.fromkeys(extra, "")
+        self._side, self._hashes = side, hashes
         splits = ("train", "validation")
         self.tables = {split: Table(files) for split in splits}
         self.classes: dict[str, dict[str, dict[str, tuple[int, str]]]] = {
@@ -118,7 +136,7 @@ class Scan:
                 if file.columns and not checked:  # JSON's are known at the end
                     self._check_columns(file)
                     checked = True
-                self._take(number, file, line, side)
+                self._take(number, file, line)
             if file.columns:
                 self._check_columns(file)
 
@@ -136,9 +154,7 @@ class Scan:
             except InputError as error:
                 raise InputError(f"{file.path}, feature {feature!r}: {error}") from error
 
-    def _take(
-        self, number: int, file: DataFile, line: Line, side: Callable[[int, Row], str]
-    ) -> None:
+    def _take(self, number: int, file: DataFile, line: Line) -> None:
         self.num_lines += 1
         problem = line.problem or self._problem(line.row or {})
         if problem or line.row is None:
@@ -146,8 +162,9 @@ class Scan:
             if len(self._first_broken) < _SHOWN:
                 self._first_broken.append(f"{file.path}:{line.number}: {problem}")
             return
-        split = side(number, line.row)
-        self.tables[split].add(number, line.start, line.end, hash_of(line.row))
+        hashes = self._hashes(line.row)
+        split = self._side(number, hashes)
+        self.tables[split].add(number, line.start, line.end, hashes)
         for feature, column in self._columns.items():
             classes = self.classes[split][feature]
             for name in column.classes_in(line.row):

@@ -11,7 +11,7 @@ from t5lite.data.files import as_path
 from t5lite.data.importing import import_seqio
 from t5lite.data.pipeline import _Data
 from t5lite.data.seqio_source import SeqioSource
-from t5lite.data.sources import Source
+from t5lite.data.sources import NoSplit, Source
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class TaskData(_Data):
 
     def _validation_split(self) -> str:
         if self.validation_split is None:
-            raise InputError("validation_split is None; name the split to validate on")
+            raise NoSplit("validation_split is None; name the split to validate on")
         return self.validation_split
 
     def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
@@ -126,7 +126,7 @@ class TaskData(_Data):
         with_split = [task for task in self._tasks if split in task.splits]
         if not with_split:
             splits = sorted({each for task in self._tasks for each in task.splits})
-            raise InputError(
+            raise NoSplit(
                 f"task {self.provider.name!r} has no split {split!r}; it has {', '.join(splits)}"
             )
         sources: list[tuple[Source, float]] = []

@@ -222,9 +222,11 @@ class WordPiece(_Tokenizer):
     ):
         content = read_file(as_path(file), "vocabulary file")
         try:
-            lines = content.decode("utf-8").splitlines()
+            text = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{file} is not UTF-8: {error}") from error
+        # Not splitlines(): some pieces are what it takes for the end of a line, U+2028 say.
+        lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
         pieces = {piece: number for number, piece in enumerate(lines)}
         if "[UNK]" not in pieces or len(pieces) < len(lines):
             problem = "has no [UNK]" if "[UNK]" not in pieces else "has the same piece twice"

@@ -1,5 +1,6 @@
 """Batches of arrays: the same with any number of processes, and after any interruption."""
 
+import dataclasses
 import gc
 import json
 import subprocess
@@ -247,6 +248,15 @@ def test_a_state_of_other_data_is_refused_with_the_difference():
         batches.load_state_dict(half)
     with pytest.raises(InputError, match="do not belong"):
         merge_states([half, make(window=3).train_batches(Copy(), seed=0).state_dict()])
+
+
+def test_a_state_of_other_arrays_is_refused():
+    state = make().train_batches(Copy(), seed=5).state_dict()
+    data = make()
+    for train in (data.train[:-1], [*data.train[:-1], {**data.train[-1], "targets": [4]}]):
+        changed = dataclasses.replace(data, train=train).train_batches(Copy(), seed=5)
+        with pytest.raises(InputError, match=r"sources_content was .* and is"):
+            changed.load_state_dict(state)
 
 
 def test_bad_numbers_and_names_are_said():

@@ -52,7 +52,12 @@ def test_what_is_no_column_is_refused():
 
 @pytest.mark.parametrize(
     ("found", "order"),
-    [({"b", "a"}, ["a", "b"]), ({"10", "9", "-1"}, ["-1", "9", "10"]), ({"1", "x"}, ["1", "x"])],
+    [
+        ({"b", "a"}, ["a", "b"]),
+        ({"10", "9", "-1"}, ["-1", "9", "10"]),
+        ({"1", "x"}, ["1", "x"]),
+        ({"1", "01", "2"}, ["01", "1", "2"]),
+    ],
 )
 def test_classes_are_in_order(found, order):
     column = Class("label").with_classes(found)
@@ -75,7 +80,9 @@ def test_numbers_are_floats():
     assert made.dtype == np.float32
     assert column.problem({"x": "1.5", "y": 2}) == ""
     assert "'many', not a number" in column.problem({"x": "many", "y": 2})
-    assert "not a finite number" in column.problem({"x": "nan", "y": 2})
+    for large in ("nan", "1e39", 10**400, -(10**400), "9" * 400):
+        assert "not a finite number" in column.problem({"x": large, "y": 2})
+    assert column.problem({"x": "3.4e38", "y": 2}) == ""
     assert column.problem({"x": 1}) == "column 'y' is missing"
     assert column.problem({"x": 1, "y": None}) == "column 'y' is null"
 
@@ -114,6 +121,8 @@ def test_tags_may_be_texts_and_must_be_as_many_as_words():
     column = Tags("words", "tags")
     assert column.problem({"words": "a b", "tags": "O O"}) == ""
     assert column.problem({"words": ["a", "b"], "tags": ["O"]}) == "2 words and 1 tags"
+    assert "'tags' is '3', not a list" in column.problem({"words": "a", "tags": 3})
+    assert "column 'words' is " in column.problem({"words": {"a": 1}, "tags": "O"})
     made = arrays(column.with_classes(["O"]), [{"words": "", "tags": ""}], Bytes())
     assert made["inputs"][0].size == made["labels"][0].size == 0
 
@@ -171,6 +180,7 @@ def test_answers_must_be_in_the_context():
     assert "not at character 1" in column.problem(row | {"start": 1})
     assert "not at character -3" in column.problem(row | {"start": -3})
     assert "is 'x', not a whole number" in column.problem(row | {"start": "x"})
+    assert "is inf, not a whole number" in column.problem(row | {"start": float("inf")})
     assert column.problem(row | {"start": 2}) == ""
 
 

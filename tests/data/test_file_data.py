@@ -1,6 +1,7 @@
 """Files as data: split, order, resume, classes, few-shot, and every way to get them wrong."""
 
 import csv
+import dataclasses
 import itertools
 import json
 
@@ -115,6 +116,32 @@ def test_validation_files_are_the_validation_split(tmp_path, file):
     assert sorted(texts(data, "train")) == sorted(row["question"] for row in rows(300))
     assert sorted(texts(data, "validation")) == sorted(row["question"] for row in rows(10, 295))
     assert "5 of the rows to test are also trained on" in data.describe()
+    both = str(tmp_path / "*.csv")
+    with pytest.raises(InputError, match=r"validation_files has .*other\.csv', which is also"):
+        make(both, validation_files=other).describe()
+
+
+def test_a_number_of_its_own_does_not_hide_that_a_row_is_trained_on(tmp_path):
+    content = [row | {"id": i} for i, row in enumerate(rows(50) * 4)]
+    data = make(write(tmp_path / "data.csv", content))
+    train = set(texts(data, "train"))
+    shared = sum(text in train for text in texts(data, "validation"))
+    said = f"{shared} of the rows to test are also trained on, but for columns that no feature"
+    assert f"{said} reads; set split_by = ['answer', 'question']" in data.describe()
+    split = make(write(tmp_path / "data.csv", content), split_by=["answer", "question"])
+    assert "also trained on" not in split.describe()
+
+
+def test_columns_to_split_by_must_be_there(tmp_path, file):
+    with pytest.raises(InputError, match=r"split_by = 'anwser': .*'anwser'; did you mean answer"):
+        make(file, split_by="anwser").describe()
+    with pytest.raises(InputError, match=r"split_by = \[\]: name a column"):
+        make(file, split_by=[])
+    broken = [{"question": "q", "answer": "1", "kind": None}, {"question": "q", "answer": "2"}]
+    path = write_json(tmp_path / "data.jsonl", [*rows(9), *broken])
+    with pytest.raises(InputError, match=r"(?s)2 of 11 .*:10: .*'kind' is null.*:11: .*is missing"):
+        make(path, split_by=["kind"]).describe()
+    assert make(path, split_by=["kind"], bad_lines="skip").num_examples("train") <= 9
 
 
 def test_rows_sorted_by_class_are_mixed(tmp_path):
@@ -224,6 +251,33 @@ def test_shots_are_other_training_rows_and_depend_on_the_row_alone(tmp_path, fil
     assert len({shot for shots in chosen.values() for shot in shots}) > 100
 
 
+@pytest.mark.parametrize("split_by", [None, "page"])
+def test_shots_tell_nothing_of_the_row_or_its_group(tmp_path, split_by):
+    content = [
+        {"id": f"{i}", "page": f"{i % 4}", "question": f"{i % 20}?", "answer": f"{i % 20}"}
+        for i in range(60)
+    ]
+    data = make(
+        write(tmp_path / "data.csv", content),
+        features={"inputs": "{shots}\n\n{question}", "targets": "{answer}"},
+        shots=10,
+        shot="{page} {question}",
+        split_by=split_by,
+        validation_share=0.0,
+        lengths=LENGTHS | {"inputs": 200},
+    )
+    for text in texts(data, "train"):
+        *shots, question = text.split("\n\n")
+        asked = [shot.split(" ")[1] for shot in shots]
+        assert len(set(asked)) == 10
+        assert question not in asked
+        page = str(int(question[:-1]) % 4)
+        assert split_by is None or not any(shot.startswith(page) for shot in shots)
+    # 20 different ones, of which the row's own is no shot, or its page's five are none.
+    with pytest.raises(InputError, match=f"must be at most {19 if split_by is None else 15}"):
+        dataclasses.replace(data, shots=20).describe()
+
+
 def test_classes_are_counted_and_described(file):
     data = make(file, features={"inputs": "{question}", "labels": Class("kind")})
     train, validation = data.class_counts("train"), data.class_counts("validation")
@@ -315,6 +369,7 @@ def test_what_a_vocabulary_may_be(tmp_path, file):
             {"features": {"inputs": "{question}"}},
             "lacks what Objective reads: unknown feature 'targ",
         ),
+        ({"features": {"kind": "{kind}"}}, "lacks what Objective reads: unknown feature 'inputs'"),
         ({"features": {"inputs": "{question} {shots}"}}, "unknown column 'shots'"),
         ({"features": {}}, "features is empty"),
         ({"features": {"inputs": Tags("a", "b"), "labels": Class("kind")}}, "both make 'labels'"),
@@ -323,7 +378,7 @@ def test_what_a_vocabulary_may_be(tmp_path, file):
         ({"shots": -1, "shot": "x"}, "must be a whole number of at least 0"),
         (
             {"shots": 999, "shot": "{answer}", "features": {"inputs": "{shots}", "targets": "x"}},
-            "shots = 999: must be less than",
+            "shots = 999: must be at most 0",
         ),
         ({"validation_share": 1.0}, "validation_share = 1.0: must be"),
         ({"bad_lines": "skp"}, "did you mean skip"),

@@ -8,8 +8,10 @@ import pytest
 from small_data import LENGTHS, Copy, Plain, arrays, close, open_all, same, take
 
 from t5lite.data.batches import merge_states
+from t5lite.data.columns import Class
 from t5lite.data.file_data import FileData
 from t5lite.data.mixture import MixtureData, mixing_rates
+from t5lite.data.packed_writer import write_packed
 from t5lite.data.pipeline import ArrayData
 from t5lite.data.vocabularies import Bytes
 from t5lite.errors import InputError
@@ -76,8 +78,17 @@ def test_rates_follow_the_formula():
     assert rates["small"] / rates["large"] == pytest.approx(np.sqrt(1 / 100))
     assert sum(rates.values()) == pytest.approx(1)
     assert mixing_rates(sizes, maximum=300) == pytest.approx({"small": 1 / 4, "large": 3 / 4})
-    huge = {"a": 10**300, "b": 1}
+    huge = {"a": 10**300, "b": 10**290}
     assert mixing_rates(huge, temperature=0.5)["a"] == pytest.approx(1)  # no overflow
+
+
+def test_rates_too_small_for_a_float_are_refused():
+    with pytest.raises(InputError, match=r"temperature = 0\.001: the share of part 'b' is too"):
+        mixing_rates({"a": 100, "b": 10}, temperature=0.001)
+    for rates in ([1e300, 1e-300], [1e-320, 1e300]):
+        with pytest.raises(InputError, match=r"MixtureData\.rates: the share of part '[01]'"):
+            mix([some(3, 0), some(3, 9)], rates=rates).train_batches(Copy(), seed=0)
+    assert mix([some(3, 0), some(3, 9)], rates=[1.7e308, 1.7e308])._rates == {"0": 0.5, "1": 0.5}
 
 
 def test_mixtures_nest_and_know_their_sizes():
@@ -119,6 +130,47 @@ def test_validation_reads_every_part_that_has_one_once():
     assert firsts[:4] == [501, 1501, 502, 1502]  # taking turns
     with pytest.raises(InputError, match="no examples in split 'validation'"):
         mix([bare]).validation_batches(Plain())
+
+
+def test_only_a_missing_validation_split_is_passed_over(tmp_path):
+    class Damaged(ArrayData):
+        def _sources(self, split, objective):
+            if split == "validation":
+                raise InputError("its file is damaged")
+            return super()._sources(split, objective)
+
+    damaged = Damaged(arrays(5), lengths=LENGTHS, batch_size=4)
+    data = mix([some(20, 0), damaged])
+    with pytest.raises(InputError, match="part '1': its file is damaged"):
+        data.validation_batches(Plain())
+    with pytest.raises(InputError, match="part '1': its file is damaged"):
+        write_packed(data, Plain(), tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
+
+
+def labelled(path, kinds, **changes):
+    """A file of texts, so many of each kind, none of them for validation."""
+    lines = [f"{kind} {i},{kind}\n" for kind in kinds for i in range(20)]
+    path.write_text("".join(["inputs,kind\n", *lines]))
+    options = {"vocab": Bytes(), "lengths": LENGTHS, "batch_size": 4, "validation_share": 0.0}
+    features = {"inputs": "{inputs}", "targets": Class("kind", **changes)}
+    return FileData(str(path), features=features, **options)
+
+
+def test_classes_have_the_same_numbers_in_all_parts(tmp_path):
+    one = labelled(tmp_path / "a.csv", "abc")
+    for kinds, message in (("bc", "class 0 of 'targets' is 'b', and 'a' in"), ("ab", "None, and")):
+        other = labelled(tmp_path / "b.csv", kinds)
+        with pytest.raises(InputError, match=f"part 'y': .*{message}.* the same Class.classes"):
+            mix({"x": one, "y": other}).train_batches(Plain(), seed=0)
+    other = labelled(tmp_path / "b.csv", "bc", classes=["a", "b", "c"])
+    data = mix({"x": one, "y": other, "z": some(9, 0, vocab=Bytes())})
+    data.train_batches(Plain(), seed=0).close()
+    assert data.class_counts("train") == {"targets": {"a": 20, "b": 40, "c": 40}}
+    assert data.num_examples("validation") == 9  # of the arrays
+    assert data.class_counts("validation") == {}
+    with pytest.raises(InputError, match="no rows in split 'validation'"):
+        mix([one, one]).validation_batches(Plain())
 
 
 def test_class_counts_add_up():

@@ -16,6 +16,7 @@ from t5lite.data.packed_writer import write_packed
 from t5lite.data.pipeline import ArrayData
 from t5lite.data.vocabularies import Bytes, load_vocabulary
 from t5lite.errors import InputError
+from t5lite.objectives import Classification, MaskedLM, Regression, Seq2Seq, Spans, TokenLabels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +162,39 @@ def test_a_mixture_is_cached_at_its_rates(tmp_path):
         )
 
 
+def test_the_passes_over_a_mixture_have_draws_of_their_own(tmp_path):
+    parts = [ArrayData(arrays(60, k), lengths=LENGTHS, batch_size=4) for k in (0, 500)]
+    cached(tmp_path, MixtureData(parts, lengths=LENGTHS, batch_size=16, pack=False), epochs=2)
+    first, second = (
+        np.load(tmp_path / "cache" / f"train-{k}" / "inputs.npy")[:100, 0] > 500 for k in (0, 1)
+    )
+    assert 20 < np.sum(first != second) < 80
+
+
+@pytest.mark.parametrize(
+    ("objective", "features"),
+    [
+        (Classification(topology="encoder"), {"inputs": [5, 6], "labels": [-1]}),
+        (Spans(topology="encoder"), {"inputs": [5, 6], "labels": [-1, -1]}),
+        (TokenLabels(topology="encoder"), {"inputs": [5, 6, 7], "labels": [3, -1, -1]}),
+        (Regression(topology="encoder", num_targets=16), {"inputs": [5], "labels": [0.0] * 16}),
+        (MaskedLM(), {"targets": range(5, 17)}),
+        (Seq2Seq(topology="decoder"), {"inputs": [5, 6], "targets": [7]}),
+        (Seq2Seq(), {"inputs": [5, 6], "targets": [7, 8, 9]}),
+    ],
+)
+def test_an_example_comes_back_as_it_was_prepared(tmp_path, objective, features):
+    example = {name: np.array(values) for name, values in features.items()}
+    lengths = {"inputs": 16, "targets": 16}
+    data = ArrayData([example], lengths=lengths, batch_size=4, pack=False, vocab=Bytes())
+    cache = cached(tmp_path, data, objective)
+    cache = dataclasses.replace(cache, lengths=lengths, pack=False)
+    (shown,) = cache.examples(objective, split="train", count=1, seed=0)
+    (expected,) = data.examples(objective, split="train", count=1, seed=0)
+    same([shown], [expected])
+    objective.show(shown, Bytes())
+
+
 def test_equal_data_give_equal_caches_and_a_state_belongs_to_its_cache(tmp_path):
     one, two, other = (
         cached(tmp_path / name, window=window, vocab=Bytes())
@@ -249,3 +283,15 @@ def test_the_description_says_what_it_holds(tmp_path):
     assert "3 passes" in text
     assert "300 examples to train on" in text
     assert "PackedData" in (Path(tmp_path) / "cache" / "use.gin").read_text()
+    for pack in (True, False):
+        cached(tmp_path / str(pack), make(pack=pack))
+        text = (tmp_path / str(pack) / "cache" / "use.gin").read_text()
+        assert f"  pack = {pack}\n" in text
+
+
+def test_two_writers_are_not_in_each_others_way(tmp_path):
+    with (
+        packed_files.whole_folder(tmp_path / "a" / "cache") as one,
+        packed_files.whole_folder(tmp_path / "a" / "cache") as other,
+    ):
+        assert one != other

@@ -232,6 +232,21 @@ def test_files_are_shards_if_there_are_enough(seqio, tf, make_task, tmp_path, fi
     check_continuation(data, seeds=1, count=4)
 
 
+def test_files_are_no_shards_of_fewer_examples(seqio, make_task, tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"{i} x\n" if i else "")
+    files = {"train": str(tmp_path / "*.txt")}
+    task = make_task().replace(
+        source=seqio.TextLineDataSource(files, num_input_examples={"train": 3}),
+        preprocessors=[
+            lambda dataset: dataset.map(lambda line: {"inputs": line, "targets": line}),
+            seqio.preprocessors.tokenize,
+        ],
+    )
+    numbers = first_numbers(make_data(task, pack=False, batch_size=4), 3)
+    assert sorted(numbers) == sorted([1, 2, 3] * 4)  # each shard has all
+
+
 @pytest.mark.slow
 def test_large_tasks_are_streamed_in_the_order_of_small_ones(make_task, monkeypatch):
     small = check_continuation(make_data(make_task()), seeds=0)
@@ -408,6 +423,8 @@ def test_caches_written_without_beam_are_read_by_seqio_and_by_us(seqio, tf, make
         stored = task.get_dataset(None, "train", use_cached=True, shuffle=False)
         assert sorted(each["inputs"].tolist() for each in stored.as_numpy_iterator()) == by_hand
         assert data.num_examples("train") == 90
+        state = data.train_batches(Plain(), seed=0).state_dict()
+        assert state["data"]["sources_content"] == [[90, "cached"]]
         assert task.get_cached_stats("train") == {
             "examples": 90,
             "inputs_max_tokens": 19,
@@ -420,6 +437,11 @@ def test_caches_written_without_beam_are_read_by_seqio_and_by_us(seqio, tf, make
         other = task.replace(output_features={**task.output_features, "targets": more})
         with pytest.raises(InputError, match="made with another vocabulary for 'targets'"):
             make_data(other, use_cached=True).train_batches(Plain(), seed=0)
+        path = folder / "vocabularies.json"
+        for damaged in (path.read_text()[:20], "3"):
+            path.write_text(damaged)
+            with pytest.raises(InputError, match=r"vocabularies\.json is damaged"):
+                make_data(task, use_cached=True).train_batches(Plain(), seed=0)
     finally:
         seqio.set_global_cache_dirs([])
     with pytest.raises(InputError, match="holds a cache already"):

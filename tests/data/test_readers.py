@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import zlib
 
 import numpy as np
 import pytest
@@ -82,6 +83,25 @@ def test_damaged_compression_is_refused_and_leaves_nothing(tmp_path, ending):
     assert not list((tmp_path / "cache" / "files").iterdir())
 
 
+def test_compression_damaged_in_the_middle_is_refused(tmp_path):
+    content = bytearray(gzip.compress(as_csv(ROWS)))
+    content[10:] = b"\xff" * (len(content) - 10)  # behind the header
+    with pytest.raises(zlib.error):
+        gzip.decompress(content)
+    with pytest.raises(InputError, match=r"a\.csv\.gz: cannot be unpacked"):
+        open_file(tmp_path / "a.csv.gz", content)
+
+
+def test_bytes_in_parquet_are_text_or_null(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import Table
+
+    rows = [{"name": b"caf\xc3\xa9", "image": b"\xff\xd8\x00", "text": "a"}]
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "a.parquet")
+    expected = [{"name": "café", "image": None, "text": "a"}]
+    check_rows(DataFile(str(tmp_path / "a.parquet"), "parquet"), expected)
+
+
 def test_zstandard_is_refused(tmp_path):
     with pytest.raises(InputError, match="decompress it"):
         open_file(tmp_path / "a.csv.zst", b"")
@@ -102,8 +122,9 @@ def test_byte_order_marks_and_windows_line_ends_vanish(tmp_path):
 
 
 def test_column_names_replace_the_first_line(tmp_path):
-    file = open_file(tmp_path / "a.csv", b"1,2\n", column_names=["x", "y"])
-    check_rows(file, [{"x": "1", "y": "2"}])
+    for mark in (b"", b"\xef\xbb\xbf"):
+        file = open_file(tmp_path / "a.csv", mark + b"1,2\n3,4\n", column_names=["x", "y"])
+        check_rows(file, [{"x": "1", "y": "2"}, {"x": "3", "y": "4"}])
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,14 @@ def test_wordpiece_follows_bert(vocab_file):
     assert WordPiece(vocab_file, num_sentinels=2).encode("the cats") == uncased.encode("the cats")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_line_feeds_end_a_piece(vocab_file, end):
+    pieces = [*PIECES[:5], "\u2028", "\x1c", *PIECES[5:]]
+    vocab_file.write_text(end.join(pieces) + end, newline="")
+    vocabulary = WordPiece(vocab_file)
+    assert [vocabulary.piece(token) for token in range(vocabulary.size)] == pieces
+
+
 def test_an_offset_makes_room_for_padding(json_file):
     with pytest.raises(InputError, match=r"id 0 of .* is '!', and 0 is padding.* set offset=1"):
         HuggingFaceTokenizer(json_file)
