@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 import t5lite
-from t5lite import configuration
+from t5lite import configuration, objectives
 from t5lite.configuration import Source
+from t5lite.data import Class
 from t5lite.main import split_bindings
 from t5lite.models import ComputeSpec, Model
 from t5lite.parallel import Layout, make_mesh
@@ -18,6 +19,7 @@ from t5lite.training import Update, build
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.gin"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 FRAGMENTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
 LABELS = ("Paper", "Hardware", "Time", "Reaches", "Command")
 # What a fragment may bind: rooms, and parameters of `t5lite.train`.
@@ -96,13 +98,66 @@ def test_the_command_of_the_header_parses(config):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_step_of_a_config_lowers_on_shapes_alone(config):
-    bound = configuration.parse([config]).bindings_of(t5lite.train)
+    lower(configuration.parse([config]))
+
+
+def table_of_readme():
+    """The commands of the README's table: a config, and another with the flags beside it."""
+    found = []
+    for line in README.splitlines():
+        if line.startswith("| `") and "configs/" in line:
+            config, *flags = re.findall(r"`([^`]+)`", line.split("|")[-2])
+            found += [(config, ()), *((config, tuple(shlex.split(each))) for each in flags)]
+    return found
+
+
+def test_the_table_of_the_readme_has_every_objective():
+    (table,) = re.findall(r"^\| objective .*?\n\n", README, re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+    made = {name for name in dir(objectives) if hasattr(getattr(objectives, name), "refusals")}
+    assert named == made - {"Adaptable", "InputsToTargets", "TokenCrossEntropy", "Understanding"}
+    for name in named:
+        (row,) = re.findall(rf"^\| `{name}`.*", table, re.MULTILINE)
+        fits = ["✓" in cell for cell in row.split("|")[2:5]]
+        refused = getattr(objectives, name).refusals
+        topologies = ("encoder", "decoder", "encoder_decoder")
+        assert fits == [topology not in refused for topology in topologies], name
+
+
+@pytest.mark.parametrize(("config", "flags"), table_of_readme(), ids=str)
+def test_a_command_of_the_table_lowers_on_shapes_alone(config, flags):
+    others, bindings = split_bindings(flags)
+    assert not others
+    lower(configuration.parse([config], bindings))
+
+
+@pytest.mark.parametrize(
+    ("block", "config"), [(0, "configs/classify_csv.gin"), (1, "configs/quickstart.gin")]
+)
+def test_gin_of_the_readme_parses(block, config, tmp_path):
+    text = re.findall(r"^```gin\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[block]
+    path = tmp_path / "more.gin"
+    head = "from __gin__ import dynamic_registration\nimport t5lite\n"
+    path.write_text(head + text, encoding="utf-8")
+    bound = configuration.parse([config, str(path)]).bindings_of(t5lite.train)
+    if block == 0:
+        assert bound["data"].features["labels"] == Class("stars")
+    else:
+        kinds = [type(callback).__name__ for callback in bound["callbacks"]]
+        assert kinds == ["HeldOut", "ReduceOnPlateau", "EarlyStopping"]
+
+
+def lower(given):
+    """Lowers the step that a configuration describes, and checks what comes out."""
+    bound = given.bindings_of(t5lite.train)
     layout = bound.get("layout", Layout())
+    model = Model(bound["model"], bound.get("compute", ComputeSpec()))
+    objective = objectives.fit(bound["objective"], model)
     program = build(
-        Model(bound["model"], bound.get("compute", ComputeSpec())),
-        bound["objective"],
+        model,
+        objective,
         bound["optimizer"],
-        bound["data"].batch_shapes(bound["objective"]),
+        bound["data"].batch_shapes(objective),
         layout=layout,
         mesh=make_mesh(layout),
         update=bound.get("update", Update()),

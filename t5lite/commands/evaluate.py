@@ -78,9 +78,10 @@ def evaluate(
         )
     found = locate(choose(model_dir, checkpoint, checkpoints))
     spec = preset(model) if isinstance(model, str) else model
-    check(spec, data=data, log_every=1, callbacks=callbacks)
+    the_model = Model(spec, compute)
+    objective = fit(objective, the_model)
+    check(the_model, objective, data=data, log_every=1, callbacks=callbacks)
     check_described(found.home, spec, data.vocabulary())
-    objective = fit(objective, Model(spec, compute))
     shapes = data.batch_shapes(objective)
     check_batch(
         layout, make_mesh(layout), {name: tuple(each.shape) for name, each in shapes.items()}

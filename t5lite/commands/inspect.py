@@ -77,7 +77,7 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
         mesh=mesh,
         update=given.update,
     )
-    seen, missing = _look(given, spec, split=split, count=examples)
+    seen, missing = _look(given, model, split=split, count=examples)
     axes = model.axes()
     lengths = token_lengths(program.batch)
     tokens = given.data.batch_size * sum(lengths)
@@ -103,12 +103,13 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
 
 
 def _look(
-    given: Any, spec: ModelSpec, *, split: str, count: int
+    given: Any, model: Model, *, split: str, count: int
 ) -> tuple[Preview, None] | tuple[None, str]:
     """Returns a look at the data, or why there is none."""
     try:
         check(
-            spec,
+            model,
+            given.objective,
             data=given.data,
             log_every=given.log_every,
             callbacks=given.callbacks,

@@ -138,9 +138,9 @@ def train(
     # What is trained, on what.
     spec = preset(model) if isinstance(model, str) else model
     duration = Duration(steps, tokens, epochs)
-    check(spec, data=data, log_every=log_every, callbacks=callbacks)
     the_model, mesh = Model(spec, compute), make_mesh(layout)
     objective = fit(objective, the_model)
+    check(the_model, objective, data=data, log_every=log_every, callbacks=callbacks)
     program = build(
         the_model,
         objective,
@@ -235,7 +235,9 @@ def headline(model: Model, mesh: Mesh) -> str:
     return f"{model.spec.family}, {size:,} parameters, {model.compute.dtype}, on {devices} ({kind})"
 
 
-def check(spec: ModelSpec, *, data: Any, log_every: int, callbacks: Sequence[Callback]) -> None:
+def check(
+    model: Model, objective: Any, *, data: Any, log_every: int, callbacks: Sequence[Callback]
+) -> None:
     """Raises an InputError for what would go wrong only later, or silently."""
     if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 1:
         raise InputError(f"train.log_every = {log_every!r}: must be a whole number of at least 1")
@@ -244,11 +246,21 @@ def check(spec: ModelSpec, *, data: Any, log_every: int, callbacks: Sequence[Cal
         if not callable(callback) or not isinstance(every, int) or every < 1:
             raise InputError(f"callback {callback!r}: must be callable, with `every` of at least 1")
     vocabulary = data.vocabulary()
-    if vocabulary is not None and vocabulary.size > spec.vocab:
+    if vocabulary is not None and vocabulary.size > model.spec.vocab:
         raise InputError(
-            f"the vocabulary has {vocabulary.size} ids but the model only {spec.vocab} embeddings; "
-            f'override the model with {{"vocab": {-(-vocabulary.size // 128) * 128}}}'
+            f"the vocabulary has {vocabulary.size} ids but the model only {model.spec.vocab} "
+            f'embeddings; override the model with {{"vocab": {-(-vocabulary.size // 128) * 128}}}'
         )
+    model.check(data.batch_shapes(objective))
+    head = model.heads.get(getattr(objective, "head", ""))
+    counts = data.class_counts("train") if hasattr(data, "class_counts") else {}
+    for field in ("num_classes", "num_labels"):
+        most = max(map(len, counts.values()), default=0)
+        if hasattr(head, field) and getattr(head, field) < most:
+            raise InputError(
+                f"{type(head).__name__}.{field} = {getattr(head, field)}: the data have {most} "
+                f"classes; set it to at least {most}"
+            )
 
 
 def describe(

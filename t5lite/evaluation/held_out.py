@@ -40,7 +40,8 @@ class HeldOut:
 
     def check(self, run: Any) -> None:
         """Raises an InputError, before the first step, if there is nothing to evaluate on."""
-        for batch in self._batches(run, max_batches=1):
+        # Whole batches, whichever part of them is this process's: all must come to one verdict.
+        for batch in run.data.validation_batches(run.objective, max_batches=1):
             if any(rows.any() for rows in batch.values()):
                 return
         raise InputError(
@@ -58,7 +59,7 @@ class HeldOut:
             self._compiled = run, run.jit(_sums(run.objective, run.model))
         means = collect(self._dispatched(run, state, self._compiled[1]))
         metrics = _summary(means)
-        if not metrics:
+        if not any(weight for _, weight in means.totals.values()):
             raise InputError(
                 f"{self.prefix}: the validation split gave no targets; fill it, lower the batch "
                 "size, or remove HeldOut from the callbacks"

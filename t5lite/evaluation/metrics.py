@@ -1,5 +1,6 @@
 """Means over many batches, from each batch's sums and weights."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,8 +23,8 @@ class Means:
             self.totals[name] = self.totals.get(name, np.zeros(2)) + pair
 
     def means(self) -> dict[str, float]:
-        """Returns `{name: sum / weight}`, without the names that nothing was weighed for."""
-        return {name: float(s / w) for name, (s, w) in self.totals.items() if w != 0}
+        """Returns `{name: sum / weight}`, NaN where nothing was weighed."""
+        return {name: float(s / w) if w else math.nan for name, (s, w) in self.totals.items()}
 
 
 def collect(dispatched: Iterable[Sums]) -> Means:

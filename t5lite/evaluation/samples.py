@@ -51,6 +51,11 @@ class Samples:
         """Raises an InputError, before the first step, if there is nothing that writes text."""
         if run.model.topology == "encoder":
             raise InputError("Samples: an encoder cannot write; remove Samples from the callbacks")
+        if getattr(run.objective, "head", "lm") != "lm":
+            raise InputError(
+                f"Samples: {type(run.objective).__name__} does not train to write text; remove "
+                "Samples from the callbacks"
+            )
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Shows samples of `state` and returns the share of exact matches.

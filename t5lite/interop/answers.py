@@ -68,7 +68,7 @@ def answer(
         # The last token of each prompt is fed once more: its logits give the first new one.
         tokens, last = batch["decoder_input_tokens"], batch["decoder_lengths"] - 1
         first = jnp.take_along_axis(tokens, last[:, None], axis=1)[:, 0]
-        room = tokens.shape[1] + max_new_tokens
+        room = tokens.shape[1] + max_new_tokens - 1  # the last new one is never read
     else:
         first = jnp.zeros(len(batch["encoder_input_tokens"]), jnp.int32)  # T5's start is padding
         room = max_new_tokens

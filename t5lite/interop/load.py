@@ -121,6 +121,11 @@ class Loaded:
         topology = self.model.topology
         if topology == "encoder":
             raise InputError(f"{self.folder} holds an encoder, which cannot write text")
+        if "lm" not in self.model.heads:
+            raise InputError(
+                f"{self.folder} holds a model without a head for tokens, which cannot write text; "
+                f"it has {', '.join(self.model.heads) or 'none'}"
+            )
         if prompt is None:
             prompt = "inputs" if topology == "encoder_decoder" or fill else "continue"
         if prompt not in PROMPTS:
@@ -171,19 +176,29 @@ class Loaded:
             rows = inputs[start : start + batch_size]
             key = jax.random.fold_in(jax.random.key(seed), start)
             heat = np.float32(temperature) if temperature else None
-            batch = self._batch(rows, both_ways)
+            batch = self._batch(rows, max_new_tokens, both_ways)
             answers = self._answer(self.params, batch, key, heat, max_new_tokens)
             yield from jax.device_get(answers)[: len(rows)]
 
-    def _batch(self, rows: Sequence[list[int]], both_ways: bool) -> dict[str, np.ndarray]:
+    def _batch(
+        self, rows: Sequence[list[int]], max_new_tokens: int, both_ways: bool
+    ) -> dict[str, np.ndarray]:
         """Returns prompts in few sizes, so that there are few compilations."""
         size = self.mesh.size
         shares = size // batch_sharding(self.layout, self.mesh).shard_shape((size, size))[0]
+        longest = max(map(len, rows))
+        length = max(_SHORTEST, _power_of_two(longest))
+        # Padding up to a power of two must not ask for more positions than there are.
+        stack = self.spec.encoder or self.spec.decoder
+        room = stack.max_length if stack is not None else None
+        if room is not None:
+            beyond = max_new_tokens if self.spec.encoder is None else 0
+            length = max(longest, min(length, room - beyond))
         return prompt_batch(
             self.model.topology,
             rows,
             num_rows=-(-_power_of_two(len(rows)) // shares) * shares,
-            length=max(_SHORTEST, _power_of_two(max(map(len, rows)))),
+            length=length,
             prefix=both_ways,
         )
 

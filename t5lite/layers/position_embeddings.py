@@ -44,8 +44,8 @@ class LearnedPositionsSpec(PositionEmbeddingSpec):
         if length > self.max_length:
             raise InputError(
                 f"a sequence of {length} tokens: the model has learned positions for "
-                f"{self.max_length}; shorten TASK_FEATURE_LENGTHS, or override "
-                "position_embedding.max_length"
+                f"{self.max_length}; shorten it (TASK_FEATURE_LENGTHS; in generating, prompt and "
+                "max_new_tokens), or override position_embedding.max_length"
             )
 
 

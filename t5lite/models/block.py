@@ -42,6 +42,11 @@ class BlockSpec(Spec):
     cross_attention: AttentionSpec | None = None
     post_norm: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rotary = self.cross_attention is not None and self.cross_attention.rotary is not None
+        self.require(not rotary, "cross_attention", "without rotary: it knows no positions")
+
     def make(
         self,
         embed: int,

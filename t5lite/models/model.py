@@ -15,7 +15,7 @@ from t5lite.models.decoder import Decoder
 from t5lite.models.encoder import Encoder
 from t5lite.models.encoder_decoder import EncoderDecoder
 from t5lite.models.spec import ComputeSpec, ModelSpec
-from t5lite.models.transformer import Transformer
+from t5lite.models.transformer import Transformer, check_room
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -57,6 +57,17 @@ class Model:
             if kind in self.heads:
                 limits[name] = self.heads[kind].num_outputs  # type: ignore[attr-defined]
         return limits
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Raises an InputError if a batch's rows are longer than the model has positions for.
+
+        Args:
+          batch: arrays or shapes by SeqIO's names.
+        """
+        for side in ("encoder", "decoder"):
+            rows = batch.get(f"{side}_input_tokens")
+            if rows is not None:
+                check_room(getattr(self.spec, side), rows.shape[1])
 
     @functools.cached_property
     def _module(self) -> Transformer:

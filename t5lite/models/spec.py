@@ -66,6 +66,11 @@ class StackSpec(Spec):
             "of equally many heads where they share one position bias",
         )
 
+    @property
+    def max_length(self) -> int | None:
+        """The longest row there are positions for; None if any will do."""
+        return getattr(self.position_embedding, "max_length", None)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec(Spec):

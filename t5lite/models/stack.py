@@ -170,8 +170,7 @@ class Stack(nn.Module):
             own = [None if tree is None else tree[name] for tree in (cached, cross, drop_rates)]
             x, updated[name] = getattr(self, name)(x, context, *own)
         if self.spec.final_norm is not None:
-            x = self.final_norm(x)
-        x = self.dropout(x, deterministic=deterministic)
+            x = self.dropout(self.final_norm(x), deterministic=deterministic)
         return x, None if cached is None else updated
 
     def _embedded(self, x: jax.Array, positions: jax.Array) -> jax.Array:

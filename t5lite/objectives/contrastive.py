@@ -83,7 +83,11 @@ class Contrastive(Understanding):
         """Returns the mean cross entropy of the right text; metrics `loss` and `accuracy`."""
         name = f"{self.side}_input_tokens"
         pairs = ({name: batch[name]}, {name: batch["other_input_tokens"]})
-        one, other = (self.ask(model, params, each, rngs=rngs, train=train) for each in pairs)
+        one, other = (
+            # Each with dropout of its own: it is what tells a text from itself (SimCSE).
+            self.ask(model, params, each, rngs=_folded(rngs, index), train=train)
+            for index, each in enumerate(pairs)
+        )
         exists = (batch[name] > 0).any(axis=1)
         # In float32 whatever the device: the temperature makes much of small differences.
         similar = jnp.einsum("ie,je->ij", one, other, precision="highest")
@@ -102,3 +106,7 @@ class Contrastive(Understanding):
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
         """Returns a prepared example for a person to read: the two texts."""
         return [vocabulary.decode(example[name].tolist()) for name in self.features]
+
+
+def _folded(rngs: Any, index: int) -> Any:
+    return rngs and {name: jax.random.fold_in(key, index) for name, key in rngs.items()}

@@ -37,8 +37,8 @@ class MaskedLM(TokenCrossEntropy):
 
     Attributes:
       mask_rate: the share of tokens, in (0, 1), that is asked for; at least one of a piece.
-      whole_word: whether words are asked for as a whole; words begin at pieces that start with `▁`
-        or, in vocabularies without it, at those that do not start with `##`.
+      whole_word: whether words are asked for as a whole; words begin at pieces that do not start
+        with `##` or, in vocabularies without it, at those that start with `▁` or `Ġ`.
       max_predictions_per_row: the most tokens that are asked for in a row, so that the logits of
         all others need not be computed; any that a row has beyond stay hidden, and nobody asks.
         None: all are asked for, and all logits are computed.
@@ -223,5 +223,15 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
 def word_starts(vocabulary: Vocabulary) -> np.ndarray:
     """Returns `[size]` bool: whether a word begins at each id's piece."""
     pieces = [vocabulary.piece(i) for i in range(vocabulary.size)]
-    marked = np.array([piece.startswith("▁") for piece in pieces])
-    return marked if marked.any() else ~np.array([piece.startswith("##") for piece in pieces])
+
+    def start_with(*marks: str) -> np.ndarray:
+        return np.array([piece.startswith(marks) for piece in pieces])
+
+    if (goes_on := start_with("##")).any():
+        return ~goes_on
+    if (begins := start_with("▁", "Ġ")).any():
+        return begins
+    raise InputError(
+        "MaskedLM.whole_word = True: no piece of the vocabulary starts with ##, ▁ or Ġ, so nobody "
+        "knows where words begin; set it to False"
+    )

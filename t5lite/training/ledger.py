@@ -1,6 +1,7 @@
 """What a run has to show for its steps: counts, averages, lines of metrics and bad batches."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -134,8 +135,9 @@ class Ledger:
         if self._num_skipped:
             facts["skipped_updates"] = float(self._num_skipped)
         if self.learning_rate is not None:
-            # That this update was made with: schedules count applied updates, from 0.
-            rate = float(self.learning_rate(step - 1 - self._num_skipped))
+            # That this update was, or would have been, made with: schedules count applied ones.
+            applied = step - self._num_skipped
+            rate = float(self.learning_rate(applied - 1 if metrics["applied"] else applied))
             facts["learning_rate"] = rate * facts.get("update_scale", 1.0)
         return facts
 
@@ -173,4 +175,4 @@ class Ledger:
 
 
 def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    return {name: total / max(weight, 1e-9) for name, (total, weight) in sums.items()}
+    return {name: total / weight if weight else math.nan for name, (total, weight) in sums.items()}

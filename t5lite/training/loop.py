@@ -113,10 +113,14 @@ class Loop:
                 try:
                     measured, stop = self._run_callbacks(due, state, step)
                 except Exception:
-                    # What fails to evaluate must not cost the training since the last save.
-                    self.save(state, step, {})
+                    # What fails to evaluate must not cost the training since the last save. Saving
+                    # takes all processes, and the others may not have failed.
+                    if jax.process_count() == 1:
+                        self.save(self._with_update_scale(state), step, {})
                     raise
                 state = self._with_update_scale(state)
+                if stop:
+                    self.ledger.settle(last=True)
                 if stop or saving or ending or last:
                     self.save(state, step, measured)
                 if stop:
@@ -239,7 +243,7 @@ class Loop:
             "metrics": self.run.metrics,
             "measured_at": self.run.measured_at,
             "callbacks": [
-                [type(callback).__name__, callback.state_dict()]
+                [*_identity(callback), callback.state_dict()]
                 for callback in self.callbacks
                 if hasattr(callback, "state_dict")
             ],
@@ -256,10 +260,15 @@ class Loop:
         # By name, so that callbacks may come and go between two runs of a command.
         saved = list(progress["callbacks"])
         for callback in self.callbacks:
-            mine = [entry for entry in saved if entry[0] == type(callback).__name__]
+            mine = [entry for entry in saved if entry[:-1] == _identity(callback)]
             if mine and hasattr(callback, "load_state_dict"):
                 saved.remove(mine[0])
-                callback.load_state_dict(mine[0][1])
+                callback.load_state_dict(mine[0][-1])
+
+
+def _identity(callback: Callback) -> list[str]:
+    """Tells a callback from others: its class, and which metric it is concerned with, if any."""
+    return [type(callback).__name__, str(getattr(callback, "metric", ""))]
 
 
 @contextlib.contextmanager

@@ -165,4 +165,5 @@ class ReduceOnPlateau(Watch):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken, unless that watched another metric."""
         super().load_state_dict(state)
-        self._cooling = state["cooling"]
+        if state.get("metric") == self.metric:
+            self._cooling = state["cooling"]

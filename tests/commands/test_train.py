@@ -12,14 +12,15 @@ import pytest
 from tiny_runs import FAST, OPTIMIZERS, SPEC, VOCAB, array_data, train
 
 import t5lite
-from t5lite.data import ArrayData, Bytes
+from t5lite.data import ArrayData, Bytes, Class, FileData
 from t5lite.decoding import generate
 from t5lite.errors import InputError
+from t5lite.layers import ClassificationHeadSpec
 from t5lite.models import ComputeSpec, load_spec, override
-from t5lite.objectives import Seq2Seq
+from t5lite.objectives import Classification, Seq2Seq
 from t5lite.optimizers import SGD, Adafactor, AdamWScale, Lion, schedules
 from t5lite.parallel import Layout, make_mesh
-from t5lite.training import Checkpoints, JsonLines, Profile, Stop, TensorBoard, Update
+from t5lite.training import Checkpoints, JsonLines, Profile, Report, Stop, TensorBoard, Update
 
 EOS, IDS, LENGTH = 1, 16, 6
 COPIER = override(
@@ -84,7 +85,7 @@ def copier(tmp_path_factory):
         optimizer=Adafactor(rate, min_dim_size_to_factor=8),
         steps=STEPS,
         update=Update(clip_norm=1.0),
-        writers=[JsonLines, TensorBoard, Mine],
+        writers=[JsonLines, TensorBoard, Report, Mine],
         profile=Profile(steps=(3, 2)),
         log_every=50,
     )
@@ -126,6 +127,17 @@ def test_a_run_leaves_what_a_person_looks_for(copier):
     assert list(folder.glob("events.out.tfevents.*"))
     assert list(folder.glob("plugins/profile/*/*"))
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [str(STEPS)]
+    about = json.loads((folder / "run.json").read_text())
+    assert about["steps"] == STEPS
+    assert about["examples"][0].count(" → ") == 0  # arrays without a vocabulary are shown as ids
+    assert len(about["examples"]) == 3
+    assert sum(row[2] for row in about["parameters"]) == sum(
+        leaf.size for leaf in jax.tree.leaves(trained.state.params)
+    )
+    assert about["versions"]["jax"] == jax.__version__
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "finished" in page
+    assert "position_bias" in page
     assert trained.state.step == STEPS
     assert Mine.latest.lines == [
         *[(line["step"], line["train/loss"]) for line in lines],
@@ -264,6 +276,30 @@ def test_bad_input(changes, message, tmp_path):
         train(folder, **changes)
     assert len(str(error.value).splitlines()) <= 4
     assert not (folder / "model.json").exists()
+
+
+def test_rows_that_are_longer_than_learned_positions(tmp_path):
+    spec = override("gpt_nano", {"vocab": VOCAB, "decoder.position_embedding.max_length": 21})
+    with pytest.raises(InputError, match="22 tokens: the model has learned positions for 21"):
+        train(tmp_path / "run", model=spec, objective=Seq2Seq())  # 12 inputs and 10 targets
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_that_the_head_does_not_have(tmp_path):
+    lines = "".join(f"text {row},{row % 3}\n" for row in range(60))
+    (tmp_path / "data.csv").write_text(f"text,topic\n{lines}")
+    data = FileData(
+        str(tmp_path / "data.csv"),
+        features={"inputs": "{text}", "labels": Class("topic")},
+        vocab=Bytes(),
+        lengths={"inputs": 16},
+        batch_size=8,
+    )
+    heads = [ClassificationHeadSpec(num_classes=2)]
+    spec = override("bert_nano", {"vocab": 384, "heads": heads})
+    with pytest.raises(InputError, match=r"num_classes = 2: the data have 3 classes; .* least 3"):
+        train(tmp_path / "run", model=spec, objective=Classification(), data=data)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_vocabulary_that_the_model_has_no_embeddings_for(tmp_path):

@@ -126,3 +126,22 @@ def test_a_hopeless_loss_overflows_nothing(fake_run, params):
     metrics = HeldOut(every=1)(run, jax.tree.map(lambda x: 1e4 * x, params), step=1)
     assert metrics["held_out/loss"] > 1000
     assert np.isfinite(metrics["held_out/perplexity"])
+
+
+def test_every_process_comes_to_the_same_verdict_before_the_first_step(fake_run, monkeypatch):
+    """Of several processes one may have nothing but padding in its part of the batch."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    HeldOut(every=1).check(fake_run(batches=[unpacked(EXAMPLES)]))
+    with pytest.raises(InputError, match="gave no example"):
+        HeldOut(every=1).check(fake_run(batches=[unpacked([])]))
+
+
+def test_what_was_never_weighed_is_not_a_number(fake_run):
+    class Tags(TwoTerms):
+        def loss(self, model, params, batch, *, rngs=None, train=False):
+            terms, _ = super().loss(model, params, batch)
+            return terms, {"precision": (jnp.float32(0), jnp.float32(0))}
+
+    run = fake_run(batches=[{"x": np.ones(8, np.float32)}], objective=Tags(), model=object())
+    assert np.isnan(HeldOut(every=1)(run, jnp.float32(7), step=1)["held_out/precision"])

@@ -16,7 +16,7 @@ from t5lite.data import Bytes
 from t5lite.errors import InputError
 from t5lite.interop import locate
 from t5lite.interop.gaps import encode
-from t5lite.layers import LMHeadSpec
+from t5lite.layers import ClassificationHeadSpec, LMHeadSpec
 from t5lite.models import ComputeSpec, Model, override, save_spec
 from t5lite.parallel import Layout
 from t5lite.training import Checkpoints, TrainState
@@ -274,3 +274,44 @@ def test_parameters_of_another_model(tmp_path, changes, expected):
         t5lite.load(tmp_path)
     assert info.match(expected)
     assert len(str(info.value).splitlines()) <= 4
+
+
+# --- decoders -----------------------------------------------------------------------------------
+
+
+def decoder(**changes):
+    small = {
+        "vocab": 384,
+        "embed": 16,
+        "decoder.num_layers": 1,
+        "decoder.blocks.*.attention.num_heads": 2,
+        "decoder.blocks.*.attention.head_dim": 8,
+        "decoder.blocks.*.mlp.hidden": 24,
+        "decoder.position_embedding.max_length": 48,
+    }
+    return override("gpt_nano", small | changes)
+
+
+def save_decoder(folder, spec):
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), jnp.float32),
+        Model(spec).shapes(),
+    )
+    return save(folder, {1: params}, spec=spec)
+
+
+def test_prompts_may_fill_all_positions(tmp_path):
+    """40 bytes of prompt behind the start token, and 8 more, of which the last is never read."""
+    model = t5lite.load(save_decoder(tmp_path, decoder()))
+    (answer,) = model._answers([[7] * 40], 8, 0.0, 0, 1, False)
+    assert answer.shape == (8,)
+    with pytest.raises(InputError, match="49 tokens: the model has learned positions for 48"):
+        next(model._answers([[7] * 40], 9, 0.0, 0, 1, False))
+
+
+def test_a_decoder_without_a_head_for_tokens_cannot_write(tmp_path):
+    spec = decoder(heads=[ClassificationHeadSpec()])
+    model = t5lite.load(save_decoder(tmp_path, spec))
+    with pytest.raises(InputError, match=r"without a head for tokens.* it has classification"):
+        model.generate(["a"])

@@ -207,16 +207,23 @@ def test_the_tpu_kernel_run_step_by_step_equals_dot(mask):
 )
 def test_a_kernel_that_does_not_apply_says_why(kernel, message):
     with pytest.raises(InputError, match=message):
-        attend(*inputs(), kernel=kernel)
+        attention(long_request(bias=False, mask="causal"), kernel=kernel)
+
+
+HALF = {
+    "query": jnp.zeros((2, 19, 4, 8), jnp.bfloat16),
+    "kv": KeyValues(*[jnp.zeros((2, 19, 2, 8), jnp.bfloat16)] * 2),
+}
 
 
 @pytest.mark.parametrize(
     ("backend", "kernel", "change", "reason"),
     [
         ("tpu", "splash", {"bias": np.zeros((1, 4, 1, 1), np.float32)}, "no position bias"),
-        ("tpu", "splash", {"mask": None}, "for whole rows over themselves"),
         ("tpu", "splash", {}, "rows are 19 long: a multiple of 128 is needed"),
         ("gpu", "cudnn", {}, "computes in bfloat16 or float16, not float32"),
+        ("gpu", "cudnn", HALF, "19 queries and 19 keys: both must be even under a mask"),
+        ("gpu", "cudnn", HALF | {"mask": None}, "compute capability 0.0: 8.0 is needed"),
     ],
 )
 def test_on_its_own_device_a_kernel_refuses_what_it_cannot_do(
@@ -229,6 +236,15 @@ def test_on_its_own_device_a_kernel_refuses_what_it_cannot_do(
     with pytest.raises(InputError, match=reason):
         attention(request, kernel=kernel)
     np.testing.assert_array_equal(attention(request), KERNELS["dot"](request))
+
+
+def test_splash_is_for_whole_rows_and_leaves_what_is_in_a_cache_to_others():
+    rng = np.random.default_rng(0)
+    query, *kv = (jnp.asarray(rng.standard_normal((1, n, 2, 8)), jnp.float32) for n in (1, 6, 6))
+    mask = AttentionMask(q_order=jnp.array([[3]]), kv_order=jnp.arange(6, dtype=jnp.int32)[None])
+    request = Request(query, KeyValues(*kv), mask=mask)
+    found = attention(request, kernel="splash")
+    np.testing.assert_array_equal(found, KERNELS["dot"](request))
 
 
 # Rotary positions.

@@ -287,12 +287,13 @@ def test_published_sizes(name, count):
 
 @pytest.mark.parametrize("side", BOTH)
 def test_flops_are_those_of_an_unrolled_compile(side):
-    spec, compute = BOTH[side], ComputeSpec(scan=False)
+    # Wide enough that what is no matrix product does not weigh much.
+    wide = {"embed": 64, "*.blocks.*.mlp.hidden": 256, "*.blocks.*.attention.head_dim": 16}
+    spec, compute = override(BOTH[side], wide), ComputeSpec(scan=False)
     batch = {f"{side}_input_tokens": tokens()}
     lowered = jax.jit(lambda p, b: logits(spec, p, b, compute)).lower(Model(spec).shapes(), batch)
     counted = 2 * forward_flops(spec, **{f"{side}_length": LENGTH})  # two rows
-    # XLA counts norms, softmax and masks too, which weigh much in a model this small.
-    assert counted < lowered.compile().cost_analysis()["flops"] < 1.6 * counted
+    assert counted < lowered.compile().cost_analysis()["flops"] < 1.3 * counted
 
 
 def test_logits_that_are_not_computed_are_not_counted():

@@ -6,7 +6,7 @@ import pytest
 from tiny_models import SPECS, tiny
 
 from t5lite.errors import InputError
-from t5lite.layers import AttentionSpec, MlpSpec, Spec
+from t5lite.layers import AttentionSpec, MlpSpec, RotarySpec, Spec
 from t5lite.models import PRESETS, differences, load_spec, override, preset, save_spec
 
 
@@ -46,6 +46,8 @@ def test_a_missing_file_is_refused(tmp_path):
         (lambda: MlpSpec(3, gated=1), "gated = 1: expected bool"),
         (lambda: AttentionSpec(4, 8, num_kv_heads=3), "a divisor of num_heads"),
         (lambda: tiny(**{"*.dropout_rate": 1.0}), "must be in"),
+        (lambda: tiny(**{"decoder.blocks.*.cross_attention.rotary": RotarySpec()}),
+         "cross_attention = .* without rotary"),
         (lambda: preset("t5_1_1_bass"), "did you mean t5_1_1_base"),
         (lambda: override("t5_nano", {"decoder.blocks.*.mlp.hiden": 4}), "did you mean hidden"),
         (lambda: override("t5_nano", {"decoder.blocks.2.mlp.hidden": 4}), "neither"),

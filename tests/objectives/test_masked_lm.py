@@ -11,6 +11,7 @@ from t5lite.data.packing import pack
 from t5lite.errors import InputError
 from t5lite.models import Model, override
 from t5lite.objectives import MaskedLM
+from t5lite.objectives.masked_lm import word_starts
 
 BERT, T5 = BertWords(), T5Words()
 LENGTHS = {"targets": 24}
@@ -80,6 +81,24 @@ def test_whole_words_are_asked_for_wholly(vocabulary):
         most = max(1, round(0.15 * text.size))
         assert 1 <= asked.sum() <= max(most, max(len(word) for word in words))
     assert np.mean(counts) > 1.5
+
+
+def test_words_that_nobody_can_tell_are_refused_as_a_whole():
+    class Bare(BertWords):
+        def piece(self, token_id):
+            return f"w{token_id}"
+
+    with pytest.raises(InputError, match=r"whole_word = True: no piece .* set it to False"):
+        found(MaskedLM(whole_word=True), random_texts(1), Bare())
+
+
+def test_words_of_byte_level_vocabularies_begin_at_their_space():
+    class ByteLevel(BertWords):
+        def piece(self, token_id):
+            return f"w{token_id}" if token_id % 3 == 0 else f"Ġw{token_id}"
+
+    starts = word_starts(ByteLevel())
+    assert starts.tolist() == [token_id % 3 != 0 for token_id in range(60)]
 
 
 def test_tokens_are_drawn_anew_by_the_generator_alone():

@@ -251,3 +251,18 @@ def test_couples_are_shown_as_two_texts():
 def test_bad_options_are_refused(make, options):
     with pytest.raises(InputError, match=next(iter(options))):
         make(**options)
+
+
+def test_the_two_texts_of_a_pair_have_dropout_of_their_own():
+    """A text is told from itself by its dropout alone (SimCSE)."""
+    seen = []
+
+    class Noisy(Embeds):
+        def output(self, params, kind, hidden, valid, *, rngs=None, train=False):
+            seen.append(jax.random.normal(rngs["dropout"], (len(hidden), 4)))
+            return seen[-1]
+
+    tokens = jnp.ones((3, 5), jnp.int32)
+    batch = {"encoder_input_tokens": tokens, "other_input_tokens": tokens}
+    Contrastive().loss(Noisy(), None, batch, rngs={"dropout": jax.random.key(0)}, train=True)
+    assert not np.allclose(*seen)

@@ -269,7 +269,7 @@ def test_a_callback_can_stop_the_run(tmp_path):
     ]
     scene = make(tmp_path, callbacks=callbacks, log_every=2)
     assert scene.run().step == 3
-    assert scene.events[-5:] == ["a 3", "b 3", "c 3", "write 3", "save 3"]
+    assert scene.events[-6:] == ["a 3", "b 3", "c 3", "write 3", "write 3", "save 3"]
     assert scene.said == ["stopped at step 3: good enough"]
 
 
@@ -301,7 +301,7 @@ def test_callbacks_and_data_remember_over_a_restart(tmp_path):
     first.run()
     ((step, progress, _), *_) = first.memory.saved
     assert step == 4
-    assert progress["callbacks"] == [["Remembering", {"memory": 2}]]
+    assert progress["callbacks"] == [["Remembering", "", {"memory": 2}]]
     callbacks = [Each("a", 1), Remembering("b", 2)]
     second = make(tmp_path, callbacks=callbacks, steps=5)
     second.loop.load_progress(progress)
@@ -365,6 +365,27 @@ def test_a_callback_that_is_new_leaves_the_others_their_memory(tmp_path):
     second = make(tmp_path, callbacks=callbacks)
     second.loop.load_progress(first.memory.saved[-1][1])
     assert [callback.memory for callback in callbacks] == [0, 2]
+
+
+def test_callbacks_of_one_kind_are_told_apart_by_their_metric(tmp_path):
+    def watching(metric, **options):
+        callback = Remembering(metric, 1, **options)
+        callback.metric = metric
+        return callback
+
+    scene = make(tmp_path, steps=4, callbacks=[watching("a"), watching("b")])
+    scene.loop.callbacks[0].memory = 10
+    scene.run()
+    alone = watching("b")
+    make(tmp_path, callbacks=[alone]).loop.load_progress(scene.memory.saved[-1][1])
+    assert alone.memory == 4
+
+
+def test_a_run_that_is_stopped_writes_its_last_steps(tmp_path):
+    stop = Each("stop", 5, {5: Stop("enough")})
+    scene = make(tmp_path, steps=20, log_every=3, callbacks=[stop])
+    scene.run()
+    assert [step for step, line in scene.lines if "train/loss" in line] == [3, 5]
 
 
 def test_a_finished_run_does_nothing(tmp_path):

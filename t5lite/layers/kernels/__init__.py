@@ -26,7 +26,8 @@ def attention(request: Request, *, kernel: str = "auto") -> jax.Array:
     Args:
       request: queries, keys and values, and all that shapes their logits.
       kernel: one of `KERNELS`, or "auto": splash on TPUs and cuDNN on GPUs where they apply,
-        chunked from 2,048 × 2,048 logits a head on, dot otherwise.
+        chunked from 2,048 × 2,048 logits a head on, dot otherwise. "splash" is for whole rows over
+        themselves: what a cache or an encoder holds is read as "auto" says.
 
     Returns:
       `[batch, q_length, heads, kv]` of the query's dtype.
@@ -34,10 +35,11 @@ def attention(request: Request, *, kernel: str = "auto") -> jax.Array:
     Raises:
       InputError: if the kernel that is asked for does not apply, with the reason.
     """
-    if kernel == "auto":
-        kernel = _choice(request)
-    elif kernel not in KERNELS:
+    if kernel not in (*KERNELS, "auto"):
         raise unknown("ComputeSpec.attention", kernel, (*KERNELS, "auto"))
+    whole = request.mask is not None and request.mask.whole
+    if kernel == "auto" or (kernel == "splash" and not whole):
+        kernel = _choice(request)
     reason = _REFUSALS[kernel](request) if kernel in _REFUSALS else None
     if reason is not None:
         raise InputError(f"ComputeSpec.attention = {kernel!r}: {reason}; use 'auto'")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from t5lite.layers.kernels.request import Request
+from t5lite.layers.kernels.request import Request, mesh_axes
 
 
 def refusal(request: Request) -> str | None:
@@ -18,16 +18,31 @@ def refusal(request: Request) -> str | None:
         return "attention has dropout"
     if request.query.shape[-1] % 8 or request.query.shape[-1] > 128:
         return f"heads are {request.query.shape[-1]} wide: a multiple of 8 up to 128 is needed"
+    lengths = request.query.shape[1], request.kv.key.shape[1]
+    if request.mask is not None and any(length % 2 for length in lengths):
+        return f"{lengths[0]} queries and {lengths[1]} keys: both must be even under a mask"
+    if mesh_axes(("length",))[0] is not None:
+        return "the layout shards the length"
+    if _compute_capability() < 8.0:
+        return f"the GPU has compute capability {_compute_capability()}: 8.0 is needed"
     return None
+
+
+def _compute_capability() -> float:
+    return float(getattr(jax.devices()[0], "compute_capability", 0.0))
 
 
 def attention(request: Request) -> jax.Array:
     """Returns `[batch, q_length, heads, kv]`."""
+    seen = None if request.mask is None else request.mask.array()
+    # One rule for all queries must be told for each of them.
+    batch, q_length = request.query.shape[:2]
+    shape = (batch, 1, q_length, request.kv.key.shape[1])
     return jax.nn.dot_product_attention(
         request.query,
         request.kv.key,
         request.kv.value,
-        mask=None if request.mask is None else request.mask.array(),
+        mask=None if seen is None else jnp.broadcast_to(seen, shape),
         scale=request.scale,
         implementation="cudnn",
     )

@@ -1,7 +1,8 @@
-"""What an attention kernel is asked to compute."""
+"""What an attention kernel is asked to compute, and over which mesh axes it is spread."""
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 
 from t5lite.layers.cache import KeyValues
@@ -30,3 +31,15 @@ class Request:
     mask: AttentionMask | None = None
     dropout: Dropout | None = None
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
+
+
+def mesh_axes(axes: tuple[str, ...]) -> tuple:
+    """Returns the mesh axes of size above 1 that the layout in force gives to logical axes."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+
+    def used(axis: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return tuple(name for name in names if sizes.get(name, 1) > 1) or None
+
+    named = nn.logical_to_mesh_axes(axes) or (None,) * len(axes)
+    return tuple(used(axis) for axis in named)

@@ -4,12 +4,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from t5lite.layers.kernels.request import Request
+from t5lite.layers.kernels.request import Request, mesh_axes
 
 LANES = 128  # lengths and heads are multiples of it, or fill it
 _AXES = ("batch", "heads", "length", "kv")
@@ -30,7 +29,7 @@ def refusal(request: Request) -> str | None:
         return f"rows are {q_length} long: a multiple of {LANES} is needed"
     if head_dim % LANES and LANES % head_dim:
         return f"heads are {head_dim} wide: a divisor or multiple of {LANES} is needed"
-    if _spec(("length",))[0] is not None:
+    if mesh_axes(("length",))[0] is not None:
         return "the layout shards the length"
     return None
 
@@ -48,17 +47,18 @@ def attention(request: Request, *, interpret: bool = False) -> jax.Array:
     kernel = functools.partial(_one_row, causal=causal, interpret=interpret)
 
     rows: Callable[..., jax.Array] = jax.vmap(kernel)
-    query = request.query * jnp.asarray(request.scale, request.query.dtype)
+    query = request.query
+    query = (query.astype(jnp.float32) * jnp.float32(request.scale)).astype(query.dtype)
     arrays = [jnp.swapaxes(x, 1, 2) for x in (query, request.kv.key, request.kv.value)]
     segments = mask.q_segments
     assert segments is not None
     segments = jnp.broadcast_to(segments, (query.shape[0], query.shape[1]))
     if jax.sharding.get_abstract_mesh().size > 1:
         # The partitioner cannot see into a kernel: each device runs its own rows and heads.
-        spec = PartitionSpec(*_spec(_AXES))
+        spec = PartitionSpec(*mesh_axes(_AXES))
         rows = jax.shard_map(
             rows,
-            in_specs=(spec, spec, spec, PartitionSpec(*_spec(("batch", "length")))),
+            in_specs=(spec, spec, spec, PartitionSpec(*mesh_axes(("batch", "length")))),
             out_specs=spec,
             check_vma=False,
         )
@@ -89,15 +89,3 @@ def _one_row(
         interpret=interpret,
     )
     return kernel(query, key, value, segment_ids=splash.SegmentIds(segments, segments))
-
-
-def _spec(axes: tuple[str, ...]) -> tuple:
-    """Returns the mesh axes of size above 1 that the layout in force gives to logical axes."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-
-    def used(axis: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
-        names = (axis,) if isinstance(axis, str) else axis or ()
-        return tuple(name for name in names if sizes.get(name, 1) > 1) or None
-
-    mesh_axes = nn.logical_to_mesh_axes(axes) or (None,) * len(axes)
-    return tuple(used(axis) for axis in mesh_axes)

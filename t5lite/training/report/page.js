@@ -15,7 +15,7 @@ function number(value, unit = "", digits = 4) {
   const size = Math.abs(value);
   if (size !== 0 && size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
   for (const [scale, letter] of [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]])
-    if (size >= scale) return trim((value / (letter === "k" ? 1e3 : scale)).toPrecision(3)) + letter;
+    if (size >= (letter === "k" ? scale : 0.9995 * scale)) return trim((value / (letter === "k" ? 1e3 : scale)).toPrecision(3)) + letter;
   return trim(value.toPrecision(digits));
 }
 const whole = value => Math.round(value).toLocaleString("en");
