@@ -106,6 +106,7 @@ def test_what_cannot_be_cached_is_said_and_leaves_nothing(config, tmp_path, caps
     assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_every_task_of_a_mixture_is_cached_for_seqio(tmp_path, capsys):
     seqio = import_seqio()
     import tensorflow as tf

@@ -205,12 +205,11 @@ SMALL = override(SPEC, {"*.num_layers": 1})
 @pytest.mark.parametrize(
     "optimizer",
     [
-        Lion(0.01),
-        SGD(0.1, momentum=0.9, nesterov=True),
-        AdamWScale(0.01),
-        optax.chain(optax.scale_by_rms(), optax.scale(-0.01)),
+        pytest.param(Lion(0.01), id="lion", marks=pytest.mark.slow),
+        pytest.param(SGD(0.1, momentum=0.9, nesterov=True), id="sgd", marks=pytest.mark.slow),
+        pytest.param(AdamWScale(0.01), id="adamw_scale", marks=pytest.mark.slow),
+        pytest.param(optax.chain(optax.scale_by_rms(), optax.scale(-0.01)), id="bare"),
     ],
-    ids=["lion", "sgd", "adamw_scale", "bare"],
 )
 def test_every_optimizer_takes_a_step(optimizer, tmp_path):
     trained = train(tmp_path, model=SMALL, optimizer=optimizer, steps=2, writers=[])
@@ -219,6 +218,7 @@ def test_every_optimizer_takes_a_step(optimizer, tmp_path):
         assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.slow
 def test_bfloat16_with_remat(tmp_path):
     trained = train(
         tmp_path,

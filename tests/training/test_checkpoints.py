@@ -680,6 +680,7 @@ print(json.dumps([first.step, local(first), second.step, local(second), steps, t
 """
 
 
+@pytest.mark.slow
 def test_two_processes_save_restore_and_fall_back_together(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -119,6 +119,7 @@ def noticed(child, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_the_same(child, whole, noticed, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(noticed, folder)
@@ -140,6 +141,7 @@ def test_killed_again_and_again_it_ends_the_same(child, whole, noticed, tmp_path
     assert_ends_alike(folder, whole)
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_other_devices(whole, noticed, tmp_path, capsys):
     folder = tmp_path / "sharded"
     shutil.copytree(noticed, folder)

@@ -75,11 +75,11 @@ def test_the_loss_is_the_sum_over_the_weight():
 @pytest.mark.parametrize(
     ("optimizer", "mesh", "update"),
     [
-        ("adamw", "data=8", WHOLE),
-        ("adafactor", "fsdp=8", WHOLE),
-        ("adamw", "tensor=8", WHOLE),
+        pytest.param("adamw", "data=8", WHOLE, marks=pytest.mark.slow),
+        pytest.param("adafactor", "fsdp=8", WHOLE, marks=pytest.mark.slow),
+        pytest.param("adamw", "tensor=8", WHOLE, marks=pytest.mark.slow),
         ("adafactor", "data=2 fsdp=2 tensor=2", WHOLE),
-        ("adamw", "data=4 seq=2", WHOLE),
+        pytest.param("adamw", "data=4 seq=2", WHOLE, marks=pytest.mark.slow),
         ("adafactor", "", HALVES),
         ("adamw", "data=2 tensor=4", QUARTERS),
     ],
