@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import functools
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="cases whose name contains this")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     options = parser.parse_args()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # SeqIO's advice on shuffling
 
     with tempfile.TemporaryDirectory() as folder:
         data = {

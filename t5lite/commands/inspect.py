@@ -116,8 +116,9 @@ def _look(
         )
         return look(given.data, given.objective, split=split, count=count, seed=given.seed), None
     except Exception as error:
-        # A mistake has no cause but itself, or a module; what lies elsewhere has another.
-        if isinstance(error, InputError) and isinstance(error.__cause__, ImportError | None):
+        # A mistake has no cause but a mistake, or a module; what lies elsewhere has another.
+        mistakes = InputError | ImportError | None
+        if isinstance(error, InputError) and isinstance(error.__cause__, mistakes):
             raise
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         return None, kind + str(error).partition("\n")[0]

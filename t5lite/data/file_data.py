@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from t5lite.data.batches import Objective
 from t5lite.data.columns import Answer, Class, Column, Side, Tags, Text, as_column
+from t5lite.data.file_source import FileSource, Shots, most_shots
 from t5lite.data.pipeline import _Data
 from t5lite.data.readers import DataFile, Row, find_files, format_of
-from t5lite.data.sources import Example, NoSplit, Source, dealt
+from t5lite.data.sources import NoSplit, Source
 from t5lite.data.tables import Hashes, Scan, Table, hash_of
 from t5lite.data.templates import SHOTS, Template
 from t5lite.data.tokenizers_vocabularies import HuggingFaceTokenizer, WordPiece
@@ -194,7 +195,7 @@ class FileData(_Data):
         if scan.num_broken and self.bad_lines == "stop":
             raise InputError(f"{scan.broken()}\nmend them, or set FileData.bad_lines = 'skip'")
         scan.tables["train"].sort()
-        if self.shots and self.shots > (most := _most_shots(**scan.tables)):
+        if self.shots and self.shots > (most := most_shots(**scan.tables)):
             raise InputError(
                 f"shots = {self.shots}: must be at most {most}, the number of different training "
                 "rows that may stand beside any row: not of its own split_by"
@@ -333,103 +334,6 @@ class FileData(_Data):
                 spans = zip(rows, made["labels"], strict=True)
                 count += sum(column.has_answer(row) and int(span[0]) < 0 for row, span in spans)
         return count
-
-
-class Shots:
-    """Examples for few-shot prompts: other training rows, chosen by a row's content alone.
-
-    Args:
-      train: the rows to choose from, in an order that does not depend on the files'.
-      count: how many for a row; at most `_most_shots`.
-      template: how one is told.
-      hashes: of a row.
-    """
-
-    def __init__(
-        self, train: Table, *, count: int, template: Template, hashes: Callable[[Row], Hashes]
-    ):
-        self._train, self._count, self._template = train, count, template
-        self._known, self._hashes_of = train.hashes, hashes
-
-    def texts(self, rows: Sequence[Row]) -> list[str]:
-        """Returns the examples for each row, an empty line between them.
-
-        They are all different. None has the row's content, or is of its group: either would tell
-        in training what is not told in use.
-        """
-        chosen = [self._choose(self._hashes_of(row)) for row in rows]
-        found = iter(self._train.read([number for each in chosen for number in each]))
-        return ["\n\n".join(self._template.render(next(found)) for _ in each) for each in chosen]
-
-    def _choose(self, own: Hashes) -> list[int]:
-        rng, known = np.random.default_rng(own.row), self._known
-        chosen: dict[int, int] = {}
-        while len(chosen) < self._count:
-            number = int(rng.integers(len(known.row)))
-            content, group = int(known.content[number]), int(known.group[number])
-            if content != own.content and group != own.group:
-                chosen.setdefault(content, number)
-        return list(chosen.values())
-
-
-class FileSource:
-    """The rows of one split as examples; a raw example is a row's number.
-
-    Args:
-      name: says what is read; part of every random key.
-      table: the rows.
-      columns: what makes each feature.
-      wanted: the features to give.
-      vocabulary: encodes texts.
-      lengths: the features' room, for what must know it.
-      shots: fills the slot of templates.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        table: Table,
-        columns: Mapping[str, Column],
-        *,
-        wanted: Sequence[str],
-        vocabulary: Vocabulary,
-        lengths: Mapping[str, int],
-        shots: Shots | None = None,
-    ):
-        self.name, self.num_examples = name, len(table)
-        self._table, self._columns, self._wanted = table, columns, wanted
-        self._vocabulary, self._lengths, self._shots = vocabulary, lengths, shots
-
-    def windows(
-        self, *, shard: int, num_shards: int, start: int, size: int
-    ) -> Iterator[np.ndarray]:
-        """Yields a shard's windows; see `Source.windows`."""
-        return dealt(np.arange(len(self._table)), shard, num_shards, start, size)
-
-    def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
-        """Yields the rows' features; a window's texts are encoded together."""
-        del seed
-        rows = self._table.read(window)
-        if self._shots is not None:
-            texts = self._shots.texts(rows)
-            rows = [row | {SHOTS: text} for row, text in zip(rows, texts, strict=True)]
-        made: dict[str, list[np.ndarray]] = {}
-        for feature, column in self._columns.items():
-            length = self._lengths.get(feature)
-            made |= column.arrays(feature, rows, vocabulary=self._vocabulary, length=length)
-        arrays = [made[name] for name in self._wanted]
-        for values in zip(*arrays, strict=True):
-            yield dict(zip(self._wanted, values, strict=True))
-
-
-def _most_shots(train: Table, validation: Table) -> int:
-    """Returns how many different training rows there are for any row, without those of its group.
-
-    A row's own content is among its group's; so the largest group leaves the fewest.
-    """
-    sides = [np.stack(table.hashes[1:], axis=1) for table in (train, validation)]
-    _, sizes = np.unique(np.unique(np.concatenate(sides), axis=0)[:, 1], return_counts=True)
-    return max(len(np.unique(train.hashes.content)) - int(sizes.max(initial=0)), 0)
 
 
 def _check_features(columns: Mapping[str, Column]) -> None:

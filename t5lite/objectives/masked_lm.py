@@ -145,7 +145,8 @@ class MaskedLM(TokenCrossEntropy):
         """Returns a prepared example for a person to read: its text, what is asked for «marked»."""
         inputs, targets = example["inputs"], example["targets"]
         inputs = inputs[inputs != vocabulary.eos_id]
-        targets = targets[: inputs.size]
+        # A cache of padded rows gives them back without the zeros at their end.
+        targets = np.pad(targets, (0, max(inputs.size - targets.size, 0)))[: inputs.size]
         asked = targets > 0
         text = np.where(asked, targets, inputs)
         bounds = [0, *(np.flatnonzero(np.diff(asked)) + 1).tolist(), text.size]

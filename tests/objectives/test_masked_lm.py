@@ -166,6 +166,8 @@ def test_what_a_row_has_beyond_the_most_predictions_is_not_asked_for():
 def test_a_text_is_shown_with_what_is_asked_for_marked():
     example = {"inputs": np.array([2, 7, 5, 5, 9, 3]), "targets": np.array([0, 0, 8, 20, 0, 0])}
     assert MaskedLM().show(example, BERT) == ["w2 w7 «w8 w20» w9"]
+    trimmed = example | {"targets": example["targets"][:4]}
+    assert MaskedLM().show(trimmed, BERT) == ["w2 w7 «w8 w20» w9"]
 
 
 def test_without_a_mask_it_is_refused():
