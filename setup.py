@@ -27,7 +27,11 @@ setup(
     # gin/ and configs/ are no packages (a gin/__init__.py would shadow the gin library); the wheel
     # carries them inside t5lite, where `t5lite.configuration.find` looks.
     package_dir={"t5lite._gin": "gin", "t5lite._configs": "configs"},
-    package_data={"t5lite._gin": ["**/*.gin"], "t5lite._configs": ["**/*.gin"]},
+    package_data={
+        "t5lite._gin": ["**/*.gin"],
+        "t5lite._configs": ["**/*.gin"],
+        "t5lite.training.report": ["page.html", "page.css", "page.js"],
+    },
     entry_points={"console_scripts": ["t5lite = t5lite.main:main"]},
     install_requires=[
         f"jax{JAX}",

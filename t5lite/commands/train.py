@@ -154,6 +154,15 @@ def train(
     say = print if jax.process_index() == 0 else (lambda text: None)
 
     with contextlib.ExitStack() as stack:
+        # What it reads: opened before anything is written, as it may turn out to be wrong.
+        batches = data.train_batches(
+            objective,
+            seed=seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        stack.callback(batches.close)
+
         # Where it is kept.
         checkpointer = stack.enter_context(checkpoints.open(model_dir, warn=say))
         folder = absolute(model_dir)
@@ -174,13 +183,6 @@ def train(
             )
 
         # Where it starts: a checkpoint of its own, another run's parameters, or chance.
-        batches = data.train_batches(
-            objective,
-            seed=seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        stack.callback(batches.close)
         restored = checkpointer.restore(program.state)
         state = restored.state if restored else first_state(program, checkpoints, seed, say=say)
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import FAST, OPTIMIZERS, SPEC, VOCAB, array_data, train
+from tiny_runs import FAST, OBJECTIVE, OPTIMIZERS, SPEC, VOCAB, array_data, train
 
 import t5lite
-from t5lite.data import ArrayData, Bytes, Class, FileData
+from t5lite.data import ArrayData, Bytes, Class, FileData, PackedData, write_packed
 from t5lite.decoding import generate
 from t5lite.errors import InputError
 from t5lite.layers import ClassificationHeadSpec
@@ -299,6 +299,14 @@ def test_classes_that_the_head_does_not_have(tmp_path):
     spec = override("bert_nano", {"vocab": 384, "heads": heads})
     with pytest.raises(InputError, match=r"num_classes = 2: the data have 3 classes; .* least 3"):
         train(tmp_path / "run", model=spec, objective=Classification(), data=data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_of_other_rows_leaves_no_folder(tmp_path):
+    write_packed(array_data(), OBJECTIVE, tmp_path / "cache")
+    data = PackedData(str(tmp_path / "cache"), lengths={"inputs": 12, "targets": 9}, batch_size=8)
+    with pytest.raises(InputError, match="was made with"):
+        train(tmp_path / "run", data=data)
     assert not (tmp_path / "run").exists()
 
 
