@@ -256,12 +256,12 @@ def check(
     model.check(data.batch_shapes(objective))
     head = model.heads.get(getattr(objective, "head", ""))
     counts = data.class_counts("train") if hasattr(data, "class_counts") else {}
+    num_classes = len(counts.get("labels", ()))  # whatever else has classes is not what it says
     for field in ("num_classes", "num_labels"):
-        most = max(map(len, counts.values()), default=0)
-        if hasattr(head, field) and getattr(head, field) < most:
+        if getattr(head, field, num_classes) < num_classes:
             raise InputError(
-                f"{type(head).__name__}.{field} = {getattr(head, field)}: the data have {most} "
-                f"classes; set it to at least {most}"
+                f"{type(head).__name__}.{field} = {getattr(head, field)}: the data have "
+                f"{num_classes} classes; set it to at least {num_classes}"
             )
 
 

@@ -12,11 +12,12 @@ import pytest
 from tiny_runs import FAST, OBJECTIVE, OPTIMIZERS, SPEC, VOCAB, array_data, train
 
 import t5lite
+from t5lite.commands.train import check
 from t5lite.data import ArrayData, Bytes, Class, FileData, PackedData, write_packed
 from t5lite.decoding import generate
 from t5lite.errors import InputError
 from t5lite.layers import ClassificationHeadSpec
-from t5lite.models import ComputeSpec, load_spec, override
+from t5lite.models import ComputeSpec, Model, load_spec, override
 from t5lite.objectives import Classification, Seq2Seq
 from t5lite.optimizers import SGD, Adafactor, AdamWScale, Lion, schedules
 from t5lite.parallel import Layout, make_mesh
@@ -130,15 +131,18 @@ def test_a_run_leaves_what_a_person_looks_for(copier):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [str(STEPS)]
     about = json.loads((folder / "run.json").read_text())
     assert about["steps"] == STEPS
-    assert about["examples"][0].count(" → ") == 0  # arrays without a vocabulary are shown as ids
     assert len(about["examples"]) == 3
+    for example in about["examples"]:  # arrays without a vocabulary are shown as ids
+        source, target = example.split("\n→ ")
+        assert source == target
+        assert len(source.split()) == LENGTH
     assert sum(row[2] for row in about["parameters"]) == sum(
         leaf.size for leaf in jax.tree.leaves(trained.state.params)
     )
     assert about["versions"]["jax"] == jax.__version__
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "finished" in page
-    assert "position_bias" in page
+    assert '<span class="status finished">' in page
+    assert '<span class="path">position_bias' in page
     assert trained.state.step == STEPS
     assert Mine.latest.lines == [
         *[(line["step"], line["train/loss"]) for line in lines],
@@ -291,13 +295,19 @@ def test_classes_that_the_head_does_not_have(tmp_path):
     (tmp_path / "data.csv").write_text(f"text,topic\n{lines}")
     data = FileData(
         str(tmp_path / "data.csv"),
-        features={"inputs": "{text}", "labels": Class("topic")},
+        features={"inputs": "{text}", "labels": Class("topic"), "other": Class("text")},
         vocab=Bytes(),
         lengths={"inputs": 16},
         batch_size=8,
+        validation_share=0.0,
     )
-    heads = [ClassificationHeadSpec(num_classes=2)]
-    spec = override("bert_nano", {"vocab": 384, "heads": heads})
+
+    def with_classes(count):
+        heads = [ClassificationHeadSpec(num_classes=count)]
+        return override("bert_nano", {"vocab": 384, "heads": heads})
+
+    check(Model(with_classes(3)), Classification(), data=data, log_every=1, callbacks=())
+    spec = with_classes(2)
     with pytest.raises(InputError, match=r"num_classes = 2: the data have 3 classes; .* least 3"):
         train(tmp_path / "run", model=spec, objective=Classification(), data=data)
     assert not (tmp_path / "run").exists()

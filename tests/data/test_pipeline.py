@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from small_data import close, open_all, same, take
 
 from t5lite.data import seqio_source
 from t5lite.data.batches import merge_states
@@ -108,36 +109,6 @@ def make_data(task, **changes):
     return TaskData(task, **(defaults | {"block_rows": 2} | changes))
 
 
-def open_all(data, process_count, objective=None):
-    return [
-        data.train_batches(
-            objective or Plain(), seed=5, process_index=i, process_count=process_count
-        )
-        for i in range(process_count)
-    ]
-
-
-def take(batches, count):
-    """The next batches of all processes, put together as the devices see them."""
-    return [
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for parts in itertools.islice(zip(*batches, strict=True), count)
-    ]
-
-
-def close(batches):
-    for each in batches:
-        each.close()
-
-
-def same(left, right):
-    assert len(left) == len(right)
-    for one, other in zip(left, right, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
-
-
 def number(tokens):
     """The number at the start of a text of bytes."""
     text = bytes(int(token) - 3 for token in tokens if token > 2).decode()
@@ -153,14 +124,14 @@ def first_numbers(data, count, objective=None):
 
 def check_continuation(data, *, seeds=3, count=20):
     """States after some batches, at any border, and with other numbers of processes."""
-    whole = open_all(data, 1)
+    whole = open_all(data, 1, Plain())
     expected = take(whole, count + 3)
     close(whole)
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         before, after = (int(rng.choice([1, 2])) for _ in range(2))
         taken = int(rng.integers(0, count + 1))
-        started, continued = open_all(data, before), open_all(data, after)
+        started, continued = (open_all(data, count, Plain()) for count in (before, after))
         same(take(started, taken), expected[:taken])
         state = json.loads(json.dumps(merge_states(each.state_dict() for each in started)))
         for each in continued:
