@@ -10,15 +10,19 @@ from t5lite.layers.heads import (
     HeadSpec,
     LMHeadSpec,
     MaskedLMHeadSpec,
+    PoolerHeadSpec,
     RegressionHeadSpec,
+    ReplacedTokensHeadSpec,
     SpansHeadSpec,
     TokenLabelsHeadSpec,
     pool,
+    unit_length,
 )
 from t5lite.layers.kernels import KERNELS, attention
 from t5lite.layers.kernels.request import Request
 from t5lite.layers.masks import AttentionMask
 from t5lite.layers.mlp import ACTIVATIONS, Mlp, MlpSpec
+from t5lite.layers.moe import MoeSpec
 from t5lite.layers.norms import (
     LayerNormSpec,
     NormSpec,
@@ -42,7 +46,14 @@ from t5lite.layers.position_embeddings import (
     SinusoidalPositionsSpec,
 )
 from t5lite.layers.projection import projection
-from t5lite.layers.rotary import RotarySpec, rotate
+from t5lite.layers.rotary import (
+    LinearScalingSpec,
+    Llama3ScalingSpec,
+    RotaryScalingSpec,
+    RotarySpec,
+    YarnScalingSpec,
+    rotate,
+)
 from t5lite.layers.spec import Spec
 
 __all__ = [
@@ -60,10 +71,14 @@ __all__ = [
     "LMHeadSpec",
     "LayerNormSpec",
     "LearnedPositionsSpec",
+    "LinearScalingSpec",
+    "Llama3ScalingSpec",
     "MaskedLMHeadSpec",
     "Mlp",
     "MlpSpec",
+    "MoeSpec",
     "NormSpec",
+    "PoolerHeadSpec",
     "PositionBiasSpec",
     "PositionEmbeddingSpec",
     "RMSNorm",
@@ -71,13 +86,16 @@ __all__ = [
     "RegressionHeadSpec",
     "RelativeBias",
     "RelativeBiasSpec",
+    "ReplacedTokensHeadSpec",
     "Request",
+    "RotaryScalingSpec",
     "RotarySpec",
     "SinusoidalPositionsSpec",
     "SpansHeadSpec",
     "Spec",
     "TokenEmbedding",
     "TokenLabelsHeadSpec",
+    "YarnScalingSpec",
     "alibi_slopes",
     "attention",
     "drop_residual",
@@ -88,4 +106,5 @@ __all__ = [
     "rms_norm",
     "rotate",
     "toeplitz",
+    "unit_length",
 ]

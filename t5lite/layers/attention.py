@@ -12,6 +12,7 @@ from t5lite.layers.dropout import Dropout
 from t5lite.layers.kernels import attention
 from t5lite.layers.kernels.request import Request
 from t5lite.layers.masks import AttentionMask
+from t5lite.layers.norms import NormSpec
 from t5lite.layers.projection import projection
 from t5lite.layers.rotary import RotarySpec, rotate
 from t5lite.layers.spec import Spec, positive
@@ -30,6 +31,12 @@ class AttentionSpec(Spec):
         factor in the query's initialiser instead.
       use_bias: whether each projection adds a bias.
       rotary: how queries and keys are turned by their positions; None for not at all.
+      window: the largest distance, in tokens, at which a query sees a key of its own sequence; None
+        for any. (Mistral's `sliding_window` counts the keys that are seen: one more.)
+        Source: Beltagy et al. 2020, arXiv:2004.05150, §3.1.
+      logits_softcap: see `kernels.Request`; None for none.
+      query_key_norm: of each head's queries and keys, before they are turned; None for none.
+        Source: Henry et al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442, §2.
     """
 
     num_heads: int
@@ -38,11 +45,19 @@ class AttentionSpec(Spec):
     logits_scale: float | None = None
     use_bias: bool = False
     rotary: RotarySpec | None = None
+    window: int | None = positive(None)
+    logits_softcap: float | None = None
+    query_key_norm: NormSpec | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.num_heads % self.kv_heads == 0, "num_kv_heads", "a divisor of num_heads")
-        self.require(self.rotary is None or self.head_dim % 2 == 0, "head_dim", "even with rotary")
+        if self.num_kv_heads == self.num_heads:  # one way to say it
+            object.__setattr__(self, "num_kv_heads", None)
+        turned = 0 if self.rotary is None else self.rotary.size(self.head_dim)
+        self.require(turned % 2 == 0, "head_dim", "even in what rotary turns of it")
+        softcap = self.logits_softcap
+        self.require(softcap is None or softcap > 0, "logits_softcap", "above 0, or None")
 
     @property
     def kv_heads(self) -> int:
@@ -85,6 +100,9 @@ class Attention(nn.Module):
         self.key = project(axes, kv_heads)
         self.value = project(axes, kv_heads)
         self.output = project(("heads", "kv", "embed"), (self.embed,), num_contracted=2)
+        if spec.query_key_norm is not None:
+            self.query_norm = spec.query_key_norm.make(self.dtype, axis="kv")
+            self.key_norm = spec.query_key_norm.make(self.dtype, axis="kv")
 
     def key_values(self, x: jax.Array, positions: jax.Array | None = None) -> KeyValues:
         """Projects `x` `[batch, kv_length, embed]` to keys and values.
@@ -94,7 +112,10 @@ class Attention(nn.Module):
           positions: `[batch or 1, kv_length]` int32, for rotary keys; None where there are none.
         """
         names = ("batch", "length", "heads", "kv")
-        key = self._rotated(self.key(x), positions)
+        key = self.key(x)
+        if self.spec.query_key_norm is not None:
+            key = self.key_norm(key)
+        key = self._rotated(key, positions)
         return KeyValues(
             nn.with_logical_constraint(key, names),
             nn.with_logical_constraint(self.value(x), names),
@@ -110,12 +131,18 @@ class Attention(nn.Module):
         positions: jax.Array | None = None,
     ) -> jax.Array:
         """Attends from `x` `[batch, q_length, embed]`, which stands at `positions`, over `kv`."""
-        query = self._rotated(self.query(x), positions)
+        query = self.query(x)
+        if self.spec.query_key_norm is not None:
+            query = self.query_norm(query)
+        query = self._rotated(query, positions)
         query = nn.with_logical_constraint(query, ("batch", "length", "heads", "kv"))
         dropout = None
         if self.dropout_rate and self.has_rng("dropout"):
             dropout = Dropout(self.make_rng("dropout"), self.dropout_rate)
-        request = Request(query, kv, bias, mask, dropout, scale=self.spec.scale)
+        spec = self.spec
+        if mask is not None:
+            mask = mask.within_window(spec.window)
+        request = Request(query, kv, bias, mask, dropout, spec.scale, spec.logits_softcap)
         return self.output(attention(request, kernel=self.kernel))
 
     def _rotated(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:

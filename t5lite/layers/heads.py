@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from t5lite.errors import unknown
 from t5lite.layers.dropout import Dropout
 from t5lite.layers.embeddings import TokenEmbedding
+from t5lite.layers.kernels.dot import softcapped
 from t5lite.layers.mlp import ACTIVATIONS
 from t5lite.layers.norms import LayerNormSpec, NormSpec
 from t5lite.layers.projection import projection
@@ -42,12 +43,19 @@ class LMHeadSpec(HeadSpec):
       tied: from the token embedding, rather than from a table of their own.
       logits_scale: factor on them; None for `embed**-0.5`, as in T5 v1.0.
       use_bias: whether a bias for each token is added.
+      softcap: logits x become `softcap * tanh(x / softcap)` in the end; None for not at all.
+        Source: Gemma Team 2024, arXiv:2408.00118, §2.
     """
 
     kind: ClassVar[str] = "lm"
     tied: bool = False
     logits_scale: float | None = 1.0
     use_bias: bool = False
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.softcap is None or self.softcap > 0, "softcap", "above 0, or None")
 
     def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
@@ -61,6 +69,7 @@ class MaskedLMHeadSpec(HeadSpec):
     Args:
       activation: one of `ACTIVATIONS`.
       norm: after it.
+      use_bias: whether the dense layer adds a bias; the logits do.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, and the authors' `run_pretraining.py`.
     """
@@ -68,6 +77,7 @@ class MaskedLMHeadSpec(HeadSpec):
     kind: ClassVar[str] = "lm"
     activation: str = "gelu"
     norm: NormSpec = LayerNormSpec(1e-12)
+    use_bias: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +86,53 @@ class MaskedLMHeadSpec(HeadSpec):
 
     def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
-        return MaskedLMHead(self, embed, vocab, dtype)
+        return MaskedLMHead(self, vocab, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplacedTokensHeadSpec(HeadSpec):
+    """ELECTRA's: for each token, the logit of its not being the text's own, `[batch, length]`.
+
+    Args:
+      activation: one of `ACTIVATIONS`, behind a dense layer.
+
+    Source: Clark et al. 2020, arXiv:2003.10555, §2, and the authors' `run_pretraining.py`.
+    """
+
+    kind: ClassVar[str] = "replaced_tokens"
+    activation: str = "gelu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, ACTIVATIONS)
+
+    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module; see `HeadSpec`."""
+        return ReplacedTokensHead(self, embed, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolerHeadSpec(HeadSpec):
+    """BERT's pooler: a dense layer and an activation on the first token's vector, `[batch, embed]`.
+
+    Args:
+      activation: one of `ACTIVATIONS`.
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, and the authors' `modeling.py`.
+    """
+
+    kind: ClassVar[str] = "pooler"
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, ACTIVATIONS)
+
+    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+        """Returns the module; see `HeadSpec`."""
+        return PoolerHead(self, embed, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +299,12 @@ def pool(hidden: jax.Array, valid: jax.Array, pooling: str) -> jax.Array:
     return jnp.einsum("bl,ble->be", weights, hidden)
 
 
+def unit_length(x: jax.Array) -> jax.Array:
+    """Returns float32 vectors `[..., size]` at length 1; zeros stay zeros."""
+    # Below a length that training never sees, so that a row of padding has a gradient.
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + jnp.float32(1e-12))
+
+
 class LMHead(nn.Module):
     spec: LMHeadSpec
     vocab: int
@@ -266,24 +328,60 @@ class LMHead(nn.Module):
                 name="projection",
             )(hidden).astype(jnp.float32)
         scale = hidden.shape[-1] ** -0.5 if spec.logits_scale is None else spec.logits_scale
-        return logits if scale == 1.0 else logits * jnp.float32(scale)
+        if scale != 1.0:
+            logits = logits * jnp.float32(scale)
+        return logits if spec.softcap is None else softcapped(logits, spec.softcap)
 
 
 class MaskedLMHead(nn.Module):
     spec: MaskedLMHeadSpec
-    embed: int
     vocab: int
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        self.dense = projection(("embed", "mlp"), (self.embed,), dtype=self.dtype, use_bias=True)
         self.norm = self.spec.norm.make(self.dtype)
-        self.bias = _vocab_bias(self)
 
+    @nn.compact
     def __call__(self, hidden: jax.Array, embedding: TokenEmbedding) -> jax.Array:
-        x = ACTIVATIONS[self.spec.activation](self.dense(hidden))
+        spec = self.spec
+        dense = projection(
+            ("embed", "mlp"),
+            (embedding.embed,),
+            dtype=self.dtype,
+            use_bias=spec.use_bias,
+            name="dense",
+        )
+        x = ACTIVATIONS[spec.activation](dense(hidden))
         logits = embedding.attend(self.norm(x))
-        return logits + jnp.broadcast_to(self.bias, logits.shape)
+        return logits + jnp.broadcast_to(_vocab_bias(self), logits.shape)
+
+
+class ReplacedTokensHead(nn.Module):
+    spec: ReplacedTokensHeadSpec
+    embed: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
+        del valid
+        project = functools.partial(projection, dtype=self.dtype, use_bias=True)
+        x = project(("embed", "mlp"), (self.embed,), name="dense")(hidden)
+        x = ACTIVATIONS[self.spec.activation](x)
+        return project(("embed", "classes"), (1,), name="projection")(x)[..., 0].astype(jnp.float32)
+
+
+class PoolerHead(nn.Module):
+    spec: PoolerHeadSpec
+    embed: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
+        x = pool(hidden, valid, "first").astype(self.dtype)
+        dense = projection(
+            ("embed", "mlp"), (self.embed,), dtype=self.dtype, use_bias=True, name="dense"
+        )
+        return ACTIVATIONS[self.spec.activation](dense(x)).astype(jnp.float32)
 
 
 class PooledHead(nn.Module):
@@ -333,10 +431,7 @@ class EmbeddingHead(nn.Module):
                 ("embed", "mlp"), (self.spec.size,), dtype=self.dtype, name="projection"
             )
             x = output(x.astype(self.dtype)).astype(jnp.float32)
-        if not self.spec.normalized:
-            return x
-        # Below a length that training never sees, so that a row of padding has a gradient.
-        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + jnp.float32(1e-12))
+        return unit_length(x) if self.spec.normalized else x
 
 
 def _dropped(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
@@ -347,4 +442,5 @@ def _dropped(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
 
 def _vocab_bias(module: "LMHead | MaskedLMHead") -> Any:
     init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-    return module.param("bias", init, (module.vocab,))
+    bias: Any = module.param("bias", init, (module.vocab,))
+    return bias.astype(jnp.float32)

@@ -16,12 +16,15 @@ class AttentionMask:
       q_segments: `[batch or 1, q_length]` int32; a query sees the keys of its own segment.
       kv_segments: `[batch or 1, kv_length]` int32; 0 is padding, which nobody sees. Without
         `q_segments` every other key is seen.
-      q_order: `[batch or 1, q_length]` int32, where queries stand in the row; with `kv_order` a
-        query sees keys at its own place and before.
-      kv_order: `[batch or 1, kv_length]` int32.
+      q_order: `[batch or 1, q_length]` int32, where queries stand in the row; None where neither
+        `causal` nor `window` asks for it.
+      kv_order: `[batch or 1, kv_length]` int32, where keys stand.
       q_prefix: `[batch or 1, q_length]` bool; with `kv_prefix`, queries and keys of a prefix see
         each other in both directions.
       kv_prefix: `[batch or 1, kv_length]` bool.
+      causal: whether a query sees no keys behind its own place.
+      window: the largest distance, in tokens, at which a query sees a key; None for any. A causal
+        query then sees `window + 1` keys, its own included.
       whole: whether queries and keys are the same whole rows, in order.
     """
 
@@ -31,6 +34,8 @@ class AttentionMask:
     kv_order: jax.Array | None = None
     q_prefix: jax.Array | None = None
     kv_prefix: jax.Array | None = None
+    causal: bool = dataclasses.field(default=False, metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
     whole: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
@@ -44,12 +49,12 @@ class AttentionMask:
           causal: whether a token sees only those before it and itself.
           prefix: `[batch, length]` bool, tokens that see each other nevertheless.
         """
-        order = jnp.arange(segments.shape[1], dtype=jnp.int32)[None] if causal else None
-        return cls(segments, segments, order, order, prefix, prefix, whole=True)
+        order = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
+        return cls(segments, segments, order, order, prefix, prefix, causal=causal, whole=True)
 
-    @property
-    def is_causal(self) -> bool:
-        return self.q_order is not None
+    def within_window(self, window: int | None) -> "AttentionMask":
+        """Returns the rule with a window; None for the rule as it is."""
+        return self if window is None else dataclasses.replace(self, window=window)
 
     def queries(self, start: jax.Array, size: int) -> "AttentionMask":
         """Returns the rule for `size` queries from number `start` on."""
@@ -76,13 +81,24 @@ class AttentionMask:
             if self.q_segments is not None:
                 same = self.q_segments[:, :, None] == self.kv_segments[:, None]
                 seen = same & jnp.broadcast_to(seen, same.shape)
-        if self.q_order is not None and self.kv_order is not None:
-            ordered = self.q_order[:, :, None] >= self.kv_order[:, None]
+        if self.causal:
+            ordered = self._distance() >= 0
             if self.q_prefix is not None and self.kv_prefix is not None:
                 both = self.q_prefix[:, :, None] & self.kv_prefix[:, None]
                 ordered = _or(ordered, both)
             seen = ordered if seen is None else _and(seen, ordered)
+        if self.window is not None:
+            near = jnp.abs(self._distance()) <= self.window
+            seen = near if seen is None else _and(seen, near)
         return None if seen is None else seen[:, None]
+
+    def _distance(self) -> jax.Array:
+        """Returns `[batch or 1, q_length, kv_length]` int32: tokens from key to query."""
+        assert self.q_order is not None, "causal and windowed masks need an order"
+        assert self.kv_order is not None
+        q_order, kv_order = self.q_order[:, :, None], self.kv_order[:, None]
+        shape = jnp.broadcast_shapes(q_order.shape, kv_order.shape)
+        return jnp.broadcast_to(q_order, shape) - jnp.broadcast_to(kv_order, shape)
 
 
 def _and(a: jax.Array, b: jax.Array) -> jax.Array:

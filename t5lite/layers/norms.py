@@ -14,8 +14,8 @@ from t5lite.layers.spec import Spec
 class NormSpec(Spec):
     """Any normalisation layer; subclass it for one of your own."""
 
-    def make(self, dtype: jnp.dtype) -> nn.Module:
-        """Returns the module, whose output has `dtype`."""
+    def make(self, dtype: jnp.dtype, *, axis: str = "embed") -> nn.Module:
+        """Returns the module, whose output has `dtype`; `axis` is the normalised axis's name."""
         raise NotImplementedError(f"{type(self).__name__}.make")
 
 
@@ -23,14 +23,19 @@ class NormSpec(Spec):
 class RMSNormSpec(NormSpec):
     """Root-mean-square normalisation with a scale and no bias.
 
+    Args:
+      epsilon: added to the mean square.
+      unit_offset: whether the parameter is what the scale is above 1, as in Gemma.
+
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
 
     epsilon: float = 1e-6
+    unit_offset: bool = False
 
-    def make(self, dtype: jnp.dtype) -> nn.Module:
-        """Returns the module, whose output has `dtype`."""
-        return RMSNorm(self.epsilon, dtype)
+    def make(self, dtype: jnp.dtype, *, axis: str = "embed") -> nn.Module:
+        """Returns the module, whose output has `dtype`; `axis` is the normalised axis's name."""
+        return RMSNorm(self.epsilon, self.unit_offset, dtype, axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +48,26 @@ class LayerNormSpec(NormSpec):
     epsilon: float = 1e-5
     use_bias: bool = True
 
-    def make(self, dtype: jnp.dtype) -> nn.Module:
-        """Returns the module, whose output has `dtype`."""
-        return LayerNorm(self.epsilon, self.use_bias, dtype)
+    def make(self, dtype: jnp.dtype, *, axis: str = "embed") -> nn.Module:
+        """Returns the module, whose output has `dtype`; `axis` is the normalised axis's name."""
+        return LayerNorm(self.epsilon, self.use_bias, dtype, axis)
 
 
 class RMSNorm(nn.Module):
     epsilon: float
+    unit_offset: bool
     dtype: jnp.dtype
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
         scale: Any = self.param(
-            "scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), x.shape[-1:]
+            "scale", nn.with_logical_partitioning(init, (self.axis,)), x.shape[-1:]
         )
+        scale = scale.astype(jnp.float32)
+        if self.unit_offset:
+            scale = scale + 1.0
         return rms_norm(x, scale, epsilon=self.epsilon).astype(self.dtype)
 
 
@@ -64,14 +75,15 @@ class LayerNorm(nn.Module):
     epsilon: float
     use_bias: bool
     dtype: jnp.dtype
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def vector(name: str, init: nn.initializers.Initializer) -> Any:
-            return self.param(name, nn.with_logical_partitioning(init, ("embed",)), x.shape[-1:])
+            return self.param(name, nn.with_logical_partitioning(init, (self.axis,)), x.shape[-1:])
 
-        scale = vector("scale", nn.initializers.ones)
-        bias = vector("bias", nn.initializers.zeros) if self.use_bias else None
+        scale = vector("scale", nn.initializers.ones).astype(jnp.float32)
+        bias = vector("bias", nn.initializers.zeros).astype(jnp.float32) if self.use_bias else None
         return layer_norm(x, scale, bias, epsilon=self.epsilon).astype(self.dtype)
 
 

@@ -121,6 +121,7 @@ class RelativeBias(nn.Module):
             nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
             (self.num_heads, self.spec.num_buckets),
         )
+        table = table.astype(jnp.float32)
         if q_positions is None:
             diagonals = np.arange(1 - q_length, kv_length)
             buckets = relative_buckets(diagonals, self.spec, bidirectional=self.bidirectional)

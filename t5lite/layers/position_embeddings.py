@@ -28,12 +28,18 @@ class LearnedPositionsSpec(PositionEmbeddingSpec):
     """A table with a row for each position.
 
     Args:
-      max_length: rows of the table: the longest sequence that the model can take.
+      max_length: the longest sequence that the model can take.
+      offset: rows of the table before the first position's, which nothing reads (BART, RoBERTa).
 
     Source: Gehring et al. 2017, arXiv:1705.03122, §3.1.
     """
 
     max_length: int = positive()
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.offset >= 0, "offset", "at least 0")
 
     def make(self, embed: int, dtype: jnp.dtype) -> nn.Module:
         """Returns the module; see `PositionEmbeddingSpec.make`."""
@@ -70,8 +76,9 @@ class LearnedPositions(nn.Module):
     def __call__(self, positions: jax.Array) -> jax.Array:
         self.spec.check(positions.shape[1])
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("positions", "embed"))
-        table: Any = self.param("embedding", init, (self.spec.max_length, self.embed))
-        return jnp.take(table.astype(self.dtype), positions, axis=0)
+        num_rows = self.spec.max_length + self.spec.offset
+        table: Any = self.param("embedding", init, (num_rows, self.embed))
+        return jnp.take(table.astype(self.dtype), positions + self.spec.offset, axis=0)
 
 
 class SinusoidalPositions(nn.Module):

@@ -1,51 +1,189 @@
 """Rotary positions: queries and keys are turned by an angle that grows with their position."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.layers.spec import Spec
+from t5lite.layers.spec import Spec, positive
+
+
+class RotaryScalingSpec(Spec):
+    """How the frequencies change for texts longer than those trained on; subclass it for others."""
+
+    def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        """Returns `[n]` float64 frequencies (radians a position), from those of plain rotary."""
+        raise NotImplementedError(f"{type(self).__name__}.scaled")
+
+    @property
+    def magnitude(self) -> float:
+        """Factor on turned queries and keys."""
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScalingSpec(RotaryScalingSpec):
+    """Position interpolation: every frequency is divided by `factor`.
+
+    Source: Chen et al. 2023, arXiv:2306.15595, §2.3.
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.factor > 0, "factor", "above 0")
+
+    def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        """Returns the scaled frequencies; see `RotaryScalingSpec`."""
+        return frequencies / self.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3ScalingSpec(RotaryScalingSpec):
+    """Llama 3.1's: long wavelengths are stretched, short ones kept, those between blended.
+
+    Args:
+      factor: by which wavelengths are stretched.
+      low_frequency_factor: wavelengths above `original_length` over this are stretched.
+      high_frequency_factor: those below `original_length` over this are kept.
+      original_length: tokens in the longest texts of pre-training.
+
+    Source: Llama Team 2024, arXiv:2407.21783, §3.4.2, and `apply_scaling` of the released code.
+    """
+
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = positive(8192)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.factor > 0, "factor", "above 0")
+        self.require(
+            self.high_frequency_factor > self.low_frequency_factor > 0,
+            "high_frequency_factor",
+            "above low_frequency_factor, and both above 0",
+        )
+
+    def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        """Returns the scaled frequencies; see `RotaryScalingSpec`."""
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        turns = self.original_length * frequencies / (2 * math.pi)  # in a text of pre-training
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScalingSpec(RotaryScalingSpec):
+    """YaRN: interpolation by parts of the spectrum, and warmer attention.
+
+    Args:
+      factor: by which texts are longer than in pre-training.
+      original_length: tokens in the longest texts of pre-training.
+      beta_fast: pairs that turn more often than this in such a text are kept.
+      beta_slow: those that turn less often are divided by `factor`.
+      attention_factor: on turned queries and keys; None for `0.1 ln(factor) + 1`.
+      truncate: whether the borders between pairs are rounded outwards to whole pairs.
+
+    Source: Peng et al. 2023, arXiv:2309.00071, §3.2 to §3.4, and the released code (for borders).
+    """
+
+    factor: float
+    original_length: int = positive(4096)
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.factor >= 1, "factor", "at least 1")
+        self.require(
+            self.beta_fast > self.beta_slow > 0, "beta_fast", "above beta_slow, and both above 0"
+        )
+
+    @property
+    def magnitude(self) -> float:
+        """Factor on turned queries and keys."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0
+
+    def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+        """Returns the scaled frequencies; see `RotaryScalingSpec`."""
+        half = len(frequencies)
+
+        def pair_that_turns(times: float) -> float:
+            wavelength = self.original_length / (times * 2 * math.pi)
+            return half * math.log(wavelength) / math.log(theta)
+
+        first, last = pair_that_turns(self.beta_fast), pair_that_turns(self.beta_slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, 2 * half - 1)
+        width = last - first if last > first else 0.001
+        slow = np.clip((np.arange(half) - first) / width, 0.0, 1.0)
+        return frequencies * (1 - slow) + frequencies / self.factor * slow
 
 
 @dataclasses.dataclass(frozen=True)
 class RotarySpec(Spec):
-    """Rotation of each pair of a head's features by `position * theta**(-2i / head_dim)`.
+    """Rotation of each pair of a head's features by `position * theta**(-2i / size)`.
 
     Args:
       theta: the slowest pair turns by about one radian in `theta` positions.
+      fraction: of a head's features, counted from the first, that are turned, in (0, 1]; GPT-NeoX
+        turns a quarter.
+      scaling: of the frequencies, for longer texts; None for none.
 
     Source: Su et al. 2021, arXiv:2104.09864, §3.2.2.
     """
 
     theta: float = 10_000.0
+    fraction: float = 1.0
+    scaling: RotaryScalingSpec | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.theta > 1, "theta", "above 1")
+        self.require(0 < self.fraction <= 1, "fraction", "above 0 and at most 1")
+
+    def size(self, head_dim: int) -> int:
+        """Returns how many features of a head are turned."""
+        return int(head_dim * self.fraction)
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """Returns `[size / 2]` float64: radians a position, of each pair."""
+        half = self.size(head_dim) // 2
+        plain = self.theta ** (-np.arange(half, dtype=np.float64) / half)
+        return plain if self.scaling is None else self.scaling.scaled(plain, self.theta)
 
 
 def rotate(x: jax.Array, positions: jax.Array, spec: RotarySpec) -> jax.Array:
     """Turns queries or keys; their dot products then depend on distances alone.
 
-    Feature i is paired with feature i + kv / 2, as in LLaMA's published weights.
+    Feature i is paired with feature i + size / 2, as in LLaMA's published weights.
 
     Args:
-      x: `[batch, length, heads, kv]`, kv even.
+      x: `[batch, length, heads, kv]`, kv (the turned part of it) even.
       positions: `[batch or 1, length]` int32.
       spec: the frequencies.
 
     Returns:
       The shape and dtype of `x`; angles are float32.
     """
-    half = x.shape[-1] // 2
-    frequencies = np.float32(spec.theta) ** (-np.arange(half, dtype=np.float32) / half)
-    angles = (
-        positions.astype(jnp.float32)[:, :, None, None] * jnp.asarray(frequencies)[None, None, None]
+    size = spec.size(x.shape[-1])
+    frequencies = jnp.asarray(spec.frequencies(x.shape[-1]).astype(np.float32))
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None]
+    magnitude = 1.0 if spec.scaling is None else spec.scaling.magnitude
+    shape = (*x.shape[:-1], size // 2)
+    sin, cos = (
+        jnp.broadcast_to(fn(angles) * jnp.float32(magnitude), shape) for fn in (jnp.sin, jnp.cos)
     )
-    shape = (*x.shape[:-1], half)
-    sin, cos = (jnp.broadcast_to(fn(angles), shape) for fn in (jnp.sin, jnp.cos))
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turning, rest = x[..., :size], x[..., size:]
+    first, second = jnp.split(turning.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)

@@ -4,7 +4,8 @@ from t5lite.models.block import Block, BlockSpec
 from t5lite.models.cache import Cache
 from t5lite.models.flops import forward_flops
 from t5lite.models.model import Model
-from t5lite.models.presets import PRESETS, override, preset, t5
+from t5lite.models.override import override
+from t5lite.models.presets import PRESETS, preset
 from t5lite.models.spec import (
     ComputeSpec,
     ModelSpec,
@@ -29,5 +30,4 @@ __all__ = [
     "override",
     "preset",
     "save_spec",
-    "t5",
 ]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from t5lite.layers import (
     AttentionSpec,
     KeyValues,
     MlpSpec,
+    MoeSpec,
     NormSpec,
     PositionBiasSpec,
     RMSNormSpec,
@@ -29,23 +30,40 @@ class BlockSpec(Spec):
 
     Args:
       attention: over the stack's own sequence.
-      mlp: the feed-forward layer.
-      norm: of each sublayer.
+      mlp: the feed-forward layer, or a mixture of several.
+      norm: of each sublayer, a normalisation of its own for each.
       cross_attention: over the encoder's output; None where there is no encoder.
-      post_norm: whether the norm comes after the sum, `norm(x + sublayer(x))` (Vaswani et al. 2017,
-        BERT), rather than before the sublayer, `x + sublayer(norm(x))`.
+      norm_placement: "before" the sublayer, `x + sublayer(norm(x))`; "after" the sum,
+        `norm(x + sublayer(x))` (Vaswani et al. 2017, BERT); or "around" the sublayer,
+        `x + norm(sublayer(norm(x)))` (Gemma 2, arXiv:2408.00118, §2).
+      attention_norm: whether there is a norm before self-attention; not in ModernBERT's first
+        layer, which reads normed embeddings.
+      parallel: whether attention and MLP read the same `x`, and both are added to it, rather than
+        one after the other. Source: Wang and Komatsuzaki 2021, GPT-J; Black et al. 2022,
+        arXiv:2204.06745, §2.1.
     """
 
     attention: AttentionSpec
-    mlp: MlpSpec
+    mlp: MlpSpec | MoeSpec
     norm: NormSpec = RMSNormSpec()
     cross_attention: AttentionSpec | None = None
-    post_norm: bool = False
+    norm_placement: Literal["before", "after", "around"] = "before"
+    attention_norm: bool = True
+    parallel: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rotary = self.cross_attention is not None and self.cross_attention.rotary is not None
-        self.require(not rotary, "cross_attention", "without rotary: it knows no positions")
+        cross, before = self.cross_attention, self.norm_placement == "before"
+        placed = cross is not None and (cross.rotary is not None or cross.window is not None)
+        self.require(
+            not placed, "cross_attention", "without rotary and window: it knows no positions"
+        )
+        self.require(before or self.attention_norm, "attention_norm", "True unless norms go before")
+        self.require(
+            not self.parallel or (before and cross is None),
+            "parallel",
+            "False with cross-attention, or unless norms go before",
+        )
 
     def make(
         self,
@@ -113,7 +131,8 @@ class Block(nn.Module):
             self.position_bias = self.position_bias_spec.make(
                 spec.attention.num_heads, bidirectional=not self.causal
             )
-        self.attention_norm = spec.norm.make(self.dtype)
+        if spec.attention_norm:
+            self.attention_norm = spec.norm.make(self.dtype)
         self.attention = spec.attention.make(self.embed, kernel=self.kernel, **sizes)
         if spec.cross_attention is not None:
             self.cross_attention_norm = spec.norm.make(self.dtype)
@@ -121,6 +140,11 @@ class Block(nn.Module):
                 self.embed, kernel=self.kernel, **sizes
             )
         self.mlp_norm = spec.norm.make(self.dtype)
+        if spec.norm_placement == "around":
+            self.attention_output_norm = spec.norm.make(self.dtype)
+            self.mlp_output_norm = spec.norm.make(self.dtype)
+            if spec.cross_attention is not None:
+                self.cross_attention_output_norm = spec.norm.make(self.dtype)
         self.mlp = spec.mlp.make(self.embed, **sizes)
         self.dropout = nn.Dropout(self.dropout_rate)
 
@@ -167,22 +191,45 @@ class Block(nn.Module):
                 kv = self.cross_key_values(context.encoded)
             return self.cross_attention(x, kv, mask=context.cross_mask)
 
-        x = self._residual(x, attend, self.attention_norm, drop_rate)
-        if self.spec.cross_attention is not None:
-            x = self._residual(x, attend_encoder, self.cross_attention_norm, drop_rate)
-        return self._residual(x, self.mlp, self.mlp_norm, drop_rate), cached
+        sublayers: dict[str, Callable[[jax.Array], jax.Array]] = {
+            "attention": attend,
+            "cross_attention": attend_encoder,
+            "mlp": self.mlp,
+        }
+        if self.spec.cross_attention is None:
+            del sublayers["cross_attention"]
+        if self.spec.parallel:
+            updates = [self._update(x, name, sublayers[name], drop_rate) for name in sublayers]
+            x = _residual_stream(x + updates[0] + updates[1])
+        else:
+            for name, sublayer in sublayers.items():
+                total = x + self._update(x, name, sublayer, drop_rate)
+                if self.spec.norm_placement == "after":
+                    total = self._norm(f"{name}_norm", total)
+                x = _residual_stream(total)
+        return x, cached
 
-    def _residual(
+    def _update(
         self,
         x: jax.Array,
+        name: str,
         sublayer: Callable[[jax.Array], jax.Array],
-        norm: Callable[[jax.Array], jax.Array],
         drop_rate: jax.Array | None,
     ) -> jax.Array:
-        post_norm, deterministic = self.spec.post_norm, not self.has_rng("dropout")
-        update = sublayer(x if post_norm else norm(x))
+        """Returns what a sublayer adds to the residual stream `x`."""
+        placement, deterministic = self.spec.norm_placement, not self.has_rng("dropout")
+        update = sublayer(x if placement == "after" else self._norm(f"{name}_norm", x))
+        if placement == "around":
+            update = self._norm(f"{name}_output_norm", update)
         update = self.dropout(update, deterministic=deterministic)
         if drop_rate is not None and not deterministic:
             update = drop_residual(update, self.make_rng("dropout"), drop_rate)
-        x = norm(x + update) if post_norm else x + update
-        return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return update
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        norm = getattr(self, name, None)  # absent where the spec leaves it out
+        return x if norm is None else norm(x)
+
+
+def _residual_stream(x: jax.Array) -> jax.Array:
+    return nn.with_logical_constraint(x, ("batch", "length", "embed"))

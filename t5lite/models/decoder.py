@@ -65,6 +65,7 @@ class Decoder(Transformer):
             kv_order=jnp.arange(cache.max_length, dtype=jnp.int32)[None],
             q_prefix=None if prefix is None else prefix[:, : tokens.shape[1]],
             kv_prefix=prefix,
+            causal=True,
         )
         context = Context(mask=mask, positions=slots, slots=slots)
         hidden, own = self.decoder(self.embed(tokens), context, cached=cache.own)

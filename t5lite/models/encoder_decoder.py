@@ -33,7 +33,7 @@ class EncoderDecoder(Transformer):
             mask=AttentionMask.within(encoder_segments(batch), causal=False),
             positions=positions_of(batch, "encoder"),
         )
-        return self.encoder(self.embed(batch["encoder_input_tokens"]), context)[0]
+        return self.encoder(self.embed_inputs(batch["encoder_input_tokens"]), context)[0]
 
     def hidden(self, batch: Batch) -> jax.Array:
         """Returns the decoder's output `[batch, decoder_length, embed]`."""
@@ -62,7 +62,7 @@ class EncoderDecoder(Transformer):
         slots = cache.lengths[:, None] + order_of(tokens)
         room = jnp.arange(cache.max_length, dtype=jnp.int32)[None]
         context = Context(
-            mask=AttentionMask(q_order=slots, kv_order=room),
+            mask=AttentionMask(q_order=slots, kv_order=room, causal=True),
             positions=slots,
             cross_mask=AttentionMask(kv_segments=cache.encoder_segments),
             slots=slots,

@@ -1,6 +1,6 @@
 """How much arithmetic a model needs: its matrix products, counted from the spec."""
 
-from t5lite.layers import AttentionSpec, MlpSpec
+from t5lite.layers import AttentionSpec, MlpSpec, MoeSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -14,8 +14,8 @@ def forward_flops(
     """Returns the multiply-adds × 2 of one forward pass over one row.
 
     Matrix products only: projections, attention and logits over the vocabulary; masked attention
-    counts in full, because it is computed by most kernels. A training step is 3 × this (the
-    backward pass is twice the forward), without what rematerialisation adds.
+    counts in full, because it is computed by most kernels; so do the slots of experts. A training
+    step is 3 × this (the backward pass is twice the forward), without what rematerialisation adds.
 
     Args:
       spec: the model.
@@ -26,32 +26,48 @@ def forward_flops(
     """
     total = 0
     if spec.encoder is not None:
-        total += _stack(spec.encoder, spec.embed, encoder_length, 0)
+        width = spec.encoder.embed or spec.embed
+        total += _stack(spec.encoder, width, encoder_length)
+        if spec.embedding_size is not None:
+            total += 2 * encoder_length * spec.embedding_size * width
     if spec.decoder is not None:
-        total += _stack(spec.decoder, spec.embed, decoder_length, encoder_length)
+        encoder_width = None if spec.encoder is None else spec.encoder.embed
+        total += _stack(spec.decoder, spec.embed, decoder_length, encoder_length, encoder_width)
     if num_logits is None:
         length = decoder_length if spec.decoder is not None else encoder_length
         num_logits = length if any(head.kind == "lm" for head in spec.heads) else 0
-    total += 2 * num_logits * spec.embed * spec.vocab
+    total += 2 * num_logits * (spec.embedding_size or spec.embed) * spec.vocab
     return total
 
 
-def _stack(spec: StackSpec, embed: int, length: int, encoder_length: int) -> int:
+def _stack(
+    spec: StackSpec,
+    embed: int,
+    length: int,
+    encoder_length: int = 0,
+    encoder_embed: int | None = None,
+) -> int:
     total = 0
-    for index in range(spec.num_layers):
-        block = spec.blocks[index % len(spec.blocks)]
+    for block in spec.every_block:
         total += _attention(block.attention, embed, length, length) + _mlp(block.mlp, embed, length)
         if block.cross_attention is not None:
-            total += _attention(block.cross_attention, embed, length, encoder_length)
+            cross = block.cross_attention
+            total += _attention(cross, embed, length, encoder_length, kv_embed=encoder_embed)
     return total
 
 
-def _attention(spec: AttentionSpec, embed: int, q_length: int, kv_length: int) -> int:
+def _attention(
+    spec: AttentionSpec, embed: int, q_length: int, kv_length: int, *, kv_embed: int | None = None
+) -> int:
     query_and_output = 2 * 2 * q_length * embed * spec.num_heads * spec.head_dim
-    key_and_value = 2 * 2 * kv_length * embed * spec.kv_heads * spec.head_dim
+    key_and_value = 2 * 2 * kv_length * (kv_embed or embed) * spec.kv_heads * spec.head_dim
     logits_and_mix = 2 * 2 * q_length * kv_length * spec.num_heads * spec.head_dim
     return query_and_output + key_and_value + logits_and_mix
 
 
-def _mlp(spec: MlpSpec, embed: int, length: int) -> int:
+def _mlp(spec: MlpSpec | MoeSpec, embed: int, length: int) -> int:
+    if isinstance(spec, MoeSpec):
+        router = 2 * length * embed * spec.num_experts
+        slots = spec.num_experts * spec.slots(length)  # of which some may be empty
+        return router + _mlp(spec.expert, embed, slots)
     return 2 * length * embed * spec.hidden * (3 if spec.gated else 2)

@@ -50,6 +50,11 @@ class Model:
         return {head.kind: head for head in self.spec.heads}
 
     @property
+    def start_id(self) -> int:
+        """The token that a decoder reads first."""
+        return self.spec.start_id
+
+    @property
     def limits(self) -> dict[str, int]:
         """Below what the ids in a batch must be: `tokens`, and `labels`, `token_labels` if any."""
         limits = {"tokens": self.spec.vocab}
@@ -107,10 +112,20 @@ class Model:
           train: whether dropout applies.
 
         Returns:
-          `[batch, length, embed]` in the compute dtype, and auxiliary outputs by name.
+          `[batch, length, embed]` in the compute dtype, and auxiliary losses by name: float32
+          scalars, the mean of all layers with experts (see `layers.MoeSpec`), as in T5X; none
+          without experts.
         """
         rngs = dict(rngs) if rngs and train else None
-        return self._apply("hidden", params, dict(batch), rngs=rngs), {}
+        if not self.spec.num_expert_layers:
+            return self._apply("hidden", params, dict(batch), rngs=rngs), {}
+        hidden, sown = self._apply("hidden", params, dict(batch), rngs=rngs, mutable=["losses"])
+        totals: dict[str, jax.Array] = {}
+        for path, value in jax.tree_util.tree_leaves_with_path(sown["losses"]):
+            name = path[-1].key
+            totals[name] = totals.get(name, jnp.float32(0)) + jnp.sum(value)
+        num_layers = jnp.float32(self.spec.num_expert_layers)
+        return hidden, {name: total / num_layers for name, total in totals.items()}
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Returns `[batch, length, vocab]` float32 for `hidden` `[batch, length, embed]`."""

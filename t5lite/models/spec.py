@@ -13,6 +13,7 @@ from t5lite.layers import (
     KERNELS,
     HeadSpec,
     LMHeadSpec,
+    MoeSpec,
     NormSpec,
     PositionBiasSpec,
     PositionEmbeddingSpec,
@@ -22,7 +23,7 @@ from t5lite.layers import (
 from t5lite.layers.spec import positive
 from t5lite.models.block import BlockSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,10 @@ class StackSpec(Spec):
       num_layers: in all.
       blocks: the pattern that repeats, e.g. two blocks alternate; `BlockSpec`s or your own.
       causal: whether a token sees only those before it.
+      first_blocks: layers before the pattern, once each (ModernBERT's first layer).
+      shared_layers: whether all turns of the pattern use the same parameters (Lan et al. 2019,
+        ALBERT, arXiv:1909.11942, §3.1).
+      embed: width of the residual stream, where it is not the model's.
       position_bias: added to attention logits, by distance; None for none.
       position_embedding: added to token embeddings; None for none. (Rotary positions belong to
         attention.)
@@ -48,6 +53,9 @@ class StackSpec(Spec):
     num_layers: int
     blocks: tuple[BlockSpec, ...]
     causal: bool
+    first_blocks: tuple[BlockSpec, ...] = ()
+    shared_layers: bool = False
+    embed: int | None = positive(None)
     position_bias: PositionBiasSpec | None = None
     position_embedding: PositionEmbeddingSpec | None = None
     embedding_scale: float = 1.0
@@ -59,12 +67,53 @@ class StackSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(len(self.blocks) >= 1, "blocks", "at least one block")
-        heads = {block.attention.num_heads for block in self.blocks}
+        self.require(
+            self.num_layers >= len(self.first_blocks), "num_layers", "at least its first_blocks"
+        )
+        self.require(
+            not self.shared_layers or self.num_rest == 0,
+            "num_layers",
+            "whole turns of the pattern, where its layers are shared",
+        )
+        heads = {block.attention.num_heads for block in self.every_block}
         self.require(
             self.position_bias is None or self.position_bias.per_layer or len(heads) == 1,
             "blocks",
             "of equally many heads where they share one position bias",
         )
+
+    @property
+    def num_periods(self) -> int:
+        """Turns of the pattern."""
+        return (self.num_layers - len(self.first_blocks)) // len(self.blocks)
+
+    @property
+    def num_rest(self) -> int:
+        """Layers behind the last whole turn."""
+        return (self.num_layers - len(self.first_blocks)) % len(self.blocks)
+
+    @property
+    def every_block(self) -> tuple[BlockSpec, ...]:
+        """The block of each layer, in order."""
+        pattern = self.blocks * self.num_periods + self.blocks[: self.num_rest]
+        return self.first_blocks + pattern
+
+    def place(self, layer: int) -> tuple[str, int | None]:
+        """Returns where a layer's parameters are.
+
+        Args:
+          layer: 0 .. num_layers - 1.
+
+        Returns:
+          The path below the stack's, such as `layers/block_0`, and the place along the leading axis
+          `layers` of the parameters there; None where they have no such axis.
+        """
+        if layer < len(self.first_blocks):
+            return f"first/block_{layer}", None
+        turn, block = divmod(layer - len(self.first_blocks), len(self.blocks))
+        if turn == self.num_periods:
+            return f"remainder/block_{block}", None
+        return f"layers/block_{block}", None if self.shared_layers else turn
 
     @property
     def max_length(self) -> int | None:
@@ -80,10 +129,15 @@ class ModelSpec(Spec):
       family: where the architecture comes from; read only when converting checkpoints.
       vocab: rows of the token embedding; at least the vocabulary's size, often padded up.
       embed: width of the residual stream.
+      embedding_size: width of the token embedding where it is not `embed`: what is looked up is
+        then projected (ALBERT, arXiv:1909.11942, §3.1; ELECTRA); for encoders alone.
       encoder: the encoder's stack; None for a decoder alone.
       decoder: the decoder's stack, whose blocks have `cross_attention` where there is an encoder;
         None for an encoder alone.
       heads: what is read off the last hidden states, at most one of a kind.
+      shared_embedding: whether encoder and decoder look up the same table; otherwise the encoder
+        has one of its own (T5Gemma).
+      start_id: the token that a decoder reads first.
       num_token_types: of embeddings that say which part of the input a token is in (BERT); None for
         none.
       embedding_stddev: of the token embedding's initial values.
@@ -92,9 +146,12 @@ class ModelSpec(Spec):
     family: str
     vocab: int = positive()
     embed: int = positive()
+    embedding_size: int | None = positive(None)
     encoder: StackSpec | None = None
     decoder: StackSpec | None = None
     heads: tuple[HeadSpec, ...] = (LMHeadSpec(),)
+    shared_embedding: bool = True
+    start_id: int = 0
     num_token_types: int | None = None
     embedding_stddev: float = 1.0
 
@@ -109,11 +166,13 @@ class ModelSpec(Spec):
                 continue
             direction = "causal" if causal else "bidirectional (causal = False)"
             self.require(stack.causal == causal, name, direction)
-            if any((block.cross_attention is not None) != crosses for block in stack.blocks):
+            if any((block.cross_attention is not None) != crosses for block in stack.every_block):
                 raise InputError(
                     "cross_attention belongs in every block of a decoder behind an encoder, "
                     f"and in no other: see ModelSpec.{name}"
                 )
+        self._check_widths()
+        self.require(0 <= self.start_id < self.vocab, "start_id", f"in 0 .. {self.vocab - 1}")
         kinds = [head.kind for head in self.heads]
         for kind in kinds:
             if kinds.count(kind) > 1:
@@ -121,6 +180,31 @@ class ModelSpec(Spec):
                     f"ModelSpec.heads has two heads of kind {kind!r}, and an objective could not "
                     "tell which is its own: keep one"
                 )
+
+    def _check_widths(self) -> None:
+        """Checks that whoever shares an embedding has its width."""
+        encoder, decoder = self.encoder, self.decoder
+        both = encoder is not None and decoder is not None
+        self.require(both or self.shared_embedding, "shared_embedding", "True for one stack alone")
+        factorised = self.embedding_size is not None
+        self.require(not factorised or decoder is None, "embedding_size", "None with a decoder")
+        tied = any(isinstance(head, LMHeadSpec) and head.tied for head in self.heads)
+        self.require(not (factorised and tied), "embedding_size", "None with tied logits")
+        last = decoder or encoder
+        if last is not None:
+            last.require(last.embed is None, "embed", "None in the last stack, of ModelSpec.embed")
+        if both and self.shared_embedding:
+            assert encoder is not None
+            encoder.require(
+                encoder.embed in (None, self.embed), "embed", "None with a shared embedding"
+            )
+
+    @property
+    def num_expert_layers(self) -> int:
+        """Layers that are mixtures of experts, which have losses of their own."""
+        stacks = [stack for stack in (self.encoder, self.decoder) if stack is not None]
+        blocks = [block for stack in stacks for block in stack.every_block]
+        return sum(isinstance(block.mlp, MoeSpec) for block in blocks)
 
     @property
     def topology(self) -> str:

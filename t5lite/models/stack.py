@@ -8,21 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.layers import AttentionSpec, KeyValues
-from t5lite.models.block import Context
+from t5lite.layers import AttentionSpec, KeyValues, projection
+from t5lite.models.block import BlockSpec, Context
 from t5lite.models.spec import REMAT, ComputeSpec, StackSpec
 
-# Keys and values of every layer: {"layers": [per block of the pattern, stacked], "remainder": …}.
+# Keys and values of every layer: {"first": [per block], "layers": [per block of the pattern,
+# stacked], "remainder": [per block]}, of which a stack has those that it has layers in.
 StackKeyValues = dict[str, list[KeyValues]]
 
 
 class Period(nn.Module):
-    """The repeating pattern of blocks: what one turn of the scan runs."""
+    """Some blocks in a row: the repeating pattern, which is what one turn of the scan runs."""
 
     spec: StackSpec
+    blocks: tuple[BlockSpec, ...]
     embed: int
     compute: ComputeSpec
-    num_blocks: int
 
     def setup(self) -> None:
         spec, bias = self.spec, self.spec.position_bias
@@ -35,7 +36,7 @@ class Period(nn.Module):
                 position_bias=bias if bias is not None and bias.per_layer else None,
                 kernel=self.compute.attention,
             )
-            for block in spec.blocks[: self.num_blocks]
+            for block in self.blocks
         ]
 
     def cross_key_values(self, carry: None, encoded: jax.Array) -> tuple[None, list[KeyValues]]:
@@ -67,20 +68,28 @@ class Stack(nn.Module):
 
     spec: StackSpec
     embed: int
+    embedding_size: int | None
     compute: ComputeSpec
 
     def setup(self) -> None:
         spec, compute = self.spec, self.compute
+        embedding_size = self.embedding_size or self.embed
         bias = spec.position_bias
         if bias is not None and not bias.per_layer:
             num_heads = spec.blocks[0].attention.num_heads
             self.position_bias = bias.make(num_heads, bidirectional=not spec.causal)
         if spec.position_embedding is not None:
-            self.position_embedding = spec.position_embedding.make(self.embed, compute.jax_dtype)
+            self.position_embedding = spec.position_embedding.make(
+                embedding_size, compute.jax_dtype
+            )
         if spec.embedding_norm is not None:
             self.embedding_norm = spec.embedding_norm.make(compute.jax_dtype)
 
-        num_periods, rest = divmod(spec.num_layers, len(spec.blocks))
+        if self.embedding_size is not None:
+            self.embedding_projection = projection(
+                ("embedding", "embed"), (self.embed,), dtype=compute.jax_dtype, use_bias=True
+            )
+        num_periods, rest = spec.num_periods, spec.blocks[: spec.num_rest]
 
         def period(*, scanned: bool) -> type[Period]:
             if compute.remat == "none":
@@ -93,14 +102,22 @@ class Stack(nn.Module):
                 methods=["__call__"],
             )
 
+        parameters: dict[str, Any] = {
+            "variable_axes": {"params": 0, "losses": 0},
+            "split_rngs": {"params": True, "dropout": True},
+            "metadata_params": {nn.PARTITION_NAME: "layers"},
+        }
+        if spec.shared_layers:
+            parameters = {
+                "variable_axes": {"losses": 0},
+                "variable_broadcast": "params",
+                "split_rngs": {"params": False, "dropout": True},
+            }
         scan: Any = functools.partial(
-            dict,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=num_periods,
-            unroll=1 if compute.scan else num_periods,
-            metadata_params={nn.PARTITION_NAME: "layers"},
+            dict, length=num_periods, unroll=1 if compute.scan else num_periods, **parameters
         )
+        if spec.first_blocks:
+            self.first = period(scanned=False)(spec, spec.first_blocks, self.embed, compute)
         if num_periods:
             scanned = nn.scan(
                 period(scanned=compute.scan),
@@ -109,11 +126,11 @@ class Stack(nn.Module):
                     "cross_key_values": scan(in_axes=(nn.broadcast,)),
                 },
             )
-            self.layers = scanned(spec, self.embed, compute, len(spec.blocks))
+            self.layers = scanned(spec, spec.blocks, self.embed, compute)
         if rest:
-            self.remainder = period(scanned=False)(spec, self.embed, compute, rest)
-        self.parts = [name for name, n in (("layers", num_periods), ("remainder", rest)) if n]
-        self.num_periods = num_periods
+            self.remainder = period(scanned=False)(spec, rest, self.embed, compute)
+        sizes = {"first": len(spec.first_blocks), "layers": num_periods, "remainder": len(rest)}
+        self.parts = [name for name, size in sizes.items() if size]
         if spec.final_norm is not None:
             self.final_norm = spec.final_norm.make(compute.jax_dtype)
         self.dropout = nn.Dropout(spec.dropout_rate)
@@ -130,11 +147,11 @@ class Stack(nn.Module):
             zeros = jnp.zeros(shape, self.compute.jax_dtype)
             return KeyValues(zeros, zeros)
 
-        blocks = self.spec.blocks
-        rest = blocks[: self.spec.num_layers % len(blocks)]
+        spec = self.spec
         empty = {
-            "layers": [room(block.attention, (self.num_periods,)) for block in blocks],
-            "remainder": [room(block.attention, ()) for block in rest],
+            "first": [room(block.attention, ()) for block in spec.first_blocks],
+            "layers": [room(block.attention, (spec.num_periods,)) for block in spec.blocks],
+            "remainder": [room(block.attention, ()) for block in spec.blocks[: spec.num_rest]],
         }
         return {name: empty[name] for name in self.parts}
 
@@ -149,7 +166,7 @@ class Stack(nn.Module):
         """Runs all layers.
 
         Args:
-          x: `[batch, length, embed]` embedded tokens.
+          x: `[batch, length, embed]` (or `embedding_size`) embedded tokens.
           context: masks and whatever else the layers share; its bias is filled in here.
           cached: keys and values of the tokens before `x`, in `kv_length` slots.
           cross: the encoder's keys and values.
@@ -164,6 +181,8 @@ class Stack(nn.Module):
             context = context.replace(bias=bias_array)
         deterministic = not self.has_rng("dropout")
         x = self.dropout(self._embedded(x, context.positions), deterministic=deterministic)
+        if self.embedding_size is not None:
+            x = self.embedding_projection(x)
         drop_rates = self._drop_rates()
         updated: StackKeyValues = {}
         for name in self.parts:
@@ -189,11 +208,13 @@ class Stack(nn.Module):
             return None
         depth = np.arange(1, spec.num_layers + 1, dtype=np.float32) / spec.num_layers
         rates = jnp.asarray(np.float32(spec.stochastic_depth_rate) * depth)
-        pattern = len(spec.blocks)
-        periods = rates[: self.num_periods * pattern].reshape(self.num_periods, pattern)
+        pattern, first = len(spec.blocks), len(spec.first_blocks)
+        rest = first + spec.num_periods * pattern
+        periods = rates[first:rest].reshape(spec.num_periods, pattern)
         return {
+            "first": list(rates[:first]),
             "layers": [periods[:, block] for block in range(pattern)],
-            "remainder": list(rates[self.num_periods * pattern :]),
+            "remainder": list(rates[rest:]),
         }
 
 

@@ -1,5 +1,6 @@
 """What all topologies share: the token embedding, and the heads."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -21,13 +22,18 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         spec, dtype = self.spec, self.compute.jax_dtype
-        self.token_embedding = TokenEmbedding(
-            spec.vocab, spec.embed, dtype, init_stddev=spec.embedding_stddev
+        width = spec.embedding_size or spec.embed
+        table = functools.partial(
+            TokenEmbedding, spec.vocab, dtype=dtype, init_stddev=spec.embedding_stddev
         )
+        self.token_embedding = table(width)
+        if not spec.shared_embedding:
+            assert spec.encoder is not None
+            self.encoder_embedding = table(spec.encoder.embed or spec.embed)
         if spec.num_token_types is not None:
             self.token_type_embedding = nn.Embed(
                 spec.num_token_types,
-                spec.embed,
+                width,
                 dtype=dtype,
                 embedding_init=nn.with_logical_partitioning(
                     nn.initializers.normal(0.02), ("token_types", "embed")
@@ -38,11 +44,20 @@ class Transformer(nn.Module):
 
     def stack(self, spec: StackSpec) -> Stack:
         """Returns the module of a stack of this model."""
-        return Stack(spec, self.spec.embed, self.compute)
+        embed = spec.embed or self.spec.embed
+        return Stack(spec, embed, self.spec.embedding_size, self.compute)
 
     def embed(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
         """Looks up `tokens` `[batch, length]` and their types, all 0 by default."""
-        x = self.token_embedding(tokens)
+        return self._typed(self.token_embedding(tokens), tokens, types)
+
+    def embed_inputs(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
+        """Does the same for the encoder of an encoder-decoder."""
+        own = not self.spec.shared_embedding
+        x = (self.encoder_embedding if own else self.token_embedding)(tokens)
+        return self._typed(x, tokens, types)
+
+    def _typed(self, x: jax.Array, tokens: jax.Array, types: jax.Array | None) -> jax.Array:
         if self.spec.num_token_types is not None:
             x = x + self.token_type_embedding(jnp.zeros_like(tokens) if types is None else types)
         return x

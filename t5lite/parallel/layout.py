@@ -28,10 +28,14 @@ PARAMETERS: Rules = (
     ("positions", None),
     ("token_types", None),
     ("classes", None),
+    ("embedding", None),
 )
 
 ACTIVATIONS: Rules = (
+    # A batch is spread over the devices that hold experts too, except where they work on it.
+    ("experts", "expert"),
     ("batch", ("data", "fsdp", "expert")),
+    ("batch", ("data", "fsdp")),
     ("length", "seq"),
     ("vocab", "tensor"),
     ("mlp", "tensor"),

@@ -16,6 +16,8 @@ def refusal(request: Request) -> str | None:
         return "the gradient of a position bias is not cuDNN's"
     if request.dropout is not None:
         return "attention has dropout"
+    if request.softcap is not None:
+        return "cuDNN caps no logits"
     if request.query.shape[-1] % 8 or request.query.shape[-1] > 128:
         return f"heads are {request.query.shape[-1]} wide: a multiple of 8 up to 128 is needed"
     lengths = request.query.shape[1], request.kv.key.shape[1]

@@ -9,6 +9,11 @@ from t5lite.layers.kernels.request import Request
 MASKED = -1e9
 
 
+def softcapped(logits: jax.Array, softcap: float) -> jax.Array:
+    """Returns float32 logits within ±`softcap`, almost unchanged where they are far below it."""
+    return jnp.float32(softcap) * jnp.tanh(logits / jnp.float32(softcap))
+
+
 def attention(request: Request) -> jax.Array:
     """Returns `[batch, q_length, heads, kv]`; logits and softmax in float32.
 
@@ -23,6 +28,8 @@ def attention(request: Request) -> jax.Array:
     logits = logits.reshape(batch, heads, q_length, -1)
     if request.scale != 1.0:
         logits = logits * jnp.float32(request.scale)
+    if request.softcap is not None:
+        logits = softcapped(logits, request.softcap)
     if request.bias is not None:
         logits = logits + jnp.broadcast_to(request.bias, logits.shape)
     seen = None if request.mask is None else request.mask.array()

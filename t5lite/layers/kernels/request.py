@@ -23,6 +23,8 @@ class Request:
       mask: which keys each query sees; None for all.
       dropout: of the probabilities; None for none.
       scale: factor on the logits.
+      softcap: after scaling, logits x become `softcap * tanh(x / softcap)`, before the bias; None
+        for not at all. Source: Gemma Team 2024, arXiv:2408.00118, §2.
     """
 
     query: jax.Array
@@ -31,6 +33,7 @@ class Request:
     mask: AttentionMask | None = None
     dropout: Dropout | None = None
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
+    softcap: float | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def mesh_axes(axes: tuple[str, ...]) -> tuple:

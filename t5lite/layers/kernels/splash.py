@@ -43,8 +43,13 @@ def attention(request: Request, *, interpret: bool = False) -> jax.Array:
     """
     mask = request.mask
     assert mask is not None
-    causal = mask.is_causal
-    kernel = functools.partial(_one_row, causal=causal, interpret=interpret)
+    kernel = functools.partial(
+        _one_row,
+        causal=mask.causal,
+        window=mask.window,
+        softcap=request.softcap,
+        interpret=interpret,
+    )
 
     rows: Callable[..., jax.Array] = jax.vmap(kernel)
     query = request.query
@@ -72,20 +77,26 @@ def _one_row(
     segments: jax.Array,
     *,
     causal: bool,
+    window: int | None,
+    softcap: float | None,
     interpret: bool,
 ) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     heads, length, _ = query.shape
-    rule = splash.CausalMask if causal else splash.FullMask
+    shape = (length, length)
+    rule: Any = splash.CausalMask(shape) if causal else splash.FullMask(shape)
+    if window is not None:
+        rule = splash.LocalMask(shape, (window, 0 if causal else window), 0)
     block = next(size for size in (512, 256, LANES) if length % size == 0)
     sides = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     sizes: dict[str, Any] = dict.fromkeys(sides, block)
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([rule((length, length))] * heads),
+        splash.MultiHeadMask([rule] * heads),
         head_shards=1,
         q_seq_shards=1,
         block_sizes=splash.BlockSizes(**sizes),
+        attn_logits_soft_cap=softcap,
         interpret=interpret,
     )
     return kernel(query, key, value, segment_ids=splash.SegmentIds(segments, segments))

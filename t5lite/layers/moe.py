@@ -1,0 +1,324 @@
+"""Mixtures of experts: a router sends each token to a few of many feed-forward layers.
+
+Routing is done with indices and fixed shapes: each expert has so many slots a row, tokens are
+gathered into them and gathered back, and nothing is multiplied by one-hot matrices.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t5lite.layers.mlp import Mlp, MlpSpec
+from t5lite.layers.projection import projection
+from t5lite.layers.spec import Spec, positive
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeSpec(Spec):
+    """Experts and their router; the defaults train as ST-MoE does, but for `top_k` = 2 there.
+
+    An expert takes `capacity` tokens of a row, or capacity_factor * top_k * length / num_experts of
+    them, rounded up. A token that comes too late is dropped: the layer gives zeros, and only the
+    residual connection carries it on. First choices come before second ones, then tokens in their
+    order, so that with `top_k` = 1 no token depends on later ones, whatever is dropped. **With more
+    it does**: a later token's first choice can take the place of an earlier one's second, so that a
+    decoder sees ahead where it drops. Decoding with a cache counts the tokens of one call: one by
+    one, none are dropped. Texts packed into a row share its experts' slots.
+
+    Without either nothing is dropped, for a price: every expert has room for a whole row, so that
+    time and memory are those of `num_experts` dense layers instead of `top_k`. That is for decoding
+    (rows of one token never drop anything, and cost the same either way) and for small models.
+
+    The router knows nothing of padding, which takes slots like any token and counts in the
+    auxiliary losses (as in transformers). On the right of a row it comes last, and so drops no
+    token's first choice.
+
+    Args:
+      expert: each of the experts.
+      num_experts: how many there are.
+      top_k: experts that a token is sent to.
+      capacity_factor: slots an expert has, as a multiple of an even share; None: see `capacity`.
+      capacity: slots an expert has for each row; None: see `capacity_factor`.
+      normalize_weights: whether the probabilities of the chosen are divided by their sum (GShard,
+        ST-MoE, Mixtral) before they weigh the experts' outputs; not for `top_k` = 1, where nothing
+        would train the router.
+      balance_coefficient: of the load-balancing loss; 0.01 in Switch, §2.2, and in ST-MoE.
+      router_z_coefficient: of the router's z-loss; 0.001 in ST-MoE, §3.3, absent from Switch.
+      router_jitter_rate: in training, the router's input is multiplied by noise in [1 - rate,
+        1 + rate]; 0.01 in Switch as transformers has it.
+
+    Source: Fedus et al. 2021, Switch, arXiv:2101.03961, §2.1 and §2.2 (top_k = 1, capacity), and
+      appendix C (jitter); Zoph et al. 2022, ST-MoE, arXiv:2202.08906, §3.3; Lepikhin et al. 2020,
+      GShard, arXiv:2006.16668, §2.2 and algorithm 1 (first choices before second ones; its random
+      choice of the second is left out).
+    """
+
+    expert: MlpSpec
+    num_experts: int
+    top_k: int = positive(1)
+    capacity_factor: float | None = None
+    capacity: int | None = positive(None)
+    normalize_weights: bool = False
+    balance_coefficient: float = 0.01
+    router_z_coefficient: float = 0.001
+    router_jitter_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.top_k <= self.num_experts, "top_k", "at most num_experts")
+        factor = self.capacity_factor
+        self.require(factor is None or 0 < factor < math.inf, "capacity_factor", "above 0")
+        self.require(
+            factor is None or self.capacity is None, "capacity", "None with a capacity_factor"
+        )
+        self.require(
+            not (self.normalize_weights and self.top_k == 1),
+            "normalize_weights",
+            "False with top_k = 1: all weights would be 1, and nothing would train the router",
+        )
+        for field in ("balance_coefficient", "router_z_coefficient"):
+            self.require(0 <= getattr(self, field) < math.inf, field, "at least 0")
+
+    def slots(self, length: int) -> int:
+        """Returns how many tokens of a row of `length` an expert has room for."""
+        if self.capacity_factor is not None:
+            slots = math.ceil(self.capacity_factor * self.top_k * length / self.num_experts)
+        else:
+            slots = length if self.capacity is None else self.capacity
+        return min(slots, length)  # no token is sent to the same expert twice
+
+    def make(self, embed: int, *, dtype: jnp.dtype, dropout_rate: float) -> "Moe":
+        """Returns the module for inputs of width `embed`; dropout is that inside the experts."""
+        return Moe(self, embed, dtype, dropout_rate)
+
+
+class Moe(nn.Module):
+    """Maps `[batch, length, embed]` to the same shape, as an `Mlp` does.
+
+    Two float32 scalars, multiplied by their coefficients, are sown into the collection `losses`
+    where that is mutable: `load_balancing` and `router_z`.
+    """
+
+    spec: MoeSpec
+    embed: int
+    dtype: jnp.dtype
+    dropout_rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        spec = self.spec
+        batch, length, _ = x.shape
+        logits = self._router_logits(x)
+        probabilities = jax.nn.softmax(logits)
+        chosen, weights = choose(probabilities, spec.top_k, normalize=spec.normalize_weights)
+        self._sow("load_balancing", spec.balance_coefficient, load_balancing(probabilities, chosen))
+        self._sow("router_z", spec.router_z_coefficient, router_z(logits))
+
+        num_slots = spec.slots(length)
+        places = assign(chosen, num_slots)
+        occupants = invert(places, spec.num_experts * num_slots)
+        rows = ("batch", None, "embed")
+        # Where the row is, both ways; what travels is what experts read and write.
+        sent = move(jnp.tile(x, (1, spec.top_k, 1)), occupants, places)
+        sent = nn.with_logical_constraint(sent, rows)
+        sent = sent.reshape(batch, spec.num_experts, num_slots, self.embed).swapaxes(0, 1)
+        done = self._run_experts(sent).swapaxes(0, 1)
+        done = done.reshape(batch, spec.num_experts * num_slots, self.embed)
+        done = nn.with_logical_constraint(done, rows)
+        back = move(done, places, occupants).reshape(batch, spec.top_k, length, self.embed)
+        y = jnp.sum(back.astype(jnp.float32) * weights[..., None], axis=1)
+        return y.astype(self.dtype)
+
+    def _router_logits(self, x: jax.Array) -> jax.Array:
+        """Returns `[batch, length, experts]`, in float32 throughout (Switch, §2.4)."""
+        spec = self.spec
+        x = x.astype(jnp.float32)
+        if spec.router_jitter_rate and self.has_rng("dropout"):
+            low, high = 1 - spec.router_jitter_rate, 1 + spec.router_jitter_rate
+            key = self.make_rng("dropout")
+            x = x * jax.random.uniform(key, x.shape, minval=low, maxval=high)
+        router = projection(
+            ("embed", "experts"),
+            (spec.num_experts,),
+            dtype=jnp.dtype("float32"),
+            init_scale=0.1**0.5,  # Switch, §2.4
+            name="router",
+        )
+        # Accelerators would round to bfloat16 or TF32, and send tokens elsewhere than a CPU does.
+        with jax.default_matmul_precision("float32"):
+            return nn.with_logical_constraint(router(x), ("batch", "length", None))
+
+    def _run_experts(self, x: jax.Array) -> jax.Array:
+        """Returns the experts' outputs for `[experts, batch, slots, embed]`, in the same shape."""
+        names = ("experts", "batch", None, "embed")
+        x = nn.with_logical_constraint(x, names)
+        with _rules_beside_experts() as axis:
+            experts: Any = nn.vmap(
+                Mlp,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                metadata_params={nn.PARTITION_NAME: "experts"},
+                axis_size=self.spec.num_experts,
+                spmd_axis_name=axis,
+            )
+            x = experts(
+                self.spec.expert, self.embed, self.dtype, self.dropout_rate, name="experts"
+            )(x)
+        return nn.with_logical_constraint(x, names)
+
+    def _sow(self, name: str, coefficient: float, value: jax.Array) -> None:
+        # One scalar rather than Flax's tuple, and added where a module is called several times.
+        self.sow(
+            "losses",
+            name,
+            jnp.float32(coefficient) * value,
+            reduce_fn=jnp.add,
+            init_fn=lambda: jnp.float32(0),
+        )
+
+
+def choose(probabilities: jax.Array, top_k: int, *, normalize: bool) -> tuple[jax.Array, jax.Array]:
+    """Finds each token's experts, and how much each of them counts.
+
+    Args:
+      probabilities: `[batch, length, experts]` float32, the router's; of equal ones the first wins.
+      top_k: how many are chosen.
+      normalize: whether a token's weights add up to 1.
+
+    Returns:
+      `[batch, top_k, length, experts]` bool, the best one first, and weights
+      `[batch, top_k, length]` float32.
+    """
+    left, chosen = probabilities, []
+    for _ in range(top_k):
+        # Comparisons and reductions alone split along any axis, where a top-k would not.
+        best = jnp.argmax(left, axis=-1)
+        chosen.append(jax.nn.one_hot(best, left.shape[-1], dtype=bool))
+        left = jnp.where(chosen[-1], jnp.float32(-1), left)
+    masks = jnp.stack(chosen, axis=1)
+    weights = jnp.sum(jnp.where(masks, probabilities[:, None], 0.0), axis=-1)
+    if normalize:
+        weights = weights / jnp.sum(weights, axis=1, keepdims=True)
+    return masks, weights
+
+
+def assign(chosen: jax.Array, num_slots: int) -> jax.Array:
+    """Gives every choice a slot of its expert, in the order of their rank and then of tokens.
+
+    Args:
+      chosen: `[batch, top_k, length, experts]` bool, one expert each.
+      num_slots: slots that an expert has for each row.
+
+    Returns:
+      `[batch, top_k * length]` int32: slot s of expert e is e * num_slots + s, and those who get
+      none have the first number that is not a slot's, experts * num_slots.
+    """
+    batch, top_k, length, num_experts = chosen.shape
+    chosen = chosen.reshape(batch, top_k * length, num_experts)
+    before = jnp.cumsum(chosen.astype(jnp.int32), axis=1) - 1
+    slot = jnp.sum(jnp.where(chosen, before, 0), axis=-1)
+    expert = jnp.argmax(chosen, axis=-1).astype(jnp.int32)
+    return jnp.where(slot < num_slots, expert * num_slots + slot, num_experts * num_slots)
+
+
+def invert(places: jax.Array, num_places: int) -> jax.Array:
+    """Returns who is where: the inverse of a map from things to places, row by row.
+
+    Args:
+      places: `[batch, n]` int32, each below `num_places` at most once in a row.
+      num_places: how many there are.
+
+    Returns:
+      `[batch, num_places]` int32 in 0 .. n, n where there is nobody.
+    """
+    things = jnp.arange(places.shape[1], dtype=jnp.int32)
+
+    def one(places: jax.Array) -> jax.Array:
+        nobody = jnp.full((num_places,), things.size, jnp.int32)
+        return nobody.at[places].set(things, mode="drop")
+
+    return jax.vmap(one)(places)
+
+
+@jax.custom_vjp
+def move(x: jax.Array, sources: jax.Array, targets: jax.Array) -> jax.Array:
+    """Moves vectors to other places in their row; what comes from nowhere is zeros.
+
+    Its derivative moves back, which is faster than the scatter that JAX would derive, and adds
+    nothing up in an order that may change.
+
+    Args:
+      x: `[batch, n, embed]`.
+      sources: `[batch, m]` int32, where the result's vectors come from, n for nowhere.
+      targets: `[batch, n]` int32, where those of `x` go, m for nowhere; the inverse of `sources`.
+
+    Returns:
+      `[batch, m, embed]`.
+    """
+    del targets
+    return jnp.take_along_axis(x, sources[..., None], axis=1, mode="fill", fill_value=0)
+
+
+def _move_forward(
+    x: jax.Array, sources: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return move(x, sources, targets), (sources, targets)
+
+
+def _move_backward(
+    maps: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, None, None]:
+    sources, targets = maps
+    return move(gradient, targets, sources), None, None
+
+
+move.defvjp(_move_forward, _move_backward)
+
+
+def load_balancing(probabilities: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Returns the load-balancing loss of all tokens: 1 if every expert is used as much as any.
+
+    It is num_experts * Σ f_i P_i, where P_i is the mean probability of expert i and f_i its share
+    of all choices, before any are dropped. For `top_k` > 1 all choices count, as in Flaxformer;
+    GShard and ST-MoE count the first ones. The losses of microbatches have a mean that is not
+    quite the loss of the whole batch.
+
+    Args:
+      probabilities: `[batch, length, experts]` float32.
+      chosen: `[batch, top_k, length, experts]` bool.
+
+    Source: Fedus et al. 2021, arXiv:2101.03961, §2.2, equations 4 to 6.
+    """
+    used = jnp.mean(chosen.astype(jnp.float32), axis=(0, 1, 2))
+    return probabilities.shape[-1] * jnp.sum(used * jnp.mean(probabilities, axis=(0, 1)))
+
+
+def router_z(logits: jax.Array) -> jax.Array:
+    """Returns the mean over tokens of the squared log of the softmax's normaliser.
+
+    Args:
+      logits: `[batch, length, experts]` float32.
+
+    Source: Zoph et al. 2022, arXiv:2202.08906, §3.3, equation 5.
+    """
+    return jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
+
+
+@contextmanager
+def _rules_beside_experts() -> Iterator[Any]:
+    """Keeps the mesh axes that have the experts free of anything else; yields those axes.
+
+    Inside an expert a `batch` of rows is spread over what is left of the batch's axes, and slots,
+    which an `Mlp` calls the `length`, over none.
+    """
+    rules = nn.get_logical_axis_rules()
+    experts, batch = nn.logical_to_mesh_axes(("experts", "batch"), rules) or (None, None)
+    kept = [rule for rule in rules if rule[0] not in ("batch", "length")]
+    with nn.logical_axis_rules([("batch", batch), ("length", None), *kept] if rules else rules):
+        yield experts
