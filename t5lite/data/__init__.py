@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from t5lite.data.columns import Answer, Class, Number, Tags
     from t5lite.data.file_data import FileData
     from t5lite.data.files import decode_text
+    from t5lite.data.mapped_sentencepiece import MappedSentencePiece
     from t5lite.data.mixture import MixtureData, mixing_rates
     from t5lite.data.packed_cache import PackedData
     from t5lite.data.packed_writer import write_packed
@@ -37,6 +38,7 @@ _HOME = {
     "Class": "columns",
     "FileData": "file_data",
     "HuggingFaceTokenizer": "tokenizers_vocabularies",
+    "MappedSentencePiece": "mapped_sentencepiece",
     "MixtureData": "mixture",
     "Number": "columns",
     "PackedData": "packed_cache",
@@ -67,6 +69,7 @@ __all__ = [
     "Class",
     "FileData",
     "HuggingFaceTokenizer",
+    "MappedSentencePiece",
     "MixtureData",
     "Number",
     "PackedData",

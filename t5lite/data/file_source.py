@@ -92,8 +92,10 @@ class FileSource:
             rows = [row | {SHOTS: text} for row, text in zip(rows, texts, strict=True)]
         made: dict[str, list[np.ndarray]] = {}
         for feature, column in self._columns.items():
-            length = self._lengths.get(feature)
-            made |= column.arrays(feature, rows, vocabulary=self._vocabulary, length=length)
+            length, vocabulary = self._lengths.get(feature), self._vocabulary
+            if feature == "targets":  # some have other pieces for what is to be written
+                vocabulary = getattr(vocabulary, "targets", vocabulary)
+            made |= column.arrays(feature, rows, vocabulary=vocabulary, length=length)
         arrays = [made[name] for name in self._wanted]
         for values in zip(*arrays, strict=True):
             yield dict(zip(self._wanted, values, strict=True))

@@ -170,6 +170,12 @@ class PackedData(_Data):
                     f"{name} = {now}: the cache {self.folder} was made with {was}; "
                     "write it again with t5lite cache, or ask for what it holds"
                 )
+        columns = self._description["passes"]["train"][0]["columns"]
+        if self._needs_segments() and not any(name.endswith("_segment_ids") for name in columns):
+            raise InputError(
+                f"folder = {self.folder!r}: the cache was made by a version that took id 0 for "
+                "padding, which it is not in this vocabulary; write it again with t5lite cache"
+            )
 
     def _rows_per_process(self, process_count: int) -> int:
         if self.batch_size % process_count:

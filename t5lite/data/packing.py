@@ -49,6 +49,31 @@ def pack(examples: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, n
     return packed
 
 
+def pad_with_segments(
+    examples: Sequence[Example], lengths: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Gives each example a row of its own, and says which places it fills.
+
+    For vocabularies whose id 0 is a token: nothing else tells it from what fills the rows up.
+
+    Args:
+      examples: as `pad` takes them.
+      lengths: likewise.
+
+    Returns:
+      What `pad` does, and for every feature `name_segment_ids`, `[examples, length]` int32: 1 on
+      the tokens, 0 behind them.
+
+    Raises:
+      InputError: if a feature is missing or too long.
+    """
+    sizes, rows = token_counts(examples, lengths), pad(examples, lengths)
+    for column, (name, length) in enumerate(lengths.items()):
+        filled = np.arange(length) < sizes[:, column, None]
+        rows[f"{name}_segment_ids"] = filled.astype(np.int32)
+    return rows
+
+
 def pad(examples: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Gives each example a row of its own.
 

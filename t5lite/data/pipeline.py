@@ -201,7 +201,11 @@ class _Data:
         """Returns the shapes and types of a global batch, without reading any data."""
         import jax
 
-        suffixes = ("", "_segment_ids", "_positions") if self._packs(objective) else ("",)
+        suffixes: tuple[str, ...] = ("",)
+        if self._packs(objective):
+            suffixes = ("", "_segment_ids", "_positions")
+        elif self._needs_segments():
+            suffixes = ("", "_segment_ids")
         row = {
             name + suffix: np.zeros((1, length), np.int32)
             for name, length in self._row_lengths(objective).items()
@@ -244,8 +248,17 @@ class _Data:
     def _rows(
         self, examples: Stream, lengths: Mapping[str, int], objective: Objective
     ) -> RowStream:
-        packed = self._packs(objective)
-        return RowStream(examples, lengths, packed=packed, block_rows=self.block_rows)
+        return RowStream(
+            examples,
+            lengths,
+            packed=self._packs(objective),
+            segments=self._needs_segments(),
+            block_rows=self.block_rows,
+        )
+
+    def _needs_segments(self) -> bool:
+        """Whether rows need segment ids because 0, which fills them up, is a token too."""
+        return bool(getattr(self.vocabulary(), "zero_is_token", False))
 
     def _prepare(self, objective: Objective) -> Prepare:
         vocabulary = self.vocabulary()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from t5lite.data.packing import pack, pad
+from t5lite.data.packing import pack, pad, pad_with_segments
 from t5lite.data.sources import Example, Source
 from t5lite.errors import InputError
 
@@ -242,6 +242,7 @@ class RowStream:
       examples: the stream.
       lengths: the features to take and the length of their rows, in tokens.
       packed: whether a row may hold several examples.
+      segments: whether rows that are not packed say which places hold tokens, too.
       block_rows: larger packs tighter and starts later.
 
     Attributes:
@@ -250,10 +251,17 @@ class RowStream:
     """
 
     def __init__(
-        self, examples: Stream, lengths: Mapping[str, int], *, packed: bool, block_rows: int = 16
+        self,
+        examples: Stream,
+        lengths: Mapping[str, int],
+        *,
+        packed: bool,
+        segments: bool = False,
+        block_rows: int = 16,
     ):
         self._examples, self._lengths = examples, dict(lengths)
-        self._to_rows, self._block_rows = (pack if packed else pad), block_rows
+        self._packed, self._block_rows = packed, block_rows
+        self._to_rows = pack if packed else pad_with_segments if segments else pad
         self.load({"block": examples.state(), "rows": 0, "part": examples.part})
 
     def state(self) -> dict[str, Any]:
@@ -309,7 +317,7 @@ class RowStream:
 
     def _share(self, example: Example) -> float:
         """Returns how much of a row an example takes, in its tightest feature."""
-        if self._to_rows is pad:
+        if not self._packed:
             return 1.0
         shares = (
             example[name].size / length

@@ -1,21 +1,20 @@
 """Vocabularies of the `tokenizers` library: any `tokenizer.json`, and BERT's `vocab.txt`.
 
-Ids are those of the file, plus `offset`; sentinels come behind them, as everywhere in t5lite. In
-SeqIO tasks they run through `tf.numpy_function`: as exact as any, in graphs and from caches.
+Ids are those of the file, plus `offset`; sentinels come behind them, as everywhere in t5lite. Id 0
+may be a token of the text: batches then say by segment ids which places hold tokens. In SeqIO tasks
+these vocabularies run through `tf.numpy_function`: as exact as any, in graphs and from caches.
 """
 
 import functools
+import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from t5lite.data.files import as_path, write_whole
-from t5lite.data.importing import import_seqio
 from t5lite.data.vocabularies import (
+    PADDING,
     Vocabulary,
     fingerprint_of,
     read_file,
@@ -27,7 +26,7 @@ from t5lite.errors import InputError, unknown
 _EOS = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "[EOS]", "[SEP]")
 _MASKS = ("[MASK]", "<mask>")
 _STARTS = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]")
-_PADDING = re.compile(r"\W*pad(ding)?\W*", re.IGNORECASE)
+_PADS = ("<pad>", "[PAD]", "<|padding|>", "<|pad|>")
 _BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -35,6 +34,7 @@ class _Tokenizer(Vocabulary):
     """What all of the library's tokenizers share.
 
     Attributes:
+      offset: by how much ids are above the file's.
       mask_id: of the mask token; None if there is none.
       bos_id: of the token that texts start with; None if there is none.
     """
@@ -51,6 +51,9 @@ class _Tokenizer(Vocabulary):
         num_sentinels: int,
         offset: int,
         eos: str | None,
+        bos: str | None = None,
+        mask: str | None = None,
+        pad: str | None = None,
         **options: Any,
     ):
         if num_sentinels < 0:
@@ -58,7 +61,10 @@ class _Tokenizer(Vocabulary):
         if offset not in (0, 1):
             raise InputError(f"offset={offset} must be 0 or 1")
         self.file, self._content, self._tokenizer = str(file), content, tokenizer
-        self._options = {"offset": offset, "eos": eos, **options}
+        named = {"bos": bos, "mask": mask, "pad": pad}
+        # Those of no name are left out: fingerprints are what they were before there were any.
+        named = {name: token for name, token in named.items() if token is not None}
+        self._options = {"offset": offset, "eos": eos, **named, **options}
         tokenizer.no_padding()
         tokenizer.no_truncation()
         own, num_tokens = _count_sentinels(tokenizer), max(tokenizer.get_vocab().values()) + 1
@@ -67,18 +73,28 @@ class _Tokenizer(Vocabulary):
                 f"{file} has {own} sentinels of its own, num_sentinels={num_sentinels} asks for "
                 f"more; use at most {own}"
             )
-        self._offset, self.num_sentinels = offset, own or num_sentinels
+        self.offset, self.num_sentinels = offset, own or num_sentinels
         self.size = num_tokens + offset + (0 if own else num_sentinels)
         if not own:
             _add_sentinels(tokenizer, num_sentinels, first_id=num_tokens)
-        self._check_padding()
-        self.pad_id = 0
         self.eos_id = self._eos(eos)
-        self.bos_id, self.mask_id = self._first_of(_STARTS), self._first_of(_MASKS)
+        before, after = self._around
+        self.bos_id = self._first_of(_STARTS if bos is None else [bos])
+        if bos is None and (before or after):  # the template knows
+            self.bos_id = before[0] if before else None
+        self.mask_id = self._first_of(_MASKS if mask is None else [mask])
         unk = getattr(tokenizer.model, "unk_token", None)
-        if unk is None and (unk_id := getattr(tokenizer.model, "unk_id", None)) is not None:
-            unk = tokenizer.id_to_token(unk_id)
-        self.unk_id = -1 if unk is None else self._first_of([unk]) or -1
+        unk_id = None if unk is None else self._first_of([unk])
+        if type(tokenizer.model).__name__ == "Unigram":  # which does not show it
+            unk_id = json.loads(tokenizer.to_str())["model"]["unk_id"]
+            unk_id = None if unk_id is None else unk_id + offset
+        self.unk_id = -1 if unk_id is None else unk_id
+        pad_id = self._first_of(_PADS if pad is None else [pad])
+        if pad_id in (self.eos_id, self.bos_id, self.unk_id):
+            pad_id = None  # a token that texts have too cannot be told from it
+        first = None if offset else tokenizer.id_to_token(0)
+        self.zero_is_token = not (first is None or pad_id == 0 or PADDING.fullmatch(first))
+        self.pad_id = (-1 if pad_id is None else pad_id) if self.zero_is_token else 0
         described = json.dumps(self._options, sort_keys=True).encode()
         kind = type(self).__name__
         self.fingerprint = fingerprint_of(kind, self.num_sentinels, described + content)
@@ -88,33 +104,55 @@ class _Tokenizer(Vocabulary):
 
     def encode(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [token + self._offset for token in ids] if self._offset else ids
+        return [token + self.offset for token in ids] if self.offset else ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [[token + self._offset for token in each.ids] for each in found]
+        return [[token + self.offset for token in each.ids] for each in found]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         found = self._tokenizer.encode(text, add_special_tokens=False)
-        return [token + self._offset for token in found.ids], list(found.offsets)
+        return [token + self.offset for token in found.ids], list(found.offsets)
+
+    def frame(self, ids: Sequence[int]) -> list[int]:
+        if self._tokenizer.post_processor is None:
+            return [*ids, self.eos_id]
+        before, after = self._around
+        return [*before, *ids, *after]
+
+    @functools.cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the file's template puts before and behind a text."""
+        if self._tokenizer.post_processor is None:
+            return [], []
+        pieces = (self._tokenizer.decode([token]) for token in range(self.size))
+        for text in itertools.chain(["a", "0"], pieces):
+            if inside := self._tokenizer.encode(text, add_special_tokens=False).ids:
+                break
+        framed = self._tokenizer.encode(text).ids
+        (start, *_) = (at for at in range(len(framed)) if framed[at : at + len(inside)] == inside)
+        shifted = [token + self.offset for token in framed]
+        return shifted[:start], shifted[start + len(inside) :]
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [
-            token - self._offset
+            token - self.offset
             for token in until_eos(self, ids)
             if 0 <= token < self.size and token != self.pad_id
         ]
         return self._tokenizer.decode(known, skip_special_tokens=False)
 
     def piece(self, token_id: int) -> str:
-        token = int(token_id) - self._offset
-        if token == -1 and self._offset:
+        token = int(token_id) - self.offset
+        if token == -1 and self.offset:
             return "<pad>"
         piece = self._tokenizer.id_to_token(token) if token >= 0 else None
         return f"<id_{int(token_id)}>" if piece is None else piece
 
     def as_seqio(self) -> Any:
-        return _seqio_class()(self)
+        from t5lite.data.seqio_vocabulary import seqio_class
+
+        return seqio_class()(self)
 
     def save(self, folder: str | os.PathLike) -> None:
         write_whole(as_path(folder) / self.file_name, self._content)
@@ -130,7 +168,7 @@ class _Tokenizer(Vocabulary):
     def _first_of(self, tokens: Sequence[str]) -> int | None:
         """Returns the id of the first token that exists."""
         ids = (self._tokenizer.token_to_id(token) for token in tokens)
-        return next((found + self._offset for found in ids if found is not None), None)
+        return next((found + self.offset for found in ids if found is not None), None)
 
     def _eos(self, eos: str | None) -> int:
         found = self._first_of(_EOS if eos is None else [eos])
@@ -143,30 +181,29 @@ class _Tokenizer(Vocabulary):
             )
         return found
 
-    def _check_padding(self) -> None:
-        """Refuses a file whose id 0 is a token of the text: 0 is padding in every batch."""
-        first = self._tokenizer.id_to_token(0)
-        if not self._offset and first is not None and not _PADDING.fullmatch(first):
-            raise InputError(
-                f"id 0 of {self.file} is {first!r}, and 0 is padding in every batch: set offset=1, "
-                "which raises all ids by one (a model that was trained without needs its "
-                "embeddings moved down a row)"
-            )
+    def to_json(self) -> str:
+        """Returns the `tokenizer.json` of all tokens, sentinels included, without `offset`."""
+        return self._tokenizer.to_str()
 
 
 class HuggingFaceTokenizer(_Tokenizer):
-    """A `tokenizer.json` file. Its template of special tokens is left out; objectives add EOS.
+    """A `tokenizer.json` file, whose template of special tokens only `frame` adds.
 
     Args:
       file: local or remote path.
       num_sentinels: how many sentinels to add behind the file's ids; a file that ends with its own,
         as T5's does, keeps those.
-      offset: 1 raises all ids by one, for files whose id 0 is not padding (GPT-2's is `!`).
+      offset: 1 raises all ids by one, so that 0 is padding also where the file's id 0 is not
+        (GPT-2's is `!`); a model that was trained without then needs its embeddings moved down.
       eos: the end-of-sequence token; None: the first of `</s>`, `<|endoftext|>`, `<eos>`,
         `<|end_of_text|>`, `[EOS]`, `[SEP]` that there is.
+      bos: the token that texts start with; None: the one that the file's template starts with, or
+        without a template the first of `<s>`, `<bos>`, `<|begin_of_text|>`, `[CLS]` that there is.
+      mask: the token that masks; None: `[MASK]` or `<mask>`.
+      pad: the padding token; None: `<pad>`, `[PAD]`, `<|padding|>` or `<|pad|>`.
 
     Raises:
-      InputError: if the file is missing or damaged, its id 0 is not padding, or it has no EOS.
+      InputError: if the file is missing or damaged, or has no EOS.
     """
 
     file_name = "tokenizer.json"
@@ -178,8 +215,46 @@ class HuggingFaceTokenizer(_Tokenizer):
         *,
         offset: int = 0,
         eos: str | None = None,
+        bos: str | None = None,
+        mask: str | None = None,
+        pad: str | None = None,
     ):
-        content = read_file(as_path(file), "tokenizer file")
+        self._open(
+            file,
+            read_file(as_path(file), "tokenizer file"),
+            num_sentinels=num_sentinels,
+            offset=offset,
+            eos=eos,
+            bos=bos,
+            mask=mask,
+            pad=pad,
+        )
+
+    @classmethod
+    def from_json(
+        cls,
+        content: str,
+        name: str,
+        *,
+        num_sentinels: int = 0,
+        offset: int = 0,
+        **tokens: str | None,
+    ) -> "HuggingFaceTokenizer":
+        """Returns the vocabulary of what would stand in a `tokenizer.json`.
+
+        Args:
+          content: the JSON.
+          name: for messages, in place of a path.
+          num_sentinels: as for the class.
+          offset: as for the class.
+          **tokens: `eos`, `bos`, `mask`, `pad`, as for the class.
+        """
+        made = cls.__new__(cls)
+        tokens.setdefault("eos", None)
+        made._open(name, content.encode(), num_sentinels=num_sentinels, offset=offset, **tokens)
+        return made
+
+    def _open(self, file: str | os.PathLike, content: bytes, **options: Any) -> None:
         try:
             tokenizer = import_tokenizers().Tokenizer.from_buffer(content)
         except InputError:
@@ -188,9 +263,7 @@ class HuggingFaceTokenizer(_Tokenizer):
             raise InputError(
                 f"{file} is not a tokenizer.json, or is damaged: {error}; restore it"
             ) from error
-        super().__init__(
-            tokenizer, file, content, num_sentinels=num_sentinels, offset=offset, eos=eos
-        )
+        super().__init__(tokenizer, file, content, **options)
 
 
 class WordPiece(_Tokenizer):
@@ -236,6 +309,13 @@ class WordPiece(_Tokenizer):
         tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
+        if "[CLS]" in pieces and "[SEP]" in pieces:
+            ends = [(token, pieces[token]) for token in ("[CLS]", "[SEP]")]
+            tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+                single="[CLS] $A [SEP]",
+                pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                special_tokens=ends,
+            )
         tokenizer.add_special_tokens([token for token in _BERT_TOKENS if token in pieces])
         super().__init__(
             tokenizer,
@@ -267,7 +347,10 @@ def import_tokenizers() -> Any:
 def _count_sentinels(tokenizer: Any) -> int:
     """Returns how many sentinels, in T5's order, the ids end with."""
     size, count = max(tokenizer.get_vocab().values()) + 1, 0
-    while count < size and tokenizer.id_to_token(size - 1 - count) == f"<extra_id_{count}>":
+    while count < size and tokenizer.id_to_token(size - 1 - count) in (
+        f"<extra_id_{count}>",
+        f"▁<extra_id_{count}>",  # as mT5 has them
+    ):
         count += 1
     return count
 
@@ -282,77 +365,3 @@ def _add_sentinels(tokenizer: Any, count: int, *, first_id: int) -> None:
             f"num_sentinels={count}: the tokenizer's ids have gaps, or some sentinels are among "
             "them already; add all of them to the file itself"
         )
-
-
-@functools.cache
-def _seqio_class() -> type:
-    """Returns SeqIO's side of these vocabularies; the class it derives from comes late."""
-    seqio = import_seqio()
-    import tensorflow as tf
-
-    class TokenizersVocabulary(seqio.Vocabulary):  # type: ignore[name-defined]
-        """A vocabulary of the `tokenizers` library, in Python and in TensorFlow's graphs."""
-
-        def __init__(self, twin: _Tokenizer):
-            self.twin = twin
-            super().__init__(extra_ids=twin.num_sentinels)
-
-        bos_id = property(lambda self: self.twin.bos_id)
-        eos_id = property(lambda self: self.twin.eos_id)
-        unk_id = property(lambda self: None if self.twin.unk_id < 0 else self.twin.unk_id)
-        _base_vocab_size = property(lambda self: self.twin.size - self.twin.num_sentinels)
-
-        def __eq__(self, other: object) -> bool:
-            twin = getattr(other, "twin", None)
-            return getattr(twin, "fingerprint", None) == self.twin.fingerprint
-
-        def __hash__(self) -> int:
-            return hash(self.twin.fingerprint)
-
-        def __str__(self) -> str:
-            return f"TokenizersVocabulary({self.twin!r})"
-
-        def _encode(self, s: str) -> list[int]:
-            return self.twin.encode(s)
-
-        def _decode(self, ids: Iterable[int]) -> str:
-            return self.twin.decode(ids)
-
-        def decode(self, ids: Iterable[int]) -> str:
-            return self.twin.decode(ids)  # SeqIO's own would turn sentinels into unknowns
-
-        def _encode_tf(self, s: Any) -> Any:
-            """Encodes one string as `[length]`, or `[n]` strings as ragged `[n, None]`, int32."""
-            if s.shape.rank == 0:
-                ids = tf.numpy_function(self._encode_one, [s], tf.int32, stateful=False)
-                return tf.ensure_shape(ids, [None])
-            values, sizes = tf.numpy_function(
-                self._encode_many, [s], (tf.int32, tf.int64), stateful=False
-            )
-            return tf.RaggedTensor.from_row_lengths(
-                tf.ensure_shape(values, [None]), tf.ensure_shape(sizes, [None])
-            )
-
-        def _decode_tf(self, ids: Any) -> Any:
-            """Decodes `[length]` to a string, or `[n, length]` to `[n]`."""
-            texts = tf.numpy_function(self._decode_many, [ids], tf.string, stateful=False)
-            return tf.ensure_shape(texts, ids.shape[:-1])
-
-        def decode_tf(self, ids: Any) -> Any:
-            return self._decode_tf(ids)
-
-        def _encode_one(self, text: bytes) -> np.ndarray:
-            # As SentencePiece: what is not UTF-8 is found where the text is read.
-            return np.asarray(self.twin.encode(text.decode(errors="replace")), np.int32)
-
-        def _encode_many(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            ids = self.twin.encode_all([text.decode(errors="replace") for text in texts])
-            values = [token for each in ids for token in each]
-            return np.array(values, np.int32), np.array([len(each) for each in ids], np.int64)
-
-        def _decode_many(self, ids: np.ndarray) -> Any:
-            if ids.ndim == 1:
-                return self.twin.decode(ids).encode()
-            return np.array([self.twin.decode(row).encode() for row in ids], object)
-
-    return TokenizersVocabulary

@@ -2,9 +2,11 @@
 
 import functools
 import hashlib
+import importlib
 import io
 import json
 import os
+import re
 import string
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +21,8 @@ from t5lite.errors import InputError, unknown
 
 _FORMAT = 1
 _DESCRIPTION, _MODEL = "vocabulary.json", "sentencepiece.model"
+# What a padding token is called: "<pad>", "[PAD]", "<|padding|>".
+PADDING = re.compile(r"\W*pad(ding)?\W*", re.IGNORECASE)
 
 
 @runtime_checkable
@@ -28,7 +32,10 @@ class Vocabulary(Protocol):
     Attributes:
       size: number of ids, sentinels included.
       num_sentinels: how many of the last ids are sentinels.
-      pad_id: 0, as everywhere in SeqIO.
+      pad_id: what stands for no token: 0, as everywhere in SeqIO, or where `zero_is_token` the
+        file's own, -1 if it has none.
+      zero_is_token: whether id 0 is a token like any other. Rows are filled up with 0 all the same,
+        so that only their segment ids say which places hold tokens.
       eos_id: end of sequence.
       unk_id: what the vocabulary cannot express; -1 where it expresses everything.
       fingerprint: hex sha256 of the content: equal fingerprints give equal ids.
@@ -40,6 +47,7 @@ class Vocabulary(Protocol):
     eos_id: int
     unk_id: int
     fingerprint: str
+    zero_is_token: bool = False
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without EOS."""
@@ -59,6 +67,14 @@ class Vocabulary(Protocol):
             f"{type(self).__name__} does not say which characters a token stands for, which spans "
             "need; give it encode_with_offsets, or use another vocabulary"
         )
+
+    def frame(self, ids: Sequence[int]) -> list[int]:
+        """Returns the ids of a whole text as a model reads it as input: here, EOS behind them.
+
+        Args:
+          ids: of the text, as `encode` returns them.
+        """
+        return [*ids, self.eos_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text up to EOS; padding vanishes, sentinels show as `<extra_id_N>`."""
@@ -112,7 +128,7 @@ class SentencePiece(Vocabulary):
         self._model = read_file(as_path(model_file), "SentencePiece model file")
         if num_sentinels < 0:
             raise InputError(f"num_sentinels={num_sentinels} must be at least 0")
-        self._processor = _processor(self._model, self.model_file)
+        self._processor = open_sentencepiece(self._model, self.model_file)
         own = _count_sentinels(self._processor)
         self._num_added = 0 if own else num_sentinels
         if own and num_sentinels > own:
@@ -121,12 +137,14 @@ class SentencePiece(Vocabulary):
                 f"asks for more; use at most {own}"
             )
         if self._num_added:
-            self._processor = _processor(
+            self._processor = open_sentencepiece(
                 self._model + _sentinel_pieces(num_sentinels), self.model_file
             )
         self.num_sentinels = own or num_sentinels
         self.size = self._processor.get_piece_size()
-        self.pad_id = 0
+        first = self._processor.id_to_piece(0)
+        self.zero_is_token = self._processor.pad_id() != 0 and not PADDING.fullmatch(first)
+        self.pad_id = self._processor.pad_id() if self.zero_is_token else 0
         self.eos_id, self.unk_id = self._processor.eos_id(), self._processor.unk_id()
         if self.eos_id < 0:
             raise InputError(f"{self.model_file} has no end-of-sequence piece; train it with one")
@@ -142,14 +160,7 @@ class SentencePiece(Vocabulary):
         return self._processor.encode(list(texts), num_threads=1)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        # SentencePiece 0.2.2 renamed this, and counts bytes where it counted characters.
-        new = hasattr(self._processor, "encode_as_proto")
-        name = "encode_as_proto" if new else "encode_as_immutable_proto"
-        pieces, offsets, at = getattr(self._processor, name)(text).pieces, [], 0
-        for piece in pieces:
-            begin = text.find(piece.surface, at)
-            at = begin + len(piece.surface)
-            offsets.append((begin, at))
+        pieces, offsets = pieces_with_offsets(self._processor, text)
         return [piece.id for piece in pieces], offsets
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -162,6 +173,16 @@ class SentencePiece(Vocabulary):
 
     def as_seqio(self) -> Any:
         return import_seqio().SentencePieceVocabulary(self.model_file, extra_ids=self._num_added)
+
+    @property
+    def sentinels_were_added(self) -> bool:
+        """Whether the sentinels stand behind the model file's own pieces."""
+        return self._num_added > 0
+
+    @property
+    def model(self) -> bytes:
+        """The model file, without the sentinels that were added to its pieces."""
+        return self._model
 
     def save(self, folder: str | os.PathLike) -> None:
         write_whole(as_path(folder) / _MODEL, self._model)
@@ -224,18 +245,23 @@ class Bytes(Vocabulary):
         write_description(self, folder)
 
 
-def _load_tokenizer(kind: str, folder: Any, num_sentinels: int, **options: Any) -> Vocabulary:
-    from t5lite.data import tokenizers_vocabularies
-
-    return getattr(tokenizers_vocabularies, kind).load(folder, num_sentinels, **options)
+def _load(module: str, kind: str, folder: Any, num_sentinels: int, **options: Any) -> Vocabulary:
+    found = getattr(importlib.import_module(f"t5lite.data.{module}"), kind)
+    return found.load(folder, num_sentinels, **options)
 
 
 # A description names one of these; nothing else is ever instantiated from a file.
 _LOADERS: dict[str, Callable[..., Vocabulary]] = {
     "SentencePiece": lambda folder, num_sentinels: SentencePiece(folder / _MODEL, num_sentinels),
     "Bytes": lambda folder, num_sentinels: Bytes(num_sentinels),
-    "HuggingFaceTokenizer": functools.partial(_load_tokenizer, "HuggingFaceTokenizer"),
-    "WordPiece": functools.partial(_load_tokenizer, "WordPiece"),
+    **{
+        kind: functools.partial(_load, module, kind)
+        for kind, module in (
+            ("HuggingFaceTokenizer", "tokenizers_vocabularies"),
+            ("WordPiece", "tokenizers_vocabularies"),
+            ("MappedSentencePiece", "mapped_sentencepiece"),
+        )
+    },
 }
 
 
@@ -416,7 +442,7 @@ def _count_sentinels(processor: Any) -> int:
     return count
 
 
-def _processor(model: bytes, name: str) -> Any:
+def open_sentencepiece(model: bytes, name: str) -> Any:
     """Returns SentencePiece's processor for a serialised model."""
     import sentencepiece
 
@@ -428,6 +454,19 @@ def _processor(model: bytes, name: str) -> Any:
             f"{name} is not a SentencePiece model, or is damaged; restore it"
         ) from error
     return processor
+
+
+def pieces_with_offsets(processor: Any, text: str) -> tuple[list[Any], list[tuple[int, int]]]:
+    """Returns SentencePiece's pieces of a text, and the first and last character of each."""
+    # SentencePiece 0.2.2 renamed this, and counts bytes where it counted characters.
+    new = hasattr(processor, "encode_as_proto")
+    name = "encode_as_proto" if new else "encode_as_immutable_proto"
+    pieces, offsets, at = getattr(processor, name)(text).pieces, [], 0
+    for piece in pieces:
+        begin = text.find(piece.surface, at)
+        at = begin + len(piece.surface)
+        offsets.append((begin, at))
+    return list(pieces), offsets
 
 
 def read_file(path: Any, what: str) -> bytes:

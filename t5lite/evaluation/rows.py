@@ -97,7 +97,14 @@ def answers(
     found: dict[int, np.ndarray] = {}
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
-        batch = prompt_batch(run.model.topology, part, num_rows=size, length=length, prefix=prefix)
+        batch = prompt_batch(
+            run.model.topology,
+            part,
+            num_rows=size,
+            length=length,
+            prefix=prefix,
+            start_id=run.model.start_id,
+        )
         # Devices may hold the rows in any order.
         batch["row"] = np.arange(start, start + size, dtype=np.int32)
         arrays = jax.device_get(answer_fn(params, place(run, batch)))

@@ -78,8 +78,8 @@ class Spans(Understanding):
 
         Metrics are `loss`, `accuracy` (of starts and ends) and `exact_match` (of both together).
         """
-        logits = self.ask(model, params, batch, rngs=rngs, train=train)
-        valid = batch[f"{self.side}_input_tokens"] > 0
+        logits, others = self.ask(model, params, batch, rngs=rngs, train=train)
+        valid = self.valid(batch)
         # Finite, so that a row without a text has a gradient of 0 rather than none.
         places = jnp.where(valid[:, None], jnp.moveaxis(logits, -1, 1), jnp.float32(-1e9))
         ends = jnp.stack([batch["span_starts"], batch["span_ends"]], axis=1)
@@ -90,7 +90,7 @@ class Spans(Understanding):
             "accuracy": pair(found.correct.mean(axis=1), weights),
             "exact_match": pair(found.correct.prod(axis=1), weights),
         }
-        return {"spans": (loss[0], jnp.float32(1))}, metrics
+        return {"spans": (loss[0], jnp.float32(1))} | others, metrics
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
         """Returns a prepared example for a person to read: the text, the answer «marked»."""

@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
@@ -52,6 +53,9 @@ class Vocabulary(Protocol):
     def eos_id(self) -> int: ...
     @property
     def num_sentinels(self) -> int: ...
+
+    # Perhaps also `zero_is_token: bool`, and `frame(ids) -> list[int]`: see `data.Vocabulary`.
+
     def sentinel(self, index: int) -> int: ...
     def decode(self, ids: Any) -> str: ...
 
@@ -70,7 +74,7 @@ class Model(Protocol):
     def hidden(
         self, params: Any, batch: Mapping[str, jax.Array], *, rngs: Any = None, train: bool = False
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Returns `[batch, length, embed]` before the output projection, and auxiliary outputs."""
+        """Returns `[batch, length, embed]` before the output projection, and auxiliary losses."""
 
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
         """Returns `[batch, length, vocab]` float32."""
@@ -130,7 +134,8 @@ class Objective(Protocol):
         Args:
           rows: `name [batch, length]` int32 (float32, where examples hold floats) for each of
             `row_lengths(lengths)`, and, if rows hold several examples, `name_segment_ids` (0
-            padding, 1.. the examples) and `name_positions`.
+            padding, 1.. the examples) and `name_positions`. Where id 0 is a token, all rows have
+            `name_segment_ids`; then nothing else tells tokens from padding.
 
         Returns:
           `[batch, ...]` int32 and float32 arrays under SeqIO's batch names.
@@ -178,9 +183,11 @@ class Adaptable:
       packable: whether rows may hold several examples.
       whole_texts: whether texts longer than a row are divided here, and must not be cut before.
       refusals: the topologies that do not fit, and why: the reason, and what to do.
+      loss_fields: the fields that do not concern `prepare`: rows are cached whatever they are.
 
     Attributes:
       topology: of the model; set by `fit`.
+      start_id: what the decoder reads in front of every text; set by `fit` to the model's own.
     """
 
     features: ClassVar[tuple[str, ...]]
@@ -189,7 +196,10 @@ class Adaptable:
     whole_texts: ClassVar[bool] = False
     refusals: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
 
+    loss_fields: ClassVar[tuple[str, ...]] = ("start_id",)
+
     topology: str = "encoder_decoder"
+    start_id: int = 0
 
     def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
         """Returns names and lengths of what `prepare` yields, from those of the features."""
@@ -212,7 +222,8 @@ class Adaptable:
                 f"{', '.join(model.heads) or 'none'}: add "
                 f"{HEADS.get(self.head, 'one')} to ModelSpec.heads"
             )
-        return dataclasses.replace(self, topology=topology)
+        start_id = getattr(model, "start_id", self.start_id)
+        return dataclasses.replace(self, topology=topology, start_id=start_id)
 
 
 HEADS = {  # by kind: the spec to recommend
@@ -232,6 +243,18 @@ def fit(objective: Any, model: Model) -> Any:
     """
     for_model = getattr(objective, "for_model", None)
     return objective if for_model is None else for_model(model)
+
+
+def expert_terms(aux: Mapping[str, jax.Array]) -> Terms:
+    """Returns a model's auxiliary losses (those of experts, see `layers.MoeSpec`) as terms.
+
+    No objective has weights for them: each is a mean already, that the step averages over
+    microbatches.
+
+    Args:
+      aux: float32 scalars by name, as `Model.hidden` returns them; none without experts.
+    """
+    return {name: (value, jnp.float32(1)) for name, value in aux.items()}
 
 
 def feature(example: Example, name: str, objective: object, advice: str) -> np.ndarray:
@@ -269,23 +292,37 @@ def eos_of(vocabulary: Vocabulary | None) -> int:
     return T5_EOS_ID if vocabulary is None else vocabulary.eos_id
 
 
-def without_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
-    """Returns `[n]` int32: tokens without padding and EOS at their end."""
+def zero_is_token(vocabulary: Any) -> bool:
+    """Whether id 0 is a token of texts; it is padding where the vocabulary does not say."""
+    return bool(getattr(vocabulary, "zero_is_token", False))
+
+
+def without_eos(tokens: np.ndarray, eos_id: int, *, zero_is_token: bool = False) -> np.ndarray:
+    """Returns `[n]` int32: tokens without padding and EOS at their end.
+
+    Args:
+      tokens: `[n]` integers.
+      eos_id: the id of EOS.
+      zero_is_token: whether 0 is not padding but a token, which stays.
+    """
     tokens = np.asarray(tokens, np.int32)
-    if tokens.size and tokens[-1] == 0:
+    if tokens.size and tokens[-1] == 0 and not zero_is_token:
         tokens = np.trim_zeros(tokens, "b")
     return tokens[:-1] if tokens.size and tokens[-1] == eos_id else tokens
 
 
-def end_with_eos(tokens: np.ndarray, length: int, eos_id: int) -> np.ndarray:
+def end_with_eos(
+    tokens: np.ndarray, length: int, eos_id: int, *, zero_is_token: bool = False
+) -> np.ndarray:
     """Returns the tokens with exactly one EOS at their end, cut so that it fits.
 
     Args:
       tokens: `[n]` integers, with or without EOS at the end, perhaps padded with 0.
       length: the most tokens to return, EOS included; >= 1.
       eos_id: the id of EOS.
+      zero_is_token: whether 0 is not padding but a token, which stays.
     """
-    kept = without_eos(tokens, eos_id)[: length - 1]
+    kept = without_eos(tokens, eos_id, zero_is_token=zero_is_token)[: length - 1]
     return np.concatenate([kept, np.array([eos_id], np.int32)])
 
 
@@ -296,11 +333,12 @@ def documents(
 
     Raises: InputError if an example has none.
     """
-    eos_id = eos_of(vocabulary)
+    eos_id, keeps_zeros = eos_of(vocabulary), zero_is_token(vocabulary)
     for example in examples:
         tokens = feature(example, "targets", objective, "name the text's feature 'targets'")
-        tokens = tokens[tokens != 0]
-        yield without_eos(tokens, eos_id)
+        if not keeps_zeros:
+            tokens = tokens[tokens != 0]
+        yield without_eos(tokens, eos_id, zero_is_token=keeps_zeros)
 
 
 def check_number(owner: object, name: str, valid: Callable[[Any], bool], allowed: str) -> None:

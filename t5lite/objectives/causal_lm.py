@@ -56,7 +56,7 @@ class CausalLM(TokenCrossEntropy):
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Names rows for a decoder; see `Objective.batch`."""
-        return decoder_batch(rows)
+        return decoder_batch(rows, start_id=self.start_id)
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
         """Returns a prepared example for a person to read: its text."""

@@ -66,7 +66,7 @@ class Classification(Understanding):
         self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
     ) -> tuple[Terms, Terms]:
         """Returns the classes' cross entropy; metrics `loss` (nats, unsmoothed) and `accuracy`."""
-        logits = self.ask(model, params, batch, rngs=rngs, train=train)
+        logits, others = self.ask(model, params, batch, rngs=rngs, train=train)
         found = cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
         weights = batch["label_weights"]
         terms = {"classification": (jnp.sum(weights * found.cross_entropy), jnp.float32(1))}
@@ -74,7 +74,7 @@ class Classification(Understanding):
             "loss": pair(found.negative_log_likelihood, weights),
             "accuracy": pair(found.correct, weights),
         }
-        return terms, metrics
+        return terms | others, metrics
 
     def show_labels(self, labels: np.ndarray) -> str:
         """Returns the class's number."""

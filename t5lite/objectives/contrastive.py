@@ -19,6 +19,7 @@ from t5lite.objectives.base import (
     feature_length,
 )
 from t5lite.objectives.losses import cross_entropy
+from t5lite.objectives.rows import packing_of
 from t5lite.objectives.understanding import Batch, Understanding, pair
 
 
@@ -70,7 +71,8 @@ class Contrastive(Understanding):
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the first texts under the side's name, the second as other_input_tokens."""
-        return {**self.named(rows), "other_input_tokens": rows["targets"]}
+        others = {"other_input_tokens": rows["targets"], **packing_of(rows, "targets", "other")}
+        return self.named(rows) | others
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns nothing: the loss is a mean already."""
@@ -81,14 +83,13 @@ class Contrastive(Understanding):
         self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
     ) -> tuple[Terms, Terms]:
         """Returns the mean cross entropy of the right text; metrics `loss` and `accuracy`."""
-        name = f"{self.side}_input_tokens"
-        pairs = ({name: batch[name]}, {name: batch["other_input_tokens"]})
-        one, other = (
+        pairs = (_of(batch, self.side, self.side), _of(batch, "other", self.side))
+        (one, terms), (other, other_terms) = (
             # Each with dropout of its own: it is what tells a text from itself (SimCSE).
             self.ask(model, params, each, rngs=_folded(rngs, index), train=train)
             for index, each in enumerate(pairs)
         )
-        exists = (batch[name] > 0).any(axis=1)
+        exists = self.valid(batch).any(axis=1)
         # In float32 whatever the device: the temperature makes much of small differences.
         similar = jnp.einsum("ie,je->ij", one, other, precision="highest")
         logits = similar / jnp.float32(self.temperature)
@@ -101,11 +102,28 @@ class Contrastive(Understanding):
         loss = pair(losses / jnp.float32(len(ways)), exists.astype(jnp.float32))
         mean = loss[0] / jnp.maximum(loss[1], 1.0)
         correct = pair(found[0].correct, exists.astype(jnp.float32))
-        return {"contrastive": (mean, jnp.float32(1))}, {"loss": loss, "accuracy": correct}
+        # Those of experts: the mean of both calls.
+        terms = {
+            name: ((total + other_terms[name][0]) / 2, coefficient)
+            for name, (total, coefficient) in terms.items()
+        }
+        terms["contrastive"] = (mean, jnp.float32(1))
+        return terms, {"loss": loss, "accuracy": correct}
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
         """Returns a prepared example for a person to read: the two texts."""
         return [vocabulary.decode(example[name].tolist()) for name in self.features]
+
+
+def _of(batch: Batch, side: str, name: str) -> dict[str, jax.Array]:
+    """Returns the texts of one side of a batch, and their segment ids if any, as those of `name`.
+
+    They are packed nowhere, so that there are no positions.
+    """
+    arrays = ("input_tokens", "segment_ids")
+    return {
+        f"{name}_{each}": batch[f"{side}_{each}"] for each in arrays if f"{side}_{each}" in batch
+    }
 
 
 def _folded(rngs: Any, index: int) -> Any:

@@ -61,7 +61,7 @@ class InputsToTargets(TokenCrossEntropy):
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Names rows for the model's topology; see `Objective.batch`."""
         named = prefix_lm_batch if self.topology == "decoder" else encoder_decoder_batch
-        return named(rows)
+        return named(rows, start_id=self.start_id)
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
         """Returns a prepared example for a person to read: inputs, then targets."""

@@ -97,6 +97,8 @@ class MaskedLM(TokenCrossEntropy):
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields `inputs`, and `targets` that are 0 where nothing is asked for.
 
+        Where id 0 is a token and asked for, targets are -1.
+
         Raises: InputError if there is no vocabulary, or nothing in it to mask with.
         """
         length = self.row_lengths(lengths)["inputs"]
@@ -118,7 +120,7 @@ class MaskedLM(TokenCrossEntropy):
                     yield {
                         "inputs": np.concatenate([before, seen, after]),
                         "targets": np.concatenate(
-                            [none(before), np.where(asked, piece, 0), none(after)]
+                            [none(before), np.where(asked, _marked(piece), 0), none(after)]
                         ),
                     }
 
@@ -135,8 +137,8 @@ class MaskedLM(TokenCrossEntropy):
             chosen = {"encoder_target_positions": places}
         return {
             "encoder_input_tokens": rows["inputs"],
-            "encoder_target_tokens": targets,
-            "encoder_loss_weights": (targets > 0).astype(np.float32),
+            "encoder_target_tokens": np.maximum(targets, 0),
+            "encoder_loss_weights": (targets != 0).astype(np.float32),
             **chosen,
             **packing_of(rows, "inputs", "encoder"),
         }
@@ -147,8 +149,8 @@ class MaskedLM(TokenCrossEntropy):
         inputs = inputs[inputs != vocabulary.eos_id]
         # A cache of padded rows gives them back without the zeros at their end.
         targets = np.pad(targets, (0, max(inputs.size - targets.size, 0)))[: inputs.size]
-        asked = targets > 0
-        text = np.where(asked, targets, inputs)
+        asked = targets != 0
+        text = np.where(asked, np.maximum(targets, 0), inputs)
         bounds = [0, *(np.flatnonzero(np.diff(asked)) + 1).tolist(), text.size]
         pieces = [
             Piece(text[start:end], 0 if asked[start] else None)
@@ -178,6 +180,11 @@ class MaskedLM(TokenCrossEntropy):
                 chosen[word] = True
                 total += sizes[word]
         return chosen[words]
+
+
+def _marked(tokens: np.ndarray) -> np.ndarray:
+    """Returns the tokens as targets that are asked for: -1 for id 0, which would say "not"."""
+    return np.where(tokens == 0, np.int32(-1), tokens)
 
 
 def _hidden(
@@ -214,8 +221,10 @@ def mask_of(vocabulary: Vocabulary) -> int:
 @functools.lru_cache(maxsize=4)
 def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
     """Returns the ids `[n]` int32 that stand for text: no padding, EOS, mask, sentinel or such."""
-    special = {0, vocabulary.eos_id, mask_of(vocabulary)}
-    special |= {getattr(vocabulary, name, None) or 0 for name in ("bos_id", "unk_id")}
+    special: set[int | None] = {vocabulary.eos_id, mask_of(vocabulary)}
+    special |= {getattr(vocabulary, name, None) for name in ("bos_id", "unk_id", "pad_id")}
+    if not base.zero_is_token(vocabulary):
+        special.add(0)
     special |= {vocabulary.sentinel(i) for i in range(vocabulary.num_sentinels)}
     return np.array([i for i in range(vocabulary.size) if i not in special], np.int32)
 

@@ -71,10 +71,11 @@ class Regression(Understanding):
         self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
     ) -> tuple[Terms, Terms]:
         """Returns the mean squared error; metrics `loss` and `mse`, which are that too."""
-        said = self.ask(model, params, batch, rngs=rngs, train=train)
+        said, others = self.ask(model, params, batch, rngs=rngs, train=train)
         squared = jnp.mean(jnp.square(said - batch["labels"]), axis=-1)
         error = pair(squared, batch["label_weights"])
-        return {"regression": (error[0], jnp.float32(1))}, {"loss": error, "mse": error}
+        terms = {"regression": (error[0], jnp.float32(1))} | others
+        return terms, {"loss": error, "mse": error}
 
     def show_labels(self, labels: np.ndarray) -> str:
         """Returns the numbers."""

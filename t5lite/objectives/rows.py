@@ -1,6 +1,10 @@
-"""Rows under the names that models know, SeqIO's. Pure numpy; rows of zeros have no weight."""
+"""Rows under the names that models know, SeqIO's. Pure numpy; rows of zeros have no weight.
+
+Which places hold tokens, segment ids say; only rows without them are asked where they are not 0.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,58 +21,75 @@ def packing_of(rows: Rows, name: str, side: str) -> Batch:
     }
 
 
-def shifted_right(rows: Rows, name: str) -> np.ndarray:
-    """Returns `[batch, length]`: each value one to the right within its segment, behind a 0."""
+def holds_tokens(rows: Mapping[str, Any], name: str) -> Any:
+    """Returns `[batch, length]` bool: which places of a feature's rows hold a token.
+
+    Args:
+      rows: of numpy or of JAX, with `name_segment_ids` or, where 0 is padding, without.
+      name: of the feature.
+    """
+    return rows.get(f"{name}_segment_ids", rows[name]) > 0
+
+
+def shifted_right(rows: Rows, name: str, *, start: int = 0) -> np.ndarray:
+    """Returns `[batch, length]`: each value one to the right within its segment, behind `start`."""
     values = rows[name]
     shifted = np.zeros_like(values)
     shifted[:, 1:] = values[:, :-1]
     segments = rows.get(f"{name}_segment_ids")
-    if segments is not None:
-        shifted[:, 1:] *= segments[:, 1:] == segments[:, :-1]
+    if segments is None:
+        shifted[:, 0] = start
+        return shifted
+    begins = np.diff(segments, axis=1, prepend=0) != 0
+    shifted[begins] = 0
+    shifted[begins & (segments > 0)] = start
     return shifted
 
 
-def decoder_batch(rows: Rows) -> Batch:
+def decoder_batch(rows: Rows, *, start_id: int = 0) -> Batch:
     """Names rows of `targets` for a decoder that predicts all of them, as SeqIO's LM converter.
 
     Args:
       rows: `targets` `[batch, length]` int32; if packed, `_segment_ids` and `_positions` too.
+      start_id: what the decoder reads in front of every text.
 
     Returns:
       decoder_target_tokens, decoder_input_tokens (the targets one to the right within their
-      segment, behind a 0), decoder_loss_weights (float32, 1 on targets); if packed,
+      segment, behind `start_id`), decoder_loss_weights (float32, 1 on targets); if packed,
       decoder_segment_ids and decoder_positions too.
     """
     return {
         "decoder_target_tokens": rows["targets"],
-        "decoder_input_tokens": shifted_right(rows, "targets"),
-        "decoder_loss_weights": (rows["targets"] > 0).astype(np.float32),
+        "decoder_input_tokens": shifted_right(rows, "targets", start=start_id),
+        "decoder_loss_weights": holds_tokens(rows, "targets").astype(np.float32),
         **packing_of(rows, "targets", "decoder"),
     }
 
 
-def encoder_decoder_batch(rows: Rows) -> Batch:
+def encoder_decoder_batch(rows: Rows, *, start_id: int = 0) -> Batch:
     """Names rows of `inputs` and `targets` for an encoder-decoder, as SeqIO's converter does.
 
     Args:
       rows: `inputs` and `targets` `[batch, length]` int32; if packed, their `_segment_ids` and
         `_positions` too.
+      start_id: as `decoder_batch` takes it.
 
     Returns:
       What `decoder_batch` does, and encoder_input_tokens; if packed, encoder_segment_ids and
       encoder_positions too.
     """
     encoder = {"encoder_input_tokens": rows["inputs"], **packing_of(rows, "inputs", "encoder")}
-    return encoder | decoder_batch(rows)
+    return encoder | decoder_batch(rows, start_id=start_id)
 
 
-def prefix_lm_batch(rows: Rows) -> Batch:
+def prefix_lm_batch(rows: Rows, *, start_id: int = 0) -> Batch:
     """Names rows for a decoder that sees inputs in both directions and predicts what follows.
 
     Args:
       rows: what `join_pair` made, padded or packed: `targets` `[batch, length]` int32, inputs and
         targets one behind the other, and `prefix`, 1 on the inputs; if packed, their
         `_segment_ids` and `_positions` too.
+      start_id: as `decoder_batch` takes it.
 
     Returns:
       What `decoder_batch` does, with no weight on inputs, and decoder_causal_attention, int32: 1 on
@@ -77,7 +98,7 @@ def prefix_lm_batch(rows: Rows) -> Batch:
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1; `seqio.PrefixLMFeatureConverter`.
     """
-    batch, prefix = decoder_batch(rows), rows["prefix"]
+    batch, prefix = decoder_batch(rows, start_id=start_id), rows["prefix"]
     batch["decoder_loss_weights"] *= 1 - prefix.astype(np.float32)
     batch["decoder_causal_attention"] = prefix | shifted_right(rows, "prefix")
     return batch

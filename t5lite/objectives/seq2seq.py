@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.objectives.base import Example, end_with_eos, eos_of, feature, feature_length
+from t5lite.objectives.base import (
+    Example,
+    end_with_eos,
+    eos_of,
+    feature,
+    feature_length,
+    zero_is_token,
+)
 from t5lite.objectives.inputs_to_targets import InputsToTargets
 
 
@@ -34,7 +41,7 @@ class Seq2Seq(InputsToTargets):
 
         Raises: InputError if a feature has no length or an example lacks a feature.
         """
-        eos_id = eos_of(vocabulary)
+        eos_id, keeps_zeros = eos_of(vocabulary), zero_is_token(vocabulary)
         rooms = {name: feature_length(lengths, name) for name in self.features}
 
         def prepared() -> Iterator[dict[str, np.ndarray]]:
@@ -43,9 +50,9 @@ class Seq2Seq(InputsToTargets):
                     name: feature(example, name, self, "for text alone use SpanCorruption")
                     for name in rooms
                 }
-                if np.any(found["targets"]):
+                if found["targets"].size if keeps_zeros else np.any(found["targets"]):
                     yield {
-                        name: end_with_eos(tokens, rooms[name], eos_id)
+                        name: end_with_eos(tokens, rooms[name], eos_id, zero_is_token=keeps_zeros)
                         for name, tokens in found.items()
                     }
 

@@ -23,6 +23,7 @@ from t5lite.objectives.base import (
     check_number,
     documents,
     feature_length,
+    zero_is_token,
 )
 from t5lite.objectives.inputs_to_targets import InputsToTargets
 
@@ -263,7 +264,10 @@ def join_pieces(
 def _before_end(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """Returns the tokens in front of the first EOS or padding."""
     tokens = np.asarray(tokens, np.int32)
-    ends = np.flatnonzero((tokens == vocabulary.eos_id) | (tokens == 0))
+    ended = tokens == vocabulary.eos_id
+    if not zero_is_token(vocabulary):
+        ended |= tokens == 0
+    ends = np.flatnonzero(ended)
     return tokens[: ends[0]] if ends.size else tokens
 
 

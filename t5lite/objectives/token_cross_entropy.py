@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.errors import unknown
-from t5lite.objectives.base import Adaptable, Model, Terms, check_number
+from t5lite.objectives.base import Adaptable, Model, Terms, check_number, expert_terms
 from t5lite.objectives.losses import (
     LOSS_NORMALIZING_FACTORS,
     chunked_cross_entropy,
@@ -27,7 +27,6 @@ class TokenCrossEntropy(Adaptable):
 
     Class attributes:
       side: whose output says the tokens, `decoder` or `encoder`.
-      loss_fields: the fields that concern the loss alone: rows are cached whatever they are.
 
     Attributes:
       label_smoothing: probability in `[0, 1)` taken from the target and given to all others.
@@ -39,6 +38,7 @@ class TokenCrossEntropy(Adaptable):
 
     side: ClassVar[str] = "decoder"
     loss_fields: ClassVar[tuple[str, ...]] = (
+        *Adaptable.loss_fields,
         "label_smoothing",
         "z_loss",
         "loss_normalizing_factor",
@@ -95,8 +95,11 @@ class TokenCrossEntropy(Adaptable):
         rngs: Any = None,
         train: bool = False,
     ) -> tuple[Terms, Terms]:
-        """Returns cross entropy and z-loss; metrics `loss` (nats, unsmoothed) and `accuracy`."""
-        hidden, _ = model.hidden(params, batch, rngs=rngs, train=train)
+        """Returns cross entropy, z-loss and the terms of experts.
+
+        Metrics are `loss` (nats, unsmoothed) and `accuracy`.
+        """
+        hidden, aux = model.hidden(params, batch, rngs=rngs, train=train)
         tokens = chunked_cross_entropy(
             functools.partial(model.logits, params),
             self._at_targets(hidden, batch),
@@ -108,7 +111,7 @@ class TokenCrossEntropy(Adaptable):
         terms = {
             "cross_entropy": (jnp.sum(weights * tokens.cross_entropy), jnp.float32(1)),
             "z_loss": (jnp.sum(weights * tokens.z_squared), jnp.float32(self.z_loss)),
-        }
+        } | expert_terms(aux)
         # Metrics count every token once, whatever the loss is divided by, so that runs compare.
         mask = batch[f"{self.side}_loss_weights"]
         num_tokens = jnp.sum(mask)

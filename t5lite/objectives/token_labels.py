@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import Example, Model, Terms, Vocabulary, feature_length, without_eos
+from t5lite.objectives.base import Example, Model, Terms, Vocabulary, feature_length
 from t5lite.objectives.losses import cross_entropy
-from t5lite.objectives.understanding import Batch, Understanding, frame, pair
+from t5lite.objectives.understanding import Batch, Understanding, frame, pair, unended
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class TokenLabels(Understanding):
         del rng
         before, after = frame(vocabulary)
         for example in examples:
-            text = without_eos(self.inputs_of(example), int(after[0]))
+            text = unended(self.inputs_of(example), vocabulary)
             labels = self.labels_of(example)[: text.size].astype(np.int32) + 1
             if labels.size < text.size:
                 raise InputError(
@@ -74,7 +74,7 @@ class TokenLabels(Understanding):
         self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
     ) -> tuple[Terms, Terms]:
         """Returns the labels' cross entropy; metrics `loss`, `accuracy`, `precision`, `recall`."""
-        logits = self.ask(model, params, batch, rngs=rngs, train=train)
+        logits, others = self.ask(model, params, batch, rngs=rngs, train=train)
         labels, weights = batch["token_labels"], batch["token_weights"]
         found = cross_entropy(logits, labels)
         said = jnp.argmax(logits, axis=-1)
@@ -86,7 +86,7 @@ class TokenLabels(Understanding):
             "precision": pair(true, weights * (said > 0).astype(jnp.float32)),
             "recall": pair(true, weights * (labels > 0).astype(jnp.float32)),
         }
-        return {"token_labels": (loss[0], jnp.float32(1))}, metrics
+        return {"token_labels": (loss[0], jnp.float32(1))} | others, metrics
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
         """Returns the text, then the tokens whose label is neither 0 nor missing."""

@@ -12,13 +12,16 @@ from t5lite.objectives.base import (
     Adaptable,
     Example,
     Model,
+    Terms,
     Vocabulary,
     eos_of,
+    expert_terms,
     feature,
     feature_length,
     without_eos,
+    zero_is_token,
 )
-from t5lite.objectives.rows import packing_of
+from t5lite.objectives.rows import holds_tokens, packing_of
 
 Batch = Mapping[str, jax.Array]
 
@@ -60,7 +63,7 @@ class Understanding(Adaptable):
         """Returns a text `[n]` as the model reads it."""
         before, after = frame(vocabulary)
         room = feature_length(lengths, name, at_least=3) - before.size - after.size
-        return np.concatenate([before, without_eos(tokens, int(after[0]))[:room], after])
+        return np.concatenate([before, unended(tokens, vocabulary)[:room], after])
 
     def labels_of(self, example: Example) -> np.ndarray:
         """Returns an example's `labels`.
@@ -92,11 +95,17 @@ class Understanding(Adaptable):
         *,
         rngs: Any = None,
         train: bool = False,
-    ) -> jax.Array:
-        """Returns what the head says of the texts, float32."""
-        hidden, _ = model.hidden(params, batch, rngs=rngs, train=train)
-        valid = batch[f"{self.side}_input_tokens"] > 0
-        return model.output(params, self.head, hidden, valid, rngs=rngs, train=train)
+    ) -> tuple[jax.Array, Terms]:
+        """Returns what the head says of the texts, float32, and the terms of experts."""
+        hidden, aux = model.hidden(params, batch, rngs=rngs, train=train)
+        valid = self.valid(batch)
+        said = model.output(params, self.head, hidden, valid, rngs=rngs, train=train)
+        return said, expert_terms(aux)
+
+    def valid(self, batch: Batch) -> jax.Array:
+        """Returns `[batch, length]` bool: the places that hold a token."""
+        tokens = batch[f"{self.side}_input_tokens"]
+        return batch.get(f"{self.side}_segment_ids", tokens) > 0
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
         """Returns a prepared example for a person to read: the text, then what is said of it."""
@@ -118,9 +127,14 @@ def frame(vocabulary: Vocabulary | None) -> tuple[np.ndarray, np.ndarray]:
     return np.array(before, np.int32), np.array([eos_of(vocabulary)], np.int32)
 
 
+def unended(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
+    """Returns a text `[n]` int32 without padding and EOS at its end."""
+    return without_eos(tokens, eos_of(vocabulary), zero_is_token=zero_is_token(vocabulary))
+
+
 def existing(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns `[batch]` float32: 1 for rows with a text, 0 for those that fill a batch."""
-    return np.any(rows["inputs"] > 0, axis=1).astype(np.float32)
+    return holds_tokens(rows, "inputs").any(axis=1).astype(np.float32)
 
 
 def pair(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

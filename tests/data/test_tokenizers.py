@@ -140,8 +140,6 @@ def test_only_line_feeds_end_a_piece(vocab_file, end):
 
 
 def test_an_offset_makes_room_for_padding(json_file):
-    with pytest.raises(InputError, match=r"id 0 of .* is '!', and 0 is padding.* set offset=1"):
-        HuggingFaceTokenizer(json_file)
     shifted = HuggingFaceTokenizer(json_file, offset=1)
     bare = tokenizers.Tokenizer.from_file(str(json_file))
     bare.no_padding()
@@ -154,6 +152,65 @@ def test_an_offset_makes_room_for_padding(json_file):
     assert shifted.encode("!") == [1]
     assert (shifted.unk_id, shifted.mask_id, shifted.piece(0)) == (-1, None, "<pad>")
     assert HuggingFaceTokenizer(json_file, offset=1, eos=".").eos_id == shifted.encode(".")[0]
+
+
+def test_id_0_may_be_a_token_of_the_text(json_file, vocab_file):
+    own = HuggingFaceTokenizer(json_file)
+    assert (own.zero_is_token, own.pad_id, own.piece(0)) == (True, -1, "!")
+    assert own.encode("!the!")[::3][0] == 0
+    for text in ["!", "!!", *TEXTS]:
+        assert own.decode(own.encode(text)) == text
+    twin = own.as_seqio()
+    assert (twin.pad_id, twin.encode("!!"), twin.decode([0, 0])) == (-1, [0, 0], "!!")
+    for vocabulary in (HuggingFaceTokenizer(json_file, offset=1), WordPiece(vocab_file)):
+        assert (vocabulary.zero_is_token, vocabulary.pad_id) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "expected"),
+    [
+        (["<s>", "<pad>", "</s>", "<unk>"], {}, (True, 1, 2, 0)),  # RoBERTa
+        (["</s>", "<unk>", "<pad>"], {}, (True, 2, 0, None)),  # Marian
+        (["<unk>", "<s>", "</s>"], {}, (True, -1, 2, 1)),  # LLaMA
+        (["<unk>", "<s>", "</s>"], {"pad": "<unk>"}, (True, -1, 2, 1)),
+        (["<|endoftext|>", "<|padding|>"], {}, (True, 1, 0, None)),  # GPT-NeoX
+        (["<pad>", "</s>", "<unk>"], {}, (False, 0, 1, None)),  # T5
+        (["@", "%", "<eod>"], {"pad": "@", "eos": "<eod>", "bos": "%"}, (False, 0, 2, 1)),
+    ],
+)
+def test_what_pads_begins_and_ends_is_read_off_the_names(tokens, options, expected):
+    model = tokenizers.models.WordLevel({token: i for i, token in enumerate(tokens)}, "<unk>")
+    content = tokenizers.Tokenizer(model).to_str()
+    found = HuggingFaceTokenizer.from_json(content, "names", **options)
+    assert (found.zero_is_token, found.pad_id, found.eos_id, found.bos_id) == expected
+    assert found.unk_id == (tokens.index("<unk>") if "<unk>" in tokens else -1)
+
+
+def test_frame_is_the_files_template(vocab_file, json_file):
+    bert = WordPiece(vocab_file)
+    assert bert.frame([7, 8]) == [2, 7, 8, 3]
+    assert HuggingFaceTokenizer.from_json(bert.to_json(), "bert").frame([7, 8]) == [2, 7, 8, 3]
+    assert Bytes().frame([7, 8]) == [7, 8, 1]
+    bare = HuggingFaceTokenizer(json_file)
+    assert bare.frame([7, 8]) == [7, 8, bare.eos_id]  # nobody says otherwise
+    processors = tokenizers.processors
+    names = ["<s>", "<pad>", "</s>", "<unk>", "a", "b"]
+    model = tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>")
+    special = [("<s>", 0), ("</s>", 2)]
+    for processor, expected, bos_id in (
+        (processors.RobertaProcessing(("</s>", 2), ("<s>", 0)), [0, 4, 5, 2], 0),
+        (processors.BertProcessing(("</s>", 2), ("<s>", 0)), [0, 4, 5, 2], 0),
+        (processors.TemplateProcessing("<s> $A", None, special), [0, 4, 5], 0),
+        (processors.TemplateProcessing("$A </s>", None, special), [4, 5, 2], None),
+        (processors.ByteLevel(), [4, 5], 0),
+    ):
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.post_processor = processor
+        for offset in (0, 1):
+            made = HuggingFaceTokenizer.from_json(tokenizer.to_str(), "names", offset=offset)
+            framed = made.frame([4 + offset, 5 + offset])
+            assert framed == [token + offset for token in expected]
+            assert made.bos_id == (None if bos_id is None else offset)
 
 
 def test_a_file_with_sentinels_of_its_own_gets_no_others(vocab_file, tmp_path):
@@ -177,7 +234,6 @@ def test_files_that_cannot_be_used_are_named(json_file, vocab_file, tmp_path, mo
         (PIECES[2:], r"has no \[UNK\]"),
         ([*PIECES, "cat"], "the same piece twice"),
         (PIECES[:3], r"eos token of .* '\[SEP\]'"),
-        (["x", *PIECES], "id 0 of .* is 'x'"),
     ):
         vocab_file.write_text("\n".join(pieces))
         with pytest.raises(InputError, match=message):

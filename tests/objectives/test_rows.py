@@ -70,3 +70,29 @@ def test_a_joined_pair_is_split_again(pair):
         inputs, targets = split_pair(example)
         assert inputs.tolist() == pair["inputs"].tolist()
         assert targets.tolist() == pair["targets"].tolist()
+
+
+@pytest.mark.parametrize("start_id", [0, 2])
+def test_the_start_token_stands_in_front_of_every_text(start_id):
+    texts = [{"targets": np.array([7, 8, 1])}, {"targets": np.array([5, 1])}]
+    packed = decoder_batch(packed_row(texts, 6), start_id=start_id)["decoder_input_tokens"]
+    assert packed.tolist() == [[start_id, 7, 8, start_id, 5, 0]]
+    rows = {"targets": np.array([[7, 8, 1, 0], [5, 1, 0, 0]])}
+    unpacked = decoder_batch(rows, start_id=start_id)["decoder_input_tokens"]
+    assert unpacked.tolist() == [[start_id, 7, 8, 1], [start_id, 5, 1, 0]]
+    joined = packed_row([join_pair(pair) for pair in PAIRS], 15)
+    batch = prefix_lm_batch(joined, start_id=start_id)
+    assert batch["decoder_input_tokens"][0, [0, 7]].tolist() == [start_id, start_id]
+    assert batch["decoder_causal_attention"].tolist() == (
+        prefix_lm_batch(joined)["decoder_causal_attention"].tolist()
+    )
+
+
+def test_segment_ids_say_which_ids_of_0_are_tokens():
+    rows = {
+        "targets": np.array([[0, 7, 0, 0], [0, 0, 0, 0]]),
+        "targets_segment_ids": np.array([[1, 1, 1, 0], [0, 0, 0, 0]]),
+    }
+    batch = decoder_batch(rows, start_id=9)
+    assert batch["decoder_loss_weights"].tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
+    assert batch["decoder_input_tokens"].tolist() == [[9, 0, 7, 0], [0, 0, 0, 0]]
