@@ -88,6 +88,7 @@ def evaluate(
     )
 
     loaded = load(found.step_folder, compute=compute, layout=layout)
+    assert loaded.step is not None  # a run's own checkpoint says it
     run_ = Run(
         model_dir=str(epath.Path(model_dir).expanduser()),
         model=loaded.model,

@@ -58,6 +58,37 @@ def generate(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def convert(parser: argparse.ArgumentParser) -> None:
+    """Declares from where to where, and how."""
+    parser.epilog = (
+        "what SOURCE is, is found out; example: t5lite convert runs/quickstart quickstart-hf"
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a MODEL_DIR, a Hugging Face folder or a T5X checkpoint",
+    )
+    parser.add_argument("target", metavar="TARGET", help="a folder that is new or empty")
+    parser.add_argument(
+        "--to",
+        choices=("t5lite", "huggingface", "t5x"),
+        help="the layout of TARGET (t5lite; of a MODEL_DIR, huggingface)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the parameters (as they are stored)",
+    )
+    parser.add_argument(
+        "--scanned", action="store_true", help="write T5X's layout for scanned layers"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list which tensor is which parameter, and write nothing",
+    )
+
+
 def cache(parser: argparse.ArgumentParser) -> None:
     """Declares where to, and how much of what."""
     parser.add_argument(

@@ -1,6 +1,8 @@
-"""The world's checkpoints: any folder to a model with its parameters, ready to use."""
+"""The world's checkpoints: any folder to a model with its parameters, ready to use, and back."""
 
 from t5lite.interop.answers import answer, prompt_batch
-from t5lite.interop.load import Loaded, load, locate
+from t5lite.interop.load import kind_of, load, locate, open_model
+from t5lite.interop.loaded import Loaded
+from t5lite.interop.save import save
 
-__all__ = ["Loaded", "answer", "load", "locate", "prompt_batch"]
+__all__ = ["Loaded", "answer", "kind_of", "load", "locate", "open_model", "prompt_batch", "save"]

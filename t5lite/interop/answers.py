@@ -17,6 +17,7 @@ def prompt_batch(
     num_rows: int,
     length: int,
     prefix: bool = False,
+    start_id: int = 0,
 ) -> dict[str, np.ndarray]:
     """Lays prompts out as `Model.start` takes them.
 
@@ -26,23 +27,25 @@ def prompt_batch(
       num_rows: of the batch; those behind the prompts ask nothing.
       length: of the longest prompt that there is room for.
       prefix: whether a decoder sees a prompt in both directions, as one trained on prefixes does.
+      start_id: what a decoder reads first.
 
     Returns:
-      `encoder_input_tokens` `[num_rows, length]` int32; or for a decoder `decoder_input_tokens`
-      `[num_rows, length + 1]`, behind the start token 0, `decoder_lengths` `[num_rows]` and, with
-      `prefix`, `decoder_causal_attention`.
+      `encoder_input_tokens` and `encoder_segment_ids` `[num_rows, length]` int32; or for a decoder
+      `decoder_input_tokens` `[num_rows, length + 1]`, behind the start token, `decoder_lengths`
+      `[num_rows]` and, with `prefix`, `decoder_causal_attention`.
     """
     start = 0 if topology == "encoder_decoder" else 1
     tokens = np.zeros((num_rows, start + length), np.int32)
+    tokens[:, :start] = start_id
     lengths = np.full(num_rows, start, np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, start : start + len(prompt)] = prompt
         lengths[row] += len(prompt)
+    inside = np.arange(tokens.shape[1]) < lengths[:, None]
     if topology == "encoder_decoder":
-        return {"encoder_input_tokens": tokens}
+        return {"encoder_input_tokens": tokens, "encoder_segment_ids": inside.astype(np.int32)}
     batch = {"decoder_input_tokens": tokens, "decoder_lengths": lengths}
     if prefix:
-        inside = np.arange(tokens.shape[1]) < lengths[:, None]
         batch["decoder_causal_attention"] = inside.astype(np.int32)
     return batch
 
@@ -70,7 +73,7 @@ def answer(
         first = jnp.take_along_axis(tokens, last[:, None], axis=1)[:, 0]
         room = tokens.shape[1] + max_new_tokens - 1  # the last new one is never read
     else:
-        first = jnp.zeros(len(batch["encoder_input_tokens"]), jnp.int32)  # T5's start is padding
+        first = jnp.full(len(batch["encoder_input_tokens"]), model.start_id, jnp.int32)
         room = max_new_tokens
     cache = model.start(params, batch, max_length=room)
     return generate(

@@ -13,7 +13,7 @@ _SENTINEL = re.compile(r"<extra_id_(0|[1-9][0-9]*)>")
 
 
 def encode(text: str, vocabulary: Vocabulary) -> list[int]:
-    """Returns the ids of a text, EOS included, `<extra_id_N>` being the N-th sentinel.
+    """Returns the ids of a text, without EOS, `<extra_id_N>` being the N-th sentinel.
 
     Raises:
       InputError: if the vocabulary has no such sentinel.
@@ -34,7 +34,7 @@ def encode(text: str, vocabulary: Vocabulary) -> list[int]:
         ids = vocabulary.encode(parts[0])
         for sentinel, part in zip(sentinels, parts[2::2], strict=True):
             ids += [sentinel, *vocabulary.encode(part)]
-    return [*ids, vocabulary.eos_id]
+    return ids
 
 
 def fill_in(inputs: Sequence[int], answer: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

@@ -1,23 +1,22 @@
-"""Opens a checkpoint folder: text in, text out, without a configuration and without TensorFlow."""
+"""Opens any checkpoint folder: t5lite's own, Hugging Face's or T5X's, without a configuration."""
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.data import Vocabulary, load_vocabulary
-from t5lite.errors import InputError, unknown
-from t5lite.interop.answers import answer, prompt_batch
-from t5lite.interop.gaps import encode, fill_in
+from t5lite.errors import InputError
+from t5lite.interop import huggingface, t5x
+from t5lite.interop.foreign import Foreign
+from t5lite.interop.hub import from_hub
+from t5lite.interop.loaded import Loaded, place
 from t5lite.models import ComputeSpec, Model, ModelSpec, load_spec
-from t5lite.parallel import Layout, batch_sharding, make_mesh, shardings, with_layout
+from t5lite.parallel import Layout, shardings
 from t5lite.training.restore import (
     absolute,
     find_step_folder,
@@ -26,253 +25,127 @@ from t5lite.training.restore import (
     saved_arrays,
 )
 
-PROMPTS = ("inputs", "continue", "prefix")  # what a text is to a model: see `generate`
-_SHORTEST = 16  # inputs are padded to a power of two from here on
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Loaded:
-    """A trained model, as `load` returns it.
-
-    Args:
-      model: pure functions.
-      params: for them: averaged ones where the run kept an average; placed on `mesh`.
-      vocabulary: of the token ids; None where none was saved.
-      step: updates done.
-      folder: the step folder it came from.
-      layout: how arrays are sharded over `mesh`.
-      mesh: the devices.
-    """
-
-    model: Model
-    params: Any
-    vocabulary: Vocabulary | None
-    step: int
-    folder: epath.Path
-    layout: Layout
-    mesh: Mesh
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The architecture."""
-        return self.model.spec
-
-    def generate(
-        self,
-        texts: Sequence[str],
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-        batch_size: int = 32,
-        fill: bool = False,
-        prompt: str | None = None,
-    ) -> list[str]:
-        """Answers texts, or continues them if the model is a decoder.
-
-        Compiles once for each `max_new_tokens`, for inputs of up to 16, 32, 64, … tokens, and for
-        batches of 1, 2, 4, … texts: others of such sizes then run at once.
-
-        Args:
-          texts: `<extra_id_0>`, `<extra_id_1>`, … in them are T5's sentinels: gaps to be filled in
-            by a model trained on span corruption.
-          max_new_tokens: most tokens of an answer, its EOS included.
-          temperature: 0 is greedy; above, tokens are drawn from softmax(logits / temperature).
-          seed: of the draws; the same texts, `batch_size` and seed give the same answers.
-          batch_size: most texts decoded together.
-          fill: whether to return the texts with their gaps filled in, rather than the answers. A
-            gap that the answer does not mention stays as it is.
-          prompt: what a text is to the model. `inputs`: a whole text, ended with EOS, as in
-            training on inputs and targets (an encoder-decoder's default). `continue`: a beginning
-            (a decoder's default). `prefix`: a beginning that is seen in both directions, for models
-            trained on prefixes.
-
-        Returns:
-          One text for each, in order.
-
-        Raises:
-          InputError: the model is an encoder, no vocabulary, no text, an unknown sentinel, or an
-            option out of range.
-        """
-        return list(
-            self.stream(
-                texts,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed,
-                batch_size=batch_size,
-                fill=fill,
-                prompt=prompt,
-            )
-        )
-
-    def stream(
-        self,
-        texts: Sequence[str],
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-        batch_size: int = 32,
-        fill: bool = False,
-        prompt: str | None = None,
-    ) -> Iterator[str]:
-        """Yields what `generate` returns, each text as soon as its batch is decoded."""
-        topology = self.model.topology
-        if topology == "encoder":
-            raise InputError(f"{self.folder} holds an encoder, which cannot write text")
-        if "lm" not in self.model.heads:
-            raise InputError(
-                f"{self.folder} holds a model without a head for tokens, which cannot write text; "
-                f"it has {', '.join(self.model.heads) or 'none'}"
-            )
-        if prompt is None:
-            prompt = "inputs" if topology == "encoder_decoder" or fill else "continue"
-        if prompt not in PROMPTS:
-            raise unknown("prompt", prompt, PROMPTS)
-        if self.vocabulary is None:
-            raise InputError(
-                f"no vocabulary/ beside {self.folder}; give one: load(folder, vocabulary=...)"
-            )
-        if isinstance(texts, str):
-            raise InputError("texts is one string; put it in a list: [text]")
-        if not texts:
-            raise InputError("texts is empty; give at least one text")
-        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} = {value!r}: must be a whole number of at least 1")
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise InputError(f"temperature = {temperature!r}: must be 0 (greedy) or above")
-        if fill and not self.vocabulary.num_sentinels:
-            raise InputError("fill needs sentinels, and the model's vocabulary has none")
-        inputs = [encode(text, self.vocabulary) for text in texts]
-        if prompt != "inputs":
-            inputs = [ids[:-1] for ids in inputs]  # what ends with EOS has no continuation
-        both_ways = prompt != "continue"
-        answers = self._answers(inputs, max_new_tokens, temperature, seed, batch_size, both_ways)
-        return (
-            self.vocabulary.decode(fill_in(ids, answer, self.vocabulary) if fill else answer)
-            for ids, answer in zip(inputs, answers, strict=True)
-        )
-
-    def __repr__(self) -> str:
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return (
-            f"Loaded({self.spec.family}, {count:,} parameters, step {self.step:,},\n"
-            f"       {str(self.folder)!r})"
-        )
-
-    def _answers(
-        self,
-        inputs: Sequence[list[int]],
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        batch_size: int,
-        both_ways: bool,
-    ) -> Iterator[np.ndarray]:
-        """Yields `[max_new_tokens]` int32 for each of the inputs."""
-        for start in range(0, len(inputs), batch_size):
-            rows = inputs[start : start + batch_size]
-            key = jax.random.fold_in(jax.random.key(seed), start)
-            heat = np.float32(temperature) if temperature else None
-            batch = self._batch(rows, max_new_tokens, both_ways)
-            answers = self._answer(self.params, batch, key, heat, max_new_tokens)
-            yield from jax.device_get(answers)[: len(rows)]
-
-    def _batch(
-        self, rows: Sequence[list[int]], max_new_tokens: int, both_ways: bool
-    ) -> dict[str, np.ndarray]:
-        """Returns prompts in few sizes, so that there are few compilations."""
-        size = self.mesh.size
-        shares = size // batch_sharding(self.layout, self.mesh).shard_shape((size, size))[0]
-        longest = max(map(len, rows))
-        length = max(_SHORTEST, _power_of_two(longest))
-        # Padding up to a power of two must not ask for more positions than there are.
-        stack = self.spec.encoder or self.spec.decoder
-        room = stack.max_length if stack is not None else None
-        if room is not None:
-            beyond = max_new_tokens if self.spec.encoder is None else 0
-            length = max(longest, min(length, room - beyond))
-        return prompt_batch(
-            self.model.topology,
-            rows,
-            num_rows=-(-_power_of_two(len(rows)) // shares) * shares,
-            length=length,
-            prefix=both_ways,
-        )
-
-    @functools.cached_property
-    def _answer(self) -> Callable:
-        """The compiled function: `(params, batch, key, temperature or None, max_new_tokens)`."""
-        model, vocabulary = self.model, self.vocabulary
-        assert vocabulary is not None
-        known = np.arange(model.spec.vocab) < vocabulary.size  # the embedding may be padded
-
-        def answers(
-            params: Any,
-            batch: Any,
-            key: jax.Array,
-            temperature: jax.Array | None,
-            max_new_tokens: int,
-        ) -> jax.Array:
-            return answer(
-                model,
-                params,
-                batch,
-                max_new_tokens=max_new_tokens,
-                eos_id=vocabulary.eos_id,
-                temperature=0.0 if temperature is None else temperature,
-                rng=key,
-                logits_fn=lambda logits, *_: jnp.where(known[None], logits, -jnp.inf),
-            ).tokens
-
-        whole = NamedSharding(self.mesh, PartitionSpec())  # so that any process can read it
-        return with_layout(answers, self.layout, self.mesh, static_argnums=4, out_shardings=whole)
-
 
 def load(
     folder: epath.PathLike,
     *,
     compute: ComputeSpec = ComputeSpec(),
-    layout: Layout = Layout(),
+    layout: Layout | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    dtype: Any = None,
     vocabulary: Vocabulary | None = None,
+    spec: ModelSpec | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Loaded:
     """Opens a trained model: `t5lite.load("runs/quickstart").generate(["..."])`.
 
     Args:
-      folder: a model_dir or its checkpoints folder (the newest step is read), or one step folder;
-        local, `gs://` or `s3://`. `model.json` and `vocabulary/` lie in it or in a folder above.
-      compute: dtype and so on, which need not be those of training.
-      layout: how parameters and batches are spread over all devices; by default a whole copy of
-        the parameters on each.
+      folder: of t5lite a model_dir or its checkpoints folder (the newest step is read), or one step
+        folder, local, `gs://` or `s3://`; `model.json` and `vocabulary/` lie in it or in a folder
+        above. Or a Hugging Face folder: `config.json`, safetensors, tokenizer files. Or a T5X
+        checkpoint, `checkpoint_N`, or the folder that holds some (the newest is read). Or the name
+        of a model on the Hugging Face hub, `ORGANISATION/NAME`, where huggingface_hub is installed
+        and there is no such folder.
+      compute: dtype of activations and so on, which need not be those of training.
+      layout: how parameters and batches are spread over the devices; by default a whole copy of
+        the parameters on each. Parameters of other libraries stream straight into their shards.
+      devices: to use; None for all.
+      dtype: of the parameters; None for float32 from t5lite's folders, and as stored from others.
       vocabulary: instead of the saved one.
+      spec: of a T5X checkpoint, which does not say all of it; see `t5x.open_model`.
+      progress: called with bytes read and bytes in all, for other libraries' folders.
 
     Returns:
-      The model with its parameters: the averaged ones if the run kept an average.
+      The model with its parameters: the averaged ones if a run of t5lite kept an average.
 
     Raises:
-      InputError: no such folder, no checkpoint, no model.json, or one that does not describe the
-        checkpoint.
-      CheckpointError: if the checkpoint is damaged.
+      InputError: no such folder, none of the above in it, a description that does not fit the
+        arrays, or pickles, which are not opened.
+      CheckpointError: if a checkpoint of t5lite is damaged.
     """
-    found = locate(folder)
-    model = Model(load_spec(found.home / "model.json"), compute)
+    return place(
+        open_model(folder, vocabulary=vocabulary, spec=spec),
+        compute=compute,
+        layout=layout,
+        devices=devices,
+        dtype=dtype,
+        progress=progress,
+    )
+
+
+def open_model(
+    folder: epath.PathLike,
+    *,
+    vocabulary: Vocabulary | None = None,
+    spec: ModelSpec | None = None,
+) -> "Foreign | Own":
+    """Finds out what a folder is, and reads all but its arrays; arguments as those of `load`."""
+    kind, path = kind_of(folder)
+    if spec is not None and kind != "t5x":
+        raise InputError(f"spec = …: is for T5X checkpoints alone, and {path} says what it holds")
+    if kind == "huggingface":
+        return huggingface.open_model(path, vocabulary=vocabulary)
+    if kind == "t5x":
+        return t5x.open_model(path, spec=spec).replace(vocabulary=vocabulary)
+    found = locate(path)
     if vocabulary is None and (found.home / "vocabulary").exists():
         vocabulary = load_vocabulary(found.home / "vocabulary")
-    if vocabulary is not None and vocabulary.size > model.spec.vocab:
-        raise InputError(
-            f"the vocabulary has {vocabulary.size} ids but the model of {found.home} only "
-            f"{model.spec.vocab} embeddings: it is another model's"
+    return Own(load_spec(found.home / "model.json"), found, vocabulary)
+
+
+def kind_of(folder: epath.PathLike) -> tuple[str, str]:
+    """Returns what a folder is, "t5lite", "huggingface" or "t5x", and where it is.
+
+    Raises:
+      InputError: if there is none, or it is none of these.
+    """
+    path = absolute(folder)
+    if not path.exists():
+        text = os.fspath(folder)
+        name = text.split("/")
+        if len(name) == 2 and all(name) and not text.startswith((".", "~")):
+            return kind_of(from_hub(text))
+        raise InputError(f"there is no folder {text!r}; give a model_dir")
+    if not any((home / "model.json").exists() for home in (path, *path.parents[:2])):
+        if huggingface.is_folder(path):
+            return "huggingface", str(path)
+        if t5x.find_checkpoint(path) is not None:
+            return "t5x", str(path)
+    return "t5lite", str(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A checkpoint of t5lite, opened; see `Foreign`."""
+
+    spec: ModelSpec
+    found: "Located"
+    vocabulary: Vocabulary | None
+
+    @property
+    def where(self) -> str:
+        """The step folder."""
+        return str(self.found.step_folder)
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        wanted = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
+        return int(read_arrays(self.found.step_folder, wanted)["step"])
+
+    def params(
+        self, model: Model, *, layout: Layout, mesh: Any, dtype: Any = None, progress: Any = None
+    ) -> Any:
+        """Reads the parameters, averaged ones where there are some, into their shards."""
+        del progress  # Orbax reads all at once
+        like = jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype if dtype is None else jnp.dtype(dtype), sharding=sharding
+            ),
+            model.shapes(),
+            shardings(model.axes(), layout.parameters, mesh),
         )
-    mesh = make_mesh(layout)
-    like = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        model.shapes(),
-        shardings(model.axes(), layout.parameters, mesh),
-    )
-    params, step = _read(found, like)
-    return Loaded(model, params, vocabulary, step, found.step_folder, layout, mesh)
+        return _read(self.found, like)
 
 
 class Located(NamedTuple):
@@ -308,22 +181,15 @@ def locate(folder: epath.PathLike) -> Located:
     )
 
 
-def _read(found: Located, like: Any) -> tuple[Any, int]:
-    """Returns the parameters, averaged ones where there are some, and the step."""
+def _read(found: Located, like: Any) -> Any:
+    """Returns the parameters, averaged ones where there are some."""
     averaged = any(name.startswith("extra/ema/") for name in saved_arrays(found.step_folder))
     part = "extra/ema" if averaged else "params"
     try:
-        params = load_params(found.step_folder, like, part=part).params
+        return load_params(found.step_folder, like, part=part).params
     except InputError as error:
         problem = "\n".join(str(error).splitlines()[1:3])
         raise InputError(
             f"{found.home / 'model.json'} does not describe the parameters in "
             f"{found.step_folder}:\n{problem}"
         ) from error
-    step = read_arrays(found.step_folder, {"step": jax.ShapeDtypeStruct((), jnp.int32)})["step"]
-    return params, int(step)
-
-
-def _power_of_two(size: int) -> int:
-    """Returns the least power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()

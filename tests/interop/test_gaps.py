@@ -13,9 +13,9 @@ VOCABULARY = Bytes(num_sentinels=5)
 def test_sentinels_in_text():
     first, last = VOCABULARY.sentinel(0), VOCABULARY.sentinel(4)
     ids = encode("a <extra_id_0>b<extra_id_4>", VOCABULARY)
-    assert ids == [*VOCABULARY.encode("a "), first, *VOCABULARY.encode("b"), last, 1]
+    assert ids == [*VOCABULARY.encode("a "), first, *VOCABULARY.encode("b"), last]
     bare = Bytes(num_sentinels=0)
-    assert encode("<extra_id_0>", bare) == [*bare.encode("<extra_id_0>"), 1]
+    assert encode("<extra_id_0>", bare) == bare.encode("<extra_id_0>")
     with pytest.raises(InputError, match=r"<extra_id_5> in a text: .* up to <extra_id_4>"):
         encode("a <extra_id_5>", VOCABULARY)
 
@@ -26,7 +26,7 @@ def test_sentinels_in_pieces(tmp_path):
     cat, end = vocabulary.sentinel(0), vocabulary.sentinel(1)
     for text in "the <extra_id_0> sat<extra_id_1>", "the<extra_id_0> sat <extra_id_1>":
         the, sat = vocabulary.encode("the"), vocabulary.encode("sat")
-        assert encode(text, vocabulary) == [*the, cat, *sat, end, vocabulary.eos_id]
+        assert encode(text, vocabulary) == [*the, cat, *sat, end]
     gapped = encode("the <extra_id_0> sat <extra_id_1>", vocabulary)
     answer = [cat, *vocabulary.encode("dog ran"), end, *vocabulary.encode("on a mat"), 1]
     filled = fill_in(gapped, np.array(answer), vocabulary)

@@ -1,0 +1,285 @@
+"""How much memory a streamed load takes: a synthetic 1 GB checkpoint, shaped like GPT-2's.
+
+The checkpoint is written first. A fresh process then loads it and writes it back, while a thread
+reads the process's anonymous and shared memory (RssAnon + RssShmem of /proc/self/status, so without
+pages of mapped files, which the kernel drops when it needs them) every 5 ms. Peaks are above what
+was there after the imports and the first array on a device. Since a thread can be kept waiting, the
+longest time between two readings is printed too; at the end the kernel's exact count (Anonymous of
+/proc/self/smaps_rollup) stands beside the last reading.
+
+    python benchmarks/load_memory.py --devices 8 --dtype bfloat16 --json memory.json
+
+Linux only.
+"""
+
+import argparse
+import dataclasses
+import filecmp
+import functools
+import itertools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+EMBED, HEADS, VOCAB = 1024, 16, 30_000
+BYTES_A_LAYER = 4 * (12 * EMBED**2 + 9 * EMBED)
+LIMIT = 300_000_000  # bytes that a load may take beside the parameters
+
+
+@dataclasses.dataclass
+class Memory:
+    """Bytes of a process's memory that no file stands behind.
+
+    Args:
+      before: at the beginning.
+      peak: the most that a reading found.
+      after: the last reading.
+      exact: the kernel's exact count after that.
+      seconds: from the first to the last.
+      longest_gap: seconds between two readings, at most.
+    """
+
+    before: int
+    peak: int
+    after: int
+    exact: int
+    seconds: float
+    longest_gap: float
+
+
+def measure(work: Callable[[], Any], *, every: float = 0.005) -> tuple[Any, Memory]:
+    """Calls a function and watches this process's memory meanwhile.
+
+    Args:
+      work: what is to be measured, such as `lambda: t5lite.load(folder)`; what it needs once, such
+        as imports and devices, should be there.
+      every: seconds between two readings.
+
+    Returns:
+      What `work` returns, and the memory.
+    """
+    before = anonymous()
+    readings = [(time.perf_counter(), before)]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every):
+            readings.append((time.perf_counter(), anonymous()))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        result = work()
+    finally:
+        done.set()
+        thread.join()
+    readings.append((time.perf_counter(), anonymous()))
+    times = [when for when, _ in readings]
+    return result, Memory(
+        before=before,
+        peak=max(size for _, size in readings),
+        after=readings[-1][1],
+        exact=_kilobytes("/proc/self/smaps_rollup", "Anonymous"),
+        seconds=times[-1] - times[0],
+        longest_gap=max(b - a for a, b in itertools.pairwise(times)),
+    )
+
+
+def anonymous() -> int:
+    """Returns the bytes of this process's resident memory that no file stands behind."""
+    return _kilobytes("/proc/self/status", "RssAnon", "RssShmem")
+
+
+def _kilobytes(path: str, *names: str) -> int:
+    text = Path(path).read_text()
+    found = {name: re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE) for name in names}
+    return sum(1024 * int(match[1]) for match in found.values() if match)
+
+
+def third(number: int) -> Callable[[Any], Any]:
+    """Returns the view of query, key or value `[…, heads, kv]` in a fused `[…, 3 * embed]`."""
+
+    def view(fused: Any) -> Any:
+        part = fused[..., number * EMBED : (number + 1) * EMBED]
+        return part.reshape(*part.shape[:-1], HEADS, EMBED // HEADS)
+
+    return view
+
+
+def family(num_layers: int) -> list[Any]:
+    """Returns GPT-2's tensors, but for norms and positions."""
+    from t5lite.interop.tensors import Part, Tensor
+
+    tensors = [Tensor("wte.weight", (VOCAB, EMBED), (Part("token_embed"),))]
+    for n in range(num_layers):
+        fused: dict[str, tuple[int, ...]] = {"weight": (EMBED, 3 * EMBED), "bias": (3 * EMBED,)}
+        for name, shape in fused.items():
+            parts = tuple(Part(f"layers/{i}/{name}", n, third(i)) for i in range(3))
+            tensors.append(Tensor(f"h.{n}.attn.c_attn.{name}", shape, parts))
+        rest: dict[str, tuple[int, ...]] = {
+            "attn.c_proj.weight": (EMBED, EMBED),
+            "attn.c_proj.bias": (EMBED,),
+            "mlp.c_fc.weight": (EMBED, 4 * EMBED),
+            "mlp.c_fc.bias": (4 * EMBED,),
+            "mlp.c_proj.weight": (4 * EMBED, EMBED),
+            "mlp.c_proj.bias": (EMBED,),
+        }
+        for name, shape in rest.items():
+            tensors.append(Tensor(f"h.{n}.{name}", shape, (Part(f"layers/{name}", n),)))
+    return tensors
+
+
+def like(num_layers: int, dtype: Any) -> dict[str, Any]:
+    """Returns the parameters' shapes, sharded over all devices: GPT-2's, stacked over layers."""
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",))
+    tree: dict[str, Any] = {"layers": {}}
+    for tensor in family(num_layers):
+        for part in tensor.parts:
+            shape = part.view(np.empty(tensor.shape, np.uint8)).shape
+            # Over the first axis of a layer, or over the vocabulary.
+            axes = ("fsdp",) if part.layer is None else (None, "fsdp")
+            leaf = jax.ShapeDtypeStruct(
+                shape if part.layer is None else (num_layers, *shape),
+                dtype,
+                sharding=NamedSharding(mesh, PartitionSpec(*axes)),
+            )
+            *parents, last = part.path.split("/")
+            functools.reduce(lambda node, step: node.setdefault(step, {}), parents, tree)[last] = (
+                leaf
+            )
+    return tree
+
+
+def write_checkpoint(folder: Path, num_layers: int) -> int:
+    """Writes random float32 tensors, one at a time, and returns their bytes."""
+    import jax
+    import numpy as np
+
+    from t5lite.interop.huggingface.files import write_tensors
+
+    rng = np.random.default_rng(0)
+
+    def due() -> Iterator[tuple[str, Any, Callable[[], Any]]]:
+        for tensor in family(num_layers):
+            shape = jax.ShapeDtypeStruct(tensor.shape, np.float32)
+            make = functools.partial(rng.standard_normal, tensor.shape, np.float32)
+            yield tensor.name, shape, make
+
+    files = write_tensors(folder, due())
+    return sum(path.stat().st_size for path in files)
+
+
+def child(folder: Path, num_layers: int, dtype: str) -> None:
+    """Loads the checkpoint and writes it back; prints what that took as JSON."""
+    import jax
+    import jax.numpy as jnp
+
+    from t5lite.interop.huggingface.files import open_tensors, write_tensors
+    from t5lite.interop.tensors import read_params, written
+
+    wanted, tensors = like(num_layers, jnp.dtype(dtype)), family(num_layers)
+    jax.block_until_ready([jax.device_put(1.0, device) for device in jax.devices()])
+
+    def load() -> Any:
+        return read_params(wanted, open_tensors(folder / "old"), tensors, where=str(folder))
+
+    params, loading = measure(load)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    _, writing = measure(lambda: write_tensors(folder / "new", written(params, tensors)))
+    print(
+        json.dumps(
+            {
+                "parameters": size,
+                "device": jax.devices()[0].device_kind,
+                "load": dataclasses.asdict(loading),
+                "write": dataclasses.asdict(writing),
+            }
+        )
+    )
+
+
+def main() -> None:
+    """Prints the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--megabytes", type=int, default=1000, help="of the checkpoint (1000)")
+    parser.add_argument("--devices", type=int, default=1, help="of the CPU, sharded over (1)")
+    parser.add_argument("--dtype", default="float32", help="of the parameters (float32)")
+    parser.add_argument(
+        "--folder", type=Path, help="for the checkpoint; by default a temporary one"
+    )
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        child(options.folder, options.child, options.dtype)
+        return
+    rest = options.megabytes * 1_000_000 - 4 * VOCAB * EMBED
+    num_layers = max(1, round(rest / BYTES_A_LAYER))
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        size = write_checkpoint(Path(folder) / "old", num_layers)
+        found = run(Path(folder), num_layers, devices=options.devices, dtype=options.dtype)
+        old, new = (Path(folder) / name / "model.safetensors" for name in ("old", "new"))
+        found["same"] = filecmp.cmp(old, new, shallow=False)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    found |= {"machine": machine, "file": size, "devices": options.devices, "dtype": options.dtype}
+    report(found)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def run(folder: Path, num_layers: int, *, devices: int, dtype: str) -> dict[str, Any]:
+    """Runs `child` in a fresh process."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, __file__, "--child", str(num_layers)]
+    command += ["--folder", str(folder), "--dtype", dtype]
+    environment = {"JAX_PLATFORMS": "cpu"} | os.environ | {"XLA_FLAGS": flags}
+    output = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def report(found: dict[str, Any]) -> None:
+    """Prints the numbers in MB of 10⁶ bytes."""
+    size, load, write = found["parameters"], found["load"], found["write"]
+    extra = load["peak"] - load["before"] - size
+    more = write["peak"] - write["before"]
+    rows = {
+        "file": found["file"],
+        "parameters": size,
+        "baseline, after imports": load["before"],
+        "peak of loading, above the baseline": load["peak"] - load["before"],
+        f"  beyond the parameters (at most {LIMIT / 1e6:.0f})": extra,
+        "  left after it, beyond the parameters": load["after"] - load["before"] - size,
+        "  the same, exact": load["exact"] - load["before"] - size,
+        "peak of writing, beyond what was there": more,
+    }
+    print(f"{found['machine']}; {found['devices']} devices ({found['device']}), {found['dtype']}")
+    for name, value in rows.items():
+        print(f"{name:42} {value / 1e6:9.1f} MB")
+    for name, each in (("loading", load), ("writing", write)):
+        print(
+            f"{name:42} {each['seconds']:9.2f} s, at most {1e3 * each['longest_gap']:.0f} ms "
+            "between two readings"
+        )
+    if found["dtype"] == "float32":
+        same = "the same, byte for byte" if found["same"] else "DIFFERENT"
+        print(f"{'the file written back is':42} {same}")
+    print(f"{'verdict':42} {'within' if extra <= LIMIT else 'BEYOND'} the limit")
+
+
+if __name__ == "__main__":
+    main()

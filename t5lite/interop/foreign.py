@@ -1,0 +1,126 @@
+"""A checkpoint of another library, opened: what it holds, and its parameters placed on devices."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from t5lite.data import Vocabulary
+from t5lite.errors import InputError
+from t5lite.interop.placing import Layer, index_of
+from t5lite.interop.tensors import Source, Tensor, read_params
+from t5lite.models import Model, ModelSpec
+from t5lite.parallel import Layout, shardings
+from t5lite.training.restore import named
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """What `open_model` of a library's room returns.
+
+    Args:
+      spec: the architecture.
+      source: its tensors.
+      tensors: where they stand among the parameters.
+      where: what the checkpoint is called in messages.
+      ignored: regular expressions of further names that it may hold.
+      vocabulary: of its token ids; None where there is none.
+      step: updates done; None where it is not said.
+    """
+
+    spec: ModelSpec
+    source: Source
+    tensors: Sequence[Tensor]
+    where: str
+    ignored: Sequence[str] = ()
+    vocabulary: Vocabulary | None = None
+    step: int | None = None
+
+    def replace(self, **changes: Any) -> "Foreign":
+        """Returns the same checkpoint with some of this changed."""
+        return dataclasses.replace(self, **changes)
+
+    def left_out(self) -> list[str]:
+        """Returns the names of tensors that are there and not read."""
+        known = {name for tensor in self.tensors for name in (tensor.name, *tensor.aliases)}
+        return [name for name in self.source.tensors() if name not in known]
+
+    def params(
+        self,
+        model: Model,
+        *,
+        layout: Layout,
+        mesh: Mesh,
+        dtype: Any = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """Reads the parameters into their shards.
+
+        Args:
+          model: of `spec`.
+          layout: how they are spread.
+          mesh: the devices.
+          dtype: of the parameters; None for each as it is stored.
+          progress: called with bytes done and bytes in all.
+
+        Raises:
+          InputError: if the tensors do not fit the spec, with all of them.
+        """
+        stored = self._stored_dtypes()
+
+        def leaf(path: Any, shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            kind = jnp.dtype(dtype) if dtype is not None else stored.get(name, shape.dtype)
+            return jax.ShapeDtypeStruct(shape.shape, kind, sharding=sharding)
+
+        placed = shardings(model.axes(), layout.parameters, mesh)
+        like = jax.tree_util.tree_map_with_path(leaf, model.shapes(), placed)
+        return read_params(
+            like,
+            self.source,
+            self.tensors,
+            ignored=self.ignored,
+            where=self.where,
+            progress=progress,
+        )
+
+    def _stored_dtypes(self) -> dict[str, np.dtype]:
+        """Returns the dtype of each parameter; of one that is stored in several, the widest."""
+        there = self.source.tensors()
+        found: dict[str, np.dtype] = {}
+        for tensor in self.tensors:
+            names = [name for name in (tensor.name, *tensor.aliases) if name in there]
+            kinds = [np.dtype(there[name].dtype) for name in names[:1]]
+            for part in tensor.parts:
+                for kind in kinds:
+                    both = found.get(part.path, kind)
+                    found[part.path] = kind if both == kind else np.dtype(np.float32)
+        return found
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raises an InputError unless parameters may have a dtype, or None."""
+    if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
+        raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}, or None")
+
+
+def mapping_lines(tensors: Sequence[Tensor], params: Any) -> list[tuple[str, str, str]]:
+    """Returns a row for each tensor: its name, its shape, and the parameters in it."""
+    shapes = named(params)
+
+    def place(path: str, layer: Layer) -> str:
+        index = ", ".join(map(str, index_of(layer)))
+        return f"{path}[{index}]" if index else path
+
+    rows = []
+    for tensor in tensors:
+        ours = ", ".join(place(part.path, part.layer) for part in tensor.parts)
+        assert all(part.path in shapes for part in tensor.parts)
+        rows.append((tensor.name, str(list(tensor.shape)), ours or "(not written)"))
+    return rows

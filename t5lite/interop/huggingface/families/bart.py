@@ -1,0 +1,303 @@
+"""BART, mBART, PEGASUS and Marian: one layout of tensors, and a few switches that the class sets.
+
+Early configs said the switches themselves; transformers 4 and 5 go by `model_type` alone.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from t5lite.errors import InputError
+from t5lite.interop.huggingface.families.activations import activation, activation_name
+from t5lite.interop.huggingface.families.bart_tensors import (
+    BIAS,
+    COMPUTED_POSITIONS,
+    LOGITS,
+    POSITIONS,
+    SHARED,
+    TABLES,
+    mlp_of,
+    sinusoids,
+    tensors,
+)
+from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.tensors import Source
+from t5lite.layers import (
+    AttentionSpec,
+    HeadSpec,
+    LayerNormSpec,
+    LearnedPositionsSpec,
+    LMHeadSpec,
+    MlpSpec,
+    PositionEmbeddingSpec,
+    SinusoidalPositionsSpec,
+)
+from t5lite.models import BlockSpec, ModelSpec, StackSpec
+
+# With logits, and without a head.
+ARCHITECTURES = {
+    "bart": ("BartForConditionalGeneration", "BartModel"),
+    "mbart": ("MBartForConditionalGeneration", "MBartModel"),
+    "pegasus": ("PegasusForConditionalGeneration", "PegasusModel"),
+    "marian": ("MarianMTModel", "MarianModel"),
+}
+SWITCHES = {
+    "bart": {
+        "normalize_before": False,
+        "normalize_embedding": True,
+        "add_final_layer_norm": False,
+        "static_position_embeddings": False,
+    },
+    "mbart": {
+        "normalize_before": True,
+        "normalize_embedding": True,
+        "add_final_layer_norm": True,
+        "static_position_embeddings": False,
+    },
+    "pegasus": {
+        "normalize_before": True,
+        "normalize_embedding": False,
+        "add_final_layer_norm": True,
+        "static_position_embeddings": True,
+    },
+    "marian": {
+        "normalize_before": False,
+        "normalize_embedding": False,
+        "add_final_layer_norm": False,
+        "static_position_embeddings": True,
+    },
+}
+# Of transformers' config classes: what equals them may be left out of config.json.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50265,
+    "max_position_embeddings": 1024,
+    "encoder_layers": 12,
+    "encoder_ffn_dim": 4096,
+    "encoder_attention_heads": 16,
+    "decoder_layers": 12,
+    "decoder_ffn_dim": 4096,
+    "decoder_attention_heads": 16,
+    "activation_function": "gelu",
+    "d_model": 1024,
+    "dropout": 0.1,
+    "init_std": 0.02,
+    "scale_embedding": False,
+    "tie_word_embeddings": True,
+    "share_encoder_decoder_embeddings": True,
+}
+TOKENS: dict[str, dict[str, Any]] = {
+    "bart": {"decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0},
+    "mbart": {"eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0},
+    "pegasus": {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
+    "marian": {
+        "vocab_size": 58101,
+        "decoder_start_token_id": 58100,
+        "eos_token_id": 0,
+        "pad_token_id": 58100,
+    },
+}
+# transformers fixes it.
+NORM = LayerNormSpec(1e-5)
+
+
+def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
+    """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
+    config = {**DEFAULTS, **TOKENS[model_type], **config}
+    check(config, model_type)
+    if SWITCHES[model_type]["static_position_embeddings"]:
+        check_sinusoids(source, config["d_model"])
+    return ModelSpec(
+        family=model_type,
+        vocab=config["vocab_size"],
+        embed=config["d_model"],
+        encoder=stack(config, "encoder", **SWITCHES[model_type]),
+        decoder=stack(config, "decoder", **SWITCHES[model_type]),
+        heads=heads(config, source, model_type),
+        shared_embedding=is_shared(config, source),
+        start_id=start_id(config),
+        embedding_stddev=config["init_std"],
+    )
+
+
+def check(config: Config, model_type: str) -> None:
+    """Raises an InputError for what no spec of ours is, or what contradicts the class."""
+    for name, value in SWITCHES[model_type].items():
+        if config.get(name, value) != value:
+            raise InputError(
+                f"{name} = {config[name]!r}: a model of model_type {model_type!r} has {value!r}, "
+                "and transformers 4 and 5 do not read the field; remove it from config.json if the "
+                "model works there"
+            )
+    embed, vocab = config["d_model"], config["vocab_size"]
+    for name in ("encoder_attention_heads", "decoder_attention_heads"):
+        if embed % config[name]:
+            raise InputError(f"d_model = {embed} is no multiple of {name} = {config[name]}")
+    if SWITCHES[model_type]["static_position_embeddings"] and embed % 2:
+        raise InputError(f"d_model = {embed}: sinusoidal positions are modelled for even ones")
+    decoder_vocab = config.get("decoder_vocab_size") or vocab
+    if not config["share_encoder_decoder_embeddings"] and decoder_vocab != vocab:
+        raise InputError(
+            f"decoder_vocab_size = {decoder_vocab} is not modelled beside vocab_size = {vocab}: "
+            "encoder and decoder have one vocabulary here, of one table or of two"
+        )
+
+
+def check_sinusoids(source: Source, embed: int) -> None:
+    """Raises an InputError if a file's positions are not the sinusoids that the model computes."""
+    for name in POSITIONS.values():
+        if name in source.tensors():
+            table = np.asarray(source.read(name), np.float32)
+            # They may be in bfloat16, and computed in float32.
+            right = table.ndim == 2 and table.shape[1] == embed
+            if not right or not np.allclose(table, sinusoids(*table.shape), rtol=0, atol=0.02):
+                raise InputError(
+                    f"{name} holds other positions than the class computes, which is not modelled"
+                )
+
+
+def stack(
+    config: Config,
+    side: str,
+    *,
+    normalize_before: bool,
+    normalize_embedding: bool,
+    add_final_layer_norm: bool,
+    static_position_embeddings: bool,
+) -> StackSpec:
+    """Returns the encoder or the decoder."""
+    embed, num_heads = config["d_model"], config[f"{side}_attention_heads"]
+    attention = AttentionSpec(num_heads, embed // num_heads, use_bias=True)
+    block = BlockSpec(
+        attention,
+        MlpSpec(
+            config[f"{side}_ffn_dim"],
+            activation(config["activation_function"], "activation_function"),
+            use_bias=True,
+        ),
+        norm=NORM,
+        cross_attention=attention if side == "decoder" else None,
+        norm_placement="before" if normalize_before else "after",
+    )
+    positions: PositionEmbeddingSpec = SinusoidalPositionsSpec()
+    if not static_position_embeddings:
+        positions = LearnedPositionsSpec(config["max_position_embeddings"], offset=2)
+    return StackSpec(
+        config[f"{side}_layers"],
+        (block,),
+        causal=side == "decoder",
+        position_embedding=positions,
+        embedding_scale=embed**0.5 if config["scale_embedding"] else 1.0,
+        embedding_norm=NORM if normalize_embedding else None,
+        final_norm=NORM if add_final_layer_norm else None,
+        dropout_rate=config["dropout"],
+    )
+
+
+def heads(config: Config, source: Source, model_type: str) -> tuple[HeadSpec, ...]:
+    """Returns the head of a config's architecture, or none.
+
+    A bias of the logits is there if the file has one: transformers' is zero otherwise. Their table
+    is their own if the config says so, or if it is there and differs, which transformers 5 heeds.
+    """
+    model, base = ARCHITECTURES[model_type]
+    names = config.get("architectures") or [model]
+    if names == [base]:
+        return ()
+    # mBART and PEGASUS began as subclasses of BART, and some of their configs name it.
+    if names not in ([model], ["BartForConditionalGeneration"]):
+        raise InputError(
+            f"architectures = {names!r} is not modelled; those that are: {model}, {base}"
+        )
+    tied = config["tie_word_embeddings"] and _same(source, LOGITS, _table(source, "decoder"))
+    return (LMHeadSpec(tied=bool(tied), use_bias=BIAS in source.tensors()),)
+
+
+def is_shared(config: Config, source: Source) -> bool:
+    """Returns whether encoder and decoder look up the same table, by the file's content.
+
+    With `tie_word_embeddings: false` transformers 5 has two, and 4 has one.
+    """
+    if not config["share_encoder_decoder_embeddings"]:
+        return False
+    return _same(source, _table(source, "encoder"), _table(source, "decoder"))
+
+
+def _table(source: Source, side: str) -> str:
+    """Returns the name of a stack's table of tokens."""
+    return TABLES[side] if TABLES[side] in source.tensors() else SHARED
+
+
+def _same(source: Source, one: str, other: str) -> bool:
+    """Returns whether there is one tensor of the two, or they are alike."""
+    if one == other or not {one, other} <= set(source.tensors()):
+        return True
+    return np.array_equal(source.read(one), source.read(other))
+
+
+def start_id(config: Config) -> int:
+    """Returns what the decoder reads first.
+
+    mBART's config may not say it: that is the language's token, or the end of the sentence, which
+    is taken. Ids beyond the vocabulary, which only models cut down for tests have, are passed over.
+    """
+    for name in ("decoder_start_token_id", "eos_token_id"):
+        found = config.get(name)
+        first = found[0] if isinstance(found, list) and found else found
+        if isinstance(first, int) and 0 <= first < config["vocab_size"]:
+            return first
+    return 0
+
+
+def config(spec: ModelSpec) -> dict[str, Any]:
+    """Returns the config of a spec; see `Family`."""
+    encoder, decoder = spec.encoder, spec.decoder
+    assert encoder is not None
+    assert decoder is not None
+    head = spec.heads[0] if spec.heads else None
+    content: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[spec.family][not spec.heads]],
+        "model_type": spec.family,
+        "vocab_size": spec.vocab,
+        "d_model": spec.embed,
+        "activation_function": activation_name(mlp_of(encoder.blocks[0]).activation),
+        "dropout": encoder.dropout_rate,
+        "attention_dropout": encoder.dropout_rate,
+        "activation_dropout": encoder.dropout_rate,
+        "init_std": spec.embedding_stddev,
+        "scale_embedding": encoder.embedding_scale != 1.0,
+        "max_position_embeddings": encoder.max_length or COMPUTED_POSITIONS,
+        # Where the file has tables of their own, transformers 5 heeds that; told False, it would
+        # look for three of them, whichever are shared.
+        "tie_word_embeddings": True,
+        "is_encoder_decoder": True,
+        **TOKENS[spec.family],
+        "decoder_start_token_id": spec.start_id,
+        # The classes' own default changes what is generated.
+        "forced_eos_token_id": None,
+    }
+    for side, stack in (("encoder", encoder), ("decoder", decoder)):
+        content[f"{side}_layers"] = stack.num_layers
+        content[f"{side}_attention_heads"] = stack.blocks[0].attention.num_heads
+        content[f"{side}_ffn_dim"] = mlp_of(stack.blocks[0]).hidden
+    if spec.family == "marian":
+        content["vocab_size"] = content["decoder_vocab_size"] = spec.vocab
+        content["pad_token_id"] = spec.start_id
+        content["share_encoder_decoder_embeddings"] = spec.shared_embedding
+        if isinstance(head, LMHeadSpec) and not spec.shared_embedding:
+            content["tie_word_embeddings"] = head.tied
+    return content
+
+
+def _family(model_type: str) -> Family:
+    return Family(
+        functools.partial(spec, model_type=model_type),
+        config,
+        tensors,
+        prefix="model.",
+        base=ARCHITECTURES[model_type][1],
+        ignored=(r"model\.(encoder|decoder)\.version",),  # fairseq's
+    )
+
+
+FAMILIES = {model_type: _family(model_type) for model_type in ARCHITECTURES}

@@ -1,0 +1,177 @@
+"""GPT-2 and DistilGPT2."""
+
+from typing import Any
+
+import numpy as np
+
+from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families.activations import activation, activation_name
+from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.tensors import Part, Source, Tensor, View
+from t5lite.layers import AttentionSpec, LayerNormSpec, LearnedPositionsSpec, MlpSpec
+from t5lite.models import BlockSpec, ModelSpec, StackSpec
+
+MODEL, BASE = "GPT2LMHeadModel", "GPT2Model"
+# Of transformers' config class: what equals them may be left out of config.json.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "resid_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+    "tie_word_embeddings": True,
+}
+
+
+def spec(config: Config, source: Source) -> ModelSpec:
+    """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
+    config = {**DEFAULTS, **config}
+    decoder_only.refuse(config, "add_cross_attention", False, "it needs an encoder")
+    norm = LayerNormSpec(config["layer_norm_epsilon"])
+    mlp = MlpSpec(
+        config["n_inner"] or 4 * config["n_embd"],
+        activation(config["activation_function"], "activation_function"),
+        use_bias=True,
+    )
+    decoder = StackSpec(
+        config["n_layer"],
+        tuple(BlockSpec(each, mlp, norm=norm) for each in attentions(config)),
+        causal=True,
+        position_embedding=LearnedPositionsSpec(config["n_positions"]),
+        final_norm=norm,
+        dropout_rate=config["resid_pdrop"],
+    )
+    return ModelSpec(
+        family="gpt2",
+        vocab=config["vocab_size"],
+        embed=config["n_embd"],
+        decoder=decoder,
+        heads=decoder_only.heads(config, MODEL, BASE),
+        start_id=decoder_only.start_id(config),
+        embedding_stddev=config["initializer_range"],
+    )
+
+
+def attentions(config: Config) -> list[AttentionSpec]:
+    """Returns attention of all layers, or of each if `scale_attn_by_inverse_layer_idx`."""
+    heads = config["n_head"]
+    head_dim = config["n_embd"] // heads
+    scale = None if config["scale_attn_weights"] else 1.0
+    first = AttentionSpec(heads, head_dim, logits_scale=scale, use_bias=True)
+    if not config["scale_attn_by_inverse_layer_idx"]:
+        return [first]
+    scales = [first.scale / (layer + 1) for layer in range(1, config["n_layer"])]
+    return [first, *(first.replace(logits_scale=each) for each in scales)]
+
+
+def config(spec: ModelSpec) -> dict[str, Any]:
+    """Returns the config of a spec; see `Family`."""
+    decoder = decoder_only.decoder_of(spec)
+    block = decoder.blocks[0]
+    mlp = decoder_only.dense(block)
+    return {
+        "model_type": "gpt2",
+        **decoder_only.head_fields(spec, MODEL, BASE),
+        "vocab_size": spec.vocab,
+        "n_positions": decoder.max_length or DEFAULTS["n_positions"],
+        "n_embd": spec.embed,
+        "n_layer": decoder.num_layers,
+        "n_head": block.attention.num_heads,
+        "n_inner": mlp.hidden,
+        "activation_function": activation_name(mlp.activation),
+        "resid_pdrop": decoder.dropout_rate,
+        "embd_pdrop": decoder.dropout_rate,
+        "attn_pdrop": decoder.dropout_rate,
+        "layer_norm_epsilon": decoder_only.epsilon(block.norm),
+        "initializer_range": spec.embedding_stddev,
+        "scale_attn_weights": block.attention.logits_scale is None,
+        "scale_attn_by_inverse_layer_idx": len(decoder.blocks) > 1,
+        "bos_token_id": spec.start_id,
+        "eos_token_id": spec.start_id,  # one token is both
+    }
+
+
+def tensors(spec: ModelSpec) -> list[Tensor]:
+    """Returns the tensors of a spec; see `Family`."""
+    decoder, embed = decoder_only.decoder_of(spec), spec.embed
+    tied = decoder_only.tied_names(spec, "lm_head.weight")
+    found = modules.table(
+        "transformer.wte.weight", "token_embedding", spec.vocab, embed, aliases=tied
+    )
+    length = decoder.max_length or 0
+    found += modules.table("transformer.wpe.weight", "decoder/position_embedding", length, embed)
+    for layer, block in enumerate(decoder.every_block):
+        place, index = decoder.place(layer)
+        theirs, ours = f"transformer.h.{layer}", f"decoder/{place}"
+        found += attention(f"{theirs}.attn", f"{ours}/attention", block.attention, embed, index)
+        hidden = decoder_only.dense(block).hidden
+        found += conv1d(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up", embed, hidden, index)
+        found += conv1d(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down", hidden, embed, index)
+        for name, path in (("ln_1", "attention_norm"), ("ln_2", "mlp_norm")):
+            found += modules.norm(
+                f"{theirs}.{name}", f"{ours}/{path}", block.norm, embed, layer=index
+            )
+    final = decoder.final_norm or LayerNormSpec()
+    found += modules.norm("transformer.ln_f", "decoder/final_norm", final, embed)
+    return found + decoder_only.lm_head(spec, "lm_head.weight")
+
+
+def attention(
+    name: str, path: str, spec: AttentionSpec, embed: int, layer: int | None
+) -> list[Tensor]:
+    """Returns the tensors of attention: queries, keys and values side by side in `c_attn`."""
+    joined = spec.num_heads * spec.head_dim
+    kernels, biases = [], []
+    for third, part in enumerate(("query", "key", "value")):
+        columns = slice(third * joined, (third + 1) * joined)
+        kernels.append(Part(f"{path}/{part}/kernel", layer, split_columns(columns, spec)))
+        biases.append(Part(f"{path}/{part}/bias", layer, split_columns(columns, spec)))
+
+    def split_rows(array: np.ndarray) -> np.ndarray:
+        return array.reshape(spec.num_heads, spec.head_dim, embed)
+
+    output = Part(f"{path}/output/kernel", layer, split_rows)
+    return [
+        Tensor(f"{name}.c_attn.weight", (embed, 3 * joined), tuple(kernels)),
+        Tensor(f"{name}.c_attn.bias", (3 * joined,), tuple(biases)),
+        Tensor(f"{name}.c_proj.weight", (joined, embed), (output,)),
+        modules.vector(f"{name}.c_proj.bias", f"{path}/output/bias", embed, layer=layer),
+    ]
+
+
+def split_columns(columns: slice, spec: AttentionSpec) -> View:
+    """Returns the view of some of `[..., 3 * heads * head_dim]` as `[..., heads, head_dim]`."""
+
+    def view(array: np.ndarray) -> np.ndarray:
+        return array[..., columns].reshape(*array.shape[:-1], spec.num_heads, spec.head_dim)
+
+    return view
+
+
+def conv1d(name: str, path: str, into: int, out: int, layer: int | None) -> list[Tensor]:
+    """Returns the tensors of a `Conv1D`: a weight `[into, out]`, as ours is, and a bias."""
+    weight = Tensor(f"{name}.weight", (into, out), (Part(f"{path}/kernel", layer),))
+    return [weight, modules.vector(f"{name}.bias", f"{path}/bias", out, layer=layer)]
+
+
+FAMILIES = {
+    "gpt2": Family(
+        spec,
+        config,
+        tensors,
+        prefix="transformer.",
+        base=BASE,
+        # Causal masks, which older versions saved.
+        ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+    )
+}

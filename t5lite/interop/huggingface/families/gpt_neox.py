@@ -1,0 +1,173 @@
+"""GPT-NeoX: GPT-NeoX-20B and Pythia."""
+
+from typing import Any
+
+import numpy as np
+
+from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families.activations import activation, activation_name
+from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
+from t5lite.interop.tensors import Part, Source, Tensor, View
+from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec
+from t5lite.models import BlockSpec, ModelSpec, StackSpec
+
+MODEL, BASE = "GPTNeoXForCausalLM", "GPTNeoXModel"
+# Of transformers' config class: what equals them may be left out of config.json.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50432,
+    "hidden_size": 6144,
+    "num_hidden_layers": 44,
+    "num_attention_heads": 64,
+    "intermediate_size": 24576,
+    "hidden_act": "gelu",
+    "hidden_dropout": 0.0,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-5,
+    "use_parallel_residual": True,
+    "attention_bias": True,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.25,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+
+
+def spec(config: Config, source: Source) -> ModelSpec:
+    """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
+    config = {**DEFAULTS, **config}
+    embed, heads = config["hidden_size"], config["num_attention_heads"]
+    norm = LayerNormSpec(config["layer_norm_eps"])
+    block = BlockSpec(
+        AttentionSpec(
+            heads,
+            embed // heads,
+            use_bias=config["attention_bias"],
+            rotary=rotary_spec(
+                config, theta=config["rotary_emb_base"], fraction=config["rotary_pct"]
+            ),
+        ),
+        MlpSpec(
+            config["intermediate_size"],
+            activation(config["hidden_act"], "hidden_act"),
+            use_bias=True,
+        ),
+        norm=norm,
+        parallel=config["use_parallel_residual"],
+    )
+    return ModelSpec(
+        family="gpt_neox",
+        vocab=config["vocab_size"],
+        embed=embed,
+        decoder=StackSpec(
+            config["num_hidden_layers"],
+            (block,),
+            causal=True,
+            final_norm=norm,
+            dropout_rate=config["hidden_dropout"],
+        ),
+        heads=decoder_only.heads(config, MODEL, BASE),
+        start_id=decoder_only.start_id(config),
+        embedding_stddev=config["initializer_range"],
+    )
+
+
+def config(spec: ModelSpec) -> dict[str, Any]:
+    """Returns the config of a spec; see `Family`."""
+    decoder = decoder_only.decoder_of(spec)
+    block = decoder.blocks[0]
+    mlp = decoder_only.dense(block)
+    rope = rope_config(block.attention.rotary)
+    # GPT-NeoX has names of its own for two of them.
+    rope["rotary_emb_base"] = rope.pop("rope_theta", DEFAULTS["rotary_emb_base"])
+    rope["rotary_pct"] = rope.pop("partial_rotary_factor", 1.0)
+    return {
+        "model_type": "gpt_neox",
+        **decoder_only.head_fields(spec, MODEL, BASE),
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.embed,
+        "num_hidden_layers": decoder.num_layers,
+        "num_attention_heads": block.attention.num_heads,
+        "intermediate_size": mlp.hidden,
+        "hidden_act": activation_name(mlp.activation, gelu_tanh="gelu_fast"),
+        "hidden_dropout": decoder.dropout_rate,
+        "attention_dropout": decoder.dropout_rate,
+        "layer_norm_eps": decoder_only.epsilon(block.norm),
+        "initializer_range": spec.embedding_stddev,
+        "use_parallel_residual": block.parallel,
+        "attention_bias": block.attention.use_bias,
+        "bos_token_id": spec.start_id,
+        "eos_token_id": spec.start_id,  # one token is both
+        **rope,
+    }
+
+
+def tensors(spec: ModelSpec) -> list[Tensor]:
+    """Returns the tensors of a spec; see `Family`."""
+    decoder, embed = decoder_only.decoder_of(spec), spec.embed
+    # Versions 4 and 5 of transformers call the logits' table differently; both read the first name.
+    tied = decoder_only.tied_names(spec, "embed_out.weight", "lm_head.weight")
+    found = modules.table(
+        "gpt_neox.embed_in.weight", "token_embedding", spec.vocab, embed, aliases=tied
+    )
+    for layer, block in enumerate(decoder.every_block):
+        place, index = decoder.place(layer)
+        theirs, ours = f"gpt_neox.layers.{layer}", f"decoder/{place}"
+        for name, path in (
+            ("input_layernorm", "attention_norm"),
+            ("post_attention_layernorm", "mlp_norm"),
+        ):
+            found += modules.norm(
+                f"{theirs}.{name}", f"{ours}/{path}", block.norm, embed, layer=index
+            )
+        found += attention(
+            f"{theirs}.attention", f"{ours}/attention", block.attention, embed, index
+        )
+        mlp = f"{theirs}.mlp"
+        names = {"up": f"{mlp}.dense_h_to_4h", "down": f"{mlp}.dense_4h_to_h"}
+        found += modules.mlp(names, f"{ours}/mlp", decoder_only.dense(block), embed, layer=index)
+    final = decoder.final_norm or LayerNormSpec()
+    found += modules.norm("gpt_neox.final_layer_norm", "decoder/final_norm", final, embed)
+    return found + decoder_only.lm_head(spec, "embed_out.weight", aliases=("lm_head.weight",))
+
+
+def attention(
+    name: str, path: str, spec: AttentionSpec, embed: int, layer: int | None
+) -> list[Tensor]:
+    """Returns the tensors of attention: each head's query, key and value follow each other."""
+    parts = list(enumerate(("query", "key", "value")))
+    kernels = [Part(f"{path}/{part}/kernel", layer, third(n, spec)) for n, part in parts]
+    joined = 3 * spec.num_heads * spec.head_dim
+    fused = [Tensor(f"{name}.query_key_value.weight", (joined, embed), tuple(kernels))]
+    if spec.use_bias:
+        biases = [Part(f"{path}/{part}/bias", layer, third(n, spec)) for n, part in parts]
+        fused.append(Tensor(f"{name}.query_key_value.bias", (joined,), tuple(biases)))
+    return fused + modules.attention_output(f"{name}.dense", path, spec, embed, layer=layer)
+
+
+def third(number: int, spec: AttentionSpec) -> View:
+    """Returns the view of queries (0), keys (1) or values (2) in a fused weight or bias.
+
+    `[heads * 3 * head_dim, embed]` → `[embed, heads, head_dim]`, or the same without `embed`.
+    """
+
+    def view(array: np.ndarray) -> np.ndarray:
+        split = array.reshape(spec.num_heads, 3, spec.head_dim, *array.shape[1:])[:, number]
+        return split if array.ndim == 1 else split.transpose(2, 0, 1)
+
+    return view
+
+
+FAMILIES = {
+    "gpt_neox": Family(
+        spec,
+        config,
+        tensors,
+        prefix="gpt_neox.",
+        base=BASE,
+        # Causal masks and frequencies, which older versions saved.
+        ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+    )
+}

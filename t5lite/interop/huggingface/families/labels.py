@@ -1,0 +1,107 @@
+"""Heads of fine-tuned encoders: what configs say of labels, and the linear layers behind."""
+
+from typing import Any
+
+from t5lite.errors import InputError
+from t5lite.interop.huggingface.families import modules
+from t5lite.interop.huggingface.families.family import Config
+from t5lite.interop.tensors import Tensor
+from t5lite.layers import (
+    ClassificationHeadSpec,
+    HeadSpec,
+    RegressionHeadSpec,
+    SpansHeadSpec,
+    TokenLabelsHeadSpec,
+)
+
+SUFFIXES: dict[type[HeadSpec], str] = {
+    ClassificationHeadSpec: "ForSequenceClassification",
+    RegressionHeadSpec: "ForSequenceClassification",
+    TokenLabelsHeadSpec: "ForTokenClassification",
+    SpansHeadSpec: "ForQuestionAnswering",
+}
+
+
+def num_labels(config: Config) -> int:
+    """Returns how many labels a config has: two unless it says otherwise."""
+    if config.get("id2label"):
+        return len(config["id2label"])
+    return int(config.get("num_labels") or 2)
+
+
+def text_head(config: Config, *, dropout_rate: float) -> HeadSpec:
+    """Returns the head that reads the pooled first token, as `…ForSequenceClassification` does.
+
+    Args:
+      config: whose `problem_type`, or else a single label, makes it a regression.
+      dropout_rate: before the linear layer.
+
+    Raises:
+      InputError: for several labels at once, each with a sigmoid of its own.
+    """
+    count, problem = num_labels(config), config.get("problem_type")
+    if problem == "multi_label_classification":
+        raise InputError(
+            f"problem_type = {problem!r} is not modelled; single_label_classification and "
+            "regression are"
+        )
+    shape: dict[str, Any] = {"pooling": "first", "pooler": True, "dropout_rate": dropout_rate}
+    if problem == "regression" or (problem is None and count == 1):
+        return RegressionHeadSpec(num_targets=count, **shape)
+    return ClassificationHeadSpec(num_classes=count, **shape)
+
+
+def token_head(config: Config, *, dropout_rate: float) -> TokenLabelsHeadSpec:
+    """Returns the head of `…ForTokenClassification`."""
+    return TokenLabelsHeadSpec(num_labels=num_labels(config), dropout_rate=dropout_rate)
+
+
+def spans_head(config: Config) -> SpansHeadSpec:
+    """Returns the head of `…ForQuestionAnswering`.
+
+    Raises:
+      InputError: unless it has two outputs.
+    """
+    if num_labels(config) != 2:
+        raise InputError(
+            f"id2label has {num_labels(config)} labels; a span has 2: its first and last token"
+        )
+    return SpansHeadSpec()
+
+
+def fields(head: HeadSpec) -> dict[str, Any]:
+    """Returns the fields of a config that name a head's labels."""
+    problems: dict[type[HeadSpec], str] = {
+        ClassificationHeadSpec: "single_label_classification",
+        RegressionHeadSpec: "regression",
+    }
+    found: dict[str, Any] = {}
+    if type(head) in problems:
+        found["problem_type"] = problems[type(head)]
+    if isinstance(head, ClassificationHeadSpec | RegressionHeadSpec | TokenLabelsHeadSpec):
+        names = [f"LABEL_{index}" for index in range(head.num_outputs)]
+        found["id2label"] = {str(index): name for index, name in enumerate(names)}
+        found["label2id"] = {name: index for index, name in enumerate(names)}
+    return found
+
+
+def tensors(
+    head: HeadSpec, embed: int, *, pooler: str = "", classifier: str = "classifier"
+) -> list[Tensor]:
+    """Returns the tensors of a head of `SUFFIXES`; of others none.
+
+    Args:
+      head: of the model.
+      embed: width of the hidden states.
+      pooler: the name of the linear layer before a text's labels.
+      classifier: the name of the linear layer that gives a text's labels.
+    """
+    if type(head) not in SUFFIXES:
+        return []
+    found, path = [], f"{head.kind}_head"
+    if getattr(head, "pooler", False):
+        found += modules.linear(pooler, f"{path}/pooler", embed, embed, use_bias=True)
+    of_tokens = {SpansHeadSpec: "qa_outputs", TokenLabelsHeadSpec: "classifier"}
+    name = of_tokens.get(type(head), classifier)
+    size: int = head.num_outputs  # type: ignore[attr-defined]
+    return found + modules.linear(name, f"{path}/projection", embed, size, use_bias=True)

@@ -1,0 +1,241 @@
+"""ModernBERT: rotary positions of two bases, windows in two layers of three, gated MLPs."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from t5lite.errors import InputError
+from t5lite.interop.huggingface.families import modules
+from t5lite.interop.huggingface.families.activations import activation, activation_name
+from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.tensors import Part, Source, Tensor
+from t5lite.layers import (
+    AttentionSpec,
+    HeadSpec,
+    LayerNormSpec,
+    MaskedLMHeadSpec,
+    MlpSpec,
+    RotarySpec,
+)
+from t5lite.models import BlockSpec, ModelSpec, StackSpec
+
+MODEL, BASE = "ModernBertForMaskedLM", "ModernBertModel"
+_THETAS = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
+_OLD_THETAS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
+
+
+def spec(config: Config, source: Source) -> ModelSpec:
+    """Returns the spec of a config; see `Family`."""
+    del source
+    embed, num_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
+    num_layers = config.get("num_hidden_layers", 22)
+    norm = LayerNormSpec(config.get("norm_eps", 1e-5), use_bias=config.get("norm_bias", False))
+    mlp = MlpSpec(
+        config.get("intermediate_size", 1152),
+        activation(config.get("hidden_activation", "gelu"), "hidden_activation"),
+        gated=True,
+        use_bias=config.get("mlp_bias", False),
+    )
+
+    def block(kind: str, **options: Any) -> BlockSpec:
+        attention = AttentionSpec(
+            num_heads,
+            embed // num_heads,
+            use_bias=config.get("attention_bias", False),
+            rotary=RotarySpec(_theta(config, kind)),
+            window=config.get("local_attention", 128) // 2 if "sliding" in kind else None,
+        )
+        return BlockSpec(attention, mlp, norm=norm, **options)
+
+    kinds = _layer_types(config, num_layers)
+    period = _period(kinds[1:])
+    # The embeddings' norm is all that the first layer's attention needs.
+    encoder = StackSpec(
+        num_layers,
+        tuple(block(kind) for kind in period),
+        causal=False,
+        first_blocks=(block(kinds[0], attention_norm=False),),
+        embedding_norm=norm,
+        final_norm=norm,
+        dropout_rate=float(config.get("mlp_dropout", 0.0)),
+    )
+    return ModelSpec(
+        family="modernbert",
+        vocab=config.get("vocab_size", 50368),
+        embed=embed,
+        encoder=encoder,
+        heads=_heads(config, norm),
+        embedding_stddev=config.get("initializer_range", 0.02),
+    )
+
+
+def _heads(config: Config, norm: LayerNormSpec) -> tuple[HeadSpec, ...]:
+    architecture = (config.get("architectures") or [MODEL])[0]
+    if architecture == BASE:
+        return ()
+    if architecture != MODEL:
+        raise InputError(
+            f"architectures = [{architecture!r}] is not modelled; those that are: {MODEL}, {BASE}"
+        )
+    for field in ("tie_word_embeddings", "decoder_bias"):
+        if not config.get(field, True):
+            raise InputError(f"{field} = False is not modelled; True is")
+    name = activation(config.get("classifier_activation", "gelu"), "classifier_activation")
+    return (MaskedLMHeadSpec(name, norm, use_bias=config.get("classifier_bias", False)),)
+
+
+def _layer_types(config: Config, num_layers: int) -> list[str]:
+    kinds = config.get("layer_types")
+    if kinds is None:
+        every = config.get("global_attn_every_n_layers", 3)
+        kinds = ["sliding_attention" if n % every else "full_attention" for n in range(num_layers)]
+    if len(kinds) != num_layers or not set(kinds) <= set(_THETAS):
+        raise InputError(f"layer_types = {kinds!r}: must name {num_layers} of {', '.join(_THETAS)}")
+    return list(kinds)
+
+
+def _period(kinds: list[str]) -> list[str]:
+    """Returns the shortest pattern that repeats through `kinds`; what is cut off may be shorter."""
+    for size in range(1, len(kinds)):
+        if all(kind == kinds[index % size] for index, kind in enumerate(kinds)):
+            return kinds[:size]
+    return kinds
+
+
+def _theta(config: Config, kind: str) -> float:
+    parameters = (config.get("rope_parameters") or {}).get(kind) or {}
+    scaling = parameters.get("rope_type", "default")
+    if scaling != "default" or config.get("rope_scaling"):
+        raise InputError(f"rope_parameters[{kind!r}]: only rope_type = 'default' is modelled")
+    theta = parameters.get("rope_theta") or config.get(_OLD_THETAS[kind]) or _THETAS[kind]
+    return float(theta)
+
+
+def config(spec: ModelSpec) -> dict[str, Any]:
+    """Returns the config of a spec; see `Family`."""
+    encoder, head = spec.encoder, spec.heads[0] if spec.heads else None
+    assert encoder is not None
+    blocks = encoder.every_block
+    block, kinds = (
+        blocks[0],
+        ["sliding_attention" if b.attention.window else "full_attention" for b in blocks],
+    )
+    assert isinstance(block.mlp, MlpSpec)
+    assert isinstance(block.norm, LayerNormSpec)
+    thetas, windows = dict(_THETAS), [b.attention.window for b in blocks if b.attention.window]
+    for kind, each in zip(kinds, blocks, strict=True):
+        assert each.attention.rotary is not None
+        thetas[kind] = each.attention.rotary.theta
+    content = {
+        "architectures": [MODEL if isinstance(head, MaskedLMHeadSpec) else BASE],
+        "model_type": "modernbert",
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.embed,
+        "intermediate_size": block.mlp.hidden,
+        "num_hidden_layers": encoder.num_layers,
+        "num_attention_heads": block.attention.num_heads,
+        "hidden_activation": activation_name(block.mlp.activation),
+        "norm_eps": block.norm.epsilon,
+        "norm_bias": block.norm.use_bias,
+        "attention_bias": block.attention.use_bias,
+        "mlp_bias": block.mlp.use_bias,
+        "mlp_dropout": encoder.dropout_rate,
+        "layer_types": kinds,
+        "local_attention": 2 * windows[0] if windows else 128,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()
+        },
+        "initializer_range": spec.embedding_stddev,
+        # Version 4 reads these instead.
+        "global_rope_theta": thetas["full_attention"],
+        "local_rope_theta": thetas["sliding_attention"],
+    }
+    for name, default in (
+        ("pad", 50283),
+        ("bos", 50281),
+        ("eos", 50282),
+        ("cls", 50281),
+        ("sep", 50282),
+    ):
+        content[f"{name}_token_id"] = default if default < spec.vocab else 0
+    if isinstance(head, MaskedLMHeadSpec):
+        content["classifier_activation"] = activation_name(head.activation)
+        content["classifier_bias"] = head.use_bias
+    return content
+
+
+def tensors(spec: ModelSpec) -> list[Tensor]:
+    """Returns the tensors of a spec; see `Family`."""
+    encoder, embed, head = spec.encoder, spec.embed, spec.heads[0] if spec.heads else None
+    assert encoder is not None
+    assert encoder.embedding_norm is not None
+    assert encoder.final_norm is not None
+    aliases = ("decoder.weight",) if head is not None else ()
+    name = "model.embeddings.tok_embeddings.weight"
+    found = modules.table(name, "token_embedding", spec.vocab, embed, aliases=aliases)
+    path = "encoder/embedding_norm"
+    found += modules.norm("model.embeddings.norm", path, encoder.embedding_norm, embed)
+    found += modules.norm("model.final_norm", "encoder/final_norm", encoder.final_norm, embed)
+    for layer, block in enumerate(encoder.every_block):
+        place, index = encoder.place(layer)
+        theirs, ours = f"model.layers.{layer}", f"encoder/{place}"
+        norm = functools.partial(modules.norm, spec=block.norm, size=embed, layer=index)
+        if block.attention_norm:
+            found += norm(f"{theirs}.attn_norm", f"{ours}/attention_norm")
+        found += norm(f"{theirs}.mlp_norm", f"{ours}/mlp_norm")
+        found += _fused_attention(
+            f"{theirs}.attn", f"{ours}/attention", block.attention, embed, index
+        )
+        assert isinstance(block.mlp, MlpSpec)
+        found += _fused_mlp(f"{theirs}.mlp", f"{ours}/mlp", block.mlp, embed, index)
+    if isinstance(head, MaskedLMHeadSpec):
+        found += modules.linear("head.dense", "lm_head/dense", embed, embed, use_bias=head.use_bias)
+        found += modules.norm("head.norm", "lm_head/norm", head.norm, embed)
+        found.append(modules.vector("decoder.bias", "lm_head/bias", spec.vocab))
+    return found
+
+
+def _fused_attention(
+    name: str, path: str, spec: AttentionSpec, embed: int, layer: int | None
+) -> list[Tensor]:
+    """Returns attention whose `Wqkv` has the rows of queries, then keys, then values."""
+    heads, width = spec.num_heads, spec.head_dim
+
+    def kernel(part: int) -> Any:
+        return lambda a: a.reshape(3, heads, width, embed)[part].transpose(2, 0, 1)
+
+    def bias(part: int) -> Any:
+        return lambda a: a.reshape(3, heads, width)[part]
+
+    order = ("query", "key", "value")
+    rows = 3 * heads * width
+    kernels = [Part(f"{path}/{part}/kernel", layer, kernel(n)) for n, part in enumerate(order)]
+    found = [Tensor(f"{name}.Wqkv.weight", (rows, embed), tuple(kernels))]
+    if spec.use_bias:
+        biases = [Part(f"{path}/{part}/bias", layer, bias(n)) for n, part in enumerate(order)]
+        found.append(Tensor(f"{name}.Wqkv.bias", (rows,), tuple(biases)))
+    return found + modules.attention_output(f"{name}.Wo", path, spec, embed, layer=layer)
+
+
+def _fused_mlp(name: str, path: str, spec: MlpSpec, embed: int, layer: int | None) -> list[Tensor]:
+    """Returns a gated MLP whose `Wi` has the gate's rows, then those of what it gates."""
+    hidden = spec.hidden
+
+    def half(part: int) -> Any:
+        def view(array: np.ndarray) -> np.ndarray:
+            return array[part * hidden : (part + 1) * hidden].T
+
+        return view
+
+    order = ("gate", "up")
+    kernels = [Part(f"{path}/{part}/kernel", layer, half(n)) for n, part in enumerate(order)]
+    found = [Tensor(f"{name}.Wi.weight", (2 * hidden, embed), tuple(kernels))]
+    if spec.use_bias:
+        biases = [Part(f"{path}/{part}/bias", layer, half(n)) for n, part in enumerate(order)]
+        found.append(Tensor(f"{name}.Wi.bias", (2 * hidden,), tuple(biases)))
+    down = (f"{name}.Wo", f"{path}/down", hidden, embed)
+    return found + modules.linear(*down, use_bias=spec.use_bias, layer=layer)
+
+
+FAMILIES = {"modernbert": Family(spec, config, tensors, prefix="model.", base=BASE)}

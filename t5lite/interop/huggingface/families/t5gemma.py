@@ -1,0 +1,150 @@
+"""T5Gemma: an encoder and a decoder of Gemma 2's layers, each with a config and a table."""
+
+from typing import Any
+
+from t5lite.errors import InputError
+from t5lite.interop.huggingface.families import gemma, modules
+from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.tensors import Part, Source, Tensor, transposed
+from t5lite.layers import HeadSpec, LMHeadSpec
+from t5lite.models import ModelSpec
+
+MODEL, BASE = "T5GemmaForConditionalGeneration", "T5GemmaModel"
+LOGITS = "lm_head.out_proj.weight"
+NORMS = {
+    "attention_norm": "pre_self_attn_layernorm",
+    "attention_output_norm": "post_self_attn_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_output_norm": "post_feedforward_layernorm",
+}
+CROSS_NORMS = {
+    "cross_attention_norm": "pre_cross_attn_layernorm",
+    "cross_attention_output_norm": "post_cross_attn_layernorm",
+}
+
+
+def spec(config: Config, source: Source) -> ModelSpec:
+    """Returns the spec of a config; see `Family`."""
+    defaults = {**gemma.DEFAULTS["gemma2"], "dropout_rate": config.get("dropout_rate", 0.0)}
+    sides = {side: {**defaults, **(config.get(side) or {})} for side in ("encoder", "decoder")}
+    encoder, decoder = sides["encoder"], sides["decoder"]
+    vocab = config.get("vocab_size") or decoder["vocab_size"]
+    for side, each in sides.items():
+        if each["vocab_size"] != vocab:
+            raise InputError(
+                f"{side}.vocab_size = {each['vocab_size']}: must be {vocab} like the rest"
+            )
+        each["dropout_rate"] = defaults["dropout_rate"]  # theirs overrule those of the stacks
+    stacks: Any = {
+        side: gemma.stack_spec(
+            each,
+            around=True,
+            causal=side == "decoder",
+            crossed=side == "decoder",
+            dropout="dropout_rate",
+        )
+        for side, each in sides.items()
+    }
+    if encoder["hidden_size"] != decoder["hidden_size"]:
+        stacks["encoder"] = stacks["encoder"].replace(embed=encoder["hidden_size"])
+    return ModelSpec(
+        family="t5gemma",
+        vocab=vocab,
+        embed=decoder["hidden_size"],
+        heads=_heads(config, decoder, source),
+        shared_embedding=False,
+        start_id=decoder["bos_token_id"],
+        embedding_stddev=config.get("initializer_range", decoder["initializer_range"]),
+        **stacks,
+    )
+
+
+def _heads(config: Config, decoder: Config, source: Source) -> tuple[HeadSpec, ...]:
+    architecture = (config.get("architectures") or [MODEL])[0]
+    if architecture == BASE:
+        return ()
+    if architecture != MODEL:
+        raise InputError(
+            f"architectures = [{architecture!r}] is not modelled; those that are: {MODEL}, {BASE}"
+        )
+    tied = config.get("tie_word_embeddings", True) or LOGITS not in source.tensors()
+    return (LMHeadSpec(tied=bool(tied), softcap=decoder["final_logit_softcapping"]),)
+
+
+def config(spec: ModelSpec) -> dict[str, Any]:
+    """Returns the config of a spec; see `Family`."""
+    encoder, decoder = spec.encoder, spec.decoder
+    assert encoder is not None
+    assert decoder is not None
+    head = spec.heads[0] if spec.heads else LMHeadSpec(tied=True, softcap=30.0)
+    assert isinstance(head, LMHeadSpec)
+    shared = {
+        "model_type": "t5_gemma_module",
+        "vocab_size": spec.vocab,
+        "initializer_range": spec.embedding_stddev,
+        "final_logit_softcapping": head.softcap,
+        "bos_token_id": spec.start_id,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "dropout_rate": decoder.dropout_rate,
+        "tie_word_embeddings": head.tied,
+    }
+    width = encoder.embed or spec.embed
+    return {
+        "architectures": [MODEL if spec.heads else BASE],
+        "model_type": "t5gemma",
+        "is_encoder_decoder": True,
+        "vocab_size": spec.vocab,
+        "initializer_range": spec.embedding_stddev,
+        "dropout_rate": decoder.dropout_rate,
+        "tie_word_embeddings": head.tied,
+        "bos_token_id": spec.start_id,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "encoder": {
+            **shared,
+            **gemma.stack_config(encoder, width, causal=False),
+            "is_decoder": False,
+        },
+        "decoder": {
+            **shared,
+            **gemma.stack_config(decoder, spec.embed, causal=True),
+            "is_decoder": True,
+            "cross_attention_hidden_size": width,
+        },
+    }
+
+
+def tensors(spec: ModelSpec) -> list[Tensor]:
+    """Returns the tensors of a spec; see `Family`."""
+    encoder, decoder = spec.encoder, spec.decoder
+    assert encoder is not None
+    assert decoder is not None
+    width = encoder.embed or spec.embed
+    head = spec.heads[0] if spec.heads else None
+    tied = isinstance(head, LMHeadSpec) and head.tied
+    found = modules.table(
+        "model.decoder.embed_tokens.weight",
+        "token_embedding",
+        spec.vocab,
+        spec.embed,
+        aliases=(LOGITS,) if tied else (),
+    )
+    name = "model.encoder.embed_tokens.weight"
+    found += modules.table(name, "encoder_embedding", spec.vocab, width)
+    found += gemma.stack_tensors("model.encoder", "encoder", encoder, width, norms=NORMS)
+    found += gemma.stack_tensors(
+        "model.decoder",
+        "decoder",
+        decoder,
+        spec.embed,
+        norms=NORMS | CROSS_NORMS,
+        kv_embed=width,
+    )
+    if isinstance(head, LMHeadSpec) and not head.tied:
+        kernel = Part("lm_head/projection/kernel", None, transposed)
+        found.append(Tensor(LOGITS, (spec.vocab, spec.embed), (kernel,)))
+    return found
+
+
+FAMILIES = {"t5gemma": Family(spec, config, tensors, prefix="model.", base=BASE)}

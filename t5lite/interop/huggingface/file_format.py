@@ -1,0 +1,214 @@
+"""One safetensors file: a header that says which tensors lie where, and their bytes.
+
+The file is the header's length (8 bytes, little-endian), the header (JSON: name → dtype, shape and
+`data_offsets`, which count from the header's end), and the tensors' bytes, row by row, without
+gaps. It is read here rather than by its own library because a checkpoint larger than the host's
+memory has to be mapped, and written while it is being made.
+
+Source: https://github.com/huggingface/safetensors, README, "Format".
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from t5lite.errors import InputError
+
+DTYPES = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
+}
+_CODES = {dtype: name for name, dtype in DTYPES.items()}
+_MOST_HEADER_BYTES = 100_000_000  # as in the format's own library
+_MOST_AXES = 32
+_METADATA = "__metadata__"
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies.
+
+    Args:
+      path: of the file.
+      shape: of the tensor.
+      dtype: of the tensor.
+      start: byte of the file at which it begins.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """The byte behind its last."""
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Reads which tensors a file holds, and checks that it holds all of them.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Where each lies, by name, in the header's order.
+
+    Raises:
+      InputError: if the file cannot be opened, is truncated or damaged, or has a dtype that we do
+        not know. Nothing but the header is read, and no more of it than the file has.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            first = file.read(8)
+            length = int.from_bytes(first, "little")
+            if first == b"version ":
+                raise InputError(
+                    f"{path} is a git-lfs pointer, not the weights; fetch them: git lfs pull"
+                )
+            if size < 8:
+                raise _truncated(path, size, 8)
+            if length > _MOST_HEADER_BYTES:
+                raise _damaged(path, f"a header of {length:,} bytes; is it a safetensors file?")
+            if 8 + length > size:
+                raise _truncated(path, size, 8 + length)
+            header = _parse(path, file.read(length))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    header.pop(_METADATA, None)
+    entries = {name: _entry(path, name, fields, 8 + length) for name, fields in header.items()}
+    _check_layout(path, entries, begin=8 + length, size=size)
+    return entries
+
+
+def header_of(
+    tensors: Iterable[tuple[str, jax.ShapeDtypeStruct]], metadata: Mapping[str, str]
+) -> bytes:
+    """Returns the beginning of a file: everything in front of the tensors' bytes.
+
+    Args:
+      tensors: name, shape and dtype, in the order in which the bytes follow.
+      metadata: further words for the header.
+
+    Raises:
+      InputError: if the format knows no such dtype, or the header comes out too long for it.
+    """
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    offset = 0
+    for name, tensor in tensors:
+        dtype = np.dtype(tensor.dtype)
+        if dtype not in _CODES:
+            raise InputError(f"{name} is {dtype}, which safetensors files cannot hold")
+        stop = offset + num_bytes(tensor)
+        header[name] = {
+            "dtype": _CODES[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, stop],
+        }
+        offset = stop
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)  # so that tensors can be mapped where they lie
+    if len(encoded) > _MOST_HEADER_BYTES:
+        raise InputError(f"{len(header):,} tensors are too many for one safetensors file")
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def num_bytes(tensor: jax.ShapeDtypeStruct) -> int:
+    """Returns how many bytes a tensor takes in a file."""
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def _parse(path: Path, encoded: bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(names := dict(pairs)) < len(pairs):
+            raise ValueError(f"{_repeated(name for name, _ in pairs)!r} stands in it twice")
+        return names
+
+    try:
+        header = json.loads(encoded.decode(), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"its header cannot be read ({str(error)[:80]})") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is no table of tensors")
+    return header
+
+
+def _entry(path: Path, name: str, fields: Any, begin: int) -> Entry:
+    if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
+        raise _damaged(path, f"its header does not say dtype, shape and place of {name!r}")
+    code, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(code, str) or code not in DTYPES:
+        raise InputError(
+            f"{path}: {name!r} has dtype {str(code)[:40]!r}; known: {', '.join(DTYPES)}"
+        )
+    if not (_whole_numbers(shape) and _whole_numbers(offsets) and len(offsets) == 2):
+        raise _damaged(path, f"its header has shape or offsets of {name!r} that are no numbers")
+    # The limit that NumPy has on sizes holds without the axes of size 0 as well.
+    if len(shape) > _MOST_AXES or math.prod(size or 1 for size in shape) >= 2**58:
+        raise _damaged(path, f"{name!r} has a shape beyond all bounds")
+    entry = Entry(path, tuple(shape), DTYPES[code], begin + offsets[0])
+    if entry.stop != begin + offsets[1]:
+        raise _damaged(
+            path,
+            f"{name!r} is {code} {shape}, which takes {entry.stop - entry.start:,} bytes, but lies "
+            f"at {offsets[0]:,} to {offsets[1]:,}",
+        )
+    return entry
+
+
+def _check_layout(path: Path, entries: Mapping[str, Entry], *, begin: int, size: int) -> None:
+    """Raises unless the tensors follow each other without a gap and the file ends with the last."""
+    end = begin
+    wanted = max((entry.stop for entry in entries.values()), default=begin)
+    if wanted > size:
+        raise _truncated(path, size, wanted)
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            what = "overlaps the one before it" if entry.start < end else "follows a gap"
+            raise _damaged(path, f"{name!r} {what}")
+        end = entry.stop
+    if end != size:
+        raise _damaged(path, f"{size - end:,} bytes at its end belong to no tensor")
+
+
+def _whole_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(each) is int and each >= 0 for each in values)
+
+
+def _repeated(names: Iterable[str]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def _truncated(path: Path, there: int, wanted: int) -> InputError:
+    return InputError(
+        f"{path} is truncated: {there:,} bytes there, at least {wanted:,} wanted; "
+        "copy or download it again"
+    )
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path} is damaged: {why}; copy or download it again")

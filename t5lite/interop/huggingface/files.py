@@ -1,0 +1,273 @@
+"""The tensors in a Hugging Face folder: `model.safetensors`, or several such files and an index."""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+
+from t5lite.data.files import as_path, whole_file
+from t5lite.errors import InputError
+from t5lite.interop.huggingface.file_format import Entry, header_of, num_bytes, read_header
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OTHERS = (".h5", ".msgpack")
+Written = tuple[str, jax.ShapeDtypeStruct, Callable[[], np.ndarray]]
+
+
+class Safetensors:
+    """The tensors of one file or several: a `tensors.Source`."""
+
+    def __init__(self, entries: Mapping[str, Entry]):
+        self._entries = dict(entries)
+        self._mapped: dict[Path, np.memmap] = {}
+
+    def tensors(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shape and dtype of each tensor by name."""
+        return {
+            name: jax.ShapeDtypeStruct(entry.shape, entry.dtype)
+            for name, entry in self._entries.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor as a read-only view of its file; pages are read when touched."""
+        entry = self._entries[name]
+        if entry.path not in self._mapped:
+            self._mapped[entry.path] = np.memmap(entry.path, np.uint8, "r")
+        raw = self._mapped[entry.path][entry.start : entry.stop]
+        return raw.view(entry.dtype).reshape(entry.shape)
+
+
+def open_tensors(folder: str | os.PathLike) -> Safetensors:
+    """Opens the weights of a Hugging Face folder, reading nothing but headers.
+
+    Args:
+      folder: with `model.safetensors`, or `model.safetensors.index.json` and the files it names;
+        or one `.safetensors` file, or an index, of any name.
+
+    Returns:
+      The tensors by name.
+
+    Raises:
+      InputError: if there are no such files (pickles are not opened), one is truncated or damaged,
+        or the index is not theirs.
+    """
+    path = local(folder)
+    if path.is_dir():
+        found = [path / name for name in (WEIGHTS, INDEX) if (path / name).exists()]
+        if not found:
+            raise _no_weights(path)
+        path = found[0]
+    elif not path.exists():
+        raise InputError(f"there is no folder {str(folder)!r}")
+    if path.name.endswith(".json"):
+        return Safetensors(_indexed(path))
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no .safetensors file; {_ADVICE}")
+    return Safetensors(read_header(path))
+
+
+def write_tensors(
+    folder: str | os.PathLike,
+    tensors: Iterable[Written],
+    *,
+    max_file_bytes: int = 5_000_000_000,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Writes tensors as transformers' `save_pretrained` would, one at a time.
+
+    An older checkpoint in the folder stays as it is until all of the new one is written.
+
+    Args:
+      folder: is made if it does not exist.
+      tensors: name, shape and dtype, and the function that makes it, called when it is due.
+      max_file_bytes: of tensors in a file; one that is larger gets a file of its own.
+      metadata: of each file; by default that the tensors are laid out as PyTorch's are, without
+        which transformers refuses them.
+      progress: is called with bytes written and bytes in all after each tensor.
+
+    Returns:
+      The files, the index last if there is one.
+
+    Raises:
+      InputError: if the folder is remote or cannot be written.
+    """
+    root = local(folder)
+    due = list(tensors)
+    if len({name for name, *_ in due}) < len(due):
+        raise RuntimeError("internal error: two tensors to be written have the same name")
+    files = _split(due, max_file_bytes)
+    metadata = {"format": "pt"} if metadata is None else metadata
+    headers = {
+        name: header_of(((each, tensor) for each, tensor, _ in content), metadata)
+        for name, content in files.items()
+    }
+    report = _Progress(sum(num_bytes(tensor) for _, tensor, _ in due), progress)
+    try:
+        # They take their places at the end, last to first: the index when its files are there.
+        with contextlib.ExitStack() as stack:
+            if len(files) > 1:
+                index = stack.enter_context(whole_file(root / INDEX))
+                index.write(_index(files, total_size=report.total))
+            opened = {name: stack.enter_context(whole_file(root / name)) for name in files}
+            for name, content in files.items():
+                opened[name].write(headers[name])
+                _write(opened[name], content, report)
+        written = [*files, *([INDEX] if len(files) > 1 else [])]
+        _remove_others(root, keep=written)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {report.total:,} bytes to {root}: {error.strerror or error}; "
+            "choose another folder"
+        ) from error
+    return [root / name for name in written]
+
+
+def local(folder: str | os.PathLike) -> Path:
+    """Returns the path of a local folder or file.
+
+    Raises:
+      InputError: for `gs://` and the like, which cannot be mapped.
+    """
+    path = as_path(folder)
+    if not isinstance(path, Path):
+        raise InputError(
+            f"{str(folder)!r} is remote, and safetensors files are mapped from a local disk; "
+            "copy the folder first"
+        )
+    return path
+
+
+class _Progress:
+    """Counts bytes."""
+
+    def __init__(self, total: int, report: Callable[[int, int], None] | None):
+        self.total, self._done, self._report = total, 0, report
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._report is not None:
+            self._report(self._done, self.total)
+
+
+_ADVICE = (
+    "only safetensors files are opened: unpickling runs whatever code is in the file. Convert it "
+    "where transformers and the file's own library are installed: "
+    "model = AutoModel….from_pretrained(OLD); "
+    "model.save_pretrained(NEW, safe_serialization=True)"
+)
+
+
+def _no_weights(folder: Path) -> InputError:
+    there = sorted(each.name for each in folder.iterdir())
+    files = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "")
+    message = f"{folder} has neither {WEIGHTS} nor {INDEX}; there is: {files or 'nothing'}"
+    if pickles := [name for name in there if name.endswith(_PICKLES)]:
+        return InputError(f"{message}\n{pickles[0]} is a pickle, and {_ADVICE}")
+    if others := [name for name in there if name.endswith(_OTHERS)]:
+        return InputError(f"{message}\n{others[0]} cannot be read: {_ADVICE}")
+    if direct := [name for name in there if name.endswith(".safetensors")]:
+        return InputError(f"{message}\ngive the path of one file: {folder / direct[0]}")
+    return InputError(message)
+
+
+def _indexed(path: Path) -> dict[str, Entry]:
+    """Returns where the tensors lie of all files that an index names."""
+    try:
+        places = json.loads(path.read_bytes())["weight_map"]
+        files = sorted(set(places.values()))
+        if not all(isinstance(name, str) and name == Path(name).name for name in files):
+            raise ValueError("it names files outside its folder")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged: {str(error)[:80]}; copy or download it again"
+        ) from error
+    if missing := [name for name in files if not (path.parent / name).exists()]:
+        raise InputError(
+            f"{path} names {_listed(missing)}, which the folder lacks; copy or download "
+            f"{'it' if len(missing) == 1 else 'them'}"
+        )
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in read_header(path.parent / file).items():
+            if name in entries:
+                raise InputError(
+                    f"{path.parent}: {name!r} is both in {entries[name].path.name} and in {file}: "
+                    "files of two checkpoints? copy or download the folder again"
+                )
+            entries[name] = entry
+    lost = [
+        f"{name!r} in {file}"
+        for name, file in places.items()
+        if name not in entries or entries[name].path.name != file
+    ]
+    if lost:
+        raise InputError(
+            f"{path} says that there is {_listed(lost)}, and there is not: files of two "
+            "checkpoints? copy or download the folder again"
+        )
+    return entries
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
+
+
+def _split(tensors: Sequence[Written], max_file_bytes: int) -> dict[str, list[Written]]:
+    """Returns the tensors of each file by its name."""
+    files: list[list[Written]] = [[]]
+    room = max_file_bytes
+    for each in tensors:
+        size = num_bytes(each[1])
+        if files[-1] and size > room:
+            files.append([])
+            room = max_file_bytes
+        files[-1].append(each)
+        room -= size
+    for content in files:  # wide types first, so that each begins at a multiple of its width
+        content.sort(key=lambda each: -np.dtype(each[1].dtype).itemsize)
+    if len(files) == 1:
+        return {WEIGHTS: files[0]}
+    count = len(files)
+    return {
+        f"model-{number:05}-of-{count:05}.safetensors": content
+        for number, content in enumerate(files, start=1)
+    }
+
+
+def _write(file: BinaryIO, content: Iterable[Written], report: _Progress) -> None:
+    for name, tensor, make in content:
+        array = make()
+        if array.shape != tensor.shape or array.dtype != tensor.dtype:
+            raise RuntimeError(
+                f"internal error: {name} came as {array.dtype}{list(array.shape)}, announced as "
+                f"{np.dtype(tensor.dtype)}{list(tensor.shape)}"
+            )
+        # As bytes, for bfloat16 has no buffer protocol; `tobytes` would copy all of it.
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[call-overload]
+        report.add(array.nbytes)
+        del array  # before the next is made
+
+
+def _index(files: Mapping[str, Sequence[Written]], *, total_size: int) -> bytes:
+    places = {name: file for file, content in files.items() for name, *_ in content}
+    index: dict[str, Any] = {"metadata": {"total_size": total_size}, "weight_map": places}
+    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _remove_others(folder: Path, *, keep: Sequence[str]) -> None:
+    """Removes the files of an older checkpoint, which would be found first, or found at all."""
+    for path in folder.iterdir():
+        if path.name not in keep and (path.name in (WEIGHTS, INDEX) or _PART.fullmatch(path.name)):
+            path.unlink()

@@ -1,0 +1,153 @@
+"""What to say when a checkpoint's tensors are not those that a model wants."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from t5lite.errors import InputError
+from t5lite.training.restore import nearest
+
+Shape = tuple[int, ...]
+_MOST_LISTED = 20
+_OUTPUT_LAYER = re.compile(
+    r"(.*\.)?(lm_head|embed_out|proj_out|predictions\.decoder|generator_lm_head)\.(weight|bias)"
+)
+_POSITIONS = re.compile(r"pos|wpe")
+_VOCABULARY = re.compile(r"emb|wte|shared|lm_head|vocab|predictions|logits_bias|decoder\.bias")
+
+
+class Misfit(NamedTuple):
+    """What is wrong.
+
+    Args:
+      missing: tensors that are wanted and not there.
+      unexpected: tensors that are there and not wanted.
+      shapes: of tensors by name, the one that is there and the one that is wanted.
+      dtypes: of tensors by name, the same as words.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    shapes: dict[str, tuple[Shape, Shape]]
+    dtypes: dict[str, tuple[str, str]]
+
+
+def misfit_error(
+    misfit: Misfit, *, wanted: Iterable[str], there: Iterable[str], where: str
+) -> InputError:
+    """Returns the error that lists what is wrong, by name and with the likely causes.
+
+    Args:
+      misfit: at least one of its fields is not empty.
+      wanted: the names of all tensors that are wanted.
+      there: the names of all that the checkpoint has.
+      where: of the checkpoint.
+    """
+    causes = [*_causes_of_names(misfit, wanted, there), *_causes_of_shapes(misfit.shapes)]
+    if any("int" in there for there, _ in misfit.dtypes.values()):
+        causes.append("the file is quantized, which is not read: take the original")
+    missing = list(misfit.missing)
+    if not causes and len(missing) <= 5:
+        missing = [name + nearest(name, misfit.unexpected) for name in missing]
+    shapes = [
+        f"{name} is {list(there)}, wanted {list(wanted)}"
+        for name, (there, wanted) in misfit.shapes.items()
+    ]
+    dtypes = [
+        f"{name} is {there}, wanted {wanted}" for name, (there, wanted) in misfit.dtypes.items()
+    ]
+    return InputError(
+        "\n".join(
+            [
+                f"the tensors of {where} are not those of the model",
+                *_section("missing", missing),
+                *_section("unexpected", misfit.unexpected),
+                *_section("of another shape", shapes),
+                *_section("of another type", dtypes),
+                *(f"likely cause: {cause}" for cause in causes),
+            ]
+        )
+    )
+
+
+def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        more = f", and {len(lines) - _MOST_LISTED} more" if len(lines) > _MOST_LISTED else ""
+        yield f"{title} ({len(lines)}): {', '.join(lines[:_MOST_LISTED])}{more}"
+
+
+def _causes_of_names(misfit: Misfit, wanted: Iterable[str], there: Iterable[str]) -> Iterator[str]:
+    missing, unexpected = set(misfit.missing), set(misfit.unexpected)
+    there = set(there)
+    for longer, shorter, cause in (
+        (unexpected, missing, "the file's names begin with {!r}, the wanted ones do not"),
+        (missing, unexpected, "the wanted names begin with {!r}, the file's do not"),
+    ):
+        prefix, count = _prefix(longer, shorter)
+        if 2 * count >= max(1, len(missing)):
+            yield cause.format(prefix) + ": it was saved from another class of the family"
+            return
+    counts, counts_there = _layers(wanted), _layers(there)
+    for prefix in counts.keys() & counts_there.keys():
+        if counts[prefix] != counts_there[prefix]:
+            yield (
+                f"{prefix} has {counts_there[prefix]} layers in the file and {counts[prefix]} in "
+                "the model: is its config.json the file's?"
+            )
+    if outputs := [name for name in misfit.missing if _OUTPUT_LAYER.fullmatch(name)]:
+        yield (
+            f"the file has no output layer ({outputs[0]}): the model it is from shares that with "
+            "the embeddings (tie_word_embeddings), or has none"
+        )
+    if missing and not there & set(wanted):
+        yield "not one name is as wanted: is it the file of another family of models?"
+
+
+def _prefix(longer: Iterable[str], shorter: set[str]) -> tuple[str, int]:
+    """Returns what most often stands before a shorter name in a longer one, and how often."""
+    prefixes = Counter(
+        name[: dot.end()]
+        for name in longer
+        for dot in re.finditer(r"\.", name)
+        if name[dot.end() :] in shorter
+    )
+    return prefixes.most_common(1)[0] if prefixes else ("", 0)
+
+
+def _layers(names: Iterable[str]) -> dict[str, int]:
+    """Returns how many layers there are: the first number in a name counts them."""
+    counts: dict[str, int] = {}
+    for name in names:
+        if match := re.match(r"(.*?)\.(\d{1,6})\.", name):
+            counts[match[1]] = max(counts.get(match[1], 0), int(match[2]) + 1)
+    return counts
+
+
+def _causes_of_shapes(shapes: Mapping[str, tuple[Shape, Shape]]) -> Iterator[str]:
+    if not shapes:
+        return
+    if all(there == wanted[::-1] for there, wanted in shapes.values()):
+        yield "all of these are transposed: another library's, or another class's, layout"
+        return
+    if any(len(there) != len(wanted) for there, wanted in shapes.values()):
+        return
+    differing = {
+        (a, b)
+        for there, wanted in shapes.values()
+        for a, b in zip(there, wanted, strict=True)
+        if a != b
+    }
+    a, b = min(differing)
+    if len(differing) == 1 and all(_POSITIONS.search(name) for name in shapes):
+        yield f"only the number of positions differs: {a} in the file, {b} in the model"
+    elif len(differing) == 1 and all(_VOCABULARY.search(name) for name in shapes):
+        yield (
+            f"only the vocabulary's size differs, {a} in the file and {b} in the model: a padded "
+            "or resized embedding; set vocab_size in config.json to the file's"
+        )
+    elif all(a * d == b * c for c, d in differing):
+        yield (
+            f"another width: all sizes that differ do so as {a} in the file and {b} in the model; "
+            "is its config.json the file's?"
+        )

@@ -1,0 +1,160 @@
+"""Fills arrays that are sharded over devices piece by piece, so that no host holds a whole one."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from t5lite.errors import InputError
+
+Region = tuple[tuple[int, int], ...]  # start and stop on each axis
+# Which entry of the leading axis, or of several; None for all of an array.
+Layer = int | tuple[int, ...] | None
+_ALIGNMENT = 64  # from here on XLA's CPU devices take a NumPy buffer as it is, without a copy
+
+
+class Piece(NamedTuple):
+    """What belongs into an array, or into one layer of it.
+
+    Args:
+      layer: which entry of the leading axis (or axes) it is; None for all of the array.
+      read: returns its values, cheaply: a view of a mapped file.
+    """
+
+    layer: Layer
+    read: Callable[[], np.ndarray]
+
+
+def index_of(layer: Layer) -> tuple[int, ...]:
+    """Returns the index of an entry on the leading axes."""
+    if layer is None:
+        return ()
+    return layer if isinstance(layer, tuple) else (layer,)
+
+
+def fill(leaf: jax.ShapeDtypeStruct, pieces: Iterable[Piece], copied: Callable[[int], None]) -> Any:
+    """Makes an array out of pieces, of which only what this process's devices hold is copied.
+
+    Args:
+      leaf: its shape, dtype (the pieces are cast to it) and sharding; without one it is NumPy's.
+      pieces: what together fills it.
+      copied: is told the bytes after each piece.
+
+    Returns:
+      A jax.Array or a NumPy array.
+    """
+    shards = regions(leaf)
+    buffers = {region: _aligned(region, leaf.dtype) for region in shards}
+    for piece in pieces:
+        index = index_of(piece.layer)
+        due = [region for region in buffers if _holds(region, index)]
+        if due:  # the layers of other processes are not even read
+            values = piece.read()
+            copied(sum(_copy(values, buffers[region], region, index) for region in due))
+    if leaf.sharding is None:
+        return next(iter(buffers.values()))
+    kind = leaf.sharding.memory_kind
+    arrays = [
+        # Devices that hold the same region share the buffer if their memory is the host's.
+        jax.device_put(buffers[region], SingleDeviceSharding(device, memory_kind=kind))
+        for region, devices in shards.items()
+        for device in devices
+    ]
+    array = jax.make_array_from_single_device_arrays(
+        leaf.shape, leaf.sharding, arrays, dtype=leaf.dtype
+    )
+    # Until the devices have their copies the buffers live: the next leaf's must not join them.
+    return jax.block_until_ready(array)
+
+
+def regions(leaf: jax.ShapeDtypeStruct) -> dict[Region, list[Any]]:
+    """Returns the parts of an array that this process holds, each with the devices that do."""
+    if leaf.sharding is None:
+        return {tuple((0, size) for size in leaf.shape): []}
+    devices: dict[Region, list[Any]] = {}
+    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+        devices.setdefault(_region(index, leaf.shape), []).append(device)
+    return devices
+
+
+def local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """Returns how many bytes `fill` copies."""
+    counts = (
+        np.prod([stop - start for start, stop in region], dtype=int) for region in regions(leaf)
+    )
+    return int(sum(counts)) * np.dtype(leaf.dtype).itemsize
+
+
+def check_sharding(path: str, leaf: jax.ShapeDtypeStruct) -> None:
+    """Raises InputError if an array does not divide over its devices."""
+    try:
+        if leaf.sharding is not None:
+            leaf.sharding.shard_shape(leaf.shape)
+    except ValueError as error:
+        raise InputError(
+            f"{path} {list(leaf.shape)} does not divide over the devices as the layout says: "
+            f"{error}"
+        ) from error
+
+
+def host_pieces(array: Any, layer: Layer) -> Iterator[tuple[Any, np.ndarray]]:
+    """Yields an array, or a layer of it, in the pieces that devices hold: index and values.
+
+    Args:
+      array: NumPy's, or a jax.Array all of which this process's devices hold.
+      layer: which entry of the leading axis (or axes); None for all of the array.
+    """
+    index = index_of(layer)
+    if not isinstance(array, jax.Array):
+        yield ..., _entry(np.asarray(array), index)
+        return
+    shards = {_region(shard.index, array.shape): shard.data for shard in array.addressable_shards}
+    for region, data in shards.items():
+        if _holds(region, index):
+            inner = region[len(index) :]
+            yield (*(slice(*each) for each in inner), ...), _on_host(data, _within(region, index))
+
+
+def _on_host(data: jax.Array, index: tuple[int, ...]) -> np.ndarray:
+    if all(device.platform == "cpu" for device in data.devices()):  # a view
+        return _entry(np.asarray(data), index)
+    # An array keeps the host's copy of itself, so that one is taken of a copy, soon to be gone.
+    return np.asarray(data[index] if index else data.copy())
+
+
+def _entry(array: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
+    """Returns a view even of a single number."""
+    where: Any = (*index, ...)
+    return array[where]
+
+
+def _holds(region: Region, index: tuple[int, ...]) -> bool:
+    sides = zip(index, region, strict=False)
+    return all(start <= place < stop for place, (start, stop) in sides)
+
+
+def _within(region: Region, index: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns where in a region an entry is that it holds."""
+    return tuple(place - start for place, (start, _) in zip(index, region, strict=False))
+
+
+def _copy(values: np.ndarray, buffer: np.ndarray, region: Region, index: tuple[int, ...]) -> int:
+    """Copies what a region has of a piece, cast, and returns the bytes."""
+    buffer = _entry(buffer, _within(region, index))
+    part = values[tuple(slice(*each) for each in region[len(index) :])]
+    np.copyto(buffer, part, casting="unsafe")
+    return buffer.nbytes
+
+
+def _region(index: tuple[slice, ...], shape: tuple[int, ...]) -> Region:
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def _aligned(region: Region, dtype: Any) -> np.ndarray:
+    shape = tuple(stop - start for start, stop in region)
+    size = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % _ALIGNMENT
+    return raw[begin : begin + size].view(dtype).reshape(shape)

@@ -1,0 +1,65 @@
+"""Writes a model into a folder of its own, in any of the three layouts that `load` opens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from t5lite.data import Vocabulary
+from t5lite.errors import InputError, unknown
+from t5lite.interop import huggingface, t5x
+from t5lite.models import Model, ModelSpec, save_spec
+from t5lite.training import Checkpoints, TrainState
+from t5lite.training.restore import absolute
+
+KINDS = ("t5lite", "huggingface", "t5x")
+
+
+def save(
+    folder: epath.PathLike,
+    model: Model | ModelSpec,
+    params: Any,
+    *,
+    kind: str = "t5lite",
+    vocabulary: Vocabulary | None = None,
+    step: int = 0,
+    scanned: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Writes parameters and all that `load` needs to open them again.
+
+    Args:
+      folder: new or empty; made if need be. Local, except for "t5lite".
+      model: a model, or its spec.
+      params: its parameters, sharded or not; their dtypes stay.
+      kind: the layout: "t5lite" (`model.json`, `vocabulary/`, `checkpoints/STEP`), which runs start
+        from (`INITIAL_CHECKPOINT_PATH`), "huggingface", or "t5x" (`checkpoint_STEP`).
+      vocabulary: of the token ids; None for none. T5X's layout has no place for it.
+      step: updates done.
+      scanned: whether "t5x" is written for layers that are scanned.
+      progress: called with bytes written and bytes in all, by "huggingface".
+
+    Raises:
+      InputError: a folder that holds something, or a spec that the layout cannot express.
+    """
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    spec = model if isinstance(model, ModelSpec) else model.spec
+    root = absolute(folder)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root} holds something already; give a folder that is new or empty")
+    if kind == "huggingface":
+        huggingface.save(root, spec, params, vocabulary=vocabulary, progress=progress)
+        return
+    if kind == "t5x":
+        t5x.save(root, spec, params, step=step, scanned=scanned)
+        return
+    rng = jax.random.key_data(jax.random.key(0))
+    state = TrainState(jnp.int32(step), params, {}, {}, rng, {})
+    with Checkpoints().open(root) as checkpointer:
+        checkpointer.save(step, state, progress={})
+    if vocabulary is not None:
+        vocabulary.save(root / "vocabulary")
+    save_spec(root / "model.json", spec)

@@ -1,0 +1,230 @@
+"""Which models T5X has, and which one a checkpoint holds: it says so by names and shapes alone."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from t5lite.errors import InputError
+from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RelativeBiasSpec
+from t5lite.models import BlockSpec, ModelSpec, StackSpec, differences
+
+# What T5X's checkpoints do not say and T5X can be configured to: any value will do.
+_UNSAID = re.compile(
+    r"family|embedding_stddev|\w+\.(dropout_rate|stochastic_depth_rate)"
+    r"|\w+\.position_bias\.(max_distance|num_buckets)|\w+\.blocks\.\d+\.mlp\.activation"
+)
+_SELF_ATTENTION = {"encoder": "attention", "decoder": "self_attention"}
+
+
+class Form(NamedTuple):
+    """How T5X's code stores parameters; the models are the same.
+
+    Args:
+      scanned: layers in one array, along its second axis (`scalable_t5`), rather than one by one.
+      joined: heads and their width as one axis `joined_kv` (`t5`), rather than two (`scalable_t5`).
+    """
+
+    scanned: bool
+    joined: bool
+
+
+def check(spec: ModelSpec) -> None:
+    """Raises InputError, with the reason, if T5X has no such model.
+
+    Dropout rates, the MLP's activation and the buckets of the relative bias are in no checkpoint of
+    T5X's: it must be configured to the same.
+    """
+    if spec.encoder is not None and spec.decoder is None:
+        raise InputError("ModelSpec.decoder = None: T5X has no models that are an encoder alone")
+    for name in ("encoder", "decoder"):
+        stack = getattr(spec, name)
+        if stack is None:
+            continue
+        bias_of(name, stack)
+        mlp_of(name, stack)
+        if any(block != stack.blocks[0] for block in stack.blocks):
+            raise InputError(
+                f"ModelSpec.{name}.blocks differ: in T5X all layers of a stack are alike"
+            )
+    changed = [
+        line
+        for line in differences(_t5x_model_like(spec), spec)
+        if not _UNSAID.fullmatch(line.split(": ")[0])
+    ]
+    if changed:
+        raise InputError(
+            f"ModelSpec.{changed[0]}: T5X's models have what stands before the arrow, and nothing "
+            "else can be written for it"
+        )
+
+
+def bias_of(name: str, stack: StackSpec) -> RelativeBiasSpec:
+    """Returns the relative bias of the stack of this name, which T5X must have."""
+    bias = stack.position_bias
+    if type(bias) is RelativeBiasSpec:
+        return bias
+    raise InputError(
+        f"ModelSpec.{name}.position_bias = {bias!r}: T5X has models with a RelativeBiasSpec alone"
+    )
+
+
+def mlp_of(name: str, stack: StackSpec) -> MlpSpec:
+    """Returns the MLP of the stack of this name."""
+    mlp = stack.blocks[0].mlp
+    if type(mlp) is MlpSpec:
+        return mlp
+    raise InputError(
+        f"ModelSpec.{name}.blocks.0.mlp = {mlp!r}: T5X's own models have an MlpSpec, no experts "
+        "(those of its contrib/moe are Flaxformer's)"
+    )
+
+
+def infer_spec(shapes: Mapping[str, Any]) -> ModelSpec:
+    """Returns the model whose parameters have these names and shapes.
+
+    What they do not tell is filled in as published: an MLP of one matrix is ReLU (v1.0), a gated
+    one has the tanh-approximated GELU (v1.1, mT5, ByT5, LM-adapted); distances beyond 128 share a
+    bucket; dropout is that of pre-training, 0.1 with logits from the embedding (v1.0), otherwise 0.
+
+    Args:
+      shapes: name → anything with `shape`, of `target.…`; further names do not matter.
+
+    Raises:
+      InputError: if they are not those of a T5, encoder-decoder or decoder.
+    """
+    stacks = _stacks(shapes)
+    vocab, embed = _shape(
+        shapes,
+        "target.token_embedder.embedding",
+        *(["target.decoder.token_embedder.embedding"] if stacks == ["decoder"] else []),
+    )
+    tied = "target.decoder.logits_dense.kernel" not in shapes
+    sizes = {
+        name: _stack(shapes, name, tied=tied, crossed=name == "decoder" and len(stacks) == 2)
+        for name in stacks
+    }
+    return _model(vocab, embed, tied=tied, **sizes)
+
+
+def infer_form(shapes: Mapping[str, Any]) -> Form:
+    """Returns how these parameters are stored; see `infer_spec` for the arguments."""
+    scanned = _is_scanned(shapes, _stacks(shapes)[-1])
+    query = _shape(shapes, f"{_layer(shapes, 'decoder')}.self_attention.query.kernel")
+    return Form(scanned, joined=len(query) == 2 + scanned)
+
+
+def _model(
+    vocab: int,
+    embed: int,
+    *,
+    tied: bool,
+    decoder: StackSpec,
+    encoder: StackSpec | None = None,
+) -> ModelSpec:
+    return ModelSpec(
+        family="t5",
+        vocab=vocab,
+        embed=embed,
+        encoder=encoder,
+        decoder=decoder,
+        # T5X divides tied logits by sqrt(embed).
+        heads=(LMHeadSpec(tied=True, logits_scale=None) if tied else LMHeadSpec(),),
+    )
+
+
+def _t5x_model_like(spec: ModelSpec) -> ModelSpec:
+    """Returns T5X's model of the same sizes."""
+
+    def stack(name: str, like: StackSpec) -> StackSpec:
+        block, mlp = like.blocks[0], mlp_of(name, like)
+        attention = AttentionSpec(
+            block.attention.num_heads, block.attention.head_dim, logits_scale=1.0
+        )
+        mlp = MlpSpec(mlp.hidden, mlp.activation, mlp.gated)
+        cross = None if block.cross_attention is None else attention
+        return StackSpec(
+            like.num_layers,
+            (BlockSpec(attention, mlp, cross_attention=cross),) * len(like.blocks),
+            causal=like.causal,
+            position_bias=bias_of(name, like),
+        )
+
+    assert spec.decoder is not None
+    tied = any(isinstance(head, LMHeadSpec) and head.tied for head in spec.heads)
+    encoder = None if spec.encoder is None else stack("encoder", spec.encoder)
+    decoder = stack("decoder", spec.decoder)
+    return _model(spec.vocab, spec.embed, tied=tied, decoder=decoder, encoder=encoder)
+
+
+def _stacks(shapes: Mapping[str, Any]) -> list[str]:
+    stacks = [name for name in ("encoder", "decoder") if _below(shapes, f"target.{name}.")]
+    if "decoder" not in stacks:
+        raise InputError("T5X checkpoint: there is no target.decoder, and T5X has no such models")
+    return stacks
+
+
+def _stack(shapes: Mapping[str, Any], name: str, *, tied: bool, crossed: bool) -> StackSpec:
+    scanned, layer = _is_scanned(shapes, name), _layer(shapes, name)
+
+    def one(*names: str) -> tuple[int, ...]:
+        shape = _shape(shapes, *names)
+        return shape[:1] + shape[2:] if scanned else shape
+
+    shared_bias = f"target.{name}.relpos_bias.rel_embedding"
+    if shared_bias in shapes:
+        num_heads, num_buckets = _shape(shapes, shared_bias)
+    else:
+        num_heads, num_buckets = one(f"{layer}.relpos_bias.rel_embedding", shared_bias)
+    query = one(f"{layer}.{_SELF_ATTENTION[name]}.query.kernel")
+    joined = query[1] if len(query) == 2 else query[1] * query[2]
+    if joined % num_heads:
+        raise InputError(
+            f"T5X checkpoint: {layer}.….query.kernel has {joined} columns, which {num_heads} heads "
+            "(of relpos_bias) do not divide"
+        )
+    gated = f"{layer}.mlp.wi_0.kernel" in shapes
+    hidden = one(f"{layer}.mlp.{'wi_0' if gated else 'wi'}.kernel")[1]
+    attention = AttentionSpec(num_heads, joined // num_heads, logits_scale=1.0)
+    mlp = MlpSpec(hidden, "gelu_tanh" if gated else "relu", gated)
+    return StackSpec(
+        _num_layers(shapes, name),
+        (BlockSpec(attention, mlp, cross_attention=attention if crossed else None),),
+        causal=name == "decoder",
+        position_bias=RelativeBiasSpec(num_buckets, per_layer=shared_bias not in shapes),
+        dropout_rate=0.1 if tied else 0.0,
+    )
+
+
+def _num_layers(shapes: Mapping[str, Any], name: str) -> int:
+    if _is_scanned(shapes, name):
+        return _shape(shapes, f"target.{name}.{name}.pre_mlp_layer_norm.scale")[1]
+    pattern = re.compile(rf"target\.{name}\.layers_(\d+)\.")
+    return max(int(match[1]) for key in shapes if (match := pattern.match(key))) + 1
+
+
+def _is_scanned(shapes: Mapping[str, Any], name: str) -> bool:
+    return bool(_below(shapes, f"target.{name}.{name}."))
+
+
+def _layer(shapes: Mapping[str, Any], name: str) -> str:
+    """Returns what stands before the names of the first layer, or of all."""
+    layer = f"target.{name}.{name if _is_scanned(shapes, name) else 'layers_0'}"
+    if not _below(shapes, f"{layer}."):
+        example = next(iter(_below(shapes, f"target.{name}.")), "nothing")
+        raise InputError(
+            f"T5X checkpoint: no layers of a T5 below target.{name}: neither layers_0 nor {name}, "
+            f"but {example}"
+        )
+    return layer
+
+
+def _below(shapes: Mapping[str, Any], prefix: str) -> Sequence[str]:
+    return [name for name in shapes if name.startswith(prefix)]
+
+
+def _shape(shapes: Mapping[str, Any], *names: str) -> tuple[int, ...]:
+    """Returns the shape of the first of these names that there is."""
+    for name in names:
+        if name in shapes:
+            return tuple(shapes[name].shape)
+    raise InputError(f"T5X checkpoint: {' or '.join(names)} is missing; is it a T5?")

@@ -1,0 +1,311 @@
+"""How the tensors of another library's checkpoint stand among a model's parameters.
+
+A family of models is a list of `Tensor`s. Each says, for one foreign tensor, which parameters are
+in it, as NumPy views: a view is read from to load and written to to save, so that one description
+serves both ways.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from t5lite.errors import InputError
+from t5lite.interop.misfit import Misfit, misfit_error
+from t5lite.interop.placing import (
+    Layer,
+    Piece,
+    check_sharding,
+    fill,
+    host_pieces,
+    index_of,
+    local_bytes,
+)
+from t5lite.training.restore import named
+
+View = Callable[[np.ndarray], np.ndarray]
+
+
+def whole(array: np.ndarray) -> np.ndarray:
+    """The view of a tensor that is laid out as the parameter is."""
+    return array
+
+
+def transposed(array: np.ndarray) -> np.ndarray:
+    """The view of a matrix `[out, in]`, as PyTorch has them."""
+    return array.T
+
+
+class Part(NamedTuple):
+    """A parameter, or one layer of it, in a foreign tensor.
+
+    Args:
+      path: of the parameter, its steps joined by "/".
+      layer: which entry of the parameter's leading axis it is, or of its leading axes: layer and
+        expert; None for all of the parameter.
+      view: foreign tensor → what has the parameter's (or the layer's) shape; must be a view of its
+        argument: slices, transpositions, axes split, never a copy.
+    """
+
+    path: str
+    layer: Layer = None
+    view: View = whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a foreign checkpoint.
+
+    Args:
+      name: by which it is written, and looked for first.
+      shape: it must have.
+      parts: the parameters in it; together they fill it. None at all: the tensor may be there, but
+        says nothing that the model's spec does not; it is not written.
+      aliases: further names of the same tensor in other files, where weights are tied.
+      partial: whether the parts leave some of it out, which is then written as zeros.
+      constant: makes what it always holds, where the other library wants it written although it is
+        computed (sinusoidal positions). It has no parts then, and a file's is not read.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    aliases: tuple[str, ...] = ()
+    partial: bool = False
+    constant: Callable[[], np.ndarray] | None = None
+
+
+class Source(Protocol):
+    """A foreign checkpoint, opened."""
+
+    def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Returns shape and dtype of each tensor by name, reading none."""
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor, if possible mapped from its file rather than read."""
+
+
+def read_params(
+    like: Any,
+    source: Source,
+    tensors: Sequence[Tensor],
+    *,
+    ignored: Sequence[str] = (),
+    where: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Reads a model's parameters out of a foreign checkpoint, each straight into its shards.
+
+    Host memory holds the shards of one parameter at a time, or nothing beside the parameters where
+    the devices are the host's.
+
+    Args:
+      like: nested dicts of `jax.ShapeDtypeStruct`: shapes, dtypes (floats are cast to them) and
+        shardings (none: to NumPy).
+      source: the checkpoint.
+      tensors: how its tensors and the parameters belong together.
+      ignored: regular expressions for whole names of further tensors that may be there.
+      where: what the checkpoint is called in messages.
+      progress: is called with bytes placed on this process's devices and bytes in all.
+
+    Returns:
+      A tree like `like`.
+
+    Raises:
+      InputError: before anything is placed: if tensors are missing, unexpected, or of another
+        shape or kind of dtype (all are listed); if a tensor is there under two names and differs;
+        or if a parameter does not divide over its devices.
+    """
+    leaves = named(like)
+    holders = _holders(leaves, tensors)
+    found = _find(leaves, source.tensors(), tensors, ignored=ignored, where=where)
+    for path, leaf in leaves.items():
+        check_sharding(path, leaf)
+    _check_aliases(source, tensors, where=where)
+    total, done = sum(map(local_bytes, leaves.values())), 0
+
+    def copied(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    def piece(name: str, part: Part) -> Piece:
+        return Piece(part.layer, lambda: part.view(source.read(found[name])))
+
+    params = [
+        fill(leaf, (piece(tensor.name, part) for tensor, part in holders[path]), copied)
+        for path, leaf in leaves.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), params)
+
+
+def written(
+    params: Any, tensors: Sequence[Tensor], *, dtypes: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, jax.ShapeDtypeStruct, Callable[[], np.ndarray]]]:
+    """Turns parameters into a foreign checkpoint's tensors, one at a time.
+
+    Args:
+      params: nested dicts of arrays, sharded or not.
+      tensors: how they and the tensors belong together.
+      dtypes: of tensors by name; the others have their parameters'.
+
+    Yields:
+      Name, shape and dtype, and a function that makes the tensor, for each tensor that has parts or
+      is constant.
+
+    Raises:
+      InputError: if a parameter is spread over several processes.
+    """
+    leaves = named(params)
+    _holders(leaves, tensors)
+    for path, leaf in leaves.items():
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            raise InputError(
+                f"{path} is spread over several processes; save the checkpoint with t5lite's own "
+                "format, and convert it in one process"
+            )
+
+    def make(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+        array = (np.zeros if tensor.partial else np.empty)(tensor.shape, dtype)
+        for part in tensor.parts:
+            target = part.view(array)
+            for index, values in host_pieces(leaves[part.path], part.layer):
+                np.copyto(target[index], values, casting="unsafe")
+        return array
+
+    def each() -> Iterator[tuple[str, jax.ShapeDtypeStruct, Callable[[], np.ndarray]]]:
+        for tensor in tensors:
+            if tensor.parts:
+                kinds = {np.dtype(leaves[part.path].dtype) for part in tensor.parts}
+                dtype = np.dtype((dtypes or {}).get(tensor.name) or functools.reduce(_wider, kinds))
+                shape = jax.ShapeDtypeStruct(tensor.shape, dtype)
+                yield tensor.name, shape, functools.partial(make, tensor, dtype)
+            elif tensor.constant is not None:
+                shape = jax.ShapeDtypeStruct(tensor.shape, np.dtype(np.float32))
+                yield tensor.name, shape, tensor.constant
+
+    return each()
+
+
+def _holders(
+    leaves: Mapping[str, Any], tensors: Sequence[Tensor]
+) -> dict[str, list[tuple[Tensor, Part]]]:
+    """Returns, for each parameter, what it is made of, having checked that it is so exactly.
+
+    Raises:
+      RuntimeError: if it is not, which is never the user's mistake.
+    """
+    holders: dict[str, list[tuple[Tensor, Part]]] = {path: [] for path in leaves}
+    for tensor in tensors:
+        # Of one byte an entry, and never touched, so that it takes no memory.
+        stand_in, filled = np.empty(tensor.shape, np.uint8), 0
+        for part in tensor.parts:
+            if part.path not in leaves:
+                raise _bug(f"{tensor.name} has a part {part.path}, which is no parameter")
+            shape = tuple(leaves[part.path].shape)
+            wanted = shape[len(index_of(part.layer)) :]
+            view = part.view(stand_in)
+            if view.shape != wanted or (view.size and not np.may_share_memory(view, stand_in)):
+                raise _bug(f"{part.path} is no view {wanted} of {tensor.name}, but {view.shape}")
+            holders[part.path].append((tensor, part))
+            filled += view.size
+        if (
+            tensor.parts
+            and filled != stand_in.size
+            and not (tensor.partial and filled < stand_in.size)
+        ):
+            raise _bug(f"the parts of {tensor.name} have {filled} of {stand_in.size} entries")
+    for path, parts in holders.items():
+        layers = sorted(index_of(part.layer) for _, part in parts)
+        leading = leaves[path].shape[: len(layers[0])] if layers else ()
+        if layers != list(np.ndindex(*leading)):
+            shown = [index[0] if len(index) == 1 else index or -1 for index in layers]
+            raise _bug(f"{path} is made of layers {shown}" if shown else f"{path} has no source")
+    return holders
+
+
+def _find(
+    leaves: Mapping[str, Any],
+    there: Mapping[str, jax.ShapeDtypeStruct],
+    tensors: Sequence[Tensor],
+    *,
+    ignored: Sequence[str],
+    where: str,
+) -> dict[str, str]:
+    """Returns by which of its names each tensor is there, or raises what is wrong with them all."""
+    known = {name for tensor in tensors for name in (tensor.name, *tensor.aliases)}
+    found: dict[str, str] = {}
+    misfit = Misfit([], [], {}, {})
+    for tensor in tensors:
+        if tensor.constant is not None:
+            continue  # of whatever shape
+        names = [name for name in (tensor.name, *tensor.aliases) if name in there]
+        if names:
+            found[tensor.name] = names[0]
+        elif tensor.parts:
+            misfit.missing.append(tensor.name)
+        wanted = {np.dtype(leaves[part.path].dtype) for part in tensor.parts}
+        for name in names:
+            if there[name].shape != tensor.shape:
+                misfit.shapes[name] = (there[name].shape, tensor.shape)
+            if other := [each for each in wanted if not _castable(there[name].dtype, each)]:
+                misfit.dtypes[name] = (str(np.dtype(there[name].dtype)), str(other[0]))
+    patterns = [re.compile(pattern) for pattern in ignored]
+    misfit.unexpected.extend(
+        name
+        for name in there
+        if name not in known and not any(pattern.fullmatch(name) for pattern in patterns)
+    )
+    if any(misfit):
+        wanted_names = [tensor.name for tensor in tensors if tensor.parts]
+        raise misfit_error(misfit, wanted=wanted_names, there=there, where=where)
+    return found
+
+
+def _check_aliases(source: Source, tensors: Sequence[Tensor], *, where: str) -> None:
+    """Raises unless what is there under two names is the same."""
+    there = source.tensors()
+    for tensor in tensors:
+        names = [name for name in (tensor.name, *tensor.aliases) if name in there]
+        for other in names[1:] if tensor.parts else ():
+            if not _same(source.read(names[0]), source.read(other)):
+                raise InputError(
+                    f"{names[0]} and {other} of {where} are to be the same tensor and differ: the "
+                    "model has them tied; its config.json says so wrongly, or one was trained alone"
+                )
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Compares in pieces: np.array_equal would make masks as large as the tensors."""
+    one, other = one.reshape(-1), other.reshape(-1)
+    if one.dtype == other.dtype:
+        one, other = one.view(np.uint8), other.view(np.uint8)  # NaN is itself
+    step = 1 << 22
+    pieces = (slice(start, start + step) for start in range(0, len(one), step))
+    if one.dtype == other.dtype:
+        return all(np.array_equal(one[piece], other[piece]) for piece in pieces)
+    return all(
+        np.array_equal(one[piece].astype(np.float64), other[piece].astype(np.float64))
+        for piece in pieces
+    )
+
+
+def _castable(there: Any, wanted: Any) -> bool:
+    floats = [jax.numpy.issubdtype(dtype, jax.numpy.floating) for dtype in (there, wanted)]
+    return all(floats) or np.dtype(there) == np.dtype(wanted)
+
+
+def _wider(one: np.dtype, other: np.dtype) -> np.dtype:
+    try:
+        return np.promote_types(one, other)
+    except TypeError:  # bfloat16 and float16
+        return np.dtype(np.float32)
+
+
+def _bug(what: str) -> RuntimeError:
+    return RuntimeError(f"internal error: {what}")
