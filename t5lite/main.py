@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "measure a trained model on held-out data",
     "generate": "turn text into text with a trained model",
     "convert": "write a checkpoint in another layout: t5lite, Hugging Face, T5X",
+    "adapt": "make a trained model the beginning of another one",
     "cache": "tokenise, prepare and pack a run's data once",
     "inspect": "show what a run would do, without doing it",
     "report": "draw a run, or several, as one HTML page",

@@ -29,6 +29,8 @@ DRAWERS = {"utils", "util", "common", "misc", "helpers", "core"}
 DEPENDENCIES = {
     *("jax", "jaxlib", "flax", "optax", "orbax", "etils", "numpy", "gin", "tqdm", "tensorboardX"),
     *("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "sentencepiece"),
+    *("tensorstore", "msgpack", "ml_dtypes", "tokenizers", "safetensors", "huggingface_hub"),
+    *("torch", "transformers"),
 }
 
 

@@ -1,11 +1,9 @@
 """`t5lite convert`: a checkpoint of one layout as one of another."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from t5lite.commands.bars import Bar
 from t5lite.commands.text import in_bytes, table
 from t5lite.errors import InputError
 
@@ -50,9 +48,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
                 rows = [(heading, "shape", "parameter"), *mapping_lines(tensors, shapes)]
                 print("\n".join(table(rows)))
         return
-    with _Bar("reading") as bar:
+    with Bar("reading") as bar:
         loaded = interop.load(arguments.source, dtype=arguments.dtype, progress=bar)
-    with _Bar("writing") as bar:
+    with Bar("writing") as bar:
         interop.save(
             arguments.target,
             loaded.model,
@@ -72,29 +70,3 @@ def _leaves(tree: Any) -> list[Any]:
     import jax
 
     return jax.tree.leaves(tree)
-
-
-class _Bar:
-    """A progress bar in bytes; none where nobody looks."""
-
-    def __init__(self, name: str):
-        self._name = name
-        self._bar: Any = None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = tqdm(
-                total=total,
-                desc=self._name,
-                unit="B",
-                unit_scale=True,
-                disable=not sys.stderr.isatty(),
-            )
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Vocabulary,
         from_seqio,
         load_vocabulary,
+        open_vocabulary,
         train_sentencepiece,
     )
 
@@ -53,6 +54,7 @@ _HOME = {
     "functions_jsonl": "python_docs_tables",
     "get_task": "tasks",
     "load_vocabulary": "vocabularies",
+    "open_vocabulary": "vocabularies",
     "mixing_rates": "mixture",
     "modules_csv": "python_docs_tables",
     "names_jsonl": "python_docs_tables",
@@ -87,6 +89,7 @@ __all__ = [
     "mixing_rates",
     "modules_csv",
     "names_jsonl",
+    "open_vocabulary",
     "python_docs_vocabulary",
     "train_sentencepiece",
     "write_packed",

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from t5lite.data.readers import DataFile, Row, find_files, format_of
 from t5lite.data.sources import NoSplit, Source
 from t5lite.data.tables import Hashes, Scan, Table, hash_of
 from t5lite.data.templates import SHOTS, Template
-from t5lite.data.tokenizers_vocabularies import HuggingFaceTokenizer, WordPiece
-from t5lite.data.vocabularies import SentencePiece, Vocabulary, load_vocabulary
+from t5lite.data.vocabularies import Vocabulary, open_vocabulary
 from t5lite.errors import InputError, unknown
 
 SPLITS = ("train", "validation")
@@ -148,7 +146,7 @@ class FileData(_Data):
         if callable(vocab):
             vocab = vocab()
         if isinstance(vocab, str | os.PathLike):
-            vocab = _open_vocabulary(Path(vocab).expanduser())
+            vocab = open_vocabulary(vocab)
         if not isinstance(vocab, Vocabulary):
             raise InputError(
                 f"vocab = {vocab!r}: must be a vocabulary, what returns one, or the path of one"
@@ -346,12 +344,3 @@ def _check_features(columns: Mapping[str, Column]) -> None:
                     f"features: {made[name]!r} and {feature!r} both make {name!r}; remove one"
                 )
             made[name] = feature
-
-
-def _open_vocabulary(path: Path) -> Vocabulary:
-    """Returns the vocabulary of a folder that was saved, or of a file."""
-    if path.is_dir():
-        return load_vocabulary(path)
-    if path.suffix == ".json":
-        return HuggingFaceTokenizer(path)
-    return WordPiece(path) if path.suffix == ".txt" else SentencePiece(path)

@@ -265,6 +265,26 @@ _LOADERS: dict[str, Callable[..., Vocabulary]] = {
 }
 
 
+def open_vocabulary(path: str | os.PathLike) -> Vocabulary:
+    """Returns the vocabulary of a folder that `save` wrote, or of a file, by its name's end.
+
+    Args:
+      path: a folder; or a `tokenizer.json`, a `vocab.txt` (WordPiece) or a SentencePiece model.
+
+    Raises:
+      InputError: if it is missing, damaged, or lacks what a vocabulary needs.
+    """
+    place = as_path(path)
+    if place.is_dir():
+        return load_vocabulary(place)
+    if place.suffix in (".json", ".txt"):
+        from t5lite.data import tokenizers_vocabularies
+
+        kind = "HuggingFaceTokenizer" if place.suffix == ".json" else "WordPiece"
+        return getattr(tokenizers_vocabularies, kind)(place)
+    return SentencePiece(place)
+
+
 def load_vocabulary(folder: str | os.PathLike) -> Vocabulary:
     """Returns the vocabulary that `save` wrote into `folder`.
 

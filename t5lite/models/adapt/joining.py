@@ -28,7 +28,7 @@ def to_encoder_decoder(
     params: Params,
     *,
     cross_attention: Literal["copied", "fresh"] | None = None,
-    shared_embedding: bool = True,
+    shared_embedding: bool | None = None,
     heads: tuple[HeadSpec, ...] | None = None,
     family: str | None = None,
     rng: jax.Array | None = None,
@@ -45,7 +45,8 @@ def to_encoder_decoder(
         windows; "fresh", which the T5Gemma paper then trains alone for the first steps. None
         for what the papers do: "copied" from a decoder, "fresh" behind an encoder. Its norms are
         copied from self-attention's either way.
-      shared_embedding: whether both stacks look up the same table, rather than a copy each.
+      shared_embedding: whether both stacks look up the same table, rather than a copy each; None
+        for a copy each of Gemma 2's, as T5Gemma has them, and for the same table else.
       heads: of the new model; None for a decoder's own, and for tied logits behind an encoder.
         Those that the old model has keep their parameters, others are drawn.
       family: see `ModelSpec`; None for "t5gemma" from Gemma 2, and "encoder_decoder" else.
@@ -64,6 +65,8 @@ def to_encoder_decoder(
         raise InputError("spec must be that of an encoder or a decoder alone: it has both already")
     if cross_attention is None:
         cross_attention = "copied" if spec.decoder is not None else "fresh"
+    if shared_embedding is None:
+        shared_embedding = _family(spec) != "t5gemma"
     source = (spec, params)
     return _joined(source, source, cross_attention, shared_embedding, heads, family, rng)
 
