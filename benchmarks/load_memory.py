@@ -1,8 +1,9 @@
-"""How much memory a streamed load takes: a synthetic 1 GB checkpoint, shaped like GPT-2's.
+"""How much memory a streamed load takes: a synthetic 1 GB checkpoint of a GPT-2.
 
-The checkpoint is written first. A fresh process then loads it and writes it back, while a thread
-reads the process's anonymous and shared memory (RssAnon + RssShmem of /proc/self/status, so without
-pages of mapped files, which the kernel drops when it needs them) every 5 ms. Peaks are above what
+The folder is written first. A fresh process then opens it with `t5lite.load` and writes it back,
+while a thread reads the process's anonymous and shared memory (RssAnon + RssShmem of
+/proc/self/status, so without pages of mapped files, which the kernel drops when it needs them)
+every 5 ms. Peaks are above what
 was there after the imports and the first array on a device. Since a thread can be kept waiting, the
 longest time between two readings is printed too; at the end the kernel's exact count (Anonymous of
 /proc/self/smaps_rollup) stands beside the last reading.
@@ -30,8 +31,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-EMBED, HEADS, VOCAB = 1024, 16, 30_000
-BYTES_A_LAYER = 4 * (12 * EMBED**2 + 9 * EMBED)
+EMBED, VOCAB = 1024, 30_000
+BYTES_A_LAYER = 4 * (12 * EMBED**2 + 13 * EMBED)
 LIMIT = 300_000_000  # bytes that a load may take beside the parameters
 
 
@@ -105,100 +106,49 @@ def _kilobytes(path: str, *names: str) -> int:
     return sum(1024 * int(match[1]) for match in found.values() if match)
 
 
-def third(number: int) -> Callable[[Any], Any]:
-    """Returns the view of query, key or value `[…, heads, kv]` in a fused `[…, 3 * embed]`."""
+def spec_of(num_layers: int) -> Any:
+    """Returns a GPT-2 of 1,024 features."""
+    from t5lite.models import override
 
-    def view(fused: Any) -> Any:
-        part = fused[..., number * EMBED : (number + 1) * EMBED]
-        return part.reshape(*part.shape[:-1], HEADS, EMBED // HEADS)
-
-    return view
-
-
-def family(num_layers: int) -> list[Any]:
-    """Returns GPT-2's tensors, but for norms and positions."""
-    from t5lite.interop.tensors import Part, Tensor
-
-    tensors = [Tensor("wte.weight", (VOCAB, EMBED), (Part("token_embed"),))]
-    for n in range(num_layers):
-        fused: dict[str, tuple[int, ...]] = {"weight": (EMBED, 3 * EMBED), "bias": (3 * EMBED,)}
-        for name, shape in fused.items():
-            parts = tuple(Part(f"layers/{i}/{name}", n, third(i)) for i in range(3))
-            tensors.append(Tensor(f"h.{n}.attn.c_attn.{name}", shape, parts))
-        rest: dict[str, tuple[int, ...]] = {
-            "attn.c_proj.weight": (EMBED, EMBED),
-            "attn.c_proj.bias": (EMBED,),
-            "mlp.c_fc.weight": (EMBED, 4 * EMBED),
-            "mlp.c_fc.bias": (4 * EMBED,),
-            "mlp.c_proj.weight": (4 * EMBED, EMBED),
-            "mlp.c_proj.bias": (EMBED,),
-        }
-        for name, shape in rest.items():
-            tensors.append(Tensor(f"h.{n}.{name}", shape, (Part(f"layers/{name}", n),)))
-    return tensors
-
-
-def like(num_layers: int, dtype: Any) -> dict[str, Any]:
-    """Returns the parameters' shapes, sharded over all devices: GPT-2's, stacked over layers."""
-    import jax
-    import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",))
-    tree: dict[str, Any] = {"layers": {}}
-    for tensor in family(num_layers):
-        for part in tensor.parts:
-            shape = part.view(np.empty(tensor.shape, np.uint8)).shape
-            # Over the first axis of a layer, or over the vocabulary.
-            axes = ("fsdp",) if part.layer is None else (None, "fsdp")
-            leaf = jax.ShapeDtypeStruct(
-                shape if part.layer is None else (num_layers, *shape),
-                dtype,
-                sharding=NamedSharding(mesh, PartitionSpec(*axes)),
-            )
-            *parents, last = part.path.split("/")
-            functools.reduce(lambda node, step: node.setdefault(step, {}), parents, tree)[last] = (
-                leaf
-            )
-    return tree
+    return override(
+        "gpt2_medium", {"decoder.num_layers": num_layers, "start_id": 0, "vocab": VOCAB}
+    )
 
 
 def write_checkpoint(folder: Path, num_layers: int) -> int:
-    """Writes random float32 tensors, one at a time, and returns their bytes."""
+    """Writes a Hugging Face folder of random float32 tensors, and returns their bytes."""
     import jax
     import numpy as np
 
+    from t5lite.interop import huggingface
     from t5lite.interop.huggingface.files import write_tensors
 
-    rng = np.random.default_rng(0)
+    rng, plan = np.random.default_rng(0), huggingface.describe(spec_of(num_layers))
 
     def due() -> Iterator[tuple[str, Any, Callable[[], Any]]]:
-        for tensor in family(num_layers):
+        for tensor in plan.tensors:
             shape = jax.ShapeDtypeStruct(tensor.shape, np.float32)
             make = functools.partial(rng.standard_normal, tensor.shape, np.float32)
             yield tensor.name, shape, make
 
     files = write_tensors(folder, due())
+    (folder / "config.json").write_text(json.dumps(plan.config))
     return sum(path.stat().st_size for path in files)
 
 
-def child(folder: Path, num_layers: int, dtype: str) -> None:
+def child(folder: Path, dtype: str) -> None:
     """Loads the checkpoint and writes it back; prints what that took as JSON."""
     import jax
-    import jax.numpy as jnp
 
-    from t5lite.interop.huggingface.files import open_tensors, write_tensors
-    from t5lite.interop.tensors import read_params, written
+    import t5lite
+    from t5lite.interop import huggingface
+    from t5lite.parallel import Layout
 
-    wanted, tensors = like(num_layers, jnp.dtype(dtype)), family(num_layers)
     jax.block_until_ready([jax.device_put(1.0, device) for device in jax.devices()])
-
-    def load() -> Any:
-        return read_params(wanted, open_tensors(folder / "old"), tensors, where=str(folder))
-
-    params, loading = measure(load)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    _, writing = measure(lambda: write_tensors(folder / "new", written(params, tensors)))
+    layout = Layout({"fsdp": -1})
+    loaded, loading = measure(lambda: t5lite.load(folder / "old", layout=layout, dtype=dtype))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
+    _, writing = measure(lambda: huggingface.save(folder / "new", loaded.model, loaded.params))
     print(
         json.dumps(
             {
@@ -221,16 +171,16 @@ def main() -> None:
         "--folder", type=Path, help="for the checkpoint; by default a temporary one"
     )
     parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child is not None:
-        child(options.folder, options.child, options.dtype)
+    if options.child:
+        child(options.folder, options.dtype)
         return
     rest = options.megabytes * 1_000_000 - 4 * VOCAB * EMBED
     num_layers = max(1, round(rest / BYTES_A_LAYER))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         size = write_checkpoint(Path(folder) / "old", num_layers)
-        found = run(Path(folder), num_layers, devices=options.devices, dtype=options.dtype)
+        found = run(Path(folder), devices=options.devices, dtype=options.dtype)
         old, new = (Path(folder) / name / "model.safetensors" for name in ("old", "new"))
         found["same"] = filecmp.cmp(old, new, shallow=False)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
@@ -240,11 +190,10 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def run(folder: Path, num_layers: int, *, devices: int, dtype: str) -> dict[str, Any]:
+def run(folder: Path, *, devices: int, dtype: str) -> dict[str, Any]:
     """Runs `child` in a fresh process."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, __file__, "--child", str(num_layers)]
-    command += ["--folder", str(folder), "--dtype", dtype]
+    command = [sys.executable, __file__, "--child", "--folder", str(folder), "--dtype", dtype]
     environment = {"JAX_PLATFORMS": "cpu"} | os.environ | {"XLA_FLAGS": flags}
     output = subprocess.run(
         command, env=environment, check=True, capture_output=True, text=True

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         bad_input = isinstance(error, InputError)
         message = str(error) if bad_input else _failure(error)
-        print("\n".join(f"t5lite: {message}".splitlines()[:_ERROR_LINES]), file=sys.stderr)
+        print(_shortened(f"t5lite: {message}"), file=sys.stderr)
         return 2 if bad_input else 1
 
 
@@ -172,13 +172,29 @@ def _help() -> str:
 def _failure(error: Exception) -> str:
     """Returns one line for an error that is not the user's, and where its traceback is."""
     first_line = (str(error).strip() or "no message").splitlines()[0]
-    hint = "add --debug to see the traceback"
+    path = _kept("".join(traceback.format_exception(error)))
+    hint = f"traceback: {path} (or add --debug)" if path else "add --debug to see the traceback"
+    return f"failed: {type(error).__name__}: {first_line}\n  {hint}"
+
+
+def _shortened(message: str) -> str:
+    """Returns a message in few lines, the last of which says where the rest is."""
+    lines = message.splitlines()
+    if len(lines) <= _ERROR_LINES:
+        return message
+    path = _kept(message + "\n")
+    rest = f"all {len(lines)} lines: {path}" if path else "add --debug to see the rest"
+    return "\n".join([*lines[: _ERROR_LINES - 1], f"  {rest}"])
+
+
+def _kept(text: str) -> str | None:
+    """Writes what is too long for a terminal to a file of its own, and returns its path."""
     with contextlib.suppress(OSError):
         handle, path = tempfile.mkstemp(prefix="t5lite-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(traceback.format_exception(error))
-        hint = f"traceback: {path} (or add --debug)"
-    return f"failed: {type(error).__name__}: {first_line}\n  {hint}"
+            file.write(text)
+        return path
+    return None
 
 
 if __name__ == "__main__":

@@ -54,8 +54,10 @@ class AttentionSpec(Spec):
         self.require(self.num_heads % self.kv_heads == 0, "num_kv_heads", "a divisor of num_heads")
         if self.num_kv_heads == self.num_heads:  # one way to say it
             object.__setattr__(self, "num_kv_heads", None)
-        turned = 0 if self.rotary is None else self.rotary.size(self.head_dim)
-        self.require(turned % 2 == 0, "head_dim", "even in what rotary turns of it")
+        turned = 2 if self.rotary is None else self.rotary.size(self.head_dim)
+        self.require(
+            turned >= 2 and turned % 2 == 0, "head_dim", "even, and not 0, in what rotary turns"
+        )
         softcap = self.logits_softcap
         self.require(softcap is None or softcap > 0, "logits_softcap", "above 0, or None")
 
@@ -140,6 +142,7 @@ class Attention(nn.Module):
         if self.dropout_rate and self.has_rng("dropout"):
             dropout = Dropout(self.make_rng("dropout"), self.dropout_rate)
         spec = self.spec
+        assert spec.window is None or mask is not None, "attention in windows needs a mask"
         if mask is not None:
             mask = mask.within_window(spec.window)
         request = Request(query, kv, bias, mask, dropout, spec.scale, spec.logits_softcap)

@@ -104,6 +104,8 @@ class YarnScalingSpec(RotaryScalingSpec):
         self.require(
             self.beta_fast > self.beta_slow > 0, "beta_fast", "above beta_slow, and both above 0"
         )
+        factor = self.attention_factor
+        self.require(factor is None or factor > 0, "attention_factor", "above 0, or None")
 
     @property
     def magnitude(self) -> float:

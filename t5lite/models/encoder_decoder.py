@@ -33,7 +33,8 @@ class EncoderDecoder(Transformer):
             mask=AttentionMask.within(encoder_segments(batch), causal=False),
             positions=positions_of(batch, "encoder"),
         )
-        return self.encoder(self.embed_inputs(batch["encoder_input_tokens"]), context)[0]
+        x = self.embed_inputs(batch["encoder_input_tokens"], batch.get("token_types"))
+        return self.encoder(x, context)[0]
 
     def hidden(self, batch: Batch) -> jax.Array:
         """Returns the decoder's output `[batch, decoder_length, embed]`."""

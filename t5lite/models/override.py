@@ -4,17 +4,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from t5lite.errors import InputError, unknown
 from t5lite.layers import Spec
-from t5lite.models.presets import preset
-from t5lite.models.spec import ModelSpec, StackSpec
+from t5lite.models.presets import PRESETS, preset
+from t5lite.models.spec import ModelSpec, StackSpec, load_spec
 
 
 def override(model: str | ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
     """Returns a spec with some values changed, addressed by their path.
 
     Args:
-      model: a preset's name or a spec.
+      model: a preset's name, a folder with a `model.json` (a run's, or what `t5lite convert` and
+        `adapt` wrote), or a spec.
       changes: path → value. A step of a path is a field's name, the index of a block, or `*` for
         every block (or, in front, for every stack), e.g. `{"decoder.blocks.*.mlp.hidden": 4096,
         "*.dropout_rate": 0.1}`.
@@ -22,10 +25,17 @@ def override(model: str | ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
     Raises:
       InputError: if a path does not exist (with the nearest names) or a value does not fit.
     """
-    spec = preset(model) if isinstance(model, str) else model
+    spec = _named(model) if isinstance(model, str) else model
     for path, value in changes.items():
         spec = _set(spec, path.split("."), value, path)
     return spec
+
+
+def _named(model: str) -> ModelSpec:
+    path = epath.Path(model).expanduser() / "model.json"
+    if model not in PRESETS and ("/" in model or path.exists()):
+        return load_spec(path)
+    return preset(model)
 
 
 def _set(node: Any, steps: list[str], value: Any, path: str) -> Any:

@@ -172,7 +172,11 @@ class ModelSpec(Spec):
                     f"and in no other: see ModelSpec.{name}"
                 )
         self._check_widths()
-        self.require(0 <= self.start_id < self.vocab, "start_id", f"in 0 .. {self.vocab - 1}")
+        self.require(
+            0 <= self.start_id < self.vocab,
+            "start_id",
+            f"in 0 .. {self.vocab - 1}; of a smaller vocabulary, change it before vocab",
+        )
         kinds = [head.kind for head in self.heads]
         for kind in kinds:
             if kinds.count(kind) > 1:
@@ -193,11 +197,13 @@ class ModelSpec(Spec):
         last = decoder or encoder
         if last is not None:
             last.require(last.embed is None, "embed", "None in the last stack, of ModelSpec.embed")
-        if both and self.shared_embedding:
-            assert encoder is not None
+        if encoder is not None and decoder is not None:
+            equal = encoder.embed in (None, self.embed)
             encoder.require(
-                encoder.embed in (None, self.embed), "embed", "None with a shared embedding"
+                equal or not self.shared_embedding, "embed", "None with a shared embedding"
             )
+            typed = self.num_token_types is not None
+            self.require(equal or not typed, "num_token_types", "None where widths differ")
 
     @property
     def num_expert_layers(self) -> int:

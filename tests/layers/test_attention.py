@@ -15,7 +15,9 @@ from t5lite.layers import (
     Dropout,
     KeyValues,
     Request,
+    RMSNormSpec,
     RotarySpec,
+    YarnScalingSpec,
     attention,
     rotate,
 )
@@ -241,7 +243,8 @@ def test_on_its_own_device_a_kernel_refuses_what_it_cannot_do(
 def test_splash_is_for_whole_rows_and_leaves_what_is_in_a_cache_to_others():
     rng = np.random.default_rng(0)
     query, *kv = (jnp.asarray(rng.standard_normal((1, n, 2, 8)), jnp.float32) for n in (1, 6, 6))
-    mask = AttentionMask(q_order=jnp.array([[3]]), kv_order=jnp.arange(6, dtype=jnp.int32)[None])
+    order = jnp.arange(6, dtype=jnp.int32)[None]
+    mask = AttentionMask(q_order=jnp.array([[3]]), kv_order=order, causal=True)
     request = Request(query, KeyValues(*kv), mask=mask)
     found = attention(request, kernel="splash")
     np.testing.assert_array_equal(found, KERNELS["dot"](request))
@@ -318,7 +321,7 @@ class SelfAttention(nn.Module):
         places = lengths[:, None]
         cache = cache.append(self.attention.key_values(x, places), lengths)
         slots = jnp.arange(cache.key.shape[1], dtype=jnp.int32)[None]
-        mask = AttentionMask(q_order=places, kv_order=slots)
+        mask = AttentionMask(q_order=places, kv_order=slots, causal=True)
         return self.attention(x, cache, mask=mask, positions=places), cache
 
 
@@ -360,9 +363,22 @@ def test_the_module_projects_attends_and_projects_back(spec):
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("rotary", [None, RotarySpec()], ids=["plain", "rotary"])
-def test_through_a_cache_token_by_token_it_is_the_causal_one(rotary):
-    spec = AttentionSpec(4, 8, num_kv_heads=2, rotary=rotary)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rotary": RotarySpec()},
+        {
+            "rotary": RotarySpec(100.0, fraction=0.5, scaling=YarnScalingSpec(2.0, 8)),
+            "window": 2,
+            "logits_softcap": 1.0,
+            "query_key_norm": RMSNormSpec(),
+        },
+    ],
+    ids=["plain", "rotary", "all"],
+)
+def test_through_a_cache_token_by_token_it_is_the_causal_one(options):
+    spec = AttentionSpec(4, 8, num_kv_heads=2, **options)
     module, x = SelfAttention(spec), jnp.asarray(draw(0, BATCH, 5, EMBED))
     rule = AttentionMask.within(jnp.ones((BATCH, 5), jnp.int32), causal=True)
     whole, params = jax.jit(module.init_with_output)(jax.random.key(0), x, rule)

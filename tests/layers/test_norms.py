@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.layers import LayerNormSpec, RMSNorm, rms_norm
+from t5lite.layers import LayerNormSpec, RMSNorm, RMSNormSpec, rms_norm
 
 X = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32) * 5 + 2
 SCALE = np.linspace(-1, 2, 8, dtype=np.float32)
@@ -40,7 +40,7 @@ def test_a_row_of_zeros_stays_zero_with_a_finite_gradient():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_module_begins_as_the_identity_on_unit_rows(dtype):
-    module = RMSNorm(1e-6, jnp.dtype(dtype))
+    module = RMSNorm(1e-6, False, jnp.dtype(dtype))
     x = jnp.asarray(reference(X, 1.0, 0.0), dtype)
     y, variables = module.init_with_output(jax.random.key(0), x)
     assert y.dtype == dtype
@@ -63,3 +63,23 @@ def test_layer_norm_is_its_formula(use_bias):
     names = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     assert {leaf.names for leaf in names.values()} == {("embed",)}
     assert set(names) == set(params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_unit_offset_is_added_to_the_parameter_in_float32(dtype):
+    """1 + 2**-9 is 1 in bfloat16, in which a parameter may be."""
+    scale = jnp.full(8, 2.0**-9, dtype)
+    apply = RMSNormSpec(unit_offset=True).make(jnp.dtype("float32")).apply
+    y = apply({"params": {"scale": scale}}, jnp.asarray(X))
+    np.testing.assert_allclose(y, reference(X, 1 + 2.0**-9, 1e-6), rtol=1e-5)
+    y = apply({"params": {"scale": jnp.asarray(SCALE)}}, jnp.asarray(X))
+    np.testing.assert_allclose(y, reference(X, 1 + SCALE, 1e-6), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [RMSNormSpec(unit_offset=True), RMSNormSpec(), LayerNormSpec()])
+def test_all_begin_with_a_factor_of_one_on_a_named_axis(spec):
+    module = spec.make(jnp.dtype("float32"), axis="kv")
+    y, variables = module.init_with_output(jax.random.key(0), jnp.asarray(X))
+    centred = X - X.mean(axis=-1, keepdims=True) * isinstance(spec, LayerNormSpec)
+    np.testing.assert_allclose(y, reference(centred, 1.0, spec.epsilon), rtol=1e-4, atol=1e-5)
+    assert {leaf.names for leaf in variables["params"].values()} == {("kv",)}

@@ -44,7 +44,7 @@ ENCODERS = {
     ),
 }
 ENCODERS["sinusoidal_and_pre_norm"] = override(
-    ENCODERS["sinusoidal_and_pre_norm"], {"encoder.blocks.*.post_norm": False}
+    ENCODERS["sinusoidal_and_pre_norm"], {"encoder.blocks.*.norm_placement": "before"}
 )
 DECODERS = {
     "gpt2": tiny("gpt_nano", "decoder"),

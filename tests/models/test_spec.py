@@ -4,17 +4,32 @@ import json
 
 import pytest
 from tiny_models import SPECS, tiny
+from varied_models import (
+    CAPPED_IN_WINDOWS,
+    FACTORISED_AND_SHARED,
+    UNEQUAL_WIDTHS_AND_EXPERTS,
+    VARIED,
+)
 
 from t5lite.errors import InputError
-from t5lite.layers import AttentionSpec, MlpSpec, RotarySpec, Spec
+from t5lite.layers import (
+    AttentionSpec,
+    LMHeadSpec,
+    MlpSpec,
+    RelativeBiasSpec,
+    RotarySpec,
+    Spec,
+)
 from t5lite.models import PRESETS, differences, load_spec, override, preset, save_spec
 
+ALL = PRESETS | SPECS | VARIED
 
-@pytest.mark.parametrize("spec", [*PRESETS.values(), *SPECS.values()], ids=[*PRESETS, *SPECS])
+
+@pytest.mark.parametrize("spec", ALL.values(), ids=ALL)
 def test_a_spec_survives_its_file(tmp_path, spec):
     save_spec(tmp_path / "model.json", spec)
     assert load_spec(tmp_path / "model.json") == spec
-    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == 2
+    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == 3
 
 
 @pytest.mark.parametrize(
@@ -22,8 +37,8 @@ def test_a_spec_survives_its_file(tmp_path, spec):
     [
         ("", "is not a model.json"),
         ('{"format_version": 1, "model": {}}', "format_version 1; .* train again"),
-        ('{"format_version": 2, "model": {"type": "os.system"}}', "unknown spec type 'os.system'"),
-        ('{"format_version": 2, "model": {"type": "MlpSpec", "hiden": 3}}', "did you mean hidden"),
+        ('{"format_version": 3, "model": {"type": "os.system"}}', "unknown spec type 'os.system'"),
+        ('{"format_version": 3, "model": {"type": "MlpSpec", "hiden": 3}}', "did you mean hidden"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, content, message):
@@ -59,6 +74,66 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_mistakes_are_named(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def decoder(**changes):
+    return CAPPED_IN_WINDOWS.decoder.replace(**changes)
+
+
+def block(**changes):
+    return CAPPED_IN_WINDOWS.decoder.blocks[0].replace(**changes)
+
+
+FEWER_HEADS = block(attention=AttentionSpec(2, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: block(norm_placement="inside"), "norm_placement = 'inside': expected"),
+        (lambda: block(attention_norm=False), "attention_norm = False: must be True unless norms"),
+        (lambda: block(parallel=True), "parallel = True: must be False .* unless norms go before"),
+        (lambda: block(norm_placement="before", parallel=True,
+                       cross_attention=AttentionSpec(4, 8)),
+         "parallel = True: must be False with cross-attention"),
+        (lambda: block(cross_attention=AttentionSpec(4, 8, window=3)),
+         "cross_attention = .* without rotary and window"),
+        (lambda: decoder(num_layers=0), "num_layers = 0: must be at least 1"),
+        (lambda: decoder(num_layers=1, first_blocks=(block(), block())),
+         "num_layers = 1: must be at least its first_blocks"),
+        (lambda: decoder(num_layers=4, shared_layers=True),
+         "num_layers = 4: must be whole turns of the pattern, where its layers are shared"),
+        (lambda: decoder(blocks=()), "at least one block"),
+        (lambda: decoder(first_blocks=(FEWER_HEADS,), position_bias=RelativeBiasSpec(8, 16)),
+         "of equally many heads where they share one position bias"),
+        (lambda: decoder(embed=0), "StackSpec.embed = 0: must be at least 1"),
+        (lambda: CAPPED_IN_WINDOWS.replace(decoder=decoder(embed=24)),
+         "StackSpec.embed = 24: must be None in the last stack, of ModelSpec.embed"),
+        (lambda: CAPPED_IN_WINDOWS.replace(start_id=50), r"start_id = 50: must be in 0 \.\. 49"),
+        (lambda: CAPPED_IN_WINDOWS.replace(start_id=-1), r"start_id = -1: must be in 0 \.\. 49"),
+        (lambda: CAPPED_IN_WINDOWS.replace(shared_embedding=False),
+         "shared_embedding = False: must be True for one stack alone"),
+        (lambda: CAPPED_IN_WINDOWS.replace(embedding_size=8),
+         "embedding_size = 8: must be None with a decoder"),
+        (lambda: FACTORISED_AND_SHARED.replace(heads=(LMHeadSpec(tied=True),)),
+         "embedding_size = 8: must be None with tied logits"),
+        (lambda: UNEQUAL_WIDTHS_AND_EXPERTS.replace(num_token_types=2),
+         "num_token_types = 2: must be None where widths differ"),
+        (lambda: UNEQUAL_WIDTHS_AND_EXPERTS.replace(shared_embedding=True),
+         "StackSpec.embed = 24: must be None with a shared embedding"),
+        (lambda: CAPPED_IN_WINDOWS.replace(
+             decoder=decoder(first_blocks=(block(cross_attention=AttentionSpec(4, 8)),))),
+         "behind an encoder, and in no other: see ModelSpec.decoder"),
+    ],
+)  # fmt: skip
+def test_layers_that_do_not_go_together_are_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_position_bias_of_each_layers_own_allows_different_heads():
+    own = RelativeBiasSpec(8, 16, per_layer=True)
+    assert decoder(first_blocks=(FEWER_HEADS,), position_bias=own).position_bias == own
 
 
 def test_override_reaches_every_stack_and_block():
