@@ -49,7 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(arguments) or 0
+        code = _dispatch(arguments) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads, `head` for one, has seen enough
+        with contextlib.suppress(OSError):  # nothing is left to be said when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("t5lite: interrupted", file=sys.stderr)
         return 130
@@ -84,7 +90,7 @@ def _dispatch(arguments: list[str]) -> int | None:
     options, extra = parser.parse_known_args(rest)
     if extra:
         flag = extra[0].partition("=")[0]
-        raise unknown("argument", flag, re.findall(r"--[\w.]+", parser.format_usage()))
+        raise unknown("argument", flag, re.findall(r"--[\w.-]+", parser.format_usage()))
 
     from t5lite import configuration
 

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t5lite.commands.bars import Bar
 from t5lite.errors import InputError
@@ -18,24 +18,42 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     check(arguments)
 
     from t5lite import interop
+    from t5lite.interop.loaded import place
     from t5lite.models import Model
 
+    # All that can be wrong with files, before parameters are read.
+    interop.check_target(arguments.target)
+    found = interop.open_model(arguments.source)
+    inputs = read_inputs(arguments, found)
     with Bar("reading") as bar:
-        loaded = interop.load(arguments.source, dtype=arguments.dtype, progress=bar)
+        loaded = place(found, dtype=arguments.dtype, progress=bar)
     print(f"{loaded.folder}: {described(loaded.spec, loaded.params)}")
-    done = steps(arguments, loaded.spec, loaded.params, loaded.vocabulary)
+    done = steps(arguments, loaded.spec, loaded.params, loaded.vocabulary, inputs)
     for text, spec, params, vocabulary in done:  # noqa: B007 - the last ones are saved
         print(f"{text}: {described(spec, params)}")
-    interop.save(arguments.target, Model(spec), params, kind=arguments.to, vocabulary=vocabulary)
+    with Bar("writing") as bar:
+        interop.save(
+            arguments.target,
+            Model(spec),
+            params,
+            kind=arguments.to,
+            vocabulary=vocabulary,
+            progress=bar,
+        )
     print(f"written to {arguments.target}")
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises an InputError unless there is something to do, and flags go together."""
     does = ("encoder_decoder", "decoder", "experts", "vocabulary", "new_tokens", "vectors")
-    if all(getattr(arguments, name) is None or not getattr(arguments, name) for name in does):
+    given = {name: getattr(arguments, name) for name in does}
+    if all(value is None or value is False for value in given.values()):
         flags = ", ".join(f"--{name}" for name in does)
         raise InputError(f"nothing to adapt: give at least one of {flags}")
+    for name in ("experts", "top_k", "new_tokens"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name}={value}: must be at least 1")
     if arguments.encoder_decoder and arguments.decoder is not None:
         raise InputError("--encoder_decoder makes both halves of SOURCE: leave out --decoder")
     if arguments.cross_attention is not None and not (
@@ -44,13 +62,56 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError("--cross_attention is for --encoder_decoder and --decoder")
     if arguments.vocabulary is not None and arguments.new_tokens is not None:
         raise InputError("--new_tokens extends the vocabulary that --vocabulary replaces: give one")
-    for name in ("top_k", "expert_layers"):
-        if getattr(arguments, name) is not None and arguments.experts is None:
-            raise InputError(f"--{name} is for --experts")
+    for name, of in (
+        ("top_k", "experts"),
+        ("expert_layers", "experts"),
+        ("start_id", "vocabulary"),
+    ):
+        if getattr(arguments, name) is not None and getattr(arguments, of) is None:
+            raise InputError(f"--{name} is for --{of}")
+
+
+class Inputs(NamedTuple):
+    """What is read besides SOURCE.
+
+    Args:
+      vocabulary: the new one.
+      vectors: of words.
+      decoder: the opened model of `--decoder`.
+    """
+
+    vocabulary: Any
+    vectors: Any
+    decoder: Any
+
+
+def read_inputs(arguments: argparse.Namespace, found: Any) -> Inputs:
+    """Reads what the flags name, but no parameters, and raises an InputError if it does not go
+    with the opened SOURCE."""
+    from t5lite.interop import open_model
+    from t5lite.models.adapt import vectors_from_text
+
+    if arguments.encoder_decoder and found.spec.topology == "encoder_decoder":
+        raise InputError(f"--encoder_decoder: {arguments.source} holds an encoder-decoder already")
+    if arguments.vocabulary is not None or arguments.vectors is not None:
+        pieces(found.vocabulary, arguments.source)
+    new = None if arguments.vocabulary is None else read_new(arguments.vocabulary)
+    vectors = None if arguments.vectors is None else vectors_from_text(arguments.vectors)
+    decoder = None if arguments.decoder is None else open_model(arguments.decoder)
+    ours = found.vocabulary if new is None else new
+    theirs = None if decoder is None else decoder.vocabulary
+    if ours is not None and theirs is not None:
+        names = arguments.vocabulary or arguments.source, arguments.decoder
+        if pieces(ours, names[0]) != pieces(theirs, names[1]):
+            raise InputError(
+                f"the vocabularies of {names[0]} and {names[1]} differ, and a model has one: first "
+                f"t5lite adapt {names[1]} NEW --vocabulary={names[0]}"
+            )
+    return Inputs(new, vectors, decoder)
 
 
 def steps(
-    arguments: argparse.Namespace, spec: Any, params: Any, vocabulary: Any
+    arguments: argparse.Namespace, spec: Any, params: Any, vocabulary: Any, inputs: Inputs
 ) -> Iterator[tuple[str, Any, Any, Any]]:
     """Yields what was done, and the spec, parameters and vocabulary after it."""
     import jax
@@ -58,14 +119,16 @@ def steps(
     from t5lite.models import adapt
 
     keys = iter(jax.random.split(jax.random.key(arguments.seed), 6))
-    if arguments.vocabulary is not None:
-        old, new = pieces(vocabulary, arguments.source), read_new(arguments.vocabulary)
+    if inputs.vocabulary is not None:
+        old, new = vocabulary, inputs.vocabulary
+        start_id = arguments.start_id
         spec, params, counts = adapt.replace_vocabulary(
             spec,
             params,
-            old,
+            pieces(old, arguments.source),
             pieces(new, arguments.vocabulary),
-            decompose=lambda piece: vocabulary.encode(plain(piece)),
+            decompose=lambda piece: old.encode(plain(piece)),
+            start_id=same_role(spec.start_id, old, new) if start_id is None else start_id,
             rng=next(keys),
         )
         vocabulary = new
@@ -77,11 +140,12 @@ def steps(
             spec, params, arguments.new_tokens, num_pieces=size, rng=next(keys)
         )
         yield f"{arguments.new_tokens:,} tokens more", spec, params, vocabulary
-    if arguments.vectors is not None:
-        vectors = adapt.vectors_from_text(arguments.vectors)
+    if inputs.vectors is not None:
         known = pieces(vocabulary, arguments.source)
-        spec, params, found = adapt.with_vectors(spec, params, known, vectors, rng=next(keys))
-        yield f"{found:,} of {len(known):,} embeddings from vectors", spec, params, vocabulary
+        spec, params, count = adapt.with_vectors(
+            spec, params, known, inputs.vectors, rng=next(keys)
+        )
+        yield f"{count:,} of {len(known):,} embeddings from vectors", spec, params, vocabulary
     if arguments.experts is not None:
         spec, params = adapt.upcycle(
             spec,
@@ -97,16 +161,18 @@ def steps(
             spec, params, cross_attention=arguments.cross_attention, rng=next(keys)
         )
         yield "an encoder-decoder of it", spec, params, vocabulary
-    if arguments.decoder is not None:
-        from t5lite.interop import load
+    if inputs.decoder is not None:
+        from t5lite.interop.loaded import place
 
-        second = load(arguments.decoder, dtype=arguments.dtype)
+        second = place(inputs.decoder, dtype=arguments.dtype)
         spec, params = adapt.join(
             (spec, params),
             (second.spec, second.params),
             cross_attention=arguments.cross_attention or "fresh",
             rng=next(keys),
         )
+        if vocabulary is None:
+            vocabulary = second.vocabulary
         yield f"with the decoder of {second.folder}", spec, params, vocabulary
 
 
@@ -125,19 +191,30 @@ def pieces(vocabulary: Any, folder: str) -> list[str]:
     return [vocabulary.piece(index) for index in range(vocabulary.size)]
 
 
+def same_role(token_id: int, old: Any, new: Any) -> int | None:
+    """Returns what is to one vocabulary as an id is to another; None if that is nothing special."""
+    for role in ("bos_id", "pad_id", "eos_id"):
+        found = getattr(new, role, None)
+        if getattr(old, role, None) == token_id and found is not None and found >= 0:
+            return found
+    return None
+
+
 def plain(piece: str) -> str:
     """Returns a piece as text: without the signs that begin or continue words."""
     return piece.removeprefix("##").replace("▁", " ").replace("Ġ", " ").strip()
 
 
 def read_new(path: str) -> Any:
-    """Returns the vocabulary in a file, a run's `vocabulary/` or a Hugging Face folder."""
+    """Returns the vocabulary in a file, a run, its `vocabulary/` or a Hugging Face folder."""
     from pathlib import Path
 
     from t5lite.data import open_vocabulary
     from t5lite.interop.huggingface.vocabularies import read_vocabulary
 
     folder = Path(path).expanduser()
+    if (folder / "vocabulary" / "vocabulary.json").exists():
+        folder = folder / "vocabulary"
     if not folder.is_dir() or (folder / "vocabulary.json").exists():
         return open_vocabulary(folder)
     found = read_vocabulary(folder)

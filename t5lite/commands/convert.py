@@ -1,7 +1,7 @@
 """`t5lite convert`: a checkpoint of one layout as one of another."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from t5lite.commands.bars import Bar
 from t5lite.commands.text import in_bytes, table
@@ -18,12 +18,19 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     if configuration.source.bindings or configuration.source.macros:
         raise InputError("convert reads no gin configuration; name the folders")
 
+    import jax
+
     from t5lite import interop, models
     from t5lite.interop import huggingface, t5x
     from t5lite.interop.foreign import Foreign, mapping_lines
+    from t5lite.interop.loaded import place
 
     kind, path = interop.kind_of(arguments.source)
     target = arguments.to or ("huggingface" if kind == "t5lite" else "t5lite")
+    if arguments.scanned and target != "t5x":
+        raise InputError("--scanned is for --to=t5x")
+    if not arguments.dry_run:
+        interop.check_target(arguments.target)
     found = interop.open_model(arguments.source)
     spec = found.spec
     # Both before anything is read: what cannot be written is refused early.
@@ -33,11 +40,18 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     elif target == "t5x":
         out = t5x.tensors(spec, scanned=arguments.scanned)
     shapes = models.Model(spec).shapes()
-    count = sum(leaf.size for leaf in _leaves(shapes))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     print(f"{path} is {NAMES[kind]}'s: {spec.family}, {spec.topology}, {count:,} parameters")
     if isinstance(found, Foreign):
         for name in found.left_out():
             print(f"  left out: {name}")
+    if target == "t5x":
+        read = t5x.infer_spec({tensor.name: tensor for tensor in out or ()})
+        lost = [
+            line.replace(": ", " = ").split(" -> ")[0] for line in models.differences(spec, read)
+        ]
+        if lost:
+            print(f"  T5X's layout does not say, so that load needs a spec: {', '.join(lost)}")
     if arguments.dry_run:
         for heading, tensors in (
             (f"{NAMES[kind]} tensor", found.tensors if isinstance(found, Foreign) else None),
@@ -49,7 +63,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
                 print("\n".join(table(rows)))
         return
     with Bar("reading") as bar:
-        loaded = interop.load(arguments.source, dtype=arguments.dtype, progress=bar)
+        loaded = place(found, dtype=arguments.dtype, progress=bar)
     with Bar("writing") as bar:
         interop.save(
             arguments.target,
@@ -61,12 +75,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             scanned=arguments.scanned,
             progress=bar,
         )
-    size = sum(leaf.nbytes for leaf in _leaves(loaded.params))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
     without = "" if loaded.vocabulary is not None and target != "t5x" else ", without a vocabulary"
     print(f"{arguments.target}: {NAMES[target]}'s layout, {in_bytes(size)}{without}")
-
-
-def _leaves(tree: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)

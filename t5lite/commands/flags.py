@@ -84,6 +84,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dry-run",
+        "--dry_run",
         action="store_true",
         help="list which tensor is which parameter, and write nothing",
     )
@@ -124,6 +125,12 @@ def adapt(parser: argparse.ArgumentParser) -> None:
         "--vocabulary",
         metavar="PATH",
         help="replace the vocabulary: a tokenizer.json, vocab.txt, SentencePiece model or folder",
+    )
+    parser.add_argument(
+        "--start_id",
+        type=int,
+        metavar="ID",
+        help="what a decoder reads first of the new vocabulary (what is to it as the old one was)",
     )
     parser.add_argument("--new_tokens", type=int, metavar="N", help="make room for N tokens more")
     parser.add_argument(

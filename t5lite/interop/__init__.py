@@ -3,6 +3,16 @@
 from t5lite.interop.answers import answer, prompt_batch
 from t5lite.interop.load import kind_of, load, locate, open_model
 from t5lite.interop.loaded import Loaded
-from t5lite.interop.save import save
+from t5lite.interop.save import check_target, save
 
-__all__ = ["Loaded", "answer", "kind_of", "load", "locate", "open_model", "prompt_batch", "save"]
+__all__ = [
+    "Loaded",
+    "answer",
+    "check_target",
+    "kind_of",
+    "load",
+    "locate",
+    "open_model",
+    "prompt_batch",
+    "save",
+]

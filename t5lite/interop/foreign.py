@@ -1,6 +1,7 @@
 """A checkpoint of another library, opened: what it holds, and its parameters placed on devices."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,9 +48,13 @@ class Foreign:
         return dataclasses.replace(self, **changes)
 
     def left_out(self) -> list[str]:
-        """Returns the names of tensors that are there and not read."""
+        """Returns the names of tensors that may be there, are, and are not read."""
         known = {name for tensor in self.tensors for name in (tensor.name, *tensor.aliases)}
-        return [name for name in self.source.tensors() if name not in known]
+        return [
+            name
+            for name in self.source.tensors()
+            if name not in known and any(re.fullmatch(pattern, name) for pattern in self.ignored)
+        ]
 
     def params(
         self,
@@ -106,7 +111,11 @@ class Foreign:
 
 def check_dtype(dtype: Any) -> None:
     """Raises an InputError unless parameters may have a dtype, or None."""
-    if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
+    try:
+        known = dtype is None or jnp.dtype(dtype).name in DTYPES
+    except TypeError:
+        known = False
+    if not known:
         raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}, or None")
 
 

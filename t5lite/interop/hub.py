@@ -26,7 +26,7 @@ def from_hub(name: str) -> str:
         ) from error
     try:
         return huggingface_hub.snapshot_download(name, allow_patterns=list(FILES))
-    except (OSError, ValueError, RuntimeError) as error:  # its own errors are of these kinds
+    except Exception as error:  # its own, Python's, and those of what it reaches the network by
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
         raise InputError(
             f"{missing}, and the Hugging Face hub gave no model of that name: {reason}"

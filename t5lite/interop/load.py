@@ -23,6 +23,7 @@ from t5lite.training.restore import (
     load_params,
     read_arrays,
     saved_arrays,
+    saved_steps,
 )
 
 
@@ -50,7 +51,7 @@ def load(
       layout: how parameters and batches are spread over the devices; by default a whole copy of
         the parameters on each. Parameters of other libraries stream straight into their shards.
       devices: to use; None for all.
-      dtype: of the parameters; None for float32 from t5lite's folders, and as stored from others.
+      dtype: of the parameters; None for each as it is stored.
       vocabulary: instead of the saved one.
       spec: of a T5X checkpoint, which does not say all of it; see `t5x.open_model`.
       progress: called with bytes read and bytes in all, for other libraries' folders.
@@ -105,13 +106,34 @@ def kind_of(folder: epath.PathLike) -> tuple[str, str]:
         name = text.split("/")
         if len(name) == 2 and all(name) and not text.startswith((".", "~")):
             return kind_of(from_hub(text))
-        raise InputError(f"there is no folder {text!r}; give a model_dir")
-    if not any((home / "model.json").exists() for home in (path, *path.parents[:2])):
+        raise InputError(
+            f"there is no folder {text!r}; give a model_dir, a Hugging Face folder, "
+            "a T5X checkpoint, or ORGANISATION/NAME of the Hugging Face hub"
+        )
+    if not path.is_dir():
+        raise InputError(f"{path} is a file; give the folder that it lies in")
+    # Folders of the others may lie inside a run's.
+    if not (path / "model.json").exists():
         if huggingface.is_folder(path):
             return "huggingface", str(path)
-        if t5x.find_checkpoint(path) is not None:
-            return "t5x", str(path)
+        # One step of a run has a `state` as T5X's Orbax output does, and `progress` beside it.
+        if not saved_steps(path) and not (path / "progress").exists():
+            if t5x.find_checkpoint(path) is not None:
+                return "t5x", str(path)
+            raise InputError(_nothing(path))
     return "t5lite", str(path)
+
+
+def _nothing(folder: epath.Path) -> str:
+    """Returns what to say of a folder that is none of the three."""
+    names = sorted(child.name for child in folder.iterdir())
+    there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return (
+        f"no checkpoint in '{folder}', which holds {there or 'nothing'}; needed are\n"
+        "  t5lite: a model_dir (model.json, checkpoints/), its checkpoints/, or one step's folder\n"
+        "  Hugging Face: config.json beside model.safetensors, or beside parts with an index\n"
+        "  T5X: checkpoint_N, or the folder that holds some"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +160,17 @@ class Own:
     ) -> Any:
         """Reads the parameters, averaged ones where there are some, into their shards."""
         del progress  # Orbax reads all at once
-        like = jax.tree.map(
-            lambda shape, sharding: jax.ShapeDtypeStruct(
-                shape.shape, shape.dtype if dtype is None else jnp.dtype(dtype), sharding=sharding
-            ),
-            model.shapes(),
-            shardings(model.axes(), layout.parameters, mesh),
-        )
-        return _read(self.found, like)
+        saved = saved_arrays(self.found.step_folder)
+        part = "extra/ema" if any(name.startswith("extra/ema/") for name in saved) else "params"
+
+        def leaf(path: Any, shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            name = f"{part}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
+            kind = getattr(saved.get(name), "dtype", shape.dtype) if dtype is None else dtype
+            return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(kind), sharding=sharding)
+
+        placed = shardings(model.axes(), layout.parameters, mesh)
+        like = jax.tree_util.tree_map_with_path(leaf, model.shapes(), placed)
+        return _read(self.found, like, part=part)
 
 
 class Located(NamedTuple):
@@ -181,10 +206,7 @@ def locate(folder: epath.PathLike) -> Located:
     )
 
 
-def _read(found: Located, like: Any) -> Any:
-    """Returns the parameters, averaged ones where there are some."""
-    averaged = any(name.startswith("extra/ema/") for name in saved_arrays(found.step_folder))
-    part = "extra/ema" if averaged else "params"
+def _read(found: Located, like: Any, *, part: str) -> Any:
     try:
         return load_params(found.step_folder, like, part=part).params
     except InputError as error:

@@ -133,9 +133,8 @@ class Loaded:
             raise InputError("texts is one string; put it in a list: [text]")
         if not texts:
             raise InputError("texts is empty; give at least one text")
-        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} = {value!r}: must be a whole number of at least 1")
+        _check_count("max_new_tokens", max_new_tokens)
+        _check_count("batch_size", batch_size)
         if not (math.isfinite(temperature) and temperature >= 0):
             raise InputError(f"temperature = {temperature!r}: must be 0 (greedy) or above")
         if fill and not self.vocabulary.num_sentinels:
@@ -153,7 +152,12 @@ class Loaded:
         )
 
     def embed(
-        self, texts: Sequence[str], *, batch_size: int = 32, truncate: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        truncate: bool = False,
     ) -> np.ndarray:
         """Returns a vector for each text.
 
@@ -163,14 +167,16 @@ class Loaded:
         Args:
           texts: to embed.
           batch_size: most texts at once.
-          truncate: whether longer texts than the model has positions for lose their end; otherwise
-            they are refused.
+          max_length: most tokens of a text, special ones included; None for as many as the model
+            has positions for. sentence-transformers has its own in sentence_bert_config.json.
+          truncate: whether longer texts lose their end; otherwise they are refused.
 
         Returns:
           `[len(texts), size]` float32.
 
         Raises:
-          InputError: an encoder-decoder, no vocabulary, no text, or one that is too long.
+          InputError: an encoder-decoder, no vocabulary, no text, one that is too long, or an
+            option out of range.
         """
         if self.model.topology == "encoder_decoder":
             raise InputError(f"{self.folder} holds an encoder-decoder: embed is for single stacks")
@@ -180,21 +186,8 @@ class Loaded:
             )
         if isinstance(texts, str) or not texts:
             raise InputError("texts must be a list of at least one text")
-        stack = self.spec.encoder or self.spec.decoder
-        assert stack is not None
-        room, ids = stack.max_length, []
-        for text in texts:
-            tokens = self.vocabulary.encode(text)
-            framed = self.vocabulary.frame(tokens)
-            if room is not None and len(framed) > room:
-                if not truncate:
-                    raise InputError(
-                        f"a text of {len(framed)} tokens: the model has positions for {room}; "
-                        "shorten it, or set truncate=True"
-                    )
-                around = len(framed) - len(tokens)
-                framed = self.vocabulary.frame(tokens[: room - around])
-            ids.append(framed)
+        _check_count("batch_size", batch_size)
+        ids = self._framed(texts, max_length, truncate)
         vectors = []
         for start in range(0, len(ids), batch_size):
             rows = ids[start : start + batch_size]
@@ -252,6 +245,34 @@ class Loaded:
         size = self.mesh.size
         shares = size // batch_sharding(self.layout, self.mesh).shard_shape((size, size))[0]
         return -(-_power_of_two(count) // shares) * shares
+
+    def _framed(
+        self, texts: Sequence[str], max_length: int | None, truncate: bool
+    ) -> list[list[int]]:
+        """Returns the ids of texts with what the vocabulary puts around them."""
+        assert self.vocabulary is not None
+        stack = self.spec.encoder or self.spec.decoder
+        assert stack is not None
+        around = len(self.vocabulary.frame([]))
+        room = stack.max_length
+        if max_length is not None:
+            _check_count("max_length", max_length)
+            if max_length <= around or (room is not None and max_length > room):
+                most = "" if room is None else f" and at most {room}, the model's positions"
+                raise InputError(f"max_length = {max_length}: must be at least {around + 1}{most}")
+            room = max_length
+        ids = []
+        for text in texts:
+            tokens = self.vocabulary.encode(text)
+            if room is not None and len(tokens) > room - around:
+                if not truncate:
+                    raise InputError(
+                        f"a text of {len(tokens) + around} tokens: there is room for {room}; "
+                        "shorten it, or set truncate=True"
+                    )
+                tokens = tokens[: room - around]
+            ids.append(self.vocabulary.frame(tokens))
+        return ids
 
     def _rows(self, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
         """Returns texts for a single stack, in few sizes."""
@@ -339,6 +360,11 @@ def place(
         )
     params = found.params(model, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
     return Loaded(model, params, vocabulary, found.step, epath.Path(found.where), layout, mesh)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} = {value!r}: must be a whole number of at least 1")
 
 
 def _power_of_two(size: int) -> int:

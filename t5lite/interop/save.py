@@ -47,9 +47,7 @@ def save(
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     spec = model if isinstance(model, ModelSpec) else model.spec
-    root = absolute(folder)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root} holds something already; give a folder that is new or empty")
+    root = check_target(folder)
     if kind == "huggingface":
         huggingface.save(root, spec, params, vocabulary=vocabulary, progress=progress)
         return
@@ -63,3 +61,11 @@ def save(
     if vocabulary is not None:
         vocabulary.save(root / "vocabulary")
     save_spec(root / "model.json", spec)
+
+
+def check_target(folder: epath.PathLike) -> epath.Path:
+    """Returns the path of a folder that is new or empty; raises an InputError for others."""
+    root = absolute(folder)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root} holds something already; give a folder that is new or empty")
+    return root

@@ -162,7 +162,7 @@ def test_an_answer_depends_on_its_text_alone(loaded):
 
 
 def test_greedy_answers_are_those_of_the_whole_model(loaded):
-    ids = encode("a cat", VOCABULARY)
+    ids = VOCABULARY.frame(encode("a cat", VOCABULARY))
     logits_of = jax.jit(
         lambda params, batch: loaded.model.logits(params, loaded.model.hidden(params, batch)[0])
     )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from t5lite.data import Vocabulary
 from t5lite.data.files import write_whole
-from t5lite.errors import InputError, unknown
+from t5lite.errors import InputError
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.huggingface.families import MODULES, family_of, model_type_of
 from t5lite.interop.huggingface.families.family import Family
@@ -26,6 +27,12 @@ from t5lite.models import ModelSpec, differences
 CONFIG = "config.json"
 # What changes training or initialisation alone, and has no place in their configs.
 _NOT_SAID = re.compile(r"embedding_stddev|(encoder|decoder)\.(stochastic_depth_rate|dropout_rate)")
+
+
+# Ways to pool as sentence-transformers calls them: since 6, and as flags before.
+_POOLING = {"mean": "mean", "cls": "first", "lasttoken": "last"}
+_POOLING |= {"mean_tokens": "mean", "cls_token": "first"}
+_FLAGS = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}
 
 
 def is_folder(folder: str | os.PathLike) -> bool:
@@ -50,7 +57,7 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
     family = family_of(config["model_type"])
     source = _Renamed(open_tensors(root), family)
     spec = family.spec(config, source)
-    if "embedding" not in {head.kind for head in spec.heads} and spec.decoder is None:
+    if spec.topology != "encoder_decoder":
         spec = spec.replace(heads=(*spec.heads, *_sentence_heads(root)))
     return Foreign(
         spec,
@@ -123,7 +130,10 @@ def describe(spec: ModelSpec) -> Plan:
       InputError: see `save`.
     """
     if spec.family not in MODULES:
-        raise unknown("ModelSpec.family, which names a model_type,", spec.family, MODULES)
+        raise InputError(
+            f"ModelSpec.family = {spec.family!r}: transformers has no class of that name that is "
+            f"known here; known: {', '.join(sorted(MODULES))}"
+        )
     family = family_of(spec.family)
     for head in spec.heads:
         if isinstance(head, EmbeddingHeadSpec) and head.size is not None:
@@ -142,22 +152,43 @@ def describe(spec: ModelSpec) -> Plan:
         what = "blocks, positions or heads of these kinds"
         raise InputError(_cannot(spec, what)) from error
     changed = [
-        line for line in differences(plain, again) if not _NOT_SAID.fullmatch(line.split(":")[0])
+        f"  {path}: {change.replace(' -> ', ' would become ')}"
+        for path, change in _changes(plain, again).items()
+        if not _NOT_SAID.fullmatch(path)
     ]
     if changed:
-        lines = [f"  {line.replace(' -> ', ' would become ')}" for line in changed[:8]]
-        more = [f"  and {len(changed) - 8} more"] if len(changed) > 8 else []
-        raise InputError("\n".join([_cannot(spec, "these values"), *lines, *more]))
+        raise InputError("\n".join([_cannot(spec, "these values"), *changed]))
     if config["architectures"] == [family.base]:
         tensors = [_without(tensor, family.prefix) for tensor in tensors]
     return Plan(config, tensors)
+
+
+def _changes(old: ModelSpec, new: ModelSpec) -> dict[str, str]:
+    """Returns `old -> new` by path; of a part that is another kind of thing, just the kinds."""
+    for side in ("encoder", "decoder"):
+        one, other = getattr(old, side), getattr(new, side)
+        if one and other and len(one.blocks) != len(other.blocks):  # then by layer
+            old = old.replace(**{side: one.replace(blocks=one.every_block, first_blocks=())})
+            new = new.replace(**{side: other.replace(blocks=other.every_block, first_blocks=())})
+    lines = dict(line.split(": ", 1) for line in differences(old, new))
+    for path in [path for path in lines if path.endswith(".type")]:
+        part = path.removesuffix(".type")
+        if path not in lines:  # it is in a part that has been dealt with
+            continue
+        kinds, values = lines[path].split(" -> "), lines.get(part, "absent -> absent").split(" -> ")
+        told = [
+            value if kind == "absent" else kind for kind, value in zip(kinds, values, strict=True)
+        ]
+        lines = {key: line for key, line in lines.items() if not key.startswith(f"{part}.")}
+        lines[part] = " -> ".join(told)
+    return dict(sorted(lines.items()))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Returns the content of a folder's `config.json`.
 
     Raises:
-      InputError: if there is none, or it names no `model_type`.
+      InputError: if there is none, or it names no `model_type` that is known.
     """
     path = folder / CONFIG
     try:
@@ -171,6 +202,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         config["model_type"] = classes[0] if classes else None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise InputError(f"{path} names no model_type; is this a Hugging Face folder?")
+    if config["model_type"] not in MODULES:
+        raise InputError(
+            f"{path}: unknown model_type {config['model_type']!r}; "
+            f"known: {', '.join(sorted(MODULES))}"
+        )
     return config
 
 
@@ -237,20 +273,31 @@ def _sentence_heads(folder: Path) -> tuple[EmbeddingHeadSpec, ...]:
     try:
         modules = json.loads(path.read_bytes())
         kinds = {module["type"].rpartition(".")[2]: module for module in modules}
-        if not set(kinds) <= {"Transformer", "Pooling", "Normalize"} or "Pooling" not in kinds:
-            return ()  # a dense layer, say: what is left is the model without its head
-        pooling = json.loads((folder / kinds["Pooling"]["path"] / CONFIG).read_bytes())
+        if "Pooling" in kinds:
+            pooling = json.loads((folder / kinds["Pooling"]["path"] / CONFIG).read_bytes())
+            chosen = _pooling_modes(pooling)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error!r}; copy the folder again") from error
-    modes = {
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_cls_token": "first",
-        "pooling_mode_lasttoken": "last",
-    }
-    chosen = [mode for mode, on in pooling.items() if mode.startswith("pooling_mode_") and on]
-    if len(chosen) != 1 or chosen[0] not in modes:
+    if "Pooling" not in kinds:
+        return ()  # of sparse vectors, say: nothing that `embed` could be taken for
+    others = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if others or len(chosen) != 1 or chosen[0] not in _POOLING:
+        what = ", ".join([*others, f"pooling by {' and '.join(chosen) or 'nothing'}"])
+        warnings.warn(
+            f"{path} says {what}, which is not known here: the model has no embedding head, and "
+            "embed takes the mean",
+            stacklevel=2,
+        )
         return ()
-    return (EmbeddingHeadSpec(pooling=modes[chosen[0]], normalized="Normalize" in kinds),)
+    return (EmbeddingHeadSpec(pooling=_POOLING[chosen[0]], normalized="Normalize" in kinds),)
+
+
+def _pooling_modes(config: dict[str, Any]) -> list[str]:
+    if "pooling_mode" in config:
+        modes = config["pooling_mode"]
+        return [modes] if isinstance(modes, str) else list(modes)
+    flag = "pooling_mode_"
+    return [name.removeprefix(flag) for name, on in config.items() if name.startswith(flag) and on]
 
 
 def _write_sentence_files(folder: Path, head: EmbeddingHeadSpec, embed: int) -> None:
@@ -263,7 +310,7 @@ def _write_sentence_files(folder: Path, head: EmbeddingHeadSpec, embed: int) -> 
         {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
         for index, (path, kind) in enumerate(modules)
     ]
-    mode = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}[head.pooling]
+    mode = _FLAGS[head.pooling]
     pooling = {"word_embedding_dimension": embed, f"pooling_mode_{mode}": True}
     for name in {"mean_tokens", "cls_token", "max_tokens"} - {mode}:
         pooling[f"pooling_mode_{name}"] = False

@@ -1,61 +1,27 @@
 """ALBERT."""
 
 import functools
+from typing import Any
 
-from t5lite.layers import (
-    AttentionSpec,
-    LayerNormSpec,
-    LearnedPositionsSpec,
-    MaskedLMHeadSpec,
-    MlpSpec,
-)
-from t5lite.models.block import BlockSpec
-from t5lite.models.spec import ModelSpec, StackSpec
+from t5lite.models.presets.bert import bert
+from t5lite.models.spec import ModelSpec
 
 
-def albert(
-    *,
-    embed: int,
-    num_layers: int,
-    num_heads: int,
-    hidden: int,
-    embedding_size: int = 128,
-    max_length: int = 512,
-    vocab: int = 30000,
-    dropout_rate: float,
-) -> ModelSpec:
+def albert(*, embedding_size: int = 128, vocab: int = 30000, **sizes: Any) -> ModelSpec:
     """Returns an ALBERT: a BERT whose layers are one, and whose token embedding is narrow.
+
+    Args:
+      embedding_size: of the token embedding.
+      vocab: rows of it.
+      sizes: arguments of `bert`.
 
     Source: Lan et al. 2019, arXiv:1909.11942, §3.1 and table 1, and the authors' `modeling.py`,
       whose GELU is the tanh-approximated one.
     """
-    norm = LayerNormSpec(1e-12)
-    block = BlockSpec(
-        AttentionSpec(num_heads, embed // num_heads, use_bias=True),
-        MlpSpec(hidden, "gelu_tanh", use_bias=True),
-        norm=norm,
-        norm_placement="after",
-    )
-    encoder = StackSpec(
-        num_layers,
-        (block,),
-        causal=False,
-        shared_layers=True,
-        position_embedding=LearnedPositionsSpec(max_length),
-        embedding_norm=norm,
-        final_norm=None,
-        dropout_rate=dropout_rate,
-    )
-    return ModelSpec(
-        family="albert",
-        vocab=vocab,
-        embed=embed,
-        embedding_size=embedding_size,
-        encoder=encoder,
-        heads=(MaskedLMHeadSpec("gelu_tanh", norm),),
-        num_token_types=2,
-        embedding_stddev=0.02,
-    )
+    spec = bert(**sizes, vocab=vocab, activation="gelu_tanh")
+    assert spec.encoder is not None
+    encoder = spec.encoder.replace(shared_layers=True)
+    return spec.replace(family="albert", embedding_size=embedding_size, encoder=encoder)
 
 
 _base = functools.partial(albert, embed=768, num_layers=12, num_heads=12, hidden=3072)

@@ -22,6 +22,7 @@ def bert(
     hidden: int,
     max_length: int = 512,
     vocab: int = 30522,
+    activation: str = "gelu",
     dropout_rate: float = 0.1,
 ) -> ModelSpec:
     """Returns a BERT: an encoder with norms after its sublayers, and the masked-LM head.
@@ -31,7 +32,7 @@ def bert(
     norm = LayerNormSpec(1e-12)
     block = BlockSpec(
         AttentionSpec(num_heads, embed // num_heads, use_bias=True),
-        MlpSpec(hidden, "gelu", use_bias=True),
+        MlpSpec(hidden, activation, use_bias=True),
         norm=norm,
         norm_placement="after",
     )
@@ -49,7 +50,7 @@ def bert(
         vocab=vocab,
         embed=embed,
         encoder=encoder,
-        heads=(MaskedLMHeadSpec(),),
+        heads=(MaskedLMHeadSpec(activation),),
         num_token_types=2,
         embedding_stddev=0.02,
     )

@@ -1,60 +1,23 @@
 """ELECTRA: discriminators, and the generators that were trained beside them."""
 
-from t5lite.layers import (
-    AttentionSpec,
-    HeadSpec,
-    LayerNormSpec,
-    LearnedPositionsSpec,
-    MaskedLMHeadSpec,
-    MlpSpec,
-    ReplacedTokensHeadSpec,
-)
-from t5lite.models.block import BlockSpec
-from t5lite.models.spec import ModelSpec, StackSpec
+from typing import Any
+
+from t5lite.layers import HeadSpec, MaskedLMHeadSpec, ReplacedTokensHeadSpec
+from t5lite.models.presets.bert import bert
+from t5lite.models.spec import ModelSpec
 
 
-def electra(
-    *,
-    embed: int,
-    num_layers: int,
-    num_heads: int,
-    hidden: int,
-    head: HeadSpec,
-    embedding_size: int | None = None,
-    max_length: int = 512,
-    vocab: int = 30522,
-    dropout_rate: float = 0.1,
-) -> ModelSpec:
+def electra(*, head: HeadSpec, embedding_size: int | None = None, **sizes: Any) -> ModelSpec:
     """Returns an ELECTRA: a BERT, its token embedding projected where it has another width.
+
+    Args:
+      head: `ReplacedTokensHeadSpec` of a discriminator, `MaskedLMHeadSpec` of a generator.
+      embedding_size: of the token embedding; None for `embed`.
+      sizes: arguments of `bert`.
 
     Source: Clark et al. 2020, arXiv:2003.10555, §2, §3.2 and appendix A, and the authors' code.
     """
-    norm = LayerNormSpec(1e-12)
-    block = BlockSpec(
-        AttentionSpec(num_heads, embed // num_heads, use_bias=True),
-        MlpSpec(hidden, "gelu", use_bias=True),
-        norm=norm,
-        norm_placement="after",
-    )
-    encoder = StackSpec(
-        num_layers,
-        (block,),
-        causal=False,
-        position_embedding=LearnedPositionsSpec(max_length),
-        embedding_norm=norm,
-        final_norm=None,
-        dropout_rate=dropout_rate,
-    )
-    return ModelSpec(
-        family="electra",
-        vocab=vocab,
-        embed=embed,
-        embedding_size=embedding_size,
-        encoder=encoder,
-        heads=(head,),
-        num_token_types=2,
-        embedding_stddev=0.02,
-    )
+    return bert(**sizes).replace(family="electra", embedding_size=embedding_size, heads=(head,))
 
 
 _REPLACED, _MASKED = ReplacedTokensHeadSpec(), MaskedLMHeadSpec()

@@ -56,7 +56,7 @@ class Names:
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_SUBLAYERS = {
+SUBLAYERS = {
     "query": "attention.self.query",
     "key": "attention.self.key",
     "value": "attention.self.value",
@@ -70,7 +70,7 @@ _BERT = Names(
     "Bert",
     "bert.",
     "encoder.layer",
-    _SUBLAYERS,
+    SUBLAYERS,
     {
         "dense": "cls.predictions.transform.dense",
         "norm": "cls.predictions.transform.LayerNorm",
@@ -84,7 +84,7 @@ _ROBERTA = Names(
     "Roberta",
     "roberta.",
     "encoder.layer",
-    _SUBLAYERS,
+    SUBLAYERS,
     {
         "dense": "lm_head.dense",
         "norm": "lm_head.layer_norm",

@@ -5,22 +5,13 @@ from typing import Any
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import labels, narrow_embedding
 from t5lite.interop.huggingface.families.activations import activation
+from t5lite.interop.huggingface.families.bert import SUBLAYERS
 from t5lite.interop.huggingface.families.family import Config, Family
 from t5lite.interop.huggingface.families.modules import linear
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import HeadSpec, MaskedLMHeadSpec, ReplacedTokensHeadSpec
 from t5lite.models import ModelSpec
 
-NAMES = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "mlp_norm": "output.LayerNorm",
-}
 # Not ForSequenceClassification: its pooler has a GELU where BERT's has a tanh.
 KNOWN = (
     "ForPreTraining",
@@ -121,7 +112,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         place, index = encoder.place(layer)
         name, path = f"electra.encoder.layer.{layer}", f"encoder/{place}"
         found += narrow_embedding.layer_tensors(
-            name, path, block, names=NAMES, embed=embed, layer=index
+            name, path, block, names=SUBLAYERS, embed=embed, layer=index
         )
     if masked:
         found += narrow_embedding.masked_lm_tensors(

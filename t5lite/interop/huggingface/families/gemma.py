@@ -3,17 +3,21 @@
 import functools
 from typing import Any
 
-from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import decoder_only, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
 from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.layer_types import (
+    FULL,
+    SLIDING,
+    layer_types,
+    period,
+)
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import AttentionSpec, HeadSpec, LMHeadSpec, MlpSpec, RMSNormSpec
 from t5lite.models import BlockSpec, ModelSpec, StackSpec
 
 NAMES = {"gemma": "Gemma", "gemma2": "Gemma2"}
-FULL, SLIDING = "full_attention", "sliding_attention"
 # Of transformers' config classes: what equals them may be left out of config.json.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma": {
@@ -97,9 +101,12 @@ def stack_spec(
         return BlockSpec(attention, mlp, norm=norm, cross_attention=cross, norm_placement=placement)
 
     num_layers = config["num_hidden_layers"]
+    # Gemma 2's: a window in the first layer and every other one.
+    windowed = config.get("sliding_window") is not None
+    every_other = [SLIDING if windowed and n % 2 == 0 else FULL for n in range(num_layers)]
     return StackSpec(
         num_layers,
-        tuple(block(kind) for kind in period(layer_types(config, num_layers))),
+        tuple(block(kind) for kind in period(layer_types(config, every_other))),
         causal=causal,
         embedding_scale=config["hidden_size"] ** 0.5,
         final_norm=norm,
@@ -125,25 +132,6 @@ def attention_spec(config: Config, *, sliding: bool, causal: bool) -> AttentionS
         window=window,
         logits_softcap=config.get("attn_logit_softcapping"),
     )
-
-
-def layer_types(config: Config, num_layers: int) -> list[str]:
-    """Returns what each layer sees: of Gemma 2 every other one a window, from the first on."""
-    kinds = config.get("layer_types")
-    if kinds is None:
-        windowed = config.get("sliding_window") is not None
-        kinds = [SLIDING if windowed and layer % 2 == 0 else FULL for layer in range(num_layers)]
-    if len(kinds) != num_layers or not set(kinds) <= {FULL, SLIDING}:
-        raise InputError(f"layer_types = {kinds!r}: must name {num_layers} of {FULL}, {SLIDING}")
-    return list(kinds)
-
-
-def period(kinds: list[str]) -> list[str]:
-    """Returns the shortest pattern that repeats through `kinds`; its last turn may be cut off."""
-    for size in range(1, len(kinds)):
-        if all(kind == kinds[index % size] for index, kind in enumerate(kinds)):
-            return kinds[:size]
-    return kinds
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:

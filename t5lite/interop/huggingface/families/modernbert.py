@@ -9,6 +9,12 @@ from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
 from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.layer_types import (
+    FULL,
+    SLIDING,
+    layer_types,
+    period,
+)
 from t5lite.interop.tensors import Part, Source, Tensor
 from t5lite.layers import (
     AttentionSpec,
@@ -21,8 +27,8 @@ from t5lite.layers import (
 from t5lite.models import BlockSpec, ModelSpec, StackSpec
 
 MODEL, BASE = "ModernBertForMaskedLM", "ModernBertModel"
-_THETAS = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
-_OLD_THETAS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
+_THETAS = {FULL: 160_000.0, SLIDING: 10_000.0}
+_OLD_THETAS = {FULL: "global_rope_theta", SLIDING: "local_rope_theta"}
 
 
 def spec(config: Config, source: Source) -> ModelSpec:
@@ -44,16 +50,16 @@ def spec(config: Config, source: Source) -> ModelSpec:
             embed // num_heads,
             use_bias=config.get("attention_bias", False),
             rotary=RotarySpec(_theta(config, kind)),
-            window=config.get("local_attention", 128) // 2 if "sliding" in kind else None,
+            window=config.get("local_attention", 128) // 2 if kind == SLIDING else None,
         )
         return BlockSpec(attention, mlp, norm=norm, **options)
 
-    kinds = _layer_types(config, num_layers)
-    period = _period(kinds[1:])
+    every = config.get("global_attn_every_n_layers", 3)
+    kinds = layer_types(config, [SLIDING if n % every else FULL for n in range(num_layers)])
     # The embeddings' norm is all that the first layer's attention needs.
     encoder = StackSpec(
         num_layers,
-        tuple(block(kind) for kind in period),
+        tuple(block(kind) for kind in period(kinds[1:])),
         causal=False,
         first_blocks=(block(kinds[0], attention_norm=False),),
         embedding_norm=norm,
@@ -85,24 +91,6 @@ def _heads(config: Config, norm: LayerNormSpec) -> tuple[HeadSpec, ...]:
     return (MaskedLMHeadSpec(name, norm, use_bias=config.get("classifier_bias", False)),)
 
 
-def _layer_types(config: Config, num_layers: int) -> list[str]:
-    kinds = config.get("layer_types")
-    if kinds is None:
-        every = config.get("global_attn_every_n_layers", 3)
-        kinds = ["sliding_attention" if n % every else "full_attention" for n in range(num_layers)]
-    if len(kinds) != num_layers or not set(kinds) <= set(_THETAS):
-        raise InputError(f"layer_types = {kinds!r}: must name {num_layers} of {', '.join(_THETAS)}")
-    return list(kinds)
-
-
-def _period(kinds: list[str]) -> list[str]:
-    """Returns the shortest pattern that repeats through `kinds`; what is cut off may be shorter."""
-    for size in range(1, len(kinds)):
-        if all(kind == kinds[index % size] for index, kind in enumerate(kinds)):
-            return kinds[:size]
-    return kinds
-
-
 def _theta(config: Config, kind: str) -> float:
     parameters = (config.get("rope_parameters") or {}).get(kind) or {}
     scaling = parameters.get("rope_type", "default")
@@ -119,7 +107,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     blocks = encoder.every_block
     block, kinds = (
         blocks[0],
-        ["sliding_attention" if b.attention.window else "full_attention" for b in blocks],
+        [SLIDING if b.attention.window else FULL for b in blocks],
     )
     assert isinstance(block.mlp, MlpSpec)
     assert isinstance(block.norm, LayerNormSpec)
@@ -148,8 +136,8 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         },
         "initializer_range": spec.embedding_stddev,
         # Version 4 reads these instead.
-        "global_rope_theta": thetas["full_attention"],
-        "local_rope_theta": thetas["sliding_attention"],
+        "global_rope_theta": thetas[FULL],
+        "local_rope_theta": thetas[SLIDING],
     }
     for name, default in (
         ("pad", 50283),
