@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     print(f"{path} is {NAMES[kind]}'s: {spec.family}, {spec.topology}, {count:,} parameters")
     if isinstance(found, Foreign):
+        found.check(shapes)
         for name in found.left_out():
             print(f"  left out: {name}")
     if target == "t5x":

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from t5lite.data import Vocabulary
 from t5lite.errors import InputError
 from t5lite.interop.placing import Layer, index_of
-from t5lite.interop.tensors import Source, Tensor, read_params
+from t5lite.interop.tensors import Source, Tensor, check_tensors, read_params
 from t5lite.models import Model, ModelSpec
 from t5lite.parallel import Layout, shardings
 from t5lite.training.restore import named
@@ -55,6 +55,10 @@ class Foreign:
             for name in self.source.tensors()
             if name not in known and any(re.fullmatch(pattern, name) for pattern in self.ignored)
         ]
+
+    def check(self, shapes: Any) -> None:
+        """Raises an InputError unless the tensors are those that parameters of `shapes` need."""
+        check_tensors(shapes, self.source, self.tensors, ignored=self.ignored, where=self.where)
 
     def params(
         self,

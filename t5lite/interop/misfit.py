@@ -1,5 +1,6 @@
 """What to say when a checkpoint's tensors are not those that a model wants."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +10,6 @@ from t5lite.errors import InputError
 from t5lite.training.restore import nearest
 
 Shape = tuple[int, ...]
-_MOST_LISTED = 20
 _OUTPUT_LAYER = re.compile(
     r"(.*\.)?(lm_head|embed_out|proj_out|predictions\.decoder|generator_lm_head)\.(weight|bias)"
 )
@@ -61,11 +61,11 @@ def misfit_error(
         "\n".join(
             [
                 f"the tensors of {where} are not those of the model",
+                *(f"likely cause: {cause}" for cause in causes),
                 *_section("missing", missing),
                 *_section("unexpected", misfit.unexpected),
                 *_section("of another shape", shapes),
                 *_section("of another type", dtypes),
-                *(f"likely cause: {cause}" for cause in causes),
             ]
         )
     )
@@ -73,8 +73,38 @@ def misfit_error(
 
 def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
     if lines:
-        more = f", and {len(lines) - _MOST_LISTED} more" if len(lines) > _MOST_LISTED else ""
-        yield f"{title} ({len(lines)}): {', '.join(lines[:_MOST_LISTED])}{more}"
+        yield f"{title} ({len(lines)}): {', '.join(folded(lines))}"
+
+
+def folded(lines: Iterable[str]) -> list[str]:
+    """Returns all lines, those that differ in one layer's number alone as one.
+
+    `h.0.w`, `h.1.w`, `h.2.w`, `h.7.w` become `h.{0-2,7}.w`. Nothing is left out.
+    """
+    rows = [re.split(r"(?<=\.)(\d{1,6})(?=\.)", line) for line in lines]
+    for place in range(1, max(map(len, rows), default=0), 2):
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for row in rows:
+            beside = (*row[:place], "", *row[place + 1 :]) if len(row) > place else (*row,)
+            groups.setdefault(beside, []).extend(row[place : place + 1])
+        rows = [
+            [*beside[:place], _ranges(numbers), *beside[place + 1 :]] if numbers else [*beside]
+            for beside, numbers in groups.items()
+        ]
+    return ["".join(row) for row in rows]
+
+
+def _ranges(numbers: Sequence[str]) -> str:
+    """Returns numbers as `{0-2,7}`; one alone, or what is folded already, as it is."""
+    if len(numbers) == 1:
+        return numbers[0]
+    found = sorted(map(int, numbers))
+    runs = [
+        [number for _, number in run]
+        for _, run in itertools.groupby(enumerate(found), lambda each: each[1] - each[0])
+    ]
+    texts = (str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return "{" + ",".join(texts) + "}"
 
 
 def _causes_of_names(misfit: Misfit, wanted: Iterable[str], there: Iterable[str]) -> Iterator[str]:

@@ -89,6 +89,18 @@ class Source(Protocol):
         """Returns a tensor, if possible mapped from its file rather than read."""
 
 
+def check_tensors(
+    like: Any,
+    source: Source,
+    tensors: Sequence[Tensor],
+    *,
+    ignored: Sequence[str] = (),
+    where: str,
+) -> None:
+    """Raises what `read_params` would of names, shapes and dtypes, and reads nothing."""
+    _find(named(like), source.tensors(), tensors, ignored=ignored, where=where)
+
+
 def read_params(
     like: Any,
     source: Source,

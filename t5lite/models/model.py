@@ -88,12 +88,11 @@ class Model:
 
     def shapes(self) -> Params:
         """Returns the parameters' `ShapeDtypeStruct`s, computing nothing."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda box: box.value, _boxes(self), is_leaf=_is_box)
 
     def axes(self) -> Params:
         """Returns the parameters' logical axis names, a `PartitionSpec` each."""
-        boxed = jax.eval_shape(self._module.init, jax.random.key(0), _tiny_batch())
-        return nn.get_partition_spec(boxed)["params"]
+        return nn.get_partition_spec(_boxes(self))
 
     def hidden(
         self,
@@ -181,6 +180,16 @@ class Model:
 
     def _apply(self, method: str, params: Params, *arguments: Any, **options: Any) -> Any:
         return self._module.apply({"params": params}, *arguments, method=method, **options)
+
+
+@functools.lru_cache(maxsize=256)
+def _boxes(model: Model) -> Params:
+    """Returns shapes with axis names: tracing a model takes a good part of a second."""
+    return jax.eval_shape(model._module.init, jax.random.key(0), _tiny_batch())["params"]
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata)
 
 
 def _tiny_batch() -> dict[str, jax.Array]:

@@ -299,7 +299,8 @@ def find_step_folder(folder: epath.PathLike) -> epath.Path:
         return steps[max(steps)]
     raise InputError(
         f"no checkpoint in {str(folder)!r}\n"
-        "give a model_dir, its checkpoints folder or one step's folder"
+        "give a model_dir, its checkpoints folder or one step's folder; of Hugging Face folders "
+        "and T5X checkpoints, `t5lite convert` makes such ones"
     )
 
 

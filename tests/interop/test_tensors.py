@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t5lite.errors import InputError
 from t5lite.interop import placing
 from t5lite.interop.huggingface.files import open_tensors, write_tensors
+from t5lite.interop.misfit import folded
 from t5lite.interop.tensors import Part, Tensor, read_params, transposed, written
 
 LAYERS, EMBED, HEADS, KV, MLP, VOCAB = 6, 8, 4, 2, 16, 12
@@ -332,11 +333,28 @@ def test_all_that_is_wrong_is_listed():
     assert source.reads == []
 
 
-def test_a_long_list_is_cut():
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], []),
+        (["a.w", "b.2.w"], ["a.w", "b.2.w"]),
+        ([f"h.{i}.{w}" for i in (0, 1, 2, 7) for w in "qk"], ["h.{0-2,7}.q", "h.{0-2,7}.k"]),
+        (
+            [f"h.{i}.e.{j}.w is [2]" for i in range(3) for j in range(4)],
+            ["h.{0-2}.e.{0-3}.w is [2]"],
+        ),
+        (["h.0.e.0.w", "h.0.e.1.w", "h.1.e.1.w"], ["h.0.e.0.w", "h.{0-1}.e.1.w"]),
+    ],
+)
+def test_names_of_layers_are_folded(lines, expected):
+    assert folded(lines) == expected
+
+
+def test_a_long_list_is_whole():
     text = message({"wte.weight": np.zeros((VOCAB, EMBED), np.float32)})
     count = len(foreign()) - 1
     assert f"missing ({count}): " in text
-    assert f", and {count - 20} more" in text
+    assert "more" not in text
     assert len(text) < 1000
 
 
@@ -383,7 +401,7 @@ def with_shape(names, shape):
 def test_likely_causes(values, cause):
     lines = message(values()).splitlines()
     assert len([line for line in lines if line.startswith("likely cause: ")]) == 1
-    assert cause in lines[-1]
+    assert cause in lines[1]
 
 
 def test_causes_in_embeddings():
