@@ -46,13 +46,14 @@ class BagModel:
     """Logits: a table of the last decoder token, plus the mean of a table over the inputs."""
 
     topology = "encoder_decoder"
+    start_id = 0
 
     def hidden(self, params, batch, *, rngs=None, train=False):
         assert not train
         tokens, given = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
         inside = (tokens > 0).astype(jnp.float32)
         seen = jnp.broadcast_to(inside[:, None], (*given.shape, tokens.shape[1]))
-        if "encoder_segment_ids" in batch:
+        if "decoder_segment_ids" in batch:
             same = batch["decoder_segment_ids"][:, :, None] == batch["encoder_segment_ids"][:, None]
             seen = seen * same.astype(jnp.float32)
         share = seen / jnp.maximum(seen.sum(axis=-1, keepdims=True), 1)

@@ -76,6 +76,7 @@ class OneWay:
     """A decoder that writes the number after the last one, up to 16."""
 
     topology = "decoder"
+    start_id = 0
 
     def start(self, params, batch, *, max_length):
         assert max_length >= batch["decoder_input_tokens"].shape[1]

@@ -363,7 +363,14 @@ def two_updates(kv, beta1) -> Run:
 
 
 # Heads together narrower than embed, as wide, wider.
-KINDS = pytest.mark.parametrize(("kv", "beta1"), [(3, None), (4, None), (6, 0.9)])
+KINDS = pytest.mark.parametrize(
+    ("kv", "beta1"),
+    [
+        pytest.param(3, None, marks=pytest.mark.slow),
+        pytest.param(4, None, marks=pytest.mark.slow),
+        (6, 0.9),
+    ],
+)
 
 
 @KINDS

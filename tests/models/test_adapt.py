@@ -89,7 +89,14 @@ DECODERS = {
     "first_layer": WITH_A_FIRST_LAYER,
     "shared_layers": SHARED_LAYERS,
 }
-every_decoder = pytest.mark.parametrize("spec", DECODERS.values(), ids=DECODERS)
+QUICK = ("gpt2", "llama_in_windows", "gemma_like")  # the others are compiled by the slow tests
+every_decoder = pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(spec, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, spec in DECODERS.items()
+    ],
+)
 
 
 def tokens(seed=0, *, rows=2, length=LENGTH):

@@ -226,6 +226,7 @@ def test_unrolled_it_is_the_same():
     close(outcome(spec, params, batch, ComputeSpec(scan=False)), expected)
 
 
+@pytest.mark.slow
 def test_unrolled_and_in_part_computed_again_it_is_the_same():
     """Values, auxiliary losses and gradients of every parameter, each used by two layers."""
     spec = SIDE_BY_SIDE_AND_SHARED
@@ -258,6 +259,7 @@ def test_on_eight_devices_values_are_the_same():
     close((jax.tree.map(lambda rows: rows[2:], found), aux), outcome(spec, params, batch))
 
 
+@pytest.mark.slow
 def test_on_eight_devices_and_computed_again_gradients_are_the_same():
     spec = FACTORISED_AND_SHARED
     params, batch = random_params(spec), make_batch(spec)
@@ -305,6 +307,7 @@ def test_auxiliary_losses_are_the_mean_over_layers_with_experts(spec):
 # Flops.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["capped_in_windows", "factorised_and_shared", "unequal_widths_and_experts"]
 )
