@@ -1,7 +1,8 @@
 """`t5lite convert`: a checkpoint of one layout as one of another."""
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.bars import Bar
 from t5lite.commands.text import in_bytes, table
@@ -46,22 +47,13 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
         found.check(shapes)
         for name in found.left_out():
             print(f"  left out: {name}")
-    if target == "t5x":
-        read = t5x.infer_spec({tensor.name: tensor for tensor in out or ()})
-        lost = [
-            line.replace(": ", " = ").split(" -> ")[0] for line in models.differences(spec, read)
-        ]
-        if lost:
-            print(f"  T5X's layout does not say, so that load needs a spec: {', '.join(lost)}")
+    if target == "t5x" and (lost := unsaid(spec, out or ())):
+        print(f"  T5X's layout does not say, so that load needs a spec: {', '.join(lost)}")
     if arguments.dry_run:
-        for heading, tensors in (
-            (f"{NAMES[kind]} tensor", found.tensors if isinstance(found, Foreign) else None),
-            (f"{NAMES[target]} tensor", out),
-        ):
+        for name, tensors in ((kind, getattr(found, "tensors", None)), (target, out)):
             if tensors is not None:
-                print()
-                rows = [(heading, "shape", "parameter"), *mapping_lines(tensors, shapes)]
-                print("\n".join(table(rows)))
+                heading = (f"{NAMES[name]} tensor", "shape", "parameter")
+                print("", *table([heading, *mapping_lines(tensors, shapes)]), sep="\n")
         return
     with Bar("reading") as bar:
         loaded = place(found, dtype=arguments.dtype, progress=bar)
@@ -79,3 +71,12 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
     without = "" if loaded.vocabulary is not None and target != "t5x" else ", without a vocabulary"
     print(f"{arguments.target}: {NAMES[target]}'s layout, {in_bytes(size)}{without}")
+
+
+def unsaid(spec: Any, tensors: Sequence[Any]) -> list[str]:
+    """Returns what a spec says that T5X's names and shapes do not, as `field = value`."""
+    from t5lite.interop import t5x
+    from t5lite.models import differences
+
+    read = t5x.infer_spec({tensor.name: tensor for tensor in tensors})
+    return [line.replace(": ", " = ").split(" -> ")[0] for line in differences(spec, read)]
