@@ -156,7 +156,8 @@ def test_live(name, tmp_path):
     labels = inputs.pop("labels", None)
     returned = outputs(opened.eval(), inputs, labels)
     for key, array in expected.items():
-        np.testing.assert_allclose(returned[key], array, atol=1e-6, err_msg=key)
+        # The same weights, yet transformers adds up experts' outputs in no fixed order.
+        np.testing.assert_allclose(returned[key], array, rtol=1e-5, atol=1e-5, err_msg=key)
 
 
 SIZES = {name: count for name, (_, count) in COUNTS.items()} | ELSEWHERE
