@@ -1,7 +1,7 @@
 """Layers: thin Linen shells over plain functions, each beside the spec that describes it."""
 
 from t5lite.layers.attention import Attention, AttentionSpec
-from t5lite.layers.cache import KeyValues
+from t5lite.layers.cache import KeyValues, Slots
 from t5lite.layers.dropout import Dropout, drop_residual
 from t5lite.layers.embeddings import TokenEmbedding
 from t5lite.layers.heads import (
@@ -91,6 +91,7 @@ __all__ = [
     "RotaryScalingSpec",
     "RotarySpec",
     "SinusoidalPositionsSpec",
+    "Slots",
     "SpansHeadSpec",
     "Spec",
     "TokenEmbedding",

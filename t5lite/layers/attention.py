@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from t5lite.layers.cache import KeyValues
 from t5lite.layers.dropout import Dropout
-from t5lite.layers.kernels import attention
+from t5lite.layers.kernels import attention, dot
 from t5lite.layers.kernels.request import Request
 from t5lite.layers.masks import AttentionMask
 from t5lite.layers.norms import NormSpec
@@ -146,6 +146,8 @@ class Attention(nn.Module):
         if mask is not None:
             mask = mask.within_window(spec.window)
         request = Request(query, kv, bias, mask, dropout, spec.scale, spec.logits_softcap)
+        if self.is_mutable_collection("intermediates"):  # somebody looks inside
+            self.sow("intermediates", "weights", dot.weights(request))
         return self.output(attention(request, kernel=self.kernel))
 
     def _rotated(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:

@@ -1,15 +1,15 @@
-"""Keys and values, and how a decoding cache appends to them."""
+"""Keys and values, and the slots in which a decoding cache keeps them."""
 
 import dataclasses
 
 import jax
-from jax import lax
+import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of one attention layer (or of a stack of layers, on a leading axis).
+    """Keys and values of one attention layer.
 
     Args:
       key: `[batch, kv_length, kv_heads, kv]`.
@@ -19,19 +19,80 @@ class KeyValues:
     key: jax.Array
     value: jax.Array
 
-    def append(self, new: "KeyValues", lengths: jax.Array) -> "KeyValues":
-        """Writes `new` behind the first `lengths` entries of each row.
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Keys and values that are kept from step to step.
+
+    A ring: the token at position p is in slot `p % size`, so that a layer that sees a window needs
+    few of them, and one with a slot for every position is the same thing. Heads are outside, since
+    a step reads all that a head has kept.
+
+    Args:
+      key: `[batch, kv_heads, size, kv]` (or of a stack of layers, on a leading axis).
+      value: `[batch, kv_heads, size, kv]`.
+    """
+
+    key: jax.Array
+    value: jax.Array
+
+    @classmethod
+    def of(cls, kv: KeyValues) -> "Slots":
+        """Returns slots that hold just `kv`, each token at its place."""
+        return cls(jnp.swapaxes(kv.key, 1, 2), jnp.swapaxes(kv.value, 1, 2))
+
+    @property
+    def size(self) -> int:
+        return self.key.shape[-2]
+
+    def read(self) -> KeyValues:
+        """Returns all slots, in their order; see `positions` for what they hold."""
+        return KeyValues(jnp.swapaxes(self.key, 1, 2), jnp.swapaxes(self.value, 1, 2))
+
+    def positions(self, newest: jax.Array) -> jax.Array:
+        """Returns `[batch, size]` int32: the position each slot holds, below 0 where none.
 
         Args:
-          new: `n` further keys and values a row.
-          lengths: `[batch]` int32, entries already there; `lengths + n` must fit.
-
-        Returns:
-          The same shape as `self`.
+          newest: `[batch]` int32, the last position written.
         """
+        slot = jnp.arange(self.size, dtype=jnp.int32)[None]
+        newest = jnp.broadcast_to(newest[:, None], (newest.shape[0], self.size))
+        return newest - (newest - jnp.broadcast_to(slot, newest.shape)) % jnp.int32(self.size)
 
-        def write(old: jax.Array, rows: jax.Array) -> jax.Array:
-            update = jax.vmap(lambda o, r, at: lax.dynamic_update_slice(o, r, (at, 0, 0)))
-            return update(old, rows.astype(old.dtype), lengths)
+    def fill(self, new: KeyValues, lengths: jax.Array) -> "Slots":
+        """Keeps the last `size` of the first `lengths` tokens of each row.
 
-        return KeyValues(write(self.key, new.key), write(self.value, new.value))
+        Args:
+          new: all tokens of the rows, from position 0 on.
+          lengths: `[batch]` int32, how many of them are to be kept; what lies behind is padding.
+        """
+        size, length = self.size, new.key.shape[1]
+        if length <= size:  # position p is in slot p, and padding is never seen
+
+            def place(old: jax.Array, rows: jax.Array) -> jax.Array:
+                rows = jnp.swapaxes(rows, 1, 2).astype(old.dtype)
+                return jnp.pad(rows, ((0, 0), (0, 0), (0, size - length), (0, 0)))
+        else:
+            held = jnp.maximum(self.positions(lengths - 1), 0)[:, :, None, None]
+
+            def place(old: jax.Array, rows: jax.Array) -> jax.Array:
+                kept = jnp.take_along_axis(rows, held, axis=1)
+                return jnp.swapaxes(kept, 1, 2).astype(old.dtype)
+
+        return Slots(place(self.key, new.key), place(self.value, new.value))
+
+    def append(self, new: KeyValues, positions: jax.Array) -> "Slots":
+        """Writes further tokens over the oldest.
+
+        Args:
+          new: `n` keys and values a row.
+          positions: `[batch, n]` int32, where they stand.
+        """
+        slots = positions % jnp.int32(self.size)
+        rows = jnp.broadcast_to(jnp.arange(len(slots), dtype=jnp.int32)[:, None], slots.shape)
+
+        def write(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[rows, :, slots].set(new.astype(old.dtype), unique_indices=True)
+
+        return Slots(write(self.key, new.key), write(self.value, new.value))

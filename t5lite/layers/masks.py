@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from t5lite.layers.cache import Slots
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,18 @@ class AttentionMask:
         """
         order = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
         return cls(segments, segments, order, order, prefix, prefix, causal=causal, whole=True)
+
+    @classmethod
+    def over_slots(cls, positions: jax.Array, slots: Slots) -> "AttentionMask":
+        """Returns the rule of causal self-attention over a cache.
+
+        Args:
+          positions: `[batch, n]` int32 of the queries, whose own keys are in the cache already.
+          slots: the cache.
+        """
+        held = slots.positions(positions[:, -1])
+        never = jnp.full_like(held, jnp.iinfo(jnp.int32).max // 2)  # later than any query
+        return cls(q_order=positions, kv_order=jnp.where(held < 0, never, held), causal=True)
 
     def within_window(self, window: int | None) -> "AttentionMask":
         """Returns the rule with a window; None for the rule as it is."""

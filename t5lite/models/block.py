@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from t5lite.layers import (
     AttentionMask,
     AttentionSpec,
-    KeyValues,
     MlpSpec,
     MoeSpec,
     NormSpec,
     PositionBiasSpec,
     RMSNormSpec,
+    Slots,
     Spec,
     drop_residual,
 )
@@ -94,20 +94,20 @@ class Context:
     """What all layers of a stack share in one call; None where it does not apply.
 
     Args:
-      mask: which keys a token sees in self-attention.
+      mask: which keys a token sees in self-attention; None where the cache says it.
       positions: `[batch or 1, length]` int32, of each token in its text.
       bias: `[batch or 1, heads, length, kv_length]` float32, where one table serves all layers.
       encoded: `[batch, encoder_length, embed]`, the encoder's output.
       cross_mask: which of the encoder's outputs a token sees.
-      slots: `[batch, length]` int32, where the tokens stand in the cache; None without a cache.
+      kept: `[batch]` int32, where a cache is filled: how many tokens of each row it is to keep.
     """
 
-    mask: AttentionMask
+    mask: AttentionMask | None
     positions: jax.Array
     bias: jax.Array | None = None
     encoded: jax.Array | None = None
     cross_mask: AttentionMask | None = None
-    slots: jax.Array | None = None
+    kept: jax.Array | None = None
 
     def replace(self, **changes: Any) -> "Context":
         return dataclasses.replace(self, **changes)
@@ -148,25 +148,27 @@ class Block(nn.Module):
         self.mlp = spec.mlp.make(self.embed, **sizes)
         self.dropout = nn.Dropout(self.dropout_rate)
 
-    def cross_key_values(self, encoded: jax.Array) -> KeyValues:
+    def cross_slots(self, encoded: jax.Array) -> Slots:
         """Projects the encoder's output once, for all later steps of decoding."""
-        return self.cross_attention.key_values(encoded)
+        return Slots.of(self.cross_attention.key_values(encoded))
 
     def __call__(
         self,
         x: jax.Array,
         context: Context,
-        cached: KeyValues | None = None,
-        cross: KeyValues | None = None,
+        cached: Slots | None = None,
+        cross: Slots | None = None,
         drop_rate: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeyValues | None]:
+    ) -> tuple[jax.Array, Slots | None]:
         """Runs the layer.
 
         Args:
           x: `[batch, length, embed]`.
           context: what all layers of the stack share.
-          cached: keys and values of the tokens before `x`; None without a cache.
-          cross: the encoder's keys and values; None to project `context.encoded`.
+          cached: keys and values of the tokens before `x`; None without a cache. Where the context
+            has `kept` there are none before, and it is filled.
+          cross: the encoder's keys and values; None to project `context.encoded`. A row of them
+            serves `batch / rows` rows of `x` next to each other.
           drop_rate: float32 scalar, of stochastic depth; None for none.
 
         Returns:
@@ -176,20 +178,26 @@ class Block(nn.Module):
         def attend(x: jax.Array) -> jax.Array:
             nonlocal cached
             kv = self.attention.key_values(x, context.positions)
-            if cached is not None:
-                assert context.slots is not None, "a cache needs slots"
-                kv = cached = cached.append(kv, context.slots[:, 0])
-            bias = context.bias
+            bias, mask, places = context.bias, context.mask, None
+            if cached is not None and context.kept is not None:
+                cached = cached.fill(kv, context.kept)
+            elif cached is not None:
+                places = context.positions
+                cached = cached.append(kv, places)
+                kv, mask = cached.read(), AttentionMask.over_slots(places, cached)
             if self.position_bias_spec is not None:
-                bias = self.position_bias(context.slots, x.shape[1], kv.key.shape[1])
-            return self.attention(x, kv, bias=bias, mask=context.mask, positions=context.positions)
+                bias = self.position_bias(places, x.shape[1], kv.key.shape[1])
+            return self.attention(x, kv, bias=bias, mask=mask, positions=context.positions)
 
         def attend_encoder(x: jax.Array) -> jax.Array:
-            kv = cross
-            if kv is None:
+            if cross is None:
                 assert context.encoded is not None, "cross-attention needs `encoded` or `cross`"
-                kv = self.cross_key_values(context.encoded)
-            return self.cross_attention(x, kv, mask=context.cross_mask)
+                kv = self.cross_attention.key_values(context.encoded)
+                return self.cross_attention(x, kv, mask=context.cross_mask)
+            # Hypotheses of one input are queries of one row: its keys are read once for all.
+            kv = cross.read()
+            together = x.reshape(len(kv.key), -1, x.shape[-1])
+            return self.cross_attention(together, kv, mask=context.cross_mask).reshape(x.shape)
 
         sublayers: dict[str, Callable[[jax.Array], jax.Array]] = {
             "attention": attend,

@@ -1,7 +1,6 @@
 """The decoder alone: GPT's topology."""
 
 import jax
-import jax.numpy as jnp
 
 from t5lite.errors import InputError
 from t5lite.layers import AttentionMask
@@ -23,7 +22,7 @@ class Decoder(Transformer):
     def setup(self) -> None:
         super().setup()
         assert self.spec.decoder is not None
-        self.decoder = self.stack(self.spec.decoder)
+        self.decoder = self.stack(self.spec.decoder, stacked=self.stacked)
 
     def hidden(self, batch: Batch) -> jax.Array:
         """Returns the decoder's output `[batch, length, embed]`."""
@@ -34,43 +33,33 @@ class Decoder(Transformer):
         )
         return self.decoder(x, context)[0]
 
-    def start(self, batch: Batch, max_length: int) -> Cache:
+    def start(self, batch: Batch, max_length: int, draft_length: int) -> Cache:
         """Reads the prompts, and makes room for `max_length` tokens a row, theirs included."""
-        tokens, prefix = batch["decoder_input_tokens"], _prefix(batch)
+        tokens = batch["decoder_input_tokens"]
         num_rows, length = tokens.shape
         if length > max_length:
             raise InputError(f"max_length = {max_length}: prompts are up to {length} tokens long")
         check_room(self.spec.decoder, max_length)
-        cache = Cache(
-            lengths=jnp.zeros(num_rows, jnp.int32),
-            own=self.decoder.empty_key_values(num_rows, max_length),
-        )
-        if prefix is not None:
-            prefix = jnp.pad(prefix, ((0, 0), (0, max_length - length)))
-        _, cache = self._read(tokens, cache, prefix)
         # The last token of each prompt is fed again, for its logits; those behind are padding.
-        return cache.rewind(batch["decoder_lengths"] - 1)
+        kept = batch["decoder_lengths"] - 1
+        context = Context(
+            mask=AttentionMask.within(decoder_segments(batch), causal=True, prefix=_prefix(batch)),
+            positions=order_of(tokens),
+            kept=kept,
+        )
+        empty = self.decoder.empty_slots(num_rows, max_length, draft_length)
+        _, own = self.decoder(self.embed(tokens), context, cached=empty)
+        assert own is not None
+        return Cache(kept, own, draft_length=self.decoder.limit(draft_length))
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Decodes `tokens` `[batch, n]` behind those in the cache."""
-        hidden, cache = self._read(tokens, cache, None)
-        return self.logits(hidden), cache
-
-    def _read(
-        self, tokens: jax.Array, cache: Cache, prefix: jax.Array | None
-    ) -> tuple[jax.Array, Cache]:
-        slots = cache.lengths[:, None] + order_of(tokens)
-        mask = AttentionMask(
-            q_order=slots,
-            kv_order=jnp.arange(cache.max_length, dtype=jnp.int32)[None],
-            q_prefix=None if prefix is None else prefix[:, : tokens.shape[1]],
-            kv_prefix=prefix,
-            causal=True,
-        )
-        context = Context(mask=mask, positions=slots, slots=slots)
+        n = tokens.shape[1]
+        cache.check(n)
+        context = Context(mask=None, positions=cache.lengths[:, None] + order_of(tokens))
         hidden, own = self.decoder(self.embed(tokens), context, cached=cache.own)
         assert own is not None
-        return hidden, cache.extended(own, tokens.shape[1])
+        return self.logits(hidden), cache.extended(own, n)
 
 
 def _prefix(batch: Batch) -> jax.Array | None:

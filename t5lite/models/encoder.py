@@ -26,5 +26,5 @@ class Encoder(Transformer):
         )
         return self.encoder(x, context)[0]
 
-    def start(self, batch: Batch, max_length: int) -> Cache:
+    def start(self, batch: Batch, max_length: int, draft_length: int) -> Cache:
         raise InputError("an encoder cannot generate: choose a model with a decoder")

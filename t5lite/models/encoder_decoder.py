@@ -25,7 +25,7 @@ class EncoderDecoder(Transformer):
         assert self.spec.encoder is not None
         assert self.spec.decoder is not None
         self.encoder = self.stack(self.spec.encoder)
-        self.decoder = self.stack(self.spec.decoder)
+        self.decoder = self.stack(self.spec.decoder, stacked=self.stacked)
 
     def encode(self, batch: Batch) -> jax.Array:
         """Returns the encoder's output `[batch, encoder_length, embed]`."""
@@ -47,27 +47,27 @@ class EncoderDecoder(Transformer):
         )
         return self.decoder(self.embed(batch["decoder_input_tokens"]), context)[0]
 
-    def start(self, batch: Batch, max_length: int) -> Cache:
+    def start(self, batch: Batch, max_length: int, draft_length: int) -> Cache:
         """Encodes once and makes room for `max_length` decoder tokens."""
         num_rows = len(batch["encoder_input_tokens"])
         check_room(self.spec.decoder, max_length)
         return Cache(
             lengths=jnp.zeros(num_rows, jnp.int32),
-            own=self.decoder.empty_key_values(num_rows, max_length),
-            cross=self.decoder.cross_key_values(self.encode(batch)),
+            own=self.decoder.empty_slots(num_rows, max_length, draft_length),
+            cross=self.decoder.cross_slots(self.encode(batch)),
             encoder_segments=encoder_segments(batch),
+            draft_length=self.decoder.limit(draft_length),
         )
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Decodes `tokens` `[batch, n]` behind those in the cache."""
-        slots = cache.lengths[:, None] + order_of(tokens)
-        room = jnp.arange(cache.max_length, dtype=jnp.int32)[None]
+        n = tokens.shape[1]
+        cache.check(n)
         context = Context(
-            mask=AttentionMask(q_order=slots, kv_order=room, causal=True),
-            positions=slots,
+            mask=None,
+            positions=cache.lengths[:, None] + order_of(tokens),
             cross_mask=AttentionMask(kv_segments=cache.encoder_segments),
-            slots=slots,
         )
         hidden, own = self.decoder(self.embed(tokens), context, cached=cache.own, cross=cache.cross)
         assert own is not None
-        return self.logits(hidden), cache.extended(own, tokens.shape[1])
+        return self.logits(hidden), cache.extended(own, n)

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.layers import AttentionSpec, KeyValues, projection
+from t5lite.layers import AttentionSpec, Slots, projection
 from t5lite.models.block import BlockSpec, Context
 from t5lite.models.spec import REMAT, ComputeSpec, StackSpec
 
 # Keys and values of every layer: {"first": [per block], "layers": [per block of the pattern,
-# stacked], "remainder": [per block]}, of which a stack has those that it has layers in.
-StackKeyValues = dict[str, list[KeyValues]]
+# stacked], "remainder": [per block]}, of which a stack has those that it has layers in. Where
+# layers are not stacked, "layers_0", "layers_1", … hold what "layers" does.
+StackSlots = dict[str, list[Slots]]
 
 
 class Period(nn.Module):
@@ -39,17 +40,17 @@ class Period(nn.Module):
             for block in self.blocks
         ]
 
-    def cross_key_values(self, carry: None, encoded: jax.Array) -> tuple[None, list[KeyValues]]:
-        return carry, [block.cross_key_values(encoded) for block in self.block]
+    def cross_slots(self, carry: None, encoded: jax.Array) -> tuple[None, list[Slots]]:
+        return carry, [block.cross_slots(encoded) for block in self.block]
 
     def __call__(
         self,
         x: jax.Array,
         context: Context,
-        cached: list[KeyValues] | None,
-        cross: list[KeyValues] | None,
+        cached: list[Slots] | None,
+        cross: list[Slots] | None,
         drop_rates: list[jax.Array] | None,
-    ) -> tuple[jax.Array, list[KeyValues | None]]:
+    ) -> tuple[jax.Array, list[Slots | None]]:
         updated = []
         for index, block in enumerate(self.block):
             x, new = block(
@@ -64,12 +65,16 @@ class Period(nn.Module):
 
 
 class Stack(nn.Module):
-    """Positions and the norm before the layers, all layers, and the norm after them."""
+    """Positions and the norm before the layers, all layers, and the norm after them.
+
+    Not `stacked`, each layer has parameters of its own: `layers_0` is the first slice of `layers`.
+    """
 
     spec: StackSpec
     embed: int
     embedding_size: int | None
     compute: ComputeSpec
+    stacked: bool = True
 
     def setup(self) -> None:
         spec, compute = self.spec, self.compute
@@ -103,72 +108,95 @@ class Stack(nn.Module):
             )
 
         parameters: dict[str, Any] = {
-            "variable_axes": {"params": 0, "losses": 0},
+            "variable_axes": {"params": 0, "losses": 0, "intermediates": 0},
             "split_rngs": {"params": True, "dropout": True},
             "metadata_params": {nn.PARTITION_NAME: "layers"},
         }
         if spec.shared_layers:
             parameters = {
-                "variable_axes": {"losses": 0},
+                "variable_axes": {"losses": 0, "intermediates": 0},
                 "variable_broadcast": "params",
                 "split_rngs": {"params": False, "dropout": True},
             }
         scan: Any = functools.partial(
             dict, length=num_periods, unroll=1 if compute.scan else num_periods, **parameters
         )
+        parts: dict[str, Any] = {}  # in order
         if spec.first_blocks:
             self.first = period(scanned=False)(spec, spec.first_blocks, self.embed, compute)
-        if num_periods:
+            parts["first"] = self.first
+        if num_periods and self.stacked:
             scanned = nn.scan(
                 period(scanned=compute.scan),
                 methods={
                     "__call__": scan(in_axes=(nn.broadcast, 0, 0, 0)),
-                    "cross_key_values": scan(in_axes=(nn.broadcast,)),
+                    "cross_slots": scan(in_axes=(nn.broadcast,)),
                 },
             )
             self.layers = scanned(spec, spec.blocks, self.embed, compute)
+            parts["layers"] = self.layers
+        elif num_periods and spec.shared_layers:
+            self.layers = period(scanned=False)(spec, spec.blocks, self.embed, compute)
+            parts |= {f"layers_{turn}": self.layers for turn in range(num_periods)}
+        elif num_periods:
+            one = period(scanned=False)
+            layers = [one(spec, spec.blocks, self.embed, compute) for _ in range(num_periods)]
+            self.layers = layers  # type: ignore[assignment]
+            parts |= {f"layers_{turn}": layer for turn, layer in enumerate(self.layers)}
         if rest:
             self.remainder = period(scanned=False)(spec, rest, self.embed, compute)
-        sizes = {"first": len(spec.first_blocks), "layers": num_periods, "remainder": len(rest)}
-        self.parts = [name for name, size in sizes.items() if size]
+            parts["remainder"] = self.remainder
+        self.parts = parts
         if spec.final_norm is not None:
             self.final_norm = spec.final_norm.make(compute.jax_dtype)
         self.dropout = nn.Dropout(spec.dropout_rate)
 
-    def cross_key_values(self, encoded: jax.Array) -> StackKeyValues:
+    def cross_slots(self, encoded: jax.Array) -> StackSlots:
         """Projects the encoder's output for every layer."""
-        return {name: getattr(self, name).cross_key_values(None, encoded)[1] for name in self.parts}
+        return {name: part.cross_slots(None, encoded)[1] for name, part in self.parts.items()}
 
-    def empty_key_values(self, batch: int, max_length: int) -> StackKeyValues:
-        """Returns room for `max_length` tokens a row in every layer."""
+    def empty_slots(self, batch: int, max_length: int, draft_length: int) -> StackSlots:
+        """Returns room for `max_length` tokens a row in every layer.
 
-        def room(attention: AttentionSpec, leading: tuple[int, ...]) -> KeyValues:
-            shape = (*leading, batch, max_length, attention.kv_heads, attention.head_dim)
-            zeros = jnp.zeros(shape, self.compute.jax_dtype)
-            return KeyValues(zeros, zeros)
-
+        A layer that sees a window has no more than it can see, and than `draft_length` further
+        tokens can take from it; with a position bias, which goes by slots, it has all.
+        """
         spec = self.spec
-        empty = {
-            "first": [room(block.attention, ()) for block in spec.first_blocks],
-            "layers": [room(block.attention, (spec.num_periods,)) for block in spec.blocks],
-            "remainder": [room(block.attention, ()) for block in spec.blocks[: spec.num_rest]],
-        }
-        return {name: empty[name] for name in self.parts}
+
+        def room(attention: AttentionSpec, leading: tuple[int, ...]) -> Slots:
+            size = max_length
+            if attention.window is not None and spec.position_bias is None:
+                size = min(max_length, attention.window + 1 + draft_length)
+            shape = (*leading, batch, attention.kv_heads, size, attention.head_dim)
+            zeros = jnp.zeros(shape, self.compute.jax_dtype)
+            return Slots(zeros, zeros)
+
+        def rooms(name: str) -> list[Slots]:
+            blocks = {"first": spec.first_blocks, "remainder": spec.blocks[: spec.num_rest]}
+            leading = (spec.num_periods,) if name == "layers" else ()
+            return [room(block.attention, leading) for block in blocks.get(name, spec.blocks)]
+
+        return {name: rooms(name) for name in self.parts}
+
+    def limit(self, draft_length: int) -> int | None:
+        """Returns `draft_length` where some layer sees a window, otherwise None; see `Cache`."""
+        windows = any(block.attention.window is not None for block in self.spec.every_block)
+        return draft_length if windows and self.spec.position_bias is None else None
 
     def __call__(
         self,
         x: jax.Array,
         context: Context,
         *,
-        cached: StackKeyValues | None = None,
-        cross: StackKeyValues | None = None,
-    ) -> tuple[jax.Array, StackKeyValues | None]:
+        cached: StackSlots | None = None,
+        cross: StackSlots | None = None,
+    ) -> tuple[jax.Array, StackSlots | None]:
         """Runs all layers.
 
         Args:
           x: `[batch, length, embed]` (or `embedding_size`) embedded tokens.
           context: masks and whatever else the layers share; its bias is filled in here.
-          cached: keys and values of the tokens before `x`, in `kv_length` slots.
+          cached: keys and values of the tokens before `x`; see `Block`.
           cross: the encoder's keys and values.
 
         Returns:
@@ -176,18 +204,19 @@ class Stack(nn.Module):
         """
         bias = self.spec.position_bias
         if bias is not None and not bias.per_layer:
-            kv_length = x.shape[1] if cached is None else slots_of(cached)
-            bias_array = self.position_bias(context.slots, x.shape[1], kv_length)
-            context = context.replace(bias=bias_array)
+            whole = cached is None or context.kept is not None
+            kv_length = x.shape[1] if whole else jax.tree.leaves(cached)[0].shape[-2]
+            places = None if whole else context.positions
+            context = context.replace(bias=self.position_bias(places, x.shape[1], kv_length))
         deterministic = not self.has_rng("dropout")
         x = self.dropout(self._embedded(x, context.positions), deterministic=deterministic)
         if self.embedding_size is not None:
             x = self.embedding_projection(x)
-        drop_rates = self._drop_rates()
-        updated: StackKeyValues = {}
-        for name in self.parts:
+        drop_rates = None if deterministic else self._drop_rates()
+        updated: StackSlots = {}
+        for name, part in self.parts.items():
             own = [None if tree is None else tree[name] for tree in (cached, cross, drop_rates)]
-            x, updated[name] = getattr(self, name)(x, context, *own)
+            x, updated[name] = part(x, context, *own)
         if self.spec.final_norm is not None:
             x = self.dropout(self.final_norm(x), deterministic=deterministic)
         return x, None if cached is None else updated
@@ -216,8 +245,3 @@ class Stack(nn.Module):
             "layers": [periods[:, block] for block in range(pattern)],
             "remainder": list(rates[rest:]),
         }
-
-
-def slots_of(keys_and_values: StackKeyValues) -> int:
-    """Returns how many tokens a row a stack's keys and values have room for."""
-    return jax.tree.leaves(keys_and_values)[0].shape[-3]

@@ -19,6 +19,7 @@ class Transformer(nn.Module):
 
     spec: ModelSpec
     compute: ComputeSpec
+    stacked: bool = True
 
     def setup(self) -> None:
         spec, dtype = self.spec, self.compute.jax_dtype
@@ -42,10 +43,10 @@ class Transformer(nn.Module):
         for head in spec.heads:
             setattr(self, f"{head.kind}_head", head.make(spec.embed, spec.vocab, dtype))
 
-    def stack(self, spec: StackSpec) -> Stack:
+    def stack(self, spec: StackSpec, *, stacked: bool = True) -> Stack:
         """Returns the module of a stack of this model."""
         embed = spec.embed or self.spec.embed
-        return Stack(spec, embed, self.spec.embedding_size, self.compute)
+        return Stack(spec, embed, self.spec.embedding_size, self.compute, stacked)
 
     def embed(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
         """Looks up `tokens` `[batch, length]` and their types, all 0 by default."""
@@ -86,7 +87,7 @@ class Transformer(nn.Module):
         """Returns the last stack's output `[batch, length, embed]`."""
         raise NotImplementedError
 
-    def start(self, batch: Batch, max_length: int) -> Any:
+    def start(self, batch: Batch, max_length: int, draft_length: int) -> Any:
         """Prepares decoding; see `Model.start`."""
         raise NotImplementedError
 

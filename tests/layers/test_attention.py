@@ -17,6 +17,7 @@ from t5lite.layers import (
     Request,
     RMSNormSpec,
     RotarySpec,
+    Slots,
     YarnScalingSpec,
     attention,
     rotate,
@@ -278,24 +279,38 @@ def test_rotary_turns_each_pair_by_its_own_angle():
 # Keys and values.
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_keys_are_appended_behind_each_rows_own_length(n):
-    old = KeyValues(*(draw(seed, 3, 6, 2, WIDTH) for seed in (0, 1)))
-    new = KeyValues(*(draw(seed, 3, n, 2, WIDTH) for seed in (2, 3)))
-    lengths = [0, 2, 6 - n]
-    found = jax.jit(KeyValues.append)(old, new, jnp.asarray(lengths, jnp.int32))
-    for name in ("key", "value"):
-        expected = getattr(old, name).copy()
-        for row, at in enumerate(lengths):
-            expected[row, at : at + n] = getattr(new, name)[row]
-        np.testing.assert_array_equal(getattr(found, name), expected)
+SIZE = 5  # slots
 
 
-def test_a_cache_keeps_its_dtype():
-    empty = jnp.zeros((1, 2, 1, 1), jnp.bfloat16)
+@pytest.mark.parametrize("length", [3, SIZE, 9])
+def test_slots_hold_the_newest_tokens_of_each_row(length):
+    """Filled with `length` tokens, of which rows keep different numbers, then appended to."""
+    tokens = [draw(seed, 3, 16, 2, WIDTH) for seed in (0, 1)]
+    kept = np.array([length, length - 2, 0], np.int32)
+    slots = Slots(*(np.full((3, 2, SIZE, WIDTH), np.nan, np.float32) for _ in range(2)))
+    slots = jax.jit(Slots.fill)(slots, KeyValues(*(each[:, :length] for each in tokens)), kept)
+    ends = kept
+    for n in (0, 1, 3):
+        if n:
+            places = ends[:, None] + np.arange(n, dtype=np.int32)
+            new = [each[np.arange(3)[:, None], places] for each in tokens]
+            slots, ends = jax.jit(Slots.append)(slots, KeyValues(*new), places), ends + n
+        held = np.asarray(slots.positions(jnp.asarray(ends - 1)))
+        for row, end in enumerate(ends):
+            expected = set(range(max(0, end - SIZE), end))
+            assert {place for place in held[row] if place >= 0} == expected
+            for slot, place in enumerate(held[row]):
+                for found, each in zip((slots.key, slots.value), tokens, strict=True):
+                    if place >= 0:
+                        np.testing.assert_array_equal(found[row, :, slot], each[row, place])
+
+
+def test_slots_keep_their_dtype():
+    empty = jnp.zeros((1, 1, 2, 1), jnp.bfloat16)
     ones = jnp.ones((1, 1, 1, 1), jnp.float32)
-    found = KeyValues(empty, empty).append(KeyValues(ones, ones), jnp.zeros(1, jnp.int32))
-    assert (found.key.dtype, found.value.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    kv, place = KeyValues(ones, ones), jnp.zeros((1, 1), jnp.int32)
+    for found in (Slots(empty, empty).append(kv, place), Slots(empty, empty).fill(kv, place[0])):
+        assert (found.key.dtype, found.value.dtype) == (jnp.bfloat16, jnp.bfloat16)
 
 
 # The module.
@@ -317,12 +332,10 @@ class SelfAttention(nn.Module):
         kv = self.attention.key_values(x, positions)
         return self.attention(x, kv, mask=mask, positions=positions)
 
-    def through_a_cache(self, x, cache, lengths):
-        places = lengths[:, None]
-        cache = cache.append(self.attention.key_values(x, places), lengths)
-        slots = jnp.arange(cache.key.shape[1], dtype=jnp.int32)[None]
-        mask = AttentionMask(q_order=places, kv_order=slots, causal=True)
-        return self.attention(x, cache, mask=mask, positions=places), cache
+    def through_a_cache(self, x, slots, places):
+        slots = slots.append(self.attention.key_values(x, places), places)
+        mask = AttentionMask.over_slots(places, slots)
+        return self.attention(x, slots.read(), mask=mask, positions=places), slots
 
 
 def test_biases_have_the_names_of_what_they_are_added_to():
@@ -382,11 +395,12 @@ def test_through_a_cache_token_by_token_it_is_the_causal_one(options):
     module, x = SelfAttention(spec), jnp.asarray(draw(0, BATCH, 5, EMBED))
     rule = AttentionMask.within(jnp.ones((BATCH, 5), jnp.int32), causal=True)
     whole, params = jax.jit(module.init_with_output)(jax.random.key(0), x, rule)
-    junk = jnp.asarray(draw(1, BATCH, 7, 2, 8)) * 100  # slots that hold nothing are never seen
-    cache = KeyValues(junk, junk)
+    # Slots that hold nothing are never seen; in windows, few are enough.
+    junk = jnp.asarray(draw(1, BATCH, 2, 7 if spec.window is None else spec.window + 1, 8)) * 100
+    slots = Slots(junk, junk)
     step = jax.jit(lambda *arguments: module.apply(params, *arguments, method="through_a_cache"))
     for at in range(5):
-        y, cache = step(x[:, at : at + 1], cache, jnp.full(BATCH, at, jnp.int32))
+        y, slots = step(x[:, at : at + 1], slots, jnp.full((BATCH, 1), at, jnp.int32))
         np.testing.assert_allclose(y[:, 0], whole[:, at], rtol=1e-4, atol=1e-5)
 
 

@@ -191,7 +191,9 @@ def test_cached_decoding_is_the_full_forward_pass(name, prefix):
     assert cache.lengths.tolist() == at.tolist()
 
 
-start = jax.jit(lambda model, *args: model.start(*args, max_length=LENGTH), static_argnums=0)
+start = jax.jit(
+    lambda model, *args: model.start(*args, max_length=LENGTH, draft_length=1), static_argnums=0
+)
 extend = jax.jit(lambda model, *args: model.extend(*args), static_argnums=0)
 
 

@@ -20,11 +20,26 @@ def attention(request: Request) -> jax.Array:
     Source: Vaswani et al. 2017, arXiv:1706.03762, §3.2.1; heads share keys in groups as in Ainslie
     et al. 2023, arXiv:2305.13245.
     """
-    query, kv = request.query, request.kv
+    query, value = request.query, request.kv.value
     batch, q_length, heads, width = query.shape
-    groups = kv.key.shape[2]
+    groups = value.shape[2]
+    probabilities = weights(request)
+    if request.dropout is not None:
+        probabilities = request.dropout(probabilities)
+    probabilities = probabilities.astype(query.dtype)
+    probabilities = probabilities.reshape(batch, groups, heads // groups, q_length, -1)
+    attended = jnp.einsum("bghqk,bkgd->bqghd", probabilities, value)
+    return attended.reshape(batch, q_length, heads, width)
+
+
+def weights(request: Request) -> jax.Array:
+    """Returns how much of each value a query takes, before dropout: `[batch, heads, q_length,
+    kv_length]` float32, which sum to 1 over the keys."""
+    query, key = request.query, request.kv.key
+    batch, q_length, heads, width = query.shape
+    groups = key.shape[2]
     query = query.reshape(batch, q_length, groups, heads // groups, width)
-    logits = jnp.einsum("bqghd,bkgd->bghqk", query, kv.key, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bqghd,bkgd->bghqk", query, key, preferred_element_type=jnp.float32)
     logits = logits.reshape(batch, heads, q_length, -1)
     if request.scale != 1.0:
         logits = logits * jnp.float32(request.scale)
@@ -35,9 +50,4 @@ def attention(request: Request) -> jax.Array:
     seen = None if request.mask is None else request.mask.array()
     if seen is not None:
         logits = jnp.where(seen, logits, jnp.float32(MASKED))
-    weights = jax.nn.softmax(logits, axis=-1)
-    if request.dropout is not None:
-        weights = request.dropout(weights)
-    weights = weights.astype(query.dtype)
-    weights = weights.reshape(batch, groups, heads // groups, q_length, -1)
-    return jnp.einsum("bghqk,bkgd->bqghd", weights, kv.value).reshape(batch, q_length, heads, width)
+    return jax.nn.softmax(logits, axis=-1)
