@@ -1,6 +1,7 @@
 """How the next token is chosen from its logits."""
 
-import numbers
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,31 +9,119 @@ import jax.numpy as jnp
 from t5lite.errors import InputError
 
 
-def choose(
-    logits: jax.Array, rng: jax.Array | None, *, temperature: float | jax.Array = 0.0
-) -> jax.Array:
-    """Chooses one token a row: the likeliest, or a sample from softmax(logits / temperature).
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: from softmax(logits / temperature) less what the filters take out.
+
+    Filters work in the order below, each on what the former left, renormalised. All leave at least
+    one token a row, and tokens as likely as the last one kept stay in. Each value is a scalar,
+    `[rows]` for one a row, or None for off, which costs nothing.
 
     Args:
-      logits: `[batch, vocab]`, any float dtype.
-      rng: key of the draw; unused, so optional, when greedy.
-      temperature: a Python 0 is greedy; otherwise above 0, and it may be a traced scalar.
-
-    Returns:
-      `[batch]` int32 token ids. Greedy ties go to the lowest id.
+      temperature: divides the logits, at least 0; where it is 0, and wherever with None, the row
+        takes its likeliest token, the lowest id among equals, and no filter matters.
+      top_k: keeps the k likeliest tokens; 0 is off. Source: Fan et al. 2018, arXiv:1805.04833.
+      top_p: keeps the likeliest tokens, as few as together have this probability, in (0, 1]; 1 is
+        off. Source: Holtzman et al. 2019, arXiv:1904.09751.
+      min_p: keeps what is at least this times as likely as the likeliest, in [0, 1]; 0 is off.
+        Source: Nguyen et al. 2024, arXiv:2407.01082.
+      typical_p: keeps the tokens whose information is nearest to the entropy, as few as together
+        have this probability, in (0, 1]; 1 is off. Source: Meister et al. 2022, arXiv:2202.00666.
 
     Raises:
-      InputError: a negative temperature, or sampling without a key.
+      InputError: a Python number out of its range; arrays are not looked into.
     """
-    if isinstance(temperature, numbers.Real):
-        if temperature < 0:
-            raise InputError(f"temperature={temperature} is negative; 0 is greedy, 1 samples")
-        if temperature == 0:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if rng is None:
-        raise InputError("sampling needs rng=jax.random.key(...); temperature=0 needs none")
-    scaled = logits.astype(jnp.float32) / jnp.asarray(temperature, jnp.float32)
-    return jax.random.categorical(rng, scaled).astype(jnp.int32)
+
+    temperature: jax.Array | float | None = None
+    top_k: jax.Array | int | None = None
+    top_p: jax.Array | float | None = None
+    min_p: jax.Array | float | None = None
+    typical_p: jax.Array | float | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed, good in (
+            ("temperature", "at least 0 (greedy)", lambda value: 0 <= value < math.inf),
+            ("top_k", "a whole number, at least 0 (off)", lambda value: value >= 0 == value % 1),
+            ("top_p", "above 0 and at most 1 (off)", lambda value: 0 < value <= 1),
+            ("min_p", "from 0 (off) to 1", lambda value: 0 <= value <= 1),
+            ("typical_p", "above 0 and at most 1 (off)", lambda value: 0 < value <= 1),
+        ):
+            value = getattr(self, name)  # of any kind when JAX rebuilds the tree
+            if isinstance(value, int | float) and not good(value):
+                raise InputError(f"{name}={value} must be {allowed}")
+
+
+def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Returns the logits of the distribution that `choose` draws from.
+
+    Args:
+      logits: `[rows, vocab]`, any float dtype; -inf for tokens that may not come, not all.
+      sampling: how tokens are drawn.
+
+    Returns:
+      `[rows, vocab]` float32, -inf where a token is out; in greedy rows all but one.
+    """
+    logits = logits.astype(jnp.float32)
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)  # no temperature can overflow these
+    best = likeliest(logits)[:, None]
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    greedy = jnp.where(ids == best, 0.0, -jnp.inf)
+    if sampling.temperature is None:
+        return greedy
+    temperature = _column(sampling.temperature)
+    logits = logits / jnp.where(temperature > 0, temperature, 1.0)
+    if sampling.top_k is not None:
+        k = _column(sampling.top_k)
+        logits = jnp.where((k == 0) | _highest(logits, 1.0, k), logits, -jnp.inf)
+    if sampling.top_p is not None:
+        p = _column(sampling.top_p)
+        inside = _highest(logits, jax.nn.softmax(logits), p)
+        logits = jnp.where((p >= 1) | inside, logits, -jnp.inf)
+    if sampling.min_p is not None:  # the likeliest token's logit is 0
+        logits = jnp.where(logits >= jnp.log(_column(sampling.min_p)), logits, -jnp.inf)
+    if sampling.typical_p is not None:
+        p = _column(sampling.typical_p)
+        log_likely = jax.nn.log_softmax(logits)
+        likely = jnp.exp(log_likely)
+        information = jnp.where(likely > 0, -log_likely, 0.0)
+        entropy = jnp.sum(likely * information, axis=-1, keepdims=True)
+        inside = _highest(-jnp.abs(-log_likely - entropy), likely, p)
+        logits = jnp.where((p >= 1) | inside, logits, -jnp.inf)
+    return jnp.where(temperature > 0, logits, greedy)
+
+
+def choose(logits: jax.Array, sampling: Sampling, keys: jax.Array | None = None) -> jax.Array:
+    """Chooses one token a row.
+
+    Args:
+      logits: see `filtered`.
+      sampling: how tokens are drawn.
+      keys: `[rows]` PRNG keys, so that a row's draw depends on no other row; unused, so optional,
+        when `temperature` is None.
+
+    Returns:
+      `[rows]` int32 token ids.
+
+    Raises:
+      InputError: sampling without keys.
+    """
+    if sampling.temperature is None:
+        return likeliest(logits)
+    if keys is None:
+        raise InputError("a temperature draws tokens, which needs keys; None is greedy")
+    return jax.vmap(jax.random.categorical)(keys, filtered(logits, sampling)).astype(jnp.int32)
+
+
+def likeliest(logits: jax.Array) -> jax.Array:
+    """Returns `[...]` int32, the first place of the maximum of `logits` `[..., vocab]`.
+
+    `jnp.argmax` in two reductions, each of which runs at full width: a quarter of its time on CPUs.
+    """
+    places = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    highest = logits == jnp.max(logits, axis=-1, keepdims=True)
+    last = logits.shape[-1] - 1  # where there is none: a NaN
+    return jnp.min(jnp.where(highest, places, jnp.int32(last)), axis=-1)
 
 
 def token_log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -47,3 +136,35 @@ def token_log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     return jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
+
+
+def _column(value: jax.Array | float) -> jax.Array:
+    """`[1, 1]` or `[rows, 1]` float32, which stands against `[rows, vocab]`."""
+    return jnp.asarray(value, jnp.float32).reshape(-1, 1)
+
+
+def _highest(scores: jax.Array, mass: jax.Array | float, needed: jax.Array) -> jax.Array:
+    """Returns where the highest scores are, as few as together have the mass needed.
+
+    Args:
+      scores: `[rows, vocab]` float32; equal ones are in or out together.
+      mass: `[rows, vocab]` float32 or one for all, at least 0.
+      needed: `[rows, 1]` or `[1, 1]` float32; all scores are in if they have less.
+
+    Returns:
+      `[rows, vocab]` bool, true at least for each row's highest score.
+    """
+    # The lowest score that is in is found bit by bit, from the top, in the integers that order as
+    # the floats do. It is exact, and 32 sums over the vocabulary take less than a tenth of the time
+    # of a sort (8 x 32,128 scores on two CPU cores).
+    bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.int32)
+    order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+    def turn(count: jax.Array, lowest: jax.Array) -> jax.Array:
+        higher = lowest ^ (jnp.int32(1) << (31 - count))
+        enough = jnp.sum(jnp.where(order >= higher, mass, 0.0), axis=-1, keepdims=True) >= needed
+        return jnp.where(enough, higher, lowest)
+
+    start = jnp.full((scores.shape[0], 1), jnp.iinfo(jnp.int32).min, jnp.int32)
+    lowest = jax.lax.fori_loop(0, 32, turn, start)
+    return order >= jnp.minimum(lowest, jnp.max(order, axis=-1, keepdims=True))

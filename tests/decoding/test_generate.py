@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.decoding import generate
+from t5lite.decoding import Constraints, Sampling, Settings, advance, begin, generate
 from t5lite.errors import InputError
 
 EOS, VOCAB, ROOM = 1, 7, 24
@@ -54,14 +54,27 @@ def history_step(tokens, cache):
     return jnp.einsum("bnr,brv->bnv", seen, each), cache
 
 
-def decode(step_fn, cache, prompt, *, lengths=None, **settings):
+def prompted(step_fn, prompts, lengths):
+    """Caches that hold all but the last token of each prompt, and those last tokens."""
+    _, cache = step_fn(jnp.asarray(prompts), empty_cache(len(prompts)))
+    last = jnp.asarray(lengths, jnp.int32) - 1
+    first = jnp.take_along_axis(jnp.asarray(prompts, jnp.int32), last[:, None], axis=1)[:, 0]
+    return cache.rewind(last), first
+
+
+def keys_of(seed, rows):
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
+
+
+def decode(step_fn, cache, first, *, room, keys=None, **settings):
     """`generate` as its callers run it: compiled as a whole."""
+    settings = Settings(eos_id=EOS, **settings)
     run = jax.jit(
-        lambda cache, prompt, lengths: generate(
-            step_fn, cache, prompt, prompt_lengths=lengths, eos_id=EOS, **settings
+        lambda cache, first, settings, keys: generate(
+            step_fn, cache, first, settings, room=room, keys=keys
         )
     )
-    return run(cache, prompt, lengths)
+    return run(cache, jnp.asarray(first, jnp.int32), settings, keys)
 
 
 # 2 → 3 → 4 → EOS and 5 → 6 → 5 → 6 …
@@ -69,7 +82,7 @@ CHAIN = jnp.log(jnp.full((VOCAB, VOCAB), 0.05).at[(2, 3, 4, 5, 6), (3, 4, EOS, 6
 
 
 def test_greedy_follows_the_table_and_pads_after_eos():
-    out = decode(table_step(CHAIN), empty_cache(3), jnp.array([2, 5, 4]), max_new_tokens=5)
+    out = decode(table_step(CHAIN), empty_cache(3), [2, 5, 4], room=5)
     np.testing.assert_array_equal(out.tokens, [[3, 4, 1, 0, 0], [6, 5, 6, 5, 6], [1, 0, 0, 0, 0]])
     np.testing.assert_array_equal(out.lengths, [3, 5, 1])
     assert out.tokens.dtype == out.lengths.dtype == jnp.int32
@@ -77,22 +90,23 @@ def test_greedy_follows_the_table_and_pads_after_eos():
 
 
 def test_another_pad_id():
-    out = decode(table_step(CHAIN), empty_cache(1), jnp.array([4]), max_new_tokens=3, pad_id=6)
+    out = decode(table_step(CHAIN), empty_cache(1), [4], room=3, pad_id=6)
     np.testing.assert_array_equal(out.tokens, [[1, 6, 6]])
 
 
 @pytest.mark.parametrize(
-    ("prompt", "expected"), [([4, 4], 1), ([2, 4], 3), ([2, 5], 6), ([5, 5], 6)]
+    ("first", "limits", "expected"),
+    [([4, 4], 6, 1), ([2, 4], 6, 3), ([2, 5], 6, 6), ([5, 5], 6, 6), ([5, 5], [2, 4], 4)],
 )
-def test_steps_no_further_than_needed(prompt, expected):
-    """One prefill, then one step for each further token of the row that lasts longest."""
+def test_steps_no_further_than_needed(first, limits, expected):
+    """A step for each token of the row that lasts longest; `limits` may differ by row."""
     calls = []
 
     def step(tokens, cache):
         jax.debug.callback(lambda lengths: calls.append(int(lengths[0])), cache.lengths)
         return table_step(CHAIN)(tokens, cache)
 
-    out = decode(step, empty_cache(2), jnp.array(prompt), max_new_tokens=6)
+    out = decode(step, empty_cache(2), first, room=6, limits=jnp.asarray(limits))
     jax.block_until_ready(out)
     jax.effects_barrier()
     assert len(calls) == expected
@@ -103,10 +117,10 @@ def test_log_probability_is_that_of_the_whole_sequence_under_the_model():
     out = decode(
         history_step,
         empty_cache(4),
-        jnp.full(4, 2),
-        max_new_tokens=6,
-        temperature=0.6,
-        rng=jax.random.key(1),
+        [2] * 4,
+        room=6,
+        sampling=Sampling(temperature=0.6),
+        keys=keys_of(1, 4),
     )
     fed = jnp.concatenate([jnp.full((4, 1), 2), out.tokens[:, :-1]], axis=1)
     logits, _ = history_step(fed, empty_cache(4))
@@ -122,36 +136,29 @@ def test_sampled_paths_have_the_table_s_frequencies():
     out = decode(
         table_step(CHAIN),
         empty_cache(batch),
-        jnp.full(batch, 2),
-        max_new_tokens=2,
-        temperature=1.0,
-        rng=jax.random.key(0),
+        [2] * batch,
+        room=2,
+        sampling=Sampling(temperature=1.0),
+        keys=keys_of(0, batch),
     )
     first, second = np.asarray(out.tokens).T
     assert abs(np.mean(first == 3) - 0.7) < 0.03
     assert abs(np.mean(second[first == 3] == 4) - 0.7) < 0.04
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_ragged_prompts_equal_each_row_alone(temperature):
+@pytest.mark.parametrize("drawn", [False, True], ids=["greedy", "drawn"])
+def test_ragged_prompts_equal_each_row_alone(drawn):
     prompts, lengths = np.array([[2, 3, 4, 5], [6, 5, 0, 0], [3, 0, 0, 0]]), np.array([4, 2, 1])
-    # Gumbel noise by row, so that the draw does not depend on the batch.
-    noise = np.random.default_rng(9).gumbel(size=(3, 8, VOCAB)).astype(np.float32)
+    keys = keys_of(9, 3)
 
     def run(rows):
-        def noisy(logits, tokens, index):
-            assert tokens.shape == (len(rows), 8)
-            return logits + temperature * jnp.asarray(noise[rows])[:, index]
-
         width = int(lengths[rows].max())
-        return decode(
-            history_step,
-            empty_cache(len(rows)),
-            jnp.asarray(prompts[rows, :width]),
-            lengths=jnp.asarray(lengths[rows]),
-            max_new_tokens=8,
-            logits_fn=noisy,
-        )
+        options = {}
+        if drawn:  # at temperatures of their own
+            heat = jnp.asarray([0.5, 1.0, 2.0], jnp.float32)[np.array(rows)]
+            options = {"sampling": Sampling(temperature=heat), "keys": keys[np.array(rows)]}
+        cache, first = prompted(history_step, prompts[rows, :width], lengths[rows])
+        return decode(history_step, cache, first, room=8, **options)
 
     together = run([0, 1, 2])
     for row in range(3):
@@ -163,74 +170,63 @@ def test_ragged_prompts_equal_each_row_alone(temperature):
         )
 
 
-def test_a_prompt_continues_what_the_cache_holds():
-    _, cache = history_step(jnp.array([[2, 6], [2, 6]]), empty_cache(2))
-    settings = {"max_new_tokens": 5}
-    split = decode(
-        history_step,
-        cache,
-        jnp.array([[3, 4], [3, 0]]),
-        lengths=jnp.array([2, 1]),
-        **settings,
+@pytest.mark.parametrize("steps", [1, 3])
+def test_in_parts_it_is_the_same(steps):
+    """As a terminal shows it, a few steps at a time; what is given back goes on where it was."""
+    settings = Settings(eos_id=EOS, sampling=Sampling(temperature=jnp.ones(3)))
+    first = jnp.array([2, 5, 4], jnp.int32)
+    whole = generate(
+        history_step, empty_cache(3), first, settings, room=7, keys=(keys := keys_of(3, 3))
     )
-    whole = decode(
-        history_step,
-        empty_cache(2),
-        jnp.array([[2, 6, 3, 4], [2, 6, 3, 0]]),
-        lengths=jnp.array([4, 3]),
-        **settings,
+    part = jax.jit(
+        lambda state, steps: advance(history_step, state, settings, steps=steps), donate_argnums=0
     )
-    np.testing.assert_array_equal(split.tokens, whole.tokens)
+    state, turns = begin(empty_cache(3), first, room=7, keys=keys), 0
+    while not bool(state.done.all()):
+        state, turns = part(state, steps), turns + 1
+        assert int(state.written.lengths.max()) == min(7, turns * steps)
+    np.testing.assert_array_equal(state.generated.tokens, whole.tokens)
+    np.testing.assert_array_equal(state.generated.lengths, whole.lengths)
 
 
-def test_logits_fn_shapes_the_choice_and_not_the_reported_probability():
-    def never_four(logits, tokens, index):
+def test_rules_shape_the_choice_and_not_the_reported_probability():
+    def never_four(logits, written):
+        assert written.tokens.shape == (1, 1)
         return logits.at[:, 4].set(-jnp.inf)
 
-    out = decode(
-        table_step(CHAIN),
-        empty_cache(1),
-        jnp.array([3]),
-        max_new_tokens=1,
-        logits_fn=never_four,
-    )
-    assert int(out.tokens[0, 0]) == 0
-    np.testing.assert_allclose(out.log_probabilities, np.log(0.05), rtol=1e-5)
+    for rule in (
+        {"logits_fn": never_four},
+        {"constraints": Constraints(banned=jnp.arange(VOCAB) == 4)},
+    ):
+        out = decode(table_step(CHAIN), empty_cache(1), [3], room=1, **rule)
+        assert int(out.tokens[0, 0]) == 0
+        np.testing.assert_allclose(out.log_probabilities, np.log(0.05), rtol=1e-5)
 
 
-def test_compiles_once_for_new_prompts_parameters_and_keys():
+def test_compiles_once_for_new_prompts_parameters_keys_and_numbers():
     traces = []
 
     @functools.partial(jax.jit, static_argnames="batch")
-    def run(table, prompt, rng, *, batch):
+    def run(table, first, settings, keys, *, batch):
         traces.append(batch)
-        return generate(
-            table_step(table),
-            empty_cache(batch),
-            prompt,
-            max_new_tokens=4,
-            eos_id=EOS,
-            temperature=1.0,
-            rng=rng,
-        )
+        return generate(table_step(table), empty_cache(batch), first, settings, room=4, keys=keys)
 
-    first = run(CHAIN, jnp.array([2, 5]), jax.random.key(0), batch=2)
-    run(CHAIN * 2, jnp.array([5, 2]), jax.random.key(1), batch=2)
-    again = run(CHAIN, jnp.array([2, 5]), jax.random.key(0), batch=2)
+    def options(temperature, top_k, limit):
+        sampling = Sampling(temperature=temperature, top_k=top_k)
+        return Settings(eos_id=EOS, sampling=sampling, limits=limit)
+
+    first = run(CHAIN, jnp.array([2, 5]), options(1.0, 3, 4), keys_of(0, 2), batch=2)
+    run(CHAIN * 2, jnp.array([5, 2]), options(0.5, 2, 3), keys_of(1, 2), batch=2)
+    again = run(CHAIN, jnp.array([2, 5]), options(1.0, 3, 4), keys_of(0, 2), batch=2)
     assert traces == [2]
     np.testing.assert_array_equal(first.tokens, again.tokens)
 
 
 def test_half_precision_logits_are_scored_in_float32():
-    out = decode(
-        table_step(CHAIN.astype(jnp.bfloat16)),
-        empty_cache(1),
-        jnp.array([2]),
-        max_new_tokens=3,
-    )
+    out = decode(table_step(CHAIN.astype(jnp.bfloat16)), empty_cache(1), [2], room=3)
     assert out.log_probabilities.dtype == jnp.float32
 
 
 def test_nothing_to_write_is_refused():
-    with pytest.raises(InputError, match="max_new_tokens=0"):
-        generate(table_step(CHAIN), empty_cache(1), jnp.array([2]), max_new_tokens=0, eos_id=EOS)
+    with pytest.raises(InputError, match="room=0"):
+        decode(table_step(CHAIN), empty_cache(1), [2], room=0)

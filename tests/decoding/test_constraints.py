@@ -1,0 +1,247 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5lite.decoding import Constraints, Sampling, Settings, Written, generate
+from t5lite.decoding.constraints import pack_sequences
+from t5lite.errors import InputError
+
+EOS, VOCAB = 1, 8
+INF = np.inf
+
+
+@jax.jit
+def apply(constraints, logits, written):
+    return constraints.apply(logits, written, eos_id=EOS)
+
+
+@jax.jit
+def stopped(constraints, written):
+    return constraints.stopped(written)
+
+
+def written(*rows, room=6, prompts=None):
+    """Rows that have written these tokens; what stands behind them is noise."""
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (len(rows), room)).astype(np.int32)
+    for row, tokens_of_row in zip(tokens, rows, strict=True):
+        row[: len(tokens_of_row)] = tokens_of_row
+    lengths = np.array([len(row) for row in rows], np.int32)
+    prompts = None if prompts is None else jnp.asarray(pack_sequences(prompts, align="right"))
+    return Written(jnp.asarray(tokens), jnp.asarray(lengths), prompts)
+
+
+def normal(rows, vocab=VOCAB, seed=0):
+    return np.random.default_rng(seed).normal(0, 2, (rows, vocab)).astype(np.float32)
+
+
+def allowed(constraints, rows, **more):
+    """The tokens that each row may write next."""
+    logits = apply(constraints, np.zeros((len(rows), VOCAB), np.float32), written(*rows, **more))
+    return [np.flatnonzero(np.isfinite(row)).tolist() for row in np.asarray(logits)]
+
+
+def test_no_rule_changes_nothing():
+    logits = normal(2)
+    got = apply(Constraints(), logits.astype(jnp.bfloat16), written([3], []))
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, logits.astype(jnp.bfloat16).astype(np.float32))
+    assert not stopped(Constraints(), written([3], [])).any()
+
+
+def test_repetition_penalty_counts_the_prompt_and_each_row_has_its_own():
+    logits = np.tile(np.float32([2, -2, 4, -4, 0, 1, 3, -3]), (2, 1))
+    before = written([2, 3, 2], [7], prompts=[[0], [1, 0]])
+    got = apply(Constraints(repetition_penalty=np.float32([2, 4])), logits, before)
+    np.testing.assert_array_equal(
+        got, [[1, -2, 2, -8, 0, 1, 3, -3], [0.5, -8, 4, -4, 0, 1, 3, -12]]
+    )
+    alone = apply(Constraints(repetition_penalty=2.0), logits[:1], written([2, 3, 2]))
+    np.testing.assert_array_equal(alone, [[2, -2, 2, -8, 0, 1, 3, -3]])
+
+
+def test_presence_penalty_is_taken_once_and_leaves_the_prompt_alone():
+    before = written([2, 3, 2], [7], prompts=[[0], [1, 0]])
+    zeros = np.zeros((2, VOCAB), np.float32)
+    got = apply(Constraints(presence_penalty=1.5), zeros, before)
+    expected = np.zeros((2, VOCAB))
+    expected[[0, 0, 1], [2, 3, 7]] = -1.5
+    np.testing.assert_array_equal(got, expected)
+    got = apply(Constraints(presence_penalty=np.float32([-1.0, 0.0])), zeros, before)
+    np.testing.assert_array_equal(got, [[0, 0, 1, 1, 0, 0, 0, 0], [0] * VOCAB])
+
+
+def test_banned_tokens_stay_out_of_every_row_or_of_their_own():
+    every = np.isin(range(VOCAB), [0, 5])
+    assert allowed(Constraints(banned=every), [[], [2]]) == [[1, 2, 3, 4, 6, 7]] * 2
+    own = np.stack([every, ~every])
+    assert allowed(Constraints(banned=own), [[], [2]]) == [[1, 2, 3, 4, 6, 7], [0, 5]]
+
+
+def test_the_end_may_not_come_too_early():
+    rows = [[], [2], [2, 3], [2, 3, 4]]
+    free, barred = list(range(VOCAB)), [0, *range(2, VOCAB)]
+    assert allowed(Constraints(min_new_tokens=2), rows) == [barred, barred, free, free]
+    each = np.int32([0, 1, 3, 3])
+    assert allowed(Constraints(min_new_tokens=each), rows) == [free, free, barred, free]
+
+
+def test_forced_tokens_come_whatever_else_is_said():
+    forced = jnp.array([[4, -1, 1]])
+    rules = Constraints(forced=forced, min_new_tokens=5, banned=np.isin(range(VOCAB), [4]))
+    rows = [[], [4], [4, 2], [4, 2, 1]]
+    free = [0, 2, 3, 5, 6, 7]
+    assert allowed(rules, rows) == [[4], free, [1], free]
+    each = jnp.array([[2], [3], [-1], [5]])
+    assert allowed(Constraints(forced=each), [[]] * 4) == [[2], [3], list(range(VOCAB)), [5]]
+
+
+CHOICES = [[5, 1], [5, 6, 1], [5, 6, 7, 1], [3, 3, 3, 3, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("room", [3, 6])
+def test_choices_are_continued_where_they_agree(room):
+    """And EOS alone may follow where none does, or where one is complete."""
+    rules = Constraints(choices=jnp.asarray(pack_sequences(CHOICES))[None])
+    rows = [[], [5], [5, 6], [3, 3], [0], [5, 1], [5, 6, 1], [4], [3, 5]]
+    expected = [[0, 3, 5], [1, 6], [1, 7], [3], [1], [1], [1], [1], [1]]
+    assert allowed(rules, rows, room=room) == expected
+
+
+def test_each_row_may_have_its_own_choices():
+    choices = jnp.array([[[2, 1, -1], [-1, -1, -1]], [[3, 4, 1], [6, 1, -1]]])
+    assert allowed(Constraints(choices=choices), [[], []]) == [[2], [3, 6]]
+
+
+def test_choices_come_though_all_of_them_are_barred():
+    rules = Constraints(
+        choices=jnp.array([[[2, 1, -1], [3, 4, 1]]]),
+        banned=np.isin(range(VOCAB), [4, 2]),
+        min_new_tokens=6,
+    )
+    assert allowed(rules, [[], [2], [3], [7]]) == [[3], [1], [4], [1]]
+
+
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_whatever_is_generated_is_one_of_the_choices_and_each_may_be(temperature):
+    rows = 200
+    rules = Constraints(choices=jnp.asarray(pack_sequences(CHOICES))[None])
+    settings = Settings(EOS, sampling=Sampling(temperature=temperature), constraints=rules)
+    tables = jnp.asarray(normal(rows * VOCAB).reshape(rows, VOCAB, VOCAB))  # from the last token
+
+    @jax.jit
+    def run(settings, tables, keys):
+        def step_fn(tokens, cache):
+            return jnp.take_along_axis(tables, tokens[..., None], axis=1), cache
+
+        return generate(step_fn, None, jnp.zeros(rows, jnp.int32), settings, room=6, keys=keys)
+
+    tokens, lengths, _ = run(settings, tables, jax.random.split(jax.random.key(0), rows))
+    texts = {tuple(row[:n].tolist()) for row, n in zip(tokens, lengths, strict=True)}
+    assert texts == {tuple(choice) for choice in CHOICES}
+
+
+def test_rules_hold_together_and_what_is_out_stays_out():
+    """Penalties meet barred tokens, by hand; and the softmax is one."""
+    logits = np.float32([[-INF, 9, 2, -2, 1, 0, 8, 4]])
+    rules = Constraints(
+        repetition_penalty=np.float32([2]),
+        presence_penalty=np.float32(3),
+        banned=np.isin(range(VOCAB), [6]),
+        min_new_tokens=np.int32([4]),
+        forced=jnp.array([[-1, 2]]),
+    )
+    got = apply(rules, logits, written([0, 2, 6], prompts=[[3]]))
+    np.testing.assert_array_equal(got, [[-INF, -INF, -2, -4, 1, 0, -INF, 4]])
+    np.testing.assert_allclose(np.sum(jax.nn.softmax(got)), 1, rtol=1e-6)
+
+
+def test_rows_stop_where_brute_force_says():
+    random = np.random.default_rng(4)
+    rows = [random.integers(0, 3, random.integers(0, 7)).tolist() for _ in range(300)]
+    stops = [
+        [2],
+        [0, 1],
+        [1, 1, 1],
+        [0, 0, 1, 0, 2, 0, 1, 1],
+    ]  # the last one is longer than the room
+    own = [[stops[i] for i in random.permutation(4)[: random.integers(0, 3)]] for _ in rows]
+    own = [row + [[]] * (2 - len(row)) for row in own]  # no token: never a stop
+
+    def brute(row, stops):
+        return any(stop and row[len(row) - len(stop) :] == stop for stop in stops)
+
+    shared = Constraints(stops=jnp.asarray(pack_sequences(stops, align="right"))[None])
+    expected = [any(stop == row[-len(stop) :] for stop in stops) for row in rows]
+    np.testing.assert_array_equal(stopped(shared, written(*rows)), expected)
+    assert 50 < sum(expected) < 250
+    flat = pack_sequences([stop for row in own for stop in row], align="right")
+    each = Constraints(stops=jnp.asarray(flat.reshape(len(rows), 2, -1)))
+    np.testing.assert_array_equal(
+        stopped(each, written(*rows)),
+        [brute(row, stops) for row, stops in zip(rows, own, strict=True)],
+    )
+
+
+def test_sequences_are_packed_to_either_side():
+    np.testing.assert_array_equal(pack_sequences([[3], [], [1, 2]]), [[3, -1], [-1, -1], [1, 2]])
+    right = pack_sequences([[3], [], [1, 2]], align="right")
+    np.testing.assert_array_equal(right, [[-1, 3], [-1, -1], [1, 2]])
+    assert right.dtype == np.int32
+    assert pack_sequences([]).shape == (0, 0)
+    with pytest.raises(InputError, match="unknown align 'lift'; did you mean left"):
+        pack_sequences([[1]], align="lift")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"repetition_penalty": 0}, "repetition_penalty=0 must be above 0"),
+        ({"presence_penalty": float("inf")}, "presence_penalty=inf must be finite"),
+        ({"min_new_tokens": -3}, "min_new_tokens=-3 must be a whole number, at least 0"),
+        ({"min_new_tokens": 1.5}, r"min_new_tokens=1\.5"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Constraints(**settings)
+
+
+@pytest.mark.slow
+def test_rules_are_those_of_transformers():
+    torch = pytest.importorskip("torch", reason="pip install 't5lite[parity]' for transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="pip install 't5lite[parity]' for transformers"
+    )
+    random = np.random.default_rng(6)
+    for _ in range(40):
+        prompts, tokens = random.integers(2, VOCAB, (5, 4)), random.integers(2, VOCAB, (5, 3))
+        logits = normal(5, seed=int(random.integers(1 << 30)))
+        penalty, banned = random.uniform(0.5, 2), random.choice(np.arange(2, VOCAB), 2).tolist()
+        least = int(random.integers(0, 6))
+        rules = Constraints(
+            repetition_penalty=penalty,
+            banned=np.isin(range(VOCAB), banned),
+            min_new_tokens=least,
+            choices=jnp.asarray(
+                np.concatenate([tokens[:2], random.integers(0, VOCAB, (2, 2))], axis=1), jnp.int32
+            )[None],
+        )
+        choices = np.asarray(rules.choices[0]).tolist()
+
+        def continued(_, row, choices=choices):
+            behind = row.tolist()[4:]
+            return [choice[3] for choice in choices if choice[:3] == behind] or [EOS]
+
+        processors = transformers.LogitsProcessorList(
+            [
+                transformers.RepetitionPenaltyLogitsProcessor(penalty),
+                transformers.SuppressTokensLogitsProcessor(banned),
+                transformers.MinNewTokensLengthLogitsProcessor(4, least, EOS),
+                transformers.PrefixConstrainedLogitsProcessor(continued, 1),
+            ]
+        )
+        ids = torch.tensor(np.concatenate([prompts, tokens], axis=1))
+        expected = processors(ids, torch.tensor(logits)).numpy()
+        got = apply(rules, logits, written(*tokens, prompts=prompts.tolist()))
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
