@@ -144,6 +144,11 @@ class DataFile:
         self.columns: tuple[str, ...] = ()
         self.digest = ""
 
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that `Line.end` of the last line is at most."""
+        return os.path.getsize(self._lines)
+
     def scan(self) -> Iterator[Line]:
         """Yields every row, good or broken, and sets `columns` (all, at the end) and `digest`.
 

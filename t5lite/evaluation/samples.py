@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from t5lite.decoding import Settings
 from t5lite.errors import InputError
 from t5lite.evaluation import rows
 from t5lite.evaluation.text import readable, shorten, show
@@ -94,7 +95,7 @@ class Samples:
         targets = [rows.prompt_of(each, prompt_length=self.prompt_length)[1] for each in held_out]
         options: dict[str, Any] = {
             "max_new_tokens": max(map(len, targets)),
-            "eos_id": 1 if vocabulary is None else vocabulary.eos_id,
+            "settings": Settings(eos_id=1 if vocabulary is None else vocabulary.eos_id),
         }
 
         def written(params: Any, batch: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5lite.decoding import Settings
 from t5lite.errors import InputError
 from t5lite.evaluation import rows
 from t5lite.evaluation.metrics import Sums, collect
@@ -240,7 +241,11 @@ def _fill_fn(run: Any, top: int, eos_id: int) -> Callable:
             "inputs": batch["encoder_input_tokens"],
             "targets": batch["decoder_target_tokens"],
             "answer": answer(
-                model, params, batch, max_new_tokens=run.data.lengths["targets"], eos_id=eos_id
+                model,
+                params,
+                batch,
+                max_new_tokens=run.data.lengths["targets"],
+                settings=Settings(eos_id=eos_id),
             ).tokens,
             "candidates": candidates.swapaxes(0, 1),
             "probabilities": probabilities.swapaxes(0, 1),

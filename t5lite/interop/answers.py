@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.decoding import Generated, generate
+from t5lite.decoding import Generated, Settings, generate
+
+PROMPTS = ("inputs", "continue", "prefix")  # what a text is to a model: see `Loaded.generate`
 
 
 def prompt_batch(
@@ -50,13 +52,27 @@ def prompt_batch(
     return batch
 
 
+def first_tokens(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns `[batch]` int32, what a decoder reads first behind what `Model.start` has read.
+
+    Args:
+      model: an encoder-decoder or a decoder.
+      batch: as `prompt_batch` lays it out.
+    """
+    if "decoder_lengths" not in batch:
+        return jnp.full(len(batch["encoder_input_tokens"]), model.start_id, jnp.int32)
+    # The last token of each prompt, whose logits give the first new one.
+    last = batch["decoder_lengths"][:, None] - 1
+    return jnp.take_along_axis(batch["decoder_input_tokens"], last, axis=1)[:, 0]
+
+
 def answer(
     model: Any,
     params: Any,
     batch: Mapping[str, jax.Array],
     *,
     max_new_tokens: int,
-    **options: Any,
+    settings: Settings,
 ) -> Generated:
     """Answers or continues each prompt; pure and traceable.
 
@@ -65,21 +81,15 @@ def answer(
       params: its parameters.
       batch: as `prompt_batch` lays it out.
       max_new_tokens: most tokens written a row, at least 1.
-      **options: of `decoding.generate`.
+      settings: how; nothing is drawn.
     """
-    if "decoder_lengths" in batch:
-        # The last token of each prompt is fed once more: its logits give the first new one.
-        tokens, last = batch["decoder_input_tokens"], batch["decoder_lengths"] - 1
-        first = jnp.take_along_axis(tokens, last[:, None], axis=1)[:, 0]
-        room = tokens.shape[1] + max_new_tokens - 1  # the last new one is never read
-    else:
-        first = jnp.full(len(batch["encoder_input_tokens"]), model.start_id, jnp.int32)
-        room = max_new_tokens
-    cache = model.start(params, batch, max_length=room)
+    prompts = batch["decoder_input_tokens"].shape[1] if "decoder_lengths" in batch else 1
+    # The last new token is never read.
+    cache = model.start(params, batch, max_length=prompts + max_new_tokens - 1)
     return generate(
         lambda tokens, cache: model.extend(params, tokens, cache),
         cache,
-        first,
-        max_new_tokens=max_new_tokens,
-        **options,
+        first_tokens(model, batch),
+        settings,
+        room=max_new_tokens,
     )

@@ -14,7 +14,7 @@ from tiny_runs import FAST, OBJECTIVE, OPTIMIZERS, SPEC, VOCAB, array_data, trai
 import t5lite
 from t5lite.commands.train import check
 from t5lite.data import ArrayData, Bytes, Class, FileData, PackedData, write_packed
-from t5lite.decoding import generate
+from t5lite.decoding import Settings, generate
 from t5lite.errors import InputError
 from t5lite.layers import ClassificationHeadSpec
 from t5lite.models import ComputeSpec, Model, load_spec, override
@@ -107,8 +107,8 @@ def test_a_copy_goes_through_cross_attention(copier):
             functools.partial(model.extend, params),
             cache,
             jnp.zeros(len(inputs), jnp.int32),
-            max_new_tokens=LENGTH + 1,
-            eos_id=EOS,
+            Settings(eos_id=EOS),
+            room=LENGTH + 1,
         ).tokens
 
     written = np.asarray(decode(params, inputs))

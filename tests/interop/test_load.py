@@ -35,7 +35,7 @@ SPEC = override(
         "*.blocks.*.mlp.hidden": 24,
     },
 )
-TEXTS = ["a cat", "a <extra_id_0> sat", "", "déjà vu"]
+TEXTS = ["a cat", "a <extra_id_0> sat", "o", "déjà vu"]
 FEW = {"max_new_tokens": 12}
 QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast
 
@@ -82,9 +82,9 @@ def traces(monkeypatch):
     """The shapes that decoding was compiled for since the test began."""
     shapes, start = [], Model.start
 
-    def counted(self, params, batch, *, max_length):
+    def counted(self, params, batch, *, max_length, draft_length):
         shapes.append((*batch["encoder_input_tokens"].shape, max_length))
-        return start(self, params, batch, max_length=max_length)
+        return start(self, params, batch, max_length=max_length, draft_length=draft_length)
 
     monkeypatch.setattr(Model, "start", counted)
     return shapes
@@ -180,23 +180,22 @@ def test_sizes_share_their_compilation(loaded, traces):
     loaded.generate(["x"], **FEW)
     loaded.generate(["x"], **FEW, temperature=1.0)
     traces.clear()
-    for length in range(16):  # 16 with EOS
+    for length in range(1, 16):  # 16 with EOS
         loaded.generate(["y" * length] * (1 + length % 8), **FEW)
         loaded.generate(["y" * length], **FEW, temperature=0.1 * (length + 1), seed=length)
     assert traces == []
     for length in range(64, 128, 9):
         loaded.generate(["x" * length, "y"], **FEW)
-    assert traces == [(8, 128, 12)]  # rows are a multiple of the devices
+    assert traces == [(8, 128, 16)]  # rows are a multiple of the devices
 
 
 def test_draws(loaded):
-    def drawn(seed):
+    def drawn(seed, batch_size=8):
         texts = ["a"] * 16
-        return loaded.generate(texts, **FEW, temperature=1.0, seed=seed, batch_size=8)
+        return loaded.generate(texts, **FEW, temperature=1.0, seed=seed, batch_size=batch_size)
 
     first = drawn(0)
-    assert first == drawn(0) != drawn(1)
-    assert first[:8] != first[8:]  # batches draw on their own
+    assert first == drawn(0) == drawn(0, batch_size=16) != drawn(1)
     assert len(set(first)) > 8
 
 
@@ -207,9 +206,11 @@ def test_ids_of_the_padded_embedding_are_never_written(loaded, monkeypatch):
     assert 200 < max(heard) < VOCABULARY.size
 
 
-def test_stream_gives_a_batch_before_the_next_is_decoded(loaded):
-    answers = loaded.stream(["a", "b", "c", "d"], **FEW, batch_size=2)
-    assert [next(answers), *answers] == loaded.generate(["a", "b", "c", "d"], **FEW)
+@pytest.mark.parametrize("options", [{}, {"draft": "prompt"}], ids=["plain", "speculative"])
+def test_a_stream_is_the_answer_in_pieces(loaded, options):
+    pieces = list(loaded.stream("a cat", **FEW, **options))
+    assert len(pieces) > 1
+    assert ["".join(pieces)] == loaded.generate(["a cat"], **FEW)
 
 
 def test_any_layout_and_compute(model_dir, loaded):
@@ -243,7 +244,7 @@ def test_fill_returns_the_texts(loaded):
 )
 def test_bad_requests(loaded, texts, options, expected):
     with pytest.raises(InputError, match=expected):
-        loaded.stream(texts, **options)  # at the call, not at the first answer
+        loaded.generate(texts, **options)
 
 
 def test_fill_needs_sentinels(model_dir):
@@ -304,10 +305,14 @@ def save_decoder(folder, spec):
 def test_prompts_may_fill_all_positions(tmp_path):
     """40 bytes of prompt behind the start token, and 8 more, of which the last is never read."""
     model = t5lite.load(save_decoder(tmp_path, decoder()))
-    (answer,) = model._answers([[7] * 40], 8, 0.0, 0, 1, False)
-    assert answer.shape == (8,)
-    with pytest.raises(InputError, match="49 tokens: the model has learned positions for 48"):
-        next(model._answers([[7] * 40], 9, 0.0, 0, 1, False))
+    ((answer,),) = model.answers(["a" * 40], max_new_tokens=8, min_new_tokens=8)
+    assert len(answer.tokens) == 8
+    with pytest.raises(InputError, match="a text of 40 tokens, and 9 new ones: the model takes 48"):
+        model.answers(["a" * 40], max_new_tokens=9)
+    with pytest.raises(InputError, match="a text of 40 tokens, and 9 new ones: the model takes 48"):
+        model.answers(["a" * 40], max_new_tokens=8, draft="prompt", draft_length=1)
+    cut = model.answers(["b" * 9 + "a" * 36], max_new_tokens=12, truncate=True)
+    assert cut[0][0].text == model.answers(["a" * 36], max_new_tokens=12)[0][0].text
 
 
 def test_a_decoder_without_a_head_for_tokens_cannot_write(tmp_path):

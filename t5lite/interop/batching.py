@@ -1,0 +1,69 @@
+"""Rows of ids as batches of few sizes, so that there are few compilations."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from t5lite.errors import InputError
+from t5lite.parallel import Layout, batch_sharding
+
+SHORTEST = 16  # rows are padded to a power of two from here on
+
+
+def bucket(size: int, room: int | None = None) -> int:
+    """Returns the length of the rows that `size` tokens are padded to.
+
+    Args:
+      size: of the longest row.
+      room: what the model has positions for, at least `size`; None for any.
+    """
+    length = max(SHORTEST, power_of_two(size))
+    return length if room is None else max(size, min(length, room))
+
+
+def num_rows(count: int, layout: Layout, mesh: Mesh) -> int:
+    """Returns a number of rows, of few, at least `count`, that the layout can share out."""
+    shares = mesh.size // batch_sharding(layout, mesh).shard_shape((mesh.size, mesh.size))[0]
+    return -(-power_of_two(count) // shares) * shares
+
+
+def power_of_two(size: int) -> int:
+    """Returns the least power of two that is at least `size`, itself at least 1."""
+    return 1 << (size - 1).bit_length()
+
+
+def padded(
+    rows: Sequence[Sequence[int]], num_rows: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids of rows and their segment ids, 1 on ids, both `[num_rows, length]` int32."""
+    tokens = np.zeros((num_rows, length), np.int32)
+    segments = np.zeros_like(tokens)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
+    return tokens, segments
+
+
+def by_size(sizes: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
+    """Yields which rows go together, `[n]`: those of like size, so that little is padding."""
+    order = np.argsort(np.asarray(sizes, np.int64), kind="stable")
+    for start in range(0, order.size, batch_size):
+        yield order[start : start + batch_size]
+
+
+def each(name: str, read: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    """Returns `read` of each row of the columns; its errors say which: `name[3]: ...`."""
+    found = []
+    for index, row in enumerate(zip(*columns, strict=True)):
+        try:
+            found.append(read(*row))
+        except InputError as error:
+            raise InputError(f"{name}[{index}]: {error}") from error
+    return found
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises an InputError unless a value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} = {value!r}: must be a whole number of at least 1")

@@ -1,0 +1,154 @@
+"""Texts to vectors, and the nearest of them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from t5lite.errors import InputError
+from t5lite.interop.batching import bucket, by_size, check_count, each, num_rows, padded
+from t5lite.layers import pool, unit_length
+from t5lite.models import Model
+from t5lite.parallel import Layout, with_layout
+
+if TYPE_CHECKING:
+    from t5lite.interop.loaded import Loaded
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedder:
+    """Makes a vector of each text; see `Loaded.embed`, which is all of it in one call.
+
+    Args:
+      loaded: a single stack, with a vocabulary.
+      max_length: most tokens of a text, special ones included; None for what there is room for.
+      truncate: whether longer texts lose their end; otherwise they are refused.
+
+    Raises:
+      InputError: an encoder-decoder, no vocabulary, or a `max_length` out of range.
+    """
+
+    loaded: "Loaded"
+    max_length: int | None = None
+    truncate: bool = False
+
+    def __post_init__(self) -> None:
+        folder, vocabulary = self.loaded.folder, self.loaded.vocabulary
+        if self.loaded.model.topology == "encoder_decoder":
+            raise InputError(f"{folder} holds an encoder-decoder: embed is for single stacks")
+        if vocabulary is None:
+            raise InputError(
+                f"no vocabulary beside {folder}; give one: load(folder, vocabulary=...)"
+            )
+        if self.max_length is not None:
+            check_count("max_length", self.max_length)
+            around, room = len(vocabulary.frame([])), self._positions
+            if self.max_length <= around or (room is not None and self.max_length > room):
+                most = "" if room is None else f" and at most {room}, the model's positions"
+                raise InputError(
+                    f"max_length = {self.max_length}: must be at least {around + 1}{most}"
+                )
+
+    @property
+    def _positions(self) -> int | None:
+        stack = self.loaded.spec.encoder or self.loaded.spec.decoder
+        assert stack is not None
+        return stack.max_length
+
+    def read(self, text: str) -> list[int]:
+        """Returns the ids of a text, with what the vocabulary puts around them.
+
+        Raises:
+          InputError: no text, none in it, or too long a one.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"{text!r} is not a text")
+        vocabulary: Any = self.loaded.vocabulary
+        ids, around = vocabulary.encode(text), len(vocabulary.frame([]))
+        room = self._positions if self.max_length is None else self.max_length
+        if room is not None and len(ids) > room - around:
+            if not self.truncate:
+                raise InputError(
+                    f"a text of {len(ids) + around} tokens: there is room for {room}; "
+                    "shorten it, or set truncate=True"
+                )
+            ids = ids[: room - around]
+        if not ids and not around:
+            raise InputError("the text is empty: it has no token to embed")
+        return vocabulary.frame(ids)
+
+    def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
+        """Returns the vectors of texts, `[len(texts), size]` float32."""
+        if isinstance(texts, str) or not texts:
+            raise InputError("texts must be a list of at least one text")
+        check_count("batch_size", batch_size)
+        return self.vectors(each("texts", self.read, texts), batch_size=batch_size)
+
+    def vectors(self, rows: Sequence[Sequence[int]], *, batch_size: int = 32) -> np.ndarray:
+        """Returns the vectors of what `read` returned, at least one, `[len(rows), size]`."""
+        loaded, side = self.loaded, self.loaded.model.topology
+        found: list[Any] = [None] * len(rows)
+        for together in by_size([len(row) for row in rows], batch_size):
+            batch = [rows[row] for row in together]
+            length = bucket(max(map(len, batch)), self._positions)
+            count = num_rows(len(batch), loaded.layout, loaded.mesh)
+            tokens, segments = padded(batch, count, length)
+            arrays = {f"{side}_input_tokens": tokens, f"{side}_segment_ids": segments}
+            vectors = np.asarray(loaded.vectors_fn(loaded.params, arrays))
+            for row, vector in zip(together, vectors, strict=False):
+                found[row] = vector
+        return np.stack(found)
+
+
+def compile_vectors(model: Model, layout: Layout, mesh: Mesh) -> Callable:
+    """Returns the compiled function `(params, batch) -> [batch, size]` float32."""
+    head = model.heads.get("embedding")
+
+    def vectors(params: Any, batch: Any) -> jax.Array:
+        hidden, _ = model.hidden(params, batch)
+        valid = batch[f"{model.topology}_segment_ids"] > 0
+        if head is not None:
+            return model.output(params, "embedding", hidden, valid)
+        return unit_length(pool(hidden, valid, "mean"))
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    return with_layout(vectors, layout, mesh, out_shardings=whole)
+
+
+def nearest(
+    vectors: np.ndarray, query: np.ndarray, count: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the vectors that point where `query` does.
+
+    Args:
+      vectors: `[n, size]` float32; those with a value that is not finite are nobody's neighbours.
+      query: `[size]` float32.
+      count: how many to find, at least 1.
+
+    Returns:
+      Indices `[m]` int64 and cosine similarities `[m]` float32 in [-1, 1], the nearest first, of
+      equals the earlier one; m is `count`, or less where there are fewer. What has no length is
+      similar to nothing: 0.
+
+    Raises:
+      InputError: vectors of another size than the query.
+    """
+    check_count("count", count)
+    if vectors.ndim != 2 or query.ndim != 1 or vectors.shape[1] != query.size:
+        raise InputError(
+            f"vectors of shape {list(vectors.shape)} and a query of shape {list(query.shape)}: "
+            "they must be of one size, from one model"
+        )
+    with np.errstate(invalid="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+        similarities = vectors @ query / np.where(lengths == 0, 1, lengths)
+    similarities = np.where(np.isfinite(similarities), similarities, -np.inf)
+    count = min(count, int(np.sum(similarities > -np.inf)))
+    # All that are as near as the last one, so that of equals the earlier is taken.
+    least = np.partition(similarities, -count)[-count] if count else np.inf
+    found = np.flatnonzero(similarities >= least)
+    found = found[np.argsort(-similarities[found], kind="stable")][:count]
+    return found, np.clip(similarities[found], -1, 1).astype(np.float32)

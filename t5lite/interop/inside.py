@@ -1,0 +1,285 @@
+"""Looking inside a model: where its tokens look, what each one costs, and what it is due to."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5lite.data import Vocabulary
+from t5lite.decoding import token_log_probabilities
+from t5lite.errors import InputError
+from t5lite.interop.gaps import encode
+from t5lite.interop.loaded import Loaded
+from t5lite.models import Model
+from t5lite.objectives.masked_lm import mask_of
+
+_NUM_ALTERNATIVES = 5
+_KINDS = ("encoder", "decoder", "cross")
+Sizes = tuple[tuple[str, int], ...]  # how many tokens each stack reads: (("encoder", 9), …)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inside:
+    """What `attention_maps` finds.
+
+    Args:
+      tokens: pieces by stack, `encoder` and `decoder` of those that there are, as they are read:
+        with the start token, EOS and such.
+      maps: attention weights by kind, `encoder`, `decoder` and `cross`, a float32 array `[heads,
+        q_length, kv_length]` a layer, whose rows sum to 1; see `Model.attention`.
+      outputs: the pieces that are predicted.
+      places: `[outputs]` int32, which token of the last stack tells each of them.
+      losses: `[outputs]` float32, their -log probability in nats. Of an encoder, with that one
+        token masked: Salazar et al. 2020, arXiv:1910.14659, §2.
+      alternatives: the likeliest pieces instead of each output, with their probabilities, falling.
+      targets: what the decoder of an encoder-decoder was told to write; None for other models.
+      no_losses: why nothing is predicted; None if something is.
+    """
+
+    tokens: dict[str, list[str]]
+    maps: dict[str, list[np.ndarray]]
+    outputs: list[str]
+    places: np.ndarray
+    losses: np.ndarray
+    alternatives: list[list[tuple[str, float]]]
+    targets: str | None
+    no_losses: str | None
+
+
+def attention_maps(loaded: Loaded, text: str, targets: str | None = None) -> Inside:
+    """Runs a model over one text, and returns what goes on inside.
+
+    A decoder reads its start token and the text; an encoder the text with what its vocabulary puts
+    around it; an encoder-decoder that, and writes `targets`. Compiles for each number of tokens.
+
+    Args:
+      loaded: any model.
+      text: to read; `<extra_id_N>` are sentinels, as in `Loaded.generate`.
+      targets: what an encoder-decoder writes; None for its own answer, `generate([text])`.
+
+    Raises:
+      InputError: no vocabulary, no text, a text that is too long for the model, or targets for a
+        model that is one stack.
+    """
+    reading = _read(loaded, text, targets)
+    model, vocabulary = _plain(loaded.model), reading.vocabulary
+    maps = jax.device_get(_weights(model, reading.sizes, loaded.params, reading.ids))
+    losses, likeliest, ids = np.zeros(0, np.float32), np.zeros((0, 0)), np.zeros((0, 0), int)
+    if reading.no_losses is None:
+        found = _losses(model, reading.sizes, loaded.params, *reading.predictions)
+        losses, likeliest, ids = jax.device_get(found)
+    return Inside(
+        tokens={
+            stack: [vocabulary.piece(token) for token in part]
+            for stack, part in _parts(reading.sizes, reading.ids).items()
+        },
+        maps={kind: maps[kind] for kind in _KINDS if kind in maps},  # jax sorts names
+        outputs=[vocabulary.piece(token) for token in reading.outputs],
+        places=reading.places,
+        losses=losses,
+        alternatives=[
+            [(vocabulary.piece(i), float(p)) for i, p in zip(*pair, strict=True)]
+            for pair in zip(ids, likeliest, strict=True)
+        ],
+        targets=reading.targets,
+        no_losses=reading.no_losses,
+    )
+
+
+def attribution(loaded: Loaded, text: str, targets: str | None = None) -> np.ndarray:
+    """Returns what each token read adds to the log-probability of each output, to first order.
+
+    That is gradient × input: the gradient of the log-probability by a token's embedding, times that
+    embedding, summed over features. A row's sum is thus how fast the log-probability grows as all
+    embeddings grow alike. Positions and token types count for nothing.
+
+    Args:
+      loaded, text, targets: see `attention_maps`.
+
+    Returns:
+      `[outputs, inputs]` float32 in nats; outputs as in `Inside`, inputs the tokens that the
+      encoder reads, then those of the decoder. What an output cannot see has 0.
+
+    Raises:
+      InputError: as `attention_maps`, or if the model predicts no tokens.
+
+    Source: Simonyan et al. 2013, arXiv:1312.6034, §3; for words Denil et al. 2014, arXiv:1412.6815.
+    """
+    reading = _read(loaded, text, targets)
+    if reading.no_losses is not None:
+        raise InputError(f"there is no output to attribute: {reading.no_losses}")
+    model = _plain(loaded.model)
+    found = _attribution(model, reading.sizes, loaded.params, *reading.predictions)
+    return np.asarray(found)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Reading:
+    """A text as a model reads it.
+
+    Args:
+      vocabulary: of the ids.
+      sizes: how many tokens each stack reads.
+      ids: `[inputs]` int32, the encoder's, then the decoder's.
+      outputs, places: `[outputs]` int32, the ids to predict, and where in the last stack.
+      mask_id: what hides an encoder's token while it is predicted.
+      targets, no_losses: see `Inside`.
+    """
+
+    vocabulary: Vocabulary
+    sizes: Sizes
+    ids: np.ndarray
+    outputs: np.ndarray
+    places: np.ndarray
+    mask_id: int | None
+    targets: str | None
+    no_losses: str | None
+
+    @property
+    def predictions(self) -> tuple[np.ndarray, ...]:
+        """What is read, `[rows, inputs]`, and of each output its row, its place and its id."""
+        rows, row = self.ids[None], np.zeros_like(self.outputs)
+        if self.mask_id is not None:  # each output has a row of its own, where it is hidden
+            row = np.arange(len(self.outputs), dtype=np.int32)
+            rows = np.tile(rows, (len(row), 1))
+            rows[row, self.places] = self.mask_id
+        return rows, row, self.places, self.outputs
+
+
+def _read(loaded: Loaded, text: str, targets: str | None) -> _Reading:
+    model, topology = loaded.model, loaded.model.topology
+    vocabulary: Any = loaded.vocabulary
+    if vocabulary is None:
+        raise InputError(
+            f"no vocabulary beside {loaded.folder}; give one: load(folder, vocabulary=...)"
+        )
+    if targets is not None and topology != "encoder_decoder":
+        raise InputError(
+            f"targets = {targets!r}: are for encoder-decoders, and {loaded.folder} holds one "
+            f"{topology}; give the text alone"
+        )
+    outputs, mask_id = encode(text, vocabulary), None
+    if not outputs:
+        raise InputError("the text is empty; give one with at least one token")
+    no_losses = None if "lm" in model.heads else f"{loaded.folder} has no head for tokens"
+    first = 0
+    if topology == "decoder":
+        ids = {"decoder": [model.start_id, *outputs]}
+    else:
+        ids = {"encoder": vocabulary.frame(outputs)}
+    _check_room(model, ids)
+    if topology == "encoder":
+        first = next(
+            at
+            for at in range(len(ids["encoder"]))
+            if ids["encoder"][at:][: len(outputs)] == outputs
+        )
+        try:
+            mask_id = mask_of(vocabulary)
+        except InputError:
+            no_losses = no_losses or "the vocabulary has neither a mask token nor sentinels"
+    elif topology == "encoder_decoder":
+        targets = loaded.generate([text])[0] if targets is None else targets
+        outputs = [*encode(targets, vocabulary), vocabulary.eos_id]
+        ids["decoder"] = [model.start_id, *outputs[:-1]]
+        _check_room(model, ids)
+    outputs = [] if no_losses else outputs
+    return _Reading(
+        vocabulary,
+        tuple((stack, len(tokens)) for stack, tokens in ids.items()),
+        np.concatenate([np.asarray(tokens, np.int32) for tokens in ids.values()]),
+        np.asarray(outputs, np.int32),
+        np.arange(first, first + len(outputs), dtype=np.int32),
+        mask_id,
+        targets,
+        no_losses,
+    )
+
+
+def _check_room(model: Model, ids: Mapping[str, list[int]]) -> None:
+    model.check({f"{stack}_input_tokens": np.array([tokens]) for stack, tokens in ids.items()})
+
+
+def _plain(model: Model) -> Model:
+    """Returns the model with the attention kernel that can be looked into and differentiated."""
+    return dataclasses.replace(model, compute=model.compute.replace(attention="dot", remat="none"))
+
+
+def _parts(sizes: Sizes, ids: Any) -> dict[str, Any]:
+    """Returns the tokens `[inputs]` of each stack."""
+    ends = np.cumsum([size for _, size in sizes])
+    return {stack: ids[end - size : end] for (stack, size), end in zip(sizes, ends, strict=True)}
+
+
+def _batch(sizes: Sizes, ids: jax.Array) -> dict[str, jax.Array]:
+    """Returns a batch of the one row `ids` `[inputs]`."""
+    batch = {}
+    for stack, tokens in _parts(sizes, ids).items():
+        batch[f"{stack}_input_tokens"] = tokens[None]
+        batch[f"{stack}_segment_ids"] = jnp.ones_like(tokens)[None]
+    return batch
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _weights(model: Model, sizes: Sizes, params: Any, ids: jax.Array) -> Any:
+    return jax.tree.map(lambda each: each[0], model.attention(params, _batch(sizes, ids)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _losses(
+    model: Model,
+    sizes: Sizes,
+    params: Any,
+    rows: jax.Array,
+    row: jax.Array,
+    place: jax.Array,
+    outputs: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns losses `[outputs]`, the likeliest probabilities and ids `[outputs, alternatives]`."""
+    hidden = jax.lax.map(lambda ids: model.hidden(params, _batch(sizes, ids))[0][0], rows)
+    logits = model.logits(params, hidden[row, place][None])[0]
+    count = min(_NUM_ALTERNATIVES, logits.shape[-1])
+    likeliest, ids = jax.lax.top_k(jax.nn.softmax(logits), count)
+    return -token_log_probabilities(logits, outputs), likeliest, ids
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _attribution(
+    model: Model,
+    sizes: Sizes,
+    params: Any,
+    rows: jax.Array,
+    row: jax.Array,
+    place: jax.Array,
+    outputs: jax.Array,
+) -> jax.Array:
+    """Returns gradient × input, `[outputs, inputs]` float32."""
+    num_inputs = rows.shape[1]
+    # The same model over tables in which each input has a row of its own: the gradient by a table
+    # is then that by the inputs, and logits, which may share the true table, are computed apart.
+    reader = dataclasses.replace(model, spec=model.spec.replace(vocab=num_inputs, start_id=0))
+    names = [name for name in ("token_embedding", "encoder_embedding") if name in params]
+    numbered = _batch(sizes, jnp.arange(num_inputs, dtype=jnp.int32))
+
+    def contributions(prediction: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        row, place, output = prediction
+
+        def log_probability(tables: Mapping[str, jax.Array]) -> jax.Array:
+            read = {**params, **{name: {"embedding": tables[name]} for name in names}}
+            hidden = reader.hidden(read, numbered)[0][:, place]
+            return token_log_probabilities(model.logits(params, hidden[:, None])[0, 0], output)
+
+        tables = {
+            name: jnp.take(params[name]["embedding"], rows[row], axis=0).astype(jnp.float32)
+            for name in names
+        }
+        gradients = jax.grad(log_probability)(tables)
+        return jnp.sum(
+            jnp.stack([jnp.sum(gradients[name] * tables[name], axis=-1) for name in names]), axis=0
+        )
+
+    return jax.lax.map(contributions, (row, place, outputs))
