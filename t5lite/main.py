@@ -23,6 +23,8 @@ COMMANDS = {
     "train": "train a model from a configuration, or resume a run",
     "evaluate": "measure a trained model on held-out data",
     "generate": "turn text into text with a trained model",
+    "score": "say how likely a trained model finds texts",
+    "embed": "turn texts into vectors, and find the nearest to a query",
     "convert": "write a checkpoint in another layout: t5lite, Hugging Face, T5X",
     "adapt": "make a trained model the beginning of another one",
     "cache": "tokenise, prepare and pack a run's data once",

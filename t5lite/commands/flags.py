@@ -58,6 +58,93 @@ def generate(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def score(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, what to score, and how."""
+    parser.description = f"{parser.description}; a JSON line for each"
+    parser.epilog = 'example: t5lite score --model_dir=DIR "2 + 2 =" --targets " 4" --targets " 5"'
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
+    _add_model(parser)
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help=".jsonl, .tsv, .csv or .parquet with `text`, or `inputs` and `targets`; or .txt, one "
+        "text a line",
+    )
+    parser.add_argument(
+        "--targets",
+        action="append",
+        metavar="TEXT",
+        help="what is scored, given TEXT; repeatable. Encoder-decoders need it",
+    )
+    parser.add_argument(
+        "--per_token", action="store_true", help="write each piece and its log-probability too"
+    )
+    parser.add_argument(
+        "--output_file", metavar="FILE", help="FILE.jsonl, written whole or not at all (stdout)"
+    )
+    parser.add_argument(
+        "--prompt",
+        choices=("inputs", "continue", "prefix"),
+        help="what a text with a target is to the model: inputs that it answers, a beginning that "
+        "it continues, or one that is seen in both directions (inputs; decoders: continue)",
+    )
+    parser.add_argument(
+        "--eos",
+        action=argparse.BooleanOptionalAction,
+        help="whether the end behind a target or a text is scored too (of answers to inputs)",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="most rows at once (32)"
+    )
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long for the model"
+    )
+
+
+def embed(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, and what to embed or to look for."""
+    parser.epilog = (
+        "examples: t5lite embed --model_dir=DIR --input_file=docs.txt --output_file=docs.npz; "
+        't5lite embed --model_dir=DIR --query "a text" --among=docs.npz'
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
+    _add_model(parser)
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help=".jsonl, .tsv, .csv or .parquet with `text` or `inputs`; or .txt, one text a line",
+    )
+    parser.add_argument(
+        "--output_file",
+        metavar="FILE",
+        help=".npz (embeddings and texts), .npy or .jsonl, written whole or not at all; NaN where "
+        "a line failed (JSON lines to stdout)",
+    )
+    parser.add_argument("--query", metavar="TEXT", help="print the texts that are nearest to it")
+    parser.add_argument("--among", metavar="FILE", help="an earlier --output_file, to look in")
+    parser.add_argument(
+        "--neighbours", type=int, default=5, metavar="N", help="most texts printed (5)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
+    )
+    parser.add_argument(
+        "--max_length", type=int, metavar="N", help="most tokens of a text (the model's positions)"
+    )
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long for the model"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model_dir",
+        required=True,
+        metavar="DIR",
+        help="where the model was trained, or any folder that t5lite.load opens",
+    )
+
+
 def convert(parser: argparse.ArgumentParser) -> None:
     """Declares from where to where, and how."""
     parser.epilog = (
@@ -170,9 +257,27 @@ def cache(parser: argparse.ArgumentParser) -> None:
 
 
 def inspect(parser: argparse.ArgumentParser) -> None:
-    """Adds `--examples` and `--split`."""
+    """Declares how much of a run's data to show, or what to look at inside a model."""
+    parser.epilog = (
+        'inside a trained model: t5lite inspect --model_dir=DIR --attention "The cat sat."'
+    )
     parser.add_argument("--examples", type=int, default=5, help="how many to show (5)")
     parser.add_argument("--split", default="train", help="where the examples are from (train)")
+    parser.add_argument(
+        "--attention",
+        metavar="TEXT",
+        help="instead, draw what goes on in a model as it reads this: attention of every head, "
+        "each token's loss, and what it is due to",
+    )
+    parser.add_argument(
+        "--model_dir", metavar="DIR", help="the model, in any folder of a checkpoint"
+    )
+    parser.add_argument(
+        "--targets", metavar="TEXT", help="what an encoder-decoder writes (its own answer)"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="where the page goes (attention-NAME.html, here)"
+    )
 
 
 def report(parser: argparse.ArgumentParser) -> None:

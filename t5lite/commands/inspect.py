@@ -1,4 +1,7 @@
-"""`t5lite inspect`: what a run would do, from shapes and a look at its data; nothing is written."""
+"""`t5lite inspect`: what a run would do, from shapes and a look at its data; nothing is written.
+
+With `--attention`, what goes on inside a trained model, as a page.
+"""
 
 import argparse
 import dataclasses
@@ -33,9 +36,16 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Prints the report of the run that the configuration binds to `train`."""
+    """Prints the report of the run that the configuration binds to `train`, or draws a page."""
     # A GPU may be busy with a run, which a look must not disturb.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if arguments.attention is not None:
+        from t5lite.commands import attention_page  # only now: it opens checkpoints of all kinds
+
+        return attention_page.run(arguments, configuration)
+    for flag in ("model_dir", "targets", "output"):
+        if getattr(arguments, flag) is not None:
+            raise InputError(f"--{flag} is for --attention=TEXT, which is missing")
     bindings = configuration.bindings_of(train)
     try:
         print(report(**bindings, examples=arguments.examples, split=arguments.split))

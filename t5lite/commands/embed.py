@@ -1,0 +1,154 @@
+"""`t5lite embed`: texts to vectors, and the nearest of them to a query."""
+
+import argparse
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from t5lite.commands.bars import Bar
+from t5lite.commands.examples import (
+    Failures,
+    answered,
+    check_output,
+    given,
+    output,
+    text_in,
+    write_line,
+)
+from t5lite.data.readers import DataFile, Line
+from t5lite.errors import InputError
+
+if TYPE_CHECKING:
+    from t5lite.configuration import Configuration
+
+ENDINGS = (".npz", ".npy", ".jsonl")
+
+
+def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
+    """Writes a vector for each text; or, of a query, prints the nearest of such vectors."""
+    if configuration.source.bindings or configuration.source.macros:
+        raise InputError("embed reads no gin configuration; the model is --model_dir=DIR")
+    if arguments.query is not None or arguments.among is not None:
+        return search(arguments)
+    check_output(arguments.output_file, ENDINGS)
+    rows = [{"text": text} for text in arguments.texts]
+    lines, num_bytes = given(rows, arguments.input_file)
+    ending = ".jsonl" if arguments.output_file is None else Path(arguments.output_file).suffix
+
+    from t5lite.interop import load
+    from t5lite.interop.batching import check_count
+    from t5lite.interop.embedding import Embedder
+
+    check_count("--batch_size", arguments.batch_size)
+    failures = Failures()
+    vectors: list[Any] = []
+    texts: list[str] = []
+    with output(arguments.output_file) as file, Bar("embedded") as bar:
+        embedder = Embedder(
+            load(arguments.model_dir),
+            max_length=arguments.max_length,
+            truncate=arguments.truncate,
+        )
+
+        def read(line: Line) -> tuple[list[int], str]:
+            text = text_in(line, "text", "inputs")
+            return embedder.read(text), text
+
+        def embed(found: list[tuple[list[int], str]]) -> Iterator[Any]:
+            ids, texts = zip(*found, strict=True)
+            made = embedder.vectors(ids, batch_size=arguments.batch_size)
+            for vector, text in zip(made, texts, strict=True):
+                finite = np.isfinite(vector).all()
+                yield (vector, text) if finite else InputError("its vector is not finite")
+
+        for line, found in answered(lines, read, embed, at_once=16 * arguments.batch_size):
+            if isinstance(found, InputError):
+                vector, text, record = None, "", failures.add(line, found)
+            else:
+                vector, text = found
+                record = {"line": line.number, "text": text, "embedding": vector.tolist()}
+            if ending == ".jsonl":
+                write_line(file, record)
+            else:
+                vectors.append(vector)
+                texts.append(text)
+            if num_bytes:
+                bar(line.end, num_bytes)
+        if ending != ".jsonl":
+            if all(vector is None for vector in vectors):
+                raise InputError(f"no line could be embedded; {failures.first}")
+            save(file, ending, vectors, texts)
+    return failures.exit_code()
+
+
+def save(file: BinaryIO, ending: str, vectors: list[Any], texts: list[str]) -> None:
+    """Writes `[n, size]` float32, NaN where there is no vector; into an `.npz` the texts too."""
+    size = next(vector.size for vector in vectors if vector is not None)
+    none = np.full(size, np.nan, np.float32)
+    embeddings = np.stack([none if vector is None else vector for vector in vectors])
+    if ending == ".npy":
+        np.save(file, embeddings)
+    else:
+        np.savez(file, embeddings=embeddings, texts=np.array(texts))
+
+
+def search(arguments: argparse.Namespace) -> int:
+    """Prints the texts nearest to the query: rank, cosine similarity, text."""
+    if arguments.query is None or arguments.among is None:
+        raise InputError("--query and --among go together: --query TEXT --among=vectors.npz")
+    if arguments.texts or arguments.input_file or arguments.output_file:
+        raise InputError("--query looks among vectors that are there; it embeds no other text")
+    vectors, texts = read_vectors(arguments.among)
+
+    from t5lite.interop import load
+    from t5lite.interop.batching import check_count
+    from t5lite.interop.embedding import Embedder, nearest
+
+    check_count("--neighbours", arguments.neighbours)
+    embedder = Embedder(
+        load(arguments.model_dir), max_length=arguments.max_length, truncate=arguments.truncate
+    )
+    (query,) = embedder.embed([arguments.query])
+    if query.size != vectors.shape[1]:
+        raise InputError(
+            f"--among={arguments.among} has vectors of {vectors.shape[1]} numbers, and this model "
+            f"makes {query.size}: they are another model's"
+        )
+    found = zip(*nearest(vectors, query, arguments.neighbours), strict=True)
+    for rank, (index, similarity) in enumerate(found, 1):
+        print(f"{rank}\t{similarity:.4f}\t{' '.join(texts[index].split())}")
+    return 0
+
+
+def read_vectors(path: str) -> tuple[np.ndarray, list[str]]:
+    """Returns vectors `[n, size]` float32 and their texts, of an `.npy` their places from 0.
+
+    Raises:
+      InputError: if it is no such file.
+    """
+    place = Path(path).expanduser()
+    if place.suffix not in ENDINGS:
+        raise InputError(f"--among={path}: must end in {' or '.join(ENDINGS)}")
+    try:
+        if place.suffix == ".jsonl":
+            rows = [line.row for line in DataFile(str(place), "jsonl").scan() if line.row]
+            rows = [row for row in rows if "embedding" in row]
+            vectors = np.array([row["embedding"] for row in rows])
+            texts = [str(row.get("text", "")) for row in rows]
+        else:
+            with place.open("rb") as file:  # which np.load would leave open if it is damaged
+                content = np.load(file)
+                if place.suffix == ".npz":
+                    vectors, texts = content["embeddings"], content["texts"].tolist()
+                else:
+                    vectors, texts = content, [f"row {row}" for row in range(len(content))]
+        if vectors.ndim != 2 or not len(vectors) or len(texts) != len(vectors):
+            raise ValueError(f"vectors of shape {list(vectors.shape)} and {len(texts)} texts")
+        return vectors.astype(np.float32), texts
+    except InputError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"--among={path}: not what t5lite embed writes: {error}") from error
