@@ -5,14 +5,17 @@ Exit codes: 0 done, 1 a failure, 2 bad input, 130 interrupted; a command may cho
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import logging
 import os
+import platform
 import re
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import t5lite
@@ -94,12 +97,31 @@ def _dispatch(arguments: list[str]) -> int | None:
         flag = extra[0].partition("=")[0]
         raise unknown("argument", flag, re.findall(r"--[\w.-]+", parser.format_usage()))
 
+    _keep_compilations()
     from t5lite import configuration
 
     search_paths = [path for paths in options.gin_search_paths for path in paths.split(",")]
     command = importlib.import_module(f"t5lite.commands.{verb}")
     with contextlib.nullcontext() if options.debug else _quiet():
         return command.run(options, configuration.parse(options.gin_file, bindings, search_paths))
+
+
+def _keep_compilations() -> None:
+    """Lets JAX, which is not imported yet, find what an earlier command has compiled.
+
+    A folder for each kind of processor, whose instructions the compiled code is made of.
+    JAX_COMPILATION_CACHE_DIR is another place, JAX_ENABLE_COMPILATION_CACHE=false none.
+    """
+    from t5lite.data.files import cache_folder
+
+    kind = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind += next(line for line in lines if line.startswith(("flags", "Features")))
+    name = hashlib.sha256(kind.encode()).hexdigest()[:8]
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled" / name))
+    # Most that decoding compiles takes less than JAX's own limit of a second.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 @contextlib.contextmanager

@@ -220,8 +220,8 @@ class Speculation:
     @classmethod
     def begin(cls, state: State, memory: Any = None) -> "Speculation":
         """Begins with rows that have written nothing, and the memory of a draft, if it has any."""
-        zeros = jnp.zeros(state.done.shape, jnp.int32)
-        return cls(state, memory, zeros, zeros, zeros)
+        zeros = (jnp.zeros(state.done.shape, jnp.int32) for _ in range(3))  # each may be donated
+        return cls(state, memory, *zeros)
 
     @property
     def generated(self) -> Generated:
