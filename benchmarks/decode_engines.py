@@ -79,6 +79,11 @@ def serve(engine: str, case: Case) -> None:
 EVENTS: collections.Counter[str] = collections.Counter()  # of JAX, since the worker's start
 
 
+def noted(event: str, *_: Any, **__: Any) -> None:
+    """Counts an event."""
+    EVENTS[event] += 1
+
+
 def memory() -> int:
     """Returns the most bytes that this process held: on the GPU, if it uses one that says so."""
     jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
@@ -130,20 +135,16 @@ def build_t5lite(case: Case) -> tuple[Write, Numbers]:
 
     jax.config.update("jax_compilation_cache_dir", f"{case.folder}/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.monitoring.register_event_listener(lambda name, **_: EVENTS.update([name]))
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: EVENTS.update([name])
-    )
+    jax.monitoring.register_event_listener(noted)
+    jax.monitoring.register_event_duration_secs_listener(noted)
     compute = ComputeSpec(dtype=case.dtype)
     loaded = t5lite.load(case.model, devices=jax.devices()[:1], dtype=case.dtype, compute=compute)
     params, functions, spec = loaded.decoding_params, loaded.functions, loaded.spec
     rows, room = num_rows(case.batch, loaded.layout, loaded.mesh), bucket(case.new_tokens)
     positions = (spec.encoder or spec.decoder).max_length
-    settings = Settings(
-        eos_id=-1,  # no row ends early
-        limits=np.full(rows, case.new_tokens, np.int32),
-        constraints=Constraints(banned=np.zeros(spec.vocab, bool)),  # as of a padded vocabulary
-    )
+    limits: Any = np.full(rows, case.new_tokens, np.int32)
+    banned: Any = np.zeros(spec.vocab, bool)  # as is given for ids beyond a vocabulary
+    settings = Settings(eos_id=-1, limits=limits, constraints=Constraints(banned=banned))
 
     def write(prompts: np.ndarray, new_tokens: int) -> np.ndarray:
         length = prompts.shape[1]

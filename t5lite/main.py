@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train a model from a configuration, or resume a run",
     "evaluate": "measure a trained model on held-out data",
     "generate": "turn text into text with a trained model",
+    "infer": "answer a file or a task, to JSON lines",
     "score": "say how likely a trained model finds texts",
     "embed": "turn texts into vectors, and find the nearest to a query",
     "convert": "write a checkpoint in another layout: t5lite, Hugging Face, T5X",

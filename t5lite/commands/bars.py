@@ -7,24 +7,27 @@ from tqdm import tqdm
 
 
 class Bar:
-    """A progress bar in bytes; none where nobody looks."""
+    """A progress bar, in bytes if no unit is given; none where nobody looks."""
 
-    def __init__(self, name: str):
-        self._name = name
+    def __init__(self, name: str, *, unit: str = "B"):
+        self._name, self._unit = name, unit
         self._bar: Any = None
 
     def __enter__(self) -> "Bar":
         return self
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, *, start: int = 0, beside: str = "") -> None:
+        """Shows how much is done: since `start`, for the rate, and with what is said `beside`."""
         if self._bar is None:
             self._bar = tqdm(
                 total=total,
+                initial=start,
                 desc=self._name,
-                unit="B",
-                unit_scale=True,
+                unit=self._unit,
+                unit_scale=self._unit == "B",
                 disable=not sys.stderr.isatty(),
             )
+        self._bar.set_postfix_str(beside, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:

@@ -33,17 +33,26 @@ def given(rows: Sequence[Row], input_file: str | None) -> tuple[Iterator[Line], 
         return (Line(number, 0, 0, row) for number, row in enumerate(rows, 1)), 0
     if input_file is None:
         raise InputError("no text; give TEXT or --input_file=FILE")
-    path, *others = find_files(input_file, field="--input_file")
+    file = data_file(input_file)
+    return _some(file.scan(), file.path), file.num_bytes
+
+
+def data_file(pattern: str, *, flag: str = "--input_file") -> DataFile:
+    """Returns the one file of a flag, its format from its name.
+
+    Raises:
+      InputError: no file, several, or one of no such format.
+    """
+    path, *others = find_files(pattern, field=flag)
     if others:
-        raise InputError(f"--input_file={input_file}: {len(others) + 1} files; give one at a time")
+        raise InputError(f"{flag}={pattern}: {len(others) + 1} files; give one at a time")
     try:
         format = format_of(path, None)
     except InputError as error:
         raise InputError(
-            f"--input_file={path}: must end in .jsonl, .tsv, .csv, .parquet or .txt"
+            f"{flag}={path}: must end in .jsonl, .tsv, .csv, .parquet or .txt"
         ) from error
-    file = DataFile(path, format)
-    return _some(file.scan(), path), file.num_bytes
+    return DataFile(path, format)
 
 
 def _some(lines: Iterator[Line], path: str) -> Iterator[Line]:

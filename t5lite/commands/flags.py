@@ -20,41 +20,138 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
 
 def generate(parser: argparse.ArgumentParser) -> None:
     """Declares what to load, what to answer, and how."""
-    parser.description = f"{parser.description}; a line of output for each"
+    parser.description = (
+        f"{parser.description}; a line of output for each answer. In a terminal, without a text: "
+        "a session"
+    )
     parser.epilog = (
         "gaps of a span-corruption model are written <extra_id_0>, <extra_id_1>, ...: "
         't5lite generate --model_dir=DIR --fill "The <extra_id_0> is sorted."'
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
-    parser.add_argument(
-        "--model_dir",
-        required=True,
-        metavar="DIR",
-        help="where the model was trained, or one checkpoint: DIR/checkpoints/STEP",
-    )
+    _add_model(parser)
     parser.add_argument(
         "--input_file",
         metavar="FILE",
-        help="UTF-8, one text a line; without it and without TEXT, standard input is read",
+        help="UTF-8, one text a line; or .jsonl, .tsv, .csv or .parquet with `inputs` or `text`, "
+        "or what --template names. Without it and without TEXT, standard input is read",
+    )
+    _add_answering(parser)
+
+
+def infer(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, what to answer, how, and where the answers go."""
+    parser.description = (
+        f"{parser.description}. Each line has `line`, `input` (its row) and `output`, or `error`; "
+        "a row's own `options` go before the flags'"
+    )
+    parser.epilog = (
+        "stopped or killed, the same command goes on where it was. Examples: t5lite infer "
+        "--model_dir=DIR --input_file=in.jsonl --output_file=out.jsonl; t5lite infer "
+        "--gin_file=run.gin --split=validation --output_file=out.jsonl"
+    )
+    _add_model(parser, required=False)
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help=".jsonl, .tsv, .csv or .parquet with `inputs` or `text`, or what --template names; or "
+        ".txt, one text a line",
     )
     parser.add_argument(
-        "--max_new_tokens", type=int, default=64, metavar="N", help="most tokens of an answer (64)"
+        "--output_file", required=True, metavar="FILE", help="FILE.jsonl; FILE.jsonl.part meanwhile"
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest (0)"
+        "--split",
+        metavar="NAME",
+        help="instead of a file, of the data of --gin_file's run (validation)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws (0)")
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="answer the I-th, from 0, of N parts of the lines, into FILE-0000I-of-0000N.jsonl, "
+        "which `cat` puts together in order (of several processes of JAX, each one's)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew, whatever an earlier command wrote"
+    )
+    _add_answering(parser)
+
+
+# Those of `interop.options.Options`; a test compares them. Absent where they are not given.
+OPTIONS: dict[str, tuple[type, str, str]] = {
+    "max_new_tokens": (int, "N", "most tokens of an answer (64)"),
+    "min_new_tokens": (int, "N", "tokens before which it cannot end"),
+    "temperature": (float, "T", "0 takes the likeliest token; above, tokens are drawn (0)"),
+    "top_k": (int, "K", "draw from the K likeliest tokens"),
+    "top_p": (float, "P", "draw from the likeliest tokens that together have this probability"),
+    "min_p": (float, "P", "draw from tokens at least this share as likely as the likeliest"),
+    "typical_p": (float, "P", "as --top_p, of the most typical tokens"),
+    "repetition_penalty": (float, "X", "above 1, makes tokens that are there already less likely"),
+    "presence_penalty": (float, "X", "nats taken from tokens that the answer has already"),
+    "num_samples": (int, "N", "answers to each text: drawn ones, or a beam search's best (1)"),
+    "num_beams": (int, "N", "above 1, beam search (1)"),
+    "length_penalty": (float, "X", "of a beam search: power of the length, above 0 longer (1)"),
+    "early_stopping": (str, "WHEN", "of a beam search: yes, no or never (no)"),
+    "stop": (str, "TEXT", "ends an answer; repeatable. In bash a line's end is $'\\n'"),
+    "banned": (str, "TEXT", "a token that is never written; repeatable"),
+    "forced": (str, "TEXT", "what an answer begins with"),
+    "choices": (str, "TEXT", "a whole answer, of which one is written; repeatable"),
+    "turns": (int, "N", "of an encoder: steps in which gaps are filled, the surest first (1)"),
+    "seed": (int, "S", "of the draws (0)"),
+}
+EARLY_STOPPING = {"yes": True, "no": False, "never": None}
+_REPEATABLE = ("stop", "banned", "choices")
+
+
+def _add_answering(parser: argparse.ArgumentParser) -> None:
+    """Declares what texts are made of, and how they are answered."""
+    for name, (kind, metavar, line) in OPTIONS.items():
+        parser.add_argument(
+            f"--{name}",
+            type=kind,
+            metavar=metavar if name != "early_stopping" else None,
+            choices=tuple(EARLY_STOPPING) if name == "early_stopping" else None,
+            action="append" if name in _REPEATABLE else "store",
+            default=argparse.SUPPRESS,
+            help=line,
+        )
     parser.add_argument(
         "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
     )
     parser.add_argument(
-        "--fill", action="store_true", help="print the texts with their gaps filled in"
+        "--fill", action="store_true", help="answer with the texts, their gaps filled in"
     )
     parser.add_argument(
         "--prompt",
         choices=("inputs", "continue", "prefix"),
         help="what a text is to the model: inputs to answer, a beginning to continue, or one that "
         "is seen in both directions (inputs; decoders: continue)",
+    )
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long for the model"
+    )
+    parser.add_argument(
+        "--draft",
+        metavar="DIR",
+        help="a smaller model of the same vocabulary that proposes tokens; or `prompt`: they are "
+        "looked up in the text and the answer",
+    )
+    parser.add_argument(
+        "--draft_length", type=int, metavar="N", help="tokens proposed at a time (4)"
+    )
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help='makes texts of columns: "question: {question}"; {text} is a plain line or a TEXT',
+    )
+    parser.add_argument(
+        "--examples",
+        metavar="FILE",
+        help="rows with `targets` or `answer` too, for the template's slot {shots}: told as what "
+        "stands behind it, each with its answer, an empty line between them",
+    )
+    parser.add_argument(
+        "--shots", type=int, metavar="N", help="how many of --examples a text gets; not itself"
     )
 
 
@@ -136,10 +233,10 @@ def embed(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
         "--model_dir",
-        required=True,
+        required=required,
         metavar="DIR",
         help="where the model was trained, or any folder that t5lite.load opens",
     )

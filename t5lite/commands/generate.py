@@ -2,49 +2,122 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5lite.commands.examples import answered, given
+from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
 from t5lite.data import decode_text
+from t5lite.data.readers import Line, format_of
+from t5lite.data.templates import SHOTS
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
+    from t5lite.interop.generation import Answer, Generator, Question
+    from t5lite.interop.options import Options
 
 
-def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Prints an answer to each text; white space in it becomes single spaces."""
+def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
+    """Prints a line for each answer, its white space single spaces; or holds a session.
+
+    A single text of the command line is answered piece by piece where somebody looks. A line that
+    cannot be answered leaves an empty one, and is explained on standard error.
+    """
     if configuration.source.bindings or configuration.source.macros:
         raise InputError("generate reads no gin configuration; the model is --model_dir=DIR")
-    texts = read_texts(arguments)
+    prompts, chosen = prompts_of(arguments), given_options(arguments)
+    typed = not arguments.texts and arguments.input_file is None and sys.stdin.isatty()
+    lines = [] if typed and sys.stdout.isatty() else read_lines(arguments)
+    if prompts.template is not None and not _is_table(arguments.input_file):
+        prompts.template.check(["text", SHOTS])
 
-    from t5lite.interop import load  # only now: reading the texts needs no JAX
+    from t5lite.interop.options import Options  # only now: reading the texts needs no JAX
 
-    answers = load(arguments.model_dir).stream(
-        texts,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-        fill=arguments.fill,
-        prompt=arguments.prompt,
-    )
+    options = Options(**chosen)
+    generator = open_generator(arguments, arguments.model_dir)
+    generator.check(options)
+    if not lines:
+        from t5lite.commands.session import converse
+
+        return converse(generator, prompts, chosen)
+    if len(arguments.texts) == 1:
+        question = generator.read(prompts.text(lines[0]), options)
+        if sys.stdout.isatty() and generator.streams(options):
+            show(generator.stream(question))
+        else:
+            print_answers(generator.answers([question])[0])
+        return 0
+    return answer_lines(generator, prompts, options, lines, batch_size=arguments.batch_size)
+
+
+def answer_lines(
+    generator: "Generator",
+    prompts: Prompts,
+    options: "Options",
+    lines: Iterable[Line],
+    *,
+    batch_size: int,
+) -> int:
+    """Prints the answers to lines, a batch at a time; returns the exit code, 1 if one failed."""
+    failed = False
+
+    def read(line: Line) -> "Question":
+        return generator.read(prompts.text(line), options, number=line.number - 1)
+
+    def answer(questions: list["Question"]) -> list[list["Answer"]]:
+        return generator.answers(questions, batch_size=batch_size)
+
+    for line, found in answered(lines, read, answer, at_once=batch_size):
+        if isinstance(found, InputError):
+            failed = True
+            print(f"t5lite: line {line.number}: {found}", file=sys.stderr)
+            print("\n" * (options.num_samples - 1), flush=True)
+        else:
+            print_answers(found)
+    return int(failed)
+
+
+def print_answers(answers: Iterable["Answer"]) -> None:
+    """Prints answers, a line each."""
     for answer in answers:
-        print(" ".join(answer.split()), flush=True)
+        print(" ".join(answer.text.split()), flush=True)
 
 
-def read_texts(arguments: argparse.Namespace) -> list[str]:
+def show(pieces: Iterable[str]) -> None:
+    """Prints an answer as it is written."""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def read_lines(arguments: argparse.Namespace) -> list[Line]:
     """Returns the texts of the command line, of `--input_file`, or of standard input.
+
+    Of a table they are its rows; of anything else all lines, empty ones included.
 
     Raises:
       InputError: if there is none, or what is read is not UTF-8.
     """
     if arguments.texts and arguments.input_file is not None:
         raise InputError("give TEXT or --input_file, not both")
-    if arguments.texts:
-        return arguments.texts
-    if arguments.input_file is not None:
-        where = arguments.input_file
+    if _is_table(arguments.input_file):
+        return list(given([], arguments.input_file)[0])
+    texts = arguments.texts or _plain_lines(arguments.input_file)
+    return [Line(number, 0, 0, {"text": text}) for number, text in enumerate(texts, 1)]
+
+
+def _is_table(path: str | None) -> bool:
+    try:
+        return path is not None and format_of(path, None) != "text"
+    except InputError:
+        return False
+
+
+def _plain_lines(path: str | None) -> list[str]:
+    if path is not None:
+        where = path
         try:
             raw = Path(where).expanduser().read_bytes()
         except OSError as error:

@@ -180,8 +180,27 @@ class Generator:
             raise InputError("the text is empty: give at least one token")
         topology = self.loaded.model.topology
         if topology == "encoder":
-            self._check_gaps(ids, options)
-        ids = self._cut(ids, options)
+            self._check_gaps(ids)
+        return Question(self._cut(ids, options), options, number, *self._expected(options))
+
+    def check(self, options: Options) -> None:
+        """Raises the InputError that `read` raises for any text with such options, if it does."""
+        self._expected(options)
+
+    def streams(self, options: Options) -> bool:
+        """Whether an answer can come in pieces."""
+        several = options.num_beams > 1 or options.num_samples > 1
+        return not (self.fill or several or self.loaded.model.topology == "encoder")
+
+    def _expected(self, options: Options) -> tuple[Any, Any, Any, Any]:
+        """Returns a question's `stops`, `banned`, `forced` and `choices`."""
+        if self.loaded.model.topology == "encoder":
+            meant = {"temperature", "top_k", "top_p", "min_p", "typical_p", "banned", "turns"}
+            meant |= {"max_new_tokens", "num_samples", "seed"}
+            for name in sorted(options.given() - meant):
+                raise InputError(
+                    f"{name} is for models that write from left to right: leave it out"
+                )
         stops = tuple(self._stop(stop) for stop in options.stop)
         banned = tuple(self._banned(each) for each in options.banned)
         forced = self._expressed("forced", options.forced) if options.forced else []
@@ -207,16 +226,13 @@ class Generator:
             )
         if options.num_beams > 1 and self.draft is not None:
             raise InputError("num_beams and draft: a beam search takes no draft; leave one out")
-        return Question(ids, options, number, stops, banned, forced, choices)
+        return stops, banned, forced, choices
 
-    def _check_gaps(self, ids: Sequence[int], options: Options) -> None:
+    def _check_gaps(self, ids: Sequence[int]) -> None:
         mask_id = self._mask_id()
         if mask_id not in ids:
             piece = self._vocabulary.piece(mask_id)
             raise InputError(f"a text without a gap for the encoder to fill: write {piece} in it")
-        meant = {"temperature", "top_k", "top_p", "min_p", "typical_p", "banned", "turns", "seed"}
-        for name in sorted(options.given() - meant - {"max_new_tokens", "num_samples"}):
-            raise InputError(f"{name} is for models that write from left to right: leave it out")
 
     def _cut(self, ids: list[int], options: Options) -> list[int]:
         """Returns the ids with what belongs around them, cut if they must be."""
@@ -322,7 +338,7 @@ class Generator:
         options = question.options
         if self.loaded.model.topology == "encoder":
             raise InputError("an encoder fills gaps all at once: it cannot be streamed")
-        if self.fill or options.num_beams > 1 or options.num_samples > 1:
+        if not self.streams(options):
             raise InputError("fill, beams and several samples cannot be streamed: leave them out")
         state, advance = self._begin([question])
         said = ""

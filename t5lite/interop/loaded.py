@@ -66,8 +66,8 @@ class Loaded:
 
         Compiles once for each kind of options, for texts and `max_new_tokens` of up to 16, 32, 64,
         … tokens, and for batches of 1, 2, 4, … texts: others of such sizes then run at once, as do
-        other numbers among the options. The first call keeps a decoder's parameters a second time,
-        layer by layer; see `Model.unstack`.
+        other numbers among the options. The first call keeps the parameters a second time, layer by
+        layer; see `Model.unstack`.
 
         Args:
           texts: `<extra_id_0>`, `<extra_id_1>`, … in them are T5's sentinels: gaps to be filled in

@@ -14,8 +14,8 @@ from t5lite.errors import InputError, unknown
 
 def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
     return (
-        lambda value: isinstance(value, int | np.integer) and bool(value >= least),
-        f"a whole number of at least {least}",
+        lambda value: isinstance(value, int | np.integer) and bool(least <= value < 2**31),
+        f"a whole number of at least {least}, and below 2**31",
     )
 
 

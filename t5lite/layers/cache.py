@@ -93,6 +93,8 @@ class Slots:
         rows = jnp.broadcast_to(jnp.arange(len(slots), dtype=jnp.int32)[:, None], slots.shape)
 
         def write(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[rows, :, slots].set(new.astype(old.dtype), unique_indices=True)
+            return old.at[rows, :, slots].set(
+                new.astype(old.dtype), unique_indices=True, mode="promise_in_bounds"
+            )
 
         return Slots(write(self.key, new.key), write(self.value, new.value))

@@ -15,7 +15,7 @@ class Encoder(Transformer):
     def setup(self) -> None:
         super().setup()
         assert self.spec.encoder is not None
-        self.encoder = self.stack(self.spec.encoder)
+        self.encoder = self.stack(self.spec.encoder, stacked=self.stacked)
 
     def hidden(self, batch: Batch) -> jax.Array:
         """Returns the encoder's output `[batch, length, embed]`."""

@@ -24,7 +24,7 @@ class EncoderDecoder(Transformer):
         super().setup()
         assert self.spec.encoder is not None
         assert self.spec.decoder is not None
-        self.encoder = self.stack(self.spec.encoder)
+        self.encoder = self.stack(self.spec.encoder, stacked=self.stacked)
         self.decoder = self.stack(self.spec.decoder, stacked=self.stacked)
 
     def encode(self, batch: Batch) -> jax.Array:

@@ -35,8 +35,8 @@ class Model:
     Args:
       spec: the architecture.
       compute: dtype, rematerialisation, scan.
-      stacked: whether a decoder's layers are stacked, one array of all layers for each parameter,
-        as everything but decoding has them; see `unstack`.
+      stacked: whether layers are stacked, one array of all layers for each parameter, as everything
+        but decoding has them; see `unstack`.
     """
 
     spec: ModelSpec
@@ -88,24 +88,25 @@ class Model:
         return dataclasses.replace(self, stacked=False)
 
     def unstack(self, params: Params) -> Params:
-        """Returns the parameters with an array of its own for each of the decoder's layers.
+        """Returns the parameters with arrays of its own for each layer.
 
         A step of decoding reads every weight once, and would copy each layer's out of a stack
         before it does: on a CPU that takes 2.5 times as long as the products themselves.
 
         Args:
-          params: of this model; the encoder's stay as they are.
+          params: of this model.
         """
-        decoder = self.spec.decoder
-        if decoder is None or decoder.shared_layers or not decoder.num_periods:
-            return params
-        layers = {
-            f"layers_{turn}": jax.tree.map(lambda leaf, turn=turn: leaf[turn], stacked)
-            for stacked in [params["decoder"]["layers"]]
-            for turn in range(decoder.num_periods)
-        }
-        rest = {name: part for name, part in params["decoder"].items() if name != "layers"}
-        return {**params, "decoder": {**rest, **layers}}
+        unstacked = dict(params)
+        for side in ("encoder", "decoder"):
+            stack = getattr(self.spec, side)
+            if stack is None or stack.shared_layers or not stack.num_periods:
+                continue
+            own = dict(params[side])
+            layers = own.pop("layers")
+            for turn in range(stack.num_periods):
+                own[f"layers_{turn}"] = jax.tree.map(lambda leaf, turn=turn: leaf[turn], layers)
+            unstacked[side] = own
+        return unstacked
 
     def init(self, rng: jax.Array) -> Params:
         """Draws float32 parameters from the published initialisers.

@@ -1,0 +1,336 @@
+"""`t5lite infer`: a file or a task in, JSON lines out; stopped at any moment, it goes on."""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t5lite.commands.bars import Bar
+from t5lite.commands.examples import (
+    Failures,
+    answered,
+    check_output,
+    data_file,
+    write_line,
+)
+from t5lite.commands.flags import OPTIONS
+from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
+from t5lite.commands.resumable import Resumable, keep
+from t5lite.data.readers import Line, Row
+from t5lite.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from t5lite.configuration import Configuration
+    from t5lite.interop.generation import Answer, Generator, Question
+    from t5lite.interop.options import Options
+
+_AT_ONCE = 4  # batches that are written together, and shared out by length
+_PROMPT_LENGTH = 32  # tokens that are given of a task's text without inputs
+
+
+def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
+    """Writes a JSON line for each line, in order, and says on standard error how it went."""
+    check_output(arguments.output_file, [".jsonl"])
+    prompts, chosen = prompts_of(arguments), given_options(arguments)
+    configured = configuration.source.bindings or configuration.source.macros
+    source = task_source(arguments, configuration) if configured else file_source(arguments)
+    index, count = shard_of(arguments.shard)
+    start, stop = (source.count * each // count for each in (index, index + 1))
+
+    import jax  # only now: what cannot be read is said at once
+
+    from t5lite.interop import open_model
+    from t5lite.interop.batching import check_count
+    from t5lite.interop.options import Options
+
+    options = Options(**chosen)
+    check_count("--batch_size", arguments.batch_size)
+    model = open_model(source.model_dir)
+    flags = ("batch_size", "fill", "truncate", "draft", "draft_length", "template")
+    output = Resumable(
+        part_name(arguments.output_file, index, count),
+        {
+            "input": source.digest,
+            "lines": [start, stop],
+            "model": str(model.where),
+            "step": model.step,
+            "examples": prompts.made_of,
+            **{name: getattr(arguments, name) for name in flags},
+            **{name: getattr(options, name) for name in OPTIONS},
+            "prompt": arguments.prompt or source.prompt,
+        },
+    )
+    if not arguments.overwrite and output.is_whole():
+        print(f"{output.path} is complete", file=sys.stderr)
+        return 0
+    generator = open_generator(
+        arguments,
+        source.model_dir,
+        prompt=source.prompt,
+        devices=jax.local_devices(),  # each process answers its own lines
+    )
+    generator.check(options)
+    reader = Reader(generator, prompts, options, source.ids)
+    return write(
+        output,
+        lambda done: itertools.islice(source.lines(), start + done, stop),
+        reader,
+        total=stop - start,
+        batch_size=arguments.batch_size,
+        overwrite=arguments.overwrite,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The lines to answer, in an order that is always the same.
+
+    Args:
+      lines: gives them, from the first.
+      count: of them.
+      digest: of their content.
+      model_dir: the model that answers.
+      prompt: what they are to it; None for what its topology is made for.
+      ids: what the model reads of a line, by its number, where that is not its text.
+    """
+
+    lines: Callable[[], Iterator[Line]]
+    count: int
+    digest: str
+    model_dir: str
+    prompt: str | None = None
+    ids: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+
+
+def file_source(arguments: argparse.Namespace) -> Source:
+    """Returns the lines of `--input_file`, which is read once for their number and digest."""
+    if arguments.split is not None:
+        raise InputError("--split is of a configuration's data: give --gin_file=FILE")
+    for name in ("model_dir", "input_file"):
+        if getattr(arguments, name) is None:
+            raise InputError(f"--{name} is missing; or give a configuration, --gin_file=FILE")
+    found = data_file(arguments.input_file)
+    count = sum(1 for _ in found.scan())
+    if not count:
+        raise InputError(f"--input_file={found.path} is empty")
+    return Source(found.scan, count, found.digest, arguments.model_dir)
+
+
+def task_source(arguments: argparse.Namespace, configuration: "Configuration") -> Source:
+    """Returns a split of a configuration's data, prepared as for evaluation, as lines.
+
+    A line has the `inputs` that the model is given and the `targets` that are right.
+    """
+    if arguments.input_file is not None or arguments.template is not None:
+        raise InputError(
+            "a configuration says what the texts are: leave out --input_file and --template, or "
+            "--gin_file and --gin.NAME"
+        )
+
+    from t5lite.commands.train import train
+    from t5lite.evaluation.rows import prompt_of
+    from t5lite.models import Model, preset
+    from t5lite.objectives import fit
+
+    bound = configuration.bindings_of(train)
+    for name in ("model", "objective", "data", *([] if arguments.model_dir else ["model_dir"])):
+        if name not in bound:
+            raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
+    spec = preset(bound["model"]) if isinstance(bound["model"], str) else bound["model"]
+    objective, data = fit(bound["objective"], Model(spec)), bound["data"]
+    vocabulary, split = data.vocabulary(), arguments.split or "validation"
+    if spec.topology == "encoder" or vocabulary is None:
+        raise InputError(
+            "infer reads tasks of texts for models that write; "
+            + ("this data has no vocabulary" if vocabulary is None else "this one is an encoder")
+        )
+    examples = data.examples(objective, split=split, count=sys.maxsize, seed=0)
+    if not examples:
+        raise InputError(f"--split={split}: has no example")
+    lines, ids = [], {}
+    for number, example in enumerate(examples, 1):
+        given, target = prompt_of(example, prompt_length=_PROMPT_LENGTH)
+        row = {"inputs": vocabulary.decode(given), "targets": vocabulary.decode(target)}
+        lines.append(Line(number, 0, 0, row))
+        ids[number] = given.tolist()
+    prefixed = spec.topology == "decoder" and "prefix" in examples[0]
+    return Source(
+        lambda: iter(lines),
+        len(lines),
+        hashlib.sha256(repr(ids).encode()).hexdigest(),
+        arguments.model_dir or bound["model_dir"],
+        "prefix" if prefixed else None,
+        ids,
+    )
+
+
+def shard_of(shard: str | None) -> tuple[int, int]:
+    """Returns which part of how many: of the flag, or else of JAX's processes.
+
+    Raises:
+      InputError: if it is no `I/N`, with I below N.
+    """
+    if shard is None:
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise InputError(f"--shard={shard}: must be I/N, I of 0..N-1, such as 0/4")
+    return int(index), int(count)
+
+
+def part_name(path: str, index: int, count: int) -> str:
+    """Returns the name of a part of a file; of the only one, the file's own."""
+    if count == 1:
+        return path
+    place = Path(path)
+    return str(place.with_name(f"{place.stem}-{index:05d}-of-{count:05d}{place.suffix}"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Makes questions of lines.
+
+    Args:
+      generator: answers them.
+      prompts: makes their texts.
+      options: of lines that have none of their own.
+      ids: see `Source`.
+    """
+
+    generator: "Generator"
+    prompts: Prompts
+    options: "Options"
+    ids: Mapping[int, Sequence[int]]
+
+    def read(self, line: Line) -> "Question":
+        """Returns the question of a line; its draws depend on its number alone.
+
+        Raises:
+          InputError: a broken line, or whatever `Prompts.text` and `Generator.read` refuse.
+        """
+        text, number = self.prompts.text(line), line.number - 1
+        question = self.generator.read(text, self.options_of(line.row or {}), number=number)
+        try:
+            json.dumps(line.row, allow_nan=False)
+        except ValueError as error:
+            raise InputError(
+                "a NaN or an infinity is in it, which no JSON line can hold"
+            ) from error
+        return question._replace(ids=[*self.ids.get(line.number, question.ids)])
+
+    def options_of(self, row: Row) -> "Options":
+        """Returns the options of a row, those of its own object `options` first."""
+        own = row.get("options")
+        template = self.prompts.template
+        if not isinstance(own, dict) or (template is not None and "options" in template.slots):
+            return self.options
+        for name in own:
+            if name not in OPTIONS:
+                raise unknown("option", name, OPTIONS)
+        return dataclasses.replace(self.options, **own)
+
+
+def write(
+    output: Resumable,
+    lines_from: Callable[[int], Iterator[Line]],
+    reader: Reader,
+    *,
+    total: int,
+    batch_size: int,
+    overwrite: bool,
+) -> int:
+    """Answers what is not answered yet.
+
+    Blocks of lines are the same whenever it begins, and so are the batches in them: answers do not
+    depend on where an earlier process has ended, down to the last bit.
+
+    Args:
+      output: where to.
+      lines_from: gives the lines behind so many.
+      reader: makes questions of them.
+      total: lines in all.
+      batch_size: most questions at once.
+      overwrite: whether to forget what is written.
+
+    Returns:
+      The exit code: 1 if a line failed, in this process or an earlier one.
+    """
+    block, generator = _AT_ONCE * batch_size, reader.generator
+    totals = Totals()
+
+    def answer(questions: list["Question"]) -> Iterator[tuple["Question", list["Answer"]]]:
+        found = generator.answers(questions, batch_size=batch_size)
+        return zip(questions, found, strict=True)
+
+    with output.open(block=block, overwrite=overwrite) as part, Bar("answered", unit="line") as bar:
+        for raw in part:
+            totals.add(json.loads(raw))
+        done, before = totals.lines, totals.tokens
+        if done:
+            print(f"{output.part} has {done:,} of {total:,} lines; going on", file=sys.stderr)
+        bar(done, total, start=done)
+        begin = time.monotonic()
+        for line, found in answered(lines_from(done), reader.read, answer, at_once=block):
+            written = record(line, found)
+            write_line(part, written)
+            totals.add(written)
+            if totals.lines % block == 0 or totals.lines == total:
+                keep(part)
+                rate = (totals.tokens - before) / (time.monotonic() - begin)
+                failed = f", {totals.failures.count:,} failed" if totals.failures.count else ""
+                bar(totals.lines, total, beside=f"{rate:,.0f} tokens/s{failed}")
+    print(
+        f"{output.path}: {totals.lines:,} lines, {totals.tokens:,} tokens, "
+        f"{totals.failures.count:,} failed",
+        file=sys.stderr,
+    )
+    return totals.failures.exit_code()
+
+
+def record(line: Line, found: "tuple[Question, list[Answer]] | InputError") -> Row:
+    """Returns what is written of a line; of several samples, lists; null is what is no number."""
+    if isinstance(found, InputError):
+        return {"line": line.number, "error": str(found)}
+    question, answers = found
+    columns: dict[str, list[Any]] = {
+        "output": [answer.text for answer in answers],
+        "num_tokens": [len(answer.tokens) for answer in answers],
+        "log_probability": [_finite(answer.log_probability) for answer in answers],
+    }
+    if question.options.num_beams > 1:
+        columns["score"] = [_finite(answer.score) for answer in answers]
+    several = len(answers) > 1
+    return {"line": line.number, "input": line.row} | {
+        name: values if several else values[0] for name, values in columns.items()
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@dataclasses.dataclass
+class Totals:
+    """Sums over what is written."""
+
+    lines: int = 0
+    tokens: int = 0
+    failures: Failures = dataclasses.field(default_factory=Failures)
+
+    def add(self, written: Row) -> None:
+        """Adds a line."""
+        self.lines += 1
+        if "error" in written:
+            self.failures.add(Line(written["line"], 0, 0, None), InputError(written["error"]))
+        else:
+            counts = written["num_tokens"]
+            self.tokens += sum(counts) if isinstance(counts, list) else counts

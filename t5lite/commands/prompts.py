@@ -1,0 +1,142 @@
+"""What lines are to a model, and what answers them, as the flags of `generate` and `infer` say."""
+
+import argparse
+import dataclasses
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any
+
+from t5lite.commands.examples import data_file, text_in
+from t5lite.commands.flags import EARLY_STOPPING, OPTIONS
+from t5lite.data.columns import Text
+from t5lite.data.file_source import Shots, most_shots
+from t5lite.data.readers import Line, Row
+from t5lite.data.tables import Hashes, Scan, hash_of
+from t5lite.data.templates import SHOTS, Template
+from t5lite.errors import InputError
+
+if TYPE_CHECKING:
+    from t5lite.interop.generation import Generator
+
+_ANSWERS = ("targets", "answer")  # columns
+_SLOT = re.compile(r"(?<!\{)\{shots\}(?!\})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Makes of lines the texts that a model answers.
+
+    Args:
+      template: of a text; None: a line has it, as `inputs` or `text`.
+      shots: fills the template's slot `{shots}`; None where it has none.
+      made_of: says where the shots come from: equal ones give equal texts.
+    """
+
+    template: Template | None = None
+    shots: Shots | None = None
+    made_of: str = ""
+
+    def text(self, line: Line) -> str:
+        """Returns the text of a line.
+
+        Raises:
+          InputError: a broken line, or a column that is missing or no text.
+        """
+        if line.row is None or self.template is None:
+            return text_in(line, "inputs", "text")
+        row = line.row
+        if SHOTS in self.template.slots:
+            row = row | {SHOTS: ""}
+        if problem := Text(self.template).problem(row):
+            raise InputError(problem)
+        if self.shots is not None:
+            row = row | {SHOTS: self.shots.texts([row])[0]}
+        return self.template.render(row)
+
+
+def prompts_of(arguments: argparse.Namespace) -> Prompts:
+    """Returns what makes texts, as `--template`, `--examples` and `--shots` say.
+
+    Raises:
+      InputError: a template that is none, one of the three without the others, or examples that
+        cannot be read, lack a column or are too few.
+    """
+    template = None if arguments.template is None else Template(arguments.template)
+    slot = template is not None and SHOTS in template.slots
+    if len({slot, arguments.examples is not None, arguments.shots is not None}) > 1:
+        raise InputError(
+            "--examples=FILE, --shots=N and the slot {shots} of --template go together: "
+            "give all three, or none"
+        )
+    if template is None or not slot:
+        return Prompts(template)
+    return _with_shots(template, arguments.examples, arguments.shots)
+
+
+def _with_shots(template: Template, path: str, count: int) -> Prompts:
+    behind = _SLOT.split(template.text)[-1].lstrip()
+    slots = Template(behind).slots
+    if not slots:
+        raise InputError(f"--template={template.text!r}: no slot behind {{shots}} for a question")
+    file = data_file(path, flag="--examples")
+    first = next((line.row for line in file.scan() if line.row is not None), {})
+    answer = next((name for name in _ANSWERS if name in first), _ANSWERS[0])
+    space = "" if behind[-1].isspace() else " "
+    shot = Template(f"{behind}{space}{{{answer}}}")
+
+    def hashes(row: Row) -> Hashes:  # a question is never told beside itself
+        return Hashes(*[hash_of(row, slots)] * 3)
+
+    scan = Scan([file], {"shot": Text(shot)}, lambda *_: "train", hashes=hashes)
+    if scan.num_broken:
+        raise InputError(f"--examples={path}: {scan.broken()}")
+    most = most_shots(**scan.tables)
+    if not 1 <= count <= most:
+        raise InputError(
+            f"--shots={count}: must be 1..{most}, one less than there are different examples"
+        )
+    shots = Shots(scan.tables["train"], count=count, template=shot, hashes=hashes)
+    made_of = hashlib.sha256(f"{file.digest} {count}".encode()).hexdigest()
+    return Prompts(template, shots, made_of)
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of `interop.options.Options` that the command line gives, by name."""
+    found = {name: value for name, value in vars(arguments).items() if name in OPTIONS}
+    if "early_stopping" in found:
+        found["early_stopping"] = EARLY_STOPPING[found["early_stopping"]]
+    return found
+
+
+def open_generator(
+    arguments: argparse.Namespace, model_dir: str, *, prompt: str | None = None, devices: Any = None
+) -> "Generator":
+    """Opens the model and its draft.
+
+    Args:
+      arguments: of the command line.
+      model_dir: the model's folder.
+      prompt: what a text is to it, unless the arguments say.
+      devices: to use; None for all.
+
+    Raises:
+      InputError: no such folder, a model that cannot write, or a draft that does not fit.
+    """
+    if arguments.draft_length is not None and arguments.draft is None:
+        raise InputError("--draft_length is for --draft, which is missing")
+
+    from t5lite.interop import load  # only now: the rest needs no JAX
+    from t5lite.interop.batching import check_count
+    from t5lite.interop.generation import Generator
+
+    check_count("--batch_size", arguments.batch_size)
+    options = {} if devices is None else {"devices": devices}
+    draft = arguments.draft
+    return Generator(
+        load(model_dir, **options),
+        prompt=arguments.prompt or prompt,
+        fill=arguments.fill,
+        truncate=arguments.truncate,
+        draft=draft if draft in (None, "prompt") else load(draft, **options),
+        draft_length=4 if arguments.draft_length is None else arguments.draft_length,
+    )

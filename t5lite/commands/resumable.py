@@ -1,0 +1,122 @@
+"""A file of lines that is written in blocks and, after any interruption, goes on with the next."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from t5lite.data.files import write_whole
+from t5lite.errors import InputError
+
+
+class Resumable:
+    """A file in the making.
+
+    It is `FILE.part` until it is whole; `FILE.json` beside it says what it is made of, so that none
+    goes on with another's lines, and stays.
+
+    Args:
+      path: FILE, on this machine's disk.
+      made_of: by name, all that decides its lines; values that JSON can say.
+
+    Raises:
+      InputError: if the path is not on this machine's disk.
+    """
+
+    def __init__(self, path: str, made_of: Mapping[str, Any]):
+        if "://" in path:
+            raise InputError(f"--output_file={path}: must be on this machine's disk")
+        self.path = Path(path).expanduser()
+        self.part = self.path.with_name(f"{self.path.name}.part")
+        self._description = self.path.with_name(f"{self.path.name}.json")
+        self._made_of = json.loads(json.dumps(made_of))
+
+    def is_whole(self) -> bool:
+        """Whether there is nothing left to write.
+
+        Raises:
+          InputError: if what is there was made of something else.
+        """
+        begun = self.part.exists() and self.part.stat().st_size > 0
+        if begun or self.path.exists():
+            self._check(self.part if begun else self.path)
+        return self.path.exists() and not begun
+
+    def _check(self, there: Path) -> None:
+        try:
+            found = json.loads(self._description.read_bytes())
+        except (OSError, ValueError):
+            found = None
+        anew = "--overwrite starts anew, another --output_file leaves it"
+        if not isinstance(found, dict):
+            raise InputError(f"{there} is there, and nothing says how it was made; {anew}")
+        for name in self._made_of | found:
+            was, now = found.get(name), self._made_of.get(name)
+            if was != now:
+                raise InputError(
+                    f"{there} was made with {name} = {_said(was)}, now {_said(now)}; {anew}"
+                )
+
+    @contextlib.contextmanager
+    def open(self, *, block: int, overwrite: bool = False) -> Iterator[BinaryIO]:
+        """Yields the part, whose whole blocks are to be read, and behind which is to be written.
+
+        When all is written it becomes the file; an error leaves it as it is, for the next time.
+
+        Args:
+          block: lines that are written together; those of half a block are cut off.
+          overwrite: whether to forget what is there.
+
+        Raises:
+          InputError: if it cannot be written, or another process is writing it.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.part.open("a+b")
+        except OSError as error:
+            raise InputError(f"cannot write {self.part}: {error.strerror}") from error
+        with file:
+            _lock(file, self.part)
+            if overwrite:
+                self.path.unlink(missing_ok=True)
+                file.truncate(0)
+            file.truncate(_end_of_blocks(file, block))
+            if file.tell() == 0:  # before any line: none is ever without it
+                write_whole(self._description, json.dumps(self._made_of, indent=2).encode())
+            file.seek(0)
+            yield file
+            keep(file)
+            os.replace(self.part, self.path)
+
+
+def keep(file: BinaryIO) -> None:
+    """Returns when all that is written is safe from whatever may happen."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _end_of_blocks(file: BinaryIO, block: int) -> int:
+    """Returns, and goes to, the byte behind the last whole block of lines."""
+    at = end = 0
+    file.seek(0)
+    for number, raw in enumerate(file, 1):
+        at += len(raw)
+        if number % block == 0 and raw.endswith(b"\n"):
+            end = at
+    return file.seek(end)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"another process is writing {path}; wait for it, or stop it") from error
+    except OSError:  # a file system without locks
+        return
+
+
+def _said(value: Any) -> str:
+    return "not said" if value is None else json.dumps(value, ensure_ascii=False)[:60]

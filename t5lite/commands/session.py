@@ -1,0 +1,95 @@
+"""A terminal session: each line is answered as it is written, whatever came before it."""
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from t5lite.commands.flags import OPTIONS
+from t5lite.commands.generate import show
+from t5lite.commands.prompts import Prompts
+from t5lite.data.readers import Line
+from t5lite.errors import InputError, unknown
+from t5lite.interop.options import Options
+
+if TYPE_CHECKING:
+    from t5lite.interop.generation import Generator
+
+HELP = """\
+TEXT             is answered; put a space before one that begins with /
+/set NAME VALUE  changes an option: /set temperature 0.7, /set stop ["."]; no VALUE: as it was
+/options         shows them
+Ctrl-C           stops an answer
+Ctrl-D           ends the session"""
+
+
+def converse(generator: "Generator", prompts: Prompts, chosen: dict[str, Any]) -> int:
+    """Answers what is typed until its end; returns the exit code.
+
+    Args:
+      generator: answers.
+      prompts: makes texts of lines.
+      chosen: options that differ from the default, by name.
+    """
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives `input` line editing and a history
+
+    print(f"{generator.loaded.folder}; /help, Ctrl-D ends")
+    number = 0  # a text that is asked again is drawn anew
+    while True:
+        try:
+            line = input("> ")
+            if line.startswith("/"):
+                changed = command(line, chosen)
+                generator.check(Options(**changed))
+                chosen = changed
+            elif line.strip():
+                text = prompts.text(Line(number + 1, 0, 0, {"text": line}))
+                question = generator.read(text, Options(**chosen), number=number)
+                number += 1
+                if generator.streams(question.options):
+                    show(generator.stream(question))
+                else:
+                    for answer in generator.answers([question])[0]:
+                        print(answer.text)
+        except EOFError:
+            print()
+            return 0
+        except KeyboardInterrupt:
+            print("\n(stopped)")
+        except (InputError, UnicodeError) as error:
+            print(f"t5lite: {error}", file=sys.stderr)
+
+
+def command(line: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Does what a line that begins with `/` says, and returns the options from then on.
+
+    Raises:
+      InputError: an unknown command or option, or a value that it cannot have.
+    """
+    name, *rest = line.split(maxsplit=2)
+    if name == "/help":
+        print(HELP)
+    elif name == "/options":
+        options = Options(**chosen)
+        for option in OPTIONS:
+            print(f"{'*' if option in chosen else ' '} {option} = {getattr(options, option)!r}")
+    elif name == "/set" and rest:
+        option, *value = rest
+        if option not in OPTIONS:
+            raise unknown("option", option, OPTIONS)
+        others = {key: value for key, value in chosen.items() if key != option}
+        return others | ({option: _value(value[0])} if value else {})
+    elif name == "/set":
+        raise InputError("/set needs a name and a value: /set temperature 0.7")
+    else:
+        raise unknown("command", name, ("/help", "/options", "/set"))
+    return chosen
+
+
+def _value(text: str) -> Any:
+    """Returns what JSON says, and otherwise the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
