@@ -91,10 +91,15 @@ class Slots:
         """
         slots = positions % jnp.int32(self.size)
         rows = jnp.broadcast_to(jnp.arange(len(slots), dtype=jnp.int32)[:, None], slots.shape)
+        if slots.size == 1:
+            # A second one, beyond the end, which is dropped: what XLA makes of a single one copies
+            # all slots on CPUs, where this is done in place.
+            new = jax.tree.map(lambda array: jnp.concatenate([array, array], axis=1), new)
+            slots = jnp.concatenate([slots, jnp.full_like(slots, self.size)], axis=1)
+            rows = jnp.concatenate([rows, rows], axis=1)
 
         def write(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[rows, :, slots].set(
-                new.astype(old.dtype), unique_indices=True, mode="promise_in_bounds"
-            )
+            new = new.astype(old.dtype)
+            return old.at[rows, :, slots].set(new, unique_indices=True, mode="drop")
 
         return Slots(write(self.key, new.key), write(self.value, new.value))

@@ -27,9 +27,9 @@ def attention(request: Request) -> jax.Array:
     if request.dropout is not None:
         probabilities = request.dropout(probabilities)
     probabilities = probabilities.astype(query.dtype)
-    probabilities = probabilities.reshape(batch, groups, heads // groups, q_length, -1)
-    attended = jnp.einsum("bghqk,bkgd->bqghd", probabilities, value)
-    return attended.reshape(batch, q_length, heads, width)
+    probabilities = probabilities.reshape(batch, groups, heads // groups * q_length, -1)
+    attended = jnp.einsum("bgqk,bgkd->bgqd", probabilities, jnp.swapaxes(value, 1, 2))
+    return jnp.swapaxes(attended.reshape(batch, heads, q_length, width), 1, 2)
 
 
 def weights(request: Request) -> jax.Array:
@@ -38,8 +38,12 @@ def weights(request: Request) -> jax.Array:
     query, key = request.query, request.kv.key
     batch, q_length, heads, width = query.shape
     groups = key.shape[2]
-    query = query.reshape(batch, q_length, groups, heads // groups, width)
-    logits = jnp.einsum("bqghd,bkgd->bghqk", query, key, preferred_element_type=jnp.float32)
+    # Heads before lengths, as a cache has them: in another order XLA copies it on CPUs.
+    query = jnp.moveaxis(query.reshape(batch, q_length, groups, heads // groups, width), 1, 3)
+    query = query.reshape(batch, groups, -1, width)
+    logits = jnp.einsum(
+        "bgqd,bgkd->bgqk", query, jnp.swapaxes(key, 1, 2), preferred_element_type=jnp.float32
+    )
     logits = logits.reshape(batch, heads, q_length, -1)
     if request.scale != 1.0:
         logits = logits * jnp.float32(request.scale)
