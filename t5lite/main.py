@@ -119,8 +119,10 @@ def _keep_compilations() -> None:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kind += next(line for line in lines if line.startswith(("flags", "Features")))
-    name = hashlib.sha256(kind.encode()).hexdigest()[:8]
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled" / name))
+    folder = cache_folder() / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:8]
+    with contextlib.suppress(OSError):  # a disk that cannot be written to keeps nothing
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     # Most that decoding compiles takes less than JAX's own limit of a second.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 

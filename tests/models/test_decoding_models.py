@@ -1,0 +1,122 @@
+"""Caches of whole models: how much they keep, what can be taken back, and what rows share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import random_params
+from varied_models import VARIED
+
+from t5lite.errors import InputError
+from t5lite.models import Model, override
+
+WRITERS = {name: spec for name, spec in VARIED.items() if spec.decoder is not None}
+WINDOW, DRAFT_LENGTH, ROWS = 3, 2, 3
+WINDOWED = override(
+    "llama_nano",
+    {
+        "vocab": 50,
+        "embed": 16,
+        "decoder.num_layers": 2,
+        "decoder.blocks.*.attention.num_heads": 2,
+        "decoder.blocks.*.attention.num_kv_heads": 1,
+        "decoder.blocks.*.attention.head_dim": 8,
+        "decoder.blocks.*.attention.window": WINDOW,
+        "decoder.blocks.*.mlp.hidden": 24,
+    },
+)
+
+
+def prompts_of(tokens, lengths):
+    return {"decoder_input_tokens": tokens, "decoder_lengths": jnp.asarray(lengths, jnp.int32)}
+
+
+def test_windows_keep_what_they_see_and_what_drafts_may_take():
+    model, length = Model(WINDOWED), 40
+    tokens = jax.ShapeDtypeStruct((ROWS, 7), jnp.int32)
+    cache = jax.eval_shape(
+        lambda params, tokens: model.start(
+            params, prompts_of(tokens, [1] * ROWS), max_length=length, draft_length=DRAFT_LENGTH
+        ),
+        model.shapes(),
+        tokens,
+    )
+    size = WINDOW + 1 + DRAFT_LENGTH
+    assert {leaf.shape for leaf in jax.tree.leaves(cache.own)} == {(2, ROWS, 1, size, 8)}
+
+
+@pytest.mark.parametrize("prompt_lengths", [(9, 2, 5), (1, 1, 1)], ids=["ragged", "one_token"])
+def test_what_is_rewound_leaves_no_trace(prompt_lengths):
+    """Behind prompts longer than the window, rows keep different parts of each draft."""
+    model, params = Model(WINDOWED), random_params(WINDOWED)
+    rng, length = np.random.default_rng(1), 24
+    tokens = rng.integers(1, 50, (ROWS, length)).astype(np.int32)
+    hidden, _ = model.hidden(params, {"decoder_input_tokens": jnp.asarray(tokens)})
+    whole = np.asarray(model.logits(params, hidden))
+
+    at, longest = np.array(prompt_lengths) - 1, max(prompt_lengths)
+    cache = model.start(
+        params,
+        prompts_of(jnp.asarray(tokens[:, :longest]), prompt_lengths),
+        max_length=length + DRAFT_LENGTH,
+        draft_length=DRAFT_LENGTH,
+    )
+    extend = jax.jit(model.extend)
+    while at.min() < length - DRAFT_LENGTH:
+        n = 1 + DRAFT_LENGTH
+        kept = np.minimum(rng.integers(1, n + 1, ROWS), length - DRAFT_LENGTH - at).clip(0)
+        fed = rng.integers(1, 50, (ROWS, n)).astype(np.int32)
+        for row in range(ROWS):
+            fed[row, : kept[row]] = tokens[row, at[row] :][: kept[row]]
+        logits, cache = extend(params, fed, cache)
+        for row in range(ROWS):
+            expected = whole[row, at[row] :][: kept[row]]
+            np.testing.assert_allclose(logits[row, : kept[row]], expected, atol=5e-5)
+        at = at + kept
+        cache = cache.rewind(jnp.asarray(at, jnp.int32))
+    with pytest.raises(InputError, match=r"a step of 4 tokens: .* start\(..., draft_length=3\)"):
+        model.extend(params, jnp.ones((ROWS, 4), jnp.int32), cache)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_unstacked_it_is_the_same_model(name):
+    spec = WRITERS[name]
+    model, params = Model(spec), random_params(spec)
+    apart = model.unstack(params)
+    assert jax.tree.map(jnp.shape, apart) == jax.tree.map(jnp.shape, model.unstacked.shapes())
+    batch = {
+        f"{side}_input_tokens": jnp.asarray(
+            np.random.default_rng(0).integers(1, spec.vocab, (2, 5)), jnp.int32
+        )
+        for side in ("encoder", "decoder")
+    }
+    if spec.num_token_types is not None:
+        batch["token_types"] = jnp.zeros((2, 5), jnp.int32)
+    found, _ = model.unstacked.hidden(apart, batch)
+    np.testing.assert_allclose(found, model.hidden(params, batch)[0], atol=1e-5)
+
+
+def test_hypotheses_share_their_input():
+    """Repeated and reordered rows read the encoder's one row, as if each had one of its own."""
+    spec = override(
+        "t5_1_1_nano", {"vocab": 50, "embed": 16, "*.num_layers": 1, "*.blocks.*.mlp.hidden": 8}
+    )
+    model, params = Model(spec), random_params(spec)
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.integers(1, 50, (2, 4)), jnp.int32)
+    tokens = jnp.asarray(rng.integers(1, 50, (6, 2)), jnp.int32)
+
+    def begin(inputs):
+        return model.start(params, {"encoder_input_tokens": inputs}, max_length=4)
+
+    shared, alone = begin(inputs).repeat(3), begin(jnp.repeat(inputs, 3, axis=0))
+    assert jax.tree.leaves(shared.cross)[0].shape[1] == 2
+    extend = jax.jit(model.extend)
+    order = jnp.array([2, 0, 0, 4, 5, 3])  # within each input
+
+    def two_steps(cache):
+        first, cache = extend(params, tokens, cache)
+        return first, extend(params, tokens[:, :1], cache.reorder(order))[0]
+
+    for found, expected in zip(two_steps(shared), two_steps(alone), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
