@@ -278,12 +278,12 @@ def test_more_shards_than_lines(infer, tmp_path):
 CONFIGURATION = """
 from __gin__ import dynamic_registration
 import t5lite
-import test_infer_command as here
+import test_infer_command as infer_test
 
-t5lite.train.model = @here.model()
+t5lite.train.model = @infer_test.model()
 t5lite.train.objective = @t5lite.objectives.Seq2Seq()
-t5lite.train.data = @here.data()
-here.data.folder = %FOLDER
+t5lite.train.data = @infer_test.data()
+infer_test.data.folder = %FOLDER
 FOLDER = None
 """
 

@@ -1,14 +1,18 @@
-"""Caches of whole models: how much they keep, what can be taken back, and what rows share."""
+"""Caches of whole models: how much they keep, what can be taken back, what rows and devices share."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from tiny_models import random_params
 from varied_models import VARIED
 
+from t5lite.data import Bytes
 from t5lite.errors import InputError
+from t5lite.interop import Loaded
 from t5lite.models import Model, override
+from t5lite.parallel import Layout, make_mesh
 
 WRITERS = {name: spec for name, spec in VARIED.items() if spec.decoder is not None}
 WINDOW, DRAFT_LENGTH, ROWS = 3, 2, 3
@@ -120,3 +124,58 @@ def test_hypotheses_share_their_input():
 
     for found, expected in zip(two_steps(shared), two_steps(alone), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+OF_BYTES = {
+    "vocab": 272,
+    "embed": 16,
+    "*.num_layers": 2,
+    "*.blocks.*.attention.num_heads": 4,
+    "*.blocks.*.attention.head_dim": 4,
+    "*.blocks.*.mlp.hidden": 24,
+}
+CROSS = {
+    "decoder.blocks.*.cross_attention.num_heads": 4,
+    "decoder.blocks.*.cross_attention.head_dim": 4,
+}
+SPREAD = {
+    "decoder": override("gpt_nano", OF_BYTES | {"decoder.position_embedding.max_length": 48}),
+    "encoder_decoder": override("t5_1_1_nano", OF_BYTES | CROSS),
+}
+WAYS = {
+    "greedy": {},
+    "beam": {"num_beams": 3, "num_samples": 2},
+    "drawn": {"temperature": 1.0, "top_p": 0.9, "num_samples": 2, "seed": 3},
+    "drafted": {"draft": "prompt", "draft_length": 3},
+}
+LIGHT = {("encoder_decoder", "drafted"), ("decoder", "drawn")}
+
+
+@pytest.mark.parametrize(
+    ("topology", "way"),
+    [
+        pytest.param(topology, way, marks=[] if (topology, way) in LIGHT else [pytest.mark.slow])
+        for topology in SPREAD
+        for way in WAYS
+    ],
+)
+def test_eight_devices_write_what_one_does(topology, way):
+    model, rng = Model(SPREAD[topology]), np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), jnp.float32),
+        model.shapes(),
+    )
+
+    def answers(layout, devices=None):
+        mesh = make_mesh(layout, devices)
+        loaded = Loaded(
+            model, params, Bytes(num_sentinels=5), None, epath.Path("tiny"), layout, mesh
+        )
+        texts = ["a cat", "sat", "on the mat, a hat, a cat", "o"]
+        return loaded.answers(texts, max_new_tokens=12, **WAYS[way])
+
+    spread = answers(Layout({"data": 2, "fsdp": 2, "tensor": 2}))
+    for found, expected in zip(spread, answers(Layout(), jax.devices()[:1]), strict=True):
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one.tokens, other.tokens)
+            assert one.score == pytest.approx(other.score, rel=1e-4)
