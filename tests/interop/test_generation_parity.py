@@ -31,7 +31,7 @@ from t5lite.layers import MoeSpec
 REFERENCES = pathlib.Path(__file__).parent / "references"
 COMMITTED = [name for name in REFERENCED if name in GENERATIVE]
 ROWS, PROMPT_LENGTHS = len(REPETITION_PENALTIES), np.tile(np.int32(PROMPT_LENGTHS), 2)
-LOGITS, SCORE = 5e-5, 1e-4
+LOGITS, SCORE = 5e-5, 2e-4
 TIE = 1e-4  # float noise may decide between logits so close together
 DRAFT_LENGTH = 2
 installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
@@ -271,4 +271,4 @@ def test_live(name, tmp_path):
     theirs.save_pretrained(tmp_path)
     loaded, expected = open_roomy(tmp_path), generated(theirs, seed)
     for check in COLUMNS.values():
-        check(loaded, expected, num_ties=2)
+        check(loaded, expected, num_ties=3)

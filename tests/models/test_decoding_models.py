@@ -1,4 +1,4 @@
-"""Caches of whole models: how much they keep, what can be taken back, what rows and devices share."""
+"""Caches of whole models: how much they keep, what can be taken back, what rows share."""
 
 import jax
 import jax.numpy as jnp
