@@ -60,10 +60,12 @@ class Mlp(nn.Module):
         spec, activation = self.spec, ACTIVATIONS[self.spec.activation]
         project = functools.partial(projection, dtype=self.dtype, use_bias=spec.use_bias)
         into = functools.partial(project, ("embed", "mlp"), (spec.hidden,))
+        # Of an activation only what goes into it is kept: the rest is quickly computed again.
         if spec.gated:
-            x = activation(into(name="gate")(x)) * into(name="up")(x)
+            gated = jax.checkpoint(lambda gate, up: activation(gate) * up)
+            x = gated(into(name="gate")(x), into(name="up")(x))
         else:
-            x = activation(into(name="up")(x))
+            x = jax.checkpoint(activation)(into(name="up")(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not self.has_rng("dropout"))(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "mlp"))
         return project(("mlp", "embed"), (self.embed,), name="down")(x)

@@ -104,7 +104,7 @@ def layer_norm(
     x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     inverse = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + jnp.float32(epsilon))
-    x = jnp.einsum("...e,e->...e", x * inverse, scale)
+    x = x * inverse * jnp.broadcast_to(scale, x.shape)
     return x if bias is None else x + jnp.broadcast_to(bias, x.shape)
 
 
@@ -121,4 +121,4 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float) -> jax.Array:
     """
     x = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + jnp.float32(epsilon))
-    return jnp.einsum("...e,e->...e", x * inverse, scale)
+    return x * inverse * jnp.broadcast_to(scale, x.shape)

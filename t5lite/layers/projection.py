@@ -2,13 +2,78 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-_float32_dot_general = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product(x: jax.Array, kernel: jax.Array, num_contracted: int, dtype: Any) -> jax.Array:
+    """Contracts the last axes of `x` with the first ones of `kernel`.
+
+    Its derivative is written out, so that the kernel's gradient comes out as the kernel lies in
+    memory: what JAX derives is its transpose, for which XLA moves both factors on CPUs. For this
+    there is no forward-mode differentiation; products with a Hessian are two reverse passes.
+
+    Args:
+      x: `[..., *contracted]`, any float dtype.
+      kernel: `[*contracted, *features]`, of the same dtype.
+      num_contracted: how many axes are contracted.
+      dtype: of the result; sums are rounded to it once.
+
+    Returns:
+      `[..., *features]`.
+    """
+    contracted = tuple(range(x.ndim - num_contracted, x.ndim)), tuple(range(num_contracted))
+    return lax.dot_general(x, kernel, (contracted, ((), ())), preferred_element_type=dtype)
+
+
+def _product_forward(
+    x: jax.Array, kernel: jax.Array, num_contracted: int, dtype: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return product(x, kernel, num_contracted, dtype), (x, kernel)
+
+
+def _product_backward(
+    num_contracted: int, dtype: Any, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del dtype
+    x, kernel = kept
+    num_rows = x.ndim - num_contracted
+    features = (
+        tuple(range(num_rows, gradient.ndim)),
+        tuple(range(num_contracted, kernel.ndim)),
+    )
+    rows = tuple(range(num_rows)), tuple(range(num_rows))
+    return (
+        lax.dot_general(gradient, kernel, (features, ((), ())), preferred_element_type=x.dtype),
+        lax.dot_general(x, gradient, (rows, ((), ())), preferred_element_type=kernel.dtype),
+    )
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _dot_general(
+    x: jax.Array,
+    kernel: jax.Array,
+    dimension_numbers: Any,
+    *,
+    dtype: Any,
+    precision: Any = None,
+    **options: Any,
+) -> jax.Array:
+    """`product` in the place of `lax.dot_general`, for `DenseGeneral`, whose sums it is."""
+    del precision, options
+    (x_axes, kernel_axes), batch = dimension_numbers
+    n = len(x_axes)
+    assert x_axes == tuple(range(x.ndim - n, x.ndim))
+    assert kernel_axes == tuple(range(n))
+    assert not any(batch)
+    return product(x, kernel, n, dtype)
 
 
 class _Named(nn.LogicallyPartitioned):
@@ -54,7 +119,7 @@ def projection(
         axis=tuple(range(-num_contracted, 0)),
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=_float32_dot_general if float32_output else None,
+        dot_general=functools.partial(_dot_general, dtype=jnp.float32 if float32_output else dtype),
         kernel_init=lambda *arguments: _Named(init(*arguments), tuple(axes)),
         bias_init=lambda *arguments: _Named(
             nn.initializers.zeros(*arguments), tuple(axes[num_contracted:])

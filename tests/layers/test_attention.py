@@ -1,11 +1,14 @@
 """Attention against loops in numpy, and the keys and values it is given."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import PartitionSpec
 
 from t5lite.errors import InputError
 from t5lite.layers import (
@@ -22,7 +25,8 @@ from t5lite.layers import (
     attention,
     rotate,
 )
-from t5lite.layers.kernels import chunked, splash
+from t5lite.layers.kernels import chunked, rows, splash
+from t5lite.parallel import Layout, make_mesh, shardings, with_layout
 
 BATCH, Q_LENGTH, KV_LENGTH, WIDTH = 2, 3, 5, 4
 
@@ -146,25 +150,108 @@ def long_request(*, bias, mask, kv_heads=2, length=19, seed=0):
     return Request(query, KeyValues(key, value), array, rules[mask], scale=8**-0.5)
 
 
-@pytest.mark.parametrize(("bias", "mask"), [(True, "causal"), (False, "both_ways"), (True, "none")])
-def test_some_queries_at_a_time_are_all_of_them_and_so_are_their_gradients(bias, mask):
-    request = long_request(bias=bias, mask=mask)
+def outcome(kernel, request):
+    """A kernel's output, and what it says of its float arguments' gradients."""
 
-    def outcome(kernel):
-        def total(request):
-            out = kernel(request)
-            return jnp.sum(jnp.sin(out)), out
+    def total(floats):
+        query, kv, bias = floats
+        out = kernel(dataclasses.replace(request, query=query, kv=kv, bias=bias))
+        return jnp.sum(jnp.sin(out)), out
 
-        gradient = jax.grad(total, has_aux=True, allow_int=True)
-        floats, out = jax.jit(gradient)(request)
-        kept = (floats.query, floats.kv, floats.bias)
-        return kept, out
+    return jax.jit(jax.grad(total, has_aux=True))((request.query, request.kv, request.bias))
 
-    expected = outcome(KERNELS["dot"])
-    actual = outcome(lambda request: chunked.attention(request, chunk=8))
+
+def assert_same(actual, expected):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected
     )
+
+
+@pytest.mark.parametrize(("bias", "mask"), [(True, "causal"), (False, "both_ways"), (True, "none")])
+def test_some_queries_at_a_time_are_all_of_them_and_so_are_their_gradients(bias, mask):
+    request = long_request(bias=bias, mask=mask)
+    actual = outcome(lambda request: chunked.attention(request, chunk=8), request)
+    assert_same(actual, outcome(KERNELS["dot"], request))
+
+
+@pytest.mark.parametrize(
+    ("bias", "mask", "softcap"),
+    [(1, "causal", None), (None, "both_ways", 2.0), (4, "none", None), (1, "padding", None)],
+)
+def test_some_rows_at_a_time_are_all_of_them_and_so_are_their_gradients(bias, mask, softcap):
+    rng = np.random.default_rng(1)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    segments = jnp.asarray(np.sort(rng.integers(0, 3, (4, 6)))[:, ::-1].copy(), jnp.int32)
+    request = Request(
+        draw(4, 6, 4, 8),
+        KeyValues(draw(4, 6, 2, 8), draw(4, 6, 2, 8)),
+        None if bias is None else draw(bias, 4, 6, 6),
+        {
+            "none": None,
+            "causal": AttentionMask.within(segments, causal=True),
+            "both_ways": AttentionMask.within(segments, causal=False),
+            "padding": AttentionMask(jnp.zeros_like(segments), segments),  # nothing to be seen
+        }[mask],
+        scale=8**-0.5,
+        softcap=softcap,
+    )
+    expected = outcome(KERNELS["dot"], request)
+    for max_bytes in (1, 2 * 4 * 4 * 6 * 6, 2**30):  # one row, two, all
+        found = outcome(lambda r, most=max_bytes: rows.attention(r, max_bytes=most), request)
+        assert_same(found, expected)
+
+
+def test_rows_draw_the_same_however_many_are_computed_at_a_time():
+    request = dataclasses.replace(
+        long_request(bias=True, mask="causal"), dropout=Dropout(jax.random.key(1), 0.4)
+    )
+    one, all_ = (
+        outcome(lambda r, most=most: rows.attention(r, max_bytes=most), request)
+        for most in (1, 2**30)
+    )
+    assert_same(one, all_)
+    assert (
+        np.abs(one[1] - outcome(KERNELS["rows"], long_request(bias=True, mask="causal"))[1]).max()
+        > 0.1
+    )
+
+
+def test_rows_on_several_devices_are_those_of_one_and_add_up_the_bias_once():
+    layout = Layout({"data": 4, "tensor": 2})
+    mesh = make_mesh(layout)
+    rng = np.random.default_rng(0)
+    query, key, value = (
+        jnp.asarray(rng.standard_normal((8, 6, 4, 8)), jnp.float32) for _ in range(3)
+    )
+    bias = jnp.asarray(rng.standard_normal((1, 4, 6, 6)), jnp.float32)
+    segments = jnp.ones((8, 6), jnp.int32)
+    request = Request(
+        query, KeyValues(key, value), bias, AttentionMask.within(segments, causal=True)
+    )
+
+    def gradient(floats):
+        return outcome(lambda r: rows.attention(r, max_bytes=1), dataclasses.replace(
+            request, query=floats[0], kv=floats[1], bias=floats[2]
+        ))  # fmt: skip
+
+    floats = (query, request.kv, bias)
+    placed = shardings(
+        (PartitionSpec("batch", None, "heads"), PartitionSpec(None, "heads")),
+        layout.activations,
+        mesh,
+    )
+    spread = jax.device_put(floats, (placed[0], placed[0], placed[1]))
+    run = with_layout(gradient, layout, mesh)
+    assert_same(run(spread), outcome(KERNELS["dot"], request))
+    text = run.lower(spread).compile().as_text()
+    loops = [
+        body for body in text.split("\n\n") if "while/body" in body and not body.startswith("ENTRY")
+    ]
+    assert loops
+    assert not any("all-reduce(" in body or "all-gather(" in body for body in loops)
 
 
 def test_chunks_never_hold_all_logits():
@@ -180,8 +267,6 @@ def test_chunks_never_hold_all_logits():
         return max(eqns(jax.make_jaxpr(jax.grad(lambda q: kernel(q).sum()))(request.query).jaxpr))
 
     def with_query(kernel, **options):
-        import dataclasses
-
         return lambda q: kernel(dataclasses.replace(request, query=q), **options)
 
     assert sizes(with_query(KERNELS["dot"])) >= 2 * 4 * 64 * 64

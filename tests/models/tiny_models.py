@@ -26,6 +26,17 @@ def tiny(name: str = "t5_1_1_nano", **changes) -> ModelSpec:
     return override(name, TINY | changes)
 
 
+def derivative(fn, x, direction):
+    """How `fn(x)` moves as `x` does, by two reverse passes: models have no forward mode."""
+
+    @jax.jit
+    def moved():
+        shape, pull_back = jax.vjp(fn, x)
+        return jax.linear_transpose(lambda y: pull_back(y)[0], shape)(direction)[0]
+
+    return moved()
+
+
 @functools.cache
 def random_params(spec: ModelSpec, seed: int = 0):
     """Parameters whose norms are random too: ones hide mistakes."""

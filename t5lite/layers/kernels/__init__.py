@@ -5,18 +5,19 @@ from collections.abc import Callable
 import jax
 
 from t5lite.errors import InputError, unknown
-from t5lite.layers.kernels import chunked, cudnn, dot, splash
+from t5lite.layers.kernels import chunked, cudnn, dot, rows, splash
 from t5lite.layers.kernels.request import Request
 
 KERNELS: dict[str, Callable[[Request], jax.Array]] = {
     "dot": dot.attention,
+    "rows": rows.attention,
     "chunked": chunked.attention,
     "splash": splash.attention,
     "cudnn": cudnn.attention,
 }
 # Why a kernel does not apply to a request; None where it does.
 _REFUSALS = {"splash": splash.refusal, "cudnn": cudnn.refusal}
-# From so many logits a head on, "auto" does not hold them all at once.
+# From so many logits a head on, "auto" does not hold those of a whole row.
 _MANY_LOGITS = 2048 * 2048
 
 
@@ -26,8 +27,9 @@ def attention(request: Request, *, kernel: str = "auto") -> jax.Array:
     Args:
       request: queries, keys and values, and all that shapes their logits.
       kernel: one of `KERNELS`, or "auto": splash on TPUs and cuDNN on GPUs where they apply,
-        chunked from 2,048 × 2,048 logits a head on, dot otherwise. "splash" is for whole rows over
-        themselves: what a cache or an encoder holds is read as "auto" says.
+        chunked from 2,048 × 2,048 logits a head on, rows where logits do not fit a cache, dot
+        otherwise. "splash" is for whole rows over themselves: what a cache or an encoder holds is
+        read as "auto" says.
 
     Returns:
       `[batch, q_length, heads, kv]` of the query's dtype.
@@ -50,5 +52,8 @@ def _choice(request: Request) -> str:
     fast = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend())
     if fast is not None and _REFUSALS[fast](request) is None:
         return fast
-    many = request.query.shape[1] * request.kv.key.shape[1] >= _MANY_LOGITS
-    return "chunked" if many else "dot"
+    a_head = request.query.shape[1] * request.kv.key.shape[1]
+    if a_head >= _MANY_LOGITS:
+        return "chunked"
+    batch, _, heads, _ = request.query.shape
+    return "rows" if 4 * batch * heads * a_head > rows.MAX_BYTES else "dot"

@@ -20,21 +20,34 @@ def attention(request: Request) -> jax.Array:
     Source: Vaswani et al. 2017, arXiv:1706.03762, §3.2.1; heads share keys in groups as in Ainslie
     et al. 2023, arXiv:2305.13245.
     """
-    query, value = request.query, request.kv.value
-    batch, q_length, heads, width = query.shape
-    groups = value.shape[2]
     probabilities = weights(request)
     if request.dropout is not None:
         probabilities = request.dropout(probabilities)
-    probabilities = probabilities.astype(query.dtype)
-    probabilities = probabilities.reshape(batch, groups, heads // groups * q_length, -1)
-    attended = jnp.einsum("bgqk,bgkd->bgqd", probabilities, jnp.swapaxes(value, 1, 2))
-    return jnp.swapaxes(attended.reshape(batch, heads, q_length, width), 1, 2)
+    return mixed(probabilities.astype(request.query.dtype), request.kv.value)
 
 
 def weights(request: Request) -> jax.Array:
     """Returns how much of each value a query takes, before dropout: `[batch, heads, q_length,
     kv_length]` float32, which sum to 1 over the keys."""
+    return jax.nn.softmax(logits_of(request), axis=-1)
+
+
+def mixed(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """Returns `[batch, q_length, heads, kv]`, the values in their weights' proportions.
+
+    Args:
+      weights: `[batch, heads, q_length, kv_length]`.
+      value: `[batch, kv_length, kv_heads, kv]`, of the same dtype.
+    """
+    batch, heads, q_length, _ = weights.shape
+    groups, width = value.shape[2:]
+    weights = weights.reshape(batch, groups, heads // groups * q_length, -1)
+    sums = jnp.einsum("bgqk,bgkd->bgqd", weights, jnp.swapaxes(value, 1, 2))
+    return jnp.swapaxes(sums.reshape(batch, heads, q_length, width), 1, 2)
+
+
+def logits_of(request: Request) -> jax.Array:
+    """Returns what the softmax is taken of: `[batch, heads, q_length, kv_length]` float32."""
     query, key = request.query, request.kv.key
     batch, q_length, heads, width = query.shape
     groups = key.shape[2]
@@ -54,4 +67,4 @@ def weights(request: Request) -> jax.Array:
     seen = None if request.mask is None else request.mask.array()
     if seen is not None:
         logits = jnp.where(seen, logits, jnp.float32(MASKED))
-    return jax.nn.softmax(logits, axis=-1)
+    return logits
