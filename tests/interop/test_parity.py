@@ -97,7 +97,7 @@ def check(loaded, inputs, expected):
         if difference.shape[:2] == valid.shape:
             difference = difference[valid]
         assert difference.max() <= LOGITS, f"{name} differ by {difference.max():.1e}"
-        assert np.abs(expected[name]).max() > 0.1
+        assert np.abs(expected[name]).max() > 20 * LOGITS  # or the difference would say little
     if "loss" in expected:
         loss = loss_of(model, params, batch, inputs["labels"])
         assert abs(loss - float(expected["loss"])) <= LOSS
@@ -164,6 +164,7 @@ SIZES = {name: count for name, (_, count) in COUNTS.items()} | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", SIZES)
+@pytest.mark.light("t5gemma_b_b", "palm_62b", "switch_base_8")
 def test_published_sizes(name):
     shapes = Model(preset(name)).shapes()
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == SIZES[name]
