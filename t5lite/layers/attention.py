@@ -6,6 +6,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from t5lite.layers.cache import KeyValues
 from t5lite.layers.dropout import Dropout
@@ -66,6 +67,11 @@ class AttentionSpec(Spec):
         return self.num_kv_heads or self.num_heads
 
     @property
+    def kv_axis(self) -> str:
+        """Logical name of the key and value heads: one for all queries cannot be spread as they."""
+        return "shared_head" if self.kv_heads == 1 < self.num_heads else "heads"
+
+    @property
     def scale(self) -> float:
         return self.head_dim**-0.5 if self.logits_scale is None else self.logits_scale
 
@@ -99,8 +105,8 @@ class Attention(nn.Module):
             projection, dtype=self.dtype, distribution="normal", use_bias=spec.use_bias
         )
         self.query = project(axes, heads, init_scale=query_scale)
-        self.key = project(axes, kv_heads)
-        self.value = project(axes, kv_heads)
+        self.key = project(("embed", spec.kv_axis, "kv"), kv_heads)
+        self.value = project(("embed", spec.kv_axis, "kv"), kv_heads)
         self.output = project(("heads", "kv", "embed"), (self.embed,), num_contracted=2)
         if spec.query_key_norm is not None:
             self.query_norm = spec.query_key_norm.make(self.dtype, axis="kv")
@@ -113,15 +119,14 @@ class Attention(nn.Module):
           x: what is attended to.
           positions: `[batch or 1, kv_length]` int32, for rotary keys; None where there are none.
         """
-        names = ("batch", "length", "heads", "kv")
+        names = ("batch", "length", self.spec.kv_axis, "kv")
         key = self.key(x)
         if self.spec.query_key_norm is not None:
             key = self.key_norm(key)
         key = self._rotated(key, positions)
-        return KeyValues(
-            nn.with_logical_constraint(key, names),
-            nn.with_logical_constraint(self.value(x), names),
-        )
+        key = nn.with_logical_constraint(key, names)
+        value = nn.with_logical_constraint(self.value(x), names)
+        return KeyValues(self._named(key, "key"), self._named(value, "value"))
 
     def __call__(
         self,
@@ -138,6 +143,7 @@ class Attention(nn.Module):
             query = self.query_norm(query)
         query = self._rotated(query, positions)
         query = nn.with_logical_constraint(query, ("batch", "length", "heads", "kv"))
+        query = self._named(query, "query")
         dropout = None
         if self.dropout_rate and self.has_rng("dropout"):
             dropout = Dropout(self.make_rng("dropout"), self.dropout_rate)
@@ -148,7 +154,12 @@ class Attention(nn.Module):
         request = Request(query, kv, bias, mask, dropout, spec.scale, spec.logits_softcap)
         if self.is_mutable_collection("intermediates"):  # somebody looks inside
             self.sow("intermediates", "weights", dot.weights(request))
-        return self.output(attention(request, kernel=self.kernel))
+        attended = checkpoint_name(attention(request, kernel=self.kernel), "attended")
+        return self._named(self.output(attended), "output")
+
+    def _named(self, x: jax.Array, name: str) -> jax.Array:
+        """Names what a policy of rematerialisation may keep, `cross_…` of cross-attention."""
+        return checkpoint_name(x, f"cross_{name}" if self.name == "cross_attention" else name)
 
     def _rotated(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
         if self.spec.rotary is None:

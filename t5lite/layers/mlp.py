@@ -7,6 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from t5lite.errors import unknown
 from t5lite.layers.projection import projection
@@ -59,13 +60,18 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         spec, activation = self.spec, ACTIVATIONS[self.spec.activation]
         project = functools.partial(projection, dtype=self.dtype, use_bias=spec.use_bias)
-        into = functools.partial(project, ("embed", "mlp"), (spec.hidden,))
+
+        def into(name: str) -> jax.Array:
+            hidden = project(("embed", "mlp"), (spec.hidden,), name=name)(x)
+            return checkpoint_name(hidden, name)
+
         # Of an activation only what goes into it is kept: the rest is quickly computed again.
         if spec.gated:
             gated = jax.checkpoint(lambda gate, up: activation(gate) * up)
-            x = gated(into(name="gate")(x), into(name="up")(x))
+            hidden = gated(into("gate"), into("up"))
         else:
-            x = jax.checkpoint(activation)(into(name="up")(x))
-        x = nn.Dropout(self.dropout_rate, deterministic=not self.has_rng("dropout"))(x)
-        x = nn.with_logical_constraint(x, ("batch", "length", "mlp"))
-        return project(("mlp", "embed"), (self.embed,), name="down")(x)
+            hidden = jax.checkpoint(activation)(into("up"))
+        hidden = nn.Dropout(self.dropout_rate, deterministic=not self.has_rng("dropout"))(hidden)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
+        y = project(("mlp", "embed"), (self.embed,), name="down")(hidden)
+        return checkpoint_name(y, "down")

@@ -315,10 +315,15 @@ def _rules_beside_experts() -> Iterator[Any]:
     """Keeps the mesh axes that have the experts free of anything else; yields those axes.
 
     Inside an expert a `batch` of rows is spread over what is left of the batch's axes, and slots,
-    which an `Mlp` calls the `length`, over none.
+    which an `Mlp` calls the `length`, over none. Gradients there are left to XLA: a `shard_map`
+    that is not over the experts' mesh axes cannot be inside a `vmap` that is.
     """
     rules = nn.get_logical_axis_rules()
     experts, batch = nn.logical_to_mesh_axes(("experts", "batch"), rules) or (None, None)
-    kept = [rule for rule in rules if rule[0] not in ("batch", "length")]
+    kept = [
+        (name, None if name.startswith("gradient/") else axes)
+        for name, axes in rules
+        if name not in ("batch", "length")
+    ]
     with nn.logical_axis_rules([("batch", batch), ("length", None), *kept] if rules else rules):
         yield experts

@@ -8,10 +8,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from t5lite.layers.gradients import Spread, spread, summed_over_rows
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def product(x: jax.Array, kernel: jax.Array, num_contracted: int, dtype: Any) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def product(
+    x: jax.Array,
+    kernel: jax.Array,
+    num_contracted: int,
+    dtype: Any,
+    spread: Spread | None = None,
+) -> jax.Array:
     """Contracts the last axes of `x` with the first ones of `kernel`.
 
     Its derivative is written out, so that the kernel's gradient comes out as the kernel lies in
@@ -23,22 +32,29 @@ def product(x: jax.Array, kernel: jax.Array, num_contracted: int, dtype: Any) ->
       kernel: `[*contracted, *features]`, of the same dtype.
       num_contracted: how many axes are contracted.
       dtype: of the result; sums are rounded to it once.
+      spread: where the kernel's gradient goes.
 
     Returns:
       `[..., *features]`.
     """
+    del spread
     contracted = tuple(range(x.ndim - num_contracted, x.ndim)), tuple(range(num_contracted))
     return lax.dot_general(x, kernel, (contracted, ((), ())), preferred_element_type=dtype)
 
 
 def _product_forward(
-    x: jax.Array, kernel: jax.Array, num_contracted: int, dtype: Any
+    x: jax.Array, kernel: jax.Array, num_contracted: int, dtype: Any, spread: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    del spread
     return product(x, kernel, num_contracted, dtype), (x, kernel)
 
 
 def _product_backward(
-    num_contracted: int, dtype: Any, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+    num_contracted: int,
+    dtype: Any,
+    spread: Spread | None,
+    kept: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     del dtype
     x, kernel = kept
@@ -48,10 +64,12 @@ def _product_backward(
         tuple(range(num_contracted, kernel.ndim)),
     )
     rows = tuple(range(num_rows)), tuple(range(num_rows))
-    return (
-        lax.dot_general(gradient, kernel, (features, ((), ())), preferred_element_type=x.dtype),
-        lax.dot_general(x, gradient, (rows, ((), ())), preferred_element_type=kernel.dtype),
-    )
+    d_x = lax.dot_general(gradient, kernel, (features, ((), ())), preferred_element_type=x.dtype)
+
+    def of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return lax.dot_general(x, gradient, (rows, ((), ())), preferred_element_type=kernel.dtype)
+
+    return d_x, summed_over_rows(of_kernel, (x, gradient), spread)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -63,6 +81,7 @@ def _dot_general(
     dimension_numbers: Any,
     *,
     dtype: Any,
+    axes: tuple[str, ...],
     precision: Any = None,
     **options: Any,
 ) -> jax.Array:
@@ -73,7 +92,14 @@ def _dot_general(
     assert x_axes == tuple(range(x.ndim - n, x.ndim))
     assert kernel_axes == tuple(range(n))
     assert not any(batch)
-    return product(x, kernel, n, dtype)
+    if jax.sharding.get_abstract_mesh().size > 1:
+        # Gathered over what only its storage is spread over, by name, so that a policy of
+        # rematerialisation may keep it rather than have it sent again.
+        kernel = checkpoint_name(
+            nn.with_logical_constraint(kernel, axes),
+            "attention_kernel" if {"heads", "shared_head"} & set(axes) else "kernel",
+        )
+    return product(x, kernel, n, dtype, spread(axes))
 
 
 class _Named(nn.LogicallyPartitioned):
@@ -119,7 +145,9 @@ def projection(
         axis=tuple(range(-num_contracted, 0)),
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=functools.partial(_dot_general, dtype=jnp.float32 if float32_output else dtype),
+        dot_general=functools.partial(
+            _dot_general, dtype=jnp.float32 if float32_output else dtype, axes=tuple(axes)
+        ),
         kernel_init=lambda *arguments: _Named(init(*arguments), tuple(axes)),
         bias_init=lambda *arguments: _Named(
             nn.initializers.zeros(*arguments), tuple(axes[num_contracted:])

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from etils import epath
 
@@ -22,6 +21,7 @@ from t5lite.layers import (
 )
 from t5lite.layers.spec import positive
 from t5lite.models.block import BlockSpec
+from t5lite.models.remat import POLICIES
 
 FORMAT_VERSION = 3
 
@@ -225,8 +225,8 @@ class ComputeSpec(Spec):
 
     Args:
       dtype: of activations; parameters, norms, softmax and logits stay float32.
-      remat: what the backward pass computes again: `none` nothing, `save_dots` all but matrix
-        products, `minimal` all but those without a batch axis, `full` the whole layer.
+      remat: what of a layer is kept for the backward pass, which computes the rest again; one of
+        `remat.POLICIES`, from `none` (all is kept) to `full` (nothing is).
       scan: one compiled layer in a loop, rather than layers unrolled; parameters are the same.
       attention: the kernel, one of `layers.KERNELS`, or "auto"; see `layers.attention`. Results are
         equal but for rounding.
@@ -239,7 +239,7 @@ class ComputeSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = {"dtype": DTYPES, "remat": REMAT, "attention": ("auto", *KERNELS)}
+        choices = {"dtype": DTYPES, "remat": POLICIES, "attention": ("auto", *KERNELS)}
         for field, known in choices.items():
             self.require(getattr(self, field) in known, field, f"one of {', '.join(known)}")
 
@@ -249,12 +249,6 @@ class ComputeSpec(Spec):
 
 
 DTYPES = ("float32", "bfloat16", "float16")
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "save_dots": jax.checkpoint_policies.dots_saveable,
-}
 
 
 def save_spec(path: epath.PathLike, spec: ModelSpec) -> None:

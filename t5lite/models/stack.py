@@ -10,7 +10,8 @@ import numpy as np
 
 from t5lite.layers import AttentionSpec, Slots, projection
 from t5lite.models.block import BlockSpec, Context
-from t5lite.models.spec import REMAT, ComputeSpec, StackSpec
+from t5lite.models.remat import POLICIES
+from t5lite.models.spec import ComputeSpec, StackSpec
 
 # Keys and values of every layer: {"first": [per block], "layers": [per block of the pattern,
 # stacked], "remainder": [per block]}, of which a stack has those that it has layers in. Where
@@ -102,7 +103,7 @@ class Stack(nn.Module):
             # Inside a loop nothing can be merged with the forward pass, so no barrier is needed.
             return nn.remat(
                 Period,
-                policy=REMAT[compute.remat],
+                policy=POLICIES[compute.remat],
                 prevent_cse=not scanned,
                 methods=["__call__"],
             )

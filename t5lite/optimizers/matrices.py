@@ -39,9 +39,10 @@ class MatrixView(NamedTuple):
 def matrix_view(names: PartitionSpec, shape: tuple[int, ...]) -> MatrixView:
     """Returns how a parameter makes a matrix (or a stack of them).
 
-    Stacked axes (`BATCH_AXES`) are set apart; `heads` followed by `kv` count as the one dimension
-    they were split from. What remains is a matrix if it has two dimensions, or more of which
-    exactly one is `embed`: that one against all others. A table over `relpos_buckets` is none.
+    Stacked axes (`BATCH_AXES`) are set apart; `heads` (or a `shared_head`) followed by `kv` count
+    as the one dimension they were split from. What remains is a matrix if it has two dimensions, or
+    more of which exactly one is `embed`: that one against all others. A table over
+    `relpos_buckets` is none.
 
     Args:
       names: logical axis names; axes beyond its length, or None, have no name.
@@ -55,7 +56,7 @@ def matrix_view(names: PartitionSpec, shape: tuple[int, ...]) -> MatrixView:
     padded = [*names, *[None] * (len(shape) - len(names))]
     dimensions: list[tuple[int, ...]] = []
     for axis, name in enumerate(padded):
-        if name == "kv" and axis > 0 and padded[axis - 1] == "heads":
+        if name == "kv" and axis > 0 and padded[axis - 1] in ("heads", "shared_head"):
             dimensions[-1] += (axis,)
         elif name not in BATCH_AXES:
             dimensions.append((axis,))

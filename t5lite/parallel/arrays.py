@@ -97,12 +97,19 @@ def place(
     }
 
 
+def platform_of(mesh: Any) -> str:
+    """Returns `cpu`, `gpu` or `tpu`, of a mesh with devices or without."""
+    described = getattr(getattr(mesh, "abstract_mesh", mesh), "abstract_device", None)
+    return jax.default_backend() if described is None else described.platform
+
+
 def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) -> Callable:
     """Returns `fn` jitted; the logical names in it mean `layout`'s mesh axes.
 
     Args:
       fn: any function of pytrees.
-      layout: its `activations` are the rules inside `fn`.
+      layout: its `activations` are the rules inside `fn`; its gradients' logical names there begin
+        with `gradient/`.
       mesh: the devices.
       **jit_options: passed to `jax.jit`; `donate_argnums` and so on.
 
@@ -110,12 +117,15 @@ def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) ->
       A function with `.lower(*shapes)` like `jax.jit`'s.
     """
 
+    of_gradients = layout.gradients or layout.parameters
+    rules = [*layout.activations, *((f"gradient/{name}", axes) for name, axes in of_gradients)]
+
     @functools.wraps(fn)
     def ruled(*args: Any) -> Any:
-        with nn.logical_axis_rules(layout.activations):
+        with nn.logical_axis_rules(rules):
             return fn(*args)
 
-    options = dict(layout.compiler_options or {}) or None
+    options = dict(layout.compiler_options.get(platform_of(mesh), {})) or None
     compiled = jax.jit(ruled, compiler_options=options, **jit_options)
 
     def call(*args: Any) -> Any:

@@ -199,9 +199,22 @@ def test_some_rows_at_a_time_are_all_of_them_and_so_are_their_gradients(bias, ma
         softcap=softcap,
     )
     expected = outcome(KERNELS["dot"], request)
-    for max_bytes in (1, 2 * 4 * 4 * 6 * 6, 2**30):  # one row, two, all
-        found = outcome(lambda r, most=max_bytes: rows.attention(r, max_bytes=most), request)
+    for most in (1, 2 * 4 * 4 * 6 * 6, 2**30):  # one row, two, all
+        found = outcome(lambda r, most=most: rows.attention(r, max_bytes=(most, 1)), request)
         assert_same(found, expected)
+
+
+def test_rows_in_bfloat16_take_their_sums_from_the_product():
+    """The product has a column of ones, which makes up for what rounding does to the weights."""
+    request = long_request(bias=True, mask="causal")
+    exact = outcome(KERNELS["dot"], request)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (request.query, request.kv))
+    narrow = dataclasses.replace(request, query=rounded[0], kv=rounded[1])
+    for kernel in ("rows", "dot"):
+        _, output = outcome(KERNELS[kernel], narrow)
+        np.testing.assert_allclose(np.float32(output), exact[1], atol=0.03)
+    text = str(jax.make_jaxpr(lambda r: rows.attention(r))(narrow))
+    assert "reduce_sum" not in text
 
 
 def test_rows_draw_the_same_however_many_are_computed_at_a_time():
@@ -209,7 +222,7 @@ def test_rows_draw_the_same_however_many_are_computed_at_a_time():
         long_request(bias=True, mask="causal"), dropout=Dropout(jax.random.key(1), 0.4)
     )
     one, all_ = (
-        outcome(lambda r, most=most: rows.attention(r, max_bytes=most), request)
+        outcome(lambda r, most=most: rows.attention(r, max_bytes=(most, most)), request)
         for most in (1, 2**30)
     )
     assert_same(one, all_)
@@ -233,7 +246,7 @@ def test_rows_on_several_devices_are_those_of_one_and_add_up_the_bias_once():
     )
 
     def gradient(floats):
-        return outcome(lambda r: rows.attention(r, max_bytes=1), dataclasses.replace(
+        return outcome(lambda r: rows.attention(r, max_bytes=(1, 1)), dataclasses.replace(
             request, query=floats[0], kv=floats[1], bias=floats[2]
         ))  # fmt: skip
 

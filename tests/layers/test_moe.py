@@ -383,6 +383,7 @@ WITH_EXPERTS = (
     ],
 )
 @pytest.mark.parametrize("spec", [TOP_1, TOP_2], ids=["top_1", "top_2"])
+@pytest.mark.light("top_1-mesh0-activations0", "top_2-mesh1-activations1")
 def test_one_device_equals_eight(spec, mesh, activations):
     layout = Layout(mesh=mesh, activations=activations)
     devices = make_mesh(layout)

@@ -149,6 +149,7 @@ def close(found, expected, atol=2e-5):
 
 
 @every_decoder
+@pytest.mark.light("gpt2")
 def test_without_cross_attention_the_new_decoder_is_the_old_one(spec):
     params, batch = random_params(spec), both()
     new_spec, new_params = to_encoder_decoder(spec, params, rng=KEY)
@@ -160,6 +161,7 @@ def test_without_cross_attention_the_new_decoder_is_the_old_one(spec):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma_like", "first_layer"])
+@pytest.mark.light("gpt2")
 def test_the_new_encoder_is_the_old_decoder_with_all_tokens_in_its_prefix(name):
     spec, inputs = DECODERS[name], tokens()
     params = random_params(spec)
@@ -280,6 +282,7 @@ def test_an_encoder_may_have_its_own_table():
 
 
 @pytest.mark.parametrize("width", [16, 24])
+@pytest.mark.slow
 def test_two_models_become_one(width):
     """BERT's encoder with token types, of the same width or a larger one, and GPT's decoder."""
     bert = override(BERT, {"embed": width})
@@ -340,6 +343,7 @@ def test_models_that_cannot_be_joined():
     [(GPT, 2, 0), (GPT, 2, 1), (GPT, 4, 0), (GPT, 1, 3), (SHARED_LAYERS, 2, 0)],
     ids=["remainder", "first_layer", "remainder_alone", "first_layers_alone", "once_shared"],
 )
+@pytest.mark.slow
 def test_layers_in_other_places_are_the_same_model(spec, period, num_first):
     params, batch = random_params(spec), {"decoder_input_tokens": tokens()}
     block = spec.decoder.blocks[0]
@@ -385,6 +389,7 @@ DENSE = {
     ("name", "layers"),
     [*((name, "alternate") for name in DENSE), ("t5_tied", "all"), ("gpt2", (0, 2))],
 )
+@pytest.mark.light("t5_tied-all")
 def test_experts_that_are_copies_say_what_the_dense_model_says(name, layers):
     spec = DENSE[name]
     params, batch = random_params(spec), both()

@@ -70,6 +70,7 @@ def exactly(found, expected):
 
 
 @every_model
+@pytest.mark.light("tied")
 def test_logits_of_old_tokens_stay_to_the_bit(spec):
     params = random_params(spec)
     new_spec, new = extend_vocabulary(spec, params, 9, num_pieces=45, multiple_of=8)
@@ -137,6 +138,7 @@ def test_pieces_are_the_mean_of_the_old_ones_they_consist_of():
 
 
 @every_model
+@pytest.mark.slow
 def test_another_vocabulary_keeps_the_pieces_of_both(spec):
     params = random_params(spec)
     old = [f"piece{index}" for index in range(48)]

@@ -50,6 +50,7 @@ def test_windows_keep_what_they_see_and_what_drafts_may_take():
 
 
 @pytest.mark.parametrize("prompt_lengths", [(9, 2, 5), (1, 1, 1)], ids=["ragged", "one_token"])
+@pytest.mark.light("one_token")
 def test_what_is_rewound_leaves_no_trace(prompt_lengths):
     """Behind prompts longer than the window, rows keep different parts of each draft."""
     model, params = Model(WINDOWED), random_params(WINDOWED)
@@ -83,6 +84,7 @@ def test_what_is_rewound_leaves_no_trace(prompt_lengths):
 
 
 @pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.light("shared_on_both_sides")
 def test_unstacked_it_is_the_same_model(name):
     spec = WRITERS[name]
     model, params = Model(spec), random_params(spec)
@@ -100,6 +102,7 @@ def test_unstacked_it_is_the_same_model(name):
     np.testing.assert_allclose(found, model.hidden(params, batch)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hypotheses_share_their_input():
     """Repeated and reordered rows read the encoder's one row, as if each had one of its own."""
     spec = override(
@@ -159,6 +162,7 @@ LIGHT = {("encoder_decoder", "drafted"), ("decoder", "drawn")}
         for way in WAYS
     ],
 )
+@pytest.mark.slow
 def test_eight_devices_write_what_one_does(topology, way):
     model, rng = Model(SPREAD[topology]), np.random.default_rng(0)
     params = jax.tree.map(

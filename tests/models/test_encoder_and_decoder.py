@@ -163,6 +163,7 @@ def test_a_token_of_a_decoder_sees_only_those_before_it(spec):
 
 
 @every_decoder
+@pytest.mark.light("llama")
 def test_tokens_of_a_prefix_see_each_other_and_nothing_behind_it(spec):
     inside = jnp.broadcast_to(jnp.arange(LENGTH)[None] < 6, (2, LENGTH)).astype(jnp.int32)
     batch = {"decoder_input_tokens": read(tokens()), "decoder_causal_attention": inside}
@@ -172,6 +173,7 @@ def test_tokens_of_a_prefix_see_each_other_and_nothing_behind_it(spec):
 
 
 @every_decoder
+@pytest.mark.light("llama", "relative_bias")
 def test_packed_texts_of_a_decoder_are_as_if_alone(spec):
     params, rows = random_params(spec), read(tokens())
     inside = jnp.zeros_like(rows).at[:, :4].set(1)
@@ -186,6 +188,7 @@ def test_packed_texts_of_a_decoder_are_as_if_alone(spec):
 
 @every_decoder
 @pytest.mark.parametrize("prefix", [False, True], ids=["causal", "prefix"])
+@pytest.mark.light("llama", "relative_bias")
 def test_cached_decoding_is_the_full_forward_pass(spec, prefix):
     """Prompts of 6 and 3 tokens behind the start, then 5 more each, in steps of 3, 1 and 1."""
     params, model, rows = random_params(spec), Model(spec), tokens(rows=2)
@@ -229,6 +232,7 @@ BOTH = {"encoder": ENCODERS["bert"], "decoder": DECODERS["llama"]}
 
 @pytest.mark.parametrize("side", BOTH)
 @pytest.mark.parametrize(("remat", "scan"), [("full", True), ("none", False)])
+@pytest.mark.light("full-True-decoder")
 def test_remat_and_scan_change_neither_value_nor_gradient(side, remat, scan):
     spec = BOTH[side]
     params, batch = random_params(spec), {f"{side}_input_tokens": tokens()}
@@ -282,6 +286,28 @@ def test_stochastic_depth_leaves_sublayers_out_in_training_alone(scan):
 )
 def test_published_sizes(name, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(Model(preset(name)).shapes())) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "digits"),
+    [  # never released; counts in Brown et al. 2020, table D.1, Chowdhery et al. 2022, table 1, ...
+        ("gpt3_125m", 125e6, 3),
+        ("gpt3_350m", 356e6, 3),
+        ("gpt3_760m", 760e6, 3),
+        ("gpt3_1_3b", 1.32e9, 3),
+        ("gpt3_2_7b", 2.65e9, 3),
+        ("gpt3_6_7b", 6.66e9, 3),
+        ("gpt3_13b", 12.85e9, 4),
+        ("gpt3_175b", 174.6e9, 4),
+        ("palm_8b", 8.63e9, 3),
+        ("palm_62b", 62.50e9, 4),
+        ("palm_540b", 540.35e9, 4),  # .36 with a second norm a layer
+        ("mt_nlg_530b", 530e9, 3),  # ... and Smith et al. 2022, §3.1
+    ],
+)
+def test_sizes_that_were_only_described(name, published, digits):
+    count = sum(leaf.size for leaf in jax.tree.leaves(Model(preset(name)).shapes()))
+    assert count == pytest.approx(published, rel=0.5 * 10.0 ** (1 - digits))
 
 
 @pytest.mark.parametrize("side", BOTH)

@@ -9,6 +9,7 @@ from tiny_models import SPECS, derivative, extend, logits, random_batch, random_
 from t5lite.models import PRESETS, ComputeSpec, Model, forward_flops, preset
 
 
+@pytest.mark.light("tied")
 def test_a_decoder_position_sees_only_what_came_before(spec):
     params, batch, model = random_params(spec), random_batch(), Model(spec)
     table = params["token_embedding"]["embedding"]
@@ -89,6 +90,7 @@ def test_a_rewound_cache_forgets_and_a_reordered_one_swaps():
 
 
 @pytest.mark.parametrize(("remat", "scan"), [("full", True), ("minimal", False)])
+@pytest.mark.light("minimal-False")
 def test_remat_and_scan_change_neither_value_nor_gradient(remat, scan):
     spec = SPECS["tied"]
     params, batch = random_params(spec), random_batch()
@@ -153,6 +155,7 @@ def is_spec(leaf):
 
 
 @pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.light("umt5_base", "llama2_13b", "switch_base_8")
 def test_every_parameter_axis_has_a_name(name):
     model = Model(preset(name))
 

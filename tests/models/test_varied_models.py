@@ -97,6 +97,7 @@ def moved(spec, batch, name, place=PLACE):
 
 
 @every_model
+@pytest.mark.light("capped_in_windows", "factorised_and_shared")
 def test_tokens_see_whom_they_may(spec):
     behind, all_of_them = [place >= PLACE for place in range(LENGTH)], [True] * LENGTH
     batch = make_batch(spec)
@@ -165,6 +166,7 @@ def test_packed_texts_are_as_if_alone_and_padding_is_unseen(spec):
 @pytest.mark.parametrize(
     ("name", "prefix"), [*((name, False) for name in GENERATORS), *((n, True) for n in DECODERS)]
 )
+@pytest.mark.light("capped_in_windows")
 def test_cached_decoding_is_the_full_forward_pass(name, prefix):
     """Behind prompts of 7 and 4 tokens, which a decoder alone may see in both directions."""
     spec = GENERATORS[name]
@@ -272,6 +274,7 @@ def test_on_eight_devices_and_computed_again_gradients_are_the_same():
 
 
 @every_model
+@pytest.mark.light("factorised_and_shared")
 def test_parameters_may_be_bfloat16_while_computing_in_float32(spec):
     """They give what the same numbers do as float32."""
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(spec))

@@ -86,7 +86,7 @@ def test_lowering_needs_only_shapes():
 
 
 def test_options_reach_the_compiler():
-    fast = Layout({"data": 8}, compiler_options={"xla_no_such_option": True})
+    fast = Layout({"data": 8}, compiler_options={"cpu": {"xla_no_such_option": True}})
     with pytest.raises(Exception, match="xla_no_such_option"):
         with_layout(double, fast, make_mesh(fast))(jnp.ones((8, 4, 3)))
 

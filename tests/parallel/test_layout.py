@@ -1,8 +1,11 @@
 """Layouts: which mesh they make, and what their tables do with names."""
 
+import importlib.util
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -10,6 +13,7 @@ from t5lite.errors import InputError
 from t5lite.models import PRESETS, Model, preset
 from t5lite.optimizers import Adafactor, AdamW
 from t5lite.parallel import ACTIVATIONS, MESH_AXES, PARAMETERS, Layout, make_mesh, shardings
+from t5lite.planning import Slice
 from t5lite.training import initial_state, state_axes, transformation
 
 
@@ -131,3 +135,12 @@ def test_every_axis_of_an_optimizers_state_has_a_rule_and_fits_its_array(name, o
     # Whatever is large is spread.
     assert split
     assert all(split)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_mesh_axis_shorter_than_the_sides_of_a_slice_is_a_part_of_one():
+    mesh = make_mesh(Layout({"fsdp": -1, "tensor": 4}), Slice.parse("v5p:8x8x16").devices())
+    groups = mesh.devices.reshape(256, 4)
+    for group in groups:
+        places = np.array([device.coords for device in group])
+        assert (np.abs(np.diff(places, axis=0)).sum(axis=1) == 1).all()  # neighbours, one by one

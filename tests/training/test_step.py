@@ -84,6 +84,7 @@ def test_the_loss_is_the_sum_over_the_weight():
         ("adamw", "data=2 tensor=4", QUARTERS),
     ],
 )
+@pytest.mark.light("adafactor--update5")
 def test_devices_and_microbatches_change_nothing(optimizer, mesh, update, capfd):
     expected, whole = alone(optimizer)
     axes = [(name, int(size)) for name, size in (axis.split("=") for axis in mesh.split())]

@@ -6,7 +6,7 @@ import jax
 
 from t5lite.errors import InputError, unknown
 from t5lite.layers.kernels import chunked, cudnn, dot, rows, splash
-from t5lite.layers.kernels.request import Request
+from t5lite.layers.kernels.request import Request, platform
 
 KERNELS: dict[str, Callable[[Request], jax.Array]] = {
     "dot": dot.attention,
@@ -49,11 +49,11 @@ def attention(request: Request, *, kernel: str = "auto") -> jax.Array:
 
 
 def _choice(request: Request) -> str:
-    fast = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend())
+    fast = {"tpu": "splash", "gpu": "cudnn"}.get(platform())
     if fast is not None and _REFUSALS[fast](request) is None:
         return fast
     a_head = request.query.shape[1] * request.kv.key.shape[1]
     if a_head >= _MANY_LOGITS:
         return "chunked"
     batch, _, heads, _ = request.query.shape
-    return "rows" if 4 * batch * heads * a_head > rows.MAX_BYTES else "dot"
+    return "rows" if 4 * batch * heads * a_head > rows.MAX_BYTES["cpu"][0] else "dot"

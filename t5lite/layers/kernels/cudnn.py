@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from t5lite.layers.kernels.request import Request, mesh_axes
+from t5lite.layers.kernels.request import Request, mesh_axes, platform
 
 
 def refusal(request: Request) -> str | None:
     """Returns why cuDNN cannot compute a request here; None if it can."""
-    if jax.default_backend() != "gpu":
-        return f"cuDNN runs on NVIDIA GPUs, and this is {jax.default_backend()}"
+    if platform() != "gpu":
+        return f"cuDNN runs on NVIDIA GPUs, and this is {platform()}"
     if request.query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN computes in bfloat16 or float16, not {request.query.dtype}"
     if request.bias is not None:

@@ -1,5 +1,7 @@
 """Attention with all logits in memory: the definition that the other kernels must equal."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -32,17 +34,20 @@ def weights(request: Request) -> jax.Array:
     return jax.nn.softmax(logits_of(request), axis=-1)
 
 
-def mixed(weights: jax.Array, value: jax.Array) -> jax.Array:
+def mixed(weights: jax.Array, value: jax.Array, *, dtype: Any = None) -> jax.Array:
     """Returns `[batch, q_length, heads, kv]`, the values in their weights' proportions.
 
     Args:
       weights: `[batch, heads, q_length, kv_length]`.
       value: `[batch, kv_length, kv_heads, kv]`, of the same dtype.
+      dtype: of the result; None for theirs.
     """
     batch, heads, q_length, _ = weights.shape
     groups, width = value.shape[2:]
     weights = weights.reshape(batch, groups, heads // groups * q_length, -1)
-    sums = jnp.einsum("bgqk,bgkd->bgqd", weights, jnp.swapaxes(value, 1, 2))
+    sums = jnp.einsum(
+        "bgqk,bgkd->bgqd", weights, jnp.swapaxes(value, 1, 2), preferred_element_type=dtype
+    )
     return jnp.swapaxes(sums.reshape(batch, heads, q_length, width), 1, 2)
 
 

@@ -36,6 +36,13 @@ class Request:
     softcap: float | None = dataclasses.field(default=None, metadata={"static": True})
 
 
+def platform() -> str:
+    """Returns what is computed on, `cpu`, `gpu` or `tpu`: the mesh's devices, which need not be
+    here."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if described is None else described.platform
+
+
 def mesh_axes(axes: tuple[str, ...]) -> tuple:
     """Returns the mesh axes of size above 1 that the layout in force gives to logical axes."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)

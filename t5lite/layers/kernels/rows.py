@@ -15,25 +15,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from t5lite.layers.cache import KeyValues
 from t5lite.layers.kernels import dot
-from t5lite.layers.kernels.request import Request, mesh_axes
+from t5lite.layers.kernels.request import Request, mesh_axes, platform
 
-MAX_BYTES = 2**22  # of the logits that a device works on at once
+KEPT = "attended"  # the name of what the backward pass needs, for policies of rematerialisation
+# Of the float32 logits that a device works on at once, forwards and backwards. On a TPU the forward
+# pass is two products, between which nothing is read twice; in the backward pass, what stays in
+# the vector memory is worth more than larger products. (By the compiler's estimates.)
+MAX_BYTES = {"cpu": (2**22, 2**22), "gpu": (2**22, 2**22), "tpu": (2**29, 2**22)}
 
 
-def attention(request: Request, *, max_bytes: int = MAX_BYTES) -> jax.Array:
+def attention(request: Request, *, max_bytes: tuple[int, int] | None = None) -> jax.Array:
     """Returns what `dot.attention` does, with the logits of a few rows in memory.
 
     Args:
       request: of any kind.
-      max_bytes: of the float32 logits that a device has at once; those of one row if that is more.
+      max_bytes: of the float32 logits that a device has at once, forwards and backwards, those of
+        one row if that is more; None for the platform's of `MAX_BYTES`.
 
     Source: Dao et al. 2022, arXiv:2205.14135, appendix B.4 (the backward pass from the output and
       the softmax's normaliser).
     """
     batch, q_length, heads, _ = request.query.shape
+    max_bytes = MAX_BYTES[platform()] if max_bytes is None else max_bytes
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     num_shards, head_shards = (
         int(np.prod([sizes[axis] for axis in axes or ()], dtype=int))
@@ -43,8 +50,10 @@ def attention(request: Request, *, max_bytes: int = MAX_BYTES) -> jax.Array:
         num_shards = 1
     rows = batch // num_shards  # of a device
     row_bytes = 4 * -(-heads // head_shards) * q_length * request.kv.key.shape[1]
-    most = max(max_bytes // row_bytes, 1)
-    size = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
+    fitting = (min(max(most // row_bytes, 1), rows) for most in max_bytes)
+    forward, backward = (
+        rows // max(n for n in range(1, size + 1) if rows % n == 0) for size in fitting
+    )
     bias = request.bias
     if bias is not None and bias.shape[0] == 1 and num_shards > 1:
         # One for each device: what its rows say of the bias is added up there, and over devices
@@ -52,32 +61,37 @@ def attention(request: Request, *, max_bytes: int = MAX_BYTES) -> jax.Array:
         bias = jnp.broadcast_to(bias, (num_shards, *bias.shape[1:]))
         bias = nn.with_logical_constraint(bias, ("batch", "heads", None, None))
         request = dataclasses.replace(request, bias=bias)
-    return _attention(request, rows // size)
+    return _attention(request, forward, backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attention(request: Request, num_parts: int) -> jax.Array:
-    return _forward(request, num_parts)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _attention(request: Request, num_parts: int, backward_parts: int) -> jax.Array:
+    return _forward(request, num_parts, backward_parts)[0]
 
 
-def _forward(request: Request, num_parts: int) -> tuple[jax.Array, Any]:
+def _forward(
+    request: Request, num_parts: int, backward_parts: int
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    del backward_parts
+
     def part(_: None, arrays: Any) -> tuple[None, tuple[jax.Array, ...]]:
         request, numbers = arrays
         logits = _logits(request)
         highest = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - highest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed = _mixed(request, numbers, weights, request.kv.value).astype(jnp.float32)
+        mixed, total = _mixed_and_total(request, numbers, weights)
         output = (mixed / jnp.swapaxes(total, 1, 2)).astype(request.query.dtype)
         # Not as one sum: where all keys are masked it would lose the smaller of the two.
         return None, (output, highest, jnp.log(total))
 
     numbers = jnp.arange(request.query.shape[0], dtype=jnp.int32)
     _, kept = _each_part(part, None, (request, numbers), num_parts=num_parts)
+    kept = tuple(checkpoint_name(array, KEPT) for array in kept)
     return kept[0], (request, numbers, *kept)
 
 
-def _backward(num_parts: int, kept: Any, gradient: jax.Array) -> tuple[Request]:
+def _backward(forward_parts: int, num_parts: int, kept: Any, gradient: jax.Array) -> tuple[Request]:
+    del forward_parts
     request = kept[0]
     shared = request.bias is not None and request.bias.shape[0] != request.query.shape[0]
 
@@ -130,6 +144,21 @@ def _mixed(request: Request, numbers: jax.Array, weights: jax.Array, value: jax.
     return dot.mixed(weights.astype(request.query.dtype), value)
 
 
+def _mixed_and_total(
+    request: Request, numbers: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns what the weights mix, and their sums over the keys, `[rows, heads, q_length, 1]`."""
+    value = request.kv.value
+    if value.dtype == jnp.float32 or request.dropout is not None or value.shape[-1] % 128 == 0:
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        return _mixed(request, numbers, weights, value).astype(jnp.float32), total
+    # One more column, of ones: the sums come out of the product, whose unit takes values by 128.
+    ones = jnp.ones((*value.shape[:-1], 1), value.dtype)
+    wider = jnp.concatenate([value, ones], axis=-1)
+    mixed = dot.mixed(weights.astype(value.dtype), wider, dtype=jnp.float32)
+    return mixed[..., :-1], jnp.swapaxes(mixed[..., -1:], 1, 2)
+
+
 def _each_part(
     fn: Callable[[Any, Any], tuple[Any, Any]], carry: Any, tree: Any, *, num_parts: int
 ) -> tuple[Any, Any]:
@@ -157,7 +186,7 @@ def _each_part(
         return fn(carry, jax.tree.unflatten(structure, own))
 
     rows = [
-        jnp.moveaxis(leaf.reshape(batch // num_parts, num_parts, *leaf.shape[1:]), 1, 0)
+        _own_rows(jnp.moveaxis(leaf.reshape(batch // num_parts, num_parts, *leaf.shape[1:]), 1, 0))
         for leaf, mine in zip(leaves, split, strict=True)
         if mine
     ]
@@ -165,3 +194,8 @@ def _each_part(
     return carry, jax.tree.map(
         lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(batch, *leaf.shape[2:]), parts
     )
+
+
+def _own_rows(parts: jax.Array) -> jax.Array:
+    """Says of `[num_parts, rows, ...]` that every device keeps its own rows."""
+    return nn.with_logical_constraint(parts, (None, "batch", *(None,) * (parts.ndim - 2)))

@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from t5lite.layers.kernels.request import Request, mesh_axes
+from t5lite.layers.kernels.request import Request, mesh_axes, platform
 
 LANES = 128  # lengths and heads are multiples of it, or fill it
-_AXES = ("batch", "heads", "length", "kv")
 
 
 def refusal(request: Request) -> str | None:
     """Returns why splash attention cannot compute a request here; None if it can."""
     q_length, head_dim = request.query.shape[1], request.query.shape[-1]
-    if jax.default_backend() != "tpu":
-        return f"splash attention runs on TPUs, and this is {jax.default_backend()}"
+    if platform() != "tpu":
+        return f"splash attention runs on TPUs, and this is {platform()}"
     if request.bias is not None:
         return "splash attention adds no position bias"
     if request.dropout is not None:
@@ -60,11 +59,14 @@ def attention(request: Request, *, interpret: bool = False) -> jax.Array:
     segments = jnp.broadcast_to(segments, (query.shape[0], query.shape[1]))
     if jax.sharding.get_abstract_mesh().size > 1:
         # The partitioner cannot see into a kernel: each device runs its own rows and heads.
-        spec = PartitionSpec(*mesh_axes(_AXES))
+        def spec(array: jax.Array) -> PartitionSpec:
+            heads = "shared_head" if array.shape[1] == 1 < query.shape[2] else "heads"
+            return PartitionSpec(*mesh_axes(("batch", heads, "length", "kv")))
+
         rows = jax.shard_map(
             rows,
-            in_specs=(spec, spec, spec, PartitionSpec(*mesh_axes(("batch", "length")))),
-            out_specs=spec,
+            in_specs=(*map(spec, arrays), PartitionSpec(*mesh_axes(("batch", "length")))),
+            out_specs=spec(arrays[0]),
             check_vma=False,
         )
     return jnp.swapaxes(rows(*arrays, segments), 1, 2)

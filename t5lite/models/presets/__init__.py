@@ -11,6 +11,7 @@ from t5lite.models.presets import (
     gpt_neox,
     llama,
     modernbert,
+    palm,
     switch,
     t5,
 )
@@ -28,6 +29,7 @@ PRESETS: dict[str, ModelSpec] = {
     **gpt_neox.PRESETS,
     **llama.PRESETS,
     **gemma.PRESETS,
+    **palm.PRESETS,
 }
 
 
