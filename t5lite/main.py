@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 a failure, 2 bad input, 130 interrupted; a command may cho
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import importlib
+import importlib.util
 import logging
 import os
 import platform
@@ -33,6 +35,8 @@ COMMANDS = {
     "adapt": "make a trained model the beginning of another one",
     "cache": "tokenise, prepare and pack a run's data once",
     "inspect": "show what a run would do, without doing it",
+    "plan": "compile a run for TPUs that are not here: does it fit, what would it take",
+    "bench": "measure a run's steps on the devices that are here",
     "report": "draw a run, or several, as one HTML page",
 }
 _ERROR_LINES = 5
@@ -62,16 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # nothing is left to be said when Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        return _say(error, debug="--debug" in arguments)
+
+
+def _say(error: BaseException, *, debug: bool) -> int:
+    """Prints what went wrong and returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
         print("t5lite: interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        bad_input = isinstance(error, InputError)
-        message = str(error) if bad_input else _failure(error)
-        print(_shortened(f"t5lite: {message}"), file=sys.stderr)
-        return 2 if bad_input else 1
+    if debug:
+        traceback.print_exception(error)
+    bad_input = isinstance(error, InputError)
+    message = str(error) if bad_input else _failure(error)
+    print(_shortened(f"t5lite: {message}"), file=sys.stderr)
+    return 2 if bad_input else 1
 
 
 def _dispatch(arguments: list[str]) -> int | None:
@@ -94,17 +103,50 @@ def _dispatch(arguments: list[str]) -> int | None:
     getattr(flags, verb)(parser)
     rest, bindings = split_bindings(rest)
     options, extra = parser.parse_known_args(rest)
+    options.bindings = bindings
     if extra:
         flag = extra[0].partition("=")[0]
         raise unknown("argument", flag, re.findall(r"--[\w.-]+", parser.format_usage()))
 
+    _look_for_no_tpu()
     _keep_compilations()
     from t5lite import configuration
 
     search_paths = [path for paths in options.gin_search_paths for path in paths.split(",")]
     command = importlib.import_module(f"t5lite.commands.{verb}")
     with contextlib.nullcontext() if options.debug else _quiet():
-        return command.run(options, configuration.parse(options.gin_file, bindings, search_paths))
+        configured = configuration.parse(options.gin_file, bindings, search_paths)
+        with _processes(options):
+            return command.run(options, configured)
+
+
+@contextlib.contextmanager
+def _processes(options: argparse.Namespace) -> Iterator[None]:
+    """Joins the processes that are one program with this one, if it is not alone."""
+    if not hasattr(options, "coordinator_address"):
+        yield
+        return
+    from t5lite.parallel import group, joined
+
+    which = group(options.coordinator_address, options.num_processes, options.process_id)
+    try:
+        with joined(which, timeout=options.coordinator_timeout):
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        if which is None:
+            raise
+        # At its end, Python would wait for the others in vain.
+        code = _say(error, debug=options.debug)
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _look_for_no_tpu() -> None:
+    """Spares JAX the search for a TPU where libtpu is installed to compile for one: it is loud."""
+    accelerators = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
+    installed = [name for name in accelerators if importlib.util.find_spec(name)]
+    if installed == ["libtpu"] and not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _keep_compilations() -> None:
@@ -202,7 +244,7 @@ def _help() -> str:
     )
 
 
-def _failure(error: Exception) -> str:
+def _failure(error: BaseException) -> str:
     """Returns one line for an error that is not the user's, and where its traceback is."""
     first_line = (str(error).strip() or "no message").splitlines()[0]
     path = _kept("".join(traceback.format_exception(error)))

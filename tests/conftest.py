@@ -14,6 +14,17 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions k
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 import jax  # noqa: E402 - reads the flags above
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Makes cases of a table slow, but those that `light` names, by their id or a part of it."""
+    for item in items:
+        if mark := item.get_closest_marker("light"):
+            case = item.callspec.id
+            if case not in mark.args and not set(case.split("-")) & set(mark.args):
+                item.add_marker(pytest.mark.slow)

@@ -111,7 +111,7 @@ def make_program(
     batch_size: int = 8,
 ) -> Program:
     """Builds a run's functions for some of the devices; `mesh` is the layout's, as pairs."""
-    layout = Layout(dict(mesh) or {"data": -1}, compiler_options=FAST)
+    layout = Layout(dict(mesh) or {"data": -1}, compiler_options={"cpu": FAST})
     return build(
         Model(spec),
         objective,
@@ -181,7 +181,7 @@ def train(model_dir, **changes):
         "update": Update(num_microbatches=1, clip_norm=1.0, ema_decay=0.9),
         "steps": STEPS,
         "checkpoints": Checkpoints(every=EVERY, keep=2),
-        "layout": Layout(compiler_options=FAST),
+        "layout": Layout(compiler_options={"cpu": FAST}),
         "writers": [JsonLines],
         "log_every": 1,
     }

@@ -4,8 +4,29 @@ import argparse
 
 
 def train(parser: argparse.ArgumentParser) -> None:
-    """Adds nothing: all of training is gin bindings."""
-    del parser
+    """Declares only the processes: all of training is gin bindings."""
+    _add_processes(parser)
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    """Declares what several processes need to find each other."""
+    processes = parser.add_argument_group(
+        "several processes",
+        "the same command on every host; on TPU virtual machines, Kubernetes and SLURM without "
+        "any of these",
+    )
+    processes.add_argument(
+        "--coordinator_address", metavar="HOST:PORT", help="of process 0, the port a free one"
+    )
+    processes.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    processes.add_argument("--process_id", type=int, metavar="I", help="which this is, from 0")
+    processes.add_argument(
+        "--coordinator_timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="to wait for the others (300)",
+    )
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +37,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="latest, best (by train.checkpoints.best), a step, or any checkpoint's folder",
     )
+    _add_processes(parser)
 
 
 def generate(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +97,7 @@ def infer(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="start anew, whatever an earlier command wrote"
     )
     _add_answering(parser)
+    _add_processes(parser)
 
 
 # Those of `interop.options.Options`; a test compares them. Absent where they are not given.
@@ -375,6 +398,56 @@ def inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FILE", help="where the page goes (attention-NAME.html, here)"
     )
+
+
+def plan(parser: argparse.ArgumentParser) -> None:
+    """Declares which slices, what to search, and what an hour costs."""
+    parser.epilog = (
+        "example: t5lite plan --gin_file=configs/t5_1_1_base_c4.gin --topology=v5e:4x4. Nothing "
+        "but libtpu is needed, no TPU and no data; a compilation takes one to five minutes"
+    )
+    parser.add_argument(
+        "--topology", required=True, metavar="KIND:SHAPE", help="a slice in chips, such as v5e:4x4"
+    )
+    parser.add_argument(
+        "--num_slices", type=int, default=1, metavar="N", help="so many of them, joined (1)"
+    )
+    parser.add_argument(
+        "--price", type=float, metavar="PRICE", help="of a chip for an hour, in any currency"
+    )
+    parser.add_argument(
+        "--power", type=float, metavar="WATTS", help="of a chip with its share of everything else"
+    )
+    parser.add_argument("--output", metavar="FILE", help="also write it all as JSON: plan.json")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes (data, FSDP, tensor), remat and microbatches, and rank what fits",
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="MINUTES", help="of a search (30); one under way is ended"
+    )
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # the process that compiles
+
+
+def bench(parser: argparse.ArgumentParser) -> None:
+    """Declares how many steps, and where the numbers go."""
+    parser.epilog = (
+        "example: t5lite bench --gin_file=configs/quickstart.gin --steps=20. Steps are of the "
+        "run's own data and train a model that is thrown away; MODEL_DIR is not touched"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=10,
+        metavar="N",
+        help="timed one by one, then as many again (10)",
+    )
+    parser.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before those (3)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write the numbers as JSON; - prints them alone"
+    )
+    _add_processes(parser)
 
 
 def report(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,9 @@ With `--attention`, what goes on inside a trained model, as a page.
 import argparse
 import dataclasses
 import functools
-import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,8 +18,8 @@ from etils import epath
 from jax.sharding import AbstractMesh
 
 from t5lite.commands.preview import Preview, balance_lines, batch_lines, example_lines, look
-from t5lite.commands.text import WIDTH, wrapped
-from t5lite.commands.train import check, rate_of, step_flops, token_lengths, train
+from t5lite.commands.text import titled, wrapped
+from t5lite.commands.train import arguments_of, check, rate_of, step_flops, token_lengths, train
 from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.data import load_vocabulary
 from t5lite.errors import InputError
@@ -72,7 +70,7 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
     """
     if examples < 0:
         raise InputError(f"examples = {examples}: must be at least 0")
-    given = _arguments_of_train(arguments)
+    given = arguments_of(arguments)
     Duration(given.steps, given.tokens, given.epochs)
     spec = preset(given.model) if isinstance(given.model, str) else given.model
     mesh = _abstract_mesh(given.layout)
@@ -106,10 +104,7 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
         "",
         *arithmetic_lines(step_flops(spec, given.objective, program.batch), tokens=tokens),
     ]
-    return "\n\n".join(
-        "\n".join([f"── {title} ".ljust(WIDTH + 2, "─"), *(f"  {line}".rstrip() for line in lines)])
-        for title, lines in sections.items()
-    )
+    return titled(sections)
 
 
 def _look(
@@ -132,20 +127,6 @@ def _look(
             raise
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         return None, kind + str(error).partition("\n")[0]
-
-
-def _arguments_of_train(arguments: Mapping[str, Any]) -> SimpleNamespace:
-    parameters = inspect.signature(train).parameters
-    missing = [
-        repr(name)
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and name not in arguments
-    ]
-    if missing:
-        raise InputError(f"train needs {' and '.join(missing)}, which no file or flag binds")
-    bound = inspect.signature(train).bind(**arguments)
-    bound.apply_defaults()
-    return SimpleNamespace(**bound.arguments)
 
 
 def _abstract_mesh(layout: Layout) -> Any:

@@ -1,7 +1,7 @@
 """Text for a terminal: tables, wrapped lines, and numbers with units."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 WIDTH = 98  # of a line, inside a margin of two
 
@@ -29,6 +29,14 @@ def wrapped(label: str, text: str, *, max_lines: int | None = None) -> list[str]
         subsequent_indent=" " * len(label),
         max_lines=max_lines,
         placeholder=" …",
+    )
+
+
+def titled(sections: Mapping[str, Iterable[str]]) -> str:
+    """Returns sections of lines, each under its title."""
+    return "\n\n".join(
+        "\n".join([f"── {title} ".ljust(WIDTH + 2, "─"), *(f"  {line}".rstrip() for line in lines)])
+        for title, lines in sections.items()
     )
 
 

@@ -5,9 +5,11 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import inspect
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,7 +31,7 @@ from t5lite.models import (
     save_spec,
 )
 from t5lite.objectives import fit
-from t5lite.parallel import Layout, gather, make_mesh
+from t5lite.parallel import Layout, gather, make_mesh, noted
 from t5lite.training import (
     Callback,
     Checkpoints,
@@ -164,6 +166,7 @@ def train(
         stack.callback(batches.close)
 
         # Where it is kept.
+        stack.enter_context(noted(lambda: last_saved(model_dir)))
         checkpointer = stack.enter_context(checkpoints.open(model_dir, warn=say))
         folder = absolute(model_dir)
         describe(folder, spec, data, operative_config)
@@ -229,6 +232,25 @@ def train(
     return Trained(state, run_.metrics, the_model)
 
 
+def arguments_of(bound: Mapping[str, Any]) -> SimpleNamespace:
+    """Returns all arguments of `train` by name, from those that a configuration binds.
+
+    Raises:
+      InputError: if one is missing that has no default.
+    """
+    parameters = inspect.signature(train).parameters
+    missing = [
+        repr(name)
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in bound
+    ]
+    if missing:
+        raise InputError(f"train needs {' and '.join(missing)}, which no file or flag binds")
+    arguments = inspect.signature(train).bind(**bound)
+    arguments.apply_defaults()
+    return SimpleNamespace(**arguments.arguments)
+
+
 def headline(model: Model, mesh: Mesh) -> str:
     """Returns one line: the model, its size, and what it runs on."""
     size = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
@@ -263,6 +285,12 @@ def check(
                 f"{type(head).__name__}.{field} = {getattr(head, field)}: the data have "
                 f"{num_classes} classes; set it to at least {num_classes}"
             )
+
+
+def last_saved(model_dir: str) -> str:
+    """Returns a line: what is lost, if the run ends now, is what comes after this step."""
+    steps = saved_steps(model_dir)
+    return f"step {max(steps)} is saved in {model_dir}" if steps else "no step is saved yet"
 
 
 def describe(

@@ -19,12 +19,14 @@ class Row(NamedTuple):
       shape: of a parameter, or of one layer's; empty for a node.
       axes: logical names, each with `:mesh axis` where it is sharded; empty for a node.
       size: parameters in it, all layers counted.
+      each: their bytes on each device.
     """
 
     name: str
     shape: str
     axes: str
     size: int
+    each: int
 
 
 def parameter_rows(params: Any, axes: Any) -> list[Row]:
@@ -36,7 +38,7 @@ def parameter_rows(params: Any, axes: Any) -> list[Row]:
       params: nested dicts of `ShapeDtypeStruct`s with shardings.
       axes: the same tree of logical axis names, a `PartitionSpec` each.
     """
-    header = Row("parameters", "shape", "logical axes", _count(params))
+    header = Row("parameters", "shape", "logical axes", *_weight(params))
     return [header, *_children(params, axes, indent="", inside_layers=False)]
 
 
@@ -53,14 +55,14 @@ def _children(params: Any, axes: Any, *, indent: str, inside_layers: bool) -> It
             ((only, node),) = node.items()
             label, names = f"{label}/{only}", names[only]
         if isinstance(node, dict):
-            yield Row(label, "", "", _count(node))
+            yield Row(label, "", "", *_weight(node))
             deeper = indent + ("  " if last else "│ ")
             yield from _children(node, names, indent=deeper, inside_layers=inside)
         else:
             start = 1 if _is_stacked(names) else 0
             named = [_axis(*pair) for pair in zip(*_padded(names, node), strict=True)]
             shape = f"[{', '.join(map(str, node.shape[start:]))}]"
-            yield Row(label, shape, " ".join(named[start:]), _count(node))
+            yield Row(label, shape, " ".join(named[start:]), *_weight(node))
 
 
 def _layers(axes: Any, params: Any) -> str:
@@ -90,8 +92,10 @@ def _axis(name: str, mesh_axes: tuple[str, ...]) -> str:
     return f"{name}:{'+'.join(mesh_axes)}" if mesh_axes else name
 
 
-def _count(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
+def _weight(tree: Any) -> tuple[int, int]:
+    """Returns a tree's parameters in all, and their bytes on each device."""
+    count = sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
+    return count, bytes_of(tree)[1]
 
 
 def bytes_of(tree: Any) -> tuple[int, int]:
@@ -112,13 +116,14 @@ def bytes_of(tree: Any) -> tuple[int, int]:
 def parameter_lines(program: Program, axes: Any) -> list[str]:
     """Returns the parameters' tree as text, with a legend of its signs."""
     rows = parameter_rows(program.state.params, axes)
-    lines = table([(*row[:3], f"{row.size:,}") for row in rows], right=3)
+    lines = table([(*row[:3], f"{row.size:,}", in_bytes(row.each)) for row in rows], right=3)
     legend = {
         "×": "×: so many layers, all alike; shapes are one layer's, counts those of all",
         ":": "axis:mesh axis: where a parameter is sharded; otherwise every device has all of it",
     }
     signs = "".join(f"{row.name}{row.axes}" for row in rows)
-    return [*lines, "", *(text for sign, text in legend.items() if sign in signs)]
+    last = "the last two columns: how many, and their bytes on each device"
+    return [*lines, "", *(text for sign, text in legend.items() if sign in signs), last]
 
 
 def memory_lines(program: Program, axes: Any, *, layout: Layout) -> list[str]:

@@ -7,19 +7,37 @@ from t5lite.parallel.arrays import (
     place,
     with_layout,
 )
-from t5lite.parallel.layout import ACTIVATIONS, MESH_AXES, PARAMETERS, Layout, make_mesh, shardings
+from t5lite.parallel.layout import (
+    ACTIVATIONS,
+    COMPILER_OPTIONS,
+    MESH_AXES,
+    PARAMETERS,
+    Layout,
+    in_memory,
+    make_mesh,
+    parameter_rules,
+    shardings,
+)
 from t5lite.parallel.multihost import gather
+from t5lite.parallel.processes import Group, group, joined, noted
 
 __all__ = [
     "ACTIVATIONS",
+    "COMPILER_OPTIONS",
     "MESH_AXES",
     "PARAMETERS",
+    "Group",
     "Layout",
     "batch_sharding",
     "batch_shardings",
     "check_batch",
     "gather",
+    "group",
+    "in_memory",
+    "joined",
     "make_mesh",
+    "noted",
+    "parameter_rules",
     "place",
     "shardings",
     "with_layout",

@@ -10,6 +10,7 @@ temporary name and renames it (on object stores: adds a commit file) when all of
 import dataclasses
 import json
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from t5lite.errors import InputError
+from t5lite.parallel import gather
 from t5lite.training.restore import (
     CheckpointError,
     Rule,
@@ -82,19 +84,28 @@ class Checkpoints:
           warn: called with a text when something unexpected was survived.
 
         Raises:
-          InputError: if model_dir cannot be created or written.
+          InputError: if model_dir cannot be created or written, or is not the same on all hosts.
         """
         folder = absolute(model_dir) / "checkpoints"
-        probe = folder / f".writable_{jax.process_index()}"
+        token = gather(uuid.uuid4().hex)[0]
+        probe = folder / f".writable_{token}_{jax.process_index()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe.write_text("")
+            gather(None)  # by now all have written
+            seen = gather((folder / f".writable_{token}_0").exists())
             probe.unlink()
         except OSError as error:
             raise InputError(
                 f"model_dir = {str(model_dir)!r} cannot be written: {error.strerror or error}\n"
                 "choose another folder or change its permissions"
             ) from error
+        if not all(seen):
+            raise InputError(
+                f"model_dir = {str(model_dir)!r}: what process 0 writes there, process "
+                f"{seen.index(False)} does not see\n"
+                "choose a folder that all hosts share, such as one of gs://"
+            )
         return Checkpointer(self, folder, warn)
 
     def best_step(self, model_dir: epath.PathLike) -> int | None:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from t5lite.training.progress import Meter, Progress, describe
 from t5lite.training.state import TrainState
 from t5lite.training.step import counted
 
+_NOTICE_SECONDS = 5  # after which a notice to one process is known to all
 StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
 
 
@@ -87,6 +89,8 @@ class Loop:
             log_every=self.log_every,
             stop_on_nan=self.stop_on_nan,
         )
+
+        self._asked, self._asks_at = (0, 0.0), 0
 
     def __call__(self, state: TrainState) -> TrainState:
         """Trains from `state` to the end of `duration`, or until a callback stops.
@@ -173,15 +177,19 @@ class Loop:
         """What no process may decide alone: whether to end after this step, and the epoch.
 
         Asking is a round trip, so several processes do it every ten steps, and between them neither
-        end nor come to another epoch.
+        end nor come to another epoch. Long steps are asked about one by one, as a scheduler's
+        notice leaves half a minute; the epoch is not: where a run ends must not depend on its pace.
         """
-        mine = ending, self._epoch()
         if jax.process_count() == 1:
-            return mine
-        if step % 10:
+            return ending, self._epoch()
+        if step % 10 and step < self._asks_at:
             return False, None
-        endings, epochs = zip(*gather(mine), strict=True)
-        return any(endings), None if None in epochs else min(epochs)
+        now = time.monotonic()
+        pace = (now - self._asked[1]) / max(step - self._asked[0], 1)
+        endings, epochs, paces = zip(*gather([ending, self._epoch(), pace]), strict=True)
+        self._asked = step, now
+        self._asks_at = step + max(int(_NOTICE_SECONDS / max(*paces, 1e-9)), 1)
+        return any(endings), None if step % 10 or None in epochs else min(epochs)
 
     def _dispatch(self, state: TrainState, batch: dict[str, np.ndarray], step: int) -> TrainState:
         if self.profiler is not None:

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t5lite.errors import InputError
-from t5lite.parallel import Layout, batch_shardings, check_batch, shardings, with_layout
+from t5lite.parallel import (
+    Layout,
+    batch_shardings,
+    check_batch,
+    in_memory,
+    shardings,
+    with_layout,
+)
 from t5lite.training.state import (
     Optimizer,
     TrainState,
@@ -37,7 +44,7 @@ class Program:
 
     init: Callable[[int], TrainState]
     start_from: Callable[[Any, int], TrainState]
-    step: Callable
+    step: Any
     state: TrainState
     batch: Mapping[str, jax.ShapeDtypeStruct]
 
@@ -110,8 +117,10 @@ def build(
     batch_placed = batch_shardings(layout, mesh, shapes)
     gradient_sharding = shardings(axes, layout.gradients or layout.parameters, mesh)
 
+    placed = placed.replace(opt_state=_kept(placed.opt_state, state.opt_state, layout))
     step = functools.partial(
-        train_step,
+        _step,
+        placed.opt_state if layout.optimizer_memory != "device" else None,
         model=model,
         objective=objective,
         optimizer=optax_optimizer,
@@ -141,6 +150,31 @@ def build(
         state=jax.tree.map(with_sharding, state, placed),
         batch={name: with_sharding(batch_shapes[name], batch_placed[name]) for name in shapes},
     )
+
+
+def _kept(opt_placed: Any, opt_state: Any, layout: Layout) -> Any:
+    """Returns where an optimizer's state is between steps: its arrays, not its few scalars."""
+    if layout.optimizer_memory == "device":
+        return opt_placed
+    return jax.tree.map(
+        lambda sharding, leaf: (
+            in_memory(sharding, layout.optimizer_memory) if leaf.ndim else sharding
+        ),
+        opt_placed,
+        opt_state,
+    )
+
+
+def _step(
+    opt_placed: Any, state: TrainState, batch: Any, **options: Any
+) -> tuple[TrainState, dict[str, Any]]:
+    """`train_step`, to which an optimizer's state comes from where it is kept, and goes back."""
+    if opt_placed is None:
+        return train_step(state, batch, **options)
+    near = jax.tree.map(lambda sharding: in_memory(sharding, "device"), opt_placed)
+    state = state.replace(opt_state=jax.device_put(state.opt_state, near))
+    state, metrics = train_step(state, batch, **options)
+    return state.replace(opt_state=jax.device_put(state.opt_state, opt_placed)), metrics
 
 
 def _check_divides(state: TrainState, placed: TrainState) -> None:

@@ -272,21 +272,21 @@ def test_the_tree_of_one_layer():
     lines = parameter_lines(program(layout, spec=spec), Model(spec).axes())
     start = next(i for i, line in enumerate(lines) if line.startswith("├ encoder"))
     expected = """
-    ├ encoder                                                                      377,600
-    │ ├ final_norm/scale              [128]         embed:fsdp                         128
-    │ ├ layers ×2/block_0                                                          377,344
-    │ │ ├ attention                                                                131,072
-    │ │ │ ├ key/kernel                [128, 4, 32]  embed:fsdp heads:tensor kv      32,768
-    │ │ │ ├ output/kernel             [4, 32, 128]  heads:tensor kv embed:fsdp      32,768
-    │ │ │ ├ query/kernel              [128, 4, 32]  embed:fsdp heads:tensor kv      32,768
-    │ │ │ └ value/kernel              [128, 4, 32]  embed:fsdp heads:tensor kv      32,768
-    │ │ ├ attention_norm/scale        [128]         embed:fsdp                         256
-    │ │ ├ mlp                                                                      245,760
-    │ │ │ ├ down/kernel               [320, 128]    mlp:tensor embed:fsdp           81,920
-    │ │ │ ├ gate/kernel               [128, 320]    embed:fsdp mlp:tensor           81,920
-    │ │ │ └ up/kernel                 [128, 320]    embed:fsdp mlp:tensor           81,920
-    │ │ └ mlp_norm/scale              [128]         embed:fsdp                         256
-    │ └ position_bias/embedding       [4, 32]       heads:tensor relpos_buckets        128
+    ├ encoder                                                                      377,600  185 KiB
+    │ ├ final_norm/scale              [128]         embed:fsdp                         128    256 B
+    │ ├ layers ×2/block_0                                                          377,344  185 KiB
+    │ │ ├ attention                                                                131,072   64 KiB
+    │ │ │ ├ key/kernel                [128, 4, 32]  embed:fsdp heads:tensor kv      32,768   16 KiB
+    │ │ │ ├ output/kernel             [4, 32, 128]  heads:tensor kv embed:fsdp      32,768   16 KiB
+    │ │ │ ├ query/kernel              [128, 4, 32]  embed:fsdp heads:tensor kv      32,768   16 KiB
+    │ │ │ └ value/kernel              [128, 4, 32]  embed:fsdp heads:tensor kv      32,768   16 KiB
+    │ │ ├ attention_norm/scale        [128]         embed:fsdp                         256    512 B
+    │ │ ├ mlp                                                                      245,760  120 KiB
+    │ │ │ ├ down/kernel               [320, 128]    mlp:tensor embed:fsdp           81,920   40 KiB
+    │ │ │ ├ gate/kernel               [128, 320]    embed:fsdp mlp:tensor           81,920   40 KiB
+    │ │ │ └ up/kernel                 [128, 320]    embed:fsdp mlp:tensor           81,920   40 KiB
+    │ │ └ mlp_norm/scale              [128]         embed:fsdp                         256    512 B
+    │ └ position_bias/embedding       [4, 32]       heads:tensor relpos_buckets        128    128 B
     """
     assert lines[start : start + 15] == textwrap.dedent(expected).strip().splitlines()
 
@@ -318,7 +318,9 @@ def test_bytes_and_counts_equal_those_of_real_arrays(tmp_path):
         row = rf"^  {name} +{re.escape(in_bytes(whole))} +{re.escape(in_bytes(each))}$"
         assert re.search(row, cost, re.MULTILINE)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    assert section(text, "the model").splitlines()[0].endswith(f" {count:,}")
+    each = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.params))
+    first = section(text, "the model").splitlines()[0]
+    assert first.endswith(f" {count:,}  {in_bytes(each)}")
 
 
 def test_arithmetic_is_that_of_the_rows(tmp_path):

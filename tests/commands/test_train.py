@@ -95,6 +95,7 @@ def copier(tmp_path_factory):
     return trained, folder
 
 
+@pytest.mark.slow
 def test_a_copy_goes_through_cross_attention(copier):
     # Held-out sequences of random ids: nothing but the encoder knows what comes next.
     model, params = copier[0].model, copier[0].state.params
@@ -167,7 +168,7 @@ def test_another_run_gives_its_parameters_and_what_is_missing_is_fresh(copier, t
         data=copy_data(batch_size=8),
         optimizer=optax.sgd(0.0),
         steps=1,
-        layout=Layout(compiler_options=FAST),
+        layout=Layout(compiler_options={"cpu": FAST}),
         update=Update(ema_decay=0.5),
         checkpoints=Checkpoints(restore_from=str(folder), restore_mapping=rules),
         writers=[JsonLines],

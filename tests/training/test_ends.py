@@ -25,7 +25,7 @@ OPTIONS = {
     "model": override(SPEC, {"*.num_layers": 1}),
     "objective": OBJECTIVE,
     "optimizer": OPTIMIZERS["adamw"],
-    "layout": Layout(compiler_options=FAST),
+    "layout": Layout(compiler_options={"cpu": FAST}),
     "writers": [JsonLines],
     "log_every": 1,
 }

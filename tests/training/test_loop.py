@@ -463,21 +463,25 @@ def test_the_first_end_counts(tmp_path):
     assert make(tmp_path, steps=50, tokens=5, epochs=9).run().step == 3
 
 
-def test_several_processes_end_together(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("notice_seconds", "num_asked"), [(1e9, 3), (0, 21)])
+def test_several_processes_end_together(tmp_path, monkeypatch, notice_seconds, num_asked):
     from t5lite.training import loop
 
     asked = []
 
     def gather(mine):
         asked.append(mine)
-        return [mine, [False, mine[1] - 1]]  # the other is an epoch behind
+        return [mine, [False, mine[1] - 1, 0.0]]  # the other is an epoch behind
 
     stand_in = types.SimpleNamespace(process_count=lambda: 2, transfer_guard=jax.transfer_guard)
     monkeypatch.setattr(loop, "jax", stand_in)
     monkeypatch.setattr(loop, "gather", gather)
-    # Epoch 3 is done here after step 12, there after step 16; they speak every ten steps.
+    monkeypatch.setattr(loop, "_NOTICE_SECONDS", notice_seconds)
+    # Epoch 3 is done here after step 12, there after step 16; it counts every ten steps, however
+    # often they speak.
     assert make(tmp_path, steps=None, epochs=3).run().step == 20
-    assert asked == [(False, 0), (False, 2), (False, 5)]
+    assert len(asked) == num_asked
+    assert [mine[:2] for mine in asked[:: num_asked // 2]] == [[False, 0], [False, 2], [False, 5]]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_killed_again_and_again_it_ends_the_same(child, whole, noticed, tmp_path
 def test_it_goes_on_with_other_devices(whole, noticed, tmp_path, capsys):
     folder = tmp_path / "sharded"
     shutil.copytree(noticed, folder)
-    trained = train(folder, layout=Layout({"fsdp": 4, "tensor": 2}, compiler_options=FAST))
+    trained = train(folder, layout=Layout({"fsdp": 4, "tensor": 2}, compiler_options={"cpu": FAST}))
     assert len(trained.state.step.sharding.device_set) == 8
     assert f"resuming {folder} at step {checkpoints(noticed)[-1]}" in capsys.readouterr().out
     actual, expected = everything(folder), everything(whole)
