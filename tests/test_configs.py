@@ -1,5 +1,6 @@
 """Every file in configs/ says what it is and parses; every fragment in gin/ does one thing."""
 
+import argparse
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import t5lite
 from t5lite import configuration, objectives
+from t5lite.commands import flags as commands_flags
 from t5lite.configuration import Source
 from t5lite.data import Class
 from t5lite.main import split_bindings
@@ -97,6 +99,13 @@ def test_the_command_of_the_header_parses(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.light(
+    "configs/quickstart.gin",
+    "configs/t5_1_1_base_c4.gin",
+    "configs/llama2_7b.gin",
+    "configs/bert_base.gin",
+    "configs/palm_540b.gin",
+)
 def test_the_step_of_a_config_lowers_on_shapes_alone(config):
     lower(configuration.parse([config]))
 
@@ -125,6 +134,7 @@ def test_the_table_of_the_readme_has_every_objective():
 
 
 @pytest.mark.parametrize(("config", "flags"), table_of_readme(), ids=str)
+@pytest.mark.light("configs/quickstart.gin")
 def test_a_command_of_the_table_lowers_on_shapes_alone(config, flags):
     others, bindings = split_bindings(flags)
     assert not others
@@ -145,6 +155,24 @@ def test_gin_of_the_readme_parses(block, config, tmp_path):
     else:
         kinds = [type(callback).__name__ for callback in bound["callbacks"]]
         assert kinds == ["HeldOut", "ReduceOnPlateau", "EarlyStopping"]
+
+
+def test_commands_of_plans_and_benches_are_understood(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from tpu_plans import PLANS
+
+    lines = [f"t5lite plan {flags} --topology={topology}" for _, topology, flags in PLANS]
+    lines += re.findall(r"^t5lite (?:plan|bench) .*", README, re.MULTILINE)
+    assert len(lines) == len(PLANS) + 3
+    for line in lines:
+        _, verb, *words = shlex.split(line, comments=True)
+        others, bindings = split_bindings(words)
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--gin_file", action="append")
+        getattr(commands_flags, verb)(parser)
+        options = parser.parse_args(others)
+        bound = configuration.parse(options.gin_file, bindings).bindings_of(t5lite.train)
+        assert isinstance(bound.get("layout", Layout()), Layout)
 
 
 def lower(given):

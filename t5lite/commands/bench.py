@@ -1,0 +1,140 @@
+"""`t5lite bench`: a run's own steps, measured on the devices that are here; nothing is kept."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from t5lite.commands.plan import facts, given_by, program_of
+from t5lite.commands.plan_text import collective_lines, memory_lines, run_lines
+from t5lite.commands.text import in_bytes, in_flops, titled, wrapped
+from t5lite.commands.train import check, versions
+from t5lite.data.files import write_whole
+from t5lite.errors import InputError
+from t5lite.parallel import batch_shardings, make_mesh, place
+from t5lite.planning import compile_step, measure
+from t5lite.training import peak_flops
+
+if TYPE_CHECKING:
+    from t5lite.configuration import Configuration
+
+
+def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
+    """Prints what a step takes, of time and of memory."""
+    for name, least in (("steps", 1), ("warmup", 0)):
+        if getattr(arguments, name) < least:
+            raise InputError(f"--{name}={getattr(arguments, name)}: must be at least {least}")
+    found = _bench(configuration, steps=arguments.steps, warmup=arguments.warmup)
+    if jax.process_index() != 0:
+        return
+    text = json.dumps(found, indent=1)
+    if arguments.json == "-":
+        print(text)
+        return
+    print(_report(found))
+    if arguments.json:
+        write_whole(arguments.json, f"{text}\n".encode())
+        print(f"\nwritten: {arguments.json}")
+
+
+def _bench(configuration: "Configuration", *, steps: int, warmup: int) -> dict[str, Any]:
+    # What was compiled before would be found, and its time is one of the things to be measured.
+    jax.config.update("jax_enable_compilation_cache", False)
+    given = given_by(configuration, {})
+    mesh = make_mesh(given.layout)
+    check(
+        given.model,
+        given.objective,
+        data=given.data,
+        log_every=given.log_every,
+        callbacks=given.callbacks,
+    )
+    program = program_of(given, mesh)
+    with contextlib.ExitStack() as stack:
+        batches = given.data.train_batches(
+            given.objective,
+            seed=given.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        stack.callback(batches.close)
+        bar = stack.enter_context(_bar(warmup + 2 * steps))
+        compiled, step = compile_step(program, stage=bar.set_description)
+        bar.set_description("training")
+
+        def placed(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+            shapes = {name: rows.shape for name, rows in batch.items()}
+            return place(batch, batch_shardings(given.layout, mesh, shapes))
+
+        measured = measure(
+            step,
+            program.init(given.seed),
+            batches,
+            placed,
+            steps=steps,
+            warmup=warmup,
+            done=bar.update,
+        )
+    about = facts(given, program, mesh)
+    return {
+        **about,
+        "device_kind": mesh.devices.flat[0].device_kind,
+        "peak_flops": peak_flops(mesh.devices.flat),
+        "hbm": _hbm(),
+        "fits": True,
+        **dataclasses.asdict(compiled),
+        "measured": dataclasses.asdict(measured) | measured.quartiles(),
+        "versions": versions(),
+    }
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Any:
+    from tqdm import tqdm
+
+    hidden = jax.process_index() != 0 or not sys.stderr.isatty()
+    with tqdm(total=total, disable=hidden, file=sys.stderr) as bar:
+        yield bar
+
+
+def _hbm() -> int | None:
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def _report(found: Mapping[str, Any]) -> str:
+    """Returns the numbers as text of at most 100 characters a line."""
+    return titled(
+        {
+            "the run": run_lines(found, f"{found['devices']} × {found['device_kind']}"),
+            "memory of a device, by the compiler": memory_lines(found),
+            "collectives of a step, each device": collective_lines(found, several=False),
+            "measured": _measured_lines(found),
+        }
+    )
+
+
+def _measured_lines(found: Mapping[str, Any]) -> list[str]:
+    measured = found["measured"]
+    count = len(measured["step_seconds"])
+    flops, rate, peak = found["flops_per_step"], measured["steps_per_second"], found["peak_flops"]
+    waits = sorted(measured["input_seconds"])
+    used = f"{100 * flops * rate / peak:.1f} % of the devices' bfloat16 FLOP/s, " if peak else ""
+    low, median, high = (measured[name] for name in ("first_quartile", "median", "third_quartile"))
+    devices = f"{in_bytes(measured['device_bytes'])} a device, " if measured["device_bytes"] else ""
+    lines = {
+        "a step": f"{1000 * median:.3g} ms, half of {count} between {1000 * low:.3g} and "
+        f"{1000 * high:.3g} ms; its batch took {1000 * waits[count // 2]:.3g} ms",
+        "a stretch": f"{count} steps of {1000 / rate:.3g} ms, {100 * measured['input_wait']:.1f} % "
+        "of it waiting for batches",
+        "tokens": f"{found['tokens_per_step'] * rate:,.0f} /s with padding, "
+        f"{measured['tokens_per_step'] * rate:,.0f} /s without",
+        "arithmetic": f"{used}{in_flops(flops * rate)}/s of matrix products",
+        "memory": f"{devices}{in_bytes(measured['process_bytes'])} in this process at most",
+    }
+    return [line for label, text in lines.items() for line in wrapped(f"{label:12}", text)]

@@ -1,0 +1,169 @@
+"""What a plan looks like in a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from t5lite.commands.text import in_bytes, in_flops, table, titled, wrapped
+from t5lite.planning import Slice
+
+
+def report(found: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None) -> str:
+    """Returns a plan as text of at most 100 characters a line.
+
+    Args:
+      found: by a compilation.
+      on: the slices.
+      price: of a chip-hour.
+      power: of a chip, in watts.
+    """
+    if "aborted" in found:
+        return "\n".join([found["aborted"], *(f"  {line}" for line in found.get("said", ()))])
+    sections = {"the run": run_lines(found, f"{on.name}, {found['chips']} chips")}
+    if found["fits"]:
+        sections["memory of a device"] = memory_lines(found)
+        sections["collectives of a step, each device"] = collective_lines(
+            found, several=on.num_slices > 1
+        )
+        sections["estimated by the compiler, not measured"] = _estimate_lines(found, on)
+        sections["the whole run, estimated"] = _whole_lines(found, on, price=price, power=power)
+    else:
+        sections["it does not fit"] = _excess_lines(found)
+    return titled(sections)
+
+
+def run_lines(found: Mapping[str, Any], devices: str) -> list[str]:
+    """Returns what runs on what."""
+    sizes = " × ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
+    lengths = " + ".join(map(str, found["lengths"]))
+    facts = {
+        "devices": devices + (f", as {sizes}" if sizes else ""),
+        "model": f"{found['parameters']:,} parameters",
+        "step": f"{found['batch_size']:,} rows × ({lengths}) tokens, {found['microbatches']} "
+        f"microbatch{'es' * (found['microbatches'] > 1)}, {found['dtype']}, "
+        f"remat {found['remat']}, {in_flops(found['flops_per_step'])}",
+    }
+    if found["fits"]:
+        seconds = found["lowering_seconds"] + found["compile_seconds"]
+        facts["compiled"] = f"in {seconds:.1f} s; it fits"
+    return [line for label, text in facts.items() for line in wrapped(f"{label:10}", text)]
+
+
+def memory_lines(found: Mapping[str, Any]) -> list[str]:
+    """Returns a table of what lies in each device's memory, by part."""
+    memory, hbm = found["memory"], found["hbm"]
+    names = {
+        "parameters": "parameters",
+        "optimizer": "optimizer state",
+        "batch": "batch",
+        "temporaries": "gradients, activations and other temporaries",
+        "code": "the program",
+        "total": "in all",
+    }
+    rows = [("", "bytes", *(("of HBM",) if hbm else ()))]
+    for name, label in names.items():
+        share = (f"{100 * memory[name] / hbm:.1f} %",) if hbm else ()
+        rows.append((label, in_bytes(memory[name]), *share))
+    lines = table(rows, right=1)
+    if memory["host"]:
+        lines.append(f"in the host's memory: {in_bytes(memory['host'])}")
+    if hbm:
+        lines.append(f"HBM: {in_bytes(hbm)} a device, of which the system keeps a little")
+    return lines
+
+
+def collective_lines(found: Mapping[str, Any], *, several: bool) -> list[str]:
+    """Returns a table of what each device sends in a step; between slices if there are several."""
+    collectives = found["program"]["collectives"]
+    if not collectives:
+        return ["none"]
+    rows = [("", "times", "bytes sent", *(("between slices",) if several else ()))]
+    for kind, traffic in sorted(collectives.items(), key=lambda pair: -pair[1]["bytes"]):
+        cells = [kind, f"{traffic['count']:,}", in_bytes(traffic["bytes"])]
+        rows.append((*cells, *((in_bytes(traffic["slow_bytes"]),) if several else ())))
+    total = sum(traffic["bytes"] for traffic in collectives.values())
+    slow = sum(traffic["slow_bytes"] for traffic in collectives.values())
+    rows.append(("in all", "", in_bytes(total), *((in_bytes(slow),) if several else ())))
+    return table(rows, right=1)
+
+
+def _estimate_lines(found: Mapping[str, Any], on: Slice) -> list[str]:
+    estimates, program = found["estimate"], found["program"]
+    lines = []
+    if estimates.get("step") is None:
+        lines += wrapped("", f"the clock of a {on.kind} is not known: no estimate of time")
+    else:
+        low, high = estimates["step_overlapped"], estimates["step"]
+        facts = {
+            "compute": f"{1000 * estimates['compute']:.1f} ms, all operations one after another",
+            "collectives": f"{1000 * estimates['communication']:.1f} ms, over one axis of links",
+            "step": f"{1000 * high:.1f} ms one after the other, {1000 * low:.1f} ms overlapped",
+            "utilisation": f"{100 * estimates['utilisation']:.1f} % of the chips' bfloat16 FLOP/s, "
+            f"{100 * estimates['utilisation_overlapped']:.1f} % overlapped",
+            "throughput": f"{estimates['tokens_per_second_per_chip']:,.0f} tokens/s/chip, "
+            f"{estimates['tokens_per_second_per_chip_overlapped']:,.0f} overlapped",
+        }
+        lines += [line for label, text in facts.items() for line in wrapped(f"{label:13}", text)]
+    left_out = ["input", "checkpoints and evaluation"]
+    if program["kernels"]:
+        left_out.insert(
+            0, f"{program['kernels']:,} calls of Pallas kernels, which it has no say on"
+        )
+    if any(traffic["slow_bytes"] for traffic in program["collectives"].values()):
+        left_out.insert(0, "the network between slices")
+    if program["unknown_loops"]:
+        left_out.insert(0, f"all but one turn of {program['unknown_loops']} loops")
+    return [*lines, *wrapped("left out     ", "; ".join(left_out))]
+
+
+def whole_run(
+    found: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None
+) -> dict[str, Any] | None:
+    """Returns what all steps would take, or None where that cannot be said."""
+    step = (found.get("estimate") or {}).get("step")
+    if not step or not found["steps"]:
+        return None
+    hours = found["steps"] * step / 3600
+    chip_hours = hours * on.num_chips
+    whole = {"steps": found["steps"], "hours": hours, "chip_hours": chip_hours}
+    if price is not None:
+        whole["cost"] = chip_hours * price
+    if power is not None:
+        whole["kilowatt_hours"] = chip_hours * power / 1000
+    return whole
+
+
+def _whole_lines(
+    found: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None
+) -> list[str]:
+    whole = whole_run(found, on, price=price, power=power)
+    if whole is None:
+        return ["not known: the run's length in steps, or the time of one, is not"]
+    tokens = whole["steps"] * found["tokens_per_step"]
+    facts = {
+        "time": f"{whole['steps']:,} steps, {tokens:.3g} tokens with padding: "
+        f"{whole['hours']:,.1f} hours, nothing overlapped, nothing lost",
+        "chip-hours": f"{whole['chip_hours']:,.0f}",
+        "money": f"{whole['cost']:,.0f} at {price:g} a chip-hour"
+        if "cost" in whole
+        else "with --price=PRICE of a chip-hour",
+        "energy": f"{whole['kilowatt_hours']:,.0f} kWh at {power:g} W a chip"
+        if "kilowatt_hours" in whole
+        else "with --power=WATTS of a chip, its share of hosts and cooling included",
+    }
+    return [line for label, text in facts.items() for line in wrapped(f"{label:12}", text)]
+
+
+def excess(found: Mapping[str, Any]) -> str:
+    """Returns by how much a run is too large."""
+    if not found["needed"]:
+        return "the compiler does not say by how much"
+    needed, available = found["needed"], found["available"]
+    return f"{in_bytes(needed)} of {in_bytes(available)}: {in_bytes(needed - available)} too much"
+
+
+def _excess_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = [excess(found), *wrapped("the compiler: ", found["compiler"], max_lines=3)]
+    if found["advice"]:
+        lines += ["", "what would need less:"]
+        lines += [line for text in found["advice"] for line in wrapped("- ", text)]
+    return lines
