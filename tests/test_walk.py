@@ -111,7 +111,7 @@ def test_text_to_text(tmp_path, monkeypatch):
         data=data,
         optimizer=AdamW(3e-3),
         steps=STEPS,
-        layout=Layout({"data": 4, "fsdp": 2}, compiler_options=FAST),
+        layout=Layout({"data": 4, "fsdp": 2}, compiler_options={"cpu": FAST}),
         checkpoints=Checkpoints(every=4),
         callbacks=[look],
         writers=[JsonLines],
@@ -154,7 +154,7 @@ def test_text_to_text(tmp_path, monkeypatch):
     assert (folder / "config.gin").read_text() == "the operative configuration"
 
     # Text: strings again, from the folder alone.
-    loaded = t5lite.load(folder, layout=Layout(compiler_options=FAST))
+    loaded = t5lite.load(folder, layout=Layout(compiler_options={"cpu": FAST}))
     jax.tree.map(np.testing.assert_array_equal, loaded.params, trained.state.params)
     (answer,) = loaded.generate(["Return <extra_id_0> list."], max_new_tokens=8)
     (filled,) = loaded.generate(["Return <extra_id_0> list."], max_new_tokens=8, fill=True)

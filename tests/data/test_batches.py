@@ -124,6 +124,7 @@ def test_a_failure_in_the_thread_reaches_next():
     batches.close()
 
 
+@pytest.mark.slow
 def test_closing_and_collecting_end_the_thread():
     def threads():
         return [each for each in threading.enumerate() if each.name == "t5lite-batches"]

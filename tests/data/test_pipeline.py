@@ -147,6 +147,7 @@ def test_a_task_continues_exactly(make_task, pack):
 
 
 @pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.slow
 def test_a_task_with_random_preprocessors_continues_exactly(make_task, noise, pack):
     expected = check_continuation(make_data(make_task(*noise), pack=pack), seeds=1, count=8)
     assert len(np.unique([batch["inputs"] for batch in expected])) > 150  # there is noise
@@ -285,6 +286,7 @@ def test_raw_examples_of_any_type_and_shape(seqio, tf, make_task):
 
 
 @pytest.mark.parametrize("kind", ["bare", "eos", "renamed", "numbers", "other", "eos after trim"])
+@pytest.mark.light("eos", "bare", "numbers")
 def test_ids_are_seqios_wherever_the_tokenizing_is_done(seqio, tf, make_task, kind):
     """Ours where it comes last, without TensorFlow where there is nothing else."""
     append, bytes_of = seqio.preprocessors.append_eos, seqio.preprocessors.tokenize

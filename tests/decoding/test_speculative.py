@@ -232,6 +232,7 @@ def joint(settings, step_fn):
         (PromptLookup(ngram=2), 3, "rules"),
     ],
 )
+@pytest.mark.light("draft3-3-rules")
 def test_answers_have_exactly_the_model_s_distribution(draft, draft_length, rules):
     settings, step_fn = OVERALL[rules], STEPS[11]
     keys = jax.random.split(jax.random.key(2), MANY)
@@ -337,6 +338,7 @@ def drawn_params(model, *, noise: float):
 
 
 @pytest.mark.parametrize("topology", SPECS)
+@pytest.mark.light("windows")
 def test_models_with_caches_of_their_own(topology):
     model, room, length = Model(SPECS[topology]), 14, 3
     params, small = drawn_params(model, noise=0.0), drawn_params(model, noise=0.03)

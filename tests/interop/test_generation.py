@@ -69,6 +69,7 @@ both = pytest.mark.parametrize("topology", ["encoder_decoder", "decoder"])
 
 
 @both
+@pytest.mark.light("decoder")
 def test_options_differ_by_text_and_each_is_answered_as_if_alone(writers, topology):
     loaded = writers[topology]
     options = {
@@ -91,6 +92,7 @@ def test_options_differ_by_text_and_each_is_answered_as_if_alone(writers, topolo
 
 
 @both
+@pytest.mark.light("decoder")
 def test_several_samples(writers, topology):
     loaded = writers[topology]
     drawn = loaded.generate(TEXTS[:2], **FEW, temperature=1.0, num_samples=3)
@@ -145,6 +147,7 @@ def test_a_rule_of_one_s_own(decoder):
 
 
 @both
+@pytest.mark.light("decoder")
 def test_a_draft_changes_no_greedy_answer(writers, topology):
     loaded = writers[topology]
     noise = lambda leaf: leaf + 0.03 * jax.random.normal(jax.random.key(2), leaf.shape)  # noqa: E731

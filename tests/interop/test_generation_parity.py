@@ -253,6 +253,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("name", "column"), TABLE)
+@pytest.mark.light("t5_1_1", "mistral")
 def test_a_committed_reference(name, column):
     COLUMNS[column](*committed(name))
 

@@ -103,6 +103,7 @@ def expected(topology, scale=1.0):
 
 
 @pytest.mark.parametrize("topology", SPECS)
+@pytest.mark.slow
 def test_losses_are_those_of_the_logits(topology):
     inside = looked_into(topology)
     np.testing.assert_allclose(inside.losses, -expected(topology), rtol=1e-5)

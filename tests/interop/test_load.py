@@ -74,7 +74,7 @@ def model_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(model_dir):
-    return t5lite.load(model_dir, layout=Layout(compiler_options=QUICK))
+    return t5lite.load(model_dir, layout=Layout(compiler_options={"cpu": QUICK}))
 
 
 @pytest.fixture
@@ -176,6 +176,7 @@ def test_greedy_answers_are_those_of_the_whole_model(loaded):
     assert loaded.generate(["a cat"], **FEW) == [VOCABULARY.decode(expected)]
 
 
+@pytest.mark.slow
 def test_sizes_share_their_compilation(loaded, traces):
     loaded.generate(["x"], **FEW)
     loaded.generate(["x"], **FEW, temperature=1.0)
@@ -214,7 +215,7 @@ def test_a_stream_is_the_answer_in_pieces(loaded, options):
 
 
 def test_any_layout_and_compute(model_dir, loaded):
-    layout = Layout(mesh={"data": 2, "tensor": 2, "fsdp": 2}, compiler_options=QUICK)
+    layout = Layout(mesh={"data": 2, "tensor": 2, "fsdp": 2}, compiler_options={"cpu": QUICK})
     spread = t5lite.load(model_dir, layout=layout, compute=ComputeSpec(scan=False))
     query = spread.params["encoder"]["layers"]["block_0"]["attention"]["query"]["kernel"]
     assert query.sharding.shard_shape(query.shape) != query.shape

@@ -375,6 +375,7 @@ KINDS = pytest.mark.parametrize(
 
 @KINDS
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_adafactor_goes_on_as_in_t5x(tmp_path, form, kv, beta1):
     ours = two_updates(kv, beta1)
     states, _ = made.adafactor(

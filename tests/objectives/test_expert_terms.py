@@ -84,6 +84,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.light("causal_lm")
 def test_every_objective_adds_them_once(name):
     objective, batch = CASES[name]
     terms, metrics = objective.loss(Experts(), PARAMS, batch)

@@ -99,6 +99,7 @@ LANGUAGE_MODELS = {
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
+@pytest.mark.light("causal", "pairs")
 def test_packed_loss_equals_unpacked_loss(vocabulary, name):
     objective, preset = LANGUAGE_MODELS[name]
     model, params = model_and_params(preset)

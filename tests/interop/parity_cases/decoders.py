@@ -124,14 +124,20 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def _gpt2(embed: int, layers: int, heads: int) -> dict[str, Any]:
+def _gpt2(embed: int, layers: int, heads: int, **fields: Any) -> dict[str, Any]:
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         "n_embd": embed,
         "n_layer": layers,
         "n_head": heads,
+        **fields,
     }
+
+
+def _gpt3(embed: int, layers: int, heads: int, **fields: Any) -> dict[str, Any]:
+    dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    return _gpt2(embed, layers, heads, n_positions=2048, **dropout, **fields)
 
 
 def _gpt_neox(embed: int, layers: int, heads: int, vocab: int = 50304) -> dict[str, Any]:
@@ -200,6 +206,15 @@ COUNTS: dict[str, tuple[dict[str, Any], int]] = {
     "gpt2_large": (_gpt2(1280, 36, 20), 774_030_080),
     "gpt2_xl": (_gpt2(1600, 48, 25), 1_557_611_200),
     "distilgpt2": (_gpt2(768, 6, 12), 81_912_576),
+    "gpt3_125m": (_gpt3(768, 12, 12), 125_226_240),
+    "gpt3_350m": (_gpt3(1024, 24, 16), 355_871_744),
+    "gpt3_760m": (_gpt3(1536, 24, 16), 760_300_032),
+    "gpt3_1_3b": (_gpt3(2048, 24, 16), 1_315_723_264),
+    "gpt3_2_7b": (_gpt3(2560, 32, 32), 2_651_553_280),
+    "gpt3_6_7b": (_gpt3(4096, 32, 32), 6_658_404_352),
+    "gpt3_13b": (_gpt3(5120, 40, 40), 12_853_386_240),
+    "gpt3_175b": (_gpt3(12288, 96, 96), 174_604_259_328),
+    "mt_nlg_530b": (_gpt3(20480, 105, 128, vocab_size=51200), 529_600_819_200),
     "gpt_neox_20b": ({**_gpt_neox(6144, 44, 64, 50432), "hidden_act": "gelu_fast"}, 20_554_567_680),
     "pythia_14m": (_gpt_neox(128, 6, 4), 14_067_712),
     "pythia_31m": (_gpt_neox(256, 6, 8), 30_494_720),
@@ -227,4 +242,10 @@ COUNTS: dict[str, tuple[dict[str, Any], int]] = {
         _mistral(sliding_window=None, rope_theta=1000000.0, vocab_size=32768),
         7_248_023_552,
     ),
+}
+
+ELSEWHERE = {  # of one norm more a layer than one formula of the paper would have
+    "palm_8b": 8_632_143_872,
+    "palm_62b": 62_496_186_368,
+    "palm_540b": 540_358_649_856,
 }
