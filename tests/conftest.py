@@ -1,5 +1,6 @@
 """Strict numerics and eight CPU devices for every test."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -8,6 +9,7 @@ flags = [
     "--xla_force_host_platform_device_count=8",
     # Compiling is what tests spend their time on; half of it is for speed that none of them needs.
     "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",  # workers share the cores as it is
 ]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions know it no more
     flags.append("--xla_cpu_use_fusion_emitters=false")
@@ -16,6 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 import jax  # noqa: E402 - reads the flags above
 import pytest  # noqa: E402
 
+gc.set_threshold(50_000, 50, 100)  # traces are many objects, and few of them garbage
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -204,6 +204,7 @@ def test_progress_on_a_terminal_alone(sources, tmp_path, capsys, monkeypatch):
 # --- what a converted folder is for -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_it(sources, whole, tmp_path, capsys, monkeypatch):
     assert run(capsys, sources / "huggingface", tmp_path / "ours")[0] == 0
     monkeypatch.setattr(

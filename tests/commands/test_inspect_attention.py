@@ -138,6 +138,7 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize(
     ("case", "flags"), [("gpt2", []), ("t5_1_1", ["--targets=sat", "--output=new/page.html"])]
 )
+@pytest.mark.light("t5_1_1")
 def test_the_command(folders, case, flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["inspect", f"--model_dir={folders[case]}", "--attention", "a cat", *flags]) == 0

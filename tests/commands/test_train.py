@@ -208,12 +208,13 @@ def test_a_missing_part_without_a_rule_is_an_error(copier, tmp_path):
 SMALL = override(SPEC, {"*.num_layers": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
-        pytest.param(Lion(0.01), id="lion", marks=pytest.mark.slow),
-        pytest.param(SGD(0.1, momentum=0.9, nesterov=True), id="sgd", marks=pytest.mark.slow),
-        pytest.param(AdamWScale(0.01), id="adamw_scale", marks=pytest.mark.slow),
+        pytest.param(Lion(0.01), id="lion"),
+        pytest.param(SGD(0.1, momentum=0.9, nesterov=True), id="sgd"),
+        pytest.param(AdamWScale(0.01), id="adamw_scale"),
         pytest.param(optax.chain(optax.scale_by_rms(), optax.scale(-0.01)), id="bare"),
     ],
 )

@@ -372,6 +372,7 @@ def test_a_cached_task_is_read_from_its_cache(seqio, tf, make_task, tmp_path):
         seqio.set_global_cache_dirs([])
 
 
+@pytest.mark.slow
 def test_caches_written_without_beam_are_read_by_seqio_and_by_us(seqio, tf, make_task, tmp_path):
     placeholder = seqio.CacheDatasetPlaceholder(required=True)
     plus_one = seqio.map_over_dataset(

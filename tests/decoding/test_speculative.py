@@ -223,6 +223,7 @@ def joint(settings, step_fn):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draft", "draft_length", "rules"),
     [
@@ -232,7 +233,6 @@ def joint(settings, step_fn):
         (PromptLookup(ngram=2), 3, "rules"),
     ],
 )
-@pytest.mark.light("draft3-3-rules")
 def test_answers_have_exactly_the_model_s_distribution(draft, draft_length, rules):
     settings, step_fn = OVERALL[rules], STEPS[11]
     keys = jax.random.split(jax.random.key(2), MANY)

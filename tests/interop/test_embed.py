@@ -47,7 +47,7 @@ def hidden(model, text):
     side = model.model.topology
     batch = {f"{side}_input_tokens": np.array([ids], np.int32)}
     batch[f"{side}_segment_ids"] = np.ones((1, len(ids)), np.int32)
-    return np.asarray(model.model.hidden(model.params, batch)[0], np.float32)[0]
+    return np.asarray(jax.jit(model.model.hidden)(model.params, batch)[0], np.float32)[0]
 
 
 def unit(vector):

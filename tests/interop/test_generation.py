@@ -146,8 +146,8 @@ def test_a_rule_of_one_s_own(decoder):
     assert decoder.generate(["a"], max_new_tokens=5, logits_fn=only_x) == ["xxxxx"]
 
 
+@pytest.mark.slow
 @both
-@pytest.mark.light("decoder")
 def test_a_draft_changes_no_greedy_answer(writers, topology):
     loaded = writers[topology]
     noise = lambda leaf: leaf + 0.03 * jax.random.normal(jax.random.key(2), leaf.shape)  # noqa: E731

@@ -192,6 +192,7 @@ def test_turns_that_share_parameters_are_apart():
 
 
 @pytest.mark.parametrize("topology", SPECS)
+@pytest.mark.light("decoder")
 def test_attributions_of_an_output_sum_to_its_slope(topology):
     slope = (expected(topology, 1.002) - expected(topology, 0.998)) / 0.004
     sums = attributed(topology).sum(axis=1)

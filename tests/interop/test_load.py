@@ -128,6 +128,7 @@ def test_repr_is_short(loaded, model_dir):
     assert lines[1].strip() == f"'{model_dir}/checkpoints/7')"
 
 
+@pytest.mark.slow
 def test_neither_tensorflow_nor_gin_is_imported(model_dir):
     code = (
         "import sys, t5lite\n"

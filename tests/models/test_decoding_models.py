@@ -1,11 +1,13 @@
 """Caches of whole models: how much they keep, what can be taken back, what rows share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from tiny_models import random_params
+from tiny_models import logits, random_params
 from varied_models import VARIED
 
 from t5lite.data import Bytes
@@ -56,16 +58,13 @@ def test_what_is_rewound_leaves_no_trace(prompt_lengths):
     model, params = Model(WINDOWED), random_params(WINDOWED)
     rng, length = np.random.default_rng(1), 24
     tokens = rng.integers(1, 50, (ROWS, length)).astype(np.int32)
-    hidden, _ = model.hidden(params, {"decoder_input_tokens": jnp.asarray(tokens)})
-    whole = np.asarray(model.logits(params, hidden))
+    whole = np.asarray(logits(WINDOWED, params, {"decoder_input_tokens": jnp.asarray(tokens)}))
 
     at, longest = np.array(prompt_lengths) - 1, max(prompt_lengths)
-    cache = model.start(
-        params,
-        prompts_of(jnp.asarray(tokens[:, :longest]), prompt_lengths),
-        max_length=length + DRAFT_LENGTH,
-        draft_length=DRAFT_LENGTH,
+    start = functools.partial(
+        model.start, max_length=length + DRAFT_LENGTH, draft_length=DRAFT_LENGTH
     )
+    cache = jax.jit(start)(params, prompts_of(jnp.asarray(tokens[:, :longest]), prompt_lengths))
     extend = jax.jit(model.extend)
     while at.min() < length - DRAFT_LENGTH:
         n = 1 + DRAFT_LENGTH
@@ -73,10 +72,10 @@ def test_what_is_rewound_leaves_no_trace(prompt_lengths):
         fed = rng.integers(1, 50, (ROWS, n)).astype(np.int32)
         for row in range(ROWS):
             fed[row, : kept[row]] = tokens[row, at[row] :][: kept[row]]
-        logits, cache = extend(params, fed, cache)
+        found, cache = extend(params, fed, cache)
         for row in range(ROWS):
             expected = whole[row, at[row] :][: kept[row]]
-            np.testing.assert_allclose(logits[row, : kept[row]], expected, atol=5e-5)
+            np.testing.assert_allclose(found[row, : kept[row]], expected, atol=5e-5)
         at = at + kept
         cache = cache.rewind(jnp.asarray(at, jnp.int32))
     with pytest.raises(InputError, match=r"a step of 4 tokens: .* start\(..., draft_length=3\)"):
@@ -98,8 +97,8 @@ def test_unstacked_it_is_the_same_model(name):
     }
     if spec.num_token_types is not None:
         batch["token_types"] = jnp.zeros((2, 5), jnp.int32)
-    found, _ = model.unstacked.hidden(apart, batch)
-    np.testing.assert_allclose(found, model.hidden(params, batch)[0], atol=1e-5)
+    found, _ = jax.jit(model.unstacked.hidden)(apart, batch)
+    np.testing.assert_allclose(found, jax.jit(model.hidden)(params, batch)[0], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -112,10 +112,10 @@ def test_bfloat16_computes_in_bfloat16_and_stays_close():
     spec = tiny()
     params, batch = random_params(spec), random_batch()
     model = Model(spec, ComputeSpec(dtype="bfloat16"))
-    hidden, _ = model.hidden(params, batch)
+    hidden, _ = jax.jit(model.hidden)(params, batch)
     assert hidden.dtype == jnp.bfloat16
-    assert model.logits(params, hidden).dtype == jnp.float32
-    full, _ = Model(spec).hidden(params, batch)
+    assert jax.eval_shape(model.logits, params, hidden).dtype == jnp.float32
+    full, _ = jax.jit(Model(spec).hidden)(params, batch)
     assert np.mean(np.abs(hidden.astype(jnp.float32) - full)) < 0.03
 
 

@@ -161,6 +161,7 @@ def test_a_layout_is_one_device_in_less_memory(fragment, topology):
         assert set(held.values()) == {total}
 
 
+@pytest.mark.slow
 def test_a_head_that_all_queries_share_is_on_every_device(monkeypatch):
     shared = TINY | {"*.blocks.*.attention.num_kv_heads": 1}
     monkeypatch.setitem(MODELS, "decoder", override("palm_8b", shared))

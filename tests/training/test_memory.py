@@ -128,10 +128,10 @@ def test_microbatches_need_memory_for_one_of_them():
     assert sizes[8] < sizes[1] / 8 + 3 * gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer", [AdamW, AdamWScale, functools.partial(Adafactor, beta1=0.9)], ids=str
 )
-@pytest.mark.light("<class 't5lite.optimizers.adamw.AdamW'>")
 def test_moments_in_bfloat16_take_half_and_learn_alike(optimizer):
     full, half = (
         program(optimizer=optimizer(0.01, mu_dtype=dtype)) for dtype in ("float32", "bfloat16")
@@ -155,8 +155,8 @@ def test_moments_in_bfloat16_take_half_and_learn_alike(optimizer):
     assert losses[1] == pytest.approx(losses[0], abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 1}, {"fsdp": 8}])
-@pytest.mark.light("mesh0")
 def test_an_optimizer_kept_in_the_hosts_memory_is_the_same(mesh):
     layouts = [Layout(mesh), Layout(mesh, optimizer_memory="pinned_host")]
     devices = jax.devices()[: 8 if "fsdp" in mesh else 1]

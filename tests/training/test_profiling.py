@@ -32,6 +32,7 @@ def traced_steps(folder):
     return {int(e["args"]["step_num"]) for e in events if "step_num" in e.get("args", {})}
 
 
+@pytest.mark.slow
 def test_traces_the_chosen_steps_into_the_model_dir(tmp_path):
     assert run(Profile(steps=(3, 2)).open(tmp_path / "run"), range(1, 8)) == [4]
     assert traced_steps(tmp_path / "run") == {3, 4}

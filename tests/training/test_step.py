@@ -98,6 +98,7 @@ def test_devices_and_microbatches_change_nothing(optimizer, mesh, update, capfd)
     assert_close(actual.params, expected.params, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_are_deterministic():
     program = program_of("adafactor", ("data", 2), ("fsdp", 2), ("tensor", 2))
     (one, _), (other, _) = run(program, 3), run(program, 3)
