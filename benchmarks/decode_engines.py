@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import os
 import re
 import sys
@@ -55,25 +54,21 @@ class Case:
         return np.pad(prompts, first, constant_values=self.start_id)
 
 
-def serve(engine: str, case: Case) -> None:
-    """Builds an engine, says that it is ready, and then writes once for each line of stdin."""
+def build(engine: str, case: Case) -> tuple[Callable[[Numbers], Numbers], Numbers]:
+    """Builds an engine, and returns what has it write, and what there is to say of it."""
     begin = time.perf_counter()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-
-    def say(**numbers: Any) -> None:
-        print(json.dumps(numbers), file=answers, flush=True)
-
     write, about = ENGINES[engine](case)
-    say(load_seconds=time.perf_counter() - begin, **about)
-    for line in sys.stdin:
-        order = json.loads(line)
+    about = {"load_seconds": time.perf_counter() - begin} | about
+
+    def answer(order: Numbers) -> Numbers:
         prompts = case.prompts(order["prompt_length"])
         begin = time.perf_counter()
         tokens = write(prompts, order["new_tokens"])
         seconds = time.perf_counter() - begin
         said = None if tokens is None else np.asarray(tokens).tolist()
-        say(seconds=seconds, tokens=said, memory=memory(), events=dict(EVENTS))
+        return {"seconds": seconds, "tokens": said, "memory": memory(), "events": dict(EVENTS)}
+
+    return answer, about
 
 
 EVENTS: collections.Counter[str] = collections.Counter()  # of JAX, since the worker's start

@@ -23,73 +23,25 @@ A peer that is not installed is left out: pip install torch transformers ctransl
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from decode_engines import CORES, Case, Numbers, serve
+from decode_engines import CORES, Case, Numbers, build
+from worker import Worker, serve
 
 MODELS = {"t5": "t5_small", "gpt2": "gpt2"}  # beside all names of presets
 PEERS = {"transformers": ("torch", "transformers"), "ctranslate2": ("ctranslate2", "transformers")}
-QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several engines share a GPU's memory
-}
 # JAX's own names, from jax/_src/dispatch.py and jax/_src/compilation_cache.py.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 HIT, MISSED = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
-
-
-class Worker:
-    """An engine in a process of its own."""
-
-    def __init__(self, engine: str, case: Case):
-        described = json.dumps(dataclasses.asdict(case))
-        path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        self.engine, self.case = engine, case
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", engine, described],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
-        )
-        self.about = self._answer()
-
-    def ask(self, new_tokens: int, prompt_length: int | None = None) -> Numbers:
-        """Has it write, and returns seconds, tokens, memory and events."""
-        order = {
-            "new_tokens": new_tokens,
-            "prompt_length": prompt_length or self.case.prompt_length,
-        }
-        assert self.process.stdin is not None
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> Numbers:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise ChildProcessError(f"{self.engine} failed, exit code {self.process.wait()}")
-        return json.loads(line)
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()  # which ends it
-        self.process.wait()
 
 
 def main() -> None:
@@ -108,7 +60,8 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        serve(options.worker[0], Case(**json.loads(options.worker[1])))
+        case = Case(**json.loads(options.worker[1]))
+        serve(functools.partial(build, options.worker[0], case))
         return
     if options.new_tokens < 2 or options.prompt_length < 3 or options.rounds < 1:
         parser.error("--prompt_length must be at least 3, --new_tokens 2 and --rounds 1")
@@ -141,10 +94,25 @@ def main() -> None:
         options.json.write_text(json.dumps({"machine": machine, "cases": found}, indent=2) + "\n")
 
 
+def started(engine: str, case: Case) -> Worker:
+    """Starts an engine."""
+    return Worker(engine, dataclasses.asdict(case))
+
+
 def once(engine: str, case: Case) -> Numbers:
     """Has a worker prepare something, and returns what it says."""
-    with Worker(engine, case) as worker:
+    with started(engine, case) as worker:
         return worker.about
+
+
+def order(
+    case: Case, new_tokens: int | None = None, prompt_length: int | None = None
+) -> dict[str, int]:
+    """Returns what a worker is told: to write, of these lengths or the case's."""
+    return {
+        "new_tokens": new_tokens or case.new_tokens,
+        "prompt_length": prompt_length or case.prompt_length,
+    }
 
 
 def measure(case: Case, peers: list[str], rounds: int) -> Numbers:
@@ -154,25 +122,25 @@ def measure(case: Case, peers: list[str], rounds: int) -> Numbers:
         workers = {}
         for name in engines:
             try:
-                workers[name] = stack.enter_context(Worker(name, case))
+                workers[name] = stack.enter_context(started(name, case))
             except ChildProcessError as error:
                 if name not in peers:
                     raise
                 print(f"{name} is left out: {error}")
-        cold = {name: worker.ask(1) for name, worker in workers.items()}["t5lite"]
-        last = {name: worker.ask(case.new_tokens) for name, worker in workers.items()}
+        cold = {name: worker.ask(order(case, 1)) for name, worker in workers.items()}["t5lite"]
+        last = {name: worker.ask(order(case)) for name, worker in workers.items()}
         whole: dict[str, list[float]] = {name: [] for name in workers}
         first: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(rounds):
             for name, worker in workers.items():
                 time.sleep(0.3)  # threads of the one before may still spin
-                last[name] = worker.ask(case.new_tokens)
+                last[name] = worker.ask(order(case))
                 whole[name].append(last[name]["seconds"])
-                first[name].append(worker.ask(1)["seconds"])
+                first[name].append(worker.ask(order(case, 1))["seconds"])
         other_length = neighbour(case.prompt_length)
-        other = workers["t5lite"].ask(case.new_tokens, other_length)
-    with Worker("t5lite", case) as again:
-        warm = again.ask(1)
+        other = workers["t5lite"].ask(order(case, prompt_length=other_length))
+    with started("t5lite", case) as again:
+        warm = again.ask(order(case, 1))
     count, found = case.batch * case.new_tokens, {}
     for name, worker in workers.items():
         total, begun = statistics.median(whole[name]), statistics.median(first[name])

@@ -15,13 +15,12 @@ Needs the peer: pip install torch transformers.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,14 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from worker import Worker, serve
 
 CORES = len(os.sched_getaffinity(0))
-QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "JAX_PLATFORMS": "cpu",
-}
+ON_CPU = {"JAX_PLATFORMS": "cpu"}
 RATE, DECAY = 1e-3, 0.01
 Step = Callable[[dict[str, np.ndarray]], float]  # a batch → its loss
 
@@ -146,57 +141,19 @@ def theirs(case: dict[str, Any]) -> Step:
 ENGINES = {"weights": write_weights, "t5lite": ours, "transformers": theirs}
 
 
-def serve(engine: str, case: dict[str, Any]) -> None:
-    """Builds an engine, and takes a step for each line of stdin, which is a batch's number."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+def build(engine: str, case: dict[str, Any]) -> tuple[Callable[[int], dict[str, Any]], dict]:
+    """Builds an engine, and what has it take a step on the batch of a number."""
     step = ENGINES[engine](case)
-    print(json.dumps({}), file=answers, flush=True)
-    for line in sys.stdin:
-        rows = batch(case, int(line))
+
+    def answer(number: int) -> dict[str, Any]:
+        rows = batch(case, number)
         begin = time.perf_counter()
         loss = step(rows)
         seconds = time.perf_counter() - begin
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        said = {"seconds": seconds, "loss": loss, "memory": peak}
-        print(json.dumps(said), file=answers, flush=True)
+        return {"seconds": seconds, "loss": loss, "memory": peak}
 
-
-class Worker:
-    """An engine in a process of its own."""
-
-    def __init__(self, engine: str, case: dict[str, Any]):
-        path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        self.engine = engine
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", engine, json.dumps(case)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
-        )
-        self._answer()
-
-    def step(self, number: int) -> dict[str, float]:
-        """Has it take a step on a batch, and returns seconds, loss and the most bytes it held."""
-        assert self.process.stdin is not None
-        print(number, file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise ChildProcessError(f"{self.engine} failed, exit code {self.process.wait()}")
-        return json.loads(line)
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()  # which ends it
-        self.process.wait()
+    return answer, {}
 
 
 def main() -> None:
@@ -214,7 +171,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        serve(options.worker[0], json.loads(options.worker[1]))
+        serve(functools.partial(build, options.worker[0], json.loads(options.worker[1])))
         return
     from t5lite.models import forward_flops, preset
 
@@ -226,15 +183,15 @@ def main() -> None:
     engines = ("t5lite", "transformers")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         case["folder"] = folder
-        with Worker("weights", case):
+        with Worker("weights", case, ON_CPU):
             pass
-        workers = {name: stack.enter_context(Worker(name, case)) for name in engines}
+        workers = {name: stack.enter_context(Worker(name, case, ON_CPU)) for name in engines}
         turns: dict[str, list[list[dict[str, float]]]] = {name: [] for name in engines}
         for turn in range(1 + options.turns):  # the first one compiles and warms up
             for name, worker in workers.items():
                 time.sleep(0.3)  # threads of the one before may still spin
                 numbers = range(turn * (1 + options.steps), (turn + 1) * (1 + options.steps))
-                turns[name].append([worker.step(number) for number in numbers])
+                turns[name].append([worker.ask(number) for number in numbers])
     lengths = {"encoder_length": options.inputs, "decoder_length": options.targets}
     flops = 3 * options.batch * forward_flops(spec, **lengths)
     print(f"{'':14}{'s a step':>10}{'fastest':>10}{'slowest':>10}{'GFLOP/s':>10}{'memory':>12}")

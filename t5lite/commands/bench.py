@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from t5lite.commands.plan import facts, given_by, program_of
+from t5lite.commands.given import facts, given_by, program_of
 from t5lite.commands.plan_text import collective_lines, memory_lines, run_lines
 from t5lite.commands.text import in_bytes, in_flops, titled, wrapped
 from t5lite.commands.train import check, versions
-from t5lite.data.files import write_whole
+from t5lite.data.files import require_writable, write_whole
 from t5lite.errors import InputError
 from t5lite.parallel import batch_shardings, make_mesh, place
 from t5lite.planning import compile_step, measure
@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     for name, least in (("steps", 1), ("warmup", 0)):
         if getattr(arguments, name) < least:
             raise InputError(f"--{name}={getattr(arguments, name)}: must be at least {least}")
+    if arguments.json not in (None, "-") and jax.process_index() == 0:
+        require_writable(arguments.json)
     found = _bench(configuration, steps=arguments.steps, warmup=arguments.warmup)
     if jax.process_index() != 0:
         return

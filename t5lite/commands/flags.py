@@ -418,7 +418,9 @@ def plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--power", type=float, metavar="WATTS", help="of a chip with its share of everything else"
     )
-    parser.add_argument("--output", metavar="FILE", help="also write it all as JSON: plan.json")
+    parser.add_argument(
+        "--output", default="plan.json", metavar="FILE", help="of it all, as JSON (plan.json, here)"
+    )
     parser.add_argument(
         "--search",
         action="store_true",

@@ -17,9 +17,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import AbstractMesh
 
+from t5lite.commands.given import arguments_of
 from t5lite.commands.preview import Preview, balance_lines, batch_lines, example_lines, look
 from t5lite.commands.text import titled, wrapped
-from t5lite.commands.train import arguments_of, check, rate_of, step_flops, token_lengths, train
+from t5lite.commands.train import check, rate_of, step_flops, token_lengths, train
 from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.data import load_vocabulary
 from t5lite.errors import InputError

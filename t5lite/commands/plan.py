@@ -5,11 +5,9 @@ nothing else, and a search can give one up.
 """
 
 import argparse
-import collections
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -17,39 +15,31 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import jax
-
-from t5lite.commands.plan_text import excess, report, whole_run
-from t5lite.commands.text import WIDTH, in_bytes, table
-from t5lite.commands.train import arguments_of, step_flops, token_lengths, train, versions
-from t5lite.data.files import write_whole
+from t5lite.commands.given import facts, given_by, program_of
+from t5lite.commands.plan_search import search
+from t5lite.commands.plan_text import report, whole_run
+from t5lite.commands.text import WIDTH
+from t5lite.commands.train import versions
+from t5lite.data.files import require_writable, write_whole
 from t5lite.errors import InputError
-from t5lite.models import Model, preset
-from t5lite.objectives import fit
-from t5lite.parallel import Layout, make_mesh
+from t5lite.parallel import make_mesh
 from t5lite.planning import (
     ENVIRONMENT,
     DoesNotFit,
     Slice,
-    Variation,
-    abstract,
-    candidates,
     compile_step,
     device_bytes,
     estimate,
-    meshes,
 )
-from t5lite.training import build
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 _KEPT_LINES = 6  # of what a compiler said before it ended
-_MIN_SECONDS = 20  # a compilation that would have less time is not begun
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
@@ -65,6 +55,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     for name in ("price", "power", "budget"):
         if (value := getattr(arguments, name)) is not None and not value > 0:
             raise InputError(f"--{name}={value}: must be above 0")
+    require_writable(arguments.output)
     given = given_by(configuration, {})
     command = ["t5lite", "plan", *_same_run(arguments), f"--topology={arguments.topology}"]
     command += [f"--num_slices={on.num_slices}"] * (on.num_slices > 1)
@@ -74,16 +65,15 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     }
     compile_ = _Compilation(arguments)
     if arguments.search:
-        plan |= _search(given, on, compile_, minutes=arguments.budget or 30.0)
+        plan |= search(given, on, compile_, minutes=arguments.budget or 30.0)
     else:
         found = compile_({}, title=f"{_name(given)} for {on.name}")
         plan |= {"plans": [found]}
         print(report(found, on, price=arguments.price, power=arguments.power))
     for found in plan["plans"]:
         found |= {"run": whole_run(found, on, price=arguments.price, power=arguments.power)}
-    if arguments.output:
-        write_whole(arguments.output, (json.dumps(plan, indent=1) + "\n").encode())
-        print(f"\nwritten: {arguments.output}")
+    write_whole(arguments.output, (json.dumps(plan, indent=1) + "\n").encode())
+    print(f"\nwritten: {arguments.output}")
     return 0 if any(found.get("fits") for found in plan["plans"]) else 1
 
 
@@ -132,80 +122,6 @@ def _compile(
     )
     found |= {"fits": True, "estimate": dict(estimates), **dataclasses.asdict(compiled)}
     return tell(found=found)
-
-
-def facts(given: SimpleNamespace, program: Any, mesh: Any) -> dict[str, Any]:
-    """Returns what a step of a run is, as JSON has it.
-
-    Args:
-      given: see `given_by`.
-      program: built for the mesh.
-      mesh: its devices.
-    """
-    lengths = token_lengths(program.batch)
-    shapes = jax.tree.leaves(given.model.shapes())
-    return {
-        "devices": mesh.size,
-        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
-        "dtype": given.compute.dtype,
-        "remat": given.compute.remat,
-        "microbatches": given.update.num_microbatches,
-        "parameters": sum(math.prod(leaf.shape) for leaf in shapes),
-        "flops_per_step": step_flops(given.spec, given.objective, program.batch),
-        "batch_size": given.data.batch_size,
-        "lengths": lengths,
-        "tokens_per_step": given.data.batch_size * sum(lengths),
-        "steps": _steps(given, lengths),
-    }
-
-
-def given_by(configuration: "Configuration", changes: Mapping[str, Any]) -> SimpleNamespace:
-    """Returns all arguments of a configured `train`, with the spec, and model and objective made.
-
-    Args:
-      configuration: that binds them.
-      changes: what a search changes: `mesh`, `remat` and `num_microbatches`, or nothing.
-    """
-    bindings = configuration.bindings_of(train)
-    try:
-        given = arguments_of(bindings)
-        if "mesh" in changes:
-            given.layout = dataclasses.replace(given.layout, mesh=changes["mesh"])
-            given.compute = dataclasses.replace(given.compute, remat=changes["remat"])
-            given.update = dataclasses.replace(
-                given.update, num_microbatches=changes["num_microbatches"]
-            )
-        given.spec = preset(given.model) if isinstance(given.model, str) else given.model
-        given.model = Model(given.spec, given.compute)
-        given.objective = fit(given.objective, given.model)
-    except InputError as error:
-        place = configuration.source.place_of("train", str(error))
-        raise InputError(f"{place}: {error}" if place else str(error)) from error
-    return given
-
-
-def program_of(given: SimpleNamespace, mesh: Any) -> Any:
-    """Builds the run's program, as `train` does."""
-    shapes = given.data.batch_shapes(given.objective)
-    given.model.check(shapes)
-    return build(
-        given.model,
-        given.objective,
-        given.optimizer,
-        shapes,
-        layout=given.layout,
-        mesh=mesh,
-        update=given.update,
-        update_scale=any(getattr(each, "scales_updates", False) for each in given.callbacks),
-    )
-
-
-def _steps(given: SimpleNamespace, lengths: Sequence[int]) -> int | None:
-    """Returns after how many steps the run ends, tokens counted as if there were no padding."""
-    ends = [given.steps]
-    if given.tokens is not None:
-        ends.append(math.ceil(given.tokens / (given.data.batch_size * sum(lengths))))
-    return min((end for end in ends if end is not None), default=None)
 
 
 def _advice(
@@ -373,153 +289,3 @@ def _compiler_version() -> dict[str, str]:
 
 def _name(given: SimpleNamespace) -> str:
     return f"{given.spec.family}'s step"
-
-
-# ── a search ──────────────────────────────────────────────────────────────────────────────────
-
-
-def _search(
-    given: SimpleNamespace, on: Slice, compile_: _Compilation, *, minutes: float
-) -> dict[str, Any]:
-    """Compiles variations of a run, the most promising first, as long as there is time."""
-    layout: Layout = given.layout
-    kept = {axis: size for axis, size in layout.mesh.items() if axis in ("seq", "expert")}
-
-    def program(mesh: Sequence[tuple[str, int]]) -> Any:
-        varied = SimpleNamespace(**vars(given))
-        varied.layout = dataclasses.replace(layout, mesh=dict(mesh))
-        varied.update = dataclasses.replace(given.update, num_microbatches=1)
-        return program_of(varied, abstract(mesh))
-
-    stacks = [stack for stack in (given.spec.encoder, given.spec.decoder) if stack is not None]
-    num_layers = sum(stack.num_layers for stack in stacks) / len(stacks)
-    tokens = given.data.batch_size * sum(
-        shape.shape[1]
-        for name, shape in given.data.batch_shapes(given.objective).items()
-        if name.endswith("_input_tokens")
-    )
-    stream = num_layers * tokens * given.spec.embed * given.compute.jax_dtype.itemsize
-    devices = on.num_chips * on.chip.devices
-    batch = given.data.batch_shapes(given.objective)
-    order, cannot = candidates(
-        program,
-        list(meshes(devices, kept=kept, slices=layout.slices or {})),
-        on=on,
-        stream=stream,
-        flops=step_flops(given.spec, given.objective, batch),
-    )
-    print(
-        f"the run as it is, then {len(order)} variations to try within {minutes:g} minutes, the "
-        f"most promising first; {cannot} cannot fit\n"
-    )
-    return _try_all(order, on, compile_, seconds=60 * minutes) | {"cannot_fit": cannot}
-
-
-def _try_all(
-    order: Sequence[Variation], on: Slice, compile_: _Compilation, *, seconds: float
-) -> dict[str, Any]:
-    """Compiles a run as it is configured, and then its variations, and prints what fits.
-
-    Args:
-      order: the variations.
-      on: the slices.
-      compile_: compiles one.
-      seconds: for all of it.
-    """
-    end = time.monotonic() + seconds
-    tried: list[tuple[Variation | None, dict[str, Any]]] = []  # None: as it is configured
-    too_large: list[Variation] = []
-    interrupted = False
-    left_out: collections.Counter = collections.Counter()
-    for number, variation in enumerate([None, *order]):
-        if variation and any(known.needs_no_more_than(variation) for known in too_large):
-            left_out["need more than what did not fit"] += 1
-            continue
-        if variation and any(_same(variation, found) for _, found in tried):
-            left_out["is the run as it is"] += 1
-            continue
-        if (left := end - time.monotonic()) < _MIN_SECONDS:
-            left_out["no time was left for"] += 1
-            continue
-        changes = (
-            dataclasses.asdict(variation) | {"mesh": dict(variation.mesh)} if variation else {}
-        )
-        name = _name_of(variation)
-        try:
-            found = compile_(changes, title=f"{number}. {name}", seconds=left)
-        except KeyboardInterrupt:
-            interrupted = True
-            left_out["not tried, interrupted"] += len(order) - number + 1
-            break
-        except InputError as error:
-            found = {"aborted": str(error)}
-        tried.append((variation, found))
-        if variation and found.get("fits") is False:
-            too_large.append(variation)
-        print(f"{number:3}. {name}: {_outcome(found)}", flush=True)
-    fits = [pair for pair in tried if pair[1].get("fits")]
-    fits.sort(key=lambda pair: pair[1]["estimate"].get("step") or math.inf)
-    print()
-    for line in _ranking(fits, on):
-        print(line)
-    for reason, count in left_out.items():
-        print(f"{count} {reason}")
-    if interrupted:
-        print("interrupted: this is what was done until then")
-    plans = [found | {"flags": variation.flags() if variation else []} for variation, found in fits]
-    others = [
-        (dataclasses.asdict(variation) if variation else {}) | found
-        for variation, found in tried
-        if not found.get("fits")
-    ]
-    return {"plans": plans, "did_not_fit": others, "left_out": dict(left_out)}
-
-
-def _name_of(variation: Variation | None) -> str:
-    return variation.name if variation else "as configured"
-
-
-def _same(variation: Variation, found: Mapping[str, Any]) -> bool:
-    """Whether a variation is what was compiled already."""
-    return (dict(variation.mesh), variation.remat, variation.num_microbatches) == tuple(
-        found.get(name) for name in ("mesh", "remat", "microbatches")
-    )
-
-
-def _outcome(found: Mapping[str, Any]) -> str:
-    if "aborted" in found:
-        return found["aborted"].splitlines()[0]
-    if not found["fits"]:
-        return f"does not fit, {excess(found)}"
-    step = found["estimate"].get("step")
-    memory = in_bytes(found["memory"]["total"])
-    return f"{memory} a device" + (f", {1000 * step:.3g} ms estimated" if step else "")
-
-
-def _ranking(fits: Sequence[tuple[Variation | None, Mapping[str, Any]]], on: Slice) -> list[str]:
-    if not fits:
-        return ["nothing that was compiled fits"]
-    rows = [("", "mesh, remat, microbatches", "memory", "step", "utilisation", "tokens/s/chip")]
-    for place, (variation, found) in enumerate(fits, 1):
-        estimates = found["estimate"]
-        rows.append(
-            (
-                f"{place}.",
-                _name_of(variation),
-                in_bytes(found["memory"]["total"]),
-                *(
-                    (
-                        f"{1000 * estimates['step']:.3g} ms",
-                        f"{100 * estimates['utilisation']:.1f} %",
-                        f"{estimates['tokens_per_second_per_chip']:,.0f}",
-                    )
-                    if estimates.get("step")
-                    else ("?", "?", "?")
-                ),
-            )
-        )
-    lines = [f"what fits {on.name}, fastest first, by the compiler's estimates", ""]
-    lines += table(rows, right=2)
-    if (fastest := fits[0][0]) is None:
-        return [*lines, "", "none that was tried is faster than the run as it is configured"]
-    return [*lines, "", "the first one, as flags:", *(f"  {flag}" for flag in fastest.flags())]

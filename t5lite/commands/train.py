@@ -5,11 +5,9 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import inspect
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -230,25 +228,6 @@ def train(
             loop.load_progress(restored.progress)
         state = loop(state)
     return Trained(state, run_.metrics, the_model)
-
-
-def arguments_of(bound: Mapping[str, Any]) -> SimpleNamespace:
-    """Returns all arguments of `train` by name, from those that a configuration binds.
-
-    Raises:
-      InputError: if one is missing that has no default.
-    """
-    parameters = inspect.signature(train).parameters
-    missing = [
-        repr(name)
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and name not in bound
-    ]
-    if missing:
-        raise InputError(f"train needs {' and '.join(missing)}, which no file or flag binds")
-    arguments = inspect.signature(train).bind(**bound)
-    arguments.apply_defaults()
-    return SimpleNamespace(**arguments.arguments)
 
 
 def headline(model: Model, mesh: Mesh) -> str:

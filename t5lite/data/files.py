@@ -72,6 +72,27 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
         ) from error
 
 
+def require_writable(path: str | os.PathLike) -> None:
+    """Refuses a file that could not be written, before the work that it is to hold is done.
+
+    Args:
+      path: of a file that need not be there, nor its folders.
+
+    Raises:
+      InputError: if it is a folder, lies below a file, or must not be written.
+    """
+    target = as_path(path)
+    if not isinstance(target, Path):  # an object store says so when it is written to
+        return
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder")
+    there = next(each for each in (target, *target.absolute().parents) if each.exists())
+    if there != target and not there.is_dir():
+        raise InputError(f"cannot write {target}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"cannot write {target}: {there} is not yours to write")
+
+
 def decode_text(raw: bytes, *, where: str) -> str:
     """Returns UTF-8 bytes as text.
 

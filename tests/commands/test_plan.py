@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from t5lite.commands import plan
+from t5lite.commands import plan, plan_search
 from t5lite.main import main
 from t5lite.planning import Slice, Variation
 
@@ -106,6 +106,7 @@ def test_a_search_ranks_what_fits(tmp_path: Path, capfd: Any) -> None:
         (["--topology=h100:8"], "unknown TPU 'h100'; known: tpu7x, v4, v5e"),
         (["--topology=v9:2x2"], "unknown TPU 'v9'; known: tpu7x, v4, v5e"),
         (["--topology=v5e:4x4", "--price=-1"], "--price=-1.0: must be above 0"),
+        (["--topology=v5e:4x4", "--output=tests"], "cannot write tests: it is a folder"),
         ([], "the following arguments are required: --topology"),
     ],
 )
@@ -186,7 +187,7 @@ def test_a_search_carries_on_after_what_aborts_or_does_not_fit(capsys: Any) -> N
         tried.append(changes)
         return next(answers)
 
-    found = plan._try_all(order, Slice.parse("v5e:2x2"), compile_, seconds=1000)
+    found = plan_search._try_all(order, Slice.parse("v5e:2x2"), compile_, seconds=1000)
     assert [changes.get("remat") for changes in tried] == [None, "minimal", "none", "full", "full"]
     assert [each["estimate"]["step"] for each in found["plans"]] == [0.4, 0.5, 0.6]
     assert found["plans"][-1]["flags"] == []
@@ -209,7 +210,7 @@ def test_a_search_that_is_interrupted_keeps_what_is_done(capsys: Any) -> None:
             raise KeyboardInterrupt
         return dict(done)
 
-    found = plan._try_all(order, Slice.parse("v5e:2x2"), compile_, seconds=1000)
+    found = plan_search._try_all(order, Slice.parse("v5e:2x2"), compile_, seconds=1000)
     assert len(found["plans"]) == 2
     assert found["left_out"] == {"not tried, interrupted": 2}
     text = capsys.readouterr().out

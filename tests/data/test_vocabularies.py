@@ -307,6 +307,20 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for path, message in [
+        (tmp_path, "it is a folder"),
+        (tmp_path / "file" / "below" / "new", f"{tmp_path}/file is no folder"),
+    ]:
+        with pytest.raises(InputError, match=f"cannot write {path}: {message}"):
+            files.require_writable(path)
+    for path in tmp_path / "file", tmp_path / "new" / "folder" / "file":
+        files.require_writable(path)
+    assert [*tmp_path.iterdir()] == [tmp_path / "file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_decode_text_names_the_place_and_the_offset():
     assert files.decode_text("naïve".encode(), where="x") == "naïve"
     with pytest.raises(InputError, match=r"notes\.txt is not UTF-8: byte 0xff at offset 4"):

@@ -1,0 +1,178 @@
+"""A search of `t5lite plan`: variations of a run, compiled one by one, and ranked."""
+
+import collections
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from t5lite.commands.given import program_of
+from t5lite.commands.plan_text import excess
+from t5lite.commands.text import in_bytes, table
+from t5lite.commands.train import step_flops
+from t5lite.errors import InputError
+from t5lite.parallel import Layout
+from t5lite.planning import Slice, Variation, abstract, candidates, meshes
+
+_MIN_SECONDS = 20  # a compilation that would have less time is not begun
+
+# Compiles a run with changes, `title=` shown meanwhile, given up after `seconds=`: what was found.
+Compile = Callable[..., dict[str, Any]]
+
+
+def search(
+    given: SimpleNamespace, on: Slice, compile_: Compile, *, minutes: float
+) -> dict[str, Any]:
+    """Compiles variations of a run, the most promising first, as long as there is time.
+
+    Args:
+      given: see `given_by`.
+      on: the slices.
+      compile_: compiles one.
+      minutes: for all of it.
+
+    Returns:
+      `plans`, the fastest first; `did_not_fit`; `left_out`, how many for which reason; and
+      `cannot_fit`, how many were not tried because of their state's size alone.
+    """
+    layout: Layout = given.layout
+    kept = {axis: size for axis, size in layout.mesh.items() if axis in ("seq", "expert")}
+
+    def program(mesh: Sequence[tuple[str, int]]) -> Any:
+        varied = SimpleNamespace(**vars(given))
+        varied.layout = dataclasses.replace(layout, mesh=dict(mesh))
+        varied.update = dataclasses.replace(given.update, num_microbatches=1)
+        return program_of(varied, abstract(mesh))
+
+    stacks = [stack for stack in (given.spec.encoder, given.spec.decoder) if stack is not None]
+    num_layers = sum(stack.num_layers for stack in stacks) / len(stacks)
+    batch = given.data.batch_shapes(given.objective)
+    tokens = given.data.batch_size * sum(
+        shape.shape[1] for name, shape in batch.items() if name.endswith("_input_tokens")
+    )
+    stream = num_layers * tokens * given.spec.embed * given.compute.jax_dtype.itemsize
+    devices = on.num_chips * on.chip.devices
+    order, cannot = candidates(
+        program,
+        list(meshes(devices, kept=kept, slices=layout.slices or {})),
+        on=on,
+        stream=stream,
+        flops=step_flops(given.spec, given.objective, batch),
+    )
+    print(
+        f"the run as it is, then {len(order)} variations to try within {minutes:g} minutes, the "
+        f"most promising first; {cannot} cannot fit\n"
+    )
+    return _try_all(order, on, compile_, seconds=60 * minutes) | {"cannot_fit": cannot}
+
+
+def _try_all(
+    order: Sequence[Variation], on: Slice, compile_: Compile, *, seconds: float
+) -> dict[str, Any]:
+    """Compiles a run as it is configured, and then its variations, and prints what fits.
+
+    Args:
+      order: the variations.
+      on: the slices.
+      compile_: compiles one.
+      seconds: for all of it.
+    """
+    end = time.monotonic() + seconds
+    tried: list[tuple[Variation | None, dict[str, Any]]] = []  # None: as it is configured
+    too_large: list[Variation] = []
+    interrupted = False
+    left_out: collections.Counter = collections.Counter()
+    for number, variation in enumerate([None, *order]):
+        if variation and any(known.needs_no_more_than(variation) for known in too_large):
+            left_out["need more than what did not fit"] += 1
+            continue
+        if variation and any(_same(variation, found) for _, found in tried):
+            left_out["is the run as it is"] += 1
+            continue
+        if (left := end - time.monotonic()) < _MIN_SECONDS:
+            left_out["no time was left for"] += 1
+            continue
+        changes = (
+            dataclasses.asdict(variation) | {"mesh": dict(variation.mesh)} if variation else {}
+        )
+        name = _name_of(variation)
+        try:
+            found = compile_(changes, title=f"{number}. {name}", seconds=left)
+        except KeyboardInterrupt:
+            interrupted = True
+            left_out["not tried, interrupted"] += len(order) - number + 1
+            break
+        except InputError as error:
+            found = {"aborted": str(error)}
+        tried.append((variation, found))
+        if variation and found.get("fits") is False:
+            too_large.append(variation)
+        print(f"{number:3}. {name}: {_outcome(found)}", flush=True)
+    fits = [pair for pair in tried if pair[1].get("fits")]
+    fits.sort(key=lambda pair: pair[1]["estimate"].get("step") or math.inf)
+    print()
+    for line in _ranking(fits, on):
+        print(line)
+    for reason, count in left_out.items():
+        print(f"{count} {reason}")
+    if interrupted:
+        print("interrupted: this is what was done until then")
+    plans = [found | {"flags": variation.flags() if variation else []} for variation, found in fits]
+    others = [
+        (dataclasses.asdict(variation) if variation else {}) | found
+        for variation, found in tried
+        if not found.get("fits")
+    ]
+    return {"plans": plans, "did_not_fit": others, "left_out": dict(left_out)}
+
+
+def _name_of(variation: Variation | None) -> str:
+    return variation.name if variation else "as configured"
+
+
+def _same(variation: Variation, found: Mapping[str, Any]) -> bool:
+    """Whether a variation is what was compiled already."""
+    return (dict(variation.mesh), variation.remat, variation.num_microbatches) == tuple(
+        found.get(name) for name in ("mesh", "remat", "microbatches")
+    )
+
+
+def _outcome(found: Mapping[str, Any]) -> str:
+    if "aborted" in found:
+        return found["aborted"].splitlines()[0]
+    if not found["fits"]:
+        return f"does not fit, {excess(found)}"
+    step = found["estimate"].get("step")
+    memory = in_bytes(found["memory"]["total"])
+    return f"{memory} a device" + (f", {1000 * step:.3g} ms estimated" if step else "")
+
+
+def _ranking(fits: Sequence[tuple[Variation | None, Mapping[str, Any]]], on: Slice) -> list[str]:
+    if not fits:
+        return ["nothing that was compiled fits"]
+    rows = [("", "mesh, remat, microbatches", "memory", "step", "utilisation", "tokens/s/chip")]
+    for place, (variation, found) in enumerate(fits, 1):
+        estimates = found["estimate"]
+        rows.append(
+            (
+                f"{place}.",
+                _name_of(variation),
+                in_bytes(found["memory"]["total"]),
+                *(
+                    (
+                        f"{1000 * estimates['step']:.3g} ms",
+                        f"{100 * estimates['utilisation']:.1f} %",
+                        f"{estimates['tokens_per_second_per_chip']:,.0f}",
+                    )
+                    if estimates.get("step")
+                    else ("?", "?", "?")
+                ),
+            )
+        )
+    lines = [f"what fits {on.name}, fastest first, by the compiler's estimates", ""]
+    lines += table(rows, right=2)
+    if (fastest := fits[0][0]) is None:
+        return [*lines, "", "none that was tried is faster than the run as it is configured"]
+    return [*lines, "", "the first one, as flags:", *(f"  {flag}" for flag in fastest.flags())]
