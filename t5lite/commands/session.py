@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.flags import OPTIONS
@@ -47,11 +49,12 @@ def converse(generator: "Generator", prompts: Prompts, chosen: dict[str, Any]) -
                 text = prompts.text(Line(number + 1, 0, 0, {"text": line}))
                 question = generator.read(text, Options(**chosen), number=number)
                 number += 1
-                if generator.streams(question.options):
-                    show(generator.stream(question))
-                else:
-                    for answer in generator.answers([question])[0]:
-                        print(answer.text)
+                with _interruptible() as checked:
+                    if generator.streams(question.options):
+                        show(checked(generator.stream(question)))
+                    else:
+                        for answer in generator.answers([question])[0]:
+                            print(answer.text)
         except EOFError:
             print()
             return 0
@@ -59,6 +62,33 @@ def converse(generator: "Generator", prompts: Prompts, chosen: dict[str, Any]) -
             print("\n(stopped)")
         except (InputError, UnicodeError) as error:
             print(f"t5lite: {error}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[Iterator[str]], Iterator[str]]]:
+    """Lets Ctrl-C end what is inside, also where its exception is lost.
+
+    Libraries drop an exception that is raised while they call Python, in a destructor for one.
+    What this gives passes the pieces of an answer on, until Ctrl-C was pressed.
+    """
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def checked(pieces: Iterator[str]) -> Iterator[str]:
+        for piece in pieces:
+            if pressed:
+                raise KeyboardInterrupt
+            yield piece
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield checked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def command(line: str, chosen: dict[str, Any]) -> dict[str, Any]:
