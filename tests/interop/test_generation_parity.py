@@ -33,6 +33,8 @@ COMMITTED = [name for name in REFERENCED if name in GENERATIVE]
 ROWS, PROMPT_LENGTHS = len(REPETITION_PENALTIES), np.tile(np.int32(PROMPT_LENGTHS), 2)
 LOGITS, SCORE = 5e-5, 2e-4
 TIE = 1e-4  # float noise may decide between logits so close together
+# Of fresh seeds: how many rows noise may decide, and how much larger it may be.
+NUM_TIES, ROOM = 3, 4
 DRAFT_LENGTH = 2
 installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 live = pytest.mark.skipif(not installed, reason="pip install 't5lite[parity]' for transformers")
@@ -94,10 +96,10 @@ def inside(expected):
     return np.arange(MAX_NEW_TOKENS) < expected["lengths"][:, None]
 
 
-# The columns of the table. Of live answers, noise may have decided one.
+# The columns of the table.
 
 
-def check_greedy(loaded, expected, num_ties=0):
+def check_greedy(loaded, expected, fresh=False):
     """Tokens are equal up to the first that noise decided; mostly there is none."""
     params, prompts = loaded.decoding_params, prompts_of(loaded, expected)
     state = loaded.functions.begin(params, prompts, None, MAX_NEW_TOKENS, 1, 0, True)
@@ -110,13 +112,13 @@ def check_greedy(loaded, expected, num_ties=0):
         np.where(certain, found.tokens, 0), np.where(certain, expected["tokens"], 0)
     )
     whole = certain.all(axis=1)
-    assert whole.sum() >= ROWS - num_ties
+    assert whole.sum() >= ROWS - NUM_TIES * fresh
     np.testing.assert_array_equal(np.asarray(found.lengths)[whole], expected["lengths"][whole])
     sums = expected["log_probabilities"].sum(axis=1, where=inside(expected))
     np.testing.assert_allclose(np.asarray(found.log_probabilities)[whole], sums[whole], rtol=SCORE)
 
 
-def check_beam(way, loaded, expected, num_ties=0):
+def check_beam(way, loaded, expected, fresh=False):
     """All that is found is equal, and in the same order."""
     found = loaded.functions.search(
         loaded.decoding_params,
@@ -133,14 +135,14 @@ def check_beam(way, loaded, expected, num_ties=0):
         expected[f"{name}_{way}"] for name in ("tokens", "lengths", "scores")
     )
     whole = (found.tokens == tokens).all(axis=(1, 2)) & (found.lengths == lengths).all(axis=1)
-    assert whole.sum() >= ROWS - num_ties
+    assert whole.sum() >= ROWS - NUM_TIES * fresh
     np.testing.assert_allclose(found.scores[whole], scores[whole], rtol=SCORE)
     own = REPETITION_PENALTIES == 1  # scores that are the model's alone
     sums = found.scores * found.lengths ** LENGTH_PENALTIES[:, None]
     np.testing.assert_allclose(found.log_probabilities[own], sums[own], rtol=SCORE)
 
 
-def check_score(loaded, expected, num_ties=0):
+def check_score(loaded, expected, fresh=False):
     """Each token of the greedy answers is as likely as it is to transformers."""
     texts, begins = texts_of(loaded, expected)
     longest = max(map(len, texts))
@@ -158,11 +160,12 @@ def check_score(loaded, expected, num_ties=0):
     np.testing.assert_allclose(found[where], wanted[where], rtol=SCORE, atol=SCORE)
 
 
-def check_cached(loaded, expected, num_ties=0):
+def check_cached(loaded, expected, fresh=False):
     """Texts fed a few tokens at a time, behind drafts taken back, against rows of two texts each.
 
     The full forward pass of those also says what a loop without a cache would have written.
     """
+    noise = LOGITS * (ROOM if fresh else 1)
     model, alone = loaded.model, loaded.model.topology == "decoder"
     texts, begins = texts_of(loaded, expected)
     prompts = np.tile(expected["prompts"], (2, 1))
@@ -199,7 +202,7 @@ def check_cached(loaded, expected, num_ties=0):
         for row in range(ROWS):
             for wanted in (first[row], second[row]):
                 wanted = wanted[at[row] :][: kept[row]]
-                np.testing.assert_allclose(found[row, : kept[row]], wanted, atol=LOGITS, rtol=0)
+                np.testing.assert_allclose(found[row, : kept[row]], wanted, atol=noise, rtol=0)
         at = at + kept
         cache = cache.rewind(jnp.asarray(at, jnp.int32))
 
@@ -272,4 +275,4 @@ def test_live(name, tmp_path):
     theirs.save_pretrained(tmp_path)
     loaded, expected = open_roomy(tmp_path), generated(theirs, seed)
     for check in COLUMNS.values():
-        check(loaded, expected, num_ties=3)
+        check(loaded, expected, fresh=True)
