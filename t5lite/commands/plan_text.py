@@ -141,16 +141,21 @@ def _whole_lines(
     tokens = whole["steps"] * found["tokens_per_step"]
     facts = {
         "time": f"{whole['steps']:,} steps, {tokens:.3g} tokens with padding: "
-        f"{whole['hours']:,.1f} hours, nothing overlapped, nothing lost",
-        "chip-hours": f"{whole['chip_hours']:,.0f}",
-        "money": f"{whole['cost']:,.0f} at {price:g} a chip-hour"
+        f"{_figure(whole['hours'])} hours, nothing overlapped, nothing lost",
+        "chip-hours": _figure(whole["chip_hours"]),
+        "money": f"{_figure(whole['cost'])} at {price:g} a chip-hour"
         if "cost" in whole
         else "with --price=PRICE of a chip-hour",
-        "energy": f"{whole['kilowatt_hours']:,.0f} kWh at {power:g} W a chip"
+        "energy": f"{_figure(whole['kilowatt_hours'])} kWh at {power:g} W a chip"
         if "kilowatt_hours" in whole
         else "with --power=WATTS of a chip, its share of hosts and cooling included",
     }
     return [line for label, text in facts.items() for line in wrapped(f"{label:12}", text)]
+
+
+def _figure(value: float) -> str:
+    """Returns three digits, and of what is larger the whole number."""
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
 
 
 def excess(found: Mapping[str, Any]) -> str:

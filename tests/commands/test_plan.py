@@ -57,6 +57,8 @@ def test_a_run_is_planned_from_its_command_line(tmp_path: Path, capfd: Any) -> N
     assert run["chip_hours"] == pytest.approx(4 * 800 * step / 3600)
     assert run["cost"] == pytest.approx(2 * run["chip_hours"])
     assert run["kilowatt_hours"] == pytest.approx(0.3 * run["chip_hours"])
+    for part in (f"{run['cost']:.3g} at 2 a chip-hour", f"{run['kilowatt_hours']:.3g} kWh"):
+        assert part in text
 
 
 @libtpu
