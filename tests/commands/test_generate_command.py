@@ -325,7 +325,7 @@ def test_a_real_terminal(folder):
 
     def until(what):
         nonlocal seen
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while what not in seen:
             assert time.monotonic() < deadline, seen
             if select.select([ours], [], [], 1)[0]:

@@ -25,7 +25,7 @@ from t5lite.main import main
 from t5lite.parallel import Group, group, joined, processes
 
 TESTS = Path(__file__).parent.parent
-SECONDS = 120  # after which a process that hangs is a failure
+SECONDS = 240  # after which a process that hangs is a failure
 
 
 def free_port() -> int:
@@ -147,7 +147,7 @@ def test_when_one_is_killed_the_other_ends_and_one_process_resumes(
     processes.all[1].send_signal(signal.SIGKILL)
     start = time.monotonic()
     assert processes.wait()[0] == 1
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     assert "t5lite: process 1 of 2 is gone" in processes.said(0)
     assert f"step 4 is saved in {model_dir}" in processes.said(0)
     assert "start all processes again with the same command" in processes.said(0)
