@@ -32,8 +32,9 @@ from t5lite.planning import (
     DoesNotFit,
     Slice,
     compile_step,
-    device_bytes,
     estimate,
+    least_bytes,
+    own_rows,
 )
 
 if TYPE_CHECKING:
@@ -132,18 +133,15 @@ def _advice(
     available: float | None,
 ) -> Iterator[str]:
     """Yields what would need less memory and is not done yet, the cheapest first."""
-    state = device_bytes(program.state) + device_bytes(program.state.params)
-    hbm = on.chip.hbm / on.chip.devices
-    rows = next(iter(program.batch.values()))
-    own_rows = rows.sharding.shard_shape(rows.shape)[0]
-    times = given.update.num_microbatches
-    if state < hbm:
+    rows, times = own_rows(program), given.update.num_microbatches
+    state = least_bytes(program, stream=0, num_microbatches=times)
+    if state < on.chip.hbm / on.chip.devices:
         if given.compute.remat not in ("full", "offload"):
             yield (
                 "keep less for the backward pass: --gin.t5lite.models.ComputeSpec.remat='\"full\"'"
             )
-        if own_rows // times > 1:
-            more = min(own_rows, 2 * times)
+        if rows // times > 1:
+            more = min(rows, 2 * times)
             yield (
                 "more microbatches, of less memory each: "
                 f"--gin.t5lite.training.Update.num_microbatches={more}"

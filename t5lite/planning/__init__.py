@@ -9,12 +9,18 @@ from t5lite.planning.compiled import (
     estimate,
 )
 from t5lite.planning.measured import Measured, measure
-from t5lite.planning.search import Variation, abstract, candidates, meshes
-from t5lite.planning.topology import ENVIRONMENT, EXAMPLE, KINDS, ChipKind, Slice
+from t5lite.planning.search import (
+    Variation,
+    abstract,
+    candidates,
+    least_bytes,
+    meshes,
+    own_rows,
+)
+from t5lite.planning.topology import ENVIRONMENT, KINDS, ChipKind, Slice
 
 __all__ = [
     "ENVIRONMENT",
-    "EXAMPLE",
     "KINDS",
     "ChipKind",
     "Compiled",
@@ -28,6 +34,8 @@ __all__ = [
     "compile_step",
     "device_bytes",
     "estimate",
+    "least_bytes",
     "measure",
     "meshes",
+    "own_rows",
 ]

@@ -186,18 +186,13 @@ def estimate(
     sent = sum(
         traffic.bytes - traffic.slow_bytes for traffic in compiled.program.collectives.values()
     )
-    found: dict[str, float | None] = {
-        "communication": sent / (2 * chip.link_bandwidth),
-        "ideal": flops / (chips * chip.flops),
-    }
+    communication, ideal = sent / (2 * chip.link_bandwidth), flops / (chips * chip.flops)
+    found: dict[str, float | None] = {"communication": communication, "ideal": ideal}
     names = ("compute", "step", "step_overlapped", "utilisation", "utilisation_overlapped")
     rates = ("tokens_per_second_per_chip", "tokens_per_second_per_chip_overlapped")
     if chip.clock is None:
         return found | dict.fromkeys((*names, *rates))
     compute = compiled.program.cycles / chip.clock
-    communication, ideal = found["communication"], found["ideal"]
-    assert communication is not None
-    assert ideal is not None
     found["compute"] = compute
     for suffix, seconds in (
         ("", compute + communication),

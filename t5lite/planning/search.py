@@ -104,12 +104,13 @@ def least_bytes(program: Program, *, stream: float, num_microbatches: int) -> fl
       stream: bytes of what every policy keeps of a whole batch, on all devices together.
       num_microbatches: of a step.
     """
-    share = _own_rows(program) / next(iter(program.batch.values())).shape[0]
+    share = own_rows(program) / next(iter(program.batch.values())).shape[0]
     kept = device_bytes(program.state) + device_bytes(program.state.params)
     return kept + stream * share / num_microbatches
 
 
-def _own_rows(program: Program) -> int:
+def own_rows(program: Program) -> int:
+    """Returns how many rows of a batch each device has."""
     rows = next(iter(program.batch.values()))
     return rows.sharding.shard_shape(rows.shape)[0]
 
@@ -134,7 +135,7 @@ def candidates(
         with contextlib.suppress(InputError):
             programs[mesh] = build(mesh)
     for (mesh, program), num_microbatches in itertools.product(programs.items(), MICROBATCHES):
-        if _own_rows(program) % num_microbatches:
+        if own_rows(program) % num_microbatches:
             continue
         least = least_bytes(program, stream=stream, num_microbatches=num_microbatches)
         if least > chip.hbm / chip.devices:

@@ -17,7 +17,6 @@ class ChipKind:
       shapes: of slices that the compiler knows, in chips.
       flops: peak FLOP/s in bfloat16.
       hbm: bytes of memory, of which the system keeps a little.
-      hbm_bandwidth: bytes/s between memory and chip.
       link_bandwidth: bytes/s of a link between chips, one way.
       clock: cycles/s, which the compiler's estimates are in; None if it is not known.
       devices: that the compiler describes a chip as. (On a v4 JAX has one, of both cores.)
@@ -29,7 +28,6 @@ class ChipKind:
     shapes: tuple[str, ...]
     flops: float
     hbm: float
-    hbm_bandwidth: float
     link_bandwidth: float
     clock: float | None = None
     devices: int = 1
@@ -40,7 +38,6 @@ KINDS = {
         ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
         2.75e14,
         32 * 2**30,
-        1.2e12,
         4.5e10,
         1.05e9,
         devices=2,
@@ -49,7 +46,6 @@ KINDS = {
         ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
         1.97e14,
         16 * 2**30,
-        8.1e11,
         4.5e10,
         1.5e9,
     ),
@@ -60,7 +56,6 @@ KINDS = {
         ),
         4.59e14,
         95 * 2**30,
-        2.8e12,
         9e10,
         1.75e9,
     ),
@@ -68,7 +63,6 @@ KINDS = {
         ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
         9.18e14,
         32 * 2**30,
-        1.6e12,
         9e10,
         1.75e9,
     ),
@@ -76,12 +70,10 @@ KINDS = {
         ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
         2.307e15,
         192 * 2**30,
-        7.38e12,
         1e11,
         devices=2,
     ),
 }
-EXAMPLE = "v5e:4x4"
 # A process that only compiles guards no TPU: it may share libtpu's lock, and asks no metadata
 # server what it runs on.
 ENVIRONMENT = {

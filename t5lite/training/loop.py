@@ -89,7 +89,6 @@ class Loop:
             log_every=self.log_every,
             stop_on_nan=self.stop_on_nan,
         )
-
         self._asked, self._asks_at = (0, 0.0), 0
 
     def __call__(self, state: TrainState) -> TrainState:

@@ -147,7 +147,7 @@ def test_when_one_is_killed_the_other_ends_and_one_process_resumes(
     processes.all[1].send_signal(signal.SIGKILL)
     start = time.monotonic()
     assert processes.wait()[0] == 1
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 20
     assert "t5lite: process 1 of 2 is gone" in processes.said(0)
     assert f"step 4 is saved in {model_dir}" in processes.said(0)
     assert "start all processes again with the same command" in processes.said(0)
