@@ -6,6 +6,8 @@
 import importlib
 from typing import Any
 
+from t5lite.platforms import skip_absent_tpu
+
 __version__ = "0.1.0"
 
 _FUNCTIONS = {"train": "t5lite.commands.train", "load": "t5lite.interop.load"}
@@ -23,6 +25,8 @@ _ROOMS = (
     "training",
 )
 __all__ = ["__version__", *_FUNCTIONS, *_ROOMS]
+
+skip_absent_tpu()  # before a room imports JAX
 
 
 def __getattr__(name: str) -> Any:

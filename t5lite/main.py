@@ -5,10 +5,8 @@ Exit codes: 0 done, 1 a failure, 2 bad input, 130 interrupted; a command may cho
 
 import argparse
 import contextlib
-import glob
 import hashlib
 import importlib
-import importlib.util
 import logging
 import os
 import platform
@@ -108,7 +106,6 @@ def _dispatch(arguments: list[str]) -> int | None:
         flag = extra[0].partition("=")[0]
         raise unknown("argument", flag, re.findall(r"--[\w.-]+", parser.format_usage()))
 
-    _look_for_no_tpu()
     _keep_compilations()
     from t5lite import configuration
 
@@ -139,14 +136,6 @@ def _processes(options: argparse.Namespace) -> Iterator[None]:
         code = _say(error, debug=options.debug)
         sys.stderr.flush()
         os._exit(code)
-
-
-def _look_for_no_tpu() -> None:
-    """Spares JAX the search for a TPU where libtpu is installed to compile for one: it is loud."""
-    accelerators = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
-    installed = [name for name in accelerators if importlib.util.find_spec(name)]
-    if installed == ["libtpu"] and not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _keep_compilations() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "errors": 0,
+    **dict.fromkeys(["errors", "platforms"], 0),
     **dict.fromkeys(["layers", "objectives", "optimizers", "data", "parallel", "decoding"], 1),
     **dict.fromkeys(["models", "training"], 2),
     "interop": 3,
