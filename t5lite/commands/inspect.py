@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh
 from t5lite.commands.given import arguments_of
 from t5lite.commands.preview import Preview, balance_lines, batch_lines, example_lines, look
 from t5lite.commands.text import titled, wrapped
-from t5lite.commands.train import check, rate_of, step_flops, token_lengths, train
+from t5lite.commands.train import check, step_flops, token_lengths, train
 from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.data import load_vocabulary
 from t5lite.errors import InputError
@@ -152,7 +152,7 @@ def _the_run(
         "data": _brief(given.data, leave_out=("lengths", "batch_size")),
         "length": _length(given, seen, lengths),
         "optimizer": _brief(given.optimizer, leave_out=("learning_rate",)),
-        "learning rate": _rates(rate_of(given.optimizer), _num_steps(given, seen, lengths)),
+        "learning rate": _rates(given.optimizer, _num_steps(given, seen, lengths)),
         "update": _brief(given.update),
         "compute": f"{compute.dtype}, layers {layers}, remat {compute.remat}",
         "callbacks": " · ".join(map(_brief, given.callbacks)) or "none",
@@ -232,10 +232,15 @@ def _num_steps(given: Any, seen: Preview | None, lengths: Sequence[int]) -> int 
     return min((end for end in ends if end is not None), default=None)
 
 
-def _rates(rate: Callable[[int], float] | None, steps: int | None) -> str:
+def _rates(optimizer: Any, steps: int | None) -> str:
     """Returns the learning rate at the first, highest, middle and last step."""
-    if rate is None:
+    schedule = getattr(optimizer, "learning_rate", None)
+    if schedule is None:
         return "inside the optimizer"
+
+    def rate(step: int) -> float:
+        return float(schedule(step) if callable(schedule) else schedule)
+
     if steps is None:
         return f"{rate(0):.3g} at first; how it goes on depends on where the run ends"
     highest = _highest(functools.cache(rate), steps - 1)

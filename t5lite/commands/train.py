@@ -218,7 +218,6 @@ def train(
             callbacks=callbacks,
             meter=Meter(peak=peak_flops(mesh.devices.flat)),
             progress=progress,
-            learning_rate=rate_of(optimizer),
             flops=step_flops(spec, objective, program.batch),
             profiler=profiler,
             log_every=log_every,
@@ -326,14 +325,6 @@ def first_state(
     fresh = f", {len(loaded.fresh)} arrays fresh" if loaded.fresh else ""
     say(f"parameters from {loaded.folder}{fresh}")
     return program.start_from(loaded.params, seed)
-
-
-def rate_of(optimizer: Optimizer) -> Callable[[int], float] | None:
-    """Returns step → learning rate, as far as the optimizer tells."""
-    rate = getattr(optimizer, "learning_rate", None)
-    if rate is None:
-        return None
-    return (lambda step: float(rate(step))) if callable(rate) else (lambda step: float(rate))
 
 
 def token_lengths(batch: Mapping[str, Any]) -> list[int]:

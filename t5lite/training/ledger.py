@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,13 +38,15 @@ class Dispatched(NamedTuple):
 
 @dataclasses.dataclass
 class Ledger:
-    """Reads the metrics of every step, one late: by then the next is under way, and waiting free.
+    """Reads, averages and writes the metrics of every step, once the next one is dispatched.
+
+    Between two dispatches this is the only thing that waits for a device: whatever is shown of a
+    step is among its metrics, and nothing is computed on a device here.
 
     Args:
       run: whose writers get a line of metrics now and then.
       meter: rates.
       progress: the bar.
-      learning_rate: applied updates → learning rate, for display; None if unknown.
       flops: of one step, for display.
       log_every: steps between two lines.
       stop_on_nan: whether a NaN ends the run.
@@ -53,7 +55,6 @@ class Ledger:
     run: Run
     meter: Meter
     progress: Progress
-    learning_rate: Callable[[int], float] | None
     flops: float
     log_every: int
     stop_on_nan: bool
@@ -125,20 +126,15 @@ class Ledger:
 
     def _facts_now(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Returns what is not averaged over steps."""
-        step, tokens, epoch = self._position
+        _, tokens, epoch = self._position
         facts = {"tokens": float(tokens)}
         if epoch is not None:
             facts["epoch"] = float(epoch)
-        for name in ("loss_scale", "update_scale"):
+        for name in ("learning_rate", "loss_scale", "update_scale"):
             if name in metrics:
                 facts[name] = float(metrics[name])
         if self._num_skipped:
             facts["skipped_updates"] = float(self._num_skipped)
-        if self.learning_rate is not None:
-            # That this update was, or would have been, made with: schedules count applied ones.
-            applied = step - self._num_skipped
-            rate = float(self.learning_rate(applied - 1 if metrics["applied"] else applied))
-            facts["learning_rate"] = rate * facts.get("update_scale", 1.0)
         return facts
 
     def _write(self) -> Rates:

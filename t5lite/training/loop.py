@@ -55,7 +55,6 @@ class Loop:
       callbacks: run in order when due.
       meter: rates.
       progress: the bar.
-      learning_rate: step → learning rate, for display; None if unknown.
       flops: of one step, for display.
       profiler: traces chosen steps; None for none.
       log_every: steps between two lines of metrics.
@@ -72,7 +71,6 @@ class Loop:
     callbacks: Sequence[Callback]
     meter: Meter
     progress: Progress
-    learning_rate: Callable[[int], float] | None = None
     flops: float = 0.0
     profiler: Profiler | None = None
     log_every: int = 10
@@ -84,7 +82,6 @@ class Loop:
             run=self.run,
             meter=self.meter,
             progress=self.progress,
-            learning_rate=self.learning_rate,
             flops=self.flops,
             log_every=self.log_every,
             stop_on_nan=self.stop_on_nan,

@@ -22,6 +22,7 @@ from t5lite.training.state import (
     Optimizer,
     TrainState,
     initial_state,
+    next_learning_rate,
     state_shardings,
     transformation,
 )
@@ -127,6 +128,7 @@ def build(
         update=update,
         transform=transform,
         constrain_gradients=lambda g: jax.lax.with_sharding_constraint(g, gradient_sharding),
+        learning_rate=functools.partial(next_learning_rate, optimizer),
     )
     _check_divides(state, placed)
     # Without the layout's rules, which are the activations' and would first spread parameters so.

@@ -1,6 +1,7 @@
 """All that a training step reads and writes, and the logical axis names of each part."""
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -53,6 +54,28 @@ def transformation(optimizer: Optimizer, axes: Tree) -> optax.GradientTransforma
             )
         optimizer = optimizer(axes)
     return optax.with_extra_args_support(optimizer)
+
+
+def next_learning_rate(optimizer: Optimizer, opt_state: Tree) -> jax.Array | None:
+    """Returns the learning rate that the next update is made with, a float32 scalar.
+
+    A schedule is evaluated at the number of updates that the optimizer's own state counts: skipped
+    ones are not in it, and those before a restart are.
+
+    Args:
+      optimizer: as given to `train`.
+      opt_state: before the update.
+
+    Returns:
+      None if the optimizer has no `learning_rate`, or a schedule and no `count` in its state.
+    """
+    rate = getattr(optimizer, "learning_rate", None)
+    if callable(rate):
+        # Each part of a chain counts; one that starts over now and then never has the most.
+        counts = [count for _, count in optax.tree.get_all_with_path(opt_state, "count")]
+        with jax.numpy_dtype_promotion("standard"):
+            rate = rate(functools.reduce(jnp.maximum, counts)) if counts else None
+    return None if rate is None else jnp.asarray(rate, jnp.float32)
 
 
 def initial_state(

@@ -46,6 +46,7 @@ def train_step(
     update: Update = Update(),
     transform: Transform = identity,
     constrain_gradients: Callable[[Tree], Tree] = lambda gradients: gradients,
+    learning_rate: Callable[[Tree], jax.Array | None] = lambda opt_state: None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Does one update, or none if the loss or its gradient is not fit for one.
 
@@ -58,12 +59,14 @@ def train_step(
       update: microbatches, clipping, averaging, guards.
       transform: parameters and frozen ones to what the model gets.
       constrain_gradients: pins the gradients' sharding.
+      learning_rate: the optimizer's state → the rate of its next update, for display; see
+        `state.next_learning_rate`.
 
     Returns:
       The state after the step, and metrics: float32 scalars `loss`, `gradient_norm`,
-      `parameter_norm`, and where the state has them `loss_scale` and `update_scale`; int32
-      `tokens`, see `counted`; bool `applied`, `finite` and `spike`, see `Verdict`; and `sums`, the
-      objective's `name: (sum, weight)`.
+      `parameter_norm`, where it is known `learning_rate` (times `update_scale`), and where the
+      state has them `loss_scale` and `update_scale`; int32 `tokens`, see `counted`; bool `applied`,
+      `finite` and `spike`, see `Verdict`; and `sums`, the objective's `name: (sum, weight)`.
     """
     loss, sums, gradients = _accumulated_gradients(
         state, batch, model, objective, update.num_microbatches, transform, constrain_gradients
@@ -100,8 +103,12 @@ def train_step(
     }
     if update.loss_scale is not None:
         metrics["loss_scale"] = state.extra["loss_scale"]["scale"]
+    rate = learning_rate(state.opt_state)
     if "update_scale" in state.extra:
         metrics["update_scale"] = state.extra["update_scale"]
+        rate = None if rate is None else rate * metrics["update_scale"]
+    if rate is not None:
+        metrics["learning_rate"] = rate
     state = state.replace(
         step=state.step + 1,
         params=params,

@@ -18,7 +18,6 @@ from t5lite import main
 from t5lite.commands.inspect import _rates, report
 from t5lite.commands.preview import look
 from t5lite.commands.text import in_bytes, in_flops
-from t5lite.commands.train import rate_of
 from t5lite.commands.tree import bytes_of, parameter_lines
 from t5lite.data import ArrayData, Bytes
 from t5lite.errors import InputError
@@ -158,7 +157,7 @@ def test_where_a_run_would_start(tmp_path):
     ],
 )
 def test_learning_rates(schedule, expected):
-    assert _rates(rate_of(AdamW(learning_rate=schedule)), 10_001) == expected
+    assert _rates(AdamW(learning_rate=schedule), 10_001) == expected
 
 
 def test_steps_tokens_and_epochs(tmp_path):
