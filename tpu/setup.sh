@@ -5,8 +5,9 @@
 #
 # The machines' image has Python 3.10 and JAX needs 3.11, so uv brings one: a single program that
 # needs neither root nor a reboot. What is installed already stays. Flags of its own:
-#   --source=WHAT   what pip takes: t5lite (the default), a version, git+https://..., or a folder
-#                   or wheel here, which is copied to the workers first
+#   --source=WHAT   a folder or wheel here, copied to the workers first (the default is this
+#                   checkout: files that git tracks or does not ignore), git+https://..., or
+#                   t5lite==VERSION from the package index
 #   --extras=NAMES  comma-separated, besides tpu: gs for TensorBoard on GCS, s3, tokenizers (gs)
 
 set -euo pipefail
@@ -14,7 +15,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 settings "$@"
 
-SOURCE=t5lite
+SOURCE="$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")"
 EXTRAS=gs
 for flag in ${REST[@]+"${REST[@]}"}; do
   case "$flag" in
@@ -24,19 +25,37 @@ for flag in ${REST[@]+"${REST[@]}"}; do
   esac
 done
 EXTRAS="tpu${EXTRAS:+,$EXTRAS}"
-if [[ "$SOURCE" =~ ^t5lite([^a-z/].*)?$ ]]; then
+FOLDER="$REMOTE-source"
+
+# Copies a file or folder to ~/$FOLDER of every worker.
+copy_source() {
+  local node
+  for node in $(nodes); do
+    run gcloud compute tpus tpu-vm ssh "$node" "${WHERE[@]}" --worker=all \
+      "--command=rm -rf $FOLDER && mkdir -p $FOLDER"
+    run gcloud compute tpus tpu-vm scp --recurse "$1" "$node:$FOLDER/" "${WHERE[@]}" --worker=all
+  done
+}
+
+if [[ -d "$SOURCE" ]] && git -C "$SOURCE" rev-parse --git-dir >/dev/null 2>&1; then
+  # Without .git, environments and runs, which may be gigabytes: one archive of the sources.
+  ARCHIVE="${TMPDIR:-/tmp}/$FOLDER-$NAME-$$.tar.gz"
+  trap 'rm -f "$ARCHIVE"' EXIT
+  # shellcheck disable=SC2016 # the inner shell expands them; a deleted file may still be listed
+  run bash -c 'cd "$0" && git ls-files -z --cached --others --exclude-standard |'\
+' while IFS= read -r -d "" file; do [ ! -e "$file" ] || printf "%s\0" "$file"; done |'\
+' tar --create --gzip --file="$1" --null --files-from=-' "$SOURCE" "$ARCHIVE"
+  copy_source "$ARCHIVE"
+  on_workers all "cd $FOLDER && tar --extract --gzip --file=$(basename "$ARCHIVE") &&
+    rm $(basename "$ARCHIVE")"
+  REQUIREMENT="t5lite[$EXTRAS] @ file://\$HOME/$FOLDER"
+elif [[ -e "$SOURCE" ]]; then
+  copy_source "$SOURCE"
+  REQUIREMENT="t5lite[$EXTRAS] @ file://\$HOME/$FOLDER/$(basename "$(realpath "$SOURCE")")"
+elif [[ "$SOURCE" =~ ^t5lite([^a-z/].*)?$ ]]; then
   REQUIREMENT="t5lite[$EXTRAS]${SOURCE#t5lite}"
 elif [[ "$SOURCE" == *://* ]]; then
   REQUIREMENT="t5lite[$EXTRAS] @ $SOURCE"
-elif [[ -e "$SOURCE" ]]; then
-  BASE="$(basename "$(realpath "$SOURCE")")"
-  for node in $(nodes); do
-    run gcloud compute tpus tpu-vm ssh "$node" "${WHERE[@]}" --worker=all \
-      "--command=rm -rf $REMOTE-source && mkdir -p $REMOTE-source"
-    run gcloud compute tpus tpu-vm scp --recurse "$SOURCE" "$node:$REMOTE-source/" \
-      "${WHERE[@]}" --worker=all
-  done
-  REQUIREMENT="t5lite[$EXTRAS] @ file://\$HOME/$REMOTE-source/$BASE"
 else
   fail "--source=$SOURCE: neither a file here, nor a URL, nor t5lite with a version"
 fi

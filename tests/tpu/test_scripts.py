@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -40,9 +41,11 @@ class Cloud:
             "HOME": str(folder),
         }
 
-    def run(self, script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    def run(
+        self, script: str, *arguments: str, root: Path = ROOT, **options: Any
+    ) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [ROOT / "tpu" / f"{script}.sh", *arguments],
+            [root / "tpu" / f"{script}.sh", *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -156,7 +159,7 @@ def test_a_dry_run_prints_what_would_be_run(cloud: Cloud, script: str) -> None:
     done = cloud.run(script, *HERE, "--num-slices=2", "--dry-run", *flags)
     assert done.returncode == 0, done.stderr
     assert cloud.calls() == []
-    assert done.stdout.startswith("gcloud compute tpus ")
+    assert "gcloud compute tpus " in done.stdout
     # It can be pasted, and is then just what is run otherwise.
     subprocess.run(["bash", "-c", done.stdout], env=cloud.environment, check=False)
     printed = cloud.calls()
@@ -245,9 +248,24 @@ def test_setup_brings_a_python_and_installs(cloud: Cloud, tmp_path: Path) -> Non
     asked = log.read_text()
     assert asked.count("venv --python 3.11") == 2
     assert asked.count("t5lite[tpu,s3]==0.2") == 2
-    # A second time the Python is there.
-    assert cloud.run("setup", *HERE, "--extras=").returncode == 0
+    # A second time the Python is there. Without --source the checkout is installed, never a package
+    # of the same name from the index.
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "tpu", checkout / "tpu")
+    subprocess.run(["git", "init", "--quiet", checkout], check=True)
+    (checkout / ".gitignore").write_text(".venv\n")
+    for name in ("tracked.py", "deleted.py", ".venv"):
+        (checkout / name).write_text("")
+    subprocess.run(["git", "-C", checkout, "add", "."], check=True)
+    (checkout / "deleted.py").unlink()
+    (checkout / "new file.py").write_text("")
+    done = cloud.run("setup", *HERE, "--extras=", root=checkout)
+    assert done.returncode == 0, done.stderr
     assert log.read_text().count("venv --python 3.11") == 2
+    home = cloud.home("run1", 0)
+    assert f"t5lite[tpu] @ file://{home}/t5lite-run-source\n" in log.read_text()
+    arrived = {path.name for path in (home / "t5lite-run-source").iterdir()}
+    assert arrived == {".gitignore", "tpu", "tracked.py", "new file.py"}
     checkout = tmp_path / "my-t5lite"
     checkout.mkdir()
     (checkout / "setup.py").write_text("")
@@ -338,4 +356,20 @@ def test_the_jobset_is_one_slice_of_four_machines() -> None:
     assert selector["cloud.google.com/gke-tpu-accelerator"] == "tpu-v5-lite-podslice"
     rows, columns = map(int, selector["cloud.google.com/gke-tpu-topology"].split("x"))
     assert spec["parallelism"] == spec["completions"] == rows * columns // chips
-    assert "t5lite train --gin_file=configs/" in container["args"][0]
+    # The image holds the checkout, so that no package of the same name is installed.
+    assert container["command"] == ["t5lite", "train"]
+    assert (ROOT / container["args"][0].removeprefix("--gin_file=")).exists()
+    image = (ROOT / "tpu" / "Dockerfile").read_text()
+    assert "pip install --no-cache-dir '/source[" in image
+    copied = re.findall(r"^COPY (.+) /source", image, re.MULTILINE)
+    names = {name for names in copied for name in names.split()}
+    assert all((ROOT / name).exists() for name in names)
+    assert {
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "t5lite",
+        "gin",
+        "configs",
+    } == names
