@@ -18,7 +18,7 @@ from typing import Any
 
 from t5lite.data import python_docs
 from t5lite.data.importing import import_seqio, import_user_module
-from t5lite.data.vocabularies import Bytes, SentencePiece, train_sentencepiece
+from t5lite.data.vocabularies import Bytes, SentencePiece, from_seqio, train_sentencepiece
 from t5lite.errors import unknown
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
@@ -54,13 +54,18 @@ def get_task(name: str, *, module: str | Sequence[str] | None = None) -> Any:
 def describe(task: Any) -> str:
     """Returns a line or two on what a Task or Mixture holds, as far as that is known unread."""
     features = ", ".join(
-        f"{name} ({feature.vocabulary.vocab_size:,} ids)"
+        f"{name} ({_num_ids(feature.vocabulary):,} ids)"
         for name, feature in task.output_features.items()
     )
     line = f"task {task.name}: {features}"
     if _BUILT_IN.get(task.name) in (_add_python_docs, _add_docstring_summary):
         line += f"\n{python_docs.describe()}"
     return line
+
+
+def _num_ids(vocabulary: Any) -> int:
+    twin = from_seqio(vocabulary)
+    return vocabulary.vocab_size if twin is None else twin.size
 
 
 @functools.cache
@@ -105,7 +110,7 @@ def _add(name: str, read: Callable[[str], dict[str, list[str]]], sizes: dict[str
 
 def _add_c4(name: str) -> None:
     seqio = import_seqio()
-    vocabulary = seqio.SentencePieceVocabulary(T5_VOCABULARY, extra_ids=100)
+    vocabulary = seqio.SentencePieceVocabulary(T5_VOCABULARY, extra_ids=0)  # the file has its own
     seqio.TaskRegistry.add(
         name,
         source=seqio.TfdsDataSource(tfds_name="c4/en:3.*.*"),

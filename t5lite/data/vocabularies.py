@@ -350,7 +350,14 @@ def from_seqio(vocabulary: Any) -> Vocabulary | None:
             "normalizer_spec_overrides or reverse_extra_ids=False is not supported; "
             "save a model file with those settings"
         )
-    return SentencePiece(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
+    twin = SentencePiece(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
+    if vocabulary.extra_ids and not twin.sentinels_were_added:
+        raise InputError(
+            f"extra_ids = {vocabulary.extra_ids}: {twin.model_file} has {twin.num_sentinels} "
+            "sentinels of its own, which SeqIO would define twice; open it with "
+            "SentencePieceVocabulary(..., extra_ids=0)"
+        )
+    return twin
 
 
 def train_sentencepiece(

@@ -1,16 +1,20 @@
 """SeqIO tasks by name, and vocabularies beside SeqIO's. The one file here that needs TensorFlow."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import t5lite
+from t5lite import configuration
 from t5lite.data import python_docs, tasks
 from t5lite.data.importing import import_seqio
 from t5lite.data.tasks import get_task
 from t5lite.data.vocabularies import Bytes, SentencePiece, from_seqio
 from t5lite.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 TEXTS = [
     "Thank you <extra_id_0> me to your party <extra_id_1> week.",
     "def f(x):\n    return {x: '~'}",
@@ -74,12 +78,26 @@ def test_the_sentinels_written_out_have_t5s_ids(seqio):
         assert token == tasks.python_docs_vocabulary().sentinel(index) == 4095 - index
 
 
-def test_a_file_with_sentinels_of_its_own(seqio, tmp_path):  # as mT5's, extra_ids=0 there
+@pytest.fixture
+def own_sentinels(seqio, tmp_path):
+    """A model file with sentinels inside, as T5's 32000.100extra and mT5's."""
     path = tmp_path / "own.model"
     path.write_bytes(tasks.python_docs_vocabulary()._processor.serialized_model_proto())
-    twin = from_seqio(seqio.SentencePieceVocabulary(str(path), extra_ids=0))
+    return str(path)
+
+
+def test_a_file_with_sentinels_of_its_own(seqio, own_sentinels):
+    twin = from_seqio(seqio.SentencePieceVocabulary(own_sentinels, extra_ids=0))
     assert (twin.size, twin.num_sentinels, twin.sentinel(0)) == (4096, 100, 4095)
     assert twin.as_seqio().vocab_size == 4096
+
+
+def test_what_seqio_refuses_is_refused(seqio, own_sentinels):
+    twice = seqio.SentencePieceVocabulary(own_sentinels, extra_ids=100)
+    with pytest.raises(RuntimeError, match="already defined"):
+        _ = twice.vocab_size
+    with pytest.raises(InputError, match=r"has 100 sentinels of its own.*extra_ids=0"):
+        from_seqio(twice)
 
 
 def test_vocabularies_without_text_or_twin(seqio):
@@ -157,7 +175,22 @@ def test_c4_is_registered_without_a_network(seqio):
     assert task is get_task("c4")
     vocabulary = task.output_features["targets"].vocabulary
     assert vocabulary.sentencepiece_model_file == tasks.T5_VOCABULARY
-    assert vocabulary.extra_ids == 100
+
+
+def test_configs_on_c4_describe_their_data(seqio, own_sentinels, monkeypatch):
+    """With a file of the kind of T5's, which has its sentinels inside."""
+    monkeypatch.setattr(tasks, "T5_VOCABULARY", own_sentinels)
+    configs = [path for path in (ROOT / "configs").glob("*.gin") if '= "c4"' in path.read_text()]
+    assert len(configs) == 7
+    seqio.TaskRegistry.remove("c4")
+    try:
+        for config in configs:
+            data = configuration.parse([str(config)]).bindings_of(t5lite.train)["data"]
+            assert "task c4: targets (4,096 ids)" in data.describe()
+            assert data.vocabulary().num_sentinels == 100
+        assert get_task("c4").output_features["targets"].vocabulary.vocab_size == 4096
+    finally:
+        seqio.TaskRegistry.remove("c4")
 
 
 def test_mixtures_of_built_in_tasks_and_modules_of_the_user(seqio, tmp_path, monkeypatch):
