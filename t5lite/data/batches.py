@@ -224,8 +224,13 @@ class _Thread:
             for item in items:
                 if not self._put(item):
                     return
+            self._put(RuntimeError("the training data ended; its rows must go on for ever"))
         except Exception as error:
             self._put(error)
+        except BaseException as error:  # user code that calls sys.exit, say
+            failure = RuntimeError(f"the thread that reads the data ended with {error!r}")
+            failure.__cause__ = error
+            self._put(failure)
 
     def _put(self, item: _Delivery | Exception) -> bool:
         """Waits for room; returns False if it is time to stop."""

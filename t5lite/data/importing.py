@@ -43,7 +43,7 @@ def import_user_module(name: str) -> None:
     """
     try:
         importlib.import_module(name)
-    except Exception as error:  # whatever the module raises, the module is where to look
+    except (Exception, SystemExit) as error:  # whatever it raises, the module is where to look
         raise InputError(
             f"cannot import module {name!r}: {type(error).__name__}: {error}\n"
             "is its folder on PYTHONPATH?"

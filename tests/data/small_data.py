@@ -14,13 +14,13 @@ class Copy:
 
     features = ("inputs", "targets")
 
-    def __init__(self, fail_at=None):
-        self.fail_at = fail_at
+    def __init__(self, fail_at=None, error=OSError("the disk is on fire")):
+        self.fail_at, self.error = fail_at, error
 
     def prepare(self, examples, *, lengths, vocabulary, rng):
         for example in examples:
             if example["inputs"][0] == self.fail_at:
-                raise OSError("the disk is on fire")
+                raise self.error
             for _ in range(int(rng.integers(0, 3))):
                 yield {
                     "inputs": example["inputs"][: lengths["inputs"]],

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from small_data import LENGTHS, Copy, Plain, arrays, close, make, open_all, same, take
 
+from t5lite.data import batches as data_batches
 from t5lite.data.batches import merge_states
 from t5lite.data.pipeline import ArrayData
 from t5lite.errors import InputError
@@ -121,6 +123,29 @@ def test_a_failure_in_the_thread_reaches_next():
     for _ in range(2):
         with pytest.raises(OSError, match="the disk is on fire"):
             list(batches)
+    batches.close()
+
+
+@pytest.mark.parametrize(
+    "end", [SystemExit(0), KeyboardInterrupt(), GeneratorExit(), None], ids=repr
+)
+def test_a_thread_that_ends_in_any_way_ends_the_run(end, monkeypatch):
+    if end is None:
+        monkeypatch.setattr(data_batches, "_produce", lambda *_: iter(()))
+    batches = make().train_batches(Copy(fail_at=77, error=end), seed=0)
+    raised = []
+
+    def read():
+        with pytest.raises(
+            RuntimeError, match=re.escape(repr(end)) if end else "must go on"
+        ) as failure:
+            list(batches)
+        raised.append(failure)
+
+    reader = threading.Thread(target=read, daemon=True)  # which may hang
+    reader.start()
+    reader.join(60)
+    assert raised
     batches.close()
 
 

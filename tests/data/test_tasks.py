@@ -229,6 +229,9 @@ def test_modules_that_cannot_be_imported_are_named(seqio, tmp_path, monkeypatch)
     with pytest.raises(InputError, match="'broken_module_here': ZeroDivisionError"):
         get_task("c4", module="broken_module_here")
     assert "broken_module_here" not in sys.modules
+    (tmp_path / "ending_module_here.py").write_text("raise SystemExit\n")
+    with pytest.raises(InputError, match="'ending_module_here': SystemExit"):
+        get_task("c4", module="ending_module_here")
 
 
 def test_a_missing_seqio_is_named(monkeypatch):
