@@ -19,7 +19,7 @@ from t5lite.data.files import require_writable, write_whole
 from t5lite.errors import InputError
 from t5lite.parallel import batch_shardings, make_mesh, place
 from t5lite.planning import compile_step, measure
-from t5lite.training import peak_flops
+from t5lite.training import peak_flops, process_shards
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
@@ -59,12 +59,8 @@ def _bench(configuration: "Configuration", *, steps: int, warmup: int) -> dict[s
     )
     program = program_of(given, mesh)
     with contextlib.ExitStack() as stack:
-        batches = given.data.train_batches(
-            given.objective,
-            seed=given.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        shards = process_shards(given.data, given.layout, mesh)[jax.process_index()]
+        batches = given.data.train_batches(given.objective, seed=given.seed, shards=shards)
         stack.callback(batches.close)
         bar = stack.enter_context(_bar(warmup + 2 * steps))
         compiled, step = compile_step(program, stage=bar.set_description)
@@ -72,7 +68,8 @@ def _bench(configuration: "Configuration", *, steps: int, warmup: int) -> dict[s
 
         def placed(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
             shapes = {name: rows.shape for name, rows in batch.items()}
-            return place(batch, batch_shardings(given.layout, mesh, shapes))
+            placed = batch_shardings(given.layout, mesh, shapes)
+            return place(batch, placed, num_rows=given.data.batch_size)
 
         measured = measure(
             step,

@@ -49,6 +49,7 @@ from t5lite.training import (
     build,
     load_params,
     peak_flops,
+    process_shards,
 )
 from t5lite.training.report import describe_run
 from t5lite.training.restore import absolute, saved_steps
@@ -155,12 +156,8 @@ def train(
 
     with contextlib.ExitStack() as stack:
         # What it reads: opened before anything is written, as it may turn out to be wrong.
-        batches = data.train_batches(
-            objective,
-            seed=seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        shards = process_shards(data, layout, mesh)[jax.process_index()]
+        batches = data.train_batches(objective, seed=seed, shards=shards)
         stack.callback(batches.close)
 
         # Where it is kept.

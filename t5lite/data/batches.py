@@ -179,14 +179,19 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Joins the `Batches.state_dict`s of all processes into one that any of them can load.
 
     Raises:
-      InputError: if they do not belong together.
+      InputError: if they do not belong together, or processes that read the same shard differ.
     """
     first, *others = states
     merged = {**first, "shards": dict(first["shards"])}
     for other in others:
         if any(other[key] != merged[key] for key in ("format", "data")):
             raise InputError("the processes' data states do not belong to the same data")
-        merged["shards"].update(other["shards"])
+        for shard, position in other["shards"].items():
+            if merged["shards"].setdefault(shard, position) != position:
+                raise InputError(
+                    f"the processes that read shard {shard} of the data are not at the same place "
+                    "in it: do all of them read the same files?"
+                )
     return merged
 
 

@@ -28,7 +28,8 @@ class PackedData(_Data):
     """What `t5lite cache` wrote. Needs no TensorFlow.
 
     Every epoch has all rows in a random order of its own; cached passes take turns. `num_shards`,
-    `window` and `block_rows` have no effect: a batch is the next `batch_size` rows of that order.
+    `window` and `block_rows` have no effect: a batch is the next `batch_size` rows of that order,
+    each of which is a virtual shard of its own.
 
     Attributes:
       folder: local; other processes may read it at the same time.
@@ -68,23 +69,23 @@ class PackedData(_Data):
         return self._description["classes"].get(split, {})
 
     def train_batches(
-        self, objective: Objective, *, seed: int, process_index: int = 0, process_count: int = 1
+        self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None
     ) -> Batches:
         """Starts reading the training rows; see `_Data.train_batches`."""
         self._check(objective)
-        size = self._rows_per_process(process_count)
         key = (seed, self._description["sha256"])
-        rows = ShuffledRows(self._passes("train"), key=key, part=process_index, parts=process_count)
+        mine = self._rows_of(self._chosen(shards))
+        rows = ShuffledRows(self._passes("train"), key=key, rows=mine, batch_size=self.batch_size)
         fingerprint = {
             "sources": [[f"packed:{self._description['sha256']}", 1.0]],
             "seed": seed,
             "lengths": dict(self.lengths),
         }
         names = tuple(self._description["rows"])
-        # One order for all: there is but one shard, of which each process takes its part.
+        # One order for all, so one position: each process takes its rows of the batch at it.
         return Batches(
             {0: rows},
-            size,
+            len(mine),
             objective,
             names=names,
             fingerprint=fingerprint,
@@ -96,20 +97,21 @@ class PackedData(_Data):
         objective: Objective,
         *,
         max_batches: int | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        shards: Sequence[int] | None = None,
     ) -> Iterable[Batch]:
         """Reads the cached validation rows once, in order; see `_Data.validation_batches`."""
         self._check(objective)
-        size = self._rows_per_process(process_count)
+        mine = self._rows_of(self._chosen(shards))
         (rows,) = self._passes("validation")
         num_rows = self._description["passes"]["validation"][0]["rows"]
 
         def iterate() -> Iterator[Batch]:
-            for batch_start in range(0, num_rows, self.batch_size):
-                start = batch_start + process_index * size
-                found = packed_files.widened(rows, slice(start, start + size))
-                yield objective.batch({name: filled_up(each, size) for name, each in found.items()})
+            for start in range(0, num_rows, self.batch_size):
+                wanted = start + mine
+                found = packed_files.widened(rows, wanted[wanted < num_rows])
+                yield objective.batch(
+                    {name: filled_up(each, len(mine)) for name, each in found.items()}
+                )
 
         return Again(lambda: itertools.islice(iterate(), max_batches))
 
@@ -177,12 +179,8 @@ class PackedData(_Data):
                 "padding, which it is not in this vocabulary; write it again with t5lite cache"
             )
 
-    def _rows_per_process(self, process_count: int) -> int:
-        if self.batch_size % process_count:
-            raise InputError(
-                f"batch_size {self.batch_size} is not a multiple of the {process_count} processes"
-            )
-        return self.batch_size // process_count
+    def _num_shards(self) -> int:
+        return self.batch_size
 
     def _passes(self, split: str) -> list[Rows]:
         passes = self._description["passes"].get(split)
@@ -209,28 +207,33 @@ class ShuffledRows:
     Args:
       passes: the cached passes; epoch `e` reads pass `e % len(passes)`.
       key: decides the order of each epoch.
-      part: in `[0, parts)`.
-      parts: among how many every `parts * count` rows are divided.
+      rows: which ones of a batch this process takes, ascending, in `[0, batch_size)`.
+      batch_size: rows that all processes together take at a time.
 
     Attributes:
       epoch: the passes that were completed.
     """
 
     def __init__(
-        self, passes: Sequence[Rows], *, key: tuple[int | str, ...], part: int, parts: int
+        self,
+        passes: Sequence[Rows],
+        *,
+        key: tuple[int | str, ...],
+        rows: np.ndarray,
+        batch_size: int,
     ):
-        self._passes, self._key, self._part, self._parts = list(passes), key, part, parts
+        self._passes, self._key, self._rows, self._batch_size = list(passes), key, rows, batch_size
         self._sizes = [len(next(iter(rows.values()))) for rows in passes]
         self._order: tuple[int, np.ndarray] | None = None
         self.load([0, 0])
 
     @property
     def part(self) -> float:
-        """The share of this epoch's rows that all parts have taken."""
+        """The share of this epoch's rows that all processes have taken."""
         return self._row / self._sizes[self.epoch % len(self._sizes)]
 
     def state(self) -> list[int]:
-        """Returns `[epoch, rows of it that all parts have taken]`."""
+        """Returns `[epoch, rows of it that all processes have taken]`."""
         return [self.epoch, self._row]
 
     def load(self, state: list[int]) -> None:
@@ -238,10 +241,14 @@ class ShuffledRows:
         self.epoch, self._row = state
 
     def take(self, count: int) -> dict[str, np.ndarray]:
-        """Returns this part's next `[count, length]` rows by name."""
-        self._walk(self._part * count)
-        taken = [packed_files.widened(*each) for each in self._walk(count)]
-        self._walk((self._parts - self._part - 1) * count)
+        """Returns this process's `[count, length]` rows of the next batch, by name."""
+        assert count == len(self._rows), (count, len(self._rows))
+        taken, start = [], 0
+        for rows, order in self._walk(self._batch_size):  # two, where an epoch ends within a batch
+            first, end = np.searchsorted(self._rows, (start, start + len(order)))
+            if first < end:
+                taken.append(packed_files.widened(rows, order[self._rows[first:end] - start]))
+            start += len(order)
         return taken[0] if len(taken) == 1 else concatenate(taken)
 
     def _walk(self, count: int) -> list[tuple[Rows, np.ndarray]]:

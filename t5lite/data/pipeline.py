@@ -1,9 +1,10 @@
 """Batches for training and validation: what all kinds of data share, and arrays in memory.
 
 Every global batch is made of a fixed number of virtual shards: rows `[s * B/V, (s + 1) * B/V)` are
-shard `s`'s, which has its own examples, order and packing. A process makes the rows of its shards,
-so that batches are the same with any number of processes, and the position in the data is a few
-integers for each shard.
+shard `s`'s, which has its own examples, order and packing. A process makes the rows that its
+devices hold, which are whole shards, contiguous or not; processes that hold the same rows make them
+twice. So batches are the same with any number and order of processes, and the position in the data
+is a few integers for each shard.
 """
 
 import dataclasses
@@ -35,9 +36,10 @@ class _Data:
       batch_size: rows of a global batch.
       pack: whether rows hold several examples; an objective that is not `packable` (one label a
         text, say) has one example to a row all the same.
-      num_shards: virtual shards V, a divisor of `batch_size` and a multiple of the number of
-        processes; None: the largest divisor that is also one of 64. It decides the order of the
-        data, and cannot change within a run.
+      num_shards: virtual shards V, a divisor of `batch_size`; each process's devices must hold
+        whole shards, so a multiple of the number of parts that the mesh divides a batch into always
+        works. None: the largest divisor that is also one of 64. It decides the order of the data,
+        and cannot change within a run.
       window: raw examples of a shard that are shuffled together; resuming redoes at most as many.
       block_rows: rows of a shard that are packed together.
       prefetch: batches made ahead.
@@ -82,17 +84,37 @@ class _Data:
         del split
         return {}
 
+    def shards_of(self, rows: Sequence[int]) -> tuple[int, ...]:
+        """Returns the virtual shards that rows of a batch belong to, in order.
+
+        Args:
+          rows: those that a process's devices hold, see `parallel.process_rows`.
+
+        Raises:
+          InputError: if they are not whole shards.
+        """
+        size = self.batch_size // self._num_shards()
+        shards = np.unique(np.asarray(rows) // size)
+        if np.array_equal(np.sort(rows), self._rows_of(shards.tolist())):
+            return tuple(shards.tolist())
+        held = np.isin(np.arange(self.batch_size + 1), rows)
+        edges = np.flatnonzero(np.diff(held, prepend=False))  # where runs of rows begin and end
+        fitting = self.batch_size // math.gcd(self.batch_size, *edges.tolist())
+        raise InputError(
+            f"num_shards {self._num_shards()}: the {len(rows)} rows of a batch from row "
+            f"{min(rows)} on, which one process holds, are not whole shards of {size} rows; set "
+            f"num_shards to {fitting}, or to a multiple that divides batch_size {self.batch_size}"
+        )
+
     def train_batches(
-        self, objective: Objective, *, seed: int, process_index: int = 0, process_count: int = 1
+        self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None
     ) -> Batches:
         """Starts reading the training data.
 
         Args:
           objective: prepares examples and names the batch's arrays.
           seed: decides the order and all other chance.
-          process_index: in `[0, process_count)`; this process's rows are the ones at
-            `[index * B / count, (index + 1) * B / count)`.
-          process_count: a divisor of the number of shards.
+          shards: the virtual shards whose rows are made, ascending, see `shards_of`; None for all.
 
         Raises:
           InputError: if a split, feature or length is missing or numbers do not divide.
@@ -100,18 +122,12 @@ class _Data:
         lengths = self._row_lengths(objective)
         sources = self._sources(self._train_split(), objective)
         num_shards = self._num_shards()
-        if num_shards % process_count:
-            raise InputError(
-                f"num_shards {num_shards} is not a multiple of the {process_count} processes; "
-                "set num_shards (it must divide batch_size too)"
-            )
-        mine = num_shards // process_count
-        shards = {}
-        for shard in range(process_index * mine, (process_index + 1) * mine):
+        streams = {}
+        for shard in self._chosen(shards):
             examples = self._endless(
                 objective, sources, seed=seed, shard=shard, num_shards=num_shards
             )
-            shards[shard] = self._rows(examples, lengths, objective)
+            streams[shard] = self._rows(examples, lengths, objective)
         fingerprint = {
             "sources": [[source.name, rate] for source, rate in sources],
             "sources_content": [
@@ -128,7 +144,7 @@ class _Data:
             "block_rows": self.block_rows,
         }
         return Batches(
-            shards,
+            streams,
             self.batch_size // num_shards,
             objective,
             names=tuple(lengths),
@@ -141,16 +157,14 @@ class _Data:
         objective: Objective,
         *,
         max_batches: int | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        shards: Sequence[int] | None = None,
     ) -> Iterable[Batch]:
         """Reads the whole validation split once, in its own order; the same on every call.
 
         Args:
           objective: prepares examples, with a fixed generator, and names the batch's arrays.
           max_batches: stop there; None: at the end.
-          process_index: as in `train_batches`. Every process reads the whole split.
-          process_count: a divisor of `batch_size`.
+          shards: as in `train_batches`. Every process reads the whole split.
 
         Returns:
           This process's rows of every batch; can be iterated over again. Rows of zeros fill the
@@ -159,14 +173,9 @@ class _Data:
         Raises:
           InputError: if there is no such split, or it has no examples.
         """
-        if self.batch_size % process_count:
-            raise InputError(
-                f"batch_size {self.batch_size} is not a multiple of the {process_count} processes"
-            )
         lengths = self._row_lengths(objective)
         sources = self._sources(self._validation_split(), objective)
-        size = self.batch_size // process_count
-        mine = slice(process_index * size, (process_index + 1) * size)
+        mine = self._rows_of(self._chosen(shards))
 
         def iterate() -> Iterator[Batch]:
             examples = self._once(objective, sources, shuffle=False, seed=0)
@@ -228,6 +237,14 @@ class _Data:
 
     def _num_shards(self) -> int:
         return self.num_shards or math.gcd(self.batch_size, 64)
+
+    def _chosen(self, shards: Sequence[int] | None) -> Sequence[int]:
+        return range(self._num_shards()) if shards is None else shards
+
+    def _rows_of(self, shards: Sequence[int]) -> np.ndarray:
+        """Returns the rows of a batch that shards have."""
+        size = self.batch_size // self._num_shards()
+        return (np.asarray(shards, int)[:, np.newaxis] * size + np.arange(size)).ravel()
 
     def _row_lengths(self, objective: Objective) -> dict[str, int]:
         """Returns the names and lengths of what the objective prepares; features, by default."""

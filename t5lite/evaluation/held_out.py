@@ -73,10 +73,7 @@ class HeldOut:
 
     def _batches(self, run: Any, *, max_batches: int | None) -> Iterable[dict[str, np.ndarray]]:
         return run.data.validation_batches(
-            run.objective,
-            max_batches=max_batches,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            run.objective, max_batches=max_batches, shards=run.shards
         )
 
 

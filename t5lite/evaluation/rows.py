@@ -57,10 +57,8 @@ def unpacked_batches(run: Any, rows: Sequence[Example]) -> Iterator[dict[str, np
 
 
 def place(run: Any, batch: dict[str, np.ndarray]) -> Any:
-    """Returns the device arrays of a whole batch, this process giving its own share of rows."""
-    share = run.data.batch_size // jax.process_count()
-    start = jax.process_index() * share
-    return run.place({name: array[start : start + share] for name, array in batch.items()})
+    """Returns the device arrays of a whole batch, of which this process places its rows."""
+    return run.place({name: array[run.rows] for name, array in batch.items()})
 
 
 def prompt_of(example: Example, *, prompt_length: int) -> tuple[np.ndarray, np.ndarray]:

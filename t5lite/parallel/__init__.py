@@ -5,6 +5,7 @@ from t5lite.parallel.arrays import (
     batch_shardings,
     check_batch,
     place,
+    process_rows,
     with_layout,
 )
 from t5lite.parallel.layout import (
@@ -39,6 +40,7 @@ __all__ = [
     "noted",
     "parameter_rules",
     "place",
+    "process_rows",
     "shardings",
     "with_layout",
 ]

@@ -49,50 +49,43 @@ def check_batch(layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]
                     f"{label} size {size} of {name} does not divide over {parts} devices "
                     f"(mesh axes {', '.join(names)}); change it or Layout.mesh"
                 )
-    for name, shape in shapes.items() if jax.process_count() > 1 else ():
-        check_rows_of_process(placed[name], shape, jax.process_index())
 
 
-def check_rows_of_process(
-    sharding: NamedSharding, shape: tuple[int, ...], process_index: int
-) -> None:
-    """Raises an InputError unless a process's devices hold exactly its own rows, whole.
+def process_rows(layout: Layout, mesh: Mesh, num_rows: int) -> dict[int, np.ndarray]:
+    """Returns the rows of a batch that each process's devices hold, ascending, by process.
 
-    Processes read the rows `[index * batch / count, (index + 1) * batch / count)` of a batch.
+    A mesh follows the links between chips, not the order of processes, so a process's rows need not
+    be contiguous; and where tensor or sequence axes cross processes, several hold the same rows.
+
+    Args:
+      layout: its `activations` are the rules.
+      mesh: the devices.
+      num_rows: of the global batch.
     """
-    held_by: dict[Any, Any] = dict(sharding.devices_indices_map(shape))
-    count = len({device.process_index for device in held_by})
-    size = shape[0] // count
-    wanted = set(range(process_index * size, (process_index + 1) * size))
-    held: set[int] = set()
-    whole = True
-    for device, (rows, *rest) in held_by.items():
-        if device.process_index == process_index:
-            held |= set(range(*rows.indices(shape[0])))
-            whole &= all(
-                part.indices(n) == (0, n, 1) for part, n in zip(rest, shape[1:], strict=True)
-            )
-    if held != wanted or not whole:
-        raise InputError(
-            f"process {process_index} of {count} would need rows of a batch that another process "
-            "reads; choose a Layout.mesh whose data and fsdp axes divide over the processes"
-        )
+    sharding = shardings(PartitionSpec("batch"), layout.activations, mesh)
+    held: dict[int, list[np.ndarray]] = {}
+    for device, (rows,) in sharding.devices_indices_map((num_rows,)).items():
+        held.setdefault(device.process_index, []).append(np.arange(num_rows)[rows])
+    return {process: np.unique(np.concatenate(held[process])) for process in sorted(held)}
 
 
 def place(
-    batch: Mapping[str, np.ndarray], placed: Mapping[str, NamedSharding]
+    batch: Mapping[str, np.ndarray], placed: Mapping[str, NamedSharding], *, num_rows: int
 ) -> dict[str, jax.Array]:
-    """Puts this host's rows on its devices, as parts of global arrays.
+    """Puts the rows that this process's devices hold on them, as parts of global arrays.
 
     Args:
-      batch: `[batch_per_host, ...]` arrays by name.
+      batch: `[rows of this process, ...]` arrays by name, in the order of `process_rows`.
       placed: the shardings of the global arrays, see `batch_shardings`.
+      num_rows: of the global batch.
 
     Returns:
-      `[batch, ...]` global arrays by name.
+      `[num_rows, ...]` global arrays by name.
     """
     return {
-        name: jax.make_array_from_process_local_data(placed[name], rows)
+        name: jax.make_array_from_process_local_data(
+            placed[name], rows, (num_rows, *rows.shape[1:])
+        )
         for name, rows in batch.items()
     }
 

@@ -7,7 +7,7 @@ from t5lite.training.guards import LossScale
 from t5lite.training.ledger import NonFiniteLoss
 from t5lite.training.loop import Loop
 from t5lite.training.profiling import Profile
-from t5lite.training.program import Program, build
+from t5lite.training.program import Program, build, process_shards
 from t5lite.training.progress import Meter, Progress, peak_flops
 from t5lite.training.report import Report
 from t5lite.training.state import (
@@ -52,6 +52,7 @@ __all__ = [
     "initial_state",
     "load_params",
     "peak_flops",
+    "process_shards",
     "state_axes",
     "state_shardings",
     "train_step",

@@ -1,6 +1,7 @@
 """What a run does besides stepping: callbacks, and what they are given."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5lite.errors import InputError
-from t5lite.parallel import Layout, batch_shardings, place, with_layout
+from t5lite.parallel import Layout, batch_shardings, place, process_rows, with_layout
+from t5lite.training.program import process_shards
 from t5lite.training.state import TrainState
 from t5lite.training.step import Transform, identity
 from t5lite.training.writers import Writers
@@ -53,7 +55,7 @@ class Run:
       model_dir: where everything is written.
       model: pure functions, see `models.Model`.
       objective: what is trained.
-      data: gives `train_batches`, `validation_batches` and `examples`.
+      data: gives `batch_size`, `train_batches`, `validation_batches` and `examples`.
       layout: how arrays are sharded over `mesh`.
       mesh: the devices.
       steps: after which the run ends at the latest; None if only tokens or epochs say so.
@@ -89,7 +91,7 @@ class Run:
         return self.transform(state.extra.get("ema", state.params), state.frozen)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts this host's rows of a batch on the devices.
+        """Puts this process's rows of a batch on its devices.
 
         Raises:
           InputError: if an id is beyond what the model has: on a device that would go unnoticed.
@@ -97,7 +99,19 @@ class Run:
         for name, rows in batch.items():
             _check_ids(name, rows, self.limits)
         shapes = {name: rows.shape for name, rows in batch.items()}
-        return place(batch, batch_shardings(self.layout, self.mesh, shapes))
+        placed = batch_shardings(self.layout, self.mesh, shapes)
+        return place(batch, placed, num_rows=self.data.batch_size)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """The rows of a batch that this process's devices hold, ascending."""
+        rows = process_rows(self.layout, self.mesh, self.data.batch_size)
+        return rows[jax.process_index()]
+
+    @functools.cached_property
+    def shards(self) -> tuple[int, ...]:
+        """The virtual shards of the data that this process reads."""
+        return process_shards(self.data, self.layout, self.mesh)[jax.process_index()]
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes and writes what was measured on the state after a step."""

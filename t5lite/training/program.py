@@ -15,6 +15,7 @@ from t5lite.parallel import (
     batch_shardings,
     check_batch,
     in_memory,
+    process_rows,
     shardings,
     with_layout,
 )
@@ -152,6 +153,21 @@ def build(
         state=jax.tree.map(with_sharding, state, placed),
         batch={name: with_sharding(batch_shapes[name], batch_placed[name]) for name in shapes},
     )
+
+
+def process_shards(data: Any, layout: Layout, mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """Returns the virtual shards of the data whose rows each process's devices hold, by process.
+
+    Args:
+      data: gives `batch_size` and `shards_of(rows)`.
+      layout: how batches are sharded.
+      mesh: over which devices.
+
+    Raises:
+      InputError: if a process's rows are not whole shards; the same one in every process.
+    """
+    rows = process_rows(layout, mesh, data.batch_size)
+    return {process: data.shards_of(rows[process].tolist()) for process in rows}
 
 
 def _kept(opt_placed: Any, opt_state: Any, layout: Layout) -> Any:

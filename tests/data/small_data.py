@@ -59,13 +59,33 @@ def take(batches, count):
     ]
 
 
+def shards_of_all(data, process_count):
+    """The shards of processes whose devices hold contiguous rows."""
+    rows = np.arange(data.batch_size).reshape(process_count, -1)
+    return [data.shards_of(each) for each in rows.tolist()]
+
+
 def open_all(data, process_count, objective=None, seed=5):
     return [
-        data.train_batches(
-            objective or Copy(), seed=seed, process_index=i, process_count=process_count
-        )
-        for i in range(process_count)
+        data.train_batches(objective or Copy(), seed=seed, shards=shards)
+        for shards in shards_of_all(data, process_count)
     ]
+
+
+# Rows of processes as slices of TPUs have them: of a ring through the machines, shared in part.
+SCATTERED = ((0, 1, 14, 15), (2, 3, 4, 5), (4, 5, 6, 7, 12, 13), (8, 9, 10, 11))
+
+
+def as_one(data, parts, batches):
+    """Puts each process's rows where its devices hold them; those of several must be the same."""
+    whole = {}
+    for rows, batch in zip(parts, batches, strict=True):
+        for name, values in batch.items():
+            place = whole.setdefault(name, {})
+            for row, value in zip(rows, values, strict=True):
+                np.testing.assert_array_equal(place.setdefault(row, value), value)
+    rows = range(data.batch_size)
+    return {name: np.stack([place[row] for row in rows]) for name, place in whole.items()}
 
 
 def close(batches):

@@ -11,7 +11,20 @@ import time
 
 import numpy as np
 import pytest
-from small_data import LENGTHS, Copy, Plain, arrays, close, make, open_all, same, take
+from small_data import (
+    LENGTHS,
+    SCATTERED,
+    Copy,
+    Plain,
+    arrays,
+    as_one,
+    close,
+    make,
+    open_all,
+    same,
+    shards_of_all,
+    take,
+)
 
 from t5lite.data import batches as data_batches
 from t5lite.data.batches import merge_states
@@ -33,6 +46,47 @@ def test_the_number_of_processes_changes_nothing(pack):
         same(take(batches[count], 25), first)
     for each in batches.values():
         close(each)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_processes_may_hold_any_whole_shards(pack):
+    data = make(pack=pack)
+    shards = [data.shards_of(rows) for rows in SCATTERED]
+    assert shards == [(0, 7), (1, 2), (2, 3, 6), (4, 5)]
+    (whole,) = open_all(data, 1)
+    started = [data.train_batches(Copy(), seed=5, shards=each) for each in shards]
+    for _ in range(9):
+        same([as_one(data, SCATTERED, map(next, started))], [next(whole)])
+    state = json.loads(json.dumps(merge_states(each.state_dict() for each in started)))
+    assert state == whole.state_dict()
+    continued = [data.train_batches(Copy(), seed=5, shards=each) for each in reversed(shards)]
+    for each in continued:
+        each.load_state_dict(state)
+    for _ in range(3):
+        same([as_one(data, SCATTERED[::-1], map(next, continued))], [next(whole)])
+    close([whole, *started, *continued])
+    parts = [data.validation_batches(Copy(), shards=each) for each in shards]
+    for *found, expected in zip(*parts, data.validation_batches(Copy()), strict=True):
+        same([as_one(data, SCATTERED, found)], [expected])
+
+
+def test_processes_that_read_one_shard_differently_are_refused():
+    states = [make().train_batches(Copy(), seed=0).state_dict() for _ in range(2)]
+    states[1]["shards"]["3"] = {"elsewhere": 1}
+    with pytest.raises(InputError, match="that read shard 3 of the data are not at the same place"):
+        merge_states(states)
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_shards"),
+    [((0, 1, 2), 16), ((3, 4), 16), ((0, 1, 8, 10), 16), ((4, 5, 6, 7), 4), ((0, 4, 5, 6), 16)],
+)
+def test_rows_that_are_not_whole_shards_are_refused_with_the_number_that_fits(rows, num_shards):
+    data = make(num_shards=2)
+    with pytest.raises(InputError, match=f"whole shards of 8 rows; set num_shards to {num_shards}"):
+        data.shards_of(rows)
+    fitting = dataclasses.replace(data, num_shards=num_shards)
+    assert len(fitting.shards_of(rows)) * 16 // num_shards == len(rows)
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -236,8 +290,8 @@ def test_validation_sees_everything_once_in_order_and_again(pack):
 def test_validation_is_divided_by_rows(process_count):
     data = make()
     parts = [
-        data.validation_batches(Copy(), process_index=i, process_count=process_count)
-        for i in range(process_count)
+        data.validation_batches(Copy(), shards=shards)
+        for shards in shards_of_all(data, process_count)
     ]
     same(take(parts, 100), list(data.validation_batches(Copy())))
 
@@ -269,7 +323,7 @@ def test_a_state_of_other_data_is_refused_with_the_difference():
     with pytest.raises(InputError, match="seed was 0 and is 3"):
         make().train_batches(Copy(), seed=3).load_state_dict(state)
     make(batch_size=32).train_batches(Copy(), seed=0).load_state_dict(state)  # same shards
-    half = make().train_batches(Copy(), seed=0, process_count=2).state_dict()
+    half = make().train_batches(Copy(), seed=0, shards=range(4)).state_dict()
     with pytest.raises(InputError, match=r"lacks shards \[4, 5, 6, 7\]"):
         batches.load_state_dict(half)
     with pytest.raises(InputError, match="do not belong"):
@@ -288,8 +342,6 @@ def test_a_state_of_other_arrays_is_refused():
 def test_bad_numbers_and_names_are_said():
     with pytest.raises(InputError, match="batch_size 16 is not a multiple of num_shards 5"):
         make(num_shards=5)
-    with pytest.raises(InputError, match="num_shards 8 is not a multiple of the 3 processes"):
-        make().train_batches(Copy(), seed=0, process_count=3)
     with pytest.raises(InputError, match="batch_size is 0"):
         make(batch_size=0)
     with pytest.raises(InputError, match=r"lengths\['inputs'\] is 2.5"):

@@ -6,7 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_data import LENGTHS, Copy, Plain, arrays, close, make, open_all, same, take
+from small_data import (
+    LENGTHS,
+    SCATTERED,
+    Copy,
+    Plain,
+    arrays,
+    as_one,
+    close,
+    make,
+    open_all,
+    same,
+    shards_of_all,
+    take,
+)
 
 from t5lite.data import packed_files
 from t5lite.data.batches import merge_states
@@ -101,9 +114,16 @@ def test_the_number_of_processes_changes_nothing_and_a_run_continues(tmp_path):
             each.load_state_dict(state)
         same(take(continued, 5), first[taken : taken + 5])
         close(started + continued)
-    parts = [cache.validation_batches(Copy(), process_index=i, process_count=4) for i in range(4)]
+    parts = [cache.validation_batches(Copy(), shards=each) for each in shards_of_all(cache, 4)]
     same(take(parts, 100), list(cache.validation_batches(Copy())))
-    for each in batches.values():
+    shards = [cache.shards_of(rows) for rows in SCATTERED]
+    scattered = [cache.train_batches(Copy(), seed=5, shards=each) for each in shards]
+    for expected in first:
+        same([as_one(cache, SCATTERED, map(next, scattered))], [expected])
+    parts = [cache.validation_batches(Copy(), shards=each) for each in shards]
+    for *found, expected in zip(*parts, cache.validation_batches(Copy()), strict=True):
+        same([as_one(cache, SCATTERED, found)], [expected])
+    for each in (*batches.values(), scattered):
         close(each)
 
 

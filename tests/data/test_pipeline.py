@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from small_data import close, open_all, same, take
+from small_data import close, open_all, same, shards_of_all, take
 
 from t5lite.data import seqio_source
 from t5lite.data.batches import merge_states
@@ -507,7 +507,7 @@ def test_validation_sees_everything_once_and_again(make_task, noise, pack):
         for segment in (np.unique(where[where > 0]) if pack else [0] * bool(row.any()))
     ]
     assert sorted(map(number, texts)) == list(range(21))
-    parts = [data.validation_batches(Plain(), process_index=i, process_count=2) for i in range(2)]
+    parts = [data.validation_batches(Plain(), shards=each) for each in shards_of_all(data, 2)]
     same(take(parts, 100), batches)
     random = make_data(make_task(*noise), pack=pack)
     same(list(random.validation_batches(Plain())), list(random.validation_batches(Plain())))

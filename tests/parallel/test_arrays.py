@@ -1,17 +1,14 @@
 """Host rows become global arrays, and functions know the layout they run under."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from t5lite.errors import InputError
 from t5lite.parallel import Layout, batch_shardings, check_batch, make_mesh, place, with_layout
-from t5lite.parallel.arrays import check_rows_of_process
 
 LAYOUT = Layout({"data": 2, "fsdp": 2, "seq": 2})
 
@@ -20,7 +17,7 @@ def test_every_device_gets_its_rows_and_columns():
     mesh = make_mesh(LAYOUT)
     rows = np.arange(8 * 6, dtype=np.int32).reshape(8, 6)
     placed = batch_shardings(LAYOUT, mesh, {"tokens": rows.shape})
-    (name, array), *none = place({"tokens": rows}, placed).items()
+    (name, array), *none = place({"tokens": rows}, placed, num_rows=8).items()
     assert (name, none) == ("tokens", [])
     np.testing.assert_array_equal(np.asarray(array), rows)
     for shard in array.addressable_shards:
@@ -38,7 +35,7 @@ def test_what_belongs_to_a_row_is_divided_by_rows_alone():
     }
     shapes = {name: array.shape for name, array in rows.items()}
     check_batch(LAYOUT, mesh, shapes)
-    arrays = place(rows, batch_shardings(LAYOUT, mesh, shapes))
+    arrays = place(rows, batch_shardings(LAYOUT, mesh, shapes), num_rows=8)
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(array), rows[name])
         for shard in array.addressable_shards:
@@ -89,28 +86,3 @@ def test_options_reach_the_compiler():
     fast = Layout({"data": 8}, compiler_options={"cpu": {"xla_no_such_option": True}})
     with pytest.raises(Exception, match="xla_no_such_option"):
         with_layout(double, fast, make_mesh(fast))(jnp.ones((8, 4, 3)))
-
-
-@pytest.mark.parametrize(
-    ("spec", "fits"),
-    [(("a", None), True), ((None, None), False), ((("a", "b"), None), True), ((None, "a"), False)],
-)
-def test_a_process_must_hold_the_rows_that_it_reads(spec, fits):
-    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    sharding = NamedSharding(mesh, PartitionSpec(*spec))
-
-    class Device(NamedTuple):
-        id: int
-        process_index: int
-
-    class TwoProcesses:  # the first row of the mesh is process 0's, the second process 1's
-        def devices_indices_map(self, shape):
-            found = sharding.devices_indices_map(shape).items()
-            return {Device(device.id, device.id // 4): place for device, place in found}
-
-    for process in (0, 1):
-        if fits:
-            check_rows_of_process(TwoProcesses(), (16, 8), process)
-        else:
-            with pytest.raises(InputError, match="rows of a batch that another process"):
-                check_rows_of_process(TwoProcesses(), (16, 8), process)

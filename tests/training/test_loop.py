@@ -17,6 +17,7 @@ from t5lite.parallel import Layout, make_mesh
 from t5lite.training import Duration, Loop, Meter, NonFiniteLoss, Progress, Run, Stop
 
 LAYOUT = Layout()
+DATA = types.SimpleNamespace(batch_size=8)
 
 
 class Counting:
@@ -135,7 +136,7 @@ def make(
         model_dir=str(tmp_path),
         model=None,
         objective=None,
-        data=None,
+        data=DATA,
         layout=LAYOUT,
         mesh=make_mesh(LAYOUT),
         steps=steps,
@@ -290,7 +291,7 @@ def test_a_callback_can_check_the_run_before_the_first_step(tmp_path):
             raise ValueError(f"no split in {run.data}")
 
     scene = make(tmp_path, callbacks=[Checking("a", 100)])
-    with pytest.raises(ValueError, match="no split in None"):
+    with pytest.raises(ValueError, match="no split in namespace"):
         scene.run()
     assert scene.events == []
 
@@ -663,7 +664,7 @@ def test_the_profiler_surrounds_every_step(tmp_path):
 )
 def test_ids_beyond_what_the_model_has_are_refused(name, row, message):
     limits = {"tokens": 9, "labels": 4, "token_labels": 3}
-    run = Run("", None, None, None, LAYOUT, make_mesh(LAYOUT), 1, limits=limits)
+    run = Run("", None, None, DATA, LAYOUT, make_mesh(LAYOUT), 1, limits=limits)
     rows = np.array([np.zeros_like(row)] * 7 + [row], np.int32)
     with pytest.raises(InputError, match=message):
         run.place({name: rows})
@@ -674,7 +675,7 @@ def test_ids_beyond_what_the_model_has_are_refused(name, row, message):
 
 def test_a_run_evaluates_the_average_where_there_is_one():
     mesh = make_mesh(LAYOUT)
-    run = Run("", None, None, None, LAYOUT, mesh, None, transform=lambda p, frozen: (p, frozen))
+    run = Run("", None, None, DATA, LAYOUT, mesh, None, transform=lambda p, frozen: (p, frozen))
     state = types.SimpleNamespace(params="params", frozen="frozen", extra={})
     assert run.params(state) == ("params", "frozen")
     state.extra["ema"] = "average"
