@@ -197,6 +197,13 @@ def lower(given):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
+def test_the_token_embedding_divides_over_a_mesh(config):
+    """Rows in multiples of 128 fill matrix units and divide over 128 devices."""
+    spec = configuration.parse([config]).bindings_of(t5lite.train)["model"]
+    assert spec.vocab % 128 == 0
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_a_config_stands_on_few_fragments(config):
     source = read(config)
     assert len(source.includes) <= 6

@@ -14,7 +14,8 @@ class Spec:
     """A frozen dataclass that describes a part of a model.
 
     Subclasses are registered by class name, which is all that `from_json` will ever instantiate: a
-    file can name a spec but never an import path. Fields are checked against their annotations,
+    file can name a spec but never an import path. A name belongs to one module, which may define
+    the class again (as a notebook's cell does). Fields are checked against their annotations,
     because gin passes on whatever it reads (`hidden = 3.7` included).
 
     Raises:
@@ -25,6 +26,12 @@ class Spec:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        known = Spec.registry.setdefault(cls.__name__, cls)
+        if known.__module__ != cls.__module__:
+            raise InputError(
+                f"{cls.__module__}.{cls.__name__}: a spec of this name is defined by "
+                f"{known.__module__}, and files know specs by name alone; rename yours"
+            )
         Spec.registry[cls.__name__] = cls
 
     def __post_init__(self) -> None:

@@ -157,3 +157,17 @@ def test_a_spec_of_ones_own_is_registered_by_its_name():
         width: int = 3
 
     assert Spec.from_json({"type": "TestOnlySpec", "width": 4}) == TestOnlySpec(4)
+
+
+def test_a_name_belongs_to_one_module():
+    """Or a checkpoint would open with whichever class was imported last."""
+
+    def define(module):
+        return type("TestOnlyTwiceSpec", (Spec,), {"__module__": module})
+
+    define("notebook")
+    again = define("notebook")
+    for module, name in (("elsewhere", "TestOnlyTwiceSpec"), ("notebook", "MlpSpec")):
+        with pytest.raises(InputError, match=f"{module}.{name}: a spec of this name is defined by"):
+            type(name, (Spec,), {"__module__": module})
+    assert Spec.registry["TestOnlyTwiceSpec"] is again
