@@ -14,15 +14,32 @@ from t5lite.objectives.inputs_to_targets import InputsToTargets
 class PrefixLM(InputsToTargets):
     """Cuts a text in two at random, and predicts the second part from the first.
 
-    Texts (`targets` of the examples) are cut into pieces that just fit inputs and targets together.
-    Each is divided at a place drawn evenly from those that leave both parts something and neither
-    too much; EOS ends the targets and not the inputs, which just stop. No token is lost.
+    Texts (`targets` of the examples) are split into pieces of one length L: what a decoder's row
+    holds beside EOS, or the most that either side of an encoder-decoder may have to hold. The
+    prefix of a piece of n tokens has U[1, n - 1] of them. EOS ends the targets and not the inputs,
+    which just stop. No token is lost.
 
-    Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1 and §3.3.1.
+    Every other piece of length L takes the complement, L - cut, of the cut before it, as T5's
+    `pack_prefix_lm_encoder_decoder` does: packed, the two fill one row of inputs and targets.
+
+    Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1 and §3.3.1; `random_prefix_noise_mask` of
+      `t5.data.preprocessors`.
     """
 
     features: ClassVar[tuple[str, ...]] = ("targets",)
     whole_texts: ClassVar[bool] = True
+
+    def piece_length(self, lengths: Mapping[str, int]) -> int:
+        """Returns L, the tokens of text in a full piece.
+
+        Raises:
+          InputError: if the lengths leave no place to cut.
+        """
+        if self.topology == "decoder":
+            inputs = feature_length(lengths, "inputs", at_least=1)
+            return inputs + feature_length(lengths, "targets") - 1  # and EOS
+        inputs = feature_length(lengths, "inputs")
+        return min(inputs, feature_length(lengths, "targets", at_least=4) - 2)  # two pieces' EOS
 
     def pairs(
         self,
@@ -32,20 +49,20 @@ class PrefixLM(InputsToTargets):
         vocabulary: Any,
         rng: np.random.Generator,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Cuts texts into pieces and each piece in two; see `Objective.prepare`."""
-        room = feature_length(lengths, "inputs", at_least=1)
-        targets_room = feature_length(lengths, "targets") - 1  # and EOS
-        length = room + targets_room
+        """Splits texts into pieces and cuts each in two; see `Objective.prepare`."""
+        length = self.piece_length(lengths)
         eos = np.array([eos_of(vocabulary)], np.int32)
 
         def divided() -> Iterator[dict[str, np.ndarray]]:
+            complement = 0
             for text in documents(examples, self, vocabulary):
                 for start in range(0, text.size, length):
                     piece = text[start : start + length]
                     # A piece of one token is all inputs: its targets are EOS alone.
-                    least = max(1, piece.size - targets_room)
-                    most = max(1, min(piece.size - 1, room))
-                    cut = rng.integers(least, most, endpoint=True)
+                    cut = int(rng.integers(1, max(piece.size, 2)))
+                    if piece.size == length:
+                        cut = complement or cut
+                        complement = 0 if complement else length - cut
                     yield {"inputs": piece[:cut], "targets": np.concatenate([piece[cut:], eos])}
 
         return divided()

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from objective_texts import T5Words, prepare, random_texts
 
+from t5lite.data.packing import pack
 from t5lite.errors import InputError
-from t5lite.objectives import CausalLM, InputsToTargets, PrefixLM, Seq2Seq, SpanCorruption
+from t5lite.objectives import (
+    CausalLM,
+    InputsToTargets,
+    PrefixLM,
+    Seq2Seq,
+    SpanCorruption,
+    split_pair,
+)
 
 WORDS = T5Words()
 TEXTS = random_texts(40)
@@ -38,7 +46,7 @@ def test_causal_lm_without_a_vocabulary_ends_in_t5s_eos():
     assert found["targets"].tolist() == [5, 1]
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, {"inputs": 1, "targets": 3}])
+@pytest.mark.parametrize("lengths", [LENGTHS, {"inputs": 2, "targets": 4}])
 def test_prefix_lm_loses_no_token_and_respects_both_lengths(lengths):
     found = prepare(PrefixLM(), stored(TEXTS), lengths=lengths, vocabulary=WORDS)
     tokens = []
@@ -54,13 +62,33 @@ def test_prefix_lm_loses_no_token_and_respects_both_lengths(lengths):
     assert tokens == np.concatenate(TEXTS).tolist()
 
 
-def test_prefix_lm_divides_evenly_among_the_places_that_are_allowed():
-    text = {"targets": np.arange(6, 21)}  # 15 tokens, of which the targets hold at most 13
-    found = prepare(PrefixLM(), [text] * 4000, lengths=LENGTHS, vocabulary=WORDS)
-    counts = np.bincount([example["inputs"].size for example in found], minlength=10)
-    assert counts[:2].tolist() == [0, 0]
-    assert counts[2:].size == 8  # 2 to 9 tokens
-    assert np.abs(counts[2:] - 500).max() < 5 * np.sqrt(500)
+@pytest.mark.parametrize(("topology", "length"), [("encoder_decoder", 9), ("decoder", 22)])
+def test_cuts_of_full_pieces_are_uniform(topology, length):
+    """Pearson's chi-square over U[1, L - 1], on texts that are much longer than a row."""
+    objective = PrefixLM(topology=topology)
+    assert objective.piece_length(LENGTHS) == length
+    text = {"targets": np.full(8000 * length, 7)}
+    found = prepare(objective, [text], lengths=LENGTHS, vocabulary=WORDS)
+    prefixes = [split_pair(example)[0].size for example in found]
+    drawn, complements = np.array(prefixes).reshape(-1, 2).T
+    assert (drawn + complements == length).all()
+    counts = np.bincount(drawn, minlength=length)
+    assert counts[0] == 0
+    assert counts.size == length
+    expected = drawn.size / (length - 1)
+    chi_square = np.square(counts[1:] - expected).sum() / expected
+    degrees = length - 2
+    assert abs(chi_square - degrees) < 5 * np.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("topology", ["encoder_decoder", "decoder"])
+def test_full_pieces_of_a_prefix_lm_fill_their_rows(topology):
+    objective, lengths = PrefixLM(topology=topology), {"inputs": 32, "targets": 34}
+    text = {"targets": np.full(64 * objective.piece_length(lengths), 7)}
+    found = prepare(objective, [text], lengths=lengths, vocabulary=WORDS)
+    rows = pack(found, objective.row_lengths(lengths))
+    assert len(rows["targets"]) == (64 if topology == "decoder" else 32)
+    assert all((rows[name + "_segment_ids"] > 0).all() for name in objective.row_lengths(lengths))
 
 
 @pytest.mark.parametrize("make", [PrefixLM, Seq2Seq, SpanCorruption])
@@ -69,8 +97,8 @@ def test_a_decoder_gets_the_same_pairs_in_one_row(make):
     texts = [{"inputs": t[:5], **each} for t, each in zip(TEXTS, stored(TEXTS), strict=False)]
     kind = {"lengths": lengths, "vocabulary": WORDS}
     spread = {"mean_noise_span_length": 6.0} if make is SpanCorruption else {}
-    pairs = prepare(make(**spread), texts, **kind)
     objective = make(**spread, topology="decoder")
+    pairs = list(objective.pairs(iter(texts), **kind, rng=np.random.default_rng(0)))
     rows = prepare(objective, texts, **kind)
     assert objective.row_lengths(lengths) == {"targets": 26, "prefix": 26}
     assert make(**spread).row_lengths(lengths) == lengths
