@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             params,
             kind=arguments.to,
             vocabulary=vocabulary,
+            labels=loaded.labels if spec.heads == loaded.spec.heads else {},
             progress=bar,
         )
     print(f"written to {arguments.target}")

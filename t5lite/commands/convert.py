@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             loaded.params,
             kind=target,
             vocabulary=loaded.vocabulary,
+            labels=loaded.labels,
             step=loaded.step or 0,
             scanned=arguments.scanned,
             progress=bar,

@@ -12,6 +12,7 @@ from etils import epath
 
 from t5lite.commands.train import check, check_described, train
 from t5lite.data.files import write_whole
+from t5lite.data.labels import load_labels
 from t5lite.errors import InputError
 from t5lite.interop import Loaded, load, locate
 from t5lite.models import ComputeSpec, Model, ModelSpec, preset
@@ -58,7 +59,7 @@ def evaluate(
       model_dir: of the run; see `train` for it and the others.
       model: must be what the checkpoint holds.
       objective: what is measured.
-      data: its validation split.
+      data: its validation split; its labels have the ids that they had in training.
       callbacks: evaluators and others; their `every` is ignored.
       layout: mesh and sharding, which need not be those of training.
       compute: dtype and so on.
@@ -69,7 +70,8 @@ def evaluate(
       The metrics of all callbacks.
 
     Raises:
-      InputError: no such checkpoint, another model or vocabulary than it has, or no callback.
+      InputError: no such checkpoint, another model, vocabulary or labels than it has, or no
+        callback.
       CheckpointError: if the checkpoint is damaged.
     """
     if not callbacks:
@@ -80,8 +82,10 @@ def evaluate(
     spec = preset(model) if isinstance(model, str) else model
     the_model = Model(spec, compute)
     objective = fit(objective, the_model)
+    labels = load_labels(found.home)
+    data = data.with_labels(labels)
     check(the_model, objective, data=data, log_every=1, callbacks=callbacks)
-    check_described(found.home, spec, data.vocabulary())
+    check_described(found.home, spec, data.vocabulary(), data.labels())
     shapes = data.batch_shapes(objective)
     check_batch(
         layout, make_mesh(layout), {name: tuple(each.shape) for name, each in shapes.items()}
@@ -101,6 +105,8 @@ def evaluate(
         say=print if jax.process_index() == 0 else lambda text: None,
     )
     run_.say(f"evaluating {found.step_folder}")
+    if data.labels() and not labels:
+        run_.say(f"{found.home} has no labels.json: labels are numbered as in these data")
     state = state_of(loaded)
     for callback in callbacks:
         result = callback(run_, state, step=loaded.step)

@@ -23,6 +23,7 @@ from t5lite.commands.text import titled, wrapped
 from t5lite.commands.train import check, step_flops, token_lengths, train
 from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.data import load_vocabulary
+from t5lite.data.labels import check_labels, load_labels
 from t5lite.errors import InputError
 from t5lite.evaluation.text import shorten
 from t5lite.models import PRESETS, Model, ModelSpec, differences, load_spec, preset
@@ -175,6 +176,10 @@ def _start(given: Any, spec: ModelSpec, seen: Preview | None) -> str:
         known = load_vocabulary(folder / "vocabulary")
         if known.fingerprint != vocabulary.fingerprint:
             return "holds a run with ANOTHER VOCABULARY, train would refuse"
+    try:
+        check_labels(given.data.labels() if seen is not None else {}, load_labels(folder))
+    except InputError as error:
+        return f"holds a run with OTHER LABELS, train would refuse; {' '.join(str(error).split())}"
     names = ocp.path.step.standard_name_format()
     done = max((found.step for found in names.find_all(folder / "checkpoints")), default=None)
     if done is None:

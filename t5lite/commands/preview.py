@@ -52,7 +52,7 @@ def example_texts(data: Any, objective: Any, *, split: str, count: int, seed: in
       seed: decides which.
     """
     examples = _spread(data, objective, split=split, count=count, seed=seed)
-    texts = _texts(examples, objective, data.vocabulary())
+    texts = _texts(examples, objective, data)
     return ["\n→ ".join(" ".join(text.split()) for text in each) for each in texts]
 
 
@@ -63,6 +63,7 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
       data: as for `train`.
       objective: prepares the examples. `show(example, vocabulary) -> Sequence[str]`, which it may
         have, gives the texts that a person reads; without it, or a vocabulary, each feature is one.
+        If it reads `labels`, and the data have names for them, it is given those too, as `names`.
       split: of the examples.
       count: of examples; fewer if the split is smaller.
       seed: the run's; the batches are those that it would train on.
@@ -88,7 +89,7 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
     taken_per_given = counting.taken / counting.given if counting.given else 1.0
     return Preview(
         examples=examples,
-        texts=_texts(examples, objective, data.vocabulary()),
+        texts=_texts(examples, objective, data),
         num_batches=num_batches,
         padding={name: float(np.mean(each == 0)) for name, each in segments.items()},
         examples_per_row=per_row,
@@ -102,12 +103,15 @@ def _spread(data: Any, objective: Any, *, split: str, count: int, seed: int) -> 
     return found[:: max(len(found) // max(count, 1), 1)][:count]
 
 
-def _texts(examples: Sequence[Example], objective: Any, vocabulary: Any) -> list[list[str]]:
+def _texts(examples: Sequence[Example], objective: Any, data: Any) -> list[list[str]]:
     """Returns what the objective shows of each example, or each of its features."""
     show: Callable | None = getattr(objective, "show", None)
+    vocabulary = data.vocabulary()
     if show is None or vocabulary is None:
         return [[readable(ids, vocabulary) for ids in each.values()] for each in examples]
-    return [show(example, vocabulary) for example in examples]
+    names = data.labels().get("labels") if "labels" in objective.features else None
+    options = {"names": names} if names else {}
+    return [show(example, vocabulary, **options) for example in examples]
 
 
 def balance_lines(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from t5lite.commands.preview import example_texts
 from t5lite.data.batches import merge_states
 from t5lite.data.files import write_whole
+from t5lite.data.labels import Labels, check_labels, load_labels, save_labels
 from t5lite.errors import InputError
 from t5lite.models import (
     ComputeSpec,
@@ -52,7 +53,14 @@ from t5lite.training import (
     process_shards,
 )
 from t5lite.training.report import describe_run
-from t5lite.training.restore import absolute, saved_steps
+from t5lite.training.restore import (
+    absolute,
+    check_mapping,
+    find_step_folder,
+    named,
+    saved_steps,
+    source_of,
+)
 from t5lite.training.state import Optimizer
 from t5lite.training.step import counted
 
@@ -142,6 +150,7 @@ def train(
     the_model, mesh = Model(spec, compute), make_mesh(layout)
     objective = fit(objective, the_model)
     check(the_model, objective, data=data, log_every=log_every, callbacks=callbacks)
+    check_start(checkpoints, the_model, objective, data.labels())
     program = build(
         the_model,
         objective,
@@ -252,14 +261,27 @@ def check(
         )
     model.check(data.batch_shapes(objective))
     head = model.heads.get(getattr(objective, "head", ""))
-    counts = data.class_counts("train") if hasattr(data, "class_counts") else {}
-    num_classes = len(counts.get("labels", ()))  # whatever else has classes is not what it says
+    num_classes = len(data.labels().get("labels", ()))  # of other features the head says nothing
     for field in ("num_classes", "num_labels"):
         if getattr(head, field, num_classes) < num_classes:
             raise InputError(
                 f"{type(head).__name__}.{field} = {getattr(head, field)}: the data have "
                 f"{num_classes} classes; set it to at least {num_classes}"
             )
+
+
+def check_start(checkpoints: Checkpoints, model: Model, objective: Any, labels: Labels) -> None:
+    """Raises an InputError if a head would be restored that has other labels than the data."""
+    head = model.heads.get(getattr(objective, "head", ""))
+    if checkpoints.restore_from is None or head is None:
+        return
+    check_mapping(checkpoints.restore_mapping)
+    names = [name for name in named(model.shapes()) if name.startswith(f"{head.kind}_head/")]
+    if any(source_of(name, checkpoints.restore_mapping) is not None for name in names):
+        folder = find_step_folder(checkpoints.restore_from)
+        homes = [load_labels(home) for home in (folder, *folder.parents[:2])]
+        known = next(filter(None, homes), {})
+        check_labels(labels, known, where=f"{folder}, whose {head.kind} head is restored")
 
 
 def last_saved(model_dir: str) -> str:
@@ -274,21 +296,22 @@ def describe(
     """Writes what a checkpoint needs to be understood without its configuration.
 
     Raises:
-      InputError: if the folder holds a run of another model or vocabulary.
+      InputError: if the folder holds a run of another model or vocabulary, or other labels.
     """
     vocabulary = data.vocabulary()
     if saved_steps(folder):  # a run that never came to a checkpoint binds nobody
-        check_described(folder, spec, vocabulary)
+        check_described(folder, spec, vocabulary, data.labels())
     if jax.process_index() == 0:
         save_spec(folder / "model.json", spec)
         if vocabulary is not None:
             vocabulary.save(folder / "vocabulary")
+        save_labels(folder, data.labels())
         if operative_config is not None:
             write_whole(folder / "config.gin", operative_config().encode())
 
 
-def check_described(folder: epath.Path, spec: ModelSpec, vocabulary: Any) -> None:
-    """Raises an InputError if a folder describes another model or vocabulary than these."""
+def check_described(folder: epath.Path, spec: ModelSpec, vocabulary: Any, labels: Labels) -> None:
+    """Raises an InputError if a folder describes another model, vocabulary or labels than these."""
     known = folder / "model.json"
     if known.exists():
         changed = differences(load_spec(known), spec)
@@ -306,6 +329,7 @@ def check_described(folder: epath.Path, spec: ModelSpec, vocabulary: Any) -> Non
                 f"{folder} holds a run with another vocabulary "
                 f"({old.size} ids, now {vocabulary.size}); choose another model_dir"
             )
+    check_labels(labels, load_labels(folder), where=f"the run in {folder}")
 
 
 def first_state(

@@ -48,6 +48,19 @@ class Column:
         del found
         return self
 
+    def names(self) -> Sequence[str]:
+        """Returns what each label means, in the order of their ids; empty if they need no names."""
+        return ()
+
+    def with_names(self, names: Sequence[str]) -> "Column":
+        """Returns itself with labels of these names, in the order of their ids: a model's.
+
+        Raises:
+          InputError: if it was given others.
+        """
+        del names
+        return self
+
     def arrays(
         self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
     ) -> Arrays:
@@ -100,6 +113,9 @@ class Class(Column):
     _: dataclasses.KW_ONLY
     classes: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        _check_classes("Class.classes", self.classes)
+
     def check(self, columns: Sequence[str]) -> None:
         _check_columns("Class.column", [self.column], columns)
 
@@ -116,6 +132,13 @@ class Class(Column):
 
     def with_classes(self, found: Iterable[str]) -> "Class":
         return dataclasses.replace(self, classes=_given(self.classes) or _in_order(found))
+
+    def names(self) -> Sequence[str]:
+        return self.classes or ()
+
+    def with_names(self, names: Sequence[str]) -> "Class":
+        _check_names("Class.classes", _given(self.classes), names)
+        return dataclasses.replace(self, classes=list(names))
 
     def arrays(
         self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
@@ -139,6 +162,14 @@ class Number(Column):
 
     def columns_read(self) -> Sequence[str]:
         return [self.column] if isinstance(self.column, str) else list(self.column)
+
+    def names(self) -> Sequence[str]:
+        columns = self.columns_read()
+        return columns if len(columns) > 1 else ()  # one number cannot be taken for another
+
+    def with_names(self, names: Sequence[str]) -> "Number":
+        _check_names("Number.column", self.names(), names)
+        return self
 
     def problem(self, row: Row) -> str:
         if missing := _missing(row, self.columns_read()):
@@ -181,6 +212,9 @@ class Tags(Column):
     _: dataclasses.KW_ONLY
     classes: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        _check_classes("Tags.classes", self.classes)
+
     def features(self, feature: str) -> tuple[str, ...]:
         return (feature, "labels")
 
@@ -206,6 +240,13 @@ class Tags(Column):
     def with_classes(self, found: Iterable[str]) -> "Tags":
         in_order = sorted(_in_order(found), key=lambda tag: tag != OUTSIDE)  # stable
         return dataclasses.replace(self, classes=_given(self.classes) or in_order)
+
+    def names(self) -> Sequence[str]:
+        return self.classes or ()
+
+    def with_names(self, names: Sequence[str]) -> "Tags":
+        _check_names("Tags.classes", _given(self.classes), names)
+        return dataclasses.replace(self, classes=list(names))
 
     def arrays(
         self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
@@ -371,6 +412,20 @@ def _items(value: Any) -> list[str]:
 
 def _given(classes: Sequence[Any] | None) -> list[str]:
     return [plain(each) for each in classes or ()]
+
+
+def _check_classes(field: str, classes: Sequence[Any] | None) -> None:
+    given = _given(classes)
+    if twice := {name for name in given if given.count(name) > 1}:
+        raise InputError(f"{field} = {list(classes or ())}: {min(twice)!r} is there twice")
+
+
+def _check_names(field: str, own: Sequence[str], names: Sequence[str]) -> None:
+    if own and list(own) != list(names):
+        raise InputError(
+            f"{field} = {list(own)}: the model's labels are {list(names)}; "
+            "set these, in this order, or leave the field out"
+        )
 
 
 def _in_order(classes: Iterable[str]) -> list[str]:

@@ -5,13 +5,14 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from t5lite.data.batches import Objective
 from t5lite.data.columns import Answer, Class, Column, Side, Tags, Text, as_column
 from t5lite.data.file_source import FileSource, Shots, most_shots
+from t5lite.data.labels import Labels
 from t5lite.data.pipeline import _Data
 from t5lite.data.readers import DataFile, Row, find_files, format_of
 from t5lite.data.sources import NoSplit, Source
@@ -140,6 +141,21 @@ class FileData(_Data):
             if isinstance(column, Class | Tags) and column.classes is not None
         }
 
+    def labels(self) -> dict[str, list[str]]:
+        """Returns the names of each label feature's labels, in the order of their ids."""
+        named = {
+            column.features(name)[-1]: column.names() for name, column in self._columns.items()
+        }
+        return {feature: list(names) for feature, names in named.items() if names}
+
+    def with_labels(self, labels: Labels) -> Self:
+        """Returns the same data with its labels numbered as a model's are; others are refused."""
+        columns = {name: as_column(name, value) for name, value in self.features.items()}
+        for name, column in columns.items():
+            if known := labels.get(column.features(name)[-1]):
+                columns[name] = column.with_names(known)
+        return dataclasses.replace(self, features=columns)
+
     @functools.cached_property
     def _vocabulary(self) -> Vocabulary:
         vocab = self.vocab
@@ -217,16 +233,16 @@ class FileData(_Data):
         columns = {}
         for feature, value in self.features.items():
             found = {split: self._scan.classes[split][feature] for split in SPLITS}
-            column = as_column(feature, value).with_classes(found["train"])
-            columns[feature] = column
+            given = as_column(feature, value)
+            columns[feature] = column = given.with_classes(found["train"])
             for split in SPLITS:
                 known = getattr(column, "classes", None) or ()
                 for name, (count, where) in found[split].items():
                     if name not in known:
-                        there = "in none of train" if split != "train" else "not in `classes`"
+                        why = "not among the known" if given.names() else "in none of train"
                         raise InputError(
-                            f"{where}: {unknown(f'class of {feature!r}', name, known)} "
-                            f"It is in {count:,} rows of {split} and {there}"
+                            f"{where}: {unknown(f'class of {feature!r}', name, known)}\n"
+                            f"it is in {count:,} rows of {split} and {why}"
                         )
         return columns
 

@@ -5,9 +5,10 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from t5lite.data.batches import Objective
+from t5lite.data.labels import Labels
 from t5lite.data.pipeline import _Data
 from t5lite.data.sources import NoSplit, Source
 from t5lite.errors import InputError, unknown
@@ -115,6 +116,17 @@ class MixtureData(_Data):
                 for name, count in counts.items():
                     classes[name] = classes.get(name, 0) + count
         return total
+
+    def labels(self) -> dict[str, list[str]]:
+        """Returns the labels of the parts, which number them alike where batches are made."""
+        return {
+            name: names for part in self._parts.values() for name, names in part.labels().items()
+        }
+
+    def with_labels(self, labels: Labels) -> Self:
+        """Returns the mixture with every part's labels numbered as a model's are."""
+        parts = {name: part.with_labels(labels) for name, part in _named(self.parts).items()}
+        return dataclasses.replace(self, parts=parts)
 
     @functools.cached_property
     def _parts(self) -> dict[str, _Data]:

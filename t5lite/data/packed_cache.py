@@ -68,6 +68,11 @@ class PackedData(_Data):
         """Returns how often each class occurred in the data that the cache was made from."""
         return self._description["classes"].get(split, {})
 
+    def labels(self) -> dict[str, list[str]]:
+        """Returns the names of the labels in the data that the cache was made from."""
+        counted = {name: list(each) for name, each in self.class_counts("train").items()}
+        return self._description.get("labels", counted)
+
     def train_batches(
         self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None
     ) -> Batches:

@@ -84,6 +84,7 @@ def write_packed(
             "sources": {source.name: rate for source, rate in train},
             "described": data.describe(),
             "classes": {"train": data.class_counts(data._train_split())},
+            "labels": data.labels(),
             "passes": passes,
             "sha256": digest.hexdigest(),
         }

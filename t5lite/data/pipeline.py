@@ -12,11 +12,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from t5lite.data.batches import Batch, Batches, Objective
+from t5lite.data.labels import Labels, check_labels
 from t5lite.data.sources import ArraySource, Example, NoSplit, Source
 from t5lite.data.streams import ExampleStream, MixtureStream, Prepare, RowStream, Stream
 from t5lite.errors import InputError
@@ -105,6 +106,26 @@ class _Data:
             f"{min(rows)} on, which one process holds, are not whole shards of {size} rows; set "
             f"num_shards to {fitting}, or to a multiple that divides batch_size {self.batch_size}"
         )
+
+    def labels(self) -> dict[str, list[str]]:
+        """Returns the names of each label feature's labels, in the order of their ids."""
+        return {}
+
+    def with_labels(self, labels: Labels) -> Self:
+        """Returns the same data with its labels numbered as a model's are.
+
+        Args:
+          labels: the model's names by feature; data may lack some of them.
+
+        Raises:
+          InputError: if the labels have other numbers, and cannot be given new ones.
+        """
+        ours = self.labels()
+        # Fewer labels are fine where they have the same ids.
+        check_labels(
+            ours, {name: known[: len(ours.get(name, ()))] for name, known in labels.items()}
+        )
+        return self
 
     def train_batches(
         self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5lite.data import Vocabulary
+from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.interop.placing import Layer, index_of
 from t5lite.interop.tensors import Source, Tensor, check_tensors, read_params
@@ -33,6 +34,7 @@ class Foreign:
       ignored: regular expressions of further names that it may hold.
       vocabulary: of its token ids; None where there is none.
       step: updates done; None where it is not said.
+      labels: names of what a head's outputs mean, by label feature, in order; {} for none.
     """
 
     spec: ModelSpec
@@ -42,6 +44,7 @@ class Foreign:
     ignored: Sequence[str] = ()
     vocabulary: Vocabulary | None = None
     step: int | None = None
+    labels: Labels = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> "Foreign":
         """Returns the same checkpoint with some of this changed."""

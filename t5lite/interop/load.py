@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5lite.data import Vocabulary, load_vocabulary
+from t5lite.data.labels import Labels, load_labels
 from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
 from t5lite.interop.foreign import Foreign
@@ -42,11 +43,11 @@ def load(
 
     Args:
       folder: of t5lite a model_dir or its checkpoints folder (the newest step is read), or one step
-        folder, local, `gs://` or `s3://`; `model.json` and `vocabulary/` lie in it or in a folder
-        above. Or a Hugging Face folder: `config.json`, safetensors, tokenizer files. Or a T5X
-        checkpoint, `checkpoint_N`, or the folder that holds some (the newest is read). Or the name
-        of a model on the Hugging Face hub, `ORGANISATION/NAME`, where huggingface_hub is installed
-        and there is no such folder.
+        folder, local, `gs://` or `s3://`; `model.json`, `vocabulary/` and `labels.json` lie in it
+        or in a folder above. Or a Hugging Face folder: `config.json`, safetensors, tokenizer files.
+        Or a T5X checkpoint, `checkpoint_N`, or the folder that holds some (the newest is read). Or
+        the name of a model on the Hugging Face hub, `ORGANISATION/NAME`, where huggingface_hub is
+        installed and there is no such folder.
       compute: dtype of activations and so on, which need not be those of training.
       layout: how parameters and batches are spread over the devices; by default a whole copy of
         the parameters on each. Parameters of other libraries stream straight into their shards.
@@ -91,7 +92,8 @@ def open_model(
     found = locate(path)
     if vocabulary is None and (found.home / "vocabulary").exists():
         vocabulary = load_vocabulary(found.home / "vocabulary")
-    return Own(load_spec(found.home / "model.json"), found, vocabulary)
+    labels = load_labels(found.home)
+    return Own(load_spec(found.home / "model.json"), found, vocabulary, labels)
 
 
 def kind_of(folder: epath.PathLike) -> tuple[str, str]:
@@ -143,6 +145,7 @@ class Own:
     spec: ModelSpec
     found: "Located"
     vocabulary: Vocabulary | None
+    labels: Labels
 
     @property
     def where(self) -> str:
@@ -178,7 +181,8 @@ class Located(NamedTuple):
 
     Args:
       step_folder: its arrays.
-      home: what they are: `model.json`, and `vocabulary/` unless the data has no text.
+      home: what they are: `model.json`, `vocabulary/` unless the data has no text, and
+        `labels.json` if it has labels with names.
     """
 
     step_folder: epath.Path

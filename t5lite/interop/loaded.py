@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from t5lite.data import Vocabulary
+from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.interop.batching import check_count, each
 from t5lite.interop.compiled import Functions, compile_functions
@@ -35,6 +36,8 @@ class Loaded:
       folder: where it came from; of t5lite the step folder.
       layout: how arrays are sharded over `mesh`.
       mesh: the devices.
+      labels: names of what a head's outputs mean, by label feature: `labels["labels"][2]` is class
+        or tag 2. {} where none were saved.
     """
 
     model: Model
@@ -44,6 +47,7 @@ class Loaded:
     folder: epath.Path
     layout: Layout
     mesh: Mesh
+    labels: Labels = dataclasses.field(default_factory=dict)
 
     @property
     def spec(self) -> ModelSpec:
@@ -261,7 +265,8 @@ def place(
     """Reads the parameters of an opened checkpoint onto devices.
 
     Args:
-      found: a `Foreign`, or anything with its `spec`, `vocabulary`, `step`, `where` and `params`.
+      found: a `Foreign`, or anything with its `spec`, `vocabulary`, `labels`, `step`, `where` and
+        `params`.
       compute, layout, devices, dtype, progress: see `load`.
     """
     check_dtype(dtype)
@@ -274,4 +279,5 @@ def place(
             f"{model.spec.vocab} embeddings: it is another model's"
         )
     params = found.params(model, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
-    return Loaded(model, params, vocabulary, found.step, epath.Path(found.where), layout, mesh)
+    folder = epath.Path(found.where)
+    return Loaded(model, params, vocabulary, found.step, folder, layout, mesh, found.labels)

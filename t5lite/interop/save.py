@@ -1,6 +1,7 @@
 """Writes a model into a folder of its own, in any of the three layouts that `load` opens."""
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5lite.data import Vocabulary
+from t5lite.data.labels import Labels, save_labels
 from t5lite.errors import InputError, unknown
 from t5lite.interop import huggingface, t5x
 from t5lite.models import Model, ModelSpec, save_spec
@@ -24,6 +26,7 @@ def save(
     *,
     kind: str = "t5lite",
     vocabulary: Vocabulary | None = None,
+    labels: Labels = MappingProxyType({}),
     step: int = 0,
     scanned: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -37,6 +40,7 @@ def save(
       kind: the layout: "t5lite" (`model.json`, `vocabulary/`, `checkpoints/STEP`), which runs start
         from (`INITIAL_CHECKPOINT_PATH`), "huggingface", or "t5x" (`checkpoint_STEP`).
       vocabulary: of the token ids; None for none. T5X's layout has no place for it.
+      labels: names of what a head's outputs mean, by label feature; likewise.
       step: updates done.
       scanned: whether "t5x" is written for layers that are scanned.
       progress: called with bytes written and bytes in all, by "huggingface".
@@ -49,7 +53,9 @@ def save(
     spec = model if isinstance(model, ModelSpec) else model.spec
     root = check_target(folder)
     if kind == "huggingface":
-        huggingface.save(root, spec, params, vocabulary=vocabulary, progress=progress)
+        huggingface.save(
+            root, spec, params, vocabulary=vocabulary, labels=labels, progress=progress
+        )
         return
     if kind == "t5x":
         t5x.save(root, spec, params, step=step, scanned=scanned)
@@ -60,6 +66,7 @@ def save(
         checkpointer.save(step, state, progress={})
     if vocabulary is not None:
         vocabulary.save(root / "vocabulary")
+    save_labels(root, labels)
     save_spec(root / "model.json", spec)
 
 

@@ -1,7 +1,7 @@
 """Where in a text the answer stands."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -92,8 +92,11 @@ class Spans(Understanding):
         }
         return {"spans": (loss[0], jnp.float32(1))} | others, metrics
 
-    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+    def show(
+        self, example: Example, vocabulary: Vocabulary, names: Sequence[str] = ()
+    ) -> list[str]:
         """Returns a prepared example for a person to read: the text, the answer «marked»."""
+        del names  # places have none
         tokens = example["inputs"]
         tokens = tokens[tokens != vocabulary.eos_id]
         first, last = (int(label) - 1 for label in example["labels"])

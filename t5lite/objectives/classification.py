@@ -1,7 +1,7 @@
 """A class for a text."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -76,6 +76,7 @@ class Classification(Understanding):
         }
         return terms | others, metrics
 
-    def show_labels(self, labels: np.ndarray) -> str:
-        """Returns the class's number."""
-        return f"class {labels[0] - 1}"
+    def show_labels(self, labels: np.ndarray, names: Sequence[str]) -> str:
+        """Returns the class's name or number."""
+        number = int(labels[0]) - 1
+        return names[number] if 0 <= number < len(names) else f"class {number}"

@@ -1,7 +1,7 @@
 """Numbers for a text."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -77,6 +77,8 @@ class Regression(Understanding):
         terms = {"regression": (error[0], jnp.float32(1))} | others
         return terms, {"loss": error, "mse": error}
 
-    def show_labels(self, labels: np.ndarray) -> str:
-        """Returns the numbers."""
-        return " ".join(f"{label:g}" for label in labels)
+    def show_labels(self, labels: np.ndarray, names: Sequence[str]) -> str:
+        """Returns the numbers, after their names if they have some."""
+        if len(names) != len(labels):
+            return " ".join(f"{label:g}" for label in labels)
+        return " ".join(f"{name}={label:g}" for name, label in zip(names, labels, strict=True))

@@ -1,7 +1,7 @@
 """A label for each token of a text: named entities, parts of speech."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -88,12 +88,14 @@ class TokenLabels(Understanding):
         }
         return {"token_labels": (loss[0], jnp.float32(1))} | others, metrics
 
-    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+    def show(
+        self, example: Example, vocabulary: Vocabulary, names: Sequence[str] = ()
+    ) -> list[str]:
         """Returns the text, then the tokens whose label is neither 0 nor missing."""
         marked = [
-            f"{vocabulary.decode([int(token)])}={label - 1}"
+            f"{vocabulary.decode([int(token)])}={names[label - 1] if names else label - 1}"
             for token, label in zip(example["inputs"], example["labels"], strict=True)
             if label > 1
         ]
         text = vocabulary.decode(example["inputs"].tolist())
-        return [text, " ".join(marked) or "all 0"]
+        return [text, " ".join(marked) or f"all {names[0] if names else 0}"]

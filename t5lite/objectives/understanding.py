@@ -1,7 +1,7 @@
 """The base of objectives that read texts and have a head say something of them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -107,12 +107,20 @@ class Understanding(Adaptable):
         tokens = batch[f"{self.side}_input_tokens"]
         return batch.get(f"{self.side}_segment_ids", tokens) > 0
 
-    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
-        """Returns a prepared example for a person to read: the text, then what is said of it."""
-        text = vocabulary.decode(example["inputs"].tolist())
-        return [text, self.show_labels(example["labels"])]
+    def show(
+        self, example: Example, vocabulary: Vocabulary, names: Sequence[str] = ()
+    ) -> list[str]:
+        """Returns a prepared example for a person to read: the text, then what is said of it.
 
-    def show_labels(self, labels: np.ndarray) -> str:
+        Args:
+          example: as `prepare` yields it.
+          vocabulary: of `inputs`.
+          names: of the labels, in the order of their ids; empty: they are shown by number.
+        """
+        text = vocabulary.decode(example["inputs"].tolist())
+        return [text, self.show_labels(example["labels"], names)]
+
+    def show_labels(self, labels: np.ndarray, names: Sequence[str]) -> str:
         """Returns a row's labels for a person to read."""
         raise NotImplementedError(f"{type(self).__name__}.show_labels")
 

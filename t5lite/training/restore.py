@@ -224,7 +224,7 @@ def _match(
     wanted: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule], *, where: str
 ) -> dict[str, str]:
     """Returns wanted name → saved name of all that are to be restored."""
-    targets = {name: _source(name, mapping) for name in wanted}
+    targets = {name: source_of(name, mapping) for name in wanted}
     sources = {name: source for name, source in targets.items() if source is not None}
     saved = set(saved)
     left_out = [pattern for side, pattern in mapping if side is None and pattern is not None]
@@ -247,7 +247,8 @@ def _match(
     return sources
 
 
-def _source(name: str, mapping: Sequence[Rule]) -> str | None:
+def source_of(name: str, mapping: Sequence[Rule]) -> str | None:
+    """Returns the saved name that a wanted one is read from; None if it stays fresh."""
     for pattern, replacement in mapping:
         if pattern is not None and (match := re.fullmatch(pattern, name)):
             return None if replacement is None else match.expand(replacement)

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,10 +15,12 @@ import numpy as np
 
 from t5lite.data import Vocabulary
 from t5lite.data.files import write_whole
+from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.huggingface.families import MODULES, family_of, model_type_of
 from t5lite.interop.huggingface.families.family import Family
+from t5lite.interop.huggingface.families.labels import labels_of, named_labels
 from t5lite.interop.huggingface.files import local, open_tensors, write_tensors
 from t5lite.interop.huggingface.vocabularies import read_vocabulary, write_vocabulary
 from t5lite.interop.tensors import Source, Tensor, written
@@ -66,6 +69,7 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
         where=str(folder),
         ignored=family.ignored,
         vocabulary=read_vocabulary(root) if vocabulary is None else vocabulary,
+        labels=labels_of(config, spec),
     )
 
 
@@ -75,6 +79,7 @@ def save(
     params: Any,
     *,
     vocabulary: Vocabulary | None = None,
+    labels: Labels = MappingProxyType({}),
     max_file_bytes: int = 5_000_000_000,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -85,6 +90,7 @@ def save(
       model: a `Model`, or its spec.
       params: its parameters, sharded or not.
       vocabulary: of the token ids; None for no tokenizer files.
+      labels: names of what a head's outputs mean, by label feature, for `id2label`.
       max_file_bytes: of a file of tensors.
       progress: called with bytes written and bytes in all.
 
@@ -104,6 +110,7 @@ def save(
     content = {**plan.config, "dtype": dtype, "torch_dtype": dtype}  # 5.x reads one, 4.x the other
     if vocabulary is not None:
         content["eos_token_id"] = vocabulary.eos_id
+    content |= named_labels(content, labels)
     # Last, so that a folder that has it is whole.
     write_whole(root / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     heads = [head for head in spec.heads if isinstance(head, EmbeddingHeadSpec)]

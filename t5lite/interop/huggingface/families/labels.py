@@ -1,7 +1,10 @@
 """Heads of fine-tuned encoders: what configs say of labels, and the linear layers behind."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
+from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.family import Config
@@ -13,6 +16,11 @@ from t5lite.layers import (
     SpansHeadSpec,
     TokenLabelsHeadSpec,
 )
+from t5lite.models import ModelSpec
+
+_FEATURE = "labels"  # the objectives' name for what their heads say
+_NAMED = ClassificationHeadSpec | RegressionHeadSpec | TokenLabelsHeadSpec
+_UNNAMED = re.compile(r"LABEL_\d+")
 
 SUFFIXES: dict[type[HeadSpec], str] = {
     ClassificationHeadSpec: "ForSequenceClassification",
@@ -78,11 +86,37 @@ def fields(head: HeadSpec) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if type(head) in problems:
         found["problem_type"] = problems[type(head)]
-    if isinstance(head, ClassificationHeadSpec | RegressionHeadSpec | TokenLabelsHeadSpec):
-        names = [f"LABEL_{index}" for index in range(head.num_outputs)]
-        found["id2label"] = {str(index): name for index, name in enumerate(names)}
-        found["label2id"] = {name: index for index, name in enumerate(names)}
+    if isinstance(head, _NAMED):
+        found |= _by_id([f"LABEL_{index}" for index in range(head.num_outputs)])
     return found
+
+
+def named_labels(config: Config, labels: Labels) -> dict[str, Any]:
+    """Returns the fields of a config that name its labels as a model does; {} if it has none.
+
+    Args:
+      config: made with `fields`; outputs for which there is no name keep the one they have.
+      labels: of the model, by label feature.
+    """
+    names = [*config.get("id2label", {}).values()]
+    own = list(labels.get(_FEATURE, ()))[: len(names)]
+    return _by_id([*own, *names[len(own) :]]) if own else {}
+
+
+def labels_of(config: Config, spec: ModelSpec) -> Labels:
+    """Returns the names in a config whose head has labels, unless they are transformers' own."""
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    heads = [head for head in spec.heads if isinstance(head, _NAMED)]
+    if not heads or all(_UNNAMED.fullmatch(name) for name in names.values()):
+        return {}
+    return {_FEATURE: [names[index] for index in sorted(names)]}
+
+
+def _by_id(names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
 
 
 def tensors(
