@@ -5,25 +5,24 @@ import dataclasses
 import itertools
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from t5lite.errors import InputError
-from t5lite.parallel import gather
 from t5lite.training.callbacks import Callback, Run, Stop
 from t5lite.training.checkpoints import Checkpointer
 from t5lite.training.duration import Duration, Position
+from t5lite.training.epochs import Epochs
 from t5lite.training.ledger import Dispatched, Ledger
 from t5lite.training.profiling import Profiler
 from t5lite.training.progress import Meter, Progress, describe
 from t5lite.training.state import TrainState
 from t5lite.training.step import counted
 
-_NOTICE_SECONDS = 5  # after which a notice to one process is known to all
 StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
 
 
@@ -86,7 +85,7 @@ class Loop:
             log_every=self.log_every,
             stop_on_nan=self.stop_on_nan,
         )
-        self._asked, self._asks_at = (0, 0.0), 0
+        self._epochs = Epochs(self.duration.epochs)
 
     def __call__(self, state: TrainState) -> TrainState:
         """Trains from `state` to the end of `duration`, or until a callback stops.
@@ -103,8 +102,8 @@ class Loop:
                     batch = next(self.batches)
                 state = self._dispatch(state, batch, step)
                 # Asked once: the notice may also come while callbacks run.
-                ending, epoch = self._agreed(step, terminated.is_set())
-                last = self._over(step, epoch)
+                ending = terminated(step)
+                last = self._over(step, self._epochs.agree(step, self._epoch()))
                 saving = step % self.checkpoint_every == 0
                 due = [c for c in self.callbacks if step % c.every == 0 or last]
                 if not (due or saving or ending or last):
@@ -145,7 +144,7 @@ class Loop:
         if "update_scale" in state.extra:
             self.run.update_scale = float(state.extra["update_scale"])
         step = int(state.step)
-        _, agreed = self._agreed(step, False)
+        agreed = self._epochs.agree(step, self._epoch())
         position = Position(step, self.ledger.tokens, self._epoch())
         where = describe(self.duration, position)
         if self.duration.over(position._replace(epoch=agreed)):
@@ -168,24 +167,6 @@ class Loop:
         epoch = getattr(self.batches, "epoch", None)
         part = getattr(self.batches, "epoch_progress", None)
         return epoch if epoch is None or part is None else epoch + float(part)
-
-    def _agreed(self, step: int, ending: bool) -> tuple[bool, float | None]:
-        """What no process may decide alone: whether to end after this step, and the epoch.
-
-        Asking is a round trip, so several processes do it every ten steps, and between them neither
-        end nor come to another epoch. Long steps are asked about one by one, as a scheduler's
-        notice leaves half a minute; the epoch is not: where a run ends must not depend on its pace.
-        """
-        if jax.process_count() == 1:
-            return ending, self._epoch()
-        if step % 10 and step < self._asks_at:
-            return False, None
-        now = time.monotonic()
-        pace = (now - self._asked[1]) / max(step - self._asked[0], 1)
-        endings, epochs, paces = zip(*gather([ending, self._epoch(), pace]), strict=True)
-        self._asked = step, now
-        self._asks_at = step + max(int(_NOTICE_SECONDS / max(*paces, 1e-9)), 1)
-        return any(endings), None if step % 10 or None in epochs else min(epochs)
 
     def _dispatch(self, state: TrainState, batch: dict[str, np.ndarray], step: int) -> TrainState:
         if self.profiler is not None:
@@ -276,14 +257,21 @@ def _identity(callback: Callback) -> list[str]:
 
 
 @contextlib.contextmanager
-def _termination() -> Iterator[threading.Event]:
-    """Turns SIGTERM, a scheduler's notice, into an event; the step under way is finished first."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
+def _termination() -> Iterator[Callable[[int], bool]]:
+    """Yields step → whether to end after it, as a scheduler's SIGTERM asks for.
+
+    Several processes end after the same step, whichever of them was notified: JAX's preemption
+    service, which listens for SIGTERM itself, agrees on one in the background.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    notified = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: notified.set())
     try:
-        yield event
+        yield lambda step: notified.is_set()
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -244,7 +244,7 @@ def test_a_notice_to_one_stops_both_and_saves(tmp_path: Path) -> None:
     processes.all[1].terminate()
     assert processes.wait() == [143, 143]
     (step,) = re.findall(r"terminated: step (\d+) is saved", processes.said(0))
-    assert int(step) <= 10
+    assert int(step) <= 100  # of 200: JAX looks for a notice once a second
     assert (tmp_path / "run" / "checkpoints" / step).is_dir()
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from t5lite.errors import InputError
 from t5lite.parallel import Layout, make_mesh
@@ -463,25 +464,44 @@ def test_the_first_end_counts(tmp_path):
     assert make(tmp_path, steps=50, tokens=5, epochs=9).run().step == 3
 
 
-@pytest.mark.parametrize(("notice_seconds", "num_asked"), [(1e9, 3), (0, 21)])
-def test_several_processes_end_together(tmp_path, monkeypatch, notice_seconds, num_asked):
-    from t5lite.training import loop
-
+@pytest.mark.parametrize("epochs", [3, 9])
+def test_several_processes_end_with_the_same_step_and_ask_each_other_seldom(
+    tmp_path, monkeypatch, epochs
+):
     asked = []
 
     def gather(mine):
         asked.append(mine)
-        return [mine, [False, mine[1] - 1, 0.0]]  # the other is an epoch behind
+        return [mine, max(mine - 1, 0)]  # the other process is an epoch behind
 
-    stand_in = types.SimpleNamespace(process_count=lambda: 2, transfer_guard=jax.transfer_guard)
-    monkeypatch.setattr(loop, "jax", stand_in)
-    monkeypatch.setattr(loop, "gather", gather)
-    monkeypatch.setattr(loop, "_NOTICE_SECONDS", notice_seconds)
-    # Epoch 3 is done here after step 12, there after step 16; it counts every ten steps, however
-    # often they speak.
-    assert make(tmp_path, steps=None, epochs=3).run().step == 20
-    assert len(asked) == num_asked
-    assert [mine[:2] for mine in asked[:: num_asked // 2]] == [[False, 0], [False, 2], [False, 5]]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("t5lite.training.epochs.gather", gather)
+    scene = make(tmp_path, steps=None, epochs=epochs)
+    scene.loop.batches = type("Exact", (Counting,), {"epoch": property(lambda b: b.count / 4)})()
+    # An epoch has four steps here, and is complete in both processes four steps later.
+    assert scene.run().step == 4 * (epochs + 1)
+    assert len(asked) <= 8 + np.log2(epochs)
+    asked.clear()
+    assert make(tmp_path, steps=30).run().step == 30
+    assert asked == []
+
+
+def test_several_processes_end_after_the_step_that_all_agree_on(tmp_path, monkeypatch):
+    asked = []
+
+    def reached_preemption_sync_point(step):
+        asked.append(step)
+        return step == 5
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", reached_preemption_sync_point
+    )
+    scene = make(tmp_path, steps=30)
+    with pytest.raises(SystemExit) as exited:
+        scene.run()
+    assert (exited.value.code, scene.saved) == (143, [5])
+    assert asked == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
