@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 from etils import epath
 
-from t5lite.commands.train import check, check_described, train
+from t5lite.commands.run_folder import check_described
+from t5lite.commands.train import check, train
 from t5lite.data.files import write_whole
 from t5lite.data.labels import load_labels
 from t5lite.errors import InputError

@@ -6,28 +6,30 @@ import dataclasses
 import functools
 import importlib.metadata
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 
 from t5lite.commands.preview import example_texts
+from t5lite.commands.run_folder import (
+    check_described,
+    check_files,
+    describe,
+    last_saved,
+    one_writer,
+)
 from t5lite.data.batches import merge_states
-from t5lite.data.files import write_whole
-from t5lite.data.labels import Labels, check_labels, load_labels, save_labels
+from t5lite.data.files import check_folder
+from t5lite.data.labels import Labels, check_labels, load_labels
 from t5lite.errors import InputError
 from t5lite.models import (
     ComputeSpec,
     Model,
     ModelSpec,
-    differences,
     forward_flops,
-    load_spec,
     preset,
-    save_spec,
 )
 from t5lite.objectives import fit
 from t5lite.parallel import Layout, gather, make_mesh, noted
@@ -52,7 +54,6 @@ from t5lite.training import (
     peak_flops,
     process_shards,
 )
-from t5lite.training.report import describe_run
 from t5lite.training.restore import (
     absolute,
     check_mapping,
@@ -144,6 +145,8 @@ def train(
       CheckpointError: if a checkpoint can be neither written nor read.
       NonFiniteLoss: if the loss becomes NaN or infinite and `update` says stop.
     """
+    check_folder(model_dir, field="train.model_dir")
+
     # What is trained, on what.
     spec = preset(model) if isinstance(model, str) else model
     duration = Duration(steps, tokens, epochs)
@@ -161,39 +164,32 @@ def train(
         update=update,
         update_scale=any(getattr(each, "scales_updates", False) for each in callbacks),
     )
+    folder = absolute(model_dir)
     say = print if jax.process_index() == 0 else (lambda text: None)
 
     with contextlib.ExitStack() as stack:
-        # What it reads: opened before anything is written, as it may turn out to be wrong.
+        # What it reads.
         shards = process_shards(data, layout, mesh)[jax.process_index()]
         batches = data.train_batches(objective, seed=seed, shards=shards)
         stack.callback(batches.close)
-
-        # Where it is kept.
-        stack.enter_context(noted(lambda: last_saved(model_dir)))
-        checkpointer = stack.enter_context(checkpoints.open(model_dir, warn=say))
-        folder = absolute(model_dir)
-        describe(folder, spec, data, operative_config)
         title, about = headline(the_model, mesh), data.describe()
         say(f"{title}\n{about}")
-        if jax.process_index() == 0:
-            describe_run(
-                folder,
-                headline=title,
-                data=about,
-                parameters=named_shapes(the_model),
-                examples=example_texts(data, objective, split="train", count=_SHOWN, seed=seed),
-                seed=seed,
-                versions=versions(),
-                started=time.time(),
-                **dataclasses.asdict(duration),
-            )
 
-        # Where it starts: a checkpoint of its own, another run's parameters, or chance.
+        # Where it is kept: nothing there changes before the run is accepted, but for a claim.
+        stack.enter_context(noted(lambda: last_saved(model_dir)))
+        claim = stack.enter_context(one_writer(folder, say=say))
+        metrics_writers = [make(str(folder)) for make in writers]
+        files = [name for each in metrics_writers for name in getattr(each, "files", ())]
+        check_files(folder, files)
+        if saved_steps(folder):  # a run without a checkpoint may begin anew as another one
+            check_described(folder, spec, data.vocabulary(), data.labels())
+
+        # Where it starts: a checkpoint of its own, another run's parameters, or the initialisers.
+        checkpointer = stack.enter_context(checkpoints.open(folder, warn=say, writable=False))
         restored = checkpointer.restore(program.state)
         state = restored.state if restored else first_state(program, checkpoints, seed, say=say)
 
-        # Run.
+        # What it does.
         progress = Progress(duration, active=jax.process_index() == 0)
         stack.callback(progress.close)
         run_ = Run(
@@ -204,12 +200,11 @@ def train(
             layout=layout,
             mesh=mesh,
             steps=steps,
-            writers=[make(str(folder)) for make in writers],
+            writers=metrics_writers,
             say=progress.say,
             limits=the_model.limits,
         )
         stack.callback(run_.writers.close)
-        run_.writers.rewind(int(state.step))
         profiler = profile.open(folder) if profile else None
         if profiler:
             stack.callback(profiler.close)
@@ -231,7 +226,25 @@ def train(
         )
         if restored:
             loop.load_progress(restored.progress)
-        state = loop(state)
+        run_.writers.check()
+        facts = {
+            "headline": title,
+            "data": about,
+            "parameters": named_shapes(the_model),
+            "examples": example_texts(data, objective, split="train", count=_SHOWN, seed=seed),
+            "seed": seed,
+            "versions": versions(),
+            **dataclasses.asdict(duration),
+        }
+
+        # It is accepted: from here on its folder changes.
+        if loop.begin(state):
+            checkpointer.make_writable(claim.check if claim else None)
+            if claim:
+                config = operative_config() if operative_config else None
+                describe(folder, spec, data, config=config, of_writers=files, facts=facts)
+            run_.writers.rewind(int(state.step))
+            state = loop.train(state)
     return Trained(state, run_.metrics, the_model)
 
 
@@ -282,54 +295,6 @@ def check_start(checkpoints: Checkpoints, model: Model, objective: Any, labels: 
         homes = [load_labels(home) for home in (folder, *folder.parents[:2])]
         known = next(filter(None, homes), {})
         check_labels(labels, known, where=f"{folder}, whose {head.kind} head is restored")
-
-
-def last_saved(model_dir: str) -> str:
-    """Returns a line: what is lost, if the run ends now, is what comes after this step."""
-    steps = saved_steps(model_dir)
-    return f"step {max(steps)} is saved in {model_dir}" if steps else "no step is saved yet"
-
-
-def describe(
-    folder: epath.Path, spec: ModelSpec, data: Any, operative_config: Callable[[], str] | None
-) -> None:
-    """Writes what a checkpoint needs to be understood without its configuration.
-
-    Raises:
-      InputError: if the folder holds a run of another model or vocabulary, or other labels.
-    """
-    vocabulary = data.vocabulary()
-    if saved_steps(folder):  # a run that never came to a checkpoint binds nobody
-        check_described(folder, spec, vocabulary, data.labels())
-    if jax.process_index() == 0:
-        save_spec(folder / "model.json", spec)
-        if vocabulary is not None:
-            vocabulary.save(folder / "vocabulary")
-        save_labels(folder, data.labels())
-        if operative_config is not None:
-            write_whole(folder / "config.gin", operative_config().encode())
-
-
-def check_described(folder: epath.Path, spec: ModelSpec, vocabulary: Any, labels: Labels) -> None:
-    """Raises an InputError if a folder describes another model, vocabulary or labels than these."""
-    known = folder / "model.json"
-    if known.exists():
-        changed = differences(load_spec(known), spec)
-        if changed:
-            raise InputError(
-                f"{folder} holds a run of another model; choose another model_dir or undo:\n  "
-                + "\n  ".join(changed[:2] + [f"and {len(changed) - 2} more"] * (len(changed) > 2))
-            )
-    if vocabulary is not None and (folder / "vocabulary").exists():
-        from t5lite.data import load_vocabulary
-
-        old = load_vocabulary(folder / "vocabulary")
-        if old.fingerprint != vocabulary.fingerprint:
-            raise InputError(
-                f"{folder} holds a run with another vocabulary "
-                f"({old.size} ids, now {vocabulary.size}); choose another model_dir"
-            )
-    check_labels(labels, load_labels(folder), where=f"the run in {folder}")
 
 
 def first_state(

@@ -72,6 +72,32 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
         ) from error
 
 
+def check_folder(path: object, *, field: str) -> None:
+    """Refuses what nobody can mean as the folder of a run, a model or a cache.
+
+    Args:
+      path: as given by the user.
+      field: what to call it in messages.
+
+    Raises:
+      InputError: if it is no path, is empty or blank, is a file, or the root of a file system.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"{field} = {path!r}: must be the path of a folder, such as 'runs/first'")
+    text = os.fspath(path)
+    wrong = None
+    if text.strip() != text or not text:
+        wrong = "is empty" if not text.strip() else "begins or ends with a space"
+    elif "://" in text:
+        wrong = None if text.partition("://")[2].strip("/") else "names no bucket"
+    elif not (target := Path(os.path.abspath(os.path.expanduser(text)))).name:
+        wrong = "is the root of the file system"
+    elif target.exists() and not target.is_dir():
+        wrong = "cannot be written: it is a file"
+    if wrong:
+        raise InputError(f"{field} = {text!r} {wrong}; name a folder, such as 'runs/first'")
+
+
 def require_writable(path: str | os.PathLike) -> None:
     """Refuses a file that could not be written, before the work that it is to hold is done.
 

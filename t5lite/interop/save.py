@@ -9,13 +9,16 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5lite.data import Vocabulary
+from t5lite.data.files import check_folder
 from t5lite.data.labels import Labels, save_labels
 from t5lite.errors import InputError, unknown
 from t5lite.interop import huggingface, t5x
 from t5lite.models import Model, ModelSpec, save_spec
 from t5lite.training import Checkpoints, TrainState
+from t5lite.training.claims import claimed
 from t5lite.training.restore import absolute
 
+_CLAIMS = ".claims"
 KINDS = ("t5lite", "huggingface", "t5x")
 
 
@@ -52,14 +55,28 @@ def save(
         raise unknown("kind", kind, KINDS)
     spec = model if isinstance(model, ModelSpec) else model.spec
     root = check_target(folder)
-    if kind == "huggingface":
-        huggingface.save(
-            root, spec, params, vocabulary=vocabulary, labels=labels, progress=progress
-        )
-        return
-    if kind == "t5x":
-        t5x.save(root, spec, params, step=step, scanned=scanned)
-        return
+    with claimed(root / _CLAIMS, name=str(root)):
+        check_target(folder)  # again: now nobody else writes there
+        if kind == "huggingface":
+            huggingface.save(
+                root, spec, params, vocabulary=vocabulary, labels=labels, progress=progress
+            )
+        elif kind == "t5x":
+            t5x.save(root, spec, params, step=step, scanned=scanned)
+        else:
+            _save(root, spec, params, vocabulary=vocabulary, labels=labels, step=step)
+
+
+def _save(
+    root: epath.Path,
+    spec: ModelSpec,
+    params: Any,
+    *,
+    vocabulary: Vocabulary | None,
+    labels: Labels,
+    step: int,
+) -> None:
+    """Writes a checkpoint, and what describes it, as a run does."""
     rng = jax.random.key_data(jax.random.key(0))
     state = TrainState(jnp.int32(step), params, {}, {}, rng, {})
     with Checkpoints().open(root) as checkpointer:
@@ -72,7 +89,8 @@ def save(
 
 def check_target(folder: epath.PathLike) -> epath.Path:
     """Returns the path of a folder that is new or empty; raises an InputError for others."""
+    check_folder(folder, field="TARGET")
     root = absolute(folder)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if root.exists() and any(path.name != _CLAIMS for path in root.iterdir()):
         raise InputError(f"{root} holds something already; give a folder that is new or empty")
     return root

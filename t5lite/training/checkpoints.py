@@ -44,7 +44,8 @@ class Checkpoints:
     """When to save, what to keep, and what a new run starts from.
 
     Args:
-      every: steps between two saves; the training loop also saves at the last step.
+      every: steps between two saves; the training loop also saves at the last step, and whenever
+        `best` was measured to be better than in every checkpoint so far.
       keep: how many of the newest checkpoints to keep.
       best: name of the held-out metric whose best checkpoint is kept besides those, or None.
       best_mode: `"min"` or `"max"`: which value of `best` is the best one.
@@ -75,38 +76,27 @@ class Checkpoints:
         check_mapping(self.restore_mapping)
 
     def open(
-        self, model_dir: epath.PathLike, *, warn: Callable[[str], object] = print
+        self,
+        model_dir: epath.PathLike,
+        *,
+        warn: Callable[[str], object] = print,
+        writable: bool = True,
     ) -> "Checkpointer":
-        """Makes the checkpoints folder of a run; to be called on every process.
+        """Opens the checkpoints folder of a run; to be called on every process.
 
         Args:
           model_dir: the run's folder; local, `gs://` or `s3://`.
           warn: called with a text when something unexpected was survived.
+          writable: whether to make the folder; if not, nothing in it changes before
+            `Checkpointer.make_writable`.
 
         Raises:
-          InputError: if model_dir cannot be created or written, or is not the same on all hosts.
+          InputError: see `Checkpointer.make_writable`.
         """
-        folder = absolute(model_dir) / "checkpoints"
-        token = gather(uuid.uuid4().hex)[0]
-        probe = folder / f".writable_{token}_{jax.process_index()}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
-            gather(None)  # by now all have written
-            seen = gather((folder / f".writable_{token}_0").exists())
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"model_dir = {str(model_dir)!r} cannot be written: {error.strerror or error}\n"
-                "choose another folder or change its permissions"
-            ) from error
-        if not all(seen):
-            raise InputError(
-                f"model_dir = {str(model_dir)!r}: what process 0 writes there, process "
-                f"{seen.index(False)} does not see\n"
-                "choose a folder that all hosts share, such as one of gs://"
-            )
-        return Checkpointer(self, folder, warn)
+        checkpointer = Checkpointer(self, absolute(model_dir) / "checkpoints", warn)
+        if writable:
+            checkpointer.make_writable()
+        return checkpointer
 
     def best_step(self, model_dir: epath.PathLike) -> int | None:
         """Returns the step with the best value of `best`, if any; unlike `open`, only reads."""
@@ -144,24 +134,47 @@ class Checkpointer:
         self._warn = warn
         self._pending: int | None = None
         self._retention = _Retention(config, warn)
-        self._manager = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._retention,
-                cleanup_tmp_directories=True,  # what a crash left half-written
-                lightweight_initialize=True,
-            ),
-        )
-        self._retention.read({step: folder / str(step) for step in self.steps()})
+        if config.best is not None:
+            self._retention.read(saved_steps(folder))
+        self._manager: ocp.CheckpointManager | None = None
+        self._check_writer: Callable[[], None] = lambda: None
+
+    def make_writable(self, check_writer: Callable[[], None] | None = None) -> None:
+        """Makes the folder and removes what a crash left half-written in it; on every process.
+
+        Args:
+          check_writer: called before each save, to raise if another process writes the folder.
+
+        Raises:
+          InputError: if the folder cannot be created or written, or is not the same on all hosts.
+        """
+        if check_writer is not None:
+            self._check_writer = check_writer
+        if self._manager is None:
+            _check_writable(self.folder)
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self._retention,
+                    cleanup_tmp_directories=True,
+                    lightweight_initialize=True,
+                ),
+            )
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending; one being written counts."""
+        if self._manager is None:
+            return sorted(saved_steps(self.folder))
         return sorted(self._manager.all_steps())
 
     @property
     def best_step(self) -> int | None:
         """The step with the best value of the `best` metric: of equal ones, the first."""
         return self._retention.best_step(self.steps())
+
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether these metrics of a step make it better than every checkpoint there is."""
+        return self._retention.is_best(metrics, self.steps())
 
     def save(
         self,
@@ -189,6 +202,9 @@ class Checkpointer:
           TypeError: if `progress` is not JSON-able.
         """
         self.wait()
+        self.make_writable()
+        self._check_writer()
+        assert self._manager is not None
         step = int(step)
         finite = {name: float(v) for name, v in (metrics or {}).items() if math.isfinite(v)}
         # A copy, as the caller may change its own before the writing thread comes to it.
@@ -219,7 +235,7 @@ class Checkpointer:
           CheckpointError: if it failed.
         """
         step, self._pending = self._pending, None
-        if step is None:
+        if step is None or self._manager is None:
             return
         try:
             self._manager.wait_until_finished()
@@ -278,7 +294,8 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -287,6 +304,7 @@ class Checkpointer:
         self.close()
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
+        assert self._manager is not None
         self._manager.reload()  # Orbax has already counted the failed one in and an old one out
         intact = [s for s in self.steps() if s not in self._retention.damaged]
         last = f"that of step {intact[-1]} is intact" if intact else "there is no earlier one"
@@ -308,7 +326,7 @@ class _Retention:
 
     def read(self, folders: Mapping[int, epath.Path]) -> None:
         """Notes what earlier runs saved, by step."""
-        for step, folder in folders.items() if self._config.best else ():
+        for step, folder in folders.items():
             try:
                 self.note(step, _read_progress(folder)["metrics"])
             except (OSError, ValueError, KeyError):
@@ -326,6 +344,15 @@ class _Retention:
             near = nearest(best, metrics)
             self._warn(f"Checkpoints.best = {best!r}: no such metric at step {step}{near}")
 
+    def is_best(self, metrics: Mapping[str, float], steps: Sequence[int]) -> bool:
+        """Whether metrics are better than those of all these steps."""
+        value = metrics.get(self._config.best or "", math.nan)
+        best = self.best_step(steps)
+        if best is None or not math.isfinite(value):
+            return math.isfinite(value)
+        sign = 1 if self._config.best_mode == "min" else -1
+        return sign * (self._scores[best] - value) > 0
+
     def best_step(self, steps: Sequence[int]) -> int | None:
         """Returns the best of these steps, or None if none of them has the metric."""
         choose = min if self._config.best_mode == "min" else max
@@ -340,6 +367,29 @@ class _Retention:
         intact = [step for step in steps if step not in self.damaged]
         stays = {*intact[-self._config.keep :], self.best_step(sorted(intact))}
         return [step in stays for step in steps]
+
+
+def _check_writable(folder: epath.Path) -> None:
+    """Makes a folder; raises an InputError unless all processes can write it and see the same."""
+    token = gather(uuid.uuid4().hex)[0]
+    probe = folder / f".writable_{token}_{jax.process_index()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        gather(None)  # by now all have written
+        seen = gather((folder / f".writable_{token}_0").exists())
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"model_dir = {str(folder.parent)!r} cannot be written: {error.strerror or error}\n"
+            "choose another folder or change its permissions"
+        ) from error
+    if not all(seen):
+        raise InputError(
+            f"model_dir = {str(folder.parent)!r}: what process 0 writes there, process "
+            f"{seen.index(False)} does not see\n"
+            "choose a folder that all hosts share, such as one of gs://"
+        )
 
 
 def _read_progress(folder: epath.Path) -> dict[str, Any]:

@@ -88,14 +88,17 @@ class Loop:
         self._epochs = Epochs(self.duration.epochs)
 
     def __call__(self, state: TrainState) -> TrainState:
+        """Trains from `state` if there is anything left to train; see `begin` and `train`."""
+        return self.train(state) if self.begin(state) else state
+
+    def train(self, state: TrainState) -> TrainState:
         """Trains from `state` to the end of `duration`, or until a callback stops.
 
         Raises:
           NonFiniteLoss: at a NaN or infinity, unless those are skipped.
           SystemExit: with 143 after SIGTERM, once the state is saved.
         """
-        if not self._begin(state):
-            return state
+        self.progress.begin(Position(int(state.step), self.ledger.tokens, self._epoch()))
         with _termination() as terminated:
             for step in itertools.count(int(state.step) + 1):
                 with self.meter.waiting():
@@ -120,7 +123,8 @@ class Loop:
                 state = self._with_update_scale(state)
                 if stop:
                     self.ledger.settle(last=True)
-                if stop or saving or ending or last:
+                best = self.checkpointer.is_best(measured)
+                if stop or saving or best or ending or last:
                     self.save(state, step, measured)
                 if stop:
                     self.run.say(f"stopped at step {step}: {stop.reason}")
@@ -133,8 +137,15 @@ class Loop:
                     raise SystemExit(128 + signal.SIGTERM)
         return state
 
-    def _begin(self, state: TrainState) -> bool:
-        """Says where the run stands, and returns whether there is anything to train."""
+    def begin(self, state: TrainState) -> bool:
+        """Makes the checks of callbacks and duration, which write nothing.
+
+        Returns:
+          Whether there is anything left to train; where the run stands is said.
+
+        Raises:
+          InputError: for what would fail later.
+        """
         for callback in self.callbacks:
             stop = callback.check(self.run) if hasattr(callback, "check") else None
             if isinstance(stop, Stop):
@@ -152,7 +163,6 @@ class Loop:
             return False
         if step:
             self.run.say(f"resuming {self.run.model_dir} at {where}")
-        self.progress.begin(position)
         return True
 
     def _over(self, step: int, epoch: float | None) -> bool:

@@ -1,10 +1,11 @@
 """Where metrics go: a file of JSON lines, TensorBoard, or anything with a `write`."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -17,9 +18,11 @@ class Writer(Protocol):
     """Takes the metrics of a step.
 
     The training loop calls it on the first process alone, and makes it on all: so open nothing
-    before the first `write`. Two methods are optional: `text(step, name, value)` takes samples and
-    the like; `rewind(step)` is called when a run starts or resumes at a step, before anything is
-    written, and forgets what was written after that step.
+    before the first `write`. Optional: `files`, the names of those files of the folder that it
+    overwrites or appends to, which then must not be somebody else's; `check()`, called before the
+    run is accepted, to raise an InputError for what would fail later; `rewind(step)`, called when
+    a run starts or resumes at a step, before anything is written, to forget what was written after
+    that step; and `text(step, name, value)`, which takes samples and the like.
 
     One for Weights & Biases:
 
@@ -66,6 +69,10 @@ class Writers:
         """Writes a text to those that take texts."""
         self._optional("text", step, name, value)
 
+    def check(self) -> None:
+        """Raises an InputError for what one of them could not do later."""
+        self._optional("check")
+
     def rewind(self, step: int) -> None:
         """Makes those that can forget everything after a step."""
         self._optional("rewind", step)
@@ -92,6 +99,8 @@ class JsonLines:
       folder: where the files go, usually the model_dir.
       clock: seconds since 1970.
     """
+
+    files = ("metrics.jsonl", "texts.jsonl")
 
     def __init__(self, folder: epath.PathLike, *, clock: Callable[[], float] = time.time):
         self.path = epath.Path(folder).expanduser() / "metrics.jsonl"
@@ -202,8 +211,10 @@ class MLflow:
       tracking_uri: of the server; None for $MLFLOW_TRACKING_URI.
 
     Raises:
-      InputError: if mlflow is not installed; later, if the server refuses.
+      InputError: if mlflow is not installed; from `check`, if the server refuses.
     """
+
+    files = ("mlflow_run_id",)
 
     def __init__(
         self,
@@ -233,6 +244,11 @@ class MLflow:
         """Keeps a text as an artifact."""
         self._open().log_text(self._run_id, value, f"{name}/step_{int(step):08}.txt")
 
+    def check(self) -> None:
+        """Asks the server for the experiment, which changes nothing there."""
+        with _mlflow_errors():
+            self._connected().get_experiment_by_name(self._experiment)
+
     def rewind(self, step: int) -> None:
         """Opens the run: a new one at step 0, and afterwards the one that was."""
         self._open(resume=step > 0)
@@ -245,19 +261,16 @@ class MLflow:
 
     def _open(self, *, resume: bool = True) -> Any:
         if self._client is None:
-            from mlflow.exceptions import MlflowException
-            from mlflow.tracking import MlflowClient
-
-            try:
-                client = MlflowClient(self._uri)
+            with _mlflow_errors():
+                client = self._connected()
                 self._run_id = self._started(client, resume=resume)
-            except MlflowException as error:
-                raise InputError(
-                    f"MLflow: {str(error).strip().splitlines()[0]}\n"
-                    "set MLflow.tracking_uri or $MLFLOW_TRACKING_URI to a server's address"
-                ) from error
             self._client = client
         return self._client
+
+    def _connected(self) -> Any:
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(self._uri)
 
     def _started(self, client: Any, *, resume: bool) -> str:
         """Returns the id of the run that this one goes on with, or of a new one."""
@@ -274,6 +287,19 @@ class MLflow:
         if config.exists():
             client.log_text(run_id, config.read_text(), "config.gin")
         return run_id
+
+
+@contextlib.contextmanager
+def _mlflow_errors() -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise InputError(
+            f"MLflow: {str(error).strip().splitlines()[0]}\n"
+            "set MLflow.tracking_uri or $MLFLOW_TRACKING_URI to a server's address"
+        ) from error
 
 
 def _installed(library: str) -> bool:

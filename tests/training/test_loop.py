@@ -57,6 +57,9 @@ class Memory:
         self.saved.append((step, json.loads(json.dumps(progress)), dict(metrics)))
         self.events.append(f"save {step}")
 
+    def is_best(self, metrics):
+        return metrics.get("best", False)
+
     def wait(self):
         self.events.append("wait")
 

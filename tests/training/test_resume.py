@@ -11,14 +11,16 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_runs import FAST, SPEC, STEPS, lines
+from tiny_runs import FAST, SPEC, STEPS, array_data, lines
 from tiny_runs import train_guarded as train
 
+from t5lite.data import Bytes
 from t5lite.errors import InputError
 from t5lite.models import override
 from t5lite.optimizers import SGD
 from t5lite.parallel import Layout
-from t5lite.training import load_params
+from t5lite.training import JsonLines, Report, load_params
+from t5lite.training.claims import claimed
 
 PROGRAM = pathlib.Path(__file__).parent.parent / "tiny_runs.py"
 
@@ -165,34 +167,78 @@ def finished(whole, tmp_path):
     return folder
 
 
-def test_a_finished_run_says_so_and_changes_nothing(finished, whole, capsys):
+def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
+    before = contents(finished)
     trained = train(finished)
+    assert contents(finished) == before
     assert f"already trained to step {STEPS}/{STEPS} (100%)" in capsys.readouterr().out
     assert trained.state.step == STEPS
-    assert_ends_alike(finished, whole)
 
 
-def test_another_model_is_refused_with_the_difference(finished, whole):
-    before = (finished / "model.json").read_text()
-    changes = {"encoder.num_layers": 3, "decoder.blocks.0.mlp.hidden": 32}
-    with pytest.raises(InputError) as error:
-        train(finished, model=override(SPEC, changes))
-    message = str(error.value)
-    assert "decoder.blocks.0.mlp.hidden: 24 -> 32" in message
-    assert "and 2 more" in message
-    assert "holds a run of another model" in message
-    assert len(message.splitlines()) <= 5
-    assert (finished / "model.json").read_text() == before
-    assert_ends_alike(finished, whole)
+class Refusing:
+    every = 1
+
+    def check(self, run):
+        raise InputError("Refusing: not with me")
+
+    def __call__(self, run, state, *, step):
+        return None
+
+
+class Unreachable:
+    """A writer of metrics whose server is away."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def check(self):
+        raise InputError("Unreachable: no server")
+
+    def write(self, step, metrics):
+        raise NotImplementedError
+
+    def close(self):
+        return None
+
+
+def contents(folder):
+    """Every file below a folder, and what is in it."""
+    paths = sorted(pathlib.Path(folder).rglob("*"))
+    return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, "seed was 0 and is 1"),
-        ({"optimizer": SGD(0.1)}, "opt_state"),
+        pytest.param(
+            {"model": override(SPEC, {"encoder.num_layers": 3, "decoder.blocks.0.mlp.hidden": 32})},
+            r"(?s)a run of another model.*decoder.blocks.0.mlp.hidden: 24 -> 32.*and 2 more",
+            id="model",
+        ),
+        pytest.param({"seed": 1}, "seed was 0 and is 1", id="data position"),
+        pytest.param({"optimizer": SGD(0.1)}, "optimizer|opt_state", id="optimizer"),
+        pytest.param({"layout": Layout({"data": 3})}, "does not multiply", id="layout"),
+        pytest.param({"callbacks": [Refusing()]}, "not with me", id="callback"),
+        pytest.param({"writers": [JsonLines, Unreachable]}, "no server", id="writer"),
+        pytest.param({"writers": [JsonLines, Report]}, "holds report.html", id="file"),
+        pytest.param({"data": array_data(vocab=Bytes())}, "only 32 embeddings", id="vocabulary"),
     ],
 )
-def test_other_changes_are_refused_too(finished, changes, message):
-    with pytest.raises(InputError, match=message):
-        train(finished, steps=STEPS + 1, **changes)
+def test_a_refused_run_changes_nothing(finished, changes, message):
+    (finished / "report.html").write_text("<title>mine</title>")  # this run wrote none
+    before = contents(finished)
+    options = {"steps": STEPS + 1, "operative_config": lambda: "other", **changes}
+    with pytest.raises(InputError, match=message) as error:
+        train(finished, *options.pop("callbacks", ()), **options)
+    assert len(str(error.value).splitlines()) <= 5
+    assert contents(finished) == before
+
+
+def test_a_second_writer_is_refused(finished):
+    before = contents(finished)
+    with claimed(finished / ".claims", name=str(finished)):
+        held = contents(finished)
+        with pytest.raises(InputError, match=f"written by process {os.getpid()} on "):
+            train(finished, steps=STEPS + 1)
+        assert contents(finished) == held
+    assert contents(finished) == before

@@ -2,11 +2,25 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from t5lite.training.writers import replace_text
+
+_NAME = "run.json"
+
+
+def read_facts(folder: epath.PathLike) -> dict[str, Any]:
+    """Returns the facts of the run in a folder; empty if no run of t5lite was begun there."""
+    path = epath.Path(folder).expanduser() / _NAME
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    known = isinstance(facts, dict) and {"headline", "parameters", "versions"} <= facts.keys()
+    return facts if known else {}
 
 
 def describe_run(
@@ -19,6 +33,7 @@ def describe_run(
     seed: int,
     versions: Mapping[str, str],
     started: float,
+    files: Sequence[str] = (),
     steps: int | None = None,
     tokens: int | None = None,
     epochs: float | None = None,
@@ -34,6 +49,7 @@ def describe_run(
       seed: of initialisation, data order and dropout.
       versions: library → version.
       started: seconds since 1970.
+      files: names in the folder that are the run's own, which it may overwrite.
       steps: where the run ends, if it is that which ends it; so too `tokens` and `epochs`.
     """
     rows = [
@@ -47,10 +63,11 @@ def describe_run(
         "examples": [*examples],
         "seed": seed,
         "versions": dict(versions),
+        "files": [*files],
         "started": round(started, 3),
         "steps": steps,
         "tokens": tokens,
         "epochs": epochs,
     }
-    target = epath.Path(folder).expanduser() / "run.json"
+    target = epath.Path(folder).expanduser() / _NAME
     replace_text(target, json.dumps(facts, ensure_ascii=False, allow_nan=False) + "\n")

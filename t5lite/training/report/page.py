@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from t5lite.training.report.charts import Chart, sections
 from t5lite.training.report.parts import (
@@ -23,6 +24,14 @@ from t5lite.training.report.record import TRAIN, Record
 from t5lite.training.report.series import Series
 from t5lite.training.report.summary import overlay, summary
 from t5lite.training.report.words import number
+
+_MARK = "· t5lite</title>"  # in the head of every page
+
+
+def is_report(path: epath.PathLike) -> bool:
+    """Whether a file is a page that `render` drew."""
+    with epath.Path(path).open("rb") as file:
+        return _MARK.encode() in file.read(4096)
 
 
 def render(records: Sequence[Record], *, status: str | None = None) -> str:

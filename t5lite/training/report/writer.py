@@ -25,6 +25,8 @@ class Report:
       clock: seconds.
     """
 
+    files = ("report.html",)
+
     def __init__(
         self,
         folder: epath.PathLike,

@@ -1,0 +1,234 @@
+"""One writer per folder: claims that other processes can read, on any file system.
+
+Object stores have no file locks, and network file systems not always. So a writer first puts a
+claim, a small JSON file of its own, beside what it writes, and only then lists the claims of
+others. Of two writers at least one sees the other, whichever was first.
+
+    model_dir/.claims/<start time>-<random>.json   {"host", "pid", …, "started", "beat"}
+
+A killed process leaves its claim. On the same machine its process id shows that it is dead; for
+other machines its beat, the time that a living writer updates every few seconds. The beat is
+watched for a change rather than compared to the clock, as the clocks of two machines may differ.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from t5lite.errors import InputError
+from t5lite.training.writers import replace_text
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0  # without a beat: six were missed
+_ABANDONED_SECONDS = 3600.0  # a beat this old is stale without watching: no clock is that wrong
+_WITHDRAWAL_SECONDS = 2.0  # for the later of two simultaneous claims to be withdrawn
+_POLL_SECONDS = 0.1
+
+
+class ClaimLost(RuntimeError):
+    """Another process took over the folder, for this one looked dead: it must not write again."""
+
+
+@dataclasses.dataclass
+class Claim:
+    """The claim of this process; made by `claimed`.
+
+    Args:
+      path: of its file.
+      content: of its file.
+      name: what is claimed, for messages.
+    """
+
+    path: epath.Path
+    content: dict[str, Any]
+    name: str
+
+    def __post_init__(self) -> None:
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="t5lite-claim", daemon=True)
+
+    def begin(self) -> None:
+        """Writes the claim and keeps its beat up to date, in a thread of its own."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises `ClaimLost` if another process has taken over."""
+        if _read(self.path) is None:
+            others = [f", by {_describe(each)}" for each in _claims(self.path).values()]
+            by = "".join(others[:1])
+            raise ClaimLost(f"{self.name}: the claim of this process was removed{by}")
+
+    def release(self) -> None:
+        """Removes the claim."""
+        self._released.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        # Object stores show a file only once it is whole.
+        write = epath.Path.write_text if "://" in str(self.path) else replace_text
+        write(self.path, json.dumps(self.content))
+
+    def _beat(self) -> None:
+        while not self._released.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a full disk or a lost connection may recover
+                if _read(self.path) is None:
+                    return  # another process has taken over
+                self.content["beat"] = time.time()
+                self._write()
+
+
+@contextlib.contextmanager
+def claimed(
+    claims: epath.PathLike, *, name: str, say: Callable[[str], object] = print
+) -> Iterator[Claim]:
+    """Claims something for this process; at the end removes the folders it made that are empty.
+
+    Args:
+      claims: folder of the claims, local, `gs://` or `s3://`; the same for all who write the thing.
+      name: what is claimed, for messages.
+      say: told when a claim from another machine has to be watched.
+
+    Raises:
+      InputError: if another living process holds it, with process id, host and start time; or if
+        the claim cannot be written.
+    """
+    claims, now = epath.Path(claims), time.time()
+    content = {**_this_process(), "started": now, "beat": now}
+    claim = Claim(claims / f"{now:017.6f}-{uuid.uuid4().hex[:8]}.json", content, name)
+    local = "://" not in str(claims)
+    made = [path for path in (claims, *claims.parents) if local and not path.exists()]
+    try:
+        try:
+            claim.begin()
+        except OSError as error:
+            raise InputError(
+                f"{name} cannot be written: {error.strerror or error}\n"
+                "choose another folder or change its permissions"
+            ) from error
+        _refuse_others(claim, say)
+        yield claim
+    finally:
+        claim.release()
+        for path in made:
+            with contextlib.suppress(OSError):  # not empty
+                os.rmdir(path)
+
+
+def _refuse_others(claim: Claim, say: Callable[[str], object]) -> None:
+    """Removes stale claims and raises an InputError for a living one."""
+    end = time.monotonic() + _WITHDRAWAL_SECONDS
+    for path, content in _claims(claim.path).items():
+        while _alive(path, content, say):
+            # Of two simultaneous claims, the one whose name sorts first stays.
+            if path.name < claim.path.name or time.monotonic() > end:
+                raise InputError(
+                    f"{claim.name} is being written by {_describe(content)}\n"
+                    "wait for it, end it, or choose another folder"
+                )
+            time.sleep(_POLL_SECONDS)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _claims(mine: epath.Path) -> dict[epath.Path, dict[str, Any]]:
+    """Returns path → content of the other claims on the same thing, in the order of their start."""
+    found = {}
+    for path in sorted(mine.parent.glob("*.json")) if mine.parent.exists() else ():
+        if path != mine and (content := _read(path)) is not None:
+            found[path] = content
+    return found
+
+
+def _read(path: epath.Path) -> dict[str, Any] | None:
+    """Returns a claim's content: empty if it is damaged, None if it was withdrawn."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _alive(path: epath.Path, content: dict[str, Any], say: Callable[[str], object]) -> bool:
+    """Whether the process of a claim still runs; watches for a beat where only that can tell."""
+    if content.get("machine") == _machine():
+        pid = int(content["pid"])
+        same = _runs(pid) and content.get("pid_started") == _start_of(pid)
+        return same and _read(path) is not None
+    if time.time() - content.get("beat", math.inf) > _ABANDONED_SECONDS:
+        return False
+    say(f"is {_describe(content)} still alive? watching for up to {STALE_SECONDS:.0f} s")
+    end = time.monotonic() + STALE_SECONDS
+    while time.monotonic() < end:
+        time.sleep(min(1.0, STALE_SECONDS / 10))
+        latest = _read(path)
+        if latest != content:
+            return latest is not None
+    return False
+
+
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": pid,
+        "pid_started": _start_of(pid),
+    }
+
+
+def _machine() -> str:
+    """Identifies the kernel and process namespace, within which process ids are comparable."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return f"{socket.gethostname()} {uuid.getnode():x}"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _start_of(pid: int) -> str | None:
+    """Returns when a process began, by the kernel's clock, as process ids are reused.
+
+    None if it has ended, also if its parent does not know yet, or where there is no `/proc`.
+    """
+    with contextlib.suppress(OSError):
+        # The second field, the program's name, may hold spaces and parentheses.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]
+    return None
+
+
+def _describe(content: dict[str, Any]) -> str:
+    if not content:
+        return "another process"
+    started = datetime.datetime.fromtimestamp(content.get("started", 0)).astimezone()
+    return (
+        f"process {content.get('pid')} on {content.get('host')}, since {started:%Y-%m-%d %H:%M:%S}"
+    )
