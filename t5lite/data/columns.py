@@ -61,16 +61,13 @@ class Column:
         del names
         return self
 
-    def arrays(
-        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
-    ) -> Arrays:
+    def arrays(self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary) -> Arrays:
         """Makes the features of some rows.
 
         Args:
           feature: under which this is listed.
           rows: without problems.
           vocabulary: encodes texts, all at once.
-          length: room for the text, in tokens, special ones included; None: any.
 
         Returns:
           For each of `features`, a 1-D array a row: int32, or float32 for numbers.
@@ -93,9 +90,7 @@ class Text(Column):
     def problem(self, row: Row) -> str:
         return _missing(row, self.template.slots)
 
-    def arrays(
-        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
-    ) -> Arrays:
+    def arrays(self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary) -> Arrays:
         return {feature: _encoded(vocabulary, [self.template.render(row) for row in rows])}
 
 
@@ -123,9 +118,7 @@ class Class(Column):
         return [self.column]
 
     def problem(self, row: Row) -> str:
-        return _missing(row, [self.column]) or (
-            "" if plain(row[self.column]) else f"column {self.column!r} names no class"
-        )
+        return _missing(row, [self.column]) or _empty(row, [self.column])
 
     def classes_in(self, row: Row) -> Iterable[str]:
         return (plain(row[self.column]),)
@@ -140,9 +133,7 @@ class Class(Column):
         _check_names("Class.classes", _given(self.classes), names)
         return dataclasses.replace(self, classes=list(names))
 
-    def arrays(
-        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
-    ) -> Arrays:
+    def arrays(self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary) -> Arrays:
         numbers = _numbers(self.classes)
         return {feature: [np.array([numbers[plain(row[self.column])]], np.int32) for row in rows]}
 
@@ -172,10 +163,12 @@ class Number(Column):
         return self
 
     def problem(self, row: Row) -> str:
-        if missing := _missing(row, self.columns_read()):
+        if missing := _missing(row, self.columns_read()) or _empty(row, self.columns_read()):
             return missing
         for column in self.columns_read():
             try:
+                if "_" in str(row[column]):  # Python's own 1_000
+                    raise ValueError
                 value = float(row[column])
             except (TypeError, ValueError):
                 return f"column {column!r} is {str(row[column])[:40]!r}, not a number"
@@ -185,9 +178,7 @@ class Number(Column):
                 return f"column {column!r} is {value}, not a finite number of float32"
         return ""
 
-    def arrays(
-        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
-    ) -> Arrays:
+    def arrays(self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary) -> Arrays:
         values = [[float(row[column]) for column in self.columns_read()] for row in rows]
         return {feature: [np.array(each, np.float32) for each in values]}
 
@@ -196,7 +187,9 @@ class Number(Column):
 class Tags(Column):
     """Words with a tag each, as tokens and `labels` aligned with them: both int32 `[tokens]`.
 
-    A word's tag is at its first token; the others, and words without tokens, have none (-1).
+    The words are encoded as one text, a space between two. A word's tag is at its first token, the
+    space in front included; its other tokens have none (-1). A word without a token of its own,
+    which the vocabulary drops or joins to the word before it, loses its tag.
 
     Attributes:
       words_column: a list of words, or a text of them with spaces between.
@@ -231,6 +224,8 @@ class Tags(Column):
         for column in self.columns_read():
             if not isinstance(row[column], str | list):
                 return f"column {column!r} is {str(row[column])[:40]!r}, not a list or a text"
+            if isinstance(row[column], list) and None in row[column]:
+                return f"column {column!r} holds a null"
         words, tags = _items(row[self.words_column]), _items(row[self.tags_column])
         return "" if len(words) == len(tags) else f"{len(words)} words and {len(tags)} tags"
 
@@ -248,24 +243,15 @@ class Tags(Column):
         _check_names("Tags.classes", _given(self.classes), names)
         return dataclasses.replace(self, classes=list(names))
 
-    def arrays(
-        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
-    ) -> Arrays:
+    def arrays(self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary) -> Arrays:
         numbers = _numbers(self.classes)
-        words = [_items(row[self.words_column]) for row in rows]
-        # The space in front matters to byte-level vocabularies, and to no other.
-        spaced = [" " * (i > 0) + word for each in words for i, word in enumerate(each)]
-        encoded = iter(vocabulary.encode_all(spaced))
         made: Arrays = {feature: [], "labels": []}
-        for row, each in zip(rows, words, strict=True):
-            ids: list[int] = []
-            labels: list[int] = []
-            for _, tag in zip(each, _items(row[self.tags_column]), strict=True):
-                pieces = next(encoded)
-                ids += pieces
-                labels += [numbers[tag], *[NO_LABEL] * (len(pieces) - 1)] if pieces else []
+        for row in rows:
+            words = _items(row[self.words_column])
+            ids, offsets = vocabulary.encode_with_offsets(" ".join(words))
+            tags = np.array([numbers[tag] for tag in _items(row[self.tags_column])], np.int32)
             made[feature].append(np.array(ids, np.int32))
-            made["labels"].append(np.array(labels, np.int32))
+            made["labels"].append(_at_first_tokens(tags, words, offsets))
         return made
 
 
@@ -273,8 +259,8 @@ class Tags(Column):
 class Answer(Column):
     """A text and where the answer is in it: tokens, and `labels` int32 `[2]`.
 
-    `labels` are the answer's first and last token; (-1, -1) where there is no answer, its column
-    being empty, or where it is cut off: `length` holds two tokens around the text, as BERT's.
+    `labels` are the answer's first and last token; (-1, -1) where there is no answer: its column is
+    empty or null. An answer past the length trains as no answer; `FileData.describe` counts those.
 
     Attributes:
       context: a column, or a template such as `"{question} {context}"`, whose last slot holds the
@@ -313,39 +299,31 @@ class Answer(Column):
         context = plain(row[self._slot])
         if self.start is None:
             return "" if answer in context else f"the answer {answer[:40]!r} is not in the context"
-        try:
-            start = int(row[self.start])
-        except (KeyError, TypeError, ValueError, OverflowError):
+        if not plain(row.get(self.start)).strip().removeprefix("-").isdecimal():
             return f"column {self.start!r} is {row.get(self.start)!r}, not a whole number"
+        start = int(plain(row[self.start]))
         if start >= 0 and context.startswith(answer, start):
             return ""
         return f"the answer {answer[:40]!r} is not at character {start} of the context"
 
-    def arrays(
-        self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary, length: int | None
-    ) -> Arrays:
+    def arrays(self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary) -> Arrays:
         made: Arrays = {feature: [], "labels": []}
         for row in rows:
             ids, offsets = vocabulary.encode_with_offsets(self._template.render(row))
-            room = len(ids) if length is None else length - 2
             made[feature].append(np.array(ids, np.int32))
-            made["labels"].append(np.array(self._span(row, offsets, room), np.int32))
+            made["labels"].append(np.array(self._span(row, offsets), np.int32))
         return made
 
-    def _span(self, row: Row, offsets: Sequence[tuple[int, int]], room: int) -> tuple[int, int]:
+    def _span(self, row: Row, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Returns the first and last token that share a character with the answer."""
         answer = plain(row.get(self.answer))
         if not answer:
             return -1, -1
-        at = int(row[self.start]) if self.start else plain(row[self._slot]).index(answer)
+        at = int(plain(row[self.start])) if self.start else plain(row[self._slot]).index(answer)
         begin = self._template.place(self._slot, row) + at
         end = begin + len(answer)
-        inside = [i for i, (first, behind) in enumerate(offsets) if first < end and behind > begin]
-        return (inside[0], inside[-1]) if inside and inside[-1] < room else (-1, -1)
-
-    def has_answer(self, row: Row) -> bool:
-        """Whether a row has an answer, cut off or not."""
-        return bool(plain(row.get(self.answer)))
+        inside = [i for i, (first, after) in enumerate(offsets) if first < end and after > begin]
+        return (inside[0], inside[-1]) if inside else (-1, -1)
 
     @property
     def _named(self) -> list[str]:
@@ -373,7 +351,7 @@ class Side(Column):
         return self.columns
 
     def problem(self, row: Row) -> str:
-        return _missing(row, self.columns)
+        return _missing(row, self.columns) or _empty(row, self.columns)
 
 
 def as_column(feature: str, value: Any) -> Column:
@@ -398,6 +376,29 @@ def _missing(row: Row, columns: Iterable[str]) -> str:
             there = "is null" if column in row else "is missing"
             return f"column {column!r} {there}"
     return ""
+
+
+def _empty(row: Row, columns: Iterable[str]) -> str:
+    """Returns what is wrong with a row where a value must be: an empty field of CSV is missing."""
+    return next((f"column {name!r} is empty" for name in columns if not plain(row[name])), "")
+
+
+def _at_first_tokens(
+    tags: np.ndarray, words: Sequence[str], offsets: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """Returns `[tokens]` int32: each tag `[words]` at the first token of its word, else -1.
+
+    Args:
+      tags: numbers of the words' tags.
+      words: of which the text is made, a space between two.
+      offsets: of each token, its first character and the one after it.
+    """
+    starts = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1] - 1  # with the space in front
+    word_of = np.searchsorted(starts, [first for first, _ in offsets], side="right") - 1
+    is_first = np.diff(word_of, prepend=-1) > 0  # [tokens]
+    labels = np.full(len(offsets), NO_LABEL, np.int32)
+    labels[is_first] = tags[word_of[is_first]]
+    return labels
 
 
 def _check_columns(field: str, named: Iterable[str], columns: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from t5lite.data.columns import Answer, Class, Column, Side, Tags, Text, as_colu
 from t5lite.data.file_source import FileSource, Shots, most_shots
 from t5lite.data.labels import Labels
 from t5lite.data.pipeline import _Data
-from t5lite.data.readers import DataFile, Row, find_files, format_of
+from t5lite.data.readers import DataFile, Row, file_id, find_files, format_of
 from t5lite.data.sources import NoSplit, Source
 from t5lite.data.tables import Hashes, Scan, Table, hash_of
 from t5lite.data.templates import SHOTS, Template
@@ -34,10 +34,15 @@ class FileData(_Data):
     rows come in the order of a hash of their content, shuffled again within windows, so that files
     sorted by class do no harm. A job stops at a file that has changed, and does not resume on it.
 
+    A value is missing where a JSON or Parquet row has none, null or NaN, and a row that lacks one
+    that a feature needs is a broken line. An empty field of CSV is an empty text to a template, and
+    missing to `Class`, `Number` and `split_by`. "NA", "null" and the like are text.
+
     Attributes:
       files: paths or patterns (`data/*.csv`, `**/*.txt`), or names of TensorFlow Datasets
         (`tfds:glue/sst2`, `tfds:imdb_reviews#test`; see `tfds_files.tfds_file`). `.gz`, `.bz2`,
-        `.xz` and Parquet files are unpacked into the cache once. A text file has the column `text`.
+        `.xz`, Parquet files and JSON arrays are unpacked into the cache once. A text file has the
+        column `text`.
       features: for each feature a template of columns (`"question: {question}"`), or a `Class`,
         `Number`, `Tags` or `Answer`. `Tags` and `Answer` also make `labels`.
       vocab: a vocabulary, what returns one, or the path of a saved vocabulary, a SentencePiece
@@ -50,6 +55,8 @@ class FileData(_Data):
         None: by the file's ending.
       column_names: of CSV and TSV files without a first line of names.
       quotes: whether CSV and TSV fields may be in double quotes; False: quotes are text.
+      skip_spaces: whether spaces at the start of CSV and TSV fields are left out, so that
+        `a, "b, c"` has two.
       bad_lines: "stop" at broken lines, or "skip" and count them.
       shots: how many other training rows, told by `shot`, fill a template's slot `{shots}`; none
         shares the row's `split_by`, or all that features read.
@@ -66,6 +73,7 @@ class FileData(_Data):
     format: str | None = None
     column_names: Sequence[str] | None = None
     quotes: bool = True
+    skip_spaces: bool = False
     bad_lines: str = "stop"
     shots: int = 0
     shot: str | None = None
@@ -119,10 +127,15 @@ class FileData(_Data):
             lines.append(f"{feature}: {len(counts)} classes: {listed}{tail}")
         if cut := self._num_cut_answers():
             lines.append(
-                f"{cut:,} answers of the first {_CHECKED:,} rows are cut off by the length"
+                f"{cut:,} answers of the first {_CHECKED:,} rows are past the length: they "
+                "train as no answer"
             )
         if scan.num_broken:
             lines.append(f"skipped: {scan.broken()}")
+        if self._repeated:
+            name, first = next(iter(self._repeated.items()))
+            more = f" and {len(self._repeated) - 1:,} more" if len(self._repeated) > 1 else ""
+            lines.append(f"named twice, read once: {name} (as {first}){more}")
         return "\n".join(lines)
 
     def num_examples(self, split: str) -> int | None:
@@ -170,13 +183,22 @@ class FileData(_Data):
         return vocab
 
     @functools.cached_property
+    def _repeated(self) -> dict[str, str]:
+        """Other names of files that are read once, under their first name; see `_paths`."""
+        return {}
+
+    @functools.cached_property
     def _paths(self) -> tuple[list[str], list[str]]:
         """The files to train on (and to split), and those to validate on."""
-        train, given = find_files(self.files, field="FileData.files"), self.validation_files
-        validation = [] if given is None else find_files(given, field="FileData.validation_files")
-        real = set(map(os.path.realpath, train))
+        given, repeated = self.validation_files, self._repeated
+        train = find_files(self.files, field="FileData.files", repeated=repeated)
+        validation = []
+        if given is not None:
+            field = "FileData.validation_files"
+            validation = find_files(given, field=field, repeated=repeated)
+        both = {*map(file_id, train)} & {*map(file_id, validation)}
         for path in validation:
-            if os.path.realpath(path) in real:
+            if file_id(path) in both:
                 raise InputError(
                     f"validation_files has {path!r}, which is also among FileData.files: it would "
                     "test on what was trained on; leave it out of one of them"
@@ -188,7 +210,13 @@ class FileData(_Data):
         """The rows of all files, found and checked; those to train on in the order of hashes."""
         train, validation = self._paths
         files = [
-            DataFile(path, format_of(path, self.format), self.column_names, self.quotes)
+            DataFile(
+                path,
+                format_of(path, self.format),
+                self.column_names,
+                self.quotes,
+                self.skip_spaces,
+            )
             for path in (*train, *validation)
         ]
         columns = {name: as_column(name, value) for name, value in self.features.items()}
@@ -207,7 +235,7 @@ class FileData(_Data):
         extra = [SHOTS] if self.shots else []
         scan = Scan(files, columns, side, hashes=self._hashes_of, extra=extra)
         if scan.num_broken and self.bad_lines == "stop":
-            raise InputError(f"{scan.broken()}\nmend them, or set FileData.bad_lines = 'skip'")
+            raise InputError(f"{scan.broken()}\nfix them, or set FileData.bad_lines = 'skip'")
         scan.tables["train"].sort()
         if self.shots and self.shots > (most := most_shots(**scan.tables)):
             raise InputError(
@@ -321,7 +349,6 @@ class FileData(_Data):
             columns,
             wanted=wanted,
             vocabulary=self._vocabulary,
-            lengths=self.lengths,
             shots=shots,
         )
 
@@ -337,16 +364,15 @@ class FileData(_Data):
             raise InputError(f"shot = {self.shot!r}: must not have the slot {{{SHOTS}}} itself")
 
     def _num_cut_answers(self) -> int:
-        """Returns how many of the first training rows have an answer behind the length."""
+        """Returns how many of the first training rows have an answer past the length."""
         table = self._scan.tables["train"]
         rows = table.read(range(min(_CHECKED, len(table))))
         count = 0
         for feature, column in self._columns.items():
-            if isinstance(column, Answer):
-                length = self.lengths.get(feature)
-                made = column.arrays(feature, rows, vocabulary=self._vocabulary, length=length)
-                spans = zip(rows, made["labels"], strict=True)
-                count += sum(column.has_answer(row) and int(span[0]) < 0 for row, span in spans)
+            if isinstance(column, Answer) and feature in self.lengths:
+                room = self.lengths[feature] - len(self._vocabulary.frame([]))
+                made = column.arrays(feature, rows, vocabulary=self._vocabulary)
+                count += sum(int(last) >= room for _, last in made["labels"])
         return count
 
 

@@ -58,7 +58,6 @@ class FileSource:
       columns: what makes each feature.
       wanted: the features to give.
       vocabulary: encodes texts.
-      lengths: the features' room, for what must know it.
       shots: fills the slot of templates.
     """
 
@@ -70,12 +69,11 @@ class FileSource:
         *,
         wanted: Sequence[str],
         vocabulary: Vocabulary,
-        lengths: Mapping[str, int],
         shots: Shots | None = None,
     ):
         self.name, self.num_examples = name, len(table)
         self._table, self._columns, self._wanted = table, columns, wanted
-        self._vocabulary, self._lengths, self._shots = vocabulary, lengths, shots
+        self._vocabulary, self._shots = vocabulary, shots
 
     def windows(
         self, *, shard: int, num_shards: int, start: int, size: int
@@ -92,10 +90,10 @@ class FileSource:
             rows = [row | {SHOTS: text} for row, text in zip(rows, texts, strict=True)]
         made: dict[str, list[np.ndarray]] = {}
         for feature, column in self._columns.items():
-            length, vocabulary = self._lengths.get(feature), self._vocabulary
+            vocabulary = self._vocabulary
             if feature == "targets":  # some have other pieces for what is to be written
                 vocabulary = getattr(vocabulary, "targets", vocabulary)
-            made |= column.arrays(feature, rows, vocabulary=vocabulary, length=length)
+            made |= column.arrays(feature, rows, vocabulary=vocabulary)
         arrays = [made[name] for name in self._wanted]
         for values in zip(*arrays, strict=True):
             yield dict(zip(self._wanted, values, strict=True))

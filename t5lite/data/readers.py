@@ -1,8 +1,8 @@
-"""Rows of CSV, TSV, JSON-lines, Parquet and text files, found once and then read by their place.
+"""Rows of CSV, TSV, JSON, Parquet and text files, found once and then read by their place.
 
-Every file is a file of lines on this machine, uncompressed, in the end: compressed ones and Parquet
-are written out once, into the cache. So a row is a place in bytes, tables may be larger than
-memory, and any row can be read at any time.
+Every file is a file of lines on this machine, uncompressed, in the end: compressed ones, Parquet
+and JSON arrays are written out once, into the cache. So a row is a place in bytes, tables may be
+larger than memory, and any row can be read at any time.
 """
 
 import bz2
@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
 import os
 import shutil
 import zlib
@@ -39,7 +40,8 @@ _ENDINGS = {
     ".md": "text",
 }
 _COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-# The longest field; csv's own limit is 131,072 characters, which is little for a document.
+_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
+# Characters of a CSV field; csv's own limit is 131,072, which is little for a document.
 _LONGEST_FIELD = 2**24
 _BOM = b"\xef\xbb\xbf"
 
@@ -50,7 +52,7 @@ class Line(NamedTuple):
     Attributes:
       number: of its first line, from 1.
       start: its first byte.
-      end: the byte behind it.
+      end: the byte after it.
       row: its columns; None if it is broken.
       problem: how; empty if it is not.
     """
@@ -62,13 +64,18 @@ class Line(NamedTuple):
     problem: str = ""
 
 
-def find_files(patterns: str | Sequence[str], *, field: str) -> list[str]:
+def find_files(
+    patterns: str | Sequence[str], *, field: str, repeated: dict[str, str] | None = None
+) -> list[str]:
     """Returns the files that match any of the patterns, sorted by pattern and name, each once.
+
+    A file is one file under all its names: `a.csv`, `./a.csv`, links to it.
 
     Args:
       patterns: paths, or patterns with `*`, `?`, `[…]` and `**` for any folders; or names of
         TensorFlow Datasets, see `tfds_file`.
       field: whose value they are, for the message.
+      repeated: is filled with the names that were left out, and the one that each repeats.
 
     Raises:
       InputError: if a pattern matches none, naming the nearest.
@@ -76,20 +83,31 @@ def find_files(patterns: str | Sequence[str], *, field: str) -> list[str]:
     patterns = [os.fspath(patterns)] if isinstance(patterns, str | os.PathLike) else list(patterns)
     if not patterns:
         raise InputError(f"{field} is empty: name at least one file or pattern")
-    found: dict[str, None] = {}
+    found: dict[tuple[int, int], str] = {}
     for pattern in patterns:
-        path = os.path.expanduser(os.fspath(pattern))
-        if path.startswith(PREFIX):
-            found[tfds_file(path)] = None
-            continue
-        if "://" in path:
-            raise InputError(f"{field} = {path!r}: must be on this machine's disk; copy it there")
-        names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
-        files = [name for name in names if os.path.isfile(name)]
-        if not files:
-            raise _no_file(field, path)
-        found.update(dict.fromkeys(files))
-    return list(found)
+        for name in _matches(os.path.expanduser(os.fspath(pattern)), field):
+            first = found.setdefault(file_id(name), name)
+            if repeated is not None and name != first:
+                repeated[name] = first
+    return list(found.values())
+
+
+def file_id(path: str) -> tuple[int, int]:
+    """Returns what all names of a file share: its device and inode."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _matches(path: str, field: str) -> list[str]:
+    if path.startswith(PREFIX):
+        return [tfds_file(path)]
+    if "://" in path:
+        raise InputError(f"{field} = {path!r}: must be on this machine's disk; copy it there")
+    names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+    files = [name for name in names if os.path.isfile(name)]
+    if not files:
+        raise _no_file(field, path)
+    return files
 
 
 def _no_file(field: str, path: str) -> InputError:
@@ -131,12 +149,14 @@ class DataFile:
       format: one of `FORMATS`.
       column_names: of CSV and TSV; None: the first line has them.
       quotes: whether fields of CSV and TSV may be in double quotes.
+      skip_spaces: whether spaces at the start of their fields are left out, as in `a, "b, c"`.
     """
 
     path: str
     format: str
     column_names: Sequence[str] | None = None
     quotes: bool = True
+    skip_spaces: bool = False
 
     def __post_init__(self) -> None:
         self._stat = _identity(self.path)
@@ -158,7 +178,8 @@ class DataFile:
         self.columns = tuple(self.column_names or ())
         scanners = {"csv": self._scan_table, "tsv": self._scan_table, "text": self._scan_text}
         scanners["document"] = self._scan_document
-        content = hashlib.sha256(f"{self.format} {self.column_names} {self.quotes}".encode())
+        options = f"{self.format} {self.column_names} {self.quotes}"
+        content = hashlib.sha256((options + " skip_spaces" * self.skip_spaces).encode())
         with open(self._lines, "rb") as file:
             yield from scanners.get(self.format, self._scan_json)(_Lines(file, content))
         self.digest = content.hexdigest()
@@ -181,7 +202,7 @@ class DataFile:
             return [dict(zip(self.columns, row, strict=True)) for row in rows]
         if self.format in ("text", "document"):
             return [{"text": text} for text in raw]
-        return [json.loads(text) for text in raw]
+        return [_parsed(text) for text in raw]
 
     def _check_unchanged(self) -> None:
         if _identity(self.path) != self._stat:
@@ -195,6 +216,7 @@ class DataFile:
         return {
             "delimiter": "\t" if self.format == "tsv" else ",",
             "quoting": csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE,
+            "skipinitialspace": self.skip_spaces,
             "strict": True,
         }
 
@@ -213,8 +235,8 @@ class DataFile:
             except (csv.Error, UnicodeDecodeError) as error:
                 if not self.columns:
                     raise InputError(f"{self.path}:{number}: {_said(error)}") from error
-                # An open quote swallows the lines behind it: go on with the second of them.
-                lines.back_behind_first()
+                # An open quote swallows the lines after it: go on with the second of them.
+                lines.back_to_second()
                 yield Line(number, start, lines.at, None, _said(error))
         if not self.columns:
             raise InputError(f"{self.path} is empty: its first line must name the columns")
@@ -223,16 +245,19 @@ class DataFile:
         if len(fields) == len(self.columns):
             return Line(number, start, end, dict(zip(self.columns, fields, strict=True)))
         problem = f"{len(fields)} fields instead of {len(self.columns)}"
+        if self.quotes and any(field.startswith(' "') for field in fields):
+            problem += "; a space before a quote makes it text: set skip_spaces = True"
         return Line(number, start, end, None, problem)
 
     def _scan_json(self, lines: "_Lines") -> Iterator[Line]:
         found: dict[str, None] = {}
+        is_first = True
         for number, start, raw in lines.raw():
             if not raw.strip():
                 continue
             row, problem = None, ""
             try:
-                row = json.loads(raw.decode())
+                row = _parsed(raw.decode())
                 if b"\\ud" in raw.lower():  # half a surrogate pair is no text
                     json.dumps(row, ensure_ascii=False).encode()
                 if not isinstance(row, dict):
@@ -241,6 +266,9 @@ class DataFile:
                 problem = "broken JSON: nested too deep"
             except ValueError as error:
                 row, problem = None, _said(error)
+                if is_first:
+                    _check_lines(self.path, self._lines)
+            is_first = False
             found.update(dict.fromkeys(row or ()))
             yield Line(number, start, lines.at, row, problem)
         self.columns = tuple(found)
@@ -267,7 +295,7 @@ class _Lines:
         self._first = len(_BOM) if file.read(len(_BOM)) == _BOM else 0  # byte of text
         file.seek(0)
         self.at = self._number = self._hashed = 0
-        self._behind_first = (0, 0)
+        self._second = (0, 0)
         self._rows_line = 1
         self.at_end = False
 
@@ -283,7 +311,7 @@ class _Lines:
             start, self._number = self.at, self._number + 1
             self.at += len(raw)
             if self._number == self._rows_line:
-                self._behind_first = (self._number, self.at)
+                self._second = (self._number, self.at)
             if start == 0:
                 start, raw = self._first, raw[self._first :]
             yield self._number, start, raw
@@ -294,9 +322,9 @@ class _Lines:
         self._rows_line = self._number + 1
         return self._rows_line, max(self.at, self._first)
 
-    def back_behind_first(self) -> None:
+    def back_to_second(self) -> None:
         """Returns to the second line of the row that was begun."""
-        self._number, self.at = self._behind_first
+        self._number, self.at = self._second
         self._file.seek(self.at)
         self.at_end = False
 
@@ -320,9 +348,10 @@ def _said(error: Exception) -> str:
         return f"broken JSON: {error.msg} at character {error.colno}"
     known = {
         "unexpected end of data": "a quote that is opened here is not closed",
-        "field larger than field limit": "a quote that is opened here is not closed",
+        "field larger than field limit": f"a field of more than {_LONGEST_FIELD:,} characters: "
+        "close its quote, shorten it, or write JSON lines, which have no limit",
         "new-line character": "a carriage return in a field without quotes",
-        "expected after": 'unbalanced quotes: text behind a closing quote (write "" for a quote)',
+        "expected after": 'unbalanced quotes: text after a closing quote (write "" for a quote)',
     }
     return next((say for text, say in known.items() if text in str(error)), str(error))
 
@@ -332,7 +361,7 @@ def _checked_names(fields: list[str], where: str) -> tuple[str, ...]:
     if "" in names or len(set(names)) < len(names):
         wrong = "is empty" if "" in names else "is there twice"
         raise InputError(
-            f"{where}: a column's name {wrong} in {names}; mend the first line, or name the "
+            f"{where}: a column's name {wrong} in {names}; fix the first line, or name the "
             "columns of a file without such a line by FileData.column_names"
         )
     return tuple(names)
@@ -361,8 +390,12 @@ def _as_lines(path: str, format: str) -> str:
     if ending in _COMPRESSED:
         if format == "parquet":
             raise InputError(f"{path}: Parquet is compressed inside; decompress the file")
-        return _cached(path, lambda target: _decompress(path, target))
-    return _cached(path, lambda target: _parquet(path, target)) if format == "parquet" else path
+        path = _cached(path, lambda target: _decompress(path, target))
+    if format == "jsonl" and _begins_array(path):
+        return _cached(path, lambda target: _json_array(path, target))
+    if format == "parquet":
+        return _cached(path, lambda target: _parquet(path, target))
+    return path
 
 
 def _cached(path: str, write: Callable[[Any], None]) -> str:
@@ -388,6 +421,47 @@ def _decompress(path: str, target: Any) -> None:
         shutil.copyfileobj(source, target, 2**20)
 
 
+def _begins_array(path: str) -> bool:
+    with open(path, "rb") as file:
+        file.seek(len(_BOM) if file.read(len(_BOM)) == _BOM else 0)
+        while block := file.read(4096):
+            if start := block.lstrip():
+                return start.startswith(b"[")
+    return False
+
+
+def _json_array(path: str, target: Any) -> None:
+    """Writes the items of a JSON array as JSON lines."""
+    try:
+        with open(path, "rb") as file:
+            items = _parsed(file.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} begins with '[' but is not a JSON array: {error}; fix it, or write JSON "
+            "lines: an object a line"
+        ) from error
+    for item in items:
+        target.write(json.dumps(item).encode() + b"\n")
+
+
+def _check_lines(path: str, lines: str) -> None:
+    """Refuses a file that is one JSON document: some of its lines may be rows by accident."""
+    with open(lines, "rb") as file:
+        try:
+            json.loads(file.read())
+        except (ValueError, RecursionError):
+            return  # its first line is broken
+    raise InputError(
+        f"{path} is one JSON object over several lines: write JSON lines, an object a line, or an "
+        "array of objects"
+    )
+
+
+def _parsed(text: str) -> Any:
+    """Returns what JSON says; NaN, which others write for what is missing, is null."""
+    return json.loads(text, parse_constant=_CONSTANTS.__getitem__)
+
+
 def _parquet(path: str, target: Any) -> None:
     """Writes a Parquet file as JSON lines; dates and the like become text, other bytes null."""
     try:
@@ -402,7 +476,7 @@ def _parquet(path: str, target: Any) -> None:
             for row in batch.to_pylist():
                 target.write(json.dumps(row, ensure_ascii=False, default=_as_text).encode() + b"\n")
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no Parquet file, or is damaged: {error}") from error
+        raise InputError(f"{path} is not a Parquet file, or is damaged: {error}") from error
 
 
 def _as_text(value: Any) -> str | None:

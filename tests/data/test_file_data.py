@@ -312,7 +312,7 @@ def test_labels_of_every_kind_reach_the_batch(tmp_path):
         assert example["labels"].tolist() == expected
     data = make(path, features={"inputs": Answer("text", "answer")}, lengths={"inputs": 5})
     assert (
-        f"{data.num_examples('train')} answers of the first 1,000 rows are cut" in data.describe()
+        f"{data.num_examples('train')} answers of the first 1,000 rows are past" in data.describe()
     )
 
 
@@ -348,6 +348,51 @@ def test_a_null_is_a_broken_row(tmp_path):
     path = write_json(tmp_path / "data.jsonl", [*rows(9), {"question": None, "answer": "1"}])
     with pytest.raises(InputError, match=r"data.jsonl:10: column 'question' is null"):
         make(path).describe()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        (Number("x"), ["", None], "column 'x' is (empty|null)"),
+        (Class("x"), ["", None], "column 'x' is (empty|null)"),
+        (Number("x"), ["NA", "nan", "1_000", "0x1"], "column 'x' is '?(NA|nan|1_000|0x1)'?, not"),
+    ],
+)
+def test_a_missing_label_is_a_broken_line(tmp_path, name, column, values, words):
+    for value in values:
+        content = [{"t": f"text {i}", "x": "1"} for i in range(20)]
+        content[4]["x"] = value
+        path = (write if name == "a.csv" else write_json)(tmp_path / name, content)
+        features = {"inputs": "{t}", "labels": column}
+        number = 5 + (name == "a.csv")  # of the line, after that of names
+        with pytest.raises(InputError, match=rf"{name}:{number}: {words}"):
+            make(path, features=features).describe()
+        data = make(path, features=features, bad_lines="skip")
+        assert data.num_examples("train") + data.num_examples("validation") == 19
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "", "a.csv is empty: its first line must name the columns"),
+        ("a.csv", "question,answer\n", "no rows in split 'train': the files hold no rows"),
+        ("a.jsonl", "", "no rows in split 'train': the files hold no rows"),
+        ("a.jsonl", "[]", "no rows in split 'train': the files hold no rows"),
+        ("a.jsonl", "\n\n", "no rows in split 'train': the files hold no rows"),
+    ],
+)
+def test_files_without_rows_say_so(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=words):
+        make(str(tmp_path / name)).train_batches(Objective(), seed=0)
+
+
+def test_a_file_named_twice_is_read_once_and_said(tmp_path, file):
+    (tmp_path / "link.csv").symlink_to(file)
+    data = make([file, f"{tmp_path}/*.csv", f"{tmp_path}/./data.csv"])
+    assert data.num_examples("train") + data.num_examples("validation") == 300
+    assert f"named twice, read once: {tmp_path}/link.csv (as {file}) and 1 more" in data.describe()
 
 
 def test_what_a_vocabulary_may_be(tmp_path, file):

@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
+from t5lite.data import readers
 from t5lite.data.readers import DataFile, find_files, format_of
 from t5lite.errors import InputError
 
@@ -70,7 +71,7 @@ def test_parquet_rows_come_back(tmp_path):
 
 def test_damaged_parquet_is_refused_and_leaves_nothing(tmp_path):
     pytest.importorskip("pyarrow")
-    with pytest.raises(InputError, match="no Parquet file, or is damaged"):
+    with pytest.raises(InputError, match="not a Parquet file, or is damaged"):
         open_file(tmp_path / "a.parquet", b"PAR1 this is not one PAR1")
     assert not list((tmp_path / "cache" / "files").iterdir())
 
@@ -131,8 +132,8 @@ def test_column_names_replace_the_first_line(tmp_path):
     ("content", "problems"),
     [
         (b'a,b\n1,2\n3,"4\n5,6\n7,8\n', {3: "a quote that is opened here is not closed"}),
-        (b'a,b\n1,"2"x\n3,4\n5,6\n7,8\n', {2: "text behind a closing quote"}),
-        (b'a,b\n1,"2\n3,4\n5,"6\n7,8\n9,0\n1,2\n', {2: "text behind", 4: "not closed"}),
+        (b'a,b\n1,"2"x\n3,4\n5,6\n7,8\n', {2: "text after a closing quote"}),
+        (b'a,b\n1,"2\n3,4\n5,"6\n7,8\n9,0\n1,2\n', {2: "text after", 4: "not closed"}),
         (b"a,b\n1\n1,2,3\n3,4\n5,6\n7,8\n", {2: "1 fields instead of 2", 3: "3 fields"}),
         (b"a,b\n1,\xff\n3,4\n5,6\n7,8\n", {2: "not UTF-8: byte 0xff at its byte 3"}),
     ],
@@ -157,6 +158,77 @@ def test_broken_json_is_numbered(tmp_path):
         broken, ["broken JSON", "not an object", "0xff", "surrogate"], strict=True
     ):
         assert words in problem
+
+
+ARRAY = [{"a": i, "b": ["x"] * i} for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_array_is_read_whole(tmp_path, name, indent):
+    content = b"\xef\xbb\xbf \n" + json.dumps(ARRAY, indent=indent).encode()
+    file = open_file(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    check_rows(file, ARRAY)
+    assert file.columns == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'[\n{"a":1},\n{"a":2}\n', "begins with '\\[' but is not a JSON array"),
+        (b'[1]\n{"a":2}\n', "begins with '\\[' but is not a JSON array"),
+        (b'{"data": [\n{"a":1},\n{"a":2}\n]}', "is one JSON object over several lines"),
+    ],
+)
+def test_other_json_is_refused_by_name_and_not_read_by_half(tmp_path, content, words):
+    with pytest.raises(InputError, match=rf"a\.json {words}"):
+        list(open_file(tmp_path / "a.json", content).scan())
+
+
+def test_what_a_format_has_for_missing_is_null(tmp_path):
+    content = b'{"a": NaN, "b": null, "c": [NaN, 1]}\n{"a": Infinity, "b": "NaN", "c": [2]}\n'
+    rows = [
+        {"a": None, "b": None, "c": [None, 1]},
+        {"a": float("inf"), "b": "NaN", "c": [2]},
+    ]
+    check_rows(open_file(tmp_path / "a.jsonl", content), rows)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    table = pyarrow.table({"a": [float("nan"), None, 1.5], "b": ["NaN", None, "x"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    expected = [{"a": None, "b": "NaN"}, {"a": None, "b": None}, {"a": 1.5, "b": "x"}]
+    check_rows(DataFile(str(tmp_path / "a.parquet"), "parquet"), expected)
+
+
+def test_spaces_before_quotes_are_skipped_where_that_is_said(tmp_path):
+    content = b'a, b\n1, "2, 3"\n'
+    (line,) = open_file(tmp_path / "a.csv", content).scan()
+    assert line.problem == (
+        "3 fields instead of 2; a space before a quote makes it text: set skip_spaces = True"
+    )
+    check_rows(open_file(tmp_path / "a.csv", content, skip_spaces=True), [{"a": "1", "b": "2, 3"}])
+
+
+def test_a_field_past_the_limit_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_LONGEST_FIELD", 200_000)
+    before = csv.field_size_limit(200_000)
+    try:
+        content = f"a,b\n1,{'x' * 200_000}\n2,{'x' * 200_001}\n3,4\n".encode()
+        lines = list(open_file(tmp_path / "a.csv", content).scan())
+    finally:
+        csv.field_size_limit(before)
+    assert [line.row is None for line in lines] == [False, True, False]
+    assert "a field of more than " in lines[1].problem
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "txt"])
+@pytest.mark.parametrize("last", ["", "\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_files_end_as_they_like(tmp_path, ending, last, mark):
+    lines = {"csv": "text,n\né,1", "tsv": "text\tn\né\t1", "jsonl": '{"text": "é", "n": "1"}'}
+    file = open_file(tmp_path / f"a.{ending}", (mark + lines.get(ending, "é") + last).encode())
+    check_rows(file, [{"text": "é"} if ending == "txt" else {"text": "é", "n": "1"}])
 
 
 def test_quotes_can_be_text(tmp_path):
@@ -203,6 +275,15 @@ def test_patterns_find_files_once_and_in_order(tmp_path):
 
     assert find("*.csv") == ["a.csv", "b.csv"]
     assert find("b.csv", "*.csv") == ["b.csv", "a.csv"]
+    (tmp_path / "link.csv").symlink_to(tmp_path / "a.csv")
+    repeated = {}
+    names = [f"{tmp_path}/a.csv", f"{tmp_path}/./a.csv", f"{tmp_path}/*.csv"]
+    assert len(find_files(names, field="files", repeated=repeated)) == 2
+    assert repeated == {
+        f"{tmp_path}/./a.csv": f"{tmp_path}/a.csv",
+        f"{tmp_path}/link.csv": f"{tmp_path}/a.csv",
+    }
+    (tmp_path / "link.csv").unlink()
     assert sorted(find("**/*.csv")) == ["a.csv", "b.csv", "deep/c.csv", "deep/er/d.csv"]
 
 
