@@ -15,9 +15,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from t5lite.commands.given import facts, given_by, program_of
 from t5lite.commands.plan_search import search
@@ -26,7 +28,7 @@ from t5lite.commands.text import WIDTH
 from t5lite.commands.train import versions
 from t5lite.data.files import require_writable, write_whole
 from t5lite.errors import InputError
-from t5lite.parallel import make_mesh
+from t5lite.parallel import make_mesh, process_rows
 from t5lite.planning import (
     ENVIRONMENT,
     DoesNotFit,
@@ -36,6 +38,7 @@ from t5lite.planning import (
     least_bytes,
     own_rows,
 )
+from t5lite.training import process_shards
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
@@ -102,6 +105,7 @@ def _compile(
         "num_slices": on.num_slices,
         "chips": on.num_chips,
         "hbm": on.chip.hbm / on.chip.devices,
+        "processes": _reading(given, mesh),
     }
     try:
         compiled, _ = compile_step(
@@ -123,6 +127,22 @@ def _compile(
     )
     found |= {"fits": True, "estimate": dict(estimates), **dataclasses.asdict(compiled)}
     return tell(found=found)
+
+
+def _reading(given: SimpleNamespace, mesh: Any) -> list[dict[str, Any]]:
+    """Returns what each process reads: rows of a batch and their shards, as runs [start, stop).
+
+    Raises:
+      InputError: if a process's devices do not hold whole shards.
+    """
+    rows = process_rows(given.layout, mesh, given.data.batch_size)
+    shards = process_shards(given.data, given.layout, mesh)
+    return [{"rows": _runs(rows[process]), "shards": _runs(shards[process])} for process in rows]
+
+
+def _runs(numbers: Sequence[int]) -> list[list[int]]:
+    parts = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return [[int(part[0]), int(part[-1]) + 1] for part in parts]
 
 
 def _advice(

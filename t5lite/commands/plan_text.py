@@ -1,10 +1,13 @@
 """What a plan looks like in a terminal."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5lite.commands.text import in_bytes, in_flops, table, titled, wrapped
 from t5lite.planning import Slice
+
+_MOST_PROCESSES = 8  # whose rows are shown
 
 
 def report(found: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None) -> str:
@@ -19,6 +22,7 @@ def report(found: Mapping[str, Any], on: Slice, *, price: float | None, power: f
     if "aborted" in found:
         return "\n".join([found["aborted"], *(f"  {line}" for line in found.get("said", ()))])
     sections = {"the run": run_lines(found, f"{on.name}, {found['chips']} chips")}
+    sections["what each process reads"] = _reading_lines(found)
     if found["fits"]:
         sections["memory of a device"] = memory_lines(found)
         sections["collectives of a step, each device"] = collective_lines(
@@ -46,6 +50,21 @@ def run_lines(found: Mapping[str, Any], devices: str) -> list[str]:
         seconds = found["lowering_seconds"] + found["compile_seconds"]
         facts["compiled"] = f"in {seconds:.1f} s; it fits"
     return [line for label, text in facts.items() for line in wrapped(f"{label:10}", text)]
+
+
+def _reading_lines(found: Mapping[str, Any]) -> list[str]:
+    """Returns a table of the rows and shards of the first processes."""
+    processes = found["processes"]
+    rows = [("process", f"rows of {found['batch_size']:,}", "virtual shards")]
+    for process, reads in enumerate(processes[:_MOST_PROCESSES]):
+        rows.append((str(process), _ranges(reads["rows"]), _ranges(reads["shards"])))
+    left = len(processes) - _MOST_PROCESSES
+    return [*table(rows), *([f"and {left:,} more processes"] if left > 0 else [])]
+
+
+def _ranges(runs: Sequence[Sequence[int]]) -> str:
+    ends = (f"{start}–{stop - 1}" if stop - start > 1 else str(start) for start, stop in runs)
+    return textwrap.shorten(", ".join(ends), 40, placeholder=" …")
 
 
 def memory_lines(found: Mapping[str, Any]) -> list[str]:

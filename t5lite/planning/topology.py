@@ -19,7 +19,8 @@ class ChipKind:
       hbm: bytes of memory, of which the system keeps a little.
       link_bandwidth: bytes/s of a link between chips, one way.
       clock: cycles/s, which the compiler's estimates are in; None if it is not known.
-      devices: that the compiler describes a chip as. (On a v4 JAX has one, of both cores.)
+      devices: of JAX's, that a chip is.
+      cores: how the compiler is to see a chip's two cores; None for its default.
 
     Source: jax-ml/scaling-book, "How to think about TPUs", and cloud.google.com/tpu/docs (FLOP/s,
       memory, links); clocks are peak FLOP/s over what the matrix units do in a cycle.
@@ -31,6 +32,7 @@ class ChipKind:
     link_bandwidth: float
     clock: float | None = None
     devices: int = 1
+    cores: str | None = None
 
 
 KINDS = {
@@ -40,7 +42,7 @@ KINDS = {
         32 * 2**30,
         4.5e10,
         1.05e9,
-        devices=2,
+        cores="megacore",  # one device, as JAX has it on a v4
     ),
     "v5e": ChipKind(
         ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -161,6 +163,8 @@ class Slice:
         options: dict[str, Any] = {}
         if self.num_slices > 1:
             options["num_slices"] = self.num_slices
+        if self.chip.cores is not None:
+            options["chip_config_name"] = self.chip.cores
         if self.num_chips == self.num_slices:
             options["chips_per_host_bounds"] = (1, 1, 1)
         described = topologies.get_topology_desc(

@@ -42,6 +42,7 @@ def test_a_run_is_planned_from_its_command_line(tmp_path: Path, capfd: Any) -> N
     assert {"jax", "libtpu"} <= set(written["versions"])
     (found,) = written["plans"]
     assert found["mesh"] == {"data": 4}
+    assert found["processes"] == [{"rows": [[0, 8]], "shards": [[0, 8]]}]
     assert found["tokens_per_step"] == 8 * (16 + 8)
     memory = found["memory"]
     # Adam's two moments; every device has them all.
@@ -59,6 +60,28 @@ def test_a_run_is_planned_from_its_command_line(tmp_path: Path, capfd: Any) -> N
     assert run["kilowatt_hours"] == pytest.approx(0.3 * run["chip_hours"])
     for part in (f"{run['cost']:.3g} at 2 a chip-hour", f"{run['kilowatt_hours']:.3g} kWh"):
         assert part in text
+
+
+@libtpu
+@pytest.mark.slow
+def test_a_plan_says_what_each_process_reads_and_refuses_parts_of_shards(
+    tmp_path: Path, capfd: Any
+) -> None:
+    output = tmp_path / "plan.json"
+    flags = ["plan", *NANO, "--gin.BATCH_SIZE=32", f"--output={output}"]
+    of_two_rows = "--gin.t5lite.data.TaskData.num_shards=16"
+    assert main([*flags, of_two_rows, "--topology=v5e:4x4"]) == 0
+    assert "0–3, 12–13, 30–31" in capfd.readouterr()[0]
+    (found,) = json.loads(output.read_text())["plans"]
+    assert [each["rows"] for each in found["processes"]] == [
+        [[0, 4], [12, 14], [30, 32]],
+        [[4, 12]],
+        [[14, 16], [24, 30]],
+        [[16, 24]],
+    ]
+    assert main([*flags, "--topology=v4:2x2x4"]) == 2
+    assert "not whole shards of 4 rows; set num_shards to 16" in capfd.readouterr()[1]
+    assert main([*flags, of_two_rows, "--topology=v4:2x2x4"]) == 0
 
 
 @libtpu

@@ -1,14 +1,25 @@
 """Host rows become global arrays, and functions know the layout they run under."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from t5lite.errors import InputError
-from t5lite.parallel import Layout, batch_shardings, check_batch, make_mesh, place, with_layout
+from t5lite.parallel import (
+    MESH_AXES,
+    Layout,
+    batch_shardings,
+    check_batch,
+    make_mesh,
+    place,
+    process_rows,
+    with_layout,
+)
 
 LAYOUT = Layout({"data": 2, "fsdp": 2, "seq": 2})
 
@@ -86,3 +97,23 @@ def test_options_reach_the_compiler():
     fast = Layout({"data": 8}, compiler_options={"cpu": {"xla_no_such_option": True}})
     with pytest.raises(Exception, match="xla_no_such_option"):
         with_layout(double, fast, make_mesh(fast))(jnp.ones((8, 4, 3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    id: int
+    process_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+def test_rows_of_processes_follow_the_mesh_and_may_be_shared():
+    """A v5e:4x4's own order, on which pairs of devices share their rows."""
+    order = [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0]
+    devices = np.empty(16, object)
+    for at, process in enumerate(order):
+        devices[at] = Device(at, process)
+    layout = Layout({"fsdp": 8, "tensor": 2})
+    rows = process_rows(layout, Mesh(devices.reshape(1, 8, 1, 2, 1), MESH_AXES), 8)
+    found = {process: each.tolist() for process, each in rows.items()}
+    assert found == {0: [0, 3, 7], 1: [1, 2], 2: [3, 6, 7], 3: [4, 5]}
