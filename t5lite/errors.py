@@ -1,4 +1,4 @@
-"""The one exception for what a user can fix, and its nearest-names message."""
+"""What a user can fix, what ended a run, and messages with the nearest names."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Bad input: names the field, the value and the fix. The command line exits with 2."""
+
+
+class RunError(RuntimeError):
+    """A failure whose message says what to do next. The command line exits with 1."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:

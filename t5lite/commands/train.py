@@ -62,7 +62,7 @@ from t5lite.training.restore import (
     saved_steps,
     source_of,
 )
-from t5lite.training.state import Optimizer
+from t5lite.training.state import Optimizer, name_of
 from t5lite.training.step import counted
 
 if TYPE_CHECKING:
@@ -185,8 +185,10 @@ def train(
             check_described(folder, spec, data.vocabulary(), data.labels())
 
         # Where it starts: a checkpoint of its own, another run's parameters, or the initialisers.
-        checkpointer = stack.enter_context(checkpoints.open(folder, warn=say, writable=False))
-        restored = checkpointer.restore(program.state)
+        checkpointer = stack.enter_context(
+            checkpoints.open(folder, warn=say, writable=False, optimizer=name_of(optimizer))
+        )
+        restored = checkpointer.restore(program.state, extra=program.extra)
         state = restored.state if restored else first_state(program, checkpoints, seed, say=say)
 
         # What it does.
@@ -223,6 +225,7 @@ def train(
             profiler=profiler,
             log_every=log_every,
             stop_on_nan=update.on_nan == "stop",
+            max_skips=update.max_skips,
         )
         if restored:
             loop.load_progress(restored.progress)

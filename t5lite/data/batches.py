@@ -137,7 +137,13 @@ class Batches:
             was = "; ".join(
                 f"{key} was {saved.get(key)} and is {mine.get(key)}" for key in differing[:4]
             )
-            raise InputError(f"cannot continue in the data: {was}")
+            resumes = ""
+            if differing == ["num_shards"]:  # by default, it follows from batch_size
+                resumes = (
+                    f"\nbatch sizes that are multiples of {saved['num_shards']} resume with "
+                    f"num_shards = {saved['num_shards']}"
+                )
+            raise InputError(f"cannot continue in the data: {was}{resumes}")
         missing = [shard for shard in self._shards if str(shard) not in state["shards"]]
         if missing:
             raise InputError(

@@ -4,11 +4,11 @@ One step is one folder, `model_dir/checkpoints/<step>/`, complete or absent: Orb
 temporary name and renames it (on object stores: adds a commit file) when all of it is there.
 
     <step>/state/      every array of the train state, sharded, by name
-    <step>/progress/   JSON: {"progress": data position, callbacks' states; "metrics": held-out}
+    <step>/progress/   JSON: {"progress": data position, callbacks' states; "metrics": held-out;
+                       "checksums" of the arrays; "crc32" of the rest; "optimizer": its name}
 """
 
 import dataclasses
-import json
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +20,24 @@ from etils import epath
 
 from t5lite.errors import InputError
 from t5lite.parallel import gather
+from t5lite.training.checksums import checksums
 from t5lite.training.restore import (
     CheckpointError,
     Rule,
     absolute,
     check_mapping,
-    check_same,
     load_params,
     named,
     nearest,
-    read_arrays,
+    read_checked,
+    read_description,
+    read_document,
     read_together,
     reason,
-    saved_arrays,
     saved_steps,
+    write_document,
 )
+from t5lite.training.resuming import resumption
 
 __all__ = ["CheckpointError", "Checkpointer", "Checkpoints", "Restored", "load_params"]
 
@@ -81,6 +84,7 @@ class Checkpoints:
         *,
         warn: Callable[[str], object] = print,
         writable: bool = True,
+        optimizer: str | None = None,
     ) -> "Checkpointer":
         """Opens the checkpoints folder of a run; to be called on every process.
 
@@ -89,11 +93,12 @@ class Checkpoints:
           warn: called with a text when something unexpected was survived.
           writable: whether to make the folder; if not, nothing in it changes before
             `Checkpointer.make_writable`.
+          optimizer: the name of the run's, which its checkpoints keep.
 
         Raises:
           InputError: see `Checkpointer.make_writable`.
         """
-        checkpointer = Checkpointer(self, absolute(model_dir) / "checkpoints", warn)
+        checkpointer = Checkpointer(self, absolute(model_dir) / "checkpoints", warn, optimizer)
         if writable:
             checkpointer.make_writable()
         return checkpointer
@@ -129,8 +134,15 @@ class Checkpointer:
     Every process calls every method: each writes and reads its own shards.
     """
 
-    def __init__(self, config: Checkpoints, folder: epath.Path, warn: Callable[[str], object]):
+    def __init__(
+        self,
+        config: Checkpoints,
+        folder: epath.Path,
+        warn: Callable[[str], object],
+        optimizer: str | None,
+    ):
         self.folder = folder
+        self._optimizer = optimizer
         self._warn = warn
         self._pending: int | None = None
         self._retention = _Retention(config, warn)
@@ -207,8 +219,8 @@ class Checkpointer:
         assert self._manager is not None
         step = int(step)
         finite = {name: float(v) for name, v in (metrics or {}).items() if math.isfinite(v)}
-        # A copy, as the caller may change its own before the writing thread comes to it.
-        document = json.loads(json.dumps({"progress": progress, "metrics": finite}))
+        content = {"progress": progress, "metrics": finite, "optimizer": self._optimizer}
+        document = write_document(content | {"checksums": checksums(named(state))})
         if step in self._retention.damaged:
             self._manager.delete(step)
             self._retention.damaged.discard(step)
@@ -242,7 +254,9 @@ class Checkpointer:
         except Exception as error:
             raise self._failure(step, error) from error
 
-    def restore(self, abstract_state: Any) -> Restored | None:
+    def restore(
+        self, abstract_state: Any, *, extra: Callable[[Any], Mapping[str, Any]] | None = None
+    ) -> Restored | None:
         """Returns the newest readable checkpoint, or None if there is none at all.
 
         A damaged newest one is told to `warn` and the one before is taken. It is deleted once a
@@ -251,6 +265,8 @@ class Checkpointer:
         Args:
           abstract_state: the wanted pytree, its leaves `jax.ShapeDtypeStruct` or arrays. Their
             shardings may be on another mesh than the saved ones; without one, numpy is returned.
+          extra: params → `TrainState.extra` as it starts; with it, parts of it may come and go
+            between two runs, which is told to `warn`.
 
         Raises:
           InputError: if names, shapes or dtypes differ from the saved ones.
@@ -260,7 +276,7 @@ class Checkpointer:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self.restore_step(step, abstract_state)
+                return self.restore_step(step, abstract_state, extra=extra)
             except CheckpointError as error:
                 self._retention.damaged.add(step)
                 self._warn(f"{error}; trying the one before")
@@ -271,19 +287,38 @@ class Checkpointer:
             )
         return None
 
-    def restore_step(self, step: int, abstract_state: Any) -> Restored:
+    def restore_step(
+        self,
+        step: int,
+        abstract_state: Any,
+        *,
+        extra: Callable[[Any], Mapping[str, Any]] | None = None,
+    ) -> Restored:
         """Returns the checkpoint of one step; see `restore`."""
         folder = self.folder / str(step)
 
-        def read() -> Restored:
-            document = _read_progress(folder)
-            wanted = named(abstract_state)
-            check_same(folder, saved_arrays(folder), wanted)
-            values = list(read_arrays(folder, wanted).values())
-            state = jax.tree.unflatten(jax.tree.structure(abstract_state), values)
-            return Restored(step, state, document["progress"], document["metrics"])
+        def read() -> tuple[dict[str, Any], dict[str, Any], Restored]:
+            saved, document = read_description(folder)
+            empty = Restored(step, None, document["progress"], document["metrics"])
+            return saved, document, empty
 
-        return read_together(folder, read)
+        saved, document, empty = read_together(folder, read)
+        wanted, was = named(abstract_state), document.get("optimizer")
+        plan = resumption(
+            folder, saved, wanted, was=was, now=self._optimizer, extra_may_change=extra is not None
+        )
+        values = wanted | read_checked(
+            folder, plan.read, saved=saved, sums=document.get("checksums", {})
+        )
+        structure = jax.tree.structure(abstract_state)
+        if plan.fresh and extra is not None:
+            params = jax.tree.unflatten(structure, list(values.values())).params
+            made = named({"extra": extra(params)})
+            values |= {name: made[name] for name in wanted if name not in plan.read}
+        for line in plan.says(step):
+            self._warn(line)
+        state = jax.tree.unflatten(structure, list(values.values()))
+        return dataclasses.replace(empty, state=state)
 
     def close(self) -> None:
         """Waits for the save under way and ends the threads.
@@ -310,7 +345,7 @@ class Checkpointer:
         last = f"that of step {intact[-1]} is intact" if intact else "there is no earlier one"
         return CheckpointError(
             f"the checkpoint of step {step} could not be saved in {self.folder}: {reason(error)}\n"
-            f"{last}; make room or mend the folder, then run again to resume"
+            f"{last}; make room or repair the folder, then run again to resume"
         )
 
 
@@ -328,7 +363,7 @@ class _Retention:
         """Notes what earlier runs saved, by step."""
         for step, folder in folders.items():
             try:
-                self.note(step, _read_progress(folder)["metrics"])
+                self.note(step, read_document(folder)["metrics"])
             except (OSError, ValueError, KeyError):
                 continue  # damaged: `restore` says so if it comes to this one
 
@@ -390,7 +425,3 @@ def _check_writable(folder: epath.Path) -> None:
             f"{seen.index(False)} does not see\n"
             "choose a folder that all hosts share, such as one of gs://"
         )
-
-
-def _read_progress(folder: epath.Path) -> dict[str, Any]:
-    return json.loads((folder / "progress" / "metadata").read_text())

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from etils import epath
 
+from t5lite.errors import RunError
 from t5lite.training.callbacks import Run
 from t5lite.training.duration import Position
 from t5lite.training.progress import Meter, Progress, Rates
 
 
-class NonFiniteLoss(RuntimeError):
-    """A loss or gradient was NaN or infinite and the run was told to stop."""
+class NonFiniteLoss(RunError):
+    """A loss or gradient was NaN or infinite: once, or in every one of `Update.max_skips` steps."""
 
 
 class Dispatched(NamedTuple):
@@ -50,6 +51,7 @@ class Ledger:
       flops: of one step, for display.
       log_every: steps between two lines.
       stop_on_nan: whether a NaN ends the run.
+      max_skips: updates skipped in a row that end the run.
     """
 
     run: Run
@@ -58,10 +60,11 @@ class Ledger:
     flops: float
     log_every: int
     stop_on_nan: bool
+    max_skips: int
 
     def __post_init__(self) -> None:
         self.tokens = 0
-        self._num_skipped = 0
+        self._num_skipped = self._skips_in_a_row = 0
         self._sums: dict[str, tuple[float, float]] = {}
         self._facts: dict[str, float] = {}
         self._position = Position()
@@ -96,11 +99,17 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what is needed to go on as if nothing had happened, valid JSON."""
-        return {"tokens": self.tokens, "num_skipped": self._num_skipped, "sums": self._sums}
+        return {
+            "tokens": self.tokens,
+            "num_skipped": self._num_skipped,
+            "skips_in_a_row": self._skips_in_a_row,
+            "sums": self._sums,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
         self.tokens, self._num_skipped = state["tokens"], state["num_skipped"]
+        self._skips_in_a_row = state.get("skips_in_a_row", 0)  # older checkpoints have none
         self._sums = {name: (total, weight) for name, (total, weight) in state["sums"].items()}
 
     def _read(self, dispatched: Dispatched) -> None:
@@ -111,12 +120,15 @@ class Ledger:
             # The objective's own `loss`, without regularising terms, is the one people compare.
             sums[name if name not in sums else "total_loss"] = (float(metrics[name]), 1.0)
         if metrics["applied"]:
+            self._skips_in_a_row = 0
             for name, (total, weight) in sums.items():
                 old = self._sums.get(name, (0.0, 0.0))
                 self._sums[name] = (old[0] + total, old[1] + weight)
         else:
             self._num_skipped += 1
+            self._skips_in_a_row += 1
             self._explain(dispatched, metrics)
+            self._check_skips(step, metrics)
         self.tokens += int(metrics["tokens"])
         self.meter.step(tokens=int(metrics["tokens"]), flops=self.flops)
         self._position = Position(step, self.tokens, dispatched.epoch)
@@ -158,8 +170,25 @@ class Ledger:
             return
         message = f"step {step}: {what}; the batch is in {self._keep(dispatched)}"
         if self.stop_on_nan and not metrics["finite"]:
-            raise NonFiniteLoss(f"{message}\nthe update was not applied; earlier checkpoints stand")
+            raise NonFiniteLoss(
+                f"{message}\nthe update was not applied; earlier checkpoints stand\n"
+                "lower the learning rate or clip gradients (Update.clip_norm), and run again to "
+                "resume; Update.on_nan = 'skip' leaves such updates out"
+            )
         self.run.say(f"{message}; the update was skipped")
+
+    def _check_skips(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Ends a run that no longer learns; its parameters are those of the last update."""
+        if self._skips_in_a_row < self.max_skips:
+            return
+        scale = f", loss scale {float(metrics['loss_scale']):g}" if "loss_scale" in metrics else ""
+        raise NonFiniteLoss(
+            f"step {step}: the last {self._skips_in_a_row} updates were all skipped "
+            f"(loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}"
+            f"{scale})\nno skipped update reached the parameters, so every checkpoint stands\n"
+            "lower the learning rate, clip gradients (Update.clip_norm) or train in bfloat16; "
+            f"Update.max_skips = {self.max_skips} is the limit"
+        )
 
     def _keep(self, dispatched: Dispatched) -> epath.Path:
         folder = epath.Path(self.run.model_dir) / "bad_batches"

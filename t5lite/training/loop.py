@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from t5lite.errors import InputError
@@ -20,6 +21,7 @@ from t5lite.training.epochs import Epochs
 from t5lite.training.ledger import Dispatched, Ledger
 from t5lite.training.profiling import Profiler
 from t5lite.training.progress import Meter, Progress, describe
+from t5lite.training.resuming import start_anew
 from t5lite.training.state import TrainState
 from t5lite.training.step import counted
 
@@ -59,6 +61,7 @@ class Loop:
       log_every: steps between two lines of metrics.
       data_state: gives the data position of all hosts together; None if there is only this one.
       stop_on_nan: whether a NaN ends the run.
+      max_skips: updates skipped in a row that end the run.
     """
 
     run: Run
@@ -75,6 +78,7 @@ class Loop:
     log_every: int = 10
     data_state: Callable[[], dict[str, Any]] | None = None
     stop_on_nan: bool = True
+    max_skips: int = 100
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(
@@ -84,6 +88,7 @@ class Loop:
             flops=self.flops,
             log_every=self.log_every,
             stop_on_nan=self.stop_on_nan,
+            max_skips=self.max_skips,
         )
         self._epochs = Epochs(self.duration.epochs)
 
@@ -95,7 +100,7 @@ class Loop:
         """Trains from `state` to the end of `duration`, or until a callback stops.
 
         Raises:
-          NonFiniteLoss: at a NaN or infinity, unless those are skipped.
+          NonFiniteLoss: at a NaN or infinity, unless those are skipped, or after `max_skips`.
           SystemExit: with 143 after SIGTERM, once the state is saved.
         """
         self.progress.begin(Position(int(state.step), self.ledger.tokens, self._epoch()))
@@ -247,18 +252,36 @@ class Loop:
             self.checkpointer.save(step, state, progress=progress, metrics=measured)
 
     def load_progress(self, progress: Mapping[str, Any]) -> None:
-        """Puts data and callbacks back to where `save` found them."""
-        self.batches.load_state_dict(progress["data"])
+        """Puts data and callbacks back to where `save` found them.
+
+        Raises:
+          InputError: if the data has changed since.
+        """
+        try:
+            self.batches.load_state_dict(progress["data"])
+        except InputError as error:
+            raise InputError(f"{error}\n{start_anew(epath.Path(self.run.model_dir))}") from error
         self.ledger.load_state_dict(progress["ledger"])
         self.run.metrics.update(progress["metrics"])
         self.run.measured_at.update(progress["measured_at"])
         # By name, so that callbacks may come and go between two runs of a command.
         saved = list(progress["callbacks"])
         for callback in self.callbacks:
+            if not hasattr(callback, "load_state_dict"):
+                continue
             mine = [entry for entry in saved if entry[:-1] == _identity(callback)]
-            if mine and hasattr(callback, "load_state_dict"):
+            if mine:
                 saved.remove(mine[0])
                 callback.load_state_dict(mine[0][-1])
+            else:
+                self.run.say(f"not in the checkpoint, starts anew: {_shown(_identity(callback))}")
+        for *identity, _ in saved:
+            self.run.say(f"no longer used, its memory is dropped: {_shown(identity)}")
+
+
+def _shown(identity: Sequence[str]) -> str:
+    name, metric = identity
+    return f"{name}({metric})" if metric else name
 
 
 def _identity(callback: Callback) -> list[str]:

@@ -39,6 +39,7 @@ class Program:
       init: `seed -> TrainState`, drawn straight into its shards.
       start_from: `(params, seed) -> TrainState`, the same from given parameters, which become its
         own: what an optimizer keeps of parameters is of these, not of drawn ones.
+      extra: `params -> TrainState.extra` as it starts from these.
       step: `(state, batch) -> (state, metrics)`; donates the state; has `.lower(state, batch)`.
       state: shapes of the state, with their shardings.
       batch: shapes of the global batch, with their shardings.
@@ -46,6 +47,7 @@ class Program:
 
     init: Callable[[int], TrainState]
     start_from: Callable[[Any, int], TrainState]
+    extra: Callable[[Any], Any]
     step: Any
     state: TrainState
     batch: Mapping[str, jax.ShapeDtypeStruct]
@@ -102,9 +104,11 @@ def build(
     axes = model.axes()
     optax_optimizer = transformation(optimizer, axes)
 
+    def extra(params: Any) -> dict[str, Any]:
+        return update.extra(params) | ({"update_scale": jnp.float32(1)} if update_scale else {})
+
     def start_from(params: Any, state_key: jax.Array) -> TrainState:
-        extra = update.extra(params) | ({"update_scale": jnp.float32(1)} if update_scale else {})
-        return initial_state(params, optax_optimizer, rng=state_key, extra=extra)
+        return initial_state(params, optax_optimizer, rng=state_key, extra=extra(params))
 
     def init(params_key: jax.Array, state_key: jax.Array) -> TrainState:
         return start_from(model.init(params_key), state_key)
@@ -142,6 +146,7 @@ def build(
     return Program(
         init=lambda seed: drawn(*keys(seed)),
         start_from=lambda params, seed: started(params, keys(seed)[1]),
+        extra=jax.jit(extra, out_shardings=placed.extra),
         step=with_layout(
             step,
             layout,

@@ -1,7 +1,9 @@
 """Reads arrays out of a checkpoint by name: all of the state, or some under other names."""
 
 import difflib
+import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,12 +13,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from t5lite.errors import InputError
+from t5lite.errors import InputError, RunError
+from t5lite.training.checksums import Checksum, checksums
 
 Rule = tuple[str | None, str | None]
+_GROUP_BYTES = 2**30  # of arrays that are in memory twice while they are cast
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint that could not be written or read: a full disk, damage, a lost connection."""
 
 
@@ -75,30 +79,35 @@ def load_params(
     step_folder = find_step_folder(folder)
     prefix = f"{part}/" if part else ""
 
-    def read() -> Loaded:
-        everything = saved_arrays(step_folder)
-        saved = {n.removeprefix(prefix): a for n, a in everything.items() if n.startswith(prefix)}
-        if not saved:
-            raise InputError(f"the checkpoint {step_folder} has no {part!r}")
-        if like is None:
-            plain = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in saved.items()}
-            return Loaded(_nest(read_arrays(step_folder, plain, prefix=prefix)), (), step_folder)
-        wanted = named(like)
-        sources = _match(wanted, saved, mapping, where=f"{step_folder} ({part})")
-        renamed = {name: saved[source] for name, source in sources.items()}
-        check_same(step_folder, renamed, {name: wanted[name] for name in sources}, cast=True)
-        values, rest = dict(wanted), sources
-        while rest:  # a saved name wanted twice is read twice, as dtypes and shardings may differ
-            once = {source: name for name, source in rest.items()}
-            leaves = {source: wanted[name] for source, name in once.items()}
-            arrays = read_arrays(step_folder, leaves, prefix=prefix)
-            values |= {once[source]: array for source, array in arrays.items()}
-            rest = {name: source for name, source in rest.items() if once[source] != name}
-        fresh = tuple(name for name in wanted if name not in sources)
-        params = jax.tree.unflatten(jax.tree.structure(like), list(values.values()))
-        return Loaded(params, fresh, step_folder)
+    everything, document = read_together(step_folder, lambda: read_description(step_folder))
+    saved = {n.removeprefix(prefix): a for n, a in everything.items() if n.startswith(prefix)}
+    if not saved:
+        raise InputError(f"the checkpoint {step_folder} has no {part!r}")
+    sums = {
+        name.removeprefix(prefix): value
+        for name, value in document.get("checksums", {}).items()
+        if name.startswith(prefix)
+    }
 
-    return read_together(step_folder, read)
+    def read(wanted: Mapping[str, Any]) -> dict[str, Any]:
+        return read_checked(step_folder, wanted, saved=saved, sums=sums, prefix=prefix)
+
+    if like is None:
+        plain = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in saved.items()}
+        return Loaded(_nest(read(plain)), (), step_folder)
+    wanted = named(like)
+    sources = _match(wanted, saved, mapping, where=f"{step_folder} ({part})")
+    renamed = {name: saved[source] for name, source in sources.items()}
+    check_same(step_folder, renamed, {name: wanted[name] for name in sources}, cast=True)
+    values, rest = dict(wanted), sources
+    while rest:  # a saved name wanted twice is read twice, as dtypes and shardings may differ
+        once = {source: name for name, source in rest.items()}
+        arrays = read({source: wanted[name] for source, name in once.items()})
+        values |= {once[source]: array for source, array in arrays.items()}
+        rest = {name: source for name, source in rest.items() if once[source] != name}
+    fresh = tuple(name for name in wanted if name not in sources)
+    params = jax.tree.unflatten(jax.tree.structure(like), list(values.values()))
+    return Loaded(params, fresh, step_folder)
 
 
 def absolute(folder: epath.PathLike) -> epath.Path:
@@ -134,6 +143,112 @@ def named(tree: Any) -> dict[str, Any]:
 def saved_arrays(folder: epath.Path) -> dict[str, Any]:
     """Returns name → metadata (shape, dtype) of every array in a step folder."""
     return named(ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree)
+
+
+def write_document(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the JSON document beside a state, with its own checksum in it."""
+    plain = json.loads(json.dumps(content))  # a copy: the caller may change its own meanwhile
+    return plain | {"crc32": _crc32(plain)}
+
+
+def read_document(folder: epath.Path) -> dict[str, Any]:
+    """Reads the JSON document beside a state; empty where a folder has none.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
+    path = folder / "progress" / "metadata"
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text())
+    expected = document.pop("crc32", None)  # absent from those of older versions
+    if expected is not None and expected != _crc32(document):
+        raise ValueError(f"{path} is not what was written")
+    return document
+
+
+def read_description(folder: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns `saved_arrays` and `read_document` of a step folder.
+
+    Raises:
+      ValueError: if they are damaged.
+    """
+    saved, document = saved_arrays(folder), read_document(folder)
+    if "checksums" in document and document["checksums"].keys() != saved.keys():
+        raise ValueError("the names of the arrays are not those that were saved")
+    return saved, document
+
+
+def _crc32(document: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(document, sort_keys=True).encode())
+
+
+def read_checked(
+    folder: epath.Path,
+    wanted: Mapping[str, Any],
+    *,
+    saved: Mapping[str, Any],
+    sums: Mapping[str, Checksum],
+    prefix: str = "",
+) -> dict[str, Any]:
+    """Reads arrays on every process and compares them with their checksums.
+
+    Args:
+      folder: the step folder.
+      wanted: see `read_arrays`; floats may have another dtype than the saved ones.
+      saved: name → leaf as in the checkpoint.
+      sums: name → checksum, of those that have one.
+      prefix: see `read_arrays`.
+
+    Raises:
+      CheckpointError: if the checkpoint is damaged.
+    """
+    arrays: dict[str, Any] = {}
+    for group in _groups(wanted, saved, sums):
+        # What has a checksum is read as it was saved, and cast afterwards.
+        leaves = {
+            name: wanted[name] if name not in sums else _with_dtype(wanted[name], saved[name].dtype)
+            for name in group
+        }
+        read = read_together(
+            folder, lambda leaves=leaves: read_arrays(folder, leaves, prefix=prefix)
+        )
+        found = checksums({name: array for name, array in read.items() if name in sums})
+        read_together(folder, lambda found=found: _compare(found, sums))
+        arrays |= {name: _cast(array, wanted[name].dtype) for name, array in read.items()}
+    return {name: arrays[name] for name in wanted}
+
+
+def _compare(found: Mapping[str, Checksum], sums: Mapping[str, Checksum]) -> None:
+    differing = [name for name, value in found.items() if value != list(sums[name])]
+    if differing:
+        raise ValueError(f"{differing[0]} is not what was saved")
+
+
+def _groups(
+    wanted: Mapping[str, Any], saved: Mapping[str, Any], sums: Mapping[str, Checksum]
+) -> list[list[str]]:
+    """Divides names into those that are read at once: all, but for large ones that are cast."""
+    groups: list[list[str]] = [[]]
+    room = _GROUP_BYTES
+    for name, leaf in wanted.items():
+        if name not in sums or np.dtype(leaf.dtype) == np.dtype(saved[name].dtype):
+            groups[0].append(name)
+            continue
+        room -= np.dtype(saved[name].dtype).itemsize * int(np.prod(leaf.shape))
+        if len(groups) == 1 or room < 0:
+            groups.append([])
+            room = _GROUP_BYTES
+        groups[-1].append(name)
+    return [group for group in groups if group]
+
+
+def _with_dtype(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _cast(array: Any, dtype: Any) -> Any:
+    return array if array.dtype == dtype else array.astype(dtype)
 
 
 def read_arrays(
@@ -196,15 +311,22 @@ def check_same(
       wanted: the same, as the run has it.
       cast: whether one floating-point type may stand for another.
     """
-    lines = [
-        f"  {name}: saved {_show(saved.get(name))}, wanted {_show(wanted.get(name))}"
-        for name in {**wanted, **saved}
-        if not _same(saved.get(name), wanted.get(name), cast=cast)
-    ]
+    lines = differences(saved, wanted, cast=cast)
     if lines:
         more = [f"  and {len(lines) - 3} more"] if len(lines) > 3 else []
         heading = f"the checkpoint {folder} does not fit:"
         raise InputError("\n".join([heading, *lines[:3], *more]))
+
+
+def differences(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], *, cast: bool = False
+) -> list[str]:
+    """Returns a line for each name whose leaves differ; see `check_same`."""
+    return [
+        f"  {name}: saved {_show(saved.get(name))}, wanted {_show(wanted.get(name))}"
+        for name in {**wanted, **saved}
+        if not _same(saved.get(name), wanted.get(name), cast=cast)
+    ]
 
 
 def reason(error: Exception) -> str:

@@ -78,6 +78,15 @@ def next_learning_rate(optimizer: Optimizer, opt_state: Tree) -> jax.Array | Non
     return None if rate is None else jnp.asarray(rate, jnp.float32)
 
 
+def name_of(optimizer: Optimizer) -> str:
+    """Returns what an optimizer is called: its class or function."""
+    if isinstance(optimizer, optax.GradientTransformation):
+        return "an Optax transformation"
+    made = getattr(optimizer, "make", None)  # of FromOptax, in which another one is
+    name = getattr(optimizer, "__name__", type(optimizer).__name__)
+    return f"{name}({made.__name__})" if hasattr(made, "__name__") else name
+
+
 def initial_state(
     params: Tree,
     optimizer: optax.GradientTransformation,

@@ -21,6 +21,8 @@ class Update:
       ema_decay: of an average of the parameters, in (0, 1), used for evaluation; None for none.
       on_nan: what a NaN or infinite loss or gradient does: `stop` the run or `skip` the update. In
         both cases it never reaches the parameters.
+      max_skips: updates skipped in a row, for whatever reason, that end the run, at least 1. A loss
+        scale skips some while it falls. The count goes on over restarts.
       spike_threshold: standard deviations above the running mean of the loss, above 0, from which
         an update is skipped and its batch saved; None for never.
       spike_decay: of that mean and deviation, in (0, 1): 0.99 remembers about 100 steps.
@@ -35,6 +37,7 @@ class Update:
     clip_norm: float | None = None
     ema_decay: float | None = None
     on_nan: str = "stop"
+    max_skips: int = 100
     spike_threshold: float | None = None
     spike_decay: float = 0.99
     spike_warmup_steps: int = 100
@@ -53,6 +56,8 @@ class Update:
                 raise InputError(f"Update.{name} = {value!r}: must be in (0, 1)")
         if self.on_nan not in ("stop", "skip"):
             raise InputError(f"Update.on_nan = {self.on_nan!r}: must be 'stop' or 'skip'")
+        if not isinstance(self.max_skips, int) or self.max_skips < 1:
+            raise InputError(f"Update.max_skips = {self.max_skips!r}: at least 1")
         if not isinstance(self.spike_warmup_steps, int) or self.spike_warmup_steps < 2:
             raise InputError(f"Update.spike_warmup_steps = {self.spike_warmup_steps!r}: at least 2")
         if self.loss_scale is not None and not isinstance(self.loss_scale, LossScale):

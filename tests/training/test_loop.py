@@ -571,6 +571,27 @@ def test_skipped_updates_are_counted_and_left_out_of_the_average(tmp_path):
     assert again.lines[0][1]["train/skipped_updates"] == 3
 
 
+@pytest.mark.parametrize("kind", ["bad", "spikes"])
+def test_updates_that_are_skipped_in_a_row_end_the_run(tmp_path, kind):
+    options = {kind: range(3, 20), "stop_on_nan": False, "max_skips": 5, "steps": 20}
+    scene = make(tmp_path, checkpoint_every=2, **options)
+    with pytest.raises(NonFiniteLoss, match="step 7: the last 5 updates were all skipped") as error:
+        scene.run()
+    assert "Update.max_skips = 5" in str(error.value)
+    assert len(str(error.value).splitlines()) <= 5
+    assert scene.saved == [2, 4, 6]
+    # A restart gains no patience.
+    again = make(tmp_path, **options)
+    again.loop.load_progress(scene.memory.saved[1][1])
+    with pytest.raises(NonFiniteLoss, match="step 7: the last 5 updates"):
+        again.run(4)
+
+
+def test_an_update_between_those_that_are_skipped_begins_the_count_anew(tmp_path):
+    bad = [2, 3, 5, 6, 8, 9]
+    assert make(tmp_path, bad=bad, stop_on_nan=False, max_skips=3, steps=10).run().step == 10
+
+
 def test_a_spike_is_told_counted_and_its_batch_kept(tmp_path):
     scene = make(tmp_path, spikes=[2, 4], log_every=6)  # whatever is to be done about a NaN
     assert scene.run().step == 6

@@ -11,17 +11,19 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tiny_runs
 from tiny_runs import FAST, SPEC, STEPS, array_data, lines
 from tiny_runs import train_guarded as train
 
 from t5lite.data import Bytes
 from t5lite.errors import InputError
 from t5lite.models import override
-from t5lite.optimizers import SGD
+from t5lite.optimizers import SGD, Adafactor
 from t5lite.parallel import Layout
-from t5lite.training import JsonLines, Report, load_params
+from t5lite.training import JsonLines, Report, Update, load_params
 from t5lite.training.claims import claimed
 
+ANEW = "to start anew from its parameters: .*Checkpoints.restore_from = '"
 PROGRAM = pathlib.Path(__file__).parent.parent / "tiny_runs.py"
 
 
@@ -215,8 +217,22 @@ def contents(folder):
             r"(?s)a run of another model.*decoder.blocks.0.mlp.hidden: 24 -> 32.*and 2 more",
             id="model",
         ),
-        pytest.param({"seed": 1}, "seed was 0 and is 1", id="data position"),
-        pytest.param({"optimizer": SGD(0.1)}, "optimizer|opt_state", id="optimizer"),
+        pytest.param({"seed": 1}, f"(?s)seed was 0 and is 1.*{ANEW}", id="data position"),
+        pytest.param(
+            {"data": array_data(batch_size=16)},
+            rf"(?s)num_shards was 8 and is 16.*multiples of 8 resume with num_shards = 8.*{ANEW}",
+            id="batch size",
+        ),
+        pytest.param(
+            {"optimizer": SGD(0.1)},
+            f"(?s)the run was trained with Adafactor, now SGD.*{ANEW}",
+            id="optimizer",
+        ),
+        pytest.param(
+            {"optimizer": Adafactor(0.05, beta1=0.9, min_dim_size_to_factor=999)},
+            f"(?s)a setting of Adafactor has changed.*opt_state/.*{ANEW}",
+            id="setting",
+        ),
         pytest.param({"layout": Layout({"data": 3})}, "does not multiply", id="layout"),
         pytest.param({"callbacks": [Refusing()]}, "not with me", id="callback"),
         pytest.param({"writers": [JsonLines, Unreachable]}, "no server", id="writer"),
@@ -242,3 +258,30 @@ def test_a_second_writer_is_refused(finished):
             train(finished, steps=STEPS + 1)
         assert contents(finished) == held
     assert contents(finished) == before
+
+
+@pytest.mark.slow
+def test_averages_guards_and_callbacks_come_and_go(finished, capsys):
+    """Each step resumes the same folder with less, then with more; parameters go on as they are."""
+    tiny_runs.train(finished, steps=STEPS + 1, update=Update())
+    said = capsys.readouterr().out
+    for line in (
+        f"no longer used, dropped at step {STEPS}: ema, loss_scale, spike, update_scale",
+        "no longer used, its memory is dropped: ReduceOnPlateau(held_out/loss)",
+        f"resuming {finished} at step {STEPS}",
+    ):
+        assert line in said
+    assert not [name for name in everything(finished) if "extra" in name]
+
+    before = load_params(finished).params
+    train(finished, steps=STEPS + 2)
+    said = capsys.readouterr().out
+    for line in (
+        f"not in the checkpoint of step {STEPS + 1}, starts anew: ema, loss_scale, spike, upd",
+        "not in the checkpoint, starts anew: ReduceOnPlateau",
+    ):
+        assert line in said
+    params = load_params(finished).params
+    average = load_params(finished, part="extra/ema").params
+    for old, new, mean in zip(*map(jax.tree.leaves, (before, params, average)), strict=True):
+        np.testing.assert_allclose(mean, 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-7)
