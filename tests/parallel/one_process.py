@@ -1,12 +1,13 @@
 """One of several processes: the command line, on a run that needs no TensorFlow."""
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from tiny_runs import OBJECTIVE, SPEC, array_data
 
 from t5lite.main import main
@@ -93,7 +94,18 @@ class SavesParameters:
         return {}
 
 
+def scatter(order):
+    """Arranges devices in an order of their own, as a slice's links do."""
+
+    def create_device_mesh(shape, devices, **options):
+        return np.array([devices[at] for at in order]).reshape(shape)
+
+    mesh_utils.create_device_mesh = create_device_mesh
+
+
 if __name__ == "__main__":
+    if "DEVICE_ORDER" in os.environ:
+        scatter([int(at) for at in os.environ["DEVICE_ORDER"].split()])
     code = main(sys.argv[1:])
     assert "tensorflow" not in sys.modules
     sys.exit(code)

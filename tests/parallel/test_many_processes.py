@@ -51,6 +51,7 @@ class Processes:
         only: int | None = None,
         folders: Sequence[Path] = (),
         verb: str = "train",
+        order: str = "0 1 2 3",
         **macros: Any,
     ):
         model_dir.mkdir(exist_ok=True)
@@ -69,6 +70,7 @@ class Processes:
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
                 "JAX_NUM_CPU_DEVICES": str(4 // count),
+                "DEVICE_ORDER": order,
                 "XLA_FLAGS": "",
                 "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
             }
@@ -98,8 +100,8 @@ class Processes:
             time.sleep(0.05)
 
 
-def finish(count: int, model_dir: Path, **macros: Any) -> Processes:
-    processes = Processes(count, model_dir, **macros)
+def finish(count: int, model_dir: Path, *flags: str, **options: Any) -> Processes:
+    processes = Processes(count, model_dir, *flags, **options)
     codes = processes.wait()
     assert codes == [0] * count, [log.read_text()[-2000:] for log in processes.logs]
     return processes
@@ -127,7 +129,7 @@ def alone(tmp_path_factory) -> Path:
 
 def test_two_processes_train_as_one(alone: Path, tmp_path: Path) -> None:
     model_dir = tmp_path / "two"
-    processes = finish(2, model_dir)
+    processes = finish(2, model_dir, order="0 2 3 1")  # rows 0, 1, 6 and 7 are process 0's
     assert_close(model_dir, alone)
     assert "on 4 devices" in processes.said(0)
     assert "step 8/8" in processes.said(0)
@@ -176,6 +178,14 @@ def test_a_run_goes_on_with_other_numbers_of_processes(alone: Path, tmp_path: Pa
     finish(2, model_dir, STEPS=3)
     finish(4, model_dir, STEPS=6)
     finish(1, model_dir)
+    assert_close(model_dir, alone)
+
+
+@pytest.mark.slow
+def test_processes_that_hold_the_same_rows_train_as_one(alone: Path, tmp_path: Path) -> None:
+    model_dir, mesh = tmp_path / "shared", "--gin.t5lite.parallel.Layout.mesh"
+    finish(2, model_dir, f'{mesh}={{"data": 2, "tensor": 2}}', order="0 2 3 1", STEPS=4)
+    finish(4, model_dir, f'{mesh}={{"data": 2, "seq": 2}}', order="0 2 3 1")
     assert_close(model_dir, alone)
 
 
