@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import t5lite
 from t5lite.commands import flags
-from t5lite.errors import InputError, unknown
+from t5lite.errors import InputError, RunError, unknown
 
 COMMANDS = {
     "train": "train a model from a configuration, or resume a run",
@@ -76,8 +76,8 @@ def _say(error: BaseException, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     bad_input = isinstance(error, InputError)
-    message = str(error) if bad_input else _failure(error)
-    print(_shortened(f"t5lite: {message}"), file=sys.stderr)
+    message = _shortened(f"t5lite: {error}", _ERROR_LINES) if bad_input else _failure(error)
+    print(message, file=sys.stderr)
     return 2 if bad_input else 1
 
 
@@ -234,21 +234,26 @@ def _help() -> str:
 
 
 def _failure(error: BaseException) -> str:
-    """Returns one line for an error that is not the user's, and where its traceback is."""
-    first_line = (str(error).strip() or "no message").splitlines()[0]
+    """Returns what went wrong without the user's doing, and where its traceback is.
+
+    Of an error that is not one of ours a line is enough: the rest is for those who read the code.
+    """
+    text = str(error).strip() or "no message"
+    message = text if isinstance(error, RunError) else text.splitlines()[0]
     path = _kept("".join(traceback.format_exception(error)))
     hint = f"traceback: {path} (or add --debug)" if path else "add --debug to see the traceback"
-    return f"failed: {type(error).__name__}: {first_line}\n  {hint}"
+    message = _shortened(f"t5lite: failed: {type(error).__name__}: {message}", _ERROR_LINES - 1)
+    return f"{message}\n  {hint}"
 
 
-def _shortened(message: str) -> str:
-    """Returns a message in few lines, the last of which says where the rest is."""
+def _shortened(message: str, num_lines: int) -> str:
+    """Returns a message in few lines: its first ones, where all are, and its last, the advice."""
     lines = message.splitlines()
-    if len(lines) <= _ERROR_LINES:
+    if len(lines) <= num_lines:
         return message
     path = _kept(message + "\n")
     rest = f"all {len(lines)} lines: {path}" if path else "add --debug to see the rest"
-    return "\n".join([*lines[: _ERROR_LINES - 1], f"  {rest}"])
+    return "\n".join([*lines[: num_lines - 2], f"  {rest}", lines[-1]])
 
 
 def _kept(text: str) -> str | None:

@@ -15,10 +15,23 @@ import pytest
 import t5lite
 from t5lite import configuration, errors, main
 from t5lite.configuration import source
-from t5lite.errors import InputError
+from t5lite.data.sources import NoSplit
+from t5lite.errors import InputError, RunError
+from t5lite.training import CheckpointError, NonFiniteLoss
 
 ROOT = os.path.dirname(os.path.dirname(t5lite.__file__))
 HEADER = "from __gin__ import dynamic_registration\nimport test_main\n"
+
+
+# Of each class with a message of several lines, the last of which says what to do.
+ERRORS = {
+    "short": InputError("labels: 3 classes\nset num_classes to 3"),
+    "long": InputError("\n".join(["no such names", *"abcdefgh", "map them, as ADVICE says"])),
+    "no split": NoSplit("no split 'test'\nchoose one of train, validation"),
+    "checkpoint": CheckpointError("step 5 could not be saved\nstep 4 is intact\nmake room"),
+    "loss": NonFiniteLoss("step 5: loss nan\nthe update was not applied\nlower the rate"),
+    "run": RunError("\n".join(["it ended", *"abcdefgh", "do this"])),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,8 @@ class Optimizer:
 
 
 def train(steps, *, optimizer=None, model_dir="runs", fail=None):
+    if fail in ERRORS:
+        raise ERRORS[fail]
     if fail:
         raise {"bad": InputError("model_dir='/x' cannot be written"), "stop": SystemExit(143)}.get(
             fail
@@ -326,6 +341,19 @@ def test_a_failure_is_one_line_and_keeps_its_traceback(here, capsys):
     (kept,) = here.glob("t5lite-*.txt")
     assert str(kept) in second
     assert "the second" in kept.read_text()
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_the_advice_of_an_error_is_shown(here, capsys, kind):
+    write(here, "run.gin", f"test_main.train.steps = 1\ntest_main.train.fail = {kind!r}\n")
+    error = ERRORS[kind]
+    assert main.main(["train", "--gin_file=run.gin"]) == (2 if isinstance(error, InputError) else 1)
+    printed = capsys.readouterr().err.splitlines()
+    first, *_, advice = str(error).splitlines()
+    assert printed[0].endswith(first)
+    assert any(advice in line for line in printed)
+    assert "In call to" not in "".join(printed)
+    assert len(printed) <= 5
 
 
 @pytest.mark.parametrize(("fail", "code"), [("'bug'", 1), ("'bad'", 2), ("3", 1)])

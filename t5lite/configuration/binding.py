@@ -79,8 +79,16 @@ class Configuration:
         elif calls[0] != name and isinstance(error, TypeError | ValueError):
             message = f"{calls[0]} refused its arguments: {type(error).__name__}: {message}"
         elif not _raised_by_gin(error):
-            return error
+            return _before_gin(error)
         return at(self.source.place_of(calls[0], message), InputError(message))
+
+
+def _before_gin(error: BaseException) -> Any:
+    """Returns an exception without the lines that gin appends: those make it one of a subclass."""
+    inner = error.__context__
+    if error.__suppress_context__ and inner is not None and type(inner) in type(error).__bases__:
+        return _before_gin(inner)
+    return error
 
 
 def parse(
