@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from t5lite.commands.run_folder import (
     last_saved,
     one_writer,
 )
+from t5lite.commands.settings import check_settings, learning_rate, notes, rate_change
 from t5lite.data.batches import merge_states
 from t5lite.data.files import check_folder
 from t5lite.data.labels import Labels, check_labels, load_labels
@@ -64,6 +66,7 @@ from t5lite.training.restore import (
 )
 from t5lite.training.state import Optimizer, name_of
 from t5lite.training.step import counted
+from t5lite.training.stopping import check_watched
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
@@ -153,6 +156,7 @@ def train(
     the_model, mesh = Model(spec, compute), make_mesh(layout)
     objective = fit(objective, the_model)
     check(the_model, objective, data=data, log_every=log_every, callbacks=callbacks)
+    check_settings(duration, callbacks, profile)
     check_start(checkpoints, the_model, objective, data.labels())
     program = build(
         the_model,
@@ -224,11 +228,18 @@ def train(
             flops=step_flops(spec, objective, program.batch),
             profiler=profiler,
             log_every=log_every,
+            learning_rate=learning_rate(optimizer),
             stop_on_nan=update.on_nan == "stop",
             max_skips=update.max_skips,
         )
+        warnings = notes(
+            duration, callbacks, checkpoints=checkpoints, optimizer=optimizer, update=update
+        )
         if restored:
             loop.load_progress(restored.progress)
+            saved, now = restored.progress.get("learning_rate"), learning_rate(optimizer)(state)
+            warnings = itertools.chain(warnings, rate_change(saved, now, step=restored.step))
+        check_watched(callbacks, run_, best=checkpoints.best)
         run_.writers.check()
         facts = {
             "headline": title,
@@ -242,6 +253,8 @@ def train(
 
         # It is accepted: from here on its folder changes.
         if loop.begin(state):
+            for warning in warnings:
+                say(f"note: {warning}")
             checkpointer.make_writable(claim.check if claim else None)
             if claim:
                 config = operative_config() if operative_config else None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.evaluation.metrics import Means, Sums, collect
+from t5lite.evaluation.metrics import Sums, collect
+from t5lite.interop.batching import check_count
 
 _TERM = "term "  # sets a term's sums apart from a metric of the same name
 _MAX_EXPONENT = 700.0  # exp of more overflows
@@ -38,6 +39,10 @@ class HeldOut:
         default=None, init=False, repr=False, compare=False
     )
 
+    def __post_init__(self) -> None:
+        if self.max_batches is not None:
+            check_count("HeldOut.max_batches", self.max_batches)
+
     def check(self, run: Any) -> None:
         """Raises an InputError, before the first step, if there is nothing to evaluate on."""
         # Whole batches, whichever part of them is this process's: all must come to one verdict.
@@ -49,6 +54,12 @@ class HeldOut:
             "fill it, or remove HeldOut from the callbacks"
         )
 
+    def metric_names(self, run: Any) -> set[str]:
+        """Returns the names of the metrics that it measures, without computing them."""
+        shapes = run.data.batch_shapes(run.objective)
+        sums = jax.eval_shape(_sums(run.objective, run.model), run.model.shapes(), shapes)
+        return {f"{self.prefix}/{name}" for name in _summary(dict.fromkeys(sums, 0.0))}
+
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Returns the held-out metrics of `state`.
 
@@ -58,7 +69,7 @@ class HeldOut:
         if self._compiled is None or self._compiled[0] is not run:
             self._compiled = run, run.jit(_sums(run.objective, run.model))
         means = collect(self._dispatched(run, state, self._compiled[1]))
-        metrics = _summary(means)
+        metrics = _summary(means.means())
         if not any(weight for _, weight in means.totals.values()):
             raise InputError(
                 f"{self.prefix}: the validation split gave no targets; fill it, lower the batch "
@@ -93,10 +104,9 @@ def _sums(objective: Any, model: Any) -> Callable:
     return sums
 
 
-def _summary(means: Means) -> dict[str, float]:
-    found = means.means()
-    terms = {name[len(_TERM) :]: v for name, v in found.items() if name.startswith(_TERM)}
-    metrics = {name: v for name, v in found.items() if not name.startswith(_TERM)}
+def _summary(means: Mapping[str, float]) -> dict[str, float]:
+    terms = {name[len(_TERM) :]: v for name, v in means.items() if name.startswith(_TERM)}
+    metrics = {name: v for name, v in means.items() if not name.startswith(_TERM)}
     if not terms:
         return metrics
     summary = {"loss": sum(terms.values()), **terms, **metrics}

@@ -11,6 +11,7 @@ from t5lite.errors import InputError
 from t5lite.evaluation import rows
 from t5lite.evaluation.text import readable, shorten, show
 from t5lite.interop import answer
+from t5lite.interop.batching import check_count
 
 
 class Sample(NamedTuple):
@@ -48,6 +49,10 @@ class Samples:
         default=None, init=False, repr=False, compare=False
     )
 
+    def __post_init__(self) -> None:
+        for name in ("num_examples", "prompt_length"):
+            check_count(f"Samples.{name}", getattr(self, name))
+
     def check(self, run: Any) -> None:
         """Raises an InputError, before the first step, if there is nothing that writes text."""
         if run.model.topology == "encoder":
@@ -57,6 +62,11 @@ class Samples:
                 f"Samples: {type(run.objective).__name__} does not train to write text; remove "
                 "Samples from the callbacks"
             )
+
+    def metric_names(self, run: Any) -> set[str]:
+        """Returns the name of the metric that it measures."""
+        del run
+        return {f"{self.prefix}/exact_match"}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Shows samples of `state` and returns the share of exact matches.

@@ -23,6 +23,7 @@ from t5lite.evaluation.spans import (
 )
 from t5lite.evaluation.text import show
 from t5lite.interop import answer
+from t5lite.interop.batching import check_count
 from t5lite.objectives import chunked_cross_entropy, merge, spans
 
 _CHUNK_LENGTH = 16  # places of which the logits are in memory at once
@@ -73,9 +74,19 @@ class SpanFilling:
         default=None, init=False, repr=False, compare=False
     )
 
+    def __post_init__(self) -> None:
+        for name in ("top", "max_spans", "num_examples", "num_train_examples"):
+            check_count(f"SpanFilling.{name}", getattr(self, name))
+
     def check(self, run: Any) -> None:
         """Reads the examples, before the first step rather than after the last."""
         self._prepared = self._prepare(run)
+
+    def metric_names(self, run: Any) -> set[str]:
+        """Returns the names of the metrics that it measures."""
+        del run
+        names = ("loss", "unigram", "shuffled_inputs", "margin")
+        return {f"{self.prefix}/{name}" for name in names}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Measures `state`, prints a table and filled-in sentences, and returns the metrics.

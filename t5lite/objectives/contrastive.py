@@ -29,7 +29,7 @@ class Contrastive(Understanding):
 
     Similarity is the dot product of the head's embeddings. Under microbatches the other texts are
     those of the microbatch, and the loss is the mean over microbatches: fewer negatives, an easier
-    task. Rows that fill a batch are nobody's negatives.
+    task. Padding rows are excluded from the negatives.
 
     Attributes:
       temperature: what similarities are divided by, > 0.
@@ -41,6 +41,7 @@ class Contrastive(Understanding):
 
     features: ClassVar[tuple[str, ...]] = ("inputs", "targets")
     head: ClassVar[str] = "embedding"
+    min_rows: ClassVar[int] = 2  # the other rows are a row's negatives
 
     temperature: float = 0.05
     symmetric: bool = True

@@ -5,6 +5,11 @@ is T5X's: the rate is multiplied by `min(1, step / warmup_steps)`, so step 0 get
 `warmup_steps` is the first to get the full rate, and `warmup_steps=0` means none. After
 `total_steps` a rate stays where it ended.
 
+A run that is resumed with a higher TRAIN_STEPS has another schedule, if that is its `total_steps`:
+`linear` and `cosine` are higher at every step than before, and a run that had come to their end
+goes on with a jump, which `train` says. A run that may be extended needs `wsd`, whose rate before
+its fall does not depend on `total_steps`, or `constant` or `rsqrt`.
+
 A schedule takes a Python int or an int32 scalar, traced or not.
 """
 

@@ -35,8 +35,10 @@ class Callback(Protocol):
     It may return held-out metrics, which go to the writers, to later callbacks and to the choice of
     the best checkpoint; or a `Stop`. What it must remember over a restart goes through the optional
     methods `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`. An optional `check(run)`
-    is called before the first step, to refuse then what would fail hours later; a `Stop` from it
-    ends the run there. One that sets `run.update_scale`, by which all later updates are multiplied,
+    is called before anything is written, to refuse then what would fail hours later; a `Stop` from
+    it ends the run there. An optional `metric_names(run) -> set[str]` lists the metrics that it may
+    return, so that a misspelt one is refused where another callback or `Checkpoints.best` watches
+    it. One that sets `run.update_scale`, by which all later updates are multiplied,
     says so with `scales_updates = True`.
     """
 

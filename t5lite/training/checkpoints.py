@@ -374,7 +374,7 @@ class _Retention:
             return
         if best in metrics:
             self._scores[step] = metrics[best]
-        elif not self._told:
+        elif not self._told and not self._scores:
             self._told = True
             near = nearest(best, metrics)
             self._warn(f"Checkpoints.best = {best!r}: no such metric at step {step}{near}")

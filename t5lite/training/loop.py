@@ -59,6 +59,8 @@ class Loop:
       flops: of one step, for display.
       profiler: traces chosen steps; None for none.
       log_every: steps between two lines of metrics.
+      learning_rate: state → learning rate of its next update, saved to be compared on resume; None
+        if unknown.
       data_state: gives the data position of all hosts together; None if there is only this one.
       stop_on_nan: whether a NaN ends the run.
       max_skips: updates skipped in a row that end the run.
@@ -76,6 +78,7 @@ class Loop:
     flops: float = 0.0
     profiler: Profiler | None = None
     log_every: int = 10
+    learning_rate: Callable[[TrainState], float | None] | None = None
     data_state: Callable[[], dict[str, Any]] | None = None
     stop_on_nan: bool = True
     max_skips: int = 100
@@ -242,6 +245,7 @@ class Loop:
             "ledger": self.ledger.state_dict(),
             "metrics": self.run.metrics,
             "measured_at": self.run.measured_at,
+            "learning_rate": self.learning_rate(state) if self.learning_rate else None,
             "callbacks": [
                 [*_identity(callback), callback.state_dict()]
                 for callback in self.callbacks

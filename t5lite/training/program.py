@@ -101,6 +101,14 @@ def build(
         layout, mesh, {k: (s[0] // update.num_microbatches, *s[1:]) for k, s in shapes.items()}
     )
 
+    min_rows = getattr(objective, "min_rows", 1)
+    if rows // update.num_microbatches < min_rows:
+        raise InputError(
+            f"batch size {rows}, Update.num_microbatches = {update.num_microbatches}: "
+            f"{type(objective).__name__} compares the rows of a microbatch with each other and "
+            f"needs at least {min_rows}; increase the batch size"
+        )
+
     axes = model.axes()
     optax_optimizer = transformation(optimizer, axes)
 

@@ -56,6 +56,7 @@ def load_params(
         (r"classifier/.*", None)        wanted, but not restored: stays as `like` has it
         (None, r"decoder/.*")           saved, but not wanted: left out
 
+    A rule that matches no name at all is an error, as it is misspelt.
     Several wanted names may be read from one saved name.
 
     Args:
@@ -70,7 +71,7 @@ def load_params(
 
     Raises:
       InputError: if there is no checkpoint, if names are missing on either side (all are listed,
-        with the nearest ones), or if shapes differ.
+        with the nearest ones), if a rule matches none, or if shapes differ.
       CheckpointError: if the checkpoint is damaged.
     """
     check_mapping(mapping)
@@ -346,9 +347,9 @@ def _match(
     wanted: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule], *, where: str
 ) -> dict[str, str]:
     """Returns wanted name → saved name of all that are to be restored."""
+    wanted, saved = list(wanted), set(saved)
     targets = {name: source_of(name, mapping) for name in wanted}
     sources = {name: source for name, source in targets.items() if source is not None}
-    saved = set(saved)
     left_out = [pattern for side, pattern in mapping if side is None and pattern is not None]
     missing = [
         (name if source == name else f"{name} (as {source})") + nearest(source, saved)
@@ -360,13 +361,21 @@ def _match(
         for name in sorted(saved.difference(sources.values()))
         if not any(re.fullmatch(pattern, name) for pattern in left_out)
     ]
-    if missing or unused:
+    idle = [rule for rule in mapping if not _matches(rule, wanted, saved)]
+    if missing or unused or idle:
         lines = [f"the names do not fit the checkpoint {where}"]
+        lines += [f"restore_mapping, matching no name: {', '.join(map(str, idle))}"] if idle else []
         lines += [f"wanted, not saved: {', '.join(missing)}"] if missing else []
         lines += [f"saved, not wanted: {', '.join(unused)}"] if unused else []
         lines += ['map them: ("wanted", "saved"), ("wanted", None) or (None, "saved")']
         raise InputError("\n".join(lines))
     return sources
+
+
+def _matches(rule: Rule, wanted: Iterable[str], saved: Iterable[str]) -> bool:
+    """Whether a rule is about any name at all: its pattern is for saved names, or wanted ones."""
+    side, names = (rule[1], saved) if rule[0] is None else (rule[0], wanted)
+    return any(re.fullmatch(side or "", name) for name in names)
 
 
 def source_of(name: str, mapping: Sequence[Rule]) -> str | None:

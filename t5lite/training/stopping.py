@@ -2,18 +2,19 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from t5lite.errors import InputError, unknown
-from t5lite.training.callbacks import Run, Stop
+from t5lite.training.callbacks import Callback, Run, Stop
 
 
 @dataclasses.dataclass(kw_only=True)
 class Watch:
     """Follows a metric that another callback measures.
 
-    It looks at every new measurement once, at the steps when both are due: give `every` a multiple
-    of the other's, and put it behind the other in `callbacks`.
+    It looks at every new measurement once, at the steps when both are due: `every` must be a
+    multiple of the other's, and it comes after the other in `callbacks`; see `check_watched`.
 
     Args:
       metric: its name.
@@ -167,3 +168,59 @@ class ReduceOnPlateau(Watch):
         super().load_state_dict(state)
         if state.get("metric") == self.metric:
             self._cooling = state["cooling"]
+
+
+def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None = None) -> None:
+    """Refuses to watch a metric that nothing measures, or that is measured at other steps.
+
+    Metrics of callbacks without `metric_names` are only known once they are measured, so with such
+    a callback any name may be right.
+
+    Args:
+      callbacks: of the run.
+      run: what they are given.
+      best: `Checkpoints.best`.
+
+    Raises:
+      InputError: naming the nearest metrics, or the period that would do.
+    """
+    watching: list[tuple[str, str, int | None]] = [
+        (f"{type(each).__name__}.metric", each.metric, place)
+        for place, each in enumerate(callbacks)
+        if isinstance(each, Watch)
+    ]
+    watching += [("Checkpoints.best", best, None)] if best is not None else []
+    if not watching:
+        return
+    known = {
+        name: place
+        for place, callback in enumerate(callbacks)
+        if hasattr(callback, "metric_names")
+        for name in callback.metric_names(run)
+    }
+    tell = [isinstance(each, Watch) or hasattr(each, "metric_names") for each in callbacks]
+    for field, metric, place in watching:
+        if metric in known:
+            if place is not None:
+                _check_meeting(callbacks, place, known[metric])
+        elif all(tell):
+            hint = unknown("metric", metric, known) if known else "no callback measures any"
+            raise InputError(
+                f"{field} = {metric!r}: {hint}\nwatch one that a callback of this run measures, "
+                "or add the callback, such as @t5lite.evaluation.HeldOut()"
+            )
+
+
+def _check_meeting(callbacks: Sequence[Callback], watching: int, measuring: int) -> None:
+    """Raises an InputError unless every look comes right after a measurement; takes two places."""
+    watch, other = callbacks[watching], callbacks[measuring]
+    name, measures = type(watch).__name__, f"{type(other).__name__} measures {watch.metric}"
+    if watch.every % other.every:
+        raise InputError(
+            f"{name}.every = {watch.every}: {measures} every {other.every} steps; "
+            f"set a multiple of {other.every}"
+        )
+    if watching < measuring:
+        raise InputError(
+            f"train.callbacks: {measures} after {name} has looked at it; put {name} last"
+        )

@@ -199,6 +199,22 @@ def test_the_newest_and_the_best_stay_also_over_a_restart(tmp_path, mode, best):
         assert_same(checkpointer.restore_step(best, abstract(make_state())).state, make_state(best))
 
 
+@pytest.mark.parametrize(("mode", "values"), [("min", (2.5, 3.0)), ("max", (3.5, 3.0))])
+def test_best_is_better_than_every_checkpoint(tmp_path, mode, values):
+    better, equal = values
+    config = Checkpoints(keep=1, best="loss", best_mode=mode)
+    with config.open(tmp_path) as checkpointer:
+        assert checkpointer.is_best({"loss": 9.0})
+        assert not checkpointer.is_best({})
+        checkpointer.save(1, make_state(1), progress={}, metrics={"loss": 3.0})
+    with config.open(tmp_path, writable=False) as checkpointer:  # of an earlier run, too
+        assert checkpointer.is_best({"loss": better})
+        assert not checkpointer.is_best({"loss": equal})
+        assert not checkpointer.is_best({"loss": float("nan")})
+    with Checkpoints().open(tmp_path, writable=False) as checkpointer:
+        assert not checkpointer.is_best({"loss": better})
+
+
 def test_without_a_best_metric_only_the_newest_stay(tmp_path):
     folder = save_steps(tmp_path, *range(1, 6), keep=2)
     assert sorted(path.name for path in folder.iterdir()) == ["4", "5"]

@@ -189,6 +189,18 @@ def test_callbacks_are_due_every_so_often_and_at_the_end_in_order(tmp_path):
     assert turns == ["a 2", "b 3", "a 4", "b 6", "a 6", "b 7", "a 7"]
 
 
+def test_the_best_measurement_so_far_is_saved_when_it_is_made(tmp_path):
+    measured = {step: {"best": float(step in (2, 5))} for step in range(1, 8)}
+    options = {"steps": 7, "checkpoint_every": 3, "learning_rate": lambda state: state.step / 10}
+    scene = make(tmp_path, callbacks=[Each("measure", 1, measured)], **options)
+    scene.run()
+    assert scene.saved == [2, 3, 5, 6, 7]
+    assert scene.memory.saved[0][-1] == {"best": 1.0}
+    assert [progress["learning_rate"] for _, progress, _ in scene.memory.saved] == [
+        step / 10 for step in scene.saved
+    ]
+
+
 def test_everything_due_happens_before_the_next_step_and_saving_comes_last(tmp_path):
     scene = make(tmp_path, steps=5, callbacks=[Each("a", 2)], checkpoint_every=4)
     scene.run()

@@ -20,7 +20,7 @@ from t5lite.errors import InputError
 from t5lite.models import override
 from t5lite.optimizers import SGD, Adafactor
 from t5lite.parallel import Layout
-from t5lite.training import JsonLines, Report, Update, load_params
+from t5lite.training import EarlyStopping, JsonLines, Report, Update, load_params
 from t5lite.training.claims import claimed
 
 ANEW = "to start anew from its parameters: .*Checkpoints.restore_from = '"
@@ -235,6 +235,11 @@ def contents(folder):
         ),
         pytest.param({"layout": Layout({"data": 3})}, "does not multiply", id="layout"),
         pytest.param({"callbacks": [Refusing()]}, "not with me", id="callback"),
+        pytest.param(
+            {"callbacks": [EarlyStopping(metric="held_out/los", patience=1, every=2)]},
+            "did you mean held_out/loss",
+            id="watched metric",
+        ),
         pytest.param({"writers": [JsonLines, Unreachable]}, "no server", id="writer"),
         pytest.param({"writers": [JsonLines, Report]}, "holds report.html", id="file"),
         pytest.param({"data": array_data(vocab=Bytes())}, "only 32 embeddings", id="vocabulary"),

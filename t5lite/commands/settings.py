@@ -1,0 +1,126 @@
+"""Settings of a run that are valid one by one, but not together: refused, or said before step 1."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+
+from t5lite.errors import InputError
+from t5lite.training import Callback, Checkpoints, Duration, Profile, Update
+from t5lite.training.state import Optimizer, TrainState, next_learning_rate
+from t5lite.training.stopping import Watch
+
+_LARGER_IS_BETTER = ("accuracy", "exact_match", "f1", "bleu", "rouge", "recall", "precision")
+_SMALLER_IS_BETTER = ("loss", "perplexity", "cross_entropy", "error", "mse")
+
+
+def check_settings(
+    duration: Duration, callbacks: Sequence[Callback], profile: Profile | None
+) -> None:
+    """Refuses settings that would have no effect, or hide each other's.
+
+    Raises:
+      InputError: naming both settings.
+    """
+    prefixes: dict[str, Callback] = {}
+    for callback in callbacks:
+        prefix = getattr(callback, "prefix", None)
+        if isinstance(prefix, str) and prefixes.setdefault(prefix, callback) is not callback:
+            names = f"{type(prefixes[prefix]).__name__} and {type(callback).__name__}"
+            raise InputError(
+                f"train.callbacks: {names} have the same prefix, {prefix!r}, "
+                "and hide each other's metrics; give each its own"
+            )
+    if profile is not None and duration.steps is not None and profile.steps[0] > duration.steps:
+        raise InputError(
+            f"Profile.steps = {profile.steps}: the run ends at train.steps = {duration.steps}, "
+            "before the first of them; begin earlier"
+        )
+
+
+def notes(
+    duration: Duration,
+    callbacks: Sequence[Callback],
+    *,
+    checkpoints: Checkpoints,
+    optimizer: Optimizer,
+    update: Update,
+) -> Iterator[str]:
+    """Yields what is legitimate, but more often a mistake that makes a run useless."""
+    steps = duration.steps
+    watched = [(type(each).__name__, "mode", each) for each in callbacks if isinstance(each, Watch)]
+    for name, mode, each in watched:
+        yield from _wrong_way(f"{name}.{mode}", each.metric, each.mode)
+        if steps is not None and -(-steps // each.every) <= each.patience:
+            yield (
+                f"{name}.patience = {each.patience} has no effect: every = {each.every} gives "
+                f"{-(-steps // each.every)} measurements in {steps} steps, the first of which is "
+                "the one to beat"
+            )
+    if checkpoints.best is not None:
+        yield from _wrong_way("Checkpoints.best_mode", checkpoints.best, checkpoints.best_mode)
+    if steps is None:
+        return
+    if update.spike_threshold is not None and update.spike_warmup_steps >= steps:
+        yield (
+            f"Update.spike_threshold has no effect: spike_warmup_steps = "
+            f"{update.spike_warmup_steps} of the run's {steps} steps"
+        )
+    yield from _of_schedule(optimizer, steps)
+
+
+def _wrong_way(field: str, metric: str, mode: str) -> Iterator[str]:
+    name = metric.rpartition("/")[2]
+    wrong = _LARGER_IS_BETTER if mode == "min" else _SMALLER_IS_BETTER
+    if name.startswith(wrong) or name.endswith(wrong):
+        extreme = "smallest" if mode == "min" else "largest"
+        yield f"{field} = {mode!r}: the {extreme} {metric} counts as the best"
+
+
+def _of_schedule(optimizer: Optimizer, steps: int) -> Iterator[str]:
+    """Yields what is odd about a learning rate at the end of a run."""
+    schedule = getattr(optimizer, "learning_rate", None)
+    if not callable(schedule) or steps < 2:
+        return
+    with jax.numpy_dtype_promotion("standard"):
+        before, last = (float(schedule(step)) for step in (steps - 2, steps - 1))
+    if before == last == 0:
+        yield (
+            f"the learning rate is 0 before the run ends, at step {steps}: its schedule is shorter "
+            "(total_steps), and the last steps change nothing"
+        )
+    elif last > before:
+        yield (
+            f"the learning rate still rises, to {last:.3g}, when the run ends, at step {steps}: "
+            "its warm-up is longer"
+        )
+
+
+def learning_rate(optimizer: Optimizer) -> Callable[[TrainState], float | None]:
+    """Returns state → learning rate of the next update; None where the optimizer does not tell."""
+
+    def of_state(state: TrainState) -> float | None:
+        # On the host: the arrays of a state may lie on several, its counts on each.
+        counts = jax.tree.map(
+            lambda leaf: jax.device_get(leaf) if leaf.ndim == 0 else leaf, state.opt_state
+        )
+        rate = next_learning_rate(optimizer, counts)
+        return None if rate is None else float(rate)
+
+    return of_state
+
+
+def rate_change(saved: float | None, now: float | None, *, step: int) -> Iterator[str]:
+    """Yields a warning if a run would resume with another learning rate than it had.
+
+    Args:
+      saved: of the next update, when the checkpoint was written; None if unknown.
+      now: the same by the schedule of this run.
+      step: of the checkpoint.
+    """
+    if saved is None or now is None or abs(now - saved) <= 0.01 * max(abs(now), abs(saved)):
+        return
+    times = f", {now / saved:.3g} times that" if saved else ""
+    yield (
+        f"the learning rate at step {step} was {saved:.3g} and is now {now:.3g}{times}: another "
+        "schedule than before, or one for another number of steps (total_steps, TRAIN_STEPS)"
+    )
