@@ -11,7 +11,7 @@ from t5lite.commands.flags import EARLY_STOPPING, OPTIONS
 from t5lite.data.columns import Text
 from t5lite.data.file_source import Shots, most_shots
 from t5lite.data.readers import Line, Row
-from t5lite.data.tables import Hashes, Scan, hash_of
+from t5lite.data.tables import Hashes, hash_of, scan
 from t5lite.data.templates import SHOTS, Template
 from t5lite.errors import InputError
 
@@ -87,15 +87,15 @@ def _with_shots(template: Template, path: str, count: int) -> Prompts:
     def hashes(row: Row) -> Hashes:  # a question is never told beside itself
         return Hashes(*[hash_of(row, slots)] * 3)
 
-    scan = Scan([file], {"shot": Text(shot)}, lambda *_: "train", hashes=hashes)
-    if scan.num_broken:
-        raise InputError(f"--examples={path}: {scan.broken()}")
-    most = most_shots(**scan.tables)
+    index = scan([file], {"shot": Text(shot)}, lambda *_: "train", hashes=hashes)
+    if index.num_broken:
+        raise InputError(f"--examples={path}: {index.broken()}")
+    most = most_shots(**index.tables)
     if not 1 <= count <= most:
         raise InputError(
             f"--shots={count}: must be 1..{most}, one less than there are different examples"
         )
-    shots = Shots(scan.tables["train"], count=count, template=shot, hashes=hashes)
+    shots = Shots(index.tables["train"], count=count, template=shot, hashes=hashes)
     made_of = hashlib.sha256(f"{file.digest} {count}".encode()).hexdigest()
     return Prompts(template, shots, made_of)
 

@@ -12,16 +12,16 @@ import numpy as np
 from t5lite.data.batches import Objective
 from t5lite.data.columns import Answer, Class, Column, Side, Tags, Text, as_column
 from t5lite.data.file_source import FileSource, Shots, most_shots
+from t5lite.data.index_cache import cached_index
 from t5lite.data.labels import Labels
 from t5lite.data.pipeline import _Data
 from t5lite.data.readers import DataFile, Row, file_id, find_files, format_of
 from t5lite.data.sources import NoSplit, Source
-from t5lite.data.tables import Hashes, Scan, Table, hash_of
+from t5lite.data.tables import SPLITS, Hashes, Index, Table, hash_of, scan
 from t5lite.data.templates import SHOTS, Template
 from t5lite.data.vocabularies import Vocabulary, open_vocabulary
 from t5lite.errors import InputError, unknown
 
-SPLITS = ("train", "validation")
 _SHOWN = 5  # classes
 _CHECKED = 1000  # rows whose answers are looked for
 
@@ -107,19 +107,18 @@ class FileData(_Data):
 
     def describe(self) -> str:
         """Returns the files, the rows of each split, the classes, and what was left out."""
-        scan, names = self._scan, self._paths[0]
+        index, names = self._index, self._paths[0]
         more = f" and {len(names) - 1} more files" if len(names) > 1 else ""
-        train, validation = (len(scan.tables[split]) for split in SPLITS)
+        train, validation = (len(index.tables[split]) for split in SPLITS)
         how = "by hash" if self.validation_files is None else "from validation_files"
         lines = [f"{names[0]}{more}: {train:,} rows to train on, {validation:,} to test ({how})"]
-        tested, trained = (scan.tables[split].hashes for split in ("validation", "train"))
-        if shared := np.isin(tested.content, trained.content).sum():
+        if index.num_shared:
             fix = (
                 f"but for columns that no feature reads; set split_by = {self._columns_read}"
                 if self.validation_files is None
                 else "as far as features read them"
             )
-            lines.append(f"{shared:,} of the rows to test are also trained on, {fix}")
+            lines.append(f"{index.num_shared:,} of the rows to test are also trained on, {fix}")
         for feature, counts in self.class_counts("train").items():
             common = sorted(counts.items(), key=lambda item: -item[1])[:_SHOWN]
             listed = ", ".join(f"{name} {count:,}" for name, count in common)
@@ -130,8 +129,8 @@ class FileData(_Data):
                 f"{cut:,} answers of the first {_CHECKED:,} rows are past the length: they "
                 "train as no answer"
             )
-        if scan.num_broken:
-            lines.append(f"skipped: {scan.broken()}")
+        if index.num_broken:
+            lines.append(f"skipped: {index.broken()}")
         if self._repeated:
             name, first = next(iter(self._repeated.items()))
             more = f" and {len(self._repeated) - 1:,} more" if len(self._repeated) > 1 else ""
@@ -147,7 +146,7 @@ class FileData(_Data):
         self._table(split)
         return {
             column.features(feature)[-1]: {
-                name: self._scan.classes[split][feature].get(name, (0, ""))[0]
+                name: self._index.classes[split][feature].get(name, (0, ""))[0]
                 for name in column.classes
             }
             for feature, column in self._columns.items()
@@ -206,17 +205,17 @@ class FileData(_Data):
         return train, validation
 
     @functools.cached_property
-    def _scan(self) -> Scan:
+    def _index(self) -> Index:
         """The rows of all files, found and checked; those to train on in the order of hashes."""
         train, validation = self._paths
         files = [
-            DataFile(
-                path,
-                format_of(path, self.format),
-                self.column_names,
-                self.quotes,
-                self.skip_spaces,
-            )
+            {
+                "path": path,
+                "format": format_of(path, self.format),
+                "column_names": self.column_names,
+                "quotes": self.quotes,
+                "skip_spaces": self.skip_spaces,
+            }
             for path in (*train, *validation)
         ]
         columns = {name: as_column(name, value) for name, value in self.features.items()}
@@ -232,17 +231,23 @@ class FileData(_Data):
                 return "train" if number < len(train) else "validation"
             return "validation" if hashes.group / 2**64 < self.validation_share else "train"
 
-        extra = [SHOTS] if self.shots else []
-        scan = Scan(files, columns, side, hashes=self._hashes_of, extra=extra)
-        if scan.num_broken and self.bad_lines == "stop":
-            raise InputError(f"{scan.broken()}\nfix them, or set FileData.bad_lines = 'skip'")
-        scan.tables["train"].sort()
-        if self.shots and self.shots > (most := most_shots(**scan.tables)):
+        def scanned(opened: Sequence[DataFile]) -> Index:
+            extra = [SHOTS] if self.shots else []
+            return scan(opened, columns, side, hashes=self._hashes_of, extra=extra, by_hash=True)
+
+        splits = [len(train), len(validation), self.validation_share, self._split_by]
+        # What a column of a user's own does, only its code says.
+        known = all(type(column).__module__ == Column.__module__ for column in columns.values())
+        recipe = repr([columns, splits, self.shots]) if known else None
+        index = cached_index(files, recipe, scanned)
+        if index.num_broken and self.bad_lines == "stop":
+            raise InputError(f"{index.broken()}\nfix them, or set FileData.bad_lines = 'skip'")
+        if self.shots and self.shots > (most := most_shots(**index.tables)):
             raise InputError(
                 f"shots = {self.shots}: must be at most {most}, the number of different training "
                 "rows that may stand beside any row: not of its own split_by"
             )
-        return scan
+        return index
 
     @functools.cached_property
     def _columns_read(self) -> list[str]:
@@ -251,16 +256,16 @@ class FileData(_Data):
         return sorted({read for column in columns for read in column.columns_read()} - {SHOTS})
 
     def _hashes_of(self, row: Row) -> Hashes:
-        whole, split_by = hash_of(row), self._split_by
-        group = whole if split_by is None else hash_of(row, split_by)
-        return Hashes(whole, hash_of(row, self._columns_read), group)
+        whole, read, split_by = hash_of(row), self._columns_read, self._split_by
+        content = whole if row.keys() == set(read) else hash_of(row, read)
+        return Hashes(whole, content, whole if split_by is None else hash_of(row, split_by))
 
     @functools.cached_property
     def _columns(self) -> dict[str, Column]:
         """What makes each feature, its classes known."""
         columns = {}
         for feature, value in self.features.items():
-            found = {split: self._scan.classes[split][feature] for split in SPLITS}
+            found = {split: self._index.classes[split][feature] for split in SPLITS}
             given = as_column(feature, value)
             columns[feature] = column = given.with_classes(found["train"])
             for split in SPLITS:
@@ -278,7 +283,7 @@ class FileData(_Data):
     def _digest(self) -> str:
         """Hex digest of everything that decides the examples: content and settings."""
         settings = [
-            [self._scan.tables["train"].digest, self._vocabulary.fingerprint],
+            [self._index.digest, self._vocabulary.fingerprint],
             {name: repr(column) for name, column in self._columns.items()},
             [self.validation_files is None, self.validation_share, self._split_by],
             [self.bad_lines, self.shots, self.shot],
@@ -297,9 +302,9 @@ class FileData(_Data):
         """
         if split not in SPLITS:
             raise unknown("split of FileData", split, SPLITS)
-        table = self._scan.tables[split]
+        table = self._index.tables[split]
         if not len(table):
-            count = len(self._scan.tables["train"])
+            count = len(self._index.tables["train"])
             fix = (
                 f"validation_share {self.validation_share} of {count:,} rows left none; raise it, "
                 "or name validation_files"
@@ -335,7 +340,7 @@ class FileData(_Data):
     def _source(self, split: str, table: Table, wanted: Sequence[str]) -> "FileSource":
         shots = None
         if self.shots and self.shot is not None:
-            train = self._scan.tables["train"]
+            train = self._index.tables["train"]
             template = Template(self.shot)
             shots = Shots(train, count=self.shots, template=template, hashes=self._hashes_of)
         columns = {
@@ -365,7 +370,7 @@ class FileData(_Data):
 
     def _num_cut_answers(self) -> int:
         """Returns how many of the first training rows have an answer past the length."""
-        table = self._scan.tables["train"]
+        table = self._index.tables["train"]
         rows = table.read(range(min(_CHECKED, len(table))))
         count = 0
         for feature, column in self._columns.items():

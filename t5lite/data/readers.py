@@ -140,6 +140,20 @@ def format_of(path: str, format: str | None) -> str:
     return _ENDINGS[ending]
 
 
+class Facts(NamedTuple):
+    """What a scan finds out about a file.
+
+    Attributes:
+      columns: all of them.
+      digest: hex digest of the content, and of how it is read.
+      lines: the file that the rows' places are in: itself, or what was made of it in the cache.
+    """
+
+    columns: tuple[str, ...]
+    digest: str
+    lines: str
+
+
 @dataclasses.dataclass
 class DataFile:
     """One file: scanned once from start to end, and then read row by row.
@@ -150,6 +164,7 @@ class DataFile:
       column_names: of CSV and TSV; None: the first line has them.
       quotes: whether fields of CSV and TSV may be in double quotes.
       skip_spaces: whether spaces at the start of their fields are left out, as in `a, "b, c"`.
+      facts: what a scan found; None before the first.
     """
 
     path: str
@@ -157,12 +172,17 @@ class DataFile:
     column_names: Sequence[str] | None = None
     quotes: bool = True
     skip_spaces: bool = False
+    facts: Facts | None = None
 
     def __post_init__(self) -> None:
-        self._stat = _identity(self.path)
-        self._lines = _as_lines(self.path, self.format)  # where the lines are, perhaps in the cache
-        self.columns: tuple[str, ...] = ()
-        self.digest = ""
+        self._status = status_of(self.path)
+        self._lines = self.facts.lines if self.facts else _as_lines(self.path, self.format)
+        self.columns = self.facts.columns if self.facts else ()
+
+    @property
+    def digest(self) -> str:
+        """That of the facts; empty before the first scan."""
+        return self.facts.digest if self.facts else ""
 
     @property
     def num_bytes(self) -> int:
@@ -170,7 +190,7 @@ class DataFile:
         return os.path.getsize(self._lines)
 
     def scan(self) -> Iterator[Line]:
-        """Yields every row, good or broken, and sets `columns` (all, at the end) and `digest`.
+        """Yields every row, good or broken, and sets `columns` (all, at the end) and `facts`.
 
         Raises:
           InputError: if there is no line of column names, or they are not names.
@@ -182,7 +202,7 @@ class DataFile:
         content = hashlib.sha256((options + " skip_spaces" * self.skip_spaces).encode())
         with open(self._lines, "rb") as file:
             yield from scanners.get(self.format, self._scan_json)(_Lines(file, content))
-        self.digest = content.hexdigest()
+        self.facts = Facts(self.columns, content.hexdigest(), self._lines)
         self._check_unchanged()
 
     def read(self, places: Sequence[tuple[int, int]]) -> list[Row]:
@@ -205,7 +225,7 @@ class DataFile:
         return [_parsed(text) for text in raw]
 
     def _check_unchanged(self) -> None:
-        if _identity(self.path) != self._stat:
+        if status_of(self.path) != self._status:
             raise InputError(
                 f"{self.path} has changed since this job began to read it; restore it, or start "
                 "a new run on the new file"
@@ -367,7 +387,8 @@ def _checked_names(fields: list[str], where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _identity(path: str) -> tuple[int, int]:
+def status_of(path: str) -> tuple[int, int]:
+    """Returns what changes when a file does: its size, and its time of change in nanoseconds."""
     try:
         status = os.stat(path)
     except OSError as error:
