@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    **dict.fromkeys(["errors", "platforms"], 0),
+    **dict.fromkeys(["errors", "framing", "platforms"], 0),
     **dict.fromkeys(["layers", "objectives", "optimizers", "data", "parallel", "decoding"], 1),
     **dict.fromkeys(["models", "training"], 2),
     "interop": 3,
@@ -21,7 +21,8 @@ FLOORS = {
     "commands": 5,
     **dict.fromkeys(["main", "configuration", "__init__"], 6),
 }
-ONLY = {"models": {"layers"}, "training": {"parallel"}}  # what else they may see, beside errors
+EVERYWHERE = {"errors", "framing"}
+ONLY = {"models": {"layers"}, "training": {"parallel"}}  # what else they may see
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "tfds", "grain"}
 TENSORFLOW_ROOMS = {"data", "objectives", "evaluation", "corpus"}
 GIN_ROOMS = {"main", "configuration"}
@@ -82,7 +83,7 @@ def problems(room: str, module: tuple[str, ...], top_level: bool) -> Iterator[st
     if library != "t5lite":
         return
     target = module[1] if len(module) > 1 and module[1] in FLOORS else "__init__"
-    seen = {room, "errors"} | ONLY.get(room, {name for name in FLOORS if above(room, name)})
+    seen = {room, *EVERYWHERE} | ONLY.get(room, {name for name in FLOORS if above(room, name)})
     if target not in seen and not (FLOORS[room] == 6 and FLOORS[target] == 6):
         yield f"{room} imports {target}"
 

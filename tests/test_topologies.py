@@ -10,6 +10,7 @@ import pytest
 
 from t5lite import data, layers, models, objectives, training
 from t5lite.errors import InputError
+from t5lite.framing import Frame
 
 VOCAB, LENGTH, ROWS, STEPS = 64, 12, 16, 30
 
@@ -18,6 +19,7 @@ class Words:
     """A vocabulary by the protocol: ids are words, the last ones sentinels."""
 
     eos_id, unk_id, size, num_sentinels = 1, 2, VOCAB, 8
+    frame = target_frame = Frame(after=(1,))
 
     def sentinel(self, index):
         return self.size - 1 - index
@@ -204,6 +206,32 @@ def test_a_missing_head_is_named_with_the_spec_to_add(name):
         objectives.fit(objective, models.Model(spec_of(topology, heads=others)))
     (spec,) = (type(head).__name__ for head in HEADS if head.kind == objective.head)
     assert f"layers.{spec}(" in str(error.value)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_decoder_sees_later_inputs_only_where_that_is_chosen(bidirectional):
+    """By gradient: of the hidden state of each token with respect to each token's embedding."""
+    model, params = model_of("decoder"), state_of("decoder").params
+    chosen = {"bidirectional_inputs": True} if bidirectional else {}
+    objective = objectives.fit(objectives.Seq2Seq(**chosen), model)
+    inputs, targets = np.arange(10, 16, dtype=np.int32), np.arange(20, 24, dtype=np.int32)
+    row = objectives.join_pair({"inputs": inputs, "targets": targets})
+    batch = objective.batch({name: values[None] for name, values in row.items()})
+    assert ("decoder_causal_attention" in batch) == bidirectional
+
+    @jax.jit
+    @jax.jacrev
+    def dependence(table):
+        read = {**params, "token_embedding": {"embedding": table}}
+        return model.hidden(read, batch)[0][0].sum(axis=-1)
+
+    (read,) = batch["decoder_input_tokens"]  # each token once: its row of the table is its own
+    depends = np.abs(dependence(params["token_embedding"]["embedding"])[:, read]).sum(-1) > 0
+    place = np.arange(read.size)
+    expected = place[None] <= place[:, None]
+    if bidirectional:
+        expected |= (place <= inputs.size)[None] & (place <= inputs.size)[:, None]
+    np.testing.assert_array_equal(depends, expected)
 
 
 @pytest.mark.parametrize("name", ["CausalLM", "PrefixLM", "Seq2Seq"])

@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     done = steps(arguments, loaded.spec, loaded.params, loaded.vocabulary, inputs)
     for text, spec, params, vocabulary in done:  # noqa: B007 - the last ones are saved
         print(f"{text}: {described(spec, params)}")
+    same_texts = (spec.topology, vocabulary) == (loaded.spec.topology, loaded.vocabulary)
     with Bar("writing") as bar:
         interop.save(
             arguments.target,
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             kind=arguments.to,
             vocabulary=vocabulary,
             labels=loaded.labels if spec.heads == loaded.spec.heads else {},
+            prompts=loaded.trained_prompts if same_texts else None,
             progress=bar,
         )
     print(f"written to {arguments.target}")

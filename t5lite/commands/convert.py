@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             kind=target,
             vocabulary=loaded.vocabulary,
             labels=loaded.labels,
+            prompts=loaded.trained_prompts,
             step=loaded.step or 0,
             scanned=arguments.scanned,
             progress=bar,

@@ -16,6 +16,7 @@ from t5lite.data.files import write_whole
 from t5lite.data.labels import load_labels
 from t5lite.errors import InputError
 from t5lite.interop import Loaded, load, locate
+from t5lite.interop.prompts import as_trained, read_prompts
 from t5lite.models import ComputeSpec, Model, ModelSpec, preset
 from t5lite.objectives import fit
 from t5lite.parallel import Layout, check_batch, make_mesh
@@ -85,6 +86,8 @@ def evaluate(
     objective = fit(objective, the_model)
     labels = load_labels(found.home)
     data = data.with_labels(labels)
+    prompts = read_prompts(found.home, data.vocabulary(), topology=spec.topology)
+    objective = as_trained(objective, prompts)
     check(the_model, objective, data=data, log_every=1, callbacks=callbacks)
     check_described(found.home, spec, data.vocabulary(), data.labels())
     shapes = data.batch_shapes(objective)

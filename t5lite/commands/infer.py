@@ -135,7 +135,9 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
         )
 
     from t5lite.commands.train import train
-    from t5lite.evaluation.rows import prompt_of
+    from t5lite.evaluation.rows import prompt_of, sees_both_ways
+    from t5lite.interop import open_model
+    from t5lite.interop.prompts import as_trained
     from t5lite.models import Model, preset
     from t5lite.objectives import fit
 
@@ -144,7 +146,8 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
         if name not in bound:
             raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
     spec = preset(bound["model"]) if isinstance(bound["model"], str) else bound["model"]
-    objective, data = fit(bound["objective"], Model(spec)), bound["data"]
+    model_dir, data = arguments.model_dir or bound["model_dir"], bound["data"]
+    objective = as_trained(fit(bound["objective"], Model(spec)), open_model(model_dir).prompts)
     vocabulary, split = data.vocabulary(), arguments.split or "validation"
     if spec.topology == "encoder" or vocabulary is None:
         raise InputError(
@@ -160,13 +163,15 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
         row = {"inputs": vocabulary.decode(given), "targets": vocabulary.decode(target)}
         lines.append(Line(number, 0, 0, row))
         ids[number] = given.tolist()
-    prefixed = spec.topology == "decoder" and "prefix" in examples[0]
+    prompt = None
+    if spec.topology == "decoder":
+        prompt = "prefix" if sees_both_ways(objective, examples[0]) else "continue"
     return Source(
         lambda: iter(lines),
         len(lines),
         hashlib.sha256(repr(ids).encode()).hexdigest(),
-        arguments.model_dir or bound["model_dir"],
-        "prefix" if prefixed else None,
+        model_dir,
+        prompt,
         ids,
     )
 

@@ -12,13 +12,15 @@ from etils import epath
 from t5lite.data.files import write_whole
 from t5lite.data.labels import Labels, check_labels, load_labels, save_labels
 from t5lite.errors import InputError
+from t5lite.interop.prompts import save_prompts
 from t5lite.models import ModelSpec, differences, load_spec, save_spec
+from t5lite.objectives import Prompts
 from t5lite.parallel import gather
 from t5lite.training.claims import Claim, claimed
 from t5lite.training.report import describe_run, is_report, read_facts
 from t5lite.training.restore import saved_steps
 
-_FILES = ("run.json", "model.json", "vocabulary", "labels.json", "config.gin")
+_FILES = ("run.json", "model.json", "vocabulary", "labels.json", "prompts.json", "config.gin")
 # Of runs that were begun before `run.json` listed its files.
 _EARLIER_FILES = {*_FILES, "metrics.jsonl", "texts.jsonl", "report.html", "mlflow_run_id"}
 
@@ -103,6 +105,7 @@ def describe(
     config: str | None,
     of_writers: Sequence[str],
     facts: Mapping[str, Any],
+    prompts: Prompts | None = None,
 ) -> None:
     """Writes what a checkpoint needs to be understood without its configuration.
 
@@ -115,6 +118,7 @@ def describe(
       config: text of `config.gin`; None for none.
       of_writers: names of the files that the writers of metrics will write.
       facts: what else `run.json` says, see `describe_run`.
+      prompts: how the trained model is prompted; None: it is not, or that is unknown.
     """
     # First: it says which files are the run's own.
     files = sorted(_own_files(folder).union(_FILES, of_writers))
@@ -128,6 +132,7 @@ def describe(
     if vocabulary is not None and (old is None or old.fingerprint != vocabulary.fingerprint):
         vocabulary.save(folder / "vocabulary")
     save_labels(folder, data.labels())
+    save_prompts(folder, prompts)
     text, target = (config or "").encode(), folder / "config.gin"
     if config is not None and not (target.exists() and target.read_bytes() == text):
         write_whole(target, text)

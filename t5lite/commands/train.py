@@ -26,6 +26,7 @@ from t5lite.data.batches import merge_states
 from t5lite.data.files import check_folder
 from t5lite.data.labels import Labels, check_labels, load_labels
 from t5lite.errors import InputError
+from t5lite.interop.prompts import check_prompts, prompts_of, read_prompts
 from t5lite.models import (
     ComputeSpec,
     Model,
@@ -187,6 +188,8 @@ def train(
         check_files(folder, files)
         if saved_steps(folder):  # a run without a checkpoint may begin anew as another one
             check_described(folder, spec, data.vocabulary(), data.labels())
+            known = read_prompts(folder, data.vocabulary(), topology=spec.topology)
+            check_prompts(objective, known, where=f"the run in {folder}")
 
         # Where it starts: a checkpoint of its own, another run's parameters, or the initialisers.
         checkpointer = stack.enter_context(
@@ -258,7 +261,15 @@ def train(
             checkpointer.make_writable(claim.check if claim else None)
             if claim:
                 config = operative_config() if operative_config else None
-                describe(folder, spec, data, config=config, of_writers=files, facts=facts)
+                describe(
+                    folder,
+                    spec,
+                    data,
+                    config=config,
+                    of_writers=files,
+                    facts=facts,
+                    prompts=prompts_of(objective, data),
+                )
             run_.writers.rewind(int(state.step))
             state = loop.train(state)
     return Trained(state, run_.metrics, the_model)

@@ -1,6 +1,7 @@
 """SentencePiece models whose pieces have other ids than the model file's: XLM-R's, Marian's …"""
 
 import copy
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +14,11 @@ from t5lite.data.vocabularies import (
     open_sentencepiece,
     pieces_with_offsets,
     read_file,
-    until_eos,
+    text_ids,
     write_description,
 )
 from t5lite.errors import InputError
+from t5lite.framing import Frame
 
 _MODEL, _TARGET_MODEL, _IDS = "sentencepiece.model", "target.model", "ids.json"
 
@@ -104,15 +106,18 @@ class MappedSentencePiece(Vocabulary):
         ids = code + self._ids_of([piece.piece for piece in pieces])
         return ids, [(0, at)] * len(code) + [(at + begin, at + end) for begin, end in offsets]
 
-    def frame(self, ids: Sequence[int]) -> list[int]:
-        before, after = (
-            [self.ids[token] for token in self._options[side]] for side in ("before", "after")
+    @functools.cached_property
+    def frame(self) -> Frame:
+        return Frame(
+            *(
+                tuple(self.ids[token] for token in self._options[side])
+                for side in ("before", "after")
+            )
         )
-        return [*before, *ids, *after]
 
     def decode(self, ids: Iterable[int]) -> str:
         unknown = self._pieces[self.unk_id]
-        kept = (token for token in until_eos(self, ids) if token != self.pad_id)
+        kept = (token for token in text_ids(self, ids) if token != self.pad_id)
         pieces = [self._pieces.get(token, unknown) for token in kept]
         # Pieces that only the other model has come back as they are, with their mark of a space.
         return self._processors[-1].decode_pieces(pieces).removeprefix("▁").replace("▁", " ")

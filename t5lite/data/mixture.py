@@ -117,6 +117,11 @@ class MixtureData(_Data):
                     classes[name] = classes.get(name, 0) + count
         return total
 
+    def add_eos(self) -> dict[str, bool]:
+        """Returns whether each feature ends with EOS, as the first part that says so has it."""
+        parts = reversed(self._parts.values())
+        return {name: ends for part in parts for name, ends in part.add_eos().items()}
+
     def labels(self) -> dict[str, list[str]]:
         """Returns the labels of the parts, which number them alike where batches are made."""
         return {

@@ -48,6 +48,10 @@ class PackedData(_Data):
         """
         return self._vocabulary
 
+    def add_eos(self) -> dict[str, bool]:
+        """Returns what the data said from which the cache was made."""
+        return dict(self._description.get("add_eos", {}))
+
     def describe(self) -> str:
         """Returns the size of the cache, and what it was made from."""
         train = self._description["passes"]["train"]

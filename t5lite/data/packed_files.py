@@ -160,6 +160,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} has format {version!r}, this version reads {FORMAT}; write the cache again"
         )
+    if isinstance(made_by := description.get("objective"), dict):  # older ones list None as well
+        description["objective"] = {k: v for k, v in made_by.items() if v is not None}
     if missing := sorted(_KEYS - description.keys()):
         raise InputError(f"{path} is damaged: it lacks {missing}; write the cache again")
     return description
@@ -203,8 +205,8 @@ def widened(rows: Rows, which: Any) -> dict[str, np.ndarray]:
 def identity(objective: Any) -> dict[str, Any]:
     """Returns what of an objective decides the rows it prepares, as JSON.
 
-    Its class and, of a dataclass, the fields, without those that `loss_fields` names: they concern
-    the loss alone.
+    Its class and, of a dataclass, the fields that are not None, without those that `loss_fields`
+    names: they concern the loss alone.
     """
     fields = {}
     if dataclasses.is_dataclass(objective):
@@ -212,7 +214,7 @@ def identity(objective: Any) -> dict[str, Any]:
         fields = {
             field.name: getattr(objective, field.name)
             for field in dataclasses.fields(objective)
-            if field.name not in loss_fields
+            if field.name not in loss_fields and getattr(objective, field.name) is not None
         }
     return {"class": type(objective).__qualname__} | json.loads(json.dumps(fields, default=repr))
 

@@ -77,6 +77,7 @@ def write_packed(
             "format": packed_files.FORMAT,
             "objective": packed_files.identity(objective),
             "vocabulary": vocabulary and vocabulary.fingerprint,
+            "add_eos": data.add_eos(),
             "lengths": dict(data.lengths),
             "rows": lengths,
             "pack": data._packs(objective),

@@ -107,6 +107,10 @@ class _Data:
             f"num_shards to {fitting}, or to a multiple that divides batch_size {self.batch_size}"
         )
 
+    def add_eos(self) -> dict[str, bool]:
+        """Returns whether each feature ends with EOS, as a SeqIO task says; {} where none does."""
+        return {}
+
     def labels(self) -> dict[str, list[str]]:
         """Returns the names of each label feature's labels, in the order of their ids."""
         return {}
@@ -298,8 +302,11 @@ class _Data:
         """Whether rows need segment ids because 0, which fills them up, is a token too."""
         return bool(getattr(self.vocabulary(), "zero_is_token", False))
 
-    def _prepare(self, objective: Objective) -> Prepare:
+    def _prepare(self, objective: Objective, source: Source | None = None) -> Prepare:
         vocabulary = self.vocabulary()
+        bind, add_eos = getattr(objective, "for_features", None), getattr(source, "add_eos", None)
+        if bind is not None and add_eos is not None:
+            objective = bind(add_eos)
 
         def prepare(examples: Iterator[Example], rng: np.random.Generator) -> Iterator[Example]:
             return objective.prepare(examples, lengths=self.lengths, vocabulary=vocabulary, rng=rng)
@@ -316,10 +323,14 @@ class _Data:
         num_shards: int = 1,
     ) -> Stream:
         """Returns a shard's training examples, pass after pass, drawn at the sources' rates."""
-        prepare = self._prepare(objective)
         streams = [
             ExampleStream(
-                source, prepare, shard=shard, num_shards=num_shards, seed=seed, window=self.window
+                source,
+                self._prepare(objective, source),
+                shard=shard,
+                num_shards=num_shards,
+                seed=seed,
+                window=self.window,
             )
             for source, _ in sources
         ]
@@ -336,10 +347,14 @@ class _Data:
         seed: int,
     ) -> Stream:
         """Returns one pass over whole sources, taking turns."""
-        prepare = self._prepare(objective)
         streams = [
             ExampleStream(
-                source, prepare, seed=seed, window=self.window, shuffle=shuffle, repeat=False
+                source,
+                self._prepare(objective, source),
+                seed=seed,
+                window=self.window,
+                shuffle=shuffle,
+                repeat=False,
             )
             for source, _ in sources
         ]

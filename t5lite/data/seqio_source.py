@@ -60,6 +60,7 @@ class SeqioSource:
         use_cached: bool = False,
     ):
         self.name = f"{task.name}:{split}"
+        self.add_eos = {name: each.add_eos for name, each in task.output_features.items()}
         self._task, self._split, self._lengths = task, split, sequence_length
         if split not in task.splits:
             raise InputError(

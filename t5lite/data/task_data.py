@@ -53,6 +53,14 @@ class TaskData(_Data):
 
         return describe(self.provider)
 
+    def add_eos(self) -> dict[str, bool]:
+        """Returns `seqio.Feature.add_eos` of each feature, of the first task that has it."""
+        return {
+            name: feature.add_eos
+            for task in reversed(self._tasks)
+            for name, feature in task.output_features.items()
+        }
+
     def num_examples(self, split: str) -> int | None:
         """Returns how many examples a split has, of all tasks; None if a source does not say."""
         counts = [

@@ -1,8 +1,8 @@
 """SeqIO tasks by name: those that come with t5lite, and anybody's.
 
-The built-in tasks give token ids WITHOUT an end-of-sequence id (`add_eos=False`): an objective adds
-its own. Tasks written for T5X often end with `seqio.preprocessors.append_eos`, which is as well:
-an objective never adds a second one.
+The built-in tasks give token ids without EOS, which the objective adds: `Seq2Seq` to the features
+with `seqio.Feature.add_eos`, objectives of texts always. Tasks written for T5X often end with
+`seqio.preprocessors.append_eos`, which is as well: an objective never adds a second one.
 
 | task | features | vocabulary |
 |---|---|---|
@@ -99,12 +99,14 @@ def _add(name: str, read: Callable[[str], dict[str, list[str]]], sizes: dict[str
         return tf.data.Dataset.from_tensor_slices(read(split))
 
     vocabulary = Bytes() if name.endswith("_bytes") else python_docs_vocabulary()
-    feature = seqio.Feature(vocabulary.as_seqio(), add_eos=False)
+    columns = read(python_docs.SPLITS[0])
+    # Of a pair both sides end with EOS; how a text alone ends is the objective's to say.
+    feature = seqio.Feature(vocabulary.as_seqio(), add_eos="inputs" in columns)
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=list(sizes), num_input_examples=sizes),
         preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()],
-        output_features=dict.fromkeys(read(python_docs.SPLITS[0]), feature),
+        output_features=dict.fromkeys(columns, feature),
     )
 
 

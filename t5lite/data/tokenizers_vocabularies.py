@@ -18,10 +18,11 @@ from t5lite.data.vocabularies import (
     Vocabulary,
     fingerprint_of,
     read_file,
-    until_eos,
+    text_ids,
     write_description,
 )
 from t5lite.errors import InputError, unknown
+from t5lite.framing import Frame
 
 _EOS = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "[EOS]", "[SEP]")
 _MASKS = ("[MASK]", "<mask>")
@@ -78,9 +79,9 @@ class _Tokenizer(Vocabulary):
         if not own:
             _add_sentinels(tokenizer, num_sentinels, first_id=num_tokens)
         self.eos_id = self._eos(eos)
-        before, after = self._around
+        before, has_template = self.frame.before, tokenizer.post_processor is not None
         self.bos_id = self._first_of(_STARTS if bos is None else [bos])
-        if bos is None and (before or after):  # the template knows
+        if bos is None and has_template and self.frame.size:
             self.bos_id = before[0] if before else None
         self.mask_id = self._first_of(_MASKS if mask is None else [mask])
         unk = getattr(tokenizer.model, "unk_token", None)
@@ -114,30 +115,24 @@ class _Tokenizer(Vocabulary):
         found = self._tokenizer.encode(text, add_special_tokens=False)
         return [token + self.offset for token in found.ids], list(found.offsets)
 
-    def frame(self, ids: Sequence[int]) -> list[int]:
-        if self._tokenizer.post_processor is None:
-            return [*ids, self.eos_id]
-        before, after = self._around
-        return [*before, *ids, *after]
-
     @functools.cached_property
-    def _around(self) -> tuple[list[int], list[int]]:
-        """What the file's template puts before and behind a text."""
+    def frame(self) -> Frame:
+        """The special tokens of the file's template; of a file without one, EOS after a text."""
         if self._tokenizer.post_processor is None:
-            return [], []
+            return Frame(after=(self.eos_id,))
         pieces = (self._tokenizer.decode([token]) for token in range(self.size))
         for text in itertools.chain(["a", "0"], pieces):
             if inside := self._tokenizer.encode(text, add_special_tokens=False).ids:
                 break
         framed = self._tokenizer.encode(text).ids
         (start, *_) = (at for at in range(len(framed)) if framed[at : at + len(inside)] == inside)
-        shifted = [token + self.offset for token in framed]
-        return shifted[:start], shifted[start + len(inside) :]
+        shifted = tuple(token + self.offset for token in framed)
+        return Frame(shifted[:start], shifted[start + len(inside) :])
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [
             token - self.offset
-            for token in until_eos(self, ids)
+            for token in text_ids(self, ids)
             if 0 <= token < self.size and token != self.pad_id
         ]
         return self._tokenizer.decode(known, skip_special_tokens=False)

@@ -18,6 +18,7 @@ from t5lite.data import files
 from t5lite.data.files import as_path, decode_text, write_whole
 from t5lite.data.importing import import_seqio
 from t5lite.errors import InputError, unknown
+from t5lite.framing import Frame
 
 _FORMAT = 1
 _DESCRIPTION, _MODEL = "vocabulary.json", "sentencepiece.model"
@@ -68,16 +69,24 @@ class Vocabulary(Protocol):
             "need; give it encode_with_offsets, or use another vocabulary"
         )
 
-    def frame(self, ids: Sequence[int]) -> list[int]:
-        """Returns the ids of a whole text as a model reads it as input: here, EOS behind them.
+    @functools.cached_property
+    def frame(self) -> Frame:
+        """The special tokens around a text that a model reads; by default EOS after it.
 
-        Args:
-          ids: of the text, as `encode` returns them.
+        `frame(ids)` is a text as a model reads it, in training as in inference.
         """
-        return [*ids, self.eos_id]
+        return Frame(after=(self.eos_id,))
+
+    @functools.cached_property
+    def target_frame(self) -> Frame:
+        """The special tokens around a text that a decoder learns to write, which EOS ends."""
+        return Frame(self.frame.before, (self.eos_id,))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text up to EOS; padding vanishes, sentinels show as `<extra_id_N>`."""
+        """Returns the text, without the special tokens in front of it and up to EOS.
+
+        Padding vanishes, sentinels show as `<extra_id_N>`.
+        """
         ...
 
     def piece(self, token_id: int) -> str:
@@ -164,7 +173,7 @@ class SentencePiece(Vocabulary):
         return [piece.id for piece in pieces], offsets
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = (token if 0 <= token < self.size else self.unk_id for token in until_eos(self, ids))
+        known = (token if 0 <= token < self.size else self.unk_id for token in text_ids(self, ids))
         return self._processor.decode([token for token in known if token != self.pad_id])
 
     def piece(self, token_id: int) -> str:
@@ -223,7 +232,7 @@ class Bytes(Vocabulary):
 
     def decode(self, ids: Iterable[int]) -> str:
         text = bytearray()
-        for token in until_eos(self, ids):
+        for token in text_ids(self, ids):
             if 3 <= token < 259:
                 text.append(token - 3)
             elif 259 <= token < self.size:
@@ -504,9 +513,12 @@ def read_file(path: Any, what: str) -> bytes:
         raise InputError(f"cannot read the {what} {path}: {error}") from error
 
 
-def until_eos(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
-    """Returns the ids before the first EOS, as plain integers."""
+def text_ids(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
+    """Returns the ids of the text itself: without its frame's first tokens, and up to EOS."""
     tokens = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).tolist()
+    for token in vocabulary.frame.before:
+        if tokens[:1] == [token]:
+            del tokens[0]
     return tokens[: tokens.index(vocabulary.eos_id)] if vocabulary.eos_id in tokens else tokens
 
 

@@ -79,6 +79,11 @@ def prompt_of(example: Example, *, prompt_length: int) -> tuple[np.ndarray, np.n
     return targets[:given], targets[given:]
 
 
+def sees_both_ways(objective: Any, example: Example) -> bool:
+    """Whether a decoder sees what it is given of a prepared example in both directions."""
+    return "prefix" in example and getattr(objective, "bidirectional_inputs", True)
+
+
 def answers(
     run: Any, answer_fn: Callable, params: Any, prompts: Sequence[np.ndarray], *, prefix: bool
 ) -> list[np.ndarray]:

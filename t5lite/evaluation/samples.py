@@ -83,7 +83,7 @@ class Samples:
             answer_fn,
             run.params(state),
             [given for given, _ in divided],
-            prefix="prefix" in held_out[0],
+            prefix=rows.sees_both_ways(run.objective, held_out[0]),
         )
         text_of = functools.partial(readable, vocabulary=run.data.vocabulary())
         found = [

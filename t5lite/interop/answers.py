@@ -9,8 +9,6 @@ import numpy as np
 
 from t5lite.decoding import Generated, Settings, generate
 
-PROMPTS = ("inputs", "continue", "prefix")  # what a text is to a model: see `Loaded.generate`
-
 
 def prompt_batch(
     topology: str,

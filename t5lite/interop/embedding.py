@@ -45,7 +45,7 @@ class Embedder:
             )
         if self.max_length is not None:
             check_count("max_length", self.max_length)
-            around, room = len(vocabulary.frame([])), self._positions
+            around, room = vocabulary.frame.size, self._positions
             if self.max_length <= around or (room is not None and self.max_length > room):
                 most = "" if room is None else f" and at most {room}, the model's positions"
                 raise InputError(
@@ -67,18 +67,16 @@ class Embedder:
         if not isinstance(text, str):
             raise InputError(f"{text!r} is not a text")
         vocabulary: Any = self.loaded.vocabulary
-        ids, around = vocabulary.encode(text), len(vocabulary.frame([]))
+        ids, frame = vocabulary.encode(text), vocabulary.frame
         room = self._positions if self.max_length is None else self.max_length
-        if room is not None and len(ids) > room - around:
-            if not self.truncate:
-                raise InputError(
-                    f"a text of {len(ids) + around} tokens: there is room for {room}; "
-                    "shorten it, or set truncate=True"
-                )
-            ids = ids[: room - around]
-        if not ids and not around:
+        if room is not None and len(ids) + frame.size > room and not self.truncate:
+            raise InputError(
+                f"a text of {len(ids) + frame.size} tokens: there is room for {room}; "
+                "shorten it, or set truncate=True"
+            )
+        if not ids and not frame.size:
             raise InputError("the text is empty: it has no token to embed")
-        return vocabulary.frame(ids)
+        return frame(ids, room)
 
     def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
         """Returns the vectors of texts, `[len(texts), size]` float32."""

@@ -35,6 +35,7 @@ class Foreign:
       vocabulary: of its token ids; None where there is none.
       step: updates done; None where it is not said.
       labels: names of what a head's outputs mean, by label feature, in order; {} for none.
+      prompts: how the model was prompted in training, which other libraries do not say.
     """
 
     spec: ModelSpec
@@ -45,6 +46,7 @@ class Foreign:
     vocabulary: Vocabulary | None = None
     step: int | None = None
     labels: Labels = dataclasses.field(default_factory=dict)
+    prompts: None = None
 
     def replace(self, **changes: Any) -> "Foreign":
         """Returns the same checkpoint with some of this changed."""

@@ -17,10 +17,11 @@ from t5lite.decoding import (
     pack_sequences,
 )
 from t5lite.errors import InputError, unknown
-from t5lite.interop.answers import PROMPTS, prompt_batch
+from t5lite.interop.answers import prompt_batch
 from t5lite.interop.batching import bucket, by_size, check_count, num_rows, padded, power_of_two
 from t5lite.interop.gaps import encode, fill_in
 from t5lite.interop.options import Options
+from t5lite.objectives import PROMPTS, Prompt
 from t5lite.objectives.masked_lm import mask_of
 
 if TYPE_CHECKING:
@@ -81,10 +82,10 @@ class Generator:
 
     Args:
       loaded: the model, with a vocabulary.
-      prompt: what a text is to it; None for what its topology is made for.
+      prompt: what a text is to it, one of `PROMPTS`; None: what it was in training.
       fill: whether to answer with the text, its gaps filled in.
-      truncate: whether longer prompts are cut: an encoder's lose their end, a decoder's their
-        beginning. Otherwise they are refused.
+      truncate: whether longer prompts are cut: whole texts lose their end, those to be continued
+        their beginning. Otherwise they are refused.
       draft: a smaller model of the same vocabulary that proposes tokens, or "prompt": tokens are
         looked up in the prompt and the answer; None for neither.
       draft_length: tokens proposed at a time.
@@ -150,10 +151,9 @@ class Generator:
         return 0 if self.draft is None else self.draft_length
 
     @property
-    def _kind(self) -> str:
-        """What a text is: one of `PROMPTS`."""
-        both = self.loaded.model.topology == "encoder_decoder"
-        return self.prompt or ("inputs" if both or self.fill else "continue")
+    def _prompt(self) -> Prompt:
+        """How a text is read."""
+        return self.loaded.prompts.of(self.prompt or ("inputs" if self.fill else None))
 
     def _mask_id(self) -> int:
         vocabulary: Any = self._vocabulary
@@ -203,9 +203,14 @@ class Generator:
                 )
         stops = tuple(self._stop(stop) for stop in options.stop)
         banned = tuple(self._banned(each) for each in options.banned)
-        forced = self._expressed("forced", options.forced) if options.forced else []
-        eos_id = self._vocabulary.eos_id
-        choices = tuple([*self._expressed("choices", choice), eos_id] for choice in options.choices)
+        frame, eos_id = self._prompt.targets, self._vocabulary.eos_id
+        forced = []
+        if options.forced:
+            forced = [*frame.before, *self._expressed("forced", options.forced)]
+        choices = tuple(
+            [*frame.before, *self._expressed("choices", choice), eos_id]
+            for choice in options.choices
+        )
         for name, wanted in (("forced", [forced]), ("choices", choices)):
             longest = max(map(len, wanted), default=0)
             if longest > options.max_new_tokens:
@@ -235,21 +240,17 @@ class Generator:
             raise InputError(f"a text without a gap for the encoder to fill: write {piece} in it")
 
     def _cut(self, ids: list[int], options: Options) -> list[int]:
-        """Returns the ids with what belongs around them, cut if they must be."""
-        loaded, eos_id = self.loaded, self._vocabulary.eos_id
+        """Returns the ids with the special tokens around them, cut if they must be."""
+        loaded, prompt = self.loaded, self._prompt
         alone = loaded.model.topology == "decoder"
-        if self._kind == "continue" and loaded.model.topology != "encoder":
-            frame: Callable[[list[int]], list[int]] = list  # what ends has no continuation
-        elif alone:
-            frame = lambda ids: [*ids, eos_id]  # noqa: E731 - one expression, three ways
-        else:
-            frame = self._vocabulary.frame
+        encoder = loaded.model.topology == "encoder"
+        frame = self._vocabulary.frame if encoder else prompt.inputs
         stack = loaded.spec.decoder if alone else loaded.spec.encoder
         assert stack is not None
         room = stack.max_length
         new = options.max_new_tokens + self._ahead
         beyond = new if alone else 0
-        around = len(frame([]))
+        around = frame.size
         if room is not None and len(ids) + around + beyond > room:
             most = room - beyond - around
             more = f", and {beyond} new ones" if beyond else ""
@@ -258,7 +259,8 @@ class Generator:
                     f"a text of {len(ids) + around} tokens{more}: the model takes {room}; shorten "
                     f"{'it or max_new_tokens' if beyond else 'it'}, or set truncate=True"
                 )
-            ids = ids[-most:] if alone else ids[:most]
+            continued = alone and prompt.kind != "inputs"
+            ids = ids[-most:] if continued else ids[:most]
         writer = loaded.spec.decoder
         most_new = writer.max_length if writer is not None and not alone else None
         if most_new is not None and new > most_new:
@@ -447,13 +449,11 @@ class Generator:
                 np.int32(options.turns),
             )
         )
-        framed = vocabulary.frame([mask_id])
-        before = framed.index(mask_id)
-        answers = []
+        frame, answers = vocabulary.frame, []
         for row, each in enumerate(repeated):
             ids = found.tokens[row, : len(each.ids)]
             gain = float(found.log_probabilities[row].sum())
-            inner = ids[before : len(ids) - (len(framed) - 1 - before)]
+            inner = ids[len(frame.before) : len(ids) - len(frame.after)]
             answers.append(Answer(vocabulary.decode(inner), ids, gain, gain))
         n = options.num_samples
         return [answers[row : row + n] for row in range(0, len(answers), n)]
@@ -472,7 +472,7 @@ class Generator:
             [each.ids for each in questions],
             num_rows=num_rows(len(questions), loaded.layout, loaded.mesh),
             length=bucket(max(len(each.ids) for each in questions), room),
-            prefix=self._kind != "continue",
+            prefix=self._prompt.bidirectional,
             start_id=loaded.spec.start_id,
         )
 

@@ -170,21 +170,18 @@ def _read(loaded: Loaded, text: str, targets: str | None) -> _Reading:
     if topology == "decoder":
         ids = {"decoder": [model.start_id, *outputs]}
     else:
-        ids = {"encoder": vocabulary.frame(outputs)}
+        frame = vocabulary.frame if topology == "encoder" else loaded.prompts.of(None).inputs
+        ids = {"encoder": frame(outputs)}
     _check_room(model, ids)
     if topology == "encoder":
-        first = next(
-            at
-            for at in range(len(ids["encoder"]))
-            if ids["encoder"][at:][: len(outputs)] == outputs
-        )
+        first = len(vocabulary.frame.before)
         try:
             mask_id = mask_of(vocabulary)
         except InputError:
             no_losses = no_losses or "the vocabulary has neither a mask token nor sentinels"
     elif topology == "encoder_decoder":
         targets = loaded.generate([text])[0] if targets is None else targets
-        outputs = [*encode(targets, vocabulary), vocabulary.eos_id]
+        outputs = loaded.prompts.targets(encode(targets, vocabulary))
         ids["decoder"] = [model.start_id, *outputs[:-1]]
         _check_room(model, ids)
     outputs = [] if no_losses else outputs

@@ -16,7 +16,9 @@ from t5lite.interop import huggingface, t5x
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.hub import from_hub
 from t5lite.interop.loaded import Loaded, place
+from t5lite.interop.prompts import read_prompts
 from t5lite.models import ComputeSpec, Model, ModelSpec, load_spec
+from t5lite.objectives import Prompts
 from t5lite.parallel import Layout, shardings
 from t5lite.training.restore import (
     absolute,
@@ -43,11 +45,11 @@ def load(
 
     Args:
       folder: of t5lite a model_dir or its checkpoints folder (the newest step is read), or one step
-        folder, local, `gs://` or `s3://`; `model.json`, `vocabulary/` and `labels.json` lie in it
-        or in a folder above. Or a Hugging Face folder: `config.json`, safetensors, tokenizer files.
-        Or a T5X checkpoint, `checkpoint_N`, or the folder that holds some (the newest is read). Or
-        the name of a model on the Hugging Face hub, `ORGANISATION/NAME`, where huggingface_hub is
-        installed and there is no such folder.
+        folder, local, `gs://` or `s3://`; `model.json`, `vocabulary/`, `labels.json` and
+        `prompts.json` lie in it or in a folder above. Or a Hugging Face folder: `config.json`,
+        safetensors, tokenizer files. Or a T5X checkpoint, `checkpoint_N`, or the folder that holds
+        some (the newest is read). Or the name of a model on the Hugging Face hub,
+        `ORGANISATION/NAME`, where huggingface_hub is installed and there is no such folder.
       compute: dtype of activations and so on, which need not be those of training.
       layout: how parameters and batches are spread over the devices; by default a whole copy of
         the parameters on each. Parameters of other libraries stream straight into their shards.
@@ -92,8 +94,9 @@ def open_model(
     found = locate(path)
     if vocabulary is None and (found.home / "vocabulary").exists():
         vocabulary = load_vocabulary(found.home / "vocabulary")
-    labels = load_labels(found.home)
-    return Own(load_spec(found.home / "model.json"), found, vocabulary, labels)
+    spec, labels = load_spec(found.home / "model.json"), load_labels(found.home)
+    prompts = read_prompts(found.home, vocabulary, topology=spec.topology)
+    return Own(spec, found, vocabulary, labels, prompts)
 
 
 def kind_of(folder: epath.PathLike) -> tuple[str, str]:
@@ -146,6 +149,7 @@ class Own:
     found: "Located"
     vocabulary: Vocabulary | None
     labels: Labels
+    prompts: Prompts | None
 
     @property
     def where(self) -> str:

@@ -21,6 +21,7 @@ from t5lite.interop.generation import Answer, Generator
 from t5lite.interop.options import options_of
 from t5lite.interop.scoring import Score, Scorer, compile_scores
 from t5lite.models import ComputeSpec, Model, ModelSpec
+from t5lite.objectives import Prompts
 from t5lite.parallel import Layout, make_mesh, shardings, with_layout
 
 
@@ -38,6 +39,7 @@ class Loaded:
       mesh: the devices.
       labels: names of what a head's outputs mean, by label feature: `labels["labels"][2]` is class
         or tag 2. {} where none were saved.
+      trained_prompts: how it was prompted in training; None where that is unknown.
     """
 
     model: Model
@@ -48,6 +50,14 @@ class Loaded:
     layout: Layout
     mesh: Mesh
     labels: Labels = dataclasses.field(default_factory=dict)
+    trained_prompts: Prompts | None = None
+
+    @functools.cached_property
+    def prompts(self) -> Prompts:
+        """How the model is prompted: as in training, where that is known."""
+        return self.trained_prompts or Prompts.by_default(
+            self.vocabulary, topology=self.model.topology, start_id=self.spec.start_id
+        )
 
     @property
     def spec(self) -> ModelSpec:
@@ -79,12 +89,12 @@ class Loaded:
           batch_size: most texts answered together.
           fill: whether to return the texts with their gaps filled in, rather than the answers. A
             gap that the answer does not mention stays as it is.
-          prompt: what a text is to the model. `inputs`: a whole text, ended with EOS, as in
-            training on inputs and targets (an encoder-decoder's default). `continue`: a beginning
-            (a decoder's default). `prefix`: a beginning that is seen in both directions, for models
-            trained on prefixes.
-          truncate: whether texts that are too long are cut: an encoder's lose their end, a
-            decoder's their beginning. Otherwise they are refused.
+          prompt: what a text is to the model. `inputs`: a whole text, framed as in training on
+            inputs and targets. `continue`: a beginning. `prefix`: a beginning that is seen in both
+            directions, for models trained on prefixes. None: as the run was trained, or else
+            `inputs` for an encoder-decoder and `continue` for a decoder.
+          truncate: whether texts that are too long are cut: whole texts lose their end, as in
+            training, and those to be continued their beginning. Otherwise they are refused.
           draft: for speculative decoding: a smaller model of the same vocabulary, or "prompt",
             which looks tokens up in the text and the answer. Greedy answers stay the same, drawn
             ones keep their distribution.
@@ -265,8 +275,8 @@ def place(
     """Reads the parameters of an opened checkpoint onto devices.
 
     Args:
-      found: a `Foreign`, or anything with its `spec`, `vocabulary`, `labels`, `step`, `where` and
-        `params`.
+      found: a `Foreign`, or anything with its `spec`, `vocabulary`, `labels`, `prompts`, `step`,
+        `where` and `params`.
       compute, layout, devices, dtype, progress: see `load`.
     """
     check_dtype(dtype)
@@ -279,5 +289,14 @@ def place(
             f"{model.spec.vocab} embeddings: it is another model's"
         )
     params = found.params(model, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
-    folder = epath.Path(found.where)
-    return Loaded(model, params, vocabulary, found.step, folder, layout, mesh, found.labels)
+    return Loaded(
+        model,
+        params,
+        vocabulary,
+        found.step,
+        epath.Path(found.where),
+        layout,
+        mesh,
+        labels=found.labels,
+        trained_prompts=found.prompts,
+    )

@@ -13,7 +13,9 @@ from t5lite.data.files import check_folder
 from t5lite.data.labels import Labels, save_labels
 from t5lite.errors import InputError, unknown
 from t5lite.interop import huggingface, t5x
+from t5lite.interop.prompts import save_prompts
 from t5lite.models import Model, ModelSpec, save_spec
+from t5lite.objectives import Prompts
 from t5lite.training import Checkpoints, TrainState
 from t5lite.training.claims import claimed
 from t5lite.training.restore import absolute
@@ -30,6 +32,7 @@ def save(
     kind: str = "t5lite",
     vocabulary: Vocabulary | None = None,
     labels: Labels = MappingProxyType({}),
+    prompts: Prompts | None = None,
     step: int = 0,
     scanned: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -44,6 +47,8 @@ def save(
         from (`INITIAL_CHECKPOINT_PATH`), "huggingface", or "t5x" (`checkpoint_STEP`).
       vocabulary: of the token ids; None for none. T5X's layout has no place for it.
       labels: names of what a head's outputs mean, by label feature; likewise.
+      prompts: how the model was prompted in training, for "t5lite"; None: unknown, so that a
+        decoder is taken to be causal.
       step: updates done.
       scanned: whether "t5x" is written for layers that are scanned.
       progress: called with bytes written and bytes in all, by "huggingface".
@@ -64,7 +69,19 @@ def save(
         elif kind == "t5x":
             t5x.save(root, spec, params, step=step, scanned=scanned)
         else:
-            _save(root, spec, params, vocabulary=vocabulary, labels=labels, step=step)
+            if spec.decoder is not None and prompts is None:
+                prompts = Prompts.by_default(
+                    vocabulary, topology=spec.topology, start_id=spec.start_id
+                )
+            _save(
+                root,
+                spec,
+                params,
+                vocabulary=vocabulary,
+                labels=labels,
+                prompts=prompts,
+                step=step,
+            )
 
 
 def _save(
@@ -74,6 +91,7 @@ def _save(
     *,
     vocabulary: Vocabulary | None,
     labels: Labels,
+    prompts: Prompts | None,
     step: int,
 ) -> None:
     """Writes a checkpoint, and what describes it, as a run does."""
@@ -84,6 +102,7 @@ def _save(
     if vocabulary is not None:
         vocabulary.save(root / "vocabulary")
     save_labels(root, labels)
+    save_prompts(root, prompts)
     save_spec(root / "model.json", spec)
 
 

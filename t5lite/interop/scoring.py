@@ -12,11 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError, unknown
-from t5lite.interop.answers import PROMPTS
+from t5lite.framing import Frame
 from t5lite.interop.batching import bucket, by_size, check_count, each, num_rows, padded
 from t5lite.interop.gaps import encode
 from t5lite.models import Model
 from t5lite.objectives import (
+    PROMPTS,
+    Prompt,
     chunked_cross_entropy,
     decoder_batch,
     encoder_decoder_batch,
@@ -160,9 +162,10 @@ class Scorer:
             return self._between(ids)
         if target is None:
             return self._whole(ids)
-        said = encode(target, vocabulary)
-        if self.eos or (self.eos is None and self._prompt != "continue"):
-            said = [*said, vocabulary.eos_id]
+        frame = self._prompt.targets
+        if self.eos is not None:
+            frame = Frame(frame.before, (vocabulary.eos_id,) if self.eos else ())
+        said = frame(encode(target, vocabulary))
         if not said:
             raise InputError("the target is empty: it has no token")
         return self._behind(ids, said)
@@ -172,18 +175,16 @@ class Scorer:
         return self.loaded.vocabulary
 
     @property
-    def _prompt(self) -> str:
-        """What a text with a target is to the model."""
-        default = "continue" if self.loaded.model.topology == "decoder" else "inputs"
-        return default if self.prompt is None else self.prompt
+    def _prompt(self) -> Prompt:
+        """How a text with a target is read."""
+        return self.loaded.prompts.of(self.prompt)
 
     def _between(self, ids: list[int]) -> Question:
         """Returns the question about every token of a text, given all the others."""
         frame = self._vocabulary.frame
-        kept = self._cut(ids, self._room("encoder"), len(frame([])))
-        inputs = frame(kept)
-        first = next(at for at in range(len(inputs)) if inputs[at : at + len(kept)] == kept)
-        return Question(inputs, [], range(first, first + len(kept)), len(kept) < len(ids))
+        kept, first = self._cut(ids, self._room("encoder"), frame.size), len(frame.before)
+        asked = range(first, first + len(kept))
+        return Question(frame(kept), [], asked, len(kept) < len(ids))
 
     def _whole(self, ids: list[int]) -> Question:
         """Returns the question about every token of a text, given those before it."""
@@ -194,21 +195,20 @@ class Scorer:
 
     def _behind(self, ids: list[int], said: list[int]) -> Question:
         """Returns the question about a target, given a text."""
-        vocabulary, room = self._vocabulary, self._room("decoder")
+        prompt, room = self._prompt, self._room("decoder")
+        frame = prompt.inputs
         decoder = self.loaded.model.topology == "decoder"
         if room is not None and len(said) + decoder > room:  # a decoder's prompt is not empty
             raise InputError(
                 f"a target of {len(said)} tokens: there is room for {room - decoder}; shorten it"
             )
         if not decoder:
-            around = len(vocabulary.frame([])) if self._prompt == "inputs" else 0
-            ids = self._cut(ids, self._room("encoder"), around)
-            return Question(vocabulary.frame(ids) if around else ids, said, range(len(said)))
-        ends = [vocabulary.eos_id] if self._prompt == "inputs" else []
+            ids = self._cut(ids, self._room("encoder"), frame.size)
+            return Question(frame(ids), said, range(len(said)))
         # What is continued goes on from its end; what is answered is cut as in training.
-        ids = self._cut(ids, room, len(ends) + len(said), end=bool(ends))
-        prompt = [*ids, *ends]
-        return Question([], [*prompt, *said], range(len(prompt), len(prompt) + len(said)))
+        ids = self._cut(ids, room, frame.size + len(said), end=prompt.kind == "inputs")
+        inputs = frame(ids)
+        return Question([], [*inputs, *said], range(len(inputs), len(inputs) + len(said)))
 
     def _room(self, side: str) -> int | None:
         return getattr(self.loaded.spec, side).max_length
@@ -278,7 +278,7 @@ class Scorer:
             }
         elif topology == "encoder_decoder":
             batch = encoder_decoder_batch(rows, start_id=self.loaded.spec.start_id)
-        elif self._prompt == "continue":
+        elif not self._prompt.bidirectional:
             batch = decoder_batch(rows, start_id=self.loaded.spec.start_id)
         else:
             prompts = [[1] * question.asked.start for question, _ in asked]

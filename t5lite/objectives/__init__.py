@@ -10,7 +10,6 @@ from t5lite.objectives.base import (
     Model,
     Objective,
     Vocabulary,
-    end_with_eos,
     fit,
 )
 from t5lite.objectives.causal_lm import CausalLM
@@ -25,6 +24,7 @@ from t5lite.objectives.losses import (
 )
 from t5lite.objectives.masked_lm import MaskedLM
 from t5lite.objectives.prefix_lm import PrefixLM
+from t5lite.objectives.prompts import PROMPTS, Frames, Prompt, Prompts, frames_of
 from t5lite.objectives.regression import Regression
 from t5lite.objectives.rows import (
     decoder_batch,
@@ -40,15 +40,19 @@ from t5lite.objectives.token_labels import TokenLabels
 from t5lite.objectives.understanding import Understanding
 
 __all__ = [
+    "PROMPTS",
     "Adaptable",
     "CausalLM",
     "Classification",
     "Contrastive",
+    "Frames",
     "InputsToTargets",
     "MaskedLM",
     "Model",
     "Objective",
     "PrefixLM",
+    "Prompt",
+    "Prompts",
     "Regression",
     "Seq2Seq",
     "SpanCorruption",
@@ -62,8 +66,8 @@ __all__ = [
     "cross_entropy",
     "decoder_batch",
     "encoder_decoder_batch",
-    "end_with_eos",
     "fit",
+    "frames_of",
     "join_pair",
     "marked_text",
     "merge",

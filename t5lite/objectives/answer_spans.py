@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import Example, Model, Terms, Vocabulary
+from t5lite.objectives.base import Example, Model, Terms, Vocabulary, known
 from t5lite.objectives.losses import cross_entropy
 from t5lite.objectives.span_corruption import Piece, join_pieces
-from t5lite.objectives.understanding import Batch, Understanding, existing, frame, pair
+from t5lite.objectives.understanding import Batch, Understanding, existing, pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Spans(Understanding):
         Raises: InputError if labels are not two numbers, the first not above the second.
         """
         del rng
-        before, after = frame(vocabulary)
+        frame = known(vocabulary).frame
         for example in examples:
             inputs = self.framed(self.inputs_of(example), lengths, vocabulary)
             labels = self.labels_of(example).astype(np.int32)
@@ -52,9 +52,8 @@ class Spans(Understanding):
                     f"Spans: an example has the labels {labels.tolist()}: they must be the first "
                     "and the last token of the answer in 'inputs', or (-1, -1)"
                 )
-            num_tokens = inputs.size - before.size - after.size
-            there = labels[0] >= 0 and labels[1] < num_tokens
-            places = labels + before.size + 1 if there else np.zeros_like(labels)
+            there = labels[0] >= 0 and labels[1] < inputs.size - frame.size
+            places = labels + len(frame.before) + 1 if there else np.zeros_like(labels)
             yield {"inputs": inputs, "labels": places.astype(np.int32)}
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

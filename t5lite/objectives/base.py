@@ -9,19 +9,19 @@ batches for encoder-decoders and for decoders, loss and its options are inherite
 
     import dataclasses
     import numpy as np
-    from t5lite.objectives import InputsToTargets, end_with_eos
+    from t5lite.objectives import InputsToTargets
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Deshuffling(InputsToTargets):
         '''Gives the model a text's tokens in random order, and asks for the text.'''
 
         def pairs(self, examples, *, lengths, vocabulary, rng):
-            length = min(lengths["inputs"], lengths["targets"])
+            frames = self.frames(vocabulary)
             for example in examples:
-                text = np.asarray(example["targets"], np.int32)[: length - 1]
+                text = np.asarray(example["targets"], np.int32)[: lengths["targets"] - 1]
                 yield {
-                    "inputs": end_with_eos(rng.permutation(text), length, vocabulary.eos_id),
-                    "targets": end_with_eos(text, length, vocabulary.eos_id),
+                    "inputs": frames.inputs(rng.permutation(text), lengths["inputs"]),
+                    "targets": frames.targets(text, lengths["targets"]),
                 }
 
 and in a config `t5lite.train.objective = @mine.Deshuffling()`. An objective of another kind begins
@@ -40,24 +40,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
+from t5lite.framing import Frame
 
-T5_EOS_ID = 1
 Example = Mapping[str, np.ndarray]
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Vocabulary(Protocol):
-    """What an objective asks of a vocabulary."""
+    """What an objective asks of a vocabulary; `data.Vocabulary` says what each is."""
 
     @property
     def eos_id(self) -> int: ...
     @property
     def num_sentinels(self) -> int: ...
+    @property
+    def frame(self) -> Frame: ...
+    @property
+    def target_frame(self) -> Frame: ...
 
-    # Perhaps also `zero_is_token: bool`, and `frame(ids) -> list[int]`: see `data.Vocabulary`.
+    # Perhaps also `zero_is_token: bool`.
 
     def sentinel(self, index: int) -> int: ...
     def decode(self, ids: Any) -> str: ...
+
+
+class BareIds:
+    """The vocabulary of data that are ids alone: a text ends with id 1, as in every T5 vocabulary.
+
+    It has no text and no sentinels.
+    """
+
+    eos_id, num_sentinels = 1, 0
+    frame = target_frame = Frame(after=(1,))
 
 
 class Model(Protocol):
@@ -287,9 +301,9 @@ def feature_length(lengths: Mapping[str, int], name: str, *, at_least: int = 2) 
     return lengths[name]
 
 
-def eos_of(vocabulary: Vocabulary | None) -> int:
-    """Returns the id of EOS; without a vocabulary 1, as in every T5 vocabulary."""
-    return T5_EOS_ID if vocabulary is None else vocabulary.eos_id
+def known(vocabulary: Any) -> Any:
+    """Returns the vocabulary, or what stands for one where the data are ids alone."""
+    return BareIds() if vocabulary is None else vocabulary
 
 
 def zero_is_token(vocabulary: Any) -> bool:
@@ -297,33 +311,18 @@ def zero_is_token(vocabulary: Any) -> bool:
     return bool(getattr(vocabulary, "zero_is_token", False))
 
 
-def without_eos(tokens: np.ndarray, eos_id: int, *, zero_is_token: bool = False) -> np.ndarray:
-    """Returns `[n]` int32: tokens without padding and EOS at their end.
-
-    Args:
-      tokens: `[n]` integers.
-      eos_id: the id of EOS.
-      zero_is_token: whether 0 is not padding but a token, which stays.
-    """
+def unpadded(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
+    """Returns `[n]` int32: an example's tokens without the zeros that fill it up."""
     tokens = np.asarray(tokens, np.int32)
-    if tokens.size and tokens[-1] == 0 and not zero_is_token:
+    if tokens.size and tokens[-1] == 0 and not zero_is_token(vocabulary):
         tokens = np.trim_zeros(tokens, "b")
-    return tokens[:-1] if tokens.size and tokens[-1] == eos_id else tokens
+    return tokens
 
 
-def end_with_eos(
-    tokens: np.ndarray, length: int, eos_id: int, *, zero_is_token: bool = False
-) -> np.ndarray:
-    """Returns the tokens with exactly one EOS at their end, cut so that it fits.
-
-    Args:
-      tokens: `[n]` integers, with or without EOS at the end, perhaps padded with 0.
-      length: the most tokens to return, EOS included; >= 1.
-      eos_id: the id of EOS.
-      zero_is_token: whether 0 is not padding but a token, which stays.
-    """
-    kept = without_eos(tokens, eos_id, zero_is_token=zero_is_token)[: length - 1]
-    return np.concatenate([kept, np.array([eos_id], np.int32)])
+def unended(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
+    """Returns `[n]` int32: an example's text without padding and a final EOS."""
+    tokens = unpadded(tokens, vocabulary)
+    return tokens[:-1] if tokens.size and tokens[-1] == known(vocabulary).eos_id else tokens
 
 
 def documents(
@@ -333,12 +332,10 @@ def documents(
 
     Raises: InputError if an example has none.
     """
-    eos_id, keeps_zeros = eos_of(vocabulary), zero_is_token(vocabulary)
+    keeps_zeros = zero_is_token(vocabulary)
     for example in examples:
         tokens = feature(example, "targets", objective, "name the text's feature 'targets'")
-        if not keeps_zeros:
-            tokens = tokens[tokens != 0]
-        yield without_eos(tokens, eos_id, zero_is_token=keeps_zeros)
+        yield unended(tokens if keeps_zeros else tokens[tokens != 0], vocabulary)
 
 
 def check_number(owner: object, name: str, valid: Callable[[Any], bool], allowed: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from t5lite.objectives.base import Example, Vocabulary, documents, eos_of, feature_length
+from t5lite.objectives.base import Example, Vocabulary, documents, feature_length, known
+from t5lite.objectives.prompts import Prompts
 from t5lite.objectives.rows import decoder_batch
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
 
@@ -43,7 +44,7 @@ class CausalLM(TokenCrossEntropy):
         """Ends texts and cuts them into pieces; see `Objective.prepare`."""
         del rng
         length = feature_length(lengths, "targets")
-        eos = np.array([eos_of(vocabulary)], np.int32)
+        eos = np.array([known(vocabulary).eos_id], np.int32)
 
         def pieces() -> Iterator[dict[str, np.ndarray]]:
             for text in documents(examples, self, vocabulary):
@@ -53,6 +54,10 @@ class CausalLM(TokenCrossEntropy):
                         yield {"targets": whole[start : start + length]}
 
         return pieces()
+
+    def prompts(self, vocabulary: Any) -> Prompts:
+        """Returns how the trained model is prompted: with beginnings, which it continues."""
+        return Prompts.by_default(vocabulary, topology=self.topology, start_id=self.start_id)
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Names rows for a decoder; see `Objective.batch`."""

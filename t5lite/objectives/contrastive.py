@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -111,8 +111,11 @@ class Contrastive(Understanding):
         terms["contrastive"] = (mean, jnp.float32(1))
         return terms, {"loss": loss, "accuracy": correct}
 
-    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+    def show(
+        self, example: Example, vocabulary: Vocabulary, names: Sequence[str] = ()
+    ) -> list[str]:
         """Returns a prepared example for a person to read: the two texts."""
+        del names  # there are no labels
         return [vocabulary.decode(example[name].tolist()) for name in self.features]
 
 

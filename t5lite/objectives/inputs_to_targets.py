@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from t5lite.objectives.base import Example, Vocabulary, feature_length
+from t5lite.objectives.prompts import Frames, Prompts, frames_of
 from t5lite.objectives.rows import encoder_decoder_batch, join_pair, prefix_lm_batch, split_pair
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
 
@@ -16,17 +17,42 @@ class InputsToTargets(TokenCrossEntropy):
     """Predicts `targets` from `inputs`; an objective of this kind defines `pairs`.
 
     An encoder-decoder gives inputs to the encoder and targets to the decoder. A decoder alone reads
-    the inputs and then the targets in one row, whose length is the sum of both: inputs see each
-    other in both directions and have no loss (a prefix language model).
+    the inputs and then the targets in one row, whose length is the sum of both; inputs have no
+    loss.
+
+    Attributes:
+      bidirectional_inputs: whether a decoder alone sees inputs in both directions (a prefix
+        language model), rather than each token those before it. Recorded with the run, whose
+        prompts are then read in the same way.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1.
     """
 
     features: ClassVar[tuple[str, ...]] = ("inputs", "targets")
+    loss_fields: ClassVar[tuple[str, ...]] = (
+        *TokenCrossEntropy.loss_fields,
+        "bidirectional_inputs",
+    )
     refusals: ClassVar[Mapping[str, str]] = {
         "encoder": "an encoder writes no targets: choose a model with a decoder, or an objective "
         "for encoders, e.g. MaskedLM"
     }
+
+    bidirectional_inputs: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """What a text is to the trained model: see `Prompts.kind`."""
+        return "inputs"
+
+    def frames(self, vocabulary: Any) -> Frames:
+        """Returns the special tokens around inputs and targets."""
+        return frames_of(vocabulary, topology=self.topology, start_id=self.start_id)
+
+    def prompts(self, vocabulary: Any) -> Prompts:
+        """Returns how the trained model is prompted."""
+        frames = self.frames(vocabulary)
+        return Prompts(self.prompt, *frames, bidirectional=self.bidirectional_inputs)
 
     def pairs(
         self,
@@ -60,8 +86,11 @@ class InputsToTargets(TokenCrossEntropy):
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Names rows for the model's topology; see `Objective.batch`."""
-        named = prefix_lm_batch if self.topology == "decoder" else encoder_decoder_batch
-        return named(rows, start_id=self.start_id)
+        if self.topology != "decoder":
+            return encoder_decoder_batch(rows, start_id=self.start_id)
+        return prefix_lm_batch(
+            rows, start_id=self.start_id, bidirectional=self.bidirectional_inputs
+        )
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
         """Returns a prepared example for a person to read: inputs, then targets."""

@@ -14,7 +14,6 @@ from t5lite.objectives.base import Example, check_number, documents, feature_len
 from t5lite.objectives.rows import packing_of
 from t5lite.objectives.span_corruption import Piece, join_pieces
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
-from t5lite.objectives.understanding import frame
 
 
 class Vocabulary(base.Vocabulary, Protocol):
@@ -30,13 +29,13 @@ class Vocabulary(base.Vocabulary, Protocol):
 class MaskedLM(TokenCrossEntropy):
     """Predicts tokens of a text that are masked, replaced by others, or kept.
 
-    Texts (`targets` of the examples) are cut into pieces that fill a row, each behind the
-    vocabulary's `bos_id`, if it has one, and before EOS; neither is ever asked for. Of what is
-    asked for, drawn anew in every epoch, 80 % is masked, 10 % becomes a random ordinary token and
-    10 % stays. The mask is the vocabulary's `mask_id`, or else its first sentinel.
+    Texts (`targets` of the examples) are cut into pieces that fill a row, each framed by the
+    vocabulary (`[CLS] piece [SEP]`); special tokens are never predicted. Of the tokens to predict,
+    drawn anew in every epoch, 80 % are masked, 10 % become a random ordinary token and 10 % stay.
+    The mask is the vocabulary's `mask_id`, or else its first sentinel.
 
     Attributes:
-      mask_rate: the share of tokens, in (0, 1), that is asked for; at least one of a piece.
+      mask_rate: the share of tokens, in (0, 1), to predict; at least one of a piece.
       whole_word: whether words are asked for as a whole; words begin at pieces that do not start
         with `##` or, in vocabularies without it, at those that start with `▁` or `Ġ`.
       max_predictions_per_row: the most tokens that are asked for in a row, so that the logits of
@@ -107,8 +106,8 @@ class MaskedLM(TokenCrossEntropy):
                 "MaskedLM needs a vocabulary, to know what to mask with: give the data one"
             )
         mask_id, ordinary = mask_of(vocabulary), ordinary_ids(vocabulary)
-        before, after = frame(vocabulary)
-        room = length - before.size - after.size
+        frame = vocabulary.frame
+        room, unasked = length - frame.size, frame.filled(0)
 
         def masked() -> Iterator[dict[str, np.ndarray]]:
             for text in documents(examples, self, vocabulary):
@@ -116,13 +115,8 @@ class MaskedLM(TokenCrossEntropy):
                     piece = text[start : start + room]
                     asked = self._asked(piece, vocabulary, rng)
                     seen = _hidden(piece, asked, mask_id, ordinary, rng)
-                    none = np.zeros_like
-                    yield {
-                        "inputs": np.concatenate([before, seen, after]),
-                        "targets": np.concatenate(
-                            [none(before), np.where(asked, _marked(piece), 0), none(after)]
-                        ),
-                    }
+                    targets = np.where(asked, _marked(piece), 0)
+                    yield {"inputs": frame(seen), "targets": unasked(targets)}
 
         return masked()
 
@@ -223,6 +217,7 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
     """Returns the ids `[n]` int32 that stand for text: no padding, EOS, mask, sentinel or such."""
     special: set[int | None] = {vocabulary.eos_id, mask_of(vocabulary)}
     special |= {getattr(vocabulary, name, None) for name in ("bos_id", "unk_id", "pad_id")}
+    special |= {*vocabulary.frame.before, *vocabulary.frame.after}
     if not base.zero_is_token(vocabulary):
         special.add(0)
     special |= {vocabulary.sentinel(i) for i in range(vocabulary.num_sentinels)}

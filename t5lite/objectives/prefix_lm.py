@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from t5lite.objectives.base import Example, documents, eos_of, feature_length
+from t5lite.objectives.base import Example, documents, feature_length
 from t5lite.objectives.inputs_to_targets import InputsToTargets
 
 
@@ -29,17 +29,24 @@ class PrefixLM(InputsToTargets):
     features: ClassVar[tuple[str, ...]] = ("targets",)
     whole_texts: ClassVar[bool] = True
 
-    def piece_length(self, lengths: Mapping[str, int]) -> int:
+    @property
+    def prompt(self) -> str:
+        """What a text is to the trained model: a beginning."""
+        return "prefix" if self.bidirectional_inputs else "continue"
+
+    def piece_length(self, lengths: Mapping[str, int], vocabulary: Any) -> int:
         """Returns L, the tokens of text in a full piece.
 
         Raises:
           InputError: if the lengths leave no place to cut.
         """
+        around = self.frames(vocabulary).targets.size  # EOS
         if self.topology == "decoder":
             inputs = feature_length(lengths, "inputs", at_least=1)
-            return inputs + feature_length(lengths, "targets") - 1  # and EOS
+            return inputs + feature_length(lengths, "targets", at_least=around + 1) - around
         inputs = feature_length(lengths, "inputs")
-        return min(inputs, feature_length(lengths, "targets", at_least=4) - 2)  # two pieces' EOS
+        # Of two pieces that fill a row, both have their EOS.
+        return min(inputs, feature_length(lengths, "targets", at_least=2 * around + 2) - 2 * around)
 
     def pairs(
         self,
@@ -50,8 +57,8 @@ class PrefixLM(InputsToTargets):
         rng: np.random.Generator,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Splits texts into pieces and cuts each in two; see `Objective.prepare`."""
-        length = self.piece_length(lengths)
-        eos = np.array([eos_of(vocabulary)], np.int32)
+        length = self.piece_length(lengths, vocabulary)
+        frame = self.frames(vocabulary).targets
 
         def divided() -> Iterator[dict[str, np.ndarray]]:
             complement = 0
@@ -63,6 +70,6 @@ class PrefixLM(InputsToTargets):
                     if piece.size == length:
                         cut = complement or cut
                         complement = 0 if complement else length - cut
-                    yield {"inputs": piece[:cut], "targets": np.concatenate([piece[cut:], eos])}
+                    yield {"inputs": piece[:cut], "targets": frame(piece[cut:])}
 
         return divided()

@@ -82,25 +82,27 @@ def encoder_decoder_batch(rows: Rows, *, start_id: int = 0) -> Batch:
     return encoder | decoder_batch(rows, start_id=start_id)
 
 
-def prefix_lm_batch(rows: Rows, *, start_id: int = 0) -> Batch:
-    """Names rows for a decoder that sees inputs in both directions and predicts what follows.
+def prefix_lm_batch(rows: Rows, *, start_id: int = 0, bidirectional: bool = True) -> Batch:
+    """Names rows for a decoder that reads inputs and predicts what follows.
 
     Args:
       rows: what `join_pair` made, padded or packed: `targets` `[batch, length]` int32, inputs and
         targets one behind the other, and `prefix`, 1 on the inputs; if packed, their
         `_segment_ids` and `_positions` too.
       start_id: as `decoder_batch` takes it.
+      bidirectional: whether inputs are seen in both directions.
 
     Returns:
-      What `decoder_batch` does, with no weight on inputs, and decoder_causal_attention, int32: 1 on
-      the inputs as the decoder reads them, the start token in front included, as SeqIO has it: the
-      last input is where the first target is predicted.
+      What `decoder_batch` does, with no weight on inputs; if `bidirectional`, also
+      decoder_causal_attention, int32: 1 on the inputs as the decoder reads them, the start token in
+      front included, as SeqIO has it: the last input is where the first target is predicted.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1; `seqio.PrefixLMFeatureConverter`.
     """
     batch, prefix = decoder_batch(rows, start_id=start_id), rows["prefix"]
     batch["decoder_loss_weights"] *= 1 - prefix.astype(np.float32)
-    batch["decoder_causal_attention"] = prefix | shifted_right(rows, "prefix")
+    if bidirectional:
+        batch["decoder_causal_attention"] = prefix | shifted_right(rows, "prefix")
     return batch
 
 

@@ -2,30 +2,57 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from t5lite.objectives.base import (
-    Example,
-    end_with_eos,
-    eos_of,
-    feature,
-    feature_length,
-    zero_is_token,
-)
+from t5lite.errors import unknown
+from t5lite.framing import Frame
+from t5lite.objectives.base import Example, feature, feature_length, known, unended, unpadded
 from t5lite.objectives.inputs_to_targets import InputsToTargets
+from t5lite.objectives.prompts import Frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seq2Seq(InputsToTargets):
     """Predicts `targets` from `inputs`.
 
-    Both end in exactly one EOS, also when cut to their length. An example whose targets hold no id
-    at all is dropped, as it would have no weight; EOS alone is an answer, the empty one, and stays.
+    Both are framed as the vocabulary has it; what is too long for its length loses its end. An
+    example whose targets are empty even so has no weight, and is dropped.
+
+    Attributes:
+      bidirectional_inputs: whether a decoder alone sees inputs in both directions.
+      add_eos: whether each feature ends with EOS, and nothing else is added to it; None: as the
+        SeqIO task says, `seqio.Feature.add_eos`, or without one as the vocabulary does. As in
+        SeqIO, an EOS that a task's preprocessors have appended is cut off where it does not fit.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §2.4.
     """
+
+    bidirectional_inputs: bool = False
+    add_eos: Mapping[str, bool] | None = dataclasses.field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.add_eos or {}:
+            if name not in self.features:
+                raise unknown("feature in Seq2Seq.add_eos", name, self.features)
+
+    def for_features(self, add_eos: Mapping[str, bool]) -> Self:
+        """Returns the objective for a task whose features end with EOS or do not."""
+        if self.add_eos is not None:
+            return self
+        own = {name: add_eos[name] for name in self.features if name in add_eos}
+        return dataclasses.replace(self, add_eos=own)
+
+    def frames(self, vocabulary: Any) -> Frames:
+        """Returns the special tokens around inputs and targets."""
+        eos_id = known(vocabulary).eos_id
+        own = {
+            name: Frame(after=(eos_id,) if ends else ())
+            for name, ends in (self.add_eos or {}).items()
+        }
+        return super().frames(vocabulary)._replace(**own)
 
     def pairs(
         self,
@@ -35,25 +62,29 @@ class Seq2Seq(InputsToTargets):
         vocabulary: Any,
         rng: np.random.Generator,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Ends and cuts inputs and targets; see `Objective.prepare`.
-
-        Without a vocabulary EOS is 1, as in every T5 vocabulary.
+        """Frames and cuts inputs and targets; see `Objective.prepare`.
 
         Raises: InputError if a feature has no length or an example lacks a feature.
         """
-        eos_id, keeps_zeros = eos_of(vocabulary), zero_is_token(vocabulary)
+        frames, eos_id = self.frames(vocabulary)._asdict(), known(vocabulary).eos_id
         rooms = {name: feature_length(lengths, name) for name in self.features}
+
+        def framed(name: str, tokens: np.ndarray) -> np.ndarray:
+            if self.add_eos is not None and name in self.add_eos:
+                tokens = unpadded(tokens, vocabulary)
+                if not self.add_eos[name] or tokens[-1:] == eos_id:
+                    return tokens[: rooms[name]]
+            return frames[name](unended(tokens, vocabulary), rooms[name])
 
         def prepared() -> Iterator[dict[str, np.ndarray]]:
             for example in examples:
-                found = {
-                    name: feature(example, name, self, "for text alone use SpanCorruption")
-                    for name in rooms
+                pair = {
+                    name: framed(
+                        name, feature(example, name, self, "for text alone use SpanCorruption")
+                    )
+                    for name in self.features
                 }
-                if found["targets"].size if keeps_zeros else np.any(found["targets"]):
-                    yield {
-                        name: end_with_eos(tokens, rooms[name], eos_id, zero_is_token=keeps_zeros)
-                        for name, tokens in found.items()
-                    }
+                if pair["targets"].size:
+                    yield pair
 
         return prepared()

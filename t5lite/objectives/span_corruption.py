@@ -110,13 +110,17 @@ class SpanCorruption(InputsToTargets):
         Raises: InputError if a length is missing, the targets cannot hold what is taken out of
           full inputs, or the vocabulary has too few sentinels.
         """
-        raw_length = self.raw_length(feature_length(lengths, "inputs", at_least=3))
+        frames = self.frames(vocabulary)
+        # The counts include T5's EOS; vocabularies may have more or fewer special tokens.
+        more_inputs, more_targets = (frame.size - 1 for frame in frames)
+        inputs = feature_length(lengths, "inputs", at_least=more_inputs + 3)
+        raw_length = self.raw_length(inputs - more_inputs)
         needed = self.counts(raw_length)
-        if feature_length(lengths, "targets") < needed.targets:
+        if feature_length(lengths, "targets") < needed.targets + more_targets:
             raise InputError(
                 f"TASK_FEATURE_LENGTHS['targets'] is {lengths['targets']}: {lengths['inputs']} "
                 f"inputs at noise_density {self.noise_density} and mean_noise_span_length "
-                f"{self.mean_noise_span_length} need at least {needed.targets}"
+                f"{self.mean_noise_span_length} need at least {needed.targets + more_targets}"
             )
         num_sentinels = 0 if vocabulary is None else vocabulary.num_sentinels
         if vocabulary is None or num_sentinels < needed.spans:
@@ -125,14 +129,13 @@ class SpanCorruption(InputsToTargets):
                 f"{needed.spans}: use a vocabulary with more, or raise mean_noise_span_length"
             )
         sentinels = np.array([vocabulary.sentinel(i) for i in range(needed.spans)], np.int32)
-        eos = np.array([vocabulary.eos_id], np.int32)
 
         def prepared() -> Iterator[dict[str, np.ndarray]]:
             for tokens in _stretches(documents(examples, self, vocabulary), raw_length):
                 noise = self._noise_mask(len(tokens), rng)
                 yield {
-                    "inputs": np.concatenate([_replace_runs(tokens, noise, sentinels), eos]),
-                    "targets": np.concatenate([_replace_runs(tokens, ~noise, sentinels), eos]),
+                    "inputs": frames.inputs(_replace_runs(tokens, noise, sentinels)),
+                    "targets": frames.targets(_replace_runs(tokens, ~noise, sentinels)),
                 }
 
         return prepared()

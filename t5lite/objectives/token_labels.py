@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import Example, Model, Terms, Vocabulary, feature_length
+from t5lite.objectives.base import (
+    Example,
+    Model,
+    Terms,
+    Vocabulary,
+    feature_length,
+    known,
+    unended,
+)
 from t5lite.objectives.losses import cross_entropy
-from t5lite.objectives.understanding import Batch, Understanding, frame, pair, unended
+from t5lite.objectives.understanding import Batch, Understanding, pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,7 @@ class TokenLabels(Understanding):
         Raises: InputError if an example has fewer labels than tokens.
         """
         del rng
-        before, after = frame(vocabulary)
+        unlabelled = known(vocabulary).frame.filled(0)
         for example in examples:
             text = unended(self.inputs_of(example), vocabulary)
             labels = self.labels_of(example)[: text.size].astype(np.int32) + 1
@@ -53,9 +61,7 @@ class TokenLabels(Understanding):
                     "give each token of 'inputs' its label, -1 for none"
                 )
             inputs = self.framed(text, lengths, vocabulary)
-            room = inputs.size - before.size - after.size
-            sides = np.zeros_like(before), np.zeros_like(after)
-            yield {"inputs": inputs, "labels": np.concatenate([sides[0], labels[:room], sides[1]])}
+            yield {"inputs": inputs, "labels": unlabelled(labels, inputs.size)}
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the texts, token_labels int32 and token_weights float32 `[batch, length]`."""

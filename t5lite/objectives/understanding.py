@@ -14,12 +14,11 @@ from t5lite.objectives.base import (
     Model,
     Terms,
     Vocabulary,
-    eos_of,
     expert_terms,
     feature,
     feature_length,
-    without_eos,
-    zero_is_token,
+    known,
+    unended,
 )
 from t5lite.objectives.rows import holds_tokens, packing_of
 
@@ -30,8 +29,7 @@ Batch = Mapping[str, jax.Array]
 class Understanding(Adaptable):
     """Reads `inputs` with an encoder or a decoder alone, and asks a head.
 
-    Inputs are cut to their length, behind the vocabulary's `bos_id`, if it has one (BERT's [CLS]),
-    and before EOS (its [SEP]).
+    Inputs are framed by the vocabulary (BERT's `[CLS] text [SEP]`); longer texts lose their end.
     """
 
     features: ClassVar[tuple[str, ...]] = ("inputs", "labels")
@@ -61,9 +59,9 @@ class Understanding(Adaptable):
         self, tokens: np.ndarray, lengths: Mapping[str, int], vocabulary: Any, name: str = "inputs"
     ) -> np.ndarray:
         """Returns a text `[n]` as the model reads it."""
-        before, after = frame(vocabulary)
-        room = feature_length(lengths, name, at_least=3) - before.size - after.size
-        return np.concatenate([before, unended(tokens, vocabulary)[:room], after])
+        frame = known(vocabulary).frame
+        room = feature_length(lengths, name, at_least=frame.size + 1)
+        return frame(unended(tokens, vocabulary), room)
 
     def labels_of(self, example: Example) -> np.ndarray:
         """Returns an example's `labels`.
@@ -123,21 +121,6 @@ class Understanding(Adaptable):
     def show_labels(self, labels: np.ndarray, names: Sequence[str]) -> str:
         """Returns a row's labels for a person to read."""
         raise NotImplementedError(f"{type(self).__name__}.show_labels")
-
-
-def frame(vocabulary: Vocabulary | None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what stands before and behind a text that is understood, `[0 or 1]` and `[1]`.
-
-    BERT's [CLS] and [SEP]; nothing before it in vocabularies without a `bos_id`, such as T5's.
-    """
-    bos_id = getattr(vocabulary, "bos_id", None)
-    before = [] if bos_id is None else [bos_id]
-    return np.array(before, np.int32), np.array([eos_of(vocabulary)], np.int32)
-
-
-def unended(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
-    """Returns a text `[n]` int32 without padding and EOS at its end."""
-    return without_eos(tokens, eos_of(vocabulary), zero_is_token=zero_is_token(vocabulary))
 
 
 def existing(rows: Mapping[str, np.ndarray]) -> np.ndarray:

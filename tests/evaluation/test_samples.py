@@ -8,6 +8,7 @@ import pytest
 from t5lite.errors import InputError
 from t5lite.evaluation import Samples
 from t5lite.evaluation.samples import Sample, format_samples
+from t5lite.objectives import CausalLM, PrefixLM, Seq2Seq
 
 
 def example(inputs, targets):
@@ -88,18 +89,21 @@ class OneWay:
         return jax.nn.one_hot(following, 20), cache
 
 
-@pytest.mark.parametrize("mark", [True, False])
-def test_a_decoder_continues_its_prefix_or_the_beginning_of_a_text(fake_run, mark):
+@pytest.mark.parametrize(
+    ("objective", "mark"), [(PrefixLM(), True), (Seq2Seq(), True), (CausalLM(), False)]
+)
+def test_a_decoder_continues_its_prefix_or_the_beginning_of_a_text(fake_run, objective, mark):
     text = np.arange(5, 15, dtype=np.int32)
     example = {"targets": text}
     if mark:
         example["prefix"] = (text < 8).astype(np.int32)
     other = {name: values[:4] for name, values in example.items()}
     model = OneWay()
-    run = fake_run(splits={"validation": [example, other]}, model=model, words=None)
+    held_out = {"validation": [example, other]}
+    run = fake_run(splits=held_out, objective=objective, model=model, words=None)
     # The other's text ends first, and nothing tells the model so.
     assert Samples(every=1, prompt_length=3)(run, {}, step=1) == {"samples/exact_match": 0.5}
-    assert model.both_ways == mark
+    assert model.both_ways == isinstance(objective, PrefixLM)
     lines = run.said[0].splitlines()
     given = 3 if mark else 2
     assert lines[1].split()[1:] == ["input", "5", "6", "7"]

@@ -3,12 +3,14 @@
 import numpy as np
 
 from t5lite.data.packing import pack, pad
+from t5lite.framing import Frame
 
 
 class BertWords:
     """Ids as BERT's: [CLS] and a mask; every third id goes on with the word before it."""
 
     eos_id, unk_id, bos_id, mask_id, size, num_sentinels = 3, 4, 2, 5, 60, 2
+    frame = target_frame = Frame((2,), (3,))
 
     def sentinel(self, index):
         return self.size - 1 - index
@@ -26,6 +28,7 @@ class T5Words(BertWords):
     """Neither [CLS] nor mask token; words begin at `▁`."""
 
     eos_id, bos_id, mask_id = 1, None, None
+    frame = target_frame = Frame(after=(1,))
 
     def piece(self, token_id):
         return f"▁w{token_id}" if token_id % 3 else f"w{token_id}"

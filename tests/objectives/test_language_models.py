@@ -66,7 +66,7 @@ def test_prefix_lm_loses_no_token_and_respects_both_lengths(lengths):
 def test_cuts_of_full_pieces_are_uniform(topology, length):
     """Pearson's chi-square over U[1, L - 1], on texts that are much longer than a row."""
     objective = PrefixLM(topology=topology)
-    assert objective.piece_length(LENGTHS) == length
+    assert objective.piece_length(LENGTHS, WORDS) == length
     text = {"targets": np.full(8000 * length, 7)}
     found = prepare(objective, [text], lengths=LENGTHS, vocabulary=WORDS)
     prefixes = [split_pair(example)[0].size for example in found]
@@ -84,7 +84,7 @@ def test_cuts_of_full_pieces_are_uniform(topology, length):
 @pytest.mark.parametrize("topology", ["encoder_decoder", "decoder"])
 def test_full_pieces_of_a_prefix_lm_fill_their_rows(topology):
     objective, lengths = PrefixLM(topology=topology), {"inputs": 32, "targets": 34}
-    text = {"targets": np.full(64 * objective.piece_length(lengths), 7)}
+    text = {"targets": np.full(64 * objective.piece_length(lengths, WORDS), 7)}
     found = prepare(objective, [text], lengths=lengths, vocabulary=WORDS)
     rows = pack(found, objective.row_lengths(lengths))
     assert len(rows["targets"]) == (64 if topology == "decoder" else 32)

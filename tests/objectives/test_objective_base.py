@@ -239,14 +239,11 @@ def test_the_example_in_the_docstring_trains(params, monkeypatch):
     objective: Objective = mine.Deshuffling(label_smoothing=0.1)
     assert dataclasses.replace(objective, z_loss=0.0).z_loss == 0.0
 
-    class Ids:
-        eos_id = 1
-
     examples = [{"targets": np.arange(2, 12)}, {"targets": np.arange(2, 5)}]
     rng = np.random.default_rng(0)
     prepared = list(
         objective.prepare(
-            iter(examples), lengths={"inputs": 6, "targets": 5}, vocabulary=Ids(), rng=rng
+            iter(examples), lengths={"inputs": 6, "targets": 5}, vocabulary=base.BareIds(), rng=rng
         )
     )
     for example, text in zip(prepared, ([2, 3, 4, 5], [2, 3, 4]), strict=True):

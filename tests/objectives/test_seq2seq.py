@@ -6,19 +6,23 @@ import numpy as np
 import pytest
 
 from t5lite.errors import InputError
+from t5lite.framing import Frame
 from t5lite.objectives import Seq2Seq
 
 EOS = 9  # not T5's, so that a hard-coded 1 would show
 LENGTHS = {"inputs": 5, "targets": 3}
+ENDED = Frame(after=(EOS,))
+WORDS = types.SimpleNamespace(eos_id=EOS, frame=ENDED, target_frame=ENDED)
 
 
-def prepare(*examples, lengths=None, vocabulary=None):
+def prepare(*examples, lengths=None, vocabulary=None, objective=None):
+    examples = [{name: np.array(ids, np.int64) for name, ids in each.items()} for each in examples]
     return [
         {name: tokens.tolist() for name, tokens in example.items()}
-        for example in Seq2Seq().prepare(
+        for example in (objective or Seq2Seq()).prepare(
             iter(examples),
             lengths=lengths or LENGTHS,
-            vocabulary=vocabulary or types.SimpleNamespace(eos_id=EOS),
+            vocabulary=vocabulary or WORDS,
             rng=np.random.default_rng(0),
         )
     ]
@@ -57,10 +61,36 @@ def test_targets_have_their_own_length_and_the_arrays_are_int32():
     assert all(tokens.dtype == np.int32 for tokens in example.values())
 
 
-def test_examples_without_targets_are_dropped_and_empty_answers_stay():
-    none, padding, answer = np.array([], int), np.array([0, 0]), np.array([EOS])
-    examples = [{"inputs": np.array([4]), "targets": t} for t in (none, padding, answer)]
-    assert prepare(*examples) == [{"inputs": [4, EOS], "targets": [EOS]}]
+def test_an_empty_target_is_eos_and_without_one_it_has_no_weight():
+    examples = [{"inputs": [4], "targets": t} for t in ([], [0, 0], [EOS], [5])]
+    empty, whole = {"inputs": [4, EOS], "targets": [EOS]}, {"inputs": [4, EOS], "targets": [5, EOS]}
+    assert prepare(*examples) == [empty, empty, empty, whole]
+    bare = Seq2Seq(add_eos={"targets": False})
+    kept = [empty, whole | {"targets": [5]}]  # EOS is an answer that the task itself gave
+    assert prepare(*examples, objective=bare) == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "cut"),
+    [
+        ([4, 5], [4, 5]),
+        ([4, 5, EOS], [4, 5, EOS]),
+        ([4, 5, 6, 7, EOS], [4, 5, 6, 7, EOS]),
+        ([4, 5, 6, 7, 8, EOS], [4, 5, 6, 7, 8]),
+        ([4, EOS, 0, 0], [4, EOS]),
+    ],
+)
+def test_features_of_a_task_end_as_it_says(given, cut):
+    """`append_eos_after_trim` is as it was, and what `append_eos` has added can be cut off."""
+    task = Seq2Seq().for_features({"inputs": False, "targets": True, "others": True})
+    (example,) = prepare({"inputs": given, "targets": [3]}, objective=task)
+    assert example == {"inputs": cut, "targets": [3, EOS]}
+    (example,) = prepare(
+        {"inputs": given, "targets": [3]}, objective=Seq2Seq().for_features({"inputs": True})
+    )
+    assert example["inputs"] == (cut if EOS in given else [*cut, EOS])
+    chosen = Seq2Seq(add_eos={"inputs": False})
+    assert chosen.for_features({"inputs": True}) is chosen
 
 
 def test_examples_are_taken_one_by_one():
@@ -81,3 +111,5 @@ def test_missing_features_and_lengths_are_named():
         prepare(lengths={"inputs": 5})
     with pytest.raises(InputError, match=r"\['targets'\] is 1"):
         prepare(lengths={"inputs": 5, "targets": 1})
+    with pytest.raises(InputError, match=r"unknown feature in Seq2Seq.add_eos 'target'"):
+        Seq2Seq(add_eos={"target": True})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from t5lite.errors import InputError
+from t5lite.framing import Frame
 from t5lite.objectives import SpanCorruption, marked_text, merge, spans
 from t5lite.objectives.span_corruption import SpanCounts, _replace_runs
 
@@ -15,6 +16,7 @@ class Words:
     """A vocabulary by the protocol: id 3 is ` w3`; the last ids are sentinels, downwards."""
 
     eos_id = 1
+    frame = target_frame = Frame(after=(1,))
 
     def __init__(self, size=1100, num_sentinels=100):
         self.size, self.num_sentinels = size, num_sentinels

@@ -1,0 +1,100 @@
+"""How a run's model is prompted, kept beside it: `prompts.json`."""
+
+import dataclasses
+import json
+from typing import Any
+
+from t5lite.data import Vocabulary
+from t5lite.data.files import as_path, write_whole
+from t5lite.data.vocabularies import read_file
+from t5lite.errors import InputError
+from t5lite.framing import Frame
+from t5lite.objectives import PROMPTS, Prompts
+
+FILE = "prompts.json"
+_FORMAT = 1
+
+
+def prompts_of(objective: Any, data: Any) -> Prompts | None:
+    """Returns how the model that an objective trains on some data is prompted; None if unknown."""
+    make = getattr(objective, "prompts", None)
+    if make is None:
+        return None
+    bind, add_eos = getattr(objective, "for_features", None), data.add_eos()
+    if bind is not None and add_eos:
+        make = bind(add_eos).prompts
+    return make(data.vocabulary())
+
+
+def as_trained(objective: Any, prompts: Prompts | None) -> Any:
+    """Returns an objective under which a decoder reads inputs as it did in training."""
+    if prompts is None or not hasattr(objective, "bidirectional_inputs"):
+        return objective
+    return dataclasses.replace(objective, bidirectional_inputs=prompts.bidirectional)
+
+
+def check_prompts(objective: Any, prompts: Prompts | None, *, where: str) -> None:
+    """Raises an InputError if a decoder read inputs in another way in the run so far."""
+    if getattr(objective, "topology", None) == "decoder" and as_trained(objective, prompts) != (
+        objective
+    ):
+        name, ours = type(objective).__name__, objective.bidirectional_inputs
+        raise InputError(
+            f"{name}.bidirectional_inputs = {ours}: {where} was trained with {not ours}; set "
+            f"{name}.bidirectional_inputs = {not ours} to go on, or choose another model_dir"
+        )
+
+
+def save_prompts(folder: Any, prompts: Prompts | None) -> None:
+    """Writes `prompts.json` unless it says the same already; None: writes nothing."""
+    path = as_path(folder) / FILE
+    if prompts is not None and not (path.exists() and _parsed(path) == prompts):
+        content = {"format": _FORMAT, **dataclasses.asdict(prompts)}
+        write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_prompts(folder: Any, vocabulary: Vocabulary | None, *, topology: str) -> Prompts | None:
+    """Returns how the model of a run is prompted.
+
+    Args:
+      folder: that holds `prompts.json`; older runs have none, and are read as they were then: whole
+        texts of a decoder end with EOS and are seen in both directions.
+      vocabulary: of the ids.
+      topology: of the model.
+
+    Returns:
+      None for an encoder, and where an older run has no vocabulary.
+
+    Raises:
+      InputError: if the file is damaged or of a format that this version does not know.
+    """
+    path = as_path(folder) / FILE
+    if topology == "encoder":
+        return None
+    if path.exists():
+        return _parsed(path)
+    if vocabulary is None:
+        return None
+    ended = Frame(after=(vocabulary.eos_id,))
+    if topology == "decoder":
+        return Prompts("continue", ended, ended, bidirectional=True)
+    return Prompts("inputs", vocabulary.frame, ended)
+
+
+def _parsed(path: Any) -> Prompts:
+    try:
+        content = json.loads(read_file(path, "description of prompts"))
+        version, kind = content["format"], content["kind"]
+        inputs, targets = (
+            Frame(*(tuple(map(int, content[name][side])) for side in ("before", "after")))
+            for name in ("inputs", "targets")
+        )
+        prompts = Prompts(kind, inputs, targets, bool(content["bidirectional"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error!r}; restore the file") from error
+    if version != _FORMAT or kind not in PROMPTS:
+        raise InputError(
+            f"{path} has format {version!r} and kind {kind!r}; this version reads format {_FORMAT} "
+            f"and {', '.join(PROMPTS)}: upgrade t5lite"
+        )
+    return prompts

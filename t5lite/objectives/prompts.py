@@ -1,0 +1,84 @@
+"""How a model that writes is prompted: as it was trained."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from t5lite.framing import Frame
+from t5lite.objectives.base import known
+
+PROMPTS = ("inputs", "continue", "prefix")  # what a text is to a model: see `Prompts.kind`
+
+
+class Frames(NamedTuple):
+    """The special tokens around inputs and around targets."""
+
+    inputs: Frame
+    targets: Frame
+
+
+def frames_of(vocabulary: Any, *, topology: str, start_id: int) -> Frames:
+    """Returns the frames that a vocabulary has for a model's inputs and targets.
+
+    An encoder reads `frame(inputs)`; a decoder writes `target_frame(targets)`. A decoder alone
+    reads both in one row, `frame(inputs)` and then the targets, ended by EOS. The start token that
+    a decoder reads first is never repeated.
+
+    Args:
+      vocabulary: of the ids; None where the data are ids alone.
+      topology: of the model.
+      start_id: what a decoder reads first.
+    """
+    vocabulary = known(vocabulary)
+    if topology == "decoder":
+        ended = Frame(after=(vocabulary.eos_id,))
+        return Frames(vocabulary.frame.read_after(start_id), ended)
+    return Frames(vocabulary.frame, vocabulary.target_frame.read_after(start_id))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """How a model reads prompts.
+
+    Attributes:
+      kind: what a text is to the model by default, one of `PROMPTS`. `inputs`: a whole text, with
+        the special tokens of `inputs` around it, which the model answers; `continue`: a beginning,
+        which the model continues; `prefix`: the same, seen in both directions.
+      inputs: the special tokens around a whole text.
+      targets: those around its answer.
+      bidirectional: whether a decoder sees the tokens of a whole text in both directions.
+    """
+
+    kind: str
+    inputs: Frame
+    targets: Frame
+    bidirectional: bool = False
+
+    @classmethod
+    def by_default(cls, vocabulary: Any, *, topology: str, start_id: int) -> "Prompts":
+        """Returns the prompts of a model whose training is unknown: a decoder is causal."""
+        kind = "continue" if topology == "decoder" else "inputs"
+        return cls(kind, *frames_of(vocabulary, topology=topology, start_id=start_id))
+
+    def of(self, kind: str | None) -> "Prompt":
+        """Returns how texts of a kind are read; None: of the default one."""
+        kind = kind or self.kind
+        if kind == "inputs":
+            return Prompt(kind, self.inputs, self.targets, self.bidirectional)
+        targets = self.targets if kind == "prefix" else Frame()
+        return Prompt(kind, Frame(), targets, kind == "prefix")
+
+
+class Prompt(NamedTuple):
+    """How texts of one kind are read.
+
+    Attributes:
+      kind: one of `PROMPTS`.
+      inputs: the special tokens around a text.
+      targets: those around what is written after it.
+      bidirectional: whether a decoder sees a text in both directions.
+    """
+
+    kind: str
+    inputs: Frame
+    targets: Frame
+    bidirectional: bool
