@@ -8,6 +8,7 @@ from t5lite.parallel.arrays import (
     process_rows,
     with_layout,
 )
+from t5lite.parallel.clusters import Group, group
 from t5lite.parallel.layout import (
     ACTIVATIONS,
     COMPILER_OPTIONS,
@@ -20,7 +21,7 @@ from t5lite.parallel.layout import (
     shardings,
 )
 from t5lite.parallel.multihost import gather
-from t5lite.parallel.processes import Group, group, joined, noted
+from t5lite.parallel.processes import joined, noted
 
 __all__ = [
     "ACTIVATIONS",

@@ -1,15 +1,13 @@
-"""One program as several processes: how they find each other, and how all stop if one is gone.
+"""Processes that are one program: they start together, and all end when one of them fails.
 
-JAX's processes wait for each other inside of collectives, where nothing that Python does is heard
-any more, and its runtime aborts without a word to the user once a heartbeat stays out. So process 0
-has a line to every other one. A line that breaks is a process that is gone, whatever it was: then
-the others say so and end.
+JAX's processes wait for each other inside collectives, where no Python code runs. JAX's own watch
+takes a process for dead after 100 seconds without a heartbeat; fewer would end runs whose machines
+only stood still. So every process keeps a connection to process 0, which the kernel closes as soon
+as a process ends, for whatever reason: the others then print which one it was, and end.
 """
 
 import contextlib
 import ctypes
-import dataclasses
-import glob
 import json
 import math
 import os
@@ -18,128 +16,59 @@ import socket
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import NamedTuple
 
 import jax
 
 from t5lite.errors import InputError
+from t5lite.parallel.clusters import Group
 from t5lite.parallel.multihost import gather
 
-_HEARTBEAT_SECONDS = 100  # JAX's own watch, the second line: also while a host is very busy
 _CONNECT_SECONDS = 10
-_NOTE_SECONDS = 4
+_NOTE_SECONDS = 4  # less than aborts are delayed by
 _OUTLIVE_SECONDS = 15
 _BYE = b"bye\n"
 _NOTES: list[Callable[[], str]] = []
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Which processes are one program; what is None is left to JAX, which knows its clusters.
+class _Failure(NamedTuple):
+    """A process that ends before its time, as the connections tell it.
 
     Args:
-      address: `HOST:PORT` of process 0, the port a free one.
-      count: how many there are.
-      index: which of them this is, in `[0, count)`.
+      process: its index.
+      reason: the error; empty for one that was killed, which says nothing.
+      patience: seconds that the others have to fail of the same error themselves.
     """
 
-    address: str | None = None
-    count: int | None = None
-    index: int | None = None
+    process: int
+    reason: str = ""
+    patience: float = 0.0
 
+    @classmethod
+    def own(cls, error: BaseException, *, patience: float = 0.0) -> "_Failure":
+        first_line = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:500]
+        return cls(jax.process_index(), first_line, patience)
 
-def group(
-    address: str | None = None, count: int | None = None, index: int | None = None
-) -> Group | None:
-    """Returns the group that this process belongs to, or None if it is alone.
-
-    Args:
-      address: `HOST:PORT`; without it the surroundings tell: SLURM (more than one task), Kubernetes
-        or Cloud TPU virtual machines (more than one worker, or slice).
-      count: of processes.
-      index: of this one.
-
-    Raises:
-      InputError: if some are given and not all, or out of range.
-    """
-    flags = {"coordinator_address": address, "num_processes": count, "process_id": index}
-    missing = [f"--{name}" for name, value in flags.items() if value is None]
-    if len(missing) == len(flags):
-        return Group() if _in_cluster() else None
-    if missing:
-        raise InputError(f"{' and '.join(missing)} missing: --{', --'.join(flags)} go together")
-    assert address is not None
-    assert count is not None
-    assert index is not None
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise InputError(f"--coordinator_address={address}: must be HOST:PORT, as 10.0.0.2:8476")
-    if count < 1:
-        raise InputError(f"--num_processes={count}: must be at least 1")
-    if not 0 <= index < count:
-        raise InputError(
-            f"--process_id={index}: must be from 0 to {count - 1}, of {count} processes"
-        )
-    return Group(address, count, index)
-
-
-def _in_cluster() -> bool:
-    """Whether the surroundings say that this is one of several processes."""
-    environ = os.environ
-    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
-    if all(name in environ for name in slurm) and int(environ.get("SLURM_NTASKS", 1)) > 1:
-        return True
-    if (environ.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu":
-        return False
-    if int(environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
-        return True
-    workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
-    if workers is not None:
-        return "," in workers
-    has_tpu = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    if not has_tpu or "TPU_SKIP_MDS_QUERY" in environ:
-        return False
-    return "," in _metadata("worker-network-endpoints") or _slices(_metadata("tpu-env")) > 1
-
-
-def _metadata(key: str) -> str:
-    """Returns what a Google virtual machine knows of itself; elsewhere nothing."""
-    host = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    request = urllib.request.Request(
-        f"http://{host}/computeMetadata/v1/instance/attributes/{key}",
-        headers={"Metadata-Flavor": "Google"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.read().decode()
-    except OSError:
-        return ""
-
-
-def _slices(environment: str) -> int:
-    for line in environment.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "MEGASCALE_NUM_SLICES":
-            return int(value.strip().strip("'") or 1)
-    return 1
+    @property
+    def line(self) -> bytes:
+        return json.dumps(self).encode() + b"\n"
 
 
 @contextlib.contextmanager
 def joined(which: Group | None, *, timeout: float = 300.0) -> Iterator[None]:
-    """Makes this process one of a group for as long as the context lasts; alone, does nothing.
+    """Makes this process one of a group while the context lasts; alone, does nothing.
 
-    To be entered before JAX touches a device. If another process ends before it has left this
-    context, or fails inside of it, this one prints that and ends too, with code 1.
+    To be entered before JAX uses a device. If another process ends before it has left this context,
+    or fails inside it, this process prints which one and why, and ends with code 1.
 
     Args:
       which: see `group`.
-      timeout: seconds to wait for the others.
+      timeout: seconds to wait for the other processes.
 
     Raises:
-      InputError: if process 0 cannot be reached. If others cannot, the process prints that and
-        ends with code 2: it is inside the runtime, which would abort it.
+      InputError: if process 0 cannot be reached. If another one is missing, the process prints that
+        and ends with code 2, before the runtime would abort it.
     """
     if not 0 < timeout < math.inf:
         raise InputError(f"--coordinator_timeout={timeout:g}: must be seconds, above 0")
@@ -150,36 +79,35 @@ def joined(which: Group | None, *, timeout: float = 300.0) -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    _delay_aborts()
     _NOTES.clear()
-    line = _Lines(which)
+    lines = _Lines(which)
     try:
         yield
     except InputError as error:
-        # Most are every process's own: the others have time to say it themselves.
-        line.close(_lost(jax.process_index(), _first_line(error), patience=3.0))
+        # Mostly of all processes: each prints it as if it were alone.
+        lines.close(_Failure.own(error, patience=3.0).line)
         raise
     except (Exception, KeyboardInterrupt) as error:
-        line.hear()
-        line.close(_lost(jax.process_index(), _first_line(error)))
+        lines.wait_for_end()
+        lines.close(_Failure.own(error).line)
         raise
-    except BaseException:  # all end together: after SIGTERM, for one
-        line.close(_BYE)
+    except BaseException:  # an end that all agreed on, such as after SIGTERM
+        lines.close(_BYE)
         raise
-    gather(None)  # nobody leaves before the last one is done
-    line.close(_BYE)
+    gather(None)  # no process leaves before the last one is done
+    lines.close(_BYE)
 
 
 @contextlib.contextmanager
 def noted(note: Callable[[], str]) -> Iterator[None]:
-    """Lets a process that ends because another one is gone say a line more.
+    """Adds a line to what this process prints when it ends because of another one.
 
     Args:
-      note: returns it, such as what is saved; on a thread of its own, in a few seconds.
+      note: returns the line, such as what is saved; called on a thread, and given a few seconds.
     """
     _NOTES.append(note)
     yield
-    # After a failure it stays: a collective may fail before the line is heard to break.
+    # After an exception it stays: a collective may fail before the connection is seen to break.
     _NOTES.remove(note)
 
 
@@ -189,9 +117,9 @@ def _initialize(which: Group, timeout: float) -> None:
         _wait_for(which.address, deadline, timeout)
     if which.address is not None and which.index == 0:
         _check_free(which.address)
-    # The runtime aborts the process when its own time is over, so ours is over first.
+    # JAX aborts the process when its own timeout is over: this one comes first.
     left = max(deadline - time.monotonic(), 1.0)
-    timer = threading.Timer(left, _not_together, (which, timeout))
+    timer = threading.Timer(left, _exit_incomplete, (which, timeout))
     timer.daemon = True
     timer.start()
     try:
@@ -200,19 +128,22 @@ def _initialize(which: Group, timeout: float) -> None:
             which.count,
             which.index,
             initialization_timeout=int(left) + 60,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=30,
         )
     finally:
         timer.cancel()
+    if jax.process_index() != 0:
+        _delay_aborts()
 
 
 def _delay_aborts() -> None:
-    """Lets an abort wait while a thread says why.
+    """Lets this process print why it ends when the end of process 0 makes JAX abort it.
 
-    The runtime aborts this process as soon as process 0 is gone, and is often faster than the line.
-    The handler is C's own `sleep`, which needs no Python: the number that it is called with, 6, is
-    the signal's, and becomes seconds.
+    JAX's client calls abort() within milliseconds of losing the coordination service, which runs in
+    process 0. Neither of its own hooks prevents that (jaxlib 0.10.2): `missed_heartbeat_callback`
+    cannot be a Python function (its absl::Status converts to no Python object: std::bad_cast), and
+    `jax_enable_recoverability` covers every process but that one. A Python signal handler runs too
+    late. So the handler is C's `sleep`: its argument, SIGABRT's number 6, are the seconds.
     """
     library = ctypes.CDLL(None)
     library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -220,11 +151,11 @@ def _delay_aborts() -> None:
     library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
-def _not_together(which: Group, timeout: float) -> None:
+def _exit_incomplete(which: Group, timeout: float) -> None:
     where = f"at --coordinator_address={which.address} " if which.address else ""
     print(
         f"t5lite: the processes did not come together {where}within {timeout:g} s; start all of "
-        "them, each with its own --process_id, and see that the port is open",
+        "them, each with its own --process_id, and check that the port is open",
         file=sys.stderr,
         flush=True,
     )
@@ -232,7 +163,7 @@ def _not_together(which: Group, timeout: float) -> None:
 
 
 def _wait_for(address: str, deadline: float, timeout: float) -> None:
-    """Waits until process 0 listens: the runtime would end the process without a word."""
+    """Waits until process 0 listens: JAX would end this process without an error."""
     host, _, port = address.rpartition(":")
     while True:
         try:
@@ -260,53 +191,27 @@ def _check_free(address: str) -> None:
 
 
 class _Lines:
-    """The lines between process 0 and the others; made by all of them together."""
+    """The connections between process 0 and the others; made by all processes together."""
 
     def __init__(self, which: Group):
-        self._sockets: dict[int, socket.socket] = {}
-        self._over = threading.Event()
-        self._ending = threading.Lock()
-        count, index = jax.process_count(), jax.process_index()
-        server = None
-        mine: Any = None
-        if index == 0:
-            server = socket.create_server(("", 0))
-            hosts = [_own_address(), socket.gethostname()]
-            if which.address:
-                hosts.insert(0, which.address.rpartition(":")[0])
-            mine = [hosts, server.getsockname()[1]]
-        hosts, port = gather(mine)[0]
-        if server is not None:
-            server.settimeout(_CONNECT_SECONDS)
-            with contextlib.suppress(TimeoutError), server:
-                while len(self._sockets) < count - 1:
-                    line, _ = server.accept()
-                    self._sockets[int.from_bytes(line.recv(4), "big")] = line
-        else:
-            for host in dict.fromkeys(hosts):
-                with contextlib.suppress(OSError):
-                    line = socket.create_connection((host, port), timeout=_CONNECT_SECONDS / 2)
-                    line.sendall(index.to_bytes(4, "big"))
-                    self._sockets[0] = line
-                    break
+        self._leaving = threading.Event()
+        self._ending = threading.Lock()  # held by the thread that ends this process
+        self._sockets = _connected(which)
         self._threads = [
             threading.Thread(target=self._listen, args=each, daemon=True)
             for each in self._sockets.items()
         ]
-        for line in self._sockets.values():
-            _keep_alive(line)
-            line.settimeout(None)
         for thread in self._threads:
             thread.start()
 
-    def hear(self) -> None:
-        """Ends this process if another one is gone: often a collective fails of that first."""
+    def wait_for_end(self) -> None:
+        """Waits while another process's failure ends this one: collectives often fail of it."""
         time.sleep(1.0)
-        self._ending.acquire(timeout=30.0)  # held by the thread that has heard it, to the end
+        self._ending.acquire(timeout=30.0)
 
     def close(self, word: bytes) -> None:
-        """Says to the others why they will hear no more, and outlives them if they are to end."""
-        self._over.set()
+        """Tells the others how this process ends; process 0 outlives them if it failed."""
+        self._leaving.set()
         self._tell(word)
         if word != _BYE:
             self._outlive()
@@ -317,54 +222,68 @@ class _Lines:
                 line.sendall(word)
 
     def _outlive(self) -> None:
-        """In process 0, waits for the others: without it the runtime would abort them unheard."""
+        """Lets process 0 end last: JAX aborts the others once it is gone."""
         end = time.monotonic() + _OUTLIVE_SECONDS
         for thread in self._threads if jax.process_index() == 0 else ():
             thread.join(max(end - time.monotonic(), 0.0))
 
     def _listen(self, other: int, line: socket.socket) -> None:
-        """Waits for what a process says, and then for its end."""
+        """Waits for the last word of a process, and then for its end."""
         with contextlib.suppress(OSError), line.makefile("rb") as stream:
-            heard = b""
+            word = b""
             with contextlib.suppress(OSError):
-                heard = stream.readline()
-            if heard == _BYE:
+                word = stream.readline()
+            if word == _BYE:
                 return
-            if not self._over.is_set() and self._ending.acquire(blocking=False):
-                threading.Thread(target=self._end, args=(other, heard), daemon=True).start()
+            failure = _Failure(*json.loads(word)) if word.endswith(b"\n") else _Failure(other)
+            if not self._leaving.is_set() and self._ending.acquire(blocking=False):
+                threading.Thread(target=self._end, args=(failure,), daemon=True).start()
             stream.read()
 
-    def _end(self, other: int, heard: bytes) -> None:
-        """Ends this process, while the main thread may never come back from a device."""
-        gone, why, patience = other, "", 0.0  # of one that was killed, which says nothing
-        with contextlib.suppress(ValueError):
-            gone, why, patience = json.loads(heard)
+    def _end(self, failure: _Failure) -> None:
+        """Ends this process, whose main thread may never return from a collective."""
         if jax.process_index() == 0:
-            self._tell(_lost(gone, why, patience=patience))
-        if not self._over.wait(patience):
-            _say_gone(gone, why)
+            self._tell(failure.line)
+        if not self._leaving.wait(failure.patience):
+            _print_end(failure)
             self._outlive()
             os._exit(1)
 
 
-def _lost(gone: int, why: str, *, patience: float = 0.0) -> bytes:
-    """Returns what a line says when a process fails: which, why, and how long to wait for more."""
-    return json.dumps([gone, why, patience]).encode() + b"\n"
+def _connected(which: Group) -> dict[int, socket.socket]:
+    """Returns process 0's connections to all others, or theirs to process 0, by process."""
+    found: dict[int, socket.socket] = {}
+    if jax.process_index() == 0:
+        with socket.create_server(("", 0)) as server:
+            server.settimeout(_CONNECT_SECONDS)
+            hosts = [which.address.rpartition(":")[0]] if which.address else []
+            gather([[*hosts, _own_address(), socket.gethostname()], server.getsockname()[1]])
+            with contextlib.suppress(TimeoutError):
+                while len(found) < jax.process_count() - 1:
+                    line, _ = server.accept()
+                    found[int.from_bytes(line.recv(4), "big")] = line
+    else:
+        hosts, port = gather(None)[0]
+        for host in dict.fromkeys(hosts):
+            with contextlib.suppress(OSError):
+                found[0] = socket.create_connection((host, port), timeout=_CONNECT_SECONDS / 2)
+                found[0].sendall(jax.process_index().to_bytes(4, "big"))
+                break
+    for line in found.values():
+        _keep_alive(line)
+        line.settimeout(None)
+    return found
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:500]
-
-
-def _say_gone(gone: int, why: str) -> None:
+def _print_end(failure: _Failure) -> None:
     notes: list[str] = []
-    # A disk or a bucket may not answer; the end must not wait for it.
+    # A disk or a bucket may not answer, and must not delay the end.
     asking = threading.Thread(target=lambda: notes.extend(note() for note in _NOTES), daemon=True)
     asking.start()
     asking.join(_NOTE_SECONDS)
-    why = why or "killed, preempted or out of memory, as its own output may say"
+    why = failure.reason or "killed, preempted or out of memory, as its own output may say"
     lines = [
-        f"t5lite: process {gone} of {jax.process_count()} is gone ({why}); "
+        f"t5lite: process {failure.process} of {jax.process_count()} is gone ({why}); "
         f"process {jax.process_index()} ends too",
         *notes,
         "to go on, start all processes again with the same command",
@@ -375,7 +294,7 @@ def _say_gone(gone: int, why: str) -> None:
 
 
 def _keep_alive(line: socket.socket) -> None:
-    """Lets a line break within 30 seconds if the other host is gone without a word."""
+    """Lets a connection break within 30 seconds if the other host vanishes from the network."""
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):
@@ -383,7 +302,7 @@ def _keep_alive(line: socket.socket) -> None:
 
 
 def _own_address() -> str:
-    """Returns the address that this host's packets leave from; nothing is sent."""
+    """Returns the address from which this host's packets leave; sends none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("10.255.255.255", 1))

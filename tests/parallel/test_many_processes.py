@@ -166,7 +166,7 @@ def test_what_is_saved_is_said_also_if_a_collective_failed_first(
         pass
     with contextlib.suppress(RuntimeError), processes.noted(lambda: "step 4 is saved"):
         raise RuntimeError("Gloo: connection closed by peer")
-    processes._say_gone(1, "")
+    processes._print_end(processes._Failure(1))
     said = capsys.readouterr().err
     assert "step 4 is saved" in said
     assert "step 2" not in said
