@@ -4,6 +4,7 @@ from t5lite.layers.attention import Attention, AttentionSpec
 from t5lite.layers.cache import KeyValues, Slots
 from t5lite.layers.dropout import Dropout, drop_residual
 from t5lite.layers.embeddings import TokenEmbedding
+from t5lite.layers.gradients import broadcast
 from t5lite.layers.heads import (
     ClassificationHeadSpec,
     EmbeddingHeadSpec,
@@ -99,6 +100,7 @@ __all__ = [
     "YarnScalingSpec",
     "alibi_slopes",
     "attention",
+    "broadcast",
     "drop_residual",
     "layer_norm",
     "pool",

@@ -1,72 +1,103 @@
-"""Token embeddings, and the logits that may share their table."""
+"""Embeddings, and the logits that may share a table of theirs."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t5lite.layers.gradients import Spread, spread, summed_over_rows
+from t5lite.layers.gradients import Weight, reduce_scatter_over_batch, weight
+from t5lite.layers.projection import product
+
+
+class _Lookup(NamedTuple):
+    """What of a lookup is static."""
+
+    dtype: Any
+    table_shape: tuple[int, int]
+    table_dtype: Any
+    weight: Weight
+
+
+def lookup(table: jax.Array, ids: jax.Array, dtype: Any, axes: tuple[str, str]) -> jax.Array:
+    """Returns rows of a table, whose gradient is added up in float32.
+
+    Args:
+      table: `[rows, embed]`, any float dtype.
+      ids: `[batch, length]` int32.
+      dtype: of the result.
+      axes: the table's logical axis names.
+
+    Returns:
+      `[batch, length, embed]`.
+    """
+    return _lookup(table, ids, _Lookup(dtype, table.shape, table.dtype, weight(axes)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def lookup(table: jax.Array, tokens: jax.Array, spread: Spread | None = None) -> jax.Array:
-    """Returns the rows `[batch, length, embed]` of a `[vocab, embed]` table.
-
-    Args:
-      table: any float dtype.
-      tokens: `[batch, length]` int32.
-      spread: where the table's gradient goes.
-    """
-    del spread
-    return jnp.take(table, tokens, axis=0)
+def _lookup(table: jax.Array, ids: jax.Array, static: _Lookup) -> jax.Array:
+    # Gathered over the shards of `embed` first: the rows that are looked up are sharded by batch,
+    # and the partitioner would go from one to the other by replicating all of them.
+    return jnp.take(static.weight.used(table, static.dtype), ids, axis=0)
 
 
 def _lookup_forward(
-    table: jax.Array, tokens: jax.Array, spread: Spread | None
-) -> tuple[jax.Array, tuple]:
-    del spread
-    return lookup(table, tokens), (jnp.zeros((0, *table.shape), table.dtype), tokens)
+    table: jax.Array, ids: jax.Array, static: _Lookup
+) -> tuple[jax.Array, jax.Array]:
+    return _lookup(table, ids, static), ids
 
 
 def _lookup_backward(
-    spread: Spread | None, kept: tuple, gradient: jax.Array
+    static: _Lookup, ids: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, None]:
-    (_, vocab, embed), dtype = kept[0].shape, kept[0].dtype
+    def of_table(ids: jax.Array, gradient: jax.Array) -> jax.Array:
+        # A row may be looked up 10⁴ times, the padding's or a type of token: see `gradients`.
+        zeros = jnp.zeros(static.table_shape, jnp.float32)
+        return zeros.at[ids].add(gradient.astype(jnp.float32))
 
-    def of_table(tokens: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jnp.zeros((vocab, embed), dtype).at[tokens].add(gradient)
+    total = reduce_scatter_over_batch(
+        of_table, (ids, gradient), static.weight.gradient, dtype=static.dtype
+    )
+    return total.astype(static.table_dtype), None
 
-    return summed_over_rows(of_table, (kept[1], gradient), spread), None
 
-
-lookup.defvjp(_lookup_forward, _lookup_backward)
+_lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 class TokenEmbedding(nn.Module):
-    """A `[vocab, embed]` table; rows are looked up, or dotted with (tied logits)."""
+    """A `[vocab, embed]` table; rows are looked up, or dotted with (tied logits).
+
+    Args:
+      vocab: rows.
+      embed: their width.
+      dtype: of the result.
+      init_stddev: of the initial values.
+      axis: logical name of the rows.
+    """
 
     vocab: int
     embed: int
     dtype: jnp.dtype
     init_stddev: float = 1.0
+    axis: str = "vocab"
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(
-            nn.initializers.normal(self.init_stddev), ("vocab", "embed")
-        )
+        self.axes = (self.axis, "embed")
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.init_stddev), self.axes)
         self.embedding: Any = self.param("embedding", init, (self.vocab, self.embed))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Looks up `tokens` `[batch, length]` int32, giving `[batch, length, embed]`."""
-        # Gathered over the shards of `embed` first: the rows that are looked up are sharded by
-        # batch, and the partitioner would go from one to the other by replicating all of them.
-        table = nn.with_logical_constraint(self.embedding.astype(self.dtype), ("vocab", "embed"))
-        embedded = lookup(table, tokens, spread(("vocab", "embed")))
+        embedded = lookup(self.embedding, tokens, self.dtype, self.axes)
         return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Dots `x` `[batch, length, embed]` with every row: `[batch, length, vocab]` float32."""
-        table = self.embedding.astype(self.dtype)
-        return jnp.einsum("ble,ve->blv", x, table, preferred_element_type=jnp.float32)
+        return product(
+            x.astype(self.dtype),
+            self.embedding,
+            dtype=jnp.float32,
+            weight=weight(self.axes),
+            features_first=True,
+        )

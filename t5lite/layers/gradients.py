@@ -1,78 +1,124 @@
-"""Gradients of parameters, spread over devices as soon as they are there."""
+"""Weights as a layout shards them: gathered where they are used, their gradients reduce-scattered.
 
+Sums over a batch are long: 10⁴ terms and more, of which bfloat16 holds the first 256. Within a
+device they are always added up in float32; between devices as `Layout.gradient_dtype` says.
+"""
+
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from t5lite.layers.kernels.request import mesh_axes
 
 
-class Spread(NamedTuple):
-    """Where a gradient's parts are and where their sum goes; `spread` makes it.
+class GradientSharding(NamedTuple):
+    """Where a gradient's partial sums are, and how their total is sharded.
 
     Attributes:
-      batch: the mesh axes that rows are spread over.
-      axes: of each of the gradient's axes, the mesh axes among `batch` that its sum is spread over.
+      batch: the mesh axes that rows are sharded over.
+      axes: of each of the gradient's axes, the mesh axes among `batch` that it is sharded over.
+      rounded: whether partial sums are rounded to the dtype of the computation before they travel.
     """
 
     batch: tuple[str, ...]
     axes: tuple[tuple[str, ...], ...]
+    rounded: bool
 
 
-def spread(axes: Sequence[str]) -> Spread | None:
-    """Returns how the layout in force spreads the gradient of a parameter with these axes' names.
+class Weight(NamedTuple):
+    """How the layout in force treats a weight; `weight` makes it.
 
-    It is asked where the parameter is used: the rules of a derivative may be others.
+    It is static and made where the weight is used: a derivative is traced under other rules.
 
-    Args:
-      axes: the parameter's logical axis names.
-
-    Returns:
-      None where the sum is spread over no axis that rows are spread over.
+    Attributes:
+      gathered: the sharding it is used in; None where there is one device.
+      name: under which policies of rematerialisation may keep it so; None for none.
+      gradient: None where the compiler is to add the gradient up, in float32.
     """
-    batch = mesh_axes(("batch",))[0] or ()
+
+    gathered: PartitionSpec | None = None
+    name: str | None = None
+    gradient: GradientSharding | None = None
+
+    def used(self, array: jax.Array, dtype: Any) -> jax.Array:
+        """Returns the weight in the dtype of the computation, gathered over its storage's axes.
+
+        It is rounded first, so that half of the bytes travel, and gathered by name, so that a
+        policy of rematerialisation may keep it rather than have it sent again.
+        """
+        array = array.astype(dtype)
+        if self.gathered is None:
+            return array
+        array = lax.with_sharding_constraint(array, self.gathered)
+        return array if self.name is None else checkpoint_name(array, self.name)
+
+
+def weight(axes: Sequence[str], name: str | None = None) -> Weight:
+    """Returns how the layout in force treats a weight with these logical axis names."""
+    if jax.sharding.get_abstract_mesh().size <= 1 or not nn.get_logical_axis_rules():
+        return Weight()
+    gathered = nn.logical_to_mesh_axes(tuple(axes)) or PartitionSpec()
+    batch, rounded = mesh_axes(("batch",))[0] or (), mesh_axes((ROUNDED,))[0] is not None
     named = mesh_axes(tuple(f"gradient/{axis}" for axis in axes))
-    over = tuple(over if over and set(over) <= set(batch) else () for over in named)
-    return Spread(batch, over) if any(over) else None
+    sharded = tuple(over if over and set(over) <= set(batch) else () for over in named)
+    if not batch or not (any(sharded) or rounded):
+        return Weight(gathered, name)
+    return Weight(gathered, name, GradientSharding(batch, sharded, rounded))
 
 
-def summed_over_rows(
-    fn: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], spread: Spread | None
+# The logical axis of the mesh axes between which sums of gradients travel rounded.
+ROUNDED = "gradient/rounded"
+
+
+def reduce_scatter_over_batch(
+    fn: Callable[..., jax.Array],
+    arrays: tuple[jax.Array, ...],
+    sharding: GradientSharding | None,
+    *,
+    dtype: Any,
 ) -> jax.Array:
-    """Returns `fn(*arrays)`, a parameter's gradient, as the layout spreads that gradient.
+    """Returns `fn(*arrays)`, a weight's gradient, sharded as the layout has it.
 
     Left to itself XLA adds the devices' parts up everywhere and throws most of the sum away: twice
     the bytes of what is done here, a reduce-scatter by name.
 
     Args:
-      fn: adds something up over the rows of `arrays`.
+      fn: adds something up over the rows of `arrays`, in float32.
       arrays: `[batch, ...]` each.
-      spread: where the sum goes; None leaves it to XLA, and so do rows that do not divide.
+      sharding: of the total; None leaves it to XLA, and so do rows that do not divide.
+      dtype: of the computation.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
-    if spread is None or any(
-        array.shape[0] % math.prod(sizes[axis] for axis in spread.batch) for array in arrays
+    if sharding is None or any(
+        array.shape[0] % math.prod(sizes[axis] for axis in sharding.batch) for array in arrays
     ):
         return fn(*arrays)
-    whole = tuple(axis for axis in spread.batch if not any(axis in over for over in spread.axes))
+    whole = tuple(
+        axis for axis in sharding.batch if not any(axis in over for over in sharding.axes)
+    )
 
-    def of_own_rows(*rows: jax.Array) -> jax.Array:
+    def local_sum(*rows: jax.Array) -> jax.Array:
         total = fn(*rows)
-        for at, over in enumerate(spread.axes):
+        total = total.astype(dtype) if sharding.rounded else total
+        for at, over in enumerate(sharding.axes):
             if over:
                 total = _scattered(total, at, over)
-        return lax.psum(total, whole) if whole else total
+        total = lax.psum(total, whole) if whole else total
+        return total.astype(jnp.float32)
 
     return jax.shard_map(
-        of_own_rows,
-        in_specs=PartitionSpec(spread.batch),
-        out_specs=PartitionSpec(*(over or None for over in spread.axes)),
-        axis_names=set(spread.batch),
+        local_sum,
+        in_specs=PartitionSpec(sharding.batch),
+        out_specs=PartitionSpec(*(over or None for over in sharding.axes)),
+        axis_names=set(sharding.batch),
         check_vma=False,
     )(*arrays)
 
@@ -90,3 +136,39 @@ def _scattered(part: jax.Array, at: int, over: Sequence[str]) -> jax.Array:
     for axis in over:
         rows = lax.psum_scatter(rows, axis, scatter_dimension=0, tiled=True)
     return jnp.moveaxis(rows.reshape(-1, *shape), 0, at)
+
+
+def broadcast(array: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+    """Repeats what all rows share, a bias say, and adds its gradient up in float32.
+
+    Args:
+      array: any float dtype, broadcastable to `shape`.
+      shape: of the result.
+      dtype: of the result.
+    """
+    return _broadcast(array, tuple(shape), dtype, array.shape, array.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _broadcast(
+    array: jax.Array, shape: tuple[int, ...], dtype: Any, own_shape: Any, own_dtype: Any
+) -> jax.Array:
+    del own_shape, own_dtype
+    return jnp.broadcast_to(array.astype(dtype), shape)
+
+
+def _broadcast_forward(array: jax.Array, *static: Any) -> tuple[jax.Array, None]:
+    return _broadcast(array, *static), None
+
+
+def _broadcast_backward(
+    shape: tuple[int, ...], dtype: Any, own_shape: Any, own_dtype: Any, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    del dtype
+    own = (1,) * (len(shape) - len(own_shape)) + own_shape
+    repeated = tuple(at for at, (n, whole) in enumerate(zip(own, shape, strict=True)) if n < whole)
+    total = jnp.sum(gradient.astype(jnp.float32), axis=repeated)
+    return (total.reshape(own_shape).astype(own_dtype),)
+
+
+_broadcast.defvjp(_broadcast_forward, _broadcast_backward)

@@ -148,11 +148,11 @@ class Moe(nn.Module):
             (spec.num_experts,),
             dtype=jnp.dtype("float32"),
             init_scale=0.1**0.5,  # Switch, §2.4
+            # Accelerators would round to bfloat16 or TF32, and send tokens elsewhere than a CPU.
+            precision=jax.lax.Precision.HIGHEST,
             name="router",
         )
-        # Accelerators would round to bfloat16 or TF32, and send tokens elsewhere than a CPU does.
-        with jax.default_matmul_precision("float32"):
-            return nn.with_logical_constraint(router(x), ("batch", "length", None))
+        return nn.with_logical_constraint(router(x), ("batch", "length", None))
 
     def _run_experts(self, x: jax.Array) -> jax.Array:
         """Returns the experts' outputs for `[experts, batch, slots, embed]`, in the same shape."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
+from t5lite.layers.embeddings import lookup
 from t5lite.layers.spec import Spec, positive
 
 
@@ -75,10 +76,11 @@ class LearnedPositions(nn.Module):
     @nn.compact
     def __call__(self, positions: jax.Array) -> jax.Array:
         self.spec.check(positions.shape[1])
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("positions", "embed"))
+        axes = ("positions", "embed")
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
         num_rows = self.spec.max_length + self.spec.offset
         table: Any = self.param("embedding", init, (num_rows, self.embed))
-        return jnp.take(table.astype(self.dtype), positions + self.spec.offset, axis=0)
+        return lookup(table, positions + self.spec.offset, self.dtype, axes)
 
 
 class SinusoidalPositions(nn.Module):

@@ -1,115 +1,163 @@
 """The one linear projection, with named axes and a fan-in initialiser."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-from t5lite.layers.gradients import Spread, spread, summed_over_rows
+from t5lite.layers import gradients
+from t5lite.layers.gradients import Weight, reduce_scatter_over_batch
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+class _Product(NamedTuple):
+    """What of a product is static."""
+
+    num_contracted: int
+    dtype: Any
+    precision: lax.Precision | None
+    weight: Weight
+    features_first: bool
+    kernel_dtype: Any
+
+    def axes(self, kernel: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the kernel's contracted axes and its features'."""
+        at = kernel.ndim - self.num_contracted if self.features_first else self.num_contracted
+        first, last = tuple(range(at)), tuple(range(at, kernel.ndim))
+        return (last, first) if self.features_first else (first, last)
+
+
 def product(
     x: jax.Array,
     kernel: jax.Array,
-    num_contracted: int,
+    *,
+    num_contracted: int = 1,
     dtype: Any,
-    spread: Spread | None = None,
+    precision: lax.Precision | None = None,
+    weight: Weight = Weight(),
+    features_first: bool = False,
 ) -> jax.Array:
-    """Contracts the last axes of `x` with the first ones of `kernel`.
+    """Contracts the last axes of `x` with the first ones of `kernel`, in the dtype of `x`.
 
-    Its derivative is written out, so that the kernel's gradient comes out as the kernel lies in
-    memory: what JAX derives is its transpose, for which XLA moves both factors on CPUs. For this
-    there is no forward-mode differentiation; products with a Hessian are two reverse passes.
+    Its derivative is written out. The kernel's gradient, a sum over all rows, stays in float32
+    where the kernel is float32, and it comes out as the kernel lies in memory: what JAX derives is
+    its transpose, for which XLA moves both factors on CPUs. For this there is no forward-mode
+    differentiation; products with a Hessian are two reverse passes.
 
     Args:
       x: `[..., *contracted]`, any float dtype.
-      kernel: `[*contracted, *features]`, of the same dtype.
+      kernel: `[*contracted, *features]`, any float dtype; it is rounded to that of `x`.
       num_contracted: how many axes are contracted.
       dtype: of the result; sums are rounded to it once.
-      spread: where the kernel's gradient goes.
+      precision: of the factors, in both passes; None for the platform's own.
+      weight: how the kernel is gathered and where its gradient goes.
+      features_first: whether the kernel is `[*features, *contracted]`.
 
     Returns:
       `[..., *features]`.
     """
-    del spread
-    contracted = tuple(range(x.ndim - num_contracted, x.ndim)), tuple(range(num_contracted))
-    return lax.dot_general(x, kernel, (contracted, ((), ())), preferred_element_type=dtype)
+    static = _Product(num_contracted, dtype, precision, weight, features_first, kernel.dtype)
+    return _product(x, kernel, static)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel: jax.Array, static: _Product) -> jax.Array:
+    return _product_forward(x, kernel, static)[0]
 
 
 def _product_forward(
-    x: jax.Array, kernel: jax.Array, num_contracted: int, dtype: Any, spread: Any
+    x: jax.Array, kernel: jax.Array, static: _Product
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    del spread
-    return product(x, kernel, num_contracted, dtype), (x, kernel)
+    kernel = static.weight.used(kernel, x.dtype)
+    contracted = tuple(range(x.ndim - static.num_contracted, x.ndim)), static.axes(kernel)[0]
+    y = lax.dot_general(
+        x,
+        kernel,
+        (contracted, ((), ())),
+        precision=static.precision,
+        preferred_element_type=static.dtype,
+    )
+    return y, (x, kernel)
 
 
 def _product_backward(
-    num_contracted: int,
-    dtype: Any,
-    spread: Spread | None,
-    kept: tuple[jax.Array, jax.Array],
-    gradient: jax.Array,
+    static: _Product, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    del dtype
     x, kernel = kept
-    num_rows = x.ndim - num_contracted
-    features = (
-        tuple(range(num_rows, gradient.ndim)),
-        tuple(range(num_contracted, kernel.ndim)),
-    )
+    num_rows = x.ndim - static.num_contracted
+    features = tuple(range(num_rows, gradient.ndim)), static.axes(kernel)[1]
     rows = tuple(range(num_rows)), tuple(range(num_rows))
-    d_x = lax.dot_general(gradient, kernel, (features, ((), ())), preferred_element_type=x.dtype)
+    dot = functools.partial(lax.dot_general, precision=static.precision)
+    d_x = dot(gradient, kernel, (features, ((), ())), preferred_element_type=x.dtype)
 
     def of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return lax.dot_general(x, gradient, (rows, ((), ())), preferred_element_type=kernel.dtype)
+        factors = (gradient, x) if static.features_first else (x, gradient)
+        return dot(*factors, (rows, ((), ())), preferred_element_type=jnp.float32)
 
-    return d_x, summed_over_rows(of_kernel, (x, gradient), spread)
-
-
-product.defvjp(_product_forward, _product_backward)
-
-
-def _dot_general(
-    x: jax.Array,
-    kernel: jax.Array,
-    dimension_numbers: Any,
-    *,
-    dtype: Any,
-    axes: tuple[str, ...],
-    precision: Any = None,
-    **options: Any,
-) -> jax.Array:
-    """`product` in the place of `lax.dot_general`, for `DenseGeneral`, whose sums it is."""
-    del precision, options
-    (x_axes, kernel_axes), batch = dimension_numbers
-    n = len(x_axes)
-    assert x_axes == tuple(range(x.ndim - n, x.ndim))
-    assert kernel_axes == tuple(range(n))
-    assert not any(batch)
-    if jax.sharding.get_abstract_mesh().size > 1:
-        # Gathered over what only its storage is spread over, by name, so that a policy of
-        # rematerialisation may keep it rather than have it sent again.
-        kernel = checkpoint_name(
-            nn.with_logical_constraint(kernel, axes),
-            "attention_kernel" if {"heads", "shared_head"} & set(axes) else "kernel",
-        )
-    return product(x, kernel, n, dtype, spread(axes))
+    d_kernel = reduce_scatter_over_batch(
+        of_kernel, (x, gradient), static.weight.gradient, dtype=x.dtype
+    )
+    return d_x, d_kernel.astype(static.kernel_dtype)
 
 
-class _Named(nn.LogicallyPartitioned):
-    """A kernel with its axes' names, which `DenseGeneral` draws flat and then unfolds.
+_product.defvjp(_product_forward, _product_backward)
 
-    While it is flat its names do not fit, so no sharding can be asked for yet.
+
+class Projection(nn.Module):
+    """Maps the last axes of its input onto new ones, and adds a bias if asked to.
+
+    Args:
+      axes: the kernel's logical axis names, contracted ones first.
+      features: sizes of the new axes.
+      num_contracted: how many trailing axes of the input are contracted.
+      dtype: of the computation; parameters are float32.
+      kernel_init: of the kernel, drawn as a matrix `[contracted, features]`.
+      use_bias: whether a bias is added, initially 0, whose axes are the kernel's new ones.
+      float32_output: whether sums stay in float32 rather than being rounded to `dtype`.
+      precision: of the factors, see `product`.
     """
 
-    def unbox(self, apply_constraint: bool = True) -> jax.Array:
-        return super().unbox(apply_constraint and self.value.ndim == len(self.names))
+    axes: tuple[str, ...]
+    features: tuple[int, ...]
+    num_contracted: int
+    dtype: jnp.dtype
+    kernel_init: Callable[..., jax.Array]
+    use_bias: bool
+    float32_output: bool
+    precision: lax.Precision | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, axes = self.num_contracted, self.axes
+
+        def drawn(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            matrix = math.prod(shape[:n]), math.prod(shape[n:])
+            return self.kernel_init(key, matrix).reshape(shape)
+
+        kernel: Any = self.param(
+            "kernel",
+            nn.with_logical_partitioning(drawn, axes),
+            (*x.shape[x.ndim - n :], *self.features),
+        )
+        y = product(
+            x.astype(self.dtype),
+            kernel,
+            num_contracted=n,
+            dtype=jnp.float32 if self.float32_output else self.dtype,
+            precision=self.precision,
+            weight=gradients.weight(
+                axes, "attention_kernel" if {"heads", "shared_head"} & set(axes) else "kernel"
+            ),
+        )
+        if not self.use_bias:
+            return y
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes[n:])
+        bias: Any = self.param("bias", zeros, self.features)
+        return y + gradients.broadcast(bias, y.shape, y.dtype)
 
 
 def projection(
@@ -122,11 +170,10 @@ def projection(
     distribution: Literal["truncated_normal", "normal"] = "truncated_normal",
     use_bias: bool = False,
     float32_output: bool = False,
+    precision: lax.Precision | None = None,
     name: str | None = None,
-) -> nn.DenseGeneral:
+) -> Projection:
     """Returns a linear projection of the last axes onto `features`.
-
-    A `DenseGeneral`, so that adapters and quantizers find every matrix of a model.
 
     Args:
       axes: the kernel's logical axis names, contracted ones first.
@@ -137,20 +184,18 @@ def projection(
       distribution: of the initial values.
       use_bias: whether a bias is added, initially 0, whose axes are the kernel's new ones.
       float32_output: whether sums stay in float32 rather than being rounded to `dtype`.
+      precision: of the factors, see `product`.
       name: of the submodule.
     """
     init = nn.initializers.variance_scaling(init_scale**2, "fan_in", distribution)
-    return nn.DenseGeneral(
+    return Projection(
+        tuple(axes),
         tuple(features),
-        axis=tuple(range(-num_contracted, 0)),
-        use_bias=use_bias,
-        dtype=dtype,
-        dot_general=functools.partial(
-            _dot_general, dtype=jnp.float32 if float32_output else dtype, axes=tuple(axes)
-        ),
-        kernel_init=lambda *arguments: _Named(init(*arguments), tuple(axes)),
-        bias_init=lambda *arguments: _Named(
-            nn.initializers.zeros(*arguments), tuple(axes[num_contracted:])
-        ),
+        num_contracted,
+        dtype,
+        init,
+        use_bias,
+        float32_output,
+        precision,
         name=name,
     )

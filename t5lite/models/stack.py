@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.layers import AttentionSpec, Slots, projection
+from t5lite.layers import AttentionSpec, Slots, broadcast, projection
 from t5lite.models.block import BlockSpec, Context
 from t5lite.models.remat import POLICIES
 from t5lite.models.spec import ComputeSpec, StackSpec
@@ -228,7 +228,7 @@ class Stack(nn.Module):
         if spec.embedding_scale != 1.0:
             x = x * jnp.asarray(spec.embedding_scale, x.dtype)
         if spec.position_embedding is not None:
-            x = x + jnp.broadcast_to(self.position_embedding(positions), x.shape)
+            x = x + broadcast(self.position_embedding(positions), x.shape, x.dtype)
         return x if spec.embedding_norm is None else self.embedding_norm(x)
 
     def _drop_rates(self) -> dict[str, list[jax.Array]] | None:

@@ -32,13 +32,8 @@ class Transformer(nn.Module):
             assert spec.encoder is not None
             self.encoder_embedding = table(spec.encoder.embed or spec.embed)
         if spec.num_token_types is not None:
-            self.token_type_embedding = nn.Embed(
-                spec.num_token_types,
-                width,
-                dtype=dtype,
-                embedding_init=nn.with_logical_partitioning(
-                    nn.initializers.normal(0.02), ("token_types", "embed")
-                ),
+            self.token_type_embedding = TokenEmbedding(
+                spec.num_token_types, width, dtype, init_stddev=0.02, axis="token_types"
             )
         for head in spec.heads:
             setattr(self, f"{head.kind}_head", head.make(spec.embed, spec.vocab, dtype))

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError
-from t5lite.parallel.layout import Layout, shardings
+from t5lite.parallel.layout import MESH_AXES, Layout, shardings
 
 
 def batch_sharding(layout: Layout, mesh: Mesh) -> NamedSharding:
@@ -102,16 +102,19 @@ def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) ->
     Args:
       fn: any function of pytrees.
       layout: its `activations` are the rules inside `fn`; its gradients' logical names there begin
-        with `gradient/`.
+        with `gradient/`, and `gradient/rounded` are the mesh axes between which sums of gradients
+        travel in the dtype of the computation.
       mesh: the devices.
       **jit_options: passed to `jax.jit`; `donate_argnums` and so on.
 
     Returns:
-      A function with `.lower(*shapes)` like `jax.jit`'s.
+      A function with `.trace(*shapes)` and `.lower(*shapes)` like `jax.jit`'s.
     """
 
     of_gradients = layout.gradients or layout.parameters
     rules = [*layout.activations, *((f"gradient/{name}", axes) for name, axes in of_gradients)]
+    if layout.gradient_dtype == "compute":
+        rules.append(("gradient/rounded", MESH_AXES))
 
     @functools.wraps(fn)
     def ruled(*args: Any) -> Any:
@@ -125,9 +128,13 @@ def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) ->
         with jax.set_mesh(mesh):
             return compiled(*args)
 
+    def trace(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return compiled.trace(*args)
+
     def lower(*args: Any) -> Any:
         with jax.set_mesh(mesh):
             return compiled.lower(*args)
 
-    call.lower = lower  # type: ignore[attr-defined]
+    call.trace, call.lower = trace, lower  # type: ignore[attr-defined]
     return call

@@ -143,9 +143,9 @@ def candidates(
             continue
         sizes = dict(mesh)
         whole = device_bytes(program.state.params) * sizes.get("fsdp", 1) / 2  # in bfloat16
-        # Weights are gathered twice and gradients scattered, for each microbatch; with tensors cut
-        # the residual stream is summed up four times a layer.
-        gathered = 3 * whole * num_microbatches * (sizes.get("fsdp", 1) > 1)
+        # Weights are gathered twice, and gradients scattered in float32, for each microbatch; with
+        # tensors cut the residual stream is summed up four times a layer.
+        gathered = 4 * whole * num_microbatches * (sizes.get("fsdp", 1) > 1)
         gathered += 2 * 2 * whole * (sizes.get("data", 1) > 1)
         gathered += 8 * stream / on.num_chips * (sizes.get("tensor", 1) - 1)
         for remat, again in RECOMPUTED.items():
