@@ -94,10 +94,10 @@ def test_only_metrics_of_the_step_before_are_waited_for(tmp_path):
         return state, metrics
 
     kept = []
-    mesh = make_mesh(LAYOUT, jax.devices()[:1])
+    mesh, data = make_mesh(LAYOUT, jax.devices()[:1]), mock.Mock(batch_size=2)
     duration = Duration(STEPS)
     loop = Loop(
-        run=Run(str(tmp_path), None, None, None, LAYOUT, mesh, STEPS, say=lambda text: None),
+        run=Run(str(tmp_path), None, None, data, LAYOUT, mesh, STEPS, say=lambda text: None),
         duration=duration,
         step_fn=step_fn,
         batches=Features(),
