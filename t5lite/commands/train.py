@@ -22,7 +22,7 @@ from t5lite.commands.run_folder import (
     one_writer,
 )
 from t5lite.commands.settings import check_settings, learning_rate, notes, rate_change
-from t5lite.data.batches import merge_states
+from t5lite.data.batches import joint_state
 from t5lite.data.files import check_folder
 from t5lite.data.labels import Labels, check_labels, load_labels
 from t5lite.errors import InputError
@@ -222,7 +222,7 @@ def train(
             duration=duration,
             step_fn=program.step,
             batches=batches,
-            data_state=lambda: merge_states(gather(batches.state_dict())),
+            data_state=lambda: joint_state(batches.state_dict(), gather),
             checkpointer=checkpointer,
             checkpoint_every=checkpoints.every,
             callbacks=callbacks,
@@ -272,6 +272,8 @@ def train(
                 )
             run_.writers.rewind(int(state.step))
             state = loop.train(state)
+            if vanished := sum(gather(getattr(batches, "vanished", 0))):
+                say(f"{vanished:,} examples read gave nothing to train on: empty, or too long")
     return Trained(state, run_.metrics, the_model)
 
 

@@ -1,20 +1,26 @@
 """Batches of one process: rows of its shards, made ahead by a thread, and their position."""
 
 import contextlib
+import dataclasses
+import hashlib
+import json
+import math
 import queue
+import re
 import threading
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from t5lite.data.sources import Example
-from t5lite.data.streams import concatenate, slowest
+from t5lite.data.streams import concatenate
 from t5lite.errors import InputError
 
 Batch = dict[str, np.ndarray]
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 
 
 class Objective(Protocol):
@@ -41,10 +47,9 @@ class Rows(Protocol):
     """What a shard gives: rows, and a position that is valid JSON."""
 
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> float: ...
 
-    @property
-    def part(self) -> float | None: ...
+    # Perhaps also `vanished`, the raw examples of which the objective made nothing.
 
     def take(self, count: int) -> Batch: ...
 
@@ -54,12 +59,12 @@ class Rows(Protocol):
 
 
 class _Delivery(NamedTuple):
-    """A batch, and where the data is behind it."""
+    """A batch, and where the data is after it."""
 
     batch: Batch
     shards: dict[str, Any]
-    epoch: int
-    part: float | None
+    epoch: float
+    vanished: int
     tokens: int
     places: int
 
@@ -128,42 +133,52 @@ class Batches:
         Raises:
           InputError: if it belongs to other data, another seed or another number of shards.
         """
-        saved = {"format": state.get("format"), **state.get("data", {})}
-        mine = {"format": _STATE_FORMAT, **self._fingerprint}
-        differing = sorted(
-            key for key in saved.keys() | mine.keys() if saved.get(key) != mine.get(key)
-        )
-        if differing:
-            was = "; ".join(
-                f"{key} was {saved.get(key)} and is {mine.get(key)}" for key in differing[:4]
+        if state.get("format") not in (1, _STATE_FORMAT):
+            raise InputError(
+                f"cannot resume the data position: its format is {state.get('format')!r} and this "
+                f"version reads {_STATE_FORMAT}; go on with the version that wrote it"
             )
-            resumes = ""
-            if differing == ["num_shards"]:  # by default, it follows from batch_size
-                resumes = (
-                    f"\nbatch sizes that are multiples of {saved['num_shards']} resume with "
-                    f"num_shards = {saved['num_shards']}"
-                )
-            raise InputError(f"cannot continue in the data: {was}{resumes}")
+        if changed := dict(_differences(state.get("data", {}), self._fingerprint)):
+            more = f"\nand {len(changed) - 3} more" if len(changed) > 3 else ""
+            fix = "set what changed to what it was, or start anew from the parameters"
+            if changed.keys() == {"num_shards"}:  # by default, it follows from batch_size
+                was = state["data"]["num_shards"]
+                fix = f"batch sizes that are multiples of {was} resume with num_shards = {was}"
+            raise InputError(
+                "cannot resume the data position: "
+                + ";\n  ".join([*changed.values()][:3])
+                + f"{more};\n{fix}"
+            )
         missing = [shard for shard in self._shards if str(shard) not in state["shards"]]
         if missing:
             raise InputError(
-                f"cannot continue in the data: the state lacks shards {missing}; "
+                f"cannot resume the data position: the state lacks shards {missing}; "
                 "merge the states of all processes"
             )
         self._stop()
         for shard, rows in self._shards.items():
             rows.load(state["shards"][str(shard)])
+        if state["format"] == 1:
+            warnings.warn(
+                "the data position is of an earlier version, which had another order: the run goes "
+                "on at the same epoch, and some examples of it come again or only in the next one",
+                stacklevel=2,
+            )
         self._last = _delivery({}, self._shards, 0, 0)
 
     @property
-    def epoch(self) -> int:
-        """The passes that the slowest shard (of the slowest task) has completed."""
+    def epoch(self) -> float:
+        """The passes over the data that all batches amount to, judged by this process's shards.
+
+        A float is examples read by examples in all, those of all parts of a mixture together; an
+        integer, where nobody has counted the examples, the passes that every shard has completed.
+        """
         return self._last.epoch
 
     @property
-    def epoch_progress(self) -> float | None:
-        """The share of the pass after those, in `[0, 1]`, that it has read; None if unknown."""
-        return self._last.part
+    def vanished(self) -> int:
+        """Examples read of which the objective made nothing, since the start or the last load."""
+        return self._last.vanished
 
     @property
     def padding_share(self) -> float:
@@ -179,6 +194,54 @@ class Batches:
         if self._thread is not None:
             self._thread.stop()
             self._thread = None
+
+
+def identity(objective: Any) -> dict[str, Any]:
+    """Returns what of an objective decides the rows it prepares, as JSON.
+
+    Its class and, of a dataclass, the fields that are not None, without those that `loss_fields`
+    names: they concern the loss alone.
+    """
+    objective = getattr(objective, "wrapped", objective)
+    fields = {}
+    if dataclasses.is_dataclass(objective):
+        loss_fields = getattr(objective, "loss_fields", ())
+        fields = {
+            field.name: getattr(objective, field.name)
+            for field in dataclasses.fields(objective)
+            if field.name not in loss_fields and getattr(objective, field.name) is not None
+        }
+    return {"class": type(objective).__qualname__} | json.loads(json.dumps(fields, default=_text))
+
+
+def _text(value: Any) -> str:
+    """Returns what an object calls itself, without its place in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _differences(saved: Any, mine: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the name of each value that a saved position was made with and that has changed, told.
+
+    A whole entry that the version that saved it did not know yet is not compared.
+    """
+    if isinstance(saved, Mapping) and isinstance(mine, Mapping):
+        for key in {**saved, **mine} if name else saved:
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(saved.get(key), mine.get(key), inner)
+    elif json.loads(json.dumps(mine)) != saved:
+        yield name, f"`{name}` was {saved!r} in the checkpoint and is {mine!r} now"
+
+
+def joint_state(mine: Mapping[str, Any], gather: Callable[[Any], Sequence[Any]]) -> dict[str, Any]:
+    """Returns `merge_states` of all processes' states, of which a digest says that they agree.
+
+    Args:
+      mine: this process's `Batches.state_dict`.
+      gather: returns every process's value, on all of them.
+    """
+    text = json.dumps(mine["data"], sort_keys=True).encode()
+    states = gather({**mine, "data": hashlib.sha256(text).hexdigest()})
+    return {**merge_states(states), "data": mine["data"]}
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -269,4 +332,13 @@ def _produce(
 
 def _delivery(batch: Batch, shards: Mapping[int, Rows], tokens: int, places: int) -> _Delivery:
     states = {str(shard): rows.state() for shard, rows in shards.items()}
-    return _Delivery(batch, states, *slowest(shards.values()), tokens, places)
+    vanished = sum(getattr(rows, "vanished", 0) for rows in shards.values())
+    return _Delivery(batch, states, mean_epoch(shards.values()), vanished, tokens, places)
+
+
+def mean_epoch(shards: Iterable[Rows]) -> float:
+    """Returns the epoch of some shards together; see `Batches.epoch`."""
+    epochs = [rows.epoch for rows in shards]
+    if all(isinstance(epoch, float) for epoch in epochs):
+        return math.fsum(epochs) / len(epochs)
+    return min(int(epoch) for epoch in epochs)

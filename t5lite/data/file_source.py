@@ -6,7 +6,7 @@ import numpy as np
 
 from t5lite.data.columns import Column
 from t5lite.data.readers import Row
-from t5lite.data.sources import Example, dealt
+from t5lite.data.sources import Example, dealt, next_epoch
 from t5lite.data.tables import Hashes, Table
 from t5lite.data.templates import SHOTS, Template
 from t5lite.data.vocabularies import Vocabulary
@@ -75,11 +75,13 @@ class FileSource:
         self._table, self._columns, self._wanted = table, columns, wanted
         self._vocabulary, self._shots = vocabulary, shots
 
-    def windows(
-        self, *, shard: int, num_shards: int, start: int, size: int
-    ) -> Iterator[np.ndarray]:
+    def windows(self, **which: int) -> Iterator[np.ndarray]:
         """Yields a shard's windows; see `Source.windows`."""
-        return dealt(np.arange(len(self._table)), shard, num_shards, start, size)
+        return dealt(self.num_examples, self.name, **which)
+
+    def next_epoch(self, **which: int) -> int:
+        """Returns the next epoch in which a shard has examples; see `Source`."""
+        return next_epoch(self.num_examples, self.name, **which)
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the rows' features; a window's texts are encoded together."""

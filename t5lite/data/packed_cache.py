@@ -2,25 +2,28 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from t5lite.data import packed_files
-from t5lite.data.batches import Batch, Batches, Objective
+from t5lite.data.batches import Batch, Batches, Objective, identity
+from t5lite.data.order import permuted
 from t5lite.data.packed_files import Rows
-from t5lite.data.pipeline import Again, _Data, filled_up
+from t5lite.data.pipeline import _Data
 from t5lite.data.sources import Example, NoSplit, Source
-from t5lite.data.streams import concatenate, generator
+from t5lite.data.streams import concatenate
+from t5lite.data.validation import Validation, joined
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
     from t5lite.data.vocabularies import Vocabulary
 
 _TEXTS = ("inputs", "targets")
+_ORDERED = 8192  # rows whose order is computed at a time
+_SHOWN_ROWS = 64  # likewise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,34 +110,40 @@ class PackedData(_Data):
         *,
         max_batches: int | None = None,
         shards: Sequence[int] | None = None,
-    ) -> Iterable[Batch]:
-        """Reads the cached validation rows once, in order; see `_Data.validation_batches`."""
+        agree: Callable[[bool], bool] = bool,
+    ) -> Validation:
+        """Reads the cached rows once, in a fixed random order; see `_Data.validation_batches`."""
+        del agree  # all processes know how many rows there are
         self._check(objective)
         mine = self._rows_of(self._chosen(shards))
         (rows,) = self._passes("validation")
-        num_rows = self._description["passes"]["validation"][0]["rows"]
+        described = self._description["passes"]["validation"][0]
+        num_rows = described["rows"]
 
-        def iterate() -> Iterator[Batch]:
-            for start in range(0, num_rows, self.batch_size):
+        def begin() -> Iterator[tuple[Batch, float | None]]:
+            for start in range(0, num_rows, self.batch_size)[:max_batches]:
                 wanted = start + mine
-                found = packed_files.widened(rows, wanted[wanted < num_rows])
-                yield objective.batch(
-                    {name: filled_up(each, len(mine)) for name, each in found.items()}
-                )
+                order = permuted(wanted[wanted < num_rows], num_rows, "validation")
+                found = packed_files.widened(rows, order)
+                batch = objective.batch(joined([found], len(mine), like=found))
+                yield batch, min((start + self.batch_size) / num_rows, 1.0)
 
-        return Again(lambda: itertools.islice(iterate(), max_batches))
+        part = len(mine) / self.batch_size
+        return Validation(begin, part=part, num_examples=described["examples"])
 
     def examples(self, objective: Objective, *, split: str, count: int, seed: int) -> list[Example]:
         """Returns the examples of random rows; see `_Data.examples`."""
         self._check(objective)
         rows = self._passes(split)[0]
         found: list[Example] = []
-        order = generator("examples", seed).permutation(len(next(iter(rows.values()))))
-        for row in order:
-            found += _unpacked(packed_files.widened(rows, [row]), self._description["rows"])
-            if len(found) >= count:
-                break
-        return found[:count]
+        num_rows = len(next(iter(rows.values())))
+        for start in range(0, num_rows, _SHOWN_ROWS):
+            places = np.arange(start, min(start + _SHOWN_ROWS, num_rows))
+            for row in permuted(places, num_rows, "examples", seed):
+                found += _unpacked(packed_files.widened(rows, [row]), self._description["rows"])
+                if len(found) >= count:
+                    return found[:count]
+        return found
 
     @functools.cached_property
     def _root(self) -> Path:
@@ -168,7 +177,7 @@ class PackedData(_Data):
         """Raises an InputError if the cache holds other rows than the objective would make."""
         self.vocabulary()
         asked = {
-            "objective": packed_files.identity(getattr(objective, "wrapped", objective)),
+            "objective": identity(objective),
             "lengths": dict(self.lengths),
             "rows": self._row_lengths(objective),
             "pack": self._packs(objective),
@@ -220,7 +229,7 @@ class ShuffledRows:
       batch_size: rows that all processes together take at a time.
 
     Attributes:
-      epoch: the passes that were completed.
+      epoch: the passes that all processes have taken.
     """
 
     def __init__(
@@ -233,27 +242,27 @@ class ShuffledRows:
     ):
         self._passes, self._key, self._rows, self._batch_size = list(passes), key, rows, batch_size
         self._sizes = [len(next(iter(rows.values()))) for rows in passes]
-        self._order: tuple[int, np.ndarray] | None = None
+        self._order: tuple[tuple[int, int], np.ndarray] | None = None
         self.load([0, 0])
 
     @property
-    def part(self) -> float:
-        """The share of this epoch's rows that all processes have taken."""
-        return self._row / self._sizes[self.epoch % len(self._sizes)]
+    def epoch(self) -> float:
+        """The passes taken, with the part of the present one."""
+        return self._pass + self._row / self._sizes[self._pass % len(self._sizes)]
 
     def state(self) -> list[int]:
-        """Returns `[epoch, rows of it that all processes have taken]`."""
-        return [self.epoch, self._row]
+        """Returns `[pass, rows of it that all processes have taken]`."""
+        return [self._pass, self._row]
 
     def load(self, state: list[int]) -> None:
         """Moves to a position that `state` returned."""
-        self.epoch, self._row = state
+        self._pass, self._row = state
 
     def take(self, count: int) -> dict[str, np.ndarray]:
         """Returns this process's `[count, length]` rows of the next batch, by name."""
         assert count == len(self._rows), (count, len(self._rows))
         taken, start = [], 0
-        for rows, order in self._walk(self._batch_size):  # two, where an epoch ends within a batch
+        for rows, order in self._walk(self._batch_size):  # several, where a block ends within
             first, end = np.searchsorted(self._rows, (start, start + len(order)))
             if first < end:
                 taken.append(packed_files.widened(rows, order[self._rows[first:end] - start]))
@@ -264,19 +273,22 @@ class ShuffledRows:
         """Passes over the next `count` rows, and returns which they are."""
         passed = []
         while count:
-            which = self.epoch % len(self._passes)
-            step = min(count, self._sizes[which] - self._row)
-            passed.append((self._passes[which], self._permutation()[self._row :][:step]))
-            self._row, count = self._row + step, count - step
+            which = self._pass % len(self._passes)
+            block, at = divmod(self._row, _ORDERED)
+            order = self._ordered(block)[at:][:count]
+            passed.append((self._passes[which], order))
+            self._row, count = self._row + len(order), count - len(order)
             if self._row == self._sizes[which]:
-                self.epoch, self._row = self.epoch + 1, 0
+                self._pass, self._row = self._pass + 1, 0
         return passed
 
-    def _permutation(self) -> np.ndarray:
-        if self._order is None or self._order[0] != self.epoch:
-            size = self._sizes[self.epoch % len(self._passes)]
-            order = generator("rows", *self._key, self.epoch).permutation(size)
-            self._order = (self.epoch, order)
+    def _ordered(self, block: int) -> np.ndarray:
+        """Returns a block of the pass's order, which takes memory for that block alone."""
+        if self._order is None or self._order[0] != (self._pass, block):
+            size = self._sizes[self._pass % len(self._passes)]
+            places = np.arange(block * _ORDERED, min((block + 1) * _ORDERED, size))
+            order = permuted(places, size, "rows", *self._key, self._pass)
+            self._order = (self._pass, block), order
         return self._order[1]
 
 

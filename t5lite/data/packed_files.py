@@ -8,7 +8,6 @@ DIR/train-0/NAME.npy       [rows, length] in the smallest integer type that hold
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -200,23 +199,6 @@ def widened(rows: Rows, which: Any) -> dict[str, np.ndarray]:
         name: values[which].astype(np.float32 if values.dtype.kind == "f" else np.int32)
         for name, values in rows.items()
     }
-
-
-def identity(objective: Any) -> dict[str, Any]:
-    """Returns what of an objective decides the rows it prepares, as JSON.
-
-    Its class and, of a dataclass, the fields that are not None, without those that `loss_fields`
-    names: they concern the loss alone.
-    """
-    fields = {}
-    if dataclasses.is_dataclass(objective):
-        loss_fields = getattr(objective, "loss_fields", ())
-        fields = {
-            field.name: getattr(objective, field.name)
-            for field in dataclasses.fields(objective)
-            if field.name not in loss_fields and getattr(objective, field.name) is not None
-        }
-    return {"class": type(objective).__qualname__} | json.loads(json.dumps(fields, default=repr))
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from t5lite.data import packed_files
-from t5lite.data.batches import Objective
+from t5lite.data.batches import Objective, identity
 from t5lite.data.pipeline import _Data
 from t5lite.data.sources import Example, NoSplit
 from t5lite.data.streams import RowStream, Stream
@@ -17,7 +17,6 @@ from t5lite.errors import InputError
 
 _SPLITS = ("train", "validation")
 _WRITTEN_ROWS = 256
-_DRAWS = 2**40  # more than a pass has
 
 
 def write_packed(
@@ -69,13 +68,13 @@ def write_packed(
         except NoSplit:  # and the cache has none
             validation = []
         if validation:
-            write("validation", data._once(objective, validation, shuffle=False, seed=0))
+            write("validation", data._once(objective, validation, seed=0))
         vocabulary = data.vocabulary()
         if vocabulary is not None:
             vocabulary.save(writing / "vocabulary")
         description = {
             "format": packed_files.FORMAT,
-            "objective": packed_files.identity(objective),
+            "objective": identity(objective),
             "vocabulary": vocabulary and vocabulary.fingerprint,
             "add_eos": data.add_eos(),
             "lengths": dict(data.lengths),
@@ -99,39 +98,20 @@ class _OnePass:
     """One pass of an endless stream of examples."""
 
     def __init__(self, stream: Stream, epoch: int):
-        if epoch:
-            stream.load(_at_epoch(stream.state(), epoch))
-        self._stream, self.epoch = stream, epoch
+        stream.begin(epoch)
+        self._stream, self._end = stream, epoch + 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
     def __iter__(self) -> "_OnePass":
         return self
 
     def __next__(self) -> Example:
         example = next(self._stream)
-        if self._stream.epoch > self.epoch:  # this one is of the next pass
+        if self._stream.passes >= self._end:  # this one is of the next pass
             raise StopIteration
         return example
-
-    @property
-    def part(self) -> float | None:
-        """The share of the pass that was read."""
-        return self._stream.part
-
-    def state(self) -> Any:
-        """Returns the stream's position."""
-        return self._stream.state()
-
-    def load(self, state: Any) -> None:
-        """Moves the stream."""
-        self._stream.load(state)
-
-
-def _at_epoch(state: Any, epoch: int) -> Any:
-    """Returns the state of a stream, or of the streams of a mixture, at the start of an epoch."""
-    if isinstance(state, dict):
-        streams = [_at_epoch(each, epoch) for each in state["streams"]]
-        return {"count": epoch * _DRAWS, "streams": streams}
-    return [epoch, 0, 0]
 
 
 def _write_rows(

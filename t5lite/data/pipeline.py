@@ -11,21 +11,25 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from t5lite.data.batches import Batch, Batches, Objective
+from t5lite.data.batches import Batch, Batches, Objective, identity, mean_epoch
 from t5lite.data.labels import Labels, check_labels
-from t5lite.data.sources import ArraySource, Example, NoSplit, Source
+from t5lite.data.sources import ArraySource, Example, NoSplit, Source, count_of
 from t5lite.data.streams import ExampleStream, MixtureStream, Prepare, RowStream, Stream
+from t5lite.data.validation import Validation, joined, num_rows
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
     import jax
 
     from t5lite.data.vocabularies import Vocabulary
+
+_MOST_SHARDS = 1024  # unless more are wanted: as many processes can read
+_WINDOWS, _WINDOW = 65536, 1024  # raw examples in memory at a time: of all shards, and of one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,9 +43,10 @@ class _Data:
         text, say) has one example to a row all the same.
       num_shards: virtual shards V, a divisor of `batch_size`; each process's devices must hold
         whole shards, so a multiple of the number of parts that the mesh divides a batch into always
-        works. None: the largest divisor that is also one of 64. It decides the order of the data,
-        and cannot change within a run.
-      window: raw examples of a shard that are shuffled together; resuming redoes at most as many.
+        works. None: the largest divisor that is also one of 1,024. It decides the order of the
+        data, and cannot change within a run.
+      window: raw examples of a shard that are read, shuffled and prepared together; resuming redoes
+        at most as many. None: 1,024, or as many as make 65,536 in all shards.
       block_rows: rows of a shard that are packed together.
       prefetch: batches made ahead.
     """
@@ -50,22 +55,23 @@ class _Data:
     batch_size: int
     pack: bool = True
     num_shards: int | None = None
-    window: int = 1024
+    window: int | None = None
     block_rows: int = 16
     prefetch: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "window", "block_rows", "prefetch"):
+        for name in ("batch_size", "block_rows", "prefetch"):
             _check_positive(name, getattr(self, name))
+        for name in ("num_shards", "window"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
         for name, length in self.lengths.items():
             _check_positive(f"lengths[{name!r}]", length)
-        if self.num_shards is not None:
-            _check_positive("num_shards", self.num_shards)
-            if self.batch_size % self.num_shards:
-                raise InputError(
-                    f"batch_size {self.batch_size} is not a multiple of num_shards "
-                    f"{self.num_shards}; set num_shards to one of its divisors"
-                )
+        if self.num_shards is not None and self.batch_size % self.num_shards:
+            raise InputError(
+                f"batch_size {self.batch_size} is not a multiple of num_shards "
+                f"{self.num_shards}; set num_shards to one of its divisors"
+            )
 
     def vocabulary(self) -> "Vocabulary | None":
         """Returns the vocabulary of the token ids; None if they have none."""
@@ -165,7 +171,9 @@ class _Data:
             "lengths": dict(self.lengths),
             "rows": lengths,
             "pack": self._packs(objective),
-            "window": self.window,
+            "objective": identity(objective),
+            "vocabulary": getattr(self.vocabulary(), "fingerprint", None),
+            "window": self._window(),
             "block_rows": self.block_rows,
         }
         return Batches(
@@ -183,44 +191,64 @@ class _Data:
         *,
         max_batches: int | None = None,
         shards: Sequence[int] | None = None,
-    ) -> Iterable[Batch]:
-        """Reads the whole validation split once, in its own order; the same on every call.
+        agree: Callable[[bool], bool] = bool,
+    ) -> Validation:
+        """Reads the whole validation split once, in a fixed random order; the same on every call.
+
+        The split is dealt to the virtual shards as the training split is, so that each process
+        reads and prepares its own part, and any number of processes makes the same rows.
 
         Args:
           objective: prepares examples, with a fixed generator, and names the batch's arrays.
-          max_batches: stop there; None: at the end.
-          shards: as in `train_batches`. Every process reads the whole split.
+          max_batches: stop there, after a sample of the split; None: at the end.
+          shards: as in `train_batches`.
+          agree: tells, before each batch, whether any process has more rows, from whether this one
+            has; of several processes all must call it.
 
         Returns:
           This process's rows of every batch; can be iterated over again. Rows of zeros fill the
-          last batch. The tasks of a mixture take turns.
+          last batches. Of a mixture each part is read in proportion to its size.
 
         Raises:
           InputError: if there is no such split, or it has no examples.
         """
         lengths = self._row_lengths(objective)
         sources = self._sources(self._validation_split(), objective)
-        mine = self._rows_of(self._chosen(shards))
+        mine, num_shards = self._chosen(shards), self._num_shards()
+        size = self.batch_size // num_shards
+        # No more rows are made than are wanted, where that is less than a block of every shard.
+        block = min(self.block_rows, size * (max_batches or self.block_rows))
 
-        def iterate() -> Iterator[Batch]:
-            examples = self._once(objective, sources, shuffle=False, seed=0)
-            stream = self._rows(examples, lengths, objective)
-            num_rows = self.batch_size
-            while num_rows == self.batch_size:
-                rows = stream.take(self.batch_size)
-                num_rows = len(next(iter(rows.values())))
-                if num_rows:
-                    yield objective.batch(
-                        {
-                            name: filled_up(each, self.batch_size)[mine]
-                            for name, each in rows.items()
-                        }
-                    )
+        def rows_of(shard: int, num_shards: int) -> RowStream:
+            examples = self._once(objective, sources, seed=0, shard=shard, num_shards=num_shards)
+            return self._rows(examples, lengths, objective, block_rows=block)
 
-        return Again(lambda: itertools.islice(iterate(), max_batches))
+        def begin() -> Iterator[tuple[Batch, float | None]]:
+            streams = [rows_of(shard, num_shards) for shard in mine]
+            like: Batch | None = None
+            for number in itertools.islice(itertools.count(), max_batches):
+                parts = [stream.take(size) for stream in streams]
+                like = like or next(filter(num_rows, parts), None)
+                if not agree(any(map(num_rows, parts))):
+                    if not number:
+                        names = ", ".join(source.name for source, _ in sources)
+                        raise InputError(f"{names} has no examples, or preprocessing left none")
+                    break
+                like = like or rows_of(0, 1).take(1)  # all that there is went to other processes
+                epoch = mean_epoch(streams)
+                share = epoch if isinstance(epoch, float) else None
+                yield objective.batch(joined(parts, size, like=like)), share
+
+        counts = [count_of(source) for source, _ in sources]
+        known = [count for count in counts if count is not None]
+        return Validation(
+            begin,
+            part=len(mine) / num_shards,
+            num_examples=sum(known) if len(known) == len(counts) else None,
+        )
 
     def examples(self, objective: Objective, *, split: str, count: int, seed: int) -> list[Example]:
-        """Returns the first `count` prepared examples of a split in random order.
+        """Returns some prepared examples from all over a split, in random order.
 
         Args:
           objective: prepares them.
@@ -228,7 +256,7 @@ class _Data:
           count: how many; fewer if the split is smaller.
           seed: decides which.
         """
-        stream = self._once(objective, self._sources(split, objective), shuffle=True, seed=seed)
+        stream = self._once(objective, self._sources(split, objective), seed=seed)
         return list(itertools.islice(stream, count))
 
     def batch_shapes(self, objective: Objective) -> "dict[str, jax.ShapeDtypeStruct]":
@@ -261,7 +289,10 @@ class _Data:
         raise NotImplementedError
 
     def _num_shards(self) -> int:
-        return self.num_shards or math.gcd(self.batch_size, 64)
+        return self.num_shards or math.gcd(self.batch_size, _MOST_SHARDS)
+
+    def _window(self) -> int:
+        return self.window or max(min(_WINDOW, _WINDOWS // self._num_shards()), 1)
 
     def _chosen(self, shards: Sequence[int] | None) -> Sequence[int]:
         return range(self._num_shards()) if shards is None else shards
@@ -288,14 +319,19 @@ class _Data:
         return self.pack and getattr(objective, "packable", True)
 
     def _rows(
-        self, examples: Stream, lengths: Mapping[str, int], objective: Objective
+        self,
+        examples: Stream,
+        lengths: Mapping[str, int],
+        objective: Objective,
+        *,
+        block_rows: int | None = None,
     ) -> RowStream:
         return RowStream(
             examples,
             lengths,
             packed=self._packs(objective),
             segments=self._needs_segments(),
-            block_rows=self.block_rows,
+            block_rows=block_rows or self.block_rows,
         )
 
     def _needs_segments(self) -> bool:
@@ -330,7 +366,7 @@ class _Data:
                 shard=shard,
                 num_shards=num_shards,
                 seed=seed,
-                window=self.window,
+                window=self._window(),
             )
             for source, _ in sources
         ]
@@ -343,17 +379,19 @@ class _Data:
         objective: Objective,
         sources: Sequence[tuple[Source, float]],
         *,
-        shuffle: bool,
         seed: int,
+        shard: int = 0,
+        num_shards: int = 1,
     ) -> Stream:
-        """Returns one pass over whole sources, taking turns."""
+        """Returns one pass over a shard of whole sources, in random order."""
         streams = [
             ExampleStream(
                 source,
                 self._prepare(objective, source),
+                shard=shard,
+                num_shards=num_shards,
                 seed=seed,
-                window=self.window,
-                shuffle=shuffle,
+                window=self._window(),
                 repeat=False,
             )
             for source, _ in sources
@@ -403,22 +441,6 @@ class ArrayData(_Data):
         if split not in self._opened:  # kept for its digest
             self._opened[split] = ArraySource(f"arrays:{split}", splits[split])
         return [(self._opened[split], 1.0)]
-
-
-class Again:
-    """An iterable that begins anew whenever it is iterated over."""
-
-    def __init__(self, begin: Callable[[], Iterator[Batch]]):
-        self._begin = begin
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._begin()
-
-
-def filled_up(rows: np.ndarray, count: int) -> np.ndarray:
-    """Returns `[count, ...]`: the rows, and zeros behind them."""
-    missing = np.zeros((count - len(rows), *rows.shape[1:]), rows.dtype)
-    return np.concatenate([rows, missing])
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 
 from t5lite.data.files import as_path
 from t5lite.data.importing import import_seqio
+from t5lite.data.order import generator
 from t5lite.data.packed_files import whole_folder
-from t5lite.data.streams import generator
 from t5lite.data.vocabularies import from_seqio
 from t5lite.errors import InputError
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from t5lite.data.files import decode_text
 from t5lite.data.importing import import_seqio
+from t5lite.data.order import generator, permuted
 from t5lite.data.seqio_cache import check_vocabularies
-from t5lite.data.sources import Example, dealt
+from t5lite.data.sources import Example, dealt, next_epoch
 from t5lite.data.vocabularies import Vocabulary, from_seqio
 from t5lite.errors import InputError
 
@@ -105,26 +106,49 @@ class SeqioSource:
         except KeyError:  # it tells for other splits
             return None
 
+    def count(self) -> int | None:
+        """Raw examples of the split, read to be counted if it is small; None if unknown."""
+        if self.num_examples is None:
+            self._read_small()
+        return self.num_examples if self._memory is None else len(self._memory)
+
     def windows(
-        self, *, shard: int, num_shards: int, start: int, size: int
+        self, *, shard: int, num_shards: int, epoch: int, seed: int, start: int, size: int
     ) -> Iterator[np.ndarray]:
-        """Yields a shard's windows; see `Source.windows`."""
+        """Yields a shard's windows; see `Source.windows`.
+
+        In memory examples are shuffled one by one. Files are shuffled as wholes, and every epoch
+        deals them to the shards anew. What has too few files comes in its own order.
+        """
+        files = len(self._source.list_shards(self._split))
         # With fewer examples than shards, files would leave some shards without any.
         enough = self.num_examples is None or self.num_examples >= num_shards
         by_files = (num_shards > 1 and enough) and (
-            self._source.supports_arbitrary_sharding
-            or len(self._source.list_shards(self._split)) >= num_shards
+            self._source.supports_arbitrary_sharding or files >= num_shards
         )
+        key = (seed, self.name, epoch)
+        order: dict[str, Any] = {}
+        if files > 1:
+            order = {"shuffle": True, "seed": int(generator("files", *key).integers(2**31))}
         if by_files:
-            info = import_seqio().ShardInfo(shard, num_shards)
-            dataset = self._open(shard_info=info)
+            (index,) = permuted(np.array([shard]), num_shards, "shards", *key).tolist()
+            info = import_seqio().ShardInfo(index, num_shards)
+            dataset = self._open(shard_info=info, **order)
         else:
             self._read_small()
-            if self._memory is not None:
-                return dealt(self._memory, shard, num_shards, start, size)
-            dataset = self._open().shard(num_shards, shard)
+            if (memory := self._memory) is not None:
+                which = {"shard": shard, "num_shards": num_shards, "epoch": epoch, "seed": seed}
+                numbers = dealt(len(memory), self.name, start=start, size=size, **which)
+                return (memory[each] for each in numbers)
+            dataset = self._open(**order).shard(num_shards, shard)
         raw = self._serialised(dataset.skip(start * size)).batch(size).prefetch(1)
         return (np.stack(columns, axis=1) for columns in raw.as_numpy_iterator())
+
+    def next_epoch(self, *, epoch: int, **which: int) -> int:
+        """Returns the next epoch in which a shard has examples, see `Source`."""
+        if self._memory is None:
+            return epoch
+        return next_epoch(len(self._memory), self.name, epoch=epoch, **which)
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields a window's preprocessed examples: the task's output features, in a fixed order."""
@@ -156,9 +180,9 @@ class SeqioSource:
     def _is_table_of_texts(self) -> bool:
         return isinstance(self._spec, dict) and all(map(_is_text, self._spec.values()))
 
-    def _open(self, **shard_info: Any) -> Any:
+    def _open(self, *, shuffle: bool = False, **which: Any) -> Any:
         try:
-            return self._source.get_dataset(split=self._split, shuffle=False, **shard_info)
+            return self._source.get_dataset(split=self._split, shuffle=shuffle, **which)
         except ValueError as error:  # files that are not there
             raise InputError(f"cannot read {self.name}: {error}") from error
 

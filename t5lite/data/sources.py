@@ -1,17 +1,19 @@
 """Where examples come from: what a source is, and arrays in memory.
 
-A source gives each of a fixed number of shards the same raw examples in the same order on every
-pass, in windows; and it turns a window, shuffled by whoever asked, into tokenised examples. Both
-are repeatable, which is all that resuming needs: nothing of TensorFlow's state is ever saved.
+A source deals the raw examples of each epoch, in an order of the epoch's own, to a fixed number of
+shards, in windows; and it turns a window into tokenised examples. Both are functions of their
+arguments, which is all that resuming needs: nothing of TensorFlow's state is ever saved.
 """
 
 import functools
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from t5lite.data.order import permuted
 from t5lite.errors import InputError
 
 Example = dict[str, np.ndarray]
@@ -24,7 +26,10 @@ class NoSplit(InputError):
 class Source(Protocol):
     """Raw examples by shard, and what becomes of them.
 
-    It may have `content`, JSON: what the name leaves open, and must be the same to resume.
+    It may have `content`, JSON: what the name leaves open, and must be the same to resume;
+    `count() -> int | None`, where counting the raw examples takes more than knowing `num_examples`;
+    and `next_epoch(*, shard, num_shards, epoch) -> int`, the first epoch from `epoch` on in which a
+    shard has examples, where that saves trying.
     """
 
     @property
@@ -38,16 +43,20 @@ class Source(Protocol):
         ...
 
     def windows(
-        self, *, shard: int, num_shards: int, start: int, size: int
+        self, *, shard: int, num_shards: int, epoch: int, seed: int, start: int, size: int
     ) -> Iterator[np.ndarray]:
-        """Yields one pass over a shard's raw examples, from window `start` to the end.
+        """Yields a shard's raw examples of one epoch, from window `start` to the end.
+
+        Together the shards have every raw example once in each epoch. With fewer examples than
+        shards some have none, but not the same ones in every epoch: see `dealt`.
 
         Args:
-          shard: in `[0, num_shards)`. With fewer raw examples than shards in all, every shard has
-            all of them; otherwise every raw example is in exactly one shard.
+          shard: in `[0, num_shards)`.
           num_shards: a part of the order; never the number of hosts.
-          start: windows to skip.
-          size: raw examples in a window; the last one of a pass may have fewer.
+          epoch: from 0; each has an order of its own, as far as the source can be reordered.
+          seed: of the orders.
+          start: windows to skip, at no cost where the source can be read at any place.
+          size: raw examples in a window; the last one of an epoch may have fewer.
 
         Yields:
           Object arrays whose first axis counts raw examples.
@@ -83,11 +92,13 @@ class ArraySource:
                 digest.update(values.tobytes())
         return digest.hexdigest()[:16]
 
-    def windows(
-        self, *, shard: int, num_shards: int, start: int, size: int
-    ) -> Iterator[np.ndarray]:
+    def windows(self, **which: int) -> Iterator[np.ndarray]:
         """Yields a shard's windows; see `Source.windows`."""
-        return dealt(self._raw, shard, num_shards, start, size)
+        return (self._raw[numbers] for numbers in dealt(self.num_examples, self.name, **which))
+
+    def next_epoch(self, **which: int) -> int:
+        """Returns the next epoch in which a shard has examples; see `Source`."""
+        return next_epoch(self.num_examples, self.name, **which)
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the arrays as they are."""
@@ -95,9 +106,54 @@ class ArraySource:
         return iter(window)
 
 
+def count_of(source: Source) -> int | None:
+    """Returns how many raw examples a source has; None if nobody has counted them."""
+    count = getattr(source, "count", None)  # somebody's own source may know neither
+    found: int | None = count() if count else getattr(source, "num_examples", None)
+    return found
+
+
 def dealt(
-    raw: np.ndarray, shard: int, num_shards: int, start: int, size: int
+    num_examples: int,
+    name: str,
+    *,
+    shard: int,
+    num_shards: int,
+    epoch: int,
+    seed: int,
+    start: int,
+    size: int,
 ) -> Iterator[np.ndarray]:
-    """Yields windows of every `num_shards`-th example; of all, if there are not enough to deal."""
-    mine = raw[shard::num_shards] if len(raw) >= num_shards else raw
-    return (mine[at : at + size] for at in range(start * size, len(mine), size))
+    """Yields windows of example numbers, for sources that can be read at any place.
+
+    The epochs' orders follow one another in one endless sequence, of which every `num_shards`-th
+    example is a shard's. So shards are never more than one example apart, and what one batch takes
+    from all of them is a stretch of that sequence, also where an epoch ends in it.
+
+    Args:
+      num_examples: in all, >= 0.
+      name: of the source, a part of the order's key.
+      shard: as for `Source.windows`; so too all that follow.
+      num_shards: likewise.
+      epoch: likewise.
+      seed: likewise.
+      start: likewise.
+      size: likewise.
+    """
+    first = _first_place(num_examples, name, shard, num_shards, epoch)
+    count = len(range(first, num_examples, num_shards))
+    for at in range(start * size, count, size):
+        places = first + num_shards * np.arange(at, min(at + size, count))
+        yield permuted(places, num_examples, seed, name, epoch)
+
+
+def next_epoch(num_examples: int, name: str, *, shard: int, num_shards: int, epoch: int) -> int:
+    """Returns the first epoch from `epoch` on in which `dealt` has examples for a shard."""
+    place = _first_place(num_examples, name, shard, num_shards, epoch)
+    return epoch + place // num_examples if num_examples else epoch
+
+
+def _first_place(num_examples: int, name: str, shard: int, num_shards: int, epoch: int) -> int:
+    """Returns where in an epoch a shard's first example stands; beyond its end if it has none."""
+    # By name, so that small parts of a mixture do not all begin at shard 0.
+    return (shard + zlib.crc32(name.encode()) - epoch * num_examples) % num_shards

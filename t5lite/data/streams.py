@@ -1,57 +1,73 @@
 """Endless streams with a tiny state: examples of one shard, mixtures of them, and rows.
 
-The state of a stream is a few integers, valid JSON, that say how to get there again: `load` redoes
+The state of a stream is a few numbers, valid JSON, that say how to get there again: `load` redoes
 the work since the last border (of a window, of a block) and drops what was given out already. A
 stream is a function of the source, the seed and its shard alone, never of hosts, threads or time.
 """
 
 import math
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
+from t5lite.data.order import generator
 from t5lite.data.packing import pack, pad, pad_with_segments
-from t5lite.data.sources import Example, Source
+from t5lite.data.sources import Example, Source, count_of
 from t5lite.errors import InputError
 
 # What randomness is for, so that no two uses share a key.
 _ORDER, _SOURCE, _PREPARE, _MIX = range(4)
 _CHOICES = 1024
+_DRAWS = 2**40  # more than a pass has
+_FRUITLESS = 10_000  # raw examples, enough to know that preparing leaves none
 
 Prepare = Callable[[Iterator[Example], np.random.Generator], Iterator[Example]]
 
 
 class Stream(Protocol):
-    """An iterator of prepared examples that can be put where it once was."""
+    """An iterator of prepared examples that can be put where it once was.
+
+    Attributes:
+      read: raw examples taken since the beginning of the run, whatever became of them.
+      pass_size: raw examples of this shard in an epoch, on average over the shards; None if nobody
+        has counted them.
+      passes: completed ones, over all that this shard reads.
+      vanished: raw examples of which the objective made nothing, since the start or the last load.
+    """
+
+    @property
+    def read(self) -> int: ...
+
+    @property
+    def pass_size(self) -> float | None: ...
+
+    @property
+    def passes(self) -> int: ...
+
+    @property
+    def vanished(self) -> int: ...
 
     def __iter__(self) -> Iterator[Example]: ...
 
     def __next__(self) -> Example: ...
 
     def state(self) -> Any:
-        """Returns the position behind the last example, as JSON."""
+        """Returns the position after the last example, as JSON."""
         ...
 
     def load(self, state: Any) -> None:
         """Moves to a position that `state` returned."""
         ...
 
-    @property
-    def epoch(self) -> int:
-        """The passes that were completed."""
-        ...
-
-    @property
-    def part(self) -> float | None:
-        """The share of the pass under way, in `[0, 1]`, that was read; None if unknown."""
+    def begin(self, passes: int) -> None:
+        """Moves to where so many passes are complete."""
         ...
 
 
 class ExampleStream:
-    """Prepared examples of one shard of one source, pass after pass.
+    """Prepared examples of one shard of one source, pass after pass; see `Stream`.
 
     Raw examples are read in windows. A window is shuffled and prepared on its own, with random
     generators keyed by (seed, source, shard, pass, window), so that any window can be redone.
@@ -63,7 +79,6 @@ class ExampleStream:
       num_shards: the number of streams that share the source.
       seed: any integer.
       window: raw examples, > 0, that are shuffled together.
-      shuffle: whether they are.
       repeat: whether another pass follows a pass.
     """
 
@@ -76,37 +91,39 @@ class ExampleStream:
         num_shards: int = 1,
         seed: int = 0,
         window: int = 1024,
-        shuffle: bool = True,
         repeat: bool = True,
     ):
         self._source, self._prepare = source, prepare
         self._shard, self._num_shards, self._seed = shard, num_shards, seed
-        self._size, self._shuffle, self._repeat = window, shuffle, repeat
-        total = getattr(source, "num_examples", None)  # somebody's own source may not know
-        self._shard_size = total and (
-            len(range(shard, total, num_shards)) if total >= num_shards else total
-        )
-        self.load([0, 0, 0])
+        self._size, self._repeat = window, repeat
+        self._total = count_of(source)
+        self.pass_size = self._total / num_shards if self._total else None
+        self.load([0, 0, 0, 0])
 
     def state(self) -> list[int]:
-        """Returns `[epoch, window, examples given out of the window]`."""
-        return [self.epoch, self._window, self._emitted]
+        """Returns `[pass, window, examples given out of it, raw examples read before it]`."""
+        return [self.passes, self._window, self._emitted, self._before]
 
     def load(self, state: list[int]) -> None:
         """Moves to a position that `state` returned; the work is done when an example is needed."""
-        self.epoch, self._window, self._emitted = state
+        self.passes, self._window, self._emitted, self._before = (
+            state if len(state) == 4 else self._since_format_1(*state)
+        )
         self._raw_windows: Iterator[np.ndarray] | None = None
         self._examples: Iterator[Example] | None = None
-        self._pass_is_empty = self._window == 0 and self._emitted == 0
-        self._read = 0  # of the window
+        self._num_raw = self._num_read = 0  # of the window
+        self._fruitless = self._fruitless_passes = 0  # raw examples and whole passes, of late
+        self._pass_is_fruitful = bool(self._window or self._emitted)
+        self.vanished = 0
+
+    def begin(self, passes: int) -> None:
+        """Moves to the start of a pass, from 0."""
+        self.load([passes, 0, 0, round(passes * (self.pass_size or 0))])
 
     @property
-    def part(self) -> float | None:
-        """The share of this pass that was read; see `Stream`."""
-        if not self._shard_size:
-            return None
-        read = self._window * self._size + min(self._read, self._size)
-        return min(read / self._shard_size, 1.0)
+    def read(self) -> int:
+        """Raw examples taken; see `Stream`."""
+        return self._before + min(self._num_read, self._num_raw)
 
     def __iter__(self) -> "ExampleStream":
         return self
@@ -118,10 +135,13 @@ class ExampleStream:
             example = next(self._examples, None)
             if example is not None:
                 self._emitted += 1
-                self._pass_is_empty = False
+                self._fruitless = self._fruitless_passes = 0
+                self._pass_is_fruitful = True
                 return example
+            self._before += self._num_raw
+            self._fruitless += 0 if self._emitted else self._num_raw
             self._examples = None
-            self._window, self._emitted, self._read = self._window + 1, 0, 0
+            self._window, self._emitted, self._num_raw, self._num_read = self._window + 1, 0, 0, 0
 
     def _next_raw(self) -> np.ndarray:
         """Returns the raw examples of the window that the state names, or of the next pass."""
@@ -131,6 +151,8 @@ class ExampleStream:
                     self._source.windows(
                         shard=self._shard,
                         num_shards=self._num_shards,
+                        epoch=self.passes,
+                        seed=self._seed,
                         start=self._window,
                         size=self._size,
                     )
@@ -138,23 +160,44 @@ class ExampleStream:
             raw = next(self._raw_windows, None)
             if raw is not None:
                 return raw
-            if self._pass_is_empty:
-                raise InputError(self._nothing())
             if not self._repeat:
                 raise StopIteration
-            self.load([self.epoch + 1, 0, 0])
+            self._fruitless_passes += not self._pass_is_fruitful
+            self._pass_is_fruitful = False
+            if self._is_hopeless():
+                raise InputError(self._nothing())
+            self.passes, self._window, self._raw_windows = self.passes + 1, 0, None
+            if next_epoch := getattr(self._source, "next_epoch", None):
+                which = {"shard": self._shard, "num_shards": self._num_shards}
+                self.passes = next_epoch(epoch=self.passes, **which)
 
     def _prepared(self, raw: np.ndarray) -> Iterator[Example]:
-        key = (self._seed, self._source.name, self._shard, self.epoch, self._window)
-        if self._shuffle:
-            raw = raw[generator(_ORDER, *key).permutation(len(raw))]
+        key = (self._seed, self._source.name, self._shard, self.passes, self._window)
+        self._num_raw = len(raw)
+        raw = raw[generator(_ORDER, *key).permutation(len(raw))]
         examples = self._source.examples(raw, seed=int(generator(_SOURCE, *key).integers(2**30)))
-        return iter(self._prepare(self._counted(examples), generator(_PREPARE, *key)))
+        fruitful = True
 
-    def _counted(self, examples: Iterator[Example]) -> Iterator[Example]:
-        for example in examples:
-            self._read += 1
+        def counted() -> Iterator[Example]:
+            nonlocal fruitful
+            for example in examples:
+                self.vanished += not fruitful
+                self._num_read += 1
+                fruitful = False
+                yield example
+            self.vanished += not fruitful
+
+        for example in self._prepare(counted(), generator(_PREPARE, *key)):
+            fruitful = True
             yield example
+
+    def _is_hopeless(self) -> bool:
+        """Whether another pass, after those that gave nothing, would give nothing either."""
+        if not self._fruitless:  # no example falls to this shard
+            return self._fruitless_passes > self._num_shards
+        # Of few examples a shard gets others in the next pass, one of which may be of use.
+        enough = min(20 * (self._total or 0), _FRUITLESS)
+        return self._fruitless_passes > 0 and self._fruitless >= enough
 
     def _nothing(self) -> str:
         if self._num_shards == 1:
@@ -164,13 +207,31 @@ class ExampleStream:
             "or preprocessing left none; set a smaller num_shards"
         )
 
+    def _since_format_1(self, epoch: int, window: int, emitted: int) -> list[int]:
+        """Returns about the position of a state that knew no order across windows.
+
+        Then a shard's examples were the same in every epoch, and all of them where there were
+        fewer than shards.
+        """
+        if self._total is None or self.pass_size is None:
+            return [epoch, window, emitted, 0]
+        few = self._total < self._num_shards
+        per_pass = self._total if few else len(range(self._shard, self._total, self._num_shards))
+        read = epoch * per_pass + window * self._size + min(emitted, self._size)
+        passes = int(read / self.pass_size)
+        window, emitted = divmod(max(read - math.ceil(passes * self.pass_size), 0), self._size)
+        return [passes, window, emitted, read - emitted]
+
 
 class MixtureStream:
-    """Examples of several streams, drawn with given rates; or each once, taking turns.
+    """Examples of several streams, drawn with given rates; or each once; see `Stream`.
+
+    An epoch of a mixture is as many raw examples as all its streams have together.
 
     Args:
       streams: what to draw from.
-      rates: relative, > 0; None: turns, until all streams have ended.
+      rates: relative, > 0; None: in proportion to what the streams have, or turns where that is
+        unknown, until all have ended.
       seed: any integer.
       shard: makes the draws of two shards differ.
     """
@@ -186,16 +247,21 @@ class MixtureStream:
         self._streams, self._key = list(streams), (seed, "mixture", shard)
         self._bounds = None if rates is None else np.cumsum(rates) / np.sum(rates)
         self._count, self._choices = 0, np.empty(0, np.int64)
+        self._live = list(range(len(self._streams)))
+        sizes = [stream.pass_size for stream in self._streams]
+        self._sizes = [size for size in sizes if size is not None]
+        self.pass_size = sum(self._sizes) if len(self._sizes) == len(sizes) else None
+        self.read = sum(stream.read for stream in self._streams)
 
     @property
-    def epoch(self) -> int:
-        """The passes completed by the stream that is furthest behind."""
-        return min(stream.epoch for stream in self._streams)
+    def passes(self) -> int:
+        """The passes that every stream has completed."""
+        return min(stream.passes for stream in self._streams)
 
     @property
-    def part(self) -> float | None:
-        """The share of its pass that the stream that is furthest behind has read."""
-        return slowest(self._streams)[1]
+    def vanished(self) -> int:
+        """Raw examples of which nothing was made, in all streams."""
+        return sum(stream.vanished for stream in self._streams)
 
     def state(self) -> dict[str, Any]:
         """Returns the number of draws and the streams' states."""
@@ -206,23 +272,36 @@ class MixtureStream:
         self._count, self._choices = state["count"], np.empty(0, np.int64)
         for stream, each in zip(self._streams, state["streams"], strict=True):
             stream.load(each)
+        self._live = list(range(len(self._streams)))
+        self.read = sum(stream.read for stream in self._streams)
+
+    def begin(self, passes: int) -> None:
+        """Moves all streams to the start of a pass of their own, with draws of its own."""
+        self.load({**self.state(), "count": passes * _DRAWS})
+        for stream in self._streams:
+            stream.begin(passes)
+        self.read = sum(stream.read for stream in self._streams)
 
     def __iter__(self) -> "MixtureStream":
         return self
 
     def __next__(self) -> Example:
-        for _ in self._streams:  # each may have ended, where they do not repeat
+        while self._live:
             choice = self._next_choice()
+            stream = self._streams[choice]
+            before = stream.read
+            example = next(stream, None)
             self._count += 1
-            example = next(self._streams[choice], None)
+            self.read += stream.read - before
             if example is not None:
                 return example
+            self._live.remove(choice)
         raise StopIteration
 
     def _next_choice(self) -> int:
         """Returns draw number `count`, which depends on nothing but the key and the number."""
         if self._bounds is None:
-            return self._count % len(self._streams)
+            return min(self._live, key=self._share_read)
         block, at = divmod(self._count, _CHOICES)
         if at == 0 or not self._choices.size:
             uniform = generator(_MIX, *self._key, block).random(_CHOICES)
@@ -230,6 +309,11 @@ class MixtureStream:
             choices = np.searchsorted(self._bounds, uniform, side="right")
             self._choices = np.minimum(choices, len(self._streams) - 1)
         return int(self._choices[at])
+
+    def _share_read(self, number: int) -> float:
+        """Returns how much of a stream would be read, next example included; or how often."""
+        read = self._streams[number].read
+        return read if self.pass_size is None else (read + 0.5) / self._sizes[number]
 
 
 class RowStream:
@@ -246,8 +330,8 @@ class RowStream:
       block_rows: larger packs tighter and starts later.
 
     Attributes:
-      epoch: the passes that the examples had completed at the start of the block.
-      part: the share of the next one that they had read by then; None if unknown.
+      epoch: the passes over the data that the rows given out amount to, as every shard has its part
+        of a pass; an integer, the completed ones, where nobody has counted the examples.
     """
 
     def __init__(
@@ -262,25 +346,32 @@ class RowStream:
         self._examples, self._lengths = examples, dict(lengths)
         self._packed, self._block_rows = packed, block_rows
         self._to_rows = pack if packed else pad_with_segments if segments else pad
-        self.load({"block": examples.state(), "rows": 0, "part": examples.part})
+        self.load({"block": examples.state(), "rows": 0})
+
+    @property
+    def vanished(self) -> int:
+        """Raw examples of which nothing was made, since the start or the last load."""
+        return self._examples.vanished
 
     def state(self) -> dict[str, Any]:
-        """Returns the position behind the last row, as JSON."""
-        return {"block": self._block_start, "rows": self._taken, "part": self.part}
+        """Returns the position after the last row, as JSON."""
+        return {"block": self._block_start, "rows": self._taken, "epoch": self.epoch}
 
     def load(self, state: dict[str, Any]) -> None:
         """Moves to a position that `state` returned; the work is done when a row is needed."""
         self._examples.load(state["block"])
         self._start_block(taken=state["rows"])
-        self.part = state["part"]  # the stream finds out only when it reads
+        self.epoch = state.get("epoch", self.epoch)  # the stream finds out only when it reads
 
     def _start_block(self, *, taken: int) -> None:
         self._block: dict[str, np.ndarray] | None = None
+        self._reads: list[int] = []  # by then, after each example of the block
         self._block_start, self._taken = self._examples.state(), taken
-        self.epoch = self._examples.epoch
-        part = self._examples.part
-        # Few digits, as states are small; downwards, as nothing may look complete before it is.
-        self.part = None if part is None else math.floor(1e4 * part) / 1e4
+        self.epoch = self._epoch_at(self._examples.read)
+
+    def _epoch_at(self, read: int) -> float:
+        size = self._examples.pass_size
+        return self._examples.passes if size is None else read / size
 
     def take(self, count: int) -> dict[str, np.ndarray]:
         """Returns the next `[count, length]` rows by name; fewer if the stream has ended."""
@@ -297,6 +388,7 @@ class RowStream:
                 parts.append(rows)
                 self._taken += num_rows
                 missing -= num_rows
+                self._note_epoch()
             elif not self._taken:
                 break  # an empty block: the end
             else:
@@ -312,8 +404,17 @@ class RowStream:
             if example is None:
                 break
             block.append(example)
+            self._reads.append(self._examples.read)
             filled += self._share(example)
         return self._to_rows(block, self._lengths)
+
+    def _note_epoch(self) -> None:
+        """Finds out to which example the rows given out of the block go: about, if packed."""
+        assert self._block is not None
+        given = self._taken * len(self._reads) // len(next(iter(self._block.values())))
+        # Completed passes are known only where the stream itself is.
+        if self._examples.pass_size is not None or given == len(self._reads):
+            self.epoch = self._epoch_at(self._reads[max(given, 1) - 1])
 
     def _share(self, example: Example) -> float:
         """Returns how much of a row an example takes, in its tightest feature."""
@@ -327,26 +428,6 @@ class RowStream:
         return max(shares, default=1.0)
 
 
-def slowest(streams: Iterable[Any]) -> tuple[int, float | None]:
-    """Returns the fewest passes that any stream has completed, and the part beyond; None: unknown.
-
-    Args:
-      streams: with `epoch` and `part`.
-    """
-    positions = [(stream.epoch, stream.part) for stream in streams]
-    epoch = min(epoch for epoch, _ in positions)
-    if any(part is None for _, part in positions):
-        return epoch, None
-    return epoch, min(each - epoch + part for each, part in positions)
-
-
 def concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Joins rows of the same names, `[n, ...]` each, along the first axis."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def generator(*key: int | str) -> np.random.Generator:
-    """Returns the random generator that belongs to a key."""
-    return np.random.default_rng(
-        [zlib.crc32(part.encode()) if isinstance(part, str) else part % 2**64 for part in key]
-    )

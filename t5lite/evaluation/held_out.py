@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.evaluation.metrics import Sums, collect
+from t5lite.evaluation.metrics import collect
 from t5lite.interop.batching import check_count
+from t5lite.parallel import gather
 
 _TERM = "term "  # sets a term's sums apart from a metric of the same name
 _MAX_EXPONENT = 700.0  # exp of more overflows
@@ -28,16 +28,15 @@ class HeldOut:
 
     Args:
       every: steps between two evaluations.
-      max_batches: at most so many batches; None for the whole split.
+      max_batches: at most so many batches, a random sample of the split that is the same each time;
+        None for the whole split.
       prefix: of the metrics' names.
     """
 
     every: int
     max_batches: int | None = None
     prefix: str = "held_out"
-    _compiled: tuple[Any, Callable] | None = dataclasses.field(
-        default=None, init=False, repr=False, compare=False
-    )
+    _ready: "_Ready | None" = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.max_batches is not None:
@@ -61,14 +60,25 @@ class HeldOut:
         return {f"{self.prefix}/{name}" for name in _summary(dict.fromkeys(sums, 0.0))}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
-        """Returns the held-out metrics of `state`.
+        """Returns the held-out metrics of `state`; says once how much of the split they are of.
 
         Raises:
           InputError: the validation split has no batch, or nothing in it is weighed.
         """
-        if self._compiled is None or self._compiled[0] is not run:
-            self._compiled = run, run.jit(_sums(run.objective, run.model))
-        means = collect(self._dispatched(run, state, self._compiled[1]))
+        first = self._ready is None or self._ready.run is not run
+        if first:
+            batches = run.data.validation_batches(
+                run.objective,
+                max_batches=self.max_batches,
+                shards=run.shards,
+                agree=lambda more: any(gather(more)),
+            )
+            self._ready = _Ready(run, run.jit(_sums(run.objective, run.model)), batches)
+        assert self._ready is not None
+        params, ready = run.params(state), self._ready
+        means = collect(ready.sums(params, run.place(batch)) for batch in ready.batches)
+        if first and self.max_batches is not None:
+            self._say_sample(run, ready.batches)
         metrics = _summary(means.means())
         if not any(weight for _, weight in means.totals.values()):
             raise InputError(
@@ -77,15 +87,26 @@ class HeldOut:
             )
         return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
-    def _dispatched(self, run: Any, state: Any, sums_fn: Callable) -> Iterator[Sums]:
-        params = run.params(state)
-        for batch in self._batches(run, max_batches=self.max_batches):
-            yield sums_fn(params, run.place(batch))
+    def _say_sample(self, run: Any, batches: Any) -> None:
+        """Says how many examples `max_batches` leaves of how many."""
+        total = getattr(batches, "num_examples", None)
+        if total is None:
+            return
+        shares = gather(batches.share)
+        count = round(total * math.fsum(shares) / len(shares))
+        if count < total:
+            run.say(
+                f"{self.prefix}: measured on {count:,} of {total:,} validation examples, the same "
+                f"random ones each time (max_batches = {self.max_batches})"
+            )
 
-    def _batches(self, run: Any, *, max_batches: int | None) -> Iterable[dict[str, np.ndarray]]:
-        return run.data.validation_batches(
-            run.objective, max_batches=max_batches, shards=run.shards
-        )
+
+class _Ready(NamedTuple):
+    """What one run evaluates with: the compiled sums, and this process's batches."""
+
+    run: Any
+    sums: Callable
+    batches: Any
 
 
 def _sums(objective: Any, model: Any) -> Callable:

@@ -13,8 +13,8 @@ class Position(NamedTuple):
     Args:
       step: updates done, skipped ones included.
       tokens: trained on so far, of the global batches, without padding.
-      epoch: passes over the data: an integer counts completed ones, a float their parts too; None
-        if the data does not tell.
+      epoch: passes over the data: examples read by examples in all; an integer counts completed
+        ones only; None if the data does not tell.
     """
 
     step: int = 0
@@ -77,5 +77,7 @@ class Duration:
         return any(done >= limit for done, limit in self._limits(position))
 
     def _limits(self, position: Position) -> list[tuple[float, float]]:
-        limits = dataclasses.astuple(self)
+        # Several processes' parts of an epoch add up to a whole one but for rounding.
+        epochs = self.epochs and self.epochs * (1 - 1e-9)
+        limits = (self.steps, self.tokens, epochs)
         return [(done or 0, limit) for done, limit in zip(position, limits, strict=True) if limit]

@@ -23,7 +23,7 @@ class Epochs:
         self._last = (0, 0.0)  # step and epoch of the last exchange
 
     def agree(self, step: int, epoch: float | None) -> float | None:
-        """Returns the epoch that all processes have reached, None between two exchanges.
+        """Returns the epoch of all processes together, None between two exchanges.
 
         Args:
           step: the same in every process, which all call this with the same steps.
@@ -33,7 +33,9 @@ class Epochs:
             return epoch
         if self._end is None or epoch is None or step < self._next:
             return None
-        agreed = min(gather(epoch))
+        epochs = gather(epoch)
+        # Each judges by its part of the data. Completed passes are those that all have completed.
+        agreed = min(epochs) if isinstance(epoch, int) else math.fsum(epochs) / len(epochs)
         last_step, last_epoch = self._last
         self._last = step, agreed
         pace = max((agreed - last_epoch) / max(step - last_step, 1), agreed / max(step, 1))

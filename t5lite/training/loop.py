@@ -31,8 +31,8 @@ StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[
 class Batches(Protocol):
     """An endless iterator over this host's rows, and where it stands.
 
-    It may have an `epoch` (int, the passes completed behind the last batch) and an `epoch_progress`
-    (float in [0, 1), the part of the next one).
+    It may have an `epoch`: the passes over the data up to the last batch, a float, or an integer
+    where it knows the completed ones only.
     """
 
     def __next__(self) -> dict[str, np.ndarray]: ...
@@ -181,10 +181,9 @@ class Loop:
         return self.duration.over(Position(step, self.ledger.tokens, epoch))
 
     def _epoch(self) -> float | None:
-        """Passes over this host's part of the data, with part of the next if the batches tell."""
-        epoch = getattr(self.batches, "epoch", None)
-        part = getattr(self.batches, "epoch_progress", None)
-        return epoch if epoch is None or part is None else epoch + float(part)
+        """Passes over the data, judged by this host's part of it."""
+        epoch: float | None = getattr(self.batches, "epoch", None)
+        return epoch
 
     def _dispatch(self, state: TrainState, batch: dict[str, np.ndarray], step: int) -> TrainState:
         if self.profiler is not None:

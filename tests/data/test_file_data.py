@@ -195,7 +195,7 @@ def test_other_data_does_not_continue(file, change):
         with open(file, "a", encoding="utf-8") as opened:
             opened.write("more,1,a\n")
     continued = make(file, **change).train_batches(Objective(), seed=0)
-    with pytest.raises(InputError, match="cannot continue in the data: sources was"):
+    with pytest.raises(InputError, match="cannot resume the data position: `sources` was"):
         continued.load_state_dict(state)
     close([started, continued])
 
@@ -217,13 +217,12 @@ def test_a_file_that_changes_under_a_job_stops_it(file):
     batches.close()
 
 
-def test_validation_is_read_once_in_the_files_order(file):
+def test_validation_is_read_once(file):
     data = make(file, pack=False)
     batches = data.validation_batches(Objective())
     found = np.concatenate([batch["inputs"] for batch in batches])
     numbers = [int(data.vocabulary().decode(row)[8:-1]) for row in found if row.any()]
-    assert numbers == sorted(numbers)
-    assert len(numbers) == data.num_examples("validation")
+    assert len(set(numbers)) == len(numbers) == data.num_examples("validation")
     same(list(batches), list(batches))
 
 

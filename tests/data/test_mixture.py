@@ -127,7 +127,7 @@ def test_validation_reads_every_part_that_has_one_once():
     rows = np.concatenate([each["model_inputs"] for each in data.validation_batches(Plain())])
     firsts = [int(row[0]) for row in rows if row.any()]
     assert sorted(firsts) == [*range(501, 510), *range(1501, 1510)]
-    assert firsts[:4] == [501, 1501, 502, 1502]  # taking turns
+    assert len(set(firsts[:6]) & set(range(1501, 1510))) == 3  # in proportion
     with pytest.raises(InputError, match="no examples in split 'validation'"):
         mix([bare]).validation_batches(Plain())
 

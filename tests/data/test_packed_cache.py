@@ -92,7 +92,14 @@ def test_a_pass_holds_every_example_once_and_validation_is_the_same(tmp_path, pa
     assert tokens_by_example(batches, 1) == expected  # the second
     assert batches[0].epoch == 2
     close(batches)
-    same(list(cache.validation_batches(Plain())), list(data.validation_batches(Plain())))
+    validation = cache.validation_batches(Plain())
+    tokens = np.concatenate([each["model_inputs"].ravel() for each in validation])
+    expected = [1001 + i for i in range(45) for _ in range(1 + i % 13)]
+    assert sorted(tokens[tokens > 0]) == expected
+    assert (validation.num_examples, validation.share) == (45, 1)
+    limited = cache.validation_batches(Plain(), max_batches=1)
+    same(list(limited), list(validation)[:1])
+    assert 0 < limited.share < 1
     assert cache.num_examples("train") == 300
     assert cache.batch_shapes(Plain()) == data.batch_shapes(Plain())
     shown = cache.examples(Plain(), split="validation", count=99, seed=0)
@@ -133,13 +140,13 @@ def test_passes_take_turns_with_orders_of_their_own(tmp_path):
     sizes = [each["rows"] for each in cache._description["passes"]["train"]]
     assert sizes[0] != sizes[1]  # chance of their own
     (batches,) = open_all(dataclasses.replace(cache, batch_size=1), 1)
-    assert (batches.epoch, batches.epoch_progress) == (0, 0)
+    assert batches.epoch == 0
     epochs = [
         np.concatenate([next(batches)["model_targets"] for _ in range(size)])
         for size in (*sizes, *sizes)
     ]
     next(batches)
-    assert (batches.epoch, batches.epoch_progress) == (4, 1 / sizes[0])
+    assert batches.epoch == 4 + 1 / sizes[0]
     batches.close()
 
     def ordered(rows):
@@ -226,7 +233,7 @@ def test_equal_data_give_equal_caches_and_a_state_belongs_to_its_cache(tmp_path)
     batches.close()
     same_rows = two.train_batches(Plain(), seed=0)
     same_rows.load_state_dict(state)
-    with pytest.raises(InputError, match=r"sources was .* and is"):
+    with pytest.raises(InputError, match=r"`sources` was .* in the checkpoint and is"):
         other.train_batches(Plain(), seed=0).load_state_dict(state)
     assert one.vocabulary().fingerprint == Bytes().fingerprint
     assert load_vocabulary(tmp_path / "a" / "cache" / "vocabulary").size == Bytes().size

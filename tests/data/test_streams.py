@@ -7,7 +7,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from t5lite.data.sources import ArraySource
+from t5lite.data.order import permuted
+from t5lite.data.sources import ArraySource, dealt
 from t5lite.data.streams import ExampleStream, MixtureStream, RowStream
 from t5lite.errors import InputError
 
@@ -49,42 +50,49 @@ def same(left, right):
             np.testing.assert_array_equal(one[name], other[name])
 
 
-@pytest.mark.parametrize("count", [5, 64, 65, 199])
-def test_each_pass_has_every_example_once(count):
+@pytest.mark.parametrize("count", [1, 3, 5, 64, 65, 199])
+def test_shards_deal_out_each_epoch_once_whatever_its_size(count):
     shards = [
         ExampleStream(source(count), as_it_is, shard=s, num_shards=5, window=7) for s in range(5)
     ]
-    for _ in range(3):
-        taken = [list(islice(stream, len(range(s, count, 5)))) for s, stream in enumerate(shards)]
-        assert sorted(ids(each for part in taken for each in part)) == list(range(1, count + 1))
+    # A round has one example of every shard; an epoch may end within one, and even several.
+    rounds = np.array([ids(next(stream) for stream in shards) for _ in range(3 * count)])
+    seen = Counter()
+    for number, examples in enumerate(rounds.tolist(), 1):
+        seen.update(examples)
+        assert {seen[each] for each in range(1, count + 1)} <= {
+            5 * number // count,
+            -(-5 * number // count),
+        }
+    assert sum(stream.read for stream in shards) == 15 * count
 
 
-def test_windows_are_shuffled_anew_in_every_pass_shard_and_seed():
-    def order(seed, shard, epoch):
-        stream = ExampleStream(
-            source(80), as_it_is, shard=shard, num_shards=2, seed=seed, window=20
-        )
-        passes = [ids(islice(stream, 40)) for _ in range(epoch + 1)]
-        return passes[epoch]
-
-    first = order(0, 0, 0)
-    assert first != sorted(first)
-    assert sorted(first[:20]) == list(range(1, 41, 2))  # the window of raw examples 0, 2, ..
-    assert first == order(0, 0, 0)
-    assert first != order(0, 0, 1)
-    assert first != order(1, 0, 0)
-    ranks = [(token - 2) // 2 for token in order(0, 1, 0)]
-    assert ranks != [(token - 1) // 2 for token in first]
-    assert np.argsort(first[:20]).tolist() != np.argsort(first[20:]).tolist()
+def orders(seed=0, *, count=400, num_shards=2, epochs=2):
+    """The examples of each epoch, of all shards in turn."""
+    streams = [
+        ExampleStream(source(count), as_it_is, shard=s, num_shards=num_shards, seed=seed, window=20)
+        for s in range(num_shards)
+    ]
+    return [[ids(islice(stream, count // num_shards)) for stream in streams] for _ in range(epochs)]
 
 
-def test_fewer_examples_than_shards_go_to_every_shard():
+def test_every_epoch_and_seed_has_an_order_of_its_own_across_windows_and_shards():
+    (first, *_), second = orders()
+    assert orders()[0][0] == first
+    assert orders(seed=1)[0][0] != first
+    # What a shard and a window have in one epoch is all over the place in the next.
+    assert 60 < len(set(first) & set(second[0])) < 140
+    assert len(set(first[:20]) & set(second[0][:20])) < 8
+    assert abs(np.corrcoef(first, np.arange(200))[0, 1]) < 0.25
+
+
+def test_of_few_examples_every_shard_gets_all_in_time():
     orders = []
     for shard in range(4):
         stream = ExampleStream(source(3), as_it_is, shard=shard, num_shards=4)
-        orders.append(ids(islice(stream, 30)))
-        assert Counter(orders[-1]) == {1: 10, 2: 10, 3: 10}
-        assert stream.epoch == 9
+        orders.append(ids(islice(stream, 60)))
+        assert set(orders[-1]) == {1, 2, 3}
+        assert stream.read / stream.pass_size == 80
     assert len({tuple(order) for order in orders}) == 4
 
 
@@ -151,11 +159,6 @@ def test_rows_of_one_pass_hold_all_tokens_once(packed):
     assert (len(taken["inputs"]) == 90) != packed
 
 
-def test_unshuffled_passes_keep_the_order():
-    stream = ExampleStream(source(50), as_it_is, window=8, shuffle=False, repeat=False)
-    assert ids(stream) == list(range(1, 51))
-
-
 def test_mixtures_follow_their_rates_and_never_end():
     streams = [
         ExampleStream(source(10, "a"), as_it_is),
@@ -164,7 +167,9 @@ def test_mixtures_follow_their_rates_and_never_end():
     mixed = MixtureStream(streams, [1, 3])
     share = np.mean(np.array(ids(islice(mixed, 4000))) > 100)
     assert abs(share - 0.75) < 0.03
-    assert mixed.epoch == min(streams[0].epoch, streams[1].epoch) > 90
+    assert mixed.passes == min(stream.passes for stream in streams) > 90
+    assert mixed.read == sum(stream.read for stream in streams) == 4000
+    assert mixed.pass_size == 20
 
 
 def test_mixtures_go_far_back():
@@ -180,40 +185,118 @@ def test_mixtures_go_far_back():
     assert ids(islice(mixed, 1500)) == first
 
 
-def test_without_rates_streams_take_turns_until_all_have_ended():
-    sizes = {"a": 2, "b": 5, "c": 3}
-    streams = [
-        ExampleStream(source(n, name, 100 * i), as_it_is, shuffle=False, repeat=False)
-        for i, (name, n) in enumerate(sizes.items())
+@pytest.mark.parametrize("counted", [True, False])
+def test_without_rates_each_example_comes_once_in_proportion_or_in_turn(counted):
+    sizes = {"a": 20, "b": 80, "c": 40}
+    sources = [source(n, name, 1000 * i) for i, (name, n) in enumerate(sizes.items())]
+    for each in sources:
+        each.count = lambda each=each: each.num_examples if counted else None
+    streams = [ExampleStream(each, as_it_is, repeat=False) for each in sources]
+    given = np.array(ids(MixtureStream(streams, None)))
+    assert sorted(given) == [
+        1000 * i + k + 1 for i, n in enumerate(sizes.values()) for k in range(n)
     ]
-    assert ids(MixtureStream(streams, None)) == [1, 101, 201, 2, 102, 202, 103, 203, 104, 105]
+    for some in (35, 70):
+        counts = np.bincount(given[:some] // 1000)
+        expected = (
+            some * np.array([20, 80, 40]) / 140 if counted else [some / 3, some / 3, some / 3]
+        )
+        if counted or some < 60:  # until one has ended
+            np.testing.assert_allclose(counts, expected, atol=1)
 
 
-@pytest.mark.parametrize("repeat", [True, False])
-def test_nothing_is_an_error_and_not_an_endless_search(repeat):
+def test_nothing_is_an_error_and_not_an_endless_search():
     for empty in (
-        ExampleStream(source(0), as_it_is, repeat=repeat),
-        ExampleStream(source(9), lambda examples, rng: iter(()), repeat=repeat),
+        ExampleStream(source(0), as_it_is),
+        ExampleStream(source(9), lambda examples, rng: iter(())),
     ):
         with pytest.raises(InputError, match="arrays has no examples"):
             next(empty)
-    stream = ExampleStream(source(9), lambda examples, rng: iter(()), shard=2, num_shards=3)
-    with pytest.raises(InputError, match=r"shard 2 of 3 .* num_shards"):
-        next(stream)
+    for count in (1, 9, 40_000):
+        stream = ExampleStream(
+            Numbers(count), lambda examples, rng: (e for e in examples if 0), shard=2, num_shards=3
+        )
+        with pytest.raises(InputError, match=r"shard 2 of 3 .* num_shards"):
+            next(stream)
+    assert list(ExampleStream(source(9), lambda examples, rng: iter(()), repeat=False)) == []
+
+
+class Numbers:
+    """A source of numbers, which are made when they are read."""
+
+    name = "numbers"
+
+    def __init__(self, num_examples):
+        self.num_examples = num_examples
+
+    def windows(self, **which):
+        return dealt(self.num_examples, self.name, **which)
+
+    def examples(self, window, *, seed):
+        return ({"inputs": np.array([number]), "targets": np.ones(1, int)} for number in window)
+
+
+def test_a_few_useful_examples_among_many_shards_are_enough():
+    """Each shard reads most epochs in vain."""
+
+    def useful(examples, rng):
+        return (example for example in examples if example["inputs"][0] == 7)
+
+    stream = ExampleStream(Numbers(9), useful, shard=2, num_shards=16)
+    assert ids(islice(stream, 5)) == [7] * 5
+    assert stream.read > 5
+    assert 0 < stream.vanished <= stream.read
 
 
 def test_a_pass_that_ends_in_nothing_does_not_end_the_stream():
-    """The filter leaves nothing of the last window, where the stream is put."""
-    stream = ExampleStream(
-        source(20),
-        lambda examples, rng: (each for each in examples if each["inputs"][0] <= 10),
-        window=10,
-        shuffle=False,
-    )
-    list(islice(stream, 10))
-    state = stream.state()
-    assert ids(islice(stream, 3)) == [1, 2, 3]
-    for position in (state, [0, 1, 0]):
-        stream.load(position)
-        assert ids(islice(stream, 3)) == [1, 2, 3]
-        assert stream.epoch == 1
+    """The filter leaves nothing of some windows, at one of which the stream is put."""
+
+    def few(examples, rng):
+        return (example for example in examples if example["inputs"][0] < 3)
+
+    stream = ExampleStream(Numbers(40), few, window=10)
+    first = ids(islice(stream, 6))
+    assert sorted(first[:3]) == sorted(first[3:]) == [0, 1, 2]
+    for position in range(4):
+        stream.load([0, position, 0, 10 * position])
+        assert set(ids(islice(stream, 6))) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("count", [3, 200])
+def test_a_position_of_the_first_format_goes_on_at_the_same_epoch(count):
+    """Then every shard had all of few examples, and the same ones of many in every epoch."""
+    stream = ExampleStream(Numbers(count), as_it_is, shard=1, num_shards=8, window=10)
+    stream.load([6, 1, 4])
+    read = 6 * 3 + 10 + 4 if count == 3 else 6 * 25 + 14
+    assert stream.read == pytest.approx(read, abs=10)  # the window is redone
+    next(stream)
+    assert stream.read == pytest.approx(read, abs=2)
+    assert stream.passes == pytest.approx(read * 8 / count, abs=1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 4096, 4097, 5000, 2**13, 70_001])
+def test_an_order_is_a_permutation_that_places_tell_apart(size):
+    whole = permuted(np.arange(size), size, "a", 1)
+    assert np.array_equal(np.sort(whole), np.arange(size))
+    some = np.arange(size)[:: max(size // 7, 1)]
+    assert np.array_equal(permuted(some, size, "a", 1), whole[some])
+    if size > 100:
+        for other in (permuted(np.arange(size), size, "a", 2), np.arange(size)):
+            assert (whole == other).mean() < 0.01
+            assert abs(np.corrcoef(whole, other)[0, 1]) < 4 / np.sqrt(size)
+
+
+def test_an_order_is_uniform():
+    """Of places of a size that needs the network: by chi-square, over keys."""
+    size, cells = 5000, 10
+    found = np.stack([permuted(np.arange(40), size, "a", key) for key in range(1000)])
+    for values in (found[:, 0], found[:, 17], (found[:, 1] - found[:, 0]) % size):
+        counts = np.bincount(values * cells // size, minlength=cells)
+        assert (((counts - 100) ** 2) / 100).sum() < 30  # 9 degrees of freedom: 4e-4
+
+
+def test_an_order_of_any_size_costs_nothing():
+    places = np.array([0, 1, 2**61])
+    found = permuted(places, 2**62 - 5, "a")
+    assert len(set(found.tolist())) == 3
+    assert ((found >= 0) & (found < 2**62 - 5)).all()

@@ -460,8 +460,8 @@ def test_batches_can_tell_the_part_of_an_epoch(tmp_path):
     scene = make(tmp_path, steps=None, epochs=1.5)
     with pytest.raises(InputError, match=r"^train.epochs = 1.5: must be whole"):
         scene.run()
-    parts = property(lambda self: self.count % 4 / 4)
-    scene.loop.batches = type("Parts", (Counting,), {"epoch_progress": parts})()
+    parts = property(lambda self: self.count / 4)
+    scene.loop.batches = type("Parts", (Counting,), {"epoch": parts})()
     assert scene.run().step == 6
     assert [line["train/epoch"] for _, line in scene.lines] == [0.25, 0.5, 0.75, 1, 1.25, 1.5]
 
@@ -493,8 +493,8 @@ def test_several_processes_end_with_the_same_step_and_ask_each_other_seldom(
     monkeypatch.setattr("t5lite.training.epochs.gather", gather)
     scene = make(tmp_path, steps=None, epochs=epochs)
     scene.loop.batches = type("Exact", (Counting,), {"epoch": property(lambda b: b.count / 4)})()
-    # An epoch has four steps here, and is complete in both processes four steps later.
-    assert scene.run().step == 4 * (epochs + 1)
+    # An epoch has four steps here, and is complete in both processes together two steps later.
+    assert scene.run().step == 4 * epochs + 2
     assert len(asked) <= 8 + np.log2(epochs)
     asked.clear()
     assert make(tmp_path, steps=30).run().step == 30
