@@ -20,7 +20,7 @@ from t5lite.interop.prompts import as_trained, read_prompts
 from t5lite.models import ComputeSpec, Model, ModelSpec, preset
 from t5lite.objectives import fit
 from t5lite.parallel import Layout, check_batch, make_mesh
-from t5lite.training import Callback, Checkpoints, Run, Stop, TrainState
+from t5lite.training import Callback, Checkpoints, Run, Stop, TrainState, process_shards
 from t5lite.training.restore import absolute, saved_steps
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def evaluate(
     check(the_model, objective, data=data, log_every=1, callbacks=callbacks)
     check_described(found.home, spec, data.vocabulary(), data.labels())
     shapes = data.batch_shapes(objective)
-    check_batch(
-        layout, make_mesh(layout), {name: tuple(each.shape) for name, each in shapes.items()}
-    )
+    mesh = make_mesh(layout)
+    check_batch(layout, mesh, {name: tuple(each.shape) for name, each in shapes.items()})
+    process_shards(data, layout, mesh)
 
     loaded = load(found.step_folder, compute=compute, layout=layout)
     assert loaded.step is not None  # a run's own checkpoint says it

@@ -140,7 +140,8 @@ def _reading(given: SimpleNamespace, mesh: Any) -> list[dict[str, Any]]:
     return [{"rows": _runs(rows[process]), "shards": _runs(shards[process])} for process in rows]
 
 
-def _runs(numbers: Sequence[int]) -> list[list[int]]:
+def _runs(numbers: np.ndarray | Sequence[int]) -> list[list[int]]:
+    numbers = np.asarray(numbers)
     parts = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
     return [[int(part[0]), int(part[-1]) + 1] for part in parts]
 
