@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.train import train
+from t5lite.data.files import as_path, check_folder
 from t5lite.data.packed_writer import write_packed
 from t5lite.data.seqio_cache import write_seqio_cache
 from t5lite.errors import InputError
 from t5lite.models import ComputeSpec, Model, preset
 from t5lite.objectives import fit
+from t5lite.training.claims import claimed
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
@@ -21,9 +23,13 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     for name in ("model", "objective", "data"):
         if name not in given:
             raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
+    check_folder(arguments.output, field="--output")
     files = " ".join(f"--gin_file={file}" for file in arguments.gin_file)
+    target = as_path(arguments.output)
+    claims = target.with_name(f".{target.name}.claims")
     if arguments.format == "seqio":
-        cache_tasks(given["data"], arguments.output, seed=given.get("seed", 0))
+        with claimed(claims, name=arguments.output):
+            cache_tasks(given["data"], arguments.output, seed=given.get("seed", 0))
         print(
             f"train on it:  t5lite train {files} --gin.data.TaskData.use_cached=True "
             f"--gin.data.TaskData.cache_dirs=\"['{arguments.output}']\"\n"
@@ -32,7 +38,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
         return
     spec = preset(given["model"]) if isinstance(given["model"], str) else given["model"]
     objective = fit(given["objective"], Model(spec, ComputeSpec()))
-    with _Bars("rows") as bars:
+    with claimed(claims, name=arguments.output), _Bars("rows") as bars:
         description = write_packed(
             given["data"],
             objective,

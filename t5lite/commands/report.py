@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from t5lite.errors import InputError
-from t5lite.training.report import read_record, render
+from t5lite.training.report import is_report, read_record, render
 from t5lite.training.writers import replace_text
 
 if TYPE_CHECKING:
@@ -39,13 +39,17 @@ def target(runs: Sequence[str], output: str | None) -> epath.Path:
     """Returns where the page goes: by default into the run's folder, of several into this one.
 
     Raises:
-      InputError: if it is a folder.
+      InputError: if it is a folder, or a file that is no report.
     """
     if output is None:
         output = "report.html" if len(runs) > 1 else f"{runs[0]}/report.html"
     path = epath.Path(output).expanduser()
     if path.is_dir():
         raise InputError(f"--output={output}: must be a file, e.g. {path / 'report.html'}")
+    if path.exists() and not is_report(path):
+        raise InputError(
+            f"--output={output}: is there, and no report of t5lite; choose another, or delete it"
+        )
     return path
 
 

@@ -1,7 +1,6 @@
 """A file of lines that is written in blocks and, after any interruption, goes on with the next."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -60,11 +59,25 @@ class Resumable:
                     f"{there} was made with {name} = {_said(was)}, now {_said(now)}; {anew}"
                 )
 
+    def _check_description(self) -> None:
+        """Raises an InputError if the description would take the place of another file."""
+        with contextlib.suppress(FileNotFoundError):
+            raw = self._description.read_bytes()
+            try:
+                own = bool(json.loads(raw).keys() & self._made_of.keys())
+            except (ValueError, AttributeError):
+                own = False
+            if not own:
+                raise InputError(
+                    f"{self._description} is there, and would be overwritten; "
+                    "choose another --output_file"
+                )
+
     @contextlib.contextmanager
     def open(self, *, block: int, overwrite: bool = False) -> Iterator[BinaryIO]:
-        """Yields the part, whose whole blocks are to be read, and behind which is to be written.
+        """Yields the part, positioned to read its whole blocks and then to append.
 
-        When all is written it becomes the file; an error leaves it as it is, for the next time.
+        When all is written it becomes the file; an error leaves it as it is, to be resumed.
 
         Args:
           block: lines that are written together; those of half a block are cut off.
@@ -78,8 +91,11 @@ class Resumable:
             file = self.part.open("a+b")
         except OSError as error:
             raise InputError(f"cannot write {self.part}: {error.strerror}") from error
-        with file:
-            _lock(file, self.part)
+        from t5lite.training.claims import claimed
+
+        claims = self.path.with_name(f".{self.path.name}.claims")
+        with file, claimed(claims, name=str(self.part)):
+            self._check_description()
             if overwrite:
                 self.path.unlink(missing_ok=True)
                 file.truncate(0)
@@ -107,15 +123,6 @@ def _end_of_blocks(file: BinaryIO, block: int) -> int:
         if number % block == 0 and raw.endswith(b"\n"):
             end = at
     return file.seek(end)
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"another process is writing {path}; wait for it, or stop it") from error
-    except OSError:  # a file system without locks
-        return
 
 
 def _said(value: Any) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 
 from etils import epath
 
-from t5lite.errors import InputError
+from t5lite.errors import InputError, RunError
 from t5lite.training.writers import replace_text
 
 BEAT_SECONDS = 10.0
@@ -37,7 +37,7 @@ _WITHDRAWAL_SECONDS = 2.0  # for the later of two simultaneous claims to be with
 _POLL_SECONDS = 0.1
 
 
-class ClaimLost(RuntimeError):
+class ClaimLost(RunError):
     """Another process took over the folder, for this one looked dead: it must not write again."""
 
 
@@ -70,7 +70,10 @@ class Claim:
         if _read(self.path) is None:
             others = [f", by {_describe(each)}" for each in _claims(self.path).values()]
             by = "".join(others[:1])
-            raise ClaimLost(f"{self.name}: the claim of this process was removed{by}")
+            raise ClaimLost(
+                f"{self.name}: the claim of this process was removed{by}\n"
+                "run again to resume, once no other process writes there"
+            )
 
     def release(self) -> None:
         """Removes the claim."""

@@ -4,6 +4,7 @@ Gin files here say `import test_cache_command`.
 """
 
 import itertools
+import os
 import textwrap
 
 import numpy as np
@@ -15,6 +16,7 @@ from t5lite.commands.train import train
 from t5lite.data import ArrayData, Bytes, PackedData, TaskData
 from t5lite.data.importing import import_seqio
 from t5lite.objectives import Seq2Seq
+from t5lite.training.claims import claimed
 
 LENGTHS = {"inputs": 12, "targets": 8}
 
@@ -57,6 +59,17 @@ def config(tmp_path):
 
 def run(*arguments):
     return main.main(["cache", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("form", ["packed", "seqio"])
+def test_a_second_writer_and_no_folder_are_refused_at_once(config, tmp_path, capsys, form):
+    flags = [f"--gin_file={config}", f"--format={form}"]
+    with claimed(tmp_path / ".cache.claims", name="cache"):
+        assert run(*flags, f"--output={tmp_path}/cache") == 2
+    assert f"cache is being written by process {os.getpid()} on " in capsys.readouterr().err
+    assert run(*flags, "--output=") == 2
+    assert "--output = '' is empty" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == [config]
 
 
 def test_a_run_is_cached_and_its_configuration_trains_on_the_cache(config, tmp_path, capsys):

@@ -242,9 +242,24 @@ def test_two_writers_do_not_mix(tmp_path):
     output = Resumable(str(tmp_path / "out.jsonl"), {"a": 1})
     with output.open(block=1) as file:
         file.write(b"one\n")
-        with pytest.raises(InputError, match="another process is writing"), output.open(block=1):
+        writer = f"out.jsonl.part is being written by process {os.getpid()} on "
+        with pytest.raises(InputError, match=writer), output.open(block=1):
             pass
     assert (tmp_path / "out.jsonl").read_bytes() == b"one\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "out.jsonl.json"}
+
+
+@pytest.mark.parametrize("content", ["mine", '{"mine": 1}', "[1]"])
+def test_a_description_of_others_is_left_alone(content, tmp_path):
+    (tmp_path / "out.jsonl.json").write_text(content)
+    output = Resumable(str(tmp_path / "out.jsonl"), {"a": 1})
+    for overwrite in (False, True):
+        with (
+            pytest.raises(InputError, match=r"out\.jsonl\.json is there"),
+            output.open(block=1, overwrite=overwrite),
+        ):
+            pass
+    assert (tmp_path / "out.jsonl.json").read_text() == content
 
 
 # --- shards -------------------------------------------------------------------------------------
