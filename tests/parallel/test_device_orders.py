@@ -30,10 +30,11 @@ SLICES = [
 def check_rows(layout, mesh):
     """Each process makes the rows that its devices hold, and JAX finds them among these."""
     num_parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
-    data = ArrayData([], lengths={}, batch_size=2 * num_parts, num_shards=num_parts)
+    data = ArrayData([], lengths={}, batch_size=2 * num_parts)
     shape = (data.batch_size, 16 * mesh.shape["seq"])
     rows = process_rows(layout, mesh, data.batch_size)
     shards = process_shards(data, layout, mesh)
+    size = data.batch_size // len(set().union(*shards.values()))
     assert set().union(*map(set, rows.values())) == set(range(data.batch_size))
     if mesh.shape["seq"] == mesh.shape["tensor"] == 1:
         assert sum(map(len, rows.values())) == data.batch_size
@@ -43,7 +44,7 @@ def check_rows(layout, mesh):
         start, stop, _ = held.indices(data.batch_size)
         of_process.setdefault(device.process_index, set()).add((start, stop))
     for process, parts in of_process.items():
-        made = np.concatenate([np.arange(2 * shard, 2 * shard + 2) for shard in shards[process]])
+        made = np.concatenate([shard * size + np.arange(size) for shard in shards[process]])
         np.testing.assert_array_equal(made, rows[process])
         # As `jax.make_array_from_process_local_data` does: parts in the order of their rows.
         parts = sorted(parts)
