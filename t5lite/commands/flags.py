@@ -148,7 +148,7 @@ def _add_answering(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         choices=("inputs", "continue", "prefix"),
         help="what a text is to the model: inputs to answer, a beginning to continue, or one that "
-        "is seen in both directions (inputs; decoders: continue)",
+        "is seen in both directions (as it was trained; else inputs, of decoders continue)",
     )
     parser.add_argument(
         "--truncate", action="store_true", help="cut texts that are too long for the model"
@@ -206,7 +206,8 @@ def score(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         choices=("inputs", "continue", "prefix"),
         help="what a text with a target is to the model: inputs that it answers, a beginning that "
-        "it continues, or one that is seen in both directions (inputs; decoders: continue)",
+        "it continues, or one that is seen in both directions (as it was trained; else inputs, of "
+        "decoders continue)",
     )
     parser.add_argument(
         "--eos",

@@ -211,7 +211,7 @@ def sentence_of(row: dict[str, np.ndarray], vocabulary: Any) -> Sentence:
 
 def _special(vocabulary: Any) -> list[int]:
     sentinels = [vocabulary.sentinel(index) for index in range(vocabulary.num_sentinels)]
-    return [vocabulary.pad_id, vocabulary.eos_id, *sentinels]
+    return [vocabulary.pad_id, *vocabulary.frame(vocabulary.target_frame([])), *sentinels]
 
 
 def _dispatched(ready: _Prepared, params: Any, examples: Sequence[rows.Example]) -> Iterator[Sums]:

@@ -213,8 +213,8 @@ class Loaded:
           targets: one for each text; an encoder-decoder needs them, an encoder has none.
           batch_size: most rows at once; an encoder needs one for every token.
           prompt: what a text with a target is to the model; see `generate`.
-          eos: whether the EOS behind what is scored is scored too; None: behind a target that
-            answers a text, as in training, and not behind one that continues it, or a text alone.
+          eos: whether the EOS after what is scored is scored too; None: after a target that
+            answers a text, as in training, and not after one that continues it, or a text alone.
           truncate: whether what does not fit is cut: of a text its end, or its beginning where it
             is continued. Targets are never cut.
 

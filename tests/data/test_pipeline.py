@@ -21,6 +21,7 @@ from t5lite.data.seqio_source import SeqioSource
 from t5lite.data.task_data import TaskData
 from t5lite.data.vocabularies import Bytes
 from t5lite.errors import InputError
+from t5lite.objectives import Seq2Seq
 
 LENGTHS = {"inputs": 24, "targets": 12}
 SIZE = {"train": 90, "validation": 21, "empty": 0}
@@ -379,6 +380,47 @@ def test_lengths_reach_tasks_that_make_what_the_objective_trains_on(seqio, make_
     text = make_task(cut, add_eos=True, features=("targets",))
     shown = make_data(text).examples(TargetsOnly(), split="train", count=90, seed=0)
     assert max(example["targets"].item() for example in shown) == len("89 ") + 2 * 8 + 1
+
+
+@pytest.mark.parametrize(
+    ("topology", "last"),
+    [
+        ("decoder", None),
+        ("encoder_decoder", "append_eos"),
+        ("decoder", "append_eos"),
+        ("encoder_decoder", "append_eos_after_trim"),
+    ],
+)
+@pytest.mark.light("decoder-None")
+def test_features_end_as_in_seqios_converters(seqio, make_task, topology, last):
+    """`add_eos` of each feature, and what is cut off: nothing is added to what the task gives."""
+    task = make_task(*([getattr(seqio.preprocessors, last)] if last else []), add_eos=bool(last))
+    features = dict(task.output_features)
+    features["inputs"] = dataclasses.replace(features["inputs"], add_eos=False)
+    task = task.replace(output_features=features)
+    joined = topology == "decoder"
+    objective = Seq2Seq(topology=topology, bidirectional_inputs=True)
+    converter = seqio.PrefixLMFeatureConverter if joined else seqio.EncDecFeatureConverter
+    expected = converter(pack=False)(
+        task.get_dataset(LENGTHS, "train", shuffle=False), task_feature_lengths=LENGTHS
+    )
+    expected = list(expected.as_numpy_iterator())
+    # In a mixture too, though the other part ends in another way.
+    data = make_data(
+        task, pack=False, batch_size=SIZE["train"], num_shards=2, validation_split="train"
+    )
+    own = make_data(make_task(name="ended", add_eos=True))
+    parts = MixtureData(
+        [data, own], rates=[1, 1], lengths=LENGTHS, batch_size=SIZE["train"], pack=False
+    )
+    assert data.add_eos() == parts.add_eos() == {"inputs": False, "targets": bool(last)}
+    for each, step in ((data, 1), (parts, 2)):  # parts take turns
+        batch = next(iter(each.validation_batches(objective)))
+        for row, example in zip(range(0, 2 * SIZE["validation"], step), expected, strict=False):
+            for name in set(example) - {"decoder_input_tokens"}:
+                np.testing.assert_array_equal(batch[name][row], example[name], err_msg=name)
+    (first,) = np.flatnonzero(batch[f"{'de' if joined else 'en'}coder_input_tokens"][1] == 1)[:1]
+    assert first == len("0 ") + joined  # of the other part, the inputs too
 
 
 def test_a_cached_task_is_read_from_its_cache(seqio, tf, make_task, tmp_path):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5lite.framing import Frame
 from t5lite.objectives import Seq2Seq
 from t5lite.training import Writers
 
@@ -19,6 +20,7 @@ class Words:
     """Sixteen words and four sentinels, 19 to 16."""
 
     size, num_sentinels, pad_id, eos_id, unk_id = 20, 4, 0, 1, 2
+    frame = target_frame = Frame(after=(1,))
 
     def sentinel(self, index):
         return 19 - index
