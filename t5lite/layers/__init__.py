@@ -19,7 +19,7 @@ from t5lite.layers.heads import (
     pool,
     unit_length,
 )
-from t5lite.layers.kernels import KERNELS, attention
+from t5lite.layers.kernels import KERNELS, attended_saveable, attention
 from t5lite.layers.kernels.request import Request
 from t5lite.layers.masks import AttentionMask
 from t5lite.layers.mlp import ACTIVATIONS, Mlp, MlpSpec
@@ -99,6 +99,7 @@ __all__ = [
     "TokenLabelsHeadSpec",
     "YarnScalingSpec",
     "alibi_slopes",
+    "attended_saveable",
     "attention",
     "broadcast",
     "drop_residual",

@@ -154,8 +154,7 @@ class Attention(nn.Module):
         request = Request(query, kv, bias, mask, dropout, spec.scale, spec.logits_softcap)
         if self.is_mutable_collection("intermediates"):  # somebody looks inside
             self.sow("intermediates", "weights", dot.weights(request))
-        attended = checkpoint_name(attention(request, kernel=self.kernel), "attended")
-        return self._named(self.output(attended), "output")
+        return self._named(self.output(attention(request, kernel=self.kernel)), "output")
 
     def _named(self, x: jax.Array, name: str) -> jax.Array:
         """Names what a policy of rematerialisation may keep, `cross_…` of cross-attention."""

@@ -1,12 +1,13 @@
 """Attention kernels: the same function computed in different ways, and the choice among them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from t5lite.errors import InputError, unknown
 from t5lite.layers.kernels import chunked, cudnn, dot, rows, splash
-from t5lite.layers.kernels.request import Request, platform
+from t5lite.layers.kernels.request import ATTENDED, Request, platform
 
 KERNELS: dict[str, Callable[[Request], jax.Array]] = {
     "dot": dot.attention,
@@ -19,6 +20,18 @@ KERNELS: dict[str, Callable[[Request], jax.Array]] = {
 _REFUSALS = {"splash": splash.refusal, "cudnn": cudnn.refusal}
 # From so many logits a head on, "auto" does not hold those of a whole row.
 _MANY_LOGITS = 2048 * 2048
+
+_named_attended = jax.checkpoint_policies.save_only_these_names(ATTENDED)
+
+
+def attended_saveable(primitive: Any, *shapes: Any, **params: Any) -> Any:
+    """A policy of rematerialisation: saves what attention mixes, and the statistics of its softmax.
+
+    With them no kernel runs its forward pass again for the backward pass, which computes no more
+    of it than logits and their exponentials.
+    """
+    named = _named_attended(primitive, *shapes, **params)
+    return named or primitive.name == cudnn.FORWARD
 
 
 def attention(request: Request, *, kernel: str = "auto") -> jax.Array:

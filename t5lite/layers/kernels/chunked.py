@@ -1,17 +1,21 @@
 """Attention some queries at a time: the logits of all of them are never in memory together.
 
 Each chunk has its queries' whole softmax, so that bias and mask are those of `dot` and the result
-is the same but for rounding. The backward pass computes each chunk again.
+is the same but for rounding. The backward pass computes each chunk again, from the statistics of
+its softmax.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
+from t5lite.layers.cache import KeyValues
 from t5lite.layers.kernels import dot
-from t5lite.layers.kernels.request import Request
+from t5lite.layers.kernels.request import ATTENDED, Request
 
 CHUNK = 256  # queries; large enough to keep the matrix units busy
 
@@ -26,20 +30,30 @@ def attention(request: Request, *, chunk: int = CHUNK) -> jax.Array:
         return dot.attention(request)
     num_chunks, rest = divmod(q_length, chunk)
 
-    @jax.checkpoint
-    def part(request: Request, start: jax.Array) -> jax.Array:
-        return dot.attention(_queries(request, start, chunk))
+    # All chunks read the same keys and values, whose gradients add up in float32.
+    kv, dtype = request.kv, request.query.dtype
+    key, value = kv.key.astype(jnp.float32), kv.value.astype(jnp.float32)
+    request = dataclasses.replace(request, kv=KeyValues(key, value))
+
+    @functools.partial(
+        jax.checkpoint,
+        policy=jax.checkpoint_policies.save_only_these_names(ATTENDED),
+        static_argnums=2,
+    )
+    def part(request: Request, start: jax.Array, size: int) -> jax.Array:
+        kv = KeyValues(request.kv.key.astype(dtype), request.kv.value.astype(dtype))
+        return dot.attended(_queries(dataclasses.replace(request, kv=kv), start, size))
 
     def step(_: None, start: jax.Array) -> tuple[None, jax.Array]:
-        return None, part(request, start)
+        return None, part(request, start, chunk)
 
     starts = jnp.arange(num_chunks, dtype=jnp.int32) * chunk
     _, chunks = lax.scan(step, None, starts)
     whole = jnp.moveaxis(chunks, 0, 1).reshape(-1, num_chunks * chunk, *request.query.shape[2:])
-    if not rest:
-        return whole
-    last = dot.attention(_queries(request, jnp.int32(num_chunks * chunk), rest))
-    return jnp.concatenate([whole, last], axis=1)
+    if rest:
+        last = part(request, jnp.int32(num_chunks * chunk), rest)
+        whole = jnp.concatenate([whole, last], axis=1)
+    return checkpoint_name(whole, ATTENDED)
 
 
 def _queries(request: Request, start: jax.Array, size: int) -> Request:

@@ -5,6 +5,10 @@ import jax.numpy as jnp
 
 from t5lite.layers.kernels.request import Request, mesh_axes, platform
 
+# The primitive of JAX that returns what attention mixes and the statistics of its softmax. They
+# are made inside a derivative of JAX's own, where only their primitive can be told.
+FORWARD = "dot_product_attention_fwd_wrapper"
+
 
 def refusal(request: Request) -> str | None:
     """Returns why cuDNN cannot compute a request here; None if it can."""

@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
-from t5lite.layers.kernels.request import Request
+from t5lite.layers.kernels.request import ATTENDED, Request
 
 # Finite, so that a row with every key masked gives uniform weights instead of NaN.
 MASKED = -1e9
@@ -17,6 +19,11 @@ def softcapped(logits: jax.Array, softcap: float) -> jax.Array:
 
 
 def attention(request: Request) -> jax.Array:
+    """Returns what `attended` does, named for policies of rematerialisation."""
+    return checkpoint_name(attended(request), ATTENDED)
+
+
+def attended(request: Request) -> jax.Array:
     """Returns `[batch, q_length, heads, kv]`; logits and softmax in float32.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, §3.2.1; heads share keys in groups as in Ainslie
@@ -31,7 +38,34 @@ def attention(request: Request) -> jax.Array:
 def weights(request: Request) -> jax.Array:
     """Returns how much of each value a query takes, before dropout: `[batch, heads, q_length,
     kv_length]` float32, which sum to 1 over the keys."""
-    return jax.nn.softmax(logits_of(request), axis=-1)
+    return softmax(logits_of(request))
+
+
+@jax.custom_jvp
+def softmax(logits: jax.Array) -> jax.Array:
+    """Returns the softmax over the last axis; its statistics are named for policies.
+
+    With them a backward pass makes the weights of its logits again without another reduction.
+    """
+    return _softmax(logits)
+
+
+def _softmax(logits: jax.Array) -> jax.Array:
+    # Named without their last axis, of one, which a TPU would fill up to 128 lanes.
+    highest = checkpoint_name(lax.stop_gradient(jnp.max(logits, axis=-1)), ATTENDED)
+    exponentials = jnp.exp(logits - highest[..., None])
+    total = checkpoint_name(jnp.sum(exponentials, axis=-1), ATTENDED)
+    return exponentials / total[..., None]
+
+
+@softmax.defjvp
+def _softmax_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # Not by `softmax`, inside of which no policy would see the names.
+    weights, tangent = _softmax(*primals), tangents[0]
+    mean = jnp.sum(weights * tangent, axis=-1, keepdims=True)
+    return weights, weights * (tangent - mean)
 
 
 def mixed(weights: jax.Array, value: jax.Array, *, dtype: Any = None) -> jax.Array:

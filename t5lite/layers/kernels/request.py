@@ -9,6 +9,10 @@ from t5lite.layers.cache import KeyValues
 from t5lite.layers.dropout import Dropout
 from t5lite.layers.masks import AttentionMask
 
+# Under which policies of rematerialisation may save what attention mixes, with the statistics of
+# the softmax that its backward pass needs; each kernel names its own.
+ATTENDED = "attended"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5lite.layers.cache import KeyValues
 from t5lite.layers.kernels import dot
-from t5lite.layers.kernels.request import Request, mesh_axes, platform
+from t5lite.layers.kernels.request import ATTENDED, Request, mesh_axes, platform
 
-KEPT = "attended"  # the name of what the backward pass needs, for policies of rematerialisation
 # Of the float32 logits that a device works on at once, forwards and backwards. On a TPU the forward
 # pass is two products, between which nothing is read twice; in the backward pass, what stays in
 # the vector memory is worth more than larger products. (By the compiler's estimates.)
@@ -82,11 +81,12 @@ def _forward(
         mixed, total = _mixed_and_total(request, numbers, weights)
         output = (mixed / jnp.swapaxes(total, 1, 2)).astype(request.query.dtype)
         # Not as one sum: where all keys are masked it would lose the smaller of the two.
-        return None, (output, highest, jnp.log(total))
+        # Without their last axis, of one, which a TPU would fill up to 128 lanes.
+        return None, (output, highest[..., 0], jnp.log(total)[..., 0])
 
     numbers = jnp.arange(request.query.shape[0], dtype=jnp.int32)
     _, kept = _each_part(part, None, (request, numbers), num_parts=num_parts)
-    kept = tuple(checkpoint_name(array, KEPT) for array in kept)
+    kept = tuple(checkpoint_name(array, ATTENDED) for array in kept)
     return kept[0], (request, numbers, *kept)
 
 
@@ -104,7 +104,7 @@ def _backward(forward_parts: int, num_parts: int, kept: Any, gradient: jax.Array
             return _logits(dataclasses.replace(request, query=query, kv=kv, bias=bias))
 
         logits, of_logits = jax.vjp(logits_of, query, kv.key, bias)
-        weights = jnp.exp(logits - highest - log_total)
+        weights = jnp.exp(logits - highest[..., None] - log_total[..., None])
         _, of_mixed = jax.vjp(functools.partial(_mixed, request, numbers), weights, kv.value)
         d_weights, d_value = of_mixed(gradient)
         products = gradient.astype(jnp.float32) * output.astype(jnp.float32)

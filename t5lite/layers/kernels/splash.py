@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from t5lite.layers.kernels.request import Request, mesh_axes, platform
+from t5lite.layers.kernels.request import ATTENDED, Request, mesh_axes, platform
 
 LANES = 128  # lengths and heads are multiples of it, or fill it
 
@@ -99,6 +99,7 @@ def _one_row(
         q_seq_shards=1,
         block_sizes=splash.BlockSizes(**sizes),
         attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=ATTENDED,  # of the output and of its softmax's statistics
         interpret=interpret,
     )
     return kernel(query, key, value, segment_ids=splash.SegmentIds(segments, segments))
