@@ -1,10 +1,12 @@
 """Batches of one process: rows of its shards, made ahead by a thread, and their position."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import queue
 import re
 import threading
@@ -322,12 +324,16 @@ def _produce(
     names: Sequence[str],
 ) -> Iterator[_Delivery]:
     tokens = places = 0
-    while True:
-        rows = concatenate([shard.take(rows_per_shard) for shard in shards.values()])
-        for name in names:
-            tokens += int(np.count_nonzero(rows.get(f"{name}_segment_ids", rows[name])))
-            places += rows[name].size
-        yield _delivery(objective.batch(rows), shards, tokens, places)
+    # TensorFlow and tokenisers leave Python meanwhile, and often wait.
+    num_workers = min(len(shards), 4 * (os.cpu_count() or 1))
+    with concurrent.futures.ThreadPoolExecutor(num_workers, "t5lite-shards") as workers:
+        while True:
+            taken = workers.map(lambda shard: shard.take(rows_per_shard), shards.values())
+            rows = concatenate(list(taken))
+            for name in names:
+                tokens += int(np.count_nonzero(rows.get(f"{name}_segment_ids", rows[name])))
+                places += rows[name].size
+            yield _delivery(objective.batch(rows), shards, tokens, places)
 
 
 def _delivery(batch: Batch, shards: Mapping[int, Rows], tokens: int, places: int) -> _Delivery:

@@ -17,7 +17,8 @@ def import_seqio() -> Any:
     Raises:
       InputError: if it is not installed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX's, under which errors come twice
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     try:
         with _without_startup_chatter():
             import seqio

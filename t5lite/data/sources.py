@@ -24,7 +24,7 @@ class NoSplit(InputError):
 
 
 class Source(Protocol):
-    """Raw examples by shard, and what becomes of them.
+    """Raw examples by shard, and what becomes of them. Several threads may read different shards.
 
     It may have `content`, JSON: what the name leaves open, and must be the same to resume;
     `count() -> int | None`, where counting the raw examples takes more than knowing `num_examples`;

@@ -10,9 +10,10 @@ from t5lite.data.batches import Objective
 from t5lite.data.files import as_path
 from t5lite.data.importing import import_seqio
 from t5lite.data.pipeline import _Data
+from t5lite.data.seqio_preprocessing import BAD_TEXTS
 from t5lite.data.seqio_source import SeqioSource
 from t5lite.data.sources import NoSplit, Source
-from t5lite.errors import InputError
+from t5lite.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from t5lite.data.vocabularies import Vocabulary
@@ -29,6 +30,9 @@ class TaskData(_Data):
       validation_split: the split to validate on; None: there is none.
       use_cached: read what `t5lite cache --format=seqio` or `seqio_cache_tasks` wrote.
       cache_dirs: folders to look for it in, beside those that SeqIO knows already.
+      bad_texts: what to do about text that is not UTF-8: `"stop"`, `"skip"` the example, or
+        `"replace"` the wrong bytes by U+FFFD; how many there were is logged. May change when a run
+        resumes.
     """
 
     task: Any
@@ -38,6 +42,12 @@ class TaskData(_Data):
     validation_split: str | None = "validation"
     use_cached: bool = False
     cache_dirs: Sequence[str] = ()
+    bad_texts: str = "stop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bad_texts not in BAD_TEXTS:
+            raise unknown("TaskData.bad_texts", self.bad_texts, BAD_TEXTS)
 
     def vocabulary(self) -> "Vocabulary | None":
         """Returns the one vocabulary of the task's features.
@@ -146,7 +156,11 @@ class TaskData(_Data):
                     "rates must be > 0: leave the task out of the mixture"
                 )
             source = SeqioSource(
-                task, split, sequence_length=sequence_length, use_cached=self.use_cached
+                task,
+                split,
+                sequence_length=sequence_length,
+                use_cached=self.use_cached,
+                bad_texts=self.bad_texts,
             )
             sources.append((source, rate))
         return sources

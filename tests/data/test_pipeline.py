@@ -358,7 +358,7 @@ def test_ids_are_seqios_wherever_the_tokenizing_is_done(seqio, tf, make_task, ki
     ]
     same(found, sorted(expected, key=lambda each: each["inputs"].tolist()))
     assert all(value.dtype == np.int32 for example in found for value in example.values())
-    assert source._tried_function == (kind not in ("bare", "eos"))
+    assert source._preprocessing.traced == (kind not in ("bare", "eos"))
 
 
 def test_lists_of_texts_are_refused(seqio, make_task):
@@ -627,14 +627,107 @@ def test_names_and_rates_that_cannot_be_are_said(seqio, make_task):
         next(make_data(missing).train_batches(Plain(), seed=0))
 
 
-def test_a_failing_preprocessor_says_why(tf, make_task):
-    def fail(example):
-        with tf.control_dependencies([tf.debugging.assert_less(tf.size(example["inputs"]), 12)]):
-            return {name: tf.identity(value) for name, value in example.items()}
+def error_of(data):
+    """The message that training on some data ends with, at most four lines and one of the fix."""
+    with pytest.raises(InputError) as failure:
+        list(data.train_batches(Plain(), seed=0))
+    assert len(str(failure.value).splitlines()) <= 5
+    return str(failure.value)
 
-    batches = make_data(make_task(lambda ds: ds.map(fail))).train_batches(Plain(), seed=0)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="12"):
-        list(batches)
+
+def test_a_broken_line_is_named_with_its_file_and_the_preprocessor(seqio, tf, make_task, tmp_path):
+    def parse(dataset):
+        def split(line):
+            parts = tf.strings.split(line, "\t")
+            return {"inputs": parts[0], "targets": parts[1]}
+
+        return dataset.map(split)
+
+    for file in range(2):
+        lines = [f"{i}\tanswer" for i in range(30)]
+        if file == 1:
+            lines[17] = "no tab here"
+        (tmp_path / f"{file}.tsv").write_text("\n".join(lines))
+    source = seqio.TextLineDataSource({"train": str(tmp_path / "*.tsv")})
+    task = make_task().replace(
+        source=source, preprocessors=[parse, *make_task().preprocessors[:1]], name="broken"
+    )
+    message = error_of(make_data(task))
+    assert "task 'broken': preprocessor parse (" in message
+    assert f"{__file__.rpartition('/')[2]}:" in message
+    assert f"{tmp_path}/1.tsv:18, 'no tab here' failed" in message
+    assert "InvalidArgumentError: slice index 1 of dimension 0 out of bounds" in message
+    assert "node" not in message
+
+
+def test_exceptions_of_a_tasks_own_code_say_whose(seqio, tf, make_task, tmp_path):
+    """In graphs, in Python called from graphs, in a source; and nothing at all."""
+
+    def wrong_name(example):
+        return {**example, "inputs": example["input"]}
+
+    def in_python(example):
+        def shout(text):
+            raise LookupError("no such text")
+
+        ids = tf.py_function(shout, [example["inputs"]], tf.int32)
+        return {**example, "inputs": tf.ensure_shape(ids, [None])}
+
+    def read(split, shuffle_files, seed=None):
+        raise OSError("the disk is on fire")
+
+    message = error_of(make_data(make_task(lambda dataset: dataset.map(wrong_name))))
+    assert "KeyError: 'input'" in message
+    assert "preprocessor <lambda> (" in message
+    line = wrong_name.__code__.co_firstlineno + 1
+    assert f"test_pipeline.py:{line}" in message.splitlines()[-1]
+    message = error_of(make_data(make_task(lambda dataset: dataset.map(in_python))))
+    assert "LookupError: no such text" in message
+    assert "preprocessor <lambda> (" in message
+    fails = make_task(source=seqio.FunctionDataSource(read, splits=["train", "validation"]))
+    message = error_of(make_data(fails))
+    assert "cannot read made:train: its source failed" in message
+    assert "OSError: the disk is on fire" in message
+    assert f"test_pipeline.py:{read.__code__.co_firstlineno + 1}" in message
+    nowhere = seqio.TextLineDataSource({"train": str(tmp_path / "no*.tsv")})
+    message = error_of(make_data(make_task(source=nowhere)))
+    assert "cannot read made:train" in message
+    assert "no*.tsv" in message
+    drops_all = make_task(lambda dataset: dataset.filter(lambda each: False))
+    assert "made:train has no examples, or preprocessing left none" in error_of(
+        make_data(drops_all)
+    )
+
+
+def test_random_preprocessors_are_traced_once_and_draw_what_seqio_draws(seqio, tf, make_task):
+    """The seed of a window is an argument of the graph, not a constant in it."""
+    traces = []
+
+    @seqio.map_over_dataset(num_seeds=2)
+    def draw(example, seeds):
+        traces.append(seeds)
+        drawn = [tf.random.stateless_uniform([4], seed, 3, 999, tf.int32) for seed in seeds]
+        return {**example, "inputs": drawn[0], "targets": drawn[1]}
+
+    def fixed(dataset):  # a preprocessor's own seed stays what it is
+        own = tf.data.Dataset.random(seed=5)
+        return tf.data.Dataset.zip((dataset, own)).map(
+            lambda each, number: {**each, "targets": each["targets"] + tf.cast(number % 2, "int32")}
+        )
+
+    task = make_task(draw, fixed)
+    source = SeqioSource(task, "train")
+    (window,) = source.windows(shard=0, num_shards=1, epoch=0, seed=0, start=0, size=100)
+    found = [list(source.examples(window, seed=seed)) for seed in (7, 2**29, 7)]
+    assert len(traces) == 1
+    same(found[0], found[2])
+    assert all((a["inputs"] != b["inputs"]).any() for a, b in zip(*found[:2], strict=True))
+    texts = dict(zip(sorted(LENGTHS), window.T.tolist(), strict=True))
+    raw = tf.data.Dataset.from_tensor_slices(texts)
+    with seqio.utils.map_seed_manager(2**29):
+        dataset = task._preprocess_dataset(raw, task.preprocessors)
+    expected = [{name: each[name] for name in LENGTHS} for each in dataset.as_numpy_iterator()]
+    same(found[1], expected)
 
 
 def test_many_shards_of_a_small_task_start_soon(make_task):
@@ -657,3 +750,30 @@ def test_text_that_is_not_utf_8_is_named_with_its_place(make_task, seqio, tf):
     with pytest.raises(InputError, match=r"'inputs' of made:train is not UTF-8: .* at offset 3"):
         next(batches)
     batches.close()
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_bad_texts_are_skipped_or_replaced_and_counted(make_task, seqio, tf, caplog, in_graph):
+    texts = [b"fine", b"caf\xe9 au lait", *[b"good"] * 3, *[b"\xff"] * 9]
+
+    def read(split, shuffle_files, seed=None):
+        text = tf.constant(texts)
+        return tf.data.Dataset.from_tensor_slices({"inputs": text, "targets": text})
+
+    step = [seqio.map_over_dataset(lambda each: each)] if in_graph else []  # SeqIO tokenises then
+    task = make_task(*step, source=seqio.FunctionDataSource(read, splits=["train"]))
+
+    def read_all(bad_texts):
+        data = make_data(task, validation_split=None, bad_texts=bad_texts)
+        return data.examples(Plain(), split="train", count=99, seed=0)
+
+    with pytest.raises(InputError, match=r'set TaskData.bad_texts to "skip" or "replace"'):
+        read_all("stop")
+    kept = sorted(Bytes().decode(each["inputs"]).encode() for each in read_all("skip"))
+    assert kept == [b"fine", b"good", b"good", b"good"]
+    said = [record.message for record in caplog.records]
+    assert "made:train: 1 text is not UTF-8 (bad_texts='skip')" in said[0]
+    assert "made:train: 10 texts are not UTF-8" in said[1]
+    assert len(read_all("replace")) == len(texts)
+    with pytest.raises(InputError, match="did you mean skip"):
+        make_data(task, bad_texts="skipp")
