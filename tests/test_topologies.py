@@ -19,6 +19,7 @@ class Words:
     """A vocabulary by the protocol: ids are words, the last ones sentinels."""
 
     eos_id, unk_id, size, num_sentinels = 1, 2, VOCAB, 8
+    pad_id, bos_id, mask_id = 0, None, None
     frame = target_frame = Frame(after=(1,))
 
     def sentinel(self, index):

@@ -92,9 +92,8 @@ class FileSource:
             rows = [row | {SHOTS: text} for row, text in zip(rows, texts, strict=True)]
         made: dict[str, list[np.ndarray]] = {}
         for feature, column in self._columns.items():
-            vocabulary = self._vocabulary
-            if feature == "targets":  # some have other pieces for what is to be written
-                vocabulary = getattr(vocabulary, "targets", vocabulary)
+            written = feature == "targets"
+            vocabulary = self._vocabulary.targets if written else self._vocabulary
             made |= column.arrays(feature, rows, vocabulary=vocabulary)
         arrays = [made[name] for name in self._wanted]
         for values in zip(*arrays, strict=True):

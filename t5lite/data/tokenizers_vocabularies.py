@@ -36,12 +36,7 @@ class _Tokenizer(Vocabulary):
 
     Attributes:
       offset: by how much ids are above the file's.
-      mask_id: of the mask token; None if there is none.
-      bos_id: of the token that texts start with; None if there is none.
     """
-
-    mask_id: int | None
-    bos_id: int | None
 
     def __init__(
         self,

@@ -39,6 +39,8 @@ class Vocabulary(Protocol):
         so that only their segment ids say which places hold tokens.
       eos_id: end of sequence.
       unk_id: what the vocabulary cannot express; -1 where it expresses everything.
+      bos_id: begin of sequence; None if there is none.
+      mask_id: the mask token; None if there is none.
       fingerprint: hex sha256 of the content: equal fingerprints give equal ids.
     """
 
@@ -49,6 +51,13 @@ class Vocabulary(Protocol):
     unk_id: int
     fingerprint: str
     zero_is_token: bool = False
+    bos_id: int | None = None
+    mask_id: int | None = None
+
+    @property
+    def targets(self) -> "Vocabulary":
+        """The vocabulary of the same ids that encodes texts to be written; by default this one."""
+        return self
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without EOS."""

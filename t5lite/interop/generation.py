@@ -276,7 +276,7 @@ class Generator:
         Raises:
           InputError: if the vocabulary has no tokens for it.
         """
-        ids = encode(text, self._vocabulary)
+        ids = encode(text, self._vocabulary.targets)
         if not ids or self._vocabulary.unk_id in ids:
             raise InputError(f"{name} {text!r}: the vocabulary cannot express it")
         return ids

@@ -181,7 +181,7 @@ def _read(loaded: Loaded, text: str, targets: str | None) -> _Reading:
             no_losses = no_losses or "the vocabulary has neither a mask token nor sentinels"
     elif topology == "encoder_decoder":
         targets = loaded.generate([text])[0] if targets is None else targets
-        outputs = loaded.prompts.targets(encode(targets, vocabulary))
+        outputs = loaded.prompts.targets(encode(targets, vocabulary.targets))
         ids["decoder"] = [model.start_id, *outputs[:-1]]
         _check_room(model, ids)
     outputs = [] if no_losses else outputs

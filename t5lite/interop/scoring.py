@@ -165,7 +165,7 @@ class Scorer:
         frame = self._prompt.targets
         if self.eos is not None:
             frame = Frame(frame.before, (vocabulary.eos_id,) if self.eos else ())
-        said = frame(encode(target, vocabulary))
+        said = frame(encode(target, vocabulary.targets))
         if not said:
             raise InputError("the target is empty: it has no token")
         return self._behind(ids, said)

@@ -17,10 +17,18 @@ from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
 
 
 class Vocabulary(base.Vocabulary, Protocol):
-    """What masking asks of a vocabulary; perhaps also `mask_id`, `bos_id` and `unk_id`."""
+    """What masking asks of a vocabulary."""
 
     @property
     def size(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def unk_id(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def mask_id(self) -> int | None: ...
     def piece(self, token_id: int) -> str: ...
     def __hash__(self) -> int: ...
 
@@ -201,9 +209,8 @@ def mask_of(vocabulary: Vocabulary) -> int:
 
     Raises: InputError if there is neither a mask token nor a sentinel.
     """
-    mask_id = getattr(vocabulary, "mask_id", None)
-    if mask_id is not None:
-        return mask_id
+    if vocabulary.mask_id is not None:
+        return vocabulary.mask_id
     if not vocabulary.num_sentinels:
         raise InputError(
             "MaskedLM: the vocabulary has neither a mask token nor sentinels: set its "
@@ -215,9 +222,8 @@ def mask_of(vocabulary: Vocabulary) -> int:
 @functools.lru_cache(maxsize=4)
 def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
     """Returns the ids `[n]` int32 that stand for text: no padding, EOS, mask, sentinel or such."""
-    special: set[int | None] = {vocabulary.eos_id, mask_of(vocabulary)}
-    special |= {getattr(vocabulary, name, None) for name in ("bos_id", "unk_id", "pad_id")}
-    special |= {*vocabulary.frame.before, *vocabulary.frame.after}
+    special = {vocabulary.eos_id, vocabulary.bos_id, vocabulary.unk_id, vocabulary.pad_id}
+    special |= {mask_of(vocabulary), *vocabulary.frame.before, *vocabulary.frame.after}
     if not base.zero_is_token(vocabulary):
         special.add(0)
     special |= {vocabulary.sentinel(i) for i in range(vocabulary.num_sentinels)}

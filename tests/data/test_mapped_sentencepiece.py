@@ -1,7 +1,9 @@
 """SentencePiece's pieces under other ids: saved, as SeqIO's, and two models of one vocabulary."""
 
 import io
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,7 +11,11 @@ from t5lite.data.file_data import FileData
 from t5lite.data.mapped_sentencepiece import MappedSentencePiece
 from t5lite.data.vocabularies import Vocabulary, from_seqio, load_vocabulary
 from t5lite.errors import InputError
+from t5lite.interop import Loaded
+from t5lite.interop.scoring import Scorer
+from t5lite.models import Model, override
 from t5lite.objectives import Seq2Seq
+from t5lite.parallel import Layout, make_mesh
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -104,6 +110,16 @@ def test_files_have_their_targets_in_the_targets_pieces(marian, tmp_path):
     assert sorted(each["inputs"].tolist() for each in found) == sorted(
         [*marian.encode(text), 0] for text in SOURCES
     )
+    # And where a trained model scores them.
+    model = Model(override("t5_1_1_nano", {"vocab": 512}))
+    layout = Layout()
+    loaded = Loaded(
+        model, None, marian, None, Path("untrained"), layout, make_mesh(layout, jax.devices()[:1])
+    )
+    questions = [Scorer(loaded).read(*pair) for pair in zip(SOURCES, TARGETS, strict=True)]
+    for name in ("inputs", "targets"):
+        scored = sorted(getattr(question, name) for question in questions)
+        assert scored == sorted(each[name].tolist() for each in found)
     batch = next(iter(data.train_batches(Seq2Seq(), seed=0)))
     tokens = batch["decoder_target_tokens"][batch["decoder_loss_weights"] > 0]
     # EOS, which also fills the row up.

@@ -10,6 +10,7 @@ class BertWords:
     """Ids as BERT's: [CLS] and a mask; every third id goes on with the word before it."""
 
     eos_id, unk_id, bos_id, mask_id, size, num_sentinels = 3, 4, 2, 5, 60, 2
+    pad_id = 0
     frame = target_frame = Frame((2,), (3,))
 
     def sentinel(self, index):

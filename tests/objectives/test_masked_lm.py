@@ -171,7 +171,7 @@ def test_a_text_is_shown_with_what_is_asked_for_marked():
 
 
 def test_without_a_mask_it_is_refused():
-    nothing = types.SimpleNamespace(num_sentinels=0, size=9)
+    nothing = types.SimpleNamespace(mask_id=None, num_sentinels=0, size=9)
     with pytest.raises(InputError, match="neither a mask token nor sentinels"):
         found(MaskedLM(), [], nothing)
     with pytest.raises(InputError, match="needs a vocabulary"):

@@ -128,7 +128,7 @@ def _read_json(path: Any, settings: Settings) -> HuggingFaceTokenizer:
 def _named(vocabulary: Any) -> dict[str, str]:
     """Returns the special tokens by the names that transformers has for them."""
     ids = {"eos": vocabulary.eos_id, "unk": vocabulary.unk_id, "pad": vocabulary.pad_id}
-    ids |= {name: getattr(vocabulary, f"{name}_id", None) for name in ("bos", "mask")}
+    ids |= {"bos": vocabulary.bos_id, "mask": vocabulary.mask_id}
     if ids["mask"] is not None:  # an encoder's
         ids |= {"cls": ids["bos"], "sep": ids["eos"]}
     return {
