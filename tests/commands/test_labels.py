@@ -13,7 +13,16 @@ from t5lite.commands.evaluate import evaluate
 from t5lite.commands.preview import example_texts
 from t5lite.commands.run_folder import check_described
 from t5lite.commands.train import check_start
-from t5lite.data import Bytes, Class, FileData, MixtureData, Number, Tags
+from t5lite.data import (
+    Bytes,
+    Class,
+    FileData,
+    MixtureData,
+    Number,
+    PackedData,
+    Tags,
+    write_packed,
+)
 from t5lite.data.labels import check_labels, load_labels, save_labels
 from t5lite.errors import InputError
 from t5lite.evaluation import HeldOut
@@ -114,8 +123,7 @@ def test_names_go_to_hugging_face_and_back(saved, tmp_path, capsys):
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["id2label"] == {"0": "neg", "1": "neu", "2": "pos"}
     assert config["label2id"] == {"neg": 0, "neu": 1, "pos": 2}
-    assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "back")]) == 0
-    assert load_labels(tmp_path / "back") == NAMES
+    assert interop.open_model(tmp_path / "hf").labels == NAMES
     for names in config["id2label"]:  # transformers' own names say nothing
         config["id2label"][names] = f"LABEL_{names}"
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
@@ -144,6 +152,16 @@ def test_every_kind_of_data_says_its_labels_and_takes_a_models(tmp_path):
     ):
         with pytest.raises(InputError, match="'x' is there twice"):
             make(["x", "y", "x"])
+
+
+def test_labels_that_are_packed_keep_their_numbers(tmp_path):
+    ours = data(tmp_path, ["pos", "neu"])
+    write_packed(ours, Classification(), tmp_path / "cache")
+    packed = PackedData(tmp_path / "cache", lengths=ours.lengths, batch_size=8)
+    assert packed.labels() == {"labels": ["neu", "pos"]}
+    assert packed.with_labels({"labels": ["neu", "pos", "neg"]}) is packed
+    with pytest.raises(InputError, match="not those of the model"):
+        packed.with_labels(NAMES)
 
 
 def test_examples_are_shown_with_names(tmp_path):
