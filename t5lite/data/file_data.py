@@ -379,7 +379,7 @@ class FileData(_Data):
         count = 0
         for feature, column in self._columns.items():
             if isinstance(column, Answer) and feature in self.lengths:
-                room = self.lengths[feature] - len(self._vocabulary.frame([]))
+                room = self.lengths[feature] - self._vocabulary.frame.size
                 made = column.arrays(feature, rows, vocabulary=self._vocabulary)
                 count += sum(int(last) >= room for _, last in made["labels"])
         return count
