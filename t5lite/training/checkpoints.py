@@ -28,16 +28,15 @@ from t5lite.training.restore import (
     check_mapping,
     load_params,
     named,
-    nearest,
     read_checked,
     read_description,
-    read_document,
     read_together,
     reason,
     saved_steps,
     write_document,
 )
 from t5lite.training.resuming import resumption
+from t5lite.training.retention import Retention
 
 __all__ = ["CheckpointError", "Checkpointer", "Checkpoints", "Restored", "load_params"]
 
@@ -103,10 +102,14 @@ class Checkpoints:
             checkpointer.make_writable()
         return checkpointer
 
+    def retention(self, warn: Callable[[str], object]) -> Retention:
+        """Returns what decides which checkpoints stay."""
+        return Retention(keep=self.keep, best=self.best, best_mode=self.best_mode, warn=warn)
+
     def best_step(self, model_dir: epath.PathLike) -> int | None:
         """Returns the step with the best value of `best`, if any; unlike `open`, only reads."""
         steps = saved_steps(model_dir)
-        retention = _Retention(self, print)
+        retention = self.retention(print)
         retention.read(steps)
         return retention.best_step(sorted(steps))
 
@@ -145,7 +148,7 @@ class Checkpointer:
         self._optimizer = optimizer
         self._warn = warn
         self._pending: int | None = None
-        self._retention = _Retention(config, warn)
+        self._retention = config.retention(warn)
         if config.best is not None:
             self._retention.read(saved_steps(folder))
         self._manager: ocp.CheckpointManager | None = None
@@ -347,61 +350,6 @@ class Checkpointer:
             f"the checkpoint of step {step} could not be saved in {self.folder}: {reason(error)}\n"
             f"{last}; make room or repair the folder, then run again to resume"
         )
-
-
-class _Retention:
-    """Which checkpoints stay: the newest `keep` and the best. (Orbax's PreservationPolicy.)"""
-
-    def __init__(self, config: Checkpoints, warn: Callable[[str], object]):
-        self._config = config
-        self._warn = warn
-        self._told = False
-        self._scores: dict[int, float] = {}
-        self.damaged: set[int] = set()
-
-    def read(self, folders: Mapping[int, epath.Path]) -> None:
-        """Notes what earlier runs saved, by step."""
-        for step, folder in folders.items():
-            try:
-                self.note(step, read_document(folder)["metrics"])
-            except (OSError, ValueError, KeyError):
-                continue  # damaged: `restore` says so if it comes to this one
-
-    def note(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Remembers a step's value of the `best` metric."""
-        best = self._config.best
-        if best is None or not metrics:
-            return
-        if best in metrics:
-            self._scores[step] = metrics[best]
-        elif not self._told and not self._scores:
-            self._told = True
-            near = nearest(best, metrics)
-            self._warn(f"Checkpoints.best = {best!r}: no such metric at step {step}{near}")
-
-    def is_best(self, metrics: Mapping[str, float], steps: Sequence[int]) -> bool:
-        """Whether metrics are better than those of all these steps."""
-        value = metrics.get(self._config.best or "", math.nan)
-        best = self.best_step(steps)
-        if best is None or not math.isfinite(value):
-            return math.isfinite(value)
-        sign = 1 if self._config.best_mode == "min" else -1
-        return sign * (self._scores[best] - value) > 0
-
-    def best_step(self, steps: Sequence[int]) -> int | None:
-        """Returns the best of these steps, or None if none of them has the metric."""
-        choose = min if self._config.best_mode == "min" else max
-        candidates = [step for step in steps if step in self._scores and step not in self.damaged]
-        return choose(candidates, key=self._scores.__getitem__, default=None)
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """Called by Orbax when one more save has begun; the rest goes when that is complete."""
-        del context
-        steps = [info.step for info in checkpoints]
-        # In order of saving rather than by number: what was just saved always stays.
-        intact = [step for step in steps if step not in self.damaged]
-        stays = {*intact[-self._config.keep :], self.best_step(sorted(intact))}
-        return [step in stays for step in steps]
 
 
 def _check_writable(folder: epath.Path) -> None:

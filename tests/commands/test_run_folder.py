@@ -1,5 +1,6 @@
 """What a run may write into its folder, and what it leaves as it is."""
 
+import json
 import pathlib
 
 import pytest
@@ -52,6 +53,14 @@ def test_a_report_is_told_from_another_page(tmp_path):
     page.write_text("<html><title>mine</title></html>")
     with pytest.raises(InputError, match=r"report\.html"):
         check_files(tmp_path, FILES)
+
+
+def test_a_run_that_listed_no_files_owns_what_such_runs_wrote(tmp_path):
+    for name in FILES:
+        (tmp_path / name).write_text("{}")
+    facts = {key: FACTS[key] for key in ("headline", "parameters", "versions")}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    check_files(tmp_path, FILES)
 
 
 def written(folder):
