@@ -19,6 +19,14 @@ from t5lite.layers.heads import (
     pool,
     unit_length,
 )
+from t5lite.layers.initializers import (
+    FanInInitSpec,
+    Initializers,
+    InitSpec,
+    NormalInitSpec,
+    SmallInitSpec,
+    TruncatedNormalInitSpec,
+)
 from t5lite.layers.kernels import KERNELS, attended_saveable, attention
 from t5lite.layers.kernels.request import Request
 from t5lite.layers.masks import AttentionMask
@@ -67,7 +75,10 @@ __all__ = [
     "ClassificationHeadSpec",
     "Dropout",
     "EmbeddingHeadSpec",
+    "FanInInitSpec",
     "HeadSpec",
+    "InitSpec",
+    "Initializers",
     "KeyValues",
     "LMHeadSpec",
     "LayerNormSpec",
@@ -79,6 +90,7 @@ __all__ = [
     "MlpSpec",
     "MoeSpec",
     "NormSpec",
+    "NormalInitSpec",
     "PoolerHeadSpec",
     "PositionBiasSpec",
     "PositionEmbeddingSpec",
@@ -93,10 +105,12 @@ __all__ = [
     "RotarySpec",
     "SinusoidalPositionsSpec",
     "Slots",
+    "SmallInitSpec",
     "SpansHeadSpec",
     "Spec",
     "TokenEmbedding",
     "TokenLabelsHeadSpec",
+    "TruncatedNormalInitSpec",
     "YarnScalingSpec",
     "alibi_slopes",
     "attended_saveable",

@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5lite.layers.cache import KeyValues
 from t5lite.layers.dropout import Dropout
+from t5lite.layers.initializers import Initializers
 from t5lite.layers.kernels import attention, dot
 from t5lite.layers.kernels.request import Request
 from t5lite.layers.masks import AttentionMask
@@ -76,10 +77,16 @@ class AttentionSpec(Spec):
         return self.head_dim**-0.5 if self.logits_scale is None else self.logits_scale
 
     def make(
-        self, embed: int, *, dtype: jnp.dtype, dropout_rate: float, kernel: str = "auto"
+        self,
+        embed: int,
+        *,
+        dtype: jnp.dtype,
+        dropout_rate: float,
+        kernel: str = "auto",
+        init: Initializers = Initializers(),
     ) -> "Attention":
         """Returns the module for inputs of width `embed`; see `kernels.attention` for `kernel`."""
-        return Attention(self, embed, dtype, dropout_rate, kernel)
+        return Attention(self, embed, dtype, dropout_rate, kernel, init)
 
 
 class Attention(nn.Module):
@@ -94,20 +101,24 @@ class Attention(nn.Module):
     dtype: jnp.dtype
     dropout_rate: float
     kernel: str
+    init_: Initializers
 
     def setup(self) -> None:
         spec = self.spec
         heads, kv_heads = (spec.num_heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
         axes = ("embed", "heads", "kv")
-        # Logits of unit variance at initialisation, whatever the scale.
-        query_scale = spec.head_dim**-0.5 / spec.scale
-        project = functools.partial(
-            projection, dtype=self.dtype, distribution="normal", use_bias=spec.use_bias
+        # Where fan-in decides: logits of unit variance at initialisation, whatever the scale.
+        gain, init = spec.head_dim**-0.5 / spec.scale, self.init_.kernel
+        project = functools.partial(projection, dtype=self.dtype, use_bias=spec.use_bias)
+        self.query = project(axes, heads, init=init("query", gain))
+        self.key = project(("embed", spec.kv_axis, "kv"), kv_heads, init=init("key"))
+        self.value = project(("embed", spec.kv_axis, "kv"), kv_heads, init=init("value"))
+        self.output = project(
+            ("heads", "kv", "embed"),
+            (self.embed,),
+            num_contracted=2,
+            init=init("attention_output"),
         )
-        self.query = project(axes, heads, init_scale=query_scale)
-        self.key = project(("embed", spec.kv_axis, "kv"), kv_heads)
-        self.value = project(("embed", spec.kv_axis, "kv"), kv_heads)
-        self.output = project(("heads", "kv", "embed"), (self.embed,), num_contracted=2)
         if spec.query_key_norm is not None:
             self.query_norm = spec.query_key_norm.make(self.dtype, axis="kv")
             self.key_norm = spec.query_key_norm.make(self.dtype, axis="kv")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.layers.gradients import Weight, reduce_scatter_over_batch, weight
+from t5lite.layers.initializers import Initializer, Initializers
 from t5lite.layers.projection import product
 
 
@@ -72,19 +73,19 @@ class TokenEmbedding(nn.Module):
       vocab: rows.
       embed: their width.
       dtype: of the result.
-      init_stddev: of the initial values.
+      table_init: draws the table.
       axis: logical name of the rows.
     """
 
     vocab: int
     embed: int
     dtype: jnp.dtype
-    init_stddev: float = 1.0
+    table_init: Initializer = Initializers().table("tokens")
     axis: str = "vocab"
 
     def setup(self) -> None:
         self.axes = (self.axis, "embed")
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.init_stddev), self.axes)
+        init = nn.with_logical_partitioning(self.table_init, self.axes)
         self.embedding: Any = self.param("embedding", init, (self.vocab, self.embed))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

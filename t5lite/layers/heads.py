@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from t5lite.errors import unknown
 from t5lite.layers.dropout import Dropout
 from t5lite.layers.embeddings import TokenEmbedding
+from t5lite.layers.initializers import Initializers
 from t5lite.layers.kernels.dot import softcapped
 from t5lite.layers.mlp import ACTIVATIONS
 from t5lite.layers.norms import LayerNormSpec, NormSpec
@@ -30,7 +31,9 @@ class HeadSpec(Spec):
 
     kind: ClassVar[str]
 
-    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+    def make(
+        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+    ) -> nn.Module:
         """Returns the module for hidden states of width `embed`; its output is float32."""
         raise NotImplementedError(f"{type(self).__name__}.make")
 
@@ -57,9 +60,11 @@ class LMHeadSpec(HeadSpec):
         super().__post_init__()
         self.require(self.softcap is None or self.softcap > 0, "softcap", "above 0, or None")
 
-    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+    def make(
+        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+    ) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
-        return LMHead(self, vocab, dtype)
+        return LMHead(self, vocab, dtype, init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +89,11 @@ class MaskedLMHeadSpec(HeadSpec):
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", self.activation, ACTIVATIONS)
 
-    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+    def make(
+        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+    ) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
-        return MaskedLMHead(self, vocab, dtype)
+        return MaskedLMHead(self, vocab, dtype, init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +114,11 @@ class ReplacedTokensHeadSpec(HeadSpec):
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", self.activation, ACTIVATIONS)
 
-    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+    def make(
+        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+    ) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
-        return ReplacedTokensHead(self, embed, dtype)
+        return ReplacedTokensHead(self, embed, dtype, init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +139,11 @@ class PoolerHeadSpec(HeadSpec):
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", self.activation, ACTIVATIONS)
 
-    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+    def make(
+        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+    ) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
-        return PoolerHead(self, embed, dtype)
+        return PoolerHead(self, embed, dtype, init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +168,11 @@ class _PooledHeadSpec(HeadSpec):
     def num_outputs(self) -> int:
         raise NotImplementedError
 
-    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+    def make(
+        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+    ) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
-        return PooledHead(self, embed, dtype)
+        return PooledHead(self, embed, dtype, init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,9 +225,11 @@ class _TokenHeadSpec(HeadSpec):
     def num_outputs(self) -> int:
         raise NotImplementedError
 
-    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+    def make(
+        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+    ) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
-        return TokenHead(self.num_outputs, getattr(self, "dropout_rate", 0.0), dtype)
+        return TokenHead(self.num_outputs, getattr(self, "dropout_rate", 0.0), dtype, init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,9 +287,11 @@ class EmbeddingHeadSpec(HeadSpec):
         super().__post_init__()
         self.require(self.pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}")
 
-    def make(self, embed: int, vocab: int, dtype: jnp.dtype) -> nn.Module:
+    def make(
+        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+    ) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
-        return EmbeddingHead(self, dtype)
+        return EmbeddingHead(self, dtype, init)
 
 
 def pool(hidden: jax.Array, valid: jax.Array, pooling: str) -> jax.Array:
@@ -309,6 +326,7 @@ class LMHead(nn.Module):
     spec: LMHeadSpec
     vocab: int
     dtype: jnp.dtype
+    init_: Initializers
 
     @nn.compact
     def __call__(self, hidden: jax.Array, embedding: TokenEmbedding) -> jax.Array:
@@ -325,6 +343,7 @@ class LMHead(nn.Module):
                 dtype=self.dtype,
                 use_bias=spec.use_bias,
                 float32_output=True,
+                init=self.init_.kernel("dense"),
                 name="projection",
             )(hidden).astype(jnp.float32)
         scale = hidden.shape[-1] ** -0.5 if spec.logits_scale is None else spec.logits_scale
@@ -337,6 +356,7 @@ class MaskedLMHead(nn.Module):
     spec: MaskedLMHeadSpec
     vocab: int
     dtype: jnp.dtype
+    init_: Initializers
 
     def setup(self) -> None:
         self.norm = self.spec.norm.make(self.dtype)
@@ -349,6 +369,7 @@ class MaskedLMHead(nn.Module):
             (embedding.embed,),
             dtype=self.dtype,
             use_bias=spec.use_bias,
+            init=self.init_.kernel("dense"),
             name="dense",
         )
         x = ACTIVATIONS[spec.activation](dense(hidden))
@@ -360,11 +381,14 @@ class ReplacedTokensHead(nn.Module):
     spec: ReplacedTokensHeadSpec
     embed: int
     dtype: jnp.dtype
+    init_: Initializers
 
     @nn.compact
     def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
         del valid
-        project = functools.partial(projection, dtype=self.dtype, use_bias=True)
+        project = functools.partial(
+            projection, dtype=self.dtype, use_bias=True, init=self.init_.kernel("dense")
+        )
         x = project(("embed", "mlp"), (self.embed,), name="dense")(hidden)
         x = ACTIVATIONS[self.spec.activation](x)
         return project(("embed", "classes"), (1,), name="projection")(x)[..., 0].astype(jnp.float32)
@@ -374,12 +398,18 @@ class PoolerHead(nn.Module):
     spec: PoolerHeadSpec
     embed: int
     dtype: jnp.dtype
+    init_: Initializers
 
     @nn.compact
     def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
         x = pool(hidden, valid, "first").astype(self.dtype)
         dense = projection(
-            ("embed", "mlp"), (self.embed,), dtype=self.dtype, use_bias=True, name="dense"
+            ("embed", "mlp"),
+            (self.embed,),
+            dtype=self.dtype,
+            use_bias=True,
+            init=self.init_.kernel("dense"),
+            name="dense",
         )
         return ACTIVATIONS[self.spec.activation](dense(x)).astype(jnp.float32)
 
@@ -388,10 +418,13 @@ class PooledHead(nn.Module):
     spec: _PooledHeadSpec
     embed: int
     dtype: jnp.dtype
+    init_: Initializers
 
     @nn.compact
     def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        project = functools.partial(projection, dtype=self.dtype, use_bias=True)
+        project = functools.partial(
+            projection, dtype=self.dtype, use_bias=True, init=self.init_.kernel("dense")
+        )
         x = pool(hidden, valid, self.spec.pooling).astype(self.dtype)
         if self.spec.pooler:
             x = jnp.tanh(project(("embed", "mlp"), (self.embed,), name="pooler")(x))
@@ -404,6 +437,7 @@ class TokenHead(nn.Module):
     num_outputs: int
     dropout_rate: float
     dtype: jnp.dtype
+    init_: Initializers
 
     @nn.compact
     def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
@@ -414,6 +448,7 @@ class TokenHead(nn.Module):
             (self.num_outputs,),
             dtype=self.dtype,
             use_bias=True,
+            init=self.init_.kernel("dense"),
             name="projection",
         )
         return output(x).astype(jnp.float32)
@@ -422,13 +457,18 @@ class TokenHead(nn.Module):
 class EmbeddingHead(nn.Module):
     spec: EmbeddingHeadSpec
     dtype: jnp.dtype
+    init_: Initializers
 
     @nn.compact
     def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
         x = pool(hidden, valid, self.spec.pooling)
         if self.spec.size is not None:
             output = projection(
-                ("embed", "mlp"), (self.spec.size,), dtype=self.dtype, name="projection"
+                ("embed", "mlp"),
+                (self.spec.size,),
+                dtype=self.dtype,
+                init=self.init_.kernel("dense"),
+                name="projection",
             )
             x = output(x.astype(self.dtype)).astype(jnp.float32)
         return unit_length(x) if self.spec.normalized else x

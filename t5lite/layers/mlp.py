@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from t5lite.errors import unknown
+from t5lite.layers.initializers import Initializers
 from t5lite.layers.projection import projection
 from t5lite.layers.spec import Spec, positive
 
@@ -43,9 +44,16 @@ class MlpSpec(Spec):
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", self.activation, ACTIVATIONS)
 
-    def make(self, embed: int, *, dtype: jnp.dtype, dropout_rate: float) -> nn.Module:
+    def make(
+        self,
+        embed: int,
+        *,
+        dtype: jnp.dtype,
+        dropout_rate: float,
+        init: Initializers = Initializers(),
+    ) -> nn.Module:
         """Returns the module for inputs of width `embed`."""
-        return Mlp(self, embed, dtype, dropout_rate)
+        return Mlp(self, embed, dtype, dropout_rate, init)
 
 
 class Mlp(nn.Module):
@@ -55,6 +63,7 @@ class Mlp(nn.Module):
     embed: int
     dtype: jnp.dtype
     dropout_rate: float
+    init_: Initializers = Initializers()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -62,7 +71,8 @@ class Mlp(nn.Module):
         project = functools.partial(projection, dtype=self.dtype, use_bias=spec.use_bias)
 
         def into(name: str) -> jax.Array:
-            hidden = project(("embed", "mlp"), (spec.hidden,), name=name)(x)
+            init = self.init_.kernel("up")
+            hidden = project(("embed", "mlp"), (spec.hidden,), init=init, name=name)(x)
             return checkpoint_name(hidden, name)
 
         # Of an activation only what goes into it is kept: the rest is quickly computed again.
@@ -73,5 +83,6 @@ class Mlp(nn.Module):
             hidden = jax.checkpoint(activation)(into("up"))
         hidden = nn.Dropout(self.dropout_rate, deterministic=not self.has_rng("dropout"))(hidden)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
-        y = project(("mlp", "embed"), (self.embed,), name="down")(hidden)
+        init = self.init_.kernel("down")
+        y = project(("mlp", "embed"), (self.embed,), init=init, name="down")(hidden)
         return checkpoint_name(y, "down")

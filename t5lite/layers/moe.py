@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t5lite.layers.initializers import Initializers
 from t5lite.layers.mlp import Mlp, MlpSpec
 from t5lite.layers.projection import projection
 from t5lite.layers.spec import Spec, positive
@@ -93,9 +94,16 @@ class MoeSpec(Spec):
             slots = length if self.capacity is None else self.capacity
         return min(slots, length)  # no token is sent to the same expert twice
 
-    def make(self, embed: int, *, dtype: jnp.dtype, dropout_rate: float) -> "Moe":
+    def make(
+        self,
+        embed: int,
+        *,
+        dtype: jnp.dtype,
+        dropout_rate: float,
+        init: Initializers = Initializers(),
+    ) -> "Moe":
         """Returns the module for inputs of width `embed`; dropout is that inside the experts."""
-        return Moe(self, embed, dtype, dropout_rate)
+        return Moe(self, embed, dtype, dropout_rate, init)
 
 
 class Moe(nn.Module):
@@ -109,6 +117,7 @@ class Moe(nn.Module):
     embed: int
     dtype: jnp.dtype
     dropout_rate: float
+    init_: Initializers
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -147,7 +156,7 @@ class Moe(nn.Module):
             ("embed", "experts"),
             (spec.num_experts,),
             dtype=jnp.dtype("float32"),
-            init_scale=0.1**0.5,  # Switch, §2.4
+            init=self.init_.kernel("router"),
             # Accelerators would round to bfloat16 or TF32, and send tokens elsewhere than a CPU.
             precision=jax.lax.Precision.HIGHEST,
             name="router",
@@ -168,7 +177,12 @@ class Moe(nn.Module):
                 spmd_axis_name=axis,
             )
             x = experts(
-                self.spec.expert, self.embed, self.dtype, self.dropout_rate, name="experts"
+                self.spec.expert,
+                self.embed,
+                self.dtype,
+                self.dropout_rate,
+                self.init_,
+                name="experts",
             )(x)
         return nn.with_logical_constraint(x, names)
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from t5lite.errors import InputError
 from t5lite.layers.embeddings import lookup
+from t5lite.layers.initializers import Initializers
 from t5lite.layers.spec import Spec, positive
 
 
 class PositionEmbeddingSpec(Spec):
     """Any vectors by position; subclass it for some of your own."""
 
-    def make(self, embed: int, dtype: jnp.dtype) -> nn.Module:
+    def make(self, embed: int, dtype: jnp.dtype, init: Initializers = Initializers()) -> nn.Module:
         """Returns the module: positions `[batch or 1, length]` int32 → `[…, length, embed]`."""
         raise NotImplementedError(f"{type(self).__name__}.make")
 
@@ -42,9 +43,9 @@ class LearnedPositionsSpec(PositionEmbeddingSpec):
         super().__post_init__()
         self.require(self.offset >= 0, "offset", "at least 0")
 
-    def make(self, embed: int, dtype: jnp.dtype) -> nn.Module:
+    def make(self, embed: int, dtype: jnp.dtype, init: Initializers = Initializers()) -> nn.Module:
         """Returns the module; see `PositionEmbeddingSpec.make`."""
-        return LearnedPositions(self, embed, dtype)
+        return LearnedPositions(self, embed, dtype, init)
 
     def check(self, length: int) -> None:
         """Raises an InputError if `length` is above `max_length`."""
@@ -63,8 +64,9 @@ class SinusoidalPositionsSpec(PositionEmbeddingSpec):
     Source: Vaswani et al. 2017, arXiv:1706.03762, §3.5.
     """
 
-    def make(self, embed: int, dtype: jnp.dtype) -> nn.Module:
+    def make(self, embed: int, dtype: jnp.dtype, init: Initializers = Initializers()) -> nn.Module:
         """Returns the module; see `PositionEmbeddingSpec.make`."""
+        del init
         return SinusoidalPositions(embed, dtype)
 
 
@@ -72,12 +74,13 @@ class LearnedPositions(nn.Module):
     spec: LearnedPositionsSpec
     embed: int
     dtype: jnp.dtype
+    init_: Initializers
 
     @nn.compact
     def __call__(self, positions: jax.Array) -> jax.Array:
         self.spec.check(positions.shape[1])
         axes = ("positions", "embed")
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+        init = nn.with_logical_partitioning(self.init_.table("positions"), axes)
         num_rows = self.spec.max_length + self.spec.offset
         table: Any = self.param("embedding", init, (num_rows, self.embed))
         return lookup(table, positions + self.spec.offset, self.dtype, axes)

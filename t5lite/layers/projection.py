@@ -1,9 +1,9 @@
-"""The one linear projection, with named axes and a fan-in initialiser."""
+"""The one linear projection, with named axes."""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ from jax import lax
 
 from t5lite.layers import gradients
 from t5lite.layers.gradients import Weight, reduce_scatter_over_batch
+from t5lite.layers.initializers import Initializer, Initializers
 
 
 class _Product(NamedTuple):
@@ -166,8 +167,7 @@ def projection(
     *,
     num_contracted: int = 1,
     dtype: jnp.dtype,
-    init_scale: float = 1.0,
-    distribution: Literal["truncated_normal", "normal"] = "truncated_normal",
+    init: Initializer = Initializers().kernel("dense"),
     use_bias: bool = False,
     float32_output: bool = False,
     precision: lax.Precision | None = None,
@@ -180,14 +180,12 @@ def projection(
       features: sizes of the new axes.
       num_contracted: how many trailing axes of the input are contracted.
       dtype: of the computation; the kernel is float32.
-      init_scale: factor on the initial standard deviation, which is 1/sqrt(fan-in).
-      distribution: of the initial values.
+      init: draws the kernel, flat: `[contracted, features]`.
       use_bias: whether a bias is added, initially 0, whose axes are the kernel's new ones.
       float32_output: whether sums stay in float32 rather than being rounded to `dtype`.
       precision: of the factors, see `product`.
       name: of the submodule.
     """
-    init = nn.initializers.variance_scaling(init_scale**2, "fan_in", distribution)
     return Projection(
         tuple(axes),
         tuple(features),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from t5lite.layers import (
     AttentionMask,
     AttentionSpec,
+    Initializers,
     MlpSpec,
     MoeSpec,
     NormSpec,
@@ -74,6 +75,7 @@ class BlockSpec(Spec):
         causal: bool,
         position_bias: PositionBiasSpec | None,
         kernel: str,
+        init: Initializers = Initializers(),
     ) -> "Block":
         """Returns the module.
 
@@ -84,8 +86,14 @@ class BlockSpec(Spec):
           causal: whether a token sees only those before it.
           position_bias: the layer's own; None where the stack has it, or there is none.
           kernel: of attention, see `layers.attention`.
+          init: draws its parameters.
         """
-        return Block(self, embed, dtype, dropout_rate, causal, position_bias, kernel)
+        return Block(self, embed, dtype, dropout_rate, causal, position_bias, kernel, init)
+
+    @property
+    def num_updates(self) -> int:
+        """How often a layer adds to the residual stream."""
+        return 2 if self.cross_attention is None else 3
 
 
 @jax.tree_util.register_dataclass
@@ -123,10 +131,15 @@ class Block(nn.Module):
     causal: bool
     position_bias_spec: PositionBiasSpec | None
     kernel: str
+    init_: Initializers
 
     def setup(self) -> None:
         spec = self.spec
-        sizes: Any = {"dtype": self.dtype, "dropout_rate": self.dropout_rate}
+        sizes: Any = {
+            "dtype": self.dtype,
+            "dropout_rate": self.dropout_rate,
+            "init": self.init_,
+        }
         if self.position_bias_spec is not None:
             self.position_bias = self.position_bias_spec.make(
                 spec.attention.num_heads, bidirectional=not self.causal

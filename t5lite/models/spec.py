@@ -10,7 +10,9 @@ from etils import epath
 from t5lite.errors import InputError
 from t5lite.layers import (
     KERNELS,
+    FanInInitSpec,
     HeadSpec,
+    InitSpec,
     LMHeadSpec,
     MoeSpec,
     NormSpec,
@@ -23,7 +25,8 @@ from t5lite.layers.spec import positive
 from t5lite.models.block import BlockSpec
 from t5lite.models.remat import POLICIES
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+_BEFORE_INIT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,11 @@ class StackSpec(Spec):
         pattern = self.blocks * self.num_periods + self.blocks[: self.num_rest]
         return self.first_blocks + pattern
 
+    @property
+    def num_updates(self) -> int:
+        """How often the stack's layers add to the residual stream."""
+        return max(1, sum(block.num_updates for block in self.every_block))
+
     def place(self, layer: int) -> tuple[str, int | None]:
         """Returns where a layer's parameters are.
 
@@ -140,7 +148,7 @@ class ModelSpec(Spec):
       start_id: the token that a decoder reads first.
       num_token_types: of embeddings that say which part of the input a token is in (BERT); None for
         none.
-      embedding_stddev: of the token embedding's initial values.
+      init: how parameters are drawn.
     """
 
     family: str
@@ -153,7 +161,7 @@ class ModelSpec(Spec):
     shared_embedding: bool = True
     start_id: int = 0
     num_token_types: int | None = None
-    embedding_stddev: float = 1.0
+    init: InitSpec = FanInInitSpec()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -275,16 +283,23 @@ def load_spec(path: epath.PathLike) -> ModelSpec:
         raise InputError(f"{path} does not exist; is this a model folder?") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model.json: {error!r}") from error
-    if version != FORMAT_VERSION:
+    if version not in (_BEFORE_INIT, FORMAT_VERSION):
         raise InputError(
-            f"{path}: format_version {version}; this t5lite reads {FORMAT_VERSION}: use the t5lite "
-            "that wrote it, or train again"
+            f"{path}: format_version {version}; this t5lite reads {_BEFORE_INIT} and "
+            f"{FORMAT_VERSION}: use the t5lite that wrote it, or train again"
         )
+    if version == _BEFORE_INIT:
+        # All was drawn by fan-in then, but for the token embedding.
+        stddev = encoded.pop("embedding_stddev", 1.0)
+        encoded["init"] = FanInInitSpec(embedding_stddev=stddev).to_json()
     return Spec.from_json(encoded)
 
 
 def differences(old: ModelSpec, new: ModelSpec) -> list[str]:
-    """Returns one line, `path: old -> new`, for each value in which two specs differ."""
+    """Returns one line, `path: old -> new`, for each value in which two specs differ.
+
+    Initial values do not count: a trained model has none.
+    """
 
     def flat(value: Any, path: str) -> dict[str, Any]:
         if isinstance(value, list):
@@ -293,6 +308,7 @@ def differences(old: ModelSpec, new: ModelSpec) -> list[str]:
             return {path: value}
         return {k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}").items()}
 
+    new = new.replace(init=old.init)
     a, b = flat(old.to_json(), "model"), flat(new.to_json(), "model")
     return [
         f"{path.removeprefix('model.')}: {a.get(path, 'absent')} -> {b.get(path, 'absent')}"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.layers import AttentionSpec, Slots, broadcast, projection
+from t5lite.layers import AttentionSpec, Initializers, Slots, broadcast, projection
 from t5lite.models.block import BlockSpec, Context
 from t5lite.models.remat import POLICIES
 from t5lite.models.spec import ComputeSpec, StackSpec
@@ -26,6 +26,7 @@ class Period(nn.Module):
     blocks: tuple[BlockSpec, ...]
     embed: int
     compute: ComputeSpec
+    init_: Initializers
 
     def setup(self) -> None:
         spec, bias = self.spec, self.spec.position_bias
@@ -37,6 +38,7 @@ class Period(nn.Module):
                 causal=spec.causal,
                 position_bias=bias if bias is not None and bias.per_layer else None,
                 kernel=self.compute.attention,
+                init=self.init_,
             )
             for block in self.blocks
         ]
@@ -76,6 +78,7 @@ class Stack(nn.Module):
     embedding_size: int | None
     compute: ComputeSpec
     stacked: bool = True
+    init_: Initializers = Initializers()
 
     def setup(self) -> None:
         spec, compute = self.spec, self.compute
@@ -86,14 +89,18 @@ class Stack(nn.Module):
             self.position_bias = bias.make(num_heads, bidirectional=not spec.causal)
         if spec.position_embedding is not None:
             self.position_embedding = spec.position_embedding.make(
-                embedding_size, compute.jax_dtype
+                embedding_size, compute.jax_dtype, self.init_
             )
         if spec.embedding_norm is not None:
             self.embedding_norm = spec.embedding_norm.make(compute.jax_dtype)
 
         if self.embedding_size is not None:
             self.embedding_projection = projection(
-                ("embedding", "embed"), (self.embed,), dtype=compute.jax_dtype, use_bias=True
+                ("embedding", "embed"),
+                (self.embed,),
+                dtype=compute.jax_dtype,
+                use_bias=True,
+                init=self.init_.kernel("dense"),
             )
         num_periods, rest = spec.num_periods, spec.blocks[: spec.num_rest]
 
@@ -124,7 +131,9 @@ class Stack(nn.Module):
         )
         parts: dict[str, Any] = {}  # in order
         if spec.first_blocks:
-            self.first = period(scanned=False)(spec, spec.first_blocks, self.embed, compute)
+            self.first = period(scanned=False)(
+                spec, spec.first_blocks, self.embed, compute, self.init_
+            )
             parts["first"] = self.first
         if num_periods and self.stacked:
             scanned = nn.scan(
@@ -134,18 +143,20 @@ class Stack(nn.Module):
                     "cross_slots": scan(in_axes=(nn.broadcast,)),
                 },
             )
-            self.layers = scanned(spec, spec.blocks, self.embed, compute)
+            self.layers = scanned(spec, spec.blocks, self.embed, compute, self.init_)
             parts["layers"] = self.layers
         elif num_periods and spec.shared_layers:
-            self.layers = period(scanned=False)(spec, spec.blocks, self.embed, compute)
+            self.layers = period(scanned=False)(spec, spec.blocks, self.embed, compute, self.init_)
             parts |= {f"layers_{turn}": self.layers for turn in range(num_periods)}
         elif num_periods:
             one = period(scanned=False)
-            layers = [one(spec, spec.blocks, self.embed, compute) for _ in range(num_periods)]
+            layers = [
+                one(spec, spec.blocks, self.embed, compute, self.init_) for _ in range(num_periods)
+            ]
             self.layers = layers  # type: ignore[assignment]
             parts |= {f"layers_{turn}": layer for turn, layer in enumerate(self.layers)}
         if rest:
-            self.remainder = period(scanned=False)(spec, rest, self.embed, compute)
+            self.remainder = period(scanned=False)(spec, rest, self.embed, compute, self.init_)
             parts["remainder"] = self.remainder
         self.parts = parts
         if spec.final_norm is not None:

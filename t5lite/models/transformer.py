@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t5lite.layers import TokenEmbedding
+from t5lite.layers import Initializers, TokenEmbedding
 from t5lite.models.spec import ComputeSpec, ModelSpec, StackSpec
 from t5lite.models.stack import Stack
 
@@ -23,9 +23,9 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         spec, dtype = self.spec, self.compute.jax_dtype
-        width = spec.embedding_size or spec.embed
+        width, init = spec.embedding_size or spec.embed, Initializers(spec.init)
         table = functools.partial(
-            TokenEmbedding, spec.vocab, dtype=dtype, init_stddev=spec.embedding_stddev
+            TokenEmbedding, spec.vocab, dtype=dtype, table_init=init.table("tokens")
         )
         self.token_embedding = table(width)
         if not spec.shared_embedding:
@@ -33,15 +33,20 @@ class Transformer(nn.Module):
             self.encoder_embedding = table(spec.encoder.embed or spec.embed)
         if spec.num_token_types is not None:
             self.token_type_embedding = TokenEmbedding(
-                spec.num_token_types, width, dtype, init_stddev=0.02, axis="token_types"
+                spec.num_token_types,
+                width,
+                dtype,
+                table_init=init.table("token_types"),
+                axis="token_types",
             )
         for head in spec.heads:
-            setattr(self, f"{head.kind}_head", head.make(spec.embed, spec.vocab, dtype))
+            setattr(self, f"{head.kind}_head", head.make(spec.embed, spec.vocab, dtype, init))
 
     def stack(self, spec: StackSpec, *, stacked: bool = True) -> Stack:
         """Returns the module of a stack of this model."""
         embed = spec.embed or self.spec.embed
-        return Stack(spec, embed, self.spec.embedding_size, self.compute, stacked)
+        init = Initializers(self.spec.init, spec.num_updates)
+        return Stack(spec, embed, self.spec.embedding_size, self.compute, stacked, init)
 
     def embed(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
         """Looks up `tokens` `[batch, length]` and their types, all 0 by default."""

@@ -1,6 +1,7 @@
 """Reads arrays out of a checkpoint by name: all of the state, or some under other names."""
 
 import difflib
+import functools
 import json
 import re
 import zlib
@@ -211,11 +212,9 @@ def read_checked(
             name: wanted[name] if name not in sums else _with_dtype(wanted[name], saved[name].dtype)
             for name in group
         }
-        read = read_together(
-            folder, lambda leaves=leaves: read_arrays(folder, leaves, prefix=prefix)
-        )
+        read = read_together(folder, functools.partial(read_arrays, folder, leaves, prefix=prefix))
         found = checksums({name: array for name, array in read.items() if name in sums})
-        read_together(folder, lambda found=found: _compare(found, sums))
+        read_together(folder, functools.partial(_compare, found, sums))
         arrays |= {name: _cast(array, wanted[name].dtype) for name, array in read.items()}
     return {name: arrays[name] for name in wanted}
 

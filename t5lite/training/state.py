@@ -84,7 +84,8 @@ def name_of(optimizer: Optimizer) -> str:
         return "an Optax transformation"
     made = getattr(optimizer, "make", None)  # of FromOptax, in which another one is
     name = getattr(optimizer, "__name__", type(optimizer).__name__)
-    return f"{name}({made.__name__})" if hasattr(made, "__name__") else name
+    inner = getattr(made, "__name__", None)
+    return f"{name}({inner})" if inner else name
 
 
 def initial_state(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.layers import TokenEmbedding, projection
+from t5lite.layers import FanInInitSpec, TokenEmbedding, projection
 from t5lite.models import Model, override
 
 VOCAB, EMBED = 11, 4
@@ -79,8 +79,7 @@ def test_projections_begin_with_the_fan_in_spread(
         features,
         num_contracted=num_contracted,
         dtype=jnp.dtype("float32"),
-        init_scale=0.5,
-        distribution=distribution,
+        init=FanInInitSpec(0.25, distribution).kernel("dense", gain=1.0, num_updates=1),
     )
     params = layer.init(jax.random.key(0), jnp.zeros(x_shape))["params"]
     assert set(params) == {"kernel"}  # no bias

@@ -29,7 +29,7 @@ ALL = PRESETS | SPECS | VARIED
 def test_a_spec_survives_its_file(tmp_path, spec):
     save_spec(tmp_path / "model.json", spec)
     assert load_spec(tmp_path / "model.json") == spec
-    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == 3
+    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == 4
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_a_spec_survives_its_file(tmp_path, spec):
     [
         ("", "is not a model.json"),
         ('{"format_version": 1, "model": {}}', "format_version 1; .* train again"),
-        ('{"format_version": 3, "model": {"type": "os.system"}}', "unknown spec type 'os.system'"),
-        ('{"format_version": 3, "model": {"type": "MlpSpec", "hiden": 3}}', "did you mean hidden"),
+        ('{"format_version": 4, "model": {"type": "os.system"}}', "unknown spec type 'os.system'"),
+        ('{"format_version": 4, "model": {"type": "MlpSpec", "hiden": 3}}', "did you mean hidden"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, content, message):

@@ -28,8 +28,8 @@ from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import ModelSpec, differences
 
 CONFIG = "config.json"
-# What changes training or initialisation alone, and has no place in their configs.
-_NOT_SAID = re.compile(r"embedding_stddev|(encoder|decoder)\.(stochastic_depth_rate|dropout_rate)")
+# What changes training alone, and has no place in their configs.
+_NOT_SAID = re.compile(r"(encoder|decoder)\.(stochastic_depth_rate|dropout_rate)")
 
 
 # Ways to pool as sentence-transformers calls them: since 6, and as flags before.

@@ -10,7 +10,7 @@ from t5lite.models import BlockSpec, ModelSpec, StackSpec, differences
 
 # What T5X's checkpoints do not say and T5X can be configured to: any value will do.
 _UNSAID = re.compile(
-    r"family|embedding_stddev|\w+\.(dropout_rate|stochastic_depth_rate)"
+    r"family|\w+\.(dropout_rate|stochastic_depth_rate)"
     r"|\w+\.position_bias\.(max_distance|num_buckets)|\w+\.blocks\.\d+\.mlp\.activation"
 )
 _SELF_ATTENTION = {"encoder": "attention", "decoder": "self_attention"}

@@ -6,6 +6,7 @@ from t5lite.layers import (
     LearnedPositionsSpec,
     LMHeadSpec,
     MlpSpec,
+    NormalInitSpec,
     SinusoidalPositionsSpec,
 )
 from t5lite.models.block import BlockSpec
@@ -32,7 +33,8 @@ def bart(
     """Returns a BART: as the original Transformer, with learned positions and normed embeddings.
 
     Source: Lewis et al. 2019, arXiv:1910.13461, §2.1, and fairseq's `bart/model.py`; the table of
-    positions has two more rows than there are positions, from fairseq's padding index.
+    positions has two more rows than there are positions, from fairseq's padding index. Initial
+    values: fairseq's `init_bert_params`; mBART, PEGASUS and Marian: `init_std` of config.json.
     """
     norm = LayerNormSpec(1e-5)
     attention = AttentionSpec(num_heads, embed // num_heads, use_bias=True)
@@ -67,7 +69,7 @@ def bart(
         decoder=stack(causal=True),
         heads=(LMHeadSpec(tied=True, use_bias=logits_bias),),
         start_id=start_id,
-        embedding_stddev=0.02,
+        init=NormalInitSpec(0.02),
     )
 
 

@@ -9,6 +9,8 @@ from t5lite.layers import (
     LearnedPositionsSpec,
     MaskedLMHeadSpec,
     MlpSpec,
+    NormalInitSpec,
+    TruncatedNormalInitSpec,
 )
 from t5lite.models.block import BlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
@@ -52,7 +54,7 @@ def bert(
         encoder=encoder,
         heads=(MaskedLMHeadSpec(activation),),
         num_token_types=2,
-        embedding_stddev=0.02,
+        init=TruncatedNormalInitSpec(0.02),
     )
 
 
@@ -68,7 +70,8 @@ def roberta(
     """Returns a RoBERTa: a BERT of 512 positions, the table's first two rows unused, one type.
 
     Source: Liu et al. 2019, arXiv:1907.11692, §3 and §4.4; XLM-RoBERTa: Conneau et al. 2019,
-    arXiv:1911.02116, §3 and appendix B. Padding has id 1 in both, hence the two rows.
+    arXiv:1911.02116, §3 and appendix B. Padding has id 1 in both, hence the two rows. Initial
+    values: fairseq's `init_bert_params`, a normal distribution that is not truncated.
     """
     spec = bert(embed=embed, num_layers=num_layers, num_heads=num_heads, hidden=hidden, vocab=vocab)
     assert spec.encoder is not None
@@ -79,17 +82,21 @@ def roberta(
         position_embedding=LearnedPositionsSpec(512, offset=2),
     )
     return spec.replace(
-        family=family, encoder=encoder, heads=(MaskedLMHeadSpec(norm=norm),), num_token_types=1
+        family=family,
+        encoder=encoder,
+        heads=(MaskedLMHeadSpec(norm=norm),),
+        num_token_types=1,
+        init=NormalInitSpec(0.02),
     )
 
 
 def distilbert(*, vocab: int = 30522) -> ModelSpec:
     """Returns a DistilBERT: six layers of a BERT base without token types.
 
-    Source: Sanh et al. 2019, arXiv:1910.01108, §3.
+    Source: Sanh et al. 2019, arXiv:1910.01108, §3; initial values: the authors' code.
     """
     spec = bert(embed=768, num_layers=6, num_heads=12, hidden=3072, vocab=vocab)
-    return spec.replace(family="distilbert", num_token_types=None)
+    return spec.replace(family="distilbert", num_token_types=None, init=NormalInitSpec(0.02))
 
 
 _base: Any = functools.partial(dict, embed=768, num_layers=12, num_heads=12, hidden=3072)

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RMSNormSpec, RotarySpec
+from t5lite.layers import (
+    AttentionSpec,
+    LMHeadSpec,
+    MlpSpec,
+    NormalInitSpec,
+    RMSNormSpec,
+    RotarySpec,
+)
 from t5lite.models.block import BlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
@@ -14,7 +21,8 @@ def gemma(
 ) -> ModelSpec:
     """Returns a Gemma: heads of 256, GeGLU, norms whose parameter is 0 for 1, scaled embeddings.
 
-    Source: Gemma Team 2024, arXiv:2403.08295, §2 and table 1.
+    Source: Gemma Team 2024, arXiv:2403.08295, §2 and table 1; initial values, of which no report of
+      the family speaks: `initializer_range` of the released config.json.
     """
     norm = RMSNormSpec(unit_offset=True)
     block = BlockSpec(
@@ -37,7 +45,7 @@ def gemma(
         decoder=decoder,
         heads=(LMHeadSpec(tied=True),),
         start_id=BOS,
-        embedding_stddev=0.02,
+        init=NormalInitSpec(0.02),
     )
 
 
@@ -90,7 +98,7 @@ def gemma2(*, embed: int, **sizes: Any) -> ModelSpec:
         decoder=gemma2_stack(embed=embed, **sizes),
         heads=(LMHeadSpec(tied=True, softcap=30.0),),
         start_id=BOS,
-        embedding_stddev=0.02,
+        init=NormalInitSpec(0.02),
     )
 
 
@@ -111,7 +119,7 @@ def t5gemma(encoder: dict[str, Any], decoder: dict[str, Any]) -> ModelSpec:
         heads=(LMHeadSpec(tied=True, softcap=30.0),),
         shared_embedding=False,
         start_id=BOS,
-        embedding_stddev=0.02,
+        init=NormalInitSpec(0.02),
     )
 
 

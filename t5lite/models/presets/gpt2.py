@@ -4,10 +4,12 @@ import functools
 
 from t5lite.layers import (
     AttentionSpec,
+    InitSpec,
     LayerNormSpec,
     LearnedPositionsSpec,
     LMHeadSpec,
     MlpSpec,
+    NormalInitSpec,
 )
 from t5lite.models.block import BlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
@@ -22,12 +24,14 @@ def gpt2(
     vocab: int = 50257,
     dropout_rate: float = 0.1,
     start_id: int = 50256,
+    init: InitSpec = NormalInitSpec(0.02, scaled_residuals=True),
 ) -> ModelSpec:
     """Returns a GPT-2: a decoder with learned positions and logits from the token embedding.
 
     Its texts begin with the token that ends them, `<|endoftext|>`.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", §2.3.
+      Initial values: also the authors' `model.py`; positions as in transformers (0.01 there).
     """
     norm = LayerNormSpec(1e-5)
     block = BlockSpec(
@@ -50,14 +54,14 @@ def gpt2(
         decoder=decoder,
         heads=(LMHeadSpec(tied=True),),
         start_id=start_id,
-        embedding_stddev=0.02,
+        init=init,
     )
 
 
 # Brown et al. 2020, arXiv:2005.14165, table 2.1. Every second layer of theirs sees near tokens
 # only; how near is not said, and here all see all. The table's 24 heads of 128 in 1.3B and width
 # 5140 in 13B do not give the parameters of its table D.1; 16 heads and 5120 do.
-gpt3 = functools.partial(gpt2, max_length=2048, dropout_rate=0.0)
+gpt3 = functools.partial(gpt2, max_length=2048, dropout_rate=0.0)  # initial values too: §2.1
 
 PRESETS: dict[str, ModelSpec] = {
     "gpt2": gpt2(embed=768, num_layers=12, num_heads=12),
@@ -74,8 +78,15 @@ PRESETS: dict[str, ModelSpec] = {
     "gpt3_6_7b": gpt3(embed=4096, num_layers=32, num_heads=32),
     "gpt3_13b": gpt3(embed=5120, num_layers=40, num_heads=40),
     "gpt3_175b": gpt3(embed=12288, num_layers=96, num_heads=96),
-    # Smith et al. 2022, arXiv:2201.11990, §3.1; with Megatron's vocabulary, rounded up.
-    "mt_nlg_530b": gpt3(embed=20480, num_layers=105, num_heads=128, vocab=51200),
+    # Smith et al. 2022, arXiv:2201.11990, §3.1; with Megatron's vocabulary, rounded up, and its
+    # scaled residuals.
+    "mt_nlg_530b": gpt3(
+        embed=20480,
+        num_layers=105,
+        num_heads=128,
+        vocab=51200,
+        init=NormalInitSpec(4e-3, scaled_residuals=True),
+    ),
     "gpt_nano": gpt2(
         embed=128,
         num_layers=2,

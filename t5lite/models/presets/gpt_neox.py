@@ -1,6 +1,6 @@
 """GPT-NeoX-20B and Pythia."""
 
-from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, RotarySpec
+from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, RotarySpec, SmallInitSpec
 from t5lite.models.block import BlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
@@ -17,7 +17,8 @@ def gpt_neox(
 
     Its texts begin with the token that ends them, `<|endoftext|>`, which is 0.
 
-    Source: Black et al. 2022, arXiv:2204.06745, §2.1.
+    Source: Black et al. 2022, arXiv:2204.06745, §2.1; initial values of Pythia: the authors'
+      configs.
     """
     norm = LayerNormSpec(1e-5)
     attention = AttentionSpec(
@@ -30,7 +31,7 @@ def gpt_neox(
         vocab=vocab,
         embed=embed,
         decoder=StackSpec(num_layers, (block,), causal=True, final_norm=norm),
-        embedding_stddev=0.02,
+        init=SmallInitSpec(),
     )
 
 

@@ -7,6 +7,7 @@ from t5lite.layers import (
     Llama3ScalingSpec,
     LMHeadSpec,
     MlpSpec,
+    NormalInitSpec,
     RMSNormSpec,
     RotarySpec,
 )
@@ -30,7 +31,8 @@ def llama(
 ) -> ModelSpec:
     """Returns a LLaMA: a decoder with rotary positions, RMS norms and gated MLPs, no biases.
 
-    Source: Touvron et al. 2023, arXiv:2302.13971, §2.2, and arXiv:2307.09288, §2.2.
+    Source: Touvron et al. 2023, arXiv:2302.13971, §2.2, and arXiv:2307.09288, §2.2; initial
+      values, of which the papers do not speak: `initializer_range` of the released config.json.
     """
     norm = RMSNormSpec(1e-5)
     attention = AttentionSpec(
@@ -44,7 +46,7 @@ def llama(
         decoder=StackSpec(num_layers, (block,), causal=True, final_norm=norm),
         heads=(LMHeadSpec(tied=tied_logits),),
         start_id=start_id,
-        embedding_stddev=0.02,
+        init=NormalInitSpec(0.02),
     )
 
 

@@ -6,6 +6,7 @@ from t5lite.layers import (
     MaskedLMHeadSpec,
     MlpSpec,
     RotarySpec,
+    TruncatedNormalInitSpec,
 )
 from t5lite.models.block import BlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
@@ -21,7 +22,8 @@ def modernbert(
 ) -> ModelSpec:
     """Returns a ModernBERT: every third layer sees everything, the others 64 tokens either way.
 
-    Source: Warner et al. 2024, arXiv:2412.13663, §2.1 and table 4.
+    Source: Warner et al. 2024, arXiv:2412.13663, §2.1 and table 4; initial values, appendix A
+      ("Megatron initialization"), which are for the head's dense layer as for the others here.
     """
     norm = LayerNormSpec(1e-5, use_bias=False)
     mlp = MlpSpec(hidden, "gelu", gated=True)
@@ -44,7 +46,7 @@ def modernbert(
         embed=embed,
         encoder=encoder,
         heads=(MaskedLMHeadSpec("gelu", norm, use_bias=False),),
-        embedding_stddev=0.02,
+        init=TruncatedNormalInitSpec(0.02, scaled_residuals=True),
     )
 
 

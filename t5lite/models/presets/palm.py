@@ -1,6 +1,13 @@
 """PaLM."""
 
-from t5lite.layers import AttentionSpec, LayerNormSpec, LMHeadSpec, MlpSpec, RotarySpec
+from t5lite.layers import (
+    AttentionSpec,
+    FanInInitSpec,
+    LayerNormSpec,
+    LMHeadSpec,
+    MlpSpec,
+    RotarySpec,
+)
 from t5lite.models.block import BlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
@@ -23,6 +30,7 @@ def palm(*, embed: int, num_layers: int, num_heads: int, vocab: int = 256_000) -
         embed=embed,
         decoder=StackSpec(num_layers, (block,), causal=True, final_norm=norm),
         heads=(LMHeadSpec(tied=True, logits_scale=None),),
+        init=FanInInitSpec(distribution="normal"),
     )
 
 

@@ -3,7 +3,14 @@
 import functools
 from typing import Any
 
-from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, MoeSpec, RelativeBiasSpec
+from t5lite.layers import (
+    AttentionSpec,
+    FanInInitSpec,
+    LMHeadSpec,
+    MlpSpec,
+    MoeSpec,
+    RelativeBiasSpec,
+)
 from t5lite.models.block import BlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
@@ -24,8 +31,9 @@ def switch(
 ) -> ModelSpec:
     """Returns a Switch Transformer: experts in the last of `every` layers, the others dense.
 
-    Source: Fedus et al. 2021, arXiv:2101.03961, §2 and table 9; sizes as released (flaxformer's
-      `moe/models/switch_classic_*.gin`), slots per row and coefficients as in transformers.
+    Source: Fedus et al. 2021, arXiv:2101.03961, §2 and table 9, initial values §2.4; sizes as
+      released (flaxformer's `moe/models/switch_classic_*.gin`), slots per row and coefficients as
+      in transformers.
     """
     attention = AttentionSpec(num_heads, head_dim, logits_scale=1.0)
     experts = MoeSpec(
@@ -54,6 +62,7 @@ def switch(
         encoder=stack(causal=False, cross=None),
         decoder=stack(causal=True, cross=attention),
         heads=(LMHeadSpec(tied=True, logits_scale=None) if tied_logits else LMHeadSpec(),),
+        init=FanInInitSpec(scale=0.1),
     )
 
 

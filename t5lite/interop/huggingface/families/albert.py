@@ -9,7 +9,13 @@ from t5lite.interop.huggingface.families.activations import activation
 from t5lite.interop.huggingface.families.family import Config, Family
 from t5lite.interop.huggingface.families.modules import linear
 from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import ClassificationHeadSpec, HeadSpec, MaskedLMHeadSpec, PoolerHeadSpec
+from t5lite.layers import (
+    ClassificationHeadSpec,
+    HeadSpec,
+    MaskedLMHeadSpec,
+    PoolerHeadSpec,
+    TruncatedNormalInitSpec,
+)
 from t5lite.models import ModelSpec
 
 NAMES = {
@@ -68,7 +74,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
         encoder=narrow_embedding.stack(config, turns * inner, num_blocks=inner, shared=groups == 1),
         heads=heads(config, source),
         num_token_types=config["type_vocab_size"],
-        embedding_stddev=config.get("initializer_range", 0.02),
+        init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02)),
     )
 
 

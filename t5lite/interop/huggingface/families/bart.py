@@ -21,7 +21,7 @@ from t5lite.interop.huggingface.families.bart_tensors import (
     sinusoids,
     tensors,
 )
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
 from t5lite.interop.tensors import Source
 from t5lite.layers import (
     AttentionSpec,
@@ -30,6 +30,7 @@ from t5lite.layers import (
     LearnedPositionsSpec,
     LMHeadSpec,
     MlpSpec,
+    NormalInitSpec,
     PositionEmbeddingSpec,
     SinusoidalPositionsSpec,
 )
@@ -116,7 +117,7 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         heads=heads(config, source, model_type),
         shared_embedding=is_shared(config, source),
         start_id=start_id(config),
-        embedding_stddev=config["init_std"],
+        init=NormalInitSpec(config["init_std"]),
     )
 
 
@@ -264,7 +265,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "dropout": encoder.dropout_rate,
         "attention_dropout": encoder.dropout_rate,
         "activation_dropout": encoder.dropout_rate,
-        "init_std": spec.embedding_stddev,
+        "init_std": initial_stddev(spec),
         "scale_embedding": encoder.embedding_scale != 1.0,
         "max_position_embeddings": encoder.max_length or COMPUTED_POSITIONS,
         # Where the file has tables of their own, transformers 5 heeds that; told False, it would

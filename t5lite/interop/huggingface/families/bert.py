@@ -7,7 +7,7 @@ from typing import Any
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import labels, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
     AttentionSpec,
@@ -16,7 +16,9 @@ from t5lite.layers import (
     LearnedPositionsSpec,
     MaskedLMHeadSpec,
     MlpSpec,
+    NormalInitSpec,
     PoolerHeadSpec,
+    TruncatedNormalInitSpec,
 )
 from t5lite.models import BlockSpec, ModelSpec, StackSpec
 
@@ -178,6 +180,8 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         final_norm=None,
         dropout_rate=float(config["hidden_dropout_prob"]),
     )
+    # The others are drawn by PyTorch, which does not truncate.
+    kind = TruncatedNormalInitSpec if model_type == "bert" else NormalInitSpec
     return ModelSpec(
         family=model_type,
         vocab=config["vocab_size"],
@@ -185,7 +189,7 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         encoder=encoder,
         heads=_heads(config, names, source),
         num_token_types=config["type_vocab_size"] or None,
-        embedding_stddev=config.get("initializer_range", 0.02),
+        init=kind(config.get("initializer_range", 0.02)),
     )
 
 
@@ -249,7 +253,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "type_vocab_size": spec.num_token_types,
         "layer_norm_eps": block.norm.epsilon,
         "pad_token_id": positions.offset - 1 if positions.offset else 0,
-        "initializer_range": spec.embedding_stddev,
+        "initializer_range": initial_stddev(spec),
     }
     dropout_rate = getattr(head, "dropout_rate", None)
     if dropout_rate is not None:

@@ -9,7 +9,12 @@ from t5lite.interop.huggingface.families.bert import SUBLAYERS
 from t5lite.interop.huggingface.families.family import Config, Family
 from t5lite.interop.huggingface.families.modules import linear
 from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import HeadSpec, MaskedLMHeadSpec, ReplacedTokensHeadSpec
+from t5lite.layers import (
+    HeadSpec,
+    MaskedLMHeadSpec,
+    ReplacedTokensHeadSpec,
+    TruncatedNormalInitSpec,
+)
 from t5lite.models import ModelSpec
 
 # Not ForSequenceClassification: its pooler has a GELU where BERT's has a tanh.
@@ -49,7 +54,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
         encoder=narrow_embedding.stack(config, config["num_hidden_layers"], shared=False),
         heads=heads(config, source),
         num_token_types=config["type_vocab_size"],
-        embedding_stddev=config.get("initializer_range", 0.02),
+        init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02)),
     )
 
 

@@ -34,3 +34,8 @@ class Family:
     base: str = ""
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+
+
+def initial_stddev(spec: ModelSpec) -> float:
+    """Returns the one standard deviation that a config has for all initial values."""
+    return getattr(spec.init, "stddev", 0.02)

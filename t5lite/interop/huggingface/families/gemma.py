@@ -5,7 +5,7 @@ from typing import Any
 
 from t5lite.interop.huggingface.families import decoder_only, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
 from t5lite.interop.huggingface.families.layer_types import (
     FULL,
     SLIDING,
@@ -14,7 +14,7 @@ from t5lite.interop.huggingface.families.layer_types import (
 )
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import AttentionSpec, HeadSpec, LMHeadSpec, MlpSpec, RMSNormSpec
+from t5lite.layers import AttentionSpec, HeadSpec, LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec
 from t5lite.models import BlockSpec, ModelSpec, StackSpec
 
 NAMES = {"gemma": "Gemma", "gemma2": "Gemma2"}
@@ -68,7 +68,7 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         decoder=stack_spec(config, around=model_type == "gemma2", causal=True),
         heads=heads,
         start_id=decoder_only.start_id(config),
-        embedding_stddev=config["initializer_range"],
+        init=NormalInitSpec(config["initializer_range"]),
     )
 
 
@@ -142,7 +142,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         **decoder_only.head_fields(spec, f"{name}ForCausalLM", f"{name}Model"),
         **stack_config(decoder, spec.embed, causal=True),
         "vocab_size": spec.vocab,
-        "initializer_range": spec.embedding_stddev,
+        "initializer_range": initial_stddev(spec),
         "attention_dropout": decoder.dropout_rate,
         "bos_token_id": spec.start_id,
         "eos_token_id": 1,

@@ -6,9 +6,15 @@ import numpy as np
 
 from t5lite.interop.huggingface.families import decoder_only, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
 from t5lite.interop.tensors import Part, Source, Tensor, View
-from t5lite.layers import AttentionSpec, LayerNormSpec, LearnedPositionsSpec, MlpSpec
+from t5lite.layers import (
+    AttentionSpec,
+    LayerNormSpec,
+    LearnedPositionsSpec,
+    MlpSpec,
+    NormalInitSpec,
+)
 from t5lite.models import BlockSpec, ModelSpec, StackSpec
 
 MODEL, BASE = "GPT2LMHeadModel", "GPT2Model"
@@ -58,7 +64,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
         decoder=decoder,
         heads=decoder_only.heads(config, MODEL, BASE),
         start_id=decoder_only.start_id(config),
-        embedding_stddev=config["initializer_range"],
+        init=NormalInitSpec(config["initializer_range"], scaled_residuals=True),
     )
 
 
@@ -93,7 +99,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "embd_pdrop": decoder.dropout_rate,
         "attn_pdrop": decoder.dropout_rate,
         "layer_norm_epsilon": decoder_only.epsilon(block.norm),
-        "initializer_range": spec.embedding_stddev,
+        "initializer_range": initial_stddev(spec),
         "scale_attn_weights": block.attention.logits_scale is None,
         "scale_attn_by_inverse_layer_idx": len(decoder.blocks) > 1,
         "bos_token_id": spec.start_id,

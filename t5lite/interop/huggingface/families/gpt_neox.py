@@ -9,7 +9,7 @@ from t5lite.interop.huggingface.families.activations import activation, activati
 from t5lite.interop.huggingface.families.family import Config, Family
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Part, Source, Tensor, View
-from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec
+from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, SmallInitSpec
 from t5lite.models import BlockSpec, ModelSpec, StackSpec
 
 MODEL, BASE = "GPTNeoXForCausalLM", "GPTNeoXModel"
@@ -70,7 +70,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
         ),
         heads=decoder_only.heads(config, MODEL, BASE),
         start_id=decoder_only.start_id(config),
-        embedding_stddev=config["initializer_range"],
+        init=SmallInitSpec(),
     )
 
 
@@ -95,7 +95,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "hidden_dropout": decoder.dropout_rate,
         "attention_dropout": decoder.dropout_rate,
         "layer_norm_eps": decoder_only.epsilon(block.norm),
-        "initializer_range": spec.embedding_stddev,
+        "initializer_range": DEFAULTS["initializer_range"],
         "use_parallel_residual": block.parallel,
         "attention_bias": block.attention.use_bias,
         "bos_token_id": spec.start_id,

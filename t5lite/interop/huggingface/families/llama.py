@@ -6,10 +6,10 @@ from typing import Any
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import decoder_only, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import AttentionSpec, MlpSpec, RMSNormSpec
+from t5lite.layers import AttentionSpec, MlpSpec, NormalInitSpec, RMSNormSpec
 from t5lite.models import BlockSpec, ModelSpec, StackSpec
 
 NAMES = {"llama": "Llama", "mistral": "Mistral"}
@@ -77,7 +77,7 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         ),
         heads=decoder_only.heads(config, f"{name}ForCausalLM", f"{name}Model"),
         start_id=decoder_only.start_id(config),
-        embedding_stddev=config["initializer_range"],
+        init=NormalInitSpec(config["initializer_range"]),
     )
 
 
@@ -119,7 +119,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "hidden_act": activation_name(mlp.activation, gelu_tanh="gelu_pytorch_tanh"),
         "rms_norm_eps": decoder_only.epsilon(block.norm),
-        "initializer_range": spec.embedding_stddev,
+        "initializer_range": initial_stddev(spec),
         "attention_dropout": decoder.dropout_rate,
         "bos_token_id": spec.start_id,
         # Of all that are published, the end follows the beginning.

@@ -8,7 +8,7 @@ import numpy as np
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
 from t5lite.interop.huggingface.families.layer_types import (
     FULL,
     SLIDING,
@@ -23,6 +23,7 @@ from t5lite.layers import (
     MaskedLMHeadSpec,
     MlpSpec,
     RotarySpec,
+    TruncatedNormalInitSpec,
 )
 from t5lite.models import BlockSpec, ModelSpec, StackSpec
 
@@ -72,7 +73,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
         embed=embed,
         encoder=encoder,
         heads=_heads(config, norm),
-        embedding_stddev=config.get("initializer_range", 0.02),
+        init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02), scaled_residuals=True),
     )
 
 
@@ -134,7 +135,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()
         },
-        "initializer_range": spec.embedding_stddev,
+        "initializer_range": initial_stddev(spec),
         # Version 4 reads these instead.
         "global_rope_theta": thetas[FULL],
         "local_rope_theta": thetas[SLIDING],

@@ -8,7 +8,7 @@ from typing import Any
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config
+from t5lite.interop.huggingface.families.family import Config, initial_stddev
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import (
     AttentionSpec,
@@ -95,7 +95,7 @@ def fields(spec: ModelSpec) -> dict[str, Any]:
         "attention_probs_dropout_prob": encoder.dropout_rate,
         "max_position_embeddings": positions.max_length,
         "type_vocab_size": spec.num_token_types,
-        "initializer_range": spec.embedding_stddev,
+        "initializer_range": initial_stddev(spec),
         "layer_norm_eps": block.norm.epsilon,
         "pad_token_id": 0,
     }

@@ -42,6 +42,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
     mlps = {side: pattern(config, side) for side in sides}
     return t5.model_spec(
         config,
+        0.1,  # arXiv:2101.03961, §2.4
         heads=heads(config, source) if suffix == t5.LM else (),
         **t5.stacks(config, mlps, per_layer=False),
     )

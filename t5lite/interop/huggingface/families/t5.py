@@ -12,6 +12,7 @@ from t5lite.interop.huggingface.families.family import Config, Family
 from t5lite.interop.tensors import Part, Source, Tensor, transposed
 from t5lite.layers import (
     AttentionSpec,
+    FanInInitSpec,
     HeadSpec,
     LMHeadSpec,
     MlpSpec,
@@ -178,14 +179,15 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
     )
 
 
-def model_spec(config: Config, **parts: Any) -> ModelSpec:
-    """Returns a model of these heads and stacks."""
+def model_spec(config: Config, init_scale: float = 1.0, /, **parts: Any) -> ModelSpec:
+    """Returns a model of these heads and stacks; `init_scale` is that of `FanInInitSpec`."""
+    factor = float(config.get("initializer_factor", 1.0))
     return ModelSpec(
         family=config["model_type"],
         vocab=config["vocab_size"],
         embed=config["d_model"],
         start_id=config.get("decoder_start_token_id") or 0,
-        embedding_stddev=config.get("initializer_factor", 1.0),
+        init=FanInInitSpec(scale=init_scale * factor**2, embedding_stddev=factor),
         **parts,
     )
 
@@ -221,7 +223,7 @@ def fields(spec: ModelSpec, name: str) -> dict[str, Any]:
         "relative_attention_num_buckets": bias.num_buckets,
         "relative_attention_max_distance": bias.max_distance,
         "layer_norm_epsilon": getattr(encoder.blocks[0].norm, "epsilon", 1e-6),
-        "initializer_factor": spec.embedding_stddev,
+        "initializer_factor": getattr(spec.init, "embedding_stddev", 1.0),
         "dropout_rate": encoder.dropout_rate,
         "classifier_dropout": getattr(head, "dropout_rate", 0.0),
         "tie_word_embeddings": not isinstance(head, LMHeadSpec) or head.tied,

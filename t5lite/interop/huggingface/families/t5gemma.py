@@ -4,9 +4,9 @@ from typing import Any
 
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import gemma, modules
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
 from t5lite.interop.tensors import Part, Source, Tensor, transposed
-from t5lite.layers import HeadSpec, LMHeadSpec
+from t5lite.layers import HeadSpec, LMHeadSpec, NormalInitSpec
 from t5lite.models import ModelSpec
 
 MODEL, BASE = "T5GemmaForConditionalGeneration", "T5GemmaModel"
@@ -54,7 +54,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
         heads=_heads(config, decoder, source),
         shared_embedding=False,
         start_id=decoder["bos_token_id"],
-        embedding_stddev=config.get("initializer_range", decoder["initializer_range"]),
+        init=NormalInitSpec(config.get("initializer_range", decoder["initializer_range"])),
         **stacks,
     )
 
@@ -81,7 +81,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     shared = {
         "model_type": "t5_gemma_module",
         "vocab_size": spec.vocab,
-        "initializer_range": spec.embedding_stddev,
+        "initializer_range": initial_stddev(spec),
         "final_logit_softcapping": head.softcap,
         "bos_token_id": spec.start_id,
         "eos_token_id": 1,
@@ -95,7 +95,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "model_type": "t5gemma",
         "is_encoder_decoder": True,
         "vocab_size": spec.vocab,
-        "initializer_range": spec.embedding_stddev,
+        "initializer_range": initial_stddev(spec),
         "dropout_rate": decoder.dropout_rate,
         "tie_word_embeddings": head.tied,
         "bos_token_id": spec.start_id,

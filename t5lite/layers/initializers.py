@@ -1,0 +1,183 @@
+"""Initial values of weights: the rule each architecture was published with."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t5lite.layers.spec import Spec
+
+Initializer = nn.initializers.Initializer
+# What a matrix is for; `down` and `attention_output` write to the residual stream.
+Role = Literal["query", "key", "value", "attention_output", "up", "down", "router", "dense"]
+_ATTENTION = ("query", "key", "value", "attention_output")
+_RESIDUAL = ("attention_output", "down")
+Table = Literal["tokens", "positions", "token_types"]
+# Fedus et al. 2021, Switch, arXiv:2101.03961, §2.4.
+_ROUTER_SCALE = 0.1
+
+
+class InitSpec(Spec):
+    """Any rule for initial values; subclass it for one of your own. Biases are 0, norms 1."""
+
+    def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
+        """Returns the initializer of a matrix `[*contracted, *features]`, drawn as `[in, out]`.
+
+        Args:
+          role: what the matrix is for.
+          gain: factor on a standard deviation that follows from fan-in, so that attention logits
+            have variance 1.
+          num_updates: matrices of the stack that write to its residual stream, two a layer (three
+            with cross-attention); 1 outside any stack.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.kernel")
+
+    def table(self, table: Table) -> Initializer:
+        """Returns the initializer of an embedding `[rows, width]`."""
+        raise NotImplementedError(f"{type(self).__name__}.table")
+
+
+@dataclasses.dataclass(frozen=True)
+class FanInInitSpec(InitSpec):
+    """A matrix has variance `scale / fan-in`: T5's rule, and with other scales Switch's and PaLM's.
+
+    Attention is drawn from a normal distribution, a router always with scale 0.1 (Switch, §2.4),
+    positions and token types with a standard deviation of 0.02.
+
+    Args:
+      scale: 1.0 in T5 and PaLM, 0.1 in Switch.
+      distribution: of the matrices outside attention; truncated at two standard deviations, and of
+        the variance above nevertheless, in T5.
+      embedding_stddev: of token embeddings.
+
+    Source: T5X's `layers.py`; Raffel et al. 2020, arXiv:1910.10683 (whose Mesh TensorFlow code has
+      the same standard deviations).
+    """
+
+    scale: float = 1.0
+    distribution: Literal["truncated_normal", "normal"] = "truncated_normal"
+    embedding_stddev: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.scale >= 0, "scale", "at least 0")
+
+    def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
+        """Returns the initializer of a matrix; see `InitSpec.kernel`."""
+        del num_updates
+        scale = _ROUTER_SCALE if role == "router" else self.scale
+        distribution = "normal" if role in _ATTENTION else self.distribution
+        return nn.initializers.variance_scaling(scale * gain**2, "fan_in", distribution)
+
+    def table(self, table: Table) -> Initializer:
+        """Returns the initializer of an embedding; see `InitSpec.table`."""
+        return nn.initializers.normal(self.embedding_stddev if table == "tokens" else 0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalInitSpec(InitSpec):
+    """Every matrix and embedding from one normal distribution, whatever its size.
+
+    Args:
+      stddev: of all of them.
+      scaled_residuals: whether that of a matrix that writes to the residual stream is divided by
+        the square root of their number in the stack, `2 * num_layers` without cross-attention
+        (Radford et al. 2019, GPT-2, §2.3; Shoeybi et al. 2019, Megatron, arXiv:1909.08053).
+    """
+
+    stddev: float = 0.02
+    scaled_residuals: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.stddev >= 0, "stddev", "at least 0")
+
+    def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
+        """Returns the initializer of a matrix; see `InitSpec.kernel`."""
+        del gain
+        scaled = self.scaled_residuals and role in _RESIDUAL
+        return self._draw(self.stddev / math.sqrt(num_updates) if scaled else self.stddev)
+
+    def table(self, table: Table) -> Initializer:
+        """Returns the initializer of an embedding; see `InitSpec.table`."""
+        del table
+        return self._draw(self.stddev)
+
+    def _draw(self, stddev: float) -> Initializer:
+        return nn.initializers.normal(stddev)
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedNormalInitSpec(NormalInitSpec):
+    """`NormalInitSpec` without what is more than two standard deviations off.
+
+    As in TensorFlow, `stddev` is that of the whole distribution: 0.88 of it is left.
+
+    Args:
+      stddev: before truncation.
+      scaled_residuals: see `NormalInitSpec`.
+    """
+
+    def _draw(self, stddev: float) -> Initializer:
+        return nn.initializers.truncated_normal(stddev)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallInitSpec(InitSpec):
+    """GPT-NeoX's: variance `2 / (5 * embed)`, and `2 / (num_layers * sqrt(embed))` of residuals.
+
+    The second is the standard deviation of matrices that write to the residual stream.
+
+    Source: Black et al. 2022, arXiv:2204.06745, §2.1.3; Nguyen and Salazar 2019, arXiv:1910.05895,
+      §2.2 (small init); Wang and Komatsuzaki 2021 (the other).
+    """
+
+    def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
+        """Returns the initializer of a matrix; see `InitSpec.kernel`."""
+        del gain
+
+        def draw(
+            key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+        ) -> jax.Array:
+            if role in _RESIDUAL:
+                stddev = 4 / (num_updates * math.sqrt(shape[-1]))
+            else:
+                stddev = math.sqrt(2 / (5 * shape[0]))
+            return nn.initializers.normal(stddev)(key, shape, dtype)
+
+        return draw
+
+    def table(self, table: Table) -> Initializer:
+        """Returns the initializer of an embedding; see `InitSpec.table`."""
+        del table
+
+        def draw(
+            key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+        ) -> jax.Array:
+            return nn.initializers.normal(math.sqrt(2 / (5 * shape[-1])))(key, shape, dtype)
+
+        return draw
+
+
+@dataclasses.dataclass(frozen=True)
+class Initializers:
+    """A rule in a stack of known depth, as layers ask it.
+
+    Args:
+      spec: the rule.
+      num_updates: see `InitSpec.kernel`.
+    """
+
+    spec: InitSpec = FanInInitSpec()
+    num_updates: int = 1
+
+    def kernel(self, role: Role, gain: float = 1.0) -> Initializer:
+        """Returns the initializer of a matrix."""
+        return self.spec.kernel(role, gain=gain, num_updates=self.num_updates)
+
+    def table(self, table: Table) -> Initializer:
+        """Returns the initializer of an embedding."""
+        return self.spec.table(table)
