@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh
 from t5lite.commands.given import arguments_of
 from t5lite.commands.preview import Preview, balance_lines, batch_lines, example_lines, look
 from t5lite.commands.text import titled, wrapped
-from t5lite.commands.train import check, step_flops, token_lengths, train
+from t5lite.commands.train import check, check_start, step_flops, token_lengths, train
 from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.data import load_vocabulary
 from t5lite.data.labels import check_labels, load_labels
@@ -121,6 +121,7 @@ def _look(
             log_every=given.log_every,
             callbacks=given.callbacks,
         )
+        check_start(given.checkpoints, model, given.objective, given.data.labels())
         return look(given.data, given.objective, split=split, count=count, seed=given.seed), None
     except Exception as error:
         # A mistake has no cause but a mistake, or a module; what lies elsewhere has another.

@@ -315,7 +315,7 @@ def check(
 def check_start(checkpoints: Checkpoints, model: Model, objective: Any, labels: Labels) -> None:
     """Raises an InputError if a head would be restored that has other labels than the data."""
     head = model.heads.get(getattr(objective, "head", ""))
-    if checkpoints.restore_from is None or head is None:
+    if checkpoints.restore_from is None or head is None or not labels:
         return
     check_mapping(checkpoints.restore_mapping)
     names = [name for name in named(model.shapes()) if name.startswith(f"{head.kind}_head/")]

@@ -20,6 +20,7 @@ from t5lite.commands.preview import look
 from t5lite.commands.text import in_bytes, in_flops
 from t5lite.commands.tree import bytes_of, parameter_lines
 from t5lite.data import ArrayData, Bytes
+from t5lite.data.labels import save_labels
 from t5lite.errors import InputError
 from t5lite.models import Model, forward_flops, override, preset, save_spec
 from t5lite.objectives import Seq2Seq, SpanCorruption
@@ -116,7 +117,7 @@ def test_the_largest_preset_takes_seconds_and_does_without_its_data(tmp_path):
 # --- the run ------------------------------------------------------------------------------------
 
 
-def test_where_a_run_would_start(tmp_path):
+def test_where_a_run_would_start(tmp_path, monkeypatch):
     def start(**options):
         text = section(report(**arguments(tmp_path, examples=0, **options)), "the run")
         return " ".join(text.partition("objective ")[0].split())
@@ -144,6 +145,9 @@ def test_where_a_run_would_start(tmp_path):
     assert "ANOTHER MODEL, train would refuse; encoder.num_layers: 2 -> 3" in other
     assert "ANOTHER VOCABULARY" in start(data=text_data(vocab=Bytes(99)))
     assert contents() == before
+    save_labels(tmp_path / "run", {"labels": ["b", "a"]})
+    monkeypatch.setattr(ArrayData, "labels", lambda data: {"labels": ["a", "b"]})
+    assert "OTHER LABELS, train would refuse; the labels of 'labels' are not" in start()
 
 
 @pytest.mark.parametrize(
