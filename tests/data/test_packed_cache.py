@@ -222,6 +222,22 @@ def test_an_example_comes_back_as_it_was_prepared(tmp_path, objective, features)
     objective.show(shown, Bytes())
 
 
+def test_fields_that_are_new_and_off_do_not_matter(tmp_path):
+    data = ArrayData(arrays(20), lengths=LENGTHS, batch_size=4)
+    objective = Seq2Seq()
+    cache = cached(tmp_path, data, objective)
+    path = tmp_path / "cache" / "packed.json"
+    description = json.loads(path.read_text())
+    assert description["objective"] == {"class": "Seq2Seq", "topology": "encoder_decoder"}
+    description["objective"]["once_had"] = None
+    path.write_text(json.dumps(description))
+    assert dataclasses.replace(cache).examples(objective, split="train", count=1, seed=0)
+    with pytest.raises(InputError, match=r"objective = .*add_eos"):
+        dataclasses.replace(cache).examples(
+            Seq2Seq(add_eos={"inputs": False}), split="train", count=1, seed=0
+        )
+
+
 def test_equal_data_give_equal_caches_and_a_state_belongs_to_its_cache(tmp_path):
     one, two, other = (
         cached(tmp_path / name, window=window, vocab=Bytes())

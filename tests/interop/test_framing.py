@@ -16,7 +16,7 @@ from t5lite.framing import Frame
 from t5lite.interop import Loaded, load, save
 from t5lite.interop.embedding import Embedder
 from t5lite.interop.generation import Generator
-from t5lite.interop.prompts import check_prompts, prompts_of, read_prompts, save_prompts
+from t5lite.interop.prompts import as_trained, check_prompts, prompts_of, read_prompts, save_prompts
 from t5lite.interop.scoring import Scorer
 from t5lite.models import Model, override
 from t5lite.objectives import (
@@ -296,6 +296,7 @@ def test_a_run_without_a_record_is_read_as_before(form, tmp_path):
     check_prompts(fit(CausalLM(), model), before, where="the run")
     with pytest.raises(InputError, match=r"bidirectional_inputs = True to go on"):
         check_prompts(fit(Seq2Seq(), model), before, where="the run")
+    assert as_trained(fit(Seq2Seq(), model), before).bidirectional_inputs  # as it is evaluated
     assert not loaded_with(model, vocabulary).prompts.of("inputs").bidirectional
 
 
