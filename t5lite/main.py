@@ -113,12 +113,12 @@ def _dispatch(arguments: list[str]) -> int | None:
     command = importlib.import_module(f"t5lite.commands.{verb}")
     with contextlib.nullcontext() if options.debug else _quiet():
         configured = configuration.parse(options.gin_file, bindings, search_paths)
-        with _processes(options):
+        with _processes(options, preemptible=verb == "train"):
             return command.run(options, configured)
 
 
 @contextlib.contextmanager
-def _processes(options: argparse.Namespace) -> Iterator[None]:
+def _processes(options: argparse.Namespace, *, preemptible: bool) -> Iterator[None]:
     """Joins the processes that are one program with this one, if it is not alone."""
     if not hasattr(options, "coordinator_address"):
         yield
@@ -127,7 +127,7 @@ def _processes(options: argparse.Namespace) -> Iterator[None]:
 
     which = group(options.coordinator_address, options.num_processes, options.process_id)
     try:
-        with joined(which, timeout=options.coordinator_timeout):
+        with joined(which, timeout=options.coordinator_timeout, preemptible=preemptible):
             yield
     except (Exception, KeyboardInterrupt) as error:
         if which is None:

@@ -56,7 +56,9 @@ class _Failure(NamedTuple):
 
 
 @contextlib.contextmanager
-def joined(which: Group | None, *, timeout: float = 300.0) -> Iterator[None]:
+def joined(
+    which: Group | None, *, timeout: float = 300.0, preemptible: bool = True
+) -> Iterator[None]:
     """Makes this process one of a group while the context lasts; alone, does nothing.
 
     To be entered before JAX uses a device. If another process ends before it has left this context,
@@ -65,6 +67,8 @@ def joined(which: Group | None, *, timeout: float = 300.0) -> Iterator[None]:
     Args:
       which: see `group`.
       timeout: seconds to wait for the other processes.
+      preemptible: whether SIGTERM is a notice, as training takes it; otherwise it ends this process
+        at once, and with it the others.
 
     Raises:
       InputError: if process 0 cannot be reached. If another one is missing, the process prints that
@@ -75,6 +79,8 @@ def joined(which: Group | None, *, timeout: float = 300.0) -> Iterator[None]:
     if which is None or which.count == 1:
         yield
         return
+    # JAX's service takes SIGTERM for a notice, also where nobody acts on it.
+    jax.config.update("jax_enable_preemption_service", preemptible)
     _initialize(which, timeout)
     if jax.process_count() == 1:
         yield

@@ -61,7 +61,7 @@ def data():
 
 
 class Marks:
-    """Leaves a file after every step, which lasts, and may fail in process 1."""
+    """Leaves a file at every step, then takes its time, and may fail in process 1."""
 
     every = 1
 
@@ -69,8 +69,8 @@ class Marks:
         self._folder, self._seconds, self._fails_at = Path(folder), seconds, fails_at
 
     def __call__(self, run, state, *, step):
-        time.sleep(self._seconds)
         (self._folder / f"process_{jax.process_index()}_step_{step}").touch()
+        time.sleep(self._seconds)
         if step == self._fails_at and jax.process_index() == 1:
             raise RuntimeError("the disk of process 1 is full")
         return {}

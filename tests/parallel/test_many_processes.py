@@ -258,6 +258,19 @@ def test_a_notice_to_one_stops_both_and_saves(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoints" / step).is_dir()
 
 
+@pytest.mark.slow
+def test_a_notice_ends_what_has_nothing_to_save_at_once(alone: Path) -> None:
+    mark = alone / "process_1_step_8"
+    mark.unlink(missing_ok=True)
+    processes = Processes(2, alone, verb="evaluate", SECONDS=SECONDS)
+    processes.wait_for(mark)
+    processes.all[1].terminate()
+    start = time.monotonic()
+    assert processes.wait() == [1, -signal.SIGTERM]
+    assert time.monotonic() - start < SECONDS / 4
+    assert "t5lite: process 1 of 2 is gone" in processes.said(0)
+
+
 def test_a_mistake_is_said_as_if_there_were_one_process(tmp_path: Path) -> None:
     processes = Processes(2, tmp_path / "run", '--gin.t5lite.parallel.Layout.mesh={"data": 3}')
     assert processes.wait() == [2, 2]
