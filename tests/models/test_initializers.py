@@ -135,7 +135,8 @@ def test_every_preset_has_the_initialisers_of_its_family():
 
     fan_in = {"t5", "mt5", "umt5", "switch_transformers", "palm"}
     for name, spec in PRESETS.items():
-        assert isinstance(spec.init, FanInInitSpec) == (spec.family in fan_in), name
+        by_fan_in = spec.family in fan_in or name == "bert_nano"  # too narrow for BERT's
+        assert isinstance(spec.init, FanInInitSpec) == by_fan_in, name
         assert isinstance(spec.init, SmallInitSpec) == (spec.family == "gpt_neox"), name
 
 
