@@ -244,11 +244,12 @@ def train(
             warnings = itertools.chain(warnings, rate_change(saved, now, step=restored.step))
         check_watched(callbacks, run_, best=checkpoints.best)
         run_.writers.check()
+        shown = functools.partial(example_texts, data, objective, split="train", count=_SHOWN)
         facts = {
             "headline": title,
             "data": about,
             "parameters": named_shapes(the_model),
-            "examples": example_texts(data, objective, split="train", count=_SHOWN, seed=seed),
+            "examples": shown(seed=seed) if claim else [],  # process 0 alone writes them
             "seed": seed,
             "versions": versions(),
             **dataclasses.asdict(duration),

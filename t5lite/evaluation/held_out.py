@@ -55,8 +55,8 @@ class HeldOut:
 
     def metric_names(self, run: Any) -> set[str]:
         """Returns the names of the metrics that it measures, without computing them."""
-        shapes = run.data.batch_shapes(run.objective)
-        sums = jax.eval_shape(_sums(run.objective, run.model), run.model.shapes(), shapes)
+        shapes = run.model.shapes(), run.data.batch_shapes(run.objective)
+        sums = run.jit(_sums(run.objective, run.model)).trace(*shapes).out_info
         return {f"{self.prefix}/{name}" for name in _summary(dict.fromkeys(sums, 0.0))}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
