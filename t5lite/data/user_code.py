@@ -9,10 +9,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import t5lite
 from t5lite.errors import InputError
 
-_FRAMEWORKS = (str(Path(t5lite.__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib")))
+_PACKAGE = str(Path(__file__).parent.parent)
+_FRAMEWORKS = (_PACKAGE, *map(sysconfig.get_path, ("stdlib", "purelib")))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
 # What TensorFlow puts around a message: functions before it, nodes and the op after it.
 _DECORATION = re.compile(
