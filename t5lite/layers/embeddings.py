@@ -33,7 +33,9 @@ def lookup(table: jax.Array, ids: jax.Array, dtype: Any, axes: tuple[str, str]) 
     Returns:
       `[batch, length, embed]`.
     """
-    return _lookup(table, ids, _Lookup(dtype, table.shape, table.dtype, weight(axes)))
+    return _lookup(
+        table, ids, _Lookup(dtype, (table.shape[0], table.shape[1]), table.dtype, weight(axes))
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
