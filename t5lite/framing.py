@@ -1,6 +1,7 @@
 """The special tokens around a text: one rule for training, scoring, embedding and generation."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import overload
 
@@ -44,9 +45,13 @@ class Frame:
         if room is not None:
             ids = ids[: max(room - self.size, 0)]
         if isinstance(ids, np.ndarray):
-            parts = (self.before, ids, self.after)
-            return np.concatenate([np.asarray(part, np.int32) for part in parts])
+            before, after = self._arrays
+            return np.concatenate([before, np.asarray(ids, np.int32), after])
         return [*self.before, *ids, *self.after]
+
+    @functools.cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.before, np.int32), np.array(self.after, np.int32)
 
     def filled(self, value: int) -> "Frame":
         """Returns a frame with `value` for every special token: for what is aligned with ids."""
