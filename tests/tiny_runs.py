@@ -206,7 +206,7 @@ def train_guarded(model_dir, *callbacks, **changes):
     update = Update(
         clip_norm=1.0,
         ema_decay=0.9,
-        spike_threshold=1.5,
+        spike_threshold=0.6,
         spike_warmup_steps=3,
         loss_scale=LossScale(growth_steps=5),
     )

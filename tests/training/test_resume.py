@@ -217,10 +217,12 @@ def contents(folder):
             r"(?s)a run of another model.*decoder.blocks.0.mlp.hidden: 24 -> 32.*and 2 more",
             id="model",
         ),
-        pytest.param({"seed": 1}, f"(?s)seed was 0 and is 1.*{ANEW}", id="data position"),
+        pytest.param(
+            {"seed": 1}, f"(?s)seed` was 0 in the checkpoint and is 1.*{ANEW}", id="data position"
+        ),
         pytest.param(
             {"data": array_data(batch_size=16)},
-            rf"(?s)num_shards was 8 and is 16.*multiples of 8 resume with num_shards = 8.*{ANEW}",
+            rf"(?s)is 16 now.*multiples of 8 resume with num_shards = 8.*{ANEW}",
             id="batch size",
         ),
         pytest.param(
