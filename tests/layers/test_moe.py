@@ -442,3 +442,18 @@ def test_slots():
 def test_the_spec_is_json_and_back():
     spec = TOP_2.replace(capacity=None, capacity_factor=1.25)
     assert MoeSpec.from_json(spec.to_json()) == spec
+
+
+def test_the_router_is_precise_in_both_passes():
+    """An accelerator's own precision would send tokens elsewhere, and round its gradient."""
+
+    def loss(params):
+        return jnp.sum(make(TOP_1, dtype="bfloat16").apply({"params": params}, X))
+
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss(p).astype(jnp.float32)))(parameters())
+    products = [each for each in jaxpr.jaxpr.eqns if each.primitive.name == "dot_general"]
+    # The router's alone have factors in float32: forwards, and for its kernel; `X` needs none.
+    precise = [each for each in products if each.invars[0].aval.dtype == jnp.float32]
+    assert len(precise) >= 2
+    assert len(products) > len(precise)
+    assert all(set(each.params["precision"]) == {jax.lax.Precision.HIGHEST} for each in precise)
