@@ -141,15 +141,16 @@ class Batches:
                 f"version reads {_STATE_FORMAT}; go on with the version that wrote it"
             )
         if changed := dict(_differences(state.get("data", {}), self._fingerprint)):
-            more = f"\nand {len(changed) - 2} more" if len(changed) > 2 else ""
+            more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
             fix = "set what changed to what it was"
-            if changed.keys() == {"num_shards"}:  # by default, it follows from batch_size
+            # By default, batch_size decides the shards, and they the window.
+            if {"num_shards"} <= changed.keys() <= {"num_shards", "window"}:
                 was = state["data"]["num_shards"]
                 fix = f"batch sizes that are multiples of {was} resume with num_shards = {was}"
             raise InputError(
                 "cannot resume the data position: "
-                + ";\n  ".join([*changed.values()][:2])
-                + f"{more};\n{fix}"
+                + ";\n  ".join([*changed.values()][:3])
+                + f"{more}\n{fix}"
             )
         missing = [shard for shard in self._shards if str(shard) not in state["shards"]]
         if missing:

@@ -334,6 +334,8 @@ class RowStream:
         of a pass; an integer, the completed ones, where nobody has counted the examples.
     """
 
+    epoch: float
+
     def __init__(
         self,
         examples: Stream,
