@@ -129,7 +129,8 @@ def train(
       steps: updates in all, those before a restart included; the first of `steps`, `tokens` and
         `epochs` that is reached ends the run. Schedules are given their number of steps apart.
       tokens: seen in all, without padding.
-      epochs: passes over the training data.
+      epochs: passes over the training data: examples read by examples in all, those of all parts of
+        a mixture together.
       layout: mesh and sharding.
       compute: dtype, rematerialisation, scan.
       update: microbatches, clipping, averaging, what a NaN or a spike does, float16's loss scale.

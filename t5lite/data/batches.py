@@ -9,6 +9,7 @@ import math
 import os
 import queue
 import re
+import reprlib
 import threading
 import warnings
 import weakref
@@ -231,8 +232,12 @@ def _differences(saved: Any, mine: Any, name: str = "") -> Iterator[tuple[str, s
         for key in {**saved, **mine} if name else saved:
             inner = f"{name}.{key}" if name else key
             yield from _differences(saved.get(key), mine.get(key), inner)
+    elif isinstance(saved, list) and isinstance(mine, list | tuple) and len(saved) == len(mine):
+        for number, pair in enumerate(zip(saved, mine, strict=True)):
+            yield from _differences(*pair, f"{name}[{number}]")
     elif json.loads(json.dumps(mine)) != saved:
-        yield name, f"`{name}` was {saved!r} in the checkpoint and is {mine!r} now"
+        was, now = (reprlib.repr(value) for value in (saved, mine))
+        yield name, f"`{name}` was {was} in the checkpoint and is {now} now"
 
 
 def joint_state(mine: Mapping[str, Any], gather: Callable[[Any], Sequence[Any]]) -> dict[str, Any]:

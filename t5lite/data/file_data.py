@@ -30,9 +30,10 @@ _CHECKED = 1000  # rows whose answers are looked for
 class FileData(_Data):
     """CSV, TSV, JSON-lines, Parquet and text files, columns made into features.
 
-    Files are read once at the start, to find and check their rows, and then row by row. Training
-    rows come in the order of a hash of their content, shuffled again within windows, so that files
-    sorted by class do no harm. A job stops at a file that has changed, and does not resume on it.
+    Files are read once at the start, to find and check their rows, and then row by row. Every
+    epoch has all training rows in a random order of its own, so that files sorted by class do no
+    harm, and the files' own does not matter. A job stops at a file that has changed, and does not
+    resume on it.
 
     Rows are found at some 10 MB a second, and kept in the cache (48 bytes a row) with the sizes and
     times of the files: later starts read none of it. More than about 10 GB, or files on a slow

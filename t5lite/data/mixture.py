@@ -54,7 +54,9 @@ class MixtureData(_Data):
     """Parts of any kind in one stream: SeqIO tasks, files and arrays, each at its rate.
 
     Training examples are drawn at random, each part starting anew when it ends, with an order and
-    an end of its own. Validation reads every part that has validation examples once, taking turns.
+    an end of its own. An epoch is as many examples as all parts have together; at other rates than
+    their sizes', some of them are read more than once in it and others in part. Validation reads
+    every part that has validation examples once, in proportion to its size.
     `lengths`, `batch_size` and the like are the mixture's; those of the parts have no effect.
 
     Attributes:

@@ -5,6 +5,10 @@ shard `s`'s, which has its own examples, order and packing. A process makes the 
 devices hold, which are whole shards, contiguous or not; processes that hold the same rows make them
 twice. So batches are the same with any number and order of processes, and the position in the data
 is a few integers for each shard.
+
+An epoch is as many examples as there are, counted before the objective makes none, one or several
+of each. Every epoch deals all of them to the shards, so that rows of one example each are all seen
+once in it; where rows are packed, a shard with larger examples is a little behind the others.
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from t5lite.data.dealing import Dealing
 from t5lite.data.importing import import_seqio
 from t5lite.data.order import generator, permuted
 from t5lite.data.seqio_cache import check_vocabularies
@@ -18,15 +19,16 @@ from t5lite.errors import InputError
 # A task that is smaller is read once and then dealt to all shards from memory.
 _MEMORY_EXAMPLES = 100_000
 _MEMORY_BYTES = 2**28
+_DEALINGS = 4  # readings that shards may join
 
 
 class SeqioSource:
     """One split of a SeqIO task.
 
     Shards are the source's own files where it has at least as many files, and examples, as there
-    are shards, and otherwise every `num_shards`-th example. Raw examples stay serialised tensors in
-    here, which is general (any type and shape), cheap to shuffle, and never calls from TensorFlow
-    into Python.
+    are shards, and otherwise every `num_shards`-th example of one reading that they share. Raw
+    examples stay serialised tensors in here, which is general (any type and shape), cheap to
+    shuffle, and never calls from TensorFlow into Python.
 
     Preprocessors see one window of examples at a time. Chance in them is repeatable where it comes
     through `seqio.map_over_dataset(num_seeds=...)` or fixed seeds; tf.random without a seed, or
@@ -76,6 +78,7 @@ class SeqioSource:
         self._spec: Any = None
         self._memory: np.ndarray | None = None
         self._memory_lock, self._tried_memory = threading.Lock(), False
+        self._dealings: dict[Any, Dealing] = {}  # the latest
 
     @property
     def num_examples(self) -> int | None:
@@ -119,8 +122,32 @@ class SeqioSource:
                 which = {"shard": shard, "num_shards": num_shards, "epoch": epoch, "seed": seed}
                 numbers = dealt(len(memory), self.name, start=start, size=size, **which)
                 return (memory[each] for each in numbers)
-            dataset = self._open(**order).shard(num_shards, shard)
+            if num_shards > 1:
+                return self._dealt(shard, num_shards, order=order, start=start, size=size)
+            dataset = self._open(**order)
         return self._arrays(dataset.skip(start * size), size)
+
+    def _dealt(
+        self, shard: int, num_shards: int, *, order: Mapping[str, Any], start: int, size: int
+    ) -> Iterator[np.ndarray]:
+        """Yields a shard's windows out of a reading that it shares with other shards."""
+        key = (num_shards, repr(order), start, size)
+        with self._memory_lock:
+            dealing = self._dealings.get(key)
+            if dealing is None or not dealing.begin(shard):
+                rest = self._open(**order).skip(num_shards * start * size)
+                rows = self._arrays(rest, max(1024, 4 * num_shards))
+                dealing = Dealing(rows, num_shards, size)
+                dealing.begin(shard)
+                # Shards come to the next epoch one by one; nobody comes to the one before the last.
+                self._dealings = dict([*self._dealings.items(), (key, dealing)][-_DEALINGS:])
+        while (window := dealing.window(shard)) is not None:
+            if not len(window):
+                return
+            yield window
+            start += 1
+        mine = self._open(**order).shard(num_shards, shard)
+        yield from self._arrays(mine.skip(start * size), size)
 
     def next_epoch(self, *, epoch: int, **which: int) -> int:
         """Returns the next epoch in which a shard has examples, see `Source`."""

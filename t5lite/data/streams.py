@@ -5,6 +5,7 @@ the work since the last border (of a window, of a block) and drops what was give
 stream is a function of the source, the seed and its shard alone, never of hosts, threads or time.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -247,11 +248,10 @@ class MixtureStream:
         self._streams, self._key = list(streams), (seed, "mixture", shard)
         self._bounds = None if rates is None else np.cumsum(rates) / np.sum(rates)
         self._count, self._choices = 0, np.empty(0, np.int64)
-        self._live = list(range(len(self._streams)))
         sizes = [stream.pass_size for stream in self._streams]
         self._sizes = [size for size in sizes if size is not None]
         self.pass_size = sum(self._sizes) if len(self._sizes) == len(sizes) else None
-        self.read = sum(stream.read for stream in self._streams)
+        self._begin_turns()
 
     @property
     def passes(self) -> int:
@@ -272,36 +272,36 @@ class MixtureStream:
         self._count, self._choices = state["count"], np.empty(0, np.int64)
         for stream, each in zip(self._streams, state["streams"], strict=True):
             stream.load(each)
-        self._live = list(range(len(self._streams)))
-        self.read = sum(stream.read for stream in self._streams)
+        self._begin_turns()
 
     def begin(self, passes: int) -> None:
         """Moves all streams to the start of a pass of their own, with draws of its own."""
         self.load({**self.state(), "count": passes * _DRAWS})
         for stream in self._streams:
             stream.begin(passes)
-        self.read = sum(stream.read for stream in self._streams)
+        self._begin_turns()
 
     def __iter__(self) -> "MixtureStream":
         return self
 
     def __next__(self) -> Example:
-        while self._live:
-            choice = self._next_choice()
+        while self._turns:
+            choice = self._turns[0][1] if self._bounds is None else self._next_choice()
             stream = self._streams[choice]
             before = stream.read
             example = next(stream, None)
             self._count += 1
             self.read += stream.read - before
             if example is not None:
+                if self._bounds is None:
+                    heapq.heapreplace(self._turns, (self._share_read(choice), choice))
                 return example
-            self._live.remove(choice)
+            heapq.heappop(self._turns)  # with rates, no stream ends
         raise StopIteration
 
     def _next_choice(self) -> int:
         """Returns draw number `count`, which depends on nothing but the key and the number."""
-        if self._bounds is None:
-            return min(self._live, key=self._share_read)
+        assert self._bounds is not None
         block, at = divmod(self._count, _CHOICES)
         if at == 0 or not self._choices.size:
             uniform = generator(_MIX, *self._key, block).random(_CHOICES)
@@ -309,6 +309,11 @@ class MixtureStream:
             choices = np.searchsorted(self._bounds, uniform, side="right")
             self._choices = np.minimum(choices, len(self._streams) - 1)
         return int(self._choices[at])
+
+    def _begin_turns(self) -> None:
+        self.read = sum(stream.read for stream in self._streams)
+        self._turns = [(self._share_read(number), number) for number in range(len(self._streams))]
+        heapq.heapify(self._turns)
 
     def _share_read(self, number: int) -> float:
         """Returns how much of a stream would be read, next example included; or how often."""

@@ -195,7 +195,7 @@ def test_other_data_does_not_continue(file, change):
         with open(file, "a", encoding="utf-8") as opened:
             opened.write("more,1,a\n")
     continued = make(file, **change).train_batches(Objective(), seed=0)
-    with pytest.raises(InputError, match="cannot resume the data position: `sources` was"):
+    with pytest.raises(InputError, match="cannot resume the data position: `sources"):
         continued.load_state_dict(state)
     close([started, continued])
 

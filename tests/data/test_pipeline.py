@@ -234,6 +234,14 @@ def test_large_tasks_are_streamed(make_task, monkeypatch):
     check_continuation(data, seeds=3)
     ((source, _),) = data._sources("train", Plain())
     assert source._memory is None
+    opened = []
+    monkeypatch.setattr(
+        SeqioSource,
+        "_open",
+        lambda self, open=SeqioSource._open, **w: opened.append(1) or open(self, **w),
+    )
+    first_numbers(make_data(make_task(), pack=False), 40)
+    assert len(opened) <= 8  # few epochs, and not for each of four shards
     # Nobody has counted them: whole passes are.
     data = make_data(make_task(), pack=False, batch_size=6, num_shards=6, block_rows=1)
     batches = data.train_batches(Plain(), seed=0)

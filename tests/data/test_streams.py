@@ -1,5 +1,6 @@
 """Streams are functions of their seed and shard, and can be put where they once were."""
 
+import itertools
 import json
 from collections import Counter
 from itertools import islice
@@ -7,6 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from t5lite.data.dealing import Dealing
 from t5lite.data.order import permuted
 from t5lite.data.sources import ArraySource, dealt
 from t5lite.data.streams import ExampleStream, MixtureStream, RowStream
@@ -300,3 +302,34 @@ def test_an_order_of_any_size_costs_nothing():
     found = permuted(places, 2**62 - 5, "a")
     assert len(set(found.tolist())) == 3
     assert ((found >= 0) & (found < 2**62 - 5)).all()
+
+
+@pytest.mark.parametrize("num_shards", [3, 8])
+def test_one_reading_is_dealt_to_shards_that_take_turns(num_shards):
+    reads = []
+
+    def reading():
+        for start in range(0, 1000, 60):
+            reads.append(start)
+            yield np.arange(start, min(start + 60, 1000), dtype=object)[:, np.newaxis]
+
+    dealing = Dealing(reading(), num_shards, 10)
+    assert [dealing.begin(shard) for shard in range(num_shards)] == [True] * num_shards
+    assert not dealing.begin(0)  # who begins again reads again
+    found = {shard: [] for shard in range(num_shards)}
+    for _ in range(60):
+        for shard, values in found.items():
+            values += dealing.window(shard).ravel().tolist()
+    assert found == {s: list(range(s, 1000, num_shards)) for s in range(num_shards)}
+    assert len(reads) == 17
+
+
+def test_shards_of_other_processes_are_not_waited_for():
+    rows = (np.full((100, 1), "x", object) for _ in itertools.count())
+    dealing = Dealing(rows, 4, 10)
+    assert dealing.begin(0)
+    for _ in range(300):
+        assert len(dealing.window(0)) == 10
+    assert not dealing.begin(1)  # given up
+    assert sum(len(values) for values in dealing._held[0]) < 100
+    assert list(dealing._held) == [0]
