@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -299,8 +300,8 @@ def test_an_unknown_family_lists_the_known_ones(tmp_path, capsys):
 
 def all_of(said):
     """The whole of a message, which may be in a file."""
-    last = said.splitlines()[-1]
-    return Path(last.split("lines: ")[1]).read_text() if " lines: " in last else said
+    path = re.search(r"  all \d+ lines: (.+)", said)
+    return Path(path[1]).read_text() if path else said
 
 
 def test_missing_and_unexpected_tensors_are_named(tmp_path, capsys):
