@@ -14,6 +14,7 @@ from t5lite.data.sources import NoSplit, Source
 from t5lite.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from t5lite.data.metric_tasks import MetricTask
     from t5lite.data.vocabularies import Vocabulary
 
 
@@ -134,6 +135,10 @@ class MixtureData(_Data):
         """Returns the mixture with every part's labels numbered as a model's are."""
         parts = {name: part.with_labels(labels) for name, part in _named(self.parts).items()}
         return dataclasses.replace(self, parts=parts)
+
+    def metric_tasks(self) -> list["MetricTask"]:
+        """Returns the tasks with metrics of all parts."""
+        return [task for part in self._parts.values() for task in part.metric_tasks()]
 
     @functools.cached_property
     def _parts(self) -> dict[str, _Data]:

@@ -30,6 +30,7 @@ from t5lite.errors import InputError
 if TYPE_CHECKING:
     import jax
 
+    from t5lite.data.metric_tasks import MetricTask
     from t5lite.data.vocabularies import Vocabulary
 
 _MOST_SHARDS = 1024  # unless more are wanted: as many processes can read
@@ -140,6 +141,10 @@ class _Data:
             ours, {name: known[: len(ours.get(name, ()))] for name, known in labels.items()}
         )
         return self
+
+    def metric_tasks(self) -> list["MetricTask"]:
+        """Returns the SeqIO tasks in this data whose validation split has metrics of its own."""
+        return []
 
     def train_batches(
         self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None

@@ -27,7 +27,7 @@ _MOST_EXAMPLES = 2**40  # of a window: all
 # smaller.
 _FIRST_SEED = 2**40
 # The count lives in a global of SeqIO's.
-_SEQIO_SEED = threading.Lock()
+SEQIO_SEED = threading.Lock()
 # Ending of the features in which SeqIO's `tokenize` keeps the text.
 _PRETOKENIZED = "_pretokenized"
 
@@ -332,7 +332,7 @@ def _map_seeds(seed: Any) -> Iterator[None]:
             args = (seed + int(args[0] - _FIRST_SEED), *args[1:])
         return random(*args, **options)
 
-    with _SEQIO_SEED:
+    with SEQIO_SEED:
         outer, seqio.utils._NEXT_MAP_SEED = seqio.utils._NEXT_MAP_SEED, _FIRST_SEED
         tf.data.Dataset.random = staticmethod(seeded)
         try:

@@ -1,18 +1,21 @@
 """SeqIO tasks and mixtures as data."""
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from t5lite.data.batches import Objective
 from t5lite.data.files import as_path
 from t5lite.data.importing import import_seqio
+from t5lite.data.metric_tasks import MetricTask
 from t5lite.data.pipeline import _Data
 from t5lite.data.seqio_preprocessing import BAD_TEXTS
 from t5lite.data.seqio_source import SeqioSource
 from t5lite.data.sources import NoSplit, Source
+from t5lite.data.user_code import user_error
 from t5lite.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -81,6 +84,15 @@ class TaskData(_Data):
         known = [count for count in counts if count is not None]
         return sum(known) if known and len(known) == len(counts) else None
 
+    def metric_tasks(self) -> list[MetricTask]:
+        """Returns the tasks with metrics that have the validation split."""
+        found = [
+            MetricTask(task, self.validation_split, self.lengths, use_cached=self.use_cached)
+            for task in self._tasks
+            if self.validation_split is not None and self.validation_split in task.splits
+        ]
+        return [each for each in found if each.metrics]
+
     @functools.cached_property
     def provider(self) -> Any:
         """The `seqio.Task` or `seqio.Mixture`."""
@@ -138,6 +150,18 @@ class TaskData(_Data):
             self._opened[key] = self._open(split, self.lengths if knows_lengths else None)
         return self._opened[key]
 
+    def _rate(self, task: Any) -> float:
+        """Returns a task's rate in the mixture; if it is computed from sizes, they are counted."""
+        with contextlib.suppress(Exception):  # to be raised again, if it is not for a size
+            return float(self.provider.get_rate(task))
+        with _counted(self._tasks, use_cached=self.use_cached):
+            try:
+                return float(self.provider.get_rate(task))
+            except Exception as error:
+                what = f"mixture {self.provider.name!r}: the rate of task {task.name!r}"
+                fix = "if it needs the number of examples, give the source num_input_examples"
+                raise user_error(what, error, fix=fix) from error
+
     def _open(
         self, split: str, sequence_length: Mapping[str, int] | None
     ) -> list[tuple[Source, float]]:
@@ -149,7 +173,7 @@ class TaskData(_Data):
             )
         sources: list[tuple[Source, float]] = []
         for task in with_split:
-            rate = 1.0 if task is self.provider else float(self.provider.get_rate(task))
+            rate = 1.0 if task is self.provider else self._rate(task)
             if not 0 < rate < math.inf:
                 raise InputError(
                     f"mixture {self.provider.name!r} gives task {task.name!r} the rate {rate}; "
@@ -164,3 +188,24 @@ class TaskData(_Data):
             )
             sources.append((source, rate))
         return sources
+
+
+@contextlib.contextmanager
+def _counted(tasks: Sequence[Any], *, use_cached: bool) -> Iterator[None]:
+    """Lets sources that do not know how many examples they have say so, if they are few.
+
+    `seqio.mixing_rate_num_examples` asks them, also for the tasks of a mixture in a mixture.
+    """
+    counts: dict[int, tuple[Any, dict[str, int | None]]] = {}
+    for task in tasks:
+        sizes = {
+            split: SeqioSource(task, split, use_cached=use_cached).count() for split in task.splits
+        }
+        counts[id(task.source)] = task.source, sizes
+    for source, sizes in counts.values():
+        source.num_input_examples = sizes.get
+    try:
+        yield
+    finally:
+        for source, _ in counts.values():
+            del source.num_input_examples

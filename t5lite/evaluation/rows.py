@@ -1,13 +1,21 @@
 """Held-out examples one per row, and the model's greedy answer to them."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from t5lite.data.packing import pad, pad_with_segments
+from t5lite.data.validation import filled_up
+from t5lite.decoding import Settings
 from t5lite.errors import InputError
-from t5lite.interop import prompt_batch
+from t5lite.interop import answer, prompt_batch
+from t5lite.objectives import chunked_cross_entropy
+
+_CHUNK_LENGTH = 16  # places of which the logits are in memory at once
 
 Example = dict[str, np.ndarray]
 
@@ -45,15 +53,11 @@ def unpacked_batches(run: Any, rows: Sequence[Example]) -> Iterator[dict[str, np
       run: with `.data` and `.objective`.
       rows: examples; the last batch is filled up with empty rows.
     """
-    lengths, size = run.data.lengths, run.data.batch_size
+    lengths, size = run.objective.row_lengths(run.data.lengths), run.data.batch_size
+    in_rows = pad_with_segments if getattr(run.data.vocabulary(), "zero_is_token", False) else pad
     for start in range(0, len(rows), size):
-        padded = {
-            name: np.zeros((size, lengths[name]), np.int32) for name in run.objective.features
-        }
-        for row, example in enumerate(rows[start : start + size]):
-            for name, array in padded.items():
-                array[row, : len(example[name])] = example[name]
-        yield run.objective.batch(padded)
+        padded = in_rows(rows[start : start + size], lengths)
+        yield run.objective.batch({name: filled_up(each, size) for name, each in padded.items()})
 
 
 def place(run: Any, batch: dict[str, np.ndarray]) -> Any:
@@ -84,20 +88,36 @@ def sees_both_ways(objective: Any, example: Example) -> bool:
     return "prefix" in example and getattr(objective, "bidirectional_inputs", True)
 
 
+def answer_fn(run: Any, max_new_tokens: int) -> Callable:
+    """Returns what `answers` needs: greedy decoding, compiled."""
+    vocabulary = run.data.vocabulary()
+    settings = Settings(eos_id=1 if vocabulary is None else vocabulary.eos_id)
+
+    def written(params: Any, batch: Any) -> dict[str, Any]:
+        made = answer(run.model, params, batch, max_new_tokens=max_new_tokens, settings=settings)
+        found = {"answer": made.tokens, "log_probability": made.log_probabilities}
+        return replicate(run, found | {"row": batch["row"]})
+
+    return run.jit(written)
+
+
 def answers(
     run: Any, answer_fn: Callable, params: Any, prompts: Sequence[np.ndarray], *, prefix: bool
-) -> list[np.ndarray]:
-    """Returns what the model writes after each prompt, `[max_new_tokens]` int32, in order.
+) -> list[dict[str, np.ndarray]]:
+    """Returns what the model writes after each prompt, in order.
 
     Args:
       run: with `.data`, `.model` and `.place`.
-      answer_fn: compiled, `(params, batch) -> {"answer": …, "row": …}`, replicated.
+      answer_fn: see there.
       params: the model's.
       prompts: token ids.
       prefix: whether a decoder sees them in both directions.
+
+    Returns:
+      For each `answer`, `[max_new_tokens]` int32, and its `log_probability` in nats.
     """
     size, length = run.data.batch_size, max(map(len, prompts))
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, dict[str, np.ndarray]] = {}
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
         batch = prompt_batch(
@@ -108,11 +128,53 @@ def answers(
             prefix=prefix,
             start_id=run.model.start_id,
         )
-        # Devices may hold the rows in any order.
         batch["row"] = np.arange(start, start + size, dtype=np.int32)
         arrays = jax.device_get(answer_fn(params, place(run, batch)))
-        found |= dict(zip(arrays["row"].tolist(), arrays["answer"], strict=True))
+        found |= _by_row(arrays)
     return [found[row] for row in range(len(prompts))]
+
+
+def score_fn(run: Any) -> Callable:
+    """Returns what `scores` needs: the log-likelihood of each row's targets, compiled."""
+
+    def scored(params: Any, batch: Any) -> dict[str, Any]:
+        hidden, _ = run.model.hidden(params, batch, train=False)
+        tokens = chunked_cross_entropy(
+            functools.partial(run.model.logits, params),
+            hidden,
+            batch["decoder_target_tokens"],
+            chunk_length=_CHUNK_LENGTH,
+        )
+        losses = tokens.negative_log_likelihood * batch["decoder_loss_weights"]
+        return replicate(run, {"score": -jnp.sum(losses, axis=1), "row": batch["row"]})
+
+    return run.jit(scored)
+
+
+def scores(run: Any, score_fn: Callable, params: Any, rows: Sequence[Example]) -> list[float]:
+    """Returns the log-likelihood in nats of each example's targets, EOS included, in order.
+
+    Args:
+      run: with `.data`, `.objective` and `.place`.
+      score_fn: see there.
+      params: the model's.
+      rows: prepared examples.
+    """
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for number, batch in enumerate(unpacked_batches(run, rows)):
+        size = run.data.batch_size
+        batch["row"] = np.arange(number * size, (number + 1) * size, dtype=np.int32)
+        found |= _by_row(jax.device_get(score_fn(params, place(run, batch))))
+    return [float(found[row]["score"]) for row in range(len(rows))]
+
+
+def _by_row(arrays: dict[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
+    """Returns each row's values by its number: devices may hold the rows in any order."""
+    numbers = arrays["row"].tolist()
+    return {
+        number: {name: array[place] for name, array in arrays.items()}
+        for place, number in enumerate(numbers)
+    }
 
 
 def fetch_rows(

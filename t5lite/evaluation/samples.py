@@ -6,11 +6,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from t5lite.decoding import Settings
 from t5lite.errors import InputError
 from t5lite.evaluation import rows
 from t5lite.evaluation.text import readable, shorten, show
-from t5lite.interop import answer
 from t5lite.interop.batching import check_count
 
 
@@ -87,8 +85,8 @@ class Samples:
         )
         text_of = functools.partial(readable, vocabulary=run.data.vocabulary())
         found = [
-            Sample(text_of(given), text_of(target), text_of(tokens))
-            for (given, target), tokens in zip(divided, written, strict=True)
+            Sample(text_of(given), text_of(target), text_of(each["answer"]))
+            for (given, target), each in zip(divided, written, strict=True)
         ]
         exact_match = sum(sample.prediction == sample.target for sample in found) / len(found)
         text = format_samples(step, found[: self.count], exact_match=exact_match, total=len(found))
@@ -97,22 +95,12 @@ class Samples:
 
     def _prepare(self, run: Any) -> tuple[list[rows.Example], Callable]:
         self.check(run)
-        vocabulary = run.data.vocabulary()
         count = max(self.num_examples, self.count)
         held_out = run.data.examples(run.objective, split="validation", count=count, seed=self.seed)
         if not held_out:
             raise InputError("Samples: the validation split has no example; fill it")
         targets = [rows.prompt_of(each, prompt_length=self.prompt_length)[1] for each in held_out]
-        options: dict[str, Any] = {
-            "max_new_tokens": max(map(len, targets)),
-            "settings": Settings(eos_id=1 if vocabulary is None else vocabulary.eos_id),
-        }
-
-        def written(params: Any, batch: Any) -> dict[str, Any]:
-            tokens = answer(run.model, params, batch, **options).tokens
-            return rows.replicate(run, {"answer": tokens, "row": batch["row"]})
-
-        return held_out, run.jit(written)
+        return held_out, rows.answer_fn(run, max(map(len, targets)))
 
 
 def format_samples(

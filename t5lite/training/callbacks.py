@@ -37,9 +37,9 @@ class Callback(Protocol):
     methods `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`. An optional `check(run)`
     is called before anything is written, to refuse then what would fail hours later; a `Stop` from
     it ends the run there. An optional `metric_names(run) -> set[str]` lists the metrics that it may
-    return, so that a misspelt one is refused where another callback or `Checkpoints.best` watches
-    it. One that sets `run.update_scale`, by which all later updates are multiplied,
-    says so with `scales_updates = True`.
+    return, `"name/*"` for all that begin so, so that a misspelt one is refused where another
+    callback or `Checkpoints.best` watches it. One that sets `run.update_scale`, by which all later
+    updates are multiplied, says so with `scales_updates = True`.
     """
 
     every: int

@@ -1,6 +1,7 @@
 """Callbacks that watch a held-out metric: stop when it no longer gets better, or slow down."""
 
 import dataclasses
+import fnmatch
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -200,9 +201,11 @@ def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None =
     }
     tell = [isinstance(each, Watch) or hasattr(each, "metric_names") for each in callbacks]
     for field, metric, place in watching:
-        if metric in known:
+        # A name that ends with * stands for all that begin so.
+        measuring = [at for name, at in known.items() if fnmatch.fnmatchcase(metric, name)]
+        if measuring:
             if place is not None:
-                _check_meeting(callbacks, place, known[metric])
+                _check_meeting(callbacks, place, measuring[0])
         elif all(tell):
             hint = unknown("metric", metric, known) if known else "no callback measures any"
             raise InputError(

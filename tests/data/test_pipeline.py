@@ -791,3 +791,121 @@ def test_bad_texts_are_skipped_or_replaced_and_counted(make_task, seqio, tf, cap
     assert len(read_all("replace")) == len(texts)
     with pytest.raises(InputError, match="did you mean skip"):
         make_data(task, bad_texts="skipp")
+
+
+# Metrics
+
+
+@pytest.fixture
+def with_metrics(seqio, make_task):
+    """A task with metrics of every kind, and what they were called with."""
+    calls = []
+
+    def postprocess(text, *, example, is_target):
+        calls.append((text, example["inputs_pretokenized"], is_target))
+        return f"{'target' if is_target else 'answer'} {text}"
+
+    def share(targets, predictions):
+        pairs = zip(targets, predictions, strict=True)
+        return {"share": np.mean([a.split()[1:] == b.split()[1:] for a, b in pairs])}
+
+    def likelihood(targets, scores):
+        return {"mean": seqio.metrics.Scalar(float(np.mean(scores))), "count": len(targets)}
+
+    def confidence(targets, predictions, aux_values):
+        return {"confidence": float(np.sum(aux_values["scores"])), "first": predictions[0]}
+
+    base = make_task(seqio.preprocessors.append_eos, add_eos=True)
+    make = functools.partial(
+        base.replace, postprocess_fn=postprocess, metric_fns=[share, likelihood, confidence]
+    )
+    return make, calls
+
+
+def test_metrics_of_a_task_are_those_of_seqios_evaluator(seqio, with_metrics):
+    make, calls = with_metrics
+    task = make(name="measured")
+    data = make_data(seqio.Mixture("of_both", [(task, 1), (make(name="other"), 1)]))
+    assert [each.name for each in data.metric_tasks()] == ["measured", "other"]
+    (ours, _) = data.metric_tasks()
+    assert ours.outputs == {"PREDICTION", "SCORE", "PREDICTION_WITH_AUX"}
+    found = ours.examples(count=None, seed=0)
+    assert (len(found.examples), found.total) == (21, 21)
+    some = ours.examples(count=5, seed=0)
+    assert (len(some.examples), some.total) == (5, 21)
+    rng = np.random.default_rng(0)
+    answers = np.stack([np.resize(each["targets"], 12) for each in found.examples])
+    answers[::3] = rng.integers(70, 90, answers[::3].shape)
+    scores = rng.normal(0, 1, 21).astype(np.float32)
+    outputs = {
+        "PREDICTION": answers,
+        "SCORE": scores,
+        "PREDICTION_WITH_AUX": (answers, {"scores": scores}),
+    }
+    values = ours.compute(found.examples, outputs)
+    said = list(calls)
+    calls.clear()
+    if "measured" not in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.add_provider("measured", task)
+    try:
+        evaluator = seqio.Evaluator(
+            "measured", seqio.EncDecFeatureConverter(pack=False), sequence_length=LENGTHS
+        )
+        kinds = seqio.metrics.ModelOutputType
+        metrics, _ = evaluator.evaluate(
+            compute_metrics=True,
+            model_fns={
+                kinds.PREDICTION: lambda _: list(enumerate(answers)),
+                kinds.SCORE: lambda _: list(enumerate(scores)),
+                kinds.PREDICTION_WITH_AUX: lambda _: (
+                    list(enumerate(answers)),
+                    {"scores": scores.tolist()},
+                ),
+            },
+        )
+        expected = metrics.result()["measured"]
+        evaluator.close()
+    finally:
+        seqio.TaskRegistry.remove("measured")
+    expected = {name: getattr(each, "value", each) for name, each in expected.items()}
+    assert values.pop("first") == expected.pop("first")
+    assert values == pytest.approx(expected, rel=1e-6)
+    assert 0 < values["share"] < 1
+    assert {*said} == {*calls}
+
+
+def test_failing_metrics_name_the_task_and_the_line(seqio, with_metrics):
+    make, _ = with_metrics
+
+    def broken(targets, predictions):
+        return {"broken": targets[0]["answer"]}
+
+    def odd(targets, guesses):
+        return {}
+
+    (ours,) = make_data(make(metric_fns=[broken])).metric_tasks()
+    found = ours.examples(count=2, seed=0).examples
+    with pytest.raises(
+        InputError, match=r"task 'made': a metric or postprocess_fn failed"
+    ) as error:
+        ours.compute(found, {"PREDICTION": np.ones((2, 3), np.int32)})
+    assert f"test_pipeline.py:{broken.__code__.co_firstlineno + 1}" in str(error.value)
+    with pytest.raises(InputError, match=r"task 'made': metric_fns failed"):
+        make_data(make(metric_fns=[odd])).metric_tasks()
+    assert make_data(make(metric_fns=[], metric_objs=[])).metric_tasks() == []
+
+
+def test_rates_by_numbers_of_examples_count_what_sources_do_not_know(seqio, make_task):
+    tasks = [make_task(name="unknown")]
+    by_size = functools.partial(seqio.mixing_rate_num_examples, maximum=60)
+    inner = seqio.Mixture("by_size_inner", [tasks[0]], default_rate=by_size)
+    for mixture, rate in (
+        (seqio.Mixture("by_size", [tasks[0]], default_rate=seqio.mixing_rate_num_examples), 90),
+        (seqio.Mixture("by_size_outer", [(inner, 2)]), 2),
+    ):
+        ((source, found),) = make_data(mixture)._sources("train", Plain())
+        assert (source.name, found) == ("unknown:train", rate)
+        assert tasks[0].source.num_input_examples("train") is None
+    mixture = seqio.Mixture("wrong", [tasks[0]], default_rate=lambda task: task.size)
+    with pytest.raises(InputError, match="mixture 'wrong': the rate of task 'unknown' failed"):
+        make_data(mixture).train_batches(Plain(), seed=0)

@@ -1,0 +1,152 @@
+"""The metrics of SeqIO tasks, computed from what the model answers."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from t5lite.data.metric_tasks import KNOWN_OUTPUTS, MetricTask
+from t5lite.errors import InputError
+from t5lite.evaluation import rows
+from t5lite.parallel import gather
+
+
+class _Prepared(NamedTuple):
+    task: MetricTask
+    examples: list[dict[str, Any]]
+    rows: list[rows.Example]  # the same as the model reads them
+
+
+@dataclasses.dataclass
+class SeqioMetrics:
+    """Calls the `metric_fns` and `metric_objs` of the data's SeqIO tasks on validation examples.
+
+    Targets and greedy answers go through the task's `postprocess_fn`, and everything is called as
+    `seqio.Evaluator` calls it; `scores` are log-likelihoods of the targets in nats, and
+    `aux_values["scores"]` those of the answers. Returns `prefix/task/metric` for each number, for
+    every task of a mixture. Data without such metrics costs nothing.
+
+    Args:
+      every: steps between two calls.
+      num_examples: most examples of a task, drawn from its whole split; None: all.
+      seed: decides which.
+      prefix: of the metrics' names.
+    """
+
+    every: int
+    num_examples: int | None = None
+    seed: int = 0
+    prefix: str = "seqio"
+    _run: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
+    _prepared: list[_Prepared] = dataclasses.field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+    _functions: tuple[Callable, Callable] | None = dataclasses.field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    def check(self, run: Any) -> None:
+        """Reads the examples, and says how many there are, before the first step."""
+        self._prepare(run)
+
+    def metric_names(self, run: Any) -> set[str]:
+        """Returns what each task's metrics begin with: a task does not tell their names."""
+        return {f"{self.prefix}/{task.name}/*" for task in _tasks(run)}
+
+    def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
+        """Returns the metrics of `state`.
+
+        Raises:
+          InputError: if code of the task fails, or its split is empty.
+        """
+        if self._run is not run:
+            self._prepare(run)
+        params, metrics = run.params(state), {}
+        for ready in self._prepared:
+            outputs = self._outputs(run, params, ready)
+            for name, value in ready.task.compute(ready.examples, outputs).items():
+                full = f"{self.prefix}/{ready.task.name}/{name}"
+                try:
+                    metrics[full] = float(value)
+                except (TypeError, ValueError):
+                    run.say(f"{full} is {type(value).__name__}, not a number: left out")
+        # User code may differ from process to process, where early stopping must not.
+        return gather(metrics)[0]
+
+    def _prepare(self, run: Any) -> None:
+        self._run, self._prepared = run, []
+        for task in _tasks(run):
+            if task.outputs - {*KNOWN_OUTPUTS}:
+                unknown = ", ".join(sorted(task.outputs - {*KNOWN_OUTPUTS}))
+                raise InputError(
+                    f"SeqioMetrics: a metric of task {task.name!r} needs {unknown}, which t5lite "
+                    f"does not compute; it has {', '.join(KNOWN_OUTPUTS)}"
+                )
+            if reason := _unfit(run, task):
+                run.say(f"SeqioMetrics: the metrics of task {task.name} are left out: {reason}")
+                continue
+            found = task.examples(count=self.num_examples, seed=self.seed)
+            if not found.examples:
+                raise InputError(f"SeqioMetrics: {task.name}:{task.split} has no example; fill it")
+            run.say(
+                f"SeqioMetrics: {task.name} on {len(found.examples):,} of {found.total:,} examples"
+                + (f", {found.truncated:,} of them truncated" if found.truncated else "")
+            )
+            read = [_row(run, task, example) for example in found.examples]
+            self._prepared.append(_Prepared(task, found.examples, read))
+        if self._prepared:
+            self._functions = rows.answer_fn(run, run.data.lengths["targets"]), rows.score_fn(run)
+
+    def _outputs(self, run: Any, params: Any, ready: _Prepared) -> Mapping[str, Any]:
+        """Returns what the model says, by SeqIO's names of it; only what the metrics need."""
+        assert self._functions is not None
+        answer_fn, score_fn = self._functions
+        outputs: dict[str, Any] = {}
+        if ready.task.outputs - {"SCORE"}:
+            prompts = [rows.prompt_of(each, prompt_length=0)[0] for each in ready.rows]
+            answers = rows.answers(
+                run, answer_fn, params, prompts, prefix="prefix" in ready.rows[0]
+            )
+            outputs["PREDICTION"] = np.stack([each["answer"] for each in answers])
+            scores = np.array([each["log_probability"] for each in answers])
+            outputs["PREDICTION_WITH_AUX"] = outputs["PREDICTION"], {"scores": scores}
+        if "SCORE" in ready.task.outputs:
+            outputs["SCORE"] = np.array(rows.scores(run, score_fn, params, ready.rows), np.float32)
+        return outputs
+
+
+def _tasks(run: Any) -> list[MetricTask]:
+    return run.data.metric_tasks() if hasattr(run.data, "metric_tasks") else []
+
+
+def _unfit(run: Any, task: MetricTask) -> str | None:
+    """Returns why a model cannot answer a task's inputs; None if it can."""
+    objective, name = run.objective, type(run.objective).__name__
+    if run.model.topology == "encoder" or getattr(objective, "head", "lm") != "lm":
+        return "the model does not write text"
+    if {*objective.features} != {"inputs", "targets"} or getattr(objective, "whole_texts", False):
+        return f"{name} does not answer inputs; use Seq2Seq"
+    if missing := {"inputs", "targets"} - {*task.task.output_features}:
+        return f"the task has no {' and no '.join(sorted(missing))}"
+    return None
+
+
+def _row(run: Any, task: MetricTask, example: Mapping[str, Any]) -> rows.Example:
+    """Returns an example as the model reads it; of targets without any token EOS is left."""
+    vocabulary = run.data.vocabulary()
+    features = {name: np.asarray(example[name]) for name in ("inputs", "targets")}
+    eos = np.array([1 if vocabulary is None else vocabulary.eos_id], np.int32)
+    for targets in (features["targets"], eos):
+        prepared = run.objective.prepare(
+            iter([{**features, "targets": targets}]),
+            lengths=run.data.lengths,
+            vocabulary=vocabulary,
+            rng=np.random.default_rng(0),
+        )
+        if len(made := list(prepared)) == 1:
+            return made[0]
+    raise InputError(
+        f"SeqioMetrics: {type(run.objective).__name__} makes {len(made)} examples of one of task "
+        f"{task.name!r}; metrics need one"
+    )
