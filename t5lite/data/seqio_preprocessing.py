@@ -109,7 +109,7 @@ class Preprocessing:
 
     def _chunks(
         self, window: np.ndarray, spec: Any, seed: int, origin: Callable[[np.ndarray], str]
-    ) -> Iterator[Mapping[str, Sequence[Any]]]:
+    ) -> Iterator[Mapping[str, Any]]:
         """Yields the features of several examples at a time: texts or arrays."""
         if self._encoders and not self._steps and _is_table_of_texts(spec):
             columns = sorted(spec)  # as tf.nest has ordered them
