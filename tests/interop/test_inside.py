@@ -290,7 +290,7 @@ def test_transformers_says_the_same(name, tmp_path):
     places, outputs, start = range(len(ids)), ids, ours.model.start_id
     read = {"": [start, *ids] if topology == "decoder" else vocabulary.frame(ids)}
     if topology == "encoder_decoder":
-        outputs = [*vocabulary.encode(targets), vocabulary.eos_id]
+        outputs = list(ours.prompts.targets(vocabulary.encode(targets)))
         places, read["decoder_"] = range(len(outputs)), [start, *outputs[:-1]]
     with torch.no_grad():
         given = {f"{side}input_ids": tensor(part) for side, part in read.items()}
