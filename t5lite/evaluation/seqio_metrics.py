@@ -105,9 +105,8 @@ class SeqioMetrics:
         outputs: dict[str, Any] = {}
         if ready.task.outputs - {"SCORE"}:
             prompts = [rows.prompt_of(each, prompt_length=0)[0] for each in ready.rows]
-            answers = rows.answers(
-                run, answer_fn, params, prompts, prefix="prefix" in ready.rows[0]
-            )
+            both_ways = rows.sees_both_ways(run.objective, ready.rows[0])
+            answers = rows.answers(run, answer_fn, params, prompts, prefix=both_ways)
             outputs["PREDICTION"] = np.stack([each["answer"] for each in answers])
             scores = np.array([each["log_probability"] for each in answers])
             outputs["PREDICTION_WITH_AUX"] = outputs["PREDICTION"], {"scores": scores}
