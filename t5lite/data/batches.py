@@ -181,8 +181,11 @@ class Batches:
 
     @property
     def vanished(self) -> int:
-        """Examples read of which the objective made nothing, since the start or the last load."""
-        return self._last.vanished
+        """Examples read of which the objective made nothing, since the start or the last load.
+
+        0 where it joins texts: one that gave no example of its own may be part of another's.
+        """
+        return 0 if getattr(self._objective, "joins_texts", False) else self._last.vanished
 
     @property
     def padding_share(self) -> float:

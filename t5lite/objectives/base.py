@@ -110,9 +110,9 @@ class Objective(Protocol):
     """The contract between an objective, the data pipeline and the train step.
 
     What follows here may be missing, and is as said then: `row_lengths(lengths)` (the length of
-    each of `features`), `packable` (True), `whole_texts` (False), `for_model(model)` (any model
-    will do) and `show(example, vocabulary)`, the texts of a prepared example that a person reads.
-    `Adaptable` has all but the last.
+    each of `features`), `packable` (True), `whole_texts` (False), `joins_texts` (False),
+    `for_model(model)` (any model will do) and `show(example, vocabulary)`, the texts of a prepared
+    example that a person reads. `Adaptable` has all but the last.
     """
 
     @property
@@ -196,6 +196,7 @@ class Adaptable:
       head: the kind of head that is needed.
       packable: whether rows may hold several examples.
       whole_texts: whether texts longer than a row are divided here, and must not be cut before.
+      joins_texts: whether an example may be made of several texts together.
       refusals: the topologies that do not fit, and why: the reason, and what to do.
       loss_fields: the fields that do not concern `prepare`: rows are cached whatever they are.
 
@@ -208,6 +209,7 @@ class Adaptable:
     head: ClassVar[str] = "lm"
     packable: ClassVar[bool] = True
     whole_texts: ClassVar[bool] = False
+    joins_texts: ClassVar[bool] = False
     refusals: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
 
     loss_fields: ClassVar[tuple[str, ...]] = ("start_id",)

@@ -65,6 +65,7 @@ class SpanCorruption(InputsToTargets):
     """
 
     whole_texts: ClassVar[bool] = True
+    joins_texts: ClassVar[bool] = True
 
     noise_density: float = 0.15
     mean_noise_span_length: float = 3.0

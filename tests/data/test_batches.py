@@ -35,6 +35,7 @@ from t5lite.data.mixture import MixtureData
 from t5lite.data.pipeline import ArrayData
 from t5lite.data.vocabularies import Bytes
 from t5lite.errors import InputError
+from t5lite.objectives import SpanCorruption
 
 
 def different(left, right):
@@ -179,6 +180,16 @@ def test_epochs_count_rows_of_which_nothing_is_made():
     rows = read_to(batches, 3)
     assert len(rows) == pytest.approx(600, abs=16)
     assert batches.vanished == pytest.approx(600, abs=16)
+
+
+def test_texts_that_are_joined_have_not_vanished():
+    documents = [{"targets": np.arange(10, 20, dtype=np.int32)}] * 400
+    lengths = {"inputs": 60, "targets": 30}
+    data = ArrayData(documents, lengths=lengths, batch_size=8, vocab=Bytes())
+    batches = data.train_batches(SpanCorruption(), seed=0)
+    next(batches)
+    assert batches.vanished == 0
+    batches.close()
 
 
 def test_an_epoch_of_a_mixture_is_all_examples_of_its_parts_together():
