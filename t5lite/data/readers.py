@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,7 +218,7 @@ class DataFile:
                 file.seek(start)
                 raw.append(file.read(end - start).decode())
         if self.format in ("csv", "tsv"):
-            rows = csv.reader(raw, **self._dialect)
+            rows = self._table_rows(raw)
             return [dict(zip(self.columns, row, strict=True)) for row in rows]
         if self.format in ("text", "document"):
             return [{"text": text} for text in raw]
@@ -231,19 +231,19 @@ class DataFile:
                 "a new run on the new file"
             )
 
-    @property
-    def _dialect(self) -> dict[str, Any]:
-        return {
-            "delimiter": "\t" if self.format == "tsv" else ",",
-            "quoting": csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE,
-            "skipinitialspace": self.skip_spaces,
-            "strict": True,
-        }
+    def _table_rows(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+        return csv.reader(
+            lines,
+            delimiter="\t" if self.format == "tsv" else ",",
+            quoting=csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE,
+            skipinitialspace=self.skip_spaces,
+            strict=True,
+        )
 
     def _scan_table(self, lines: "_Lines") -> Iterator[Line]:
-        csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
         while not lines.at_end:
-            rows = csv.reader(lines, **self._dialect)
+            rows = self._table_rows(lines)
             number, start = lines.next_row()
             try:
                 for fields in rows:

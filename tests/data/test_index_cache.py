@@ -1,5 +1,6 @@
 """The index of files is kept: a second start scans nothing, and a stale entry is never taken."""
 
+import csv
 import gzip
 import json
 import os
@@ -105,6 +106,18 @@ def test_another_way_to_read_is_another_index(tmp_path, scans, change):
     assert contents(make(file)) == expected
     assert contents(make(file, **change)) == changed
     assert scans == ["a.csv"] * 2
+
+
+def test_a_second_start_reads_fields_as_long_as_the_first_found(tmp_path, scans):
+    file = write(tmp_path / "a.csv", text="x" * 140_000, count=3)
+    options = {"features": {"inputs": "{body}"}, "validation_share": 0}
+    expected = make(file, **options)._index.tables["train"].read([0, 1, 2])
+    before = csv.field_size_limit(131_072)  # as csv has it in a process that scans nothing
+    try:
+        assert make(file, **options)._index.tables["train"].read([0, 1, 2]) == expected
+    finally:
+        csv.field_size_limit(before)
+    assert scans == ["a.csv"]
 
 
 def test_a_file_that_changed_is_scanned_again(tmp_path, scans):
