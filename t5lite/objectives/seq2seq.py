@@ -72,7 +72,7 @@ class Seq2Seq(InputsToTargets):
         def framed(name: str, tokens: np.ndarray) -> np.ndarray:
             if self.add_eos is not None and name in self.add_eos:
                 tokens = unpadded(tokens, vocabulary)
-                if not self.add_eos[name] or tokens[-1:] == eos_id:
+                if not self.add_eos[name] or (tokens.size and tokens[-1] == eos_id):
                     return tokens[: rooms[name]]
             return frames[name](unended(tokens, vocabulary), rooms[name])
 

@@ -78,6 +78,8 @@ def test_an_empty_target_is_eos_and_without_one_it_has_no_weight():
         ([4, 5, 6, 7, EOS], [4, 5, 6, 7, EOS]),
         ([4, 5, 6, 7, 8, EOS], [4, 5, 6, 7, 8]),
         ([4, EOS, 0, 0], [4, EOS]),
+        ([], []),
+        ([0, 0], []),
     ],
 )
 def test_features_of_a_task_end_as_it_says(given, cut):
