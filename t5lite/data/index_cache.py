@@ -2,7 +2,7 @@
 
 An entry is two files in `index/` of the cache: `KEY.json`, and the rows as an array that is
 memory-mapped. The key stands for the files' names and for how they are read; their sizes and times
-of change are inside, so that the entry of files that have changed is replaced.
+of change (mtime and ctime) are inside, so that the entry of files that have changed is replaced.
 """
 
 import contextlib
@@ -40,8 +40,9 @@ def cached_index(
       recipe: what else decides the index; None if that is unknown: then nothing is kept.
       scan: reads the files.
     """
-    status = [status_of(file["path"]) for file in files]
-    settled = all(mtime / 1e9 < time.time() - _SETTLED for _, mtime in status)
+    # A file that takes another's place may have its size and its time of change, but not its ctime.
+    status = [(*status_of(file["path"]), os.stat(file["path"]).st_ctime_ns) for file in files]
+    settled = all(mtime / 1e9 < time.time() - _SETTLED for _, mtime, _ in status)
     if recipe is None or not settled:
         return scan([DataFile(**file) for file in files])
     named = [{**file, "absolute": os.path.abspath(file["path"])} for file in files]
@@ -63,7 +64,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
-def _save(entry: Path, index: Index, status: Sequence[tuple[int, int]]) -> None:
+def _save(entry: Path, index: Index, status: Sequence[tuple[int, int, int]]) -> None:
     array = entry.with_name(f"{entry.stem}-{_digest(status)}.npy")
     with whole_file(array) as file:
         np.save(file, index.rows)
@@ -81,7 +82,7 @@ def _save(entry: Path, index: Index, status: Sequence[tuple[int, int]]) -> None:
 
 
 def _load(
-    entry: Path, files: Sequence[dict[str, Any]], status: Sequence[tuple[int, int]]
+    entry: Path, files: Sequence[dict[str, Any]], status: Sequence[tuple[int, int, int]]
 ) -> Index | None:
     """Returns what an entry holds; None if there is none, or it is of files that have changed."""
     try:

@@ -134,6 +134,15 @@ def test_a_file_that_changed_is_scanned_again(tmp_path, scans):
     assert len([*(tmp_path / "cache" / "index").glob("*.npy")]) == 1  # the others are gone
 
 
+def test_another_file_of_the_same_size_and_time_is_scanned(tmp_path, scans):
+    file = write(tmp_path / "a.csv", text="text")
+    make(file).num_examples("train")
+    os.replace(write(tmp_path / "b.csv", text="node"), file)
+    (row,) = make(file)._index.tables["train"].read([0])
+    assert row["body"].startswith("node")
+    assert scans == ["a.csv"] * 2
+
+
 def test_a_file_that_may_still_change_is_not_kept(tmp_path, scans):
     file = write(tmp_path / "a.csv")
     os.utime(file)
