@@ -96,17 +96,18 @@ class MetricTask:
         if count is not None and count < total:
             chosen = np.random.default_rng(seed).permutation(total)[:count]
             examples = [examples[number] for number in sorted(chosen)]
-        truncated = sum(
-            any(length is not None and len(each[name]) > length for name, length in lengths.items())
-            for each in examples
-        )
         cut = [
             {
-                name: value[: lengths[name]] if name in lengths else value
+                # Single numbers have no length.
+                name: value[: lengths.get(name)] if np.ndim(value) else value
                 for name, value in each.items()
             }
             for each in examples
         ]
+        truncated = sum(
+            any(np.shape(kept[name]) != np.shape(value) for name, value in each.items())
+            for each, kept in zip(examples, cut, strict=True)
+        )
         return MetricExamples(cut, total, truncated)
 
     def compute(

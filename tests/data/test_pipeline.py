@@ -14,6 +14,7 @@ from small_data import close, open_all, same, shards_of_all, take
 from t5lite.data import seqio_source
 from t5lite.data.batches import merge_states
 from t5lite.data.importing import import_seqio
+from t5lite.data.metric_tasks import MetricTask
 from t5lite.data.mixture import MixtureData
 from t5lite.data.pipeline import ArrayData
 from t5lite.data.seqio_cache import write_seqio_cache
@@ -872,6 +873,22 @@ def test_metrics_of_a_task_are_those_of_seqios_evaluator(seqio, with_metrics):
     assert values == pytest.approx(expected, rel=1e-6)
     assert 0 < values["share"] < 1
     assert {*said} == {*calls}
+
+
+def test_metrics_of_a_task_with_single_numbers_and_optional_features(seqio, tf, with_metrics):
+    make, _ = with_metrics
+    task = make(metric_fns=[])
+    number = seqio.Feature(seqio.PassThroughVocabulary(99), dtype=tf.int32, rank=0, add_eos=False)
+    optional = seqio.Feature(task.output_features["targets"].vocabulary, required=False)
+    task = task.replace(
+        preprocessors=[*task.preprocessors, lambda each: each.map(lambda x: x | {"label": 7})],
+        output_features={**task.output_features, "label": number, "hint": optional},
+    )
+    lengths = {"inputs": 3, "targets": 500, "label": 1, "hint": 4}
+    (example, *_), _, truncated = MetricTask(task, "validation", lengths).examples(count=5, seed=0)
+    assert example["label"] == 7
+    assert "hint" not in example
+    assert (len(example["inputs"]), truncated) == (3, 5)
 
 
 def test_failing_metrics_name_the_task_and_the_line(seqio, with_metrics):
