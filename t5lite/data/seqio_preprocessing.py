@@ -91,7 +91,7 @@ class Preprocessing:
             for name, values in chunk.items():
                 columns[name] = values
                 if len(values) and isinstance(values[0], bytes):
-                    texts = [self._text(name, raw) for raw in values]
+                    texts = [self._text(name, raw, lambda: origin(window)) for raw in values]
                     dropped |= {row for row, text in enumerate(texts) if text is None}
                     columns[name] = texts
             if dropped:
@@ -227,13 +227,13 @@ class Preprocessing:
             dataset = step(dataset)
         return dataset
 
-    def _text(self, name: str, raw: bytes) -> str | None:
+    def _text(self, name: str, raw: bytes, place: Callable[[], str]) -> str | None:
         """Returns a text; None to skip it. Text that is not UTF-8 SentencePiece takes silently."""
         try:
             return raw.decode()
         except UnicodeDecodeError:
             if self._bad_texts == "stop":
-                where = f"{name.removesuffix(_PRETOKENIZED)!r} of {self._name}"
+                where = f"{name.removesuffix(_PRETOKENIZED)!r} of {place()}"
                 try:
                     decode_text(raw, where=where)
                 except InputError as error:

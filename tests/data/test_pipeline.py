@@ -762,9 +762,21 @@ def test_text_that_is_not_utf_8_is_named_with_its_place(make_task, seqio, tf):
 
     task = make_task(source=seqio.FunctionDataSource(read, splits=["train"]))
     batches = make_data(task, validation_split=None).train_batches(Plain(), seed=0)
-    with pytest.raises(InputError, match=r"'inputs' of made:train is not UTF-8: .* at offset 3"):
+    with pytest.raises(
+        InputError, match=r"'inputs' of made:train, .* is not UTF-8: .* at offset 3"
+    ):
         next(batches)
     batches.close()
+
+
+def test_text_that_is_not_utf_8_is_named_with_its_file(make_task, seqio, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\ncaf\xe9\n")
+    columns = seqio.map_over_dataset(lambda line: {"inputs": line, "targets": line})
+    task = make_task(source=seqio.TextLineDataSource({"train": str(path)}))
+    task = task.replace(preprocessors=[columns, *task.preprocessors])
+    with pytest.raises(InputError, match=rf"'inputs' of made:train \({path}\) is not UTF-8"):
+        make_data(task).examples(Plain(), split="train", count=2, seed=0)
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
