@@ -124,8 +124,8 @@ def build_t5lite(case: Case) -> tuple[Write, Numbers]:
 
     import t5lite
     from t5lite.decoding import Constraints, Settings
-    from t5lite.interop.answers import prompt_batch
-    from t5lite.interop.batching import bucket, num_rows
+    from t5lite.inference.answers import prompt_batch
+    from t5lite.inference.batching import bucket, num_rows
     from t5lite.models import ComputeSpec
 
     jax.config.update("jax_compilation_cache_dir", f"{case.folder}/compiled")

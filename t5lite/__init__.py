@@ -10,12 +10,13 @@ from t5lite.platforms import skip_absent_tpu
 
 __version__ = "0.1.0"
 
-_FUNCTIONS = {"train": "t5lite.commands.train", "load": "t5lite.interop.load"}
+_FUNCTIONS = {"train": "t5lite.commands.train", "load": "t5lite.inference"}
 _ROOMS = (
     "data",
     "decoding",
     "errors",
     "evaluation",
+    "inference",
     "interop",
     "layers",
     "models",

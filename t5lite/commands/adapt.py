@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     check(arguments)
 
     from t5lite import interop
-    from t5lite.interop.loaded import place
+    from t5lite.inference.loaded import place
     from t5lite.models import Model
 
     # All that can be wrong with files, before parameters are read.
@@ -165,7 +165,7 @@ def steps(
         )
         yield "an encoder-decoder of it", spec, params, vocabulary
     if inputs.decoder is not None:
-        from t5lite.interop.loaded import place
+        from t5lite.inference.loaded import place
 
         second = place(inputs.decoder, dtype=arguments.dtype)
         spec, params = adapt.join(

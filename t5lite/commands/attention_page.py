@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from t5lite.errors import InputError
-from t5lite.interop import Inside, attention_maps, attribution, load
+from t5lite.inference import Inside, attention_maps, attribution, load
 from t5lite.training.writers import replace_text
 
 if TYPE_CHECKING:

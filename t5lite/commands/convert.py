@@ -22,9 +22,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     import jax
 
     from t5lite import interop, models
+    from t5lite.inference.loaded import place
     from t5lite.interop import huggingface, t5x
     from t5lite.interop.foreign import Foreign, mapping_lines
-    from t5lite.interop.loaded import place
 
     kind, path = interop.kind_of(arguments.source)
     target = arguments.to or ("huggingface" if kind == "t5lite" else "t5lite")

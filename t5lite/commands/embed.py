@@ -38,9 +38,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     lines, num_bytes = given(rows, arguments.input_file)
     ending = ".jsonl" if arguments.output_file is None else Path(arguments.output_file).suffix
 
-    from t5lite.interop import load
-    from t5lite.interop.batching import check_count
-    from t5lite.interop.embedding import Embedder
+    from t5lite.inference import load
+    from t5lite.inference.batching import check_count
+    from t5lite.inference.embedding import Embedder
 
     check_count("--batch_size", arguments.batch_size)
     failures = Failures()
@@ -103,9 +103,9 @@ def search(arguments: argparse.Namespace) -> int:
         raise InputError("--query looks among vectors that are there; it embeds no other text")
     vectors, texts = read_vectors(arguments.among)
 
-    from t5lite.interop import load
-    from t5lite.interop.batching import check_count
-    from t5lite.interop.embedding import Embedder, nearest
+    from t5lite.inference import load
+    from t5lite.inference.batching import check_count
+    from t5lite.inference.embedding import Embedder, nearest
 
     check_count("--neighbours", arguments.neighbours)
     embedder = Embedder(

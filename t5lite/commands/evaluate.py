@@ -15,7 +15,8 @@ from t5lite.commands.train import check, train
 from t5lite.data.files import write_whole
 from t5lite.data.labels import load_labels
 from t5lite.errors import InputError
-from t5lite.interop import Loaded, load, locate
+from t5lite.inference import Loaded, load
+from t5lite.interop import locate
 from t5lite.interop.prompts import as_trained, read_prompts
 from t5lite.models import ComputeSpec, Model, ModelSpec, preset
 from t5lite.objectives import fit

@@ -15,8 +15,8 @@ from t5lite.errors import InputError
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
-    from t5lite.interop.generation import Answer, Generator, Question
-    from t5lite.interop.options import Options
+    from t5lite.inference.generation import Answer, Generator, Question
+    from t5lite.inference.options import Options
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     if prompts.template is not None and not _is_table(arguments.input_file):
         prompts.template.check(["text", SHOTS])
 
-    from t5lite.interop.options import Options  # only now: reading the texts needs no JAX
+    from t5lite.inference.options import Options  # only now: reading the texts needs no JAX
 
     options = Options(**chosen)
     generator = open_generator(arguments, arguments.model_dir)

@@ -28,8 +28,8 @@ from t5lite.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
-    from t5lite.interop.generation import Answer, Generator, Question
-    from t5lite.interop.options import Options
+    from t5lite.inference.generation import Answer, Generator, Question
+    from t5lite.inference.options import Options
 
 _AT_ONCE = 4  # batches that are written together, and shared out by length
 _PROMPT_LENGTH = 32  # tokens that are given of a task's text without inputs
@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
     import jax  # only now: what cannot be read is said at once
 
+    from t5lite.inference.batching import check_count
+    from t5lite.inference.options import Options
     from t5lite.interop import open_model
-    from t5lite.interop.batching import check_count
-    from t5lite.interop.options import Options
 
     options = Options(**chosen)
     check_count("--batch_size", arguments.batch_size)

@@ -16,7 +16,7 @@ from t5lite.data.templates import SHOTS, Template
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
-    from t5lite.interop.generation import Generator
+    from t5lite.inference.generation import Generator
 
 _ANSWERS = ("targets", "answer")  # columns
 _SLOT = re.compile(r"(?<!\{)\{shots\}(?!\})")
@@ -125,9 +125,9 @@ def open_generator(
     if arguments.draft_length is not None and arguments.draft is None:
         raise InputError("--draft_length is for --draft, which is missing")
 
-    from t5lite.interop import load  # only now: the rest needs no JAX
-    from t5lite.interop.batching import check_count
-    from t5lite.interop.generation import Generator
+    from t5lite.inference import load
+    from t5lite.inference.batching import check_count
+    from t5lite.inference.generation import Generator
 
     check_count("--batch_size", arguments.batch_size)
     options = {} if devices is None else {"devices": devices}

@@ -21,7 +21,7 @@ from t5lite.errors import InputError
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
-    from t5lite.interop.scoring import Score
+    from t5lite.inference.scoring import Score
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
@@ -31,9 +31,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     check_output(arguments.output_file, [".jsonl"])
     lines, num_bytes = given(_rows(arguments), arguments.input_file)
 
-    from t5lite.interop import load
-    from t5lite.interop.batching import check_count
-    from t5lite.interop.scoring import Scorer
+    from t5lite.inference import load
+    from t5lite.inference.batching import check_count
+    from t5lite.inference.scoring import Scorer
 
     check_count("--batch_size", arguments.batch_size)
     totals, failures = Totals(), Failures()
@@ -106,7 +106,7 @@ class Totals:
 
     def lines(self) -> list[str]:
         """Returns the totals for a person to read."""
-        from t5lite.interop.scoring import perplexity
+        from t5lite.inference.scoring import perplexity
 
         mean, bits = self.log_probability / self.tokens, -self.of_whole / math.log(2)
         found = [

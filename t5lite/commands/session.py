@@ -12,10 +12,10 @@ from t5lite.commands.generate import show
 from t5lite.commands.prompts import Prompts
 from t5lite.data.readers import Line
 from t5lite.errors import InputError, unknown
-from t5lite.interop.options import Options
+from t5lite.inference.options import Options
 
 if TYPE_CHECKING:
-    from t5lite.interop.generation import Generator
+    from t5lite.inference.generation import Generator
 
 HELP = """\
 TEXT             is answered; put a space before one that begins with /

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from t5lite.errors import InputError
 from t5lite.evaluation.metrics import collect
-from t5lite.interop.batching import check_count
+from t5lite.inference.batching import check_count
 from t5lite.parallel import gather
 
 _TERM = "term "  # sets a term's sums apart from a metric of the same name

@@ -12,7 +12,7 @@ from t5lite.data.packing import pad, pad_with_segments
 from t5lite.data.validation import filled_up
 from t5lite.decoding import Settings
 from t5lite.errors import InputError
-from t5lite.interop import answer, prompt_batch
+from t5lite.inference import answer, prompt_batch
 from t5lite.objectives import chunked_cross_entropy
 
 _CHUNK_LENGTH = 16  # places of which the logits are in memory at once

@@ -22,8 +22,8 @@ from t5lite.evaluation.spans import (
     text_of,
 )
 from t5lite.evaluation.text import show
-from t5lite.interop import answer
-from t5lite.interop.batching import check_count
+from t5lite.inference import answer
+from t5lite.inference.batching import check_count
 from t5lite.objectives import chunked_cross_entropy, merge, spans
 
 _CHUNK_LENGTH = 16  # places of which the logits are in memory at once

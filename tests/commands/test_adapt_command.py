@@ -28,7 +28,7 @@ def one_device():
     """What is tested here has nothing to do with devices."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "t5lite.interop.loaded.make_mesh",
+            "t5lite.inference.loaded.make_mesh",
             lambda layout, devices=None: make_mesh(layout, devices or jax.devices()[:1]),
         )
         yield
@@ -341,5 +341,5 @@ def test_targets(llama, tmp_path, capsys, monkeypatch):
     assert "family = 'encoder_decoder': transformers has no class of that name" in said
     assert not (tmp_path / "new").exists()
     (tmp_path / "mine.txt").touch()
-    monkeypatch.setattr("t5lite.interop.loaded.place", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr("t5lite.inference.loaded.place", lambda *_, **__: pytest.fail("was read"))
     assert "holds something already" in refused(capsys, llama, tmp_path, "--encoder_decoder")

@@ -23,7 +23,7 @@ from t5lite.commands import flags, session
 from t5lite.commands.prompts import given_options, prompts_of
 from t5lite.data.readers import Line
 from t5lite.errors import InputError
-from t5lite.interop.options import Options
+from t5lite.inference.options import Options
 from t5lite.main import main
 
 pytest.importorskip("tokenizers")
@@ -47,7 +47,7 @@ def loaded(folder):
 @pytest.fixture
 def generate(monkeypatch, capsys, folder, loaded):
     """Runs the command; returns its exit code, its lines and what it says beside them."""
-    monkeypatch.setattr("t5lite.interop.load", lambda _: loaded)
+    monkeypatch.setattr("t5lite.inference.load", lambda _: loaded)
 
     def run(*arguments, piped=b"", stdin=None):
         monkeypatch.setattr(sys, "stdin", stdin or io.TextIOWrapper(io.BytesIO(piped)))
@@ -238,7 +238,7 @@ def converse(monkeypatch, loaded, *lines, chosen=None):
         return line
 
     monkeypatch.setattr("builtins.input", read)
-    generator = t5lite.interop.generation.Generator(loaded)
+    generator = t5lite.inference.generation.Generator(loaded)
     prompts = prompts_of(parsed("generate"))
     return session.converse(generator, prompts, {"max_new_tokens": 6} | (chosen or {}))
 

@@ -18,7 +18,7 @@ import t5lite
 from t5lite.commands.resumable import Resumable
 from t5lite.data import ArrayData, open_vocabulary
 from t5lite.errors import InputError
-from t5lite.interop.generation import Generator
+from t5lite.inference.generation import Generator
 from t5lite.main import main
 from t5lite.models import override, preset
 
@@ -44,7 +44,7 @@ def loaded(folder):
 @pytest.fixture
 def infer(monkeypatch, capsys, folder, loaded, tmp_path):
     """Runs the command in an empty folder; returns its exit code and what it says."""
-    monkeypatch.setattr("t5lite.interop.load", lambda _, devices=None: loaded)
+    monkeypatch.setattr("t5lite.inference.load", lambda _, devices=None: loaded)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

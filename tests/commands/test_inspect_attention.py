@@ -14,7 +14,7 @@ from small_folders import add_tokenizer, copied
 
 import t5lite
 from t5lite.commands import attention_page
-from t5lite.interop import Inside, attention_maps, attribution
+from t5lite.inference import Inside, attention_maps, attribution
 from t5lite.main import main
 
 pytest.importorskip("tokenizers")

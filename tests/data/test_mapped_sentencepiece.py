@@ -11,8 +11,8 @@ from t5lite.data.file_data import FileData
 from t5lite.data.mapped_sentencepiece import MappedSentencePiece
 from t5lite.data.vocabularies import Vocabulary, from_seqio, load_vocabulary
 from t5lite.errors import InputError
-from t5lite.interop import Loaded
-from t5lite.interop.scoring import Scorer
+from t5lite.inference import Loaded
+from t5lite.inference.scoring import Scorer
 from t5lite.models import Model, override
 from t5lite.objectives import Seq2Seq
 from t5lite.parallel import Layout, make_mesh

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from parity_cases.decoders import COUNTS, GPT2, GPT_NEOX, LLAMA, MISTRAL
 
+import t5lite
 from t5lite.errors import InputError
 from t5lite.interop import huggingface
 from t5lite.interop.huggingface.families import family_of
@@ -143,6 +144,6 @@ def test_files_without_prefix_and_with_masks_open(tmp_path):
     )
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **GPT2}))
-    loaded = huggingface.load(tmp_path, devices=jax.devices()[:1])
+    loaded = t5lite.load(tmp_path, devices=jax.devices()[:1])
     assert loaded.spec == spec_of(GPT2)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)

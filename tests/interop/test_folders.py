@@ -120,13 +120,11 @@ def test_a_spec_is_for_t5x_alone(small, folders):
 
 
 def test_hugging_face_alone(folders):
-    loaded = huggingface.load(
-        folders / "huggingface", layout=Layout(), devices=ONE, dtype="float16"
-    )
+    loaded = t5lite.load(folders / "huggingface", layout=Layout(), devices=ONE, dtype="float16")
     assert loaded.params["token_embedding"]["embedding"].dtype == jnp.float16
     assert (loaded.model.spec, loaded.vocabulary.size) == (loaded.spec, 264)
     with pytest.raises(InputError, match=r"cannot read .*config.json: No such file"):
-        huggingface.load(folders / "t5lite")
+        huggingface.open_model(folders / "t5lite")
 
 
 def test_folders_inside_a_run(folders, tmp_path):

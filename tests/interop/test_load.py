@@ -14,8 +14,8 @@ import pytest
 import t5lite
 from t5lite.data import Bytes
 from t5lite.errors import InputError
+from t5lite.inference.gaps import encode
 from t5lite.interop import locate
-from t5lite.interop.gaps import encode
 from t5lite.layers import ClassificationHeadSpec, LMHeadSpec
 from t5lite.models import ComputeSpec, Model, override, save_spec
 from t5lite.parallel import Layout

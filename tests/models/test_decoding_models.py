@@ -12,7 +12,7 @@ from varied_models import VARIED
 
 from t5lite.data import Bytes
 from t5lite.errors import InputError
-from t5lite.interop import Loaded
+from t5lite.inference import Loaded
 from t5lite.models import Model, override
 from t5lite.parallel import Layout, make_mesh
 

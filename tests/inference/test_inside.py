@@ -13,7 +13,7 @@ from small_folders import add_tokenizer
 import t5lite
 from t5lite.data import Bytes
 from t5lite.errors import InputError
-from t5lite.interop import Loaded, attention_maps, attribution
+from t5lite.inference import Loaded, attention_maps, attribution
 from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RelativeBiasSpec
 from t5lite.models import BlockSpec, ComputeSpec, Model, ModelSpec, StackSpec, override
 from t5lite.objectives.masked_lm import mask_of

@@ -18,7 +18,7 @@ from t5lite.decoding import (
     speculate,
 )
 from t5lite.decoding.generate import StepFn
-from t5lite.interop.answers import first_tokens
+from t5lite.inference.answers import first_tokens
 from t5lite.models import Model
 from t5lite.parallel import Layout, with_layout
 

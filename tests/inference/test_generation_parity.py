@@ -28,7 +28,7 @@ import t5lite
 from t5lite.decoding import Constraints, Settings
 from t5lite.layers import MoeSpec
 
-REFERENCES = pathlib.Path(__file__).parent / "references"
+REFERENCES = pathlib.Path(__file__).parents[1] / "interop" / "references"
 COMMITTED = [name for name in REFERENCED if name in GENERATIVE]
 ROWS, PROMPT_LENGTHS = len(REPETITION_PENALTIES), np.tile(np.int32(PROMPT_LENGTHS), 2)
 LOGITS, SCORE = 5e-5, 2e-4

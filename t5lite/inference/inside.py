@@ -12,8 +12,8 @@ import numpy as np
 from t5lite.data import Vocabulary
 from t5lite.decoding import token_log_probabilities
 from t5lite.errors import InputError
-from t5lite.interop.gaps import encode
-from t5lite.interop.loaded import Loaded
+from t5lite.inference.gaps import encode
+from t5lite.inference.loaded import Loaded
 from t5lite.models import Model
 from t5lite.objectives.masked_lm import mask_of
 

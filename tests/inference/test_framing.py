@@ -13,11 +13,12 @@ from etils import epath
 from t5lite.data import ArrayData, Bytes, HuggingFaceTokenizer, train_sentencepiece
 from t5lite.errors import InputError
 from t5lite.framing import Frame
-from t5lite.interop import Loaded, load, save
-from t5lite.interop.embedding import Embedder
-from t5lite.interop.generation import Generator
+from t5lite.inference import Loaded, load
+from t5lite.inference.embedding import Embedder
+from t5lite.inference.generation import Generator
+from t5lite.inference.scoring import Scorer
+from t5lite.interop import save
 from t5lite.interop.prompts import as_trained, check_prompts, prompts_of, read_prompts, save_prompts
-from t5lite.interop.scoring import Scorer
 from t5lite.models import Model, override
 from t5lite.objectives import (
     CausalLM,

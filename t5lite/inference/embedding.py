@@ -9,13 +9,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError
-from t5lite.interop.batching import bucket, by_size, check_count, each, num_rows, padded
+from t5lite.inference.batching import bucket, by_size, check_count, each, num_rows, padded
 from t5lite.layers import pool, unit_length
 from t5lite.models import Model
 from t5lite.parallel import Layout, with_layout
 
 if TYPE_CHECKING:
-    from t5lite.interop.loaded import Loaded
+    from t5lite.inference.loaded import Loaded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

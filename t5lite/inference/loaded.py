@@ -13,13 +13,14 @@ from jax.sharding import Mesh
 from t5lite.data import Vocabulary
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
-from t5lite.interop.batching import check_count, each
-from t5lite.interop.compiled import Functions, compile_functions
-from t5lite.interop.embedding import Embedder, compile_vectors
+from t5lite.inference.batching import check_count, each
+from t5lite.inference.compiled import Functions, compile_functions
+from t5lite.inference.embedding import Embedder, compile_vectors
+from t5lite.inference.generation import Answer, Generator
+from t5lite.inference.options import options_of
+from t5lite.inference.scoring import Score, Scorer, compile_scores
+from t5lite.interop import open_model
 from t5lite.interop.foreign import check_dtype
-from t5lite.interop.generation import Answer, Generator
-from t5lite.interop.options import options_of
-from t5lite.interop.scoring import Score, Scorer, compile_scores
 from t5lite.models import ComputeSpec, Model, ModelSpec
 from t5lite.objectives import Prompts
 from t5lite.parallel import Layout, make_mesh, shardings, with_layout
@@ -299,4 +300,51 @@ def place(
         mesh,
         labels=found.labels,
         trained_prompts=found.prompts,
+    )
+
+
+def load(
+    folder: epath.PathLike,
+    *,
+    compute: ComputeSpec = ComputeSpec(),
+    layout: Layout | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    dtype: Any = None,
+    vocabulary: Vocabulary | None = None,
+    spec: ModelSpec | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Loaded:
+    """Opens a trained model: `t5lite.load("runs/quickstart").generate(["..."])`.
+
+    Args:
+      folder: of t5lite a model_dir or its checkpoints folder (the newest step is read), or one step
+        folder, local, `gs://` or `s3://`; `model.json`, `vocabulary/`, `labels.json` and
+        `prompts.json` lie in it or in a folder above. Or a Hugging Face folder: `config.json`,
+        safetensors, tokenizer files. Or a T5X checkpoint, `checkpoint_N`, or the folder that holds
+        some (the newest is read). Or the name of a model on the Hugging Face hub,
+        `ORGANISATION/NAME`, where huggingface_hub is installed and there is no such folder.
+      compute: dtype of activations and so on, which need not be those of training.
+      layout: how parameters and batches are spread over the devices; by default a whole copy of
+        the parameters on each. Parameters of other libraries stream straight into their shards.
+      devices: to use; None for all.
+      dtype: of the parameters; None for each as it is stored.
+      vocabulary: instead of the saved one.
+      spec: of a T5X checkpoint, which does not say all of it; see `t5x.open_model`.
+      progress: called with bytes read and bytes in all, for other libraries' folders.
+
+    Returns:
+      The model with its parameters: the averaged ones if a run of t5lite kept an average.
+
+    Raises:
+      InputError: no such folder, none of the above in it, a description that does not fit the
+        arrays, or pickles, which are not opened.
+      CheckpointError: if a checkpoint of t5lite is damaged.
+    """
+    return place(
+        open_model(folder, vocabulary=vocabulary, spec=spec),
+        compute=compute,
+        layout=layout,
+        devices=devices,
+        dtype=dtype,
+        progress=progress,
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t5lite.errors import InputError
-from t5lite.interop.embedding import nearest
+from t5lite.inference.embedding import nearest
 
 
 @pytest.mark.parametrize("count", [1, 5, 40, 99])

@@ -17,15 +17,15 @@ from t5lite.decoding import (
     pack_sequences,
 )
 from t5lite.errors import InputError, unknown
-from t5lite.interop.answers import prompt_batch
-from t5lite.interop.batching import bucket, by_size, check_count, num_rows, padded, power_of_two
-from t5lite.interop.gaps import encode, fill_in
-from t5lite.interop.options import Options
+from t5lite.inference.answers import prompt_batch
+from t5lite.inference.batching import bucket, by_size, check_count, num_rows, padded, power_of_two
+from t5lite.inference.gaps import encode, fill_in
+from t5lite.inference.options import Options
 from t5lite.objectives import PROMPTS, Prompt
 from t5lite.objectives.masked_lm import mask_of
 
 if TYPE_CHECKING:
-    from t5lite.interop.loaded import Loaded
+    from t5lite.inference.loaded import Loaded
 
 # Options that decide which function is compiled; rows of a batch have them in common.
 _STATIC = ("num_samples", "num_beams", "early_stopping", "logits_fn", "turns")

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError, unknown
 from t5lite.framing import Frame
-from t5lite.interop.batching import bucket, by_size, check_count, each, num_rows, padded
-from t5lite.interop.gaps import encode
+from t5lite.inference.batching import bucket, by_size, check_count, each, num_rows, padded
+from t5lite.inference.gaps import encode
 from t5lite.models import Model
 from t5lite.objectives import (
     PROMPTS,
@@ -28,7 +28,7 @@ from t5lite.objectives.masked_lm import mask_of
 from t5lite.parallel import Layout, with_layout
 
 if TYPE_CHECKING:
-    from t5lite.interop.loaded import Loaded
+    from t5lite.inference.loaded import Loaded
 
 _MOST_LOGITS = 2**26  # in memory at once, in float32: 256 MiB
 

@@ -13,8 +13,8 @@ from etils import epath
 import t5lite
 from t5lite.data import Bytes
 from t5lite.errors import InputError
-from t5lite.interop import Loaded
-from t5lite.interop.options import Options, options_of
+from t5lite.inference import Loaded
+from t5lite.inference.options import Options, options_of
 from t5lite.models import Model, override
 from t5lite.parallel import Layout, make_mesh
 

@@ -5,7 +5,7 @@ import pytest
 
 from t5lite.data import Bytes, train_sentencepiece
 from t5lite.errors import InputError
-from t5lite.interop.gaps import encode, fill_in
+from t5lite.inference.gaps import encode, fill_in
 
 VOCABULARY = Bytes(num_sentinels=5)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +14,8 @@ from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.hub import from_hub
-from t5lite.interop.loaded import Loaded, place
 from t5lite.interop.prompts import read_prompts
-from t5lite.models import ComputeSpec, Model, ModelSpec, load_spec
+from t5lite.models import Model, ModelSpec, load_spec
 from t5lite.objectives import Prompts
 from t5lite.parallel import Layout, shardings
 from t5lite.training.restore import (
@@ -30,60 +28,13 @@ from t5lite.training.restore import (
 )
 
 
-def load(
-    folder: epath.PathLike,
-    *,
-    compute: ComputeSpec = ComputeSpec(),
-    layout: Layout | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    dtype: Any = None,
-    vocabulary: Vocabulary | None = None,
-    spec: ModelSpec | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Loaded:
-    """Opens a trained model: `t5lite.load("runs/quickstart").generate(["..."])`.
-
-    Args:
-      folder: of t5lite a model_dir or its checkpoints folder (the newest step is read), or one step
-        folder, local, `gs://` or `s3://`; `model.json`, `vocabulary/`, `labels.json` and
-        `prompts.json` lie in it or in a folder above. Or a Hugging Face folder: `config.json`,
-        safetensors, tokenizer files. Or a T5X checkpoint, `checkpoint_N`, or the folder that holds
-        some (the newest is read). Or the name of a model on the Hugging Face hub,
-        `ORGANISATION/NAME`, where huggingface_hub is installed and there is no such folder.
-      compute: dtype of activations and so on, which need not be those of training.
-      layout: how parameters and batches are spread over the devices; by default a whole copy of
-        the parameters on each. Parameters of other libraries stream straight into their shards.
-      devices: to use; None for all.
-      dtype: of the parameters; None for each as it is stored.
-      vocabulary: instead of the saved one.
-      spec: of a T5X checkpoint, which does not say all of it; see `t5x.open_model`.
-      progress: called with bytes read and bytes in all, for other libraries' folders.
-
-    Returns:
-      The model with its parameters: the averaged ones if a run of t5lite kept an average.
-
-    Raises:
-      InputError: no such folder, none of the above in it, a description that does not fit the
-        arrays, or pickles, which are not opened.
-      CheckpointError: if a checkpoint of t5lite is damaged.
-    """
-    return place(
-        open_model(folder, vocabulary=vocabulary, spec=spec),
-        compute=compute,
-        layout=layout,
-        devices=devices,
-        dtype=dtype,
-        progress=progress,
-    )
-
-
 def open_model(
     folder: epath.PathLike,
     *,
     vocabulary: Vocabulary | None = None,
     spec: ModelSpec | None = None,
 ) -> "Foreign | Own":
-    """Finds out what a folder is, and reads all but its arrays; arguments as those of `load`."""
+    """Reads what a folder holds, but for its arrays; the arguments are those of `t5lite.load`."""
     kind, path = kind_of(folder)
     if spec is not None and kind != "t5x":
         raise InputError(f"spec = …: is for T5X checkpoints alone, and {path} says what it holds")
@@ -197,7 +148,7 @@ def locate(folder: epath.PathLike) -> Located:
     """Finds a checkpoint and its description, reading neither.
 
     Args:
-      folder: as `load` takes it.
+      folder: as `t5lite.load` takes it.
 
     Raises:
       InputError: no such folder, no checkpoint, or no model.json.

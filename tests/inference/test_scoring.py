@@ -11,8 +11,8 @@ from small_folders import add_tokenizer, copied
 
 import t5lite
 from t5lite.errors import InputError
-from t5lite.interop import scoring
-from t5lite.interop.scoring import perplexity
+from t5lite.inference import scoring
+from t5lite.inference.scoring import perplexity
 from t5lite.objectives import CausalLM, InputsToTargets, Seq2Seq, chunked_cross_entropy, fit
 from t5lite.parallel import Layout
 
