@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from t5lite.data.user_code import user_error
 from t5lite.errors import InputError
 
 
@@ -44,11 +45,19 @@ def import_user_module(name: str) -> None:
     """
     try:
         importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever it raises, the module is where to look
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        fix = f"install {missing}"
+        if name == missing or name.startswith(f"{missing}."):
+            fix = "add its folder to PYTHONPATH"
+        raise InputError(f"cannot import module {name!r}: {error}; {fix}") from error
+    except SystemExit as error:
         raise InputError(
-            f"cannot import module {name!r}: {type(error).__name__}: {error}\n"
-            "is its folder on PYTHONPATH?"
+            f"module {name!r} ends the program when imported (sys.exit({error.code!r})); "
+            "run that part under `if __name__ == '__main__':` only"
         ) from error
+    except Exception as error:  # whatever it raises, the module is where to look
+        raise user_error(f"the import of module {name!r}", error) from error
 
 
 @contextmanager

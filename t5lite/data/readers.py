@@ -469,12 +469,20 @@ def _check_lines(path: str, lines: str) -> None:
     """Refuses a file that is one JSON document: some of its lines may be rows by accident."""
     with open(lines, "rb") as file:
         try:
-            json.loads(file.read())
+            document = json.loads(file.read())
         except (ValueError, RecursionError):
             return  # its first line is broken
+    tables = [
+        key
+        for key, value in (document.items() if isinstance(document, dict) else ())
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+    ]
+    nested = (
+        f"; its rows seem to be the array under {tables[0]!r}: keep that alone" if tables else ""
+    )
     raise InputError(
         f"{path} is one JSON object over several lines: write JSON lines, an object a line, or an "
-        "array of objects"
+        f"array of objects{nested}"
     )
 
 

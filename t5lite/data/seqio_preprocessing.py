@@ -16,7 +16,7 @@ import numpy as np
 from t5lite.data.files import decode_text
 from t5lite.data.importing import import_seqio
 from t5lite.data.sources import Example
-from t5lite.data.user_code import place_of, user_error
+from t5lite.data.user_code import place_of, reason, user_error
 from t5lite.data.vocabularies import Vocabulary, from_seqio
 from t5lite.errors import InputError
 
@@ -150,8 +150,14 @@ class Preprocessing:
                     self._function = function
                 except InputError:
                     raise
-                except Exception:  # some preprocessors, lookup tables say, need eager mode
-                    _log.debug("%s: preprocessors are not traced", self._name, exc_info=True)
+                except Exception as error:  # some preprocessors, lookup tables say, need eager mode
+                    _log.warning(
+                        "%s: its preprocessors cannot be traced as one TensorFlow function and run "
+                        "eagerly, which is slower: %s",
+                        self._name,
+                        reason(error),
+                    )
+                    _log.debug("%s: not traced", self._name, exc_info=True)
         return (self._function or features)(tf.constant(seed, tf.int64), *columns)
 
     def _features(self, spec: Any, seed: Any, *columns: Any) -> dict[str, Any]:

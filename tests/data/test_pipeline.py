@@ -296,6 +296,19 @@ def test_steps_that_need_eager_mode_or_keep_what_they_saw(seqio, tf, make_task):
         np.testing.assert_array_equal(first_numbers(data, 30), expected)
 
 
+def test_steps_that_cannot_be_traced_run_eagerly_and_say_so(seqio, tf, make_task, caplog):
+    def eager(dataset):
+        lengths = [len(each["inputs"].numpy()) for each in dataset]
+        assert all(lengths)
+        return dataset
+
+    expected = first_numbers(make_data(make_task(), pack=False), 30)
+    assert not caplog.records
+    data = make_data(make_task(eager), pack=False)
+    np.testing.assert_array_equal(first_numbers(data, 30), expected)
+    assert "cannot be traced" in caplog.text and caplog.text.count("cannot be traced") == 1
+
+
 def test_raw_examples_of_any_type_and_shape(seqio, tf, make_task):
     """Ragged, integer, scalar and empty features reach the preprocessors as they were."""
 

@@ -177,7 +177,8 @@ def test_a_json_array_is_read_whole(tmp_path, name, indent):
     [
         (b'[\n{"a":1},\n{"a":2}\n', "begins with '\\[' but is not a JSON array"),
         (b'[1]\n{"a":2}\n', "begins with '\\[' but is not a JSON array"),
-        (b'{"data": [\n{"a":1},\n{"a":2}\n]}', "is one JSON object over several lines"),
+        (b'{"data": [\n{"a":1},\n{"a":2}\n]}', "is one JSON .* array under 'data'"),
+        (b'{"name":\n"x"}', "is one JSON object over several lines: [^;]*$"),
     ],
 )
 def test_other_json_is_refused_by_name_and_not_read_by_half(tmp_path, content, words):
