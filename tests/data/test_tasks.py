@@ -222,7 +222,7 @@ def test_misspelt_names_get_the_nearest(seqio):
 
 
 def test_modules_that_cannot_be_imported_are_named(seqio, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="'no_such_module_here'.*; add its folder to PYTHONPATH"):
+    with pytest.raises(InputError, match=r"'no_such_module_here'.*; add its folder to PYTHONPATH"):
         get_task("c4", module="no_such_module_here")
     (tmp_path / "broken_module_here.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -230,7 +230,7 @@ def test_modules_that_cannot_be_imported_are_named(seqio, tmp_path, monkeypatch)
         get_task("c4", module="broken_module_here")
     assert "broken_module_here" not in sys.modules
     (tmp_path / "needing_module_here.py").write_text("import a_package_not_here\n")
-    with pytest.raises(InputError, match="'needing_module_here'.*; install a_package_not_here"):
+    with pytest.raises(InputError, match=r"'needing_module_here'.*; install a_package_not_here"):
         get_task("c4", module="needing_module_here")
     (tmp_path / "ending_module_here.py").write_text("raise SystemExit\n")
     with pytest.raises(InputError, match="'ending_module_here' ends the program"):
