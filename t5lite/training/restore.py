@@ -1,11 +1,12 @@
 """Reads arrays out of a checkpoint by name: all of the state, or some under other names."""
 
+import contextlib
 import difflib
 import functools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -79,6 +80,27 @@ def load_params(
     if mapping and like is None:
         raise InputError("load_params: mapping needs `like`, the tree whose names it maps")
     step_folder = find_step_folder(folder)
+    with _older_one_named(step_folder):
+        return _load_params(step_folder, like, mapping=mapping, part=part)
+
+
+@contextlib.contextmanager
+def _older_one_named(step_folder: epath.Path) -> Iterator[None]:
+    """Adds to the error of a damaged checkpoint the newest of the others, if there is one."""
+    try:
+        yield
+    except CheckpointError as error:
+        saved = saved_steps(step_folder.parent)
+        others = [step for step, path in saved.items() if path != step_folder]
+        if not others:
+            raise
+        other = saved[max(others)]
+        raise CheckpointError(f"{error}; another one is {other}: give its folder") from error
+
+
+def _load_params(
+    step_folder: epath.Path, like: Any, *, mapping: Sequence[Rule], part: str
+) -> Loaded:
     prefix = f"{part}/" if part else ""
 
     everything, document = read_together(step_folder, lambda: read_description(step_folder))
