@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             vocabulary=loaded.vocabulary,
             labels=loaded.labels,
             prompts=loaded.trained_prompts,
+            generation=loaded.generation,
             step=loaded.step or 0,
             scanned=arguments.scanned,
             progress=bar,

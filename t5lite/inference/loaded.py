@@ -21,6 +21,7 @@ from t5lite.inference.options import options_of
 from t5lite.inference.scoring import Score, Scorer, compile_scores
 from t5lite.interop import open_model
 from t5lite.interop.foreign import check_dtype
+from t5lite.interop.generation_defaults import GenerationDefaults
 from t5lite.models import ComputeSpec, Model, ModelSpec
 from t5lite.objectives import Prompts
 from t5lite.parallel import Layout, make_mesh, shardings, with_layout
@@ -41,6 +42,7 @@ class Loaded:
       labels: names of what a head's outputs mean, by label feature: `labels["labels"][2]` is class
         or tag 2. {} where none were saved.
       trained_prompts: how it was prompted in training; None where that is unknown.
+      generation: how it writes unless options say otherwise; None where its files do not say.
     """
 
     model: Model
@@ -52,6 +54,7 @@ class Loaded:
     mesh: Mesh
     labels: Labels = dataclasses.field(default_factory=dict)
     trained_prompts: Prompts | None = None
+    generation: GenerationDefaults | None = None
 
     @functools.cached_property
     def prompts(self) -> Prompts:
@@ -276,8 +279,8 @@ def place(
     """Reads the parameters of an opened checkpoint onto devices.
 
     Args:
-      found: a `Foreign`, or anything with its `spec`, `vocabulary`, `labels`, `prompts`, `step`,
-        `where` and `params`.
+      found: a `Foreign`, or anything with its `spec`, `vocabulary`, `labels`, `prompts`,
+        `generation`, `step`, `where` and `params`.
       compute, layout, devices, dtype, progress: see `load`.
     """
     check_dtype(dtype)
@@ -300,6 +303,7 @@ def place(
         mesh,
         labels=found.labels,
         trained_prompts=found.prompts,
+        generation=found.generation,
     )
 
 

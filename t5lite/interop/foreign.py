@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from t5lite.data import Vocabulary
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
+from t5lite.interop.generation_defaults import GenerationDefaults
 from t5lite.interop.placing import Layer, index_of
 from t5lite.interop.tensors import Source, Tensor, check_tensors, read_params
 from t5lite.models import Model, ModelSpec
@@ -36,6 +37,7 @@ class Foreign:
       step: updates done; None where it is not said.
       labels: names of what a head's outputs mean, by label feature, in order; {} for none.
       prompts: how the model was prompted in training, which other libraries do not say.
+      generation: how the model writes unless options say otherwise; None where nothing is said.
     """
 
     spec: ModelSpec
@@ -47,6 +49,7 @@ class Foreign:
     step: int | None = None
     labels: Labels = dataclasses.field(default_factory=dict)
     prompts: None = None
+    generation: GenerationDefaults | None = None
 
     def replace(self, **changes: Any) -> "Foreign":
         """Returns the same checkpoint with some of this changed."""

@@ -13,6 +13,7 @@ from t5lite.data.labels import Labels, load_labels
 from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
 from t5lite.interop.foreign import Foreign
+from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults
 from t5lite.interop.hub import from_hub
 from t5lite.interop.prompts import read_prompts
 from t5lite.models import Model, ModelSpec, load_spec
@@ -47,7 +48,8 @@ def open_model(
         vocabulary = load_vocabulary(found.home / "vocabulary")
     spec, labels = load_spec(found.home / "model.json"), load_labels(found.home)
     prompts = read_prompts(found.home, vocabulary, topology=spec.topology)
-    return Own(spec, found, vocabulary, labels, prompts)
+    generation = None if spec.decoder is None else read_defaults(found.home)
+    return Own(spec, found, vocabulary, labels, prompts, generation)
 
 
 def kind_of(folder: epath.PathLike) -> tuple[str, str]:
@@ -101,6 +103,7 @@ class Own:
     vocabulary: Vocabulary | None
     labels: Labels
     prompts: Prompts | None
+    generation: GenerationDefaults | None = None
 
     @property
     def where(self) -> str:

@@ -13,6 +13,7 @@ from t5lite.data.files import check_folder
 from t5lite.data.labels import Labels, save_labels
 from t5lite.errors import InputError, unknown
 from t5lite.interop import huggingface, t5x
+from t5lite.interop.generation_defaults import GenerationDefaults, save_defaults
 from t5lite.interop.prompts import save_prompts
 from t5lite.models import Model, ModelSpec, save_spec
 from t5lite.objectives import Prompts
@@ -33,6 +34,7 @@ def save(
     vocabulary: Vocabulary | None = None,
     labels: Labels = MappingProxyType({}),
     prompts: Prompts | None = None,
+    generation: GenerationDefaults | None = None,
     step: int = 0,
     scanned: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -49,6 +51,8 @@ def save(
       labels: names of what a head's outputs mean, by label feature; likewise.
       prompts: how the model was prompted in training, for "t5lite"; None: unknown, so that a
         decoder is taken to be causal.
+      generation: how the model writes unless options say otherwise, for "t5lite": its
+        `generation_config.json`.
       step: updates done.
       scanned: whether "t5x" is written for layers that are scanned.
       progress: called with bytes written and bytes in all, by "huggingface".
@@ -80,6 +84,7 @@ def save(
                 vocabulary=vocabulary,
                 labels=labels,
                 prompts=prompts,
+                generation=generation,
                 step=step,
             )
 
@@ -92,6 +97,7 @@ def _save(
     vocabulary: Vocabulary | None,
     labels: Labels,
     prompts: Prompts | None,
+    generation: GenerationDefaults | None,
     step: int,
 ) -> None:
     """Writes a checkpoint, and what describes it, as a run does."""
@@ -103,6 +109,7 @@ def _save(
         vocabulary.save(root / "vocabulary")
     save_labels(root, labels)
     save_prompts(root, prompts)
+    save_defaults(root, generation)
     save_spec(root / "model.json", spec)
 
 

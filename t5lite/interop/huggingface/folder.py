@@ -18,6 +18,7 @@ from t5lite.data.files import write_whole
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.interop.foreign import Foreign
+from t5lite.interop.generation_defaults import read_defaults
 from t5lite.interop.huggingface.families import MODULES, family_of, model_type_of
 from t5lite.interop.huggingface.families.family import Family
 from t5lite.interop.huggingface.families.labels import labels_of, named_labels
@@ -58,6 +59,10 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
     root = local(folder)
     config = read_config(root)
     family = family_of(config["model_type"])
+    generation = read_defaults(root, config)
+    start = None if generation is None else generation.content.get("decoder_start_token_id")
+    if isinstance(start, int):  # transformers' generate reads it there alone
+        config = {**config, "decoder_start_token_id": start}
     source = _Renamed(open_tensors(root), family)
     spec = family.spec(config, source)
     if spec.topology != "encoder_decoder":
@@ -70,6 +75,7 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
         ignored=family.ignored,
         vocabulary=read_vocabulary(root) if vocabulary is None else vocabulary,
         labels=labels_of(config, spec),
+        generation=None if spec.decoder is None else generation,
     )
 
 

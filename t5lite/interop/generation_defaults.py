@@ -1,0 +1,97 @@
+"""How a checkpoint's own files say that its model writes: `generation_config.json`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from t5lite.data.files import as_path, write_whole
+from t5lite.data.vocabularies import read_file
+from t5lite.errors import InputError
+
+FILE = "generation_config.json"
+
+# Fields of transformers' GenerationConfig that say what is written. Before there was a file of its
+# own, they stood in config.json.
+_FIELDS = """
+    max_length max_new_tokens min_length min_new_tokens early_stopping max_time stop_strings
+    do_sample num_beams num_beam_groups penalty_alpha temperature top_k top_p min_p top_h typical_p
+    epsilon_cutoff eta_cutoff diversity_penalty repetition_penalty encoder_repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids force_words_ids
+    renormalize_logits forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty
+    suppress_tokens begin_suppress_tokens forced_decoder_ids sequence_bias guidance_scale
+    num_return_sequences pad_token_id bos_token_id eos_token_id decoder_start_token_id
+"""
+_NESTED = ("decoder", "generator", "text_config")  # where some configs keep the writer's fields
+_ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationDefaults:
+    """How a model writes unless options say otherwise.
+
+    Attributes:
+      content: values by the names of transformers' GenerationConfig, as `generation_config.json`
+        has them, without those that are null. Kept whole, so that it can be written again.
+    """
+
+    content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def ids(self, name: str) -> tuple[int, ...]:
+        """Returns the token ids of a field that is an id or a list of ids; () where it is unset."""
+        value = self.content.get(name, ())
+        return (value,) if isinstance(value, int) else tuple(value)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer; () where nothing is said: the vocabulary's EOS."""
+        return self.ids("eos_token_id")
+
+
+def read_defaults(
+    folder: Any, config: Mapping[str, Any] = MappingProxyType({})
+) -> GenerationDefaults | None:
+    """Returns how the model of a folder writes; None where nothing is said.
+
+    Args:
+      folder: that may hold `generation_config.json`.
+      config: content of a Hugging Face `config.json`, read where there is no such file, as in
+        transformers; {} for other folders.
+
+    Raises:
+      InputError: if the file is damaged, or a field has another type than in transformers.
+    """
+    path = as_path(folder) / FILE
+    if path.exists():
+        try:
+            content = json.loads(read_file(path, "description of generation"))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {str(error)[:80]}; copy it again") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{path} is damaged: it must hold a JSON object; copy it again")
+        skipped = ("_from_model_config", "transformers_version")
+        content = {name: value for name, value in content.items() if name not in skipped}
+    else:
+        nested: Any = next((config[k] for k in _NESTED if isinstance(config.get(k), dict)), {})
+        said = [{k: v for k, v in part.items() if v is not None} for part in (nested, config)]
+        fields = _FIELDS.split()
+        content = {name: value for name, value in {**said[0], **said[1]}.items() if name in fields}
+        path = as_path(folder) / "config.json"
+    content = {name: value for name, value in content.items() if value is not None}
+    for name in _ID_LISTS:
+        _check_ids(path, name, content.get(name, ()))
+    return GenerationDefaults(content) if content else None
+
+
+def save_defaults(folder: Any, defaults: GenerationDefaults | None) -> None:
+    """Writes `generation_config.json`; None: writes nothing."""
+    if defaults is not None:
+        text = json.dumps(dict(defaults.content), indent=2, sort_keys=True)
+        write_whole(as_path(folder) / FILE, (text + "\n").encode())
+
+
+def _check_ids(path: Any, name: str, value: Any) -> None:
+    ids = [value] if isinstance(value, int) else value
+    if not isinstance(ids, list | tuple) or not all(type(each) is int for each in ids):
+        raise InputError(f"{path}: {name} = {value!r}: must be a token id or a list of them")
