@@ -221,7 +221,13 @@ class _Compilation:
                 text=True,
                 env={**os.environ, **ENVIRONMENT},
             )
-            timer = threading.Timer(seconds, process.kill) if seconds else None
+            late = threading.Event()  # a timer's own `finished` is also set by cancelling it
+
+            def give_up() -> None:
+                late.set()
+                process.kill()
+
+            timer = threading.Timer(seconds, give_up) if seconds else None
             try:
                 if timer:
                     timer.start()
@@ -239,7 +245,7 @@ class _Compilation:
             lines = said.read().splitlines()
         if found is not None:
             return found
-        if timer and code < 0 and timer.finished.is_set() and not timer.is_alive():
+        if late.is_set() and code < 0:
             return {"aborted": f"not finished within {seconds:.0f} s"}
         ours = [at for at, line in enumerate(lines) if line.startswith("t5lite: ")]
         if ours:

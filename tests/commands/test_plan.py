@@ -175,6 +175,13 @@ def test_a_compiler_that_aborts_is_reported() -> None:
     assert found["said"] == ["Check failed: bad shape"]
 
 
+def test_a_compiler_that_aborts_in_time_did_not_run_out_of_it() -> None:
+    # Reading what it said takes longer than the cancelled timer's thread takes to end.
+    program = "import os; os.write(2, b'x' * 10**7); os.abort()"
+    found = compilation(program)({}, title="abort", seconds=60)
+    assert found["aborted"] == "the compiler ended by signal 6"
+
+
 def test_a_compiler_that_hangs_is_ended() -> None:
     found = compilation("import time; time.sleep(60)")({}, title="hang", seconds=0.5)
     assert found["aborted"] == "not finished within 0 s"
