@@ -1,6 +1,8 @@
 """`t5lite embed`: texts to vectors, and the nearest of them to a query."""
 
 import argparse
+import itertools
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,14 +87,22 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
 
 def save(file: BinaryIO, ending: str, vectors: list[Any], texts: list[str]) -> None:
-    """Writes `[n, size]` float32, NaN where there is no vector; into an `.npz` the texts too."""
+    """Writes `[n, size]` float32, NaN where there is no vector; into an `.npz` the texts too.
+
+    An `.npz` has `embeddings`, `text_bytes` `[bytes]` uint8, the UTF-8 of all texts, and
+    `text_offsets` `[n + 1]` int64: text i is `text_bytes[text_offsets[i]:text_offsets[i + 1]]`. An
+    array of strings would give every text the size of the longest.
+    """
     size = next(vector.size for vector in vectors if vector is not None)
     none = np.full(size, np.nan, np.float32)
     embeddings = np.stack([none if vector is None else vector for vector in vectors])
     if ending == ".npy":
         np.save(file, embeddings)
     else:
-        np.savez(file, embeddings=embeddings, texts=np.array(texts))
+        encoded = [text.encode() for text in texts]
+        offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        content = np.frombuffer(b"".join(encoded), np.uint8)
+        np.savez(file, embeddings=embeddings, text_bytes=content, text_offsets=offsets)
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -123,7 +133,7 @@ def search(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_vectors(path: str) -> tuple[np.ndarray, list[str]]:
+def read_vectors(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
     """Returns vectors `[n, size]` float32 and their texts, of an `.npy` their places from 0.
 
     Raises:
@@ -142,7 +152,7 @@ def read_vectors(path: str) -> tuple[np.ndarray, list[str]]:
             with place.open("rb") as file:  # which np.load would leave open if it is damaged
                 content = np.load(file)
                 if place.suffix == ".npz":
-                    vectors, texts = content["embeddings"], content["texts"].tolist()
+                    vectors, texts = content["embeddings"], _texts_in(content)
                 else:
                     vectors, texts = content, [f"row {row}" for row in range(len(content))]
         if vectors.ndim != 2 or not len(vectors) or len(texts) != len(vectors):
@@ -152,3 +162,11 @@ def read_vectors(path: str) -> tuple[np.ndarray, list[str]]:
         raise
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"--among={path}: not what t5lite embed writes: {error}") from error
+
+
+def _texts_in(content: Any) -> list[str]:
+    """Returns the texts of an `.npz`; those of older versions are an array of strings, `texts`."""
+    if "texts" in content:
+        return content["texts"].tolist()
+    raw, offsets = content["text_bytes"].tobytes(), content["text_offsets"].tolist()
+    return [raw[start:end].decode() for start, end in itertools.pairwise(offsets)]

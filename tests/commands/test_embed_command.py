@@ -8,6 +8,7 @@ import pytest
 from small_folders import add_pooling, add_tokenizer, copied
 
 import t5lite
+from t5lite.commands.embed import read_vectors, save
 from t5lite.main import main
 
 pytest.importorskip("tokenizers")
@@ -75,11 +76,27 @@ def test_a_file_to_each_kind_of_file(embed, loaded, file, tmp_path):
             assert np.isnan(vectors[2]).all()
             vectors = np.delete(vectors, 2, axis=0)
         np.testing.assert_allclose(vectors, expected, atol=2e-5)
-    texts = np.load(tmp_path / "out.npz")["texts"].tolist()
-    assert texts == [*TEXTS[:2], "", TEXTS[2]]
+    assert read_vectors(tmp_path / "out.npz")[1] == [*TEXTS[:2], "", TEXTS[2]]
     code, _, _ = embed(f"--input_file={file}", f"--output_file={tmp_path}/out.npy", "--truncate")
     assert code == 0
     assert np.isfinite(np.load(tmp_path / "out.npy")).all()
+
+
+def test_texts_take_the_room_that_they_need(tmp_path):
+    texts = ["été\0", "", "長い" * 5000, *map(str, range(500))]
+    vectors = list(np.eye(len(texts), 4, dtype=np.float32))
+    with open(tmp_path / "out.npz", "wb") as file:
+        save(file, ".npz", vectors, texts)
+    needed = len("".join(texts).encode()) + 8 * len(texts) + 16 * len(texts)
+    assert (tmp_path / "out.npz").stat().st_size < needed + 2000
+    assert read_vectors(tmp_path / "out.npz")[1] == texts
+
+
+def test_files_of_older_versions_are_read(tmp_path):
+    np.savez(tmp_path / "old.npz", embeddings=np.eye(3, dtype=np.float32), texts=np.array(TEXTS))
+    vectors, texts = read_vectors(tmp_path / "old.npz")
+    assert texts == TEXTS
+    np.testing.assert_array_equal(vectors, np.eye(3))
 
 
 @pytest.mark.parametrize("ending", ["npz", "npy", "jsonl"])
