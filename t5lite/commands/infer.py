@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         return 0
     generator = open_generator(
         arguments,
-        source.model_dir,
+        model,  # as it was opened: a run may save another step meanwhile
         prompt=source.prompt,
         devices=jax.local_devices(),  # each process answers its own lines
     )

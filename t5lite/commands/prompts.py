@@ -109,13 +109,13 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_generator(
-    arguments: argparse.Namespace, model_dir: str, *, prompt: str | None = None, devices: Any = None
+    arguments: argparse.Namespace, model: Any, *, prompt: str | None = None, devices: Any = None
 ) -> "Generator":
     """Opens the model and its draft.
 
     Args:
       arguments: of the command line.
-      model_dir: the model's folder.
+      model: its folder, or the checkpoint that `interop.open_model` opened in it.
       prompt: what a text is to it, unless the arguments say.
       devices: to use; None for all.
 
@@ -125,7 +125,7 @@ def open_generator(
     if arguments.draft_length is not None and arguments.draft is None:
         raise InputError("--draft_length is for --draft, which is missing")
 
-    from t5lite.inference import load
+    from t5lite.inference import load, place
     from t5lite.inference.batching import check_count
     from t5lite.inference.generation import Generator
 
@@ -133,7 +133,7 @@ def open_generator(
     options = {} if devices is None else {"devices": devices}
     draft = arguments.draft
     return Generator(
-        load(model_dir, **options),
+        load(model, **options) if isinstance(model, str) else place(model, **options),
         prompt=arguments.prompt or prompt,
         fill=arguments.fill,
         truncate=arguments.truncate,

@@ -3,7 +3,7 @@
 from t5lite.inference.answers import answer, prompt_batch
 from t5lite.inference.embedding import nearest
 from t5lite.inference.inside import Inside, attention_maps, attribution
-from t5lite.inference.loaded import Loaded, load
+from t5lite.inference.loaded import Loaded, load, place
 from t5lite.inference.scoring import Score
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "attribution",
     "load",
     "nearest",
+    "place",
     "prompt_batch",
 ]

@@ -15,6 +15,7 @@ import pytest
 from small_folders import add_tokenizer, copied
 
 import t5lite
+from t5lite import interop
 from t5lite.commands.resumable import Resumable
 from t5lite.data import ArrayData, open_vocabulary
 from t5lite.errors import InputError
@@ -44,7 +45,7 @@ def loaded(folder):
 @pytest.fixture
 def infer(monkeypatch, capsys, folder, loaded, tmp_path):
     """Runs the command in an empty folder; returns its exit code and what it says."""
-    monkeypatch.setattr("t5lite.inference.load", lambda _, devices=None: loaded)
+    monkeypatch.setattr("t5lite.inference.place", lambda _, devices=None: loaded)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -260,6 +261,28 @@ def test_a_description_of_others_is_left_alone(content, tmp_path):
         ):
             pass
     assert (tmp_path / "out.jsonl.json").read_text() == content
+
+
+def test_the_checkpoint_that_answers_is_the_one_that_is_recorded(loaded, tmp_path, monkeypatch):
+    run, out = tmp_path / "run", tmp_path / "out.jsonl"
+    silent = jax.tree.map(lambda leaf: 0 * leaf, loaded.params)
+    parts = {"vocabulary": loaded.vocabulary, "step": 1}
+    interop.save(run, loaded.model, loaded.params, **parts)
+    interop.save(tmp_path / "later", loaded.model, silent, **parts | {"step": 2})
+    place = t5lite.inference.place
+
+    def late(*arguments, **options):  # a step is saved after the folder was opened
+        (tmp_path / "later/checkpoints/2").rename(run / "checkpoints/2")
+        return place(*arguments, **options)
+
+    monkeypatch.setattr("t5lite.inference.place", late)
+    put(tmp_path / "in.jsonl", [{"inputs": "cats"}])
+    flags = (f"--input_file={tmp_path}/in.jsonl", f"--output_file={out}", *FEW)
+    assert main(["infer", f"--model_dir={run}", *flags]) == 0
+    described = json.loads((tmp_path / "out.jsonl.json").read_text())
+    assert (described["step"], Path(described["model"]).name) == (1, "1")
+    assert read(out)[0]["output"] == loaded.generate(["cats"], max_new_tokens=6)[0]
+    assert t5lite.load(run).generate(["cats"], max_new_tokens=6)[0] != read(out)[0]["output"]
 
 
 # --- shards -------------------------------------------------------------------------------------
