@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t5lite.commands.bars import Bar
+from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             vocabulary=vocabulary,
             labels=loaded.labels if spec.heads == loaded.spec.heads else {},
             prompts=loaded.trained_prompts if same_texts else None,
+            inputs=loaded.inputs if same_texts else InputFormat(),
             progress=bar,
         )
     print(f"written to {arguments.target}")

@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             labels=loaded.labels,
             prompts=loaded.trained_prompts,
             generation=loaded.generation,
+            inputs=loaded.inputs,
             step=loaded.step or 0,
             scanned=arguments.scanned,
             progress=bar,

@@ -10,6 +10,7 @@ import jax
 from etils import epath
 
 from t5lite.data.files import write_whole
+from t5lite.data.input_format import InputFormat, save_input_format
 from t5lite.data.labels import Labels, check_labels, load_labels, save_labels
 from t5lite.errors import InputError
 from t5lite.interop.prompts import save_prompts
@@ -20,7 +21,10 @@ from t5lite.training.claims import Claim, claimed
 from t5lite.training.report import describe_run, is_report, read_facts
 from t5lite.training.restore import saved_steps
 
-_FILES = ("run.json", "model.json", "vocabulary", "labels.json", "prompts.json", "config.gin")
+_FILES = (
+    *("run.json", "model.json", "vocabulary", "labels.json", "prompts.json", "inputs.json"),
+    "config.gin",
+)
 # Of runs that were begun before `run.json` listed its files.
 _EARLIER_FILES = {*_FILES, "metrics.jsonl", "texts.jsonl", "report.html", "mlflow_run_id"}
 
@@ -106,6 +110,7 @@ def describe(
     of_writers: Sequence[str],
     facts: Mapping[str, Any],
     prompts: Prompts | None = None,
+    inputs: InputFormat = InputFormat(),
 ) -> None:
     """Writes what a checkpoint needs to be understood without its configuration.
 
@@ -119,6 +124,7 @@ def describe(
       of_writers: names of the files that the writers of metrics will write.
       facts: what else `run.json` says, see `describe_run`.
       prompts: how the trained model is prompted; None: it is not, or that is unknown.
+      inputs: how rows become the texts that it reads.
     """
     # First: it says which files are the run's own.
     files = sorted(_own_files(folder).union(_FILES, of_writers))
@@ -133,6 +139,7 @@ def describe(
         vocabulary.save(folder / "vocabulary")
     save_labels(folder, data.labels())
     save_prompts(folder, prompts)
+    save_input_format(folder, inputs)
     text, target = (config or "").encode(), folder / "config.gin"
     if config is not None and not (target.exists() and target.read_bytes() == text):
         write_whole(target, text)

@@ -24,6 +24,7 @@ from t5lite.commands.run_folder import (
 from t5lite.commands.settings import check_settings, learning_rate, notes, rate_change
 from t5lite.data.batches import joint_state
 from t5lite.data.files import check_folder
+from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels, check_labels, load_labels
 from t5lite.errors import InputError
 from t5lite.interop.prompts import check_prompts, prompts_of, read_prompts
@@ -271,6 +272,7 @@ def train(
                     of_writers=files,
                     facts=facts,
                     prompts=prompts_of(objective, data),
+                    inputs=data.input_format() if "inputs" in objective.features else InputFormat(),
                 )
             run_.writers.rewind(int(state.step))
             state = loop.train(state)

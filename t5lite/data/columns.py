@@ -283,16 +283,16 @@ class Answer(Column):
     def check(self, columns: Sequence[str]) -> None:
         if "{" not in self.context:
             _check_columns("Answer.context", [self.context], columns)
-        elif not self._template.slots:
+        elif not self.template.slots:
             raise InputError(f"Answer.context = {self.context!r}: has no slot that holds answers")
-        self._template.check(columns)
+        self.template.check(columns)
         _check_columns("Answer.answer or Answer.start", self._named, columns)
 
     def columns_read(self) -> Sequence[str]:
-        return [*self._template.slots, *self._named]
+        return [*self.template.slots, *self._named]
 
     def problem(self, row: Row) -> str:
-        missing = _missing(row, self._template.slots)
+        missing = _missing(row, self.template.slots)
         answer = plain(row.get(self.answer))
         if missing or not answer:
             return missing
@@ -309,7 +309,7 @@ class Answer(Column):
     def arrays(self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary) -> Arrays:
         made: Arrays = {feature: [], "labels": []}
         for row in rows:
-            ids, offsets = vocabulary.encode_with_offsets(self._template.render(row))
+            ids, offsets = vocabulary.encode_with_offsets(self.template.render(row))
             made[feature].append(np.array(ids, np.int32))
             made["labels"].append(np.array(self._span(row, offsets), np.int32))
         return made
@@ -320,7 +320,7 @@ class Answer(Column):
         if not answer:
             return -1, -1
         at = int(plain(row[self.start])) if self.start else plain(row[self._slot]).index(answer)
-        begin = self._template.place(self._slot, row) + at
+        begin = self.template.place(self._slot, row) + at
         end = begin + len(answer)
         inside = [i for i, (first, after) in enumerate(offsets) if first < end and after > begin]
         return (inside[0], inside[-1]) if inside else (-1, -1)
@@ -330,12 +330,13 @@ class Answer(Column):
         return [self.answer] if self.start is None else [self.answer, self.start]
 
     @property
-    def _template(self) -> Template:
+    def template(self) -> Template:
+        """The template of the text, whose last slot holds the answer."""
         return Template(self.context if "{" in self.context else f"{{{self.context}}}")
 
     @property
     def _slot(self) -> str:
-        return self._template.slots[-1]
+        return self.template.slots[-1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from t5lite.data.batches import Objective
 from t5lite.data.columns import Answer, Class, Column, Side, Tags, Text, as_column
 from t5lite.data.file_source import FileSource, Shots, most_shots
 from t5lite.data.index_cache import cached_index
+from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
 from t5lite.data.pipeline import _Data
 from t5lite.data.readers import DataFile, Row, file_id, find_files, format_of
@@ -164,6 +165,12 @@ class FileData(_Data):
             column.features(name)[-1]: column.names() for name, column in self._columns.items()
         }
         return {feature: list(names) for feature, names in named.items() if names}
+
+    def input_format(self) -> InputFormat:
+        """Returns the template of `inputs`, and their length."""
+        value = self.features.get("inputs")
+        column = None if value is None else as_column("inputs", value)
+        return InputFormat.of(column, length=self.lengths.get("inputs"))
 
     def with_labels(self, labels: Labels) -> Self:
         """Returns the same data with its labels numbered as a model's are; others are refused."""

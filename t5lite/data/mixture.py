@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from t5lite.data.batches import Objective
+from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
 from t5lite.data.pipeline import _Data
 from t5lite.data.sources import NoSplit, Source
@@ -135,6 +136,11 @@ class MixtureData(_Data):
         """Returns the mixture with every part's labels numbered as a model's are."""
         parts = {name: part.with_labels(labels) for name, part in _named(self.parts).items()}
         return dataclasses.replace(self, parts=parts)
+
+    def input_format(self) -> InputFormat:
+        """Returns what the parts have in common: a template where all have the same."""
+        first, *others = (part.input_format() for part in self._parts.values())
+        return first if all(other == first for other in others) else super().input_format()
 
     def metric_tasks(self) -> list["MetricTask"]:
         """Returns the tasks with metrics of all parts."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from t5lite.data import packed_files
 from t5lite.data.batches import Batch, Batches, Objective, identity
+from t5lite.data.input_format import InputFormat
 from t5lite.data.order import permuted
 from t5lite.data.packed_files import Rows
 from t5lite.data.pipeline import _Data
@@ -79,6 +80,11 @@ class PackedData(_Data):
         """Returns the names of the labels in the data that the cache was made from."""
         counted = {name: list(each) for name, each in self.class_counts("train").items()}
         return self._description.get("labels", counted)
+
+    def input_format(self) -> InputFormat:
+        """Returns that of the data that the cache was made from."""
+        kept = self._description.get("inputs")
+        return super().input_format() if kept is None else InputFormat(**kept)
 
     def train_batches(
         self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None

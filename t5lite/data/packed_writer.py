@@ -1,5 +1,6 @@
 """Writing a packed cache: a run's data tokenised, prepared and packed once."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -85,6 +86,7 @@ def write_packed(
             "described": data.describe(),
             "classes": {"train": data.class_counts(data._train_split())},
             "labels": data.labels(),
+            "inputs": dataclasses.asdict(data.input_format()),
             "passes": passes,
             "sha256": digest.hexdigest(),
         }

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from t5lite.data.batches import Batch, Batches, Objective, identity, mean_epoch
+from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels, check_labels
 from t5lite.data.sources import ArraySource, Example, NoSplit, Source, count_of
 from t5lite.data.streams import ExampleStream, MixtureStream, Prepare, RowStream, Stream
@@ -141,6 +142,10 @@ class _Data:
             ours, {name: known[: len(ours.get(name, ()))] for name, known in labels.items()}
         )
         return self
+
+    def input_format(self) -> InputFormat:
+        """Returns how `inputs` are made of rows, as far as that is known."""
+        return InputFormat(length=self.lengths.get("inputs"))
 
     def metric_tasks(self) -> list["MetricTask"]:
         """Returns the SeqIO tasks in this data whose validation split has metrics of its own."""

@@ -49,6 +49,11 @@ class Template:
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
 
+    @property
+    def is_slot(self) -> bool:
+        """Whether it is one slot and nothing around it."""
+        return len(self.slots) == 1 and not any(self._parts[::2])
+
     def check(self, columns: Iterable[str]) -> None:
         """Raises an InputError, with the nearest names, at a slot without a column."""
         for slot in self.slots:

@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from t5lite.data import Vocabulary
+from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.inference.batching import check_count, each
@@ -43,6 +44,7 @@ class Loaded:
         or tag 2. {} where none were saved.
       trained_prompts: how it was prompted in training; None where that is unknown.
       generation: how it writes unless options say otherwise; None where its files do not say.
+      inputs: how rows became texts in training, as far as that is known.
     """
 
     model: Model
@@ -55,6 +57,7 @@ class Loaded:
     labels: Labels = dataclasses.field(default_factory=dict)
     trained_prompts: Prompts | None = None
     generation: GenerationDefaults | None = None
+    inputs: InputFormat = InputFormat()
 
     @functools.cached_property
     def prompts(self) -> Prompts:
@@ -280,7 +283,7 @@ def place(
 
     Args:
       found: a `Foreign`, or anything with its `spec`, `vocabulary`, `labels`, `prompts`,
-        `generation`, `step`, `where` and `params`.
+        `generation`, `inputs`, `step`, `where` and `params`.
       compute, layout, devices, dtype, progress: see `load`.
     """
     check_dtype(dtype)
@@ -304,6 +307,7 @@ def place(
         labels=found.labels,
         trained_prompts=found.prompts,
         generation=found.generation,
+        inputs=found.inputs,
     )
 
 

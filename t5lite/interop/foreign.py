@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5lite.data import Vocabulary
+from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.interop.generation_defaults import GenerationDefaults
@@ -38,6 +39,7 @@ class Foreign:
       labels: names of what a head's outputs mean, by label feature, in order; {} for none.
       prompts: how the model was prompted in training, which other libraries do not say.
       generation: how the model writes unless options say otherwise; None where nothing is said.
+      inputs: how rows became its texts in training, which other libraries do not say.
     """
 
     spec: ModelSpec
@@ -50,6 +52,7 @@ class Foreign:
     labels: Labels = dataclasses.field(default_factory=dict)
     prompts: None = None
     generation: GenerationDefaults | None = None
+    inputs: InputFormat = InputFormat()
 
     def replace(self, **changes: Any) -> "Foreign":
         """Returns the same checkpoint with some of this changed."""

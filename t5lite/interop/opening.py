@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5lite.data import Vocabulary, load_vocabulary
+from t5lite.data.input_format import InputFormat, load_input_format
 from t5lite.data.labels import Labels, load_labels
 from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
@@ -49,7 +50,8 @@ def open_model(
     spec, labels = load_spec(found.home / "model.json"), load_labels(found.home)
     prompts = read_prompts(found.home, vocabulary, topology=spec.topology)
     generation = None if spec.decoder is None else read_defaults(found.home)
-    return Own(spec, found, vocabulary, labels, prompts, generation)
+    inputs = load_input_format(found.home)
+    return Own(spec, found, vocabulary, labels, prompts, generation, inputs)
 
 
 def kind_of(folder: epath.PathLike) -> tuple[str, str]:
@@ -104,6 +106,7 @@ class Own:
     labels: Labels
     prompts: Prompts | None
     generation: GenerationDefaults | None = None
+    inputs: InputFormat = InputFormat()
 
     @property
     def where(self) -> str:

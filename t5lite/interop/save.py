@@ -10,6 +10,7 @@ from etils import epath
 
 from t5lite.data import Vocabulary
 from t5lite.data.files import check_folder
+from t5lite.data.input_format import InputFormat, save_input_format
 from t5lite.data.labels import Labels, save_labels
 from t5lite.errors import InputError, unknown
 from t5lite.interop import huggingface, t5x
@@ -35,6 +36,7 @@ def save(
     labels: Labels = MappingProxyType({}),
     prompts: Prompts | None = None,
     generation: GenerationDefaults | None = None,
+    inputs: InputFormat = InputFormat(),
     step: int = 0,
     scanned: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -53,6 +55,7 @@ def save(
         decoder is taken to be causal.
       generation: how the model writes unless options say otherwise, for "t5lite": its
         `generation_config.json`.
+      inputs: how rows become texts, for "t5lite".
       step: updates done.
       scanned: whether "t5x" is written for layers that are scanned.
       progress: called with bytes written and bytes in all, by "huggingface".
@@ -85,6 +88,7 @@ def save(
                 labels=labels,
                 prompts=prompts,
                 generation=generation,
+                inputs=inputs,
                 step=step,
             )
 
@@ -98,6 +102,7 @@ def _save(
     labels: Labels,
     prompts: Prompts | None,
     generation: GenerationDefaults | None,
+    inputs: InputFormat,
     step: int,
 ) -> None:
     """Writes a checkpoint, and what describes it, as a run does."""
@@ -110,6 +115,7 @@ def _save(
     save_labels(root, labels)
     save_prompts(root, prompts)
     save_defaults(root, generation)
+    save_input_format(root, inputs)
     save_spec(root / "model.json", spec)
 
 
