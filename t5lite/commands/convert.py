@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
         raise InputError("--scanned is for --to=t5x")
     if not arguments.dry_run:
         interop.check_target(arguments.target)
-    found = interop.open_model(arguments.source)
+    found = interop.open_model(path)
     spec = found.spec
     # Both before anything is read: what cannot be written is refused early.
     out = None

@@ -274,7 +274,8 @@ def convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a MODEL_DIR, a Hugging Face folder or a T5X checkpoint",
+        help="a MODEL_DIR, a Hugging Face folder, its ORGANISATION/NAME[@REVISION] on the hub, or "
+        "a T5X checkpoint",
     )
     parser.add_argument("target", metavar="TARGET", help="a folder that is new or empty")
     parser.add_argument(

@@ -320,6 +320,7 @@ def load(
     dtype: Any = None,
     vocabulary: Vocabulary | None = None,
     spec: ModelSpec | None = None,
+    revision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Loaded:
     """Opens a trained model: `t5lite.load("runs/quickstart").generate(["..."])`.
@@ -330,7 +331,8 @@ def load(
         `prompts.json` lie in it or in a folder above. Or a Hugging Face folder: `config.json`,
         safetensors, tokenizer files. Or a T5X checkpoint, `checkpoint_N`, or the folder that holds
         some (the newest is read). Or the name of a model on the Hugging Face hub,
-        `ORGANISATION/NAME`, where huggingface_hub is installed and there is no such folder.
+        `ORGANISATION/NAME` or `ORGANISATION/NAME@REVISION`, where huggingface_hub is installed and
+        there is no such folder.
       compute: dtype of activations and so on, which need not be those of training.
       layout: how parameters and batches are spread over the devices; by default a whole copy of
         the parameters on each. Parameters of other libraries stream straight into their shards.
@@ -338,6 +340,7 @@ def load(
       dtype: of the parameters; None for each as it is stored.
       vocabulary: instead of the saved one.
       spec: of a T5X checkpoint, which does not say all of it; see `t5x.open_model`.
+      revision: of a model on the hub: a branch, a tag or a commit; None for the default branch.
       progress: called with bytes read and bytes in all, for other libraries' folders.
 
     Returns:
@@ -349,7 +352,7 @@ def load(
       CheckpointError: if a checkpoint of t5lite is damaged.
     """
     return place(
-        open_model(folder, vocabulary=vocabulary, spec=spec),
+        open_model(folder, vocabulary=vocabulary, spec=spec, revision=revision),
         compute=compute,
         layout=layout,
         devices=devices,

@@ -1,33 +1,105 @@
 """Models by their names on the Hugging Face hub, where its library and a network are at hand."""
 
+import json
+import re
+from pathlib import Path
+from typing import Any
+
 from t5lite.errors import InputError
 
+_NAME = re.compile(r"(?P<model>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
 # No pickles: what is not downloaded cannot be opened by mistake.
-FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.spm")
+_SMALL = ("*.json", "*.model", "*.txt", "*.spm", "*.jinja")
+# Weights once: not `consolidated.safetensors`, other precisions, or other programs' copies.
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DENSE = "*_Dense/model.safetensors"  # sentence-transformers' layer after the pooling
+_OTHERS = ("onnx/*", "openvino/*", "original/*", "coreml/*", "gguf/*", "metal/*", "flax/*")
 
 
-def from_hub(name: str) -> str:
+def split_name(text: str) -> tuple[str, str | None] | None:
+    """Returns the model and the revision (None: the default) of `ORGANISATION/NAME[@REVISION]`.
+
+    None for what is no such name: paths that begin with "." or "~", or have more or fewer parts.
+    """
+    match = _NAME.fullmatch(text)
+    if match is None or text.startswith("."):
+        return None
+    return match["model"], match["revision"]
+
+
+def from_hub(name: str, *, revision: str | None = None) -> str:
     """Returns the local folder of a model, downloaded unless it is in the library's cache.
 
     Args:
       name: `ORGANISATION/NAME`.
+      revision: a branch, a tag or a commit; None for the default branch.
 
     Raises:
       InputError: if huggingface_hub is not installed, the hub cannot be reached, or has no such
-        model.
+        model or revision, or does not give it to this user.
     """
-    missing = f"there is no folder {name!r}"
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{missing}; to load a model of that name from the Hugging Face hub: "
+            f"there is no folder {name!r}; to load a model of that name from the Hugging Face hub: "
             "pip install huggingface_hub"
         ) from error
+
+    def fetch(*patterns: str) -> str:
+        return huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(_OTHERS)
+        )
+
     try:
-        return huggingface_hub.snapshot_download(name, allow_patterns=list(FILES))
+        folder = fetch(*_SMALL, _WHOLE, _DENSE)
+        if not (Path(folder) / _WHOLE).exists() and (parts := _parts(Path(folder))):
+            folder = fetch(*_SMALL, *parts, _DENSE)
     except Exception as error:  # its own, Python's, and those of what it reaches the network by
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+        raise _failure(name, revision, error) from error
+    return folder
+
+
+def _parts(folder: Path) -> list[str]:
+    """Returns the files that an index names; [] without an index, or for one that is damaged."""
+    try:
+        return sorted(set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # told where the folder is opened
+
+
+def _failure(name: str, revision: str | None, error: Exception) -> InputError:
+    """Returns the error that tells why there is no model, by the kind of the hub's own error."""
+    # By name: the classes have moved between versions of the library.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+    page = f"https://huggingface.co/{name}"
+    if "GatedRepoError" in kinds:
+        return InputError(
+            f"the Hugging Face hub gives {name!r} to those alone who have accepted its terms: "
+            f"accept them at {page}, then log in (`hf auth login`, or set HF_TOKEN)"
+        )
+    if "RevisionNotFoundError" in kinds:
+        return InputError(
+            f"the Hugging Face hub's {name!r} has no revision {revision!r}; give a branch, a tag "
+            f"or a commit of {page}/commits/main"
+        )
+    if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
+        return InputError(
+            f"there is no folder {name!r}, and no model of that name on the Hugging Face hub; "
+            "check the spelling, or log in if it is private (`hf auth login`, or set HF_TOKEN)"
+        )
+    return InputError(
+        f"there is no folder {name!r}, and the Hugging Face hub could not be asked for a model of "
+        f"that name: {reason}\ncheck the network and try again, or download it elsewhere "
+        f"(`hf download {name}`) and give the folder"
+    )
+
+
+def check_revision(folder: Any, revision: str | None) -> None:
+    """Raises an InputError for a revision of what lies in a folder."""
+    if revision is not None:
         raise InputError(
-            f"{missing}, and the Hugging Face hub gave no model of that name: {reason}"
-        ) from error
+            f"revision = {revision!r}: is for models of the Hugging Face hub, and "
+            f"{str(folder)!r} is a folder"
+        )

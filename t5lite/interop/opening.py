@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +14,10 @@ from t5lite.data.input_format import InputFormat, load_input_format
 from t5lite.data.labels import Labels, load_labels
 from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
+from t5lite.interop.adapters import check_adapter, is_adapter
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults
-from t5lite.interop.hub import from_hub
+from t5lite.interop.hub import check_revision, from_hub, split_name
 from t5lite.interop.prompts import read_prompts
 from t5lite.models import Model, ModelSpec, load_spec
 from t5lite.objectives import Prompts
@@ -35,9 +37,10 @@ def open_model(
     *,
     vocabulary: Vocabulary | None = None,
     spec: ModelSpec | None = None,
+    revision: str | None = None,
 ) -> "Foreign | Own":
     """Reads what a folder holds, but for its arrays; the arguments are those of `t5lite.load`."""
-    kind, path = kind_of(folder)
+    kind, path = kind_of(folder, revision=revision)
     if spec is not None and kind != "t5x":
         raise InputError(f"spec = …: is for T5X checkpoints alone, and {path} says what it holds")
     if kind == "huggingface":
@@ -54,45 +57,93 @@ def open_model(
     return Own(spec, found, vocabulary, labels, prompts, generation, inputs)
 
 
-def kind_of(folder: epath.PathLike) -> tuple[str, str]:
+def kind_of(folder: epath.PathLike, *, revision: str | None = None) -> tuple[str, str]:
     """Returns what a folder is, "t5lite", "huggingface" or "t5x", and where it is.
+
+    Args:
+      folder: or `ORGANISATION/NAME[@REVISION]` of the Hugging Face hub, which is downloaded.
+      revision: of a name of the hub; None for its own, or the default branch.
 
     Raises:
       InputError: if there is none, or it is none of these.
     """
     path = absolute(folder)
     if not path.exists():
-        text = os.fspath(folder)
-        name = text.split("/")
-        if len(name) == 2 and all(name) and not text.startswith((".", "~")):
-            return kind_of(from_hub(text))
+        return "huggingface", _downloaded(os.fspath(folder), revision)
+    check_revision(folder, revision)
+    if not path.is_dir():
+        raise InputError(f"{path} is a file; give the folder that it lies in")
+    # Folders of the others may lie inside a run's.
+    if (path / "model.json").exists():
+        return "t5lite", str(path)
+    if huggingface.is_folder(path):
+        check_adapter(path, weights=huggingface.has_weights(path))
+        return "huggingface", str(path)
+    # One step of a run has a `state` as T5X's Orbax output does, and `progress` beside it.
+    if saved_steps(path) or (path / "progress").exists():
+        return "t5lite", str(path)
+    check_adapter(path, weights=False)
+    if t5x.find_checkpoint(path) is not None:
+        return "t5x", str(path)
+    raise InputError(_nothing(path))
+
+
+def _downloaded(text: str, revision: str | None) -> str:
+    """Returns the folder of a name of the hub, once it is here.
+
+    Raises:
+      InputError: if it is no such name, the hub does not give it, or gives no model.
+    """
+    name = split_name(text)
+    if name is None:
         raise InputError(
             f"there is no folder {text!r}; give a model_dir, a Hugging Face folder, "
             "a T5X checkpoint, or ORGANISATION/NAME of the Hugging Face hub"
         )
-    if not path.is_dir():
-        raise InputError(f"{path} is a file; give the folder that it lies in")
-    # Folders of the others may lie inside a run's.
-    if not (path / "model.json").exists():
-        if huggingface.is_folder(path):
-            return "huggingface", str(path)
-        # One step of a run has a `state` as T5X's Orbax output does, and `progress` beside it.
-        if not saved_steps(path) and not (path / "progress").exists():
-            if t5x.find_checkpoint(path) is not None:
-                return "t5x", str(path)
-            raise InputError(_nothing(path))
-    return "t5lite", str(path)
+    model, own = name
+    if own is not None and revision not in (None, own):
+        raise InputError(f"revision = {revision!r}: {text!r} names another; give one of them")
+    folder = epath.Path(from_hub(model, revision=own or revision))
+    check_adapter(folder, weights=huggingface.has_weights(folder))
+    if not huggingface.is_folder(folder):
+        names = ", ".join(sorted(child.name for child in folder.iterdir())[:8])
+        raise InputError(
+            f"{model} of the Hugging Face hub is not a model of transformers: it has no "
+            f"config.json, but {names or 'none of the files that are read'}; give another name"
+        )
+    return str(folder)
 
 
 def _nothing(folder: epath.Path) -> str:
     """Returns what to say of a folder that is none of the three."""
     names = sorted(child.name for child in folder.iterdir())
+    if inside := [name for name in names if _is_checkpoint(folder / name)]:
+        # By their numbers: checkpoint-500 comes before checkpoint-1000.
+        inside.sort(key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+        listed = ", ".join(inside[-8:]) + (f" and {len(inside) - 8} more" if inside[8:] else "")
+        return (
+            f"no checkpoint in '{folder}' itself, but in folders inside it: {listed}\n"
+            f"give one of them: {folder / inside[-1]}"
+        )
     there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return (
         f"no checkpoint in '{folder}', which holds {there or 'nothing'}; needed are\n"
         "  t5lite: a model_dir (model.json, checkpoints/), its checkpoints/, or one step's folder\n"
         "  Hugging Face: config.json beside model.safetensors, or beside parts with an index\n"
         "  T5X: checkpoint_N, or the folder that holds some"
+    )
+
+
+def _is_checkpoint(folder: epath.Path) -> bool:
+    """Whether a folder inside the one that was given is a model, or an adapter."""
+    if not folder.is_dir():
+        return False
+    return (
+        (folder / "model.json").exists()
+        or (huggingface.is_folder(folder) and huggingface.has_weights(folder))
+        or is_adapter(folder)
+        or bool(saved_steps(folder))
+        or t5x.find_checkpoint(folder) is not None
     )
 
 

@@ -279,7 +279,7 @@ def test_pickles_are_refused_with_advice(tmp_path, capsys):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     said = refused(capsys, folder, tmp_path / "new")
     assert "pytorch_model.bin is a pickle" in said
-    assert "safe_serialization=True" in said
+    assert "AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW)" in said
 
 
 def test_a_truncated_file(tmp_path, capsys):

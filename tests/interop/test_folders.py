@@ -1,12 +1,7 @@
-"""Folders of the three layouts: what each is, is found out; what is written comes back bit for bit.
-
-Also models by their names, with a hub that is made up.
-"""
+"""Folders of the three layouts: which layout each has; what is written comes back bit for bit."""
 
 import json
 import shutil
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -213,71 +208,6 @@ def test_a_damaged_config(tmp_path):
     (folder / "config.json").write_text('{"model_type": "lla')
     with pytest.raises(InputError, match=r"config.json is damaged.*copy it again"):
         t5lite.load(folder)
-
-
-# --- names of the hub ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A huggingface_hub that knows one model, and writes down what it is asked."""
-    asked = []
-
-    def snapshot_download(name, **options):
-        asked.append((name, options))
-        answer = hub.answer
-        if isinstance(answer, Exception):
-            raise answer
-        return str(answer)
-
-    hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download, hub.asked = snapshot_download, asked
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    return hub
-
-
-def test_a_name_of_the_hub(hub):
-    hub.answer = REFERENCES / "llama"
-    loaded = t5lite.load("someone/llama", devices=ONE)
-    assert loaded.spec.family == "llama"
-    ((name, options),) = hub.asked
-    assert name == "someone/llama"
-    assert not any("bin" in pattern or pattern == "*" for pattern in options["allow_patterns"])
-
-
-def test_a_folder_comes_before_a_name(hub, tmp_path, monkeypatch):
-    copied("llama", tmp_path / "someone" / "llama")
-    monkeypatch.chdir(tmp_path)
-    assert t5lite.load("someone/llama", devices=ONE).spec.family == "llama"
-    assert hub.asked == []
-
-
-class HubError(Exception):
-    """As httpx's, which are of no kind of Python's."""
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (ConnectionError("no route\nand more"), "gave no model of that name: no route$"),
-        (HubError("timed out"), "gave no model of that name: timed out$"),
-        (ValueError(""), "gave no model of that name: ValueError$"),
-        (OSError("x" * 1000), "gave no model of that name: x{150}$"),
-    ],
-)
-def test_a_hub_that_fails(hub, error, expected):
-    hub.answer = error
-    with pytest.raises(InputError, match=f"there is no folder 'a/b', and the .*{expected}") as info:
-        t5lite.load("a/b")
-    assert len(str(info.value).splitlines()) == 1
-
-
-def test_without_the_hubs_library(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(
-        InputError, match=r"there is no folder 'a/b'; .* pip install huggingface_hub"
-    ):
-        t5lite.load("a/b")
 
 
 # --- saving -------------------------------------------------------------------------------------

@@ -161,8 +161,8 @@ class _Progress:
 _ADVICE = (
     "only safetensors files are opened: unpickling runs whatever code is in the file. Convert it "
     "where transformers and the file's own library are installed: "
-    "model = AutoModel….from_pretrained(OLD); "
-    "model.save_pretrained(NEW, safe_serialization=True)"
+    "model = AutoModel….from_pretrained(OLD); model.save_pretrained(NEW); "
+    "AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW)"
 )
 
 
@@ -175,7 +175,8 @@ def _no_weights(folder: Path) -> InputError:
     if others := [name for name in there if name.endswith(_OTHERS)]:
         return InputError(f"{message}\n{others[0]} cannot be read: {_ADVICE}")
     if direct := [name for name in there if name.endswith(".safetensors")]:
-        return InputError(f"{message}\ngive the path of one file: {folder / direct[0]}")
+        # A folder is what `load` takes: of a file alone nobody knows the config.
+        return InputError(f"{message}\nif {direct[0]} is the model's, rename it to {WEIGHTS}")
     return InputError(message)
 
 

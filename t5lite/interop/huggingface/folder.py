@@ -14,15 +14,16 @@ import jax
 import numpy as np
 
 from t5lite.data import Vocabulary
-from t5lite.data.files import write_whole
+from t5lite.data.files import as_path, write_whole
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
+from t5lite.interop.adapters import check_merged
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.generation_defaults import read_defaults
 from t5lite.interop.huggingface.families import MODULES, family_of, model_type_of
 from t5lite.interop.huggingface.families.family import Family
 from t5lite.interop.huggingface.families.labels import labels_of, named_labels
-from t5lite.interop.huggingface.files import local, open_tensors, write_tensors
+from t5lite.interop.huggingface.files import INDEX, WEIGHTS, local, open_tensors, write_tensors
 from t5lite.interop.huggingface.vocabularies import read_vocabulary, write_vocabulary
 from t5lite.interop.tensors import Source, Tensor, written
 from t5lite.layers import EmbeddingHeadSpec
@@ -41,8 +42,12 @@ _FLAGS = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}
 
 def is_folder(folder: str | os.PathLike) -> bool:
     """Whether there is a `config.json`."""
-    path = Path(folder)
-    return (path / CONFIG).exists()
+    return (as_path(folder) / CONFIG).exists()
+
+
+def has_weights(folder: str | os.PathLike) -> bool:
+    """Whether there are a model's tensors, or an index of them."""
+    return any((as_path(folder) / name).exists() for name in (WEIGHTS, INDEX))
 
 
 def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = None) -> Foreign:
@@ -63,7 +68,9 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
     start = None if generation is None else generation.content.get("decoder_start_token_id")
     if isinstance(start, int):  # transformers' generate reads it there alone
         config = {**config, "decoder_start_token_id": start}
-    source = _Renamed(open_tensors(root), family)
+    tensors = open_tensors(root)
+    check_merged(tensors.tensors(), where=str(folder))
+    source = _Renamed(tensors, family)
     spec = family.spec(config, source)
     if spec.topology != "encoder_decoder":
         spec = spec.replace(heads=(*spec.heads, *_sentence_heads(root)))
