@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,7 @@ _MODEL, _TARGET_MODEL, _IDS = "sentencepiece.model", "target.model", "ids.json"
 class MappedSentencePiece(Vocabulary):
     """The pieces of a SentencePiece model, under ids of their own.
 
-    A text may begin with a language code such as `>>fra<<`, if that is among the ids. Names of
-    special tokens in a text are text.
+    A text may begin with a language code such as `>>fra<<`, if that is among the ids.
 
     Args:
       model_file: local or remote path.
@@ -37,6 +37,7 @@ class MappedSentencePiece(Vocabulary):
       after: tokens that stand behind it.
       target_file: the model that `targets` is encoded, and everything decoded with; None: the same.
       origin: what other programs call a vocabulary of this kind.
+      whole: tokens that are tokens also where a text spells them; spellings of others are text.
 
     Attributes:
       targets: the vocabulary of the same ids that texts to be written are encoded with.
@@ -59,11 +60,15 @@ class MappedSentencePiece(Vocabulary):
         after: Sequence[str] = (),
         target_file: str | os.PathLike | None = None,
         origin: str = "",
+        whole: Sequence[str] = (),
     ):
         self.model_file, self.ids, self.origin = str(model_file), dict(ids), origin
         self._options = {"tokens": dict(tokens), "before": list(before), "after": list(after)}
         self._options |= {"origin": origin} if origin else {}
-        missing = [name for name in (*tokens.values(), *before, *after) if name not in ids]
+        self._options |= {"whole": list(whole)} if whole else {}
+        longest = sorted(map(re.escape, whole), key=len, reverse=True)
+        self._whole = re.compile(f"({'|'.join(longest)})") if whole else None
+        missing = [name for name in (*tokens.values(), *before, *after, *whole) if name not in ids]
         if missing:
             raise InputError(f"the ids of {model_file} lack {', '.join(missing)}; add them")
         files = [model_file] if target_file is None else [model_file, target_file]
@@ -96,15 +101,35 @@ class MappedSentencePiece(Vocabulary):
         return twin
 
     def encode(self, text: str) -> list[int]:
-        code, text = self._language_code(text)
-        return code + self._ids_of(self._encoder.encode(text, out_type=str))
+        found = []
+        for part, is_token in self._parts(text):
+            if is_token:
+                found.append(self.ids[part])
+                continue
+            code, part = self._language_code(part)
+            found += code + self._ids_of(self._encoder.encode(part, out_type=str))
+        return found
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        code, rest = self._language_code(text)
-        at = len(text) - len(rest)
-        pieces, offsets = pieces_with_offsets(self._encoder, rest)
-        ids = code + self._ids_of([piece.piece for piece in pieces])
-        return ids, [(0, at)] * len(code) + [(at + begin, at + end) for begin, end in offsets]
+        ids: list[int] = []
+        found: list[tuple[int, int]] = []
+        at = 0
+        for part, is_token in self._parts(text):
+            end = at + len(part)
+            code, rest = ([self.ids[part]], "") if is_token else self._language_code(part)
+            pieces, offsets = pieces_with_offsets(self._encoder, rest)
+            ids += code + self._ids_of([piece.piece for piece in pieces])
+            found += [(at, end - len(rest))] * len(code)
+            found += [(end - len(rest) + first, end - len(rest) + last) for first, last in offsets]
+            at = end
+        return ids, found
+
+    def _parts(self, text: str) -> list[tuple[str, bool]]:
+        """Returns a text in parts, and of each whether it is a token as it is."""
+        if self._whole is None:
+            return [(text, False)]
+        parts = enumerate(self._whole.split(text))
+        return [(part, number % 2 == 1) for number, part in parts if part]
 
     @functools.cached_property
     def frame(self) -> Frame:
@@ -119,8 +144,21 @@ class MappedSentencePiece(Vocabulary):
         unknown = self._pieces[self.unk_id]
         kept = (token for token in text_ids(self, ids) if token != self.pad_id)
         pieces = [self._pieces.get(token, unknown) for token in kept]
+        if self._whole is not None:
+            return self._text(pieces)
         # Pieces that only the other model has come back as they are, with their mark of a space.
         return self._processors[-1].decode_pieces(pieces).removeprefix("▁").replace("▁", " ")
+
+    def _text(self, pieces: Sequence[str]) -> str:
+        """Returns the text of pieces of which some are tokens as they are."""
+        text, part = "", list[str]()
+        for piece in [*pieces, ""]:
+            if piece and piece not in self._options["whole"]:
+                part.append(piece)
+                continue
+            text += self._processors[-1].decode_pieces(part) + (f"{piece} " if piece else "")
+            part = []
+        return text.replace("▁", " ").strip()
 
     def piece(self, token_id: int) -> str:
         return self._pieces.get(int(token_id), f"<id_{int(token_id)}>")

@@ -50,6 +50,7 @@ class _Tokenizer(Vocabulary):
         bos: str | None = None,
         mask: str | None = None,
         pad: str | None = None,
+        cleans_up: bool = False,
         **options: Any,
     ):
         if num_sentinels < 0:
@@ -58,9 +59,11 @@ class _Tokenizer(Vocabulary):
             raise InputError(f"offset={offset} must be 0 or 1")
         self.file, self._content, self._tokenizer = str(file), content, tokenizer
         named = {"bos": bos, "mask": mask, "pad": pad}
-        # Those of no name are left out: fingerprints are what they were before there were any.
+        # What is not given is left out: fingerprints are what they were before there were any.
         named = {name: token for name, token in named.items() if token is not None}
+        options |= {"cleans_up": True} if cleans_up else {}
         self._options = {"offset": offset, "eos": eos, **named, **options}
+        self.cleans_up = cleans_up
         tokenizer.no_padding()
         tokenizer.no_truncation()
         own, num_tokens = _count_sentinels(tokenizer), max(tokenizer.get_vocab().values()) + 1
@@ -130,7 +133,8 @@ class _Tokenizer(Vocabulary):
             for token in text_ids(self, ids)
             if 0 <= token < self.size and token != self.pad_id
         ]
-        return self._tokenizer.decode(known, skip_special_tokens=False)
+        text = self._tokenizer.decode(known, skip_special_tokens=False)
+        return _cleaned(text) if self.cleans_up else text
 
     def piece(self, token_id: int) -> str:
         token = int(token_id) - self.offset
@@ -171,6 +175,11 @@ class _Tokenizer(Vocabulary):
             )
         return found
 
+    @property
+    def added(self) -> set[int]:
+        """Ids of tokens that are tokens also where a text spells them."""
+        return {token + self.offset for token in self._tokenizer.get_added_tokens_decoder()}
+
     def to_json(self) -> str:
         """Returns the `tokenizer.json` of all tokens, sentinels included, without `offset`."""
         return self._tokenizer.to_str()
@@ -191,6 +200,8 @@ class HuggingFaceTokenizer(_Tokenizer):
         without a template the first of `<s>`, `<bos>`, `<|begin_of_text|>`, `[CLS]` that there is.
       mask: the token that masks; None: `[MASK]` or `<mask>`.
       pad: the padding token; None: `<pad>`, `[PAD]`, `<|padding|>` or `<|pad|>`.
+      cleans_up: whether decoded texts lose the spaces before punctuation and English contractions,
+        as where a folder of transformers has `clean_up_tokenization_spaces`.
 
     Raises:
       InputError: if the file is missing or damaged, or has no EOS.
@@ -208,6 +219,7 @@ class HuggingFaceTokenizer(_Tokenizer):
         bos: str | None = None,
         mask: str | None = None,
         pad: str | None = None,
+        cleans_up: bool = False,
     ):
         self._open(
             file,
@@ -218,6 +230,7 @@ class HuggingFaceTokenizer(_Tokenizer):
             bos=bos,
             mask=mask,
             pad=pad,
+            cleans_up=cleans_up,
         )
 
     @classmethod
@@ -228,6 +241,7 @@ class HuggingFaceTokenizer(_Tokenizer):
         *,
         num_sentinels: int = 0,
         offset: int = 0,
+        cleans_up: bool = False,
         **tokens: str | None,
     ) -> "HuggingFaceTokenizer":
         """Returns the vocabulary of what would stand in a `tokenizer.json`.
@@ -237,11 +251,13 @@ class HuggingFaceTokenizer(_Tokenizer):
           name: for messages, in place of a path.
           num_sentinels: as for the class.
           offset: as for the class.
+          cleans_up: as for the class.
           **tokens: `eos`, `bos`, `mask`, `pad`, as for the class.
         """
         made = cls.__new__(cls)
         tokens.setdefault("eos", None)
-        made._open(name, content.encode(), num_sentinels=num_sentinels, offset=offset, **tokens)
+        options: dict[str, Any] = {"num_sentinels": num_sentinels, "offset": offset}
+        made._open(name, content.encode(), cleans_up=cleans_up, **options, **tokens)
         return made
 
     def _open(self, file: str | os.PathLike, content: bytes, **options: Any) -> None:
@@ -332,6 +348,16 @@ def import_tokenizers() -> Any:
             'pip install "tokenizers>=0.21"'
         ) from error
     return tokenizers
+
+
+def _cleaned(text: str) -> str:
+    """Returns a text without spaces before punctuation, as transformers cleans it."""
+    for written in (".", "?", "!", ","):
+        text = text.replace(f" {written}", written)
+    text = text.replace(" ' ", "'")
+    for written in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {written}", written)
+    return text
 
 
 def _count_sentinels(tokenizer: Any) -> int:

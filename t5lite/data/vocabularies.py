@@ -216,35 +216,59 @@ class Bytes(Vocabulary):
 
     Args:
       num_sentinels: how many sentinels; 125 gives the 384 ids of the published models.
+      spelled: whether special tokens and sentinels are tokens where a text spells them, `</s>` with
+        the white space around it, as in transformers' ByT5Tokenizer.
+      ascending: whether sentinels ascend from 259, as there.
 
     Source: Xue et al. 2021, arXiv:2105.13626, §3.
     """
 
-    def __init__(self, num_sentinels: int = 125):
+    def __init__(self, num_sentinels: int = 125, *, spelled: bool = False, ascending: bool = False):
         if num_sentinels < 0:
             raise InputError(f"num_sentinels={num_sentinels} must be at least 0")
         self.num_sentinels = num_sentinels
         self.size = 3 + 256 + num_sentinels
         self.pad_id, self.eos_id, self.unk_id = 0, 1, 2
-        self.fingerprint = fingerprint_of("Bytes", num_sentinels, b"")
+        self._options = {"spelled": True} if spelled else {}
+        self._options |= {"ascending": True} if ascending else {}
+        content = json.dumps(self._options).encode() if self._options else b""
+        self.fingerprint = fingerprint_of("Bytes", num_sentinels, content)
 
     def __repr__(self) -> str:
         return f"Bytes(num_sentinels={self.num_sentinels})"
 
     def encode(self, text: str) -> list[int]:
-        return [byte + 3 for byte in text.encode("utf-8")]
+        return self.encode_with_offsets(text)[0] if self._options else _bytes(text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        sizes = [len(character.encode()) for character in text]
-        offsets = [(at, at + 1) for at, size in enumerate(sizes) for _ in range(size)]
-        return self.encode(text), offsets
+        ids, offsets, at = list[int](), list[tuple[int, int]](), 0
+        found = _SPELLED.finditer(text) if "spelled" in self._options else ()
+        for token in [*found, None]:
+            end = len(text) if token is None else token.start()
+            ids += _bytes(text[at:end])
+            offsets += [(at, at + 1) for at in range(at, end) for _ in text[at].encode()]
+            if token is None:
+                break
+            name, number = token.group(1), token.group(2)
+            special = ("<pad>", "</s>", "<unk>").index(name) if number is None else None
+            if special is None and int(number) >= self.num_sentinels:
+                at = end  # as it is: there is no such sentinel
+                continue
+            at = token.end()
+            ids.append(self.sentinel(int(number)) if special is None else special)
+            offsets.append((end, at))
+        return ids, offsets
+
+    def sentinel(self, index: int) -> int:
+        descending = super().sentinel(index)
+        return 259 + index if "ascending" in self._options else descending
 
     def decode(self, ids: Iterable[int]) -> str:
         text = bytearray()
         for token in text_ids(self, ids):
             if 3 <= token < 259:
                 text.append(token - 3)
-            elif 259 <= token < self.size:
+            elif 259 <= token < self.size or (token == self.unk_id and "spelled" in self._options):
                 text += self.piece(token).encode()
         return text.decode("utf-8", errors="ignore")
 
@@ -254,13 +278,25 @@ class Bytes(Vocabulary):
             return ("<pad>", "</s>", "<unk>")[token]
         if 3 <= token < 259:
             return chr(token - 3) if 32 <= token - 3 < 127 else f"\\x{token - 3:02x}"
-        return f"<extra_id_{self.size - 1 - token}>" if 0 <= token < self.size else f"<id_{token}>"
+        index = token - 259 if "ascending" in self._options else self.size - 1 - token
+        return f"<extra_id_{index}>" if 0 <= token < self.size else f"<id_{token}>"
 
     def as_seqio(self) -> Any:
+        if self._options:
+            from t5lite.data.seqio_vocabulary import seqio_class
+
+            return seqio_class()(self)
         return import_seqio().ByteVocabulary(extra_ids=self.num_sentinels)
 
     def save(self, folder: str | os.PathLike) -> None:
-        write_description(self, folder)
+        write_description(self, folder, **self._options)
+
+
+_SPELLED = re.compile(r"\s*(<pad>|</s>|<unk>)\s*|<extra_id_(0|[1-9][0-9]*)>")
+
+
+def _bytes(text: str) -> list[int]:
+    return [byte + 3 for byte in text.encode("utf-8")]
 
 
 def _load(module: str, kind: str, folder: Any, num_sentinels: int, **options: Any) -> Vocabulary:
@@ -271,7 +307,7 @@ def _load(module: str, kind: str, folder: Any, num_sentinels: int, **options: An
 # A description names one of these; nothing else is ever instantiated from a file.
 _LOADERS: dict[str, Callable[..., Vocabulary]] = {
     "SentencePiece": lambda folder, num_sentinels: SentencePiece(folder / _MODEL, num_sentinels),
-    "Bytes": lambda folder, num_sentinels: Bytes(num_sentinels),
+    "Bytes": lambda folder, num_sentinels, **options: Bytes(num_sentinels, **options),
     **{
         kind: functools.partial(_load, module, kind)
         for kind, module in (

@@ -8,26 +8,59 @@ from t5lite.data.vocabularies import read_file
 from t5lite.errors import InputError
 
 NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+JSON = "tokenizer.json"
+Token = Mapping[str, Any]  # what `tokenizers.AddedToken` takes, by name
 
-# The class that reads a model's tokenizer, where no file names it.
+# transformers' class of the tokenizer by model_type; "" reads tokenizer.json as it is.
 _CLASSES = {
-    "bart": "BartTokenizer",
-    "bert": "BertTokenizer",
-    "distilbert": "DistilBertTokenizer",
-    "electra": "ElectraTokenizer",
-    "gemma": "GemmaTokenizer",
-    "gpt2": "GPT2Tokenizer",
-    "llama": "LlamaTokenizer",
-    "longformer": "LongformerTokenizer",
-    "marian": "MarianTokenizer",
-    "mistral": "LlamaTokenizer",
-    "mt5": "MT5Tokenizer",
-    "opt": "GPT2Tokenizer",
-    "pegasus": "PegasusTokenizer",
-    "roberta": "RobertaTokenizer",
-    "t5": "T5Tokenizer",
-    "umt5": "T5Tokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
+    "albert": "Albert",
+    "bart": "Roberta",
+    "bert": "Bert",
+    "distilbert": "Bert",
+    "electra": "Bert",
+    "gemma": "Gemma",
+    "gemma2": "Gemma",
+    "gpt2": "GPT2",
+    "gpt_neox": "GPTNeoX",
+    "longformer": "Roberta",
+    "marian": "Marian",
+    "mbart": "MBart",
+    "mistral": "",
+    "modernbert": "",
+    "mt5": "T5",
+    "opt": "GPT2",
+    "pegasus": "Pegasus",
+    "roberta": "Roberta",
+    "switch_transformers": "T5",
+    "t5": "T5",
+    "t5gemma": "Gemma",
+    "umt5": "",
+    "xlm-roberta": "XLMRoberta",
+}
+# Names of one class.
+_SAME = {
+    "Bart": "Roberta",
+    "DistilBert": "Bert",
+    "Electra": "Bert",
+    "LED": "Roberta",
+    "LayoutLM": "Bert",
+    "Longformer": "Roberta",
+    "Lxmert": "Bert",
+    "MobileBert": "Bert",
+    "Mvp": "Roberta",
+    "Phi3": "Llama",
+    "SqueezeBert": "Bert",
+}
+# Names of classes that read a tokenizer.json as it is, and of what they do without one.
+_WHOLE = {
+    "Bloom": "",
+    "ConvBert": "Bert",
+    "FNet": "Albert",
+    "MT5": "T5",
+    "PreTrained": "",
+    "PythonBackend": "",
+    "TokenizersBackend": "",
+    "UMT5": "T5",
 }
 
 
@@ -35,22 +68,32 @@ class Settings(NamedTuple):
     """What is known of a tokenizer beside its vocabulary.
 
     Attributes:
-      kind: the class that reads it, without "Tokenizer" and "Fast"; "" if nothing names one.
-      options: `tokenizer_config.json`.
-      tokens: the special tokens' text by name, `NAMED`, as far as they are given.
-      added: by id, tokens that were added to the vocabulary, as `tokenizers.AddedToken` takes them.
-      others: more special tokens, in order, sentinels for instance.
+      kind: transformers' class that reads it, without "Tokenizer" and "Fast"; "" for the one that
+        takes a `tokenizer.json` as it is.
+      options: `tokenizer_config.json`, with what `special_tokens_map.json` overrides.
+      tokens: the special tokens by name, `NAMED` first; None for one that is said not to be.
+      added: by id, tokens that were added to the vocabulary.
+      extra: more special tokens; None where nothing lists any.
+      additional: the same, of a `special_tokens_map.json`, which `extra` overrules.
+      is_named: whether a file names the class, or the model does.
     """
 
     kind: str
     options: Mapping[str, Any]
-    tokens: Mapping[str, str]
-    added: Mapping[int, dict[str, Any]]
-    others: list[str]
+    tokens: Mapping[str, Token | None]
+    added: Mapping[int, Token]
+    extra: list[Token] | None
+    additional: list[Token] | None
+    is_named: bool
+
+    def text(self, name: str, default: str) -> str:
+        """Returns the text of a special token."""
+        token = self.tokens.get(name, {"content": default})
+        return default if token is None else token["content"]
 
 
 def read_settings(root: Any) -> Settings:
-    """Returns what the files of a folder say.
+    """Returns what the files of a folder say, as transformers 5 understands them.
 
     Args:
       root: a path of the folder.
@@ -59,29 +102,82 @@ def read_settings(root: Any) -> Settings:
       InputError: if one is damaged.
     """
     options, config = read_json(root / "tokenizer_config.json"), read_json(root / "config.json")
-    older, listed = (
-        read_json(root / "special_tokens_map.json"),
-        read_json(root / "added_tokens.json"),
-    )
-    kind = options.get("tokenizer_class") or config.get("tokenizer_class")
-    kind = kind or _CLASSES.get(config.get("model_type", ""), "")
-    tokens = {}
+    whole = read_json(root / JSON)
+    kind, is_named = _class(options, config, whole)
+    options = dict(options)
+    lists = {name: options.pop(name, None) for name in ("extra_special_tokens", _ADDITIONAL)}
+    extra, additional = lists["extra_special_tokens"], None
+    if not extra and lists[_ADDITIONAL] is not None:
+        extra = lists[_ADDITIONAL]  # what the list was called until transformers 5
+    added: dict[int, Token] = {}
+    if "added_tokens_decoder" in options:
+        for number, token in options["added_tokens_decoder"].items():
+            added[int(number)] = _token(token)
+    else:
+        older = read_json(root / "special_tokens_map.json")
+        additional = older.pop(_ADDITIONAL, None)
+        extra = older.pop("extra_special_tokens", None) or extra
+        options |= {name: _special(token) for name, token in older.items()}
+        added = _listed(root, options, extra)
+        for token in whole.get("added_tokens", []):
+            added[token["id"]] = _token(token)
+    tokens = _tokens(options, extra if isinstance(extra, Mapping) else {}, added)
+    if isinstance(extra, Mapping):
+        extra = None
+    return Settings(kind, options, tokens, added, _all(extra), _all(additional), is_named)
+
+
+_ADDITIONAL = "additional_special_tokens"
+
+
+def _class(
+    options: Mapping[str, Any], config: Mapping[str, Any], whole: Mapping[str, Any]
+) -> tuple[str, bool]:
+    """Returns the class that transformers' AutoTokenizer takes, and whether anything names it."""
+    model_type, name = config.get("model_type", ""), options.get("tokenizer_class")
+    name = name or config.get("tokenizer_class")
+    registered = _CLASSES.get(model_type)
+    if not name:
+        kind = "T5" if model_type == "umt5" and not whole else registered or ""
+        return kind, model_type in (*_CLASSES, "llama")
+    kind = name.removesuffix("Fast").removesuffix("Tokenizer")
+    kind = _SAME.get(kind, kind)
+    if kind in _WHOLE:
+        kind = "" if whole else _WHOLE[kind]
+    if registered == "" and (whole or model_type == "mistral"):
+        kind = ""  # whatever class the folder names
+    if kind == "Llama" and '"ByteLevel"' in json.dumps(whole):
+        kind = ""  # LLaMA 3's, whose folders name the class of LLaMA 2's
+    return kind, True
+
+
+def _listed(root: Any, options: Mapping[str, Any], extra: Any) -> dict[int, Token]:
+    """Returns the tokens of an `added_tokens.json`."""
+    special = {_token(options[key])["content"] for key in map(_key, NAMED) if options.get(key)}
+    special |= {_token(token)["content"] for token in extra or []}
+    return {
+        number: {"content": text, "normalized": text not in special, "special": text in special}
+        for text, number in read_json(root / "added_tokens.json").items()
+    }
+
+
+def _tokens(
+    options: Mapping[str, Any], extra: Mapping[str, Any], added: Mapping[int, Token]
+) -> dict[str, Token | None]:
+    """Returns the special tokens by name."""
+    by_text = {token["content"]: token for token in added.values()}
+    tokens: dict[str, Token | None] = {}
     for name in NAMED:
-        given = options.get(f"{name}_token") or older.get(f"{name}_token")
-        if given:
-            tokens[name] = _text(given)
-    added: dict[int, dict[str, Any]] = {number: _added(text) for text, number in listed.items()}
-    for number, token in options.get("added_tokens_decoder", {}).items():
-        added[int(number)] = _added(token)
-    lists = (
-        each.get(name)
-        for name in ("extra_special_tokens", "additional_special_tokens")
-        for each in (options, older)
-    )
-    # The name of the list was that of a mapping for a while.
-    others = next((list(each) for each in lists if each and not isinstance(each, Mapping)), [])
-    kind = kind.removesuffix("Fast").removesuffix("Tokenizer")
-    return Settings(kind, options, tokens, added, [_text(token) for token in others])
+        if _key(name) in options:
+            given = options[_key(name)]
+            token = None if given is None else _token(given)
+            tokens[name] = token and by_text.get(token["content"], token)
+    others = {
+        key.removesuffix("_token"): value
+        for key, value in options.items()
+        if key.endswith("_token") and isinstance(value, str) and key not in map(_key, NAMED)
+    }
+    return tokens | {name: _token(value) for name, value in {**others, **extra}.items()}
 
 
 def read_json(path: Any) -> dict[str, Any]:
@@ -101,13 +197,21 @@ def read_json(path: Any) -> dict[str, Any]:
     return found
 
 
-def _text(token: Any) -> str:
-    return str(token["content"] if isinstance(token, Mapping) else token)
+def _key(name: str) -> str:
+    return f"{name}_token"
 
 
-def _added(token: Any) -> dict[str, Any]:
-    """Returns what `tokenizers.AddedToken` takes."""
+def _special(value: Any) -> Any:
+    return {**value, "special": True} if isinstance(value, Mapping) else value
+
+
+def _all(tokens: Any) -> list[Token] | None:
+    return None if tokens is None else [_token(token) for token in tokens]
+
+
+def _token(token: Any) -> Token:
+    """Returns what `tokenizers.AddedToken` takes; a text is a special token."""
     known = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     if not isinstance(token, Mapping):
-        return {"content": str(token), "normalized": False, "special": True}
+        return {"content": str(token), "special": True}
     return {name: token[name] for name in known if name in token}

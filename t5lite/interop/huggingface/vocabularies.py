@@ -1,7 +1,9 @@
 """The tokenizers of Hugging Face folders as vocabularies with the same ids, and back."""
 
+import base64
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from t5lite.data import Bytes, HuggingFaceTokenizer, MappedSentencePiece, SentencePiece, Vocabulary
@@ -11,16 +13,24 @@ from t5lite.data.vocabularies import read_file
 from t5lite.errors import InputError
 from t5lite.interop.huggingface import older_tokenizers
 from t5lite.interop.huggingface.older_tokenizers import (
+    ADVICE,
     MODEL_OF,
     MODELS,
     SOURCE,
     TARGET,
-    chosen,
     to_json,
 )
-from t5lite.interop.huggingface.tokenizer_settings import Settings, read_settings
+from t5lite.interop.huggingface.tokenizer_classes import (
+    CLASSES,
+    UNKNOWN,
+    Draft,
+    Made,
+    Parts,
+    build,
+    finish,
+)
+from t5lite.interop.huggingface.tokenizer_settings import JSON, Settings, read_settings
 
-_JSON = "tokenizer.json"
 _WHOLE_CLASS = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is
 
 
@@ -43,18 +53,19 @@ def read_vocabulary(folder: str | os.PathLike) -> Vocabulary | None:
     """
     root = as_path(folder)
     settings = read_settings(root)
-    if (root / _JSON).exists():
-        return _read_json(root / _JSON, settings)
+    if (root / JSON).exists() and settings.kind not in ("ByT5", "Marian"):
+        return _vocabulary(_read_json(root / JSON, settings), root / JSON, settings)
     if settings.kind == "ByT5":
         return older_tokenizers.read_bytes(root, settings)
+    if all((root / name).exists() for name in (SOURCE, TARGET, "vocab.json")):
+        return older_tokenizers.read_marian(root, settings)
     for files, read in (
-        ((SOURCE, TARGET, "vocab.json"), older_tokenizers.read_marian),
         *(((name,), older_tokenizers.read_sentencepiece) for name in MODELS),
         (("vocab.txt",), older_tokenizers.read_word_pieces),
         (("vocab.json", "merges.txt"), older_tokenizers.read_byte_pairs),
     ):
         if all((root / name).exists() for name in files):
-            return read(root, settings)
+            return _vocabulary(read(root, settings), root / files[0], settings)
     return None
 
 
@@ -98,37 +109,105 @@ def write_vocabulary(
     write_whole(root / "special_tokens_map.json", to_json(tokens))
 
 
-def _read_json(path: Any, settings: Settings) -> HuggingFaceTokenizer:
+def _read_json(path: Any, settings: Settings) -> Made:
+    """Returns the tokenizer of a `tokenizer.json`: as it is, or as its class makes it of it."""
     content = read_file(path, "tokenizer file").decode("utf-8", errors="replace")
     library = import_tokenizers()
     try:
         tokenizer = library.Tokenizer.from_str(content)
+        parts = _parts(json.loads(content), tokenizer, settings)
     except Exception as error:  # the library raises bare Exceptions
         raise InputError(
             f"{path} is not a tokenizer.json, or is damaged: {error}; restore it"
         ) from error
-    missing = {
-        number: token
-        for number, token in sorted(settings.added.items())
-        if tokenizer.id_to_token(number) != token["content"]
-    }
-    for number, token in missing.items():
-        tokenizer.add_tokens([library.AddedToken(**{"normalized": False} | token)])
-        if tokenizer.token_to_id(token["content"]) != number:
+    kind = settings.kind
+    if kind in UNKNOWN:
+        raise InputError(
+            f"{path.parent} names a {kind}Tokenizer, which makes something else of tokenizer.json "
+            "that is not known here; if the file is right as it is, write "
+            '"tokenizer_class": "PreTrainedTokenizerFast" into tokenizer_config.json'
+        )
+    try:
+        if kind in CLASSES:
+            return build(kind, parts, settings)
+        return finish(Draft(tokenizer, {}), parts, settings)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _parts(content: Mapping[str, Any], tokenizer: Any, settings: Settings) -> Parts:
+    """Returns what a class takes from a `tokenizer.json`."""
+    model, normalizer = content["model"], content.get("normalizer") or {}
+    merges = [
+        (left, right)
+        for merge in model.get("merges", [])
+        for left, right in [merge.split(" ") if isinstance(merge, str) else merge]
+    ]
+    charsmaps = [
+        base64.b64decode(each["precompiled_charsmap"])
+        for each in (normalizer, *normalizer.get("normalizers", []))
+        if each.get("type") == "Precompiled" and each.get("precompiled_charsmap")
+    ]
+    return Parts(
+        model["vocab"],
+        merges,
+        charsmaps[0] if charsmaps else None,
+        tokenizer.post_processor,
+        whole=True,
+        additional=settings.additional,
+    )
+
+
+def _vocabulary(made: Made, path: Any, settings: Settings) -> HuggingFaceTokenizer:
+    """Returns a tokenizer as a vocabulary.
+
+    Raises:
+      InputError: for what a tokenizer.json cannot say, or ids that are not those of the folder.
+    """
+    tokenizer, options = made.tokenizer, settings.options
+    if options.get("split_special_tokens"):
+        raise InputError(
+            f"{path.parent / 'tokenizer_config.json'}: split_special_tokens = true is not known: "
+            "special tokens in a text are tokens; set it to false"
+        )
+    for number, token in sorted(settings.added.items()):
+        there = tokenizer.token_to_id(token["content"])
+        if there != number:
             raise InputError(
                 f"{path.parent} adds {token['content']!r} as id {number}, and in {path.name} it is "
-                f"{tokenizer.token_to_id(token['content'])}; write both anew"
+                f"{there}; {ADVICE}"
             )
-    if missing:
-        content = tokenizer.to_str()
-    named = chosen(tokenizer, settings.tokens)
-    return HuggingFaceTokenizer.from_json(content, str(path), **named)
+    model = type(tokenizer.model).__name__
+    cleans = options.get("clean_up_tokenization_spaces", False) and (
+        model != "BPE" or options.get(_EVEN_BPE, False)
+    )
+    return HuggingFaceTokenizer.from_json(
+        tokenizer.to_str(), str(path), cleans_up=bool(cleans), **_chosen(made)
+    )
+
+
+_EVEN_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+
+
+def _chosen(made: Made) -> dict[str, Any]:
+    """Returns the special tokens as `HuggingFaceTokenizer` names them."""
+    tokenizer, tokens = made
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    known = {name: text for name, text in tokens.items() if tokenizer.token_to_id(text) is not None}
+    return {
+        "eos": known.get("eos", known.get("sep")),
+        "mask": known.get("mask"),
+        # Some name a token of the text for padding, which nobody could tell from it.
+        "pad": known["pad"] if known.get("pad") in special else None,
+    }
 
 
 def _named(vocabulary: Any) -> dict[str, str]:
     """Returns the special tokens by the names that transformers has for them."""
     ids = {"eos": vocabulary.eos_id, "unk": vocabulary.unk_id, "pad": vocabulary.pad_id}
     ids |= {"bos": vocabulary.bos_id, "mask": vocabulary.mask_id}
+    if isinstance(vocabulary, HuggingFaceTokenizer) and ids["mask"] not in vocabulary.added:
+        ids["mask"] = None  # named, it would be the mask also where a text spells it
     if ids["mask"] is not None:  # an encoder's
         ids |= {"cls": ids["bos"], "sep": ids["eos"]}
     return {
@@ -157,7 +236,7 @@ def _json_files(
         vocabulary.piece(vocabulary.sentinel(number)) for number in range(vocabulary.num_sentinels)
     ]
     options = {"additional_special_tokens": sentinels} if sentinels else {}
-    return {_JSON: (tokenizer.to_str(pretty=True) + "\n").encode()}, _WHOLE_CLASS, options
+    return {JSON: (tokenizer.to_str(pretty=True) + "\n").encode()}, _WHOLE_CLASS, options
 
 
 def _one_higher(content: str, name: str) -> str:
