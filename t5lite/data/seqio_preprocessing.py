@@ -22,7 +22,10 @@ from t5lite.errors import InputError
 
 BAD_TEXTS = ("stop", "skip", "replace")
 _CHUNK = 64  # texts that are tokenised at a time
-_MOST_EXAMPLES = 2**40  # of a window: all
+_AT_ONCE = 2**16  # examples that a window makes; if there are more, they are made as they are used
+_MOST_EXAMPLES = 2**16  # that a raw example makes, on average over its window
+INFINITE = -1  # the cardinality of a TensorFlow dataset that repeats for ever
+_LAZILY = 1024  # examples at a time
 # SeqIO counts the seeds of `map_over_dataset` from here; those that a preprocessor names itself are
 # smaller.
 _FIRST_SEED = 2**40
@@ -119,15 +122,44 @@ class Preprocessing:
                 yield {name: part[:, columns.index(name)] for name in names}
             return
         try:
-            made = self._run(window, spec, seed)
+            made, endless = self._run(window, spec, seed)
+            if (step := int(endless)) >= 0:
+                raise InputError(
+                    f"task {self._task.name!r}: preprocessor {place_of(self._steps[step][1])} "
+                    "repeats its examples for ever\n  remove its repeat(): training starts the "
+                    "next epoch by itself"
+                )
+            chunk = {name: _split_rows(values)[:-1] for name, values in made.items()}
+            if len(next(iter(chunk.values()))) <= _AT_ONCE:
+                yield chunk
+            else:
+                yield from self._lazily(window, spec, seed, origin)
         except InputError:
             raise
         except Exception as error:  # TensorFlow's, and any that user code raises
             raise self._explained(error, window, spec, seed, origin) from error
-        yield {name: _split_rows(values)[:-1] for name, values in made.items()}
 
-    def _run(self, window: np.ndarray, spec: Any, seed: int) -> dict[str, Any]:
-        """Returns the features of all of a window's examples, and a blank one.
+    def _lazily(
+        self, window: np.ndarray, spec: Any, seed: int, origin: Callable[[np.ndarray], str]
+    ) -> Iterator[Mapping[str, Any]]:
+        """Yields the features of a window of which very many examples are made."""
+        import tensorflow as tf
+
+        columns = [tf.constant(list(column), tf.string) for column in window.T]
+        dataset, _ = self._dataset(columns, spec, tf.constant(seed, tf.int64))
+        left = _MOST_EXAMPLES * max(len(window), 16)
+        for made in _plain(dataset.ragged_batch(_LAZILY, row_splits_dtype=tf.int64)):
+            chunk = {name: _split_rows(values) for name, values in made.items()}
+            left -= len(next(iter(chunk.values())))
+            if left < 0:
+                raise InputError(
+                    f"task {self._task.name!r}: preprocessing makes more than {_MOST_EXAMPLES:,} "
+                    f"examples of each raw one of {origin(window)}; does it ever end?"
+                )
+            yield chunk
+
+    def _run(self, window: np.ndarray, spec: Any, seed: int) -> tuple[dict[str, Any], Any]:
+        """Returns the features of a window's first examples and a blank one, and what is endless.
 
         One function, traced once where that is possible, does everything: an iterator of its own
         would set up the functions of all preprocessors again for each window, which takes 0.2 s.
@@ -160,11 +192,32 @@ class Preprocessing:
                     _log.debug("%s: not traced", self._name, exc_info=True)
         return (self._function or features)(tf.constant(seed, tf.int64), *columns)
 
-    def _features(self, spec: Any, seed: Any, *columns: Any) -> dict[str, Any]:
-        """Returns the features of all examples and a blank one, dense or ragged."""
+    def _features(self, spec: Any, seed: Any, *columns: Any) -> tuple[dict[str, Any], Any]:
+        """Returns the features of examples and a blank one, dense or ragged, and what is endless.
+
+        They are all of the window's, or `_AT_ONCE` + 1 of more, or none if they would never end.
+        """
         import tensorflow as tf
 
-        dataset = self._preprocessed(columns, spec, seed, self._steps)
+        dataset, endless = self._dataset(columns, spec, seed)
+        most = tf.where(endless < 0, tf.constant(_AT_ONCE + 1, tf.int64), 0)
+        blank = {  # so that there always is an example
+            name: tf.zeros([size or 0 for size in each.shape], each.dtype)
+            for name, each in dataset.element_spec.items()
+        }
+        dataset = dataset.take(most).concatenate(tf.data.Dataset.from_tensors(blank))
+        dataset = dataset.ragged_batch(_AT_ONCE + 2, row_splits_dtype=tf.int64)
+        return _plain(dataset).get_single_element(), endless
+
+    def _dataset(self, columns: Sequence[Any], spec: Any, seed: Any) -> tuple[Any, Any]:
+        """Returns the dataset of a window's features, and which step is endless: -1 for none.
+
+        A step may repeat for ever if a later one ends it, by `take` for one. The cardinality tells,
+        but after some steps, `filter` for one, it is unknown.
+        """
+        import tensorflow as tf
+
+        dataset, endless = self._preprocessed(columns, spec, seed, self._steps)
         made = dataset.element_spec
         if any(name in made and not is_text(made[name]) for name in self._encoders):
             dataset = self._apply(self._tokenizing, dataset)  # of lists of texts, say
@@ -183,24 +236,13 @@ class Preprocessing:
             }
 
         dataset = dataset.map(sequences)
-        blank = {  # so that there always is an example
-            name: tf.zeros([size or 0 for size in each.shape], each.dtype)
-            for name, each in dataset.element_spec.items()
-        }
-        dataset = dataset.concatenate(tf.data.Dataset.from_tensors(blank))
-        dataset = dataset.ragged_batch(_MOST_EXAMPLES, row_splits_dtype=tf.int64)
-        # Rewriting the graph takes 20 ms, and windows may be small.
-        options = tf.data.Options()
-        options.deterministic = True
-        options.autotune.enabled = False
-        options.experimental_optimization.apply_default_optimizations = False
-        options.experimental_optimization.inject_prefetch = False
-        return dataset.with_options(options).get_single_element()
+        is_finite = dataset.cardinality() >= 0
+        return dataset, tf.where(is_finite, tf.constant(-1, tf.int64), endless)
 
     def _preprocessed(
         self, columns: Sequence[Any], spec: Any, seed: Any, steps: Sequence[Step]
-    ) -> Any:
-        """Returns the dataset of examples after some steps."""
+    ) -> tuple[Any, Any]:
+        """Returns the dataset of examples after some steps, and the first that repeats for ever."""
         import tensorflow as tf
 
         specs = tf.nest.flatten(spec, expand_composites=True)
@@ -219,8 +261,13 @@ class Preprocessing:
             dataset = tf.data.Dataset.from_tensor_slices(slices)
         else:
             dataset = tf.data.Dataset.from_tensor_slices(tuple(columns)).map(parse)
+        endless = tf.constant(-1, tf.int64)
         with _map_seeds(seed):
-            return self._apply(steps, dataset)
+            for place, step in enumerate(steps):
+                dataset = self._apply([step], dataset)
+                is_first = (dataset.cardinality() == INFINITE) & (endless < 0)
+                endless = tf.where(is_first, tf.constant(place, tf.int64), endless)
+        return dataset, endless
 
     def _apply(self, steps: Sequence[Step], dataset: Any) -> Any:
         seqio = import_seqio()
@@ -271,8 +318,8 @@ class Preprocessing:
 
             columns = [tf.constant(list(column), tf.string) for column in rows.T]
             try:
-                dataset = self._preprocessed(columns, spec, tf.constant(seed, tf.int64), steps)
-                for _ in dataset:
+                dataset, _ = self._preprocessed(columns, spec, tf.constant(seed, tf.int64), steps)
+                for _ in dataset.take(_AT_ONCE):  # some steps may never end
                     pass
             except Exception as found:
                 return found
@@ -380,6 +427,18 @@ def _encoders(
 
 def _encode(vocabulary: Vocabulary, eos: list[int], texts: Sequence[str]) -> list[np.ndarray]:
     return [np.array([*ids, *eos], np.int32) for ids in vocabulary.encode_all(texts)]
+
+
+def _plain(dataset: Any) -> Any:
+    """Returns a dataset without optimisation: it takes 20 ms, and windows may be small."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    options.experimental_optimization.inject_prefetch = False
+    return dataset.with_options(options)
 
 
 def _split_rows(values: Any) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from t5lite.data.dealing import Dealing
 from t5lite.data.importing import import_seqio
 from t5lite.data.order import generator, permuted
 from t5lite.data.seqio_cache import check_vocabularies
-from t5lite.data.seqio_preprocessing import Preprocessing, is_text
+from t5lite.data.seqio_preprocessing import INFINITE, Preprocessing, is_text
 from t5lite.data.sources import Example, dealt, next_epoch
 from t5lite.data.user_code import user_error
 from t5lite.errors import InputError
@@ -102,12 +102,19 @@ class SeqioSource:
         In memory examples are shuffled one by one. Files are shuffled as wholes, and every epoch
         deals them to the shards anew. What has too few files comes in its own order.
         """
+        which = {"shard": shard, "num_shards": num_shards, "epoch": epoch, "seed": seed}
         files = len(self._source.list_shards(self._split))
         # With fewer examples than shards, files would leave some shards without any.
         enough = self.num_examples is None or self.num_examples >= num_shards
         by_files = (num_shards > 1 and enough) and (
             self._source.supports_arbitrary_sharding or files >= num_shards
         )
+        if not by_files:
+            self._read_small()
+        # What was counted is in memory, and dealt evenly whatever the files' sizes are.
+        if (memory := self._memory) is not None:
+            numbers = dealt(len(memory), self.name, start=start, size=size, **which)
+            return (memory[each] for each in numbers)
         key = (seed, self.name, epoch)
         order: dict[str, Any] = {}
         if files > 1:
@@ -116,14 +123,9 @@ class SeqioSource:
             (index,) = permuted(np.array([shard]), num_shards, "shards", *key).tolist()
             info = import_seqio().ShardInfo(index, num_shards)
             dataset = self._open(shard_info=info, **order)
+        elif num_shards > 1:
+            return self._dealt(shard, num_shards, order=order, start=start, size=size)
         else:
-            self._read_small()
-            if (memory := self._memory) is not None:
-                which = {"shard": shard, "num_shards": num_shards, "epoch": epoch, "seed": seed}
-                numbers = dealt(len(memory), self.name, start=start, size=size, **which)
-                return (memory[each] for each in numbers)
-            if num_shards > 1:
-                return self._dealt(shard, num_shards, order=order, start=start, size=size)
             dataset = self._open(**order)
         return self._arrays(dataset.skip(start * size), size)
 
@@ -212,8 +214,11 @@ class SeqioSource:
         """Returns all raw examples; None if they are many."""
         if (self.num_examples or 0) > _MEMORY_EXAMPLES:
             return None
+        dataset = self._open()
+        if int(dataset.cardinality()) == INFINITE:
+            return None
         parts, num_examples, num_bytes = [], 0, 0
-        for part in self._arrays(self._open(), 1024):
+        for part in self._arrays(dataset, 1024):
             parts.append(part)
             num_examples += len(parts[-1])
             num_bytes += sum(map(len, parts[-1].flat))

@@ -22,7 +22,9 @@ from t5lite.errors import InputError
 _ORDER, _SOURCE, _PREPARE, _MIX = range(4)
 _CHOICES = 1024
 _DRAWS = 2**40  # more than a pass has
-_FRUITLESS = 10_000  # raw examples, enough to know that preparing leaves none
+# Raw examples, enough to know that preparing leaves none: it may keep few, by chance.
+_FEWEST_FRUITLESS, _FRUITLESS = 500, 10_000
+_FRUITLESS_PASSES = 1000  # likewise, however many examples the source claims to have
 
 Prepare = Callable[[Iterator[Example], np.random.Generator], Iterator[Example]]
 
@@ -113,7 +115,8 @@ class ExampleStream:
         self._raw_windows: Iterator[np.ndarray] | None = None
         self._examples: Iterator[Example] | None = None
         self._num_raw = self._num_read = 0  # of the window
-        self._fruitless = self._fruitless_passes = 0  # raw examples and whole passes, of late
+        # Of late: raw examples, whole passes, and those of them that read anything.
+        self._fruitless = self._fruitless_passes = self._fruitless_reads = 0
         self._pass_is_fruitful = bool(self._window or self._emitted)
         self.vanished = 0
 
@@ -136,7 +139,7 @@ class ExampleStream:
             example = next(self._examples, None)
             if example is not None:
                 self._emitted += 1
-                self._fruitless = self._fruitless_passes = 0
+                self._fruitless = self._fruitless_passes = self._fruitless_reads = 0
                 self._pass_is_fruitful = True
                 return example
             self._before += self._num_raw
@@ -164,6 +167,7 @@ class ExampleStream:
             if not self._repeat:
                 raise StopIteration
             self._fruitless_passes += not self._pass_is_fruitful
+            self._fruitless_reads += not self._pass_is_fruitful and self._window > 0
             self._pass_is_fruitful = False
             if self._is_hopeless():
                 raise InputError(self._nothing())
@@ -197,7 +201,11 @@ class ExampleStream:
         if not self._fruitless:  # no example falls to this shard
             return self._fruitless_passes > self._num_shards
         # Of few examples a shard gets others in the next pass, one of which may be of use.
-        enough = min(20 * (self._total or 0), _FRUITLESS)
+        if self._total is None:
+            return self._fruitless_passes > 0
+        enough = min(max(20 * self._total, _FEWEST_FRUITLESS), _FRUITLESS)
+        if self._fruitless_reads >= _FRUITLESS_PASSES:
+            return True
         return self._fruitless_passes > 0 and self._fruitless >= enough
 
     def _nothing(self) -> str:

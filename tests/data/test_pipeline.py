@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import time
 from collections import Counter
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from small_data import close, open_all, same, shards_of_all, take
 
-from t5lite.data import seqio_source
+from t5lite.data import seqio_preprocessing, seqio_source
 from t5lite.data.batches import merge_states
 from t5lite.data.importing import import_seqio
 from t5lite.data.metric_tasks import MetricTask
@@ -191,7 +192,11 @@ def test_every_example_is_seen_once_in_an_epoch_and_in_another_order(make_task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("files", "by_files"), [(3, False), (4, True), (9, True)])
-def test_files_are_shards_if_there_are_enough(seqio, tf, make_task, tmp_path, files, by_files):
+def test_files_are_shards_if_there_are_enough(
+    seqio, make_task, tmp_path, monkeypatch, files, by_files
+):
+    """And the split is too large to be in memory."""
+    monkeypatch.setattr(seqio_source, "_MEMORY_EXAMPLES", 9)
     for i in range(files):
         lines = [f"{100 * i + j} x" for j in range(12)]
         (tmp_path / f"{i}.txt").write_text("\n".join(lines) + "\n")
@@ -725,6 +730,75 @@ def test_exceptions_of_a_tasks_own_code_say_whose(seqio, tf, make_task, tmp_path
     assert "made:train has no examples, or preprocessing left none" in error_of(
         make_data(drops_all)
     )
+
+
+def test_preprocessors_without_an_end_are_refused_and_long_ones_made_as_they_are_used(
+    tf, make_task, monkeypatch
+):
+    """A window was made whole before any of it was used, which never ended."""
+    for steps in (
+        [lambda dataset: dataset.repeat()],
+        [lambda dataset: dataset.repeat().shuffle(4, seed=0)],
+        [lambda dataset: dataset.repeat(), lambda dataset: dataset.filter(lambda each: False)],
+    ):
+        message = error_of(make_data(make_task(*steps)))
+        assert re.search(r"preprocessor <lambda> \(.*py:\d+\) repeats its .* remove", message, re.S)
+    ended = make_task(lambda dataset: dataset.repeat(), lambda dataset: dataset.take(5))
+    assert len(list(examples_of(SeqioSource(ended, "validation")))) == 5
+
+    # TensorFlow cannot tell that these never end.
+    monkeypatch.setattr(seqio_preprocessing, "_AT_ONCE", 64)
+    monkeypatch.setattr(seqio_preprocessing, "_MOST_EXAMPLES", 100)
+    for step in (
+        lambda dataset: dataset.repeat().filter(lambda each: True),
+        lambda dataset: dataset.flat_map(lambda each: tf.data.Dataset.from_tensors(each).repeat()),
+    ):
+        batches = make_data(make_task(step)).train_batches(Plain(), seed=0)
+        assert next(batches)["inputs"].shape == (8, LENGTHS["inputs"])
+        batches.close()
+        with pytest.raises(InputError, match="does it ever end"):
+            list(examples_of(SeqioSource(make_task(step), "validation")))
+    failing = make_task(
+        lambda dataset: dataset.repeat(), lambda dataset: dataset.map(lambda each: each["no"])
+    )
+    assert "KeyError: 'no'" in error_of(make_data(failing))
+
+
+def test_windows_of_very_many_examples_are_what_whole_ones_are(make_task, noise, monkeypatch):
+    whole = list(examples_of(SeqioSource(make_task(*noise), "train")))
+    monkeypatch.setattr(seqio_preprocessing, "_AT_ONCE", 7)
+    monkeypatch.setattr(seqio_preprocessing, "_LAZILY", 3)
+    lazily = list(examples_of(SeqioSource(make_task(*noise), "train")))
+    assert len(lazily) > 7
+    same(lazily, whole)
+
+
+def test_a_source_without_an_end_is_read_as_it_is_used(seqio, tf, make_task):
+    def read(split, shuffle_files, seed=None):
+        texts = tf.data.Dataset.from_tensor_slices(["a", "b"]).repeat()
+        return texts.map(lambda text: {"inputs": text, "targets": text})
+
+    source = seqio.FunctionDataSource(read, splits=["train"])
+    batches = make_data(make_task(source=source)).train_batches(Plain(), seed=0)
+    next(batches)
+    assert batches.epoch == 0
+    batches.close()
+
+
+def test_small_files_of_uneven_sizes_leave_no_shard_without_examples(seqio, make_task, tmp_path):
+    """As many files as shards, most of them empty: nobody says so before they are read."""
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text("one\ntwo\n" * (number == 1))
+    source = seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")})
+    names = seqio.map_over_dataset(lambda text: {"inputs": text, "targets": text})
+    task = make_task(source=source).replace(
+        preprocessors=[names, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+    )
+    batches = make_data(task, num_shards=4).train_batches(Plain(), seed=0)
+    rows = np.concatenate([next(batches)["inputs"] for _ in range(2)])
+    assert len(rows) == 16
+    assert (rows[:, 0] > 0).all()
+    batches.close()
 
 
 def test_random_preprocessors_are_traced_once_and_draw_what_seqio_draws(seqio, tf, make_task):
