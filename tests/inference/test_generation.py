@@ -202,9 +202,9 @@ def test_numbers_compile_nothing_anew(decoder, monkeypatch):
     assert len(traces) <= 2  # the loop's body may be traced twice
 
 
-def test_the_readmes_example_runs(writers, monkeypatch, capsys):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+def test_the_example_of_the_documentation_runs(writers, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "generate.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (code,) = (block for block in blocks if "model.stream(" in block)
     monkeypatch.setattr(t5lite, "load", lambda folder: writers["encoder_decoder"])
     exec(code, {})
