@@ -21,6 +21,7 @@ from t5lite.inference.generation import Answer, Generator
 from t5lite.inference.options import options_of
 from t5lite.inference.scoring import Score, Scorer, compile_scores
 from t5lite.interop import open_model
+from t5lite.interop.finite import check_compute
 from t5lite.interop.foreign import check_dtype
 from t5lite.interop.generation_defaults import GenerationDefaults
 from t5lite.models import ComputeSpec, Model, ModelSpec
@@ -287,6 +288,7 @@ def place(
       compute, layout, devices, dtype, progress: see `load`.
     """
     check_dtype(dtype)
+    check_compute(found.spec.family, compute.dtype)
     layout = Layout() if layout is None else layout
     mesh = make_mesh(layout, devices)
     model, vocabulary = Model(found.spec, compute), found.vocabulary
@@ -333,7 +335,8 @@ def load(
         some (the newest is read). Or the name of a model on the Hugging Face hub,
         `ORGANISATION/NAME` or `ORGANISATION/NAME@REVISION`, where huggingface_hub is installed and
         there is no such folder.
-      compute: dtype of activations and so on, which need not be those of training.
+      compute: dtype of activations and so on, which need not be those of training; float16 is
+        refused for T5, whose activations exceed it.
       layout: how parameters and batches are spread over the devices; by default a whole copy of
         the parameters on each. Parameters of other libraries stream straight into their shards.
       devices: to use; None for all.
@@ -348,7 +351,8 @@ def load(
 
     Raises:
       InputError: no such folder, none of the above in it, a description that does not fit the
-        arrays, or pickles, which are not opened.
+        arrays, pickles, which are not opened, or parameters that are NaN, infinite, or too large
+        for `dtype`.
       CheckpointError: if a checkpoint of t5lite is damaged.
     """
     return place(

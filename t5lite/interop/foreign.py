@@ -14,6 +14,7 @@ from t5lite.data import Vocabulary
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
+from t5lite.interop.finite import stays_float32
 from t5lite.interop.generation_defaults import GenerationDefaults
 from t5lite.interop.placing import Layer, index_of
 from t5lite.interop.tensors import Source, Tensor, check_tensors, read_params
@@ -84,19 +85,23 @@ class Foreign:
 
         Args:
           model: of `spec`.
-          layout: how they are spread.
+          layout: how they are sharded.
           mesh: the devices.
-          dtype: of the parameters; None for each as it is stored.
+          dtype: of the parameters; None for each as it is stored. Of float16, T5's feed-forward
+            outputs stay float32, as in transformers.
           progress: called with bytes done and bytes in all.
 
         Raises:
-          InputError: if the tensors do not fit the spec, with all of them.
+          InputError: if the tensors do not fit the spec, with all of them; or if one has numbers
+            that are NaN, infinite, or too large for `dtype`.
         """
         stored = self._stored_dtypes()
 
         def leaf(path: Any, shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             kind = jnp.dtype(dtype) if dtype is not None else stored.get(name, shape.dtype)
+            if stays_float32(self.spec.family, name, dtype):
+                kind = jnp.dtype("float32")
             return jax.ShapeDtypeStruct(shape.shape, kind, sharding=sharding)
 
         placed = shardings(model.axes(), layout.parameters, mesh)

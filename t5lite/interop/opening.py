@@ -15,6 +15,7 @@ from t5lite.data.labels import Labels, load_labels
 from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
 from t5lite.interop.adapters import check_adapter, is_adapter
+from t5lite.interop.finite import fault, leaf_is_finite, stays_float32
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults
 from t5lite.interop.hub import check_revision, from_hub, split_name
@@ -26,6 +27,7 @@ from t5lite.training.restore import (
     absolute,
     find_step_folder,
     load_params,
+    named,
     read_arrays,
     saved_arrays,
     saved_steps,
@@ -181,11 +183,24 @@ class Own:
         def leaf(path: Any, shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             name = f"{part}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
             kind = getattr(saved.get(name), "dtype", shape.dtype) if dtype is None else dtype
+            if stays_float32(self.spec.family, name, dtype):
+                kind = "float32"
             return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(kind), sharding=sharding)
 
         placed = shardings(model.axes(), layout.parameters, mesh)
         like = jax.tree_util.tree_map_with_path(leaf, model.shapes(), placed)
-        return _read(self.found, like, part=part)
+        params = _read(self.found, like, part=part)
+        for path, array in named(params).items():
+            if not leaf_is_finite(array):
+                self._raise_fault(f"{part}/{path}", saved[f"{part}/{path}"], array.dtype)
+        return params
+
+    def _raise_fault(self, name: str, saved: Any, dtype: Any) -> None:
+        """Raises the InputError of an array with NaN, infinity, or too large a number."""
+        wanted = {name: jax.ShapeDtypeStruct(saved.shape, saved.dtype)}
+        stored = read_arrays(self.found.step_folder, wanted)
+        if (error := fault(stored.items(), dtype, where=self.where)) is not None:
+            raise error
 
 
 class Located(NamedTuple):

@@ -166,16 +166,22 @@ def _copy_values(values: np.ndarray, buffer: np.ndarray) -> None:
     length = values.shape[-1] if values.ndim > 1 else 0
     transposed = length > _STRIP and values.strides[-1] > size
     if not transposed or values.nbytes < _LARGE or values.dtype.kind == "V":
-        np.copyto(buffer, values, casting="unsafe")
+        _cast(buffer, values)
         return
 
     def copy(start: int) -> None:
         for at in range(start, min(start + step, length), _STRIP):
             strip = (..., slice(at, at + _STRIP))
-            np.copyto(buffer[strip], values[strip], casting="unsafe")
+            _cast(buffer[strip], values[strip])
 
     step = _STRIP * max(1, length // (_STRIP * 4 * _THREADS))
     list(_pool().map(copy, range(0, length, step)))
+
+
+def _cast(buffer: np.ndarray, values: np.ndarray) -> None:
+    """Copies; what is too large for the buffer's dtype becomes infinite, which `finite` finds."""
+    with np.errstate(over="ignore"):  # here, because threads do not inherit it
+        np.copyto(buffer, values, casting="unsafe")
 
 
 @functools.cache

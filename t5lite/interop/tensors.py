@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from t5lite.errors import InputError
+from t5lite.interop.finite import fault, leaf_is_finite
 from t5lite.interop.misfit import Misfit, misfit_error
 from t5lite.interop.placing import (
     Layer,
@@ -130,7 +131,8 @@ def read_params(
     Raises:
       InputError: before anything is placed: if tensors are missing, unexpected, or of another
         shape or kind of dtype (all are listed); if a tensor is there under two names and differs;
-        or if a parameter does not divide over its devices.
+        or if a parameter does not divide over its devices. While they are read: if a tensor has
+        numbers that are NaN or infinite, or too large for the dtype that is wanted.
     """
     leaves = named(like)
     holders = _holders(leaves, tensors)
@@ -149,10 +151,16 @@ def read_params(
     def piece(name: str, part: Part) -> Piece:
         return Piece(part.layer, lambda: part.view(source.read(found[name])))
 
-    params = [
-        fill(leaf, (piece(tensor.name, part) for tensor, part in holders[path]), copied)
-        for path, leaf in leaves.items()
-    ]
+    def filled(path: str, leaf: jax.ShapeDtypeStruct) -> Any:
+        array = fill(leaf, (piece(tensor.name, part) for tensor, part in holders[path]), copied)
+        if not leaf_is_finite(array):
+            names = dict.fromkeys(found[tensor.name] for tensor, _ in holders[path])
+            stored = ((name, source.read(name)) for name in names)
+            if (error := fault(stored, leaf.dtype, where=where)) is not None:
+                raise error
+        return array
+
+    params = [filled(path, leaf) for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), params)
 
 

@@ -18,6 +18,7 @@ from t5lite.data.files import as_path, write_whole
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.interop.adapters import check_merged
+from t5lite.interop.finite import stays_float32
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.generation_defaults import read_defaults
 from t5lite.interop.huggingface.families import MODULES, family_of, model_type_of
@@ -28,6 +29,7 @@ from t5lite.interop.huggingface.vocabularies import read_vocabulary, write_vocab
 from t5lite.interop.tensors import Source, Tensor, written
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import ModelSpec, differences
+from t5lite.training.restore import named
 
 CONFIG = "config.json"
 # What changes training alone, and has no place in their configs.
@@ -118,7 +120,11 @@ def save(
         write_vocabulary(root, vocabulary, decoder=spec.topology == "decoder")
     tensors = written(params, plan.tensors)
     write_tensors(root, tensors, max_file_bytes=max_file_bytes, progress=progress)
-    dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(params)}
+    dtypes = {
+        np.dtype(leaf.dtype).name
+        for path, leaf in named(params).items()
+        if not stays_float32(spec.family, path, np.float16)
+    } or {"float32"}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     content = {**plan.config, "dtype": dtype, "torch_dtype": dtype}  # 5.x reads one, 4.x the other
     if vocabulary is not None:
