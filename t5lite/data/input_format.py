@@ -50,6 +50,36 @@ class InputFormat:
         template = Template(self.template)
         return template if all(row.get(slot) is not None for slot in template.slots) else None
 
+    def text(self, row: Mapping[str, Any], *columns: str, template: Template | None = None) -> str:
+        """Returns the text of a row.
+
+        Args:
+          row: its columns.
+          columns: of which the first that is there holds the text, where no template does.
+          template: of the text, instead of the one in training. That one makes texts of rows that
+            have all of its columns.
+
+        Raises:
+          InputError: if a column is missing, or holds no text.
+        """
+        if template is not None:
+            if problem := Text(template).problem(dict(row)):
+                raise InputError(problem)
+            return template.render(row)
+        trained = self.of_rows(row)
+        if trained is not None:
+            return trained.render(row)
+        for name in columns:
+            if name in row:
+                if not isinstance(row[name], str):
+                    raise InputError(f"{name!r} is {json.dumps(row[name])[:40]}, not a text")
+                return row[name]
+        there = ", ".join(map(repr, row)) or "nothing"
+        needed = f"no {' or '.join(map(repr, columns))}"
+        if self.template is not None:
+            needed += f", nor what training read, {self.template!r}"
+        raise InputError(f"{needed}; there is {there}")
+
     @property
     def is_plain(self) -> bool:
         """Whether a text is its column's content alone."""

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from t5lite.data.files import as_path, write_whole
 from t5lite.data.vocabularies import (
@@ -29,6 +29,24 @@ _MASKS = ("[MASK]", "<mask>")
 _STARTS = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]")
 _PADS = ("<pad>", "[PAD]", "<|padding|>", "<|pad|>")
 _BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Pair(NamedTuple):
+    """Two texts as a model reads them in one row.
+
+    Attributes:
+      ids: of both, with the special tokens around them.
+      types: a token type for each id: 0 for the first text, in BERT 1 for the second.
+      start: the second text's first id.
+      offsets: the first character of each of its tokens, and the one after it, in it.
+      num_cut: tokens that it lost.
+    """
+
+    ids: list[int]
+    types: list[int]
+    start: int
+    offsets: list[tuple[int, int]]
+    num_cut: int
 
 
 class _Tokenizer(Vocabulary):
@@ -112,6 +130,34 @@ class _Tokenizer(Vocabulary):
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         found = self._tokenizer.encode(text, add_special_tokens=False)
         return [token + self.offset for token in found.ids], list(found.offsets)
+
+    def encode_pair(self, first: str, second: str, room: int | None = None) -> Pair:
+        """Returns two texts as one row of ids; see `Pair`.
+
+        Args:
+          room: most ids, the second text losing its end; None for any number.
+
+        Raises:
+          InputError: if nothing of the second text fits.
+        """
+        both = self._tokenizer.encode(first, second)
+        places = [at for at, text in enumerate(both.sequence_ids) if text == 1]
+        cut = 0 if room is None else max(len(both.ids) - room, 0)
+        if cut and cut >= len(places):
+            raise InputError(
+                f"a pair of {len(both.ids)} tokens: the model takes {room}, and the first text "
+                "leaves no room for the second; shorten it"
+            )
+        left_out = set(places[len(places) - cut :])
+        kept = [at for at in range(len(both.ids)) if at not in left_out]
+        offsets = [both.offsets[at] for at in kept if both.sequence_ids[at] == 1]
+        return Pair(
+            [both.ids[at] + self.offset for at in kept],
+            [both.type_ids[at] for at in kept],
+            places[0] if places else 0,
+            offsets,
+            cut,
+        )
 
     @functools.cached_property
     def frame(self) -> Frame:

@@ -19,6 +19,7 @@ from t5lite.inference.compiled import Functions, compile_functions
 from t5lite.inference.embedding import Embedder, compile_vectors
 from t5lite.inference.generation import Answer, Generator
 from t5lite.inference.options import options_of
+from t5lite.inference.predict import HEADS, Predictor, compile_outputs
 from t5lite.inference.scoring import Score, Scorer, compile_scores
 from t5lite.interop import open_model
 from t5lite.interop.finite import check_compute
@@ -198,6 +199,69 @@ class Loaded:
         embedder = Embedder(self, max_length=max_length, truncate=truncate)
         return embedder.embed(texts, batch_size=batch_size)
 
+    def predict(
+        self,
+        texts: Sequence[str | Mapping[str, Any]],
+        *,
+        batch_size: int = 32,
+        head: str | None = None,
+        top_k: int = 5,
+        max_length: int | None = None,
+        template: str | None = None,
+        aggregation: str = "first",
+        max_answer_length: int = 30,
+        no_answer: bool | None = None,
+    ) -> list[Any]:
+        """Returns what a head says of each text.
+
+        A head of classes gives `Classes`, one of numbers `Numbers` in the unit of the training
+        labels, one of token labels `Tagged`, whose spans are characters of the text, and one of
+        spans `Answers`; see `predictions`. Texts that are too long lose their end, as in training:
+        `num_cut` says how many tokens.
+
+        Args:
+          texts: texts, which are read as they are, or rows of columns. A row that has the columns
+            of the training template is made a text by it; another has `inputs` or `text`. For
+            answers also `question` and `context`, for classes and numbers `text` and `text_pair`,
+            where the vocabulary joins pairs.
+          batch_size: most texts at once.
+          head: `classification`, `regression`, `token_labels` or `spans`; None: the only one.
+          top_k: most classes, or answers, of a text.
+          max_length: most tokens of a text, special ones included; None: as in training, or as many
+            as the model has positions for.
+          template: makes texts of rows, instead of the one in training; its last slot holds the
+            answers. A text is the column `text`.
+          aggregation: of tags: "first", the first token of a word says its tag, as in training;
+            "simple", every token its own, as in transformers.
+          max_answer_length: most tokens of an answer.
+          no_answer: whether an answer may be missing; None: if it may be in training.
+
+        Returns:
+          A prediction for each, in order.
+
+        Raises:
+          InputError: no or several such heads, no vocabulary, no text, a row without the columns,
+            or an argument out of range.
+        """
+        if isinstance(texts, str) or not texts:
+            raise InputError("texts must be a list of at least one text")
+        predictor = Predictor(
+            self,
+            head=head,
+            top_k=top_k,
+            max_length=max_length,
+            template=template,
+            aggregation=aggregation,
+            max_answer_length=max_answer_length,
+            no_answer=no_answer,
+        )
+        questions = each("texts", predictor.read, texts)
+        predictions = predictor.predictions(questions, batch_size=batch_size)
+        for index, prediction in enumerate(predictions):
+            if isinstance(prediction, InputError):
+                raise InputError(f"texts[{index}]: {prediction}")
+        return predictions
+
     def score(
         self,
         texts: Sequence[str],
@@ -264,6 +328,15 @@ class Loaded:
     def vectors_fn(self) -> Callable:
         """What `embed` computes with, compiled: see `embedding.compile_vectors`."""
         return compile_vectors(self.model, self.layout, self.mesh)
+
+    @functools.cached_property
+    def outputs_fns(self) -> dict[str, Callable]:
+        """What `predict` computes with, compiled, by head: see `predict.compile_outputs`."""
+        return {
+            head: compile_outputs(self.model, self.layout, self.mesh, head=head)
+            for head in HEADS
+            if head in self.model.heads
+        }
 
     @functools.cached_property
     def scores_fn(self) -> Callable:
