@@ -3,26 +3,17 @@
 import argparse
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.bars import Bar
-from t5lite.commands.examples import (
-    Failures,
-    answered,
-    check_output,
-    data_file,
-    write_line,
-)
+from t5lite.commands.batch_job import Job, Lines, lines_of, part_name, shard_of, write
+from t5lite.commands.examples import check_output
 from t5lite.commands.flags import OPTIONS
 from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
-from t5lite.commands.resumable import Resumable, keep
+from t5lite.commands.resumable import Resumable
 from t5lite.data.readers import Line, Row
 from t5lite.errors import InputError, unknown
 
@@ -31,7 +22,6 @@ if TYPE_CHECKING:
     from t5lite.inference.generation import Answer, Generator, Question
     from t5lite.inference.options import Options
 
-_AT_ONCE = 4  # batches that are written together, and shared out by length
 _PROMPT_LENGTH = 32  # tokens that are given of a task's text without inputs
 
 
@@ -41,8 +31,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     prompts, chosen = prompts_of(arguments), given_options(arguments)
     configured = configuration.source.bindings or configuration.source.macros
     source = task_source(arguments, configuration) if configured else file_source(arguments)
-    index, count = shard_of(arguments.shard)
-    start, stop = (source.count * each // count for each in (index, index + 1))
+    shard = shard_of(arguments.shard)
 
     import jax  # only now: what cannot be read is said at once
 
@@ -55,10 +44,10 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     model = open_model(source.model_dir)
     flags = ("batch_size", "fill", "truncate", "draft", "draft_length", "template")
     output = Resumable(
-        part_name(arguments.output_file, index, count),
+        part_name(arguments.output_file, *shard),
         {
-            "input": source.digest,
-            "lines": [start, stop],
+            "input": source.lines.digest,
+            "lines": [*source.lines.part(*shard)],
             "model": str(model.where),
             "step": model.step,
             "examples": prompts.made_of,
@@ -78,11 +67,16 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     )
     generator.check(options)
     reader = Reader(generator, prompts, options, source.ids)
+
+    def answer(questions: list["Question"]) -> Iterator[tuple["Question", list["Answer"]]]:
+        found = generator.answers(questions, batch_size=arguments.batch_size)
+        return zip(questions, found, strict=True)
+
     return write(
         output,
-        lambda done: itertools.islice(source.lines(), start + done, stop),
-        reader,
-        total=stop - start,
+        source.lines,
+        Job(reader.read, answer, record, num_tokens, "tokens", is_rate=True),
+        shard=shard,
         batch_size=arguments.batch_size,
         overwrite=arguments.overwrite,
     )
@@ -90,37 +84,29 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The lines to answer, in an order that is always the same.
+    """What is to be answered, and by whom.
 
     Args:
-      lines: gives them, from the first.
-      count: of them.
-      digest: of their content.
+      lines: to answer.
       model_dir: the model that answers.
       prompt: what they are to it; None for what its topology is made for.
       ids: what the model reads of a line, by its number, where that is not its text.
     """
 
-    lines: Callable[[], Iterator[Line]]
-    count: int
-    digest: str
+    lines: Lines
     model_dir: str
     prompt: str | None = None
     ids: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
 
 
 def file_source(arguments: argparse.Namespace) -> Source:
-    """Returns the lines of `--input_file`, which is read once for their number and digest."""
+    """Returns the lines of `--input_file`."""
     if arguments.split is not None:
         raise InputError("--split is of a configuration's data: give --gin_file=FILE")
     for name in ("model_dir", "input_file"):
         if getattr(arguments, name) is None:
             raise InputError(f"--{name} is missing; or give a configuration, --gin_file=FILE")
-    found = data_file(arguments.input_file)
-    count = sum(1 for _ in found.scan())
-    if not count:
-        raise InputError(f"--input_file={found.path} is empty")
-    return Source(found.scan, count, found.digest, arguments.model_dir)
+    return Source(lines_of(arguments.input_file), arguments.model_dir)
 
 
 def task_source(arguments: argparse.Namespace, configuration: "Configuration") -> Source:
@@ -166,38 +152,8 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
     prompt = None
     if spec.topology == "decoder":
         prompt = "prefix" if sees_both_ways(objective, examples[0]) else "continue"
-    return Source(
-        lambda: iter(lines),
-        len(lines),
-        hashlib.sha256(repr(ids).encode()).hexdigest(),
-        model_dir,
-        prompt,
-        ids,
-    )
-
-
-def shard_of(shard: str | None) -> tuple[int, int]:
-    """Returns which part of how many: of the flag, or else of JAX's processes.
-
-    Raises:
-      InputError: if it is no `I/N`, with I below N.
-    """
-    if shard is None:
-        import jax
-
-        return jax.process_index(), jax.process_count()
-    index, slash, count = shard.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise InputError(f"--shard={shard}: must be I/N, I of 0..N-1, such as 0/4")
-    return int(index), int(count)
-
-
-def part_name(path: str, index: int, count: int) -> str:
-    """Returns the name of a part of a file; of the only one, the file's own."""
-    if count == 1:
-        return path
-    place = Path(path)
-    return str(place.with_name(f"{place.stem}-{index:05d}-of-{count:05d}{place.suffix}"))
+    digest = hashlib.sha256(repr(ids).encode()).hexdigest()
+    return Source(Lines(lambda: iter(lines), len(lines), digest), model_dir, prompt, ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,67 +200,8 @@ class Reader:
         return dataclasses.replace(self.options, **own)
 
 
-def write(
-    output: Resumable,
-    lines_from: Callable[[int], Iterator[Line]],
-    reader: Reader,
-    *,
-    total: int,
-    batch_size: int,
-    overwrite: bool,
-) -> int:
-    """Answers what is not answered yet.
-
-    Blocks of lines are the same whenever it begins, and so are the batches in them: answers do not
-    depend on where an earlier process has ended, down to the last bit.
-
-    Args:
-      output: where to.
-      lines_from: gives the lines behind so many.
-      reader: makes questions of them.
-      total: lines in all.
-      batch_size: most questions at once.
-      overwrite: whether to forget what is written.
-
-    Returns:
-      The exit code: 1 if a line failed, in this process or an earlier one.
-    """
-    block, generator = _AT_ONCE * batch_size, reader.generator
-    totals = Totals()
-
-    def answer(questions: list["Question"]) -> Iterator[tuple["Question", list["Answer"]]]:
-        found = generator.answers(questions, batch_size=batch_size)
-        return zip(questions, found, strict=True)
-
-    with output.open(block=block, overwrite=overwrite) as part, Bar("answered", unit="line") as bar:
-        for raw in part:
-            totals.add(json.loads(raw))
-        done, before = totals.lines, totals.tokens
-        if done:
-            print(f"{output.part} has {done:,} of {total:,} lines; going on", file=sys.stderr)
-        bar(done, total, start=done)
-        begin = time.monotonic()
-        for line, found in answered(lines_from(done), reader.read, answer, at_once=block):
-            written = record(line, found)
-            write_line(part, written)
-            totals.add(written)
-            if totals.lines % block == 0 or totals.lines == total:
-                keep(part)
-                rate = (totals.tokens - before) / (time.monotonic() - begin)
-                failed = f", {totals.failures.count:,} failed" if totals.failures.count else ""
-                bar(totals.lines, total, beside=f"{rate:,.0f} tokens/s{failed}")
-    print(
-        f"{output.path}: {totals.lines:,} lines, {totals.tokens:,} tokens, "
-        f"{totals.failures.count:,} failed",
-        file=sys.stderr,
-    )
-    return totals.failures.exit_code()
-
-
-def record(line: Line, found: "tuple[Question, list[Answer]] | InputError") -> Row:
+def record(line: Line, found: "tuple[Question, list[Answer]]") -> Row:
     """Returns what is written of a line; of several samples, lists; null is what is no number."""
-    if isinstance(found, InputError):
-        return {"line": line.number, "error": str(found)}
     question, answers = found
     columns: dict[str, list[Any]] = {
         "output": [answer.text for answer in answers],
@@ -319,23 +216,11 @@ def record(line: Line, found: "tuple[Question, list[Answer]] | InputError") -> R
     }
 
 
+def num_tokens(written: Row) -> int:
+    """Returns how many tokens were written to answer a line."""
+    counts = written["num_tokens"]
+    return sum(counts) if isinstance(counts, list) else counts
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-@dataclasses.dataclass
-class Totals:
-    """Sums over what is written."""
-
-    lines: int = 0
-    tokens: int = 0
-    failures: Failures = dataclasses.field(default_factory=Failures)
-
-    def add(self, written: Row) -> None:
-        """Adds a line."""
-        self.lines += 1
-        if "error" in written:
-            self.failures.add(Line(written["line"], 0, 0, None), InputError(written["error"]))
-        else:
-            counts = written["num_tokens"]
-            self.tokens += sum(counts) if isinstance(counts, list) else counts
