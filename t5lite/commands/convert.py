@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             print(f"  left out: {name}")
     if target == "t5x" and (lost := unsaid(spec, out or ())):
         print(f"  T5X's layout does not say, so that load needs a spec: {', '.join(lost)}")
+    for line in interop.losses(found, kind=target):
+        print(f"  lost: {line}")
     if arguments.dry_run:
         for name, tensors in ((kind, getattr(found, "tensors", None)), (target, out)):
             if tensors is not None:
@@ -67,6 +69,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             labels=loaded.labels,
             prompts=loaded.trained_prompts,
             generation=loaded.generation,
+            origin=found.origin,
             inputs=loaded.inputs,
             step=loaded.step or 0,
             scanned=arguments.scanned,

@@ -1,6 +1,6 @@
 """The world's checkpoints: opened as a spec, arrays and a tokenizer, and written again."""
 
 from t5lite.interop.opening import kind_of, locate, open_model
-from t5lite.interop.save import check_target, save
+from t5lite.interop.save import check_target, losses, save
 
-__all__ = ["check_target", "kind_of", "locate", "open_model", "save"]
+__all__ = ["check_target", "kind_of", "locate", "losses", "open_model", "save"]

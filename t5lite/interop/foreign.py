@@ -40,6 +40,7 @@ class Foreign:
       labels: names of what a head's outputs mean, by label feature, in order; {} for none.
       prompts: how the model was prompted in training, which other libraries do not say.
       generation: how the model writes unless options say otherwise; None where nothing is said.
+      origin: the other files of a Hugging Face folder, `huggingface.Origin`; None for others.
       inputs: how rows became its texts in training, which other libraries do not say.
     """
 
@@ -53,6 +54,7 @@ class Foreign:
     labels: Labels = dataclasses.field(default_factory=dict)
     prompts: None = None
     generation: GenerationDefaults | None = None
+    origin: Any = None
     inputs: InputFormat = InputFormat()
 
     def replace(self, **changes: Any) -> "Foreign":

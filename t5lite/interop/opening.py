@@ -162,6 +162,11 @@ class Own:
     inputs: InputFormat = InputFormat()
 
     @property
+    def origin(self) -> huggingface.Origin | None:
+        """The files of the Hugging Face folder that the model comes from; None for none."""
+        return huggingface.kept(self.found.home)
+
+    @property
     def where(self) -> str:
         """The step folder."""
         return str(self.found.step_folder)

@@ -36,6 +36,7 @@ def save(
     labels: Labels = MappingProxyType({}),
     prompts: Prompts | None = None,
     generation: GenerationDefaults | None = None,
+    origin: huggingface.Origin | None = None,
     inputs: InputFormat = InputFormat(),
     step: int = 0,
     scanned: bool = False,
@@ -53,8 +54,10 @@ def save(
       labels: names of what a head's outputs mean, by label feature; likewise.
       prompts: how the model was prompted in training, for "t5lite"; None: unknown, so that a
         decoder is taken to be causal.
-      generation: how the model writes unless options say otherwise, for "t5lite": its
-        `generation_config.json`.
+      generation: how the model writes unless options say otherwise, its
+        `generation_config.json`. T5X's layout has no place for it.
+      origin: the files of the Hugging Face folder that the model comes from, as `open_model` has
+        them: kept by "t5lite" in `huggingface/`, and written back by "huggingface".
       inputs: how rows become texts, for "t5lite".
       step: updates done.
       scanned: whether "t5x" is written for layers that are scanned.
@@ -71,7 +74,14 @@ def save(
         check_target(folder)  # again: now nobody else writes there
         if kind == "huggingface":
             huggingface.save(
-                root, spec, params, vocabulary=vocabulary, labels=labels, progress=progress
+                root,
+                spec,
+                params,
+                vocabulary=vocabulary,
+                labels=labels,
+                generation=generation,
+                origin=origin,
+                progress=progress,
             )
         elif kind == "t5x":
             t5x.save(root, spec, params, step=step, scanned=scanned)
@@ -80,6 +90,7 @@ def save(
                 prompts = Prompts.by_default(
                     vocabulary, topology=spec.topology, start_id=spec.start_id
                 )
+            huggingface.keep(root, origin)
             _save(
                 root,
                 spec,
@@ -91,6 +102,35 @@ def save(
                 inputs=inputs,
                 step=step,
             )
+
+
+def losses(found: Any, *, kind: str) -> list[str]:
+    """Returns what of a checkpoint another layout has no place for, one line each.
+
+    Args:
+      found: what `open_model` returns.
+      kind: the layout to be written.
+
+    Raises:
+      InputError: if the layout cannot express the model at all; see `save`.
+    """
+    lines = []
+    if found.origin is not None and kind != "t5x":
+        lines += [f"{name}: not copied" for name in found.origin.others()]
+    if kind == "huggingface":
+        known = {"vocabulary": found.vocabulary, "labels": found.labels, "origin": found.origin}
+        lines += huggingface.losses(found.spec, **known)
+    if kind == "t5x":
+        parts = {
+            "the tokenizer": found.vocabulary,
+            "names of labels": found.labels,
+            "how the model is prompted": found.prompts,
+            "generation_config.json": found.generation,
+            "config.json": found.origin,
+        }
+        said = [name for name, part in parts.items() if part is not None and part != {}]
+        lines += [f"{name}: T5X's layout has no place for it" for name in said]
+    return lines
 
 
 def _save(

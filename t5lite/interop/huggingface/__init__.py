@@ -1,6 +1,25 @@
 """Hugging Face folders, both ways: `config.json`, `model.safetensors`, tokenizer files."""
 
 from t5lite.interop.huggingface.families import MODULES
-from t5lite.interop.huggingface.folder import describe, has_weights, is_folder, open_model, save
+from t5lite.interop.huggingface.folder import (
+    describe,
+    has_weights,
+    is_folder,
+    losses,
+    open_model,
+    save,
+)
+from t5lite.interop.huggingface.origin import Origin, keep, kept
 
-__all__ = ["MODULES", "describe", "has_weights", "is_folder", "open_model", "save"]
+__all__ = [
+    "MODULES",
+    "Origin",
+    "describe",
+    "has_weights",
+    "is_folder",
+    "keep",
+    "kept",
+    "losses",
+    "open_model",
+    "save",
+]

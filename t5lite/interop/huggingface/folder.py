@@ -20,18 +20,25 @@ from t5lite.errors import InputError
 from t5lite.interop.adapters import check_merged
 from t5lite.interop.finite import stays_float32
 from t5lite.interop.foreign import Foreign
-from t5lite.interop.generation_defaults import read_defaults
+from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults, save_defaults
 from t5lite.interop.huggingface.families import MODULES, family_of, model_type_of
 from t5lite.interop.huggingface.families.family import Family
 from t5lite.interop.huggingface.families.labels import labels_of, named_labels
 from t5lite.interop.huggingface.files import INDEX, WEIGHTS, local, open_tensors, write_tensors
+from t5lite.interop.huggingface.origin import (
+    CONFIG,
+    GENERATION,
+    Origin,
+    merged,
+    same_vocabulary,
+)
 from t5lite.interop.huggingface.vocabularies import read_vocabulary, write_vocabulary
 from t5lite.interop.tensors import Source, Tensor, written
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import ModelSpec, differences
 from t5lite.training.restore import named
 
-CONFIG = "config.json"
+_POSITIONS = "max_position_embeddings"
 # What changes training alone, and has no place in their configs.
 _NOT_SAID = re.compile(r"(encoder|decoder)\.(stochastic_depth_rate|dropout_rate)")
 
@@ -85,6 +92,7 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
         vocabulary=read_vocabulary(root) if vocabulary is None else vocabulary,
         labels=labels_of(config, spec),
         generation=None if spec.decoder is None else generation,
+        origin=Origin(root),
     )
 
 
@@ -95,6 +103,8 @@ def save(
     *,
     vocabulary: Vocabulary | None = None,
     labels: Labels = MappingProxyType({}),
+    generation: GenerationDefaults | None = None,
+    origin: Origin | None = None,
     max_file_bytes: int = 5_000_000_000,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -106,6 +116,9 @@ def save(
       params: its parameters, sharded or not.
       vocabulary: of the token ids; None for no tokenizer files.
       labels: names of what a head's outputs mean, by label feature, for `id2label`.
+      generation: how the model writes unless options say otherwise.
+      origin: the files of the Hugging Face folder that the model comes from, if it does. What of
+        them is still true is written as it was; see `losses`.
       max_file_bytes: of a file of tensors.
       progress: called with bytes written and bytes in all.
 
@@ -116,7 +129,10 @@ def save(
     spec: ModelSpec = getattr(model, "spec", model)
     root = local(folder)
     plan = describe(spec)
-    if vocabulary is not None:
+    said = _Said.of(spec, plan, vocabulary=vocabulary, labels=labels, origin=origin)
+    if said.same_vocabulary and origin is not None:
+        origin.copy(root, origin.tokenizer_files())
+    elif vocabulary is not None:
         write_vocabulary(root, vocabulary, decoder=spec.topology == "decoder")
     tensors = written(params, plan.tensors)
     write_tensors(root, tensors, max_file_bytes=max_file_bytes, progress=progress)
@@ -126,15 +142,121 @@ def save(
         if not stays_float32(spec.family, path, np.float16)
     } or {"float32"}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-    content = {**plan.config, "dtype": dtype, "torch_dtype": dtype}  # 5.x reads one, 4.x the other
-    if vocabulary is not None:
-        content["eos_token_id"] = vocabulary.eos_id
-    content |= named_labels(content, labels)
+    heads = [head for head in spec.heads if isinstance(head, EmbeddingHeadSpec)]
+    if heads and origin is not None and _sentence_heads(origin.folder) == tuple(heads):
+        origin.copy(root, origin.sentence_files())
+    elif heads:
+        _write_sentence_files(root, heads[0], spec.embed)
+    unchanged = origin is not None and generation == _generation_of(origin)
+    if origin is not None and (unchanged or spec.decoder is None):
+        origin.copy(root, [name for name in origin.names() if name == GENERATION])
+    else:
+        save_defaults(root, generation)
+    content = {**said.config, "dtype": dtype, "torch_dtype": dtype}  # 5.x reads one, 4.x the other
     # Last, so that a folder that has it is whole.
     write_whole(root / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-    heads = [head for head in spec.heads if isinstance(head, EmbeddingHeadSpec)]
-    if heads:
-        _write_sentence_files(root, heads[0], spec.embed)
+
+
+def losses(
+    spec: ModelSpec,
+    *,
+    vocabulary: Vocabulary | None = None,
+    labels: Labels = MappingProxyType({}),
+    origin: Origin | None = None,
+) -> list[str]:
+    """Returns what a Hugging Face folder that `save` writes will not say, one line each.
+
+    Args:
+      spec, vocabulary, labels, origin: see `save`.
+    """
+    said = _Said.of(spec, describe(spec), vocabulary=vocabulary, labels=labels, origin=origin)
+    lines = []
+    if origin is None:
+        if _POSITIONS not in said.config and spec.decoder is not None and _is_rotary(spec):
+            lines.append(f"{_POSITIONS}: not known, so that transformers takes its class's default")
+        return lines
+    if said.lost:
+        lines.append(f"{CONFIG}: {', '.join(sorted(said.lost))}")
+    if not said.same_vocabulary:
+        lines += [f"{name}: the vocabulary is another" for name in origin.tokenizer_files()]
+    heads = tuple(head for head in spec.heads if isinstance(head, EmbeddingHeadSpec))
+    if _sentence_heads(origin.folder) != heads:
+        lines += [f"{name}: the embedding head is another" for name in origin.sentence_files()]
+    return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class _Said:
+    """What a folder is going to say of a model.
+
+    Args:
+      config: content of `config.json`, but for dtypes.
+      same_vocabulary: whether the origin's tokenizer files are those of the vocabulary.
+      lost: fields of the origin's `config.json` that are not in it.
+    """
+
+    config: dict[str, Any]
+    same_vocabulary: bool
+    lost: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        plan: "Plan",
+        *,
+        vocabulary: Vocabulary | None,
+        labels: Labels,
+        origin: Origin | None,
+    ) -> "_Said":
+        """Returns it; see `save`."""
+        config = dict(plan.config)
+        if vocabulary is not None:
+            config["eos_token_id"] = vocabulary.eos_id
+            if config.get("pad_token_id") is None and vocabulary.pad_id >= 0:
+                config["pad_token_id"] = vocabulary.pad_id
+        same, lost = False, list[str]()
+        if origin is not None and origin.config().get("model_type") == spec.family:
+            same = same_vocabulary(origin, vocabulary, read_vocabulary)
+            known = same or vocabulary is None
+            config, lost = merged(config, origin.config(), agrees=_agrees(spec, plan), ids=known)
+        return cls(config | named_labels(config, labels), same, lost)
+
+
+def _agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]:
+    """Returns whether a config describes a spec, as it is or as `plan` says it."""
+    family, plain = family_of(spec.family), _plain(spec)
+    source = _StandIn(family.tensors(plain))
+
+    def read(config: Mapping[str, Any]) -> ModelSpec | None:
+        try:
+            found = family.spec(config, source)
+        except (AssertionError, AttributeError, TypeError, ValueError, KeyError):
+            return None
+        # A decoder's tokenizer says how texts begin.
+        return found.replace(start_id=0) if found.topology == "decoder" else found
+
+    wanted = plain.replace(start_id=0) if plain.topology == "decoder" else plain
+    known = (wanted, read(plan.config))
+    return lambda config: read(config) in known
+
+
+def _plain(spec: ModelSpec) -> ModelSpec:
+    """Returns a spec without its sentence embeddings, which have files of their own."""
+    heads = tuple(head for head in spec.heads if not isinstance(head, EmbeddingHeadSpec))
+    return spec.replace(heads=heads)
+
+
+def _is_rotary(spec: ModelSpec) -> bool:
+    decoder = spec.decoder
+    return decoder is not None and any(
+        block.attention.rotary is not None for block in decoder.every_block
+    )
+
+
+def _generation_of(origin: Origin) -> GenerationDefaults | None:
+    """Returns how the model of an origin writes."""
+    return read_defaults(origin.folder, origin.config())
 
 
 class Plan:
@@ -164,10 +286,7 @@ def describe(spec: ModelSpec) -> Plan:
     for head in spec.heads:
         if isinstance(head, EmbeddingHeadSpec) and head.size is not None:
             raise InputError(_cannot(spec, "an embedding head with a layer of its own"))
-    # Sentence embeddings have files of their own beside a model.
-    plain = spec.replace(
-        heads=tuple(head for head in spec.heads if not isinstance(head, EmbeddingHeadSpec))
-    )
+    plain = _plain(spec)
     try:
         config = family.config(plain)
         tensors = family.tensors(plain)
