@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from t5lite.commands.run_folder import check_described
+from t5lite.commands.text import metric_lines
 from t5lite.commands.train import check, train
 from t5lite.data.files import write_whole
 from t5lite.data.labels import load_labels
@@ -120,7 +121,7 @@ def evaluate(
     if not run_.metrics:
         run_.say("no callback returned a metric")
         return {}
-    run_.say(f"\nmetrics at step {loaded.step:,}\n{format_metrics(run_.metrics)}")
+    run_.say("\n".join([f"\nmetrics at step {loaded.step:,}", *metric_lines(run_.metrics)]))
     if jax.process_index() == 0:
         path = absolute(model_dir) / f"evaluation-{loaded.step}.json"
         write(path, loaded, run_.metrics)
@@ -178,12 +179,6 @@ def state_of(loaded: Loaded) -> TrainState:
         rng=jax.random.key_data(jax.random.key(0)),
         extra={},
     )
-
-
-def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Returns a table, one metric a line."""
-    width = max(map(len, metrics))
-    return "\n".join(f"  {name:<{width}}  {value:>12.6g}" for name, value in metrics.items())
 
 
 def write(path: epath.Path, loaded: Loaded, metrics: Mapping[str, float]) -> None:

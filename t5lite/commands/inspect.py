@@ -147,6 +147,8 @@ def _the_run(
     compute, checkpoints = given.compute, given.checkpoints
     layers = "scanned" if compute.scan else "unrolled"
     best = f", and the best {checkpoints.best}" if checkpoints.best else ""
+    minutes = checkpoints.every_minutes
+    often = f"every {checkpoints.every:,} steps" + (f" or {minutes:g} minutes" if minutes else "")
     facts = {
         "model_dir": f"{given.model_dir}: {_start(given, spec, seen)}",
         "model": _model_name(spec),
@@ -158,7 +160,7 @@ def _the_run(
         "update": _brief(given.update),
         "compute": f"{compute.dtype}, layers {layers}, remat {compute.remat}",
         "callbacks": " · ".join(map(_brief, given.callbacks)) or "none",
-        "checkpoints": f"every {checkpoints.every:,} steps, the last {checkpoints.keep} kept{best}",
+        "checkpoints": f"{often}, the last {checkpoints.keep} kept{best}",
         "devices": _devices(given.layout, mesh),
     }
     if given.update == Update():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from t5lite.commands.cuts import Cuts, count_cuts
 from t5lite.commands.text import table, wrapped
 from t5lite.evaluation.text import readable, shorten
 
@@ -16,6 +17,7 @@ Example = Mapping[str, np.ndarray]
 _ROWS, _BATCHES = 512, 4
 # Neighbours in a stream may be parts of one text: examples are shown from wider apart.
 _APART = 8
+_CHECKED = 1024  # examples, for texts that are cut
 _EXAMPLE_LINES = 4  # for all texts of one example
 _CLASSES, _BAR = 20, 40  # classes with a line of their own; the longest bar's width
 
@@ -31,6 +33,7 @@ class Preview:
       padding: by feature, the share of a row's places that hold no token, in [0, 1].
       examples_per_row: mean.
       epochs_per_row: passes over the training data that a row makes; None if its size is unknown.
+      cuts: which texts lose their end; None where that cannot be told.
     """
 
     examples: Sequence[Example]
@@ -39,6 +42,7 @@ class Preview:
     padding: Mapping[str, float]
     examples_per_row: float
     epochs_per_row: float | None
+    cuts: Cuts | None = None
 
 
 def example_texts(data: Any, objective: Any, *, split: str, count: int, seed: int) -> list[str]:
@@ -86,7 +90,8 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
     known = getattr(data, "num_examples", None)
     size = known(getattr(data, "split", "train")) if known else None
     # A cache holds prepared examples, and counts those.
-    taken_per_given = counting.taken / counting.given if counting.given else 1.0
+    counts = counting.counts
+    taken_per_given = counts.taken / counts.given if counts.given else 1.0
     return Preview(
         examples=examples,
         texts=_texts(examples, objective, data),
@@ -94,6 +99,7 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
         padding={name: float(np.mean(each == 0)) for name, each in segments.items()},
         examples_per_row=per_row,
         epochs_per_row=size and per_row * taken_per_given / size,
+        cuts=count_cuts(data, objective, split=split, most=_CHECKED, seed=seed),
     )
 
 
@@ -163,27 +169,42 @@ def batch_lines(batch: Mapping[str, Any], seen: Preview | None) -> list[str]:
     padding = ", ".join(f"{share:.1%} of {name}" for name, share in seen.padding.items())
     source = "the first batch" if seen.num_batches == 1 else f"the first {seen.num_batches} batches"
     measured = f"{padding}; {seen.examples_per_row:.2f} examples a row ({source})"
-    return [*lines, "", *wrapped("padding  ", measured)]
+    lines += ["", *wrapped("padding  ", measured)]
+    if seen.cuts is not None:
+        none = f"nothing, of {seen.cuts.seen:,} examples"
+        lines += wrapped("cut      ", seen.cuts.text() or none)
+    return lines
+
+
+@dataclasses.dataclass
+class _Counts:
+    """Examples, as the objective gets them and as it gives them."""
+
+    taken: int = 0
+    given: int = 0
 
 
 class _Counting:
     """An objective whose batches are the bare rows, and which counts what it prepares."""
 
-    def __init__(self, objective: Any):
-        self.wrapped = objective
-        self.taken = self.given = 0
+    def __init__(self, objective: Any, counts: _Counts | None = None):
+        self.wrapped, self.counts = objective, counts or _Counts()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.wrapped, name)
 
+    def for_features(self, add_eos: Mapping[str, bool]) -> "_Counting":
+        bind = getattr(self.wrapped, "for_features", None)
+        return _Counting(bind(add_eos) if bind else self.wrapped, self.counts)
+
     def prepare(self, examples: Iterator[Example], **arguments: Any) -> Iterator[Example]:
         def counted() -> Iterator[Example]:
             for example in examples:
-                self.taken += 1
+                self.counts.taken += 1
                 yield example
 
         for example in self.wrapped.prepare(counted(), **arguments):
-            self.given += 1
+            self.counts.given += 1
             yield example
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -55,3 +55,9 @@ def _quantity(value: float, base: int, units: Sequence[str]) -> str:
     while value >= 999.5 and unit < len(units) - 1:
         value, unit = value / base, unit + 1
     return f"{value:.3g} {units[unit]}"
+
+
+def metric_lines(metrics: Mapping[str, float]) -> list[str]:
+    """Returns a table, one metric a line."""
+    width = max(map(len, metrics), default=0)
+    return [f"  {name:<{width}}  {value:>12.6g}" for name, value in metrics.items()]

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import Mesh
 
+from t5lite.commands.cuts import count_cuts
 from t5lite.commands.preview import example_texts
+from t5lite.commands.run_end import end_text
 from t5lite.commands.run_folder import (
     check_described,
     check_files,
@@ -58,6 +60,7 @@ from t5lite.training import (
     peak_flops,
     process_shards,
 )
+from t5lite.training.notices import leaving_at_once
 from t5lite.training.restore import (
     absolute,
     check_mapping,
@@ -75,12 +78,14 @@ if TYPE_CHECKING:
 
 _SIDES = ("encoder", "decoder")
 _SHOWN = 3  # examples in the report
+_CHECKED = 256  # examples, for texts that are cut
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Calls `train` with the configuration's bindings."""
     del arguments
-    configuration.call(train, operative_config=configuration.operative_config)
+    with leaving_at_once():
+        configuration.call(train, operative_config=configuration.operative_config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +232,7 @@ def train(
             data_state=lambda: joint_state(batches.state_dict(), gather),
             checkpointer=checkpointer,
             checkpoint_every=checkpoints.every,
+            checkpoint_minutes=checkpoints.every_minutes,
             callbacks=callbacks,
             meter=Meter(peak=peak_flops(mesh.devices.flat)),
             progress=progress,
@@ -244,6 +250,10 @@ def train(
             loop.load_progress(restored.progress)
             saved, now = restored.progress.get("learning_rate"), learning_rate(optimizer)(state)
             warnings = itertools.chain(warnings, rate_change(saved, now, step=restored.step))
+        if claim:  # process 0 alone says it
+            split = getattr(data, "split", "train")
+            cuts = count_cuts(data, objective, split=split, most=_CHECKED, seed=seed)
+            warnings = itertools.chain(warnings, filter(None, [cuts and cuts.text()]))
         check_watched(callbacks, run_, best=checkpoints.best)
         run_.writers.check()
         shown = functools.partial(example_texts, data, objective, split="train", count=_SHOWN)
@@ -278,6 +288,7 @@ def train(
             state = loop.train(state)
             if vanished := sum(gather(getattr(batches, "vanished", 0))):
                 say(f"{vanished:,} examples read gave nothing to train on: empty, or too long")
+    say(end_text(folder, run_.metrics, model=the_model, objective=objective, data=data))
     return Trained(state, run_.metrics, the_model)
 
 

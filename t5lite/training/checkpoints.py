@@ -48,6 +48,7 @@ class Checkpoints:
     Args:
       every: steps between two saves; the training loop also saves at the last step, and whenever
         `best` was measured to be better than in every checkpoint so far.
+      every_minutes: between two saves, at most, above 0; None: steps alone decide.
       keep: how many of the newest checkpoints to keep.
       best: name of the held-out metric whose best checkpoint is kept besides those, or None.
       best_mode: `"min"` or `"max"`: which value of `best` is the best one.
@@ -60,6 +61,7 @@ class Checkpoints:
     """
 
     every: int = 1000
+    every_minutes: float | None = 10.0
     keep: int = 3
     best: str | None = None
     best_mode: str = "min"
@@ -71,6 +73,12 @@ class Checkpoints:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"Checkpoints.{field} = {value!r}: must be an integer, at least 1")
+        minutes = self.every_minutes
+        number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
+        if minutes is not None and not (number and 0 < minutes < math.inf):
+            raise InputError(
+                f"Checkpoints.every_minutes = {minutes!r}: must be a number above 0, or None"
+            )
         if self.best_mode not in ("min", "max"):
             raise InputError(f"Checkpoints.best_mode = {self.best_mode!r}: must be 'min' or 'max'")
         if self.restore_mapping and not self.restore_from:
@@ -338,8 +346,10 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Ctrl-C leaves at once: a save under way is lost, and those before it are not.
+        if kind is not KeyboardInterrupt:
+            self.close()
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
         assert self._manager is not None

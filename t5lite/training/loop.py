@@ -1,17 +1,13 @@
 """The training loop: next batch, step, and now and then whatever else is due."""
 
-import contextlib
 import dataclasses
 import itertools
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from t5lite.errors import InputError
 from t5lite.training.callbacks import Callback, Run, Stop
@@ -19,9 +15,11 @@ from t5lite.training.checkpoints import Checkpointer
 from t5lite.training.duration import Duration, Position
 from t5lite.training.epochs import Epochs
 from t5lite.training.ledger import Dispatched, Ledger
+from t5lite.training.notices import noticing
 from t5lite.training.profiling import Profiler
 from t5lite.training.progress import Meter, Progress, describe
 from t5lite.training.resuming import start_anew
+from t5lite.training.save_times import SaveTimes
 from t5lite.training.state import TrainState
 from t5lite.training.step import counted
 
@@ -53,6 +51,7 @@ class Loop:
       batches: this host's part of the training data.
       checkpointer: saves the state.
       checkpoint_every: steps between two saves.
+      checkpoint_minutes: between two saves, at most; None: steps alone decide.
       callbacks: run in order when due.
       meter: rates.
       progress: the bar.
@@ -82,6 +81,7 @@ class Loop:
     data_state: Callable[[], dict[str, Any]] | None = None
     stop_on_nan: bool = True
     max_skips: int = 100
+    checkpoint_minutes: float | None = None
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(
@@ -94,6 +94,7 @@ class Loop:
             max_skips=self.max_skips,
         )
         self._epochs = Epochs(self.duration.epochs)
+        self._save_times = SaveTimes(self.checkpoint_minutes)
 
     def __call__(self, state: TrainState) -> TrainState:
         """Trains from `state` if there is anything left to train; see `begin` and `train`."""
@@ -104,18 +105,20 @@ class Loop:
 
         Raises:
           NonFiniteLoss: at a NaN or infinity, unless those are skipped, or after `max_skips`.
-          SystemExit: with 143 after SIGTERM, once the state is saved.
+          SystemExit: with 143 after SIGTERM and 130 after Ctrl-C, once the state is saved.
+          KeyboardInterrupt: at a second Ctrl-C.
         """
         self.progress.begin(Position(int(state.step), self.ledger.tokens, self._epoch()))
-        with _termination() as terminated:
+        self._save_times.saved(int(state.step))
+        with noticing() as notices:
             for step in itertools.count(int(state.step) + 1):
                 with self.meter.waiting():
                     batch = next(self.batches)
                 state = self._dispatch(state, batch, step)
                 # Asked once: the notice may also come while callbacks run.
-                ending = terminated(step)
+                ending = notices.ending(step)
                 last = self._over(step, self._epochs.agree(step, self._epoch()))
-                saving = step % self.checkpoint_every == 0
+                saving = step % self.checkpoint_every == 0 or self._save_times.due(step)
                 due = [c for c in self.callbacks if step % c.every == 0 or last]
                 if not (due or saving or ending or last):
                     continue
@@ -141,8 +144,9 @@ class Loop:
                     break
                 if ending:
                     self.checkpointer.wait()
-                    self.run.say(f"terminated: step {step} is saved; run again to resume")
-                    raise SystemExit(128 + signal.SIGTERM)
+                    how = "interrupted" if notices.interrupted else "terminated"
+                    self.run.say(f"{how}: step {step} is saved; run again to resume")
+                    raise SystemExit(notices.exit_code)
         return state
 
     def begin(self, state: TrainState) -> bool:
@@ -253,6 +257,7 @@ class Loop:
         }
         with self.meter.paused():
             self.checkpointer.save(step, state, progress=progress, metrics=measured)
+        self._save_times.saved(step)
 
     def load_progress(self, progress: Mapping[str, Any]) -> None:
         """Puts data and callbacks back to where `save` found them.
@@ -290,24 +295,3 @@ def _shown(identity: Sequence[str]) -> str:
 def _identity(callback: Callback) -> list[str]:
     """Tells a callback from others: its class, and which metric it is concerned with, if any."""
     return [type(callback).__name__, str(getattr(callback, "metric", ""))]
-
-
-@contextlib.contextmanager
-def _termination() -> Iterator[Callable[[int], bool]]:
-    """Yields step → whether to end after it, as a scheduler's SIGTERM asks for.
-
-    Several processes end after the same step, whichever of them was notified: JAX's preemption
-    service, which listens for SIGTERM itself, agrees on one in the background.
-    """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    notified = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: notified.set())
-    try:
-        yield lambda step: notified.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import types
 
@@ -15,7 +17,18 @@ from jax.experimental import multihost_utils
 
 from t5lite.errors import InputError
 from t5lite.parallel import Layout, make_mesh
-from t5lite.training import Duration, Loop, Meter, NonFiniteLoss, Progress, Run, Stop
+from t5lite.training import (
+    Duration,
+    Loop,
+    Meter,
+    NonFiniteLoss,
+    Progress,
+    Run,
+    Stop,
+    notices,
+    save_times,
+)
+from t5lite.training.save_times import SaveTimes
 
 LAYOUT = Layout()
 DATA = types.SimpleNamespace(batch_size=8)
@@ -739,3 +752,144 @@ def test_a_run_evaluates_the_average_where_there_is_one():
     rows = run.place({"tokens": np.arange(16, dtype=np.int32).reshape(8, 2)})["tokens"]
     assert rows.addressable_shards[0].data.shape == (1, 2)
     assert run.jit(lambda x: x + 1)(rows).tolist() == (np.asarray(rows) + 1).tolist()
+
+
+# Ctrl-C.
+
+
+def press(run=None):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def pressing(scene, at, times=1):
+    """Makes the step after `at` one during which Ctrl-C is pressed."""
+    inner = scene.loop.step_fn
+
+    def step_fn(state, batch):
+        if state.step == at:
+            for _ in range(times):
+                press()
+        return inner(state, batch)
+
+    scene.loop.step_fn = step_fn
+
+
+def test_ctrl_c_during_a_step_saves_it_and_exits(tmp_path, capsys):
+    scene = make(tmp_path)
+    pressing(scene, at=2)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as exit_:
+        scene.run()
+    assert exit_.value.code == 130
+    assert scene.events[-3:] == ["write 3", "save 3", "wait"]
+    assert "interrupted: step 3 is saved" in scene.said[-1]
+    assert "Ctrl-C again leaves at once" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(notices, "_REPEATED_SECONDS", 0.0)
+    scene = make(tmp_path)
+    pressing(scene, at=2, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        scene.run()
+    assert scene.saved == []
+
+
+def test_one_ctrl_c_that_arrives_twice_is_one(tmp_path):
+    scene = make(tmp_path)
+    pressing(scene, at=2, times=2)
+    with pytest.raises(SystemExit):
+        scene.run()
+    assert scene.saved == [3]
+
+
+def test_ctrl_c_in_one_of_several_processes_is_a_notice_to_all(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: bool(told) and step == 5
+    )
+    previous = signal.signal(signal.SIGTERM, lambda *_: told.append(1))  # JAX's service
+    try:
+        scene = make(tmp_path, steps=30)
+        pressing(scene, at=2)
+        with pytest.raises(SystemExit) as exited:
+            scene.run()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert (exited.value.code, scene.saved, told) == (130, [5], [1])
+
+
+def test_a_second_ctrl_c_leaves_where_no_handler_runs():
+    """The main thread sleeps in C, and would go on sleeping."""
+    code = (
+        "import ctypes, os, signal, threading\n"
+        "from t5lite.training import notices\n"
+        "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "with notices.leaving_at_once(), notices.noticing():\n"
+        "    for seconds in (0.1, 0.9):\n"
+        "        threading.Timer(seconds, press).start()\n"
+        "    sleep = ctypes.CDLL(None).sleep\n"
+        "    left = 60\n"
+        "    while left:\n"
+        "        left = sleep(left)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=50, capture_output=True, text=True)
+    assert (done.returncode, "interrupted" in done.stderr) == (130, True)
+
+
+# Saves by the clock.
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def test_saves_by_the_clock(tmp_path, monkeypatch):
+    clock = Clock()
+    scene = make(tmp_path, steps=10, checkpoint_every=100, checkpoint_minutes=0.5)
+    scene.loop._save_times = SaveTimes(0.5, clock=clock)
+    inner = scene.loop.step_fn
+
+    def step_fn(state, batch):
+        clock.seconds += 9
+        return inner(state, batch)
+
+    scene.loop.step_fn = step_fn
+    scene.run()
+    assert scene.saved == [4, 8, 10]  # after 36 and 72 seconds, and at the end
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.5, 20.0])
+def test_saves_by_the_clock_of_process_0_cost_few_exchanges(monkeypatch, seconds):
+    """Steps of some seconds each, after a first one that compiles."""
+    clock, others = Clock(), Clock()
+    exchanges = []
+
+    def gather(value):
+        exchanges.append(value)
+        return [clock.seconds - times._since, value]
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(save_times, "gather", gather)
+    times, other = SaveTimes(10, clock=clock), SaveTimes(10, clock=others)
+    times.saved(0)
+    saved, since = [], 0.0
+    for step in range(1, round(3000 / seconds)):
+        clock.seconds += 100 if step == 1 else seconds
+        others.seconds += 1  # whose clock is wrong
+        due = times.due(step)
+        assert other.due(step) == due
+        if due:
+            saved.append(clock.seconds - since)
+            since = clock.seconds
+            times.saved(step)
+            other.saved(step)
+    assert len(saved) >= 4
+    assert all(0.9 * 600 <= each <= 600 + seconds for each in saved)
+    assert len(exchanges) / 2 <= 25 * (len(saved) + 1)

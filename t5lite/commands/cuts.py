@@ -1,0 +1,134 @@
+"""How many texts are longer than the room that a run gives them, and lose their end."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from t5lite.data.sources import NoSplit
+
+Example = Mapping[str, np.ndarray]
+_SPECIAL = 64  # more special tokens than any text has around it
+
+
+class Cut(NamedTuple):
+    """The texts of one feature that were cut.
+
+    Args:
+      texts: how many.
+      longest: tokens of the longest, special ones included.
+      room: tokens that there is room for.
+    """
+
+    texts: int
+    longest: int
+    room: int
+
+
+class Cuts(NamedTuple):
+    """What was found in some examples.
+
+    Args:
+      features: by name, of those that were cut.
+      seen: examples that were looked at.
+      total: examples that there are; None if unknown.
+    """
+
+    features: Mapping[str, Cut]
+    seen: int
+    total: int | None
+
+    def text(self) -> str:
+        """Returns a sentence with what to do about it; empty if nothing was cut."""
+        if not self.features:
+            return ""
+        parts = [
+            f"{cut.texts:,} lose the end of {name} (up to {cut.longest:,} tokens, room for "
+            f"{cut.room:,})"
+            for name, cut in self.features.items()
+        ]
+        sample = f"of {self.seen:,} examples"
+        if self.total is None or self.seen < self.total:
+            total = "" if self.total is None else f" of {self.total:,}"
+            sample = f"of a sample of {self.seen:,}{total} examples"
+        return f"{sample}, {' and '.join(parts)}; raise TASK_FEATURE_LENGTHS to keep more of them"
+
+
+def count_cuts(data: Any, objective: Any, *, split: str, most: int, seed: int) -> Cuts | None:
+    """Prepares some examples with the room that there is, and with room for all of them.
+
+    Args:
+      data: as for `train`.
+      objective: prepares the examples.
+      split: of the data.
+      most: examples to look at, in random order.
+      seed: decides which.
+
+    Returns:
+      None where nothing can be told: the split is empty, the objective divides long texts, or a
+      cache holds what is prepared already.
+    """
+    if getattr(objective, "whole_texts", False) or getattr(objective, "joins_texts", False):
+        return None
+    probe = _Probe(objective)
+    try:
+        seen = len(data.examples(probe, split=split, count=most, seed=seed))
+    except NoSplit:
+        return None
+    if not probe.cuts.prepared:
+        return None
+    known = getattr(data, "num_examples", None)
+    return Cuts(probe.cuts.features, seen, known(split) if known else None)
+
+
+@dataclasses.dataclass
+class _Found:
+    features: dict[str, Cut] = dataclasses.field(default_factory=dict)
+    prepared: bool = False
+
+
+class _Probe:
+    """An objective that gives examples as they are, and notes what its own would cut of them."""
+
+    def __init__(self, wrapped: Any, cuts: _Found | None = None):
+        self.wrapped, self.cuts = wrapped, cuts or _Found()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+    def for_features(self, add_eos: Mapping[str, bool]) -> "_Probe":
+        bind = getattr(self.wrapped, "for_features", None)
+        return _Probe(bind(add_eos) if bind else self.wrapped, self.cuts)
+
+    def prepare(
+        self,
+        examples: Iterator[Example],
+        *,
+        lengths: Mapping[str, int],
+        vocabulary: Any,
+        rng: np.random.Generator,
+    ) -> Iterator[Example]:
+        # Before a decoder alone has joined the texts, each has a name.
+        prepare = getattr(self.wrapped, "pairs", self.wrapped.prepare)
+        options = {"vocabulary": vocabulary}
+        for example in examples:
+            self.cuts.prepared = True
+            seed = int(rng.integers(2**31))
+            longest = max(np.size(values) for values in example.values()) + _SPECIAL
+            rooms = {name: max(length, longest) for name, length in lengths.items()}
+            cut, whole = (
+                next(prepare(iter([example]), lengths=each, rng=generator, **options), None)
+                for each in (lengths, rooms)
+                for generator in [np.random.default_rng(seed)]
+            )
+            if cut is not None and whole is not None:
+                self._note(cut, whole, lengths)
+            yield example
+
+    def _note(self, cut: Example, whole: Example, lengths: Mapping[str, int]) -> None:
+        for name in lengths:
+            if name in cut and len(cut[name]) < len(whole[name]):
+                before = self.cuts.features.get(name, Cut(0, 0, lengths[name]))
+                longest = max(before.longest, len(whole[name]))
+                self.cuts.features[name] = Cut(before.texts + 1, longest, lengths[name])

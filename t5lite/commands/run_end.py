@@ -1,0 +1,49 @@
+"""What a run says when it has ended: its held-out metrics, its folder, and what to do next."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from t5lite.commands.text import metric_lines
+from t5lite.models import Model
+from t5lite.objectives import SpanCorruption
+from t5lite.objectives.masked_lm import mask_of
+
+
+def end_text(
+    folder: epath.Path, metrics: Mapping[str, float], *, model: Model, objective: Any, data: Any
+) -> str:
+    """Returns the lines for the end of a run.
+
+    Args:
+      folder: the run's, complete.
+      metrics: the latest held-out ones.
+      model: that was trained.
+      objective: tells the head that was trained.
+      data: gives the vocabulary.
+    """
+    measured = ["held-out metrics", *metric_lines(metrics)] if metrics else []
+    where = shlex.quote(str(folder))
+    commands = [_use(where, model, objective, data.vocabulary())]
+    if (folder / "config.gin").exists():
+        commands.append(f"t5lite evaluate --gin_file={shlex.quote(str(folder / 'config.gin'))}")
+    if (folder / "metrics.jsonl").exists():
+        commands.append(f"t5lite report {where}")
+    return "\n".join([*measured, f"the run is in {folder}; next:", *(f"  {c}" for c in commands)])
+
+
+def _use(folder: str, model: Model, objective: Any, vocabulary: Any) -> str:
+    """Returns the command that puts a trained head to use."""
+    head = getattr(objective, "head", "lm")
+    if head == "embedding":
+        return f't5lite embed --model_dir={folder} "a text" "another text"'
+    if head != "lm":
+        return f't5lite predict --model_dir={folder} "a text"'
+    if isinstance(objective, SpanCorruption):
+        return f't5lite generate --model_dir={folder} --fill "a text with <extra_id_0> in it"'
+    if model.topology == "encoder" and vocabulary is not None:
+        gap = vocabulary.piece(mask_of(vocabulary))
+        return f't5lite generate --model_dir={folder} "a text with {gap} in it"'
+    return f't5lite generate --model_dir={folder} "a text"'

@@ -1,0 +1,123 @@
+"""Signals that end a run early: a scheduler's SIGTERM, and Ctrl-C. The step under way is saved."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+_REPEATED_SECONDS = 0.5  # a launcher may pass on a Ctrl-C that its processes have had already
+
+
+class Notices:
+    """What the signals so far ask of the loop; made by `noticing`.
+
+    Several processes end after the same step, whichever of them was notified: JAX's preemption
+    service, which listens for SIGTERM itself, agrees on one in the background.
+
+    Attributes:
+      interrupted: whether Ctrl-C was pressed, here.
+    """
+
+    def __init__(self) -> None:
+        self._terminated, self._at = threading.Event(), 0.0
+        self.interrupted = False
+
+    @property
+    def exit_code(self) -> int:
+        """That of a process which such a signal ends."""
+        return 128 + (signal.SIGINT if self.interrupted else signal.SIGTERM)
+
+    def ending(self, step: int) -> bool:
+        """Returns whether the run ends after this step; the same on every process."""
+        if jax.process_count() > 1:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._terminated.is_set()
+
+    def terminate(self, *_: object) -> None:
+        """Takes SIGTERM."""
+        self._terminated.set()
+
+    def interrupt(self, *_: object) -> None:
+        """Takes SIGINT: the first is a notice, the next one an end.
+
+        Raises:
+          KeyboardInterrupt: at the second.
+        """
+        now = time.monotonic()
+        if self.interrupted:
+            if now - self._at > _REPEATED_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self.interrupted, self._at = True, now
+        with contextlib.suppress(RuntimeError):  # it came while something was being printed
+            print(
+                "\ninterrupted: the step under way is finished and saved; Ctrl-C again leaves at "
+                "once",
+                file=sys.stderr,
+                flush=True,
+            )
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # which the preemption service passes on
+        else:
+            self._terminated.set()
+
+
+@contextlib.contextmanager
+def noticing() -> Iterator[Notices]:
+    """Takes SIGTERM and SIGINT as notices while the context lasts, on the main thread."""
+    notices = Notices()
+    if threading.current_thread() is not threading.main_thread():
+        yield notices
+        return
+    handlers = {signal.SIGINT: notices.interrupt}
+    if jax.process_count() == 1:
+        handlers[signal.SIGTERM] = notices.terminate
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield notices
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Lets a second Ctrl-C end the process, with 130, also where no Python code runs.
+
+    For command lines: Python runs handlers of signals between two instructions of its own, which a
+    compilation or a wait for a device may put off by minutes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), name="t5lite-interrupts", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        writer.close()
+
+
+def _watch(reader: socket.socket) -> None:
+    """Ends the process at the second SIGINT that the interpreter writes down."""
+    first: float | None = None
+    with reader:
+        while number := reader.recv(1):
+            if number[0] != signal.SIGINT:
+                continue
+            now = time.monotonic()
+            if first is None:
+                first = now
+            elif now - first > _REPEATED_SECONDS:
+                os.write(2, b"\nt5lite: interrupted\n")
+                os._exit(128 + signal.SIGINT)
