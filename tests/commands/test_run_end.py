@@ -32,7 +32,7 @@ DATA = types.SimpleNamespace(vocabulary=Bytes)
         ),
         (Seq2Seq(), "encoder_decoder", "generate", "'a text'"),
         (CausalLM(), "decoder", "generate", "'a text'"),
-        (MaskedLM(), "encoder", "generate", "'a text with <extra_id_0> in it'"),
+        (MaskedLM(), "encoder", "generate", "<extra_id_0> in it'"),
         (Contrastive(), "encoder", "embed", "'another text'"),
         (Classification(), "encoder", "predict", "'a text'"),
     ],
