@@ -47,8 +47,8 @@ def spec_of(topology, heads=HEADS):
     mlp = layers.MlpSpec(64, "relu")
     bias = layers.RelativeBiasSpec()
     cross = attention if topology == "encoder_decoder" else None
-    block = models.BlockSpec(attention, mlp)
-    crossing = models.BlockSpec(attention, mlp, cross_attention=cross)
+    block = models.TransformerBlockSpec(attention, mlp)
+    crossing = models.TransformerBlockSpec(attention, mlp, cross_attention=cross)
     encoder = models.StackSpec(1, (block,), causal=False, position_bias=bias)
     decoder = models.StackSpec(1, (crossing,), causal=True, position_bias=bias)
     stacks = {"encoder": encoder, "decoder": decoder}

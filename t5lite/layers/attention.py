@@ -76,6 +76,22 @@ class AttentionSpec(Spec):
     def scale(self) -> float:
         return self.head_dim**-0.5 if self.logits_scale is None else self.logits_scale
 
+    def flops(
+        self, embed: int, q_length: int, kv_length: int, *, kv_embed: int | None = None
+    ) -> int:
+        """Returns multiply-adds × 2 of the matrix products over one row, masked ones included.
+
+        Args:
+          embed: width of the queries' input.
+          q_length: queries.
+          kv_length: keys.
+          kv_embed: width of the keys' input, where it is not `embed`.
+        """
+        query_and_output = 2 * 2 * q_length * embed * self.num_heads * self.head_dim
+        key_and_value = 2 * 2 * kv_length * (kv_embed or embed) * self.kv_heads * self.head_dim
+        logits_and_mix = 2 * 2 * q_length * kv_length * self.num_heads * self.head_dim
+        return query_and_output + key_and_value + logits_and_mix
+
     def make(
         self,
         embed: int,

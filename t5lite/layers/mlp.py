@@ -55,6 +55,10 @@ class MlpSpec(Spec):
         """Returns the module for inputs of width `embed`."""
         return Mlp(self, embed, dtype, dropout_rate, init)
 
+    def flops(self, embed: int, length: int) -> int:
+        """Returns multiply-adds × 2 of the matrix products over one row of `length` tokens."""
+        return 2 * length * embed * self.hidden * (3 if self.gated else 2)
+
 
 class Mlp(nn.Module):
     """Maps `[batch, length, embed]` to the same shape."""

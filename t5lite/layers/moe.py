@@ -86,6 +86,11 @@ class MoeSpec(Spec):
         for field in ("balance_coefficient", "router_z_coefficient"):
             self.require(0 <= getattr(self, field) < math.inf, field, "at least 0")
 
+    def flops(self, embed: int, length: int) -> int:
+        """Returns multiply-adds × 2 of the matrix products over one row of `length` tokens."""
+        router = 2 * length * embed * self.num_experts
+        return router + self.expert.flops(embed, self.num_experts * self.slots(length))
+
     def slots(self, length: int) -> int:
         """Returns how many tokens of a row of `length` an expert has room for."""
         if self.capacity_factor is not None:

@@ -1,6 +1,6 @@
 """Models: an architecture is a spec, and a spec makes pure functions of parameters."""
 
-from t5lite.models.block import Block, BlockSpec
+from t5lite.models.block import Block, BlockSpec, TransformerBlockSpec
 from t5lite.models.cache import Cache
 from t5lite.models.flops import forward_flops
 from t5lite.models.model import Model
@@ -24,6 +24,7 @@ __all__ = [
     "Model",
     "ModelSpec",
     "StackSpec",
+    "TransformerBlockSpec",
     "differences",
     "forward_flops",
     "load_spec",

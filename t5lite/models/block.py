@@ -1,4 +1,4 @@
-"""One transformer layer: its spec and its module."""
+"""One layer of a stack: the protocol of its spec, and the transformer layer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,9 +25,98 @@ from t5lite.layers import (
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec(Spec):
-    """One transformer layer: attention, cross-attention where given, and an MLP.
+    """One layer of a stack: a frozen dataclass of your own that extends this is a block.
 
-    A block of your own is a frozen dataclass that extends this one and overrides `make`.
+    Its module is called as `Block` is, with the same arguments and results, and may keep any pytree
+    from step to step whose leaves have the batch first. Properties not overridden describe a layer
+    that reads its own sequence alone and adds to the residual stream once.
+    """
+
+    def make(
+        self,
+        embed: int,
+        *,
+        dtype: jnp.dtype,
+        dropout_rate: float,
+        causal: bool,
+        position_bias: PositionBiasSpec | None,
+        kernel: str,
+        init: Initializers = Initializers(),
+    ) -> nn.Module:
+        """Returns the module.
+
+        Args:
+          embed: width of the residual stream.
+          dtype: of the computation.
+          dropout_rate: in [0, 1).
+          causal: whether a token sees only those before it.
+          position_bias: the layer's own; None where the stack has it, or there is none.
+          kernel: of attention, see `layers.attention`.
+          init: draws its parameters.
+        """
+        raise NotImplementedError
+
+    def empty_cache(self, batch: int, size: int, dtype: jnp.dtype, *, draft_length: int) -> Any:
+        """Returns what the layer keeps between steps of decoding, before the first token.
+
+        Args:
+          batch: rows.
+          size: most tokens of a row.
+          dtype: of the computation.
+          draft_length: most tokens that are taken back, and that a step has beyond its first.
+
+        Returns:
+          A pytree of arrays `[batch, …]`.
+        """
+        raise NotImplementedError
+
+    def flops(
+        self, embed: int, length: int, *, encoder_length: int = 0, encoder_embed: int | None = None
+    ) -> int:
+        """Returns multiply-adds × 2 of the layer's matrix products over one row.
+
+        Args:
+          embed: width of the residual stream.
+          length: tokens of the row, padding included.
+          encoder_length: tokens of the encoder's output, which cross-attention reads.
+          encoder_embed: its width, where it is not `embed`.
+        """
+        raise NotImplementedError
+
+    @property
+    def rewindable(self) -> bool:
+        """Whether its cache can forget the last tokens, which speculative decoding asks for."""
+        return True
+
+    @property
+    def windowed(self) -> bool:
+        """Whether its cache has slots for a window alone, so that steps are limited."""
+        return False
+
+    @property
+    def num_biased_heads(self) -> int | None:
+        """Heads that a position bias of the stack is added to; None where none is."""
+        return None
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether it has cross-attention, and its module `cross_slots(encoded)`."""
+        return False
+
+    @property
+    def num_updates(self) -> int:
+        """How often the layer adds to the residual stream."""
+        return 1
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it sows the losses of a mixture of experts."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerBlockSpec(BlockSpec):
+    """One transformer layer: attention, cross-attention where it is set, and an MLP.
 
     Args:
       attention: over the stack's own sequence.
@@ -77,23 +166,52 @@ class BlockSpec(Spec):
         kernel: str,
         init: Initializers = Initializers(),
     ) -> "Block":
-        """Returns the module.
-
-        Args:
-          embed: width of the residual stream.
-          dtype: of the computation.
-          dropout_rate: in [0, 1).
-          causal: whether a token sees only those before it.
-          position_bias: the layer's own; None where the stack has it, or there is none.
-          kernel: of attention, see `layers.attention`.
-          init: draws its parameters.
-        """
+        """See `BlockSpec.make`."""
         return Block(self, embed, dtype, dropout_rate, causal, position_bias, kernel, init)
+
+    def empty_cache(self, batch: int, size: int, dtype: jnp.dtype, *, draft_length: int) -> Slots:
+        """Returns slots for `size` tokens, or for those that a window sees; see `BlockSpec`."""
+        attention = self.attention
+        if attention.window is not None:
+            size = min(size, attention.window + 1 + draft_length)
+        zeros = jnp.zeros((batch, attention.kv_heads, size, attention.head_dim), dtype)
+        return Slots(zeros, zeros)
+
+    def flops(
+        self, embed: int, length: int, *, encoder_length: int = 0, encoder_embed: int | None = None
+    ) -> int:
+        """Returns those of attention, cross-attention and the MLP; see `BlockSpec.flops`."""
+        total = self.attention.flops(embed, length, length) + self.mlp.flops(embed, length)
+        if self.cross_attention is not None:
+            total += self.cross_attention.flops(
+                embed, length, encoder_length, kv_embed=encoder_embed
+            )
+        return total
+
+    @property
+    def windowed(self) -> bool:
+        """Whether attention sees a window."""
+        return self.attention.window is not None
+
+    @property
+    def num_biased_heads(self) -> int:
+        """Heads of self-attention."""
+        return self.attention.num_heads
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether it has cross-attention."""
+        return self.cross_attention is not None
 
     @property
     def num_updates(self) -> int:
-        """How often a layer adds to the residual stream."""
+        """Sublayers."""
         return 2 if self.cross_attention is None else 3
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether its MLP is a mixture."""
+        return isinstance(self.mlp, MoeSpec)
 
 
 @jax.tree_util.register_dataclass
@@ -124,7 +242,7 @@ class Context:
 class Block(nn.Module):
     """Attention, cross-attention and MLP, each a sublayer with a norm and a residual."""
 
-    spec: BlockSpec
+    spec: TransformerBlockSpec
     embed: int
     dtype: jnp.dtype
     dropout_rate: float

@@ -1,12 +1,13 @@
 """The decoding cache: an explicit pytree with the batch on a known axis."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from t5lite.errors import InputError
-from t5lite.models.stack import StackSlots
+from t5lite.models.stack import StackCache, batch_axis
 
 
 @jax.tree_util.register_dataclass
@@ -16,7 +17,7 @@ class Cache:
 
     Args:
       lengths: `[batch]` int32, decoder tokens held.
-      own: the decoder's own keys and values.
+      own: what the decoder's layers keep of its own tokens: keys and values, or a state.
       cross: the encoder's keys and values, computed once; None for a decoder alone. A row of them
         may serve several rows next to each other, see `repeat`.
       encoder_segments: `[inputs, encoder_length]` int32, 0 for padding; likewise.
@@ -25,12 +26,12 @@ class Cache:
     """
 
     lengths: jax.Array
-    own: StackSlots
-    cross: StackSlots | None = None
+    own: StackCache
+    cross: StackCache | None = None
     encoder_segments: jax.Array | None = None
     draft_length: int | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def extended(self, own: StackSlots, n: int) -> "Cache":
+    def extended(self, own: StackCache, n: int) -> "Cache":
         """Returns the cache with `n` tokens more in every row."""
         return dataclasses.replace(self, own=own, lengths=self.lengths + n)
 
@@ -54,7 +55,13 @@ class Cache:
 
         Beams belong to one input, so the encoder's keys and values stay where they are.
         """
-        own = jax.tree.map(lambda array: jnp.take(array, rows, axis=array.ndim - 4), self.own)
+
+        def taken(part: str) -> Any:
+            return jax.tree.map(
+                lambda array: jnp.take(array, rows, axis=batch_axis(part)), self.own[part]
+            )
+
+        own = {part: taken(part) for part in self.own}
         return dataclasses.replace(self, own=own, lengths=jnp.take(self.lengths, rows))
 
     def repeat(self, n: int) -> "Cache":

@@ -47,7 +47,7 @@ class Decoder(Transformer):
             positions=order_of(tokens),
             kept=kept,
         )
-        empty = self.decoder.empty_slots(num_rows, max_length, draft_length)
+        empty = self.decoder.empty_cache(num_rows, max_length, draft_length)
         _, own = self.decoder(self.embed(tokens), context, cached=empty)
         assert own is not None
         return Cache(kept, own, draft_length=self.decoder.limit(draft_length))

@@ -53,7 +53,7 @@ class EncoderDecoder(Transformer):
         check_room(self.spec.decoder, max_length)
         return Cache(
             lengths=jnp.zeros(num_rows, jnp.int32),
-            own=self.decoder.empty_slots(num_rows, max_length, draft_length),
+            own=self.decoder.empty_cache(num_rows, max_length, draft_length),
             cross=self.decoder.cross_slots(self.encode(batch)),
             encoder_segments=encoder_segments(batch),
             draft_length=self.decoder.limit(draft_length),

@@ -1,6 +1,5 @@
 """How much arithmetic a model needs: its matrix products, counted from the spec."""
 
-from t5lite.layers import AttentionSpec, MlpSpec, MoeSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -47,27 +46,7 @@ def _stack(
     encoder_length: int = 0,
     encoder_embed: int | None = None,
 ) -> int:
-    total = 0
-    for block in spec.every_block:
-        total += _attention(block.attention, embed, length, length) + _mlp(block.mlp, embed, length)
-        if block.cross_attention is not None:
-            cross = block.cross_attention
-            total += _attention(cross, embed, length, encoder_length, kv_embed=encoder_embed)
-    return total
-
-
-def _attention(
-    spec: AttentionSpec, embed: int, q_length: int, kv_length: int, *, kv_embed: int | None = None
-) -> int:
-    query_and_output = 2 * 2 * q_length * embed * spec.num_heads * spec.head_dim
-    key_and_value = 2 * 2 * kv_length * (kv_embed or embed) * spec.kv_heads * spec.head_dim
-    logits_and_mix = 2 * 2 * q_length * kv_length * spec.num_heads * spec.head_dim
-    return query_and_output + key_and_value + logits_and_mix
-
-
-def _mlp(spec: MlpSpec | MoeSpec, embed: int, length: int) -> int:
-    if isinstance(spec, MoeSpec):
-        router = 2 * length * embed * spec.num_experts
-        slots = spec.num_experts * spec.slots(length)  # of which some may be empty
-        return router + _mlp(spec.expert, embed, slots)
-    return 2 * length * embed * spec.hidden * (3 if spec.gated else 2)
+    return sum(
+        block.flops(embed, length, encoder_length=encoder_length, encoder_embed=encoder_embed)
+        for block in spec.every_block
+    )

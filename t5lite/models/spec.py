@@ -14,7 +14,6 @@ from t5lite.layers import (
     HeadSpec,
     InitSpec,
     LMHeadSpec,
-    MoeSpec,
     NormSpec,
     PositionBiasSpec,
     PositionEmbeddingSpec,
@@ -25,8 +24,8 @@ from t5lite.layers.spec import positive
 from t5lite.models.block import BlockSpec
 from t5lite.models.remat import POLICIES
 
-FORMAT_VERSION = 4
-_BEFORE_INIT = 3
+FORMAT_VERSION = 5
+_READ = (3, 4, FORMAT_VERSION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +53,9 @@ class StackSpec(Spec):
     """
 
     num_layers: int
-    blocks: tuple[BlockSpec, ...]
+    blocks: tuple[Any, ...]  # `BlockSpec`s, whose fields those who know the kind read
     causal: bool
-    first_blocks: tuple[BlockSpec, ...] = ()
+    first_blocks: tuple[Any, ...] = ()
     shared_layers: bool = False
     embed: int | None = positive(None)
     position_bias: PositionBiasSpec | None = None
@@ -70,6 +69,9 @@ class StackSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(len(self.blocks) >= 1, "blocks", "at least one block")
+        for field in ("blocks", "first_blocks"):
+            own = all(isinstance(block, BlockSpec) for block in getattr(self, field))
+            self.require(own, field, "a tuple of BlockSpecs")
         self.require(
             self.num_layers >= len(self.first_blocks), "num_layers", "at least its first_blocks"
         )
@@ -78,9 +80,10 @@ class StackSpec(Spec):
             "num_layers",
             "whole turns of the pattern, where its layers are shared",
         )
-        heads = {block.attention.num_heads for block in self.every_block}
         self.require(
-            self.position_bias is None or self.position_bias.per_layer or len(heads) == 1,
+            self.position_bias is None
+            or self.position_bias.per_layer
+            or len({*self._biased_heads}) == 1,
             "blocks",
             "of equally many heads where they share one position bias",
         )
@@ -96,10 +99,20 @@ class StackSpec(Spec):
         return (self.num_layers - len(self.first_blocks)) % len(self.blocks)
 
     @property
-    def every_block(self) -> tuple[BlockSpec, ...]:
+    def every_block(self) -> tuple[Any, ...]:
         """The block of each layer, in order."""
         pattern = self.blocks * self.num_periods + self.blocks[: self.num_rest]
         return self.first_blocks + pattern
+
+    @property
+    def _biased_heads(self) -> list[int]:
+        heads = [block.num_biased_heads for block in self.every_block]
+        return [number for number in heads if number is not None]
+
+    @property
+    def num_biased_heads(self) -> int:
+        """Heads that a position bias shared by all layers is for."""
+        return self._biased_heads[0]
 
     @property
     def num_updates(self) -> int:
@@ -174,7 +187,7 @@ class ModelSpec(Spec):
                 continue
             direction = "causal" if causal else "bidirectional (causal = False)"
             self.require(stack.causal == causal, name, direction)
-            if any((block.cross_attention is not None) != crosses for block in stack.every_block):
+            if any(block.reads_encoder != crosses for block in stack.every_block):
                 raise InputError(
                     "cross_attention belongs in every block of a decoder behind an encoder, "
                     f"and in no other: see ModelSpec.{name}"
@@ -218,7 +231,7 @@ class ModelSpec(Spec):
         """Layers that are mixtures of experts, which have losses of their own."""
         stacks = [stack for stack in (self.encoder, self.decoder) if stack is not None]
         blocks = [block for stack in stacks for block in stack.every_block]
-        return sum(isinstance(block.mlp, MoeSpec) for block in blocks)
+        return sum(block.has_experts for block in blocks)
 
     @property
     def topology(self) -> str:
@@ -283,16 +296,30 @@ def load_spec(path: epath.PathLike) -> ModelSpec:
         raise InputError(f"{path} does not exist; is this a model folder?") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model.json: {error!r}") from error
-    if version not in (_BEFORE_INIT, FORMAT_VERSION):
+    if version not in _READ:
         raise InputError(
-            f"{path}: format_version {version}; this t5lite reads {_BEFORE_INIT} and "
-            f"{FORMAT_VERSION}: use the t5lite that wrote it, or train again"
+            f"{path}: format_version {version}; this t5lite reads {', '.join(map(str, _READ))}: "
+            "use the t5lite that wrote it, or train again"
         )
-    if version == _BEFORE_INIT:
+    if version < 4:
         # All was drawn by fan-in then, but for the token embedding.
         stddev = encoded.pop("embedding_stddev", 1.0)
         encoded["init"] = FanInInitSpec(embedding_stddev=stddev).to_json()
+    if version < 5:
+        encoded = _renamed(encoded)
     return Spec.from_json(encoded)
+
+
+def _renamed(value: Any) -> Any:
+    """Returns JSON of format 4 with the names of format 5."""
+    if isinstance(value, list):
+        return [_renamed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: _renamed(item) for key, item in value.items()}
+    if value.get("type") == "BlockSpec":
+        value["type"] = "TransformerBlockSpec"
+    return value
 
 
 def differences(old: ModelSpec, new: ModelSpec) -> list[str]:

@@ -8,15 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.layers import AttentionSpec, Initializers, Slots, broadcast, projection
+from t5lite.errors import InputError
+from t5lite.layers import Initializers, Slots, broadcast, projection
 from t5lite.models.block import BlockSpec, Context
 from t5lite.models.remat import POLICIES
 from t5lite.models.spec import ComputeSpec, StackSpec
 
-# Keys and values of every layer: {"first": [per block], "layers": [per block of the pattern,
+# What every layer keeps between steps: {"first": [per block], "layers": [per block of the pattern,
 # stacked], "remainder": [per block]}, of which a stack has those that it has layers in. Where
 # layers are not stacked, "layers_0", "layers_1", … hold what "layers" does.
-StackSlots = dict[str, list[Slots]]
+StackCache = dict[str, list[Any]]
+
+
+def batch_axis(part: str) -> int:
+    """Returns the axis of the batch in the arrays of a part of a `StackCache`."""
+    return 1 if part == "layers" else 0
 
 
 class Period(nn.Module):
@@ -50,10 +56,10 @@ class Period(nn.Module):
         self,
         x: jax.Array,
         context: Context,
-        cached: list[Slots] | None,
-        cross: list[Slots] | None,
+        cached: list[Any] | None,
+        cross: list[Any] | None,
         drop_rates: list[jax.Array] | None,
-    ) -> tuple[jax.Array, list[Slots | None]]:
+    ) -> tuple[jax.Array, list[Any]]:
         updated = []
         for index, block in enumerate(self.block):
             x, new = block(
@@ -85,8 +91,7 @@ class Stack(nn.Module):
         embedding_size = self.embedding_size or self.embed
         bias = spec.position_bias
         if bias is not None and not bias.per_layer:
-            num_heads = spec.blocks[0].attention.num_heads
-            self.position_bias = bias.make(num_heads, bidirectional=not spec.causal)
+            self.position_bias = bias.make(spec.num_biased_heads, bidirectional=not spec.causal)
         if spec.position_embedding is not None:
             self.position_embedding = spec.position_embedding.make(
                 embedding_size, compute.jax_dtype, self.init_
@@ -163,36 +168,42 @@ class Stack(nn.Module):
             self.final_norm = spec.final_norm.make(compute.jax_dtype)
         self.dropout = nn.Dropout(spec.dropout_rate)
 
-    def cross_slots(self, encoded: jax.Array) -> StackSlots:
+    def cross_slots(self, encoded: jax.Array) -> StackCache:
         """Projects the encoder's output for every layer."""
         return {name: part.cross_slots(None, encoded)[1] for name, part in self.parts.items()}
 
-    def empty_slots(self, batch: int, max_length: int, draft_length: int) -> StackSlots:
-        """Returns room for `max_length` tokens a row in every layer.
+    def empty_cache(self, batch: int, max_length: int, draft_length: int) -> StackCache:
+        """Returns room for `max_length` tokens a row in every layer; see `BlockSpec.empty_cache`.
 
-        A layer that sees a window has no more than it can see, and than `draft_length` further
-        tokens can take from it; with a position bias, which goes by slots, it has all.
+        Raises:
+          InputError: if tokens are to be taken back, and a block keeps a state that cannot go back.
         """
-        spec = self.spec
+        spec, dtype = self.spec, self.compute.jax_dtype
+        for block in spec.every_block if draft_length else ():
+            if not block.rewindable:
+                raise InputError(
+                    f"draft_length = {draft_length}: {type(block).__name__} keeps a state that "
+                    "cannot take tokens back; decode without a draft"
+                )
+        if spec.position_bias is not None:  # it goes by slots: there is one for every token
+            draft_length = max_length
+        blocks = {"first": spec.first_blocks, "remainder": spec.blocks[: spec.num_rest]}
 
-        def room(attention: AttentionSpec, leading: tuple[int, ...]) -> Slots:
-            size = max_length
-            if attention.window is not None and spec.position_bias is None:
-                size = min(max_length, attention.window + 1 + draft_length)
-            shape = (*leading, batch, attention.kv_heads, size, attention.head_dim)
-            zeros = jnp.zeros(shape, self.compute.jax_dtype)
-            return Slots(zeros, zeros)
+        def stacked(leaf: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(leaf, (spec.num_periods, *leaf.shape))
 
-        def rooms(name: str) -> list[Slots]:
-            blocks = {"first": spec.first_blocks, "remainder": spec.blocks[: spec.num_rest]}
-            leading = (spec.num_periods,) if name == "layers" else ()
-            return [room(block.attention, leading) for block in blocks.get(name, spec.blocks)]
-
-        return {name: rooms(name) for name in self.parts}
+        empty: StackCache = {}
+        for name in self.parts:
+            own = [
+                block.empty_cache(batch, max_length, dtype, draft_length=draft_length)
+                for block in blocks.get(name, spec.blocks)
+            ]
+            empty[name] = jax.tree.map(stacked, own) if name == "layers" else own
+        return empty
 
     def limit(self, draft_length: int) -> int | None:
         """Returns `draft_length` where some layer sees a window, otherwise None; see `Cache`."""
-        windows = any(block.attention.window is not None for block in self.spec.every_block)
+        windows = any(block.windowed for block in self.spec.every_block)
         return draft_length if windows and self.spec.position_bias is None else None
 
     def __call__(
@@ -200,9 +211,9 @@ class Stack(nn.Module):
         x: jax.Array,
         context: Context,
         *,
-        cached: StackSlots | None = None,
-        cross: StackSlots | None = None,
-    ) -> tuple[jax.Array, StackSlots | None]:
+        cached: StackCache | None = None,
+        cross: StackCache | None = None,
+    ) -> tuple[jax.Array, StackCache | None]:
         """Runs all layers.
 
         Args:
@@ -217,7 +228,7 @@ class Stack(nn.Module):
         bias = self.spec.position_bias
         if bias is not None and not bias.per_layer:
             whole = cached is None or context.kept is not None
-            kv_length = x.shape[1] if whole else jax.tree.leaves(cached)[0].shape[-2]
+            kv_length = x.shape[1] if whole else _num_slots(cached)
             places = None if whole else context.positions
             context = context.replace(bias=self.position_bias(places, x.shape[1], kv_length))
         deterministic = not self.has_rng("dropout")
@@ -225,7 +236,7 @@ class Stack(nn.Module):
         if self.embedding_size is not None:
             x = self.embedding_projection(x)
         drop_rates = None if deterministic else self._drop_rates()
-        updated: StackSlots = {}
+        updated: StackCache = {}
         for name, part in self.parts.items():
             own = [None if tree is None else tree[name] for tree in (cached, cross, drop_rates)]
             x, updated[name] = part(x, context, *own)
@@ -257,3 +268,9 @@ class Stack(nn.Module):
             "layers": [periods[:, block] for block in range(pattern)],
             "remainder": list(rates[rest:]),
         }
+
+
+def _num_slots(cached: StackCache | None) -> int:
+    """Returns how many keys a row has in a cache: the same in every layer of attention."""
+    leaves = jax.tree.leaves(cached, is_leaf=lambda leaf: isinstance(leaf, Slots))
+    return next(leaf.size for leaf in leaves if isinstance(leaf, Slots))

@@ -15,7 +15,7 @@ from t5lite.data import Bytes
 from t5lite.errors import InputError
 from t5lite.inference import Loaded, attention_maps, attribution
 from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RelativeBiasSpec
-from t5lite.models import BlockSpec, ComputeSpec, Model, ModelSpec, StackSpec, override
+from t5lite.models import ComputeSpec, Model, ModelSpec, StackSpec, TransformerBlockSpec, override
 from t5lite.objectives.masked_lm import mask_of
 from t5lite.parallel import Layout, make_mesh
 
@@ -159,7 +159,7 @@ def test_one_head_by_hand():
 @pytest.mark.parametrize("compute", [ComputeSpec(), ComputeSpec(scan=False, attention="chunked")])
 def test_layers_are_in_order(compute):
     """One layer before the pattern, two turns of it, and a remainder; heads differ by block."""
-    two, three = (BlockSpec(AttentionSpec(heads, 4), MlpSpec(8)) for heads in (2, 3))
+    two, three = (TransformerBlockSpec(AttentionSpec(heads, 4), MlpSpec(8)) for heads in (2, 3))
     bias = RelativeBiasSpec(8, 16, per_layer=True)
     stack = StackSpec(6, (two, three), True, first_blocks=(three,), position_bias=bias)
     model = Model(ModelSpec("t5", 20, 8, decoder=stack, heads=(LMHeadSpec(),)), compute)

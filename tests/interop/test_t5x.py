@@ -25,7 +25,7 @@ from t5lite.layers import (
     RelativeBiasSpec,
     RMSNormSpec,
 )
-from t5lite.models import PRESETS, BlockSpec, Model, ModelSpec, StackSpec, override
+from t5lite.models import PRESETS, Model, ModelSpec, StackSpec, TransformerBlockSpec, override
 from t5lite.optimizers import Adafactor, AdafactorState
 from t5lite.training import CheckpointError
 from t5lite.training.restore import named
@@ -605,7 +605,7 @@ T5 = override("t5_1_1_nano", {"*.num_layers": 1})
 
 def refused() -> dict[str, ModelSpec]:
     attention = AttentionSpec(4, 32, logits_scale=1.0)
-    block = BlockSpec(attention, MlpSpec(8))
+    block = TransformerBlockSpec(attention, MlpSpec(8))
     bias = RelativeBiasSpec()
     encoder = StackSpec(1, (block,), causal=False, position_bias=bias)
     wide = T5.decoder.blocks[0].replace(mlp=MlpSpec(640, "gelu_tanh", True))

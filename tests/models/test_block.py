@@ -7,12 +7,12 @@ import pytest
 from flax.linen import unbox
 
 from t5lite.layers import AttentionMask, AttentionSpec, MlpSpec, RMSNormSpec
-from t5lite.models import BlockSpec
+from t5lite.models import TransformerBlockSpec
 from t5lite.models.block import Context
 
 EMBED, LENGTH = 8, 5
 NORM, FLOAT32 = RMSNormSpec(0.1), jnp.dtype("float32")
-PLAIN = BlockSpec(AttentionSpec(2, 4), MlpSpec(6), norm=NORM)
+PLAIN = TransformerBlockSpec(AttentionSpec(2, 4), MlpSpec(6), norm=NORM)
 CROSSED = PLAIN.replace(cross_attention=AttentionSpec(2, 4, logits_softcap=1.0))
 MASK = AttentionMask.within(jnp.ones((1, LENGTH), jnp.int32), causal=True)
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from t5lite.layers import (
     MlpSpec,
     RelativeBiasSpec,
 )
-from t5lite.models import BlockSpec, ComputeSpec, Model, ModelSpec, StackSpec
+from t5lite.models import ComputeSpec, Model, ModelSpec, StackSpec, TransformerBlockSpec
 
 FEW, MANY, LENGTH = 8, 4096, 3
 # Every kind of parameter that rows share: tables, positions both ways, types and biases.
@@ -28,7 +28,7 @@ SHARED = ModelSpec(
     encoder=StackSpec(
         1,
         (
-            BlockSpec(
+            TransformerBlockSpec(
                 AttentionSpec(2, 4, use_bias=True),
                 MlpSpec(8, use_bias=True),
                 norm=LayerNormSpec(),

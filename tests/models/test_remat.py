@@ -10,11 +10,11 @@ from jax.interpreters import partial_eval
 
 from t5lite.layers import AttentionMask, AttentionSpec, MlpSpec
 from t5lite.layers.kernels import cudnn, splash
-from t5lite.models.block import BlockSpec, Context
+from t5lite.models.block import Context, TransformerBlockSpec
 from t5lite.models.remat import POLICIES
 
 BATCH, LENGTH, EMBED = 2, 512, 128
-BLOCK = BlockSpec(AttentionSpec(2, 64), MlpSpec(EMBED, "silu", gated=True))
+BLOCK = TransformerBlockSpec(AttentionSpec(2, 64), MlpSpec(EMBED, "silu", gated=True))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -29,7 +29,7 @@ ALL = PRESETS | SPECS | VARIED
 def test_a_spec_survives_its_file(tmp_path, spec):
     save_spec(tmp_path / "model.json", spec)
     assert load_spec(tmp_path / "model.json") == spec
-    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == 4
+    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == 5
 
 
 @pytest.mark.parametrize(
@@ -37,14 +37,22 @@ def test_a_spec_survives_its_file(tmp_path, spec):
     [
         ("", "is not a model.json"),
         ('{"format_version": 1, "model": {}}', "format_version 1; .* train again"),
-        ('{"format_version": 4, "model": {"type": "os.system"}}', "unknown spec type 'os.system'"),
-        ('{"format_version": 4, "model": {"type": "MlpSpec", "hiden": 3}}', "did you mean hidden"),
+        ('{"format_version": 5, "model": {"type": "os.system"}}', "unknown spec type 'os.system'"),
+        ('{"format_version": 5, "model": {"type": "MlpSpec", "hiden": 3}}', "did you mean hidden"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, content, message):
     (tmp_path / "model.json").write_text(content)
     with pytest.raises(InputError, match=message):
         load_spec(tmp_path / "model.json")
+
+
+def test_a_file_from_before_blocks_were_a_protocol_opens(tmp_path):
+    path = tmp_path / "model.json"
+    save_spec(path, PRESETS["t5_small"])
+    text = path.read_text().replace('"TransformerBlockSpec"', '"BlockSpec"')
+    path.write_text(text.replace('"format_version": 5', '"format_version": 4'))
+    assert load_spec(path) == PRESETS["t5_small"]
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -10,16 +10,16 @@ from flax.linen import unbox
 from varied_models import VARIED
 
 from t5lite.layers import AttentionMask, AttentionSpec, MlpSpec, MoeSpec, RotarySpec
-from t5lite.models import BlockSpec, ComputeSpec, Model, StackSpec
+from t5lite.models import ComputeSpec, Model, StackSpec, TransformerBlockSpec
 from t5lite.models.block import Context
 from t5lite.models.stack import Stack
 
 EMBED, LENGTH = 8, 5
 ATTENTION = AttentionSpec(2, 4, rotary=RotarySpec())
 FIRST, DENSE, SPARSE = (
-    BlockSpec(ATTENTION, MlpSpec(6), attention_norm=False),
-    BlockSpec(ATTENTION.replace(window=1), MlpSpec(10)),
-    BlockSpec(ATTENTION, MoeSpec(MlpSpec(7), 3), parallel=True),
+    TransformerBlockSpec(ATTENTION, MlpSpec(6), attention_norm=False),
+    TransformerBlockSpec(ATTENTION.replace(window=1), MlpSpec(10)),
+    TransformerBlockSpec(ATTENTION, MoeSpec(MlpSpec(7), 3), parallel=True),
 )
 make = functools.partial(StackSpec, blocks=(DENSE, SPARSE), causal=True, final_norm=None)
 STACKS = {

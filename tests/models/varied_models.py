@@ -17,7 +17,7 @@ from t5lite.layers import (
     RotarySpec,
     YarnScalingSpec,
 )
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 VOCAB, EMBED = 50, 16
 
@@ -39,8 +39,10 @@ _EVERYWHERE = _NEAR.replace(
 _GATED = MlpSpec(24, "gelu_tanh", gated=True)
 
 
-def _block(attention: AttentionSpec, mlp: MlpSpec | MoeSpec = _GATED, **changes) -> BlockSpec:
-    return BlockSpec(attention, mlp, **changes)
+def _block(
+    attention: AttentionSpec, mlp: MlpSpec | MoeSpec = _GATED, **changes
+) -> TransformerBlockSpec:
+    return TransformerBlockSpec(attention, mlp, **changes)
 
 
 # One layer before the pattern, and two turns of it.

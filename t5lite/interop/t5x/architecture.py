@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from t5lite.errors import InputError
 from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RelativeBiasSpec
-from t5lite.models import BlockSpec, ModelSpec, StackSpec, differences
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec, differences
 
 # What T5X's checkpoints do not say and T5X can be configured to: any value will do.
 _UNSAID = re.compile(
@@ -144,7 +144,7 @@ def _t5x_model_like(spec: ModelSpec) -> ModelSpec:
         cross = None if block.cross_attention is None else attention
         return StackSpec(
             like.num_layers,
-            (BlockSpec(attention, mlp, cross_attention=cross),) * len(like.blocks),
+            (TransformerBlockSpec(attention, mlp, cross_attention=cross),) * len(like.blocks),
             causal=like.causal,
             position_bias=bias_of(name, like),
         )
@@ -188,7 +188,7 @@ def _stack(shapes: Mapping[str, Any], name: str, *, tied: bool, crossed: bool) -
     mlp = MlpSpec(hidden, "gelu_tanh" if gated else "relu", gated)
     return StackSpec(
         _num_layers(shapes, name),
-        (BlockSpec(attention, mlp, cross_attention=attention if crossed else None),),
+        (TransformerBlockSpec(attention, mlp, cross_attention=attention if crossed else None),),
         causal=name == "decoder",
         position_bias=RelativeBiasSpec(num_buckets, per_layer=shared_bias not in shapes),
         dropout_rate=0.1 if tied else 0.0,

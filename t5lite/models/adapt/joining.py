@@ -15,7 +15,7 @@ from t5lite.models.adapt.parameters import (
     nested,
     shapes_of,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.model import Params
 from t5lite.models.spec import ModelSpec, StackSpec
 
@@ -203,7 +203,7 @@ def _turned(source: Source, *, causal: bool) -> tuple[StackSpec, Params]:
     return stack.replace(causal=causal), tree
 
 
-def _crossed(block: BlockSpec) -> BlockSpec:
+def _crossed(block: TransformerBlockSpec) -> TransformerBlockSpec:
     return block.replace(cross_attention=block.attention.replace(rotary=None, window=None))
 
 

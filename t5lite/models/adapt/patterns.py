@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 from t5lite.errors import InputError
 from t5lite.models.adapt.parameters import below, flat, nested
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.model import Params
 from t5lite.models.spec import StackSpec
 
 PARTS = ("first", "layers", "remainder")
 
 
-def with_blocks(stack: StackSpec, blocks: Sequence[BlockSpec]) -> StackSpec:
+def with_blocks(stack: StackSpec, blocks: Sequence[TransformerBlockSpec]) -> StackSpec:
     """Returns a stack of these blocks, one a layer, with the shortest pattern that repeats.
 
     Args:

@@ -12,7 +12,7 @@ from t5lite.layers.mlp import MlpSpec
 from t5lite.layers.moe import MoeSpec
 from t5lite.models.adapt.parameters import check_parameters, completed, flat, nested, shapes_of
 from t5lite.models.adapt.patterns import repattern, with_blocks
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.model import Params
 from t5lite.models.spec import ModelSpec, StackSpec
 
@@ -138,7 +138,9 @@ def _noisy(values: jax.Array, stddev: float, axis: int, rng: jax.Array) -> jax.A
     return values + noise.astype(values.dtype)
 
 
-def _sparse(block: BlockSpec, fields: dict[str, Any], where: str) -> BlockSpec:
+def _sparse(
+    block: TransformerBlockSpec, fields: dict[str, Any], where: str
+) -> TransformerBlockSpec:
     if not isinstance(block.mlp, MlpSpec):
         raise InputError(f"layers must be dense before they are upcycled: {where} is not")
     return block.replace(mlp=MoeSpec(expert=block.mlp, **fields))

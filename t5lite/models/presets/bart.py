@@ -9,7 +9,7 @@ from t5lite.layers import (
     NormalInitSpec,
     SinusoidalPositionsSpec,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -41,7 +41,7 @@ def bart(
     mlp = MlpSpec(hidden, activation, use_bias=True)
 
     def stack(*, causal: bool) -> StackSpec:
-        block = BlockSpec(
+        block = TransformerBlockSpec(
             attention,
             mlp,
             norm=norm,

@@ -13,7 +13,7 @@ from t5lite.layers import (
     NormalInitSpec,
     TruncatedNormalInitSpec,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -33,7 +33,7 @@ def bert(
     Source: Devlin et al. 2018, arXiv:1810.04805, §3, and the authors' `modeling.py`.
     """
     norm = LayerNormSpec(1e-12)
-    block = BlockSpec(
+    block = TransformerBlockSpec(
         AttentionSpec(num_heads, embed // num_heads, use_bias=True),
         MlpSpec(hidden, activation, use_bias=True),
         norm=norm,

@@ -10,7 +10,7 @@ from t5lite.layers import (
     RMSNormSpec,
     RotarySpec,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 VOCAB, BOS = 256_000, 2
@@ -25,7 +25,7 @@ def gemma(
       the family speaks: `initializer_range` of the released config.json.
     """
     norm = RMSNormSpec(unit_offset=True)
-    block = BlockSpec(
+    block = TransformerBlockSpec(
         AttentionSpec(
             num_heads,
             256,
@@ -75,8 +75,8 @@ def gemma2_stack(
         logits_softcap=50.0,
     )
 
-    def block(window: int | None) -> BlockSpec:
-        return BlockSpec(
+    def block(window: int | None) -> TransformerBlockSpec:
+        return TransformerBlockSpec(
             attention.replace(window=window),
             MlpSpec(hidden, "gelu_tanh", gated=True),
             norm=norm,

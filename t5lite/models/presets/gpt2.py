@@ -11,7 +11,7 @@ from t5lite.layers import (
     MlpSpec,
     NormalInitSpec,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -34,7 +34,7 @@ def gpt2(
       Initial values: also the authors' `model.py`; positions as in transformers (0.01 there).
     """
     norm = LayerNormSpec(1e-5)
-    block = BlockSpec(
+    block = TransformerBlockSpec(
         AttentionSpec(num_heads, embed // num_heads, use_bias=True),
         MlpSpec(4 * embed, "gelu_tanh", use_bias=True),
         norm=norm,

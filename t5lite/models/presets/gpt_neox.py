@@ -1,7 +1,7 @@
 """GPT-NeoX-20B and Pythia."""
 
 from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, RotarySpec, SmallInitSpec
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -25,7 +25,7 @@ def gpt_neox(
         num_heads, embed // num_heads, use_bias=True, rotary=RotarySpec(fraction=0.25)
     )
     mlp = MlpSpec(4 * embed, activation, use_bias=True)
-    block = BlockSpec(attention, mlp, norm=norm, parallel=True)
+    block = TransformerBlockSpec(attention, mlp, norm=norm, parallel=True)
     return ModelSpec(
         family="gpt_neox",
         vocab=vocab,

@@ -11,7 +11,7 @@ from t5lite.layers import (
     RMSNormSpec,
     RotarySpec,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -38,7 +38,7 @@ def llama(
     attention = AttentionSpec(
         num_heads, embed // num_heads, num_kv_heads, rotary=rotary, window=window
     )
-    block = BlockSpec(attention, MlpSpec(hidden, "silu", gated=True), norm=norm)
+    block = TransformerBlockSpec(attention, MlpSpec(hidden, "silu", gated=True), norm=norm)
     return ModelSpec(
         family=family,
         vocab=vocab,

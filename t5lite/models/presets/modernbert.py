@@ -8,7 +8,7 @@ from t5lite.layers import (
     RotarySpec,
     TruncatedNormalInitSpec,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -34,9 +34,9 @@ def modernbert(
     everywhere, nearby = attention(160_000.0, None), attention(10_000.0, 64)
     encoder = StackSpec(
         num_layers,
-        tuple(BlockSpec(each, mlp, norm=norm) for each in (nearby, nearby, everywhere)),
+        tuple(TransformerBlockSpec(each, mlp, norm=norm) for each in (nearby, nearby, everywhere)),
         causal=False,
-        first_blocks=(BlockSpec(everywhere, mlp, norm=norm, attention_norm=False),),
+        first_blocks=(TransformerBlockSpec(everywhere, mlp, norm=norm, attention_norm=False),),
         embedding_norm=norm,
         final_norm=norm,
     )

@@ -8,7 +8,7 @@ from t5lite.layers import (
     MlpSpec,
     RotarySpec,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -23,7 +23,7 @@ def palm(*, embed: int, num_layers: int, num_heads: int, vocab: int = 256_000) -
     norm = LayerNormSpec(1e-5, use_bias=False)
     attention = AttentionSpec(num_heads, 256, num_kv_heads=1, rotary=RotarySpec())
     mlp = MlpSpec(4 * embed, "silu", gated=True)
-    block = BlockSpec(attention, mlp, norm=norm, parallel=True)
+    block = TransformerBlockSpec(attention, mlp, norm=norm, parallel=True)
     return ModelSpec(
         family="palm",
         vocab=vocab,

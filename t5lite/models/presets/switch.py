@@ -11,7 +11,7 @@ from t5lite.layers import (
     MoeSpec,
     RelativeBiasSpec,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -49,7 +49,10 @@ def switch(
     def stack(**kind: Any) -> StackSpec:
         return StackSpec(
             num_layers,
-            tuple(BlockSpec(attention, each, cross_attention=kind["cross"]) for each in mlps),
+            tuple(
+                TransformerBlockSpec(attention, each, cross_attention=kind["cross"])
+                for each in mlps
+            ),
             causal=kind["causal"],
             position_bias=RelativeBiasSpec(),
             dropout_rate=dropout_rate,

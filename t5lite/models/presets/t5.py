@@ -9,7 +9,7 @@ from t5lite.layers import (
     MlpSpec,
     RelativeBiasSpec,
 )
-from t5lite.models.block import BlockSpec
+from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -37,12 +37,12 @@ def t5(
         position_bias=RelativeBiasSpec(per_layer=per_layer_bias),
         dropout_rate=dropout_rate,
     )
-    crossed = BlockSpec(attention, mlp, cross_attention=attention)
+    crossed = TransformerBlockSpec(attention, mlp, cross_attention=attention)
     return ModelSpec(
         family=family,
         vocab=vocab,
         embed=embed,
-        encoder=stack(num_layers, (BlockSpec(attention, mlp),), causal=False),
+        encoder=stack(num_layers, (TransformerBlockSpec(attention, mlp),), causal=False),
         decoder=stack(num_decoder_layers or num_layers, (crossed,), causal=True),
         heads=(LMHeadSpec(tied=True, logits_scale=None) if tied_logits else LMHeadSpec(),),
     )

@@ -34,7 +34,7 @@ from t5lite.layers import (
     PositionEmbeddingSpec,
     SinusoidalPositionsSpec,
 )
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 # With logits, and without a head.
 ARCHITECTURES = {
@@ -169,7 +169,7 @@ def stack(
     """Returns the encoder or the decoder."""
     embed, num_heads = config["d_model"], config[f"{side}_attention_heads"]
     attention = AttentionSpec(num_heads, embed // num_heads, use_bias=True)
-    block = BlockSpec(
+    block = TransformerBlockSpec(
         attention,
         MlpSpec(
             config[f"{side}_ffn_dim"],

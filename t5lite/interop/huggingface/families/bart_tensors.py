@@ -7,7 +7,7 @@ import numpy as np
 from t5lite.interop.huggingface.families import modules
 from t5lite.interop.tensors import Part, Tensor, transposed
 from t5lite.layers import LearnedPositionsSpec, LMHeadSpec, MlpSpec
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 SHARED, LOGITS, BIAS = "model.shared.weight", "lm_head.weight", "final_logits_bias"
 TABLES = {side: f"model.{side}.embed_tokens.weight" for side in ("encoder", "decoder")}
@@ -98,7 +98,7 @@ def _row(array: np.ndarray) -> np.ndarray:
     return array[0]
 
 
-def mlp_of(block: BlockSpec) -> MlpSpec:
+def mlp_of(block: TransformerBlockSpec) -> MlpSpec:
     """Returns a block's MLP, which is of one expert."""
     assert isinstance(block.mlp, MlpSpec)
     return block.mlp

@@ -20,7 +20,7 @@ from t5lite.layers import (
     PoolerHeadSpec,
     TruncatedNormalInitSpec,
 )
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 # What they call it, by what BERT calls it.
 _DISTILBERT_FIELDS = {
@@ -160,7 +160,7 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
     _refuse(config, "sinusoidal_pos_embds", (False, True, None))  # a table in either case
     norm = LayerNormSpec(config["layer_norm_eps"])
     embed, num_heads = config["hidden_size"], config["num_attention_heads"]
-    block = BlockSpec(
+    block = TransformerBlockSpec(
         AttentionSpec(num_heads, embed // num_heads, use_bias=True),
         MlpSpec(
             config["intermediate_size"],

@@ -7,7 +7,7 @@ from t5lite.errors import InputError
 from t5lite.interop.huggingface.families.family import Config
 from t5lite.interop.tensors import Part, Tensor, transposed
 from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, NormSpec
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 
 def heads(config: Config, model: str, base: str) -> tuple[HeadSpec, ...]:
@@ -74,7 +74,7 @@ def decoder_of(spec: ModelSpec) -> StackSpec:
     return spec.decoder
 
 
-def dense(block: BlockSpec) -> MlpSpec:
+def dense(block: TransformerBlockSpec) -> MlpSpec:
     """Returns the MLP of a block that has no experts."""
     assert isinstance(block.mlp, MlpSpec)
     return block.mlp

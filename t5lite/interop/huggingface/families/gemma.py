@@ -15,7 +15,7 @@ from t5lite.interop.huggingface.families.layer_types import (
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import AttentionSpec, HeadSpec, LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 NAMES = {"gemma": "Gemma", "gemma2": "Gemma2"}
 # Of transformers' config classes: what equals them may be left out of config.json.
@@ -94,11 +94,13 @@ def stack_spec(
     name = config.get("hidden_activation") or "gelu_pytorch_tanh"
     mlp = MlpSpec(config["intermediate_size"], activation(name, "hidden_activation"), gated=True)
 
-    def block(kind: str) -> BlockSpec:
+    def block(kind: str) -> TransformerBlockSpec:
         attention = attention_spec(config, sliding=kind == SLIDING, causal=causal)
         cross = attention.replace(rotary=None, window=None) if crossed else None
         placement: Any = "around" if around else "before"
-        return BlockSpec(attention, mlp, norm=norm, cross_attention=cross, norm_placement=placement)
+        return TransformerBlockSpec(
+            attention, mlp, norm=norm, cross_attention=cross, norm_placement=placement
+        )
 
     num_layers = config["num_hidden_layers"]
     # Gemma 2's: a window in the first layer and every other one.

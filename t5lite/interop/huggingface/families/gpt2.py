@@ -15,7 +15,7 @@ from t5lite.layers import (
     MlpSpec,
     NormalInitSpec,
 )
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 MODEL, BASE = "GPT2LMHeadModel", "GPT2Model"
 # Of transformers' config class: what equals them may be left out of config.json.
@@ -51,7 +51,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
     )
     decoder = StackSpec(
         config["n_layer"],
-        tuple(BlockSpec(each, mlp, norm=norm) for each in attentions(config)),
+        tuple(TransformerBlockSpec(each, mlp, norm=norm) for each in attentions(config)),
         causal=True,
         position_embedding=LearnedPositionsSpec(config["n_positions"]),
         final_norm=norm,

@@ -10,7 +10,7 @@ from t5lite.interop.huggingface.families.family import Config, Family
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Part, Source, Tensor, View
 from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, SmallInitSpec
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 MODEL, BASE = "GPTNeoXForCausalLM", "GPTNeoXModel"
 # Of transformers' config class: what equals them may be left out of config.json.
@@ -40,7 +40,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
     config = {**DEFAULTS, **config}
     embed, heads = config["hidden_size"], config["num_attention_heads"]
     norm = LayerNormSpec(config["layer_norm_eps"])
-    block = BlockSpec(
+    block = TransformerBlockSpec(
         AttentionSpec(
             heads,
             embed // heads,

@@ -10,7 +10,7 @@ from t5lite.interop.huggingface.families.family import Config, Family, initial_s
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import AttentionSpec, MlpSpec, NormalInitSpec, RMSNormSpec
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 NAMES = {"llama": "Llama", "mistral": "Mistral"}
 # Of transformers' config classes: what equals them may be left out of config.json.
@@ -53,7 +53,7 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Attention's dropout stands for all dropout."""
     config = {**DEFAULTS[model_type], **config, **FIXED[model_type]}
     norm = RMSNormSpec(config["rms_norm_eps"])
-    block = BlockSpec(
+    block = TransformerBlockSpec(
         attention_spec(config),
         MlpSpec(
             config["intermediate_size"],

@@ -25,7 +25,7 @@ from t5lite.layers import (
     RotarySpec,
     TruncatedNormalInitSpec,
 )
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 MODEL, BASE = "ModernBertForMaskedLM", "ModernBertModel"
 _THETAS = {FULL: 160_000.0, SLIDING: 10_000.0}
@@ -45,7 +45,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
         use_bias=config.get("mlp_bias", False),
     )
 
-    def block(kind: str, **options: Any) -> BlockSpec:
+    def block(kind: str, **options: Any) -> TransformerBlockSpec:
         attention = AttentionSpec(
             num_heads,
             embed // num_heads,
@@ -53,7 +53,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
             rotary=RotarySpec(_theta(config, kind)),
             window=config.get("local_attention", 128) // 2 if kind == SLIDING else None,
         )
-        return BlockSpec(attention, mlp, norm=norm, **options)
+        return TransformerBlockSpec(attention, mlp, norm=norm, **options)
 
     every = config.get("global_attn_every_n_layers", 3)
     kinds = layer_types(config, [SLIDING if n % every else FULL for n in range(num_layers)])

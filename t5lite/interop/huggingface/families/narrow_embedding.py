@@ -17,7 +17,7 @@ from t5lite.layers import (
     MaskedLMHeadSpec,
     MlpSpec,
 )
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 
 def check(config: Config) -> None:
@@ -44,7 +44,7 @@ def stack(config: Config, num_layers: int, *, num_blocks: int = 1, shared: bool)
     embed, num_heads = config["hidden_size"], config["num_attention_heads"]
     norm = LayerNormSpec(config["layer_norm_eps"])
     name = activation(config["hidden_act"], "hidden_act")
-    block = BlockSpec(
+    block = TransformerBlockSpec(
         AttentionSpec(num_heads, embed // num_heads, use_bias=True),
         MlpSpec(config["intermediate_size"], name, use_bias=True),
         norm=norm,
@@ -134,7 +134,13 @@ def embedding_tensors(
 
 
 def layer_tensors(
-    name: str, path: str, block: BlockSpec, *, names: Mapping[str, str], embed: int, layer: Any
+    name: str,
+    path: str,
+    block: TransformerBlockSpec,
+    *,
+    names: Mapping[str, str],
+    embed: int,
+    layer: Any,
 ) -> list[Tensor]:
     """Returns the tensors of a layer.
 

@@ -21,7 +21,7 @@ from t5lite.layers import (
     RMSNormSpec,
     TokenLabelsHeadSpec,
 )
-from t5lite.models import BlockSpec, ModelSpec, StackSpec
+from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 NAMES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 LM, BASE, ENCODER = "ForConditionalGeneration", "Model", "EncoderModel"
@@ -97,7 +97,7 @@ def stacks(
         side: StackSpec(
             depths[side],
             tuple(
-                BlockSpec(
+                TransformerBlockSpec(
                     attention,
                     mlp,
                     norm=norm,

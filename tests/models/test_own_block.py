@@ -1,0 +1,183 @@
+"""The seam of blocks: one of a user's own does all that the built-in one does, or is refused.
+
+It stands between layers of attention, so that a stack, its scan and its cache hold both kinds.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from gated_linear_attention import GatedLinearAttentionSpec
+from tiny_models import random_params
+
+from t5lite.data import Bytes
+from t5lite.errors import InputError
+from t5lite.inference import Loaded
+from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RotarySpec
+from t5lite.models import (
+    ComputeSpec,
+    Model,
+    ModelSpec,
+    StackSpec,
+    TransformerBlockSpec,
+    forward_flops,
+    load_spec,
+    save_spec,
+)
+from t5lite.parallel import Layout, make_mesh
+
+EMBED, VOCAB, LENGTH, MLP = 16, 384, 10, MlpSpec(24)
+OWN = GatedLinearAttentionSpec(MLP, num_heads=2, head_dim=4)
+ATTENTION = TransformerBlockSpec(AttentionSpec(2, 8, rotary=RotarySpec()), MLP)
+# A pattern of two, twice, and a layer after it.
+SPEC = ModelSpec(
+    "own", VOCAB, EMBED, decoder=StackSpec(5, (OWN, ATTENTION), causal=True), heads=(LMHeadSpec(),)
+)
+ALONE = SPEC.replace(decoder=StackSpec(2, (OWN,), causal=True))
+RNG = np.random.default_rng(0)
+
+
+def tokens_of(rows=3, length=LENGTH):
+    return jnp.asarray(RNG.integers(3, VOCAB, (rows, length)), jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "compute"))
+def logits(spec, params, batch, compute=ComputeSpec()):
+    model = Model(spec, compute)
+    return model.logits(params, model.hidden(params, batch)[0])
+
+
+def test_a_token_depends_on_no_later_one():
+    params, tokens = random_params(SPEC), tokens_of()
+    model = Model(SPEC)
+
+    def norm_at(embedding, place):
+        hidden, _ = model.hidden(
+            params | {"token_embedding": {"embedding": embedding}}, {"decoder_input_tokens": tokens}
+        )
+        return jnp.sum(jnp.square(hidden[0, place]))
+
+    gradient = jax.grad(norm_at)(params["token_embedding"]["embedding"], 4)
+    moving = {int(token) for token in np.flatnonzero(np.abs(gradient).sum(axis=1))}
+    assert moving == {int(token) for token in tokens[0, :5]}
+
+
+def test_packed_texts_are_as_if_alone():
+    params, tokens = random_params(SPEC), tokens_of(1)
+    segments = jnp.asarray([[1] * 4 + [2] * 5 + [0]], jnp.int32)
+    places = jnp.asarray([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]], jnp.int32)
+    packed = logits(
+        SPEC,
+        params,
+        {
+            "decoder_input_tokens": tokens,
+            "decoder_segment_ids": segments,
+            "decoder_positions": places,
+        },
+    )
+    for begin, end in ((0, 4), (4, 9)):
+        alone = logits(SPEC, params, {"decoder_input_tokens": tokens[:, begin:end]})
+        np.testing.assert_allclose(packed[:, begin:end], alone, atol=2e-5)
+
+
+@pytest.mark.parametrize("spec", [SPEC, ALONE], ids=["hybrid", "alone"])
+def test_cached_steps_are_the_full_pass_in_ragged_rows(spec):
+    """With as many rows as layers, which a permutation of the wrong axis would mix up."""
+    params, tokens = random_params(spec), tokens_of(2)
+    whole = logits(spec, params, {"decoder_input_tokens": tokens})
+    lengths, order = np.array([5, 2]), jnp.array([1, 0], jnp.int32)
+    stacked = Model(spec)
+    for model, own in ((stacked, params), (stacked.unstacked, stacked.unstack(params))):
+        prompts = {"decoder_input_tokens": tokens[:, :5], "decoder_lengths": jnp.asarray(lengths)}
+        cache = jax.jit(model.start, static_argnames="max_length")(own, prompts, max_length=LENGTH)
+        extend = jax.jit(model.extend)
+        swapped = cache.reorder(order)
+        for step in range(LENGTH - 5):
+            fed = tokens[jnp.arange(2), jnp.asarray(lengths + step - 1)][:, None]
+            said, cache = extend(own, fed, cache)
+            other, swapped = extend(own, fed[order], swapped)
+            np.testing.assert_array_equal(said[order], other)
+            for row in range(2):
+                expected = whole[row, lengths[row] + step - 1]
+                np.testing.assert_allclose(said[row, 0], expected, atol=5e-5)
+
+
+def test_it_trains_scanned_or_not_rematerialised_or_not():
+    tokens = np.tile(np.arange(3, 3 + LENGTH, dtype=np.int32), (4, 1))
+    batch = {
+        "decoder_input_tokens": jnp.asarray(tokens),
+        "decoder_target_tokens": jnp.asarray(np.roll(tokens, -1, axis=1)),
+    }
+
+    def loss_of(compute):
+        model = Model(SPEC, compute)
+
+        def loss(params):
+            hidden, _ = model.hidden(params, batch)
+            log_probabilities = jax.nn.log_softmax(model.logits(params, hidden))
+            chosen = jnp.take_along_axis(
+                log_probabilities, batch["decoder_target_tokens"][..., None], axis=-1
+            )
+            return -jnp.mean(chosen)
+
+        return jax.jit(jax.value_and_grad(loss))
+
+    params = Model(SPEC).init(jax.random.key(0))
+    first, gradients = loss_of(ComputeSpec())(params)
+    for compute in (ComputeSpec(scan=False), ComputeSpec(remat="full")):
+        value, other = loss_of(compute)(params)
+        assert float(value) == pytest.approx(float(first), rel=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, other)
+    step, optimizer = loss_of(ComputeSpec()), optax.sgd(0.3)
+    state = optimizer.init(params)
+    for _ in range(30):
+        loss, gradients = step(params)
+        updates, state = optimizer.update(gradients, state)
+        params = optax.apply_updates(params, updates)
+    assert float(loss) < 0.5 * float(first)
+
+
+def test_it_counts_its_products():
+    size = OWN.num_heads * OWN.head_dim
+    own = 5 * 2 * LENGTH * EMBED * size + 4 * LENGTH * size * OWN.head_dim
+    own += 2 * 2 * LENGTH * EMBED * MLP.hidden
+    assert forward_flops(ALONE, decoder_length=LENGTH, num_logits=0) == 2 * own
+    attention = forward_flops(
+        SPEC.replace(decoder=StackSpec(2, (ATTENTION,), causal=True)),
+        decoder_length=LENGTH,
+        num_logits=0,
+    )
+    assert forward_flops(SPEC, decoder_length=LENGTH, num_logits=0) == 3 * own + attention
+
+
+def test_it_is_saved_and_loaded_with_its_model(tmp_path):
+    save_spec(tmp_path / "model.json", SPEC)
+    assert load_spec(tmp_path / "model.json") == SPEC
+
+
+def test_it_writes_and_a_draft_is_refused(tmp_path):
+    mesh = make_mesh(Layout(), jax.devices()[:1])
+    loaded = Loaded(Model(SPEC), random_params(SPEC), Bytes(), None, tmp_path, Layout(), mesh)
+    texts = ["a cat", "dogs sat on mats"]
+    together = loaded.generate(texts, max_new_tokens=6)
+    assert together == [loaded.generate([text], max_new_tokens=6)[0] for text in texts]
+    assert loaded.generate(texts, max_new_tokens=6, num_beams=2)
+    with pytest.raises(InputError, match="GatedLinearAttentionSpec keeps a state"):
+        loaded.generate(texts, max_new_tokens=6, draft="prompt")
+    with pytest.raises(InputError, match="no position bias"):
+        OWN.make(
+            EMBED,
+            dtype=jnp.dtype("float32"),
+            dropout_rate=0.0,
+            causal=False,
+            position_bias=None,
+            kernel="auto",
+        )
+
+
+def test_what_is_not_a_block_is_refused():
+    with pytest.raises(InputError, match=r"StackSpec.blocks = .*: must be a tuple of BlockSpecs"):
+        StackSpec(2, (MLP,), causal=True)
