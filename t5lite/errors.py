@@ -5,24 +5,38 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input: names the field, the value and the fix. The command line exits with 2."""
+    """Bad input: names the field, the value and the fix. The command line exits with 2.
+
+    Args:
+      message: for the user.
+      field: the parameter to blame, by its name; from it the command line finds the line of the
+        gin file. None where the message does not blame one.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None):
+        super().__init__(message)
+        self.field = field
 
 
 class RunError(RuntimeError):
     """A failure whose message says what to do next. The command line exits with 1."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
+def unknown(
+    kind: str, name: object, known: Iterable[str], *, field: str | None = None
+) -> InputError:
     """Returns the error for a name that does not exist, with the nearest ones that do.
 
     Args:
       kind: what the name should have been, e.g. `"preset"`.
       name: what was given.
       known: every valid name.
+      field: the parameter to blame, see `InputError`.
     """
     known = sorted(set(known))
     nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if nearest:
-        return InputError(f"unknown {kind} {str(name)!r}; did you mean {' or '.join(nearest)}?")
+        likely = " or ".join(nearest)
+        return InputError(f"unknown {kind} {str(name)!r}; did you mean {likely}?", field=field)
     listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return InputError(f"unknown {kind} {str(name)!r}; known: {listed or 'none'}")
+    return InputError(f"unknown {kind} {str(name)!r}; known: {listed or 'none'}", field=field)

@@ -4,13 +4,15 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from t5lite.commands.start import spec_of
 from t5lite.commands.train import train
 from t5lite.data.files import as_path, check_folder
 from t5lite.data.packed_writer import write_packed
 from t5lite.data.seqio_cache import write_seqio_cache
 from t5lite.errors import InputError
-from t5lite.models import ComputeSpec, Model, preset
+from t5lite.models import ComputeSpec, Model
 from t5lite.objectives import fit
+from t5lite.training import Checkpoints
 from t5lite.training.claims import claimed
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Writes the cache of what the configuration binds to `train`, and says how to use it."""
     given = configuration.bindings_of(train)
-    for name in ("model", "objective", "data"):
+    for name in ("objective", "data"):
         if name not in given:
             raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
     check_folder(arguments.output, field="--output")
@@ -36,7 +38,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             f"elsewhere:    seqio.add_global_cache_dirs(['{arguments.output}'])"
         )
         return
-    spec = preset(given["model"]) if isinstance(given["model"], str) else given["model"]
+    checkpoints = given.get("checkpoints", Checkpoints())
+    spec = spec_of(given.get("model"), checkpoints, given.get("model_dir", arguments.output))
     objective = fit(given["objective"], Model(spec, ComputeSpec()))
     with claimed(claims, name=arguments.output), _Bars("rows") as bars:
         description = write_packed(

@@ -19,7 +19,7 @@ from t5lite.errors import InputError
 from t5lite.inference import Loaded, load
 from t5lite.interop import locate
 from t5lite.interop.prompts import as_trained, read_prompts
-from t5lite.models import ComputeSpec, Model, ModelSpec, preset
+from t5lite.models import ComputeSpec, Model, ModelSpec, load_spec, named_spec
 from t5lite.objectives import fit
 from t5lite.parallel import Layout, check_batch, make_mesh
 from t5lite.training import Callback, Checkpoints, Run, Stop, TrainState, process_shards
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 def evaluate(
     model_dir: str,
     *,
-    model: str | ModelSpec,
+    model: str | ModelSpec | None = None,
     objective: Any,
     data: Any,
     callbacks: Sequence[Callback],
@@ -61,7 +61,7 @@ def evaluate(
 
     Args:
       model_dir: of the run; see `train` for it and the others.
-      model: must be what the checkpoint holds.
+      model: must be what the checkpoint holds; None: whatever it holds.
       objective: what is measured.
       data: its validation split; its labels have the ids that they had in training.
       callbacks: evaluators and others; their `every` is ignored.
@@ -83,7 +83,7 @@ def evaluate(
             "train.callbacks is empty; add what measures, such as @t5lite.evaluation.HeldOut()"
         )
     found = locate(choose(model_dir, checkpoint, checkpoints))
-    spec = preset(model) if isinstance(model, str) else model
+    spec = load_spec(found.home / "model.json") if model is None else named_spec(model)
     the_model = Model(spec, compute)
     objective = fit(objective, the_model)
     labels = load_labels(found.home)

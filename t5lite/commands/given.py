@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from t5lite.commands.start import spec_of
 from t5lite.commands.train import step_flops, token_lengths, train
 from t5lite.errors import InputError
-from t5lite.models import Model, preset
+from t5lite.models import Model
 from t5lite.objectives import fit
 from t5lite.training import Program, build
 
@@ -54,7 +55,7 @@ def given_by(configuration: "Configuration", changes: Mapping[str, Any]) -> Simp
             given.update = dataclasses.replace(
                 given.update, num_microbatches=changes["num_microbatches"]
             )
-        given.spec = preset(given.model) if isinstance(given.model, str) else given.model
+        given.spec = spec_of(given.model, given.checkpoints, given.model_dir)
         given.model = Model(given.spec, given.compute)
         given.objective = fit(given.objective, given.model)
     except InputError as error:

@@ -124,16 +124,17 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
     from t5lite.evaluation.rows import prompt_of, sees_both_ways
     from t5lite.interop import open_model
     from t5lite.interop.prompts import as_trained
-    from t5lite.models import Model, preset
+    from t5lite.models import Model, named_spec
     from t5lite.objectives import fit
 
     bound = configuration.bindings_of(train)
-    for name in ("model", "objective", "data", *([] if arguments.model_dir else ["model_dir"])):
+    for name in ("objective", "data", *([] if arguments.model_dir else ["model_dir"])):
         if name not in bound:
             raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
-    spec = preset(bound["model"]) if isinstance(bound["model"], str) else bound["model"]
     model_dir, data = arguments.model_dir or bound["model_dir"], bound["data"]
-    objective = as_trained(fit(bound["objective"], Model(spec)), open_model(model_dir).prompts)
+    found = open_model(model_dir)
+    spec = named_spec(bound.get("model") or found.spec)
+    objective = as_trained(fit(bound["objective"], Model(spec)), found.prompts)
     vocabulary, split = data.vocabulary(), arguments.split or "validation"
     if spec.topology == "encoder" or vocabulary is None:
         raise InputError(

@@ -13,23 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 from jax.sharding import AbstractMesh
 
 from t5lite.commands.given import arguments_of
 from t5lite.commands.preview import Preview, balance_lines, batch_lines, example_lines, look
+from t5lite.commands.run_folder import check_files
+from t5lite.commands.start import Start, spec_of
 from t5lite.commands.text import titled, wrapped
-from t5lite.commands.train import check, check_start, step_flops, token_lengths, train
+from t5lite.commands.train import accept, step_flops, token_lengths, train
 from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
-from t5lite.data import load_vocabulary
-from t5lite.data.labels import check_labels, load_labels
+from t5lite.data.files import check_folder
 from t5lite.errors import InputError
 from t5lite.evaluation.text import shorten
-from t5lite.models import PRESETS, Model, ModelSpec, differences, load_spec, preset
+from t5lite.models import PRESETS, Model, ModelSpec, differences
 from t5lite.objectives import fit
 from t5lite.parallel import MESH_AXES, Layout, make_mesh
-from t5lite.training import Duration, Update, build
+from t5lite.training import Duration, Run, Update, build
+from t5lite.training.restore import absolute, saved_steps
+from t5lite.training.stopping import check_watched
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
@@ -73,8 +74,8 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
     if examples < 0:
         raise InputError(f"examples = {examples}: must be at least 0")
     given = arguments_of(arguments)
-    Duration(given.steps, given.tokens, given.epochs)
-    spec = preset(given.model) if isinstance(given.model, str) else given.model
+    check_folder(given.model_dir, field="train.model_dir")
+    given.model = spec = spec_of(given.model, given.checkpoints, given.model_dir)
     mesh = _abstract_mesh(given.layout)
     model = Model(spec, given.compute)
     given.objective = fit(given.objective, model)
@@ -87,11 +88,11 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
         mesh=mesh,
         update=given.update,
     )
-    seen, missing = _look(given, model, split=split, count=examples)
+    seen, missing, start = _look(given, model, split=split, count=examples)
     axes = model.axes()
     lengths = token_lengths(program.batch)
     tokens = given.data.batch_size * sum(lengths)
-    sections: dict[str, Iterable[str]] = {"the run": _the_run(given, spec, mesh, seen, lengths)}
+    sections: dict[str, Iterable[str]] = {"the run": _the_run(given, mesh, seen, lengths, start)}
     if missing is not None:
         sections["data"] = wrapped("cannot be read here: ", missing, max_lines=3)
     elif seen and seen.texts:
@@ -111,25 +112,46 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
 
 def _look(
     given: Any, model: Model, *, split: str, count: int
-) -> tuple[Preview, None] | tuple[None, str]:
-    """Returns a look at the data, or why there is none."""
+) -> tuple[Preview | None, str | None, Start | None]:
+    """Returns a look at the data or why there is none, and the folder that the run starts from.
+
+    Raises:
+      InputError: for whatever `train` would refuse.
+    """
+    start = None
     try:
-        check(
+        folder = absolute(given.model_dir)
+        start = accept(
+            folder,
             model,
             given.objective,
             data=given.data,
-            log_every=given.log_every,
+            duration=Duration(given.steps, given.tokens, given.epochs),
+            checkpoints=given.checkpoints,
             callbacks=given.callbacks,
+            profile=given.profile,
+            log_every=given.log_every,
         )
-        check_start(given.checkpoints, model, given.objective, given.data.labels())
-        return look(given.data, given.objective, split=split, count=count, seed=given.seed), None
+        check_files(folder, [name for each in given.writers for name in getattr(each, "files", ())])
+        run_ = Run(
+            model_dir=str(folder),
+            model=model,
+            objective=given.objective,
+            data=given.data,
+            layout=Layout(),  # metrics are the same on any mesh
+            mesh=make_mesh(Layout(), devices=jax.devices()[:1]),
+            steps=given.steps,
+        )
+        check_watched(given.callbacks, run_, best=given.checkpoints.best)
+        seen = look(given.data, given.objective, split=split, count=count, seed=given.seed)
+        return seen, None, start
     except Exception as error:
         # A mistake has no cause but a mistake, or a module; what lies elsewhere has another.
         mistakes = InputError | ImportError | None
         if isinstance(error, InputError) and isinstance(error.__cause__, mistakes):
             raise
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        return None, kind + str(error).partition("\n")[0]
+        return None, kind + str(error).partition("\n")[0], start
 
 
 def _abstract_mesh(layout: Layout) -> Any:
@@ -142,7 +164,7 @@ def _abstract_mesh(layout: Layout) -> Any:
 
 
 def _the_run(
-    given: Any, spec: ModelSpec, mesh: Any, seen: Preview | None, lengths: Sequence[int]
+    given: Any, mesh: Any, seen: Preview | None, lengths: Sequence[int], start: Start | None
 ) -> list[str]:
     compute, checkpoints = given.compute, given.checkpoints
     layers = "scanned" if compute.scan else "unrolled"
@@ -150,8 +172,8 @@ def _the_run(
     minutes = checkpoints.every_minutes
     often = f"every {checkpoints.every:,} steps" + (f" or {minutes:g} minutes" if minutes else "")
     facts = {
-        "model_dir": f"{given.model_dir}: {_start(given, spec, seen)}",
-        "model": _model_name(spec),
+        "model_dir": f"{given.model_dir}: {_start(given, start)}",
+        "model": _model_name(given.model),
         "objective": _brief(given.objective),
         "data": _brief(given.data, leave_out=("lengths", "batch_size")),
         "length": _length(given, seen, lengths),
@@ -168,26 +190,14 @@ def _the_run(
     return [line for label, text in facts.items() for line in wrapped(f"{label:15}", text)]
 
 
-def _start(given: Any, spec: ModelSpec, seen: Preview | None) -> str:
-    folder = epath.Path(given.model_dir).expanduser()
-    if (folder / "model.json").exists():
-        changed = differences(load_spec(folder / "model.json"), spec)
-        if changed:
-            return f"holds a run of ANOTHER MODEL, train would refuse; {_some(changed)}"
-    vocabulary = given.data.vocabulary() if seen is not None else None
-    if vocabulary is not None and (folder / "vocabulary").exists():
-        known = load_vocabulary(folder / "vocabulary")
-        if known.fingerprint != vocabulary.fingerprint:
-            return "holds a run with ANOTHER VOCABULARY, train would refuse"
-    try:
-        check_labels(given.data.labels() if seen is not None else {}, load_labels(folder))
-    except InputError as error:
-        return f"holds a run with OTHER LABELS, train would refuse; {' '.join(str(error).split())}"
-    names = ocp.path.step.standard_name_format()
-    done = max((found.step for found in names.find_all(folder / "checkpoints")), default=None)
+def _start(given: Any, start: Start | None) -> str:
+    done = max(saved_steps(absolute(given.model_dir) / "checkpoints"), default=None)
     if done is None:
         source = given.checkpoints.restore_from
-        return f"a new run, from the parameters of {source}" if source else "a new run"
+        if source is None:
+            return "a new run"
+        lines = [*start.lines()][1:] if start else []
+        return "; ".join([f"a new run, from the parameters of {source}", *lines])
     if given.steps is None:
         return f"would resume at step {done:,}, unless it is at its end"
     if done >= given.steps:

@@ -11,31 +11,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from t5lite.commands.cuts import count_cuts
 from t5lite.commands.preview import example_texts
 from t5lite.commands.run_end import end_text
 from t5lite.commands.run_folder import (
-    check_described,
     check_files,
     describe,
     last_saved,
     one_writer,
 )
 from t5lite.commands.settings import check_settings, learning_rate, notes, rate_change
+from t5lite.commands.start import Start, check_folder_of_run, first_state, plan_start, spec_of
 from t5lite.data.batches import joint_state
 from t5lite.data.files import check_folder
 from t5lite.data.input_format import InputFormat
-from t5lite.data.labels import Labels, check_labels, load_labels
 from t5lite.errors import InputError
-from t5lite.interop.prompts import check_prompts, prompts_of, read_prompts
+from t5lite.interop.prompts import prompts_of
 from t5lite.models import (
     ComputeSpec,
     Model,
     ModelSpec,
     forward_flops,
-    preset,
 )
 from t5lite.objectives import fit
 from t5lite.parallel import Layout, gather, make_mesh, noted
@@ -47,7 +46,6 @@ from t5lite.training import (
     Loop,
     Meter,
     Profile,
-    Program,
     Progress,
     Report,
     Run,
@@ -56,19 +54,11 @@ from t5lite.training import (
     Update,
     Writer,
     build,
-    load_params,
     peak_flops,
     process_shards,
 )
 from t5lite.training.notices import leaving_at_once
-from t5lite.training.restore import (
-    absolute,
-    check_mapping,
-    find_step_folder,
-    named,
-    saved_steps,
-    source_of,
-)
+from t5lite.training.restore import absolute
 from t5lite.training.state import Optimizer, name_of
 from t5lite.training.step import counted
 from t5lite.training.stopping import check_watched
@@ -106,7 +96,7 @@ class Trained:
 def train(
     model_dir: str,
     *,
-    model: str | ModelSpec,
+    model: str | ModelSpec | None = None,
     objective: Any,
     data: Any,
     optimizer: Optimizer,
@@ -128,7 +118,8 @@ def train(
 
     Args:
       model_dir: where checkpoints, metrics and `model.json` go.
-      model: a preset's name or a spec.
+      model: a preset's name, a folder or a spec, see `models.named_spec`; None: that of
+        `checkpoints.restore_from`.
       objective: what is learnt, e.g. `objectives.SpanCorruption()`.
       data: what from, e.g. `data.TaskData(...)`.
       optimizer: e.g. `optimizers.Adafactor(learning_rate=...)`, or any Optax transformation.
@@ -159,13 +150,22 @@ def train(
     check_folder(model_dir, field="train.model_dir")
 
     # What is trained, on what.
-    spec = preset(model) if isinstance(model, str) else model
+    folder = absolute(model_dir)
+    spec = spec_of(model, checkpoints, folder)
     duration = Duration(steps, tokens, epochs)
     the_model, mesh = Model(spec, compute), make_mesh(layout)
     objective = fit(objective, the_model)
-    check(the_model, objective, data=data, log_every=log_every, callbacks=callbacks)
-    check_settings(duration, callbacks, profile)
-    check_start(checkpoints, the_model, objective, data.labels())
+    start = accept(
+        folder,
+        the_model,
+        objective,
+        data=data,
+        duration=duration,
+        checkpoints=checkpoints,
+        callbacks=callbacks,
+        profile=profile,
+        log_every=log_every,
+    )
     program = build(
         the_model,
         objective,
@@ -176,7 +176,6 @@ def train(
         update=update,
         update_scale=any(getattr(each, "scales_updates", False) for each in callbacks),
     )
-    folder = absolute(model_dir)
     say = print if jax.process_index() == 0 else (lambda text: None)
 
     with contextlib.ExitStack() as stack:
@@ -193,17 +192,19 @@ def train(
         metrics_writers = [make(str(folder)) for make in writers]
         files = [name for each in metrics_writers for name in getattr(each, "files", ())]
         check_files(folder, files)
-        if saved_steps(folder):  # a run without a checkpoint may begin anew as another one
-            check_described(folder, spec, data.vocabulary(), data.labels())
-            known = read_prompts(folder, data.vocabulary(), topology=spec.topology)
-            check_prompts(objective, known, where=f"the run in {folder}")
+        check_folder_of_run(folder, spec, objective=objective, data=data)  # now that it is claimed
 
         # Where it starts: a checkpoint of its own, another run's parameters, or the initialisers.
         checkpointer = stack.enter_context(
             checkpoints.open(folder, warn=say, writable=False, optimizer=name_of(optimizer))
         )
         restored = checkpointer.restore(program.state, extra=program.extra)
-        state = restored.state if restored else first_state(program, checkpoints, seed, say=say)
+        if restored:
+            state = restored.state
+        else:
+            state = first_state(
+                start, program, the_model, layout=layout, mesh=mesh, seed=seed, say=say
+            )
 
         # What it does.
         progress = Progress(duration, active=jax.process_index() == 0)
@@ -292,6 +293,30 @@ def train(
     return Trained(state, run_.metrics, the_model)
 
 
+def accept(
+    folder: epath.Path,
+    model: Model,
+    objective: Any,
+    *,
+    data: Any,
+    duration: Duration,
+    checkpoints: Checkpoints,
+    callbacks: Sequence[Callback],
+    profile: Profile | None,
+    log_every: int,
+) -> Start | None:
+    """Returns where a run starts; `train` and `inspect` both refuse what this refuses.
+
+    Raises:
+      InputError: for settings that do not go together, or with the run in `folder`, or with the
+        folder that the run starts from.
+    """
+    check(model, objective, data=data, log_every=log_every, callbacks=callbacks)
+    check_settings(duration, callbacks, profile)
+    resumes = check_folder_of_run(folder, model.spec, objective=objective, data=data)
+    return plan_start(checkpoints, model, objective, data=data, resumes=resumes)
+
+
 def headline(model: Model, mesh: Mesh) -> str:
     """Returns one line: the model, its size, and what it runs on."""
     size = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
@@ -325,36 +350,6 @@ def check(
                 f"{type(head).__name__}.{field} = {getattr(head, field)}: the data have "
                 f"{num_classes} classes; set it to at least {num_classes}"
             )
-
-
-def check_start(checkpoints: Checkpoints, model: Model, objective: Any, labels: Labels) -> None:
-    """Raises an InputError if a head would be restored that has other labels than the data."""
-    head = model.heads.get(getattr(objective, "head", ""))
-    if checkpoints.restore_from is None or head is None or not labels:
-        return
-    check_mapping(checkpoints.restore_mapping)
-    names = [name for name in named(model.shapes()) if name.startswith(f"{head.kind}_head/")]
-    if any(source_of(name, checkpoints.restore_mapping) is not None for name in names):
-        folder = find_step_folder(checkpoints.restore_from)
-        homes = [load_labels(home) for home in (folder, *folder.parents[:2])]
-        known = next(filter(None, homes), {})
-        check_labels(labels, known, where=f"{folder}, whose {head.kind} head is restored")
-
-
-def first_state(
-    program: Program, checkpoints: Checkpoints, seed: int, *, say: Callable[[str], None]
-) -> TrainState:
-    """Draws a state, or starts from the parameters of `restore_from` where that is given."""
-    if checkpoints.restore_from is None:
-        return program.init(seed)
-    loaded = load_params(
-        checkpoints.restore_from,
-        like=program.init(seed).params,  # for those that the mapping leaves fresh
-        mapping=checkpoints.restore_mapping,
-    )
-    fresh = f", {len(loaded.fresh)} arrays fresh" if loaded.fresh else ""
-    say(f"parameters from {loaded.folder}{fresh}")
-    return program.start_from(loaded.params, seed)
 
 
 def token_lengths(batch: Mapping[str, Any]) -> list[int]:

@@ -20,7 +20,7 @@ from t5lite.interop.foreign import Foreign
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults
 from t5lite.interop.hub import check_revision, from_hub, split_name
 from t5lite.interop.prompts import read_prompts
-from t5lite.models import Model, ModelSpec, load_spec
+from t5lite.models import Model, ModelSpec, load_spec, reads_folders
 from t5lite.objectives import Prompts
 from t5lite.parallel import Layout, shardings
 from t5lite.training.restore import (
@@ -57,6 +57,12 @@ def open_model(
     generation = None if spec.decoder is None else read_defaults(found.home)
     inputs = load_input_format(found.home)
     return Own(spec, found, vocabulary, labels, prompts, generation, inputs)
+
+
+@reads_folders
+def spec_of(folder: str) -> ModelSpec:
+    """Returns the architecture of a folder, for `models.named_spec`."""
+    return open_model(folder).spec
 
 
 def kind_of(folder: epath.PathLike, *, revision: str | None = None) -> tuple[str, str]:

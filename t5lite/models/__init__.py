@@ -4,7 +4,7 @@ from t5lite.models.block import Block, BlockSpec, TransformerBlockSpec
 from t5lite.models.cache import Cache
 from t5lite.models.flops import forward_flops
 from t5lite.models.model import Model
-from t5lite.models.override import override
+from t5lite.models.override import named_spec, override, reads_folders
 from t5lite.models.presets import PRESETS, preset
 from t5lite.models.spec import (
     ComputeSpec,
@@ -28,7 +28,9 @@ __all__ = [
     "differences",
     "forward_flops",
     "load_spec",
+    "named_spec",
     "override",
     "preset",
+    "reads_folders",
     "save_spec",
 ]

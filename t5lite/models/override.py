@@ -1,23 +1,72 @@
 """Everything between two published architectures: specs with some values changed."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 
 from t5lite.errors import InputError, unknown
 from t5lite.layers import Spec
-from t5lite.models.presets import PRESETS, preset
+from t5lite.models.presets import PRESETS, preset, same_architecture
 from t5lite.models.spec import ModelSpec, StackSpec, load_spec
+
+# `interop`, a floor above, opens other libraries' folders; it registers itself when imported.
+_FOLDER_READERS: list[Callable[[str], ModelSpec]] = []
+
+
+def reads_folders(reader: Callable[[str], ModelSpec]) -> Callable[[str], ModelSpec]:
+    """Registers the function that `named_spec` opens folders without a `model.json` with."""
+    _FOLDER_READERS[:] = [reader]
+    return reader
+
+
+def named_spec(model: str | ModelSpec) -> ModelSpec:
+    """Returns the architecture that a name stands for.
+
+    Args:
+      model: a preset's name; a folder with a `model.json` (a run's, or what `t5lite convert` and
+        `adapt` wrote); where `t5lite.interop` is imported, as every command does, also a Hugging
+        Face folder or hub name and a T5X checkpoint. A spec is returned as it is.
+
+    Raises:
+      InputError: none of these, with the nearest presets.
+    """
+    if isinstance(model, ModelSpec):
+        return model
+    if not isinstance(model, str):
+        raise InputError(
+            f"model = {model!r}: must be a preset's name, a folder or a ModelSpec", field="model"
+        )
+    if model in PRESETS:
+        return PRESETS[model]
+    folder = epath.Path(model).expanduser()
+    if (folder / "model.json").exists():
+        return load_spec(folder / "model.json")
+    if not folder.is_dir() and "/" not in model:
+        return preset(model)
+    if not _FOLDER_READERS:
+        raise InputError(
+            f"model = {model!r}: no preset, and no folder with a model.json; to read folders of "
+            "other libraries, `import t5lite.interop` first",
+            field="model",
+        )
+    try:
+        return _FOLDER_READERS[0](model)
+    except InputError as error:
+        if folder.is_dir() or not (known := same_architecture(model)):
+            raise
+        raise InputError(
+            f"{error}\nits architecture alone, without its weights: model = {known!r}",
+            field="model",
+        ) from error
 
 
 def override(model: str | ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
     """Returns a spec with some values changed, addressed by their path.
 
     Args:
-      model: a preset's name, a folder with a `model.json` (a run's, or what `t5lite convert` and
-        `adapt` wrote), or a spec.
+      model: a preset's name, a folder, or a spec; see `named_spec`.
       changes: path → value. A step of a path is a field's name, the index of a block, or `*` for
         every block (or, in front, for every stack), e.g. `{"decoder.blocks.*.mlp.hidden": 4096,
         "*.dropout_rate": 0.1}`.
@@ -25,17 +74,10 @@ def override(model: str | ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
     Raises:
       InputError: if a path does not exist (with the nearest names) or a value does not fit.
     """
-    spec = _named(model) if isinstance(model, str) else model
+    spec = named_spec(model)
     for path, value in changes.items():
         spec = _set(spec, path.split("."), value, path)
     return spec
-
-
-def _named(model: str) -> ModelSpec:
-    path = epath.Path(model).expanduser() / "model.json"
-    if model not in PRESETS and ("/" in model or path.exists()):
-        return load_spec(path)
-    return preset(model)
 
 
 def _set(node: Any, steps: list[str], value: Any, path: str) -> Any:

@@ -52,9 +52,13 @@ class Checkpoints:
       keep: how many of the newest checkpoints to keep.
       best: name of the held-out metric whose best checkpoint is kept besides those, or None.
       best_mode: `"min"` or `"max"`: which value of `best` is the best one.
-      restore_from: a model_dir, checkpoints folder or step folder whose parameters a *new* run
-        starts from; a run that finds checkpoints of its own resumes from them instead.
-      restore_mapping: rules for the names of those parameters, see `load_params`.
+      restore_from: a folder whose parameters a *new* run starts from: a model_dir, its checkpoints
+        folder or a step's, a Hugging Face folder (or hub name) or a T5X checkpoint; a run that
+        finds checkpoints of its own resumes from them instead.
+      restore_mapping: rules for the names of those parameters, see `load_params`. Heads need none:
+        those that the folder lacks are drawn, and those that the model lacks are left out.
+      other_vocabulary: whether the data may have another vocabulary than that folder, whose
+        embeddings then belong to other tokens.
 
     Raises:
       InputError: if a field is out of range.
@@ -67,6 +71,7 @@ class Checkpoints:
     best_mode: str = "min"
     restore_from: str | None = None
     restore_mapping: Sequence[Rule] = ()
+    other_vocabulary: bool = False
 
     def __post_init__(self):
         for field in ("every", "keep"):

@@ -19,6 +19,7 @@ from t5lite.errors import InputError, RunError
 from t5lite.training.checksums import Checksum, checksums
 
 Rule = tuple[str | None, str | None]
+_SHOWN = 6  # names in a message
 _GROUP_BYTES = 2**30  # of arrays that are in memory twice while they are cast
 
 
@@ -72,8 +73,8 @@ def load_params(
       The tree, the names left fresh and the step folder.
 
     Raises:
-      InputError: if there is no checkpoint, if names are missing on either side (all are listed,
-        with the nearest ones), if a rule matches none, or if shapes differ.
+      InputError: if there is no checkpoint, if names are missing on either side (the first are
+        listed, with the nearest ones), if a rule matches none, or if shapes differ.
       CheckpointError: if the checkpoint is damaged.
     """
     check_mapping(mapping)
@@ -120,7 +121,7 @@ def _load_params(
         plain = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in saved.items()}
         return Loaded(_nest(read(plain)), (), step_folder)
     wanted = named(like)
-    sources = _match(wanted, saved, mapping, where=f"{step_folder} ({part})")
+    sources = match(wanted, saved, mapping, where=f"{step_folder} ({part})")
     renamed = {name: saved[source] for name, source in sources.items()}
     check_same(step_folder, renamed, {name: wanted[name] for name in sources}, cast=True)
     values, rest = dict(wanted), sources
@@ -147,8 +148,9 @@ def check_mapping(mapping: Sequence[Rule]) -> None:
         sides = [side for side in rule if side is not None] if pair else []
         if not sides or not all(isinstance(side, str) for side in sides):
             raise InputError(
-                f"restore_mapping: {rule!r} is not a pair of a pattern for wanted names and a "
-                "saved name, of which one may be None"
+                f"Checkpoints.restore_mapping: {rule!r} is not a pair of a pattern for wanted "
+                "names and a saved name, of which one may be None",
+                field="restore_mapping",
             )
         try:
             re.compile(sides[0])
@@ -364,10 +366,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (nearest: {matches[0]})" if matches else ""
 
 
-def _match(
+def match(
     wanted: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule], *, where: str
 ) -> dict[str, str]:
-    """Returns wanted name → saved name of all that are to be restored."""
+    """Returns wanted name → saved name of all that are to be restored; see `load_params`.
+
+    Args:
+      wanted: names of the parameters that a model has.
+      saved: names of those that a checkpoint has.
+      mapping: the rules.
+      where: what the checkpoint is called in messages.
+    """
     wanted, saved = list(wanted), set(saved)
     targets = {name: source_of(name, mapping) for name in wanted}
     sources = {name: source for name, source in targets.items() if source is not None}
@@ -384,13 +393,23 @@ def _match(
     ]
     idle = [rule for rule in mapping if not _matches(rule, wanted, saved)]
     if missing or unused or idle:
-        lines = [f"the names do not fit the checkpoint {where}"]
-        lines += [f"restore_mapping, matching no name: {', '.join(map(str, idle))}"] if idle else []
-        lines += [f"wanted, not saved: {', '.join(missing)}"] if missing else []
-        lines += [f"saved, not wanted: {', '.join(unused)}"] if unused else []
-        lines += ['map them: ("wanted", "saved"), ("wanted", None) or (None, "saved")']
-        raise InputError("\n".join(lines))
+        lines = [f"the names of parameters do not fit the checkpoint {where}"]
+        if idle:
+            rules = ", ".join(map(str, idle))
+            lines += [f"Checkpoints.restore_mapping, rules that match no name: {rules}"]
+        lines += [f"wanted, not saved: {_listed(missing)}"] if missing else []
+        lines += [f"saved, not wanted: {_listed(unused)}"] if unused else []
+        lines += [
+            "Checkpoints.restore_mapping takes pairs of patterns: "
+            '("wanted", "saved"), ("wanted", None) or (None, "saved")'
+        ]
+        raise InputError("\n".join(lines), field="restore_mapping")
     return sources
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _matches(rule: Rule, wanted: Iterable[str], saved: Iterable[str]) -> bool:

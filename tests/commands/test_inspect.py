@@ -123,8 +123,8 @@ def test_where_a_run_would_start(tmp_path, monkeypatch):
         return " ".join(text.partition("objective ")[0].split())
 
     assert "run: a new run model" in start()
-    first = Checkpoints(restore_from="elsewhere")
-    assert "a new run, from the parameters of elsewhere" in start(checkpoints=first)
+    with pytest.raises(InputError, match="there is no folder 'elsewhere'"):
+        start(checkpoints=Checkpoints(restore_from="elsewhere"))
 
     with Checkpoints().open(tmp_path / "run") as checkpointer:
         checkpointer.save(20, {"a": np.zeros(2)}, progress={})
@@ -141,13 +141,15 @@ def test_where_a_run_would_start(tmp_path, monkeypatch):
     before = contents()
     assert "would resume at step 20 of 50" in start()
     assert "finished, at step 20 of 20" in start(steps=20)
-    other = start(model=override(TINY, {"encoder.num_layers": 3}))
-    assert "ANOTHER MODEL, train would refuse; encoder.num_layers: 2 -> 3" in other
-    assert "ANOTHER VOCABULARY" in start(data=text_data(vocab=Bytes(99)))
+    with pytest.raises(InputError, match=r"(?s)another model.*encoder.num_layers: 2 -> 3"):
+        start(model=override(TINY, {"encoder.num_layers": 3}))
+    with pytest.raises(InputError, match="another vocabulary"):
+        start(data=text_data(vocab=Bytes(99)))
     assert contents() == before
     save_labels(tmp_path / "run", {"labels": ["b", "a"]})
     monkeypatch.setattr(ArrayData, "labels", lambda data: {"labels": ["a", "b"]})
-    assert "OTHER LABELS, train would refuse; the labels of 'labels' are not" in start()
+    with pytest.raises(InputError, match="the labels of 'labels' are not"):
+        start()
 
 
 @pytest.mark.parametrize(

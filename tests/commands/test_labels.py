@@ -12,7 +12,7 @@ from t5lite import interop
 from t5lite.commands.evaluate import evaluate
 from t5lite.commands.preview import example_texts
 from t5lite.commands.run_folder import check_described
-from t5lite.commands.train import check_start
+from t5lite.commands.start import plan_start
 from t5lite.data import (
     Bytes,
     Class,
@@ -105,16 +105,16 @@ def test_a_resumed_run_has_the_same_labels(saved, spec, tmp_path):
         assert len(str(raised.value).splitlines()) <= 5
 
 
-def test_a_restored_head_has_the_same_labels(saved, spec):
-    other, fresh = {"labels": ["bad", "good"]}, [("classification_head/.*", None)]
+def test_a_restored_head_has_the_same_labels(saved, spec, tmp_path):
+    fresh = [("classification_head/.*", None)]
+    ours, other = data(tmp_path, NAMES["labels"]), data(tmp_path, ["bad", "good"])
     model, objective = Model(spec), Classification()
-    check_start(Checkpoints(restore_from=str(saved)), model, objective, NAMES)
-    check_start(Checkpoints(), model, objective, other)
-    check_start(
-        Checkpoints(restore_from=str(saved), restore_mapping=fresh), model, objective, other
-    )
+    plan_start(Checkpoints(restore_from=str(saved)), model, objective, data=ours)
+    assert plan_start(Checkpoints(), model, objective, data=other) is None
+    mapped = Checkpoints(restore_from=str(saved), restore_mapping=fresh)
+    plan_start(mapped, model, objective, data=other)
     with pytest.raises(InputError, match="classification head is restored"):
-        check_start(Checkpoints(restore_from=str(saved)), model, objective, other)
+        plan_start(Checkpoints(restore_from=str(saved)), model, objective, data=other)
 
 
 def test_names_go_to_hugging_face_and_back(saved, tmp_path, capsys):

@@ -268,7 +268,7 @@ def test_a_rule_that_matches_no_name(tmp_path):
     fits = [("c/(.*)", r"a/\1"), (None, "a/.*")]
     assert load_params(tmp_path, like, mapping=fits).fresh == ()
     for rule in [("c/x/(.*)", r"a/\1"), (None, "head/.*"), ("head/.*", None)]:
-        with pytest.raises(InputError, match="matching no name: " + re.escape(str(rule))):
+        with pytest.raises(InputError, match="rules that match no name: " + re.escape(str(rule))):
             load_params(tmp_path, like, mapping=[*fits, rule])
 
 

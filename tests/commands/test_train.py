@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 
 import jax
@@ -173,9 +174,15 @@ def test_another_run_gives_its_parameters_and_what_is_missing_is_fresh(copier, t
         checkpoints=Checkpoints(restore_from=str(folder), restore_mapping=rules),
         writers=[JsonLines],
     )
-    assert (
-        f"parameters from {folder}/checkpoints/{STEPS}, 2 arrays fresh" in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert f"parameters from {folder}/checkpoints/{STEPS}\n" in printed
+    (fresh,) = re.findall("^fresh: (.*)", printed, re.MULTILINE)
+    assert re.findall(r"(\w+)/layers/block_0/position_bias/\S+ \(128 parameters\)", fresh) == [
+        "decoder",
+        "encoder",
+    ]
+    (dropped,) = re.findall("^dropped: (.*)", printed, re.MULTILINE)
+    assert re.findall(r"(\w+)/position_bias/", dropped) == ["decoder", "encoder"]
     old = {jax.tree_util.keystr(path): leaf for path, leaf in leaves(trained.state.params)}
     found = 0
     for path, leaf in leaves(new.state.params):

@@ -1,6 +1,8 @@
 """Published architectures, once each, as values; families by file. Nano sizes are our own."""
 
-from t5lite.errors import unknown
+import re
+
+from t5lite.errors import InputError, unknown
 from t5lite.models.presets import (
     albert,
     bart,
@@ -37,8 +39,26 @@ def preset(name: str) -> ModelSpec:
     """Returns the spec of a published architecture.
 
     Raises:
-      InputError: for an unknown name, with the nearest ones.
+      InputError: for an unknown name, with the nearest ones; a name of the Hugging Face hub with
+        the preset of that architecture.
     """
     if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
+        if known := same_architecture(name):
+            raise InputError(f"unknown preset {name!r}; did you mean {known}?", field="model")
+        raise unknown("preset", name, PRESETS, field="model")
     return PRESETS[name]
+
+
+def same_architecture(name: str) -> str | None:
+    """Returns the preset that a name of the Hugging Face hub stands for, or None.
+
+    `bert-base-uncased` is `bert_base`, `google/t5-v1_1-base` is `t5_1_1_base`.
+    """
+    return {_plain(known): known for known in PRESETS}.get(_plain(name.rpartition("/")[2]))
+
+
+def _plain(name: str) -> str:
+    """Returns a name without what hubs and presets write differently."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    kept = [word for word in words if word not in ("uncased", "meta", "hf", "deduped", "it")]
+    return "".join(re.sub(r"^v(?=\d)", "", word) for word in kept)

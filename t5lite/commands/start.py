@@ -1,0 +1,287 @@
+"""Where a new run starts: at the parameters of another folder, checked before any are read."""
+
+import dataclasses
+import math
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from t5lite.commands.run_folder import check_described
+from t5lite.data.labels import check_labels
+from t5lite.errors import InputError
+from t5lite.interop import open_model
+from t5lite.interop.foreign import Foreign
+from t5lite.interop.opening import Own
+from t5lite.interop.prompts import check_prompts, read_prompts
+from t5lite.models import Model, ModelSpec, differences, load_spec, named_spec
+from t5lite.parallel import Layout
+from t5lite.training import Checkpoints, Program, TrainState, load_params
+from t5lite.training.restore import (
+    Rule,
+    absolute,
+    check_mapping,
+    match,
+    named,
+    saved_arrays,
+    saved_steps,
+    source_of,
+)
+from t5lite.training.restore import differences as misfits
+
+_FIELD = "Checkpoints.restore_from"
+_HEAD = re.compile(r"(\w+_head)/")
+_PARAMS = "params/"
+
+
+def spec_of(
+    model: str | ModelSpec | None, checkpoints: Checkpoints, model_dir: epath.PathLike
+) -> ModelSpec:
+    """Returns the architecture of a run: by default that of what it resumes or starts from.
+
+    Raises:
+      InputError: if there is none.
+    """
+    if model is not None:
+        return named_spec(model)
+    described = absolute(model_dir) / "model.json"
+    if saved_steps(absolute(model_dir) / "checkpoints") and described.exists():
+        return load_spec(described)
+    if checkpoints.restore_from is not None:
+        return open_model(checkpoints.restore_from).spec
+    raise InputError(
+        "train needs 'model', which no file or flag binds: a preset's name, a folder or a spec; or "
+        f"{_FIELD}, whose model is then taken",
+        field="model",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A folder that a run starts from, and what becomes of each parameter.
+
+    Args:
+      found: the folder, opened.
+      rules: `restore_mapping`, and a rule for each parameter of a head that is new or left out.
+      sources: the run's name → the folder's name, of all that are read.
+      fresh: size of each parameter that is drawn, by name.
+      dropped: size of each parameter of the folder that is left out, by name.
+      changed: in what the run's model differs, but for heads and dropout.
+    """
+
+    found: Foreign | Own
+    rules: Sequence[Rule]
+    sources: Mapping[str, str]
+    fresh: Mapping[str, int]
+    dropped: Mapping[str, int]
+    changed: Sequence[str] = ()
+
+    def lines(self) -> Iterator[str]:
+        """Yields what a person should know."""
+        yield f"parameters from {self.found.where}"
+        for what, sizes in (("fresh", self.fresh), ("dropped", self.dropped)):
+            if sizes:
+                yield f"{what}: {_summary(sizes)}"
+        if self.changed:
+            more = f" and {len(self.changed) - 2} more" if len(self.changed) > 2 else ""
+            yield f"note: the model is not that of the folder: {'; '.join(self.changed[:2])}{more}"
+
+    def state(
+        self, program: Program, model: Model, *, layout: Layout, mesh: Mesh, seed: int
+    ) -> TrainState:
+        """Returns the first state of a run, its parameters read straight into their shards."""
+        wanted = named(program.state.params)
+        values: dict[str, Any] = {}
+        if self.fresh:
+            drawn = named(program.init(seed).params)
+            values = {name: drawn[name] for name in self.fresh}
+            del drawn  # before the folder's are read
+        values |= self._read(wanted, program.state.params, model, layout=layout, mesh=mesh)
+        structure = jax.tree.structure(program.state.params)
+        params = jax.tree.unflatten(structure, [values[name] for name in wanted])
+        return program.start_from(params, seed)
+
+    def _read(
+        self, wanted: Mapping[str, Any], like: Any, model: Model, *, layout: Layout, mesh: Mesh
+    ) -> dict[str, Any]:
+        if isinstance(self.found, Own):
+            loaded = load_params(self.found.where, like=like, mapping=self.rules)
+            return {name: named(loaded.params)[name] for name in self.sources}
+        theirs = dataclasses.replace(model, spec=self.found.spec)
+        read = named(self.found.params(theirs, layout=layout, mesh=mesh, dtype="float32"))
+        values, taken = {}, set()
+        for name, source in self.sources.items():
+            # A state owns its arrays: none is in it twice.
+            value = jnp.copy(read[source]) if source in taken else read[source]
+            taken.add(source)
+            values[name] = jax.device_put(value, wanted[name].sharding)
+        return values
+
+
+def plan_start(
+    checkpoints: Checkpoints, model: Model, objective: Any, *, data: Any, resumes: bool = False
+) -> Start | None:
+    """Opens the folder that a new run starts from, and checks that it fits.
+
+    Args:
+      checkpoints: `restore_from` names the folder.
+      model: the run's.
+      objective: whose head must have the data's labels, if it is read.
+      data: gives vocabulary and labels.
+      resumes: whether the run has a checkpoint of its own, and the folder is not needed.
+
+    Returns:
+      What to read; None for a run that starts from the initialisers or resumes.
+
+    Raises:
+      InputError: if there is no such folder, or names, shapes, vocabulary or labels do not fit.
+    """
+    if checkpoints.restore_from is None or resumes:
+        return None
+    check_mapping(checkpoints.restore_mapping)
+    found = open_model(checkpoints.restore_from)
+    wanted, saved = named(model.shapes()), _saved(found, model)
+    _check_vocabulary(found, data.vocabulary(), checkpoints)
+    rules = [*checkpoints.restore_mapping, *_of_heads(wanted, saved, checkpoints.restore_mapping)]
+    sources = match(wanted, saved, rules, where=found.where)
+    theirs = {name: saved[source] for name, source in sources.items()}
+    if lines := misfits(theirs, {name: wanted[name] for name in sources}, cast=True):
+        more = [f"  and {len(lines) - 2} more"] if len(lines) > 2 else []
+        heading = f"{_FIELD}: the parameters of {found.where} do not fit the model:"
+        text = "\n".join([heading, *lines[:2], *more, _advice(wanted, theirs)])
+        raise InputError(text, field="restore_from")
+    head = model.heads.get(getattr(objective, "head", ""))
+    if head is not None and any(name.startswith(f"{head.kind}_head/") for name in sources):
+        where = f"{found.where}, whose {head.kind} head is restored"
+        check_labels(data.labels(), found.labels, where=where)
+    used = set(sources.values())
+    return Start(
+        found,
+        rules,
+        sources,
+        fresh={name: math.prod(leaf.shape) for name, leaf in wanted.items() if name not in sources},
+        dropped={name: math.prod(leaf.shape) for name, leaf in saved.items() if name not in used},
+        changed=() if checkpoints.restore_mapping else _changed(found.spec, model.spec),
+    )
+
+
+def check_folder_of_run(folder: epath.Path, spec: ModelSpec, *, objective: Any, data: Any) -> bool:
+    """Refuses to resume the run in a folder as another one; returns whether there is one.
+
+    A run without a checkpoint may begin anew as another one.
+    """
+    if not saved_steps(folder / "checkpoints"):
+        return False
+    check_described(folder, spec, data.vocabulary(), data.labels())
+    known = read_prompts(folder, data.vocabulary(), topology=spec.topology)
+    check_prompts(objective, known, where=f"the run in {folder}")
+    return True
+
+
+def first_state(
+    start: Start | None,
+    program: Program,
+    model: Model,
+    *,
+    layout: Layout,
+    mesh: Mesh,
+    seed: int,
+    say: Callable[[str], None],
+) -> TrainState:
+    """Draws a state, or starts from the parameters of a folder where there is one."""
+    if start is None:
+        return program.init(seed)
+    state = start.state(program, model, layout=layout, mesh=mesh, seed=seed)
+    for line in start.lines():
+        say(line)
+    return state
+
+
+def _saved(found: Foreign | Own, model: Model) -> dict[str, Any]:
+    """Returns shape and dtype of each parameter in a folder, by the name it has in t5lite."""
+    if isinstance(found, Own):
+        everything = saved_arrays(found.found.step_folder)
+        return {
+            name.removeprefix(_PARAMS): leaf
+            for name, leaf in everything.items()
+            if name.startswith(_PARAMS)
+        }
+    shapes = dataclasses.replace(model, spec=found.spec).shapes()
+    found.check(shapes)
+    return named(shapes)
+
+
+def _of_heads(
+    wanted: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule]
+) -> Iterator[Rule]:
+    """Yields a rule for each parameter of a new head, and for each of the folder's unread ones."""
+    wanted, saved = list(wanted), list(saved)
+    ours, theirs = _heads(wanted), _heads(saved)
+    for name in wanted:
+        if _head(name) in ours - theirs and source_of(name, mapping) == name:
+            yield re.escape(name), None
+    read = {source_of(name, mapping) for name in wanted}
+    ruled = [pattern for side, pattern in mapping if side is None and pattern is not None]
+    for name in saved:
+        unasked = name not in read and not any(re.fullmatch(rule, name) for rule in ruled)
+        if _head(name) and unasked:
+            yield None, re.escape(name)
+
+
+def _head(name: str) -> str:
+    found = _HEAD.match(name)
+    return found[1] if found else ""
+
+
+def _heads(names: Iterable[str]) -> set[str]:
+    return {_head(name) for name in names} - {""}
+
+
+def _check_vocabulary(found: Foreign | Own, ours: Any, checkpoints: Checkpoints) -> None:
+    """Refuses data whose token ids mean something else to the parameters."""
+    theirs = found.vocabulary
+    if ours is None or theirs is None or checkpoints.other_vocabulary:
+        return
+    if ours.fingerprint == theirs.fingerprint:
+        return
+    for index in range(min(ours.size, theirs.size)):
+        if (piece := ours.piece(index)) != (known := theirs.piece(index)):
+            raise InputError(
+                f"{_FIELD} = {checkpoints.restore_from!r}: another vocabulary than the data's: "
+                f"token {index} is {known!r} there and {piece!r} here\n"
+                "  use that one: VOCABULARY = @t5lite.interop.vocabulary_of(), of this folder\n"
+                "  or keep the data's all the same: Checkpoints.other_vocabulary = True",
+                field="restore_from",
+            )
+
+
+def _advice(wanted: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Returns what to do about shapes that differ: a head may be new, a body is another model's."""
+    differing = [name for name in theirs if tuple(wanted[name].shape) != tuple(theirs[name].shape)]
+    heads = _heads(differing)
+    if heads and all(map(_head, differing)):
+        rules = ", ".join(f'("{head}/.*", None)' for head in sorted(heads))
+        return f"draw it anew: Checkpoints.restore_mapping = [{rules}]"
+    return "take the folder's own model: MODEL = %INITIAL_CHECKPOINT_PATH, or leave train.model out"
+
+
+def _changed(theirs: ModelSpec, ours: ModelSpec) -> list[str]:
+    lines = differences(theirs.replace(heads=()), ours.replace(heads=()))
+    return [line for line in lines if not re.search(r"(dropout|depth)_rate:", line)]
+
+
+def _summary(sizes: Mapping[str, int]) -> str:
+    """Returns parameters by the part they belong to: `classification_head/… (1,538 parameters)`."""
+    parts: dict[str, list[str]] = {}
+    for name in sizes:
+        parts.setdefault(name.partition("/")[0], []).append(name)
+    shown = []
+    for names in parts.values():
+        path = names[0] if len(names) == 1 else f"{posixpath.commonpath(names)}/…"
+        shown.append(f"{path} ({sum(map(sizes.__getitem__, names)):,} parameters)")
+    return ", ".join(shown)

