@@ -276,7 +276,7 @@ def test_inspect_refuses_the_folder_of_another_run(encoder, tmp_path, capsys, fa
     ],
 )
 def test_names_of_the_hub_lead_to_presets(name, preset, monkeypatch):
-    def no_network(name):
+    def no_network(name, **options):
         raise InputError(f"no folder {name}")
 
     monkeypatch.setattr("t5lite.interop.opening.from_hub", no_network)
