@@ -1,20 +1,24 @@
 """`t5lite evaluate`: a configuration's callbacks, once, on one of its checkpoints."""
 
 import argparse
+import hashlib
 import inspect
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
 
+from t5lite.commands.cuts import count_cuts
 from t5lite.commands.run_folder import check_described
 from t5lite.commands.text import metric_lines
 from t5lite.commands.train import check, train
 from t5lite.data.files import write_whole
 from t5lite.data.labels import load_labels
+from t5lite.data.sources import NoSplit
 from t5lite.errors import InputError
 from t5lite.inference import Loaded, load
 from t5lite.interop import locate
@@ -28,6 +32,9 @@ from t5lite.training.restore import absolute, saved_steps
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
+_CHECKED = 1024  # examples, for texts that are cut
+_READABLE = 40  # characters of a data set's name in that of a file
+
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Calls `evaluate` with what is bound to `train`, as far as it concerns evaluation."""
@@ -38,7 +45,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
         if name not in bound:
             raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
     concerning = {name: value for name, value in bound.items() if name in parameters}
-    evaluate(**concerning, checkpoint=arguments.checkpoint)
+    evaluate(**concerning, checkpoint=arguments.checkpoint, sample=arguments.sample)
 
 
 def evaluate(
@@ -52,12 +59,13 @@ def evaluate(
     compute: ComputeSpec = ComputeSpec(),
     checkpoints: Checkpoints = Checkpoints(),
     checkpoint: str = "latest",
+    sample: bool = False,
 ) -> dict[str, float]:
     """Runs each callback once on a checkpoint's parameters; the averaged ones where there are some.
 
-    Prints the metrics, and writes them to `model_dir/evaluation-<step>.json`, over those of an
-    earlier evaluation of that step; what training has written is left alone, so a run may go on
-    meanwhile.
+    Prints the metrics, and writes them to `model_dir/evaluation-<step>-<data>.json`, over those of
+    an earlier evaluation of that step on the same data; what training has written is left alone, so
+    a run may go on meanwhile. Callbacks with a method `whole() -> Callback` read the whole split.
 
     Args:
       model_dir: of the run; see `train` for it and the others.
@@ -69,6 +77,7 @@ def evaluate(
       compute: dtype and so on.
       checkpoints: `best` and `best_mode` say which one `"best"` is.
       checkpoint: `"latest"`, `"best"`, a step, or the folder of any checkpoint.
+      sample: whether callbacks read the samples that they read in training, where they do.
 
     Returns:
       The metrics of all callbacks.
@@ -111,10 +120,16 @@ def evaluate(
         say=print if jax.process_index() == 0 else lambda text: None,
     )
     run_.say(f"evaluating {found.step_folder}")
+    name, cut = _validation(data, objective) if jax.process_index() == 0 else ("", "")
+    if cut:
+        run_.say(f"note: {cut}")
     if data.labels() and not labels:
         run_.say(f"{found.home} has no labels.json: labels are numbered as in these data")
     state = state_of(loaded)
     for callback in callbacks:
+        whole = getattr(callback, "whole", None)
+        if whole is not None and not sample:
+            callback = whole()
         result = callback(run_, state, step=loaded.step)
         if result and not isinstance(result, Stop):
             run_.metrics.update({name: float(value) for name, value in result.items()})
@@ -123,8 +138,8 @@ def evaluate(
         return {}
     run_.say("\n".join([f"\nmetrics at step {loaded.step:,}", *metric_lines(run_.metrics)]))
     if jax.process_index() == 0:
-        path = absolute(model_dir) / f"evaluation-{loaded.step}.json"
-        write(path, loaded, run_.metrics)
+        path = absolute(model_dir) / f"evaluation-{loaded.step}{_suffix(name)}.json"
+        write(path, loaded, run_.metrics, data=name)
         run_.say(f"written to {path}")
     return run_.metrics
 
@@ -181,7 +196,29 @@ def state_of(loaded: Loaded) -> TrainState:
     )
 
 
-def write(path: epath.Path, loaded: Loaded, metrics: Mapping[str, float]) -> None:
+def _validation(data: Any, objective: Any) -> tuple[str, str]:
+    """Returns what tells the validation data from others, and which of its texts are cut."""
+    try:
+        name = data.validation_name(objective)
+    except NoSplit:  # callbacks may have data of their own
+        return "", ""
+    split = getattr(data, "validation_split", "validation")
+    cuts = count_cuts(data, objective, split=split, most=_CHECKED, seed=0)
+    return name, cuts.text() if cuts else ""
+
+
+def _suffix(name: str) -> str:
+    """Returns the end of a file's name for some data: readable, and its own."""
+    if not name:
+        return ""
+    readable = re.sub(r":[0-9a-f]{16}\b", "", name)  # a digest, of which there is one below
+    readable = re.sub(r"[^\w.]+", "-", readable)[:_READABLE].strip("-.")
+    return f"-{readable}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def write(
+    path: epath.Path, loaded: Loaded, metrics: Mapping[str, float], *, data: str = ""
+) -> None:
     """Writes metrics as JSON, NaN and infinities as null.
 
     Raises:
@@ -190,6 +227,7 @@ def write(path: epath.Path, loaded: Loaded, metrics: Mapping[str, float]) -> Non
     content = {
         "step": loaded.step,
         "checkpoint": str(loaded.folder),
+        "data": data,
         "metrics": {n: value if math.isfinite(value) else None for n, value in metrics.items()},
     }
     write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -37,6 +37,11 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="latest, best (by train.checkpoints.best), a step, or any checkpoint's folder",
     )
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="measure on the samples of training, HeldOut.max_batches say (on everything)",
+    )
     _add_processes(parser)
 
 

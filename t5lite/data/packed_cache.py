@@ -72,6 +72,12 @@ class PackedData(_Data):
         passes = self._description["passes"].get(split)
         return passes[0]["examples"] if passes else None
 
+    def validation_name(self, objective: Objective) -> str:
+        """Returns the cache's folder, and what tells its content from others'."""
+        del objective
+        self._passes("validation")
+        return f"{self._root.name}:validation:{self._description['sha256'][:16]}"
+
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
         """Returns how often each class occurred in the data that the cache was made from."""
         return self._description["classes"].get(split, {})

@@ -92,6 +92,16 @@ class _Data:
         del split
         return None
 
+    def validation_name(self, objective: Objective) -> str:
+        """Returns what the validation split is read from: it tells data sets apart.
+
+        Raises:
+          InputError: if there is no such split.
+        """
+        sources = self._sources(self._validation_split(), objective)
+        known = ([source.name, getattr(source, "content", None)] for source, _ in sources)
+        return " + ".join(":".join(filter(None, each)) for each in known)
+
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
         """Returns how often each class occurs, by label feature and class name; {} if none do."""
         del split

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,10 @@ class HeldOut:
         if self.max_batches is not None:
             check_count("HeldOut.max_batches", self.max_batches)
 
+    def whole(self) -> Self:
+        """Returns the same on the whole split."""
+        return dataclasses.replace(self, max_batches=None)
+
     def check(self, run: Any) -> None:
         """Raises an InputError, before the first step, if there is nothing to evaluate on."""
         # Whole batches, whichever part of them is this process's: all must come to one verdict.
@@ -76,9 +80,17 @@ class HeldOut:
             self._ready = _Ready(run, run.jit(_sums(run.objective, run.model)), batches)
         assert self._ready is not None
         params, ready = run.params(state), self._ready
-        means = collect(ready.sums(params, run.place(batch)) for batch in ready.batches)
-        if first and self.max_batches is not None:
-            self._say_sample(run, ready.batches)
+        num_batches = 0
+
+        def measured() -> Iterator[Any]:
+            nonlocal num_batches
+            for batch in ready.batches:
+                num_batches += 1
+                yield ready.sums(params, run.place(batch))
+
+        means = collect(measured())
+        if first:
+            self._say_size(run, ready.batches, num_batches)
         metrics = _summary(means.means())
         if not any(weight for _, weight in means.totals.values()):
             raise InputError(
@@ -87,18 +99,23 @@ class HeldOut:
             )
         return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
-    def _say_sample(self, run: Any, batches: Any) -> None:
-        """Says how many examples `max_batches` leaves of how many."""
+    def _say_size(self, run: Any, batches: Any, num_batches: int) -> None:
+        """Says how many examples there are, and how many of them `max_batches` leaves."""
         total = getattr(batches, "num_examples", None)
         if total is None:
+            run.say(f"{self.prefix}: measured on {num_batches:,} validation batches")
             return
-        shares = gather(batches.share)
-        count = round(total * math.fsum(shares) / len(shares))
+        count = total
+        if self.max_batches is not None:
+            shares = gather(batches.share)
+            count = round(total * math.fsum(shares) / len(shares))
         if count < total:
             run.say(
                 f"{self.prefix}: measured on {count:,} of {total:,} validation examples, the same "
                 f"random ones each time (max_batches = {self.max_batches})"
             )
+        else:
+            run.say(f"{self.prefix}: measured on all {total:,} validation examples")
 
 
 class _Ready(NamedTuple):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -45,6 +45,10 @@ class SeqioMetrics:
     _functions: tuple[Callable, Callable] | None = dataclasses.field(
         default=None, init=False, repr=False, compare=False
     )
+
+    def whole(self) -> Self:
+        """Returns the same on the whole split."""
+        return dataclasses.replace(self, num_examples=None)
 
     def check(self, run: Any) -> None:
         """Reads the examples, and says how many there are, before the first step."""

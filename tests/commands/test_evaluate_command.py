@@ -1,5 +1,6 @@
 """`t5lite evaluate` finds what training found, and leaves the run as it is."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -105,9 +106,10 @@ def contents(folder):
 def test_evaluation_finds_what_training_found(trained, capsys, which, step):
     folder, expected = trained
     before = contents(folder)
-    path = folder / f"run/evaluation-{step}.json"
-    path.unlink(missing_ok=True)
+    for path in (folder / "run").glob("evaluation-*.json"):
+        path.unlink()
     assert main(["evaluate", *flags(folder), *which]) == 0
+    (path,) = (folder / "run").glob(f"evaluation-{step}-arrays-validation-*.json")
     written = json.loads(path.read_text())
     assert written["step"] == step
     assert written["checkpoint"] == str(folder / f"run/checkpoints/{step}")
@@ -131,7 +133,29 @@ def test_any_checkpoint_by_its_folder(trained, tmp_path):
         checkpoint=str(folder / "run/checkpoints/2"),
     )
     assert metrics == pytest.approx(expected[2], rel=1e-6)
-    assert (tmp_path / "mine/evaluation-2.json").exists()
+    assert len([*(tmp_path / "mine").glob("evaluation-2-*.json")]) == 1
+
+
+def test_everything_is_read_and_every_data_set_has_a_file_of_its_own(trained, tmp_path, capsys):
+    """The sample of training is one for `sample`, and other data do not write over it."""
+    folder, _ = trained
+    sampled = HeldOut(every=1, max_batches=1)
+    arguments = {"model": model(), "objective": Seq2Seq(), "callbacks": [sampled]}
+    arguments["checkpoint"] = str(folder / "run/checkpoints/2")
+    validation = [*data().validation] * 4
+    many = dataclasses.replace(data(), validation=validation)
+    other = dataclasses.replace(data(), validation=validation[1:])
+    whole = evaluate(str(tmp_path), data=many, **arguments)
+    said = capsys.readouterr().out
+    assert f"measured on all {len(validation)} validation examples" in said
+    assert "lose the end" not in said
+    part = evaluate(str(tmp_path), data=many, sample=True, **arguments)
+    assert f"of {len(validation)} validation examples" in capsys.readouterr().out
+    assert part != whole
+    short = dataclasses.replace(other, lengths={**other.lengths, "targets": 3})
+    evaluate(str(tmp_path), data=short, **arguments)
+    assert "lose the end of targets" in capsys.readouterr().out
+    assert len([*tmp_path.glob("evaluation-2-*.json")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -187,7 +211,8 @@ def test_metrics_that_are_no_numbers_are_null(trained, tmp_path):
     arguments = {"model": model(), "objective": Seq2Seq(), "data": data()}
     checkpoint = str(folder / "run")
     evaluate(str(tmp_path), callbacks=[Broken()], checkpoint=checkpoint, **arguments)
-    written = json.loads((tmp_path / "evaluation-4.json").read_text())
+    (path,) = tmp_path.glob("evaluation-4-*.json")
+    written = json.loads(path.read_text())
     assert written["metrics"] == {"a": None, "b": 2.0}
 
 
