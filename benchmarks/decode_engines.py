@@ -139,7 +139,7 @@ def build_t5lite(case: Case) -> tuple[Write, Numbers]:
     positions = (spec.encoder or spec.decoder).max_length
     limits: Any = np.full(rows, case.new_tokens, np.int32)
     banned: Any = np.zeros(spec.vocab, bool)  # as is given for ids beyond a vocabulary
-    settings = Settings(eos_id=-1, limits=limits, constraints=Constraints(banned=banned))
+    settings = Settings(eos_ids=(-1,), limits=limits, constraints=Constraints(banned=banned))
 
     def write(prompts: np.ndarray, new_tokens: int) -> np.ndarray:
         length = prompts.shape[1]

@@ -15,6 +15,7 @@ from t5lite.decoding.speculative import (
     Speculation,
     speculate,
 )
+from t5lite.decoding.stops import Stops, stop_table
 from t5lite.decoding.written import Written
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Speculation",
     "State",
     "StepFn",
+    "Stops",
     "Written",
     "advance",
     "beam_search",
@@ -43,5 +45,6 @@ __all__ = [
     "infill",
     "pack_sequences",
     "speculate",
+    "stop_table",
     "token_log_probabilities",
 ]

@@ -22,7 +22,8 @@ class Beams(NamedTuple):
       tokens: `[rows, room]` int32, the EOS included and `pad_id` after it.
       lengths: `[rows]` int32, tokens written, the EOS included.
       log_probabilities: `[rows]` float32 in nats, summed over the row's tokens, under
-        softmax(logits) as the model gave them: before constraints.
+        softmax(logits) as the model gave them: before constraints. NaN where logits of the input's
+        search were NaN or infinite, which ends it.
       scores: `[rows]` float32, what they were ranked by: the sum of the log-probabilities as
         `settings.adjusted` left them, divided by `lengths ** length_penalty`.
     """
@@ -42,6 +43,7 @@ class _Search(NamedTuple):
     running: Beams  # their scores are sums, for all of them are equally long
     finished: Beams
     done: jax.Array  # [batch] bool
+    broken: jax.Array  # [batch] bool: logits were not finite
     last: jax.Array  # [batch * num_beams] int32, the token to feed next
     cache: Any
 
@@ -61,7 +63,8 @@ def beam_search(
 ) -> Beams:
     """Writes the answers that score best, following `num_beams` of them at a time.
 
-    Each turn the best `2 * num_beams` continuations of an input's beams are looked at. Those among
+    Each turn the best continuations of an input's beams are looked at, `num_beams` and as many for
+    each EOS. Those among
     the best `num_beams` that end are kept as finished, and the best that do not end run on. What
     ends, when it stops and ties are as in transformers, so the tokens are the same; an input's
     answers depend on no other input.
@@ -109,6 +112,7 @@ def beam_search(
     batch = first.shape[0]
     limits = jnp.minimum(room if settings.limits is None else settings.limits, room)
     settings = dataclasses.replace(settings, limits=limits)
+    num_ends = max(1, settings.ends.shape[1])
     limits = _column(limits, batch)
     penalty = _column(length_penalty, batch)
     roots = jnp.arange(batch, dtype=jnp.int32)[:, None] * num_beams
@@ -129,10 +133,13 @@ def beam_search(
             raise InputError(f"num_beams={num_beams} is more than the vocabulary's {vocab} tokens")
         log_probabilities = jax.nn.log_softmax(logits[:, 0].astype(jnp.float32))
         log_probabilities = log_probabilities.reshape(batch, num_beams, vocab)
+        # One NaN or infinity makes all of a softmax NaN.
+        nan = jnp.isnan(log_probabilities[:, :, 0]) & (running.scores > -jnp.inf)
+        broken = search.broken | (jnp.any(nan, axis=1) & ~search.done)
         sums = by_beam(settings.adjusted)(running, log_probabilities) + running.scores[:, :, None]
-        # At most half of them end with an EOS, so enough are left to run on.
+        # So many that enough of them do not end with an EOS, and run on.
         longer, parents, tokens = _continued(
-            running, log_probabilities, sums, min(2, vocab) * num_beams
+            running, log_probabilities, sums, min(1 + num_ends, vocab) * num_beams
         )
         ended = by_beam(settings.ended)(longer)
 
@@ -147,11 +154,11 @@ def beam_search(
             reach = jnp.where(penalty > 0, limits, reach)
         hope = (running.scores[:, :1] / reach**penalty)[:, 0]
         worst = finished.scores[:, -1]  # -inf while there are fewer than num_beams
-        done = search.done | ~(hope > worst)
+        done = search.done | broken | ~(hope > worst)
         if early_stopping:
             done |= worst > -jnp.inf
         cache = cache.reorder((roots + parents).reshape(-1))
-        return _Search(running, finished, done, tokens.reshape(-1), cache)
+        return _Search(running, finished, done, broken, tokens.reshape(-1), cache)
 
     none = Beams(
         tokens=jnp.full((batch, num_beams, room), settings.pad_id, jnp.int32),
@@ -163,11 +170,14 @@ def beam_search(
         running=none._replace(scores=none.scores.at[:, 0].set(0.0)),  # all beams are still the same
         finished=none,
         done=jnp.zeros(batch, bool),
+        broken=jnp.zeros(batch, bool),
         last=jnp.repeat(first.astype(jnp.int32), num_beams),
         cache=cache.repeat(num_beams),
     )
     search = jax.lax.while_loop(lambda search: ~jnp.all(search.done), turn, search)
     best = jax.tree.map(lambda array: array[:, :num_samples], search.finished)
+    broken = jnp.where(search.broken[:, None], jnp.nan, best.log_probabilities)
+    best = best._replace(log_probabilities=broken)
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), best)
 
 

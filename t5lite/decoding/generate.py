@@ -22,12 +22,16 @@ class Generated(NamedTuple):
       tokens: `[rows, room]` int32, the EOS included and `pad_id` after it.
       lengths: `[rows]` int32, tokens written, the EOS included.
       log_probabilities: `[rows]` float32 in nats, summed over the row's tokens, under
-        softmax(logits) as the model gave them: before constraints and temperature.
+        softmax(logits) as the model gave them: before constraints and temperature. NaN where the
+        logits were NaN or infinite, which ends a row.
+      stuck: `[rows]` bool, rows that rules left no token for, which ended there; their last token
+        means nothing.
     """
 
     tokens: jax.Array
     lengths: jax.Array
     log_probabilities: jax.Array
+    stuck: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +43,7 @@ class State:
       last: `[rows]` int32, the token to feed next.
       done: `[rows]` bool, rows that have ended.
       written: the tokens so far.
-      log_probabilities: `[rows]` float32; see `Generated`.
+      log_probabilities, stuck: see `Generated`.
       keys: `[rows]` PRNG keys, one a row, so that a row's draws depend on no other row; None where
         nothing is drawn.
       cache: of the model.
@@ -49,12 +53,14 @@ class State:
     done: jax.Array
     written: Written
     log_probabilities: jax.Array
+    stuck: jax.Array
     keys: jax.Array | None
     cache: Any
 
     @property
     def generated(self) -> Generated:
-        return Generated(self.written.tokens, self.written.lengths, self.log_probabilities)
+        written = self.written
+        return Generated(written.tokens, written.lengths, self.log_probabilities, self.stuck)
 
 
 def begin(
@@ -87,6 +93,7 @@ def begin(
         done=jnp.zeros(rows, bool),
         written=Written.empty(rows, room, pad_id=pad_id, prompts=prompts),
         log_probabilities=jnp.zeros(rows, jnp.float32),
+        stuck=jnp.zeros(rows, bool),
         keys=keys,
         cache=cache,
     )
@@ -121,15 +128,20 @@ def advance(
         keys = state.keys
         if keys is not None:
             keys = jax.vmap(jax.random.fold_in)(keys, written.lengths)
-        token = choose(settings.adjusted(logits, written), settings.sampling, keys)
+        adjusted = settings.adjusted(logits, written)
+        token = choose(adjusted, settings.sampling, keys)
+        chosen = jnp.take_along_axis(adjusted, token[:, None], axis=1)[:, 0]
+        stuck = state.stuck | (going & ~(chosen > -jnp.inf))
         gain = token_log_probabilities(logits, token)
+        log_probabilities = state.log_probabilities + jnp.where(going, gain, 0.0)
         written = written.append(token, going)
         return count + 1, dataclasses.replace(
             state,
             last=token,
-            done=state.done | settings.ended(written),
+            done=state.done | settings.ended(written) | stuck | jnp.isnan(log_probabilities),
             written=written,
-            log_probabilities=state.log_probabilities + jnp.where(going, gain, 0.0),
+            log_probabilities=log_probabilities,
+            stuck=stuck,
             cache=cache,
         )
 

@@ -20,7 +20,8 @@ class Infilled(NamedTuple):
     Args:
       tokens: `[rows, length]` int32.
       log_probabilities: `[rows, length]` float32 in nats, of each token that was filled in, under
-        softmax(logits) as the model gave them in that turn; 0 elsewhere.
+        softmax(logits) as the model gave them in that turn, NaN where those were NaN or infinite;
+        0 elsewhere.
     """
 
     tokens: jax.Array
@@ -68,12 +69,12 @@ def infill(
         if value is not None:
             raise InputError(f"{name} is set: it means nothing for gaps in a text; leave it out")
     banned = Constraints(banned=settings.constraints.banned)
-    nothing = Written.empty(len(tokens), 1)
+    nothing, no_end = Written.empty(len(tokens), 1), jnp.full((1, 1), -1, jnp.int32)
     gaps = jnp.sum(masked.astype(jnp.int32), axis=1)
     turns = jnp.minimum(jnp.asarray(turns, jnp.int32), jnp.maximum(gaps, 1))  # of each row
 
     def at_place(logits: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        allowed = banned.apply(logits.astype(jnp.float32), nothing, eos_id=settings.eos_id)
+        allowed = banned.apply(logits.astype(jnp.float32), nothing, eos_ids=no_end)
         token = choose(allowed, settings.sampling, keys)
         return token, token_log_probabilities(logits, token)
 
@@ -91,8 +92,10 @@ def infill(
         logits = logits_fn(filled.tokens)
         new, log_probabilities = jax.vmap(at_place, in_axes=1, out_axes=1)(logits, place_keys)
         turn = turn + 1
-        # Text comes last in the order, even behind a gap whose token has no probability.
-        doubt = jnp.where(gap, jnp.minimum(-log_probabilities, jnp.finfo(jnp.float32).max), jnp.inf)
+        # Text comes last in the order, even after a gap whose token has no probability, or a NaN.
+        most = jnp.finfo(jnp.float32).max
+        doubt = jnp.nan_to_num(-log_probabilities, nan=most, posinf=most)
+        doubt = jnp.where(gap, doubt, jnp.inf)
         rank = jnp.argsort(jnp.argsort(doubt, axis=1), axis=1).astype(jnp.int32)
         left = gaps - -(-gaps * turn // turns)
         due = jnp.sum(gap.astype(jnp.int32), axis=1) - left

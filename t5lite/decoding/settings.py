@@ -1,7 +1,7 @@
 """All that shapes an answer apart from the model: one pytree, shared by every way to decode."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ class Settings:
     differs from row to row.
 
     Args:
-      eos_id: the token that ends a row.
+      eos_ids: tokens that end a row, `[n]` or `[1 or rows, n]` int32, -1 for none. The first is the
+        one that ends choices. An array of a few more places than needed suits other models too.
       limits: most tokens a row writes, a scalar or `[rows]` int32, at least 1; None for as many as
         there is room for.
       sampling: how the next token is drawn.
@@ -32,12 +33,17 @@ class Settings:
       pad_id: what follows a row's end.
     """
 
-    eos_id: int = dataclasses.field(metadata={"static": True})
+    eos_ids: jax.Array | Sequence[int]
     limits: jax.Array | int | None = None
     sampling: Sampling = Sampling()
     constraints: Constraints = Constraints()
     logits_fn: LogitsFn | None = dataclasses.field(default=None, metadata={"static": True})
     pad_id: int = dataclasses.field(default=0, metadata={"static": True})
+
+    @property
+    def ends(self) -> jax.Array:
+        """Returns `[1 or rows, n]` int32, the tokens that end a row."""
+        return jnp.atleast_2d(jnp.asarray(self.eos_ids, jnp.int32))
 
     def adjusted(self, logits: jax.Array, written: Written) -> jax.Array:
         """Returns what `constraints` and `logits_fn` make of the model's logits.
@@ -49,15 +55,16 @@ class Settings:
         Returns:
           `[rows, vocab]` float32.
         """
-        logits = self.constraints.apply(logits.astype(jnp.float32), written, eos_id=self.eos_id)
+        logits = self.constraints.apply(
+            logits.astype(jnp.float32), written, eos_ids=self.ends, limits=self.limits
+        )
         return logits if self.logits_fn is None else self.logits_fn(logits, written)
 
     def ended(self, written: Written) -> jax.Array:
-        """Returns `[rows]` bool: rows whose last token is EOS, that hold a stop sequence's end or
-        that are as long as they may be. Rows must have written at least one token."""
+        """Returns `[rows]` bool: rows whose last token is an EOS or completes a stop, and those as
+        long as they may be. Rows must have written at least one token."""
         last = jnp.take_along_axis(written.tokens, written.lengths[:, None] - 1, axis=1)[:, 0]
         limits = written.tokens.shape[1] if self.limits is None else self.limits
         limits = jnp.broadcast_to(jnp.asarray(limits, jnp.int32), last.shape)
-        return (
-            (last == self.eos_id) | (written.lengths >= limits) | self.constraints.stopped(written)
-        )
+        is_eos = jnp.any(last[:, None] == self.ends, axis=1)
+        return is_eos | (written.lengths >= limits) | self.constraints.stopped(written)

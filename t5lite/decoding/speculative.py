@@ -168,7 +168,9 @@ class PromptLookup:
     def propose(
         self, memory: Any, state: State, settings: Settings, keys: jax.Array | None, *, length: int
     ) -> Proposals:
-        text = self._text(state)
+        nothing = jnp.full((len(state.last), 1), -1, jnp.int32)  # so that there are two places
+        parts = [nothing] if self.references is None else [nothing, self.references]
+        text = state.written.text(before=jnp.concatenate(parts, axis=1))
         size = text.shape[1]
         same, agreeing = jnp.ones(text.shape, bool), jnp.zeros(text.shape, jnp.int32)
         for back in range(min(self.ngram, size)):  # from the end of a match to its beginning
@@ -184,18 +186,6 @@ class PromptLookup:
 
     def rewind(self, memory: Any, kept: jax.Array, *, length: int) -> Any:
         return memory
-
-    def _text(self, state: State) -> jax.Array:
-        """Returns `[rows, n]` int32, n ≥ 2: all text without gaps, its end on the right, and -1 on
-        the left of it."""
-        written = state.written
-        parts = [jnp.full((len(state.last), 1), -1, jnp.int32)]
-        parts += [part for part in (self.references, written.prompts) if part is not None]
-        text = jnp.concatenate([*parts, jnp.where(written.inside, written.tokens, -1)], axis=1)
-        behind = jnp.cumsum((text >= 0)[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
-        places = jnp.where(text >= 0, text.shape[1] - behind, text.shape[1])
-        rows = jnp.broadcast_to(jnp.arange(len(text), dtype=jnp.int32)[:, None], text.shape)
-        return jnp.full_like(text, -1).at[rows, places].set(text, mode="drop")
 
 
 @jax.tree_util.register_dataclass
@@ -321,14 +311,18 @@ def _turn(
     kept = jnp.where(going, jnp.minimum(kept, accepted) + 1, 0)
     inside = at < kept[:, None]
     gains = jnp.where(inside, token_log_probabilities(logits, tokens), 0.0)
+    log_probabilities = state.log_probabilities + jnp.sum(gains, axis=1)
+    chosen = jnp.take_along_axis(adjusted, tokens[..., None], axis=-1)[..., 0]
+    stuck = state.stuck | jnp.any(inside & ~(chosen > -jnp.inf), axis=1)
     last = jnp.take_along_axis(tokens, jnp.maximum(kept - 1, 0)[:, None], axis=1)[:, 0]
     return Speculation(
         state=dataclasses.replace(
             state,
             last=jnp.where(going, last, state.last),
-            done=state.done | jnp.any(ends & inside, axis=1),
+            done=state.done | jnp.any(ends & inside, axis=1) | stuck | jnp.isnan(log_probabilities),
+            stuck=stuck,
             written=_extended(written, tokens, kept),
-            log_probabilities=state.log_probabilities + jnp.sum(gains, axis=1),
+            log_probabilities=log_probabilities,
             cache=cache.rewind(state.cache.lengths + kept),
         ),
         memory=draft.rewind(proposals.memory, kept, length=length),

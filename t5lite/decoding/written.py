@@ -35,6 +35,16 @@ class Written:
         places = jnp.arange(self.tokens.shape[1], dtype=jnp.int32)[None]
         return jnp.broadcast_to(places, self.tokens.shape) < self.lengths[:, None]
 
+    def text(self, *, before: jax.Array | None = None) -> jax.Array:
+        """Returns `[rows, n]` int32: `before` `[rows, m]`, the prompts and what is written, without
+        gaps, its end on the right and -1 on the left of it."""
+        parts = [part for part in (before, self.prompts) if part is not None]
+        text = jnp.concatenate([*parts, jnp.where(self.inside, self.tokens, -1)], axis=1)
+        behind = jnp.cumsum((text >= 0)[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
+        places = jnp.where(text >= 0, text.shape[1] - behind, text.shape[1])
+        rows = jnp.broadcast_to(jnp.arange(len(text), dtype=jnp.int32)[:, None], text.shape)
+        return jnp.full_like(text, -1).at[rows, places].set(text, mode="drop")
+
     def append(self, tokens: jax.Array, where: jax.Array | bool = True) -> "Written":
         """Writes one token a row.
 

@@ -91,7 +91,7 @@ def sees_both_ways(objective: Any, example: Example) -> bool:
 def answer_fn(run: Any, max_new_tokens: int) -> Callable:
     """Returns what `answers` needs: greedy decoding, compiled."""
     vocabulary = run.data.vocabulary()
-    settings = Settings(eos_id=1 if vocabulary is None else vocabulary.eos_id)
+    settings = Settings(eos_ids=(1 if vocabulary is None else vocabulary.eos_id,))
 
     def written(params: Any, batch: Any) -> dict[str, Any]:
         made = answer(run.model, params, batch, max_new_tokens=max_new_tokens, settings=settings)

@@ -256,7 +256,7 @@ def _fill_fn(run: Any, top: int, eos_id: int) -> Callable:
                 params,
                 batch,
                 max_new_tokens=run.data.lengths["targets"],
-                settings=Settings(eos_id=eos_id),
+                settings=Settings(eos_ids=(eos_id,)),
             ).tokens,
             "candidates": candidates.swapaxes(0, 1),
             "probabilities": probabilities.swapaxes(0, 1),

@@ -109,7 +109,7 @@ def test_a_copy_goes_through_cross_attention(copier):
             functools.partial(model.extend, params),
             cache,
             jnp.zeros(len(inputs), jnp.int32),
-            Settings(eos_id=EOS),
+            Settings(eos_ids=(EOS,)),
             room=LENGTH + 1,
         ).tokens
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import t5lite
-from t5lite.decoding import Constraints, Sampling, Settings, generate
+from t5lite.decoding import Constraints, Sampling, Settings, generate, stop_table
 from t5lite.decoding.beam import CHUNK, beam_search, top_k
 from t5lite.errors import InputError
 
@@ -75,7 +75,7 @@ def test_as_many_beams_as_paths_find_the_best(early_stopping):
     first, penalties = jnp.array([2, 3, 4, 2]), [0.0, 1.0, 2.0, -1.0]
     out = search(
         first,
-        Settings(eos_id=EOS),
+        Settings(eos_ids=(EOS,)),
         num_beams=VOCAB,
         room=4,
         num_samples=3,
@@ -99,10 +99,10 @@ def test_as_many_beams_as_paths_find_the_best(early_stopping):
 @pytest.mark.parametrize("early_stopping", [True, False])
 def test_one_beam_is_greedy(early_stopping):
     first = jnp.arange(2, 10)
-    settings = Settings(eos_id=EOS, limits=jnp.array([9, 9, 9, 9, 2, 9, 9, 1]), pad_id=7)
+    settings = Settings(eos_ids=(EOS,), limits=jnp.array([9, 9, 9, 9, 2, 9, 9, 1]), pad_id=7)
     out = search(first, settings, num_beams=1, room=9, early_stopping=early_stopping)
     greedy = generate(step, empty_cache(8), first, settings, room=9)
-    for name in greedy._fields:
+    for name in ("tokens", "lengths", "log_probabilities"):
         ours, theirs = getattr(out, name), getattr(greedy, name)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=name)
     assert len(set(np.asarray(out.lengths).tolist())) > 2
@@ -110,7 +110,7 @@ def test_one_beam_is_greedy(early_stopping):
 
 @pytest.mark.parametrize("penalty", [2.0, -1.0])
 def test_who_waits_longer_finds_no_worse(penalty):
-    first, settings = jnp.arange(2, 34), Settings(eos_id=EOS)
+    first, settings = jnp.arange(2, 34), Settings(eos_ids=(EOS,))
     scores = [
         search(
             first,
@@ -134,7 +134,7 @@ def test_rows_with_settings_of_their_own_equal_each_row_alone():
     penalties = jnp.array([1.0, 0.0, -1.0, 2.0])
     options = {"num_beams": 3, "room": 12, "num_samples": 2}
     settings = Settings(
-        eos_id=EOS,
+        eos_ids=(EOS,),
         limits=limits,
         constraints=Constraints(
             min_new_tokens=jnp.array([6, 0, 3, 0]),
@@ -145,7 +145,7 @@ def test_rows_with_settings_of_their_own_equal_each_row_alone():
     for row in range(4):
         rows = slice(row, row + 1)
         own = Settings(
-            eos_id=EOS,
+            eos_ids=(EOS,),
             limits=limits[rows],
             constraints=jax.tree.map(lambda array, rows=rows: array[rows], settings.constraints),
         )
@@ -160,10 +160,10 @@ def test_rows_with_settings_of_their_own_equal_each_row_alone():
 
 def test_a_stop_sequence_ends_an_answer_as_eos_does():
     first, options = jnp.arange(2, 8), {"num_beams": 4, "room": 8, "num_samples": 4}
-    free = search(first, Settings(eos_id=EOS), **options)
+    free = search(first, Settings(eos_ids=(EOS,)), **options)
     stop = tuple(free.tokens[1, :2].tolist())
-    constraints = Constraints(stops=jnp.array([[stop]], jnp.int32))
-    settings = Settings(eos_id=EOS, constraints=constraints)
+    constraints = Constraints(stops=stop_table([bytes(stop)], [bytes([i]) for i in range(VOCAB)]))
+    settings = Settings(eos_ids=(EOS,), constraints=constraints)
     out = search(first, settings, **options)
     stopped = 0
     for tokens, length in zip(out.tokens.tolist(), out.lengths.tolist(), strict=True):
@@ -179,7 +179,7 @@ def test_ranks_by_the_rules_and_reports_the_model_s_probability():
     """Few answers are possible, fewer than asked for."""
     choices = jnp.array([[[2, 3, EOS], [4, EOS, -1], [30, 31, EOS]]])
     settings = Settings(
-        eos_id=EOS,
+        eos_ids=(EOS,),
         constraints=Constraints(choices=choices),
         logits_fn=lambda logits, written: logits.at[:, 4].add(-50.0),
     )
@@ -198,7 +198,7 @@ def test_a_vocabulary_no_wider_than_the_beam():
         logits, cache = step(tokens % 4, cache)
         return logits[..., :4], cache
 
-    out = search(jnp.array([2, 3]), Settings(eos_id=EOS), step=narrow, num_beams=4, room=5)
+    out = search(jnp.array([2, 3]), Settings(eos_ids=(EOS,)), step=narrow, num_beams=4, room=5)
     assert np.isfinite(out.scores).all()
     assert (np.asarray(out.tokens) < 4).all()
 
@@ -215,7 +215,7 @@ def test_other_numbers_compile_nothing():
         )
 
     for limit, penalty in ((2, 1.0), (3, 0.5)):
-        run(jnp.array([2, 3]), Settings(eos_id=EOS, limits=limit), penalty)
+        run(jnp.array([2, 3]), Settings(eos_ids=(EOS,), limits=limit), penalty)
     assert len(traces) == 1
 
 
@@ -240,7 +240,7 @@ def test_top_k_is_that_of_jax(n):
     ],
 )
 def test_refused(options, message):
-    settings = Settings(eos_id=EOS, sampling=options.pop("sampling", Sampling()))
+    settings = Settings(eos_ids=(EOS,), sampling=options.pop("sampling", Sampling()))
     with pytest.raises(InputError, match=message):
         beam_search(step, empty_cache(1), jnp.array([2]), settings, **{"room": 3, **options})
 
@@ -312,7 +312,7 @@ def test_tokens_are_those_of_transformers(opened, early_stopping):
             lambda tokens, cache: model.extend(params, tokens, cache),
             model.start(params, batch, max_length=9 + NEW),
             first,
-            Settings(eos_id=eos_id, pad_id=PAD),
+            Settings(eos_ids=(eos_id,), pad_id=PAD),
             num_beams=4,
             num_samples=3,
             room=NEW,
@@ -350,3 +350,27 @@ def test_tokens_are_those_of_transformers(opened, early_stopping):
         lengths_seen |= set(lengths.tolist())
     assert NEW in lengths_seen
     assert len(lengths_seen) > 3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_end_an_input_s_search_as_nan(bad):
+    def broken(tokens, cache):
+        logits, cache = step(tokens, cache)
+        return jnp.where(tokens[:, :, None] == 40, bad, logits), cache
+
+    settings = Settings(
+        eos_ids=(EOS,), constraints=Constraints(forced=jnp.array([[3, -1], [40, -1], [4, -1]]))
+    )
+    out = search(jnp.array([2, 2, 2]), settings, step=broken, num_beams=3, room=4)
+    np.testing.assert_array_equal(np.isnan(out.log_probabilities), [False, True, False])
+
+
+def test_more_ends_leave_as_many_beams_to_run_on():
+    """With every usual token but one an EOS, the other one runs on to the limit."""
+    first, ends = jnp.array([2, 3]), (EOS, *USUAL[2:])
+    one = search(first, Settings(eos_ids=ends), num_beams=4, room=5, num_samples=4)
+    padded = search(
+        first, Settings(eos_ids=jnp.int32([[*ends, -1, -1]])), num_beams=4, room=5, num_samples=4
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, padded)
+    assert (np.asarray(one.lengths) > 0).all()

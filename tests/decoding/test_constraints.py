@@ -3,17 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.decoding import Constraints, Sampling, Settings, Written, generate
+from t5lite.decoding import Constraints, Sampling, Settings, Written, generate, stop_table
 from t5lite.decoding.constraints import pack_sequences
 from t5lite.errors import InputError
 
 EOS, VOCAB = 1, 8
-INF = np.inf
+INF, ENDS = np.inf, np.int32([[1]])
 
 
 @jax.jit
 def apply(constraints, logits, written):
-    return constraints.apply(logits, written, eos_id=EOS)
+    return constraints.apply(logits, written, eos_ids=ENDS)
 
 
 @jax.jit
@@ -136,7 +136,7 @@ def test_whatever_is_generated_is_one_of_the_choices_and_each_may_be(temperature
 
         return generate(step_fn, None, jnp.zeros(rows, jnp.int32), settings, room=6, keys=keys)
 
-    tokens, lengths, _ = run(settings, tables, jax.random.split(jax.random.key(0), rows))
+    tokens, lengths, *_ = run(settings, tables, jax.random.split(jax.random.key(0), rows))
     texts = {tuple(row[:n].tolist()) for row, n in zip(tokens, lengths, strict=True)}
     assert texts == {tuple(choice) for choice in CHOICES}
 
@@ -156,31 +156,84 @@ def test_rules_hold_together_and_what_is_out_stays_out():
     np.testing.assert_allclose(np.sum(jax.nn.softmax(got)), 1, rtol=1e-6)
 
 
-def test_rows_stop_where_brute_force_says():
+PIECES = [b"a", b"ba", b"d", b"ab", b"\xc3", b"\xa9b", b"c", b"abcab"]
+STOPS = [[b"c"], [b"aba", b"bb"], ["\u00e9".encode()], [b"abab", b"bab"], [b"abca", b"bc"]]
+
+
+@pytest.mark.parametrize("stops", STOPS, ids=str)
+def test_rows_stop_where_their_text_first_holds_a_stop(stops):
     random = np.random.default_rng(4)
-    rows = [random.integers(0, 3, random.integers(0, 7)).tolist() for _ in range(300)]
-    stops = [
-        [2],
-        [0, 1],
-        [1, 1, 1],
-        [0, 0, 1, 0, 2, 0, 1, 1],
-    ]  # the last one is longer than the room
-    own = [[stops[i] for i in random.permutation(4)[: random.integers(0, 3)]] for _ in rows]
-    own = [row + [[]] * (2 - len(row)) for row in own]  # no token: never a stop
+    rows = [random.integers(0, VOCAB, random.integers(1, 7)).tolist() for _ in range(400)]
+    rules = Constraints(stops=stop_table(stops, PIECES))
 
-    def brute(row, stops):
-        return any(stop and row[len(row) - len(stop) :] == stop for stop in stops)
+    def holds(row):
+        return any(stop in b"".join(PIECES[token] for token in row) for stop in stops)
 
-    shared = Constraints(stops=jnp.asarray(pack_sequences(stops, align="right"))[None])
-    expected = [any(stop == row[-len(stop) :] for stop in stops) for row in rows]
-    np.testing.assert_array_equal(stopped(shared, written(*rows)), expected)
-    assert 50 < sum(expected) < 250
-    flat = pack_sequences([stop for row in own for stop in row], align="right")
-    each = Constraints(stops=jnp.asarray(flat.reshape(len(rows), 2, -1)))
-    np.testing.assert_array_equal(
-        stopped(each, written(*rows)),
-        [brute(row, stops) for row, stops in zip(rows, own, strict=True)],
-    )
+    rows = [row for row in rows if not holds(row[:-1])]  # the others have ended before
+    expected = [holds(row) for row in rows]
+    np.testing.assert_array_equal(stopped(rules, written(*rows)), expected)
+    assert 3 < sum(expected) < len(rows) - 3
+
+
+def test_an_answer_may_begin_with_other_text_than_its_first_token_has_later():
+    rules = Constraints(stops=stop_table([b" a"], [b" a", b"b"], first=[b"a", b"b"]))
+    found = stopped(rules, written([0], [1, 0], [0, 1, 0], [1]))
+    assert found.tolist() == [False, True, True, False]
+
+
+def brute_repeated(text, size):
+    """The tokens that would complete an n-gram which a text has."""
+    ends = tuple(text[len(text) - size + 1 :])
+    if len(text) < size - 1:
+        return set()
+    grams = [tuple(text[at : at + size]) for at in range(len(text) - size + 1)]
+    return {gram[-1] for gram in grams if gram[:-1] == ends}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_no_n_gram_comes_twice_nor_one_of_the_prompt(size):
+    random = np.random.default_rng(5)
+    rows = [random.integers(0, 3, random.integers(0, 7)).tolist() for _ in range(60)]
+    prompts = [random.integers(0, 3, random.integers(0, 5)).tolist() for _ in rows]
+    rules = Constraints(no_repeat_ngram_size=size)
+    every = set(range(VOCAB))
+    for own in (prompts, None):
+        texts = [[*p, *row] for p, row in zip(own or [[]] * len(rows), rows, strict=True)]
+        expected = [sorted(every - brute_repeated(text, size)) for text in texts]
+        assert allowed(rules, rows, prompts=own) == expected
+    assert rules.reads_prompts
+
+
+def test_banned_sequences_are_never_completed():
+    sequences = jnp.asarray(pack_sequences([[2, 3], [4], [3, 2, 5]], align="right"))[None]
+    rules = Constraints(banned_sequences=sequences)
+    found = allowed(rules, [[], [2], [3, 2], [2]], prompts=[[], [7], [1], [0, 3]])
+    assert found == [[0, 1, 2, 3, 5, 6, 7], [0, 1, 2, 5, 6, 7], [0, 1, 2, 6, 7], [0, 1, 2, 6, 7]]
+
+
+def test_banned_first_tokens_may_come_later_and_count_behind_forced_ones():
+    rules = Constraints(banned_first=np.isin(range(VOCAB), [0, 5]))
+    assert allowed(rules, [[], [2]]) == [[1, 2, 3, 4, 6, 7], list(range(VOCAB))]
+    rules = Constraints(banned_first=np.isin(range(VOCAB), [0, 5]), forced=jnp.array([[5, -1]]))
+    assert allowed(rules, [[], [5], [5, 5]]) == [[5], [1, 2, 3, 4, 6, 7], list(range(VOCAB))]
+
+
+def test_the_last_token_can_be_forced_at_each_row_s_limit():
+    rules = Constraints(forced_last=jnp.array([EOS, -1]))
+    before = written([2, 3], [2, 3])
+    zeros = np.zeros((2, VOCAB), np.float32)
+    for limits, expected in ((np.int32([3, 3]), [1, VOCAB]), (np.int32([4, 3]), [VOCAB, VOCAB])):
+        got = rules.apply(zeros, before, eos_ids=ENDS, limits=limits)
+        assert np.isfinite(got).sum(axis=1).tolist() == expected
+
+
+def test_every_eos_ends_a_row_and_waits_for_the_minimum():
+    ends = jnp.array([[EOS, 6, -1, -1]])
+    settings = Settings(eos_ids=ends, constraints=Constraints(min_new_tokens=2))
+    assert settings.ended(written([EOS], [2, 6], [6, 2])).tolist() == [True, True, False]
+    got = settings.adjusted(jnp.zeros((2, VOCAB)), written([2], [2, 3]))
+    assert np.isneginf(got).tolist()[0] == [token in (EOS, 6) for token in range(VOCAB)]
+    assert np.isfinite(got[1]).all()
 
 
 def test_sequences_are_packed_to_either_side():

@@ -68,7 +68,7 @@ def keys_of(seed, rows):
 
 def decode(step_fn, cache, first, *, room, keys=None, **settings):
     """`generate` as its callers run it: compiled as a whole."""
-    settings = Settings(eos_id=EOS, **settings)
+    settings = Settings(eos_ids=(EOS,), **settings)
     run = jax.jit(
         lambda cache, first, settings, keys: generate(
             step_fn, cache, first, settings, room=room, keys=keys
@@ -173,7 +173,7 @@ def test_ragged_prompts_equal_each_row_alone(drawn):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_in_parts_it_is_the_same(steps):
     """As a terminal shows it, a few steps at a time; what is given back goes on where it was."""
-    settings = Settings(eos_id=EOS, sampling=Sampling(temperature=jnp.ones(3)))
+    settings = Settings(eos_ids=(EOS,), sampling=Sampling(temperature=jnp.ones(3)))
     first = jnp.array([2, 5, 4], jnp.int32)
     whole = generate(
         history_step, empty_cache(3), first, settings, room=7, keys=(keys := keys_of(3, 3))
@@ -213,7 +213,7 @@ def test_compiles_once_for_new_prompts_parameters_keys_and_numbers():
 
     def options(temperature, top_k, limit):
         sampling = Sampling(temperature=temperature, top_k=top_k)
-        return Settings(eos_id=EOS, sampling=sampling, limits=limit)
+        return Settings(eos_ids=(EOS,), sampling=sampling, limits=limit)
 
     first = run(CHAIN, jnp.array([2, 5]), options(1.0, 3, 4), keys_of(0, 2), batch=2)
     run(CHAIN * 2, jnp.array([5, 2]), options(0.5, 2, 3), keys_of(1, 2), batch=2)
@@ -230,3 +230,37 @@ def test_half_precision_logits_are_scored_in_float32():
 def test_nothing_to_write_is_refused():
     with pytest.raises(InputError, match="room=0"):
         decode(table_step(CHAIN), empty_cache(1), [2], room=0)
+
+
+def no_way_on(logits, written):
+    """Bars everything in rows that have written 5 and 6."""
+    stuck = (written.lengths == 2) & (written.tokens[:, 1] == 6)
+    return jnp.where(stuck[:, None], -jnp.inf, logits)
+
+
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_a_row_that_rules_leave_no_token_ends_and_says_so(temperature):
+    out = decode(
+        table_step(CHAIN * 100),
+        empty_cache(2),
+        [2, 6],
+        room=6,
+        keys=keys_of(0, 2),
+        logits_fn=no_way_on,
+        sampling=Sampling(temperature=temperature),
+    )
+    np.testing.assert_array_equal(out.lengths, [3, 3])
+    np.testing.assert_array_equal(out.stuck, [False, True])
+    assert np.isfinite(out.log_probabilities).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_logits_that_are_not_finite_end_a_row_as_nan(bad, temperature):
+    table = (CHAIN * 100).at[6, 3].set(bad)
+    sampling = Sampling(temperature=temperature)
+    out = decode(
+        table_step(table), empty_cache(2), [2, 5], room=6, keys=keys_of(0, 2), sampling=sampling
+    )
+    np.testing.assert_array_equal(out.lengths, [3, 2])
+    np.testing.assert_array_equal(np.isnan(out.log_probabilities), [False, True])

@@ -174,3 +174,13 @@ def test_what_means_nothing_is_refused(settings, turns, match):
     tokens, masked = gapped()
     with pytest.raises(InputError, match=match):
         infill(toy, jnp.asarray(tokens), jnp.asarray(masked), settings, turns=turns)
+
+
+def test_logits_that_are_not_numbers_fill_gaps_as_nan():
+    tokens, masked = gapped()
+    broken = lambda tokens: toy(tokens).at[1].set(jnp.nan)  # noqa: E731
+    out = infill(broken, jnp.asarray(tokens), jnp.asarray(masked), GREEDY)
+    found = np.isnan(out.log_probabilities)
+    np.testing.assert_array_equal(found[1], masked[1])
+    assert found[1].any()
+    assert not found[[0, 2, 3]].any()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from t5lite.decoding import Constraints, Sampling, Settings, advance, begin, filtered
+from t5lite.decoding import Constraints, Sampling, Settings, advance, begin, filtered, stop_table
 from t5lite.decoding.speculative import (
     DraftMemory,
     ModelDraft,
@@ -116,7 +116,8 @@ RULES = Constraints(
     presence_penalty=0.4,
     min_new_tokens=2,
     banned=jnp.zeros(VOCAB, bool).at[0].set(True),
-    stops=jnp.array([[[-1, 3, 6], [2, 4, 5]]], jnp.int32),
+    stops=stop_table([bytes([3, 6]), bytes([2, 4, 5])], [bytes([i]) for i in range(VOCAB)]),
+    no_repeat_ngram_size=3,
 )
 
 

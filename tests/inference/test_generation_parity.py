@@ -88,7 +88,7 @@ def texts_of(loaded, expected):
 
 def settings_of(expected):
     penalties = Constraints(repetition_penalty=REPETITION_PENALTIES)
-    return Settings(eos_id=int(expected["eos_id"]), constraints=penalties)
+    return Settings(eos_ids=(int(expected["eos_id"]),), constraints=penalties)
 
 
 def inside(expected):
