@@ -35,8 +35,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
     from t5lite.inference.options import Options  # only now: reading the texts needs no JAX
 
-    options = Options(**chosen)
+    Options(**chosen)  # refuses what is out of range before a model is opened
     generator = open_generator(arguments, arguments.model_dir)
+    options = generator.options(chosen)
     generator.check(options)
     if not lines:
         from t5lite.commands.session import converse
@@ -66,8 +67,8 @@ def answer_lines(
     def read(line: Line) -> "Question":
         return generator.read(prompts.text(line), options, number=line.number - 1)
 
-    def answer(questions: list["Question"]) -> list[list["Answer"]]:
-        return generator.answers(questions, batch_size=batch_size)
+    def answer(questions: list["Question"]) -> list["list[Answer] | InputError"]:
+        return generator.outcomes(questions, batch_size=batch_size)
 
     for line, found in answered(lines, read, answer, at_once=batch_size):
         if isinstance(found, InputError):

@@ -36,12 +36,16 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     import jax  # only now: what cannot be read is said at once
 
     from t5lite.inference.batching import check_count
+    from t5lite.inference.defaults import options_with
     from t5lite.inference.options import Options
     from t5lite.interop import open_model
 
-    options = Options(**chosen)
+    Options(**chosen)  # refuses what is out of range before a model is opened
     check_count("--batch_size", arguments.batch_size)
     model = open_model(source.model_dir)
+    options = options_with(
+        model.generation, chosen, spec=model.spec, draft=arguments.draft is not None
+    )
     flags = ("batch_size", "fill", "truncate", "draft", "draft_length", "template")
     output = Resumable(
         part_name(arguments.output_file, *shard),
@@ -66,11 +70,14 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         devices=jax.local_devices(),  # each process answers its own lines
     )
     generator.check(options)
-    reader = Reader(generator, prompts, options, source.ids)
+    reader = Reader(generator, prompts, options, chosen, source.ids)
 
-    def answer(questions: list["Question"]) -> Iterator[tuple["Question", list["Answer"]]]:
-        found = generator.answers(questions, batch_size=arguments.batch_size)
-        return zip(questions, found, strict=True)
+    def answer(
+        questions: list["Question"],
+    ) -> "Iterator[InputError | tuple[Question, list[Answer]]]":
+        found = generator.outcomes(questions, batch_size=arguments.batch_size)
+        for question, each in zip(questions, found, strict=True):
+            yield each if isinstance(each, InputError) else (question, each)
 
     return write(
         output,
@@ -165,12 +172,14 @@ class Reader:
       generator: answers them.
       prompts: makes their texts.
       options: of lines that have none of their own.
+      chosen: by the flags, by name.
       ids: see `Source`.
     """
 
     generator: "Generator"
     prompts: Prompts
     options: "Options"
+    chosen: Mapping[str, Any]
     ids: Mapping[int, Sequence[int]]
 
     def read(self, line: Line) -> "Question":
@@ -198,7 +207,7 @@ class Reader:
         for name in own:
             if name not in OPTIONS:
                 raise unknown("option", name, OPTIONS)
-        return dataclasses.replace(self.options, **own)
+        return self.generator.options({**self.chosen, **own})
 
 
 def record(line: Line, found: "tuple[Question, list[Answer]]") -> Row:

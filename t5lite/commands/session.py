@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.flags import OPTIONS
@@ -42,12 +42,12 @@ def converse(generator: "Generator", prompts: Prompts, chosen: dict[str, Any]) -
         try:
             line = input("> ")
             if line.startswith("/"):
-                changed = command(line, chosen)
-                generator.check(Options(**changed))
+                changed = command(line, chosen, generator.options)
+                generator.check(generator.options(changed))
                 chosen = changed
             elif line.strip():
                 text = prompts.text(Line(number + 1, 0, 0, {"text": line}))
-                question = generator.read(text, Options(**chosen), number=number)
+                question = generator.read(text, generator.options(chosen), number=number)
                 number += 1
                 with _interruptible() as checked:
                     if generator.streams(question.options):
@@ -91,7 +91,11 @@ def _interruptible() -> Iterator[Callable[[Iterator[str]], Iterator[str]]]:
         signal.signal(signal.SIGINT, before)
 
 
-def command(line: str, chosen: dict[str, Any]) -> dict[str, Any]:
+def command(
+    line: str,
+    chosen: dict[str, Any],
+    options_of: Callable[[Mapping[str, Any]], Options] = lambda chosen: Options(**chosen),
+) -> dict[str, Any]:
     """Does what a line that begins with `/` says, and returns the options from then on.
 
     Raises:
@@ -101,7 +105,7 @@ def command(line: str, chosen: dict[str, Any]) -> dict[str, Any]:
     if name == "/help":
         print(HELP)
     elif name == "/options":
-        options = Options(**chosen)
+        options = options_of(chosen)
         for option in OPTIONS:
             print(f"{'*' if option in chosen else ' '} {option} = {getattr(options, option)!r}")
     elif name == "/set" and rest:

@@ -115,7 +115,7 @@ def compile_functions(model: Model, layout: Layout, mesh: Mesh) -> Functions:
         early_stopping: bool | None,
     ) -> Any:
         cache, first = start(params, batch, room)
-        asked = settings.constraints.repetition_penalty is not None
+        asked = settings.constraints.reads_prompts
         return beam_search(
             step_fn(decoding, params),
             cache,

@@ -1,79 +1,43 @@
 """Texts to answers: prompts in batches of few sizes, options as arrays, and answers as text."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from t5lite.data import Vocabulary
-from t5lite.decoding import (
-    Constraints,
-    DraftMemory,
-    Sampling,
-    Settings,
-    Speculation,
-    pack_sequences,
-)
+from t5lite.decoding import Constraints, DraftMemory, Settings, Speculation
 from t5lite.errors import InputError, unknown
 from t5lite.inference.answers import prompt_batch
-from t5lite.inference.batching import bucket, by_size, check_count, num_rows, padded, power_of_two
+from t5lite.inference.batching import bucket, by_size, check_count, num_rows, padded
+from t5lite.inference.context import certain, continuation, text_after, up_to_stop
+from t5lite.inference.defaults import Rules, check_defaults, ignored, options_with, rules_of
+from t5lite.inference.finite import not_finite
 from t5lite.inference.gaps import encode, fill_in
 from t5lite.inference.options import Options
+from t5lite.inference.questions import Answer, Question, settings_of
 from t5lite.objectives import PROMPTS, Prompt
 from t5lite.objectives.masked_lm import mask_of
 
 if TYPE_CHECKING:
     from t5lite.inference.loaded import Loaded
 
+__all__ = ["Answer", "Generator", "Question"]
+
 # Options that decide which function is compiled; rows of a batch have them in common.
-_STATIC = ("num_samples", "num_beams", "early_stopping", "logits_fn", "turns")
-# Those that a row may lack, and what then stands for none.
-_OFF = {
-    "min_new_tokens": 0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-}
-
-
-class Answer(NamedTuple):
-    """What a model wrote.
-
-    Args:
-      text: up to its end or the first stop.
-      tokens: ids, the EOS or what stopped it included.
-      log_probability: their sum in nats, under the model alone: before penalties, temperature and
-        filters.
-      score: of a beam search, what answers are ranked by; otherwise the log-probability.
-    """
-
-    text: str
-    tokens: np.ndarray
-    log_probability: float
-    score: float
-
-
-class Question(NamedTuple):
-    """A text as ids, and how it is to be answered.
-
-    Args:
-      ids: as the model reads them.
-      options: of the text, and those of its texts as ids, below.
-      number: which the text is among all, which its draws depend on.
-    """
-
-    ids: list[int]
-    options: Options
-    number: int
-    stops: tuple[list[int], ...]
-    banned: tuple[int, ...]
-    forced: list[int]
-    choices: tuple[list[int], ...]
+_STATIC = (
+    "num_samples",
+    "num_beams",
+    "early_stopping",
+    "logits_fn",
+    "turns",
+    "no_repeat_ngram_size",
+    "stop",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,6 +87,11 @@ class Generator:
             raise InputError("fill needs sentinels, and the model's vocabulary has none")
         check_count("draft_length", self.draft_length)
         self._check_draft()
+        check_defaults(self.loaded.generation, spec=self.loaded.spec, where=folder)
+        if told := self.loaded.say_once("generation", ignored(self.loaded.generation, model.spec)):
+            warnings.warn(
+                f"{folder} says of generation what is ignored: {', '.join(told)}", stacklevel=2
+            )
 
     def _check_draft(self) -> None:
         draft = self.draft
@@ -151,9 +120,26 @@ class Generator:
         return 0 if self.draft is None else self.draft_length
 
     @property
+    def _rules(self) -> Rules:
+        """The tokens that the model's files end, begin and bar answers with."""
+        loaded = self.loaded
+        return rules_of(loaded.generation, self._vocabulary, topology=loaded.model.topology)
+
+    @property
+    def _continues(self) -> bool:
+        """Whether an answer goes on where the text ends, rather than being a text of its own."""
+        return self.loaded.model.topology == "decoder" and self._prompt.kind != "inputs"
+
+    @property
     def _prompt(self) -> Prompt:
         """How a text is read."""
         return self.loaded.prompts.of(self.prompt or ("inputs" if self.fill else None))
+
+    def _positions(self, side: str) -> int | None:
+        """Returns the positions that a side of the model, and of its draft, has; None: any."""
+        models = [self.loaded, *([] if isinstance(self.draft, str | None) else [self.draft])]
+        lengths = [getattr(each.spec, side).max_length for each in models]
+        return min((length for length in lengths if length is not None), default=None)
 
     def _mask_id(self) -> int:
         vocabulary: Any = self._vocabulary
@@ -166,8 +152,14 @@ class Generator:
 
     # Reading.
 
-    def read(self, text: str, options: Options = Options(), *, number: int = 0) -> Question:
-        """Returns a text as ids, with its options.
+    def options(self, chosen: Mapping[str, Any]) -> Options:
+        """Returns options by name; those that are not chosen are as the model's files say, and
+        else as in `Options`."""
+        loaded, draft = self.loaded, self.draft is not None
+        return options_with(loaded.generation, chosen, spec=loaded.spec, draft=draft)
+
+    def read(self, text: str, options: Options | None = None, *, number: int = 0) -> Question:
+        """Returns a text as ids, with its options; None: those of the model.
 
         Raises:
           InputError: no text or an empty one, one too long for the model, an unknown sentinel, or
@@ -175,13 +167,14 @@ class Generator:
         """
         if not isinstance(text, str):
             raise InputError(f"{text!r} is not a text")
+        options = self.options({}) if options is None else options
         ids = encode(text, self._vocabulary)
         if not ids:
             raise InputError("the text is empty: give at least one token")
         topology = self.loaded.model.topology
         if topology == "encoder":
             self._check_gaps(ids)
-        return Question(self._cut(ids, options), options, number, *self._expected(options))
+        return Question(self._cut(ids, options), options, number, *self._expected(options, text))
 
     def check(self, options: Options) -> None:
         """Raises the InputError that `read` raises for any text with such options, if it does."""
@@ -192,8 +185,10 @@ class Generator:
         several = options.num_beams > 1 or options.num_samples > 1
         return not (self.fill or several or self.loaded.model.topology == "encoder")
 
-    def _expected(self, options: Options) -> tuple[Any, Any, Any, Any]:
-        """Returns a question's `stops`, `banned`, `forced` and `choices`."""
+    def _expected(
+        self, options: Options, text: str = ""
+    ) -> tuple[tuple[int, ...], list[int], tuple[list[int], ...]]:
+        """Returns a question's `banned`, `forced` and `choices`, as they stand behind a text."""
         if self.loaded.model.topology == "encoder":
             meant = {"temperature", "top_k", "top_p", "min_p", "typical_p", "banned", "turns"}
             meant |= {"max_new_tokens", "num_samples", "seed"}
@@ -201,15 +196,20 @@ class Generator:
                 raise InputError(
                     f"{name} is for models that write from left to right: leave it out"
                 )
-        stops = tuple(self._stop(stop) for stop in options.stop)
+        for stop in options.stop:
+            self._expressed("stop", stop)
         banned = tuple(self._banned(each) for each in options.banned)
-        frame, eos_id = self._prompt.targets, self._vocabulary.eos_id
-        forced = []
+        rules = self._rules
+        begins = () if rules.forced_first is None else (rules.forced_first,)
+        before = begins or self._prompt.targets.before
+        ends = self._vocabulary.eos_id
+        if ends not in rules.eos_ids:
+            ends = rules.eos_ids[0]
+        forced = list(begins)
         if options.forced:
-            forced = [*frame.before, *self._expressed("forced", options.forced)]
+            forced = self._behind("forced", text, options.forced, before)
         choices = tuple(
-            [*frame.before, *self._expressed("choices", choice), eos_id]
-            for choice in options.choices
+            [*self._behind("choices", text, choice, before), ends] for choice in options.choices
         )
         for name, wanted in (("forced", [forced]), ("choices", choices)):
             longest = max(map(len, wanted), default=0)
@@ -222,8 +222,12 @@ class Generator:
                 piece = self._vocabulary.piece(min(both))
                 raise InputError(f"banned and {name} both have {piece!r}: leave one out")
         least = options.min_new_tokens or 0
-        if choices and min(map(len, choices)) < least:
-            raise InputError(f"min_new_tokens = {least}: a choice is shorter")
+        for choice, ids in zip(options.choices, choices, strict=True):
+            if len(ids) - 1 < least:  # without its EOS
+                raise InputError(
+                    f"min_new_tokens = {least}: the choice {choice!r} has {len(ids) - 1} tokens"
+                )
+        self._check_some_left(banned, ends_only=least > 0)
         if options.num_beams > self.loaded.spec.vocab:
             raise InputError(
                 f"num_beams = {options.num_beams}: the vocabulary has {self.loaded.spec.vocab} "
@@ -231,7 +235,20 @@ class Generator:
             )
         if options.num_beams > 1 and self.draft is not None:
             raise InputError("num_beams and draft: a beam search takes no draft; leave one out")
-        return stops, banned, forced, choices
+        return banned, forced, choices
+
+    def _check_some_left(self, banned: Sequence[int], *, ends_only: bool) -> None:
+        """Raises an InputError if no token is left that could be written."""
+        out, rules = {*banned, *self._rules.banned}, self._rules
+        if self.loaded.model.topology == "encoder":
+            out.add(self._mask_id())
+        elif ends_only and self._vocabulary.size - len(out | set(rules.eos_ids)) < 1:
+            raise InputError(
+                "banned leaves no token but those that end an answer, which min_new_tokens forbids "
+                "at first: ban fewer, or leave min_new_tokens out"
+            )
+        if self._vocabulary.size - len(out) < 1:
+            raise InputError("banned leaves no token of the vocabulary: ban fewer")
 
     def _check_gaps(self, ids: Sequence[int]) -> None:
         mask_id = self._mask_id()
@@ -245,9 +262,7 @@ class Generator:
         alone = loaded.model.topology == "decoder"
         encoder = loaded.model.topology == "encoder"
         frame = self._vocabulary.frame if encoder else prompt.inputs
-        stack = loaded.spec.decoder if alone else loaded.spec.encoder
-        assert stack is not None
-        room = stack.max_length
+        room = self._positions("decoder" if alone else "encoder")
         new = options.max_new_tokens + self._ahead
         beyond = new if alone else 0
         around = frame.size
@@ -259,10 +274,8 @@ class Generator:
                     f"a text of {len(ids) + around} tokens{more}: the model takes {room}; shorten "
                     f"{'it or max_new_tokens' if beyond else 'it'}, or set truncate=True"
                 )
-            continued = alone and prompt.kind != "inputs"
-            ids = ids[-most:] if continued else ids[:most]
-        writer = loaded.spec.decoder
-        most_new = writer.max_length if writer is not None and not alone else None
+            ids = ids[-most:] if self._continues else ids[:most]
+        most_new = None if alone or encoder else self._positions("decoder")
         if most_new is not None and new > most_new:
             raise InputError(
                 f"max_new_tokens = {options.max_new_tokens}: the model writes at most "
@@ -281,12 +294,22 @@ class Generator:
             raise InputError(f"{name} {text!r}: the vocabulary cannot express it")
         return ids
 
-    def _stop(self, text: str) -> list[int]:
-        """Returns the tokens that say most often that a stop has been written."""
-        ids = self._expressed("stop", text)
-        # At the beginning of a text SentencePiece puts a space, which a stop need not have.
-        spare = len(ids) > 1 and self._vocabulary.decode(ids[1:]).endswith(text)
-        return ids[1:] if spare else ids
+    def _behind(self, name: str, text: str, more: str, begins: Sequence[int]) -> list[int]:
+        """Returns the ids of what is to be written behind a text, and what answers begin with.
+
+        Raises:
+          InputError: if the vocabulary has no tokens for it there.
+        """
+        ids = self._expressed(name, more)
+        if self._continues and text:
+            found = continuation(text, more, self._vocabulary)
+            if found is None:
+                raise InputError(
+                    f"{name} {more!r}: the vocabulary cannot write it behind {text[-20:]!r}; move "
+                    "the border to the end of a word"
+                )
+            ids = found
+        return ids if ids[: len(begins)] == [*begins] else [*begins, *ids]
 
     def _banned(self, each: str | int) -> int:
         size = self._vocabulary.size
@@ -312,50 +335,94 @@ class Generator:
           questions: as `read` returns them.
           batch_size: most questions at once. Those of like length, and of options that need the
             same compiled function, are answered together.
+
+        Raises:
+          InputError: numbers that are NaN or infinite, or rules that leave no token to write.
         """
+        found = []
+        for each in self.outcomes(questions, batch_size=batch_size):
+            if isinstance(each, InputError):
+                raise each
+            found.append(each)
+        return found
+
+    def outcomes(
+        self, questions: Sequence[Question], *, batch_size: int = 32
+    ) -> list[list[Answer] | InputError]:
+        """Returns what `answers` does, and in place of an answer the error that it raises."""
         check_count("batch_size", batch_size)
         kinds: dict[Any, list[int]] = {}
         for row, question in enumerate(questions):
             options = question.options
             kind = tuple(getattr(options, name) for name in _STATIC)
-            # Choices leave no freedom to rows that have none; and greedy rows need no keys.
+            # Rows with and without choices, or with and without draws, cannot share a batch.
             kind += (bool(options.choices), options.temperature > 0)
             kinds.setdefault(kind, []).append(row)
         found: list[Any] = [None] * len(questions)
         for rows in kinds.values():
             sizes = [len(questions[row].ids) for row in rows]
             for places in by_size(sizes, batch_size):
-                together = [rows[place] for place in places]
-                batch = [questions[row] for row in together]
-                for row, answer in zip(together, self._batch(batch), strict=True):
-                    found[row] = answer
+                for together in self._fitting([rows[place] for place in places], questions):
+                    batch = [questions[row] for row in together]
+                    for row, answer in zip(together, self._batch(batch), strict=True):
+                        found[row] = answer
         return found
 
+    def _fitting(self, rows: list[int], questions: Sequence[Question]) -> Iterator[list[int]]:
+        """Yields rows in groups whose longest text and longest answer fit the positions together.
+
+        Each row fits alone; rows are in the order of their lengths.
+        """
+        room = self._positions("decoder") if self.loaded.model.topology == "decoder" else None
+        together: list[int] = []
+        most = 0
+        for row in rows:
+            new = max(most, questions[row].options.max_new_tokens)
+            if together and room is not None and len(questions[row].ids) + new + self._ahead > room:
+                yield together
+                together, new = [], questions[row].options.max_new_tokens
+            together, most = [*together, row], new
+        yield together
+
     def stream(self, question: Question) -> Iterator[str]:
-        """Yields the answer to one question in pieces, as they are written.
+        """Returns the answer to one question in pieces, as they are written.
 
         Raises:
-          InputError: an encoder, a beam search or several samples.
+          InputError: at once an encoder, a beam search or several samples; and as `answers`.
         """
         options = question.options
         if self.loaded.model.topology == "encoder":
             raise InputError("an encoder fills gaps all at once: it cannot be streamed")
-        if not self.streams(options):
-            raise InputError("fill, beams and several samples cannot be streamed: leave them out")
+        for name, several in (
+            ("fill = True", self.fill),
+            (f"num_beams = {options.num_beams}", options.num_beams > 1),
+            (f"num_samples = {options.num_samples}", options.num_samples > 1),
+        ):
+            if several:
+                raise InputError(
+                    f"{name}: what is written as a whole cannot be streamed; set "
+                    f"{name.split()[0]} to {'False' if self.fill else 1}, or use generate"
+                )
+        return self._pieces(question)
+
+    def _pieces(self, question: Question) -> Iterator[str]:
         state, advance = self._begin([question])
         said = ""
         while True:
             state, (generated, done) = advance(state, 1)
-            (answer,) = self._read_rows([question], jax.device_get(generated))[0]
+            (outcome,) = self._read_rows([question], jax.device_get(generated))
+            if isinstance(outcome, InputError):
+                raise outcome
             finished = bool(jax.device_get(done)[0])
-            text = answer.text if finished else _certain(answer.text, options.stop)
+            text = outcome[0].text
+            text = text if finished else certain(text, question.options.stop)
             if text.startswith(said) and len(text) > len(said):
                 yield text[len(said) :]
                 said = text
             if finished:
                 return
 
-    def _batch(self, questions: Sequence[Question]) -> list[list[Answer]]:
+    def _batch(self, questions: Sequence[Question]) -> list[list[Answer] | InputError]:
         if self.loaded.model.topology == "encoder":
             return self._infilled(questions)
         if questions[0].options.num_beams > 1:
@@ -370,7 +437,7 @@ class Generator:
         batch, room = self._prompts(loaded, questions), self._room(questions)
         rows = len(next(iter(batch.values())))
         settings = self._settings(questions, rows)
-        asked = settings.constraints.repetition_penalty is not None or draft == "prompt"
+        asked = settings.constraints.reads_prompts or draft == "prompt"
         seeds = None
         if questions[0].options.temperature:
             seeds = np.zeros((rows, 2), np.uint32)
@@ -403,7 +470,7 @@ class Generator:
             self.draft_length,
         )
 
-    def _searched(self, questions: Sequence[Question]) -> list[list[Answer]]:
+    def _searched(self, questions: Sequence[Question]) -> list[list[Answer] | InputError]:
         options, loaded = questions[0].options, self.loaded
         batch = self._prompts(loaded, questions)
         rows = len(next(iter(batch.values())))
@@ -421,7 +488,7 @@ class Generator:
         )
         return self._read_rows(questions, jax.device_get(found))
 
-    def _infilled(self, questions: Sequence[Question]) -> list[list[Answer]]:
+    def _infilled(self, questions: Sequence[Question]) -> list[list[Answer] | InputError]:
         loaded, vocabulary = self.loaded, self._vocabulary
         options = questions[0].options
         repeated = [each for each in questions for _ in range(options.num_samples)]
@@ -456,14 +523,14 @@ class Generator:
             inner = ids[len(frame.before) : len(ids) - len(frame.after)]
             answers.append(Answer(vocabulary.decode(inner), ids, gain, gain))
         n = options.num_samples
-        return [answers[row : row + n] for row in range(0, len(answers), n)]
+        several = [answers[row : row + n] for row in range(0, len(answers), n)]
+        return [self._checked(each, [False] * n) for each in several]
 
     def _prompts(self, loaded: "Loaded", questions: Sequence[Question]) -> dict[str, np.ndarray]:
         """Returns prompts in few sizes, so that there are few compilations."""
-        stack = loaded.spec.encoder or loaded.spec.decoder
-        assert stack is not None
-        room = stack.max_length
-        if room is not None and loaded.spec.encoder is None:
+        alone = loaded.spec.encoder is None
+        room = getattr(loaded.spec, "decoder" if alone else "encoder").max_length
+        if room is not None and alone:
             # The start token is before them, and the answers behind.
             taken = self._room(questions) + self._ahead
             room = max(room - taken, *(len(each.ids) for each in questions))
@@ -479,92 +546,38 @@ class Generator:
     def _room(self, questions: Sequence[Question]) -> int:
         """Returns the room for answers, one of few; no more than the decoder has positions for."""
         most = max(each.options.max_new_tokens for each in questions)
-        stack = self.loaded.spec.decoder
-        assert stack is not None
-        if stack.max_length is None:
+        positions = self._positions("decoder")
+        if positions is None:
             return bucket(most)
         alone = self.loaded.spec.encoder is None
         taken = max(len(each.ids) for each in questions) if alone else 0
-        return bucket(most, stack.max_length - taken - self._ahead)
+        return bucket(most, positions - taken - self._ahead)
 
     def _settings(
         self, questions: Sequence[Question], rows: int, *, repeat: int | None = None
     ) -> Settings:
         """Returns the options of `rows` rows as arrays, those of each question `repeat` times."""
-        every = [each.options for each in questions]
-        given = frozenset[str]().union(*(options.given() for options in every))
-        repeat = every[0].num_samples if repeat is None else repeat
-        row_of = np.repeat(np.minimum(np.arange(rows), len(questions) - 1), repeat)
-
-        def numbers(name: str, dtype: Any) -> Any:
-            if name not in given:
-                return None
-            values = [getattr(options, name) for options in every]
-            return np.asarray([_OFF.get(name) if v is None else v for v in values], dtype)[row_of]
-
-        def sequences(name: str, align: Literal["left", "right"] = "left") -> Any:
-            """Returns `[rows, n, longest]` int32, -1 where there is nothing, in few sizes."""
-            lists = [getattr(each, name) for each in questions]
-            if not any(lists):
-                return None
-            count = power_of_two(max(map(len, lists)))
-            longest = power_of_two(max(len(ids) for each in lists for ids in each))
-            found = np.full((len(lists), count, longest), -1, np.int32)
-            for row, each in enumerate(lists):
-                if each:
-                    packed = pack_sequences(each, align=align)
-                    part = (
-                        slice(-packed.shape[1], None)
-                        if align == "right"
-                        else slice(packed.shape[1])
-                    )
-                    found[row, : len(each), part] = packed
-            return found[row_of]
-
-        vocab, size = self.loaded.spec.vocab, self._vocabulary.size
-        never: Any = np.arange(vocab) >= size  # the embedding may be padded
-        if any(each.banned for each in questions):
-            never = np.tile(never, (len(questions), 1))
-            for row, each in enumerate(questions):
-                never[row, list(each.banned)] = True
-            never = never[row_of]
-        forced: Any = None
-        if any(each.forced for each in questions):
-            longest = power_of_two(max(len(each.forced) for each in questions))
-            forced = np.full((len(questions), longest), -1, np.int32)
-            for row, each in enumerate(questions):
-                forced[row, : len(each.forced)] = each.forced
-            forced = forced[row_of]
-        limits = np.asarray([options.max_new_tokens for options in every], np.int32)[row_of]
-        limits[len(questions) * repeat :] = 1  # rows that ask nothing
-        drawn = every[0].temperature > 0
-        return Settings(
-            eos_id=self._vocabulary.eos_id,
-            limits=limits,
-            sampling=Sampling(
-                temperature=numbers("temperature", np.float32) if drawn else None,
-                top_k=numbers("top_k", np.int32),
-                top_p=numbers("top_p", np.float32),
-                min_p=numbers("min_p", np.float32),
-                typical_p=numbers("typical_p", np.float32),
-            ),
-            constraints=Constraints(
-                repetition_penalty=numbers("repetition_penalty", np.float32),
-                presence_penalty=numbers("presence_penalty", np.float32),
-                min_new_tokens=numbers("min_new_tokens", np.int32),
-                banned=never,
-                forced=forced,
-                choices=sequences("choices"),
-                stops=sequences("stops", "right"),
-            ),
-            logits_fn=every[0].logits_fn,
+        options = questions[0].options
+        stops = options.stop
+        return settings_of(
+            questions,
+            rows,
+            repeat=options.num_samples if repeat is None else repeat,
+            rules=self._rules,
+            size=self._vocabulary.size,
+            vocab=self.loaded.spec.vocab,
+            stops=self.loaded.stops_of(stops, continued=self._continues) if stops else None,
         )
 
-    def _read_rows(self, questions: Sequence[Question], found: Any) -> list[list[Answer]]:
+    def _read_rows(
+        self, questions: Sequence[Question], found: Any
+    ) -> list[list[Answer] | InputError]:
         """Returns the answers that rows of tokens are."""
         n = questions[0].options.num_samples
         scores = getattr(found, "scores", found.log_probabilities)
-        answers = []
+        # A beam search has no first answer where rules leave none.
+        stuck = getattr(found, "stuck", (found.lengths == 0) & (np.arange(len(scores)) % n == 0))
+        outcomes = []
         for row, question in enumerate(questions):
             own = []
             for at in range(row * n, row * n + n):
@@ -573,27 +586,26 @@ class Generator:
                 own.append(
                     Answer(text, tokens, float(found.log_probabilities[at]), float(scores[at]))
                 )
-            answers.append(own)
+            outcomes.append(self._checked(own, stuck[row * n : row * n + n].tolist()))
+        return outcomes
+
+    def _checked(self, answers: list[Answer], stuck: list[bool]) -> list[Answer] | InputError:
+        """Returns a question's answers, or what is wrong with them; `stuck` says which of them
+        rules left no token for."""
+        if any(math.isnan(answer.log_probability) for answer in answers):
+            return not_finite(self.loaded, "the model's logits")
+        if any(stuck):
+            after = max(len(answers[stuck.index(True)].tokens) - 1, 0)
+            return InputError(
+                f"no token is left to write after {after}: banned, no_repeat_ngram_size, choices "
+                "or logits_fn forbid all; loosen one of them"
+            )
         return answers
 
     def _text(self, question: Question, tokens: np.ndarray) -> str:
         if self.fill:
             return self._vocabulary.decode(fill_in(question.ids, tokens, self._vocabulary))
-        text = self._vocabulary.decode(tokens)
-        return text[
-            : min(
-                (at for stop in question.options.stop if (at := text.find(stop)) >= 0),
-                default=len(text),
-            )
-        ]
-
-
-def _certain(text: str, stops: Sequence[str]) -> str:
-    """Returns what further tokens will not change: no half of a character, and of no stop."""
-    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-    for stop in stops:
-        for size in range(min(len(stop), len(text)), 0, -1):
-            if text.endswith(stop[:size]):
-                text = text[:-size]
-                break
-    return text
+        if tokens.size and int(tokens[-1]) in self._rules.eos_ids:
+            tokens = tokens[:-1]
+        context = question.ids if self._continues else []
+        return up_to_stop(text_after(context, tokens, self._vocabulary), question.options.stop)

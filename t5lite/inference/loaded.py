@@ -13,9 +13,11 @@ from jax.sharding import Mesh
 from t5lite.data import Vocabulary
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
+from t5lite.decoding import Stops
 from t5lite.errors import InputError
 from t5lite.inference.batching import check_count, each
 from t5lite.inference.compiled import Functions, compile_functions
+from t5lite.inference.context import stops_of, token_texts
 from t5lite.inference.embedding import Embedder, compile_vectors
 from t5lite.inference.generation import Answer, Generator
 from t5lite.inference.options import options_of
@@ -141,7 +143,7 @@ class Loaded:
             raise InputError("texts is empty; give at least one text")
         check_count("batch_size", batch_size)
         generator, rest = self._generator(options)
-        rows = options_of(rest, len(texts))
+        rows = options_of(rest, len(texts), generator.options)
         questions = each(
             "texts",
             lambda number, text, options: generator.read(text, options, number=number),
@@ -149,17 +151,25 @@ class Loaded:
             texts,
             rows,
         )
-        return generator.answers(questions, batch_size=batch_size)
+        outcomes = generator.outcomes(questions, batch_size=batch_size)
+        found = []
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, InputError):
+                raise InputError(f"texts[{number}]: {outcome}") from outcome
+            found.append(outcome)
+        return found
 
     def stream(self, text: str, **options: Any) -> Iterator[str]:
-        """Yields what `generate` returns for one text in pieces, as they are written.
+        """Returns what `generate` does for one text in pieces, as they are written.
+
+        What cannot be streamed or answered is refused at the call.
 
         Args:
           text: to answer or to continue.
           **options: of `generate`, without `fill`, beams and several samples.
         """
         generator, rest = self._generator(options)
-        return generator.stream(generator.read(text, options_of(rest, 1)[0]))
+        return generator.stream(generator.read(text, options_of(rest, 1, generator.options)[0]))
 
     def _generator(self, options: Mapping[str, Any]) -> tuple[Generator, dict[str, Any]]:
         """Returns what answers, and the options that are not its own but a text's."""
@@ -323,6 +333,32 @@ class Loaded:
     def functions(self) -> Functions:
         """What `generate` computes with, compiled: see `compiled.compile_functions`."""
         return compile_functions(self.model, self.layout, self.mesh)
+
+    @functools.cached_property
+    def _kept(self) -> dict[Any, Any]:
+        """What was made once for this model: what has been said, what finds stops."""
+        return {}
+
+    def say_once(self, topic: str, what: Sequence[str]) -> Sequence[str]:
+        """Returns `what` the first time that a topic is asked for, then nothing."""
+        return () if self._kept.setdefault(("said", topic), what) is not what else what
+
+    def stops_of(self, stops: tuple[str, ...], *, continued: bool) -> Stops:
+        """Returns what finds stops in answers, made once for each set of them.
+
+        Args:
+          stops: none of them empty.
+          continued: whether answers go on where a text ends, or begin a text of their own.
+        """
+        assert self.vocabulary is not None
+        key = (stops, continued)
+        if key not in self._kept:
+            for alone in (False, True):
+                if alone not in self._kept:
+                    self._kept[alone] = token_texts(self.vocabulary, alone=alone)
+            first = None if continued else self._kept[True]
+            self._kept[key] = stops_of(stops, self._kept[False], first)
+        return self._kept[key]
 
     @functools.cached_property
     def vectors_fn(self) -> Callable:

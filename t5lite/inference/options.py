@@ -40,15 +40,17 @@ class Options:
       min_p: from tokens at least this share as probable as the likeliest, in [0, 1].
       typical_p: from the most typical tokens that together have this probability, in (0, 1].
       repetition_penalty: above 1, what makes tokens of the prompt and the answer less likely.
+      no_repeat_ngram_size: no so many tokens of the prompt and the answer come twice in a row.
       presence_penalty: in nats, taken from the logits of tokens that the answer has already.
       num_samples: answers for each text: drawn ones, or the best of a beam search.
       num_beams: above 1, of a beam search; see `decoding.beam_search`.
       length_penalty: of a beam search: the power of the length that sums are divided by.
       early_stopping: of a beam search: see there.
-      stop: texts that end an answer, which then holds what is before the first of them.
+      stop: texts that end an answer, wherever its tokens begin and end; it then holds what is
+        before the first of them.
       banned: tokens that are never written: texts that are one token, or ids.
-      forced: what an answer begins with.
-      choices: whole answers, of which one is written.
+      forced: what an answer begins with, in the tokens that it has behind the text.
+      choices: whole answers, of which one is written, in the tokens that they have there.
       turns: of a masked language model: in how many steps gaps are filled, the surest first.
       logits_fn: a rule of your own about the next token's logits; see `decoding.Settings`.
       seed: of the draws; an answer depends on it, and on the text's number among the texts.
@@ -62,6 +64,7 @@ class Options:
     min_p: float | None = None
     typical_p: float | None = None
     repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
     presence_penalty: float | None = None
     num_samples: int = 1
     num_beams: int = 1
@@ -149,6 +152,7 @@ _NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "min_p": _share(zero=True),
     "typical_p": _share(zero=False),
     "repetition_penalty": (lambda value: value > 0, "above 0; 1 is none"),
+    "no_repeat_ngram_size": _whole(1),
     "presence_penalty": (lambda value: True, "a number"),
     "num_samples": _whole(1),
     "num_beams": _whole(1),
@@ -162,12 +166,17 @@ _OPTIONAL = {
 _LISTS = ("stop", "banned", "choices")
 
 
-def options_of(values: Mapping[str, Any], count: int) -> list[Options]:
+def options_of(
+    values: Mapping[str, Any],
+    count: int,
+    make: Callable[[Mapping[str, Any]], Options] = lambda chosen: Options(**chosen),
+) -> list[Options]:
     """Returns the options of each of `count` texts.
 
     Args:
       values: by name; a list has one for each text, and a list of texts is for all of them.
       count: of the texts.
+      make: makes the options of a text, given those that are chosen for it.
 
     Raises:
       InputError: an unknown name, a list of another length, or a value out of range.
@@ -186,9 +195,9 @@ def options_of(values: Mapping[str, Any], count: int) -> list[Options]:
         else:
             apart[name] = value
     if not apart:
-        return [Options(**shared)] * count
+        return [make(shared)] * count
     return [
-        Options(**shared, **{name: value[row] for name, value in apart.items()})
+        make({**shared, **{name: value[row] for name, value in apart.items()}})
         for row in range(count)
     ]
 

@@ -1,0 +1,143 @@
+"""Text in context: the tokens of a text as they stand behind another, and the text of tokens."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from t5lite.data import Bytes, Vocabulary
+from t5lite.decoding import Stops, stop_table
+from t5lite.inference.gaps import encode
+
+_CONTEXT = 64  # tokens of a prompt that decide how the text after it begins
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+
+def continuation(text: str, more: str, vocabulary: Vocabulary) -> list[int] | None:
+    """Returns the ids of `more` as they stand behind `text`; None where it cannot be written there.
+
+    They are the rest of encode(text + more) after encode(text). Where a token lies across the
+    border, the ids are those that decode to `more` behind the ids of `text`.
+    """
+    before, whole = encode(text, vocabulary), encode(text + more, vocabulary)
+    if len(whole) > len(before) and whole[: len(before)] == before:
+        return whole[len(before) :]
+    alone = encode(more, vocabulary)
+    candidates = [alone, alone[1:]]  # SentencePiece puts a space before a text
+    for border in ("\n", "0", "a", "."):
+        both, first = encode(border + more, vocabulary), encode(border, vocabulary)
+        if both[: len(first)] == first:
+            candidates.append(both[len(first) :])
+    for ids in candidates:
+        if ids and text_after(before, ids, vocabulary) == more:
+            return ids
+    return None
+
+
+def split_pair(text: str, target: str, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+    """Returns the ids of a text and of a target that continues it: encode(text + target), split.
+
+    As in lm-evaluation-harness: white space at the end of the text is part of the target, and the
+    split is at len(encode(text)), also where a token lies across the border. If nothing were left
+    of the target there, it is at the first token that encode(text) does not have.
+    """
+    before, whole = encode(text.rstrip(), vocabulary), encode(text + target, vocabulary)
+    at = len(before)
+    if at >= len(whole):
+        at = _common(before, whole)
+    return whole[:at], whole[at:]
+
+
+def text_after(
+    prompt: Sequence[int], new: Sequence[int] | np.ndarray, vocabulary: Vocabulary
+) -> str:
+    """Returns the text that `new` ids add to a prompt: decode(prompt + new) without decode(prompt).
+
+    Args:
+      prompt: ids; [] where the new ones begin a text of their own.
+      new: ids behind it.
+      vocabulary: of both.
+    """
+    new = [int(token) for token in new]
+    context = [int(token) for token in prompt[-_CONTEXT:]]
+    if vocabulary.eos_id in context:  # where decoding would end
+        last = len(context) - context[::-1].index(vocabulary.eos_id)
+        context = context[last:]
+    if not context:
+        return vocabulary.decode(new)
+    known, whole = vocabulary.decode(context), vocabulary.decode([*context, *new])
+    if not whole.startswith(known):  # half of a character is whole now, or cleaned up
+        return whole[_common(known, whole) :]
+    return whole[len(known) :]
+
+
+def _common(one: Sequence, other: Sequence) -> int:
+    """Returns how many items two sequences begin with in common."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return sum(1 for _ in same)
+
+
+def certain(text: str, stops: Sequence[str]) -> str:
+    """Returns what further tokens will not change: no half of a character, and of no stop."""
+    text = text.rstrip(_UNKNOWN)
+    partial = (
+        size
+        for stop in stops
+        for size in range(min(len(stop), len(text)), 0, -1)
+        if text.endswith(stop[:size])
+    )
+    return text[: len(text) - max(partial, default=0)]
+
+
+def up_to_stop(text: str, stops: Sequence[str]) -> str:
+    """Returns the text before the first of the stops."""
+    found = (at for stop in stops if (at := text.find(stop)) >= 0)
+    return text[: min(found, default=len(text))]
+
+
+def stops_of(
+    stops: Sequence[str], tokens: Sequence[bytes], first: Sequence[bytes] | None = None
+) -> Stops:
+    """Returns what finds stops in the text of tokens, see `token_texts`."""
+    return stop_table([stop.encode() for stop in stops], tokens, first=first)
+
+
+def token_texts(vocabulary: Vocabulary, *, alone: bool = False) -> list[bytes]:
+    """Returns what each id adds to a text, in UTF-8, of bytes of characters those bytes.
+
+    Args:
+      vocabulary: of the ids.
+      alone: whether it is the first of a text.
+    """
+    context = [] if alone else encode("a", vocabulary.targets)
+    known, decode = vocabulary.decode(context), vocabulary.decode
+    texts = (decode([*context, token]) for token in range(vocabulary.size))
+    return [
+        _bytes_of(vocabulary, text.removeprefix(known), token) for token, text in enumerate(texts)
+    ]
+
+
+def _bytes_of(vocabulary: Vocabulary, text: str, token: int) -> bytes:
+    if isinstance(vocabulary, Bytes) and 3 <= token < 259:
+        return bytes([token - 3])
+    if _UNKNOWN not in text:
+        return text.encode()
+    piece = vocabulary.piece(token)
+    if len(piece) == 6 and piece.startswith("<0x"):
+        return bytes([int(piece[3:5], 16)])
+    try:
+        return bytes(_BYTES[character] for character in piece)
+    except KeyError:
+        return text.encode()
+
+
+def _byte_characters() -> dict[str, int]:
+    """Returns the byte of each character of GPT-2's byte-level pieces."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {
+        chr(256 + place): byte for place, byte in enumerate(others)
+    }
+
+
+_BYTES = _byte_characters()

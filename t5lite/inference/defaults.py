@@ -1,0 +1,175 @@
+"""What a checkpoint's own files say of generation, as options and rules; and what is ignored."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from t5lite.errors import InputError
+from t5lite.inference.options import Options
+from t5lite.interop.generation_defaults import FILE, GenerationDefaults
+
+# transformers' fields that are options here, by name.
+_OPTIONS = {
+    "max_new_tokens": "max_new_tokens",
+    "min_new_tokens": "min_new_tokens",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    "repetition_penalty": "repetition_penalty",
+    "num_beams": "num_beams",
+    "length_penalty": "length_penalty",
+    "early_stopping": "early_stopping",
+    "stop_strings": "stop",
+}
+_RULES = (
+    "eos_token_id",
+    "decoder_start_token_id",  # in ModelSpec.start_id
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+)
+# What has no effect on what is written, or none at these values.
+_SILENT = frozenset(["pad_token_id", "bos_token_id", "use_cache", "is_assistant", "low_memory"])
+_SILENT_BEGINNINGS = (
+    "_",
+    "cache_",
+    "output_",
+    "return_dict",
+    "assistant_",
+    "num_assistant_",
+    "prompt_lookup",
+    "target_lookbehind",
+    "compile_",
+    "disable_compile",
+)
+_DRAWING = frozenset(
+    ["temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"]
+)
+_NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, [], {})
+_SEARCH = ("num_beams", "length_penalty", "early_stopping")
+
+
+class Rules(NamedTuple):
+    """Tokens that a model's files end, begin and bar answers with.
+
+    Args:
+      eos_ids: end an answer, at least one.
+      forced_first, forced_last: the first token, and the one at the limit of an answer.
+      banned, banned_first: never written, and never first.
+      banned_sequences: never completed.
+    """
+
+    eos_ids: tuple[int, ...]
+    forced_first: int | None = None
+    forced_last: int | None = None
+    banned: tuple[int, ...] = ()
+    banned_first: tuple[int, ...] = ()
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
+
+
+def rules_of(defaults: GenerationDefaults | None, vocabulary: Any, *, topology: str) -> Rules:
+    """Returns the rules of a model that writes; those of the vocabulary where nothing is said."""
+    if defaults is None or topology == "encoder":
+        return Rules((vocabulary.eos_id,))
+    known = lambda name: tuple(i for i in defaults.ids(name) if 0 <= i < vocabulary.size)  # noqa: E731
+    eos_ids = tuple(dict.fromkeys(known("eos_token_id"))) or (vocabulary.eos_id,)
+    words = [tuple(word) for word in defaults.content.get("bad_words_ids", ())]
+    words = [word for word in words if word and word not in {(eos,) for eos in eos_ids}]
+    first = known("forced_bos_token_id") if topology == "encoder_decoder" else ()
+    last = known("forced_eos_token_id")
+    single = tuple(word[0] for word in words if len(word) == 1)
+    return Rules(
+        eos_ids,
+        forced_first=first[0] if first else None,
+        forced_last=last[0] if last else None,
+        banned=(*known("suppress_tokens"), *single),
+        banned_first=known("begin_suppress_tokens"),
+        banned_sequences=tuple(word for word in words if len(word) > 1),
+    )
+
+
+def options_with(
+    defaults: GenerationDefaults | None,
+    chosen: Mapping[str, Any],
+    *,
+    spec: Any,
+    draft: bool = False,
+) -> Options:
+    """Returns the options of a text: those that are chosen, then the files', then our own.
+
+    A file's beam search yields to a temperature and to a draft, and its `min_new_tokens` to
+    `choices` and to a smaller `max_new_tokens`.
+
+    Args:
+      defaults: of the model's files.
+      chosen: by name, as in `Options`.
+      spec: of the model.
+      draft: whether tokens are proposed, which a beam search cannot use.
+
+    Raises:
+      InputError: see `Options`.
+    """
+    own = _own(defaults, spec)
+    if chosen.get("temperature") or draft or chosen.get("num_beams") == 1:
+        own = {name: value for name, value in own.items() if name not in _SEARCH}
+    if chosen.get("choices"):
+        own.pop("min_new_tokens", None)
+    values = {**own, **chosen}
+    if "min_new_tokens" in own and "min_new_tokens" not in chosen:
+        most = values.get("max_new_tokens", Options.max_new_tokens)
+        if isinstance(most, int):
+            values["min_new_tokens"] = min(values["min_new_tokens"], most)
+    return Options(**values)
+
+
+def _own(defaults: GenerationDefaults | None, spec: Any) -> dict[str, Any]:
+    """Returns the options that files say, by our names."""
+    if defaults is None or spec.decoder is None:
+        return {}
+    content = defaults.content
+    found = {ours: content[theirs] for theirs, ours in _OPTIONS.items() if theirs in content}
+    if spec.encoder is not None:  # the start token counts there
+        for name in ("max", "min"):
+            length = content.get(f"{name}_length")
+            if isinstance(length, int) and length > 1:
+                found.setdefault(f"{name}_new_tokens", length - 1)
+        if spec.decoder.max_length is not None and "max_new_tokens" in found:
+            found["max_new_tokens"] = min(found["max_new_tokens"], spec.decoder.max_length)
+    if found.get("early_stopping") == "never":
+        found["early_stopping"] = None
+    if not found.get("no_repeat_ngram_size"):
+        found.pop("no_repeat_ngram_size", None)
+    if found.get("repetition_penalty") == 1:
+        del found["repetition_penalty"]
+    if found.get("num_beams", 1) == 1:
+        found = {name: value for name, value in found.items() if name not in _SEARCH}
+    return found
+
+
+def check_defaults(defaults: GenerationDefaults | None, *, spec: Any, where: Any) -> None:
+    """Raises an InputError that names the file if what it says of options is out of range."""
+    try:
+        options_with(defaults, {}, spec=spec)
+    except InputError as error:
+        raise InputError(f"{FILE} or config.json of {where}: {error}") from error
+
+
+def ignored(defaults: GenerationDefaults | None, spec: Any) -> list[str]:
+    """Returns what files say of generation that has no effect here, as `name = value`."""
+    if defaults is None or spec.decoder is None:
+        return []
+    content = defaults.content
+    used = {*_OPTIONS, *_RULES}
+    if spec.encoder is not None:
+        used |= {"max_length", "min_length"}
+    else:
+        used -= {"forced_bos_token_id"}
+    if not content.get("do_sample"):
+        used |= _DRAWING
+    return [
+        f"{name} = {value!r}"
+        for name, value in sorted(content.items())
+        if name not in used
+        and name not in _SILENT
+        and not name.startswith(_SILENT_BEGINNINGS)
+        and (name in _DRAWING or value not in _NEUTRAL)
+    ]
