@@ -107,7 +107,7 @@ def infer(parser: argparse.ArgumentParser) -> None:
 
 # Those of `interop.options.Options`; a test compares them. Absent where they are not given.
 OPTIONS: dict[str, tuple[type, str, str]] = {
-    "max_new_tokens": (int, "N", "most tokens of an answer (as the model's files say, else 64)"),
+    "max_new_tokens": (int, "N", "most tokens of an answer, unless the model's files say (64)"),
     "min_new_tokens": (int, "N", "tokens before which it cannot end"),
     "temperature": (float, "T", "0 takes the likeliest token; above, tokens are drawn (0)"),
     "top_k": (int, "K", "draw from the K likeliest tokens"),
@@ -118,7 +118,7 @@ OPTIONS: dict[str, tuple[type, str, str]] = {
     "no_repeat_ngram_size": (int, "N", "no N tokens in a row come twice, prompt included"),
     "presence_penalty": (float, "X", "nats taken from tokens that the answer has already"),
     "num_samples": (int, "N", "answers to each text: drawn ones, or a beam search's best (1)"),
-    "num_beams": (int, "N", "above 1, beam search (as the model's files say, else 1)"),
+    "num_beams": (int, "N", "above 1, beam search, unless the model's files say (1)"),
     "length_penalty": (float, "X", "of a beam search: power of the length, above 0 longer (1)"),
     "early_stopping": (str, "WHEN", "of a beam search: yes, no or never (no)"),
     "stop": (str, "TEXT", "ends an answer; repeatable. In bash a line's end is $'\\n'"),

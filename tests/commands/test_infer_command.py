@@ -163,7 +163,7 @@ def whole(infer, tmp_path):
 
 def test_an_interrupted_run_goes_on(infer, whole, tmp_path, monkeypatch):
     part, out = tmp_path / "out.jsonl.part", tmp_path / "out.jsonl"
-    calls, answers = [], Generator.answers
+    calls, answers = [], Generator.outcomes
 
     def stopped(self, questions, *, batch_size):
         calls.append(len(questions))
@@ -172,7 +172,7 @@ def test_an_interrupted_run_goes_on(infer, whole, tmp_path, monkeypatch):
         return answers(self, questions, batch_size=batch_size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Generator, "answers", stopped)
+        patch.setattr(Generator, "outcomes", stopped)
         code, said = infer(*flags())
     assert (code, said) == (130, "t5lite: interrupted\n")
     assert not out.exists()
@@ -266,7 +266,7 @@ def test_a_description_of_others_is_left_alone(content, tmp_path):
 def test_the_checkpoint_that_answers_is_the_one_that_is_recorded(loaded, tmp_path, monkeypatch):
     run, out = tmp_path / "run", tmp_path / "out.jsonl"
     silent = jax.tree.map(lambda leaf: 0 * leaf, loaded.params)
-    parts = {"vocabulary": loaded.vocabulary, "step": 1}
+    parts = {"vocabulary": loaded.vocabulary, "generation": loaded.generation, "step": 1}
     interop.save(run, loaded.model, loaded.params, **parts)
     interop.save(tmp_path / "later", loaded.model, silent, **parts | {"step": 2})
     place = t5lite.inference.place
