@@ -14,6 +14,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from t5lite.commands.changes import changes
 from t5lite.commands.cuts import count_cuts
 from t5lite.commands.preview import example_texts
 from t5lite.commands.run_end import end_text
@@ -275,6 +276,8 @@ def train(
             checkpointer.make_writable(claim.check if claim else None)
             if claim:
                 config = operative_config() if operative_config else None
+                if restored and (lines := changes(folder, config=config, facts=facts)):
+                    say("\n  ".join(["changed since the run was last started:", *lines]))
                 describe(
                     folder,
                     spec,
