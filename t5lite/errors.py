@@ -22,6 +22,12 @@ class RunError(RuntimeError):
     """A failure whose message says what to do next. The command line exits with 1."""
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean …?` with the nearest known name, or nothing if none is near."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
 def unknown(
     kind: str, name: object, known: Iterable[str], *, field: str | None = None
 ) -> InputError:

@@ -15,6 +15,7 @@ import t5lite
 from t5lite import configuration, objectives
 from t5lite.commands import flags as commands_flags
 from t5lite.configuration import Source
+from t5lite.configuration.unused import check_used
 from t5lite.data import Class
 from t5lite.main import split_bindings
 from t5lite.models import ComputeSpec, Model, preset, save_spec
@@ -243,6 +244,11 @@ def test_a_config_stands_on_few_fragments(config):
     source = read(config)
     assert len(source.includes) <= 6
     assert all(name.startswith("gin/") for name in source.includes)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_config_binds_nothing_that_it_does_not_use(config):
+    check_used(configuration.parse([config]).source, t5lite.train, everywhere=True)
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)

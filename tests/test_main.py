@@ -15,6 +15,7 @@ import pytest
 import t5lite
 from t5lite import configuration, errors, main
 from t5lite.configuration import source
+from t5lite.configuration.unused import check_used
 from t5lite.data.sources import NoSplit
 from t5lite.errors import InputError, RunError
 from t5lite.training import CheckpointError, NonFiniteLoss
@@ -46,7 +47,17 @@ class Optimizer:
             raise ValueError("negative decay")
 
 
-def train(steps, *, optimizer=None, model_dir="runs", fail=None):
+class Optimiser(Optimizer):
+    pass
+
+
+@dataclass(frozen=True)
+class Decay:
+    rate: float = 0.5
+
+
+def train(steps, *, optimizer=None, model_dir="runs", fail=None, decay=Decay()):
+    del decay
     if fail in ERRORS:
         raise ERRORS[fail]
     if fail:
@@ -166,7 +177,7 @@ def test_files_includes_macros_and_flags(here, capsys):
 
 def test_later_files_win_and_flags_win_over_all(here):
     for number in (1, 2):
-        write(here, f"{number}.gin", f"test_main.train.steps = {number}\nA = {number}\n")
+        write(here, f"{number}.gin", f"test_main.train.steps = %A\nA = {number}\n")
     assert configuration.parse(["1.gin", "2.gin"]).bindings_of(train) == {"steps": 2}
     assert configuration.parse(["2.gin", "1.gin"]).bindings_of(train) == {"steps": 1}
     given = configuration.parse(["1.gin"], ["test_main.train.steps = 7"])
@@ -237,6 +248,41 @@ def test_split_bindings():
     assert bindings == ["X.y=@f()", "S='a=b'"]
 
 
+def test_a_file_may_replace_what_another_binds_for(here):
+    write(here, "base.gin", RUN + "test_main.Optimizer.decay = %RATE\nRATE = 2.0\n")
+    text = "include 'base.gin'\nimport builtins\ntest_main.train.optimizer = @builtins.dict()\n"
+    write(here, "over.gin", text)
+    assert configuration.parse(["over.gin"]).bindings_of(train)["optimizer"] == {}
+    write(here, "beside.gin", "import builtins\ntest_main.train.optimizer = @builtins.dict()\n")
+    given = configuration.parse(["base.gin", "beside.gin"], ["STEPS=4"])
+    assert given.bindings_of(train) == {"steps": 4, "optimizer": {}}
+    with pytest.raises(InputError, match=r"--gin.RATE=3.0: RATE has no effect"):
+        configuration.parse(["over.gin"], ["RATE=3.0"]).bindings_of(train)
+
+
+def test_scopes_count_where_something_is_called_in_them(here):
+    text = "test_main.train.steps = 1\ntest_main.train.optimizer = @{}test_main.Optimizer()\n"
+    bound = "test_main.Optimizer.decay = 1.0\nslow/test_main.Optimizer.learning_rate = 0.5\n"
+    write(here, "run.gin", text.format("slow/") + bound)
+    assert configuration.parse(["run.gin"]).bindings_of(train)["optimizer"] == Optimizer(0.5, 1.0)
+    write(here, "run.gin", text.format("") + bound)
+    with pytest.raises(InputError, match=r"run.gin:6: slow/.* nothing is called in the scope slow"):
+        configuration.parse(["run.gin"]).bindings_of(train)
+
+
+def test_files_that_t5lite_carries_may_be_overridden(here, monkeypatch):
+    monkeypatch.setattr(source, "_PACKAGE", here / "site/t5lite")
+    carried = RUN + "test_main.Optimizer.decay = %DECAY\nDECAY = 1.0\nUNUSED = 1\n"
+    write(here, "site/configs/run.gin", carried)
+    flags = ["test_main.train.optimizer=None"]
+    given = configuration.parse(["configs/run.gin"], flags)
+    assert given.bindings_of(train) == {"steps": 3, "optimizer": None}
+    with pytest.raises(InputError, match=r"run.gin:8: UNUSED has no effect"):
+        check_used(given.source, train, everywhere=True)
+    with pytest.raises(InputError, match=r"DECAY=2.0: DECAY has no effect"):
+        configuration.parse(["configs/run.gin"], [*flags, "DECAY=2.0"]).bindings_of(train)
+
+
 # --- what people get wrong ----------------------------------------------------------------------
 
 RUN = (
@@ -287,6 +333,22 @@ RUN = (
             [],
             ["run.gin:7: model"],
         ),
+        (
+            "STEPZ = 3",
+            [],
+            ["run.gin:6: STEPZ has no effect: no value in use refers to %STEPZ", "STEPS?"],
+        ),
+        (
+            "test_main.Decay.rate = 3",
+            [],
+            ["run.gin:6: test_main.Decay.rate has no effect", "train.decay = @test_main.Decay()"],
+        ),
+        (
+            "test_main.Optimiser.learning_rate = 3.0",
+            [],
+            ["run.gin:6: test_main.Optimiser.learning_rate has no effect", "Optimizer?"],
+        ),
+        ("", ["--gin.test_main.Decay.rate=3"], ["--gin.test_main.Decay.rate=3: ", "no effect"]),
         ("", ["--gin.STEP=3"], ["--gin.STEP=3: unknown macro 'STEP'", "STEPS?"]),
         ("", ["--gin.test_main.train.stepz=3"], ["--gin.test_main.train.stepz=3:", "steps?"]),
         ("", ["--gin.errors.unknwon.kind=3"], ["--gin.errors.unknwon.kind=3:", "unknown?"]),

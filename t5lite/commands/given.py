@@ -59,7 +59,7 @@ def given_by(configuration: "Configuration", changes: Mapping[str, Any]) -> Simp
         given.model = Model(given.spec, given.compute)
         given.objective = fit(given.objective, given.model)
     except InputError as error:
-        place = configuration.source.place_of("train", str(error))
+        place = configuration.source.place_of("train", error)
         raise InputError(f"{place}: {error}" if place else str(error)) from error
     return given
 

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     try:
         print(report(**bindings, examples=arguments.examples, split=arguments.split))
     except InputError as error:
-        place = configuration.source.place_of("train", str(error))
+        place = configuration.source.place_of("train", error)
         raise InputError(f"{place}: {error}" if place else str(error)) from error
 
 

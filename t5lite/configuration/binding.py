@@ -13,6 +13,7 @@ from gin import config_parser
 
 import t5lite
 from t5lite.configuration.source import Source, at, find
+from t5lite.configuration.unused import check_used
 from t5lite.errors import InputError, unknown
 
 _DYNAMIC = "from __gin__ import dynamic_registration"
@@ -58,6 +59,7 @@ class Configuration:
                 f"nothing is configured for {name}; "
                 "name a file, such as --gin_file=configs/quickstart.gin"
             )
+        check_used(self.source, function)
         try:
             yield
         except Exception as error:
@@ -80,7 +82,8 @@ class Configuration:
             message = f"{calls[0]} refused its arguments: {type(error).__name__}: {message}"
         elif not _raised_by_gin(error):
             return _before_gin(error)
-        return at(self.source.place_of(calls[0], message), InputError(message))
+        blamed = InputError(message, field=getattr(error, "field", None))
+        return at(self.source.place_of(calls[0], blamed), blamed)
 
 
 def _before_gin(error: BaseException) -> Any:
@@ -213,9 +216,9 @@ def _clearer(message: str, source: Source) -> InputError:
     if found := re.match(r"(.+) set to `%gin.REQUIRED`", message):
         name = found[1].removesuffix("/macro.value")
         place = source.macros.get(name, "")
-        for selector, parameter, bound_at in source.bindings:  # gin shortens t5lite.train to train
-            if f".{selector}.{parameter}".endswith(f".{name}"):
-                name, place = f"{selector}.{parameter}", bound_at
+        for each in source.bindings:  # gin shortens t5lite.train to train
+            if f".{each.name}".endswith(f".{name}"):
+                name, place = each.name, each.place
         return at(place, InputError(f"{name} has no value yet; add --gin.{name}=..."))
     return InputError(message.partition("\n")[0])
 

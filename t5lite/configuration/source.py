@@ -19,14 +19,39 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 class Binding(NamedTuple):
-    """One `selector.parameter = value`, and its place: `file:line`, or the command-line flag."""
+    """One `scope/selector.parameter = value`, or a macro, which has no parameter.
 
+    Args:
+      scope: "" for none.
+      selector: as it is written; of a macro its name.
+      parameter: "" for a macro.
+      place: `file:line`, or the command-line flag.
+      references: scope and selector of every `@scope/selector` in the value.
+      macros: the names of every `%macro` in it.
+      macro: the macro that is the whole value, "" for none.
+      carried: whether it stands in a file that t5lite carries.
+      ends: how many bindings there are at the end of its file, and of those that include it.
+    """
+
+    scope: str
     selector: str
     parameter: str
     place: str
+    references: tuple[tuple[str, str], ...] = ()
+    macros: tuple[str, ...] = ()
+    macro: str = ""
+    carried: bool = False
+    ends: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the user typed left of the equals sign."""
+        scope = f"{self.scope}/" if self.scope else ""
+        return f"{scope}{self.selector}" + (f".{self.parameter}" if self.parameter else "")
 
 
 class _Reference(NamedTuple):
+    scope: str
     selector: str
 
 
@@ -38,7 +63,8 @@ class _Names(config_parser.ParserDelegate):
     """Keeps names as names: nothing is imported or looked up while reading."""
 
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
-        return _Reference(scoped_configurable_name.rpartition("/")[2])
+        scope, _, selector = scoped_configurable_name.rpartition("/")
+        return _Reference(scope, selector)
 
     def macro(self, macro_name: str) -> _Macro:
         return _Macro(macro_name)
@@ -50,25 +76,31 @@ class Source:
 
     Attributes:
       search_paths: folders where files are looked up after the current one.
-      macros: each macro defined, with its last place.
-      bindings: the parameters bound, in order.
-      references: the selector of every `@selector`, with its place.
+      statements: macros defined and parameters bound, in order.
       imports: each name that an import makes, with gin's statement.
       includes: the files named by `include`.
     """
 
     search_paths: Sequence[str] = ()
-    macros: dict[str, str] = field(default_factory=dict)
-    bindings: list[Binding] = field(default_factory=list)
-    references: list[tuple[str, str]] = field(default_factory=list)
+    statements: list[Binding] = field(default_factory=list)
     imports: dict[str, Any] = field(default_factory=dict)
     includes: list[str] = field(default_factory=list)
-    _uses: dict[tuple[str, ...], dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def bindings(self) -> list[Binding]:
+        """The parameters bound, in order."""
+        return [each for each in self.statements if each.parameter]
+
+    @property
+    def macros(self) -> dict[str, str]:
+        """Each macro defined, with its last place."""
+        return {each.name: each.place for each in self.statements if not each.parameter}
 
     @property
     def used_macros(self) -> dict[str, str]:
         """Each macro that a value refers to, with its place; a value that is replaced uses none."""
-        return {name: place for uses in self._uses.values() for name, place in uses.items()}
+        latest = {each[:3]: each for each in self.statements}
+        return {name: each.place for each in latest.values() for name in each.macros}
 
     def read_file(self, name: str, *, place: str = "", within: tuple[Path, ...] = ()) -> None:
         """Notes what a file and its includes say.
@@ -89,47 +121,68 @@ class Source:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise at(place, InputError(f"cannot read {path}: {error}")) from error
+        first = len(self.statements)
         for statement, line in _statements(text, str(path)):
             here = f"{path}:{line}"
             if isinstance(statement, config_parser.IncludeStatement):
                 self.includes.append(statement.filename)
                 self.read_file(statement.filename, place=here, within=(*within, path))
             else:
-                self._note(statement, here)
+                self._note(statement, here, carried=_is_carried(path))
+        end = len(self.statements)
+        for number in range(first, end):
+            known = self.statements[number]
+            self.statements[number] = known._replace(ends=(*known.ends, end))
 
     def read_flag(self, binding: str, *, place: str) -> None:
         """Notes what one command-line binding, `NAME=value`, says."""
         for statement, _ in _statements(binding, flag=place):
             self._note(statement, place)
 
-    def _note(self, statement: Any, place: str) -> None:
+    def _note(self, statement: Any, place: str, *, carried: bool = False) -> None:
         if isinstance(statement, config_parser.ImportStatement):
             self.imports[statement.bound_name()] = statement
         elif isinstance(statement, config_parser.BindingStatement):
             scope, selector, parameter, value, _ = statement
-            if parameter:
-                self.bindings.append(Binding(selector, parameter, place))
-            else:
-                self.macros["/".join(filter(None, (scope, selector)))] = place
             names = list(_names(value))
-            self.references += [
-                (item.selector, place) for item in names if type(item) is _Reference
-            ]
-            uses = {item.name: place for item in names if type(item) is _Macro}
-            self._uses[scope, selector, parameter] = uses
+            self.statements.append(
+                Binding(
+                    scope or "",
+                    selector,
+                    parameter or "",
+                    place,
+                    references=tuple(each[:] for each in names if isinstance(each, _Reference)),
+                    macros=tuple(each.name for each in names if isinstance(each, _Macro)),
+                    macro=value.name if isinstance(value, _Macro) else "",
+                    carried=carried,
+                )
+            )
 
-    def place_of(self, configurable: str, message: str) -> str:
-        """Returns the place to blame for `message`, raised by a call to `configurable`, or ""."""
+    def place_of(self, configurable: str, error: InputError | str) -> str:
+        """Returns the place to blame for an error raised by a call to `configurable`, or "".
+
+        That is the binding of the error's `field`; of an error that has none, the parameter that
+        its message begins with or sets. A value that is a macro is blamed where that is defined.
+        """
         bound = [item for item in self.bindings if item.selector.split(".")[-1] == configurable]
-        for _, parameter, place in reversed(bound):
-            if re.search(rf"(^|[.`'\"]){parameter}\b|\b{parameter} ?=", message):
-                return place
+        field = getattr(error, "field", None)
+        for item in reversed(bound):
+            if field == item.parameter if field else _blames(str(error), item.parameter):
+                return self.macros.get(item.macro, item.place)
         built_at = [
-            place for selector, place in self.references if selector.split(".")[-1] == configurable
+            item.place
+            for item in self.statements
+            for _, selector in item.references
+            if selector.split(".")[-1] == configurable
         ]
         if built_at and len({item.parameter for item in bound}) == 1:
             return bound[-1].place
         return built_at[-1] if built_at else ""
+
+    def target(self, selector: str) -> Any:
+        """Returns what a selector names; the last of its names if no import leads there."""
+        found, missing = self.resolve(selector)
+        return selector.rpartition(".")[2] if missing else found
 
     def resolve(self, selector: str) -> tuple[Any, str]:
         """Follows a selector through the imports, as far as it goes.
@@ -170,6 +223,16 @@ def find(name: str, search_paths: Iterable[str] = ()) -> Path | None:
             roots = spec.submodule_search_locations if spec else None
             candidates += [Path(root, file) for root in roots or ()]
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _blames(message: str, parameter: str) -> bool:
+    return bool(re.search(rf"(^|[.`'\"]){parameter}\b|\b{parameter} ?=", message))
+
+
+def _is_carried(path: Path) -> bool:
+    """Whether t5lite carries a file, or a user wrote it."""
+    roots = [root.resolve() for kind in ("configs", "gin") for root in _carried(kind)]
+    return any(path.resolve().is_relative_to(root) for root in roots)
 
 
 def _carried(kind: str) -> tuple[Path, Path]:
@@ -235,4 +298,4 @@ def _names(value: Any) -> Iterator[_Reference | _Macro]:
 
 def at(place: str, error: InputError) -> InputError:
     """Returns the error with its place in front, if there is one."""
-    return InputError(f"{place}: {error}") if place else error
+    return InputError(f"{place}: {error}", field=error.field) if place else error

@@ -1,0 +1,128 @@
+"""Bindings and macros that nothing uses: a value that somebody set, and that would be ignored.
+
+Only what is reachable counts: from the function that is called, through the values bound to it, to
+what those refer to. A user's own files and flags must be used; files that t5lite carries are made
+to be overridden. A file is also judged by itself, at its end, so that a later one may replace what
+its bindings are for.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from gin import config
+
+from t5lite.configuration.source import Binding, Source, at
+from t5lite.errors import InputError, nearest
+
+
+def check_used(source: Source, root: Callable, *, everywhere: bool = False) -> None:
+    """Raises an InputError at the first binding or macro that a call of `root` would ignore.
+
+    Args:
+      source: what files and flags say.
+      root: the function that the configuration is for.
+      everywhere: whether t5lite's own files are judged too.
+    """
+    whole = len(source.statements)
+    reached = {whole: _Reached(source, root, whole)}
+    for number, binding in enumerate(source.statements):
+        if binding.carried and not everywhere:
+            continue
+        for end in (whole, *binding.ends):
+            if end not in reached:
+                reached[end] = _Reached(source, root, end)
+            if reached[end].uses(binding):
+                break
+        else:
+            if not _replaced(source, number):
+                raise at(binding.place, reached[whole].error(binding))
+
+
+def _replaced(source: Source, number: int) -> bool:
+    """Whether a later binding sets the same name: the later one is told."""
+    binding = source.statements[number]
+    return any(later[:3] == binding[:3] for later in source.statements[number + 1 :])
+
+
+class _Reached:
+    """What a call of a function reaches in the first `length` bindings of a source."""
+
+    def __init__(self, source: Source, root: Callable, length: int):
+        self._source = source
+        latest: dict[tuple[str, Any, str], Binding] = {}
+        for binding in source.statements[:length]:
+            latest[binding.scope, self._target(binding), binding.parameter] = binding
+        named = [each.selector for each in latest.values() if self._target(each) is root]
+        self.targets: dict[Any, str] = {root: named[0] if named else root.__name__}
+        self.macros: set[str] = set()
+        self.scopes: set[str] = set()
+        while True:
+            before = len(self.targets), len(self.macros), len(self.scopes)
+            for binding in latest.values():
+                if self.uses(binding):
+                    self._add(binding)
+            if before == (len(self.targets), len(self.macros), len(self.scopes)):
+                return
+
+    def uses(self, binding: Binding) -> bool:
+        if not binding.parameter:
+            return binding.name in self.macros
+        target = self._target(binding)
+        if not self.scopes.issuperset(filter(None, binding.scope.split("/"))):
+            return False
+        return target in self.targets or _decorated(target)
+
+    def error(self, binding: Binding) -> InputError:
+        if not binding.parameter:
+            hint = nearest(binding.name, self.macros)
+            return InputError(
+                f"{binding.name} has no effect: no value in use refers to %{binding.name}{hint}"
+            )
+        target, call = self._target(binding), f"@{binding.selector}()"
+        if target in self.targets:
+            return InputError(
+                f"{binding.name} has no effect: nothing is called in the scope {binding.scope}"
+            )
+        takers = [*self._takers(target)]
+        if takers:
+            fix = f"\n  set {takers[0]} = {call}"
+        else:
+            fix = nearest(binding.selector, filter(None, self.targets.values()))
+        return InputError(
+            f"{binding.name} has no effect: nothing in this configuration uses {call}{fix}"
+        )
+
+    def _add(self, binding: Binding) -> None:
+        self.macros.update(binding.macros)
+        for scope, selector in binding.references:
+            self.scopes.update(filter(None, scope.split("/")))
+            self.targets.setdefault(self._source.target(selector), selector)
+
+    def _target(self, binding: Binding) -> Any:
+        return self._source.target(binding.selector) if binding.parameter else binding.selector
+
+    def _takers(self, target: Any) -> Iterator[str]:
+        """Yields the parameters in use whose default is an instance of a class."""
+        if not isinstance(target, type):
+            return
+        for user, name in self.targets.items():
+            for parameter in _parameters(user):
+                if isinstance(parameter.default, target):
+                    yield f"{name}.{parameter.name}"
+
+
+def _parameters(function: Any) -> Iterable[inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+
+
+def _decorated(target: Any) -> bool:
+    """Whether Python code may call something with its bindings: a `@gin.configurable`."""
+    if isinstance(target, str):  # not imported by the file: gin knows it by its decorator alone
+        return True
+    inner = inspect.unwrap(target) if callable(target) else target
+    known = config._INVERSE_REGISTRY.get(inner)
+    return known is not None and known.wrapper is target
