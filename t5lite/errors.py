@@ -9,8 +9,8 @@ class InputError(ValueError):
 
     Args:
       message: for the user.
-      field: the parameter to blame, by its name; from it the command line finds the line of the
-        gin file. None where the message does not blame one.
+      field: the parameter to blame, `name` of what was called or `Class.name` of another; from it
+        the command line finds the line of the gin file. None where none is to blame.
     """
 
     def __init__(self, message: str, *, field: str | None = None):

@@ -53,7 +53,7 @@ def spec_of(
     if saved_steps(absolute(model_dir) / "checkpoints") and described.exists():
         return load_spec(described)
     if checkpoints.restore_from is not None:
-        return open_model(checkpoints.restore_from).spec
+        return _opened(checkpoints).spec
     raise InputError(
         "train needs 'model', which no file or flag binds: a preset's name, a folder or a spec; or "
         f"{_FIELD}, whose model is then taken",
@@ -144,7 +144,7 @@ def plan_start(
     if checkpoints.restore_from is None or resumes:
         return None
     check_mapping(checkpoints.restore_mapping)
-    found = open_model(checkpoints.restore_from)
+    found = _opened(checkpoints)
     wanted, saved = named(model.shapes()), _saved(found, model)
     _check_vocabulary(found, data.vocabulary(), checkpoints)
     rules = [*checkpoints.restore_mapping, *_of_heads(wanted, saved, checkpoints.restore_mapping)]
@@ -154,7 +154,7 @@ def plan_start(
         more = [f"  and {len(lines) - 2} more"] if len(lines) > 2 else []
         heading = f"{_FIELD}: the parameters of {found.where} do not fit the model:"
         text = "\n".join([heading, *lines[:2], *more, _advice(wanted, theirs)])
-        raise InputError(text, field="restore_from")
+        raise InputError(text, field=_FIELD)
     head = model.heads.get(getattr(objective, "head", ""))
     if head is not None and any(name.startswith(f"{head.kind}_head/") for name in sources):
         where = f"{found.where}, whose {head.kind} head is restored"
@@ -200,6 +200,13 @@ def first_state(
     for line in start.lines():
         say(line)
     return state
+
+
+def _opened(checkpoints: Checkpoints) -> Foreign | Own:
+    try:
+        return open_model(str(checkpoints.restore_from))
+    except InputError as error:
+        raise InputError(str(error), field=_FIELD) from error
 
 
 def _saved(found: Foreign | Own, model: Model) -> dict[str, Any]:
@@ -256,7 +263,7 @@ def _check_vocabulary(found: Foreign | Own, ours: Any, checkpoints: Checkpoints)
                 f"token {index} is {known!r} there and {piece!r} here\n"
                 "  use that one: VOCABULARY = @t5lite.interop.vocabulary_of(), of this folder\n"
                 "  or keep the data's all the same: Checkpoints.other_vocabulary = True",
-                field="restore_from",
+                field=_FIELD,
             )
 
 

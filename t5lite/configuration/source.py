@@ -164,11 +164,12 @@ class Source:
         That is the binding of the error's `field`; of an error that has none, the parameter that
         its message begins with or sets. A value that is a macro is blamed where that is defined.
         """
+        owner, _, field = (getattr(error, "field", None) or "").rpartition(".")
+        configurable = owner or configurable
         bound = [item for item in self.bindings if item.selector.split(".")[-1] == configurable]
-        field = getattr(error, "field", None)
         for item in reversed(bound):
             if field == item.parameter if field else _blames(str(error), item.parameter):
-                return self.macros.get(item.macro, item.place)
+                return self._origin(item).place
         built_at = [
             item.place
             for item in self.statements
@@ -178,6 +179,15 @@ class Source:
         if built_at and len({item.parameter for item in bound}) == 1:
             return bound[-1].place
         return built_at[-1] if built_at else ""
+
+    def _origin(self, binding: Binding) -> Binding:
+        """Returns where a value comes from that may be a macro, and that again."""
+        macros = {each.name: each for each in self.statements if not each.parameter}
+        for _ in self.statements:  # at most as often: a macro may refer to itself
+            if binding.macro not in macros:
+                break
+            binding = macros[binding.macro]
+        return binding
 
     def target(self, selector: str) -> Any:
         """Returns what a selector names; the last of its names if no import leads there."""

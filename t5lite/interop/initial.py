@@ -27,15 +27,10 @@ def vocabulary_of(folder: str | os.PathLike | None) -> Vocabulary:
             "whose vocabulary is used",
             field="folder",
         )
-    path = as_path(folder)
-    if path.is_file() or (path / "vocabulary.json").exists():
-        return open_vocabulary(folder)
-    kind, place = kind_of(folder)
-    if kind == "t5lite":
-        home = as_path(str(locate(place).home)) / "vocabulary"
-        found = open_vocabulary(home) if home.exists() else None
-    else:
-        found = open_model(folder).vocabulary
+    try:
+        found = _vocabulary(folder)
+    except InputError as error:
+        raise InputError(str(error), field="folder") from error
     if found is None:
         raise InputError(
             f"vocabulary_of.folder = {str(folder)!r}: this folder has no vocabulary; set "
@@ -43,6 +38,17 @@ def vocabulary_of(folder: str | os.PathLike | None) -> Vocabulary:
             field="folder",
         )
     return found
+
+
+def _vocabulary(folder: str | os.PathLike) -> Vocabulary | None:
+    path = as_path(folder)
+    if path.is_file() or (path / "vocabulary.json").exists():
+        return open_vocabulary(folder)
+    kind, place = kind_of(folder)
+    if kind != "t5lite":
+        return open_model(place).vocabulary
+    home = as_path(str(locate(place).home)) / "vocabulary"
+    return open_vocabulary(home) if home.exists() else None
 
 
 def packaged_folder(package: str = _MINILM) -> str:

@@ -55,7 +55,7 @@ def named_spec(model: str | ModelSpec) -> ModelSpec:
         return _FOLDER_READERS[0](model)
     except InputError as error:
         if folder.is_dir() or not (known := same_architecture(model)):
-            raise
+            raise InputError(str(error), field="model") from error
         raise InputError(
             f"{error}\nits architecture alone, without its weights: model = {known!r}",
             field="model",

@@ -150,7 +150,7 @@ def check_mapping(mapping: Sequence[Rule]) -> None:
             raise InputError(
                 f"Checkpoints.restore_mapping: {rule!r} is not a pair of a pattern for wanted "
                 "names and a saved name, of which one may be None",
-                field="restore_mapping",
+                field="Checkpoints.restore_mapping",
             )
         try:
             re.compile(sides[0])
@@ -403,7 +403,7 @@ def match(
             "Checkpoints.restore_mapping takes pairs of patterns: "
             '("wanted", "saved"), ("wanted", None) or (None, "saved")'
         ]
-        raise InputError("\n".join(lines), field="restore_mapping")
+        raise InputError("\n".join(lines), field="Checkpoints.restore_mapping")
     return sources
 
 

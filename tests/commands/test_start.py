@@ -125,7 +125,7 @@ def test_the_vocabulary_of_other_tokens_is_refused_unless_asked_for(encoder, tmp
     with pytest.raises(InputError, match="other_vocabulary = True") as raised:
         plan_start(Checkpoints(**other), model, Classification(), data=data)
     assert "vocabulary_of" in str(raised.value)
-    assert raised.value.field == "restore_from"
+    assert raised.value.field == "Checkpoints.restore_from"
     allowed = Checkpoints(**other, other_vocabulary=True)
     assert plan_start(allowed, model, Classification(), data=data)
     own = table(tmp_path, interop.vocabulary_of(encoder))
@@ -238,6 +238,8 @@ def test_inspect_refuses_what_train_refuses(
         said.append(capsys.readouterr().err)
     assert expected in said[0]
     assert said[0] == said[1]
+    if "PATH" in flags[0] or "restore_mapping" in flags[0]:
+        assert said[0].startswith(f"t5lite: {flags[0]}: ")  # where it was typed
 
 
 @pytest.mark.parametrize("fault", ["another model", "another vocabulary", "labels of 'labels'"])
