@@ -152,17 +152,23 @@ class _PooledHeadSpec(HeadSpec):
 
     Args:
       pooling: which: that of the first token, of the last, or the mean of all.
-      pooler: whether a dense layer and a tanh come before, as in BERT.
+      pooler: whether a dense layer and an activation come before, as in BERT.
       dropout_rate: before the linear layer.
+      pooler_activation: of that dense layer, one of `ACTIVATIONS`.
+      use_bias: whether the linear layer has a bias; transformers' decoders have none.
     """
 
     pooling: str = "mean"
     pooler: bool = False
     dropout_rate: float = 0.0
+    pooler_activation: str = "tanh"
+    use_bias: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}")
+        if self.pooler_activation not in ACTIVATIONS:
+            raise unknown("pooler_activation", self.pooler_activation, ACTIVATIONS)
 
     @property
     def num_outputs(self) -> int:
@@ -182,8 +188,10 @@ class ClassificationHeadSpec(_PooledHeadSpec):
     Args:
       num_classes: how many, at least 2.
       pooling: `first`, `mean` or `last`: the vector that stands for the text.
-      pooler: whether a dense layer and a tanh come before, as in BERT.
+      pooler: whether a dense layer and an activation come before, as in BERT.
       dropout_rate: before the linear layer.
+      pooler_activation: of that dense layer, one of `ACTIVATIONS`.
+      use_bias: whether the linear layer has a bias; transformers' decoders have none.
     """
 
     kind: ClassVar[str] = "classification"
@@ -205,8 +213,10 @@ class RegressionHeadSpec(_PooledHeadSpec):
     Args:
       num_targets: how many.
       pooling: `first`, `mean` or `last`: the vector that stands for the text.
-      pooler: whether a dense layer and a tanh come before, as in BERT.
+      pooler: whether a dense layer and an activation come before, as in BERT.
       dropout_rate: before the linear layer.
+      pooler_activation: of that dense layer, one of `ACTIVATIONS`.
+      use_bias: whether the linear layer has a bias; transformers' decoders have none.
     """
 
     kind: ClassVar[str] = "regression"
@@ -422,15 +432,17 @@ class PooledHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        project = functools.partial(
-            projection, dtype=self.dtype, use_bias=True, init=self.init_.kernel("dense")
+        spec = self.spec
+        project = functools.partial(projection, dtype=self.dtype, init=self.init_.kernel("dense"))
+        x = pool(hidden, valid, spec.pooling).astype(self.dtype)
+        if spec.pooler:
+            dense = project(("embed", "mlp"), (self.embed,), use_bias=True, name="pooler")
+            x = ACTIVATIONS[spec.pooler_activation](dense(x))
+        x = _dropped(self, x, spec.dropout_rate)
+        output = project(
+            ("embed", "classes"), (spec.num_outputs,), use_bias=spec.use_bias, name="projection"
         )
-        x = pool(hidden, valid, self.spec.pooling).astype(self.dtype)
-        if self.spec.pooler:
-            x = jnp.tanh(project(("embed", "mlp"), (self.embed,), name="pooler")(x))
-        x = _dropped(self, x, self.spec.dropout_rate)
-        features = (self.spec.num_outputs,)
-        return project(("embed", "classes"), features, name="projection")(x).astype(jnp.float32)
+        return output(x).astype(jnp.float32)
 
 
 class TokenHead(nn.Module):

@@ -105,8 +105,8 @@ def test_precision_is_no_part_of_the_model():
         ({**LLAMA, "rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({**LLAMA, "hidden_act": "quick_gelu"}, "hidden_act = 'quick_gelu'"),
         (
-            {**LLAMA, "architectures": ["LlamaForSequenceClassification"]},
-            "LlamaForSequenceClassification.*LlamaForCausalLM, LlamaModel",
+            {**LLAMA, "architectures": ["LlamaForMultipleChoice"]},
+            "LlamaForMultipleChoice.*LlamaForCausalLM, LlamaModel, LlamaForQ",
         ),
         (
             {**MISTRAL, "sliding_window": 4, "layer_types": ["full_attention"]},

@@ -322,7 +322,11 @@ UNSAYABLE = {
         lambda spec: {"decoder": spec.decoder.replace(position_bias=RelativeBiasSpec())},
         {"decoder.position_bias"},
     ),
-    "a head": ("gpt2", lambda spec: {"heads": (ClassificationHeadSpec(),)}, {"heads.0"}),
+    "a head": (
+        "gpt2",
+        lambda spec: {"heads": (ClassificationHeadSpec(pooler=True, use_bias=False),)},
+        {"heads.0.pooling", "heads.0.pooler"},
+    ),
 }
 
 

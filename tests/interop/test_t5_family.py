@@ -157,8 +157,8 @@ def test_an_electra_that_names_no_architecture(part, kind):
         ("electra", {"is_decoder": True}, "is_decoder = True is not modelled"),
         (
             "electra",
-            {"architectures": ["ElectraForSequenceClassification"]},
-            "ElectraForSequenceClassification.* not modelled; .*ElectraForTokenClassification",
+            {"architectures": ["ElectraForMultipleChoice"]},
+            "ElectraForMultipleChoice.* not modelled; .*ElectraForTokenClassification",
         ),
     ],
 )

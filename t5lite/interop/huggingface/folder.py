@@ -40,7 +40,7 @@ from t5lite.training.restore import named
 
 _POSITIONS = "max_position_embeddings"
 # What changes training alone, and has no place in their configs.
-_NOT_SAID = re.compile(r"(encoder|decoder)\.(stochastic_depth_rate|dropout_rate)")
+_NOT_SAID = re.compile(r"(encoder|decoder|heads\.\d+)\.(stochastic_depth_rate|dropout_rate)")
 
 
 # Ways to pool as sentence-transformers calls them: since 6, and as flags before.
@@ -133,7 +133,10 @@ def save(
     if said.same_vocabulary and origin is not None:
         origin.copy(root, origin.tokenizer_files())
     elif vocabulary is not None:
-        write_vocabulary(root, vocabulary, decoder=spec.topology == "decoder")
+        # A decoder that says something of whole texts reads them with their EOS.
+        writes = any(head.kind == "lm" for head in spec.heads) or not spec.heads
+        decoder = spec.topology == "decoder" and writes
+        write_vocabulary(root, vocabulary, decoder=decoder)
     tensors = written(params, plan.tensors)
     write_tensors(root, tensors, max_file_bytes=max_file_bytes, progress=progress)
     dtypes = {
@@ -363,7 +366,10 @@ class _Renamed:
         for pattern, replacement in family.renamed:
             names = {re.sub(pattern, replacement, new): old for new, old in names.items()}
         if family.prefix and not any(name.startswith(family.prefix) for name in names):
-            heads = ("lm_head.", "embed_out.", "cls.", "classifier.", "qa_outputs.")
+            heads = (
+                *("lm_head.", "embed_out.", "cls.", "score.", "qa_outputs."),
+                *("classifier.", "pre_classifier."),
+            )
             names = {
                 new if new.startswith(heads) else family.prefix + new: old
                 for new, old in names.items()

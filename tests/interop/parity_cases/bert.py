@@ -55,6 +55,11 @@ CASES = {
         "architectures": ["DistilBertForTokenClassification"],
         "num_labels": 6,
     },
+    "distilbert_classes": {
+        **_DISTILBERT,
+        "architectures": ["DistilBertForSequenceClassification"],
+        "num_labels": 4,
+    },
     "modernbert": {**_MODERN, "architectures": ["ModernBertForMaskedLM"]},
     "modernbert_biases": {
         **_MODERN,

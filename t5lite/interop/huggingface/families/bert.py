@@ -43,7 +43,8 @@ class Names:
       layer: of a layer's.
       sublayers: of a layer: query, key, value, output, attention_norm, up, down, mlp_norm.
       masked_lm: of that head: dense, norm, bias, and the aliases of table and bias.
-      pooler: of the linear layer before a text's labels; none if it has another activation.
+      pooler: of the linear layer before a text's labels.
+      pooler_activation: of that layer.
       classifier: of the linear layer that gives them.
       defaults: of the config's class, where it is not BERT's.
     """
@@ -54,6 +55,7 @@ class Names:
     sublayers: dict[str, str]
     masked_lm: dict[str, str]
     pooler: str
+    pooler_activation: str = "tanh"
     classifier: str = "classifier"
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -125,7 +127,8 @@ NAMES = {
             "bias_alias": "",
             "table_alias": "vocab_projector.weight",
         },
-        pooler="",
+        pooler="pre_classifier",
+        pooler_activation="relu",
         defaults={"num_hidden_layers": 6, "type_vocab_size": None},
     ),
 }
@@ -199,10 +202,8 @@ def _heads(config: Config, names: Names, source: Source) -> tuple[HeadSpec, ...]
     suffix = architecture.removeprefix(names.classes)
     norm = LayerNormSpec(config["layer_norm_eps"])
     known = ["Model", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"]
-    if names.classes == "Bert":
-        known.append("ForPreTraining")
-    if names.pooler:
-        known.append("ForSequenceClassification")
+    known += ["ForPreTraining"] if names.classes == "Bert" else []
+    known += ["ForSequenceClassification"]
     if suffix not in known:
         listed = ", ".join(names.classes + each for each in known)
         raise InputError(
@@ -216,7 +217,10 @@ def _heads(config: Config, names: Names, source: Source) -> tuple[HeadSpec, ...]
     if suffix == "ForQuestionAnswering":
         return (labels.spans_head(config),)
     if suffix == "ForSequenceClassification":
-        return (labels.text_head(config, dropout_rate=dropout_rate),)
+        if names.classes == "DistilBert":
+            dropout_rate = float(config.get("seq_classif_dropout", 0.2))
+        shape = {"pooler_activation": names.pooler_activation}
+        return (labels.text_head(config, dropout_rate=dropout_rate, **shape),)
     if config.get("tie_word_embeddings", True) is False:
         raise InputError("tie_word_embeddings = False is not modelled for masked language models")
     # RoBERTa's and DistilBERT's heads have activations and norms that no config changes.
@@ -257,7 +261,8 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     }
     dropout_rate = getattr(head, "dropout_rate", None)
     if dropout_rate is not None:
-        content["classifier_dropout"] = dropout_rate
+        pooled = spec.family == "distilbert" and suffix == "ForSequenceClassification"
+        content["seq_classif_dropout" if pooled else "classifier_dropout"] = dropout_rate
     if head is not None:
         content |= labels.fields(head)
     if spec.family == "distilbert":

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5lite.errors import InputError
+from t5lite.interop.huggingface.families import labels
 from t5lite.interop.huggingface.families.family import Config
 from t5lite.interop.tensors import Part, Tensor, transposed
-from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, NormSpec
+from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, NormSpec, TokenLabelsHeadSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 
@@ -26,7 +27,23 @@ def heads(config: Config, model: str, base: str) -> tuple[HeadSpec, ...]:
         return ()
     if names == [model]:
         return (LMHeadSpec(tied=bool(config["tie_word_embeddings"])),)
-    raise InputError(f"architectures = {names!r} is not modelled; those that are: {model}, {base}")
+    classes = base.removesuffix("Model")
+    labelled = {classes + suffix: suffix for suffix in sorted(set(labels.SUFFIXES.values()))}
+    if classes.startswith("Gemma"):
+        del labelled[f"{classes}ForQuestionAnswering"]
+    suffix = labelled.get(names[0]) if len(names) == 1 else None
+    if suffix == "ForSequenceClassification":
+        # Of the last token that is no padding.
+        shape = {"pooling": "last", "pooler": False, "use_bias": False}
+        return (labels.text_head(config, dropout_rate=0.0, **shape),)
+    if suffix == "ForTokenClassification":
+        rates = (config.get(name) for name in ("classifier_dropout", "hidden_dropout"))
+        dropout_rate = next((rate for rate in rates if rate is not None), 0.1)
+        return (labels.token_head(config, dropout_rate=dropout_rate),)
+    if suffix == "ForQuestionAnswering":
+        return (labels.spans_head(config),)
+    known = ", ".join([model, base, *labelled])
+    raise InputError(f"architectures = {names!r} is not modelled; those that are: {known}")
 
 
 def head_fields(spec: ModelSpec, model: str, base: str) -> dict[str, Any]:
@@ -34,8 +51,22 @@ def head_fields(spec: ModelSpec, model: str, base: str) -> dict[str, Any]:
     if not spec.heads:
         return {"architectures": [base]}  # if a head is added, the family's default is best
     head = spec.heads[0]
+    if type(head) in labels.SUFFIXES:
+        name = base.removesuffix("Model") + labels.SUFFIXES[type(head)]
+        found = {"architectures": [name], **labels.fields(head)}
+        if isinstance(head, TokenLabelsHeadSpec):
+            found["classifier_dropout"] = head.dropout_rate
+        return found
     tied = isinstance(head, LMHeadSpec) and head.tied
     return {"architectures": [model], "tie_word_embeddings": tied}
+
+
+def labelled_tensors(spec: ModelSpec, *, tagger: str) -> list[Tensor]:
+    """Returns the tensors of heads that have labels; `tagger` is the name of that for tokens."""
+    found: list[Tensor] = []
+    for head in spec.heads:
+        found += labels.tensors(head, spec.embed, classifier="score", tagger=tagger)
+    return found
 
 
 def start_id(config: Config) -> int:

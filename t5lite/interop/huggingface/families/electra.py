@@ -17,11 +17,11 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec
 
-# Not ForSequenceClassification: its pooler has a GELU where BERT's has a tanh.
 KNOWN = (
     "ForPreTraining",
     "ForMaskedLM",
     "Model",
+    "ForSequenceClassification",
     "ForTokenClassification",
     "ForQuestionAnswering",
 )
@@ -83,6 +83,10 @@ def heads(config: Config, source: Source) -> tuple[HeadSpec, ...]:
         return (labels.token_head(config, dropout_rate=dropout_rate),)
     if suffix == "ForQuestionAnswering":
         return (labels.spans_head(config),)
+    if suffix == "ForSequenceClassification":
+        # Its activation is in no config.
+        head = labels.text_head(config, dropout_rate=dropout_rate, pooler_activation="gelu")
+        return (head,)
     return ()
 
 
@@ -128,7 +132,8 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         found += linear(f"{name}.dense", f"{path}/dense", embed, embed, use_bias=True)
         found += linear(f"{name}.dense_prediction", f"{path}/projection", embed, 1, use_bias=True)
     for head in spec.heads:
-        found += labels.tensors(head, embed)
+        pooled = ("classifier.dense", "classifier.out_proj")
+        found += labels.tensors(head, embed, pooler=pooled[0], classifier=pooled[1])
     return found
 
 

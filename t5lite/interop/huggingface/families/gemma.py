@@ -58,8 +58,7 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
     decoder_only.refuse(config, "use_bidirectional_attention", None, "decoders see one side")
     name = NAMES[model_type]
     heads: tuple[HeadSpec, ...] = decoder_only.heads(config, f"{name}ForCausalLM", f"{name}Model")
-    if heads and model_type == "gemma2":
-        assert isinstance(heads[0], LMHeadSpec)
+    if heads and isinstance(heads[0], LMHeadSpec) and model_type == "gemma2":
         heads = (heads[0].replace(softcap=config["final_logit_softcapping"]),)
     return ModelSpec(
         family=model_type,
@@ -205,6 +204,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
             "mlp_output_norm": "post_feedforward_layernorm",
         }
     found += stack_tensors("model", "decoder", decoder, spec.embed, norms=norms)
+    found += decoder_only.labelled_tensors(spec, tagger="score")
     return found + decoder_only.lm_head(spec, "lm_head.weight")
 
 

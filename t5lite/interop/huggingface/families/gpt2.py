@@ -129,6 +129,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
             )
     final = decoder.final_norm or LayerNormSpec()
     found += modules.norm("transformer.ln_f", "decoder/final_norm", final, embed)
+    found += decoder_only.labelled_tensors(spec, tagger="classifier")
     return found + decoder_only.lm_head(spec, "lm_head.weight")
 
 

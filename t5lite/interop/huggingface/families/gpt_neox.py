@@ -130,6 +130,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         found += modules.mlp(names, f"{ours}/mlp", decoder_only.dense(block), embed, layer=index)
     final = decoder.final_norm or LayerNormSpec()
     found += modules.norm("gpt_neox.final_layer_norm", "decoder/final_norm", final, embed)
+    found += decoder_only.labelled_tensors(spec, tagger="classifier")
     return found + decoder_only.lm_head(spec, "embed_out.weight", aliases=("lm_head.weight",))
 
 

@@ -37,12 +37,13 @@ def num_labels(config: Config) -> int:
     return int(config.get("num_labels") or 2)
 
 
-def text_head(config: Config, *, dropout_rate: float) -> HeadSpec:
-    """Returns the head that reads the pooled first token, as `…ForSequenceClassification` does.
+def text_head(config: Config, *, dropout_rate: float, **shape: Any) -> HeadSpec:
+    """Returns the head of `…ForSequenceClassification`.
 
     Args:
       config: whose `problem_type`, or else a single label, makes it a regression.
       dropout_rate: before the linear layer.
+      **shape: further fields of the head; by default BERT's, which reads the pooled first token.
 
     Raises:
       InputError: for several labels at once, each with a sigmoid of its own.
@@ -53,7 +54,8 @@ def text_head(config: Config, *, dropout_rate: float) -> HeadSpec:
             f"problem_type = {problem!r} is not modelled; single_label_classification and "
             "regression are"
         )
-    shape: dict[str, Any] = {"pooling": "first", "pooler": True, "dropout_rate": dropout_rate}
+    bert: dict[str, Any] = {"pooling": "first", "pooler": True, "dropout_rate": dropout_rate}
+    shape = bert | shape
     if problem == "regression" or (problem is None and count == 1):
         return RegressionHeadSpec(num_targets=count, **shape)
     return ClassificationHeadSpec(num_classes=count, **shape)
@@ -120,7 +122,12 @@ def _by_id(names: Sequence[str]) -> dict[str, Any]:
 
 
 def tensors(
-    head: HeadSpec, embed: int, *, pooler: str = "", classifier: str = "classifier"
+    head: HeadSpec,
+    embed: int,
+    *,
+    pooler: str = "",
+    classifier: str = "classifier",
+    tagger: str = "classifier",
 ) -> list[Tensor]:
     """Returns the tensors of a head of `SUFFIXES`; of others none.
 
@@ -129,13 +136,15 @@ def tensors(
       embed: width of the hidden states.
       pooler: the name of the linear layer before a text's labels.
       classifier: the name of the linear layer that gives a text's labels.
+      tagger: the name of the linear layer that gives tokens' labels.
     """
     if type(head) not in SUFFIXES:
         return []
     found, path = [], f"{head.kind}_head"
     if getattr(head, "pooler", False):
         found += modules.linear(pooler, f"{path}/pooler", embed, embed, use_bias=True)
-    of_tokens = {SpansHeadSpec: "qa_outputs", TokenLabelsHeadSpec: "classifier"}
+    of_tokens = {SpansHeadSpec: "qa_outputs", TokenLabelsHeadSpec: tagger}
     name = of_tokens.get(type(head), classifier)
     size: int = head.num_outputs  # type: ignore[attr-defined]
-    return found + modules.linear(name, f"{path}/projection", embed, size, use_bias=True)
+    use_bias = getattr(head, "use_bias", True)
+    return found + modules.linear(name, f"{path}/projection", embed, size, use_bias=use_bias)

@@ -1,5 +1,6 @@
 """LLaMA (1 to 3.2) and Mistral."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -9,7 +10,7 @@ from t5lite.interop.huggingface.families.activations import activation, activati
 from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import AttentionSpec, MlpSpec, NormalInitSpec, RMSNormSpec
+from t5lite.layers import AttentionSpec, MlpSpec, NormalInitSpec, RMSNormSpec, SpansHeadSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 NAMES = {"llama": "Llama", "mistral": "Mistral"}
@@ -156,6 +157,14 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
             )
     final = decoder.final_norm or RMSNormSpec()
     found += modules.norm("model.norm", "decoder/final_norm", final, embed)
+    if spec.family == "llama" and any(isinstance(head, SpansHeadSpec) for head in spec.heads):
+        # LlamaForQuestionAnswering alone calls its base so.
+        found = [
+            dataclasses.replace(tensor, name=f"transformer.{name}", aliases=(tensor.name,))
+            for tensor in found
+            for name in [tensor.name.removeprefix("model.")]
+        ]
+    found += decoder_only.labelled_tensors(spec, tagger="score")
     return found + decoder_only.lm_head(spec, "lm_head.weight")
 
 
@@ -168,6 +177,7 @@ FAMILIES = {
         base=f"{NAMES[name]}Model",
         # Frequencies, which older versions saved.
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+        renamed=((r"^transformer\.", "model."),),
     )
     for name in NAMES
 }
