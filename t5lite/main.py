@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "measure a trained model on held-out data",
     "generate": "turn text into text with a trained model",
     "infer": "answer a file or a task, to JSON lines",
+    "predict": "say what a trained head predicts: classes, numbers, tags, answers",
     "score": "say how likely a trained model finds texts",
     "embed": "turn texts into vectors, and find the nearest to a query",
     "convert": "write a checkpoint in another layout: t5lite, Hugging Face, T5X",

@@ -58,6 +58,12 @@ class Job:
     unit: str
     is_rate: bool = False
 
+    def written(self, line: Line, found: Any) -> Row:
+        """Returns what is written of a line: its answer's record, or its error."""
+        if isinstance(found, InputError):
+            return {"line": line.number, "error": str(found)}
+        return self.record(line, found)
+
 
 def lines_of(path: str) -> Lines:
     """Returns the lines of `--input_file`, which is read once for their number and digest."""
@@ -66,6 +72,21 @@ def lines_of(path: str) -> Lines:
     if not count:
         raise InputError(f"--input_file={file.path} is empty")
     return Lines(file.scan, count, file.digest)
+
+
+def check_row(line: Line) -> Row:
+    """Returns a line's row.
+
+    Raises:
+      InputError: if it is broken, or cannot be written into a JSON line.
+    """
+    if line.row is None:
+        raise InputError(line.problem)
+    try:
+        json.dumps(line.row, allow_nan=False)
+    except ValueError as error:
+        raise InputError("a NaN or an infinity is in it, which no JSON line can hold") from error
+    return line.row
 
 
 def shard_of(shard: str | None) -> tuple[int, int]:
@@ -129,10 +150,7 @@ def write(
         begin = time.monotonic()
         wanted = itertools.islice(lines.scan(), start + done, stop)
         for line, found in answered(wanted, job.read, job.answer, at_once=block):
-            failed = isinstance(found, InputError)
-            written = (
-                {"line": line.number, "error": str(found)} if failed else job.record(line, found)
-            )
+            written = job.written(line, found)
             write_line(part, written)
             totals.add(written)
             if totals.lines % block == 0 or totals.lines == total:

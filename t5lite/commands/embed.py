@@ -16,11 +16,13 @@ from t5lite.commands.examples import (
     answered,
     check_output,
     given,
+    is_table,
     output,
-    text_in,
     write_line,
 )
+from t5lite.commands.prompts import Prompts
 from t5lite.data.readers import DataFile, Line
+from t5lite.data.templates import Template
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     if arguments.query is not None or arguments.among is not None:
         return search(arguments)
     check_output(arguments.output_file, ENDINGS)
+    template = None if arguments.template is None else Template(arguments.template)
+    prompts = Prompts(template, columns=("text", "inputs"))
     rows = [{"text": text} for text in arguments.texts]
     lines, num_bytes = given(rows, arguments.input_file)
     ending = ".jsonl" if arguments.output_file is None else Path(arguments.output_file).suffix
@@ -55,8 +59,10 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             truncate=arguments.truncate,
         )
 
+        prompts = prompts.as_trained(embedder.loaded.inputs, rows=is_table(arguments.input_file))
+
         def read(line: Line) -> tuple[list[int], str]:
-            text = text_in(line, "text", "inputs")
+            text = prompts.text(line)
             return embedder.read(text), text
 
         def embed(found: list[tuple[list[int], str]]) -> Iterator[Any]:

@@ -55,6 +55,14 @@ def data_file(pattern: str, *, flag: str = "--input_file") -> DataFile:
     return DataFile(path, format)
 
 
+def is_table(path: str | None) -> bool:
+    """Whether the lines of a file are rows of columns, rather than texts."""
+    try:
+        return path is not None and format_of(path, None) != "text"
+    except InputError:
+        return False
+
+
 def _some(lines: Iterator[Line], path: str) -> Iterator[Line]:
     first = next(lines, None)
     if first is None:

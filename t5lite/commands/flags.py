@@ -81,8 +81,8 @@ def infer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input_file",
         metavar="FILE",
-        help=".jsonl, .tsv, .csv or .parquet with `inputs` or `text`, or what --template names; or "
-        ".txt, one text a line",
+        help=".jsonl, .tsv, .csv or .parquet with the columns of training, `inputs` or `text`, or "
+        "what --template names; or .txt, one text a line",
     )
     parser.add_argument(
         "--output_file", required=True, metavar="FILE", help="FILE.jsonl; FILE.jsonl.part meanwhile"
@@ -92,15 +92,7 @@ def infer(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="instead of a file, of the data of --gin_file's run (validation)",
     )
-    parser.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="answer the I-th, from 0, of N parts of the lines, into FILE-0000I-of-0000N.jsonl, "
-        "which `cat` puts together in order (of several processes of JAX, each one's)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start anew, whatever an earlier command wrote"
-    )
+    _add_shard(parser)
     _add_answering(parser)
     _add_processes(parser)
 
@@ -171,7 +163,8 @@ def _add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template",
         metavar="TEXT",
-        help='makes texts of columns: "question: {question}"; {text} is a plain line or a TEXT',
+        help='makes texts of columns: "question: {question}"; {text} is a plain line or a TEXT (of '
+        "rows, as in training; else of `inputs` or `text`)",
     )
     parser.add_argument(
         "--examples",
@@ -181,6 +174,83 @@ def _add_answering(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shots", type=int, metavar="N", help="how many of --examples a text gets; not itself"
+    )
+
+
+def predict(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, what to ask its head, and where the predictions go."""
+    parser.description = (
+        f"{parser.description}. A JSON line for each text has `line`, `input` and what the head "
+        "says: `label` and `classes` with probabilities; `value` or `values`; `text` and `spans` "
+        "with `tag`, `start` and `end` in characters; `answer`, `start`, `end` and `answers`; or "
+        "`error`. Longer texts than those of training lose their end: `num_cut` tokens"
+    )
+    parser.epilog = (
+        "with --output_file, stopped or killed, the same command goes on where it was. Examples: "
+        't5lite predict --model_dir=runs/classify_csv "Return a random float."; t5lite predict '
+        "--model_dir=DIR --input_file=in.csv --output_file=out.jsonl"
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
+    _add_model(parser)
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help=".jsonl, .tsv, .csv or .parquet with the columns of training, or `inputs` or `text` "
+        "(`question` and `context`, `text` and `text_pair` for pairs); or .txt, one text a line",
+    )
+    parser.add_argument(
+        "--output_file", metavar="FILE", help="FILE.jsonl; FILE.jsonl.part meanwhile (stdout)"
+    )
+    _add_shard(parser)
+    parser.add_argument(
+        "--head",
+        choices=("classification", "regression", "token_labels", "spans"),
+        help="of a model with several",
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=5, metavar="K", help="most classes, or answers (5)"
+    )
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help='makes texts of columns: "{title}. {body}"; {text} is a plain line or a TEXT (of '
+        "rows, as in training; else of `inputs` or `text`). Its last slot holds answers",
+    )
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        metavar="N",
+        help="most tokens of a text (as in training; else the model's positions)",
+    )
+    parser.add_argument(
+        "--aggregation",
+        choices=("first", "simple"),
+        default="first",
+        help="tags are those of a word's first token, or of every token by itself (first)",
+    )
+    parser.add_argument(
+        "--max_answer_length", type=int, default=30, metavar="N", help="most tokens of one (30)"
+    )
+    parser.add_argument(
+        "--no_answer",
+        action=argparse.BooleanOptionalAction,
+        help="whether an answer may be missing (if it may in training)",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
+    )
+    _add_processes(parser)
+
+
+def _add_shard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="answer the I-th, from 0, of N parts of the lines, into FILE-0000I-of-0000N.jsonl, "
+        "which `cat` puts together in order (of several processes of JAX, each one's)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew, whatever an earlier command wrote"
     )
 
 
@@ -239,7 +309,13 @@ def embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input_file",
         metavar="FILE",
-        help=".jsonl, .tsv, .csv or .parquet with `text` or `inputs`; or .txt, one text a line",
+        help=".jsonl, .tsv, .csv or .parquet with the columns of training, or `text` or `inputs`; "
+        "or .txt, one text a line",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help='makes texts of columns: "{title}. {body}" (as in training; else of `text`)',
     )
     parser.add_argument(
         "--output_file",

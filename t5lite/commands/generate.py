@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5lite.commands.examples import answered, given
+from t5lite.commands.examples import answered, given, is_table
 from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
 from t5lite.data import decode_text
-from t5lite.data.readers import Line, format_of
+from t5lite.data.readers import Line
 from t5lite.data.templates import SHOTS
 from t5lite.errors import InputError
 
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     prompts, chosen = prompts_of(arguments), given_options(arguments)
     typed = not arguments.texts and arguments.input_file is None and sys.stdin.isatty()
     lines = [] if typed and sys.stdout.isatty() else read_lines(arguments)
-    if prompts.template is not None and not _is_table(arguments.input_file):
+    if prompts.template is not None and not is_table(arguments.input_file):
         prompts.template.check(["text", SHOTS])
 
     from t5lite.inference.options import Options  # only now: reading the texts needs no JAX
@@ -39,6 +39,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     generator = open_generator(arguments, arguments.model_dir)
     options = generator.options(chosen)
     generator.check(options)
+    rows = is_table(arguments.input_file)
+    prompts = prompts.as_trained(generator.loaded.inputs, rows=rows)
     if not lines:
         from t5lite.commands.session import converse
 
@@ -103,17 +105,10 @@ def read_lines(arguments: argparse.Namespace) -> list[Line]:
     """
     if arguments.texts and arguments.input_file is not None:
         raise InputError("give TEXT or --input_file, not both")
-    if _is_table(arguments.input_file):
+    if is_table(arguments.input_file):
         return list(given([], arguments.input_file)[0])
     texts = arguments.texts or _plain_lines(arguments.input_file)
     return [Line(number, 0, 0, {"text": text}) for number, text in enumerate(texts, 1)]
-
-
-def _is_table(path: str | None) -> bool:
-    try:
-        return path is not None and format_of(path, None) != "text"
-    except InputError:
-        return False
 
 
 def _plain_lines(path: str | None) -> list[str]:

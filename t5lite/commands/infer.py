@@ -3,14 +3,13 @@
 import argparse
 import dataclasses
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.batch_job import Job, Lines, lines_of, part_name, shard_of, write
-from t5lite.commands.examples import check_output
+from t5lite.commands.batch_job import Job, Lines, check_row, lines_of, part_name, shard_of, write
+from t5lite.commands.examples import check_output, is_table
 from t5lite.commands.flags import OPTIONS
 from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
 from t5lite.commands.resumable import Resumable
@@ -38,15 +37,15 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     from t5lite.inference.batching import check_count
     from t5lite.inference.defaults import options_with
     from t5lite.inference.options import Options
-    from t5lite.interop import open_model
 
-    Options(**chosen)  # refuses what is out of range before a model is opened
+    Options(**chosen)  # refuses what is out of range
     check_count("--batch_size", arguments.batch_size)
-    model = open_model(source.model_dir)
+    model = source.model
     options = options_with(
         model.generation, chosen, spec=model.spec, draft=arguments.draft is not None
     )
-    flags = ("batch_size", "fill", "truncate", "draft", "draft_length", "template")
+    rows = not configured and is_table(arguments.input_file)
+    flags = ("batch_size", "fill", "truncate", "draft", "draft_length")
     output = Resumable(
         part_name(arguments.output_file, *shard),
         {
@@ -58,6 +57,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             **{name: getattr(arguments, name) for name in flags},
             **{name: getattr(options, name) for name in OPTIONS},
             "prompt": arguments.prompt or source.prompt,
+            "template": arguments.template or (model.inputs.template if rows else None),
         },
     )
     if not arguments.overwrite and output.is_whole():
@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         devices=jax.local_devices(),  # each process answers its own lines
     )
     generator.check(options)
+    prompts = prompts.as_trained(model.inputs, rows=rows)
     reader = Reader(generator, prompts, options, chosen, source.ids)
 
     def answer(
@@ -95,13 +96,13 @@ class Source:
 
     Args:
       lines: to answer.
-      model_dir: the model that answers.
+      model: the checkpoint that answers, as `open_model` opened it.
       prompt: what they are to it; None for what its topology is made for.
       ids: what the model reads of a line, by its number, where that is not its text.
     """
 
     lines: Lines
-    model_dir: str
+    model: Any
     prompt: str | None = None
     ids: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
 
@@ -113,7 +114,11 @@ def file_source(arguments: argparse.Namespace) -> Source:
     for name in ("model_dir", "input_file"):
         if getattr(arguments, name) is None:
             raise InputError(f"--{name} is missing; or give a configuration, --gin_file=FILE")
-    return Source(lines_of(arguments.input_file), arguments.model_dir)
+    lines = lines_of(arguments.input_file)
+
+    from t5lite.interop import open_model  # only now: a file without lines needs no JAX
+
+    return Source(lines, open_model(arguments.model_dir))
 
 
 def task_source(arguments: argparse.Namespace, configuration: "Configuration") -> Source:
@@ -139,9 +144,9 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
         if name not in bound:
             raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
     model_dir, data = arguments.model_dir or bound["model_dir"], bound["data"]
-    found = open_model(model_dir)
-    spec = named_spec(bound.get("model") or found.spec)
-    objective = as_trained(fit(bound["objective"], Model(spec)), found.prompts)
+    model = open_model(model_dir)
+    spec = named_spec(bound.get("model") or model.spec)
+    objective = as_trained(fit(bound["objective"], Model(spec)), model.prompts)
     vocabulary, split = data.vocabulary(), arguments.split or "validation"
     if spec.topology == "encoder" or vocabulary is None:
         raise InputError(
@@ -161,7 +166,7 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
     if spec.topology == "decoder":
         prompt = "prefix" if sees_both_ways(objective, examples[0]) else "continue"
     digest = hashlib.sha256(repr(ids).encode()).hexdigest()
-    return Source(Lines(lambda: iter(lines), len(lines), digest), model_dir, prompt, ids)
+    return Source(Lines(lambda: iter(lines), len(lines), digest), model, prompt, ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,20 +193,16 @@ class Reader:
         Raises:
           InputError: a broken line, or whatever `Prompts.text` and `Generator.read` refuse.
         """
-        text, number = self.prompts.text(line), line.number - 1
-        question = self.generator.read(text, self.options_of(line.row or {}), number=number)
-        try:
-            json.dumps(line.row, allow_nan=False)
-        except ValueError as error:
-            raise InputError(
-                "a NaN or an infinity is in it, which no JSON line can hold"
-            ) from error
-        return question._replace(ids=[*self.ids.get(line.number, question.ids)])
+        row, number, text = check_row(line), line.number - 1, self.prompts.text(line)
+        if line.number in self.ids:
+            ids = self.ids[line.number]
+            return self.generator.read_ids(ids, self.options_of(row), number=number, text=text)
+        return self.generator.read(text, self.options_of(row), number=number)
 
     def options_of(self, row: Row) -> "Options":
         """Returns the options of a row, those of its own object `options` first."""
         own = row.get("options")
-        template = self.prompts.template
+        template = self.prompts.template or self.prompts.inputs.of_rows(row)
         if not isinstance(own, dict) or (template is not None and "options" in template.slots):
             return self.options
         for name in own:

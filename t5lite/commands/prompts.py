@@ -3,13 +3,17 @@
 import argparse
 import dataclasses
 import hashlib
+import json
 import re
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.examples import data_file, text_in
+from t5lite.commands.examples import data_file
 from t5lite.commands.flags import EARLY_STOPPING, OPTIONS
 from t5lite.data.columns import Text
 from t5lite.data.file_source import Shots, most_shots
+from t5lite.data.input_format import InputFormat
 from t5lite.data.readers import Line, Row
 from t5lite.data.tables import Hashes, hash_of, scan
 from t5lite.data.templates import SHOTS, Template
@@ -30,11 +34,15 @@ class Prompts:
       template: of a text; None: a line has it, as `inputs` or `text`.
       shots: fills the template's slot `{shots}`; None where it has none.
       made_of: says where the shots come from: equal ones give equal texts.
+      inputs: how training made texts of rows, where there is no template.
+      columns: of which the first that a row has is its text, where there is neither.
     """
 
     template: Template | None = None
     shots: Shots | None = None
     made_of: str = ""
+    inputs: InputFormat = InputFormat()
+    columns: Sequence[str] = ("inputs", "text")
 
     def text(self, line: Line) -> str:
         """Returns the text of a line.
@@ -42,9 +50,11 @@ class Prompts:
         Raises:
           InputError: a broken line, or a column that is missing or no text.
         """
-        if line.row is None or self.template is None:
-            return text_in(line, "inputs", "text")
+        if line.row is None:
+            raise InputError(line.problem)
         row = line.row
+        if self.template is None:
+            return self.inputs.text(row, *self.columns)
         if SHOTS in self.template.slots:
             row = row | {SHOTS: ""}
         if problem := Text(self.template).problem(row):
@@ -52,6 +62,36 @@ class Prompts:
         if self.shots is not None:
             row = row | {SHOTS: self.shots.texts([row])[0]}
         return self.template.render(row)
+
+    def as_trained(self, inputs: InputFormat, *, rows: bool) -> "Prompts":
+        """Returns the same with a run's template for rows, and says so; not over one of its own.
+
+        Args:
+          inputs: of the run.
+          rows: whether there are columns; plain texts are read as they are.
+        """
+        if self.template is not None or not rows:
+            return self
+        say_template(inputs, rows=True)
+        return dataclasses.replace(self, inputs=inputs)
+
+
+def say_template(inputs: InputFormat, *, rows: bool) -> None:
+    """Says on standard error how texts are read, where training read more than a column's text.
+
+    Args:
+      inputs: of the run.
+      rows: whether there are columns; plain texts are read as they are.
+    """
+    if inputs.is_plain:
+        return
+    template = json.dumps(inputs.template, ensure_ascii=False)
+    how = (
+        f"rows with its columns are read as in training: {template}"
+        if rows
+        else f"texts are read as they are; training read {template}"
+    )
+    print(f"t5lite: {how} (--template changes that)", file=sys.stderr)
 
 
 def prompts_of(arguments: argparse.Namespace) -> Prompts:

@@ -12,6 +12,7 @@ import numpy as np
 from t5lite.data import Vocabulary
 from t5lite.decoding import Constraints, DraftMemory, Settings, Speculation
 from t5lite.errors import InputError, unknown
+from t5lite.framing import Frame
 from t5lite.inference.answers import prompt_batch
 from t5lite.inference.batching import bucket, by_size, check_count, num_rows, padded
 from t5lite.inference.context import certain, continuation, text_after, up_to_stop
@@ -171,10 +172,38 @@ class Generator:
         ids = encode(text, self._vocabulary)
         if not ids:
             raise InputError("the text is empty: give at least one token")
-        topology = self.loaded.model.topology
-        if topology == "encoder":
+        if self.loaded.model.topology == "encoder":
             self._check_gaps(ids)
-        return Question(self._cut(ids, options), options, number, *self._expected(options, text))
+        framed = self._cut(ids, options, frame=self._frame)
+        return Question(framed, options, number, *self._expected(options, text))
+
+    def read_ids(
+        self, ids: Sequence[int], options: Options | None = None, *, number: int = 0, text: str = ""
+    ) -> Question:
+        """Returns the question of ids with their special tokens, which are read as they are.
+
+        Args:
+          ids: `[n]`, at least one.
+          options: as for `read`.
+          number: as for `read`.
+          text: that they stand for, as far as `forced` and `choices` go on from it.
+
+        Raises:
+          InputError: as `read` does.
+        """
+        if not len(ids):
+            raise InputError("the example is empty: it has no token that the model reads")
+        options = self.options({}) if options is None else options
+        frame, body = self._frame, [*map(int, ids)]
+        inside = body[len(frame.before) : len(body) - len(frame.after)]
+        if frame(inside) == body:
+            body = inside
+        else:
+            frame = Frame()
+        if self.loaded.model.topology == "encoder":
+            self._check_gaps(body)
+        framed = self._cut(body, options, frame=frame)
+        return Question(framed, options, number, *self._expected(options, text))
 
     def check(self, options: Options) -> None:
         """Raises the InputError that `read` raises for any text with such options, if it does."""
@@ -256,12 +285,16 @@ class Generator:
             piece = self._vocabulary.piece(mask_id)
             raise InputError(f"a text without a gap for the encoder to fill: write {piece} in it")
 
-    def _cut(self, ids: list[int], options: Options) -> list[int]:
+    @property
+    def _frame(self) -> Frame:
+        """The special tokens around a text."""
+        encoder = self.loaded.model.topology == "encoder"
+        return self._vocabulary.frame if encoder else self._prompt.inputs
+
+    def _cut(self, ids: list[int], options: Options, *, frame: Frame) -> list[int]:
         """Returns the ids with the special tokens around them, cut if they must be."""
-        loaded, prompt = self.loaded, self._prompt
-        alone = loaded.model.topology == "decoder"
-        encoder = loaded.model.topology == "encoder"
-        frame = self._vocabulary.frame if encoder else prompt.inputs
+        alone = self.loaded.model.topology == "decoder"
+        encoder = self.loaded.model.topology == "encoder"
         room = self._positions("decoder" if alone else "encoder")
         new = options.max_new_tokens + self._ahead
         beyond = new if alone else 0

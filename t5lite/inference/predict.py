@@ -85,7 +85,7 @@ class Predictor:
     no_answer: bool | None = None
 
     def __post_init__(self) -> None:
-        _ = self.kind  # refuses a model without such a head
+        _ = self.kind, self._template  # refuse what they cannot be
         check_count("top_k", self.top_k)
         check_count("max_answer_length", self.max_answer_length)
         if self.aggregation not in AGGREGATIONS:

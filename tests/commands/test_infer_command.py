@@ -355,7 +355,14 @@ def test_a_task(infer, loaded, folder, tmp_path):
     }
     assert {line["input"]["inputs"]: line["input"]["targets"] for line in found} == texts
     assert len(found) == 5
-    expected = loaded.generate([line["input"]["inputs"] for line in found], max_new_tokens=6)
+    by_text = {loaded.vocabulary.decode(each["inputs"]): each for each in data(folder).validation}
+    generator = Generator(loaded)
+    options = generator.options({"max_new_tokens": 6})
+    questions = [
+        generator.read_ids(by_text[line["input"]["inputs"]]["inputs"], options, number=number)
+        for number, line in enumerate(found)
+    ]
+    expected = [answers[0].text for answers in generator.answers(questions)]
     assert [line["output"] for line in found] == expected
     assert infer(*asked) == (0, "out.jsonl is complete\n")
     infer(*asked, "--split=train", "--output_file=train.jsonl")
@@ -364,6 +371,35 @@ def test_a_task(infer, loaded, folder, tmp_path):
     assert code == 2
     assert "a configuration says what the texts are" in said
     assert len(read("out.jsonl")) == 5
+
+
+def test_ids_of_a_task_are_read_as_they_are(loaded):
+    """No text can stand for them: one that says nothing, and one that is read as other ids."""
+    generator = Generator(loaded)
+    options = generator.options({"max_new_tokens": 3})
+    eos, pad = loaded.vocabulary.eos_id, 0
+    for ids in ([pad, eos], [5, 6, 5], [eos, 5, eos], [5, 6, eos]):
+        question = generator.read_ids(np.array(ids), options, number=2)
+        assert (question.ids, question.number) == (ids, 2)
+        assert len(generator.answers([question])) == 1
+    with pytest.raises(InputError, match="the example is empty"):
+        generator.read_ids([], options)
+
+
+def test_ids_of_a_task_must_fit(tmp_path):
+    """The model has 20 positions."""
+    folder = add_tokenizer(copied("gpt2", tmp_path / "gpt2"))
+    loaded = t5lite.load(folder, devices=jax.devices()[:1])
+    room = loaded.spec.decoder.max_length
+    short, long = [7] * (room - 4), [7] * (room - 3)
+    generator = Generator(loaded)
+    options = generator.options({"max_new_tokens": 4})
+    assert generator.read_ids(short, options).ids == short
+    with pytest.raises(InputError, match=f"a text of {room - 3} tokens, and 4 new ones"):
+        generator.read_ids(long, options)
+    cut = Generator(loaded, truncate=True).read_ids([*range(3), *long], options).ids
+    assert len(cut) == len(short)
+    assert cut == [*range(3), *long][-len(cut) :]  # what is continued loses its beginning
 
 
 # --- mistakes -----------------------------------------------------------------------------------

@@ -1,0 +1,135 @@
+"""`t5lite predict`: what a head says of texts: classes, numbers, tags, answers; as JSON lines."""
+
+import argparse
+import hashlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from t5lite.commands.batch_job import (
+    AT_ONCE,
+    Job,
+    Lines,
+    Totals,
+    check_row,
+    lines_of,
+    part_name,
+    shard_of,
+    write,
+)
+from t5lite.commands.examples import answered, check_output, is_table, write_line
+from t5lite.commands.prompts import say_template
+from t5lite.commands.resumable import Resumable
+from t5lite.data.readers import Line, Row
+from t5lite.errors import InputError
+
+if TYPE_CHECKING:
+    from t5lite.configuration import Configuration
+    from t5lite.inference.predict import Predictor
+    from t5lite.inference.predictions import Prediction
+
+_OPTIONS = ("head", "top_k", "max_length", "template", "aggregation", "max_answer_length")
+
+
+def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
+    """Writes a JSON line for each text, in order, and says on standard error how it went."""
+    if configuration.source.bindings or configuration.source.macros:
+        raise InputError("predict reads no gin configuration; the model is --model_dir=DIR")
+    check_output(arguments.output_file, [".jsonl"])
+    for name in ("shard", "overwrite"):
+        if getattr(arguments, name) and arguments.output_file is None:
+            raise InputError(f"--{name} is for --output_file, which is missing")
+    lines, shard = _lines(arguments), shard_of(arguments.shard)
+
+    import jax  # only now: what cannot be read is said at once
+
+    from t5lite.inference import place
+    from t5lite.inference.batching import check_count
+    from t5lite.inference.predict import Predictor
+    from t5lite.interop import open_model
+
+    check_count("--batch_size", arguments.batch_size)
+    model = open_model(arguments.model_dir)
+    options = {name: getattr(arguments, name) for name in (*_OPTIONS, "no_answer")}
+    output = None
+    if arguments.output_file is not None:
+        trained = model.inputs.template if is_table(arguments.input_file) else None
+        output = Resumable(
+            part_name(arguments.output_file, *shard),
+            {
+                "input": lines.digest,
+                "lines": [*lines.part(*shard)],
+                "model": str(model.where),
+                "step": model.step,
+                "batch_size": arguments.batch_size,
+                **options,
+                "template": arguments.template or trained,
+            },
+        )
+        if not arguments.overwrite and output.is_whole():
+            print(f"{output.path} is complete", file=sys.stderr)
+            return 0
+    # Each process answers its own lines.
+    predictor = Predictor(place(model, devices=jax.local_devices()), **options)
+    _say(predictor, arguments)
+    job = _job(predictor, arguments)
+    if output is None:
+        return _print(lines, job, batch_size=arguments.batch_size)
+    return write(
+        output,
+        lines,
+        job,
+        shard=shard,
+        batch_size=arguments.batch_size,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _lines(arguments: argparse.Namespace) -> Lines:
+    if arguments.texts and arguments.input_file is not None:
+        raise InputError("give TEXT or --input_file, not both")
+    if arguments.input_file is not None:
+        return lines_of(arguments.input_file)
+    if not arguments.texts:
+        raise InputError("no text; give TEXT or --input_file=FILE")
+    lines = [Line(number, 0, 0, {"text": each}) for number, each in enumerate(arguments.texts, 1)]
+    digest = hashlib.sha256(json.dumps(arguments.texts).encode()).hexdigest()
+    return Lines(lambda: iter(lines), len(lines), digest)
+
+
+def _job(predictor: "Predictor", arguments: argparse.Namespace) -> Job:
+    """Returns what is done with each line; plain ones are whole texts, rows are as in training."""
+    rows = is_table(arguments.input_file)
+
+    def read(line: Line) -> Any:
+        row = check_row(line)
+        return predictor.read(row if rows else row["text"])
+
+    def answer(questions: list[Any]) -> list["Prediction | InputError"]:
+        return predictor.predictions(questions, batch_size=arguments.batch_size)
+
+    def record(line: Line, prediction: "Prediction") -> Row:
+        return {"line": line.number, "input": line.row, **prediction.record()}
+
+    return Job(read, answer, record, lambda written: "num_cut" in written, "cut at their end")
+
+
+def _print(lines: Lines, job: Job, *, batch_size: int) -> int:
+    """Prints the JSON lines; returns the exit code, 1 if a line failed."""
+    totals = Totals(job)
+    file = sys.stdout.buffer
+    for line, found in answered(lines.scan(), job.read, job.answer, at_once=AT_ONCE * batch_size):
+        written = job.written(line, found)
+        write_line(file, written)
+        totals.add(written)
+    if totals.tally:
+        print(f"t5lite: {totals.tally:,} of {totals.lines:,} texts {job.unit}", file=sys.stderr)
+    return totals.failures.exit_code()
+
+
+def _say(predictor: "Predictor", arguments: argparse.Namespace) -> None:
+    """Says on standard error what may differ from what is expected."""
+    if predictor.kind in ("classification", "token_labels") and not predictor.names:
+        print("t5lite: no names of labels beside the model: they are numbers", file=sys.stderr)
+    if arguments.template is None:
+        say_template(predictor.loaded.inputs, rows=is_table(arguments.input_file))
