@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from t5lite.data.packed_cache import PackedData
     from t5lite.data.packed_writer import write_packed
     from t5lite.data.pipeline import ArrayData
-    from t5lite.data.python_docs_tables import functions_jsonl, modules_csv, names_jsonl
+    from t5lite.data.python_docs_tables import (
+        documents_jsonl,
+        functions_jsonl,
+        held_out_documents_jsonl,
+        modules_csv,
+        names_jsonl,
+    )
     from t5lite.data.seqio_cache import write_seqio_cache
     from t5lite.data.task_data import TaskData
     from t5lite.data.tasks import get_task, python_docs_vocabulary
@@ -50,9 +56,11 @@ _HOME = {
     "Vocabulary": "vocabularies",
     "WordPiece": "tokenizers_vocabularies",
     "decode_text": "files",
+    "documents_jsonl": "python_docs_tables",
     "from_seqio": "vocabularies",
     "functions_jsonl": "python_docs_tables",
     "get_task": "tasks",
+    "held_out_documents_jsonl": "python_docs_tables",
     "load_vocabulary": "vocabularies",
     "open_vocabulary": "vocabularies",
     "mixing_rates": "mixture",
@@ -82,9 +90,11 @@ __all__ = [
     "Vocabulary",
     "WordPiece",
     "decode_text",
+    "documents_jsonl",
     "from_seqio",
     "functions_jsonl",
     "get_task",
+    "held_out_documents_jsonl",
     "load_vocabulary",
     "mixing_rates",
     "modules_csv",

@@ -229,10 +229,13 @@ def _text(value: Any) -> str:
 def _differences(saved: Any, mine: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Yields the name of each value that a saved position was made with and that has changed, told.
 
-    A whole entry that the version that saved it did not know yet is not compared.
+    A whole entry that the version that saved it did not know yet is not compared, nor is a flag
+    that is off.
     """
     if isinstance(saved, Mapping) and isinstance(mine, Mapping):
         for key in {**saved, **mine} if name else saved:
+            if key not in saved and mine[key] is False:
+                continue  # a flag that came later, and is off
             inner = f"{name}.{key}" if name else key
             yield from _differences(saved.get(key), mine.get(key), inner)
     elif isinstance(saved, list) and isinstance(mine, list | tuple) and len(saved) == len(mine):

@@ -15,7 +15,7 @@ import re
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from t5lite.data.files import cache_folder, write_whole
 _FORMAT = 1
 _WORD = re.compile(r"\w+|[^\w\s]")
 _MAX_WORDS = 256
+_RUN = 8  # words, which texts of their own rarely share
 
 
 class Documented(NamedTuple):
@@ -107,6 +108,55 @@ def functions_jsonl() -> str:
         return "".join(lines)
 
     return _written("functions.jsonl", write)
+
+
+def documents_jsonl() -> str:
+    """Returns a JSON-lines file of the corpus's training documents, with the column `text`."""
+    return _written("documents.jsonl", lambda: _lines(python_docs.documents("train")))
+
+
+def held_out_documents_jsonl() -> str:
+    """Returns a JSON-lines file of documents to test on, with the column `text`.
+
+    These are the corpus's validation documents without near copies of training documents: a fifth
+    of them, docstrings that modules have from each other, would reward memory.
+    """
+
+    def write() -> str:
+        return _lines(novel(python_docs.documents("validation"), python_docs.documents("train")))
+
+    return _written("held_out_documents.jsonl", write)
+
+
+def novel(texts: Sequence[str], known: Iterable[str], *, most_shared: float = 0.2) -> list[str]:
+    """Returns the texts that are not near copies of known ones.
+
+    Args:
+      texts: in any order, which is kept.
+      known: what was trained on.
+      most_shared: the share, in [0, 1], of a text's runs of eight words that known texts may have.
+
+    Source: Lee et al. 2022, arXiv:2107.06499, §4 (near copies of held-out text in training text).
+    """
+    seen: set[tuple[str, ...]] = set()
+    for text in known:
+        seen |= _runs(text)
+
+    def shared(text: str) -> float:
+        runs = _runs(text)
+        return len(runs & seen) / len(runs)
+
+    return [text for text in texts if shared(text) <= most_shared]
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """Returns all runs of `_RUN` words of a text; of a shorter text the one run that it is."""
+    words = _WORD.findall(text)
+    return {tuple(words[at : at + _RUN]) for at in range(max(1, len(words) - _RUN + 1))}
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
 
 
 def _tag(word: str, parameters: tuple[str, ...]) -> str:

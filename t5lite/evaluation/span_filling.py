@@ -14,10 +14,10 @@ from t5lite.errors import InputError
 from t5lite.evaluation import rows
 from t5lite.evaluation.metrics import Sums, collect
 from t5lite.evaluation.spans import (
-    Losses,
+    Filled,
     Sentence,
     Span,
-    format_losses,
+    format_filled,
     format_sentences,
     text_of,
 )
@@ -42,20 +42,22 @@ class _Prepared:
 
 @dataclasses.dataclass
 class SpanFilling:
-    """Measures and shows how held-out masked spans are filled in.
+    """Fills in the gaps of held-out texts greedily, shows some, and counts those that are exact.
 
-    All losses are cross-entropies in nats a masked token of the same held-out examples, one a row,
-    without dropout; sentinels and EOS, which are easy, are left out. Returns `prefix/loss`, the
-    model's; `prefix/unigram`, that of the training text's unigram distribution (ordinary tokens of
-    the training examples' inputs and targets, add-one smoothed); `prefix/margin`, how far the first
-    is below the second; and `prefix/shuffled_inputs`, the model's when each example gets the inputs
-    of another: near `loss` if the inputs are not read.
+    Everything is measured twice: with an example's own inputs, and with those of another example,
+    which tells how much is read from the inputs and how much is guessed by frequency. Returns
+
+    - `prefix/exact_match`, the share in [0, 1] of gaps filled in exactly, and
+      `prefix/exact_match_shuffled`, that with another's inputs;
+    - `prefix/loss`, the cross-entropy in nats a token of the gaps (no sentinels, no EOS), without
+      dropout; `prefix/shuffled_inputs`, that with another's inputs; `prefix/unigram`, that of the
+      training text's unigram distribution (ordinary tokens of the training examples' inputs and
+      targets, add-one smoothed); and `prefix/margin`, how far the first is below the third.
 
     Args:
       every: steps between two calls.
-      num_sentences: held-out examples shown with their spans filled in.
-      top: most candidates shown for a span's first token.
-      max_spans: spans shown of each.
+      num_sentences: held-out examples shown with their gaps filled in.
+      max_spans: gaps shown of each.
       num_examples: held-out examples measured, at least 2.
       num_train_examples: training examples whose tokens are counted, once.
       seed: of the corruption.
@@ -64,7 +66,6 @@ class SpanFilling:
 
     every: int
     num_sentences: int = 3
-    top: int = 5
     max_spans: int = 4
     num_examples: int = 256
     num_train_examples: int = 4096
@@ -75,7 +76,7 @@ class SpanFilling:
     )
 
     def __post_init__(self) -> None:
-        for name in ("top", "max_spans", "num_examples", "num_train_examples"):
+        for name in ("max_spans", "num_examples", "num_train_examples"):
             check_count(f"SpanFilling.{name}", getattr(self, name))
 
     def check(self, run: Any) -> None:
@@ -85,41 +86,50 @@ class SpanFilling:
     def metric_names(self, run: Any) -> set[str]:
         """Returns the names of the metrics that it measures."""
         del run
-        names = ("loss", "unigram", "shuffled_inputs", "margin")
-        return {f"{self.prefix}/{name}" for name in names}
+        measured = ("loss", "unigram", "shuffled_inputs", "margin")
+        return {
+            f"{self.prefix}/{name}" for name in ("exact_match", "exact_match_shuffled", *measured)
+        }
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
-        """Measures `state`, prints a table and filled-in sentences, and returns the metrics.
+        """Measures `state`, prints filled-in texts and how many gaps are right.
 
         Raises:
           InputError: no vocabulary with sentinels, no inputs and targets, or too few examples.
         """
         if self._prepared is None or self._prepared.run is not run:
             self._prepared = self._prepare(run)
-        ready, params = self._prepared, run.params(state)
-        aligned = collect(_dispatched(ready, params, ready.held_out)).totals["loss"]
-        shuffled = collect(_dispatched(ready, params, exchange_inputs(ready.held_out)))
-        losses = Losses(
-            model=float(aligned[0] / aligned[1]),
+        ready, params, vocabulary = self._prepared, run.params(state), run.data.vocabulary()
+
+        def measure(examples: list[rows.Example]) -> tuple[list[dict[str, np.ndarray]], float]:
+            loss = collect(_dispatched(ready, params, examples)).means()["loss"]
+            return rows.fetch_rows(run, ready.fill_fn, params, examples), loss
+
+        own, loss = measure(ready.held_out)
+        others, shuffled = measure(exchange_inputs(ready.held_out))
+        filled = Filled(
+            num_gaps=sum(len(spans(row["targets"], vocabulary)) for row in own),
+            exact=num_exact(own, vocabulary),
+            exact_shuffled=num_exact(others, vocabulary),
+            loss=loss,
             unigram=ready.unigram,
-            shuffled=shuffled.means()["loss"],
-            num_tokens=round(aligned[1]),
-            num_examples=len(ready.held_out),
+            shuffled=shuffled,
         )
         # Neighbours may come from one document, so those shown are spread over all.
-        stride = max(1, len(ready.held_out) // max(1, self.num_sentences))
-        spread = ready.held_out[::stride][: self.num_sentences]
-        shown = rows.fetch_rows(run, ready.fill_fn, params, spread)
-        sentences = [sentence_of(row, run.data.vocabulary()) for row in shown]
-        text = format_losses(step, losses, name="span filling")
+        stride = max(1, len(own) // max(1, self.num_sentences))
+        shown = own[::stride][: self.num_sentences]
+        sentences = [sentence_of(row, vocabulary) for row in shown]
+        text = format_filled(filled)
         if sentences:
-            text += "\n\n" + format_sentences(sentences, max_spans=self.max_spans)
+            text = format_sentences(sentences, max_spans=self.max_spans) + "\n\n" + text
         show(run, step, name=f"{self.prefix}/sentences", text=text)
         metrics = {
-            "loss": losses.model,
-            "unigram": losses.unigram,
-            "shuffled_inputs": losses.shuffled,
-            "margin": losses.unigram - losses.model,
+            "exact_match": filled.exact / filled.num_gaps,
+            "exact_match_shuffled": filled.exact_shuffled / filled.num_gaps,
+            "loss": loss,
+            "unigram": ready.unigram,
+            "shuffled_inputs": shuffled,
+            "margin": ready.unigram - loss,
         }
         return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
@@ -140,7 +150,7 @@ class SpanFilling:
             held_out,
             unigram_cross_entropy(train, held_out, vocabulary),
             run.jit(_loss_fn(run.model)),
-            run.jit(_fill_fn(run, self.top, vocabulary.eos_id)),
+            run.jit(_fill_fn(run, vocabulary.eos_id)),
         )
 
 
@@ -181,14 +191,12 @@ def exchange_inputs(examples: Sequence[rows.Example]) -> list[rows.Example]:
 
 
 def sentence_of(row: dict[str, np.ndarray], vocabulary: Any) -> Sentence:
-    """Returns what is shown of one example.
+    """Returns an example's text, and what the model wrote in its gaps.
 
     Args:
-      row: `inputs`, `targets` and the model's `answer`, 1-D ids, and for each place in the targets
-        `candidates` `[targets, top]` ids, likeliest first, and their `probabilities`.
+      row: `inputs`, `targets` and the model's `answer`, 1-D ids.
       vocabulary: of the ids.
     """
-    targets = row["targets"].tolist()
     answer = spans(row["answer"], vocabulary)
     kept, gaps = [""], []
     for piece in merge(row["inputs"], row["targets"], vocabulary):
@@ -198,15 +206,26 @@ def sentence_of(row: dict[str, np.ndarray], vocabulary: Any) -> Sentence:
             continue
         kept.append("")
         filled = answer.get(piece.span)
-        candidates: list[tuple[str, float]] = []
-        sentinel = vocabulary.sentinel(piece.span)
-        if sentinel in targets[:-1]:
-            first = targets.index(sentinel) + 1  # where the token after the sentinel is predicted
-            pairs = zip(row["candidates"][first], row["probabilities"][first], strict=True)
-            candidates = [(vocabulary.piece(int(token)), float(p)) for token, p in pairs]
-        shown = None if filled is None else text_of(filled, vocabulary)
-        gaps.append(Span(text, shown, candidates))
+        gaps.append(Span(text, None if filled is None else text_of(filled, vocabulary)))
     return Sentence(kept, gaps)
+
+
+def num_exact(answered: Sequence[dict[str, np.ndarray]], vocabulary: Any) -> int:
+    """Returns how many gaps were filled in with exactly the text that stood there.
+
+    Args:
+      answered: `targets` and the model's `answer` of each example, 1-D ids.
+      vocabulary: of the ids.
+    """
+    count = 0
+    for row in answered:
+        filled = spans(row["answer"], vocabulary)
+        for index, truth in spans(row["targets"], vocabulary).items():
+            written = filled.get(index)
+            count += written is not None and text_of(written, vocabulary) == text_of(
+                truth, vocabulary
+            )
+    return count
 
 
 def _special(vocabulary: Any) -> list[int]:
@@ -238,28 +257,15 @@ def _loss_fn(model: Any) -> Callable:
     return loss
 
 
-def _fill_fn(run: Any, top: int, eos_id: int) -> Callable:
-    model = run.model
+def _fill_fn(run: Any, eos_id: int) -> Callable:
+    settings, length = Settings(eos_ids=(eos_id,)), run.data.lengths["targets"]
 
     def fill(params: Any, batch: Any) -> dict[str, jax.Array]:
-        def likeliest(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return jax.lax.top_k(jax.nn.softmax(model.logits(params, hidden[:, None])[:, 0]), top)
-
-        # One place at a time, since the logits of all may not fit.
-        hidden, _ = model.hidden(params, batch, train=False)
-        probabilities, candidates = jax.lax.map(likeliest, hidden.swapaxes(0, 1))
+        made = answer(run.model, params, batch, max_new_tokens=length, settings=settings)
         found = {
             "inputs": batch["encoder_input_tokens"],
             "targets": batch["decoder_target_tokens"],
-            "answer": answer(
-                model,
-                params,
-                batch,
-                max_new_tokens=run.data.lengths["targets"],
-                settings=Settings(eos_ids=(eos_id,)),
-            ).tokens,
-            "candidates": candidates.swapaxes(0, 1),
-            "probabilities": probabilities.swapaxes(0, 1),
+            "answer": made.tokens,
         }
         return rows.replicate(run, found)
 

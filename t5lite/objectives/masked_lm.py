@@ -14,6 +14,7 @@ from t5lite.objectives.base import Example, check_number, documents, feature_len
 from t5lite.objectives.rows import packing_of
 from t5lite.objectives.span_corruption import Piece, join_pieces
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
+from t5lite.objectives.words import word_starts
 
 
 class Vocabulary(base.Vocabulary, Protocol):
@@ -228,21 +229,3 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
         special.add(0)
     special |= {vocabulary.sentinel(i) for i in range(vocabulary.num_sentinels)}
     return np.array([i for i in range(vocabulary.size) if i not in special], np.int32)
-
-
-@functools.lru_cache(maxsize=4)
-def word_starts(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns `[size]` bool: whether a word begins at each id's piece."""
-    pieces = [vocabulary.piece(i) for i in range(vocabulary.size)]
-
-    def start_with(*marks: str) -> np.ndarray:
-        return np.array([piece.startswith(marks) for piece in pieces])
-
-    if (goes_on := start_with("##")).any():
-        return ~goes_on
-    if (begins := start_with("▁", "Ġ")).any():
-        return begins
-    raise InputError(
-        "MaskedLM.whole_word = True: no piece of the vocabulary starts with ##, ▁ or Ġ, so nobody "
-        "knows where words begin; set it to False"
-    )

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from t5lite.objectives.base import (
     zero_is_token,
 )
 from t5lite.objectives.inputs_to_targets import InputsToTargets
+from t5lite.objectives.words import word_bounds
 
 
 class SpanCounts(NamedTuple):
@@ -60,6 +61,8 @@ class SpanCorruption(InputsToTargets):
     Attributes:
       noise_density: the share of tokens, in (0, 1), that is taken out.
       mean_noise_span_length: the mean length of a span in tokens, >= 1.
+      whole_word: whether each span is one word of letters and digits, with a word kept on either
+        side of it. The two numbers above then say how many tokens and spans are taken at most.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4 and §3.3.4; `t5.data.preprocessors`.
     """
@@ -69,6 +72,7 @@ class SpanCorruption(InputsToTargets):
 
     noise_density: float = 0.15
     mean_noise_span_length: float = 3.0
+    whole_word: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +120,8 @@ class SpanCorruption(InputsToTargets):
         more_inputs, more_targets = (frame.size - 1 for frame in frames)
         inputs = feature_length(lengths, "inputs", at_least=more_inputs + 3)
         raw_length = self.raw_length(inputs - more_inputs)
+        if self.whole_word:
+            raw_length = inputs - more_inputs - 1  # a word may be a token, as long as its sentinel
         needed = self.counts(raw_length)
         if feature_length(lengths, "targets") < needed.targets + more_targets:
             raise InputError(
@@ -133,10 +139,17 @@ class SpanCorruption(InputsToTargets):
 
         def prepared() -> Iterator[dict[str, np.ndarray]]:
             for tokens in _stretches(documents(examples, self, vocabulary), raw_length):
-                noise = self._noise_mask(len(tokens), rng)
+                if self.whole_word:
+                    noise = self._word_mask(tokens, vocabulary, rng)
+                else:
+                    noise = self._noise_mask(len(tokens), rng)
+                if not noise.any():
+                    continue
+                # What follows the last span needs no sentinel in the targets.
+                end = np.flatnonzero(noise)[-1] + 1
                 yield {
                     "inputs": frames.inputs(_replace_runs(tokens, noise, sentinels)),
-                    "targets": frames.targets(_replace_runs(tokens, ~noise, sentinels)),
+                    "targets": frames.targets(_replace_runs(tokens[:end], ~noise[:end], sentinels)),
                 }
 
         return prepared()
@@ -154,6 +167,23 @@ class SpanCorruption(InputsToTargets):
         lengths[1::2] = _random_lengths(noise, spans, rng)
         lengths[0::2] = _random_lengths(num_tokens - noise, spans, rng)
         return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
+
+    def _word_mask(
+        self, tokens: np.ndarray, vocabulary: Any, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns `[num_tokens]` bool, True on the tokens of words that are taken out."""
+        noise, spans, _, _ = self.counts(len(tokens))
+        firsts, ends = word_bounds(tokens, vocabulary)
+        firsts, ends = firsts[firsts > 0], ends[firsts > 0]  # the first token is kept, as in T5
+        rank = rng.permutation(len(firsts))
+        # A word that outranks both of its neighbours: no two of them are side by side.
+        peaks = np.flatnonzero((rank > np.append(-1, rank[:-1])) & (rank > np.append(rank[1:], -1)))
+        peaks = peaks[np.argsort(rank[peaks])]
+        fits = np.cumsum((ends - firsts)[peaks]) <= noise
+        mask = np.zeros(len(tokens) + 1, np.int64)
+        for edge, change in ((firsts, 1), (ends, -1)):
+            np.add.at(mask, edge[peaks[fits][:spans]], change)
+        return np.cumsum(mask[:-1]) > 0
 
 
 def _random_lengths(num_items: int, num_runs: int, rng: np.random.Generator) -> np.ndarray:

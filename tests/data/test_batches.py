@@ -472,6 +472,14 @@ class Noise(Copy):
     loss_fields = ("scale",)
 
 
+@dataclasses.dataclass
+class _Newer(Noise):
+    flag: bool = False
+
+
+Newer = type("Noise", (_Newer,), {"__qualname__": "Noise"})
+
+
 def test_a_position_belongs_to_an_objective_and_a_vocabulary():
     data = make(vocab=Bytes())
     state = json.loads(json.dumps(data.train_batches(Noise(), seed=0).state_dict()))
@@ -482,6 +490,11 @@ def test_a_position_belongs_to_an_objective_and_a_vocabulary():
     resume(Noise(scale=2.0))  # of the loss alone
     with pytest.raises(InputError, match=r"`objective.density` was 0.15 in the checkpoint and is"):
         resume(Noise(0.5))
+    resume(Newer())  # a flag that the checkpoint's version did not have yet, off
+    with pytest.raises(
+        InputError, match=r"`objective.flag` was None in the checkpoint and is True"
+    ):
+        resume(Newer(flag=True))
     with pytest.raises(InputError, match=r"`objective.class` was 'Noise' in the .* is 'Copy' now"):
         resume(Copy())
     with pytest.raises(InputError, match="`vocabulary` was '"):

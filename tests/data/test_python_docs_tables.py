@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from t5lite.data import python_docs, python_docs_tables
-from t5lite.data.python_docs_tables import Documented, functions_jsonl, modules_csv, names_jsonl
+from t5lite.data.python_docs_tables import (
+    Documented,
+    documents_jsonl,
+    functions_jsonl,
+    held_out_documents_jsonl,
+    modules_csv,
+    names_jsonl,
+    novel,
+)
 
 DOCUMENTED = (
     Documented('Opens a "file",\nas text.', "io", ("file", "mode")),
@@ -60,3 +68,35 @@ def test_a_file_is_written_once(monkeypatch):
     monkeypatch.setattr(python_docs_tables, "_documented", lambda: pytest.fail("read again"))
     assert Path(names_jsonl()) == path
     assert path.stat().st_mtime_ns == before
+
+
+LONG = "Return a list of the names of all members of an archive, in the order in which they stand"
+
+
+def test_documents_are_held_out_without_near_copies(monkeypatch):
+    texts = {
+        "train": [LONG + ".", "Close\nit. Ünnötig"],
+        "validation": ["Other: " + LONG, "Open it."],
+    }
+    monkeypatch.setattr(python_docs, "documents", texts.__getitem__)
+
+    def rows(path):
+        return [json.loads(line)["text"] for line in Path(path).read_text("utf-8").splitlines()]
+
+    assert rows(documents_jsonl()) == texts["train"]
+    assert rows(held_out_documents_jsonl()) == ["Open it."]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_novel"),
+    [
+        (LONG.replace("list", "tuple") + " there, sorted by size and then by date.", False),
+        (LONG[:60] + " " + "which nobody has read before, " * 8, True),
+        (LONG.replace("of", "off"), True),
+        ("Close  it .", False),  # too short for a run, and the same
+        ("Close it now.", True),
+        ("", True),
+    ],
+)
+def test_a_near_copy_shares_a_fifth_of_its_runs_of_eight_words(text, is_novel):
+    assert novel([text], [LONG, "Close it."]) == [text] * is_novel

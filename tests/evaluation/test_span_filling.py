@@ -6,6 +6,7 @@ from t5lite.errors import InputError
 from t5lite.evaluation import SpanFilling
 from t5lite.evaluation.span_filling import (
     exchange_inputs,
+    num_exact,
     ordinary,
     sentence_of,
     unigram_cross_entropy,
@@ -70,6 +71,7 @@ def test_more_examples_than_a_batch_holds(fake_run, params):
     loss, _ = loss_by_hand(params, HELD_OUT)
     np.testing.assert_allclose(metrics["span_filling/loss"], loss, rtol=1e-6)
     assert f"\n{10:>3}  " in run.said[0]
+    assert run.said[0].count("\n\n") == 11
 
 
 def test_prepares_and_compiles_once(fake_run, params):
@@ -86,10 +88,10 @@ def test_inputs_that_are_not_read_make_no_difference(fake_run, params):
     blind = {**params, "encoder": jnp.zeros((20, 20))}
     metrics = SpanFilling(every=1)(run, blind, step=1)
     assert metrics["span_filling/shuffled_inputs"] == metrics["span_filling/loss"]
-    assert "NO worse: inputs are not used" in run.said[0]
+    assert metrics["span_filling/exact_match"] == metrics["span_filling/exact_match_shuffled"]
 
 
-def test_what_is_said_is_what_the_model_does(fake_run):
+def cats_unless_dog():
     """ "dog" in the inputs makes the model say "ran." behind the first sentinel, else "cats"."""
     decoder = np.zeros((20, 20), np.float32)
     for given, then in (0, S0), (4, 5), (5, S1), (S1, 1), (12, 13), (13, 1):
@@ -97,23 +99,27 @@ def test_what_is_said_is_what_the_model_does(fake_run):
     decoder[S0, 4] = 5
     encoder = np.zeros((20, 20), np.float32)
     encoder[11, 12] = 4 * 6.0  # of the mean over four inputs: 6, against cat's 5
-    params = {"decoder": jnp.asarray(decoder), "encoder": jnp.asarray(encoder)}
+    return {"decoder": jnp.asarray(decoder), "encoder": jnp.asarray(encoder)}
+
+
+def test_what_is_said_is_what_the_model_does(fake_run):
     run = fake_run(splits={"validation": HELD_OUT, "train": TRAIN})
-    SpanFilling(every=1, num_sentences=2, top=2)(run, params, step=1200)
+    params = cats_unless_dog()
+    metrics = SpanFilling(every=1, num_sentences=2)(run, params, step=1200)
     (text,) = run.said
     assert run.written == [(1200, "span_filling/sentences", text)]
-    first = np.exp(5) / (np.exp(5) + 19)
-    ran, cat = np.exp([6, 5]) / (np.exp(6) + np.exp(5) + 18)
-    assert [" ".join(line.split()) for line in text.splitlines()][8:] == [
-        "1 the [1] on the [2]",
-        "model truth candidates, if earlier gaps were true",
-        f"[1] cats cats ▁cat {first:.0%} <pad> {(1 - first) / 19:.0%}",
-        "[2] (nothing) mat </s> 100% <pad> 0%",
-        "",
-        "2 the dog [1]",
-        "model truth candidates, if earlier gaps were true",
-        f"[1] ran. ran. ▁ran {ran:.0%} ▁cat {cat:.0%}",
+    *sentences, number, losses = [line for line in text.splitlines()[1:] if line]
+    assert [line.strip() for line in sentences] == [
+        "1  the [cats ✓] on the [nothing ✗ mat]",
+        "2  the dog [ran. ✓]",
     ]
+    # Of the third, "the cat" and "red", neither; of others' inputs comes nothing that is right.
+    assert number == (
+        "2 of 5 held-out gaps filled in exactly (40.0%); with another text's input 0.0%"
+    )
+    assert losses.startswith(f"  nats a token: {metrics['span_filling/loss']:.2f}; ")
+    assert metrics["span_filling/exact_match"] == 2 / 5
+    assert metrics["span_filling/exact_match_shuffled"] == 0
 
 
 def test_ordinary_leaves_out_padding_eos_and_sentinels(words):
@@ -134,7 +140,7 @@ def test_exchanged_inputs_are_never_the_own(count):
     assert all(row["inputs"][0] != row["targets"][0] for row in exchanged)
 
 
-def test_sentence_of_a_model_that_loses_the_thread(words):
+def test_a_model_that_loses_the_thread(words):
     def padded(ids):
         return np.array(ids + [0] * (8 - len(ids)), np.int32)
 
@@ -142,15 +148,25 @@ def test_sentence_of_a_model_that_loses_the_thread(words):
         "inputs": padded([3, S0, S1, 7, S2, 1]),
         "targets": padded([S0, 5, S1, 4, S2, 9, 9, 1]),
         "answer": padded([8, S1, 15, S1, 14, S0, 1]),
-        "candidates": np.arange(16).reshape(8, 2),
-        "probabilities": np.full((8, 2), 0.5),
     }
     sentence = sentence_of(row, words)
     assert sentence.kept == [" the", "", " on", ""]
     assert [span.truth for span in sentence.spans] == ["s", " cat", " mat mat"]
     assert [span.filled for span in sentence.spans] == ["", " hat", None]
-    places = [[piece for piece, _ in span.candidates] for span in sentence.spans]
-    assert places == [["<unk>", "▁the"], ["▁sat", "▁on"], ["▁and", "▁dog"]]
+    assert num_exact([row], words) == 0
+
+
+def test_a_gap_is_exact_or_not_by_its_whole_text(words):
+    targets = example([1], [S0, 4, 5, S1, 9, 1])["targets"]
+
+    def count(*answer):
+        return num_exact([{"targets": targets, "answer": np.array(answer, np.int32)}], words)
+
+    assert count(S0, 4, 5, S1, 9, 1) == 2
+    assert count(S1, 9, S0, 4, 5, 1) == 2  # in any order
+    assert count(S0, 4, S1, 9, 9, 1) == 0
+    assert count(S0, 4, 5, 1, S1, 9) == 1  # what follows the end is not said
+    assert count(4, 5, 9, 1) == 0
 
 
 class TargetsOnly:

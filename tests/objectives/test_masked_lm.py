@@ -11,7 +11,7 @@ from t5lite.data.packing import pack
 from t5lite.errors import InputError
 from t5lite.models import Model, override
 from t5lite.objectives import MaskedLM
-from t5lite.objectives.masked_lm import word_starts
+from t5lite.objectives.words import word_starts
 
 BERT, T5 = BertWords(), T5Words()
 LENGTHS = {"targets": 24}

@@ -295,3 +295,66 @@ def test_an_example_is_shown_as_text_with_its_spans_marked():
     s = [WORDS.sentinel(i) for i in range(2)]
     example = {"inputs": np.array([2, s[0], 4, 1]), "targets": np.array([s[0], 10, 11, 1])}
     assert SpanCorruption().show(example, WORDS) == ["w2 «w10 w11» w4"]
+
+
+class Pieces(Words):
+    """In turn: a piece that begins a word, one that goes on with it, punctuation."""
+
+    def piece(self, token_id):
+        if token_id >= self.size - self.num_sentinels or token_id < 2:
+            return f"<extra_id_{self.size - 1 - token_id}>"
+        return (f"▁w{token_id}", f"x{token_id}", ",")[token_id % 3]
+
+
+PIECES = Pieces()
+WORD_LENGTHS = {"inputs": 34, "targets": 15}
+
+
+def words_taken(seed):
+    """What whole-word corruption makes of a random text: (text, examples)."""
+    text = random_text(33 * 20, seed)
+    objective = SpanCorruption(noise_density=0.25, mean_noise_span_length=1.5, whole_word=True)
+    return text, prepare(
+        [text], objective=objective, lengths=WORD_LENGTHS, vocabulary=PIECES, seed=seed
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whole_words_lose_no_token_and_keep_to_their_lengths(seed):
+    text, examples = words_taken(seed)
+    whole = np.concatenate([text_of(example) for example in examples])
+    np.testing.assert_array_equal(whole, text)
+    for example in examples:
+        assert len(example["inputs"]) <= 34
+        assert len(example["targets"]) <= 15
+        assert example["inputs"][-1] == example["targets"][-1] == 1
+        assert example["targets"][0] == PIECES.sentinel(0)
+        assert example["targets"][-2] < 1000  # a word, no sentinel
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_span_is_one_whole_word_between_what_is_kept(seed):
+    _, examples = words_taken(seed)
+    sizes = []
+    for example in examples:
+        pieces = merge(example["inputs"], example["targets"], PIECES)
+        for before, piece, after in zip(pieces[:-1], pieces[1:], [*pieces[2:], None], strict=True):
+            if piece.span is None:
+                continue
+            assert [token % 3 for token in piece.tokens] == [0] + [1] * (len(piece.tokens) - 1)
+            assert before.span is None, "two words side by side"
+            assert after is not None, "a word that the end of the text may cut"
+            assert after.tokens[0] % 3 != 1, "the word goes on"
+            sizes.append(len(piece.tokens))
+    assert 1 < np.mean(sizes) < 2
+    assert len(sizes) > 3 * len(examples)
+
+
+def test_a_text_without_a_word_is_left_out():
+    objective = SpanCorruption(noise_density=0.25, mean_noise_span_length=1.5, whole_word=True)
+    commas = np.full(33, 5, np.int32)
+    words = random_text(33)
+    made = prepare(
+        [commas, words, commas], objective=objective, lengths=WORD_LENGTHS, vocabulary=PIECES
+    )
+    assert [text_of(example).tolist() for example in made] == [words.tolist()]

@@ -1,0 +1,67 @@
+"""Words among tokens: where they begin, and which pieces they are made of."""
+
+import functools
+from typing import Protocol
+
+import numpy as np
+
+from t5lite.errors import InputError
+
+_STARTS = ("▁", "Ġ")  # SentencePiece's mark and byte-level BPE's
+_GOES_ON = "##"  # WordPiece's
+
+
+class Vocabulary(Protocol):
+    """What words ask of a vocabulary."""
+
+    @property
+    def size(self) -> int: ...
+    def piece(self, token_id: int) -> str: ...
+    def __hash__(self) -> int: ...
+
+
+@functools.lru_cache(maxsize=4)
+def word_starts(vocabulary: Vocabulary) -> np.ndarray:
+    """Returns `[size]` bool: whether a word begins at each id's piece.
+
+    Raises: InputError if no piece says so.
+    """
+    pieces = [vocabulary.piece(i) for i in range(vocabulary.size)]
+    if any(piece.startswith(_GOES_ON) for piece in pieces):
+        return np.array([not piece.startswith(_GOES_ON) for piece in pieces])
+    begins = np.array([piece.startswith(_STARTS) for piece in pieces])
+    if not begins.any():
+        raise InputError(
+            "whole_word = True: no piece of the vocabulary starts with ##, ▁ or Ġ, so nobody "
+            "knows where words begin; set it to False"
+        )
+    return begins
+
+
+@functools.lru_cache(maxsize=4)
+def letters_or_digits(vocabulary: Vocabulary) -> np.ndarray:
+    """Returns `[size]` bool: whether each id's piece is of letters and digits alone."""
+    pieces = [vocabulary.piece(i).removeprefix(_GOES_ON) for i in range(vocabulary.size)]
+    return np.array([piece.lstrip("".join(_STARTS)).isalnum() for piece in pieces])
+
+
+def word_bounds(tokens: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where each whole word of letters and digits begins, and where it has ended.
+
+    A word that the tokens may cut, the last one, is left out; so is what follows punctuation
+    without a space.
+
+    Args:
+      tokens: `[n]` int32.
+      vocabulary: theirs.
+
+    Returns:
+      Two arrays `[words]` of places in `tokens`; words do not overlap.
+    """
+    wordlike = letters_or_digits(vocabulary)[tokens]
+    begins = word_starts(vocabulary)[tokens] & wordlike
+    firsts = np.flatnonzero(begins)
+    ends = np.append(np.flatnonzero(begins | ~wordlike), len(tokens))
+    after = ends[np.searchsorted(ends, firsts, side="right")]
+    whole = after < len(tokens)
+    return firsts[whole], after[whole]
