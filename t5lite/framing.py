@@ -57,7 +57,20 @@ class Frame:
         """Returns a frame with `value` for every special token: for what is aligned with ids."""
         return Frame((value,) * len(self.before), (value,) * len(self.after))
 
-    def read_after(self, token: int) -> "Frame":
+    @overload
+    def without(self, ids: np.ndarray) -> np.ndarray: ...
+    @overload
+    def without(self, ids: list[int]) -> list[int]: ...
+
+    def without(self, ids: list[int] | np.ndarray) -> list[int] | np.ndarray:
+        """Returns the ids of a text without the tokens in front that it spells itself.
+
+        They are added anyway, and are never read twice.
+        """
+        size = len(self.before)
+        return ids[size:] if size and tuple(ids[:size]) == self.before else ids
+
+    def read_after(self, token: int | None) -> "Frame":
         """Returns the frame of a text in front of which a model reads `token` anyway.
 
         A decoder reads its start token first, which the frame then does not repeat.

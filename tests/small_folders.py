@@ -41,10 +41,10 @@ def add_tokenizer(folder, *, ends=("[CLS]", "[SEP]"), words=()):
     made.decoder = tokenizers.decoders.WordPiece()
     made.add_special_tokens(list(SPECIAL))
     if ends:
-        first, last = ends
+        first, *last = ends
         made.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{first} $A {last}",
-            pair=f"{first} $A {last} $B {last}",
+            single=[first, "$A", *last],
+            pair=[first, "$A", *last, "$B", *last],
             special_tokens=[(piece, vocab[piece]) for piece in ends],
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -196,8 +196,13 @@ def pieces(vocabulary: Any, folder: str) -> list[str]:
     return [vocabulary.piece(index) for index in range(vocabulary.size)]
 
 
-def same_role(token_id: int, old: Any, new: Any) -> int | None:
-    """Returns what is to one vocabulary as an id is to another; None if that is nothing special."""
+def same_role(token_id: int | None, old: Any, new: Any) -> int | None:
+    """Returns what is to one vocabulary as an id is to another; None if that is nothing special.
+
+    To nothing, None, corresponds what the other vocabulary adds in front of a text, if anything.
+    """
+    if token_id is None:
+        return next(iter(new.frame.before), None)
     for role in ("bos_id", "pad_id", "eos_id"):
         found = getattr(new, role, None)
         if getattr(old, role, None) == token_id and found is not None and found >= 0:

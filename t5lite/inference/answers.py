@@ -17,7 +17,7 @@ def prompt_batch(
     num_rows: int,
     length: int,
     prefix: bool = False,
-    start_id: int = 0,
+    start_id: int | None = 0,
 ) -> dict[str, np.ndarray]:
     """Lays prompts out as `Model.start` takes them.
 
@@ -27,20 +27,24 @@ def prompt_batch(
       num_rows: of the batch; those behind the prompts ask nothing.
       length: of the longest prompt that there is room for.
       prefix: whether a decoder sees a prompt in both directions, as one trained on prefixes does.
-      start_id: what a decoder reads first.
+      start_id: what a decoder reads first; None for nothing, and then no prompt is empty.
 
     Returns:
       `encoder_input_tokens` and `encoder_segment_ids` `[num_rows, length]` int32; or for a decoder
-      `decoder_input_tokens` `[num_rows, length + 1]`, behind the start token, `decoder_lengths`
+      `decoder_input_tokens` `[num_rows, length + 1]`, behind the start token, or `[num_rows,
+      length]` if there is none, `decoder_lengths`
       `[num_rows]` and, with `prefix`, `decoder_causal_attention`.
     """
-    start = 0 if topology == "encoder_decoder" else 1
+    first = [] if topology == "encoder_decoder" or start_id is None else [start_id]
+    start = len(first)
     tokens = np.zeros((num_rows, start + length), np.int32)
-    tokens[:, :start] = start_id
+    tokens[:, :start] = first
     lengths = np.full(num_rows, start, np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, start : start + len(prompt)] = prompt
         lengths[row] += len(prompt)
+    if topology == "decoder":
+        lengths = np.maximum(lengths, 1)  # also where nothing is asked
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
     if topology == "encoder_decoder":
         return {"encoder_input_tokens": tokens, "encoder_segment_ids": inside.astype(np.int32)}

@@ -21,7 +21,7 @@ from t5lite.inference.finite import not_finite
 from t5lite.inference.gaps import encode, fill_in
 from t5lite.inference.options import Options
 from t5lite.inference.questions import Answer, Question, settings_of
-from t5lite.objectives import PROMPTS, Prompt
+from t5lite.objectives import PROMPTS, Prompt, start_of
 from t5lite.objectives.masked_lm import mask_of
 
 if TYPE_CHECKING:
@@ -295,6 +295,8 @@ class Generator:
         """Returns the ids with the special tokens around them, cut if they must be."""
         alone = self.loaded.model.topology == "decoder"
         encoder = self.loaded.model.topology == "encoder"
+        if alone:  # the start token is read anyway
+            ids = start_of(self._vocabulary, self.loaded.spec.start_id).without(ids)
         room = self._positions("decoder" if alone else "encoder")
         new = options.max_new_tokens + self._ahead
         beyond = new if alone else 0

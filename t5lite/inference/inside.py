@@ -15,6 +15,7 @@ from t5lite.errors import InputError
 from t5lite.inference.gaps import encode
 from t5lite.inference.loaded import Loaded
 from t5lite.models import Model
+from t5lite.objectives import start_of
 from t5lite.objectives.masked_lm import mask_of
 
 _NUM_ALTERNATIVES = 5
@@ -168,7 +169,12 @@ def _read(loaded: Loaded, text: str, targets: str | None) -> _Reading:
     no_losses = None if "lm" in model.heads else f"{loaded.folder} has no head for tokens"
     first = 0
     if topology == "decoder":
-        ids = {"decoder": [model.start_id, *outputs]}
+        start = [] if model.start_id is None else [model.start_id]
+        outputs = start_of(vocabulary, model.start_id).without(outputs)
+        ids = {"decoder": [*start, *outputs]}
+        if not start:  # nothing is in front of the first token, which is not predicted
+            outputs = outputs[1:]
+            no_losses = no_losses or (None if outputs else "the text has a single token")
     else:
         frame = vocabulary.frame if topology == "encoder" else loaded.prompts.of(None).inputs
         ids = {"encoder": frame(outputs)}
@@ -182,6 +188,7 @@ def _read(loaded: Loaded, text: str, targets: str | None) -> _Reading:
     elif topology == "encoder_decoder":
         targets = loaded.generate([text])[0] if targets is None else targets
         outputs = loaded.prompts.targets(encode(targets, vocabulary.targets))
+        assert model.start_id is not None
         ids["decoder"] = [model.start_id, *outputs[:-1]]
         _check_room(model, ids)
     outputs = [] if no_losses else outputs

@@ -23,6 +23,7 @@ from t5lite.objectives import (
     decoder_batch,
     encoder_decoder_batch,
     prefix_lm_batch,
+    start_of,
 )
 from t5lite.objectives.masked_lm import mask_of
 from t5lite.parallel import Layout, with_layout
@@ -69,7 +70,8 @@ class Question:
 
     Args:
       inputs: what an encoder reads; empty for a decoder.
-      targets: what a decoder says behind its start token, prompt first; empty for an encoder.
+      targets: what a decoder says behind its start token, if any, prompt first; empty for an
+        encoder.
       asked: the places in `targets`, or of an encoder in `inputs`, of the tokens that are scored.
       cut: whether some of what was to be scored is missing.
     """
@@ -160,6 +162,8 @@ class Scorer:
             raise InputError("the text is empty: it has no token")
         if topology == "encoder":
             return self._between(ids)
+        if topology == "decoder":  # the start token is read anyway
+            ids = start_of(vocabulary, self.loaded.spec.start_id).without(ids)
         if target is None:
             return self._whole(ids)
         frame = self._prompt.targets
@@ -173,6 +177,11 @@ class Scorer:
     @property
     def _vocabulary(self) -> Any:
         return self.loaded.vocabulary
+
+    @property
+    def _startless(self) -> bool:
+        """Whether a decoder reads nothing in front of a text, whose first token it cannot score."""
+        return self.loaded.spec.start_id is None
 
     @property
     def _prompt(self) -> Prompt:
@@ -191,7 +200,13 @@ class Scorer:
         if self.eos:
             ids = [*ids, self._vocabulary.eos_id]
         kept = self._cut(ids, self._room("decoder"))
-        return Question([], kept, range(len(kept)), len(kept) < len(ids))
+        first = 1 if self._startless else 0
+        if len(kept) <= first:
+            raise InputError(
+                "the text has a single token: the model reads nothing in front of it, and could "
+                "only score a second one"
+            )
+        return Question([], kept, range(first, len(kept)), len(kept) < len(ids))
 
     def _behind(self, ids: list[int], said: list[int]) -> Question:
         """Returns the question about a target, given a text."""
@@ -284,7 +299,8 @@ class Scorer:
             prompts = [[1] * question.asked.start for question, _ in asked]
             rows["prefix"], _ = padded(prompts, *rows["targets"].shape)
             batch = prefix_lm_batch(rows, start_id=self.loaded.spec.start_id)
-        return batch | {"asked": places}
+        # Without a start token each place predicts the token after it.
+        return batch | {"asked": np.maximum(places - 1, 0) if self._startless else places}
 
 
 def compile_scores(model: Model, layout: Layout, mesh: Mesh) -> Callable:

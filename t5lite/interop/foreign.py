@@ -19,6 +19,7 @@ from t5lite.interop.generation_defaults import GenerationDefaults
 from t5lite.interop.placing import Layer, index_of
 from t5lite.interop.tensors import Source, Tensor, check_tensors, read_params
 from t5lite.models import Model, ModelSpec
+from t5lite.objectives import Prompts
 from t5lite.parallel import Layout, shardings
 from t5lite.training.restore import named
 
@@ -38,7 +39,7 @@ class Foreign:
       vocabulary: of its token ids; None where there is none.
       step: updates done; None where it is not said.
       labels: names of what a head's outputs mean, by label feature, in order; {} for none.
-      prompts: how the model was prompted in training, which other libraries do not say.
+      prompts: how the model is prompted; None where nothing is said.
       generation: how the model writes unless options say otherwise; None where nothing is said.
       origin: the other files of a Hugging Face folder, `huggingface.Origin`; None for others.
       inputs: how rows became its texts in training, which other libraries do not say.
@@ -52,7 +53,7 @@ class Foreign:
     vocabulary: Vocabulary | None = None
     step: int | None = None
     labels: Labels = dataclasses.field(default_factory=dict)
-    prompts: None = None
+    prompts: Prompts | None = None
     generation: GenerationDefaults | None = None
     origin: Any = None
     inputs: InputFormat = InputFormat()

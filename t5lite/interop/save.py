@@ -52,8 +52,8 @@ def save(
         from (`INITIAL_CHECKPOINT_PATH`), "huggingface", or "t5x" (`checkpoint_STEP`).
       vocabulary: of the token ids; None for none. T5X's layout has no place for it.
       labels: names of what a head's outputs mean, by label feature; likewise.
-      prompts: how the model was prompted in training, for "t5lite"; None: unknown, so that a
-        decoder is taken to be causal.
+      prompts: how the model was prompted in training, which "huggingface" has in the tokenizer's
+        template; None: unknown, so that a decoder is taken to be causal.
       generation: how the model writes unless options say otherwise, its
         `generation_config.json`. T5X's layout has no place for it.
       origin: the files of the Hugging Face folder that the model comes from, as `open_model` has
@@ -81,6 +81,7 @@ def save(
                 labels=labels,
                 generation=generation,
                 origin=origin,
+                prompts=prompts,
                 progress=progress,
             )
         elif kind == "t5x":

@@ -54,8 +54,8 @@ class Model:
         return {head.kind: head for head in self.spec.heads}
 
     @property
-    def start_id(self) -> int:
-        """The token that a decoder reads first."""
+    def start_id(self) -> int | None:
+        """The token that a decoder reads first; None for that of the text itself."""
         return self.spec.start_id
 
     @property

@@ -158,7 +158,8 @@ class ModelSpec(Spec):
       heads: what is read off the last hidden states, at most one of a kind.
       shared_embedding: whether encoder and decoder look up the same table; otherwise the encoder
         has one of its own (T5Gemma).
-      start_id: the token that a decoder reads first.
+      start_id: the token that a decoder reads first; None for a decoder alone whose texts have
+        nothing in front of them (GPT-2), which cannot predict their first token.
       num_token_types: of embeddings that say which part of the input a token is in (BERT); None for
         none.
       init: how parameters are drawn.
@@ -172,7 +173,7 @@ class ModelSpec(Spec):
     decoder: StackSpec | None = None
     heads: tuple[HeadSpec, ...] = (LMHeadSpec(),)
     shared_embedding: bool = True
-    start_id: int = 0
+    start_id: int | None = 0
     num_token_types: int | None = None
     init: InitSpec = FanInInitSpec()
 
@@ -194,7 +195,12 @@ class ModelSpec(Spec):
                 )
         self._check_widths()
         self.require(
-            0 <= self.start_id < self.vocab,
+            self.encoder is None or self.start_id is not None,
+            "start_id",
+            "a token id: None is for a decoder alone",
+        )
+        self.require(
+            self.start_id is None or 0 <= self.start_id < self.vocab,
             "start_id",
             f"in 0 .. {self.vocab - 1}; of a smaller vocabulary, change it before vocab",
         )

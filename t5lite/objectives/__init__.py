@@ -24,7 +24,7 @@ from t5lite.objectives.losses import (
 )
 from t5lite.objectives.masked_lm import MaskedLM
 from t5lite.objectives.prefix_lm import PrefixLM
-from t5lite.objectives.prompts import PROMPTS, Frames, Prompt, Prompts, frames_of
+from t5lite.objectives.prompts import PROMPTS, Frames, Prompt, Prompts, frames_of, start_of
 from t5lite.objectives.regression import Regression
 from t5lite.objectives.rows import (
     decoder_batch,
@@ -75,4 +75,5 @@ __all__ = [
     "prefix_lm_batch",
     "spans",
     "split_pair",
+    "start_of",
 ]

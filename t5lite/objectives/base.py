@@ -202,7 +202,8 @@ class Adaptable:
 
     Attributes:
       topology: of the model; set by `fit`.
-      start_id: what the decoder reads in front of every text; set by `fit` to the model's own.
+      start_id: what the decoder reads in front of every text, None for nothing; set by `fit` to the
+        model's own.
     """
 
     features: ClassVar[tuple[str, ...]]
@@ -215,7 +216,7 @@ class Adaptable:
     loss_fields: ClassVar[tuple[str, ...]] = ("start_id",)
 
     topology: str = "encoder_decoder"
-    start_id: int = 0
+    start_id: int | None = 0
 
     def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
         """Returns names and lengths of what `prepare` yields, from those of the features."""

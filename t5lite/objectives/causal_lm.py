@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from t5lite.objectives.base import Example, Vocabulary, documents, feature_length, known
-from t5lite.objectives.prompts import Prompts
+from t5lite.objectives.prompts import Prompts, start_of
 from t5lite.objectives.rows import decoder_batch
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
 
@@ -44,10 +44,12 @@ class CausalLM(TokenCrossEntropy):
         """Ends texts and cuts them into pieces; see `Objective.prepare`."""
         del rng
         length = feature_length(lengths, "targets")
+        first = start_of(vocabulary, self.start_id)
         eos = np.array([known(vocabulary).eos_id], np.int32)
 
         def pieces() -> Iterator[dict[str, np.ndarray]]:
             for text in documents(examples, self, vocabulary):
+                text = first.without(text)
                 if text.size:
                     whole = np.concatenate([text, eos])
                     for start in range(0, whole.size, length):

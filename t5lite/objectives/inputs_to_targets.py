@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from t5lite.objectives.base import Example, Vocabulary, feature_length
-from t5lite.objectives.prompts import Frames, Prompts, frames_of
+from t5lite.objectives.prompts import Frames, Prompts, frames_of, start_of
 from t5lite.objectives.rows import encoder_decoder_batch, join_pair, prefix_lm_batch, split_pair
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
 
@@ -82,7 +82,10 @@ class InputsToTargets(TokenCrossEntropy):
     ) -> Iterator[dict[str, np.ndarray]]:
         """Makes pairs, for a decoder alone joined; see `Objective.prepare`."""
         pairs = self.pairs(examples, lengths=lengths, vocabulary=vocabulary, rng=rng)
-        return map(join_pair, pairs) if self.topology == "decoder" else pairs
+        if self.topology != "decoder":
+            return pairs
+        start = start_of(vocabulary, self.start_id)
+        return (join_pair({**pair, "inputs": start.without(pair["inputs"])}) for pair in pairs)
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Names rows for the model's topology; see `Objective.batch`."""

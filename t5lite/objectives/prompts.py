@@ -16,7 +16,7 @@ class Frames(NamedTuple):
     targets: Frame
 
 
-def frames_of(vocabulary: Any, *, topology: str, start_id: int) -> Frames:
+def frames_of(vocabulary: Any, *, topology: str, start_id: int | None) -> Frames:
     """Returns the frames that a vocabulary has for a model's inputs and targets.
 
     An encoder reads `frame(inputs)`; a decoder writes `target_frame(targets)`. A decoder alone
@@ -26,13 +26,23 @@ def frames_of(vocabulary: Any, *, topology: str, start_id: int) -> Frames:
     Args:
       vocabulary: of the ids; None where the data are ids alone.
       topology: of the model.
-      start_id: what a decoder reads first.
+      start_id: what a decoder reads first; None for nothing.
     """
     vocabulary = known(vocabulary)
     if topology == "decoder":
         ended = Frame(after=(vocabulary.eos_id,))
         return Frames(vocabulary.frame.read_after(start_id), ended)
     return Frames(vocabulary.frame, vocabulary.target_frame.read_after(start_id))
+
+
+def start_of(vocabulary: Any, start_id: int | None) -> Frame:
+    """Returns the frame of what a decoder reads first, if the vocabulary adds that to a text.
+
+    A text that spells it, `<s>`, is not read with two: see `Frame.without`. Any other start token
+    is none of the text's.
+    """
+    before = known(vocabulary).frame.before
+    return Frame(before if before == (start_id,) else ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Prompts:
     bidirectional: bool = False
 
     @classmethod
-    def by_default(cls, vocabulary: Any, *, topology: str, start_id: int) -> "Prompts":
+    def by_default(cls, vocabulary: Any, *, topology: str, start_id: int | None) -> "Prompts":
         """Returns the prompts of a model whose training is unknown: a decoder is causal."""
         kind = "continue" if topology == "decoder" else "inputs"
         return cls(kind, *frames_of(vocabulary, topology=topology, start_id=start_id))

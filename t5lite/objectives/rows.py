@@ -46,18 +46,38 @@ def shifted_right(rows: Rows, name: str, *, start: int = 0) -> np.ndarray:
     return shifted
 
 
-def decoder_batch(rows: Rows, *, start_id: int = 0) -> Batch:
+def shifted_left(rows: Rows, name: str) -> np.ndarray:
+    """Returns `[batch, length]`: each value one to the left within its segment, 0 at its end."""
+    values = rows[name]
+    shifted = np.zeros_like(values)
+    shifted[:, :-1] = values[:, 1:]
+    segments = rows.get(f"{name}_segment_ids")
+    if segments is not None:
+        shifted[np.diff(segments, axis=1, append=0) != 0] = 0
+    return shifted
+
+
+def decoder_batch(rows: Rows, *, start_id: int | None = 0) -> Batch:
     """Names rows of `targets` for a decoder that predicts all of them, as SeqIO's LM converter.
 
     Args:
       rows: `targets` `[batch, length]` int32; if packed, `_segment_ids` and `_positions` too.
-      start_id: what the decoder reads in front of every text.
+      start_id: what the decoder reads in front of every text. None: nothing, so that its first
+        token is not predicted; each place then predicts the token after it.
 
     Returns:
       decoder_target_tokens, decoder_input_tokens (the targets one to the right within their
       segment, behind `start_id`), decoder_loss_weights (float32, 1 on targets); if packed,
       decoder_segment_ids and decoder_positions too.
     """
+    if start_id is None:
+        inside = {**rows, "targets": holds_tokens(rows, "targets").astype(np.float32)}
+        return {
+            "decoder_target_tokens": shifted_left(rows, "targets"),
+            "decoder_input_tokens": rows["targets"],
+            "decoder_loss_weights": shifted_left(inside, "targets"),
+            **packing_of(rows, "targets", "decoder"),
+        }
     return {
         "decoder_target_tokens": rows["targets"],
         "decoder_input_tokens": shifted_right(rows, "targets", start=start_id),
@@ -66,7 +86,7 @@ def decoder_batch(rows: Rows, *, start_id: int = 0) -> Batch:
     }
 
 
-def encoder_decoder_batch(rows: Rows, *, start_id: int = 0) -> Batch:
+def encoder_decoder_batch(rows: Rows, *, start_id: int | None = 0) -> Batch:
     """Names rows of `inputs` and `targets` for an encoder-decoder, as SeqIO's converter does.
 
     Args:
@@ -82,7 +102,7 @@ def encoder_decoder_batch(rows: Rows, *, start_id: int = 0) -> Batch:
     return encoder | decoder_batch(rows, start_id=start_id)
 
 
-def prefix_lm_batch(rows: Rows, *, start_id: int = 0, bidirectional: bool = True) -> Batch:
+def prefix_lm_batch(rows: Rows, *, start_id: int | None = 0, bidirectional: bool = True) -> Batch:
     """Names rows for a decoder that reads inputs and predicts what follows.
 
     Args:
@@ -100,6 +120,10 @@ def prefix_lm_batch(rows: Rows, *, start_id: int = 0, bidirectional: bool = True
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1; `seqio.PrefixLMFeatureConverter`.
     """
     batch, prefix = decoder_batch(rows, start_id=start_id), rows["prefix"]
+    if start_id is None:
+        given = shifted_left({**rows, "targets": prefix}, "targets")
+        batch["decoder_loss_weights"] *= 1 - given.astype(np.float32)
+        return batch | ({"decoder_causal_attention": prefix} if bidirectional else {})
     batch["decoder_loss_weights"] *= 1 - prefix.astype(np.float32)
     if bidirectional:
         batch["decoder_causal_attention"] = prefix | shifted_right(rows, "prefix")

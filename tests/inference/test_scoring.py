@@ -21,6 +21,7 @@ pytest.importorskip("tokenizers")
 ONE = jax.devices()[:1]
 TEXTS = ["a cat sat", "dogs", "the end of it all"]  # 7, 4 and 13 ids
 TARGETS = ["on it", "", "so"]
+ENDS = {"encoder": ("[CLS]", "[SEP]"), "decoder": ("[CLS]",), "encoder_decoder": ()}
 CASES = {"encoder": "bert", "decoder": "gpt2", "encoder_decoder": "t5_1_1"}
 
 
@@ -28,9 +29,7 @@ CASES = {"encoder": "bert", "decoder": "gpt2", "encoder_decoder": "t5_1_1"}
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return {
-        topology: add_tokenizer(
-            copied(case, root / case), ends=("[CLS]", "[SEP]") if topology == "encoder" else ()
-        )
+        topology: add_tokenizer(copied(case, root / case), ends=ENDS[topology])
         for topology, case in CASES.items()
     }
 

@@ -18,7 +18,9 @@ from t5lite.data import (
     load_vocabulary,
 )
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.vocabularies import read_vocabulary, write_vocabulary
+from t5lite.framing import Frame
+from t5lite.interop.huggingface.vocabularies import read_vocabulary
+from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("sentencepiece")
@@ -118,9 +120,9 @@ def test_sentinels_an_offset_and_a_frame_are_written(tmp_path):
         assert found.sentinel(1) == sentinel
         if name != "bytes":
             assert found.encode("<extra_id_1>") == vocabulary.encode("<extra_id_1>") == [sentinel]
-    write_vocabulary(tmp_path / "decoder", made["gpt2"], decoder=True)
-    written = json.loads((tmp_path / "decoder" / "tokenizer.json").read_text())
-    assert written["post_processor"] is None
+    write_vocabulary(tmp_path / "decoder", made["gpt2"], frame=Frame((5,)))
+    found = read_vocabulary(tmp_path / "decoder")
+    assert found.frame == Frame((5,))
     twice = HuggingFaceTokenizer(tmp_path / "shifted" / "tokenizer.json", offset=1)
     with pytest.raises(InputError, match="has a '<pad>' already"):
         write_vocabulary(tmp_path / "again", twice)
@@ -215,8 +217,12 @@ def test_what_transformers_has_no_class_for_is_refused(tmp_path):
     read = read_vocabulary(folder_of("llama", tmp_path))
     llama = SentencePiece(tmp_path / "tokenizer.model", num_sentinels=0)
     assert (llama.zero_is_token, llama.pad_id, llama.eos_id) == (True, -1, 2)
-    with pytest.raises(InputError, match=r"padding, EOS and unknown as \(-1, 2, 0\)"):
-        write_vocabulary(tmp_path / "no", llama)
+    write_vocabulary(tmp_path / "sentencepiece", llama)
+    found = read_vocabulary(tmp_path / "sentencepiece")
+    for text in TEXTS:
+        if text != NAMES:
+            assert found.encode(text) == llama.encode(text)
+            assert found.decode(found.encode(text)) == llama.decode(llama.encode(text))
     ids = {read.piece(number): number for number in range(read.size)}
     tokens = {"eos": "</s>", "unk": "<unk>"}
     own = MappedSentencePiece(tmp_path / "tokenizer.model", ids, tokens=tokens)

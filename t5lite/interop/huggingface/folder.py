@@ -17,6 +17,7 @@ from t5lite.data import Vocabulary
 from t5lite.data.files import as_path, write_whole
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
+from t5lite.framing import Frame
 from t5lite.interop.adapters import check_merged
 from t5lite.interop.finite import stays_float32
 from t5lite.interop.foreign import Foreign
@@ -32,10 +33,12 @@ from t5lite.interop.huggingface.origin import (
     merged,
     same_vocabulary,
 )
-from t5lite.interop.huggingface.vocabularies import read_vocabulary, write_vocabulary
+from t5lite.interop.huggingface.vocabularies import read_vocabulary
+from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
 from t5lite.interop.tensors import Source, Tensor, written
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import ModelSpec, differences
+from t5lite.objectives import Prompts, frames_of
 from t5lite.training.restore import named
 
 _POSITIONS = "max_position_embeddings"
@@ -81,6 +84,10 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
     check_merged(tensors.tensors(), where=str(folder))
     source = _Renamed(tensors, family)
     spec = family.spec(config, source)
+    own = read_vocabulary(root) if vocabulary is None else None
+    if spec.topology == "decoder" and own is not None:
+        # A text begins as the tokenizer says, with BOS or without, whatever the config has.
+        spec = spec.replace(start_id=next(iter(own.frame.before), None))
     if spec.topology != "encoder_decoder":
         spec = spec.replace(heads=(*spec.heads, *_sentence_heads(root)))
     return Foreign(
@@ -89,11 +96,22 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
         family.tensors(spec),
         where=str(folder),
         ignored=family.ignored,
-        vocabulary=read_vocabulary(root) if vocabulary is None else vocabulary,
+        vocabulary=own if vocabulary is None else vocabulary,
         labels=labels_of(config, spec),
+        prompts=_prompts(spec, own),
         generation=None if spec.decoder is None else generation,
         origin=Origin(root),
     )
+
+
+def _prompts(spec: ModelSpec, vocabulary: Vocabulary | None) -> Prompts | None:
+    """Returns how a decoder is prompted whose tokenizer ends texts too; None where nothing says."""
+    if spec.topology != "decoder" or vocabulary is None:
+        return None
+    if not vocabulary.frame.after and len(vocabulary.frame.before) < 2:
+        return None
+    frames = frames_of(vocabulary, topology=spec.topology, start_id=spec.start_id)
+    return Prompts("inputs", *frames)
 
 
 def save(
@@ -105,6 +123,7 @@ def save(
     labels: Labels = MappingProxyType({}),
     generation: GenerationDefaults | None = None,
     origin: Origin | None = None,
+    prompts: Prompts | None = None,
     max_file_bytes: int = 5_000_000_000,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -119,6 +138,8 @@ def save(
       generation: how the model writes unless options say otherwise.
       origin: the files of the Hugging Face folder that the model comes from, if it does. What of
         them is still true is written as it was; see `losses`.
+      prompts: how the model was prompted in training, which the tokenizer's template says; None for
+        texts as the vocabulary frames them, which a decoder continues.
       max_file_bytes: of a file of tensors.
       progress: called with bytes written and bytes in all.
 
@@ -130,13 +151,15 @@ def save(
     root = local(folder)
     plan = describe(spec)
     said = _Said.of(spec, plan, vocabulary=vocabulary, labels=labels, origin=origin)
-    if said.same_vocabulary and origin is not None:
+    frame = None if vocabulary is None else _frame(spec, vocabulary, prompts)
+    if (
+        said.same_vocabulary
+        and origin is not None
+        and (vocabulary is None or vocabulary.frame == frame)
+    ):
         origin.copy(root, origin.tokenizer_files())
     elif vocabulary is not None:
-        # A decoder that says something of whole texts reads them with their EOS.
-        writes = any(head.kind == "lm" for head in spec.heads) or not spec.heads
-        decoder = spec.topology == "decoder" and writes
-        write_vocabulary(root, vocabulary, decoder=decoder)
+        write_vocabulary(root, vocabulary, frame=frame)
     tensors = written(params, plan.tensors)
     write_tensors(root, tensors, max_file_bytes=max_file_bytes, progress=progress)
     dtypes = {
@@ -216,6 +239,8 @@ class _Said:
         config = dict(plan.config)
         if vocabulary is not None:
             config["eos_token_id"] = vocabulary.eos_id
+            if spec.start_id is None:
+                config["bos_token_id"] = vocabulary.bos_id
             if config.get("pad_token_id") is None and vocabulary.pad_id >= 0:
                 config["pad_token_id"] = vocabulary.pad_id
         same, lost = False, list[str]()
@@ -262,6 +287,25 @@ def _generation_of(origin: Origin) -> GenerationDefaults | None:
     return read_defaults(origin.folder, origin.config())
 
 
+def _frame(spec: ModelSpec, vocabulary: Vocabulary, prompts: Prompts | None) -> Frame:
+    """Returns the special tokens around a text that the model reads, a start token included."""
+    writes = any(head.kind == "lm" for head in spec.heads) or not spec.heads
+    if spec.topology == "encoder" or not writes:  # what is said of whole texts is framed so
+        return vocabulary.frame
+    if prompts is None:
+        prompts = Prompts.by_default(vocabulary, topology=spec.topology, start_id=spec.start_id)
+    read = prompts.of(None)
+    if read.bidirectional:
+        warnings.warn(
+            "the model was trained to see its inputs in both directions, which transformers' "
+            "classes do not: there it reads them from left to right",
+            stacklevel=3,
+        )
+    if spec.topology == "encoder_decoder" or spec.start_id is None:
+        return read.inputs
+    return Frame((spec.start_id, *read.inputs.before), read.inputs.after)
+
+
 class Plan:
     """How a spec is said in Hugging Face's terms.
 
@@ -290,6 +334,9 @@ def describe(spec: ModelSpec) -> Plan:
         if isinstance(head, EmbeddingHeadSpec) and head.size is not None:
             raise InputError(_cannot(spec, "an embedding head with a layer of its own"))
     plain = _plain(spec)
+    # Whether there is a start token says the tokenizer there.
+    starts = plain.start_id is not None
+    plain = plain if starts else plain.replace(start_id=0)
     try:
         config = family.config(plain)
         tensors = family.tensors(plain)
@@ -306,6 +353,8 @@ def describe(spec: ModelSpec) -> Plan:
     ]
     if changed:
         raise InputError("\n".join([_cannot(spec, "these values"), *changed]))
+    if not starts:
+        config |= {"bos_token_id": None, "eos_token_id": None}
     if config["architectures"] == [family.base]:
         tensors = [_without(tensor, family.prefix) for tensor in tensors]
     return Plan(config, tensors)

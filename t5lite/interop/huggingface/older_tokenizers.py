@@ -54,7 +54,8 @@ def read_sentencepiece(root: Any, settings: Settings) -> Made:
       InputError: if the file is damaged, or its class is not known.
     """
     path = next(root / name for name in MODELS if (root / name).exists())
-    read, kind = read_sentencepiece_file(path), settings.kind
+    content = read_file(path, "SentencePiece model file")
+    read, kind = read_sentencepiece_file(content, path), settings.kind
     if not settings.is_named and [piece.text for piece in read.pieces[:2]] == ["<pad>", "</s>"]:
         kind = "T5"
     if not kind:

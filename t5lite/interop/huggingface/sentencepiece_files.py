@@ -4,10 +4,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from t5lite.data.vocabularies import read_file
 from t5lite.errors import InputError
-
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 
 class Piece(NamedTuple):
@@ -21,22 +18,22 @@ class Piece(NamedTuple):
 
     text: str
     score: float = 0.0
-    kind: int = _NORMAL
+    kind: int = 1
 
     @property
     def is_control(self) -> bool:
         """Whether the piece stands for no text: `<s>`, `</s>`."""
-        return self.kind == _CONTROL
+        return self.kind == 3
 
     @property
     def is_user_defined(self) -> bool:
         """Whether the piece is always taken whole."""
-        return self.kind == _USER_DEFINED
+        return self.kind == 4
 
     @property
     def is_normal(self) -> bool:
         """Whether the piece was learned from text."""
-        return self.kind == _NORMAL
+        return self.kind == 1
 
 
 class SentencePieceFile(NamedTuple):
@@ -67,22 +64,25 @@ class SentencePieceFile(NamedTuple):
     escapes_spaces: bool
 
 
-def read_sentencepiece_file(path: Any) -> SentencePieceFile:
-    """Returns the content of a SentencePiece model file.
+def read_sentencepiece_file(content: bytes, path: Any) -> SentencePieceFile:
+    """Returns what a SentencePiece model file says.
+
+    Args:
+      content: of the file.
+      path: of the file, for messages.
 
     Raises:
-      InputError: if the file is missing or damaged, or is a model of words or characters.
+      InputError: if the file is damaged, or is a model of words or characters.
 
     Source: `sentencepiece_model.proto` of SentencePiece.
     """
-    content = read_file(path, "SentencePiece model file")
     try:
         pieces, trainer, normalizer = [], {}, {}
         for field, value in _fields(content):
             if field == 1:
                 parts = dict(_fields(value))
                 (score,) = struct.unpack("<f", parts.get(2, bytes(4)))
-                pieces.append(Piece(parts[1].decode(), score, parts.get(3, _NORMAL)))
+                pieces.append(Piece(parts[1].decode(), score, parts.get(3, 1)))
             elif field == 2:
                 trainer = dict(_fields(value))
             elif field == 3:

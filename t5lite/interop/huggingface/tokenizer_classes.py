@@ -119,7 +119,7 @@ def finish(draft: Draft, parts: Parts, settings: Settings) -> Made:
     tokenizer, tokens = draft.tokenizer, _special_tokens(draft, settings)
     additional = parts.additional if draft.additional is None else draft.additional
     extra = additional if settings.extra is None else settings.extra
-    _add(tokenizer, settings.added, list(tokens.values()), list(map(as_token, extra or ())))
+    _add(tokenizer, settings, list(tokens.values()), list(map(as_token, extra or ())))
     texts = {name: token["content"] for name, token in tokens.items()}
     if draft.processor is not None:
         tokenizer.post_processor = draft.processor(tokenizer, texts)
@@ -168,19 +168,29 @@ def _special_tokens(draft: Draft, settings: Settings) -> dict[str, Token]:
 
 
 def _add(
-    tokenizer: Any, added: Mapping[int, Token], named: Sequence[Token], extra: Sequence[Token]
+    tokenizer: Any, settings: Settings, named: Sequence[Token], extra: Sequence[Token]
 ) -> None:
-    """Adds tokens in transformers' order: by id, then those with names, then the others."""
-    due = [token for _, token in sorted(added.items())]
+    """Adds tokens in transformers' order: by id, then those with names, then the others.
+
+    Tokens of the class alone are left out where the model has no embedding for them.
+    """
+    due = [token for _, token in sorted(settings.added.items())]
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     known |= {token["content"] for token in due}
     for token in (*named, *extra):
         if token["content"] not in known and token not in due:
             due.append(token)
+    said = [*settings.added.values(), *settings.tokens.values(), *(settings.extra or ())]
+    said_texts = {token["content"] for token in said if token is not None}
     names = {token["content"] for token in named}
-    tokens = [import_tokenizers().AddedToken(**token) for token in due]
-    for token in tokens:
-        token.special = token.special or token.content in names
+    tokens, size = [], max([tokenizer.get_vocab_size() - 1, *settings.added]) + 1
+    for token in due:
+        if tokenizer.token_to_id(token["content"]) is None and token["content"] not in said_texts:
+            if settings.num_embeddings is not None and size >= settings.num_embeddings:
+                continue
+            size += 1
+        tokens.append(import_tokenizers().AddedToken(**token))
+        tokens[-1].special = tokens[-1].special or tokens[-1].content in names
     if tokens:
         tokenizer.add_tokens(tokens)
 
@@ -521,8 +531,7 @@ def from_sentencepiece(read: SentencePieceFile, settings: Settings) -> Made:
     for number, text in names.items():
         if not read.is_unigram and number < len(texts) and text not in kept:
             texts[number] = text
-    whole = [text for text, piece in zip(texts, read.pieces, strict=True) if piece.is_user_defined]
-    tokenizer = _plain(read, texts, whole, legacy=settings.options.get("legacy", True))
+    tokenizer = plain_sentencepiece(read, texts, legacy=settings.options.get("legacy", True))
     tokens = {
         name: text
         for name, number, text in (
@@ -544,10 +553,20 @@ def from_sentencepiece(read: SentencePieceFile, settings: Settings) -> Made:
     return finish(Draft(tokenizer, tokens, additional), Parts({}), settings)
 
 
-def _plain(
-    read: SentencePieceFile, texts: Sequence[str], whole: Sequence[str], *, legacy: bool
+def plain_sentencepiece(
+    read: SentencePieceFile, texts: Sequence[str] | None = None, *, legacy: bool = True
 ) -> Any:
+    """Returns a tokenizer with the ids of SentencePiece, without special tokens or a template.
+
+    Args:
+      read: the model.
+      texts: of its pieces; None for those that it has.
+      legacy: whether each part of a text between special tokens begins with a space, as where
+        SentencePiece is asked for each; otherwise the first alone.
+    """
     library = import_tokenizers()
+    texts = [piece.text for piece in read.pieces] if texts is None else texts
+    whole = [text for text, piece in zip(texts, read.pieces, strict=True) if piece.is_user_defined]
     if read.is_unigram:
         scores = [(text, piece.score) for text, piece in zip(texts, read.pieces, strict=True)]
         model = library.models.Unigram(scores, read.unk_id, read.byte_fallback)

@@ -76,6 +76,7 @@ class Settings(NamedTuple):
       extra: more special tokens; None where nothing lists any.
       additional: the same, of a `special_tokens_map.json`, which `extra` overrules.
       is_named: whether a file names the class, or the model does.
+      num_embeddings: of the model; None where nothing says.
     """
 
     kind: str
@@ -85,6 +86,7 @@ class Settings(NamedTuple):
     extra: list[Token] | None
     additional: list[Token] | None
     is_named: bool
+    num_embeddings: int | None = None
 
     def text(self, name: str, default: str) -> str:
         """Returns the text of a special token."""
@@ -105,26 +107,27 @@ def read_settings(root: Any) -> Settings:
     whole = read_json(root / JSON)
     kind, is_named = _class(options, config, whole)
     options = dict(options)
-    lists = {name: options.pop(name, None) for name in ("extra_special_tokens", _ADDITIONAL)}
-    extra, additional = lists["extra_special_tokens"], None
-    if not extra and lists[_ADDITIONAL] is not None:
-        extra = lists[_ADDITIONAL]  # what the list was called until transformers 5
+    extra, older = options.pop("extra_special_tokens", None), options.pop(_ADDITIONAL, None)
+    if not extra and older is not None:
+        extra = older  # what the list was called until transformers 5
+    additional = None
     added: dict[int, Token] = {}
     if "added_tokens_decoder" in options:
         for number, token in options["added_tokens_decoder"].items():
             added[int(number)] = _token(token)
     else:
-        older = read_json(root / "special_tokens_map.json")
-        additional = older.pop(_ADDITIONAL, None)
-        extra = older.pop("extra_special_tokens", None) or extra
-        options |= {name: _special(token) for name, token in older.items()}
+        mapped = read_json(root / "special_tokens_map.json")
+        additional = mapped.pop(_ADDITIONAL, None)
+        extra = mapped.pop("extra_special_tokens", None) or extra
+        options |= {name: _special(token) for name, token in mapped.items()}
         added = _listed(root, options, extra)
         for token in whole.get("added_tokens", []):
             added[token["id"]] = _token(token)
     tokens = _tokens(options, extra if isinstance(extra, Mapping) else {}, added)
     if isinstance(extra, Mapping):
         extra = None
-    return Settings(kind, options, tokens, added, _all(extra), _all(additional), is_named)
+    lists = _all(extra), _all(additional)
+    return Settings(kind, options, tokens, added, *lists, is_named, config.get("vocab_size"))
 
 
 _ADDITIONAL = "additional_special_tokens"

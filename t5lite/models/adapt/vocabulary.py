@@ -251,9 +251,11 @@ def _rounded(size: int, multiple_of: int) -> int:
     return -(-size // multiple_of) * multiple_of
 
 
-def _start_id(spec: ModelSpec, old_pieces: Sequence[str], new_pieces: Sequence[str]) -> int:
+def _start_id(spec: ModelSpec, old_pieces: Sequence[str], new_pieces: Sequence[str]) -> int | None:
     """Returns the new id of the token that a decoder reads first."""
     old = spec.start_id
+    if old is None:
+        return None
     if old < len(old_pieces) and old_pieces[old] in new_pieces:
         return new_pieces.index(old_pieces[old])
     if spec.decoder is None or old == 0:

@@ -124,7 +124,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "attention_dropout": decoder.dropout_rate,
         "bos_token_id": spec.start_id,
         # Of all that are published, the end follows the beginning.
-        "eos_token_id": min(spec.start_id + 1, spec.vocab - 1),
+        "eos_token_id": min((spec.start_id or 0) + 1, spec.vocab - 1),
         **rope_config(attention.rotary),
     }
     if spec.family == "mistral":
