@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh
 
 from t5lite.commands.given import arguments_of
+from t5lite.commands.memory import Footprint, stream_bytes
 from t5lite.commands.preview import Preview, balance_lines, batch_lines, example_lines, look
 from t5lite.commands.run_folder import check_files
 from t5lite.commands.start import Start, spec_of
@@ -102,9 +103,17 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
         sections["class balance"] = balance_lines(counts)
     sections["the batch"] = batch_lines(program.batch, seen)
     sections["the model"] = parameter_lines(program, axes)
+    footprint = Footprint(
+        program,
+        compute=given.compute,
+        update=given.update,
+        layout=given.layout,
+        optimizer=given.optimizer,
+    )
     sections["the cost"] = [
         *memory_lines(program, axes, layout=given.layout),
         "",
+        *footprint.lines(stream_bytes(spec, given.compute, program.batch)),
         *arithmetic_lines(step_flops(spec, given.objective, program.batch), tokens=tokens),
     ]
     return titled(sections)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from t5lite.commands.given import facts, given_by, program_of
+from t5lite.commands.memory import savings
 from t5lite.commands.plan_search import search
 from t5lite.commands.plan_text import report, whole_run
 from t5lite.commands.text import WIDTH
@@ -35,8 +36,6 @@ from t5lite.planning import (
     Slice,
     compile_step,
     estimate,
-    least_bytes,
-    own_rows,
 )
 from t5lite.training import process_shards
 
@@ -154,28 +153,14 @@ def _advice(
     available: float | None,
 ) -> Iterator[str]:
     """Yields what would need less memory and is not done yet, the cheapest first."""
-    rows, times = own_rows(program), given.update.num_microbatches
-    state = least_bytes(program, stream=0, num_microbatches=times)
-    if state < on.chip.hbm / on.chip.devices:
-        if given.compute.remat not in ("full", "offload"):
-            yield (
-                "keep less for the backward pass: --gin.t5lite.models.ComputeSpec.remat='\"full\"'"
-            )
-        if rows // times > 1:
-            more = min(rows, 2 * times)
-            yield (
-                "more microbatches, of less memory each: "
-                f"--gin.t5lite.training.Update.num_microbatches={more}"
-            )
-    sizes = dict(given.layout.mesh)
-    if sizes.get("fsdp", 1) == 1 and program.state.step.sharding.mesh.size > 1:
-        yield (
-            "spread the state over the devices: --gin_file=gin/partitioning/fsdp.gin, after "
-            "the other files"
-        )
-    if getattr(given.optimizer, "mu_dtype", None) == "float32":
-        name = type(given.optimizer).__name__
-        yield f'a first moment of half the size: t5lite.optimizers.{name}.mu_dtype = "bfloat16"'
+    yield from savings(
+        program,
+        compute=given.compute,
+        update=given.update,
+        layout=given.layout,
+        optimizer=given.optimizer,
+        bytes_here=on.chip.hbm / on.chip.devices,
+    )
     if needed and available:  # most of it is spread over the devices
         chips = on.num_chips * needed / available
         larger = (dataclasses.replace(on, shape=shape) for shape in on.chip.shapes)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from t5lite.commands.given import program_of
+from t5lite.commands.memory import stream_bytes
 from t5lite.commands.plan_text import excess
 from t5lite.commands.text import in_bytes, table
 from t5lite.commands.train import step_flops
@@ -46,13 +47,8 @@ def search(
         varied.update = dataclasses.replace(given.update, num_microbatches=1)
         return program_of(varied, abstract(mesh))
 
-    stacks = [stack for stack in (given.spec.encoder, given.spec.decoder) if stack is not None]
-    num_layers = sum(stack.num_layers for stack in stacks) / len(stacks)
     batch = given.data.batch_shapes(given.objective)
-    tokens = given.data.batch_size * sum(
-        shape.shape[1] for name, shape in batch.items() if name.endswith("_input_tokens")
-    )
-    stream = num_layers * tokens * given.spec.embed * given.compute.jax_dtype.itemsize
+    stream = stream_bytes(given.spec, given.compute, batch)
     devices = on.num_chips * on.chip.devices
     order, cannot = candidates(
         program,

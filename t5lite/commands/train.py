@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from t5lite.commands.changes import changes
 from t5lite.commands.cuts import count_cuts
+from t5lite.commands.memory import Footprint
 from t5lite.commands.preview import example_texts
 from t5lite.commands.run_end import end_text
 from t5lite.commands.run_folder import (
@@ -177,9 +178,15 @@ def train(
         update=update,
         update_scale=any(getattr(each, "scales_updates", False) for each in callbacks),
     )
+    footprint = Footprint(
+        program, compute=compute, update=update, layout=layout, optimizer=optimizer
+    )
+    footprint.check_state()
     say = print if jax.process_index() == 0 else (lambda text: None)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(footprint.explained())
+
         # What it reads.
         shards = process_shards(data, layout, mesh)[jax.process_index()]
         batches = data.train_batches(objective, seed=seed, shards=shards)
@@ -271,6 +278,7 @@ def train(
 
         # It is accepted: from here on its folder changes.
         if loop.begin(state):
+            footprint.check_step()
             for warning in warnings:
                 say(f"note: {warning}")
             checkpointer.make_writable(claim.check if claim else None)

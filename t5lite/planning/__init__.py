@@ -6,9 +6,12 @@ from t5lite.planning.compiled import (
     Memory,
     compile_step,
     device_bytes,
+    does_not_fit,
     estimate,
+    step_memory,
 )
 from t5lite.planning.measured import Measured, measure
+from t5lite.planning.room import Room, room
 from t5lite.planning.search import (
     Variation,
     abstract,
@@ -27,15 +30,19 @@ __all__ = [
     "DoesNotFit",
     "Measured",
     "Memory",
+    "Room",
     "Slice",
     "Variation",
     "abstract",
     "candidates",
     "compile_step",
     "device_bytes",
+    "does_not_fit",
     "estimate",
     "least_bytes",
     "measure",
     "meshes",
     "own_rows",
+    "room",
+    "step_memory",
 ]

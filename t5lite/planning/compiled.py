@@ -94,12 +94,7 @@ def compile_step(
     lowered = program.step.lower(program.state, program.batch)
     traced = time.monotonic()
     stage("compiling")
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise _does_not_fit(str(error)) from error
+    compiled = _compiled(lowered)
     done = time.monotonic()
     stage("reading the program")
     said = Compiled(
@@ -109,6 +104,25 @@ def compile_step(
         compile_seconds=done - traced,
     )
     return said, compiled
+
+
+def step_memory(program: Program) -> Memory:
+    """Compiles a run's own step, which its first call then finds done, and returns its memory.
+
+    Raises:
+      DoesNotFit: if it needs more memory than a device has, where the compiler knows that.
+    """
+    compiled = _compiled(program.step.lower(program.state, program.batch))
+    return _memory(program, compiled.memory_analysis())
+
+
+def _compiled(lowered: Any) -> Any:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if found := does_not_fit(error):
+            raise found from error
+        raise
 
 
 def _memory(program: Program, analysis: Any) -> Memory:
@@ -147,7 +161,11 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT])"
 
 
-def _does_not_fit(message: str) -> DoesNotFit:
+def does_not_fit(error: Exception) -> DoesNotFit | None:
+    """Returns what an error of JAX says of memory that is too small; None if it is another one."""
+    message = str(error)
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
     line = message.partition("RESOURCE_EXHAUSTED:")[2].strip().splitlines()[0]
     patterns = (
         rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)",

@@ -66,8 +66,8 @@ def section(text, title):
     return found
 
 
-def program(layout, optimizer=Adafactor(learning_rate=0.01), spec=TINY, update=Update()):
-    shapes = text_data().batch_shapes(SpanCorruption())
+def program(layout, optimizer=Adafactor(learning_rate=0.01), spec=TINY, update=Update(), rows=8):
+    shapes = text_data(batch_size=rows).batch_shapes(SpanCorruption())
     return build(
         Model(spec),
         SpanCorruption(),

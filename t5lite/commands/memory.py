@@ -1,0 +1,186 @@
+"""Whether a run fits the memory that is here, and what would need less."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from t5lite.commands.text import in_bytes, wrapped
+from t5lite.errors import InputError, RunError
+from t5lite.models import ComputeSpec, ModelSpec
+from t5lite.parallel import Layout
+from t5lite.planning import (
+    DoesNotFit,
+    Room,
+    device_bytes,
+    does_not_fit,
+    least_bytes,
+    own_rows,
+    room,
+    step_memory,
+)
+from t5lite.training import Program, Update
+
+_MOST = 3  # pieces of advice in an error
+
+
+class Footprint:
+    """Compares a run's program with the memory of this process's devices.
+
+    Args:
+      program: built for the devices.
+      compute: of the model.
+      update: of the run.
+      layout: of the run.
+      optimizer: of the run.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        compute: ComputeSpec,
+        update: Update,
+        layout: Layout,
+        optimizer: Any,
+    ):
+        self._program = program
+        self._settings: dict[str, Any] = {
+            "compute": compute,
+            "update": update,
+            "layout": layout,
+            "optimizer": optimizer,
+        }
+
+    def check_state(self) -> None:
+        """Raises an InputError if not even the state fits; allocates and compiles nothing."""
+        found = room(jax.local_devices()[0])
+        if found is not None and (state := device_bytes(self._program.state)) > found.bytes:
+            raise InputError(self._too_large("parameters and optimizer state need", state, found))
+
+    def check_step(self) -> None:
+        """Raises an InputError if a step needs more than there is; compiles it, see `step_memory`.
+
+        To be called with the state in place: it has taken its part of a host's memory.
+        """
+        device = jax.local_devices()[0]
+        found = room(device)
+        try:
+            memory = step_memory(self._program)
+        except DoesNotFit as error:
+            needed, available = error.needed, error.available
+            if needed is None or available is None:
+                raise InputError(self._advised(f"a step does not fit: {error}")) from error
+            size = Room(int(available), f"a {device.device_kind}")
+            raise InputError(self._too_large("a step needs", needed, size)) from error
+        if found is not None:
+            taken = device_bytes(self._program.state) if device.platform == "cpu" else 0
+            size = found._replace(bytes=found.bytes + taken)
+            if memory.total > size.bytes:
+                raise InputError(self._too_large("a step needs", memory.total, size))
+
+    def lines(self, stream: float) -> list[str]:
+        """Returns a comparison with the devices here; only shapes are needed, no device of the run.
+
+        Args:
+          stream: see `stream_bytes`.
+        """
+        device = jax.local_devices()[0]
+        if (found := room(device)) is None:
+            return []
+        least = least_bytes(
+            self._program, stream=stream, num_microbatches=self._settings["update"].num_microbatches
+        )
+        text = f"at least {in_bytes(least)} a device with activations; "
+        if least <= found.bytes:
+            return wrapped("memory  ", f"{text}{found.where} has {in_bytes(found.bytes)}")
+        short, *advice = self._too_large("", least, found).strip().splitlines()
+        refused = device_bytes(self._program.state) > found.bytes
+        end = "train would refuse it here" if refused else "train may fail here"
+        lines = wrapped("memory  ", f"{text}{short.partition(', ')[2]}: {end}")
+        return lines + [line for each in advice for line in wrapped("        - ", each)]
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Says of a device that runs out of memory inside what would need less."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            failure = does_not_fit(error)
+            if failure is None:
+                raise
+            raise RunError(self._advised(f"a device ran out of memory: {failure}")) from error
+
+    def _too_large(self, what: str, needed: float, found: Room) -> str:
+        return self._advised(
+            f"{what} {in_bytes(needed)} a device, {in_bytes(needed - found.bytes)} more than the "
+            f"{in_bytes(found.bytes)} of {found.where}"
+        )
+
+    def _advised(self, message: str) -> str:
+        found = room(jax.local_devices()[0])
+        advice = savings(self._program, bytes_here=found and found.bytes, **self._settings)
+        return "\n  ".join([message, *list(advice)[:_MOST]])
+
+
+def stream_bytes(spec: ModelSpec, compute: ComputeSpec, batch: Mapping[str, Any]) -> float:
+    """Returns the bytes of the residual stream at each layer: what every policy keeps of a batch.
+
+    Args:
+      spec: of the model.
+      compute: gives the type of activations.
+      batch: the global batch, or its shapes.
+    """
+    stacks = [stack for stack in (spec.encoder, spec.decoder) if stack is not None]
+    num_layers = sum(stack.num_layers for stack in stacks) / len(stacks)
+    tokens = sum(
+        math.prod(rows.shape[:2]) for name, rows in batch.items() if name.endswith("_input_tokens")
+    )
+    return num_layers * tokens * spec.embed * compute.jax_dtype.itemsize
+
+
+def savings(
+    program: Program,
+    *,
+    compute: ComputeSpec,
+    update: Update,
+    layout: Layout,
+    optimizer: Any,
+    bytes_here: float | None,
+) -> Iterator[str]:
+    """Yields what would need less memory and is not done yet, the cheapest first.
+
+    Args:
+      program: of the run.
+      compute: likewise.
+      update: likewise.
+      layout: likewise.
+      optimizer: likewise.
+      bytes_here: of a device; None if unknown.
+    """
+    rows, times = own_rows(program), update.num_microbatches
+    state = least_bytes(program, stream=0, num_microbatches=times)
+    if bytes_here is None or state < bytes_here:
+        if compute.remat not in ("full", "offload"):
+            yield (
+                "keep less for the backward pass: --gin.t5lite.models.ComputeSpec.remat='\"full\"'"
+            )
+        if rows // times > 1:
+            more = min(rows, 2 * times)
+            yield (
+                "more microbatches, of less memory each: "
+                f"--gin.t5lite.training.Update.num_microbatches={more}"
+            )
+    everywhere: Any = program.state.step.sharding
+    if dict(layout.mesh).get("fsdp", 1) == 1 and everywhere.mesh.size > 1:
+        yield (
+            "spread the state over the devices: --gin_file=gin/partitioning/fsdp.gin, after "
+            "the other files"
+        )
+    if getattr(optimizer, "mu_dtype", None) == "float32":
+        name = type(optimizer).__name__
+        yield f'a first moment of half the size: t5lite.optimizers.{name}.mu_dtype = "bfloat16"'
+    if bytes_here is not None and state >= bytes_here:
+        yield "a smaller model, an optimizer that keeps less (Adafactor), or more devices"

@@ -1,0 +1,57 @@
+"""How much memory there is here: on a device, or on the host whose processor is the device."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class Room(NamedTuple):
+    """Memory for one device of this process.
+
+    Args:
+      bytes: of it.
+      where: what has it, for messages.
+    """
+
+    bytes: int
+    where: str
+
+
+def room(device: Any) -> Room | None:
+    """Returns the memory of a local device; None if it does not tell.
+
+    Of an accelerator it is all that JAX may take, and of processors, which share the host's, each
+    one's part of what is available now.
+    """
+    if device.platform != "cpu":
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        return None if limit is None else Room(int(limit), f"a {device.device_kind}")
+    available = host_bytes()
+    if available is None:
+        return None
+    count = len(jax.local_devices(backend="cpu"))
+    parts = f" for {count} devices" if count > 1 else ""
+    return Room(available // count, f"this host{parts}")
+
+
+def host_bytes() -> int | None:
+    """Returns the bytes that this process could still take; None where nothing tells."""
+    found = []
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # of a container; "max": no limit
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        found.append(max(limit - used + int(cached.get("inactive_file", 0)), 0))
+    if not found:
+        with contextlib.suppress(OSError, ValueError):  # macOS tells how much there is in all
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(found, default=None)
