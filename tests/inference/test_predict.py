@@ -18,7 +18,7 @@ from t5lite.errors import InputError
 from t5lite.inference.answer_places import likeliest
 from t5lite.inference.predict import HEADS, Predictor
 from t5lite.inference.predictions import Answers, AnswerSpan, Classes, Numbers
-from t5lite.models import BlockSpec, Model, ModelSpec, StackSpec
+from t5lite.models import Model, ModelSpec, StackSpec, TransformerBlockSpec
 from t5lite.objectives import Classification, Regression, Spans, TokenLabels, fit
 
 TOPOLOGIES = ("encoder", "decoder")
@@ -47,7 +47,7 @@ def spec_of(topology, heads):
     attention = layers.AttentionSpec(2, 8)
     stack = StackSpec(
         1,
-        (BlockSpec(attention, layers.MlpSpec(32, "relu")),),
+        (TransformerBlockSpec(attention, layers.MlpSpec(32, "relu")),),
         causal=topology == "decoder",
         position_bias=layers.RelativeBiasSpec(),
     )
