@@ -12,6 +12,7 @@ import t5lite
 
 pytestmark = pytest.mark.slow
 
+FAMILIES = ["bert", "distilbert", "electra", "gpt2", "llama"]
 TEXTS = ["the cat sat.", "a dog", "it", '(over the hill), "and" over?', "the quick brown fox ran"]
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 NEAR = {"rel": 2e-4, "abs": 1e-5}
@@ -28,11 +29,17 @@ def folder_of(tmp_path, case, *, names=(), seed=0):
     import parity
 
     config = CASES[case] | {"max_position_embeddings": 40}
+    config.pop("n_positions", None)  # GPT-2's name for the same
     if names:
         config |= {"num_labels": len(names), "id2label": dict(enumerate(names))}
     model = parity.build(config, seed)
     model.save_pretrained(tmp_path / case)
-    return add_tokenizer(tmp_path / case, words=("the", "over", "dog"))
+    folder = add_tokenizer(tmp_path / case, words=("the", "over", "dog"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    inputs = ["input_ids", "attention_mask", *["token_type_ids"] * ("type_vocab_size" in config)]
+    settings |= {"model_input_names": inputs}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 def opened(folder):
@@ -40,8 +47,9 @@ def opened(folder):
 
 
 @pytest.mark.parametrize("names", [("bad", "good", "fair"), ()])
-def test_classes(transformers, tmp_path, names):
-    folder = folder_of(tmp_path, "bert_classes", names=names)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classes(transformers, tmp_path, family, names):
+    folder = folder_of(tmp_path, f"{family}_head_classes", names=names)
     expected = transformers.pipeline("text-classification", model=str(folder), top_k=None)(TEXTS)
     found = opened(folder).predict(TEXTS, top_k=99)
     for one, other in zip(found, expected, strict=True):
@@ -67,19 +75,22 @@ def test_classes_of_pairs(transformers, tmp_path):
         assert one.probability != pytest.approx(other.probability, abs=1e-4)
 
 
-def test_numbers(transformers, tmp_path):
-    folder = folder_of(tmp_path, "bert_regression")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_numbers(transformers, tmp_path, family):
+    folder = folder_of(tmp_path, f"{family}_head_numbers")
     score = transformers.pipeline(
         "text-classification", model=str(folder), function_to_apply="none"
     )
-    found = [each.value for each in opened(folder).predict(TEXTS)]
-    assert found == pytest.approx([each["score"] for each in score(TEXTS)], **NEAR)
+    found = opened(folder).predict(TEXTS)
+    for one, other in zip(found, score(TEXTS, top_k=None), strict=True):
+        scores = {each["label"]: each["score"] for each in other}
+        assert one.values == pytest.approx((scores["LABEL_0"], scores["LABEL_1"]), **NEAR)
 
 
 @pytest.mark.parametrize("aggregation", ["simple", "first"])
-@pytest.mark.parametrize("seed", range(3))
-def test_tags(transformers, tmp_path, aggregation, seed):
-    folder = folder_of(tmp_path, "bert_tokens", names=TAGS, seed=seed)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tags(transformers, tmp_path, aggregation, family):
+    folder = folder_of(tmp_path, f"{family}_head_tokens", names=TAGS)
     tag = transformers.pipeline(
         "token-classification", model=str(folder), aggregation_strategy=aggregation
     )
@@ -92,14 +103,15 @@ def test_tags(transformers, tmp_path, aggregation, seed):
         assert all(span.text == text[span.start : span.end] for span in one.spans)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_answers(transformers, tmp_path, seed):
-    folder = folder_of(tmp_path, "bert_spans", seed=seed)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers(transformers, tmp_path, family):
+    folder = folder_of(tmp_path, f"{family}_head_spans")
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     rows = [{"question": "what is it", "context": text} for text in [*TEXTS, "over " * 40]]
-    found = opened(folder).predict(rows, top_k=1, max_answer_length=4)
-    impossible = opened(folder).predict(rows, top_k=1, max_answer_length=4, no_answer=True)
+    options = {"top_k": 1, "max_answer_length": 4, "max_length": 40}
+    found = opened(folder).predict(rows, **options)
+    impossible = opened(folder).predict(rows, **options, no_answer=True)
     for row, one, other in zip(rows, found, impossible, strict=True):
         batch = tokenizer(
             row["question"],
