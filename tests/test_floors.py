@@ -52,6 +52,29 @@ def violations(root: Path) -> Iterator[str]:
                 yield from (f"{line}: {problem}" for problem in problems(room, module, top_level))
 
 
+def test_an_assertion_only_tells_the_type_checker_what_is_not_none():
+    """`python -O` leaves assertions out: whatever can be wrong is refused by a raise."""
+    wrong = []
+    for path in sorted((ROOT / "t5lite").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assert) and not _narrows(node.test):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+            caught = node.type if isinstance(node, ast.ExceptHandler) else None
+            if caught is not None and "AssertionError" in ast.unparse(caught):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: catches assertions")
+    assert not wrong
+
+
+def _narrows(test: ast.expr) -> bool:
+    """Whether a test is `name is not None`, or that of an attribute or an item."""
+    return (
+        isinstance(test, ast.Compare)
+        and isinstance(test.left, ast.Name | ast.Attribute | ast.Subscript)
+        and [type(each) for each in test.ops] == [ast.IsNot]
+        and ast.unparse(test.comparators[0]) == "None"
+    )
+
+
 def imports(node: ast.AST, top_level: bool = True) -> Iterator[tuple[ast.stmt, bool]]:
     """Yields each import below `node` that may run, and whether importing the module runs it."""
     for child in ast.iter_child_nodes(node):

@@ -272,7 +272,8 @@ class ShuffledRows:
 
     def take(self, count: int) -> dict[str, np.ndarray]:
         """Returns this process's `[count, length]` rows of the next batch, by name."""
-        assert count == len(self._rows), (count, len(self._rows))
+        if count != len(self._rows):
+            raise ValueError(f"take({count}): this process has {len(self._rows)} rows of a batch")
         taken, start = [], 0
         for rows, order in self._walk(self._batch_size):  # several, where a block ends within
             first, end = np.searchsorted(self._rows, (start, start + len(order)))

@@ -213,7 +213,8 @@ def _without_docstring(node: ast.AST, lines: list[str]) -> str:
 
     Empty when there is nothing else, or the docstring shares a line with code.
     """
-    assert isinstance(node, _FUNCTIONS)
+    if not isinstance(node, _FUNCTIONS):
+        raise TypeError(f"{node!r} is no function")
     docstring = node.body[0]
     if len(node.body) == 1:
         return ""

@@ -153,6 +153,7 @@ def mapping_lines(tensors: Sequence[Tensor], params: Any) -> list[tuple[str, str
     rows = []
     for tensor in tensors:
         ours = ", ".join(place(part.path, part.layer) for part in tensor.parts)
-        assert all(part.path in shapes for part in tensor.parts)
+        if strange := [part.path for part in tensor.parts if part.path not in shapes]:
+            raise ValueError(f"{tensor.name}: the model has no {strange[0]}")
         rows.append((tensor.name, str(list(tensor.shape)), ours or "(not written)"))
     return rows

@@ -175,7 +175,8 @@ class Attention(nn.Module):
         if self.dropout_rate and self.has_rng("dropout"):
             dropout = Dropout(self.make_rng("dropout"), self.dropout_rate)
         spec = self.spec
-        assert spec.window is None or mask is not None, "attention in windows needs a mask"
+        if spec.window is not None and mask is None:
+            raise ValueError("attention in windows needs a mask")
         if mask is not None:
             mask = mask.within_window(spec.window)
         request = Request(query, kv, bias, mask, dropout, spec.scale, spec.logits_softcap)

@@ -217,7 +217,8 @@ def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None =
 def _check_meeting(callbacks: Sequence[Callback], watching: int, measuring: int) -> None:
     """Raises an InputError unless every look comes right after a measurement; takes two places."""
     watch, other = callbacks[watching], callbacks[measuring]
-    assert isinstance(watch, Watch)
+    if not isinstance(watch, Watch):
+        raise TypeError(f"{watch!r} watches no metric")
     name, measures = type(watch).__name__, f"{type(other).__name__} measures {watch.metric}"
     if watch.every % other.every:
         raise InputError(

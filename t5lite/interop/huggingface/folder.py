@@ -23,7 +23,7 @@ from t5lite.interop.finite import stays_float32
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults, save_defaults
 from t5lite.interop.huggingface.families import MODULES, family_of, model_type_of
-from t5lite.interop.huggingface.families.family import Family
+from t5lite.interop.huggingface.families.family import Family, Unsupported
 from t5lite.interop.huggingface.families.labels import labels_of, named_labels
 from t5lite.interop.huggingface.files import INDEX, WEIGHTS, local, open_tensors, write_tensors
 from t5lite.interop.huggingface.origin import (
@@ -259,7 +259,7 @@ def _agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool
     def read(config: Mapping[str, Any]) -> ModelSpec | None:
         try:
             found = family.spec(config, source)
-        except (AssertionError, AttributeError, TypeError, ValueError, KeyError):
+        except (AttributeError, TypeError, ValueError, KeyError):
             return None
         # A decoder's tokenizer says how texts begin.
         return found.replace(start_id=0) if found.topology == "decoder" else found
@@ -341,7 +341,9 @@ def describe(spec: ModelSpec) -> Plan:
         config = family.config(plain)
         tensors = family.tensors(plain)
         again = family.spec(config, _StandIn(tensors))
-    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+    except Unsupported as error:
+        raise InputError(_cannot(spec, str(error)), field=error.field) from error
+    except (AttributeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         what = "blocks, positions or heads of these kinds"

@@ -6,7 +6,7 @@ from typing import Any
 
 from t5lite.data import Bytes, MappedSentencePiece, Vocabulary
 from t5lite.data.vocabularies import read_file
-from t5lite.errors import InputError
+from t5lite.errors import InputError, unknown
 from t5lite.interop.huggingface.sentencepiece_files import read_sentencepiece_file
 from t5lite.interop.huggingface.tokenizer_classes import (
     CLASSES,
@@ -134,7 +134,8 @@ def read_byte_pairs(root: Any, settings: Settings) -> Made:
 
 
 def _built(path: Any, kind: str, parts: Parts, settings: Settings) -> Made:
-    assert kind in CLASSES
+    if kind not in CLASSES:
+        raise unknown("class of tokenizers", kind, CLASSES)
     try:
         return build(kind, parts, settings)
     except InputError as error:

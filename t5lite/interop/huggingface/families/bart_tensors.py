@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from t5lite.interop.huggingface.families import modules
+from t5lite.interop.huggingface.families.family import Unsupported
 from t5lite.interop.tensors import Part, Tensor, transposed
 from t5lite.layers import LearnedPositionsSpec, LMHeadSpec, MlpSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
@@ -100,5 +101,6 @@ def _row(array: np.ndarray) -> np.ndarray:
 
 def mlp_of(block: TransformerBlockSpec) -> MlpSpec:
     """Returns a block's MLP, which is of one expert."""
-    assert isinstance(block.mlp, MlpSpec)
+    if not isinstance(block.mlp, MlpSpec):
+        raise Unsupported("mlp", block.mlp)
     return block.mlp

@@ -7,7 +7,7 @@ from typing import Any
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import labels, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
+from t5lite.interop.huggingface.families.family import Config, Family, Unsupported, initial_stddev
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
     AttentionSpec,
@@ -237,9 +237,12 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     names, encoder = NAMES[spec.family], spec.encoder
     assert encoder is not None
     block, positions = encoder.blocks[0], encoder.position_embedding
-    assert isinstance(block.mlp, MlpSpec)
-    assert isinstance(block.norm, LayerNormSpec)
-    assert isinstance(positions, LearnedPositionsSpec)
+    if not isinstance(block.mlp, MlpSpec):
+        raise Unsupported("mlp", block.mlp)
+    if not isinstance(block.norm, LayerNormSpec):
+        raise Unsupported("norm", block.norm)
+    if not isinstance(positions, LearnedPositionsSpec):
+        raise Unsupported("position_embedding", positions)
     head = spec.heads[0] if spec.heads else None
     suffix = "ForMaskedLM" if isinstance(head, MaskedLMHeadSpec) else "Model"
     suffix = labels.SUFFIXES.get(type(head), suffix)  # type: ignore[arg-type]
@@ -285,7 +288,8 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         f"{theirs}.word_embeddings.weight", "token_embedding", spec.vocab, embed, aliases=aliases
     )
     positions = encoder.position_embedding
-    assert isinstance(positions, LearnedPositionsSpec)
+    if not isinstance(positions, LearnedPositionsSpec):
+        raise Unsupported("position_embedding", positions)
     found += modules.table(
         f"{theirs}.position_embeddings.weight",
         "encoder/position_embedding",
@@ -306,7 +310,8 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
             for part, name in names.sublayers.items()
         }
         norm = functools.partial(modules.norm, spec=block.norm, size=embed, layer=index)
-        assert isinstance(block.mlp, MlpSpec)
+        if not isinstance(block.mlp, MlpSpec):
+            raise Unsupported("mlp", block.mlp)
         found += modules.attention(parts, f"{ours}/attention", block.attention, embed, layer=index)
         found += norm(parts["attention_norm"], f"{ours}/attention_norm")
         found += modules.mlp(parts, f"{ours}/mlp", block.mlp, embed, layer=index)

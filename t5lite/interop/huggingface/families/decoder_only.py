@@ -5,7 +5,7 @@ from typing import Any
 
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import labels
-from t5lite.interop.huggingface.families.family import Config
+from t5lite.interop.huggingface.families.family import Config, Unsupported
 from t5lite.interop.tensors import Part, Tensor, transposed
 from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, NormSpec, TokenLabelsHeadSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
@@ -107,7 +107,8 @@ def decoder_of(spec: ModelSpec) -> StackSpec:
 
 def dense(block: TransformerBlockSpec) -> MlpSpec:
     """Returns the MLP of a block that has no experts."""
-    assert isinstance(block.mlp, MlpSpec)
+    if not isinstance(block.mlp, MlpSpec):
+        raise Unsupported("mlp", block.mlp)
     return block.mlp
 
 

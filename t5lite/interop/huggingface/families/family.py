@@ -4,10 +4,24 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from t5lite.errors import InputError
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.models import ModelSpec
 
 Config = Mapping[str, Any]
+
+
+class Unsupported(InputError):
+    """A part of a spec of a kind that a family's files have no place for.
+
+    Args:
+      field: of the spec.
+      value: the part.
+    """
+
+    def __init__(self, field: str, value: Any):
+        kind = "None" if value is None else f"a {type(value).__name__}"
+        super().__init__(f"{field} as {kind}", field=field)
 
 
 @dataclasses.dataclass(frozen=True)

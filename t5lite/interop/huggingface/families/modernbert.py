@@ -8,7 +8,7 @@ import numpy as np
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
+from t5lite.interop.huggingface.families.family import Config, Family, Unsupported, initial_stddev
 from t5lite.interop.huggingface.families.layer_types import (
     FULL,
     SLIDING,
@@ -110,8 +110,10 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         blocks[0],
         [SLIDING if b.attention.window else FULL for b in blocks],
     )
-    assert isinstance(block.mlp, MlpSpec)
-    assert isinstance(block.norm, LayerNormSpec)
+    if not isinstance(block.mlp, MlpSpec):
+        raise Unsupported("mlp", block.mlp)
+    if not isinstance(block.norm, LayerNormSpec):
+        raise Unsupported("norm", block.norm)
     thetas, windows = dict(_THETAS), [b.attention.window for b in blocks if b.attention.window]
     for kind, each in zip(kinds, blocks, strict=True):
         assert each.attention.rotary is not None
@@ -176,7 +178,8 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         found += _fused_attention(
             f"{theirs}.attn", f"{ours}/attention", block.attention, embed, index
         )
-        assert isinstance(block.mlp, MlpSpec)
+        if not isinstance(block.mlp, MlpSpec):
+            raise Unsupported("mlp", block.mlp)
         found += _fused_mlp(f"{theirs}.mlp", f"{ours}/mlp", block.mlp, embed, index)
     if isinstance(head, MaskedLMHeadSpec):
         found += modules.linear("head.dense", "lm_head/dense", embed, embed, use_bias=head.use_bias)

@@ -8,7 +8,7 @@ from typing import Any
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, initial_stddev
+from t5lite.interop.huggingface.families.family import Config, Unsupported, initial_stddev
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import (
     AttentionSpec,
@@ -79,9 +79,12 @@ def fields(spec: ModelSpec) -> dict[str, Any]:
     if encoder is None or spec.decoder is not None:
         raise InputError(f"family = {spec.family!r} is of encoders alone, not {spec.topology}")
     block, positions = encoder.blocks[0], encoder.position_embedding
-    assert isinstance(block.mlp, MlpSpec)
-    assert isinstance(block.norm, LayerNormSpec)
-    assert isinstance(positions, LearnedPositionsSpec)
+    if not isinstance(block.mlp, MlpSpec):
+        raise Unsupported("mlp", block.mlp)
+    if not isinstance(block.norm, LayerNormSpec):
+        raise Unsupported("norm", block.norm)
+    if not isinstance(positions, LearnedPositionsSpec):
+        raise Unsupported("position_embedding", positions)
     return {
         "model_type": spec.family,
         "vocab_size": spec.vocab,
@@ -115,7 +118,8 @@ def embedding_tensors(
     encoder, width = spec.encoder, spec.embedding_size or spec.embed
     assert encoder is not None
     assert encoder.embedding_norm is not None
-    assert isinstance(encoder.position_embedding, LearnedPositionsSpec)
+    if not isinstance(encoder.position_embedding, LearnedPositionsSpec):
+        raise Unsupported("position_embedding", encoder.position_embedding)
     names = f"{prefix}embeddings"
     table = (f"{names}.word_embeddings.weight", "token_embedding", spec.vocab, width)
     found = modules.table(*table, aliases=aliases)
@@ -154,7 +158,8 @@ def layer_tensors(
     """
     parts = {part: f"{name}.{each}" for part, each in names.items()}
     norm = functools.partial(modules.norm, spec=block.norm, size=embed, layer=layer)
-    assert isinstance(block.mlp, MlpSpec)
+    if not isinstance(block.mlp, MlpSpec):
+        raise Unsupported("mlp", block.mlp)
     return [
         *modules.attention(parts, f"{path}/attention", block.attention, embed, layer=layer),
         *norm(parts["attention_norm"], f"{path}/attention_norm"),

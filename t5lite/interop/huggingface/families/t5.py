@@ -8,7 +8,7 @@ import numpy as np
 
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import activations, labels, modules
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import Config, Family, Unsupported
 from t5lite.interop.tensors import Part, Source, Tensor, transposed
 from t5lite.layers import (
     AttentionSpec,
@@ -258,7 +258,8 @@ def mlp_tensors(
       embed: width of the residual stream.
       layer: see `Part`.
     """
-    assert isinstance(spec, MlpSpec)
+    if not isinstance(spec, MlpSpec):
+        raise Unsupported("mlp", spec)
     name = f"{name}.DenseReluDense"
     up = f"{name}.wi_1" if spec.gated else f"{name}.wi"
     names = {"gate": f"{name}.wi_0", "up": up, "down": f"{name}.wo"}
@@ -332,7 +333,8 @@ def _attention_tensors(
 def _bias_tensors(name: str, stack: StackSpec, side: str, layer: int) -> list[Tensor]:
     """Returns the table of a layer's biases, if it has one: otherwise the first one's is used."""
     spec, (place, index) = stack.position_bias, stack.place(layer)
-    assert isinstance(spec, RelativeBiasSpec)
+    if not isinstance(spec, RelativeBiasSpec):
+        raise Unsupported("position_bias", spec)
     if not spec.per_layer and layer:
         return []
     path, index = (f"{side}/{place}", index) if spec.per_layer else (side, None)

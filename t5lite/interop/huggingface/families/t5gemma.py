@@ -4,7 +4,7 @@ from typing import Any
 
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import gemma, modules
-from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
+from t5lite.interop.huggingface.families.family import Config, Family, Unsupported, initial_stddev
 from t5lite.interop.tensors import Part, Source, Tensor, transposed
 from t5lite.layers import HeadSpec, LMHeadSpec, NormalInitSpec
 from t5lite.models import ModelSpec
@@ -77,7 +77,8 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     assert encoder is not None
     assert decoder is not None
     head = spec.heads[0] if spec.heads else LMHeadSpec(tied=True, softcap=30.0)
-    assert isinstance(head, LMHeadSpec)
+    if not isinstance(head, LMHeadSpec):
+        raise Unsupported("heads", head)
     shared = {
         "model_type": "t5_gemma_module",
         "vocab_size": spec.vocab,
