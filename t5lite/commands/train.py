@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import itertools
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -191,6 +192,8 @@ def train(
         shards = process_shards(data, layout, mesh)[jax.process_index()]
         batches = data.train_batches(objective, seed=seed, shards=shards)
         stack.callback(batches.close)
+        if mesh.shape["seq"] > 1 and hasattr(batches, "keep_lengths"):
+            batches.keep_lengths()  # which divide over the mesh
         title, about = headline(the_model, mesh), data.describe()
         say(f"{title}\n{about}")
 
@@ -245,7 +248,7 @@ def train(
             callbacks=callbacks,
             meter=Meter(peak=peak_flops(mesh.devices.flat)),
             progress=progress,
-            flops=step_flops(spec, objective, program.batch),
+            flops=step_flops(spec, objective, program.batch) / _num_places(program.batch),
             profiler=profiler,
             log_every=log_every,
             learning_rate=learning_rate(optimizer),
@@ -361,6 +364,10 @@ def check(
                 f"{type(head).__name__}.{field} = {getattr(head, field)}: the data have "
                 f"{num_classes} classes; set it to at least {num_classes}"
             )
+
+
+def _num_places(batch: Mapping[str, Any]) -> int:
+    return sum(math.prod(rows.shape) for rows in counted(batch))
 
 
 def token_lengths(batch: Mapping[str, Any]) -> list[int]:

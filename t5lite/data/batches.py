@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from t5lite.data.like_lengths import Groups, cut
 from t5lite.data.sources import Example
 from t5lite.data.streams import concatenate
 from t5lite.errors import InputError
@@ -82,6 +83,7 @@ class Batches:
       names: of the rows' tokens, whose padding is counted; None: the objective's features.
       fingerprint: JSON values that must be the same where a state is loaded.
       prefetch: batches made ahead, >= 1.
+      cut_together: features whose rows lose columns that hold only padding, see `like_lengths`.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class Batches:
         fingerprint: Mapping[str, Any],
         names: Sequence[str] | None = None,
         prefetch: int = 2,
+        cut_together: Groups = (),
     ):
+        self._cut_together = cut_together
         self._names = tuple(objective.features if names is None else names)
         self._shards, self._rows_per_shard = dict(shards), rows_per_shard
         self._objective, self._fingerprint = objective, dict(fingerprint)
@@ -111,7 +115,13 @@ class Batches:
             raise RuntimeError("these batches are closed")
         if self._thread is None:
             # The thread gets everything but this object, which can be collected while it runs.
-            produced = _produce(self._shards, self._rows_per_shard, self._objective, self._names)
+            produced = _produce(
+                self._shards,
+                self._rows_per_shard,
+                self._objective,
+                self._names,
+                cut_together=self._cut_together,
+            )
             self._thread = _Thread(produced, self._prefetch)
             # Also at exit: a thread that is inside TensorFlow then can hang the process.
             weakref.finalize(self, self._thread.stop)
@@ -191,6 +201,10 @@ class Batches:
     def padding_share(self) -> float:
         """The share of places, in `[0, 1]`, that held no token since the start or the last load."""
         return 1 - self._last.tokens / max(self._last.places, 1)
+
+    def keep_lengths(self) -> None:
+        """Leaves all rows at their full length; to be called before the first batch."""
+        self._cut_together = ()
 
     def close(self) -> None:
         """Ends the thread. The state can still be read."""
@@ -334,6 +348,8 @@ def _produce(
     rows_per_shard: int,
     objective: Objective,
     names: Sequence[str],
+    *,
+    cut_together: Groups,
 ) -> Iterator[_Delivery]:
     tokens = places = 0
     # TensorFlow and tokenisers leave Python meanwhile, and often wait.
@@ -342,6 +358,7 @@ def _produce(
         while True:
             taken = workers.map(lambda shard: shard.take(rows_per_shard), shards.values())
             rows = concatenate(list(taken))
+            rows = cut(rows, cut_together) if cut_together else rows
             for name in names:
                 tokens += int(np.count_nonzero(rows.get(f"{name}_segment_ids", rows[name])))
                 places += rows[name].size

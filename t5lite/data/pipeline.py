@@ -23,6 +23,7 @@ import numpy as np
 from t5lite.data.batches import Batch, Batches, Objective, identity, mean_epoch
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels, check_labels
+from t5lite.data.like_lengths import Groups
 from t5lite.data.sources import ArraySource, Example, NoSplit, Source, count_of
 from t5lite.data.streams import ExampleStream, MixtureStream, Prepare, RowStream, Stream
 from t5lite.data.validation import Validation, joined, num_rows
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from t5lite.data.vocabularies import Vocabulary
 
 _MOST_SHARDS = 1024  # unless more are wanted: as many processes can read
+_GROUPS = 64  # batches' worth of a shard's rows that are ordered by length together
 _WINDOWS, _WINDOW = 65536, 1024  # raw examples in memory at a time: of all shards, and of one
 
 
@@ -54,6 +56,8 @@ class _Data:
       window: raw examples of a shard that are read, shuffled and prepared together; resuming redoes
         at most as many. None: 1,024, or as many as make 65,536 in all shards.
       block_rows: rows of a shard that are packed together.
+      like_lengths: whether training batches of an objective that is not `packable` are of rows of
+        like lengths, cut to few lengths: see `data.like_lengths`.
       prefetch: batches made ahead.
     """
 
@@ -64,6 +68,7 @@ class _Data:
     window: int | None = None
     block_rows: int = 16
     prefetch: int = 2
+    like_lengths: bool = True
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "block_rows", "prefetch"):
@@ -177,12 +182,23 @@ class _Data:
         lengths = self._row_lengths(objective)
         sources = self._sources(self._train_split(), objective)
         num_shards = self._num_shards()
+        groups = self._cut_together(objective)
+        group_rows = self.batch_size // num_shards
+        block_rows = max(self.block_rows, _GROUPS * group_rows) if groups else self.block_rows
         streams = {}
         for shard in self._chosen(shards):
             examples = self._endless(
                 objective, sources, seed=seed, shard=shard, num_shards=num_shards
             )
-            streams[shard] = self._rows(examples, lengths, objective)
+            streams[shard] = self._rows(
+                examples,
+                lengths,
+                objective,
+                block_rows=block_rows,
+                like_lengths=groups,
+                group_rows=group_rows,
+                seed=seed,
+            )
         fingerprint = {
             "sources": [[source.name, rate] for source, rate in sources],
             "sources_content": [
@@ -198,15 +214,16 @@ class _Data:
             "objective": identity(objective),
             "vocabulary": getattr(self.vocabulary(), "fingerprint", None),
             "window": self._window(),
-            "block_rows": self.block_rows,
+            "block_rows": block_rows,
         }
         return Batches(
             streams,
-            self.batch_size // num_shards,
+            group_rows,
             objective,
             names=tuple(lengths),
             fingerprint=fingerprint,
             prefetch=self.prefetch,
+            cut_together=groups if len(streams) == num_shards else (),
         )
 
     def validation_batches(
@@ -349,6 +366,7 @@ class _Data:
         objective: Objective,
         *,
         block_rows: int | None = None,
+        **order: Any,
     ) -> RowStream:
         return RowStream(
             examples,
@@ -356,7 +374,14 @@ class _Data:
             packed=self._packs(objective),
             segments=self._needs_segments(),
             block_rows=block_rows or self.block_rows,
+            **order,
         )
+
+    def _cut_together(self, objective: Objective) -> Groups:
+        """Returns the features by whose lengths rows are ordered, and what is cut with them."""
+        if not self.like_lengths or self._packs(objective):
+            return ()
+        return getattr(objective, "cut_together", ())
 
     def _needs_segments(self) -> bool:
         """Whether rows need segment ids because 0, which fills them up, is a token too."""

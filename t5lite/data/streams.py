@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from t5lite.data.like_lengths import Groups, order_by_length
 from t5lite.data.order import generator
 from t5lite.data.packing import pack, pad, pad_with_segments
 from t5lite.data.sources import Example, Source, count_of
@@ -341,6 +342,10 @@ class RowStream:
       packed: whether a row may hold several examples.
       segments: whether rows that are not packed say which places hold tokens, too.
       block_rows: larger packs tighter and starts later.
+      like_lengths: of rows that are not packed: which features' lengths they are ordered by in a
+        block, see `like_lengths`; () for the stream's own order.
+      group_rows: neighbours in that order that stay together: those of one batch.
+      seed: decides the order of the groups.
 
     Attributes:
       epoch: the passes over the data that the rows given out amount to, as every shard has its part
@@ -357,8 +362,12 @@ class RowStream:
         packed: bool,
         segments: bool = False,
         block_rows: int = 16,
+        like_lengths: Groups = (),
+        group_rows: int = 1,
+        seed: int = 0,
     ):
         self._examples, self._lengths = examples, dict(lengths)
+        self._like_lengths, self._group_rows, self._seed = like_lengths, group_rows, seed
         self._packed, self._block_rows = packed, block_rows
         self._to_rows = pack if packed else pad_with_segments if segments else pad
         self.load({"block": examples.state(), "rows": 0})
@@ -370,11 +379,13 @@ class RowStream:
 
     def state(self) -> dict[str, Any]:
         """Returns the position after the last row, as JSON."""
-        return {"block": self._block_start, "rows": self._taken, "epoch": self.epoch}
+        position = {"block": self._block_start, "rows": self._taken, "epoch": self.epoch}
+        return position | ({"number": self._number} if self._like_lengths else {})
 
     def load(self, state: dict[str, Any]) -> None:
         """Moves to a position that `state` returned; the work is done when a row is needed."""
         self._examples.load(state["block"])
+        self._number = state.get("number", 0)
         self._start_block(taken=state["rows"])
         self.epoch = state.get("epoch", self.epoch)  # the stream finds out only when it reads
 
@@ -407,12 +418,13 @@ class RowStream:
             elif not self._taken:
                 break  # an empty block: the end
             else:
+                self._number += 1
                 self._start_block(taken=0)
         return concatenate(parts) if parts else self._to_rows([], self._lengths)
 
     def _next_block(self) -> dict[str, np.ndarray]:
         block: list[Example] = []
-        filled = 0.0
+        filled, end = 0.0, None
         # The second bound is for examples of next to nothing.
         while filled < self._block_rows and len(block) < 64 * self._block_rows:
             example = next(self._examples, None)
@@ -421,7 +433,31 @@ class RowStream:
             block.append(example)
             self._reads.append(self._examples.read)
             filled += self._share(example)
+            end = self._end_of_pass() if end is None else end
+            if end is not None and self._examples.read >= end:
+                break
+        if self._like_lengths and block:
+            block = order_by_length(
+                block,
+                self._lengths,
+                self._like_lengths,
+                size=self._group_rows,
+                seed=(self._seed, self._number),
+            )
         return self._to_rows(block, self._lengths)
+
+    def _end_of_pass(self) -> int | None:
+        """Returns the raw examples read by the end of the last one's pass, if a block ends there.
+
+        Rows that are ordered by length stay in their pass, so that each is seen once in it.
+        """
+        size = self._examples.pass_size
+        if not self._like_lengths or not size:
+            return None
+        passes = int(self._examples.read / size)
+        while round(passes * size) < self._examples.read:
+            passes += 1
+        return round(passes * size)
 
     def _note_epoch(self) -> None:
         """Finds out to which example the rows given out of the block go: about, if packed."""

@@ -41,6 +41,7 @@ class Contrastive(Understanding):
 
     features: ClassVar[tuple[str, ...]] = ("inputs", "targets")
     head: ClassVar[str] = "embedding"
+    cut_together: ClassVar[tuple[tuple[str, ...], ...]] = (("inputs",), ("targets",))
     min_rows: ClassVar[int] = 2  # the other rows are a row's negatives
 
     temperature: float = 0.05

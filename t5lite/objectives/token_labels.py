@@ -34,6 +34,7 @@ class TokenLabels(Understanding):
 
     head: ClassVar[str] = "token_labels"
     packable: ClassVar[bool] = True
+    cut_together: ClassVar[tuple[tuple[str, ...], ...]] = (("inputs", "labels"),)
 
     def num_labels(self, lengths: Mapping[str, int]) -> int:
         return feature_length(lengths, "inputs")

@@ -34,6 +34,8 @@ class Understanding(Adaptable):
 
     features: ClassVar[tuple[str, ...]] = ("inputs", "labels")
     packable: ClassVar[bool] = False
+    # Whose rows lose padding together, in batches of like lengths; the first has the tokens.
+    cut_together: ClassVar[tuple[tuple[str, ...], ...]] = (("inputs",),)
     refusals: ClassVar[Mapping[str, str]] = {
         "encoder_decoder": "its decoder would have nothing to write: drop it by "
         'models.override(..., {"decoder": None}), or use Seq2Seq with the label as text'

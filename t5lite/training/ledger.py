@@ -48,7 +48,7 @@ class Ledger:
       run: whose writers get a line of metrics now and then.
       meter: rates.
       progress: the bar.
-      flops: of one step, for display.
+      flops: of a place for a token, for display: batches may be cut to shorter rows.
       log_every: steps between two lines.
       stop_on_nan: whether a NaN ends the run.
       max_skips: updates skipped in a row that end the run.
@@ -130,7 +130,8 @@ class Ledger:
             self._explain(dispatched, metrics)
             self._check_skips(step, metrics)
         self.tokens += int(metrics["tokens"])
-        self.meter.step(tokens=int(metrics["tokens"]), flops=self.flops)
+        flops = self.flops * dispatched.most_tokens
+        self.meter.step(tokens=int(metrics["tokens"]), flops=flops)
         self._position = Position(step, self.tokens, dispatched.epoch)
         self._facts = self._facts_now(metrics)
         rates = self._write() if step % self.log_every == 0 else None

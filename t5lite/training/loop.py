@@ -55,7 +55,7 @@ class Loop:
       callbacks: run in order when due.
       meter: rates.
       progress: the bar.
-      flops: of one step, for display.
+      flops: of a place for a token in a step, for display.
       profiler: traces chosen steps; None for none.
       log_every: steps between two lines of metrics.
       learning_rate: state → learning rate of its next update, saved to be compared on resume; None

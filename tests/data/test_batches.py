@@ -244,7 +244,7 @@ def test_a_failure_in_the_thread_reaches_next():
 )
 def test_a_thread_that_ends_in_any_way_ends_the_run(end, monkeypatch):
     if end is None:
-        monkeypatch.setattr(data_batches, "_produce", lambda *_: iter(()))
+        monkeypatch.setattr(data_batches, "_produce", lambda *_, **options: iter(()))
     batches = make().train_batches(Copy(fail_at=77, error=end), seed=0)
     raised = []
 
