@@ -26,6 +26,7 @@ from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.data.files import check_folder
 from t5lite.errors import InputError
 from t5lite.evaluation.text import shorten
+from t5lite.interop.huggingface import export_note
 from t5lite.models import PRESETS, Model, ModelSpec, differences
 from t5lite.objectives import fit
 from t5lite.parallel import MESH_AXES, Layout, make_mesh
@@ -102,7 +103,9 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
     if counts:
         sections["class balance"] = balance_lines(counts)
     sections["the batch"] = batch_lines(program.batch, seen)
-    sections["the model"] = parameter_lines(program, axes)
+    note = export_note(spec)
+    parameters = parameter_lines(program, axes)
+    sections["the model"] = [*parameters, *(["", *wrapped("note: ", note)] if note else [])]
     footprint = Footprint(
         program,
         compute=given.compute,

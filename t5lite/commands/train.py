@@ -32,6 +32,7 @@ from t5lite.data.batches import joint_state
 from t5lite.data.files import check_folder
 from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError
+from t5lite.interop.huggingface import export_note
 from t5lite.interop.prompts import prompts_of
 from t5lite.models import (
     ComputeSpec,
@@ -263,6 +264,7 @@ def train(
             saved, now = restored.progress.get("learning_rate"), learning_rate(optimizer)(state)
             warnings = itertools.chain(warnings, rate_change(saved, now, step=restored.step))
         if claim:  # process 0 alone says it
+            warnings = itertools.chain(warnings, filter(None, [export_note(spec)]))
             split = getattr(data, "split", "train")
             cuts = count_cuts(data, objective, split=split, most=_CHECKED, seed=seed)
             warnings = itertools.chain(warnings, filter(None, [cuts and cuts.text()]))

@@ -1,5 +1,6 @@
 """Hugging Face folders, both ways: `config.json`, `model.safetensors`, tokenizer files."""
 
+from t5lite.interop.huggingface.exporting import export_note
 from t5lite.interop.huggingface.families import MODULES
 from t5lite.interop.huggingface.folder import (
     describe,
@@ -15,6 +16,7 @@ __all__ = [
     "MODULES",
     "Origin",
     "describe",
+    "export_note",
     "has_weights",
     "is_folder",
     "keep",
