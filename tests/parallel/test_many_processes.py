@@ -259,6 +259,40 @@ def test_a_notice_to_one_stops_both_and_saves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ctrl_c_in_one_stops_both_and_saves_and_a_second_one_leaves(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    processes = Processes(2, run, STEPS=200, SECONDS=0.05)
+    processes.wait_for(run / "process_1_step_2")
+    processes.all[1].send_signal(signal.SIGINT)
+    assert processes.wait() == [143, 130]
+    assert "is saved; run again to resume" in processes.said(0)
+    assert "Ctrl-C again leaves at once" in processes.said(1)
+    assert max(int(path.name) for path in (run / "checkpoints").iterdir()) < 200
+
+    slow = tmp_path / "slow"
+    processes = Processes(2, slow, STEPS=200, SECONDS=20.0)  # a step that does not end soon
+    processes.wait_for(slow / "process_0_step_1")
+    for _ in range(2):
+        processes.all[0].send_signal(signal.SIGINT)
+        time.sleep(1.0)
+    assert processes.wait()[0] == 130
+    assert processes.all[1].returncode == 1
+    assert not any((slow / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.slow
+def test_two_processes_save_by_one_clock(tmp_path: Path) -> None:
+    """Both at the same steps, or they would wait for each other for ever."""
+    minutes = "--gin.t5lite.training.Checkpoints.every_minutes=0.03"
+    never = "--gin.t5lite.training.Checkpoints.every=1000"
+    keep = "--gin.t5lite.training.Checkpoints.keep=100"
+    finish(2, tmp_path / "run", minutes, never, keep, STEPS=40, SECONDS=0.25)
+    steps = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert 3 <= len(steps) <= 12
+    assert steps[-1] == 40
+
+
+@pytest.mark.slow
 def test_a_notice_ends_what_has_nothing_to_save_at_once(alone: Path) -> None:
     mark = alone / "process_1_step_8"
     mark.unlink(missing_ok=True)
