@@ -76,7 +76,7 @@ def kind_of(folder: epath.PathLike, *, revision: str | None = None) -> tuple[str
       InputError: if there is none, or it is none of these.
     """
     path = absolute(folder)
-    if not path.exists():
+    if not _exists(path):
         return "huggingface", _downloaded(os.fspath(folder), revision)
     check_revision(folder, revision)
     if not path.is_dir():
@@ -96,6 +96,24 @@ def kind_of(folder: epath.PathLike, *, revision: str | None = None) -> tuple[str
     raise InputError(_nothing(path))
 
 
+def _exists(path: epath.Path) -> bool:
+    """Whether a folder is there.
+
+    Raises:
+      InputError: if it is remote and cannot be reached.
+    """
+    try:
+        return path.exists()
+    except Exception as error:  # each kind of storage has errors of its own
+        if "://" not in str(path):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(
+            f"{path} cannot be reached: {reason}\ncheck the network and who is logged in "
+            "(`gcloud auth application-default login`), or copy the folder to a local disk"
+        ) from error
+
+
 def _downloaded(text: str, revision: str | None) -> str:
     """Returns the folder of a name of the hub, once it is here.
 
@@ -103,6 +121,8 @@ def _downloaded(text: str, revision: str | None) -> str:
       InputError: if it is no such name, the hub does not give it, or gives no model.
     """
     name = split_name(text)
+    if "://" in text:
+        raise InputError(f"there is no folder {text!r}; list its bucket: gcloud storage ls")
     if name is None:
         raise InputError(
             f"there is no folder {text!r}; give a model_dir, a Hugging Face folder, "

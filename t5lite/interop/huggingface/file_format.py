@@ -50,13 +50,13 @@ class Entry(NamedTuple):
     """Where a tensor lies.
 
     Args:
-      path: of the file.
+      path: of the file, local or remote.
       shape: of the tensor.
       dtype: of the tensor.
       start: byte of the file at which it begins.
     """
 
-    path: Path
+    path: Any
     shape: tuple[int, ...]
     dtype: np.dtype
     start: int
@@ -67,11 +67,11 @@ class Entry(NamedTuple):
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Any) -> dict[str, Entry]:
     """Reads which tensors a file holds, and checks that it holds all of them.
 
     Args:
-      path: of the file.
+      path: of the file, `pathlib`'s or, of a remote one, `etils`'s.
 
     Returns:
       Where each lies, by name, in the header's order.
@@ -81,7 +81,8 @@ def read_header(path: Path) -> dict[str, Entry]:
         not know. Nothing but the header is read, and no more of it than the file has.
     """
     try:
-        size = path.stat().st_size
+        stat = path.stat()
+        size = stat.st_size if isinstance(path, Path) else stat.length
         with path.open("rb") as file:
             first = file.read(8)
             length = int.from_bytes(first, "little")
@@ -96,8 +97,13 @@ def read_header(path: Path) -> dict[str, Entry]:
             if 8 + length > size:
                 raise _truncated(path, size, 8 + length)
             header = _parse(path, file.read(length))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(path, Path) and not isinstance(error, OSError):
+            raise
+        reason = getattr(error, "strerror", None) or error  # remote storage has errors of its own
+        raise InputError(f"cannot read {path}: {reason}") from error
     header.pop(_METADATA, None)
     entries = {name: _entry(path, name, fields, 8 + length) for name, fields in header.items()}
     _check_layout(path, entries, begin=8 + length, size=size)
@@ -141,7 +147,7 @@ def num_bytes(tensor: jax.ShapeDtypeStruct) -> int:
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
-def _parse(path: Path, encoded: bytes) -> dict[str, Any]:
+def _parse(path: Any, encoded: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(names := dict(pairs)) < len(pairs):
             raise ValueError(f"{_repeated(name for name, _ in pairs)!r} stands in it twice")
@@ -156,7 +162,7 @@ def _parse(path: Path, encoded: bytes) -> dict[str, Any]:
     return header
 
 
-def _entry(path: Path, name: str, fields: Any, begin: int) -> Entry:
+def _entry(path: Any, name: str, fields: Any, begin: int) -> Entry:
     if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
         raise _damaged(path, f"its header does not say dtype, shape and place of {name!r}")
     code, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -179,7 +185,7 @@ def _entry(path: Path, name: str, fields: Any, begin: int) -> Entry:
     return entry
 
 
-def _check_layout(path: Path, entries: Mapping[str, Entry], *, begin: int, size: int) -> None:
+def _check_layout(path: Any, entries: Mapping[str, Entry], *, begin: int, size: int) -> None:
     """Raises unless the tensors follow each other without a gap and the file ends with the last."""
     end = begin
     wanted = max((entry.stop for entry in entries.values()), default=begin)
@@ -203,12 +209,12 @@ def _repeated(names: Iterable[str]) -> str:
     return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 
 
-def _truncated(path: Path, there: int, wanted: int) -> InputError:
+def _truncated(path: Any, there: int, wanted: int) -> InputError:
     return InputError(
         f"{path} is truncated: {there:,} bytes there, at least {wanted:,} wanted; "
         "copy or download it again"
     )
 
 
-def _damaged(path: Path, why: str) -> InputError:
+def _damaged(path: Any, why: str) -> InputError:
     return InputError(f"{path} is damaged: {why}; copy or download it again")

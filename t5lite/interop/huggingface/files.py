@@ -28,6 +28,7 @@ class Safetensors:
     def __init__(self, entries: Mapping[str, Entry]):
         self._entries = dict(entries)
         self._mapped: dict[Path, np.memmap] = {}
+        self._fetched: tuple[str, bytes] = ("", b"")  # the last one, which may have several parts
 
     def tensors(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shape and dtype of each tensor by name."""
@@ -37,8 +38,15 @@ class Safetensors:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor as a read-only view of its file; pages are read when touched."""
+        """Returns a tensor as a read-only view of its file; pages are read when touched.
+
+        Of a remote file, its bytes are fetched.
+        """
         entry = self._entries[name]
+        if not isinstance(entry.path, Path):
+            if self._fetched[0] != name:
+                self._fetched = name, _fetch(entry)
+            return np.frombuffer(self._fetched[1], np.uint8).view(entry.dtype).reshape(entry.shape)
         if entry.path not in self._mapped:
             self._mapped[entry.path] = np.memmap(entry.path, np.uint8, "r")
         raw = self._mapped[entry.path][entry.start : entry.stop]
@@ -49,8 +57,8 @@ def open_tensors(folder: str | os.PathLike) -> Safetensors:
     """Opens the weights of a Hugging Face folder, reading nothing but headers.
 
     Args:
-      folder: with `model.safetensors`, or `model.safetensors.index.json` and the files it names;
-        or one `.safetensors` file, or an index, of any name.
+      folder: local or remote, with `model.safetensors`, or `model.safetensors.index.json` and the
+        files it names; or one `.safetensors` file, or an index, of any name.
 
     Returns:
       The tensors by name.
@@ -59,7 +67,7 @@ def open_tensors(folder: str | os.PathLike) -> Safetensors:
       InputError: if there are no such files (pickles are not opened), one is truncated or damaged,
         or the index is not theirs.
     """
-    path = local(folder)
+    path = as_path(folder)
     if path.is_dir():
         found = [path / name for name in (WEIGHTS, INDEX) if (path / name).exists()]
         if not found:
@@ -135,13 +143,13 @@ def local(folder: str | os.PathLike) -> Path:
     """Returns the path of a local folder or file.
 
     Raises:
-      InputError: for `gs://` and the like, which cannot be mapped.
+      InputError: for `gs://` and the like.
     """
     path = as_path(folder)
     if not isinstance(path, Path):
         raise InputError(
-            f"{str(folder)!r} is remote, and safetensors files are mapped from a local disk; "
-            "copy the folder first"
+            f"{str(folder)!r} is remote, and safetensors files are written to a local disk: give a "
+            "local folder, and copy it from there"
         )
     return path
 
@@ -166,7 +174,28 @@ _ADVICE = (
 )
 
 
-def _no_weights(folder: Path) -> InputError:
+def _fetch(entry: Entry) -> bytes:
+    """Reads the bytes of a tensor of a remote file.
+
+    Raises:
+      InputError: if that fails.
+    """
+    try:
+        with entry.path.open("rb") as file:
+            file.seek(entry.start)
+            content = file.read(entry.stop - entry.start)
+    except Exception as error:  # each kind of storage has errors of its own
+        reason = str(error).strip() or type(error).__name__
+        raise InputError(
+            f"cannot read {entry.path}: {reason.splitlines()[0][:150]}; try again, or copy the "
+            "folder to a local disk"
+        ) from error
+    if len(content) != entry.stop - entry.start:
+        raise InputError(f"{entry.path} ended early; try again, or copy it to a local disk")
+    return content
+
+
+def _no_weights(folder: Any) -> InputError:
     there = sorted(each.name for each in folder.iterdir())
     files = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "")
     message = f"{folder} has neither {WEIGHTS} nor {INDEX}; there is: {files or 'nothing'}"
@@ -180,7 +209,7 @@ def _no_weights(folder: Path) -> InputError:
     return InputError(message)
 
 
-def _indexed(path: Path) -> dict[str, Entry]:
+def _indexed(path: Any) -> dict[str, Entry]:
     """Returns where the tensors lie of all files that an index names."""
     try:
         places = json.loads(path.read_bytes())["weight_map"]

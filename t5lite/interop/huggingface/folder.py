@@ -66,14 +66,14 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
     """Opens a folder, reading its config and the headers of its tensors.
 
     Args:
-      folder: with `config.json` and safetensors files; local.
+      folder: with `config.json` and safetensors files; local or remote.
       vocabulary: instead of the folder's own.
 
     Raises:
       InputError: no config, a `model_type` that is not known (those that are are listed), an
         architecture or option that is not, pickles, or damaged files.
     """
-    root = local(folder)
+    root = as_path(folder)
     config = read_config(root)
     family = family_of(config["model_type"])
     generation = read_defaults(root, config)
@@ -383,7 +383,7 @@ def _changes(old: ModelSpec, new: ModelSpec) -> dict[str, str]:
     return dict(sorted(lines.items()))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Any) -> dict[str, Any]:
     """Returns the content of a folder's `config.json`.
 
     Raises:
@@ -467,7 +467,7 @@ def _cannot(spec: ModelSpec, what: str) -> str:
     )
 
 
-def _sentence_heads(folder: Path) -> tuple[EmbeddingHeadSpec, ...]:
+def _sentence_heads(folder: Any) -> tuple[EmbeddingHeadSpec, ...]:
     """Returns the head that sentence-transformers' files beside a model describe, if any."""
     path = folder / "modules.json"
     if not path.exists():
