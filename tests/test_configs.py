@@ -126,6 +126,22 @@ def test_the_command_of_the_header_parses(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
+def test_what_the_header_says_comes_then_is_of_its_run(config):
+    then = [line.removeprefix("Then:") for line in header(config) if line.startswith("Then:")]
+    text = Path(config).read_text(encoding="utf-8")
+    (objective,) = re.findall(r'^include "gin/objectives/(\w+)\.gin"', text, re.MULTILINE)
+    headed = {"classification", "regression", "token_labels", "spans", "contrastive"}
+    assert bool(then) == (objective in headed)
+    for program, verb, *words in map(shlex.split, then):
+        parser = argparse.ArgumentParser()
+        getattr(commands_flags, verb)(parser)
+        options = parser.parse_args(words)
+        assert program == "t5lite"
+        assert f'MODEL_DIR = "{options.model_dir}"' in text
+        assert options.texts
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.light(
     "configs/quickstart.gin",
     "configs/t5_1_1_base_c4.gin",
