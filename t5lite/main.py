@@ -114,8 +114,37 @@ def _dispatch(arguments: list[str]) -> int | None:
     command = importlib.import_module(f"t5lite.commands.{verb}")
     with contextlib.nullcontext() if options.debug else _quiet():
         configured = configuration.parse(options.gin_file, bindings, search_paths)
-        with _processes(options, preemptible=verb == "train"):
+        with _as_typed(parser), _processes(options, preemptible=verb == "train"):
             return command.run(options, configured)
+
+
+@contextlib.contextmanager
+def _as_typed(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Has errors name options as this command line takes them: `truncate=True` is `--truncate`.
+
+    Names of several words are always options; others where a value follows.
+    """
+    flags = {each.dest: each.nargs == 0 for each in parser._actions if each.option_strings}
+    names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
+    named = re.compile(rf"(?<![\w.'/-])({names})\b(?: ?= ?(True|False|None)\b| ?(=) ?(?=\S))?")
+
+    def flag(found: re.Match) -> str:
+        name, constant, equals = found.groups()
+        if flags[name] and constant == "True":
+            return f"--{name}"
+        value = f"={constant}" if constant else "=" if equals else ""
+        return f"--{name}{value}" if value or "_" in name else found[0]
+
+    try:
+        yield
+    except InputError as error:
+        typed = "\n".join(
+            line if "gin" in line.partition(": ")[0] else named.sub(flag, line)
+            for line in str(error).splitlines()
+        )
+        if typed == str(error):
+            raise
+        raise InputError(typed, field=error.field) from error
 
 
 @contextlib.contextmanager

@@ -372,6 +372,34 @@ def test_a_mistake_costs_a_few_lines(here, capsys, text, flags, expected):
 
 
 @pytest.mark.parametrize(
+    ("said", "typed"),
+    [
+        ("shorten it, or set truncate=True", "shorten it, or set --truncate"),
+        ("max_new_tokens = 0: must be at least 1", "--max_new_tokens=0: must be at least 1"),
+        ("lower it or max_new_tokens", "lower it or --max_new_tokens"),
+        ("a prompt of the prefix", "a prompt of the prefix"),
+        ("prompt = 'x': unknown", "--prompt='x': unknown"),
+        ("--max_new_tokens=3 and Options.max_new_tokens = 3", None),
+        ("run.gin:3: max_new_tokens = 3", None),
+        ("prompt=None is fine", "--prompt=None is fine"),
+    ],
+)
+def test_errors_name_options_as_flags(here, capsys, monkeypatch, said, typed):
+    def add(parser):
+        parser.add_argument("--max_new_tokens")
+        parser.add_argument("--truncate", action="store_true")
+        parser.add_argument("--prompt")
+
+    def run(options, given):
+        raise InputError(said, field="x")
+
+    monkeypatch.setattr(main.flags, "train", add)
+    monkeypatch.setitem(sys.modules, "t5lite.commands.train", SimpleNamespace(run=run))
+    assert main.main(["train"]) == 2
+    assert capsys.readouterr().err == f"t5lite: {typed or said}\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["trian"], "unknown verb 'trian'; did you mean train"),

@@ -62,6 +62,8 @@ def _bench(configuration: "Configuration", *, steps: int, warmup: int) -> dict[s
         shards = process_shards(given.data, given.layout, mesh)[jax.process_index()]
         batches = given.data.train_batches(given.objective, seed=given.seed, shards=shards)
         stack.callback(batches.close)
+        if hasattr(batches, "keep_lengths"):
+            batches.keep_lengths()  # one step is compiled, for whole rows
         bar = stack.enter_context(_bar(warmup + 2 * steps))
         compiled, step = compile_step(program, stage=bar.set_description)
         bar.set_description("training")

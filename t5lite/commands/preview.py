@@ -76,17 +76,22 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
     counting = _Counting(objective)
     num_batches = min(max(_ROWS // data.batch_size, 1), _BATCHES)
     batches = data.train_batches(counting, seed=seed)
+    num_batches = max(num_batches, getattr(batches, "period", 1))
     try:
         rows = list(itertools.islice(batches, num_batches))
     finally:
         batches.close()
     # A token's segment is 1, 2, …; without segments a row holds one example.
     texts = [name for name in rows[0] if name in ("inputs", "targets")] or [*rows[0]][:1]
+    # Batches may be of several lengths.
     segments = {
-        name: np.concatenate([each.get(f"{name}_segment_ids", each[name] != 0) for each in rows])
-        for name in texts
+        name: [each.get(f"{name}_segment_ids", each[name] != 0) for each in rows] for name in texts
     }
-    per_row = float(np.mean(np.max([each.max(axis=1) for each in segments.values()], axis=0)))
+    most = {
+        name: np.concatenate([each.max(axis=1) for each in found])
+        for name, found in segments.items()
+    }
+    per_row = float(np.mean(np.max([*most.values()], axis=0)))
     known = getattr(data, "num_examples", None)
     size = known(getattr(data, "split", "train")) if known else None
     # A cache holds prepared examples, and counts those.
@@ -96,7 +101,10 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
         examples=examples,
         texts=_texts(examples, objective, data),
         num_batches=num_batches,
-        padding={name: float(np.mean(each == 0)) for name, each in segments.items()},
+        padding={
+            name: float(np.mean(np.concatenate([each.ravel() for each in found]) == 0))
+            for name, found in segments.items()
+        },
         examples_per_row=per_row,
         epochs_per_row=size and per_row * taken_per_given / size,
         cuts=count_cuts(data, objective, split=split, most=_CHECKED, seed=seed),

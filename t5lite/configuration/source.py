@@ -165,7 +165,11 @@ class Source:
         its message begins with or sets. A value that is a macro is blamed where that is defined.
         """
         owner, _, field = (getattr(error, "field", None) or "").rpartition(".")
-        configurable = owner or configurable
+        if owner and owner != configurable and (place := self._place_of(owner, field, error)):
+            return place
+        return self._place_of(configurable, "" if owner else field, error)
+
+    def _place_of(self, configurable: str, field: str, error: InputError | str) -> str:
         bound = [item for item in self.bindings if item.selector.split(".")[-1] == configurable]
         for item in reversed(bound):
             if field == item.parameter if field else _blames(str(error), item.parameter):

@@ -84,6 +84,7 @@ class Batches:
       fingerprint: JSON values that must be the same where a state is loaded.
       prefetch: batches made ahead, >= 1.
       cut_together: features whose rows lose columns that hold only padding, see `like_lengths`.
+      period: batches in which rows of all lengths come.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class Batches:
         names: Sequence[str] | None = None,
         prefetch: int = 2,
         cut_together: Groups = (),
+        period: int = 1,
     ):
-        self._cut_together = cut_together
+        self._cut_together, self.period = cut_together, period
         self._names = tuple(objective.features if names is None else names)
         self._shards, self._rows_per_shard = dict(shards), rows_per_shard
         self._objective, self._fingerprint = objective, dict(fingerprint)

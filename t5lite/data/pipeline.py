@@ -224,6 +224,7 @@ class _Data:
             fingerprint=fingerprint,
             prefetch=self.prefetch,
             cut_together=groups if len(streams) == num_shards else (),
+            period=_GROUPS if groups else 1,
         )
 
     def validation_batches(

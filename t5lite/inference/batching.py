@@ -66,4 +66,4 @@ def each(name: str, read: Callable[..., Any], *columns: Sequence[Any]) -> list[A
 def check_count(name: str, value: Any) -> None:
     """Raises an InputError unless a value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} = {value!r}: must be a whole number of at least 1")
+        raise InputError(f"{name} = {value!r}: must be a whole number of at least 1", field=name)

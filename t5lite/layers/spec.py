@@ -57,9 +57,8 @@ class Spec:
     def require(self, condition: bool, field: str, wanted: str) -> None:
         """Raises an InputError that names `field`, its value and what is `wanted`."""
         if not condition:
-            raise InputError(
-                f"{type(self).__name__}.{field} = {getattr(self, field)!r}: must be {wanted}"
-            )
+            name = f"{type(self).__name__}.{field}"
+            raise InputError(f"{name} = {getattr(self, field)!r}: must be {wanted}", field=name)
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with `changes`, checked again."""

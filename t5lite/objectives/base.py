@@ -345,4 +345,5 @@ def check_number(owner: object, name: str, valid: Callable[[Any], bool], allowed
     """Raises InputError unless a dataclass's field is a number, not a bool, and `valid`."""
     value = getattr(owner, name)
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not valid(value):
-        raise InputError(f"{type(owner).__name__}.{name} is {value!r}: it must be {allowed}")
+        field = f"{type(owner).__name__}.{name}"
+        raise InputError(f"{field} is {value!r}: it must be {allowed}", field=field)

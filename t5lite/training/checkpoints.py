@@ -77,7 +77,8 @@ class Checkpoints:
         for field in ("every", "keep"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"Checkpoints.{field} = {value!r}: must be an integer, at least 1")
+                name = f"Checkpoints.{field}"
+                raise InputError(f"{name} = {value!r}: must be an integer, at least 1", field=name)
         minutes = self.every_minutes
         number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
         if minutes is not None and not (number and 0 < minutes < math.inf):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from t5lite.commands.preview import look
 from t5lite.data import ArrayData, Bytes
 from t5lite.data.batches import merge_states
 from t5lite.data.like_lengths import cut, cut_lengths
@@ -153,3 +154,12 @@ def test_padding_that_is_a_token_is_kept():
         "x_segment_ids": (2, 24),
         "y": (2,),
     }
+
+
+def test_a_look_at_the_data_sees_batches_of_several_lengths():
+    seen = {
+        like: look(data(like_lengths=like), Classification(), split="train", count=1, seed=3)
+        for like in (False, True)
+    }
+    assert seen[True].padding["inputs"] < 0.75 * seen[False].padding["inputs"]
+    assert seen[True].examples_per_row == seen[False].examples_per_row == 1
