@@ -270,6 +270,15 @@ def test_scopes_count_where_something_is_called_in_them(here):
         configuration.parse(["run.gin"]).bindings_of(train)
 
 
+def test_what_a_macro_refers_to_is_called_in_its_scope(here):
+    """As the operative configuration of a run says it, `MODEL_DIR/config.gin`."""
+    text = "test_main.train.steps = 1\ntest_main.train.optimizer = %OPTIMIZER\n"
+    text += "OPTIMIZER = @test_main.Optimizer()\nOPTIMIZER/test_main.Optimizer.decay = 1.0\n"
+    write(here, "config.gin", text)
+    found = configuration.parse(["config.gin"]).bindings_of(train)["optimizer"]
+    assert found == Optimizer(decay=1.0)
+
+
 def test_files_that_t5lite_carries_may_be_overridden(here, monkeypatch):
     monkeypatch.setattr(source, "_PACKAGE", here / "site/t5lite")
     carried = RUN + "test_main.Optimizer.decay = %DECAY\nDECAY = 1.0\nUNUSED = 1\n"

@@ -95,6 +95,7 @@ class _Reached:
 
     def _add(self, binding: Binding) -> None:
         self.macros.update(binding.macros)
+        self.scopes.update(binding.macros)  # gin calls what a macro refers to in its scope
         for scope, selector in binding.references:
             self.scopes.update(filter(None, scope.split("/")))
             self.targets.setdefault(self._source.target(selector), selector)
