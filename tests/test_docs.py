@@ -82,7 +82,7 @@ def workshop(tmp_path_factory):
         (folder / name).write_text(content, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for config in ("quickstart", "bert_nano"):
+        for config in ("quickstart", "bert_nano", "classify_csv", "ner_jsonl"):
             assert main(["train", f"--gin_file=configs/{config}.gin", *FEW["train"]]) == 0
     return folder
 

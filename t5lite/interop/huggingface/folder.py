@@ -295,7 +295,7 @@ def _frame(spec: ModelSpec, vocabulary: Vocabulary, prompts: Prompts | None) -> 
     if prompts is None:
         prompts = Prompts.by_default(vocabulary, topology=spec.topology, start_id=spec.start_id)
     read = prompts.of(None)
-    if read.bidirectional:
+    if spec.topology == "decoder" and read.bidirectional:
         warnings.warn(
             "the model was trained to see its inputs in both directions, which transformers' "
             "classes do not: there it reads them from left to right",
