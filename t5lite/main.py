@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -190,18 +191,24 @@ def _keep_compilations() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what libraries say of a failure that then reaches the user as one of our errors."""
+    """Keeps to messages: libraries log no failure that is said anyway, warnings show no source."""
     loggers = [logging.getLogger(library) for library in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    showwarning = warnings.showwarning
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
+    warnings.showwarning = _note
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, warnings.showwarning = hook, showwarning
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _note(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"t5lite: note: {message}", file=sys.stderr)
 
 
 def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -496,3 +497,11 @@ def test_gin_is_missing(tmp_path, shadowed):
     assert "the gin-config library is missing" in done.stderr
     assert "pip install gin-config" in done.stderr
     assert (f"finds {tmp_path}/gin instead" in done.stderr) == shadowed
+
+
+def test_warnings_are_notes_without_a_source_line(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with main._quiet():
+            warnings.warn("num_beams is ignored", stacklevel=1)
+    assert capsys.readouterr().err == "t5lite: note: num_beams is ignored\n"
