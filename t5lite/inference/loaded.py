@@ -440,8 +440,8 @@ def load(
       folder: of t5lite a model_dir or its checkpoints folder (the newest step is read), or one step
         folder, local, `gs://` or `s3://`; `model.json`, `vocabulary/`, `labels.json` and
         `prompts.json` lie in it or in a folder above. Or a Hugging Face folder: `config.json`,
-        safetensors, tokenizer files; local or remote. Or a T5X checkpoint, `checkpoint_N`, or the folder that holds
-        some (the newest is read). Or the name of a model on the Hugging Face hub,
+        safetensors, tokenizer files; local or remote. Or a T5X checkpoint, `checkpoint_N`, or the
+        folder that holds some (the newest is read). Or the name of a model on the Hugging Face hub,
         `ORGANISATION/NAME` or `ORGANISATION/NAME@REVISION`, where huggingface_hub is installed and
         there is no such folder.
       compute: dtype of activations and so on, which need not be those of training; float16 is
