@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             labels=loaded.labels if spec.heads == loaded.spec.heads else {},
             prompts=loaded.trained_prompts if same_texts else None,
             inputs=loaded.inputs if same_texts else InputFormat(),
+            generation=loaded.generation if same_texts else None,
+            origin=found.origin,
             progress=bar,
         )
     print(f"written to {arguments.target}")

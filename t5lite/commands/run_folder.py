@@ -13,6 +13,9 @@ from t5lite.data.files import write_whole
 from t5lite.data.input_format import InputFormat, save_input_format
 from t5lite.data.labels import Labels, check_labels, load_labels, save_labels
 from t5lite.errors import InputError
+from t5lite.interop.generation_defaults import save_defaults
+from t5lite.interop.huggingface.origin import FOLDER as ORIGIN
+from t5lite.interop.huggingface.origin import keep
 from t5lite.interop.prompts import save_prompts
 from t5lite.models import ModelSpec, differences, load_spec, save_spec
 from t5lite.objectives import Prompts
@@ -23,7 +26,7 @@ from t5lite.training.restore import saved_steps
 
 _FILES = (
     *("run.json", "model.json", "vocabulary", "labels.json", "prompts.json", "inputs.json"),
-    "config.gin",
+    *("config.gin", "generation_config.json", ORIGIN),
 )
 # Of runs that were begun before `run.json` listed its files.
 _EARLIER_FILES = {*_FILES, "metrics.jsonl", "texts.jsonl", "report.html", "mlflow_run_id"}
@@ -111,6 +114,7 @@ def describe(
     facts: Mapping[str, Any],
     prompts: Prompts | None = None,
     inputs: InputFormat = InputFormat(),
+    start: Any = None,
 ) -> None:
     """Writes what a checkpoint needs to be understood without its configuration.
 
@@ -125,6 +129,7 @@ def describe(
       facts: what else `run.json` says, see `describe_run`.
       prompts: how the trained model is prompted; None: it is not, or that is unknown.
       inputs: how rows become the texts that it reads.
+      start: the checkpoint that a new run starts from, opened; None for none.
     """
     # First: it says which files are the run's own.
     files = sorted(_own_files(folder).union(_FILES, of_writers))
@@ -140,6 +145,12 @@ def describe(
     save_labels(folder, data.labels())
     save_prompts(folder, prompts)
     save_input_format(folder, inputs)
+    if start is not None:
+        # So that the run can be converted back with all that its folder said.
+        keep(folder, start.origin)
+        theirs = start.vocabulary
+        if vocabulary is not None and theirs and theirs.fingerprint == vocabulary.fingerprint:
+            save_defaults(folder, start.generation)
     text, target = (config or "").encode(), folder / "config.gin"
     if config is not None and not (target.exists() and target.read_bytes() == text):
         write_whole(target, text)

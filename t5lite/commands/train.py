@@ -300,6 +300,7 @@ def train(
                     facts=facts,
                     prompts=prompts_of(objective, data),
                     inputs=data.input_format() if "inputs" in objective.features else InputFormat(),
+                    start=start.found if start else None,
                 )
             run_.writers.rewind(int(state.step))
             state = loop.train(state)

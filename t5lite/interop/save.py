@@ -57,7 +57,7 @@ def save(
       generation: how the model writes unless options say otherwise, its
         `generation_config.json`. T5X's layout has no place for it.
       origin: the files of the Hugging Face folder that the model comes from, as `open_model` has
-        them: kept by "t5lite" in `huggingface/`, and written back by "huggingface".
+        them: kept by "t5lite" in `origin/`, and written back by "huggingface".
       inputs: how rows become texts, for "t5lite".
       step: updates done.
       scanned: whether "t5x" is written for layers that are scanned.

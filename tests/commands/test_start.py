@@ -304,3 +304,27 @@ def test_a_package_that_is_missing_says_how_to_install_it(tmp_path, monkeypatch)
     (folder / "config.json").write_text(json.dumps({}))
     (folder / "model.safetensors").write_bytes(b"")
     assert interop.packaged_folder("has_a_model") == str(folder)
+
+
+def test_a_fine_tuned_run_is_converted_with_all_that_its_folder_said(encoder, tmp_path, capsys):
+    """Tokenizer files, fields of the config, and the names of its labels; or it says why not."""
+    source = copied("bert", tmp_path / "hf", an_option_of_tomorrow=[1, 2])
+    add_tokenizer(source)
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    data = table(tmp_path, interop.vocabulary_of(source))
+    for run, shape in (("mean", {}), ("first", {"pooling": "first", "pooler": True})):
+        head = ClassificationHeadSpec(num_classes=2, **shape)
+        model = override(str(source), {"heads": [head]})
+        checkpoints = Checkpoints(restore_from=str(source))
+        train(tmp_path / run, data, model=model, checkpoints=checkpoints)
+        told = "note: ClassificationHeadSpec with pooling = 'mean'" in capsys.readouterr().out
+        assert told == (run == "mean")
+    assert main(["convert", str(tmp_path / "mean"), str(tmp_path / "new")]) == 2
+    assert "heads.0.pooling: mean would become first" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "first"), str(tmp_path / "new")]) == 0
+    config = json.loads((tmp_path / "new/config.json").read_text())
+    assert config["id2label"] == {"0": "x", "1": "y"}
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["an_option_of_tomorrow"] == [1, 2]
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "new" / name).read_bytes() == (source / name).read_bytes()

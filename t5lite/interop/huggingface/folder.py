@@ -149,7 +149,7 @@ def save(
     """
     spec: ModelSpec = getattr(model, "spec", model)
     root = local(folder)
-    plan = describe(spec)
+    plan, origin = describe(spec), _related(origin, spec)
     said = _Said.of(spec, plan, vocabulary=vocabulary, labels=labels, origin=origin)
     frame = None if vocabulary is None else _frame(spec, vocabulary, prompts)
     if (
@@ -195,6 +195,7 @@ def losses(
     Args:
       spec, vocabulary, labels, origin: see `save`.
     """
+    origin = _related(origin, spec)
     said = _Said.of(spec, describe(spec), vocabulary=vocabulary, labels=labels, origin=origin)
     lines = []
     if origin is None:
@@ -244,7 +245,7 @@ class _Said:
             if config.get("pad_token_id") is None and vocabulary.pad_id >= 0:
                 config["pad_token_id"] = vocabulary.pad_id
         same, lost = False, list[str]()
-        if origin is not None and origin.config().get("model_type") == spec.family:
+        if origin is not None:
             same = same_vocabulary(origin, vocabulary, read_vocabulary)
             known = same or vocabulary is None
             config, lost = merged(config, origin.config(), agrees=_agrees(spec, plan), ids=known)
@@ -273,6 +274,13 @@ def _plain(spec: ModelSpec) -> ModelSpec:
     """Returns a spec without its sentence embeddings, which have files of their own."""
     heads = tuple(head for head in spec.heads if not isinstance(head, EmbeddingHeadSpec))
     return spec.replace(heads=heads)
+
+
+def _related(origin: Origin | None, spec: ModelSpec) -> Origin | None:
+    """Returns an origin unless the model has become one of another family since."""
+    if origin is None or origin.config().get("model_type") != spec.family:
+        return None
+    return origin
 
 
 def _is_rotary(spec: ModelSpec) -> bool:

@@ -1,6 +1,6 @@
 """The files beside a Hugging Face model's tensors, kept to be written back as they were.
 
-A folder of t5lite has copies of them in `huggingface/`: what a spec does not express (positions of
+A folder of t5lite has copies of them in `origin/`: what a spec does not express (positions of
 rotary models, ids of special tokens, dropout of parts), the tokenizer's own files, chat templates.
 """
 
@@ -15,7 +15,7 @@ from t5lite.data import Vocabulary
 from t5lite.data.files import as_path, write_whole
 from t5lite.errors import InputError
 
-FOLDER = "huggingface"
+FOLDER = "origin"
 CONFIG, GENERATION, MODULES = "config.json", "generation_config.json", "modules.json"
 TOKENIZER = (
     "tokenizer.json",
