@@ -115,7 +115,9 @@ def _dispatch(arguments: list[str]) -> int | None:
     command = importlib.import_module(f"t5lite.commands.{verb}")
     with contextlib.nullcontext() if options.debug else _quiet():
         configured = configuration.parse(options.gin_file, bindings, search_paths)
-        with _as_typed(parser), _processes(options, preemptible=verb == "train"):
+        # With a configuration, a name is that of a parameter there.
+        typed = contextlib.nullcontext() if configured.source.statements else _as_typed(parser)
+        with typed, _processes(options, preemptible=verb == "train"):
             return command.run(options, configured)
 
 
