@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+_SHARE = 0.9  # of the host's: Linux kills a program that takes more than there is
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -26,7 +27,7 @@ def room(device: Any) -> Room | None:
     """Returns the memory of a local device; None if it does not tell.
 
     Of an accelerator it is all that JAX may take, and of processors, which share the host's, each
-    one's part of what is available now.
+    one's part of what is available now, less what is kept for the data and other programs.
     """
     if device.platform != "cpu":
         limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -36,7 +37,7 @@ def room(device: Any) -> Room | None:
         return None
     count = len(jax.local_devices(backend="cpu"))
     parts = f" for {count} devices" if count > 1 else ""
-    return Room(available // count, f"this host{parts}")
+    return Room(int(_SHARE * available) // count, f"this host{parts} (a tenth is kept free)")
 
 
 def host_bytes() -> int | None:
