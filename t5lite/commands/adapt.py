@@ -164,6 +164,7 @@ def steps(
         )
         yield f"{arguments.experts} experts", spec, params, vocabulary
     if arguments.encoder_decoder:
+        spec = started(spec, vocabulary)
         spec, params = adapt.to_encoder_decoder(
             spec, params, cross_attention=arguments.cross_attention, rng=next(keys)
         )
@@ -174,13 +175,21 @@ def steps(
         second = place(inputs.decoder, dtype=arguments.dtype)
         spec, params = adapt.join(
             (spec, params),
-            (second.spec, second.params),
+            (started(second.spec, second.vocabulary), second.params),
             cross_attention=arguments.cross_attention or "fresh",
             rng=next(keys),
         )
         if vocabulary is None:
             vocabulary = second.vocabulary
         yield f"with the decoder of {second.folder}", spec, params, vocabulary
+
+
+def started(spec: Any, vocabulary: Any) -> Any:
+    """Returns a spec whose decoder reads a token first, as that of an encoder-decoder must."""
+    if spec.start_id is not None:
+        return spec
+    ids = [getattr(vocabulary, name, None) for name in ("bos_id", "eos_id")]
+    return spec.replace(start_id=next((token for token in ids if token is not None), 0))
 
 
 def described(spec: Any, params: Any) -> str:

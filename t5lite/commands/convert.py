@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             labels=loaded.labels,
             prompts=loaded.trained_prompts,
             generation=loaded.generation,
+            embedding=loaded.embedding,
             origin=found.origin,
             inputs=loaded.inputs,
             step=loaded.step or 0,

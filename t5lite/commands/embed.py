@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             load(arguments.model_dir),
             max_length=arguments.max_length,
             truncate=arguments.truncate,
+            prompt=arguments.prompt,
+            prompt_name=arguments.prompt_name,
         )
 
         prompts = prompts.as_trained(embedder.loaded.inputs, rows=is_table(arguments.input_file))
@@ -125,7 +127,11 @@ def search(arguments: argparse.Namespace) -> int:
 
     check_count("--neighbours", arguments.neighbours)
     embedder = Embedder(
-        load(arguments.model_dir), max_length=arguments.max_length, truncate=arguments.truncate
+        load(arguments.model_dir),
+        max_length=arguments.max_length,
+        truncate=arguments.truncate,
+        prompt=arguments.prompt,
+        prompt_name=arguments.prompt_name,
     )
     (query,) = embedder.embed([arguments.query])
     if query.size != vectors.shape[1]:

@@ -332,10 +332,17 @@ def embed(parser: argparse.ArgumentParser) -> None:
         "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
     )
     parser.add_argument(
-        "--max_length", type=int, metavar="N", help="most tokens of a text (the model's positions)"
+        "--max_length",
+        type=int,
+        metavar="N",
+        help="most tokens of a text (the model's positions, or sentence-transformers' limit)",
     )
     parser.add_argument(
         "--truncate", action="store_true", help="cut texts that are too long for the model"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="put it in front of each text")
+    parser.add_argument(
+        "--prompt_name", metavar="NAME", help="a prompt of the model's files (their default one)"
     )
 
 

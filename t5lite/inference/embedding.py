@@ -1,6 +1,7 @@
 """Texts to vectors, and the nearest of them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError
 from t5lite.inference.batching import bucket, by_size, check_count, each, num_rows, padded
+from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.layers import pool, unit_length
 from t5lite.models import Model
 from t5lite.parallel import Layout, with_layout
@@ -26,17 +28,29 @@ class Embedder:
       loaded: a single stack, with a vocabulary.
       max_length: most tokens of a text, special ones included; None for what there is room for.
       truncate: whether longer texts lose their end; otherwise they are refused.
+      prompt: a text to put in front of others; None for that of `prompt_name`.
+      prompt_name: the name of a prompt that the model has; None for its default one, if any.
 
     Raises:
-      InputError: an encoder-decoder, no vocabulary, or a `max_length` out of range.
+      InputError: an encoder-decoder, no vocabulary, a `max_length` out of range, no such prompt, or
+        a model whose files ask for what is not known here.
     """
 
     loaded: "Loaded"
     max_length: int | None = None
     truncate: bool = False
+    prompt: str | None = None
+    prompt_name: str | None = None
 
     def __post_init__(self) -> None:
         folder, vocabulary = self.loaded.folder, self.loaded.vocabulary
+        if self.prompt is not None and self.prompt_name is not None:
+            raise InputError("prompt and prompt_name: a text has one prompt; leave one out")
+        if self._defaults.refusal is not None:
+            raise InputError(
+                f"{self._defaults.refusal}: its vectors would be others than sentence-transformers'"
+            )
+        self._prompt  # noqa: B018 - so that an unknown name is refused now
         if self.loaded.model.topology == "encoder_decoder":
             raise InputError(f"{folder} holds an encoder-decoder: embed is for single stacks")
         if vocabulary is None:
@@ -58,6 +72,32 @@ class Embedder:
         assert stack is not None
         return stack.max_length
 
+    @property
+    def _defaults(self) -> EmbeddingDefaults:
+        return self.loaded.embedding or EmbeddingDefaults()
+
+    @functools.cached_property
+    def _prompt(self) -> str:
+        """The text in front of every text."""
+        return self._defaults.prompt(self.prompt_name) if self.prompt is None else self.prompt
+
+    @functools.cached_property
+    def _unpooled(self) -> int:
+        """How many of the first tokens count for nothing: a prompt's, where they are excluded."""
+        vocabulary: Any = self.loaded.vocabulary
+        if self._defaults.includes_prompt or not self._prompt:
+            return 0
+        ids = vocabulary.frame(vocabulary.encode(self._prompt))
+        return len(ids) - (1 if vocabulary.frame.after else 0)
+
+    @property
+    def _room(self) -> int | None:
+        """Most tokens of a text."""
+        if self.max_length is not None:
+            return self.max_length
+        rooms = [each for each in (self._positions, self._defaults.max_length) if each is not None]
+        return min(rooms, default=None)
+
     def read(self, text: str) -> list[int]:
         """Returns the ids of a text, with what the vocabulary puts around them.
 
@@ -67,8 +107,9 @@ class Embedder:
         if not isinstance(text, str):
             raise InputError(f"{text!r} is not a text")
         vocabulary: Any = self.loaded.vocabulary
-        ids, frame = vocabulary.encode(text), vocabulary.frame
-        room = self._positions if self.max_length is None else self.max_length
+        ids, frame, room = vocabulary.encode(self._prompt + text), vocabulary.frame, self._room
+        if self.loaded.model.topology == "decoder":
+            ids = frame.without(ids)  # a start that the text spells is read once
         if room is not None and len(ids) + frame.size > room and not self.truncate:
             raise InputError(
                 f"a text of {len(ids) + frame.size} tokens: there is room for {room}; "
@@ -94,7 +135,9 @@ class Embedder:
             length = bucket(max(map(len, batch)), self._positions)
             count = num_rows(len(batch), loaded.layout, loaded.mesh)
             tokens, segments = padded(batch, count, length)
+            pooled = segments * (np.arange(length) >= self._unpooled)
             arrays = {f"{side}_input_tokens": tokens, f"{side}_segment_ids": segments}
+            arrays["pooled"] = pooled.astype(np.int32)
             vectors = np.asarray(loaded.vectors_fn(loaded.params, arrays))
             for row, vector in zip(together, vectors, strict=False):
                 found[row] = vector
@@ -102,12 +145,15 @@ class Embedder:
 
 
 def compile_vectors(model: Model, layout: Layout, mesh: Mesh) -> Callable:
-    """Returns the compiled function `(params, batch) -> [batch, size]` float32."""
+    """Returns the compiled function `(params, batch) -> [batch, size]` float32.
+
+    A batch also has `pooled` `[batch, length]` int32, 1 on the tokens that count.
+    """
     head = model.heads.get("embedding")
 
     def vectors(params: Any, batch: Any) -> jax.Array:
         hidden, _ = model.hidden(params, batch)
-        valid = batch[f"{model.topology}_segment_ids"] > 0
+        valid = batch["pooled"] > 0
         if head is not None:
             return model.output(params, "embedding", hidden, valid)
         return unit_length(pool(hidden, valid, "mean"))

@@ -24,6 +24,7 @@ from t5lite.inference.options import options_of
 from t5lite.inference.predict import HEADS, Predictor, compile_outputs
 from t5lite.inference.scoring import Score, Scorer, compile_scores
 from t5lite.interop import open_model
+from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.finite import check_compute
 from t5lite.interop.foreign import check_dtype
 from t5lite.interop.generation_defaults import GenerationDefaults
@@ -48,6 +49,7 @@ class Loaded:
         or tag 2. {} where none were saved.
       trained_prompts: how it was prompted in training; None where that is unknown.
       generation: how it writes unless options say otherwise; None where its files do not say.
+      embedding: how it embeds texts unless options say otherwise; likewise.
       inputs: how rows became texts in training, as far as that is known.
     """
 
@@ -61,6 +63,7 @@ class Loaded:
     labels: Labels = dataclasses.field(default_factory=dict)
     trained_prompts: Prompts | None = None
     generation: GenerationDefaults | None = None
+    embedding: EmbeddingDefaults | None = None
     inputs: InputFormat = InputFormat()
 
     @functools.cached_property
@@ -186,6 +189,8 @@ class Loaded:
         batch_size: int = 32,
         max_length: int | None = None,
         truncate: bool = False,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> np.ndarray:
         """Returns a vector for each text.
 
@@ -196,17 +201,25 @@ class Loaded:
           texts: to embed.
           batch_size: most texts at once.
           max_length: most tokens of a text, special ones included; None for as many as the model
-            has positions for. sentence-transformers has its own in sentence_bert_config.json.
+            has positions for, or sentence-transformers' files say.
           truncate: whether longer texts lose their end; otherwise they are refused.
+          prompt: a text to put in front of each.
+          prompt_name: the name of one that the model's files have; None for their default one.
 
         Returns:
           `[len(texts), size]` float32.
 
         Raises:
-          InputError: an encoder-decoder, no vocabulary, no text, one that is too long, or an
-            option out of range.
+          InputError: an encoder-decoder, no vocabulary, no text, one that is too long, an option
+            out of range, or files that ask for pooling or layers that are not known.
         """
-        embedder = Embedder(self, max_length=max_length, truncate=truncate)
+        embedder = Embedder(
+            self,
+            max_length=max_length,
+            truncate=truncate,
+            prompt=prompt,
+            prompt_name=prompt_name,
+        )
         return embedder.embed(texts, batch_size=batch_size)
 
     def predict(
@@ -393,7 +406,7 @@ def place(
 
     Args:
       found: a `Foreign`, or anything with its `spec`, `vocabulary`, `labels`, `prompts`,
-        `generation`, `inputs`, `step`, `where` and `params`.
+        `generation`, `embedding`, `inputs`, `step`, `where` and `params`.
       compute, layout, devices, dtype, progress: see `load`.
     """
     check_dtype(dtype)
@@ -418,6 +431,7 @@ def place(
         labels=found.labels,
         trained_prompts=found.prompts,
         generation=found.generation,
+        embedding=found.embedding,
         inputs=found.inputs,
     )
 

@@ -14,6 +14,7 @@ from t5lite.data import Vocabulary
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
+from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.finite import stays_float32
 from t5lite.interop.generation_defaults import GenerationDefaults
 from t5lite.interop.placing import Layer, index_of
@@ -41,6 +42,7 @@ class Foreign:
       labels: names of what a head's outputs mean, by label feature, in order; {} for none.
       prompts: how the model is prompted; None where nothing is said.
       generation: how the model writes unless options say otherwise; None where nothing is said.
+      embedding: how it embeds texts unless options say otherwise; likewise.
       origin: the other files of a Hugging Face folder, `huggingface.Origin`; None for others.
       inputs: how rows became its texts in training, which other libraries do not say.
     """
@@ -55,6 +57,7 @@ class Foreign:
     labels: Labels = dataclasses.field(default_factory=dict)
     prompts: Prompts | None = None
     generation: GenerationDefaults | None = None
+    embedding: EmbeddingDefaults | None = None
     origin: Any = None
     inputs: InputFormat = InputFormat()
 

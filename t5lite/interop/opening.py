@@ -15,6 +15,7 @@ from t5lite.data.labels import Labels, load_labels
 from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
 from t5lite.interop.adapters import check_adapter, is_adapter
+from t5lite.interop.embedding_defaults import EmbeddingDefaults, read_embedding
 from t5lite.interop.finite import fault, leaf_is_finite, stays_float32
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults
@@ -56,7 +57,8 @@ def open_model(
     prompts = read_prompts(found.home, vocabulary, topology=spec.topology)
     generation = None if spec.decoder is None else read_defaults(found.home)
     inputs = load_input_format(found.home)
-    return Own(spec, found, vocabulary, labels, prompts, generation, inputs)
+    embedding = read_embedding(found.home)
+    return Own(spec, found, vocabulary, labels, prompts, generation, inputs, embedding)
 
 
 @reads_folders
@@ -186,6 +188,7 @@ class Own:
     prompts: Prompts | None
     generation: GenerationDefaults | None = None
     inputs: InputFormat = InputFormat()
+    embedding: EmbeddingDefaults | None = None
 
     @property
     def origin(self) -> huggingface.Origin | None:

@@ -14,6 +14,7 @@ from t5lite.data.input_format import InputFormat, save_input_format
 from t5lite.data.labels import Labels, save_labels
 from t5lite.errors import InputError, unknown
 from t5lite.interop import huggingface, t5x
+from t5lite.interop.embedding_defaults import EmbeddingDefaults, save_embedding
 from t5lite.interop.generation_defaults import GenerationDefaults, save_defaults
 from t5lite.interop.prompts import save_prompts
 from t5lite.models import Model, ModelSpec, save_spec
@@ -36,6 +37,7 @@ def save(
     labels: Labels = MappingProxyType({}),
     prompts: Prompts | None = None,
     generation: GenerationDefaults | None = None,
+    embedding: EmbeddingDefaults | None = None,
     origin: huggingface.Origin | None = None,
     inputs: InputFormat = InputFormat(),
     step: int = 0,
@@ -56,6 +58,8 @@ def save(
         template; None: unknown, so that a decoder is taken to be causal.
       generation: how the model writes unless options say otherwise, its
         `generation_config.json`. T5X's layout has no place for it.
+      embedding: how the model embeds texts unless options say otherwise: sentence-transformers'
+        files, and `embedding.json` of "t5lite". T5X's layout has no place for it.
       origin: the files of the Hugging Face folder that the model comes from, as `open_model` has
         them: kept by "t5lite" in `origin/`, and written back by "huggingface".
       inputs: how rows become texts, for "t5lite".
@@ -80,6 +84,7 @@ def save(
                 vocabulary=vocabulary,
                 labels=labels,
                 generation=generation,
+                embedding=embedding,
                 origin=origin,
                 prompts=prompts,
                 progress=progress,
@@ -100,6 +105,7 @@ def save(
                 labels=labels,
                 prompts=prompts,
                 generation=generation,
+                embedding=embedding,
                 inputs=inputs,
                 step=step,
             )
@@ -127,6 +133,7 @@ def losses(found: Any, *, kind: str) -> list[str]:
             "names of labels": found.labels,
             "how the model is prompted": found.prompts,
             "generation_config.json": found.generation,
+            "how texts are embedded": found.embedding,
             "config.json": found.origin,
         }
         said = [name for name, part in parts.items() if part is not None and part != {}]
@@ -143,6 +150,7 @@ def _save(
     labels: Labels,
     prompts: Prompts | None,
     generation: GenerationDefaults | None,
+    embedding: EmbeddingDefaults | None,
     inputs: InputFormat,
     step: int,
 ) -> None:
@@ -156,6 +164,7 @@ def _save(
     save_labels(root, labels)
     save_prompts(root, prompts)
     save_defaults(root, generation)
+    save_embedding(root, embedding)
     save_input_format(root, inputs)
     save_spec(root / "model.json", spec)
 

@@ -7,6 +7,7 @@ from t5lite.layers.embeddings import TokenEmbedding
 from t5lite.layers.gradients import broadcast
 from t5lite.layers.heads import (
     ClassificationHeadSpec,
+    DenseSpec,
     EmbeddingHeadSpec,
     HeadSpec,
     LMHeadSpec,
@@ -73,6 +74,7 @@ __all__ = [
     "AttentionMask",
     "AttentionSpec",
     "ClassificationHeadSpec",
+    "DenseSpec",
     "Dropout",
     "EmbeddingHeadSpec",
     "FanInInitSpec",

@@ -18,7 +18,8 @@ from t5lite.layers.norms import LayerNormSpec, NormSpec
 from t5lite.layers.projection import projection
 from t5lite.layers.spec import Spec, positive
 
-POOLINGS = ("first", "mean", "last")
+# Ways to one vector for a text; the last three are sentence-transformers'.
+POOLINGS = ("first", "mean", "last", "max", "mean_sqrt_length", "weighted_mean")
 
 
 class HeadSpec(Spec):
@@ -279,23 +280,47 @@ class SpansHeadSpec(_TokenHeadSpec):
 
 
 @dataclasses.dataclass(frozen=True)
+class DenseSpec(Spec):
+    """A dense layer on one vector for a text.
+
+    Args:
+      size: its width.
+      activation: one of `ACTIVATIONS`; None for none.
+      use_bias: whether it adds a bias.
+    """
+
+    size: int = positive()
+    activation: str | None = "tanh"
+    use_bias: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation is not None and self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, ACTIVATIONS)
+
+
+@dataclasses.dataclass(frozen=True)
 class EmbeddingHeadSpec(HeadSpec):
     """One vector for a text, `[batch, size]`.
 
     Args:
       size: its width, from a linear layer; None for the hidden state's own.
-      pooling: `first`, `mean` or `last`.
+      pooling: one of `POOLINGS`, or several joined by `+`, whose vectors are joined.
       normalized: whether its length is made 1.
+      dense: layers on the pooled vector, before that.
     """
 
     kind: ClassVar[str] = "embedding"
     size: int | None = positive(None)
     pooling: str = "mean"
     normalized: bool = True
+    dense: tuple[DenseSpec, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}")
+        known = all(part in POOLINGS for part in self.pooling.split("+"))
+        self.require(known, "pooling", f"one of {', '.join(POOLINGS)}, or some joined by +")
+        self.require(self.size is None or not self.dense, "size", "None with dense layers")
 
     def make(
         self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
@@ -310,15 +335,23 @@ def pool(hidden: jax.Array, valid: jax.Array, pooling: str) -> jax.Array:
     Args:
       hidden: `[batch, length, embed]`.
       valid: `[batch, length]` bool. A row without any gives zeros or its first vector.
-      pooling: one of `POOLINGS`.
+      pooling: one of `POOLINGS`. `mean_sqrt_length` divides the sum by the root of the number of
+        tokens, `weighted_mean` weighs tokens by their place, from 1.
 
     Returns:
       `[batch, embed]` float32.
     """
     hidden = hidden.astype(jnp.float32)
     inside = valid.astype(jnp.float32)
-    if pooling == "mean":
+    if pooling == "max":
+        highest = jnp.where(valid[..., None], hidden, -jnp.inf).max(axis=1)
+        return jnp.where(valid.any(axis=1)[:, None], highest, 0.0)
+    if pooling == "weighted_mean":
+        inside = inside * jnp.arange(1, valid.shape[1] + 1, dtype=jnp.float32)[None]
+    if pooling in ("mean", "weighted_mean"):
         weights = inside / jnp.maximum(inside.sum(axis=1, keepdims=True), 1.0)
+    elif pooling == "mean_sqrt_length":
+        weights = inside / jnp.sqrt(jnp.maximum(inside.sum(axis=1, keepdims=True), 1.0))
     else:
         length = valid.shape[1]
         at = valid.argmax(axis=1) if pooling == "first" else length - 1 - valid[:, ::-1].argmax(1)
@@ -473,7 +506,19 @@ class EmbeddingHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        x = pool(hidden, valid, self.spec.pooling)
+        poolings = self.spec.pooling.split("+")
+        x = jnp.concatenate([pool(hidden, valid, each) for each in poolings], axis=-1)
+        for number, layer in enumerate(self.spec.dense):
+            dense = projection(
+                ("embed", "mlp"),
+                (layer.size,),
+                dtype=self.dtype,
+                use_bias=layer.use_bias,
+                init=self.init_.kernel("dense"),
+                name=f"dense_{number}",
+            )
+            x = dense(x.astype(self.dtype)).astype(jnp.float32)
+            x = x if layer.activation is None else ACTIVATIONS[layer.activation](x)
         if self.spec.size is not None:
             output = projection(
                 ("embed", "mlp"),

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
 }
 
 

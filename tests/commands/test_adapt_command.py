@@ -43,7 +43,7 @@ def reference(name):
 def llama(tmp_path_factory):
     """A decoder with a tokenizer, which reads [CLS] first."""
     folder = copied("llama", tmp_path_factory.mktemp("llama") / "old", bos_token_id=2)
-    add_tokenizer(folder, ends=())
+    add_tokenizer(folder, ends=("[CLS]",))
     (folder / "tokenizer_config.json").write_text(json.dumps(NAMES | {"bos_token": "[CLS]"}))
     return folder
 

@@ -144,6 +144,9 @@ def test_a_decoder_with_the_last_token(tmp_path):
         (MEAN | {"pooling_mode_max_tokens": False}, ("Normalize",), EmbeddingHeadSpec()),
         ({"pooling_mode": "mean"}, ("Normalize",), EmbeddingHeadSpec()),  # since version 6
         ({"pooling_mode": "cls"}, (), EmbeddingHeadSpec(pooling="first", normalized=False)),
+        ({"pooling_mode": ["mean", "max"]}, ("Normalize",), EmbeddingHeadSpec(pooling="mean+max")),
+        (MEAN | FIRST, ("Normalize",), EmbeddingHeadSpec(pooling="first+mean")),
+        ({}, ("Normalize",), EmbeddingHeadSpec()),
     ],
 )
 def test_pooling_is_read(tmp_path, pooling, modules, expected):
@@ -154,17 +157,16 @@ def test_pooling_is_read(tmp_path, pooling, modules, expected):
 @pytest.mark.parametrize(
     ("pooling", "modules", "expected"),
     [
-        ({"pooling_mode_max_tokens": True}, (), "pooling by max_tokens"),
-        (MEAN | FIRST, (), "pooling by mean_tokens and cls_token"),
-        ({"pooling_mode": ["mean", "max"]}, (), "pooling by mean and max"),
-        (MEAN, ("Dense", "Normalize"), "Dense"),
-        ({}, (), "pooling by nothing"),
+        ({"pooling_mode": "median"}, (), "pooling by median"),
+        (MEAN, ("LayerNorm", "Normalize"), "modules Transformer, Pooling, LayerNorm, Normalize"),
+        (MEAN, ("Normalize", "Dense"), "modules Transformer, Pooling, Normalize, Dense"),
     ],
 )
-def test_pooling_that_is_not_known_is_said(tmp_path, pooling, modules, expected):
-    with pytest.warns(UserWarning, match=rf"modules.json says .*{expected}.*embed takes the mean"):
-        found = huggingface.open_model(bert(tmp_path / "bert", pooling, *modules))
-    assert "embedding" not in {head.kind for head in found.spec.heads}
+def test_pooling_that_is_not_known_is_refused(tmp_path, pooling, modules, expected):
+    loaded = t5lite.load(bert(tmp_path / "bert", pooling, *modules), devices=ONE)
+    assert "embedding" not in loaded.model.heads
+    with pytest.raises(InputError, match=rf"modules.json says {expected}, which is not known here"):
+        loaded.embed(["a"])
 
 
 def test_damaged_files_beside_a_model(tmp_path):

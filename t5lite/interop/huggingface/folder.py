@@ -5,8 +5,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,11 +13,12 @@ import jax
 import numpy as np
 
 from t5lite.data import Vocabulary
-from t5lite.data.files import as_path, write_whole
+from t5lite.data.files import write_whole
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.framing import Frame
 from t5lite.interop.adapters import check_merged
+from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.finite import stays_float32
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults, save_defaults
@@ -33,6 +33,13 @@ from t5lite.interop.huggingface.origin import (
     merged,
     same_vocabulary,
 )
+from t5lite.interop.huggingface.sentence_files import (
+    all_dense_tensors,
+    read_sentences,
+    transformer_folder,
+    with_dense,
+    write_sentences,
+)
 from t5lite.interop.huggingface.vocabularies import read_vocabulary
 from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
 from t5lite.interop.tensors import Source, Tensor, written
@@ -46,20 +53,15 @@ _POSITIONS = "max_position_embeddings"
 _NOT_SAID = re.compile(r"(encoder|decoder|heads\.\d+)\.(stochastic_depth_rate|dropout_rate)")
 
 
-# Ways to pool as sentence-transformers calls them: since 6, and as flags before.
-_POOLING = {"mean": "mean", "cls": "first", "lasttoken": "last"}
-_POOLING |= {"mean_tokens": "mean", "cls_token": "first"}
-_FLAGS = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}
-
-
 def is_folder(folder: str | os.PathLike) -> bool:
-    """Whether there is a `config.json`."""
-    return (as_path(folder) / CONFIG).exists()
+    """Whether there is a `config.json`, or a `modules.json` that says where one is."""
+    return (transformer_folder(folder) / CONFIG).exists()
 
 
 def has_weights(folder: str | os.PathLike) -> bool:
     """Whether there are a model's tensors, or an index of them."""
-    return any((as_path(folder) / name).exists() for name in (WEIGHTS, INDEX))
+    root = transformer_folder(folder)
+    return any((root / name).exists() for name in (WEIGHTS, INDEX))
 
 
 def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = None) -> Foreign:
@@ -73,7 +75,8 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
       InputError: no config, a `model_type` that is not known (those that are are listed), an
         architecture or option that is not, pickles, or damaged files.
     """
-    root = as_path(folder)
+    outer = as_path(folder)
+    root, sentences = transformer_folder(outer), read_sentences(outer)
     config = read_config(root)
     family = family_of(config["model_type"])
     generation = read_defaults(root, config)
@@ -82,24 +85,27 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
         config = {**config, "decoder_start_token_id": start}
     tensors = open_tensors(root)
     check_merged(tensors.tensors(), where=str(folder))
-    source = _Renamed(tensors, family)
+    source: Source = _Renamed(tensors, family)
     spec = family.spec(config, source)
-    own = read_vocabulary(root) if vocabulary is None else None
+    lowercase = sentences.lowercase
+    own = read_vocabulary(root, lowercase=lowercase) if vocabulary is None else None
     if spec.topology == "decoder" and own is not None:
         # A text begins as the tokenizer says, with BOS or without, whatever the config has.
         spec = spec.replace(start_id=next(iter(own.frame.before), None))
     if spec.topology != "encoder_decoder":
-        spec = spec.replace(heads=(*spec.heads, *_sentence_heads(root)))
+        spec = spec.replace(heads=(*spec.heads, *sentences.heads))
+        source = with_dense(source, sentences.dense)
     return Foreign(
         spec,
         source,
-        family.tensors(spec),
+        [*family.tensors(spec), *all_dense_tensors(spec.heads, spec.embed)],
         where=str(folder),
         ignored=family.ignored,
         vocabulary=own if vocabulary is None else vocabulary,
         labels=labels_of(config, spec),
         prompts=_prompts(spec, own),
         generation=None if spec.decoder is None else generation,
+        embedding=sentences.defaults,
         origin=Origin(root),
     )
 
@@ -122,6 +128,7 @@ def save(
     vocabulary: Vocabulary | None = None,
     labels: Labels = MappingProxyType({}),
     generation: GenerationDefaults | None = None,
+    embedding: EmbeddingDefaults | None = None,
     origin: Origin | None = None,
     prompts: Prompts | None = None,
     max_file_bytes: int = 5_000_000_000,
@@ -136,6 +143,7 @@ def save(
       vocabulary: of the token ids; None for no tokenizer files.
       labels: names of what a head's outputs mean, by label feature, for `id2label`.
       generation: how the model writes unless options say otherwise.
+      embedding: how it embeds texts unless options say otherwise.
       origin: the files of the Hugging Face folder that the model comes from, if it does. What of
         them is still true is written as it was; see `losses`.
       prompts: how the model was prompted in training, which the tokenizer's template says; None for
@@ -160,7 +168,9 @@ def save(
         origin.copy(root, origin.tokenizer_files())
     elif vocabulary is not None:
         write_vocabulary(root, vocabulary, frame=frame)
-    tensors = written(params, plan.tensors)
+    # Layers of sentence embeddings have files of their own.
+    inner = {name: part for name, part in params.items() if name != "embedding_head"}
+    tensors = written(inner, plan.tensors)
     write_tensors(root, tensors, max_file_bytes=max_file_bytes, progress=progress)
     dtypes = {
         np.dtype(leaf.dtype).name
@@ -169,10 +179,10 @@ def save(
     } or {"float32"}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     heads = [head for head in spec.heads if isinstance(head, EmbeddingHeadSpec)]
-    if heads and origin is not None and _sentence_heads(origin.folder) == tuple(heads):
+    if heads and origin is not None and _same_sentences(origin, heads, embedding):
         origin.copy(root, origin.sentence_files())
     elif heads:
-        _write_sentence_files(root, heads[0], spec.embed)
+        write_sentences(root, heads[0], params, embed=spec.embed, defaults=embedding)
     unchanged = origin is not None and generation == _generation_of(origin)
     if origin is not None and (unchanged or spec.decoder is None):
         origin.copy(root, [name for name in origin.names() if name == GENERATION])
@@ -207,8 +217,10 @@ def losses(
     if not said.same_vocabulary:
         lines += [f"{name}: the vocabulary is another" for name in origin.tokenizer_files()]
     heads = tuple(head for head in spec.heads if isinstance(head, EmbeddingHeadSpec))
-    if _sentence_heads(origin.folder) != heads:
-        lines += [f"{name}: the embedding head is another" for name in origin.sentence_files()]
+    if not heads:
+        lines += [
+            f"{name}: the model has no head for embeddings" for name in origin.sentence_files()
+        ]
     return lines
 
 
@@ -288,6 +300,15 @@ def _is_rotary(spec: ModelSpec) -> bool:
     return decoder is not None and any(
         block.attention.rotary is not None for block in decoder.every_block
     )
+
+
+def _same_sentences(
+    origin: Origin, heads: Sequence[EmbeddingHeadSpec], embedding: EmbeddingDefaults | None
+) -> bool:
+    """Whether an origin's files of sentence-transformers are those of a head without layers."""
+    found = read_sentences(origin.folder)
+    same = found.heads == tuple(heads) and found.defaults == embedding and not found.lowercase
+    return same and not found.dense
 
 
 def _generation_of(origin: Origin) -> GenerationDefaults | None:
@@ -473,56 +494,3 @@ def _cannot(spec: ModelSpec, what: str) -> str:
         f"a model of family {spec.family!r} cannot be written as transformers' class of that name, "
         f"which has no place for {what}"
     )
-
-
-def _sentence_heads(folder: Any) -> tuple[EmbeddingHeadSpec, ...]:
-    """Returns the head that sentence-transformers' files beside a model describe, if any."""
-    path = folder / "modules.json"
-    if not path.exists():
-        return ()
-    try:
-        modules = json.loads(path.read_bytes())
-        kinds = {module["type"].rpartition(".")[2]: module for module in modules}
-        if "Pooling" in kinds:
-            pooling = json.loads((folder / kinds["Pooling"]["path"] / CONFIG).read_bytes())
-            chosen = _pooling_modes(pooling)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: {error!r}; copy the folder again") from error
-    if "Pooling" not in kinds:
-        return ()  # of sparse vectors, say: nothing that `embed` could be taken for
-    others = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
-    if others or len(chosen) != 1 or chosen[0] not in _POOLING:
-        what = ", ".join([*others, f"pooling by {' and '.join(chosen) or 'nothing'}"])
-        warnings.warn(
-            f"{path} says {what}, which is not known here: the model has no embedding head, and "
-            "embed takes the mean",
-            stacklevel=2,
-        )
-        return ()
-    return (EmbeddingHeadSpec(pooling=_POOLING[chosen[0]], normalized="Normalize" in kinds),)
-
-
-def _pooling_modes(config: dict[str, Any]) -> list[str]:
-    if "pooling_mode" in config:
-        modes = config["pooling_mode"]
-        return [modes] if isinstance(modes, str) else list(modes)
-    flag = "pooling_mode_"
-    return [name.removeprefix(flag) for name, on in config.items() if name.startswith(flag) and on]
-
-
-def _write_sentence_files(folder: Path, head: EmbeddingHeadSpec, embed: int) -> None:
-    """Writes what sentence-transformers reads of a head without a layer of its own."""
-    package = "sentence_transformers.models"
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if head.normalized:
-        modules.append(("2_Normalize", "Normalize"))
-    content: Any = [
-        {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
-        for index, (path, kind) in enumerate(modules)
-    ]
-    mode = _FLAGS[head.pooling]
-    pooling = {"word_embedding_dimension": embed, f"pooling_mode_{mode}": True}
-    for name in {"mean_tokens", "cls_token", "max_tokens"} - {mode}:
-        pooling[f"pooling_mode_{name}"] = False
-    write_whole(folder / "1_Pooling" / CONFIG, json.dumps(pooling, indent=2).encode())
-    write_whole(folder / "modules.json", json.dumps(content, indent=2).encode())

@@ -30,7 +30,7 @@ from t5lite.interop.huggingface.tokenizer_classes import (
 from t5lite.interop.huggingface.tokenizer_settings import JSON, Settings, read_settings
 
 
-def read_vocabulary(folder: str | os.PathLike) -> Vocabulary | None:
+def read_vocabulary(folder: str | os.PathLike, *, lowercase: bool = False) -> Vocabulary | None:
     """Opens the tokenizer of a Hugging Face folder.
 
     `tokenizer.json` is preferred; else SentencePiece's files of T5, PEGASUS, XLM-R, LLaMA, Gemma
@@ -39,6 +39,7 @@ def read_vocabulary(folder: str | os.PathLike) -> Vocabulary | None:
 
     Args:
       folder: local or remote.
+      lowercase: whether texts are lower-cased first, as sentence-transformers may have it.
 
     Returns:
       The vocabulary: its ids are the tokenizer's, and `frame` adds what it adds. None if the folder
@@ -50,7 +51,8 @@ def read_vocabulary(folder: str | os.PathLike) -> Vocabulary | None:
     root = as_path(folder)
     settings = read_settings(root)
     if (root / JSON).exists() and settings.kind not in ("ByT5", "Marian"):
-        return _vocabulary(_read_json(root / JSON, settings), root / JSON, settings)
+        made = _read_json(root / JSON, settings)
+        return _vocabulary(made, root / JSON, settings, lowercase=lowercase)
     if settings.kind == "ByT5":
         return older_tokenizers.read_bytes(root, settings)
     if all((root / name).exists() for name in (SOURCE, TARGET, "vocab.json")):
@@ -61,7 +63,8 @@ def read_vocabulary(folder: str | os.PathLike) -> Vocabulary | None:
         (("vocab.json", "merges.txt"), older_tokenizers.read_byte_pairs),
     ):
         if all((root / name).exists() for name in files):
-            return _vocabulary(read(root, settings), root / files[0], settings)
+            made = read(root, settings)
+            return _vocabulary(made, root / files[0], settings, lowercase=lowercase)
     return None
 
 
@@ -114,7 +117,9 @@ def _parts(content: Mapping[str, Any], tokenizer: Any, settings: Settings) -> Pa
     )
 
 
-def _vocabulary(made: Made, path: Any, settings: Settings) -> HuggingFaceTokenizer:
+def _vocabulary(
+    made: Made, path: Any, settings: Settings, *, lowercase: bool
+) -> HuggingFaceTokenizer:
     """Returns a tokenizer as a vocabulary.
 
     Raises:
@@ -133,6 +138,8 @@ def _vocabulary(made: Made, path: Any, settings: Settings) -> HuggingFaceTokeniz
                 f"{path.parent} adds {token['content']!r} as id {number}, and in {path.name} it is "
                 f"{there}; {ADVICE}"
             )
+    if lowercase:
+        _lower(tokenizer)
     model = type(tokenizer.model).__name__
     cleans = options.get("clean_up_tokenization_spaces", False) and (
         model != "BPE" or options.get(_EVEN_BPE, False)
@@ -140,6 +147,17 @@ def _vocabulary(made: Made, path: Any, settings: Settings) -> HuggingFaceTokeniz
     return HuggingFaceTokenizer.from_json(
         tokenizer.to_str(), str(path), cleans_up=bool(cleans), **_chosen(made)
     )
+
+
+def _lower(tokenizer: Any) -> None:
+    """Lower-cases texts before anything else, unless the tokenizer does somewhere."""
+    given, normalizers = tokenizer.normalizer, import_tokenizers().normalizers
+    content = json.loads(tokenizer.to_str())["normalizer"] or {}
+    for each in (content, *content.get("normalizers", [])):
+        if each.get("type") == "Lowercase" or each.get("lowercase"):
+            return
+    steps = [] if given is None else [given]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 _EVEN_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"

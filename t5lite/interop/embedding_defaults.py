@@ -1,0 +1,74 @@
+"""How a model embeds texts unless options say otherwise: `embedding.json`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from t5lite.data.files import as_path, write_whole
+from t5lite.data.vocabularies import read_file
+from t5lite.errors import InputError, unknown
+
+FILE = "embedding.json"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingDefaults:
+    """How a model embeds texts unless options say otherwise.
+
+    Attributes:
+      prompts: texts to put in front of others, by name: `{"query": "query: "}`.
+      default_prompt: the name of the one that is put there where none is named; None for none.
+      includes_prompt: whether the tokens of a prompt are pooled like others.
+      max_length: most tokens of a text, special ones included; None for as many as there is room.
+      refusal: what the files say that `embed` does not do, so that it does nothing; None for
+        nothing.
+    """
+
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt: str | None = None
+    includes_prompt: bool = True
+    max_length: int | None = None
+    refusal: str | None = None
+
+    def prompt(self, name: str | None) -> str:
+        """Returns the text of a prompt; None: of the default one, "" if there is none.
+
+        Raises:
+          InputError: if there is no prompt of that name.
+        """
+        if name is None:
+            return self.prompts.get(self.default_prompt or "", "")
+        if name not in self.prompts:
+            if not self.prompts:
+                raise InputError(f"prompt_name = {name!r}: the model has no prompts; leave it out")
+            raise unknown("prompt_name", name, self.prompts)
+        return self.prompts[name]
+
+
+def read_embedding(folder: Any) -> EmbeddingDefaults | None:
+    """Returns what `embedding.json` says; None if there is no such file.
+
+    Raises:
+      InputError: if it is damaged or of a format that this version does not know.
+    """
+    path = as_path(folder) / FILE
+    if not path.exists():
+        return None
+    try:
+        content = dict(json.loads(read_file(path, "description of embedding")))
+        version = content.pop("format", None)
+        found = EmbeddingDefaults(**content)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {str(error)[:80]}; restore it") from error
+    if version != _FORMAT:
+        raise InputError(f"{path} has format {version!r}, this version reads {_FORMAT}; upgrade")
+    return found
+
+
+def save_embedding(folder: Any, defaults: EmbeddingDefaults | None) -> None:
+    """Writes `embedding.json`; None: writes nothing."""
+    if defaults is not None:
+        content = {"format": _FORMAT, **dataclasses.asdict(defaults)}
+        write_whole(as_path(folder) / FILE, (json.dumps(content, indent=2) + "\n").encode())

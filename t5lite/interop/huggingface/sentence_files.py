@@ -1,0 +1,334 @@
+"""The files of sentence-transformers beside a model: `modules.json` and what it names."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from t5lite.data.files import as_path, write_whole
+from t5lite.errors import InputError
+from t5lite.interop.embedding_defaults import EmbeddingDefaults
+from t5lite.interop.huggingface.files import open_tensors, write_tensors
+from t5lite.interop.huggingface.tokenizer_settings import read_json
+from t5lite.interop.tensors import Part, Source, Tensor, transposed, written
+from t5lite.layers import DenseSpec, EmbeddingHeadSpec
+
+MODULES, CONFIG = "modules.json", "config.json"
+_PROMPTS = "config_sentence_transformers.json"
+_TRANSFORMER = [  # by age, as their library looks for them
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+# Ways to pool as they are called there since version 6; before, as flags.
+_POOLINGS = {
+    "cls": "first",
+    "lasttoken": "last",
+    "max": "max",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_length",
+    "weightedmean": "weighted_mean",
+}
+_FLAGS = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean"}
+_ACTIVATIONS = {
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.SiLU": "silu",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.linear.Identity": None,
+}
+
+
+class Sentences(NamedTuple):
+    """What sentence-transformers' files say.
+
+    Attributes:
+      heads: the head for embeddings, if the files describe one that is known.
+      defaults: how texts are embedded; None without such files.
+      lowercase: whether texts are lower-cased, whatever the tokenizer does.
+      dense: the folders of the head's dense layers, in order.
+    """
+
+    heads: tuple[EmbeddingHeadSpec, ...] = ()
+    defaults: EmbeddingDefaults | None = None
+    lowercase: bool = False
+    dense: Sequence[Any] = ()
+
+
+def transformer_folder(folder: Any) -> Any:
+    """Returns where a model lies: the folder itself, or what its `modules.json` names first."""
+    root = as_path(folder)
+    if (root / CONFIG).exists() or not (root / MODULES).exists():
+        return root
+    modules = _modules(root)
+    return root / modules[0][1] if modules and modules[0][0] == "Transformer" else root
+
+
+def read_sentences(folder: Any) -> Sentences:
+    """Returns what the files say.
+
+    Args:
+      folder: that may hold `modules.json`; local or remote.
+
+    Raises:
+      InputError: if a file is damaged.
+    """
+    if not (folder / MODULES).exists():
+        return Sentences()
+    modules, own = _modules(folder), read_json(folder / _PROMPTS)
+    inner = transformer_folder(folder)
+    given = next(filter(None, (read_json(inner / name) for name in _TRANSFORMER)), {})
+    most = given.get("max_seq_length") or read_json(inner / "tokenizer_config.json").get(
+        "model_max_length"
+    )
+    kinds = [kind for kind, _ in modules]
+    refusal = _refusal(kinds, given)
+    heads: tuple[EmbeddingHeadSpec, ...] = ()
+    dense: list[Any] = []
+    includes = True
+    if refusal is None:
+        pooling = _config(folder / modules[1][1])
+        includes = pooling.get("include_prompt", True)
+        dense = [folder / path for kind, path in modules if kind == "Dense"]
+        try:
+            head = EmbeddingHeadSpec(
+                pooling=_pooling(pooling),
+                normalized=kinds[-1] == "Normalize",
+                dense=tuple(map(_dense, dense)),
+            )
+            heads = (head,)
+        except _UnknownError as error:
+            refusal, dense = str(error), []
+    defaults = EmbeddingDefaults(
+        prompts={name: text for name, text in own.get("prompts", {}).items() if text is not None},
+        default_prompt=own.get("default_prompt_name"),
+        includes_prompt=includes,
+        max_length=int(most) if most is not None and most < 10**9 else None,
+        refusal=refusal and f"{folder / MODULES} says {refusal}, which is not known here",
+    )
+    return Sentences(heads, defaults, bool(given.get("do_lower_case", False)), dense)
+
+
+class _UnknownError(Exception):
+    """Something that the files say and embeddings here cannot do."""
+
+
+def _modules(folder: Any) -> list[tuple[str, str]]:
+    """Returns kind and path of each module."""
+    path = folder / MODULES
+    try:
+        content = json.loads(path.read_bytes())
+        found = [(each["type"].rpartition(".")[2], str(each["path"])) for each in content]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error!r}; copy the folder again") from error
+    for _, place in found:
+        if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
+            raise InputError(f"{path} names {place!r}, outside its folder; copy the folder again")
+    return found
+
+
+def _refusal(kinds: Sequence[str], given: Mapping[str, Any]) -> str | None:
+    """Returns what of the modules is not known; None if all is."""
+    task = given.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        return f"transformer_task = {task!r}"
+    expected = ["Transformer", "Pooling", *["Dense"] * kinds.count("Dense")]
+    expected += ["Normalize"] if "Normalize" in kinds else []
+    if list(kinds) != expected:
+        return f"modules {', '.join(kinds)}"
+    return None
+
+
+def _config(folder: Any) -> dict[str, Any]:
+    if not (folder / CONFIG).exists():
+        raise InputError(
+            f"{folder.parent / MODULES} is damaged: there is no {folder / CONFIG}; copy the folder "
+            "again"
+        )
+    return read_json(folder / CONFIG)
+
+
+def _pooling(config: Mapping[str, Any]) -> str:
+    if "pooling_mode" in config:
+        modes = config["pooling_mode"]
+        modes = [modes] if isinstance(modes, str) else list(modes)
+    else:
+        flag = "pooling_mode_"
+        on = [key.removeprefix(flag) for key, on in config.items() if key.startswith(flag) and on]
+        modes = sorted((_FLAGS.get(name, name) for name in on), key=[*_ORDER, *on].index)
+    modes = modes or ["mean"]
+    if not {*modes} <= _POOLINGS.keys():
+        raise _UnknownError(f"pooling by {' and '.join(modes)}")
+    return "+".join(_POOLINGS[mode] for mode in modes)
+
+
+# In which vectors are joined where ways to pool are flags.
+_ORDER = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def _dense(folder: Any) -> DenseSpec:
+    config = _config(folder)
+    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in _ACTIVATIONS:
+        raise _UnknownError(f"a Dense layer with {activation}")
+    for name, only in (
+        ("module_input_name", "sentence_embedding"),
+        ("module_output_name", "sentence_embedding"),
+        ("use_residual", False),
+    ):
+        if config.get(name) not in (None, only):
+            raise _UnknownError(f"a Dense layer with {name} = {config[name]!r}")
+    if not (folder / "model.safetensors").exists():
+        raise _UnknownError(
+            f"a Dense layer whose weights, in {folder.name}, are not in a model.safetensors"
+        )
+    return DenseSpec(config["out_features"], _ACTIVATIONS[activation], config.get("bias", True))
+
+
+# Tensors of the dense layers, which have files of their own.
+
+
+class _Joined:
+    """The tensors of a model and, by a prefix, of its dense layers."""
+
+    def __init__(self, source: Source, others: Mapping[str, Source]):
+        self._source, self._others = source, others
+
+    def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        found = dict(self._source.tensors())
+        for prefix, other in self._others.items():
+            found |= {f"{prefix}/{name}": shape for name, shape in other.tensors().items()}
+        return found
+
+    def read(self, name: str) -> np.ndarray:
+        prefix, _, inner = name.partition("/")
+        return (
+            self._others[prefix].read(inner)
+            if prefix in self._others
+            else (self._source.read(name))
+        )
+
+
+def with_dense(source: Source, folders: Sequence[Any]) -> Source:
+    """Returns the tensors of a model and of its dense layers: `dense_0/linear.weight`."""
+    if not folders:
+        return source
+    others = {f"dense_{at}": open_tensors(each) for at, each in enumerate(folders)}
+    return _Joined(source, others)
+
+
+def dense_tensors(
+    head: EmbeddingHeadSpec, embed: int, number: int, *, prefix: str = ""
+) -> list[Tensor]:
+    """Returns the tensors of one dense layer of a head."""
+    before = len(head.pooling.split("+")) * embed
+    width = head.dense[number - 1].size if number else before
+    layer, path = head.dense[number], f"embedding_head/dense_{number}"
+    found = [
+        Tensor(
+            f"{prefix}linear.weight",
+            (layer.size, width),
+            (Part(f"{path}/kernel", None, transposed),),
+        )
+    ]
+    if layer.use_bias:
+        found.append(Tensor(f"{prefix}linear.bias", (layer.size,), (Part(f"{path}/bias"),)))
+    return found
+
+
+def all_dense_tensors(heads: Sequence[Any], embed: int) -> list[Tensor]:
+    """Returns the tensors of the dense layers of all heads, as `with_dense` names them."""
+    return [
+        tensor
+        for head in heads
+        if isinstance(head, EmbeddingHeadSpec)
+        for number in range(len(head.dense))
+        for tensor in dense_tensors(head, embed, number, prefix=f"dense_{number}/")
+    ]
+
+
+def write_sentences(
+    folder: Path,
+    head: EmbeddingHeadSpec,
+    params: Any,
+    *,
+    embed: int,
+    defaults: EmbeddingDefaults | None,
+) -> None:
+    """Writes what sentence-transformers reads of a head.
+
+    Args:
+      folder: local; holds the model.
+      head: without a linear layer of its own kind, `size`.
+      params: of the whole model.
+      embed: width of its hidden states.
+      defaults: how texts are embedded.
+
+    Raises:
+      InputError: for an activation that has no counterpart there.
+    """
+    names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    defaults = EmbeddingDefaults() if defaults is None else defaults
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    width = len(head.pooling.split("+")) * embed
+    for number, layer in enumerate(head.dense):
+        modules.append((f"{number + 2}_Dense", "Dense"))
+        place = folder / modules[-1][0]
+        if layer.activation not in names:
+            raise InputError(
+                f"EmbeddingHeadSpec.dense: activation = {layer.activation!r} has no counterpart in "
+                "sentence-transformers"
+            )
+        config = {
+            "in_features": head.dense[number - 1].size if number else width,
+            "out_features": layer.size,
+            "bias": layer.use_bias,
+            "activation_function": names[layer.activation],
+        }
+        place.mkdir(parents=True, exist_ok=True)
+        own = params["embedding_head"][f"dense_{number}"]
+        layer_params = {"embedding_head": {f"dense_{number}": own}}
+        write_tensors(place, written(layer_params, dense_tensors(head, embed, number)))
+        write_whole(place / CONFIG, _json(config))
+    if head.normalized:
+        modules.append((f"{len(modules)}_Normalize", "Normalize"))
+    modes = {ours: theirs for theirs, ours in _POOLINGS.items()}
+    chosen = [modes[each] for each in head.pooling.split("+")]
+    # As flags too, for versions before 6; of these only one can be on where order matters.
+    flags = {f"pooling_mode_{name}": _FLAGS.get(name, name) in chosen for name in _OLD_FLAGS}
+    pooling: dict[str, Any] = {"word_embedding_dimension": embed, **flags}
+    pooling["include_prompt"] = defaults.includes_prompt
+    if sorted(chosen, key=_ORDER.index) != chosen:
+        pooling = {"embedding_dimension": embed, "pooling_mode": chosen}
+        pooling["include_prompt"] = defaults.includes_prompt
+    write_whole(folder / "1_Pooling" / CONFIG, _json(pooling))
+    content: Any = [
+        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for at, (path, kind) in enumerate(modules)
+    ]
+    write_whole(folder / MODULES, _json(content))
+    limits = {"max_seq_length": defaults.max_length, "do_lower_case": False}
+    write_whole(folder / _TRANSFORMER[0], _json(limits))
+    prompts = {
+        "prompts": dict(defaults.prompts),
+        "default_prompt_name": defaults.default_prompt,
+        "similarity_fn_name": "cosine",
+    }
+    write_whole(folder / _PROMPTS, _json(prompts))
+
+
+_OLD_FLAGS = (
+    "cls_token",
+    "mean_tokens",
+    "max_tokens",
+    "mean_sqrt_len_tokens",
+    "weightedmean",
+    "lasttoken",
+)
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
