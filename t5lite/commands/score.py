@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.bars import Bar
@@ -51,10 +52,11 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             question = scorer.read(text, target)
             return question, "" if question.cut else text if target is None else target
 
-        def score(found: list[tuple[Any, str]]) -> list[tuple["Score", str]]:
+        def score(found: list[tuple[Any, str]]) -> "Iterator[InputError | tuple[Score, str]]":
             questions, texts = zip(*found, strict=True)
-            scores = scorer.scores(questions, batch_size=arguments.batch_size)
-            return list(zip(scores, texts, strict=True))
+            scores = scorer.outcomes(questions, batch_size=arguments.batch_size)
+            for each, text in zip(scores, texts, strict=True):
+                yield each if isinstance(each, InputError) else (each, text)
 
         for line, found in answered(lines, read, score, at_once=16 * arguments.batch_size):
             if isinstance(found, InputError):

@@ -63,6 +63,14 @@ def each(name: str, read: Callable[..., Any], *columns: Sequence[Any]) -> list[A
     return found
 
 
+def settled(name: str, outcomes: Sequence[Any]) -> list[Any]:
+    """Returns outcomes if none is an InputError; raises the first, saying which: `name[3]: ...`."""
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, InputError):
+            raise InputError(f"{name}[{index}]: {outcome}") from outcome
+    return list(outcomes)
+
+
 def check_count(name: str, value: Any) -> None:
     """Raises an InputError unless a value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -37,14 +37,16 @@ def continuation(text: str, more: str, vocabulary: Vocabulary) -> list[int] | No
 def split_pair(text: str, target: str, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     """Returns the ids of a text and of a target that continues it: encode(text + target), split.
 
-    As in lm-evaluation-harness: white space at the end of the text is part of the target, and the
-    split is at len(encode(text)), also where a token lies across the border. If nothing were left
-    of the target there, it is at the first token that encode(text) does not have.
+    The split is behind encode(text) where the whole begins with it. Where a token lies across the
+    border it is as in lm-evaluation-harness: white space at the end of the text is the target's,
+    and the split at len(encode(text)); or if nothing were left of the target there, at the first
+    token that encode(text) does not have.
     """
-    before, whole = encode(text.rstrip(), vocabulary), encode(text + target, vocabulary)
+    before, whole = encode(text, vocabulary), encode(text + target, vocabulary)
     at = len(before)
-    if at >= len(whole):
-        at = _common(before, whole)
+    if whole[:at] != before:
+        bare = encode(text.rstrip(), vocabulary)
+        at = len(bare) if len(bare) < len(whole) else _common(bare, whole)
     return whole[:at], whole[at:]
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError
 from t5lite.inference.batching import bucket, by_size, check_count, each, num_rows, padded
+from t5lite.inference.finite import not_finite
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.layers import pool, unit_length
 from t5lite.models import Model
@@ -127,7 +128,11 @@ class Embedder:
         return self.vectors(each("texts", self.read, texts), batch_size=batch_size)
 
     def vectors(self, rows: Sequence[Sequence[int]], *, batch_size: int = 32) -> np.ndarray:
-        """Returns the vectors of what `read` returned, at least one, `[len(rows), size]`."""
+        """Returns the vectors of what `read` returned, at least one, `[len(rows), size]`.
+
+        Raises:
+          InputError: if one of them has a NaN or an infinity.
+        """
         loaded, side = self.loaded, self.loaded.model.topology
         found: list[Any] = [None] * len(rows)
         for together in by_size([len(row) for row in rows], batch_size):
@@ -138,10 +143,13 @@ class Embedder:
             pooled = segments * (np.arange(length) >= self._unpooled)
             arrays = {f"{side}_input_tokens": tokens, f"{side}_segment_ids": segments}
             arrays["pooled"] = pooled.astype(np.int32)
-            vectors = np.asarray(loaded.vectors_fn(loaded.params, arrays))
-            for row, vector in zip(together, vectors, strict=False):
+            computed = np.asarray(loaded.vectors_fn(loaded.params, arrays))
+            for row, vector in zip(together, computed, strict=False):
                 found[row] = vector
-        return np.stack(found)
+        vectors = np.stack(found)
+        if not np.isfinite(vectors).all():
+            raise not_finite(self.loaded, "vectors of texts")
+        return vectors
 
 
 def compile_vectors(model: Model, layout: Layout, mesh: Mesh) -> Callable:

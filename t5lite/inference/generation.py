@@ -129,7 +129,7 @@ class Generator:
     @property
     def _continues(self) -> bool:
         """Whether an answer goes on where the text ends, rather than being a text of its own."""
-        return self.loaded.model.topology == "decoder" and self._prompt.kind != "inputs"
+        return self.loaded.model.topology != "encoder" and self._prompt.kind != "inputs"
 
     @property
     def _prompt(self) -> Prompt:

@@ -15,7 +15,7 @@ from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
 from t5lite.decoding import Stops
 from t5lite.errors import InputError
-from t5lite.inference.batching import check_count, each
+from t5lite.inference.batching import check_count, each, settled
 from t5lite.inference.compiled import Functions, compile_functions
 from t5lite.inference.context import stops_of, token_texts
 from t5lite.inference.embedding import Embedder, compile_vectors
@@ -154,13 +154,7 @@ class Loaded:
             texts,
             rows,
         )
-        outcomes = generator.outcomes(questions, batch_size=batch_size)
-        found = []
-        for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, InputError):
-                raise InputError(f"texts[{number}]: {outcome}") from outcome
-            found.append(outcome)
-        return found
+        return settled("texts", generator.outcomes(questions, batch_size=batch_size))
 
     def stream(self, text: str, **options: Any) -> Iterator[str]:
         """Returns what `generate` does for one text in pieces, as they are written.
@@ -299,8 +293,11 @@ class Loaded:
 
         A decoder scores every token of a text given those before it, or of a target given the text;
         an encoder-decoder a target given the text; an encoder every token of a text given all the
-        others, each masked in turn, whose sum is the pseudo-log-likelihood. Texts and targets are
-        turned into tokens apart. Compiles once for texts and targets of up to 16, 32, 64, … tokens
+        others, each masked in turn, whose sum is the pseudo-log-likelihood. A target that
+        continues a text is scored in the tokens that it has behind it, as in
+        lm-evaluation-harness: encode(text + target), split at len(encode(text)); see
+        `context.split_pair`. A target that answers a text is tokenised alone, as in training.
+        Compiles once for texts and targets of up to 16, 32, 64, … tokens
         and batches of 1, 2, 4, … rows.
 
         Args:

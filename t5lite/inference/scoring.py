@@ -13,7 +13,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError, unknown
 from t5lite.framing import Frame
-from t5lite.inference.batching import bucket, by_size, check_count, each, num_rows, padded
+from t5lite.inference.batching import (
+    bucket,
+    by_size,
+    check_count,
+    each,
+    num_rows,
+    padded,
+    settled,
+)
+from t5lite.inference.context import split_pair
+from t5lite.inference.finite import not_finite
 from t5lite.inference.gaps import encode
 from t5lite.models import Model
 from t5lite.objectives import (
@@ -140,7 +150,8 @@ class Scorer:
             raise InputError(f"{len(texts)} texts and {len(targets)} targets: give each text one")
         check_count("batch_size", batch_size)
         columns = (texts,) if targets is None else (texts, targets)
-        return self.scores(each("texts", self.read, *columns), batch_size=batch_size)
+        questions = each("texts", self.read, *columns)
+        return settled("texts", self.outcomes(questions, batch_size=batch_size))
 
     def read(self, text: str, target: str | None = None) -> Question:
         """Returns a text as the model reads it.
@@ -166,13 +177,15 @@ class Scorer:
             ids = start_of(vocabulary, self.loaded.spec.start_id).without(ids)
         if target is None:
             return self._whole(ids)
-        frame = self._prompt.targets
+        prompt, frame = self._prompt, self._prompt.targets
         if self.eos is not None:
             frame = Frame(frame.before, (vocabulary.eos_id,) if self.eos else ())
-        said = frame(encode(target, vocabulary.targets))
-        if not said:
+        said = encode(target, vocabulary.targets)
+        if prompt.kind != "inputs":
+            ids, said = split_pair(text, target, vocabulary)
+        if not frame(said):
             raise InputError("the target is empty: it has no token")
-        return self._behind(ids, said)
+        return self._behind(ids, frame(said))
 
     @property
     def _vocabulary(self) -> Any:
@@ -212,16 +225,16 @@ class Scorer:
         """Returns the question about a target, given a text."""
         prompt, room = self._prompt, self._room("decoder")
         frame = prompt.inputs
+        end = prompt.kind == "inputs"  # what is continued goes on from its end instead
         decoder = self.loaded.model.topology == "decoder"
         if room is not None and len(said) + decoder > room:  # a decoder's prompt is not empty
             raise InputError(
                 f"a target of {len(said)} tokens: there is room for {room - decoder}; shorten it"
             )
         if not decoder:
-            ids = self._cut(ids, self._room("encoder"), frame.size)
+            ids = self._cut(ids, self._room("encoder"), frame.size, end=end)
             return Question(frame(ids), said, range(len(said)))
-        # What is continued goes on from its end; what is answered is cut as in training.
-        ids = self._cut(ids, room, frame.size + len(said), end=prompt.kind == "inputs")
+        ids = self._cut(ids, room, frame.size + len(said), end=end)
         inputs = frame(ids)
         return Question([], [*inputs, *said], range(len(inputs), len(inputs) + len(said)))
 
@@ -247,7 +260,21 @@ class Scorer:
         Args:
           questions: as `read` returns them.
           batch_size: most rows at once, of which an encoder needs one for every token.
+
+        Raises:
+          InputError: log-probabilities that are NaN.
         """
+        found = []
+        for outcome in self.outcomes(questions, batch_size=batch_size):
+            if isinstance(outcome, InputError):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    def outcomes(
+        self, questions: Sequence[Question], *, batch_size: int = 32
+    ) -> list[Score | InputError]:
+        """Returns what `scores` does, and in place of a score the error that it raises."""
         loaded, piece = self.loaded, self._vocabulary.piece
         masked = loaded.model.topology == "encoder"
         rows = [
@@ -265,7 +292,9 @@ class Scorer:
                 at = places[0] - questions[index].asked.start
                 found[index][at : at + len(places)] = values[: len(places)]
         return [
-            Score(tokens, [piece(token) for token in tokens], values)
+            not_finite(loaded, "the model's logits")
+            if np.isnan(values).any()
+            else Score(tokens, [piece(token) for token in tokens], values)
             for tokens, values in zip((q.tokens for q in questions), found, strict=True)
         ]
 

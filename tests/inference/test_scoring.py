@@ -22,6 +22,7 @@ ONE = jax.devices()[:1]
 TEXTS = ["a cat sat", "dogs", "the end of it all"]  # 7, 4 and 13 ids
 TARGETS = ["on it", "", "so"]
 ENDS = {"encoder": ("[CLS]", "[SEP]"), "decoder": ("[CLS]",), "encoder_decoder": ()}
+PAIRS = list(zip(TEXTS, TARGETS, strict=True))
 CASES = {"encoder": "bert", "decoder": "gpt2", "encoder_decoder": "t5_1_1"}
 
 
@@ -82,7 +83,8 @@ def test_a_decoder_scores_what_follows_a_prompt(models):
         targets = TARGETS if eos else ["on it", "s", "so"]
         scores = loaded.score(TEXTS, targets=targets, eos=eos)
         for text, target, score in zip(TEXTS[:2], targets, scores, strict=False):
-            prompt, said = encode(text), encode(target) + [eos_id] * bool(eos)
+            prompt = encode(text)
+            said = encode(text + target)[len(prompt) :] + [eos_id] * bool(eos)
             whole = [*prompt, *said]
             read = [loaded.spec.start_id, *whole[:-1]]
             expected = by_hand(loaded, whole, decoder_input_tokens=read)
@@ -158,12 +160,18 @@ def test_the_sum_is_the_training_loss(models, topology, objective, prompt):
         examples = [{"targets": vocabulary.encode(text)} for text in TEXTS]
     else:
         lengths, options = {"inputs": 18, "targets": 11}, {"targets": TARGETS, "prompt": prompt}
+        pairs = [(vocabulary.encode(text), vocabulary.encode(target)) for text, target in PAIRS]
+        if prompt == "prefix":  # one text, cut
+            pairs = [
+                (text, vocabulary.encode("".join(pair))[len(text) :])
+                for pair, (text, _) in zip(PAIRS, pairs, strict=True)
+            ]
         examples = [
             {
-                "inputs": np.array(vocabulary.encode(text), np.int32),
-                "targets": np.array([*vocabulary.encode(target), vocabulary.eos_id], np.int32),
+                "inputs": np.array(text, np.int32),
+                "targets": np.array([*target, vocabulary.eos_id], np.int32),
             }
-            for text, target in zip(TEXTS, TARGETS, strict=True)
+            for text, target in pairs
         ]
     rows = list(objective.prepare(examples, lengths=lengths, vocabulary=vocabulary, rng=None))
     batch = objective.batch(
