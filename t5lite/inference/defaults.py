@@ -171,5 +171,5 @@ def ignored(defaults: GenerationDefaults | None, spec: Any) -> list[str]:
         if name not in used
         and name not in _SILENT
         and not name.startswith(_SILENT_BEGINNINGS)
-        and (name in _DRAWING or value not in _NEUTRAL)
+        and (name in {*_DRAWING, "do_sample"} or value not in _NEUTRAL)
     ]

@@ -1,0 +1,142 @@
+"""Batches of any mixture, refusals at the call, and numbers or rules that leave no answer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_folders import add_tokenizer, copied
+
+import t5lite
+from t5lite.errors import InputError
+from t5lite.inference.generation import Generator
+from t5lite.inference.options import Options
+from t5lite.models import Model, override
+
+pytest.importorskip("tokenizers")
+
+ONE = jax.devices()[:1]
+
+
+def opened(case, tmp_path_factory, **tokenizer):
+    folder = add_tokenizer(copied(case, tmp_path_factory.mktemp(case) / "model"), **tokenizer)
+    return t5lite.load(folder, dtype="float32", devices=ONE)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    return opened("gpt2", tmp_path_factory, ends=())
+
+
+@pytest.fixture(scope="module")
+def seq2seq(tmp_path_factory):
+    return opened("t5_1_1", tmp_path_factory)
+
+
+def test_rows_that_fit_alone_are_answered_whatever_is_beside_them(decoder):
+    room = decoder.spec.decoder.max_length
+    texts, most = ["a" * (room - 2), "b" * 4, "c" * (room // 2)], [2, room - 8, 3]
+    together = decoder.answers(texts, max_new_tokens=most)
+    for text, new, (answer,) in zip(texts, most, together, strict=True):
+        ((alone,),) = decoder.answers([text], max_new_tokens=new)
+        np.testing.assert_array_equal(answer.tokens, alone.tokens)
+        assert answer.log_probability == pytest.approx(alone.log_probability, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_samples": 2, "temperature": 1.0}])
+def test_a_stream_is_refused_at_the_call(decoder, options):
+    with pytest.raises(InputError, match=f"{next(iter(options))} = 2: .*cannot be streamed"):
+        decoder.stream("abc", max_new_tokens=8, **options)
+
+
+def test_a_draft_s_positions_bound_the_texts(decoder):
+    spec = override(decoder.spec, {"decoder.position_embedding.max_length": 12})
+    short = dataclasses.replace(decoder, model=Model(spec))
+    with pytest.raises(InputError, match="the model takes 12"):
+        decoder.generate(["abcdef"], draft=short, max_new_tokens=8)
+    cut = Generator(decoder, draft=short, draft_length=2, truncate=True)
+    assert len(cut.read("abcdefghijk", Options(max_new_tokens=4)).ids) == 6
+
+
+def test_a_prefix_has_no_end_and_its_beginning_is_cut(decoder, seq2seq):
+    for loaded in (decoder, seq2seq):
+        generator = Generator(loaded, prompt="prefix", truncate=True)
+        ids = loaded.vocabulary.encode("abcd")
+        assert generator.read("abcd", Options(max_new_tokens=8)).ids == ids
+    room = decoder.spec.decoder.max_length
+    text = "".join("abcdefg"[n % 7] for n in range(2 * room))
+    ids = decoder.vocabulary.encode(text)
+    for prompt, kept in (("continue", ids[-room + 8 :]), ("prefix", ids[-room + 8 :])):
+        generator = Generator(decoder, prompt=prompt, truncate=True)
+        assert generator.read(text, Options(max_new_tokens=8)).ids == kept
+    whole = Generator(decoder, prompt="inputs", truncate=True)
+    assert whole.read(text, Options(max_new_tokens=8)).ids[:9] == ids[:9]
+
+
+def test_choices_are_as_long_as_the_minimum_without_their_end(decoder):
+    rules = {"min_new_tokens": 2, "max_new_tokens": 8}
+    match = "min_new_tokens = 2: the choice 'a' has 1 tokens"
+    with pytest.raises(InputError, match=match):
+        decoder.generate(["xy"], choices=["a", "ab"], **rules)
+    assert decoder.generate(["xy"], choices=["ab"], **rules) == ["ab"]
+
+
+def test_bans_that_leave_nothing_are_refused(decoder):
+    every = list(range(decoder.vocabulary.size))
+    with pytest.raises(InputError, match="banned leaves no token of the vocabulary"):
+        decoder.generate(["a"], banned=every, max_new_tokens=8)
+    ends = decoder.generation.eos_ids
+    ends = [each for each in ends if each < len(every)] or [decoder.vocabulary.eos_id]
+    with pytest.raises(InputError, match="which min_new_tokens forbids"):
+        few = [token for token in every if token not in ends]
+        decoder.generate(["a"], banned=few, min_new_tokens=1, max_new_tokens=8)
+
+
+def nothing_after_two(logits, written):
+    return jnp.where((written.lengths == 2)[:, None], -jnp.inf, logits)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0}, {"num_beams": 2}, {"draft": "prompt"}], ids=str
+)
+def test_rules_that_leave_no_token_are_errors_of_their_row(decoder, options):
+    rules = {"logits_fn": nothing_after_two, "max_new_tokens": [6, 2], "banned": [2, 3]}
+    with pytest.raises(InputError, match=r"texts\[0\]: no token is left to write"):
+        decoder.generate(["abc", "de"], **rules, **options)
+    draft = options.pop("draft", None)
+    generator = Generator(decoder, draft=draft)
+    both = [
+        generator.read(text, Options(logits_fn=nothing_after_two, max_new_tokens=most, **options))
+        for text, most in (("abc", 6), ("de", 2))
+    ]
+    bad, good = generator.outcomes(both)
+    assert isinstance(bad, InputError)
+    assert len(good[0].tokens) == 2
+
+
+def broken(loaded, value=jnp.nan):
+    """The model with a number that is not one, in the last of its parameters."""
+    leaves, tree = jax.tree.flatten(loaded.params)
+    leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(value)
+    return dataclasses.replace(loaded, params=jax.tree.unflatten(tree, leaves))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0}, {"num_beams": 2}, {"choices": ["ab", "c"]}], ids=str
+)
+def test_numbers_that_are_not_finite_name_the_row_and_the_parameter(decoder, options):
+    nan = broken(decoder)
+    name = jax.tree_util.keystr(
+        jax.tree_util.tree_leaves_with_path(nan.params)[-1][0], simple=True, separator="/"
+    )
+    with pytest.raises(InputError, match=rf"texts\[0\]: the model's logits .* parameter {name}"):
+        nan.generate(["abc"], max_new_tokens=4, **options)
+
+
+def test_scores_and_vectors_that_are_not_finite_are_errors(decoder):
+    nan = broken(decoder)
+    with pytest.raises(InputError, match=r"texts\[0\]: the model's logits are NaN"):
+        nan.score(["abc"])
+    with pytest.raises(InputError, match="vectors of texts are NaN"):
+        nan.embed(["abc"])
