@@ -88,8 +88,8 @@ def test_bans_that_leave_nothing_are_refused(decoder):
         decoder.generate(["a"], banned=every, max_new_tokens=8)
     ends = decoder.generation.eos_ids
     ends = [each for each in ends if each < len(every)] or [decoder.vocabulary.eos_id]
+    few = [token for token in every if token not in ends]
     with pytest.raises(InputError, match="which min_new_tokens forbids"):
-        few = [token for token in every if token not in ends]
         decoder.generate(["a"], banned=few, min_new_tokens=1, max_new_tokens=8)
 
 
