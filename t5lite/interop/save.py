@@ -125,8 +125,13 @@ def losses(found: Any, *, kind: str) -> list[str]:
     if found.origin is not None and kind != "t5x":
         lines += [f"{name}: not copied" for name in found.origin.others()]
     if kind == "huggingface":
-        known = {"vocabulary": found.vocabulary, "labels": found.labels, "origin": found.origin}
-        lines += huggingface.losses(found.spec, **known)
+        lines += huggingface.losses(
+            found.spec,
+            vocabulary=found.vocabulary,
+            labels=found.labels,
+            origin=found.origin,
+            prompts=found.prompts,
+        )
     if kind == "t5x":
         parts = {
             "the tokenizer": found.vocabulary,

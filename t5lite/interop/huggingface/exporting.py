@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Iterator
 
 from t5lite.errors import InputError
+from t5lite.interop.huggingface.describing import describe
 from t5lite.interop.huggingface.families import MODULES
 from t5lite.interop.huggingface.families.labels import SUFFIXES
-from t5lite.interop.huggingface.folder import describe
 from t5lite.layers import HeadSpec
 from t5lite.layers.heads import POOLINGS
 from t5lite.models import ModelSpec

@@ -1,0 +1,152 @@
+"""How a spec is said in Hugging Face's terms, and what of it cannot be said."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from t5lite.errors import InputError
+from t5lite.interop.huggingface.families import MODULES, family_of
+from t5lite.interop.huggingface.families.family import Unsupported
+from t5lite.interop.tensors import Tensor
+from t5lite.layers import EmbeddingHeadSpec
+from t5lite.models import ModelSpec, differences
+
+# What changes training alone, and has no place in their configs.
+_NOT_SAID = re.compile(r"(encoder|decoder|heads\.\d+)\.(stochastic_depth_rate|dropout_rate)")
+
+
+class Plan:
+    """How a spec is said in Hugging Face's terms.
+
+    Args:
+      config: the content of `config.json`.
+      tensors: as they are named in the file.
+    """
+
+    def __init__(self, config: dict[str, Any], tensors: list[Tensor]):
+        self.config, self.tensors = config, tensors
+
+
+def describe(spec: ModelSpec) -> Plan:
+    """Returns how a spec is written.
+
+    Raises:
+      InputError: see `save`.
+    """
+    if spec.family not in MODULES:
+        raise InputError(
+            f"ModelSpec.family = {spec.family!r}: transformers has no class of that name that is "
+            f"known here; known: {', '.join(sorted(MODULES))}"
+        )
+    family = family_of(spec.family)
+    for head in spec.heads:
+        if isinstance(head, EmbeddingHeadSpec) and head.size is not None:
+            raise InputError(_cannot(spec, "an embedding head with a layer of its own"))
+    plain = without_embedding(spec)
+    # Whether there is a start token says the tokenizer there.
+    starts = plain.start_id is not None
+    plain = plain if starts else plain.replace(start_id=0)
+    try:
+        config = family.config(plain)
+        tensors = family.tensors(plain)
+        again = family.spec(config, _StandIn(tensors))
+    except Unsupported as error:
+        raise InputError(_cannot(spec, str(error)), field=error.field) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        what = "blocks, positions or heads of these kinds"
+        raise InputError(_cannot(spec, what)) from error
+    changed = [
+        f"  {path}: {change.replace(' -> ', ' would become ')}"
+        for path, change in _changes(plain, again).items()
+        if not _NOT_SAID.fullmatch(path)
+    ]
+    if changed:
+        raise InputError("\n".join([_cannot(spec, "these values"), *changed]))
+    if not starts:
+        config |= {"bos_token_id": None, "eos_token_id": None}
+    if config["architectures"] == [family.base]:
+        tensors = [_without(tensor, family.prefix) for tensor in tensors]
+    return Plan(config, tensors)
+
+
+def _changes(old: ModelSpec, new: ModelSpec) -> dict[str, str]:
+    """Returns `old -> new` by path; of a part that is another kind of thing, just the kinds."""
+    for side in ("encoder", "decoder"):
+        one, other = getattr(old, side), getattr(new, side)
+        if one and other and len(one.blocks) != len(other.blocks):  # then by layer
+            old = old.replace(**{side: one.replace(blocks=one.every_block, first_blocks=())})
+            new = new.replace(**{side: other.replace(blocks=other.every_block, first_blocks=())})
+    lines = dict(line.split(": ", 1) for line in differences(old, new))
+    for path in [path for path in lines if path.endswith(".type")]:
+        part = path.removesuffix(".type")
+        if path not in lines:  # it is in a part that has been dealt with
+            continue
+        kinds, values = lines[path].split(" -> "), lines.get(part, "absent -> absent").split(" -> ")
+        told = [
+            value if kind == "absent" else kind for kind, value in zip(kinds, values, strict=True)
+        ]
+        lines = {key: line for key, line in lines.items() if not key.startswith(f"{part}.")}
+        lines[part] = " -> ".join(told)
+    return dict(sorted(lines.items()))
+
+
+def agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]:
+    """Returns whether a config describes a spec, as it is or as `plan` says it."""
+    family, plain = family_of(spec.family), without_embedding(spec)
+    source = _StandIn(family.tensors(plain))
+
+    def read(config: Mapping[str, Any]) -> ModelSpec | None:
+        try:
+            found = family.spec(config, source)
+        except (AttributeError, TypeError, ValueError, KeyError):
+            return None
+        # A decoder's tokenizer says how texts begin.
+        return found.replace(start_id=0) if found.topology == "decoder" else found
+
+    wanted = plain.replace(start_id=0) if plain.topology == "decoder" else plain
+    known = (wanted, read(plan.config))
+    return lambda config: read(config) in known
+
+
+def without_embedding(spec: ModelSpec) -> ModelSpec:
+    """Returns a spec without its sentence embeddings, which have files of their own."""
+    heads = tuple(head for head in spec.heads if not isinstance(head, EmbeddingHeadSpec))
+    return spec.replace(heads=heads)
+
+
+class _StandIn:
+    """What a file will hold, before it is written: no two tensors are alike."""
+
+    def __init__(self, tensors: list[Tensor]):
+        self._shapes = {
+            each.name: jax.ShapeDtypeStruct(each.shape, np.float32)
+            for each in tensors
+            if each.parts
+        }
+
+    def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        return self._shapes
+
+    def read(self, name: str) -> np.ndarray:
+        return np.array([list(self._shapes).index(name)])
+
+
+def _without(tensor: Tensor, prefix: str) -> Tensor:
+    return dataclasses.replace(
+        tensor,
+        name=tensor.name.removeprefix(prefix),
+        aliases=tuple(alias.removeprefix(prefix) for alias in tensor.aliases),
+    )
+
+
+def _cannot(spec: ModelSpec, what: str) -> str:
+    return (
+        f"a model of family {spec.family!r} cannot be written as transformers' class of that name, "
+        f"which has no place for {what}"
+    )
