@@ -7,6 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t5lite.layers.spec import Spec
 
@@ -39,6 +40,15 @@ class InitSpec(Spec):
         """Returns the initializer of an embedding `[rows, width]`."""
         raise NotImplementedError(f"{type(self).__name__}.table")
 
+    def position_bias(self, distances: np.ndarray) -> Initializer:
+        """Returns the initializer of a table of position biases `[heads, buckets]`, as T5X's.
+
+        Args:
+          distances: `[buckets]` int, in tokens, the smallest of each bucket.
+        """
+        del distances
+        return nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
 
 @dataclasses.dataclass(frozen=True)
 class FanInInitSpec(InitSpec):
@@ -52,6 +62,9 @@ class FanInInitSpec(InitSpec):
       distribution: of the matrices outside attention; truncated at two standard deviations, and of
         the variance above nevertheless, in T5.
       embedding_stddev: of token embeddings.
+      position_bias_slope: what position biases fall by per token of distance, on top of T5's random
+        ones: a model then starts with neighbouring tokens in view (ALiBi's prior, Press et al.
+        2021, arXiv:2108.12409, §3), which training may undo.
 
     Source: T5X's `layers.py`; Raffel et al. 2020, arXiv:1910.10683 (whose Mesh TensorFlow code has
       the same standard deviations).
@@ -60,10 +73,12 @@ class FanInInitSpec(InitSpec):
     scale: float = 1.0
     distribution: Literal["truncated_normal", "normal"] = "truncated_normal"
     embedding_stddev: float = 1.0
+    position_bias_slope: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.scale >= 0, "scale", "at least 0")
+        self.require(self.position_bias_slope >= 0, "position_bias_slope", "at least 0")
 
     def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
         """Returns the initializer of a matrix; see `InitSpec.kernel`."""
@@ -75,6 +90,18 @@ class FanInInitSpec(InitSpec):
     def table(self, table: Table) -> Initializer:
         """Returns the initializer of an embedding; see `InitSpec.table`."""
         return nn.initializers.normal(self.embedding_stddev if table == "tokens" else 0.02)
+
+    def position_bias(self, distances: np.ndarray) -> Initializer:
+        """Returns the initializer of a table of position biases; see `InitSpec.position_bias`."""
+        drawn = super().position_bias(distances)
+        fall = self.position_bias_slope * distances
+
+        def draw(
+            key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+        ) -> jax.Array:
+            return drawn(key, shape, dtype) - jnp.asarray(fall, dtype)[None]
+
+        return draw if self.position_bias_slope else drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,3 +208,7 @@ class Initializers:
     def table(self, table: Table) -> Initializer:
         """Returns the initializer of an embedding."""
         return self.spec.table(table)
+
+    def position_bias(self, distances: np.ndarray) -> Initializer:
+        """Returns the initializer of a table of position biases."""
+        return self.spec.position_bias(distances)

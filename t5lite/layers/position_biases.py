@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5lite.layers.initializers import Initializers
 from t5lite.layers.spec import Spec, positive
 
 
@@ -20,7 +21,9 @@ class PositionBiasSpec(Spec):
 
     per_layer: bool
 
-    def make(self, num_heads: int, *, bidirectional: bool) -> nn.Module:
+    def make(
+        self, num_heads: int, *, bidirectional: bool, init: Initializers = Initializers()
+    ) -> nn.Module:
         """Returns the module, called as `RelativeBias` is, for `num_heads` heads."""
         raise NotImplementedError(f"{type(self).__name__}.make")
 
@@ -46,9 +49,11 @@ class RelativeBiasSpec(PositionBiasSpec):
         self.require(self.num_buckets % 2 == 0, "num_buckets", "even")
         self.require(self.max_distance > self.num_buckets, "max_distance", "above num_buckets")
 
-    def make(self, num_heads: int, *, bidirectional: bool) -> "RelativeBias":
+    def make(
+        self, num_heads: int, *, bidirectional: bool, init: Initializers = Initializers()
+    ) -> "RelativeBias":
         """Returns the module with one table for `num_heads` heads."""
-        return RelativeBias(self, num_heads, bidirectional)
+        return RelativeBias(self, num_heads, bidirectional, init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +67,11 @@ class AlibiSpec(PositionBiasSpec):
 
     per_layer = False  # not a field: there is nothing that layers could differ in
 
-    def make(self, num_heads: int, *, bidirectional: bool) -> "Alibi":
+    def make(
+        self, num_heads: int, *, bidirectional: bool, init: Initializers = Initializers()
+    ) -> "Alibi":
         """Returns the module for `num_heads` heads."""
-        del bidirectional  # keys ahead are masked where it matters
+        del bidirectional, init  # keys ahead are masked where it matters
         return Alibi(num_heads)
 
 
@@ -104,6 +111,7 @@ class RelativeBias(nn.Module):
     spec: RelativeBiasSpec
     num_heads: int
     bidirectional: bool
+    init_: Initializers = Initializers()
 
     @nn.compact
     def __call__(self, q_positions: jax.Array | None, q_length: int, kv_length: int) -> jax.Array:
@@ -115,7 +123,9 @@ class RelativeBias(nn.Module):
           q_length: number of queries.
           kv_length: number of keys.
         """
-        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        init = self.init_.position_bias(
+            nearest_distances(self.spec, bidirectional=self.bidirectional)
+        )
         table: Any = self.param(
             "embedding",
             nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
@@ -157,6 +167,14 @@ def relative_buckets(
         return behind
     ahead = xp.asarray(lookup + np.int32(num_buckets))[xp.clip(offsets, 0, spec.max_distance)]
     return xp.where(offsets > 0, ahead, behind)
+
+
+def nearest_distances(spec: RelativeBiasSpec, *, bidirectional: bool) -> np.ndarray:
+    """Returns `[num_buckets]` int: the smallest distance of each bucket, in tokens."""
+    num_buckets = spec.num_buckets // 2 if bidirectional else spec.num_buckets
+    lookup = _bucket_of_distance(num_buckets, spec.max_distance)
+    nearest = np.searchsorted(lookup, np.arange(num_buckets))
+    return np.tile(nearest, 2 if bidirectional else 1)
 
 
 def _bucket_of_distance(num_buckets: int, max_distance: int) -> np.ndarray:

@@ -260,7 +260,7 @@ class Block(nn.Module):
         }
         if self.position_bias_spec is not None:
             self.position_bias = self.position_bias_spec.make(
-                spec.attention.num_heads, bidirectional=not self.causal
+                spec.attention.num_heads, bidirectional=not self.causal, init=self.init_
             )
         if spec.attention_norm:
             self.attention_norm = spec.norm.make(self.dtype)

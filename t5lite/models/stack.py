@@ -91,7 +91,9 @@ class Stack(nn.Module):
         embedding_size = self.embedding_size or self.embed
         bias = spec.position_bias
         if bias is not None and not bias.per_layer:
-            self.position_bias = bias.make(spec.num_biased_heads, bidirectional=not spec.causal)
+            self.position_bias = bias.make(
+                spec.num_biased_heads, bidirectional=not spec.causal, init=self.init_
+            )
         if spec.position_embedding is not None:
             self.position_embedding = spec.position_embedding.make(
                 embedding_size, compute.jax_dtype, self.init_

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from t5lite.errors import InputError
-from t5lite.layers import AlibiSpec, RelativeBiasSpec, alibi_slopes, relative_buckets, toeplitz
+from t5lite.layers import (
+    AlibiSpec,
+    FanInInitSpec,
+    RelativeBiasSpec,
+    alibi_slopes,
+    relative_buckets,
+    toeplitz,
+)
+from t5lite.layers.initializers import Initializers
 
 OFFSETS = np.arange(-300, 301)
 SPECS = {
@@ -162,3 +170,22 @@ def test_alibi_falls_with_the_distance_and_has_no_parameters(bidirectional):
     found = module.apply({}, somewhere, 2, 5)
     expected = np.moveaxis(np.asarray(whole)[:, somewhere], 0, 1)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_a_slope_starts_biases_falling_with_distance_and_changes_nothing_else(bidirectional):
+    spec = RelativeBiasSpec(8, 16)
+
+    def bias(slope):
+        init = Initializers(FanInInitSpec(position_bias_slope=slope))
+        module = spec.make(3, bidirectional=bidirectional, init=init)
+        return module.init_with_output(jax.random.key(0), None, 20, 20)[0]
+
+    fall = np.asarray(bias(0.0) - bias(0.5))[0, 0]  # of the first head
+    distance = np.abs(np.arange(20)[:, None] - np.arange(20))
+    seen = np.ones_like(fall, bool) if bidirectional else np.tril(fall == fall)
+    exact = seen & (distance < (2 if bidirectional else 4))  # each has a bucket of its own
+    np.testing.assert_allclose(fall[exact], 0.5 * distance[exact], rtol=1e-5)
+    assert (fall[seen & ~exact] >= 0.5 * distance[exact].max()).all()
+    assert (fall <= 0.5 * distance + 1e-5)[seen].all()
+    assert (np.diff(fall[-1]) <= 1e-6).all()
