@@ -19,6 +19,7 @@ _RESIDUAL = ("attention_output", "down")
 Table = Literal["tokens", "positions", "token_types"]
 # Fedus et al. 2021, Switch, arXiv:2101.03961, §2.4.
 _ROUTER_SCALE = 0.1
+_FALL = 2.0  # nats
 
 
 class InitSpec(Spec):
@@ -62,9 +63,9 @@ class FanInInitSpec(InitSpec):
       distribution: of the matrices outside attention; truncated at two standard deviations, and of
         the variance above nevertheless, in T5.
       embedding_stddev: of token embeddings.
-      position_bias_slope: what position biases fall by per token of distance, on top of T5's random
-        ones: a model then starts with neighbouring tokens in view (ALiBi's prior, Press et al.
-        2021, arXiv:2108.12409, §3), which training may undo.
+      position_bias_window: distance in tokens beyond which position biases start 2 nats lower than
+        T5's: a small model then has neighbouring tokens in view from the start, which training may
+        undo; None for T5's.
 
     Source: T5X's `layers.py`; Raffel et al. 2020, arXiv:1910.10683 (whose Mesh TensorFlow code has
       the same standard deviations).
@@ -73,12 +74,13 @@ class FanInInitSpec(InitSpec):
     scale: float = 1.0
     distribution: Literal["truncated_normal", "normal"] = "truncated_normal"
     embedding_stddev: float = 1.0
-    position_bias_slope: float = 0.0
+    position_bias_window: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.scale >= 0, "scale", "at least 0")
-        self.require(self.position_bias_slope >= 0, "position_bias_slope", "at least 0")
+        window = self.position_bias_window
+        self.require(window is None or window >= 1, "position_bias_window", "None or at least 1")
 
     def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
         """Returns the initializer of a matrix; see `InitSpec.kernel`."""
@@ -93,15 +95,18 @@ class FanInInitSpec(InitSpec):
 
     def position_bias(self, distances: np.ndarray) -> Initializer:
         """Returns the initializer of a table of position biases; see `InitSpec.position_bias`."""
-        drawn = super().position_bias(distances)
-        fall = self.position_bias_slope * distances
+        drawn, window = super().position_bias(distances), self.position_bias_window
+        if window is None:
+            return drawn
+        # No lower: optimizers that step in proportion to a table's size would shake it.
+        fall = np.where(distances > window, _FALL, 0.0)
 
         def draw(
             key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
         ) -> jax.Array:
             return drawn(key, shape, dtype) - jnp.asarray(fall, dtype)[None]
 
-        return draw if self.position_bias_slope else drawn
+        return draw
 
 
 @dataclasses.dataclass(frozen=True)
