@@ -74,7 +74,7 @@ _SPEED = {
     "input_wait": _Known("Input wait", "share of the time", PERCENT),
 }
 _COUNTERS = ("tokens", "epoch")  # an axis or a number of its own, never news
-SHARES = ("accuracy", "exact_match", "f1", "precision", "recall")
+SHARES = ("accuracy", "exact_match", "exact_match_shuffled", "f1", "precision", "recall")
 # Metrics of one unit that say something only beside each other.
 _TOGETHER = {"span_filling": ("loss", "unigram", "shuffled_inputs")}
 
