@@ -62,8 +62,7 @@ class SpanCorruption(InputsToTargets):
       noise_density: the share of tokens, in (0, 1), that is taken out.
       mean_noise_span_length: the mean length of a span in tokens, >= 1.
       whole_word: whether each span is one word of letters and digits, with a word kept on either
-        side of it. The two numbers above then say how many tokens and spans are taken at most;
-        half of the texts have fewer spans, from one on.
+        side of it. The two numbers above then say how many tokens and spans are taken at most.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4 and §3.3.4; `t5.data.preprocessors`.
     """
@@ -180,12 +179,10 @@ class SpanCorruption(InputsToTargets):
         # A word that outranks both of its neighbours: no two of them are side by side.
         peaks = np.flatnonzero((rank > np.append(-1, rank[:-1])) & (rank > np.append(rank[1:], -1)))
         peaks = peaks[np.argsort(rank[peaks])]
-        # Half of the texts have fewer spans, so that a model also learns to end after one or two.
-        most = spans if rng.random() < 0.5 else int(rng.integers(1, spans + 1))
         fits = np.cumsum((ends - firsts)[peaks]) <= noise
         mask = np.zeros(len(tokens) + 1, np.int64)
         for edge, change in ((firsts, 1), (ends, -1)):
-            np.add.at(mask, edge[peaks[fits][:most]], change)
+            np.add.at(mask, edge[peaks[fits][:spans]], change)
         return np.cumsum(mask[:-1]) > 0
 
 
