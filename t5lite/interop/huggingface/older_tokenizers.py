@@ -8,14 +8,9 @@ from t5lite.data import Bytes, MappedSentencePiece, Vocabulary
 from t5lite.data.vocabularies import read_file
 from t5lite.errors import InputError, unknown
 from t5lite.interop.huggingface.sentencepiece_files import read_sentencepiece_file
-from t5lite.interop.huggingface.tokenizer_classes import (
-    CLASSES,
-    Made,
-    Parts,
-    build,
-    byte_pair_merges,
-    from_sentencepiece,
-)
+from t5lite.interop.huggingface.sentencepiece_tokenizers import from_sentencepiece
+from t5lite.interop.huggingface.tokenizer_building import Made, Parts, byte_pair_merges
+from t5lite.interop.huggingface.tokenizer_classes import CLASSES, build
 from t5lite.interop.huggingface.tokenizer_settings import Settings, Token, read_json
 
 MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model")

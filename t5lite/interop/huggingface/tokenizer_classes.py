@@ -3,18 +3,24 @@
 A class takes vocabulary, merges and precompiled normalization from whichever file has them, even
 from a `tokenizer.json`, and makes the rest anew by the switches of `tokenizer_config.json`.
 
-Source: transformers 5, `models/*/tokenization_*.py`, `TokenizersBackend`, `convert_slow_tokenizer`.
+Source: transformers 5, `models/*/tokenization_*.py` and `convert_slow_tokenizer`.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from t5lite.data.tokenizers_vocabularies import import_tokenizers
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.sentencepiece_files import SentencePieceFile
-from t5lite.interop.huggingface.tokenizer_settings import NAMED, Settings, Token
+from t5lite.interop.huggingface.tokenizer_building import (
+    Draft,
+    Made,
+    Parts,
+    as_token,
+    finish,
+    template,
+)
+from t5lite.interop.huggingface.tokenizer_settings import Settings
 
 _MBART_CODES = (
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT "
@@ -26,73 +32,6 @@ _MORE_CODES = (
 )
 _MBART = _MBART_CODES.split()
 _MBART50 = _MBART + _MORE_CODES.split()
-
-
-@dataclasses.dataclass
-class Parts:
-    """What the files of a folder have of a tokenizer.
-
-    Attributes:
-      vocab: the ids of pieces, or of a unigram model pairs of piece and score, in order.
-      merges: of BPE, in order.
-      charsmap: SentencePiece's precompiled normalization; None for none.
-      post_processor: that of a `tokenizer.json`; None without one.
-      whole: whether they come from a `tokenizer.json`.
-      additional: more special tokens, of a SentencePiece model or a `special_tokens_map.json`.
-    """
-
-    vocab: Any
-    merges: Sequence[tuple[str, str]] = ()
-    charsmap: bytes | None = None
-    post_processor: Any = None
-    whole: bool = False
-    additional: list[Token] | None = None
-
-    @property
-    def ids(self) -> dict[str, int]:
-        """The ids of pieces."""
-        if isinstance(self.vocab, Mapping):
-            return dict(self.vocab)
-        return {piece: number for number, (piece, _) in enumerate(self.vocab)}
-
-    @property
-    def scores(self) -> list[tuple[str, float]]:
-        """Pieces with their scores, by id."""
-        if isinstance(self.vocab, Mapping):
-            raise InputError("its vocabulary has no scores, which the class needs")
-        return [(str(piece), float(score)) for piece, score in self.vocab]
-
-
-@dataclasses.dataclass
-class Draft:
-    """A tokenizer as its class makes it, before special tokens are added.
-
-    Attributes:
-      tokenizer: of the `tokenizers` library.
-      tokens: the class's special tokens by name, for those that no file names.
-      additional: more special tokens, where `extra_special_tokens` lists none.
-      processor: makes the class's own template, of the tokenizer and its special tokens; None for
-        one by `add_bos_token` and `add_eos_token`, if there is no post-processor yet.
-      adds_bos: `add_bos_token` where no file says; None also leaves a post-processor alone.
-    """
-
-    tokenizer: Any
-    tokens: Mapping[str, Any]
-    additional: Sequence[Any] | None = None
-    processor: Callable[[Any, Mapping[str, str]], Any] | None = None
-    adds_bos: bool | None = None
-
-
-class Made(NamedTuple):
-    """A tokenizer as transformers has it.
-
-    Attributes:
-      tokenizer: of the `tokenizers` library.
-      tokens: the special tokens by name: `eos`, `mask`, …
-    """
-
-    tokenizer: Any
-    tokens: dict[str, str]
 
 
 def build(kind: str, parts: Parts, settings: Settings) -> Made:
@@ -112,98 +51,6 @@ def build(kind: str, parts: Parts, settings: Settings) -> Made:
         raise
     except Exception as error:  # the library raises bare Exceptions
         raise InputError(f"a {kind}Tokenizer cannot be made of it: {error}; restore it") from error
-
-
-def finish(draft: Draft, parts: Parts, settings: Settings) -> Made:
-    """Adds special tokens and the template to a class's tokenizer, and returns it."""
-    tokenizer, tokens = draft.tokenizer, _special_tokens(draft, settings)
-    additional = parts.additional if draft.additional is None else draft.additional
-    extra = additional if settings.extra is None else settings.extra
-    _add(tokenizer, settings, list(tokens.values()), list(map(as_token, extra or ())))
-    texts = {name: token["content"] for name, token in tokens.items()}
-    if draft.processor is not None:
-        tokenizer.post_processor = draft.processor(tokenizer, texts)
-        return Made(tokenizer, texts)
-    if parts.post_processor is not None:
-        tokenizer.post_processor = parts.post_processor
-    # The template of a tokenizer.json overrules these two.
-    named = {} if parts.whole else settings.options
-    said = {"add_bos_token", "add_eos_token"} & {*named} or draft.adds_bos is not None
-    if said or tokenizer.post_processor is None:
-        begins = named.get("add_bos_token", bool(draft.adds_bos)) and "bos" in texts
-        ends = named.get("add_eos_token", False) and "eos" in texts
-        tokenizer.post_processor = template(
-            tokenizer,
-            [texts["bos"]] if begins else [],
-            [texts["eos"]] if ends else [],
-        )
-    return Made(tokenizer, texts)
-
-
-def template(tokenizer: Any, before: Sequence[str], after: Sequence[str]) -> Any:
-    """Returns the post-processor that adds tokens around a text."""
-    ids = {token: tokenizer.token_to_id(token) for token in (*before, *after)}
-    if missing := [token for token, number in ids.items() if number is None]:
-        raise InputError(f"the vocabulary lacks {', '.join(missing)}; add them")
-    single = " ".join([*before, "$A", *after])
-    return import_tokenizers().processors.TemplateProcessing(
-        # Pairs are never read, but the library wants a template of them.
-        single=single,
-        pair=f"{single} {' '.join([*before, '$B:1', *after])}",
-        special_tokens=list(ids.items()),
-    )
-
-
-def as_token(token: Any) -> Token:
-    """Returns a special token as `AddedToken` takes it."""
-    return {"content": token, "special": True} if isinstance(token, str) else token
-
-
-def _special_tokens(draft: Draft, settings: Settings) -> dict[str, Token]:
-    """Returns the special tokens by name: the folder's, else the class's."""
-    own = {name: as_token(token) for name, token in draft.tokens.items()}
-    named = {name: token for name in NAMED if (token := {**own, **settings.tokens}.get(name))}
-    others = {**own, **settings.tokens}
-    return named | {name: token for name, token in others.items() if token is not None}
-
-
-def _add(
-    tokenizer: Any, settings: Settings, named: Sequence[Token], extra: Sequence[Token]
-) -> None:
-    """Adds tokens in transformers' order: by id, then those with names, then the others.
-
-    Tokens of the class alone are left out where the model has no embedding for them.
-    """
-    due = [token for _, token in sorted(settings.added.items())]
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    known |= {token["content"] for token in due}
-    for token in (*named, *extra):
-        if token["content"] not in known and token not in due:
-            due.append(token)
-    said = [*settings.added.values(), *settings.tokens.values(), *(settings.extra or ())]
-    said_texts = {token["content"] for token in said if token is not None}
-    names = {token["content"] for token in named}
-    tokens, size = [], max([tokenizer.get_vocab_size() - 1, *settings.added]) + 1
-    for token in due:
-        if tokenizer.token_to_id(token["content"]) is None and token["content"] not in said_texts:
-            if settings.num_embeddings is not None and size >= settings.num_embeddings:
-                continue
-            size += 1
-        tokens.append(import_tokenizers().AddedToken(**token))
-        tokens[-1].special = tokens[-1].special or tokens[-1].content in names
-    if tokens:
-        tokenizer.add_tokens(tokens)
-
-
-def byte_pair_merges(ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Returns the merges of a SentencePiece BPE model, whose ids are in the order of merging."""
-    merges = [
-        (number, at, piece[:at], piece[at:])
-        for piece, number in ids.items()
-        for at in range(1, len(piece))
-        if piece[:at] in ids and piece[at:] in ids
-    ]
-    return [(left, right) for _, _, left, right in sorted(merges, key=lambda merge: merge[:2])]
 
 
 # The classes, in the order of the alphabet.
@@ -516,112 +363,3 @@ def _around(first: str | None, last: str) -> Callable[[Any, Mapping[str, str]], 
         return template(tokenizer, [texts[first]] if first else [], [texts[last]])
 
     return processor
-
-
-def from_sentencepiece(read: SentencePieceFile, settings: Settings) -> Made:
-    """Returns the tokenizer of a SentencePiece model that no class is named for.
-
-    Args:
-      read: the model.
-      settings: what the folder says.
-    """
-    names = {number: token["content"] for number, token in settings.added.items()}
-    kept = {piece.text for number, piece in enumerate(read.pieces) if number not in names}
-    texts = [piece.text for piece in read.pieces]
-    for number, text in names.items():
-        if not read.is_unigram and number < len(texts) and text not in kept:
-            texts[number] = text
-    tokenizer = plain_sentencepiece(read, texts, legacy=settings.options.get("legacy", True))
-    tokens = {
-        name: text
-        for name, number, text in (
-            ("bos", read.bos_id, read.bos_piece),
-            ("eos", read.eos_id, read.eos_piece),
-            ("unk", read.unk_id, read.unk_piece),
-        )
-        if number >= 0
-    }
-    controls = [piece.text for piece in read.pieces if piece.is_control]
-    additional = [
-        {"content": text, "normalized": False, "special": True}
-        for text in controls
-        if text not in {piece.text for piece in read.pieces if piece.is_user_defined}
-    ]
-    if read.adds_prefix:
-        added = {number: {**token, "normalized": False} for number, token in settings.added.items()}
-        settings = settings._replace(added=added)
-    return finish(Draft(tokenizer, tokens, additional), Parts({}), settings)
-
-
-def plain_sentencepiece(
-    read: SentencePieceFile, texts: Sequence[str] | None = None, *, legacy: bool = True
-) -> Any:
-    """Returns a tokenizer with the ids of SentencePiece, without special tokens or a template.
-
-    Args:
-      read: the model.
-      texts: of its pieces; None for those that it has.
-      legacy: whether each part of a text between special tokens begins with a space, as where
-        SentencePiece is asked for each; otherwise the first alone.
-    """
-    library = import_tokenizers()
-    texts = [piece.text for piece in read.pieces] if texts is None else texts
-    whole = [text for text, piece in zip(texts, read.pieces, strict=True) if piece.is_user_defined]
-    if read.is_unigram:
-        scores = [(text, piece.score) for text, piece in zip(texts, read.pieces, strict=True)]
-        model = library.models.Unigram(scores, read.unk_id, read.byte_fallback)
-    else:
-        model = library.models.BPE(
-            {text: number for number, text in enumerate(texts)},
-            _ranked_merges(read, texts),
-            unk_token=read.unk_piece,
-            fuse_unk=True,
-            byte_fallback=read.byte_fallback,
-            ignore_merges=bool(whole),
-        )
-    tokenizer, normalizers = library.Tokenizer(model), library.normalizers
-    steps: list[Any] = []
-    if read.charsmap:
-        steps.append(normalizers.Precompiled(read.charsmap))
-    if read.removes_spaces:
-        steps.append(normalizers.Replace(library.Regex(r"\A +| +\z"), ""))
-        steps.append(normalizers.Replace(library.Regex(" {2,}"), " "))
-    if read.escapes_spaces:
-        steps.append(normalizers.Replace(" ", "▁"))
-    if read.adds_prefix and legacy:  # which Metaspace does not add where there is one
-        steps.append(normalizers.Replace(library.Regex(r"\A▁"), "▁▁"))
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    cuts: list[Any] = []
-    if read.adds_prefix:
-        scheme = "always" if legacy else "first"
-        cuts.append(library.pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False))
-    if whole:
-        pattern = "|".join(re.escape(text) for text in sorted(whole, key=len, reverse=True))
-        cuts.append(library.pre_tokenizers.Split(library.Regex(pattern), behavior="isolated"))
-    if cuts:
-        tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence(cuts)
-    decoders = [library.decoders.Replace("▁", " ")]
-    if read.byte_fallback:
-        decoders.append(library.decoders.ByteFallback())
-    if read.adds_prefix or read.byte_fallback:
-        decoders.append(library.decoders.Fuse())
-    if read.adds_prefix:
-        decoders.append(library.decoders.Strip(content=" ", left=1))
-    tokenizer.decoder = library.decoders.Sequence(decoders)
-    return tokenizer
-
-
-def _ranked_merges(read: SentencePieceFile, texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns merges by the scores of what they give; only pieces learned from text are merged."""
-    normal = {
-        text: (-piece.score, number)
-        for number, (text, piece) in enumerate(zip(texts, read.pieces, strict=True))
-        if piece.is_normal
-    }
-    ranked = [
-        (*rank, text[:at], text[at:])
-        for text, rank in normal.items()
-        for at in range(1, len(text))
-        if text[:at] in normal and text[at:] in normal
-    ]
-    return [(left, right) for *_, left, right in sorted(ranked)]

@@ -18,15 +18,8 @@ from t5lite.interop.huggingface.older_tokenizers import (
     SOURCE,
     TARGET,
 )
-from t5lite.interop.huggingface.tokenizer_classes import (
-    CLASSES,
-    UNKNOWN,
-    Draft,
-    Made,
-    Parts,
-    build,
-    finish,
-)
+from t5lite.interop.huggingface.tokenizer_building import Draft, Made, Parts, finish
+from t5lite.interop.huggingface.tokenizer_classes import CLASSES, UNKNOWN, build
 from t5lite.interop.huggingface.tokenizer_settings import JSON, Settings, read_settings
 
 

@@ -11,7 +11,7 @@ from t5lite.errors import InputError
 from t5lite.framing import Frame
 from t5lite.interop.huggingface.older_tokenizers import MODEL_OF, SOURCE, TARGET, to_json
 from t5lite.interop.huggingface.sentencepiece_files import Piece, read_sentencepiece_file
-from t5lite.interop.huggingface.tokenizer_classes import plain_sentencepiece
+from t5lite.interop.huggingface.sentencepiece_tokenizers import plain_sentencepiece
 from t5lite.interop.huggingface.tokenizer_settings import JSON
 
 _WHOLE_CLASS = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is
