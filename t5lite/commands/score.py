@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             text = text_in(line, "inputs", "text")
             target = text_in(line, "targets", needed=False)
             question = scorer.read(text, target)
-            return question, "" if question.cut else text if target is None else target
+            said = text[question.skipped :] if target is None else target
+            return question, "" if question.cut else said
 
         def score(found: list[tuple[Any, str]]) -> "Iterator[InputError | tuple[Score, str]]":
             questions, texts = zip(*found, strict=True)

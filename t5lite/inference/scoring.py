@@ -84,12 +84,15 @@ class Question:
         encoder.
       asked: the places in `targets`, or of an encoder in `inputs`, of the tokens that are scored.
       cut: whether some of what was to be scored is missing.
+      skipped: characters of a text in front of those that are scored: the first token's, of a model
+        that reads nothing in front of it.
     """
 
     inputs: list[int]
     targets: list[int]
     asked: range
     cut: bool = False
+    skipped: int = 0
 
     @property
     def tokens(self) -> list[int]:
@@ -176,7 +179,11 @@ class Scorer:
         if topology == "decoder":  # the start token is read anyway
             ids = start_of(vocabulary, self.loaded.spec.start_id).without(ids)
         if target is None:
-            return self._whole(ids)
+            question = self._whole(ids)
+            if not self._startless:
+                return question
+            _, offsets = vocabulary.encode_with_offsets(text)
+            return dataclasses.replace(question, skipped=offsets[0][1])
         prompt, frame = self._prompt, self._prompt.targets
         if self.eos is not None:
             frame = Frame(frame.before, (vocabulary.eos_id,) if self.eos else ())

@@ -17,7 +17,11 @@ pytest.importorskip("tokenizers")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     cases = {"decoder": "gpt2", "encoder_decoder": "t5_1_1"}
-    return {name: add_tokenizer(copied(case, root / case), ends=()) for name, case in cases.items()}
+    ends = {"decoder": ("[CLS]",), "encoder_decoder": ()}
+    return {
+        name: add_tokenizer(copied(case, root / case), ends=ends[name])
+        for name, case in cases.items()
+    }
 
 
 @pytest.fixture(scope="module")

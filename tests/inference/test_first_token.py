@@ -14,6 +14,7 @@ import t5lite
 from t5lite.data import HuggingFaceTokenizer
 from t5lite.errors import InputError
 from t5lite.inference.inside import attention_maps
+from t5lite.inference.scoring import Scorer
 from t5lite.interop import save
 from t5lite.models import load_spec, save_spec
 from t5lite.objectives import CausalLM, Seq2Seq, fit
@@ -90,6 +91,8 @@ def test_continuations_and_losses_are_those_of_transformers(name, tmp_path):
             loss = float(model(ids, labels=ids).loss)
         assert answer.tokens.tolist() == written[0, ids.shape[1] :].tolist()
         assert score.num_tokens == ids.shape[1] - 1
+        skipped = Scorer(ours).read(text).skipped
+        assert skipped == (0 if begins else len(text.split()[0]))
         np.testing.assert_allclose(score.log_probability / -score.num_tokens, loss, rtol=1e-4)
         data = fit(CausalLM(), ours.model)
         row = {"targets": np.array([ours.vocabulary.encode(text)], np.int32)}
