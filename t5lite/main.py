@@ -129,14 +129,13 @@ def _as_typed(parser: argparse.ArgumentParser) -> Iterator[None]:
     """
     flags = {each.dest: each.nargs == 0 for each in parser._actions if each.option_strings}
     names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
-    named = re.compile(rf"(?<![\w.'/-])({names})\b(?: ?= ?(True|False|None)\b| ?(=) ?(?=\S))?")
+    named = re.compile(rf"(?<![\w.'/-])({names})\b(?:( ?= ?)(True\b)?(?=\S| |$))?")
 
     def flag(found: re.Match) -> str:
-        name, constant, equals = found.groups()
-        if flags[name] and constant == "True":
+        name, equals, true = found.groups()
+        if flags[name] and true:
             return f"--{name}"
-        value = f"={constant}" if constant else "=" if equals else ""
-        return f"--{name}{value}" if value or "_" in name else found[0]
+        return f"--{found[0]}" if equals or "_" in name else found[0]
 
     try:
         yield

@@ -385,10 +385,10 @@ def test_a_mistake_costs_a_few_lines(here, capsys, text, flags, expected):
     ("said", "typed"),
     [
         ("shorten it, or set truncate=True", "shorten it, or set --truncate"),
-        ("max_new_tokens = 0: must be at least 1", "--max_new_tokens=0: must be at least 1"),
+        ("max_new_tokens = 0: must be at least 1", "--max_new_tokens = 0: must be at least 1"),
         ("lower it or max_new_tokens", "lower it or --max_new_tokens"),
         ("a prompt of the prefix", "a prompt of the prefix"),
-        ("prompt = 'x': unknown", "--prompt='x': unknown"),
+        ("prompt = 'x': unknown", "--prompt = 'x': unknown"),
         ("--max_new_tokens=3 and Options.max_new_tokens = 3", None),
         ("run.gin:3: max_new_tokens = 3", None),
         ("prompt=None is fine", "--prompt=None is fine"),

@@ -141,7 +141,7 @@ def test_the_nearest(embed, loaded, file, tmp_path, ending):
             ["abcdefghijklmnopqrstuvwxyz", "--output_file=x.npz"],
             "no line could be embedded; line 1",
         ),
-        (["a", "--max_length=2"], "--max_length=2: must be at least 3"),
+        (["a", "--max_length=2"], "--max_length = 2: must be at least 3"),
         (["a", "--gin_file=run.gin"], "embed reads no gin configuration"),
     ],
 )

@@ -212,10 +212,10 @@ def test_an_interrupted_run_goes_on(predict, whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flag", "name"),
     [
-        ("--top_k=1", "top_k = 5, now 1"),
-        ("--template={body}", f'template = "{TEMPLATE}", now "{{body}}"'),
-        ("--max_length=9", "max_length = not said, now 9"),
-        ("--batch_size=4", "batch_size = 2, now 4"),
+        ("--top_k=1", "--top_k = 5, now 1"),
+        ("--template={body}", f'--template = "{TEMPLATE}", now "{{body}}"'),
+        ("--max_length=9", "--max_length = not said, now 9"),
+        ("--batch_size=4", "--batch_size = 2, now 4"),
     ],
 )
 def test_other_settings_do_not_go_on(predict, whole, flag, name):
