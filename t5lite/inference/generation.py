@@ -75,7 +75,8 @@ class Generator:
             )
         if self.loaded.vocabulary is None:
             raise InputError(
-                f"no vocabulary/ beside {folder}; give one: load(folder, vocabulary=...)"
+                f"no tokenizer in {folder}: neither vocabulary/ nor a Hugging Face tokenizer; "
+                "copy them there, or give one: load(folder, vocabulary=...)"
             )
         if self.prompt is not None and self.prompt not in PROMPTS:
             raise unknown("prompt", self.prompt, PROMPTS)

@@ -111,7 +111,7 @@ def test_a_step_folder_that_was_copied_out(model_dir, tmp_path):
     shutil.copy(model_dir / "model.json", alone)
     again = t5lite.load(alone)
     assert (again.step, again.vocabulary, locate(alone).home) == (3, None, locate(alone)[0])
-    with pytest.raises(InputError, match=r"no vocabulary/ beside .*mine.*load\(folder, vocab"):
+    with pytest.raises(InputError, match=r"no tokenizer in .*mine.*load\(folder, vocab"):
         again.generate(["a"])
     assert t5lite.load(alone, vocabulary=VOCABULARY).vocabulary is VOCABULARY
 
