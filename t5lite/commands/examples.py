@@ -71,26 +71,6 @@ def _some(lines: Iterator[Line], path: str) -> Iterator[Line]:
     yield from lines
 
 
-def text_in(line: Line, *names: str, needed: bool = True) -> Any:
-    """Returns the text in the first of the named columns that a line has; else None.
-
-    Raises:
-      InputError: a broken line, no such column where it is needed, or no text in it.
-    """
-    if line.row is None:
-        raise InputError(line.problem)
-    for name in names:
-        if name in line.row:
-            value = line.row[name]
-            if not isinstance(value, str):
-                raise InputError(f"{name!r} is {json.dumps(value)[:40]}, not a text")
-            return value
-    if not needed:
-        return None
-    there = ", ".join(map(repr, line.row)) or "nothing"
-    raise InputError(f"no {' or '.join(map(repr, names))}; there is {there}")
-
-
 def answered(
     lines: Iterable[Line],
     read: Callable[[Line], Any],

@@ -14,9 +14,9 @@ from t5lite.commands.examples import (
     check_output,
     given,
     output,
-    text_in,
     write_line,
 )
+from t5lite.data.input_format import InputFormat, text_in
 from t5lite.data.readers import Line, Row
 from t5lite.errors import InputError
 
@@ -47,8 +47,10 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         )
 
         def read(line: Line) -> tuple[Any, str]:
-            text = text_in(line, "inputs", "text")
-            target = text_in(line, "targets", needed=False)
+            if line.row is None:
+                raise InputError(line.problem)
+            text = InputFormat().text(line.row, "inputs", "text")
+            target = text_in(line.row, ["targets"])
             question = scorer.read(text, target)
             said = text[question.skipped :] if target is None else target
             return question, "" if question.cut else said

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5lite.data.columns import Answer, Column, Tags, Text
@@ -12,6 +12,7 @@ from t5lite.data.templates import Template
 from t5lite.errors import InputError, unknown
 
 FILE = "inputs.json"
+AMONG_OTHERS = "t5lite_inputs.json"  # in another library's folder
 FORMAT_VERSION = 1
 KINDS = ("text", "words", "context")
 
@@ -69,16 +70,14 @@ class InputFormat:
         trained = self.of_rows(row)
         if trained is not None:
             return trained.render(row)
-        for name in columns:
-            if name in row:
-                if not isinstance(row[name], str):
-                    raise InputError(f"{name!r} is {json.dumps(row[name])[:40]}, not a text")
-                return row[name]
-        there = ", ".join(map(repr, row)) or "nothing"
-        needed = f"no {' or '.join(map(repr, columns))}"
-        if self.template is not None:
-            needed += f", nor what training read, {self.template!r}"
-        raise InputError(f"{needed}; there is {there}")
+        found = text_in(row, columns)
+        if found is None:
+            there = ", ".join(map(repr, row)) or "nothing"
+            needed = f"no {' or '.join(map(repr, columns))}"
+            if self.template is not None:
+                needed += f", nor what training read, {self.template!r}"
+            raise InputError(f"{needed}; there is {there}")
+        return found
 
     @property
     def is_plain(self) -> bool:
@@ -86,25 +85,39 @@ class InputFormat:
         return self.template is None or Template(self.template).is_slot
 
 
-def save_input_format(folder: str | os.PathLike, inputs: InputFormat) -> None:
+def text_in(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    """Returns the text in the first of the columns that a row has; None if it has none of them.
+
+    Raises:
+      InputError: if that column holds no text.
+    """
+    for name in columns:
+        if name in row:
+            if not isinstance(row[name], str):
+                raise InputError(f"{name!r} is {json.dumps(row[name])[:40]}, not a text")
+            return row[name]
+    return None
+
+
+def save_input_format(folder: str | os.PathLike, inputs: InputFormat, *, name: str = FILE) -> None:
     """Writes `inputs.json` unless it says the same already; nothing known, no file.
 
     Raises:
       InputError: if the file cannot be written.
     """
-    if inputs != load_input_format(folder):
+    if inputs != load_input_format(folder, name=name):
         content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(inputs)}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_whole(as_path(folder) / FILE, text.encode())
+        write_whole(as_path(folder) / name, text.encode())
 
 
-def load_input_format(folder: str | os.PathLike) -> InputFormat:
+def load_input_format(folder: str | os.PathLike, *, name: str = FILE) -> InputFormat:
     """Returns what `save_input_format` wrote into a folder; of one without the file, the default.
 
     Raises:
       InputError: if the file is damaged or of a newer format.
     """
-    path = as_path(folder) / FILE
+    path = as_path(folder) / name
     if not path.exists():
         return InputFormat()
     try:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5lite.data import Vocabulary, load_vocabulary
-from t5lite.data.input_format import InputFormat, load_input_format
+from t5lite.data.input_format import AMONG_OTHERS, InputFormat, load_input_format
 from t5lite.data.labels import Labels, load_labels
 from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
@@ -47,7 +47,8 @@ def open_model(
     if spec is not None and kind != "t5x":
         raise InputError(f"spec = …: is for T5X checkpoints alone, and {path} says what it holds")
     if kind == "huggingface":
-        return huggingface.open_model(path, vocabulary=vocabulary)
+        inputs = load_input_format(path, name=AMONG_OTHERS)
+        return huggingface.open_model(path, vocabulary=vocabulary).replace(inputs=inputs)
     if kind == "t5x":
         return t5x.open_model(path, spec=spec).replace(vocabulary=vocabulary)
     found = locate(path)

@@ -10,7 +10,7 @@ from etils import epath
 
 from t5lite.data import Vocabulary
 from t5lite.data.files import check_folder
-from t5lite.data.input_format import InputFormat, save_input_format
+from t5lite.data.input_format import AMONG_OTHERS, InputFormat, save_input_format
 from t5lite.data.labels import Labels, save_labels
 from t5lite.errors import InputError, unknown
 from t5lite.interop import huggingface, t5x
@@ -62,7 +62,7 @@ def save(
         files, and `embedding.json` of "t5lite". T5X's layout has no place for it.
       origin: the files of the Hugging Face folder that the model comes from, as `open_model` has
         them: kept by "t5lite" in `origin/`, and written back by "huggingface".
-      inputs: how rows become texts, for "t5lite".
+      inputs: how rows become texts, for "t5lite" and "huggingface".
       step: updates done.
       scanned: whether "t5x" is written for layers that are scanned.
       progress: called with bytes written and bytes in all, by "huggingface".
@@ -89,6 +89,7 @@ def save(
                 prompts=prompts,
                 progress=progress,
             )
+            save_input_format(root, inputs, name=AMONG_OTHERS)
         elif kind == "t5x":
             t5x.save(root, spec, params, step=step, scanned=scanned)
         else:

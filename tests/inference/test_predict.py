@@ -18,7 +18,7 @@ from t5lite.errors import InputError
 from t5lite.inference.answer_places import likeliest
 from t5lite.inference.predict import HEADS, Predictor
 from t5lite.inference.predictions import Answers, AnswerSpan, Classes, Numbers
-from t5lite.models import Model, ModelSpec, StackSpec, TransformerBlockSpec
+from t5lite.models import Model, ModelSpec, StackSpec, TransformerBlockSpec, override
 from t5lite.objectives import Classification, Regression, Spans, TokenLabels, fit
 
 TOPOLOGIES = ("encoder", "decoder")
@@ -224,6 +224,35 @@ def test_whatever_is_said_of_a_place_stands_there(tmp_path):
             assert each.no_answer is None  # nobody trained it to say so
             for answer in each.answers:
                 assert text[answer.start : answer.end] == answer.text == answer.text.strip() != ""
+
+
+def test_the_template_goes_to_hugging_face_and_back(tmp_path, rows):
+    changes = {
+        "vocab": 384,
+        "embed": 16,
+        "encoder.num_layers": 1,
+        "*.blocks.*.attention.num_heads": 2,
+        "*.blocks.*.attention.head_dim": 8,
+        "*.blocks.*.mlp.hidden": 16,
+        "heads": [layers.SpansHeadSpec()],
+    }
+    spec = override("bert_nano", changes)
+    vocabulary = t5lite.data.open_vocabulary(add_tokenizer(tmp_path / "v") / "tokenizer.json")
+    inputs = InputFormat("{title}? {body}", "context", 20)
+    parts = {"vocabulary": vocabulary, "inputs": inputs}
+    for kind in ("t5lite", "huggingface"):
+        interop.save(tmp_path / kind, spec, params_of(spec), kind=kind, **parts)
+    ours, theirs = (
+        t5lite.load(tmp_path / kind, devices=jax.devices()[:1])
+        for kind in ("t5lite", "huggingface")
+    )
+    assert theirs.inputs == inputs
+    for one, other in zip(ours.predict(rows[:4]), theirs.predict(rows[:4]), strict=True):
+        assert one.num_cut == other.num_cut
+        assert one.no_answer == pytest.approx(other.no_answer)
+        assert [each[:3] for each in map(dataclasses.astuple, one.answers)] == [
+            each[:3] for each in map(dataclasses.astuple, other.answers)
+        ]
 
 
 @pytest.fixture(scope="module")
