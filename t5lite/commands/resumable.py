@@ -126,4 +126,4 @@ def _end_of_blocks(file: BinaryIO, block: int) -> int:
 
 
 def _said(value: Any) -> str:
-    return "not said" if value is None else json.dumps(value, ensure_ascii=False)[:60]
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)[:60]

@@ -206,7 +206,7 @@ def test_whatever_is_torn_off_is_written_again(infer, whole, tmp_path, kept):
     [
         (["--max_new_tokens=5"], "--max_new_tokens = 6, now 5"),
         (["--batch_size=4"], "--batch_size = 2, now 4"),
-        (["--template={inputs}!"], '--template = not said, now "{inputs}!"'),
+        (["--template={inputs}!"], '--template = nothing, now "{inputs}!"'),
         (["--stop=a"], '--stop = [], now ["a"]'),
         ("input", "input = "),
     ],

@@ -214,7 +214,7 @@ def test_an_interrupted_run_goes_on(predict, whole, tmp_path, monkeypatch):
     [
         ("--top_k=1", "--top_k = 5, now 1"),
         ("--template={body}", f'--template = "{TEMPLATE}", now "{{body}}"'),
-        ("--max_length=9", "--max_length = not said, now 9"),
+        ("--max_length=9", "--max_length = nothing, now 9"),
         ("--batch_size=4", "--batch_size = 2, now 4"),
     ],
 )

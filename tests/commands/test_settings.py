@@ -118,7 +118,7 @@ def test_a_run_of_settings_without_effect_does_not_begin(changes, message, tmp_p
     [
         lambda: HeldOut(every=1, max_batches=0),
         lambda: Samples(every=1, num_examples=0),
-        lambda: SpanFilling(every=1, top=0),
+        lambda: SpanFilling(every=1, max_spans=0),
     ],
 )
 def test_nothing_to_measure_is_refused(make):
