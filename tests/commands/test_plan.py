@@ -54,8 +54,8 @@ def test_a_run_is_planned_from_its_command_line(tmp_path: Path, capfd: Any) -> N
     step = found["estimate"]["step"]
     assert step > found["estimate"]["step_overlapped"] > 0
     run = found["run"]
-    assert run["steps"] == 800
-    assert run["chip_hours"] == pytest.approx(4 * 800 * step / 3600)
+    assert run["steps"] == 6000
+    assert run["chip_hours"] == pytest.approx(4 * 6000 * step / 3600)
     assert run["cost"] == pytest.approx(2 * run["chip_hours"])
     assert run["kilowatt_hours"] == pytest.approx(0.3 * run["chip_hours"])
     for part in (f"{run['cost']:.3g} at 2 a chip-hour", f"{run['kilowatt_hours']:.3g} kWh"):

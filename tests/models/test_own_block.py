@@ -8,7 +8,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from gated_linear_attention import GatedLinearAttentionSpec
 from tiny_models import random_params
@@ -51,16 +50,16 @@ def logits(spec, params, batch, compute=ComputeSpec()):
 
 
 def test_a_token_depends_on_no_later_one():
-    params, tokens = random_params(SPEC), tokens_of()
-    model = Model(SPEC)
+    params, tokens = random_params(ALONE), tokens_of()
+    model = Model(ALONE)
 
-    def norm_at(embedding, place):
+    def norm_at(embedding):
         hidden, _ = model.hidden(
             params | {"token_embedding": {"embedding": embedding}}, {"decoder_input_tokens": tokens}
         )
-        return jnp.sum(jnp.square(hidden[0, place]))
+        return jnp.sum(jnp.square(hidden[0, 4]))
 
-    gradient = jax.grad(norm_at)(params["token_embedding"]["embedding"], 4)
+    gradient = jax.jit(jax.grad(norm_at))(params["token_embedding"]["embedding"])
     moving = {int(token) for token in np.flatnonzero(np.abs(gradient).sum(axis=1))}
     assert moving == {int(token) for token in tokens[0, :5]}
 
@@ -126,17 +125,16 @@ def test_it_trains_scanned_or_not_rematerialised_or_not():
         return jax.jit(jax.value_and_grad(loss))
 
     params = Model(SPEC).init(jax.random.key(0))
-    first, gradients = loss_of(ComputeSpec())(params)
-    for compute in (ComputeSpec(scan=False), ComputeSpec(remat="full")):
-        value, other = loss_of(compute)(params)
-        assert float(value) == pytest.approx(float(first), rel=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, other)
-    step, optimizer = loss_of(ComputeSpec()), optax.sgd(0.3)
-    state = optimizer.init(params)
+    step = loss_of(ComputeSpec())
+    first, gradients = step(params)
+    value, other = loss_of(ComputeSpec(scan=False, remat="full"))(params)
+    assert float(value) == pytest.approx(float(first), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, other)
     for _ in range(30):
         loss, gradients = step(params)
-        updates, state = optimizer.update(gradients, state)
-        params = optax.apply_updates(params, updates)
+        params = jax.tree.map(
+            lambda leaf, slope: leaf - jnp.float32(0.3) * slope, params, gradients
+        )
     assert float(loss) < 0.5 * float(first)
 
 
