@@ -85,13 +85,14 @@ NAMES = [
 SMALL = {"decoder": "gpt_nano", "encoder": "bert_nano", "encoder_decoder": "t5_1_1_nano"}
 SIZES = {"embed": 32, "*.num_layers": 1, "*.blocks.*.attention.head_dim": 8}
 SIZES |= {"*.blocks.*.mlp.hidden": 24}
+PADDING = 16  # rows of the embedding that stand for no token, and are never written
 
 
 def exported(folder, topology, vocabulary, prompts=None):
     """Writes a model with a vocabulary as a run and as Hugging Face's; returns both opened."""
     import transformers
 
-    sizes = dict(SIZES) | {"vocab": vocabulary.size}
+    sizes = dict(SIZES) | {"vocab": vocabulary.size + PADDING}
     if topology == "encoder_decoder":
         sizes["decoder.blocks.*.cross_attention.head_dim"] = 8
     if topology == "decoder":

@@ -190,10 +190,31 @@ def save(
     if origin is not None and (unchanged or spec.decoder is None):
         origin.copy(root, [name for name in origin.names() if name == GENERATION])
     else:
-        save_defaults(root, generation)
+        save_defaults(root, _never_padding(generation, said.config, spec, vocabulary))
     content = {**said.config, "dtype": dtype, "torch_dtype": dtype}  # 5.x reads one, 4.x the other
     # Last, so that a folder that has it is whole.
     write_whole(root / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _never_padding(
+    generation: GenerationDefaults | None,
+    config: Mapping[str, Any],
+    spec: ModelSpec,
+    vocabulary: Vocabulary | None,
+) -> GenerationDefaults | None:
+    """Returns how a model writes, without the ids above its vocabulary, which are padding rows.
+
+    They are never written here, and in transformers only where they are suppressed by name.
+    """
+    padding = range(spec.vocab if vocabulary is None else vocabulary.size, spec.vocab)
+    if not padding or spec.decoder is None or "lm" not in {head.kind for head in spec.heads}:
+        return generation
+    if generation is None:  # a file of its own takes the place of what config.json says
+        fields = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        known = {name: config[name] for name in fields if config.get(name) is not None}
+        generation = GenerationDefaults(known)
+    suppressed = sorted({*generation.ids("suppress_tokens"), *padding})
+    return GenerationDefaults({**generation.content, "suppress_tokens": suppressed})
 
 
 def losses(
