@@ -100,6 +100,12 @@ def exported(folder, topology, vocabulary, prompts=None):
     model = Model(override(SMALL[topology], sizes))
     params = model.init(jax.random.key(1))
     params = jax.tree.map(lambda leaf: leaf * 6 if leaf.ndim > 1 else leaf, params)
+    if "projection" in params.get("lm_head", {}):  # untied: what is never written is the likeliest
+        kernel = params["lm_head"]["projection"]["kernel"]
+        params["lm_head"]["projection"]["kernel"] = kernel.at[:, vocabulary.size :].multiply(9)
+    else:
+        table = params["token_embedding"]["embedding"]
+        params["token_embedding"]["embedding"] = table.at[vocabulary.size :].multiply(9)
     for kind in ("t5lite", "huggingface"):
         save(folder / kind, model, params, kind=kind, vocabulary=vocabulary, prompts=prompts)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "huggingface")
