@@ -69,10 +69,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
         def embed(found: list[tuple[list[int], str]]) -> Iterator[Any]:
             ids, texts = zip(*found, strict=True)
-            made = embedder.vectors(ids, batch_size=arguments.batch_size)
-            for vector, text in zip(made, texts, strict=True):
-                finite = np.isfinite(vector).all()
-                yield (vector, text) if finite else InputError("its vector is not finite")
+            made = embedder.outcomes(ids, batch_size=arguments.batch_size)
+            for each, text in zip(made, texts, strict=True):
+                yield each if isinstance(each, InputError) else (each, text)
 
         for line, found in answered(lines, read, embed, at_once=16 * arguments.batch_size):
             if isinstance(found, InputError):

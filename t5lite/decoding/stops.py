@@ -27,6 +27,14 @@ class Stops:
     table: jax.Array
     span: int = dataclasses.field(metadata={"static": True})
 
+    def is_possible(self) -> bool:
+        """Whether there are tokens that complete a stop; on the host."""
+        table = np.asarray(self.table)
+        reached = {_BEGIN, _NOTHING}
+        while (more := reached | {*np.unique(table[[*reached]]).tolist()}) != reached:
+            reached = more
+        return _FOUND in reached
+
     def found(self, written: Written) -> jax.Array:
         """Returns `[rows]` bool: whether the text of a row holds a stop that ends in its last
         token. Prompts do not count."""

@@ -1,6 +1,7 @@
 """Text in context: the tokens of a text as they stand behind another, and the text of tokens."""
 
 import itertools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from t5lite.decoding import Stops, stop_table
 from t5lite.inference.gaps import encode
 
 _CONTEXT = 64  # tokens of a prompt that decide how the text after it begins
+_LAST_WORDS = re.compile(r"( n| ')* \S*$")  # of which "n ' t" may become one
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -79,9 +81,18 @@ def _common(one: Sequence, other: Sequence) -> int:
     return sum(1 for _ in same)
 
 
-def certain(text: str, stops: Sequence[str]) -> str:
-    """Returns what further tokens will not change: no half of a character, and of no stop."""
+def certain(text: str, stops: Sequence[str], *, cleans_up: bool = False) -> str:
+    """Returns what further tokens will not change: no half of a character, and of no stop.
+
+    Args:
+      text: so far.
+      stops: that end it.
+      cleans_up: whether decoding removes spaces in front of "n't" and the like, which may join the
+        last words.
+    """
     text = text.rstrip(_UNKNOWN)
+    if cleans_up:
+        text = text[: found.start()] if (found := _LAST_WORDS.search(text)) else ""
     partial = (
         size
         for stop in stops
@@ -89,6 +100,18 @@ def certain(text: str, stops: Sequence[str]) -> str:
         if text.endswith(stop[:size])
     )
     return text[: len(text) - max(partial, default=0)]
+
+
+def without_last_bytes(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Returns tokens without the single bytes, `<0x0A>`, at their end, whose text is not certain.
+
+    Decoders with byte fallback read bytes in a row together: one that is out of place makes
+    replacement characters of all of them.
+    """
+    size = len(tokens)
+    while size and _byte_of(vocabulary.piece(int(tokens[size - 1]))) is not None:
+        size -= 1
+    return tokens[:size]
 
 
 def up_to_stop(text: str, stops: Sequence[str]) -> str:
@@ -125,12 +148,17 @@ def _bytes_of(vocabulary: Vocabulary, text: str, token: int) -> bytes:
     if _UNKNOWN not in text:
         return text.encode()
     piece = vocabulary.piece(token)
-    if len(piece) == 6 and piece.startswith("<0x"):
-        return bytes([int(piece[3:5], 16)])
+    if (byte := _byte_of(piece)) is not None:
+        return bytes([byte])
     try:
         return bytes(_BYTES[character] for character in piece)
     except KeyError:
         return text.encode()
+
+
+def _byte_of(piece: str) -> int | None:
+    """Returns the byte that a piece of byte fallback is; None for another piece."""
+    return int(piece[3:5], 16) if len(piece) == 6 and piece.startswith("<0x") else None
 
 
 def _byte_characters() -> dict[str, int]:

@@ -70,10 +70,12 @@ def rules_of(defaults: GenerationDefaults | None, vocabulary: Any, *, topology: 
     """Returns the rules of a model that writes; those of the vocabulary where nothing is said."""
     if defaults is None or topology == "encoder":
         return Rules((vocabulary.eos_id,))
-    known = lambda name: tuple(i for i in defaults.ids(name) if 0 <= i < vocabulary.size)  # noqa: E731
+    exists = range(vocabulary.size).__contains__
+    known = lambda name: tuple(filter(exists, defaults.ids(name)))  # noqa: E731
     eos_ids = tuple(dict.fromkeys(known("eos_token_id"))) or (vocabulary.eos_id,)
     words = [tuple(word) for word in defaults.content.get("bad_words_ids", ())]
-    words = [word for word in words if word and word not in {(eos,) for eos in eos_ids}]
+    words = [word for word in words if word and all(map(exists, word))]
+    words = [word for word in words if word not in {(eos,) for eos in eos_ids}]
     first = known("forced_bos_token_id") if topology == "encoder_decoder" else ()
     last = known("forced_eos_token_id")
     single = tuple(word[0] for word in words if len(word) == 1)
@@ -116,8 +118,7 @@ def options_with(
     values = {**own, **chosen}
     if "min_new_tokens" in own and "min_new_tokens" not in chosen:
         most = values.get("max_new_tokens", Options.max_new_tokens)
-        if isinstance(most, int):
-            values["min_new_tokens"] = min(values["min_new_tokens"], most)
+        values["min_new_tokens"] = _at_most(own["min_new_tokens"], most)
     return Options(**values)
 
 
@@ -133,7 +134,7 @@ def _own(defaults: GenerationDefaults | None, spec: Any) -> dict[str, Any]:
             if isinstance(length, int) and length > 1:
                 found.setdefault(f"{name}_new_tokens", length - 1)
         if spec.decoder.max_length is not None and "max_new_tokens" in found:
-            found["max_new_tokens"] = min(found["max_new_tokens"], spec.decoder.max_length)
+            found["max_new_tokens"] = _at_most(found["max_new_tokens"], spec.decoder.max_length)
     if found.get("early_stopping") == "never":
         found["early_stopping"] = None
     if not found.get("no_repeat_ngram_size"):
@@ -143,6 +144,11 @@ def _own(defaults: GenerationDefaults | None, spec: Any) -> dict[str, Any]:
     if found.get("num_beams", 1) == 1:
         found = {name: value for name, value in found.items() if name not in _SEARCH}
     return found
+
+
+def _at_most(value: Any, most: Any) -> Any:
+    """Returns the smaller of two numbers; the first if they are none, which `Options` refuses."""
+    return min(value, most) if isinstance(value, int) and isinstance(most, int) else value
 
 
 def check_defaults(defaults: GenerationDefaults | None, *, spec: Any, where: Any) -> None:

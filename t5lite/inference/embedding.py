@@ -10,7 +10,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError
-from t5lite.inference.batching import bucket, by_size, check_count, each, num_rows, padded
+from t5lite.inference.batching import (
+    bucket,
+    by_size,
+    check_count,
+    each,
+    num_rows,
+    padded,
+    settled,
+)
 from t5lite.inference.finite import not_finite
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.layers import pool, unit_length
@@ -124,15 +132,15 @@ class Embedder:
         """Returns the vectors of texts, `[len(texts), size]` float32."""
         if isinstance(texts, str) or not texts:
             raise InputError("texts must be a list of at least one text")
+        rows = each("texts", self.read, texts)
+        return np.stack(settled("texts", self.outcomes(rows, batch_size=batch_size)))
+
+    def outcomes(
+        self, rows: Sequence[Sequence[int]], *, batch_size: int = 32
+    ) -> list[np.ndarray | InputError]:
+        """Returns the vector, `[size]` float32, of each text that `read` returned; an InputError
+        in place of one with a NaN or an infinity."""
         check_count("batch_size", batch_size)
-        return self.vectors(each("texts", self.read, texts), batch_size=batch_size)
-
-    def vectors(self, rows: Sequence[Sequence[int]], *, batch_size: int = 32) -> np.ndarray:
-        """Returns the vectors of what `read` returned, at least one, `[len(rows), size]`.
-
-        Raises:
-          InputError: if one of them has a NaN or an infinity.
-        """
         loaded, side = self.loaded, self.loaded.model.topology
         found: list[Any] = [None] * len(rows)
         for together in by_size([len(row) for row in rows], batch_size):
@@ -145,11 +153,9 @@ class Embedder:
             arrays["pooled"] = pooled.astype(np.int32)
             computed = np.asarray(loaded.vectors_fn(loaded.params, arrays))
             for row, vector in zip(together, computed, strict=False):
-                found[row] = vector
-        vectors = np.stack(found)
-        if not np.isfinite(vectors).all():
-            raise not_finite(self.loaded, "vectors of texts")
-        return vectors
+                finite = np.isfinite(vector).all()
+                found[row] = vector if finite else not_finite(loaded, "the numbers of its vector")
+        return found
 
 
 def compile_vectors(model: Model, layout: Layout, mesh: Mesh) -> Callable:

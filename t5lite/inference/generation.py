@@ -15,7 +15,13 @@ from t5lite.errors import InputError, unknown
 from t5lite.framing import Frame
 from t5lite.inference.answers import prompt_batch
 from t5lite.inference.batching import bucket, by_size, check_count, num_rows, padded
-from t5lite.inference.context import certain, continuation, text_after, up_to_stop
+from t5lite.inference.context import (
+    certain,
+    continuation,
+    text_after,
+    up_to_stop,
+    without_last_bytes,
+)
 from t5lite.inference.defaults import Rules, check_defaults, ignored, options_with, rules_of
 from t5lite.inference.finite import not_finite
 from t5lite.inference.gaps import encode, fill_in
@@ -227,7 +233,7 @@ class Generator:
                     f"{name} is for models that write from left to right: leave it out"
                 )
         for stop in options.stop:
-            self._expressed("stop", stop)
+            self._check_stop(stop)
         banned = tuple(self._banned(each) for each in options.banned)
         rules = self._rules
         begins = () if rules.forced_first is None else (rules.forced_first,)
@@ -257,6 +263,12 @@ class Generator:
                 raise InputError(
                     f"min_new_tokens = {least}: the choice {choice!r} has {len(ids) - 1} tokens"
                 )
+        different = len({*map(tuple, choices)})
+        if choices and options.num_beams > 1 and options.num_samples > different:
+            raise InputError(
+                f"num_samples = {options.num_samples}: a beam search writes each of the "
+                f"{different} choices once; ask for at most so many"
+            )
         self._check_some_left(banned, ends_only=least > 0)
         if options.num_beams > self.loaded.spec.vocab:
             raise InputError(
@@ -304,6 +316,12 @@ class Generator:
         around = frame.size
         if room is not None and len(ids) + around + beyond > room:
             most = room - beyond - around
+            if beyond and most < 1:  # truncation would not help
+                names = "max_new_tokens" + (" and draft_length" if self._ahead else "")
+                raise InputError(
+                    f"{names}: {beyond} new tokens and a text of at least {around + 1}; the model "
+                    f"takes {room}: choose at most {room - around - 1} new ones"
+                )
             more = f", and {beyond} new ones" if beyond else ""
             if not self.truncate or most < 1:
                 raise InputError(
@@ -329,6 +347,15 @@ class Generator:
         if not ids or self._vocabulary.unk_id in ids:
             raise InputError(f"{name} {text!r}: the vocabulary cannot express it")
         return ids
+
+    def _check_stop(self, stop: str) -> None:
+        """Raises an InputError if no tokens have a stop in their text."""
+        ids = encode(stop, self._vocabulary.targets)
+        if self._vocabulary.unk_id not in ids and stop in self._vocabulary.decode(ids):
+            return
+        # It may still be part of the text of longer tokens.
+        if not self.loaded.stops_of((stop,), continued=self._continues).is_possible():
+            raise InputError(f"stop {stop!r}: the vocabulary cannot express it")
 
     def _behind(self, name: str, text: str, more: str, begins: Sequence[int]) -> list[int]:
         """Returns the ids of what is to be written behind a text, and what answers begin with.
@@ -451,7 +478,11 @@ class Generator:
                 raise outcome
             finished = bool(jax.device_get(done)[0])
             text = outcome[0].text
-            text = text if finished else certain(text, question.options.stop)
+            if not finished:
+                tokens = without_last_bytes(outcome[0].tokens, self._vocabulary)
+                cleans_up = getattr(self._vocabulary, "cleans_up", False)
+                stops = question.options.stop
+                text = certain(self._text(question, tokens), stops, cleans_up=cleans_up)
             if text.startswith(said) and len(text) > len(said):
                 yield text[len(said) :]
                 said = text

@@ -273,11 +273,7 @@ class Loaded:
             no_answer=no_answer,
         )
         questions = each("texts", predictor.read, texts)
-        predictions = predictor.predictions(questions, batch_size=batch_size)
-        for index, prediction in enumerate(predictions):
-            if isinstance(prediction, InputError):
-                raise InputError(f"texts[{index}]: {prediction}")
-        return predictions
+        return settled("texts", predictor.predictions(questions, batch_size=batch_size))
 
     def score(
         self,

@@ -16,6 +16,7 @@ from t5lite.errors import InputError, unknown
 from t5lite.inference import tagging
 from t5lite.inference.answer_places import likeliest
 from t5lite.inference.batching import bucket, by_size, check_count, num_rows, padded
+from t5lite.inference.finite import not_finite
 from t5lite.inference.predictions import (
     Answers,
     AnswerSpan,
@@ -270,11 +271,8 @@ class Predictor:
         found: list[Any] = [None] * len(questions)
         for row, output in self._outputs(questions, batch_size):
             finite = np.isfinite(output).all()
-            found[row] = (
-                say(questions[row], output)
-                if finite
-                else InputError(f"what its {self.kind} head says is not finite")
-            )
+            what = f"the numbers of the {self.kind} head"
+            found[row] = say(questions[row], output) if finite else not_finite(self.loaded, what)
         return found
 
     def _outputs(

@@ -257,31 +257,19 @@ class Scorer:
         if not self.truncate or room <= others:
             raise InputError(
                 f"a text of {len(ids) + others} tokens: there is room for {room}; shorten it"
-                + ("" if self.truncate else ", or set truncate=True")
+                + (", or set truncate=True" if not self.truncate and room > others else "")
             )
         return ids[: room - others] if end else ids[others - room :]
-
-    def scores(self, questions: Sequence[Question], *, batch_size: int = 32) -> list[Score]:
-        """Returns the score of each question.
-
-        Args:
-          questions: as `read` returns them.
-          batch_size: most rows at once, of which an encoder needs one for every token.
-
-        Raises:
-          InputError: log-probabilities that are NaN.
-        """
-        found = []
-        for outcome in self.outcomes(questions, batch_size=batch_size):
-            if isinstance(outcome, InputError):
-                raise outcome
-            found.append(outcome)
-        return found
 
     def outcomes(
         self, questions: Sequence[Question], *, batch_size: int = 32
     ) -> list[Score | InputError]:
-        """Returns what `scores` does, and in place of a score the error that it raises."""
+        """Returns the score of each question; an InputError in place of one that is NaN.
+
+        Args:
+          questions: as `read` returns them.
+          batch_size: most rows at once, of which an encoder needs one for every token.
+        """
         loaded, piece = self.loaded, self._vocabulary.piece
         masked = loaded.model.topology == "encoder"
         rows = [

@@ -24,6 +24,7 @@ _FIELDS = """
     num_return_sequences pad_token_id bos_token_id eos_token_id decoder_start_token_id
 """
 _NESTED = ("decoder", "generator", "text_config")  # where some configs keep the writer's fields
+_WORDS = "bad_words_ids"
 _ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 
 
@@ -81,6 +82,11 @@ def read_defaults(
     content = {name: value for name, value in content.items() if value is not None}
     for name in _ID_LISTS:
         _check_ids(path, name, content.get(name, ()))
+    words = content.get(_WORDS, [])
+    if not isinstance(words, list) or not all(isinstance(word, list) for word in words):
+        raise InputError(f"{path}: {_WORDS} = {words!r}: must be a list of lists of token ids")
+    for word in words:
+        _check_ids(path, _WORDS, word)
     return GenerationDefaults(content) if content else None
 
 

@@ -175,6 +175,13 @@ def test_rows_stop_where_their_text_first_holds_a_stop(stops):
     assert 3 < sum(expected) < len(rows) - 3
 
 
+def test_a_stop_is_possible_where_some_tokens_have_it():
+    for stop in (b"bca", b"b\xc3\xa9ba"):
+        assert stop_table([stop], PIECES).is_possible()
+    for stop in (b"\xc3\xc4", b"x"):
+        assert not stop_table([stop], PIECES).is_possible()
+
+
 def test_an_answer_may_begin_with_other_text_than_its_first_token_has_later():
     rules = Constraints(stops=stop_table([b" a"], [b" a", b"b"], first=[b"a", b"b"]))
     found = stopped(rules, written([0], [1, 0], [0, 1, 0], [1]))

@@ -2,10 +2,18 @@
 
 import io
 
+import numpy as np
 import pytest
 
 from t5lite.data import Bytes, HuggingFaceTokenizer, SentencePiece
-from t5lite.inference.context import certain, continuation, split_pair, text_after, token_texts
+from t5lite.inference.context import (
+    certain,
+    continuation,
+    split_pair,
+    text_after,
+    token_texts,
+    without_last_bytes,
+)
 
 tokenizers = pytest.importorskip("tokenizers")
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -101,3 +109,35 @@ def test_no_part_of_a_stop_is_certain():
     assert certain("an answer, th", ["the", "answer, then"]) == "an "
     assert certain("xab", ["bc", "abd"]) == "x"
     assert certain("done.", ["stop"]) == "done."
+
+
+def test_text_that_was_certain_stays_though_decoding_cleans_it_up(tmp_path):
+    words = ["she", "does", "n", "'", "t", "ask", ".", "it", "s", "?"]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}))
+    made.save(str(tmp_path / "tokenizer.json"))
+    cleaning = HuggingFaceTokenizer(tmp_path / "tokenizer.json", eos="she", cleans_up=True)
+    rng = np.random.default_rng(0)
+    changed = 0
+    for _ in range(200):
+        ids = rng.integers(1, len(words), 12).tolist()
+        whole, texts = cleaning.decode(ids), [cleaning.decode(ids[:size]) for size in range(12)]
+        assert all(whole.startswith(certain(text, (), cleans_up=True)) for text in texts)
+        changed += not all(whole.startswith(text) for text in texts)
+    assert changed
+
+
+def test_text_that_was_certain_stays_beside_bytes_that_make_no_character(tmp_path):
+    ids = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"</s>": 256, "▁w": 257}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [], byte_fallback=True))
+    steps = tokenizers.decoders
+    made.decoder = steps.Sequence([steps.Replace("▁", " "), steps.ByteFallback(), steps.Fuse()])
+    made.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = HuggingFaceTokenizer(tmp_path / "tokenizer.json", eos="</s>")
+    tokens = np.array([257, 0x0A, 257, 0x41, 0xF0, 0x9F, 257, 0xC3, 0xBC, 257])
+    whole, changed = vocabulary.decode(tokens), 0
+    for size in range(len(tokens)):
+        kept = without_last_bytes(tokens[:size], vocabulary)
+        assert whole.startswith(vocabulary.decode(kept))
+        changed += not whole.startswith(certain(vocabulary.decode(tokens[:size]), ()))
+    assert changed
+    assert whole.endswith("ü w")

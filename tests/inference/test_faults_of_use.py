@@ -10,6 +10,7 @@ from small_folders import add_tokenizer, copied
 
 import t5lite
 from t5lite.errors import InputError
+from t5lite.inference.embedding import Embedder
 from t5lite.inference.generation import Generator
 from t5lite.inference.options import Options
 from t5lite.models import Model, override
@@ -74,12 +75,29 @@ def test_a_prefix_has_no_end_and_its_beginning_is_cut(decoder, seq2seq):
     assert whole.read(text, Options(max_new_tokens=8)).ids[:9] == ids[:9]
 
 
+def test_advice_to_truncate_is_given_where_it_helps(decoder):
+    room = decoder.spec.decoder.max_length
+    with pytest.raises(InputError, match="or set truncate=True"):
+        decoder.generate(["ab" * room], max_new_tokens=8)
+    for truncate in (False, True):
+        with pytest.raises(InputError, match=f"choose at most {room - 1} new ones"):
+            decoder.generate(["a"], max_new_tokens=room, truncate=truncate)
+    assert decoder.generate(["a"], max_new_tokens=room - 1)
+
+
 def test_choices_are_as_long_as_the_minimum_without_their_end(decoder):
     rules = {"min_new_tokens": 2, "max_new_tokens": 8}
     match = "min_new_tokens = 2: the choice 'a' has 1 tokens"
     with pytest.raises(InputError, match=match):
         decoder.generate(["xy"], choices=["a", "ab"], **rules)
     assert decoder.generate(["xy"], choices=["ab"], **rules) == ["ab"]
+
+
+def test_there_are_no_more_answers_than_choices(decoder):
+    search = {"choices": ["a", "ab", "a"], "num_beams": 3, "max_new_tokens": 4}
+    assert {*decoder.generate(["xy"], num_samples=2, **search)[0]} == {"a", "ab"}
+    with pytest.raises(InputError, match="num_samples = 3: a beam search writes each of the 2"):
+        decoder.generate(["xy"], num_samples=3, **search)
 
 
 def test_bans_that_leave_nothing_are_refused(decoder):
@@ -138,5 +156,20 @@ def test_scores_and_vectors_that_are_not_finite_are_errors(decoder):
     nan = broken(decoder)
     with pytest.raises(InputError, match=r"texts\[0\]: the model's logits are NaN"):
         nan.score(["abc"])
-    with pytest.raises(InputError, match="vectors of texts are NaN"):
+    with pytest.raises(InputError, match=r"texts\[0\]: the numbers of its vector are NaN"):
         nan.embed(["abc"])
+
+
+def test_a_vector_that_is_not_finite_is_an_error_of_its_row(decoder):
+    def vectors(params, batch):
+        lengths = np.sum(batch["decoder_segment_ids"], axis=1, keepdims=True, dtype=np.float32)
+        return np.where(lengths == 2, np.nan, lengths)
+
+    mixed = dataclasses.replace(decoder)
+    mixed.__dict__["vectors_fn"] = vectors
+    embedder = Embedder(mixed)
+    good, bad = embedder.outcomes([embedder.read(text) for text in ("abc", "ab")])
+    assert good.tolist() == [3.0]
+    assert isinstance(bad, InputError)
+    with pytest.raises(InputError, match=r"texts\[1\]: the numbers of its vector are NaN"):
+        mixed.embed(["abc", "ab"])

@@ -137,6 +137,15 @@ def test_lengths_of_an_encoder_decoder_count_the_start_token(pair, loaded):
         assert 4 <= len(found) <= 8
 
 
+def test_tokens_that_are_not_there_are_never_written(pair, loaded):
+    plain = said(pair, loaded, {}).answers(TEXTS, max_new_tokens=NEW)
+    strange = {"bad_words_ids": [[5000], [-1, 4]], "suppress_tokens": [5000, -1]}
+    for one, other in zip(
+        said(pair, loaded, strange).answers(TEXTS, max_new_tokens=NEW), plain, strict=True
+    ):
+        np.testing.assert_array_equal(one[0].tokens, other[0].tokens)
+
+
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_stops_inside_of_tokens_end_rows_as_in_transformers(pair, loaded, num_beams):
     tokenizer = transformers.AutoTokenizer.from_pretrained(pair[0])
@@ -189,4 +198,7 @@ def test_what_is_ignored_is_said_once(pair, loaded):
 def test_a_number_out_of_range_names_the_file(pair, loaded):
     ours = said(pair, loaded, {"num_beams": 0})
     with pytest.raises(InputError, match=r"generation_config\.json .*num_beams = 0"):
+        ours.generate(TEXTS)
+    ours = said(pair, loaded, {"min_new_tokens": "5"})
+    with pytest.raises(InputError, match=r"generation_config\.json .*min_new_tokens = '5'"):
         ours.generate(TEXTS)

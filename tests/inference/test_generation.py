@@ -251,7 +251,11 @@ def test_options_that_cannot_be(decoder, options, expected):
         ("", {}, r"texts\[1\]: the text is empty"),
         (3, {}, r"texts\[1\]: 3 is not a text"),
         ("a" * 90, {}, "a text of 90 tokens, and 12 new ones: the model takes 96; shorten it or"),
-        ("a", {"max_new_tokens": 96}, "a text of 1 tokens, and 96 new ones: the model takes 96"),
+        (
+            "a",
+            {"max_new_tokens": 96},
+            "max_new_tokens: 96 new tokens and a text of at least 1; the model takes 96",
+        ),
     ],
 )
 def test_texts_that_cannot_be(decoder, text, options, expected):
@@ -274,11 +278,16 @@ def test_models_that_cannot(decoder):
         decoder.generate(["a"], draft=other)
 
 
-def test_a_stop_that_the_vocabulary_cannot_express(decoder, monkeypatch):
+def test_a_stop_need_not_be_tokens_of_its_own(decoder, monkeypatch):
+    """It may be a part of the text of other tokens; what no token has is refused."""
     monkeypatch.setattr(VOCABULARY, "unk_id", 2)
-    monkeypatch.setattr(VOCABULARY, "encode", lambda text: [2 if c == "é" else 70 for c in text])
+    monkeypatch.setattr(VOCABULARY, "encode", lambda text: [2 if c in ">é" else 70 for c in text])
+    for stop in (">", "é"):  # in <extra_id_0>, and two bytes
+        assert decoder.generate(["a"], stop=[stop], max_new_tokens=2)
+    nothing = dataclasses.replace(decoder)
+    nothing._kept[False] = [b"a"] * VOCABULARY.size
     with pytest.raises(InputError, match="stop 'é': the vocabulary cannot express it"):
-        decoder.generate(["a"], stop=["é"])
+        nothing.generate(["a"], stop=["é"])
 
 
 def test_options_of_each_text():

@@ -339,7 +339,7 @@ def test_what_is_not_finite_is_an_error_of_its_row(several, monkeypatch):
         return np.where(batch["encoder_segment_ids"].sum(1)[:, None] > 4, np.nan, values)
 
     monkeypatch.setitem(several.outputs_fns, "classification", outputs)
-    with pytest.raises(InputError, match=r"texts\[1\]: what its classification head says is not"):
+    with pytest.raises(InputError, match=r"texts\[1\]: the numbers of the classification head"):
         several.predict(["a", "a long one"], head="classification")
 
 

@@ -122,7 +122,7 @@ def test_dense_layers_are_followed_kept_and_written(source, tmp_path, activation
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("included", [True, False])
 def test_prompts(source, tmp_path, mode, included):
-    from sentence_transformers import models
+    from sentence_transformers import SentenceTransformer, models
 
     prompts = {"query": "query : the ", "document": ""}
     pooling = models.Pooling(16, mode, include_prompt=included)
@@ -145,6 +145,9 @@ def test_prompts(source, tmp_path, mode, included):
         again = t5lite.load(tmp_path / kind, devices=ONE)
         np.testing.assert_allclose(again.embed(TEXTS), ours.embed(TEXTS), atol=1e-6)
         assert again.embedding == ours.embedding
+    written = SentenceTransformer(str(tmp_path / "huggingface"), device="cpu")
+    found = written.encode(TEXTS, show_progress_bar=False)
+    np.testing.assert_allclose(found, ours.embed(TEXTS), atol=2e-5)
 
 
 @live
@@ -202,6 +205,12 @@ def test_what_is_not_known_is_refused(source, tmp_path):
     theirs(source, root, models.Pooling(16), models.Dense(16, 16, use_residual=True))
     ours = t5lite.load(root, devices=ONE)
     with pytest.raises(InputError, match="a Dense layer with use_residual = True, which is not"):
+        ours.embed(TEXTS)
+    theirs(source, root, models.Pooling(16), options={"truncate_dim": 4})
+    settings = root / "config_sentence_transformers.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "truncate_dim": 4}))
+    ours = t5lite.load(root, devices=ONE)
+    with pytest.raises(InputError, match="says truncate_dim = 4, which is not known"):
         ours.embed(TEXTS)
 
 

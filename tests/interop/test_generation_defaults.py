@@ -46,7 +46,10 @@ def test_an_encoder_has_none(tmp_path):
     assert interop.open_model(folder).generation is None
 
 
-@pytest.mark.parametrize("content", ["[1", "[1]", '{"eos_token_id": "</s>"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["[1", "[1]", '{"eos_token_id": "</s>"}', '{"bad_words_ids": [5]}', '{"bad_words_ids": "x"}'],
+)
 def test_damage_is_told_with_the_file(tmp_path, content):
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(InputError, match=r"generation_config\.json"):

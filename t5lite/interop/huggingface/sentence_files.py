@@ -31,7 +31,14 @@ _POOLINGS = {
     "mean_sqrt_len_tokens": "mean_sqrt_length",
     "weightedmean": "weighted_mean",
 }
-_FLAGS = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean"}
+_FLAGS = {
+    "cls_token": "cls",
+    "mean_tokens": "mean",
+    "max_tokens": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean_tokens": "weightedmean",
+    "lasttoken": "lasttoken",
+}
 _ACTIVATIONS = {
     "torch.nn.modules.activation.GELU": "gelu",
     "torch.nn.modules.activation.ReLU": "relu",
@@ -85,7 +92,7 @@ def read_sentences(folder: Any) -> Sentences:
         "model_max_length"
     )
     kinds = [kind for kind, _ in modules]
-    refusal = _refusal(kinds, given)
+    refusal = _refusal(kinds, given, own)
     heads: tuple[EmbeddingHeadSpec, ...] = ()
     dense: list[Any] = []
     includes = True
@@ -107,7 +114,7 @@ def read_sentences(folder: Any) -> Sentences:
         default_prompt=own.get("default_prompt_name"),
         includes_prompt=includes,
         max_length=int(most) if most is not None and most < 10**9 else None,
-        refusal=refusal and f"{folder / MODULES} says {refusal}, which is not known here",
+        refusal=refusal and f"{folder} says {refusal}, which is not known here",
     )
     return Sentences(heads, defaults, bool(given.get("do_lower_case", False)), dense)
 
@@ -130,8 +137,10 @@ def _modules(folder: Any) -> list[tuple[str, str]]:
     return found
 
 
-def _refusal(kinds: Sequence[str], given: Mapping[str, Any]) -> str | None:
-    """Returns what of the modules is not known; None if all is."""
+def _refusal(kinds: Sequence[str], given: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+    """Returns what the modules, or the settings `own` of all, say that is not known; else None."""
+    if own.get("truncate_dim") is not None:
+        return f"truncate_dim = {own['truncate_dim']!r}"
     task = given.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
         return f"transformer_task = {task!r}"
@@ -298,7 +307,7 @@ def write_sentences(
     modes = {ours: theirs for theirs, ours in _POOLINGS.items()}
     chosen = [modes[each] for each in head.pooling.split("+")]
     # As flags too, for versions before 6; of these only one can be on where order matters.
-    flags = {f"pooling_mode_{name}": _FLAGS.get(name, name) in chosen for name in _OLD_FLAGS}
+    flags = {f"pooling_mode_{flag}": mode in chosen for flag, mode in _FLAGS.items()}
     pooling: dict[str, Any] = {"word_embedding_dimension": embed, **flags}
     pooling["include_prompt"] = defaults.includes_prompt
     if sorted(chosen, key=_ORDER.index) != chosen:
@@ -318,16 +327,6 @@ def write_sentences(
         "similarity_fn_name": "cosine",
     }
     write_whole(folder / _PROMPTS, _json(prompts))
-
-
-_OLD_FLAGS = (
-    "cls_token",
-    "mean_tokens",
-    "max_tokens",
-    "mean_sqrt_len_tokens",
-    "weightedmean",
-    "lasttoken",
-)
 
 
 def _json(content: Any) -> bytes:
