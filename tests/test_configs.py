@@ -81,8 +81,10 @@ def pretrained(tmp_path_factory):
     chosen = {"configs/finetune_classify.gin": "bert", "configs/docstring_summary.gin": "t5"}
     starting = [config for config in CONFIGS if "INITIAL_CHECKPOINT_PATH =" in text_of(config)]
     assert sorted(starting) == sorted(chosen)
+    lengths = {"bert": ["TASK_FEATURE_LENGTHS={'inputs': 16}"]}  # it has 20 positions
     return {
-        config: [f"INITIAL_CHECKPOINT_PATH='{folder}/{name}'"] for config, name in chosen.items()
+        config: [f"INITIAL_CHECKPOINT_PATH='{folder}/{name}'", *lengths.get(name, ())]
+        for config, name in chosen.items()
     }
 
 

@@ -69,7 +69,7 @@ def test_a_plan_says_what_each_process_reads_and_refuses_parts_of_shards(
 ) -> None:
     output = tmp_path / "plan.json"
     flags = ["plan", *NANO, "--gin.BATCH_SIZE=32", f"--output={output}"]
-    of_two_rows = "--gin.t5lite.data.TaskData.num_shards=16"
+    of_two_rows = "--gin.t5lite.data.FileData.num_shards=16"
     assert main([*flags, of_two_rows, "--topology=v5e:4x4"]) == 0
     assert "0–3, 12–13, 30–31" in capfd.readouterr()[0]
     (found,) = json.loads(output.read_text())["plans"]
