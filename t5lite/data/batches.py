@@ -237,6 +237,16 @@ def identity(objective: Any) -> dict[str, Any]:
     return {"class": type(objective).__qualname__} | json.loads(json.dumps(fields, default=_text))
 
 
+def start_of(objective: Any) -> int | None:
+    """Returns what a decoder reads first, which `prepare` leaves out of texts; None for nothing.
+
+    Beside `identity`, and not in it: positions and caches of earlier versions lack it.
+    """
+    objective = getattr(objective, "wrapped", objective)
+    reads = hasattr(objective, "prompts") and getattr(objective, "topology", "") != "encoder"
+    return getattr(objective, "start_id", None) if reads else None
+
+
 def _text(value: Any) -> str:
     """Returns what an object calls itself, without its place in memory."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

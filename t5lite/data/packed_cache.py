@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from t5lite.data import packed_files
-from t5lite.data.batches import Batch, Batches, Objective, identity
+from t5lite.data.batches import Batch, Batches, Objective, identity, start_of
 from t5lite.data.input_format import InputFormat
 from t5lite.data.order import permuted
 from t5lite.data.packed_files import Rows
@@ -190,12 +190,13 @@ class PackedData(_Data):
         self.vocabulary()
         asked = {
             "objective": identity(objective),
+            "start_id": start_of(objective),
             "lengths": dict(self.lengths),
             "rows": self._row_lengths(objective),
             "pack": self._packs(objective),
         }
         for name, value in asked.items():
-            cached = self._description[name]
+            cached = self._description.get(name, value)  # an earlier version knew fewer
             if cached != value:
                 was, now = _differing(cached, value)
                 raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from t5lite.data import packed_files
-from t5lite.data.batches import Objective, identity
+from t5lite.data.batches import Objective, identity, start_of
 from t5lite.data.pipeline import _Data
 from t5lite.data.sources import Example, NoSplit
 from t5lite.data.streams import RowStream, Stream
@@ -76,6 +76,7 @@ def write_packed(
         description = {
             "format": packed_files.FORMAT,
             "objective": identity(objective),
+            "start_id": start_of(objective),
             "vocabulary": vocabulary and vocabulary.fingerprint,
             "add_eos": data.add_eos(),
             "lengths": dict(data.lengths),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from t5lite.data.batches import Batch, Batches, Objective, identity, mean_epoch
+from t5lite.data.batches import Batch, Batches, Objective, identity, mean_epoch, start_of
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels, check_labels
 from t5lite.data.like_lengths import Groups
@@ -212,6 +212,7 @@ class _Data:
             "rows": lengths,
             "pack": self._packs(objective),
             "objective": identity(objective),
+            "start_id": start_of(objective),
             "vocabulary": getattr(self.vocabulary(), "fingerprint", None),
             "window": self._window(),
             "block_rows": block_rows,

@@ -338,3 +338,29 @@ def test_two_writers_are_not_in_each_others_way(tmp_path):
         packed_files.whole_folder(tmp_path / "a" / "cache") as other,
     ):
         assert one != other
+
+
+def test_a_cache_belongs_to_what_a_decoder_reads_first(tmp_path):
+    # Whose start token `prepare` leaves out of texts.
+    data = ArrayData(arrays(20), lengths=LENGTHS, batch_size=4)
+    first = Seq2Seq(start_id=0)
+    cache = cached(tmp_path, data, first)
+    cache.train_batches(first, seed=0).close()
+    with pytest.raises(InputError, match=r"start_id = 2: the cache .* was made with 0"):
+        cache.train_batches(Seq2Seq(start_id=2), seed=0)
+    path = tmp_path / "cache" / "packed.json"
+    description = json.loads(path.read_text())
+    del description["start_id"]  # an earlier version did not note it
+    path.write_text(json.dumps(description))
+    opened(tmp_path).train_batches(first, seed=0).close()
+
+
+def test_a_position_belongs_to_what_a_decoder_reads_first():
+    data = ArrayData(arrays(20), lengths=LENGTHS, batch_size=4)
+    batches = data.train_batches(Seq2Seq(start_id=0), seed=0)
+    state = batches.state_dict()
+    batches.close()
+    with pytest.raises(InputError, match="`start_id` was 0 in the checkpoint and is 2 now"):
+        data.train_batches(Seq2Seq(start_id=2), seed=0).load_state_dict(state)
+    del state["data"]["start_id"]  # of an earlier version
+    data.train_batches(Seq2Seq(start_id=2), seed=0).load_state_dict(state)
