@@ -57,8 +57,37 @@ class Decay:
     rate: float = 0.5
 
 
-def train(steps, *, optimizer=None, model_dir="runs", fail=None, decay=Decay()):
-    del decay
+@dataclass(frozen=True)
+class Rows:
+    files: str = "x"
+
+
+@dataclass(frozen=True)
+class Every:
+    every: int = 1
+
+    def __call__(self, run, state, *, step):
+        return {}
+
+
+@dataclass(frozen=True)
+class Unlike:
+    every: int = 1
+
+
+def train(
+    steps,
+    *,
+    optimizer=None,
+    model_dir="runs",
+    fail=None,
+    decay=Decay(),
+    data=None,
+    callbacks=(),
+):
+    del decay, data, callbacks
+    if fail == "rows":
+        raise InputError("Rows.files = 'data/x.csv': unknown file")
     if fail in ERRORS:
         raise ERRORS[fail]
     if fail:
@@ -359,6 +388,32 @@ RUN = (
             ["run.gin:6: test_main.Optimiser.learning_rate has no effect", "Optimizer?"],
         ),
         ("", ["--gin.test_main.Decay.rate=3"], ["--gin.test_main.Decay.rate=3: ", "no effect"]),
+        (
+            "",
+            ["--gin.Checkpoints.keep=3"],
+            ["--gin.Checkpoints.keep=3: Checkpoints is not imported; write t5lite.training.Check"],
+        ),
+        (
+            "test_main.Every.every = 3",
+            [],
+            ["run.gin:6: ", "add @test_main.Every() to test_main.train.callbacks, or leave it out"],
+        ),
+        (
+            "test_main.Unlike.every = 3",
+            [],
+            ["run.gin:6: ", "refer to @test_main.Unlike() where it belongs, or leave it out"],
+        ),
+        (
+            "FILES = 'data/x.csv'\ntest_main.train.data = @test_main.Rows()\n"
+            "test_main.Rows.files = %FILES\ntest_main.train.fail = 'rows'",
+            [],
+            ["run.gin:6: Rows.files = 'data/x.csv': unknown file"],
+        ),
+        (
+            "test_main.train.data = @test_main.Rows()\ntest_main.train.fail = 'rows'",
+            [],
+            ["t5lite: Rows.files = 'data/x.csv': unknown file"],
+        ),
         ("", ["--gin.STEP=3"], ["--gin.STEP=3: unknown macro 'STEP'", "STEPS?"]),
         ("", ["--gin.test_main.train.stepz=3"], ["--gin.test_main.train.stepz=3:", "steps?"]),
         ("", ["--gin.errors.unknwon.kind=3"], ["--gin.errors.unknwon.kind=3:", "unknown?"]),
@@ -505,3 +560,18 @@ def test_warnings_are_notes_without_a_source_line(capsys):
         with main._quiet():
             warnings.warn("num_beams is ignored", stacklevel=1)
     assert capsys.readouterr().err == "t5lite: note: num_beams is ignored\n"
+
+
+def test_a_macro_that_a_carried_file_asks_for_has_no_value_yet(here, capsys, monkeypatch):
+    monkeypatch.setattr(source, "_PACKAGE", here / "site/t5lite")
+    write(here, "site/gin/run.gin", RUN + "test_main.train.model_dir = %MODEL_DIR\n")
+    write(here, "mine.gin", "include 'gin/run.gin'\n")
+    assert main.main(["train", "--gin_file=mine.gin"]) == 2
+    assert "MODEL_DIR has no value yet; set MODEL_DIR = ... in a file, or add --gin.MODEL_DIR" in (
+        capsys.readouterr().err
+    )
+    write(here, "mine.gin", "include 'gin/run.gin'\nMODELDIR = 'x'\n")
+    assert main.main(["train", "--gin_file=mine.gin"]) == 2
+    assert (
+        "mine.gin:4: unknown macro 'MODELDIR'; did you mean MODEL_DIR?" in capsys.readouterr().err
+    )

@@ -1,6 +1,7 @@
 """Binding values with gin, calling with them, and saying in short what gin refuses."""
 
 import contextlib
+import difflib
 import inspect
 import re
 import traceback
@@ -119,7 +120,7 @@ def parse(
     _bind_flags(source, bindings)
     for name, place in source.used_macros.items():
         if name not in source.macros and not _is_constant(name):
-            raise at(place, unknown("macro", name, source.macros))
+            raise _undefined(source, name, place)
     with _placed(source):
         gin.finalize()
     return Configuration(source)
@@ -155,6 +156,17 @@ def _full_name(binding: str, source: Source) -> str:
     if dot and first in t5lite.__all__ and first not in source.imports:
         selector = f"t5lite.{selector}"
     return f"{scope}{slash}{selector}{equals}{value}"
+
+
+def _undefined(source: Source, name: str, place: str) -> InputError:
+    """Returns the error for a macro without a value: misspelt where it is used, or defined."""
+    if not source.asked_for(name):
+        return at(place, unknown("macro", name, source.macros))
+    unread = {macro: where for macro, where in source.macros.items() if source.unread(macro)}
+    for misspelt in difflib.get_close_matches(name, unread, n=1, cutoff=0.75):
+        return at(unread[misspelt], unknown("macro", misspelt, [name]))
+    message = f"{name} has no value yet; set {name} = ... in a file, or add --gin.{name}=..."
+    return at(place, InputError(message))
 
 
 def _is_constant(name: str) -> bool:
@@ -210,6 +222,9 @@ def _clearer(message: str, source: Source) -> InputError:
     if found := re.match(r"'(\w+)' was not provided by an import", message):
         if found[1] in t5lite.__all__:
             return InputError(f"{found[1]} is not imported; write t5lite.{found[1]}")
+        for room in t5lite._ROOMS:
+            if hasattr(getattr(t5lite, room), found[1]):
+                return InputError(f"{found[1]} is not imported; write t5lite.{room}.{found[1]}")
         return unknown("import", found[1], source.imports)
     if re.match("No configurable matching", message):
         return InputError(f"{message}\n  start the file with: {_DYNAMIC}")

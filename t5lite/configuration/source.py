@@ -102,6 +102,15 @@ class Source:
         latest = {each[:3]: each for each in self.statements}
         return {name: each.place for each in latest.values() for name in each.macros}
 
+    def unread(self, macro: str) -> bool:
+        """Whether a user has defined a macro that no value refers to."""
+        defined = [each for each in self.statements if not each.parameter and each.name == macro]
+        return macro not in self.used_macros and not all(each.carried for each in defined)
+
+    def asked_for(self, macro: str) -> bool:
+        """Whether a file that t5lite carries refers to a macro."""
+        return any(each.carried and macro in each.macros for each in self.statements)
+
     def read_file(self, name: str, *, place: str = "", within: tuple[Path, ...] = ()) -> None:
         """Notes what a file and its includes say.
 
@@ -161,13 +170,22 @@ class Source:
     def place_of(self, configurable: str, error: InputError | str) -> str:
         """Returns the place to blame for an error raised by a call to `configurable`, or "".
 
-        That is the binding of the error's `field`; of an error that has none, the parameter that
-        its message begins with or sets. A value that is a macro is blamed where that is defined.
+        That is the binding of the error's `field`; of an error that has none, the `Class.name` that
+        its message names, or the parameter that it begins with or sets. A value that is a macro is
+        blamed where that is defined.
         """
-        owner, _, field = (getattr(error, "field", None) or "").rpartition(".")
+        owner, _, field = (getattr(error, "field", None) or self._named(error)).rpartition(".")
         if owner and owner != configurable and (place := self._place_of(owner, field, error)):
             return place
         return self._place_of(configurable, "" if owner else field, error)
+
+    def _named(self, error: InputError | str) -> str:
+        """Returns the first bound `Class.name` that a message gives a value or a verb."""
+        bound = {(each.selector.split(".")[-1], each.parameter) for each in self.bindings}
+        for name in re.finditer(r"(?<![\w.])([A-Z]\w*)\.(\w+)(?= ?=| is | must )", str(error)):
+            if name.groups() in bound:
+                return name[0]
+        return ""
 
     def _place_of(self, configurable: str, field: str, error: InputError | str) -> str:
         bound = [item for item in self.bindings if item.selector.split(".")[-1] == configurable]
@@ -240,7 +258,7 @@ def find(name: str, search_paths: Iterable[str] = ()) -> Path | None:
 
 
 def _blames(message: str, parameter: str) -> bool:
-    return bool(re.search(rf"(^|[.`'\"]){parameter}\b|\b{parameter} ?=", message))
+    return bool(re.search(rf"(^|[.`'\"]){parameter}\b(?!/)|\b{parameter} ?=", message))
 
 
 def _is_carried(path: Path) -> bool:

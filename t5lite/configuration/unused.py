@@ -6,6 +6,7 @@ to be overridden. A file is also judged by itself, at its end, so that a later o
 its bindings are for.
 """
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -88,10 +89,20 @@ class _Reached:
         if takers:
             fix = f"\n  set {takers[0]} = {call}"
         else:
-            fix = nearest(binding.selector, filter(None, self.targets.values()))
+            known = {each.rpartition(".")[2]: each for each in filter(None, self.targets.values())}
+            name = binding.selector.rpartition(".")[2]
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"; did you mean {known[near[0]]}?" if near else f"\n  {self._use(target, call)}"
         return InputError(
             f"{binding.name} has no effect: nothing in this configuration uses {call}{fix}"
         )
+
+    def _use(self, target: Any, call: str) -> str:
+        """Returns what to do about a binding that nothing uses and that is near nothing in use."""
+        for user, name in self.targets.items():
+            if any(each.name == "callbacks" for each in _parameters(user)) and _is_callback(target):
+                return f"add {call} to {name}.callbacks, or leave it out"
+        return f"refer to {call} where it belongs, or leave it out"
 
     def _add(self, binding: Binding) -> None:
         self.macros.update(binding.macros)
@@ -111,6 +122,15 @@ class _Reached:
             for parameter in _parameters(user):
                 if isinstance(parameter.default, target):
                     yield f"{name}.{parameter.name}"
+
+
+def _is_callback(target: Any) -> bool:
+    """Whether a class is one that `train` calls every so many steps."""
+    return (
+        isinstance(target, type)
+        and any("__call__" in vars(each) for each in target.__mro__)
+        and "every" in {each.name for each in _parameters(target)}
+    )
 
 
 def _parameters(function: Any) -> Iterable[inspect.Parameter]:

@@ -405,7 +405,8 @@ def _at_first_tokens(
 def _check_columns(field: str, named: Iterable[str], columns: Sequence[str]) -> None:
     for name in named:
         if name not in columns:
-            raise InputError(f"{field} = {name!r}: {unknown('column', name, columns)}")
+            message = f"{field} = {name!r}: {unknown('column', name, columns)}"
+            raise InputError(message, field=field)
 
 
 def _items(value: Any) -> list[str]:

@@ -200,7 +200,10 @@ class _Scanning:
             try:
                 column.check((*file.columns, *self._extra))
             except InputError as error:
-                raise InputError(f"{file.path}, feature {feature!r}: {error}") from error
+                raise InputError(
+                    f"{file.path}, feature {feature!r}: {error}",
+                    field=error.field or "FileData.features",
+                ) from error
 
     def take(self, number: int, file: DataFile, line: Line) -> None:
         self.num_lines += 1

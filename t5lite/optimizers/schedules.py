@@ -162,7 +162,9 @@ def _check_total(name: str, total_steps: int, **phases: int) -> None:
     needed = sum(phases.values()) + ("decay_steps" not in phases)
     if total_steps < needed:
         spelt = " + ".join(f"{field} ({value})" for field, value in phases.items())
+        largest = max(phases, key=lambda field: phases[field])
+        shorter = f"t5lite.optimizers.schedules.{name}.{largest} = {total_steps // 10}"
         raise InputError(
-            f"{name}.total_steps = {total_steps}: must be at least {needed}, as {spelt} come first;"
-            " it is the length of the whole run, warm-up included"
+            f"{name}.total_steps = {total_steps}: must be at least {needed}, as {spelt} come first"
+            f"\n  train for longer (TRAIN_STEPS), or set {shorter}"
         )

@@ -97,6 +97,11 @@ def test_rsqrt_without_climb_is_the_t5_paper():
         ("linear", {"peak": 1.0, "total_steps": 1e4}, "write 10000"),
         ("linear", {"peak": 1.0, "total_steps": 5, "end": -1}, "linear.end = -1"),
         ("cosine", {"peak": 1.0, "total_steps": 10, "warmup_steps": 10}, "at least 11"),
+        (
+            "cosine",
+            {"peak": 1.0, "total_steps": 40, "warmup_steps": 100},
+            r"train for longer \(TRAIN_STEPS\), or set t5lite.*cosine.warmup_steps = 4$",
+        ),
         ("rsqrt", {"warmup_steps": 0}, "rsqrt.warmup_steps = 0"),
         ("rsqrt", {"climb": 1}, "rsqrt.climb = 1"),
         ("wsd", {"peak": 1.0, "total_steps": 10, "decay_steps": 0}, "wsd.decay_steps = 0"),
