@@ -116,37 +116,13 @@ def _dispatch(arguments: list[str]) -> int | None:
     with contextlib.nullcontext() if options.debug else _quiet():
         configured = configuration.parse(options.gin_file, bindings, search_paths)
         # With a configuration, a name is that of a parameter there.
-        typed = contextlib.nullcontext() if configured.source.statements else _as_typed(parser)
+        typed = (
+            contextlib.nullcontext()
+            if configured.source.statements
+            else flags.naming_options(parser)
+        )
         with typed, _processes(options, preemptible=verb == "train"):
             return command.run(options, configured)
-
-
-@contextlib.contextmanager
-def _as_typed(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Has errors name options as this command line takes them: `truncate=True` is `--truncate`.
-
-    Names of several words are always options; others where a value follows.
-    """
-    flags = {each.dest: each.nargs == 0 for each in parser._actions if each.option_strings}
-    names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
-    named = re.compile(rf"(?<![\w.'/-])({names})\b(?:( ?= ?)(True\b)?(?=\S| |$))?")
-
-    def flag(found: re.Match) -> str:
-        name, equals, true = found.groups()
-        if flags[name] and true:
-            return f"--{name}"
-        return f"--{found[0]}" if equals or "_" in name else found[0]
-
-    try:
-        yield
-    except InputError as error:
-        typed = "\n".join(
-            line if "gin" in line.partition(": ")[0] else named.sub(flag, line)
-            for line in str(error).splitlines()
-        )
-        if typed == str(error):
-            raise
-        raise InputError(typed, field=error.field) from error
 
 
 @contextlib.contextmanager

@@ -56,6 +56,8 @@ def test_every_command_has_flags_and_files_that_exist(page, monkeypatch):
     for _, verb, *words in commands(page, "bash", "text"):
         assert verb in COMMANDS, verb
         others, bindings = split_bindings(words)
+        if others == ["--help"]:
+            continue
         parser = argparse.ArgumentParser()
         parser.add_argument("--gin_file", action="append", default=[])
         getattr(commands_flags, verb)(parser)

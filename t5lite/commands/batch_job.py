@@ -11,6 +11,7 @@ from typing import Any
 
 from t5lite.commands.bars import Bar
 from t5lite.commands.examples import Failures, answered, data_file, write_line
+from t5lite.commands.flags import as_typed
 from t5lite.commands.resumable import Resumable, keep
 from t5lite.data.readers import Line, Row
 from t5lite.errors import InputError
@@ -61,7 +62,7 @@ class Job:
     def written(self, line: Line, found: Any) -> Row:
         """Returns what is written of a line: its answer's record, or its error."""
         if isinstance(found, InputError):
-            return {"line": line.number, "error": str(found)}
+            return {"line": line.number, "error": as_typed(found)}
         return self.record(line, found)
 
 

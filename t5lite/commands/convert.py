@@ -37,7 +37,12 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     # Both before anything is read: what cannot be written is refused early.
     out = None
     if target == "huggingface":
-        out = huggingface.describe(spec).tensors
+        try:
+            out = huggingface.describe(spec).tensors
+        except InputError as error:
+            if note := huggingface.export_note(spec):
+                raise InputError(f"{note}\n  --to=t5lite keeps the run as it is") from error
+            raise
     elif target == "t5x":
         out = t5x.tensors(spec, scanned=arguments.scanned)
     shapes = models.Model(spec).shapes()

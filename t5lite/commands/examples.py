@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from t5lite.commands.flags import as_typed
 from t5lite.data.files import whole_file
 from t5lite.data.readers import DataFile, Line, Row, find_files, format_of
 from t5lite.errors import InputError
@@ -110,13 +111,13 @@ class Failures:
     def add(self, line: Line, error: InputError) -> Row:
         """Returns what is written in a line's place."""
         self.count += 1
-        self.first = self.first or f"line {line.number}: {error}"
-        return {"line": line.number, "error": str(error)}
+        self.first = self.first or f"line {line.number}: {as_typed(error)}"
+        return {"line": line.number, "error": as_typed(error)}
 
     def exit_code(self) -> int:
         """Returns 1 if a line has failed, and says so."""
         if self.count:
-            others = f" (and {self.count - 1:,} more)" if self.count > 1 else ""
+            others = f" ({self.count - 1:,} more failed)" if self.count > 1 else ""
             print(f"t5lite: {self.first}{others}", file=sys.stderr)
         return int(self.count > 0)
 

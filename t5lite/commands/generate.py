@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5lite.commands.examples import answered, given, is_table
+from t5lite.commands.flags import as_typed
 from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
 from t5lite.data import decode_text
 from t5lite.data.readers import Line
@@ -75,7 +76,7 @@ def answer_lines(
     for line, found in answered(lines, read, answer, at_once=batch_size):
         if isinstance(found, InputError):
             failed = True
-            print(f"t5lite: line {line.number}: {found}", file=sys.stderr)
+            print(f"t5lite: line {line.number}: {as_typed(found)}", file=sys.stderr)
             print("\n" * (options.num_samples - 1), flush=True)
         else:
             print_answers(found)

@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         devices=jax.local_devices(),  # each process answers its own lines
     )
     generator.check(options)
-    prompts = prompts.as_trained(model.inputs, rows=rows)
+    if not configured:
+        prompts = prompts.as_trained(model.inputs, rows=rows)
     reader = Reader(generator, prompts, options, chosen, source.ids)
 
     def answer(

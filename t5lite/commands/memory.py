@@ -152,6 +152,8 @@ def savings(
 ) -> Iterator[str]:
     """Yields what would need less memory and is not done yet, the cheapest first.
 
+    Flags work as they stand: each also binds what it is a setting of.
+
     Args:
       program: of the run.
       compute: likewise.
@@ -165,12 +167,15 @@ def savings(
     if bytes_here is None or state < bytes_here:
         if compute.remat not in ("full", "offload"):
             yield (
-                "keep less for the backward pass: --gin.t5lite.models.ComputeSpec.remat='\"full\"'"
+                "keep less for the backward pass: "
+                "--gin.t5lite.train.compute='@t5lite.models.ComputeSpec()' "
+                "--gin.t5lite.models.ComputeSpec.remat='\"full\"'"
             )
         if rows // times > 1:
             more = min(rows, 2 * times)
             yield (
                 "more microbatches, of less memory each: "
+                "--gin.t5lite.train.update='@t5lite.training.Update()' "
                 f"--gin.t5lite.training.Update.num_microbatches={more}"
             )
     everywhere: Any = program.state.step.sharding

@@ -15,6 +15,7 @@ Example = Mapping[str, np.ndarray]
 
 # Enough rows for a share to within a percent or so, and few enough for a person to wait for.
 _ROWS, _BATCHES = 512, 4
+_MOST = 1024  # rows of a batch that is measured
 # Neighbours in a stream may be parts of one text: examples are shown from wider apart.
 _APART = 8
 _CHECKED = 1024  # examples, for texts that are cut
@@ -30,6 +31,7 @@ class Preview:
       examples: prepared ones.
       texts: for each, its texts to read: one, or one for each feature.
       num_batches: how many batches were measured.
+      batch_size: their rows, where those are fewer than the run's; else 0.
       padding: by feature, the share of a row's places that hold no token, in [0, 1].
       examples_per_row: mean.
       epochs_per_row: passes over the training data that a row makes; None if its size is unknown.
@@ -43,6 +45,7 @@ class Preview:
     examples_per_row: float
     epochs_per_row: float | None
     cuts: Cuts | None = None
+    batch_size: int = 0
 
 
 def example_texts(data: Any, objective: Any, *, split: str, count: int, seed: int) -> list[str]:
@@ -74,8 +77,9 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
     """
     examples = _spread(data, objective, split=split, count=count, seed=seed)
     counting = _Counting(objective)
-    num_batches = min(max(_ROWS // data.batch_size, 1), _BATCHES)
-    batches = data.train_batches(counting, seed=seed)
+    measured = _fewer_rows(data)
+    num_batches = min(max(_ROWS // measured.batch_size, 1), _BATCHES)
+    batches = measured.train_batches(counting, seed=seed)
     num_batches = max(num_batches, getattr(batches, "period", 1))
     try:
         rows = list(itertools.islice(batches, num_batches))
@@ -101,6 +105,7 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
         examples=examples,
         texts=_texts(examples, objective, data),
         num_batches=num_batches,
+        batch_size=measured.batch_size if measured is not data else 0,
         padding={
             name: float(np.mean(np.concatenate([each.ravel() for each in found]) == 0))
             for name, found in segments.items()
@@ -109,6 +114,15 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
         epochs_per_row=size and per_row * taken_per_given / size,
         cuts=count_cuts(data, objective, split=split, most=_CHECKED, seed=seed),
     )
+
+
+def _fewer_rows(data: Any) -> Any:
+    """Returns data in batches of at most so many rows, which are alike in any."""
+    if data.batch_size <= _MOST or not dataclasses.is_dataclass(data):
+        return data
+    shards = {"num_shards": None} if getattr(data, "num_shards", None) is not None else {}
+    changed: Any = dataclasses.replace(data, **{"batch_size": _MOST, **shards})  # type: ignore
+    return changed
 
 
 def _spread(data: Any, objective: Any, *, split: str, count: int, seed: int) -> list[Example]:
@@ -175,7 +189,9 @@ def batch_lines(batch: Mapping[str, Any], seen: Preview | None) -> list[str]:
     if seen is None:
         return lines
     padding = ", ".join(f"{share:.1%} of {name}" for name, share in seen.padding.items())
-    source = "the first batch" if seen.num_batches == 1 else f"the first {seen.num_batches} batches"
+    size = f" of {seen.batch_size:,} rows" if seen.batch_size else ""
+    count = "batch" if seen.num_batches == 1 else f"{seen.num_batches} batches"
+    source = f"the first {count}{size}"
     measured = f"{padding}; {seen.examples_per_row:.2f} examples a row ({source})"
     lines += ["", *wrapped("padding  ", measured)]
     if seen.cuts is not None:

@@ -70,10 +70,10 @@ class Prompts:
           inputs: of the run.
           rows: whether there are columns; plain texts are read as they are.
         """
-        if self.template is not None or not rows:
+        if self.template is not None:
             return self
-        say_template(inputs, rows=True)
-        return dataclasses.replace(self, inputs=inputs)
+        say_template(inputs, rows=rows)
+        return dataclasses.replace(self, inputs=inputs) if rows else self
 
 
 def say_template(inputs: InputFormat, *, rows: bool) -> None:
@@ -87,7 +87,7 @@ def say_template(inputs: InputFormat, *, rows: bool) -> None:
         return
     template = json.dumps(inputs.template, ensure_ascii=False)
     how = (
-        f"rows with its columns are read as in training: {template}"
+        f"rows with the columns of training are read by its template: {template}"
         if rows
         else f"texts are read as they are; training read {template}"
     )

@@ -37,6 +37,10 @@ from t5lite.training.restore import differences as misfits
 _FIELD = "Checkpoints.restore_from"
 _HEAD = re.compile(r"(\w+_head)/")
 _PARAMS = "params/"
+_THEIR_VOCABULARY = {  # by whether the data are a SeqIO task
+    False: "leave VOCABULARY out, or set it to @t5lite.interop.vocabulary_of()",
+    True: "a task whose features have it",
+}
 
 
 def spec_of(
@@ -146,7 +150,7 @@ def plan_start(
     check_mapping(checkpoints.restore_mapping)
     found = _opened(checkpoints)
     wanted, saved = named(model.shapes()), _saved(found, model)
-    _check_vocabulary(found, data.vocabulary(), checkpoints)
+    _check_vocabulary(found, data, checkpoints)
     rules = [*checkpoints.restore_mapping, *_of_heads(wanted, saved, checkpoints.restore_mapping)]
     sources = match(wanted, saved, rules, where=found.where)
     theirs = {name: saved[source] for name, source in sources.items()}
@@ -249,9 +253,9 @@ def _heads(names: Iterable[str]) -> set[str]:
     return {_head(name) for name in names} - {""}
 
 
-def _check_vocabulary(found: Foreign | Own, ours: Any, checkpoints: Checkpoints) -> None:
+def _check_vocabulary(found: Foreign | Own, data: Any, checkpoints: Checkpoints) -> None:
     """Refuses data whose token ids mean something else to the parameters."""
-    theirs = found.vocabulary
+    theirs, ours = found.vocabulary, data.vocabulary()
     if ours is None or theirs is None or checkpoints.other_vocabulary:
         return
     if ours.fingerprint == theirs.fingerprint:
@@ -261,8 +265,8 @@ def _check_vocabulary(found: Foreign | Own, ours: Any, checkpoints: Checkpoints)
             raise InputError(
                 f"{_FIELD} = {checkpoints.restore_from!r}: another vocabulary than the data's: "
                 f"token {index} is {known!r} there and {piece!r} here\n"
-                "  use that one: VOCABULARY = @t5lite.interop.vocabulary_of(), of this folder\n"
-                "  or keep the data's all the same: Checkpoints.other_vocabulary = True",
+                f"  use the folder's: {_THEIR_VOCABULARY[hasattr(data, 'task')]}\n"
+                "  or the data's all the same: t5lite.training.Checkpoints.other_vocabulary = True",
                 field=_FIELD,
             )
 

@@ -328,10 +328,12 @@ def accept(
       InputError: for settings that do not go together, or with the run in `folder`, or with the
         folder that the run starts from.
     """
-    check(model, objective, data=data, log_every=log_every, callbacks=callbacks)
     check_settings(duration, callbacks, profile)
     resumes = check_folder_of_run(folder, model.spec, objective=objective, data=data)
-    return plan_start(checkpoints, model, objective, data=data, resumes=resumes)
+    # First, as another vocabulary over pretrained parameters is not one for a larger model.
+    start = plan_start(checkpoints, model, objective, data=data, resumes=resumes)
+    check(model, objective, data=data, log_every=log_every, callbacks=callbacks)
+    return start
 
 
 def headline(model: Model, mesh: Mesh) -> str:

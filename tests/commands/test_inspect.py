@@ -16,7 +16,7 @@ import pytest
 
 from t5lite import main
 from t5lite.commands.inspect import _rates, report
-from t5lite.commands.preview import look
+from t5lite.commands.preview import batch_lines, look
 from t5lite.commands.text import in_bytes, in_flops
 from t5lite.commands.tree import bytes_of, parameter_lines
 from t5lite.data import ArrayData, Bytes
@@ -259,6 +259,14 @@ def test_padding_and_examples_a_row_equal_a_hand_count():
     assert packed.padding == {"inputs": 2 / 8, "targets": 0}
     assert packed.examples_per_row == 2
     assert packed.epochs_per_row == 2 / 8
+
+
+def test_a_batch_that_is_too_large_for_any_memory_is_not_read():
+    data = pair_data(pack=False, batch_size=2**40)
+    seen = look(data, Seq2Seq(), split="train", count=0, seed=0)
+    assert seen.padding == {"inputs": 1 - 18 / 32, "targets": 1 - 11 / 16}
+    assert (seen.num_batches, seen.batch_size) == (1, 1024)
+    assert "(the first batch of 1,024 rows)" in " ".join(batch_lines({}, seen))
 
 
 def test_an_epoch_is_counted_in_texts_before_the_objective_cuts_them():

@@ -1,14 +1,19 @@
 """A run that cannot fit says by how much, and what would help, instead of a raw error or a kill."""
 
+import shlex
+
 import jax
 import pytest
 from test_inspect import arguments, program, section
 from tiny_runs import train
 
+import t5lite
+from t5lite import configuration
 from t5lite.commands import memory
 from t5lite.commands.inspect import report
 from t5lite.commands.memory import Footprint
 from t5lite.commands.text import in_bytes
+from t5lite.configuration.unused import check_used
 from t5lite.errors import InputError, RunError
 from t5lite.models import ComputeSpec
 from t5lite.optimizers import AdamW
@@ -94,6 +99,18 @@ def test_advice_is_what_is_not_done_yet():
     assert advice(optimizer=OPTIMIZER) == ["remat", "num_microbatches=2", "fsdp", "mu_dtype"]
     assert advice(remat="full") == ["num_microbatches=2", "fsdp"]
     assert advice(num_microbatches=2) == ["remat", "fsdp"]
+
+
+@pytest.mark.parametrize("config", ["gpt_nano", "gpt2_small"])
+def test_flags_that_are_advised_are_taken_as_they_stand(config):
+    settings = {"compute": ComputeSpec(), "update": Update(), "layout": LAYOUT, "optimizer": None}
+    built = program(LAYOUT, OPTIMIZER, rows=16)
+    advice = [*memory.savings(built, **settings, bytes_here=2**40)]
+    words = [word for each in advice for word in shlex.split(each)]
+    bindings = [word.removeprefix("--gin.") for word in words if word.startswith("--gin.")]
+    assert len(bindings) == 4
+    given = configuration.parse([f"configs/{config}.gin"], bindings)
+    check_used(given.source, t5lite.train)
 
 
 @pytest.mark.parametrize(

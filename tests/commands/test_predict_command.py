@@ -132,7 +132,10 @@ def test_a_trained_classifier_predicts_what_evaluation_measures(trained, predict
     assert [line.get("num_cut", 0) for line in found] == [max(each, 0) for each in cut]
     number = sum(each > 0 for each in cut)
     assert f"out.jsonl: 45 lines, {number} cut at their end, 0 failed" in said
-    assert f'rows with its columns are read as in training: "{TEMPLATE}" (--template' in said
+    assert (
+        f'rows with the columns of training are read by its template: "{TEMPLATE}" (--template'
+        in said
+    )
     assert list(found[0]) == ["line", "input", "label", "probability", "classes"]
 
 

@@ -113,13 +113,13 @@ def test_a_failing_line_stands_in_its_place(score, loaded, tmp_path):
         5: "'text' is 3, not a text",
         6: "broken JSON: Invalid control character at at character 16",
         7: "the text is empty: it has no token",
-        8: "a text of 32 tokens: there is room for 29; shorten it, or set truncate=True",
+        8: "a text of 32 tokens: there is room for 29; shorten it, or set --truncate",
     }
     assert found[0] == expected(loaded["decoder"].score(["a cat"])[0], 1)
     assert found[1] == expected(loaded["decoder"].score(["two"], targets=["dogs"])[0], 2)
     assert found[-1] == expected(loaded["decoder"].score(["it"])[0], 9)
     assert "3 examples, 10 tokens" in said
-    assert "line 3: no 'inputs' or 'text'; there is 'other' (and 4 more)" in said
+    assert "line 3: no 'inputs' or 'text'; there is 'other' (4 more failed)" in said
     assert [path.name for path in target.parent.iterdir()] == ["out.jsonl"]
 
 

@@ -320,7 +320,9 @@ def test_a_fine_tuned_run_is_converted_with_all_that_its_folder_said(encoder, tm
         told = "note: ClassificationHeadSpec with pooling = 'mean'" in capsys.readouterr().out
         assert told == (run == "mean")
     assert main(["convert", str(tmp_path / "mean"), str(tmp_path / "new")]) == 2
-    assert "heads.0.pooling: mean would become first" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "for that, set pooling = 'first', pooler = True before it" in said
+    assert "--to=t5lite keeps the run as it is" in said
     assert main(["convert", str(tmp_path / "first"), str(tmp_path / "new")]) == 0
     config = json.loads((tmp_path / "new/config.json").read_text())
     assert config["id2label"] == {"0": "x", "1": "y"}

@@ -16,7 +16,7 @@ pytest.importorskip("tokenizers")
 
 INPUTS = InputFormat("the {noun} {verb}")
 ROW, TEXT = {"noun": "cat", "verb": "sat"}, "the cat sat"
-SAID = 'rows with its columns are read as in training: "the {noun} {verb}" (--template'
+SAID = 'rows with the columns of training are read by its template: "the {noun} {verb}" (--template'
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ def test_generate(command, writer):
     assert "line 3: no 'inputs' or 'text', nor what training read" in said
     assert SAID in said
     for texts in (TEXT, "--input_file=texts.txt"):
-        assert command(writer, "generate", texts, *flags) == (0, [expected], "")
+        code, out, said = command(writer, "generate", texts, *flags)
+        assert (code, out) == (0, [expected])
+        assert 't5lite: texts are read as they are; training read "the {noun} {verb}"' in said
 
 
 def test_infer(command, writer):
