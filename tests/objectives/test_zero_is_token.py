@@ -217,14 +217,20 @@ def test_the_models_start_token_stands_in_front_of_every_text(vocabulary, pack):
     assert (batch["decoder_input_tokens"][:, 0] == 7 * (batch["decoder_segment_ids"][:, 0])).all()
 
 
-def test_rows_are_cached_whatever_the_start_token(vocabulary, tmp_path):
+def test_rows_are_cached_for_the_start_token_that_they_leave_out(vocabulary, tmp_path):
+    """Texts of an objective that prompts are framed without it; those of the others are not."""
     data = data_of(vocabulary)
     for objective in (CausalLM(), Classification()):
         folder = str(tmp_path / type(objective).__name__)
         write_packed(data, objective, folder)
         cache = PackedData(folder, lengths=LENGTHS, batch_size=8)
+        assert next(iter(cache.validation_batches(objective)))
         other = dataclasses.replace(objective, start_id=5)
-        assert next(iter(cache.validation_batches(other)))
+        if hasattr(objective, "prompts"):
+            with pytest.raises(InputError, match="start_id = 5: the cache .* was made with 0"):
+                cache.validation_batches(other)
+        else:
+            assert next(iter(cache.validation_batches(other)))
 
 
 def test_a_cache_that_took_id_0_for_padding_is_refused(vocabulary, tmp_path, monkeypatch):
