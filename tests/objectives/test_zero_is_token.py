@@ -227,7 +227,7 @@ def test_rows_are_cached_for_the_start_token_that_they_leave_out(vocabulary, tmp
         assert next(iter(cache.validation_batches(objective)))
         other = dataclasses.replace(objective, start_id=5)
         if hasattr(objective, "prompts"):
-            with pytest.raises(InputError, match="start_id = 5: the cache .* was made with 0"):
+            with pytest.raises(InputError, match=r"start_id = 5: the cache .* was made with 0"):
                 cache.validation_batches(other)
         else:
             assert next(iter(cache.validation_batches(other)))
