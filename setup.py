@@ -30,8 +30,8 @@ setup(
     package_data={
         "t5lite._gin": ["**/*.gin"],
         "t5lite._configs": ["**/*.gin"],
-        "t5lite.commands": [f"attention_page.{kind}" for kind in ("html", "css", "js")],
-        "t5lite.training.report": ["page.html", "page.css", "page.js"],
+        "t5lite.reporting": [f"attention_page.{kind}" for kind in ("html", "css", "js")],
+        "t5lite.reporting.report": ["page.html", "page.css", "page.js"],
     },
     entry_points={"console_scripts": ["t5lite = t5lite.main:main"]},
     install_requires=[

@@ -23,6 +23,7 @@ _ROOMS = (
     "objectives",
     "optimizers",
     "parallel",
+    "reporting",
     "training",
 )
 __all__ = ["__version__", *_FUNCTIONS, *_ROOMS]

@@ -4,8 +4,8 @@ import math
 import random
 import textwrap
 
-from t5lite.training import JsonLines
-from t5lite.training.report import describe_run
+from t5lite.reporting import JsonLines
+from t5lite.reporting.report import describe_run
 
 START = 1_760_000_000.0
 

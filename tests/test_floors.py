@@ -11,8 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    **dict.fromkeys(["errors", "framing", "platforms"], 0),
-    **dict.fromkeys(["layers", "objectives", "optimizers", "data", "parallel", "decoding"], 1),
+    **dict.fromkeys(["errors", "framing", "platforms", "text"], 0),
+    **dict.fromkeys(
+        ["layers", "objectives", "optimizers", "data", "parallel", "decoding", "reporting"], 1
+    ),
     **dict.fromkeys(["models", "training"], 2),
     "interop": 3,
     "inference": 4,
@@ -20,8 +22,8 @@ FLOORS = {
     "commands": 6,
     **dict.fromkeys(["main", "configuration", "__init__"], 7),
 }
-EVERYWHERE = {"errors", "framing"}
-ONLY = {"models": {"layers"}, "training": {"parallel"}}  # what else they may see
+EVERYWHERE = {"errors", "framing", "text"}
+ONLY = {"models": {"layers"}, "training": {"parallel", "reporting"}}  # what else they may see
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "tfds", "grain"}
 TENSORFLOW_ROOMS = {"data", "objectives", "evaluation", "corpus"}
 GIN_ROOMS = {"main", "configuration"}

@@ -14,7 +14,8 @@ from t5lite.models import load_spec, override
 from t5lite.objectives import SpanCorruption, merge
 from t5lite.optimizers import AdamW
 from t5lite.parallel import Layout
-from t5lite.training import Checkpoints, JsonLines, TrainState
+from t5lite.reporting import JsonLines
+from t5lite.training import Checkpoints, TrainState
 
 SPEC = override(
     "t5_1_1_nano",

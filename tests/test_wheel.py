@@ -70,7 +70,7 @@ def test_wheel_holds_the_package_the_configs_and_nothing_else(wheel):
         for path in (ROOT / "t5lite").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    assert "t5lite/training/report/page.js" in expected
+    assert "t5lite/reporting/report/page.js" in expected
     for kind in ("configs", "gin"):
         files = sorted((ROOT / kind).rglob("*.gin"))
         assert files

@@ -19,9 +19,9 @@ from t5lite.models import Model, ModelSpec, override
 from t5lite.objectives import Seq2Seq
 from t5lite.optimizers import Adafactor, AdamW, schedules
 from t5lite.parallel import Layout, make_mesh
+from t5lite.reporting import JsonLines
 from t5lite.training import (
     Checkpoints,
-    JsonLines,
     LossScale,
     Program,
     ReduceOnPlateau,

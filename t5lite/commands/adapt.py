@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from t5lite.commands.bars import Bar
 from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError
+from t5lite.reporting.bars import Bar
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

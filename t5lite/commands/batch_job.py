@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from t5lite.commands.bars import Bar
 from t5lite.commands.examples import Failures, answered, data_file, write_line
 from t5lite.commands.flags import as_typed
 from t5lite.commands.resumable import Resumable, keep
 from t5lite.data.readers import Line, Row
 from t5lite.errors import InputError
+from t5lite.reporting.bars import Bar
 
 AT_ONCE = 4  # batches that are written together, and shared out by length
 

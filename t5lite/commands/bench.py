@@ -13,13 +13,14 @@ import numpy as np
 
 from t5lite.commands.given import facts, given_by, program_of
 from t5lite.commands.plan_text import collective_lines, memory_lines, run_lines
-from t5lite.commands.text import in_bytes, in_flops, titled, wrapped
 from t5lite.commands.train import check, versions
 from t5lite.data.files import require_writable, write_whole
 from t5lite.errors import InputError
 from t5lite.parallel import batch_shardings, make_mesh, place
 from t5lite.planning import compile_step, measure
-from t5lite.training import peak_flops, process_shards
+from t5lite.reporting import peak_flops
+from t5lite.text import in_bytes, in_flops, titled, wrapped
+from t5lite.training import process_shards
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

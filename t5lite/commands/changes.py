@@ -5,8 +5,8 @@ from typing import Any
 
 from etils import epath
 
-from t5lite.evaluation.text import shorten
-from t5lite.training.report import read_facts
+from t5lite.reporting.report import read_facts
+from t5lite.text import shorten
 
 _MOST = 8  # lines
 _WIDTH = 60  # of a value

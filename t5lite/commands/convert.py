@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.bars import Bar
-from t5lite.commands.text import in_bytes, table
 from t5lite.errors import InputError
+from t5lite.reporting.bars import Bar
+from t5lite.text import in_bytes, table
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from t5lite.commands.bars import Bar
 from t5lite.commands.examples import (
     Failures,
     answered,
@@ -24,6 +23,7 @@ from t5lite.commands.prompts import Prompts
 from t5lite.data.readers import DataFile, Line
 from t5lite.data.templates import Template
 from t5lite.errors import InputError
+from t5lite.reporting.bars import Bar
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

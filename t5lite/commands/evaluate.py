@@ -14,7 +14,6 @@ from etils import epath
 
 from t5lite.commands.cuts import count_cuts
 from t5lite.commands.run_folder import check_described
-from t5lite.commands.text import metric_lines
 from t5lite.commands.train import check, train
 from t5lite.data.files import write_whole
 from t5lite.data.labels import load_labels
@@ -26,6 +25,7 @@ from t5lite.interop.prompts import as_trained, read_prompts
 from t5lite.models import ComputeSpec, Model, ModelSpec, load_spec, named_spec
 from t5lite.objectives import fit
 from t5lite.parallel import Layout, check_batch, make_mesh
+from t5lite.text import metric_lines
 from t5lite.training import Callback, Checkpoints, Run, Stop, TrainState, process_shards
 from t5lite.training.restore import absolute, saved_steps
 

@@ -20,16 +20,15 @@ from t5lite.commands.memory import Footprint, stream_bytes
 from t5lite.commands.preview import Preview, balance_lines, batch_lines, example_lines, look
 from t5lite.commands.run_folder import check_files
 from t5lite.commands.start import Start, spec_of
-from t5lite.commands.text import titled, wrapped
 from t5lite.commands.train import accept, step_flops, token_lengths, train
 from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.data.files import check_folder
 from t5lite.errors import InputError
-from t5lite.evaluation.text import shorten
 from t5lite.interop.huggingface import export_note
 from t5lite.models import PRESETS, Model, ModelSpec, differences
 from t5lite.objectives import fit
 from t5lite.parallel import MESH_AXES, Layout, make_mesh
+from t5lite.text import shorten, titled, wrapped
 from t5lite.training import Duration, Run, Update, build
 from t5lite.training.restore import absolute, saved_steps
 from t5lite.training.stopping import check_watched

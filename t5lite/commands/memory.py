@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from t5lite.commands.text import in_bytes, wrapped
 from t5lite.errors import InputError, RunError
 from t5lite.models import ComputeSpec, ModelSpec
 from t5lite.parallel import Layout
@@ -21,6 +20,7 @@ from t5lite.planning import (
     room,
     step_memory,
 )
+from t5lite.text import in_bytes, wrapped
 from t5lite.training import Program, Update
 
 _MOST = 3  # pieces of advice in an error

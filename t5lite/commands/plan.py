@@ -25,7 +25,6 @@ from t5lite.commands.given import facts, given_by, program_of
 from t5lite.commands.memory import savings
 from t5lite.commands.plan_search import search
 from t5lite.commands.plan_text import report, whole_run
-from t5lite.commands.text import WIDTH
 from t5lite.commands.train import versions
 from t5lite.data.files import require_writable, write_whole
 from t5lite.errors import InputError
@@ -37,6 +36,7 @@ from t5lite.planning import (
     compile_step,
     estimate,
 )
+from t5lite.text import WIDTH
 from t5lite.training import process_shards
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import Any
 from t5lite.commands.given import program_of
 from t5lite.commands.memory import stream_bytes
 from t5lite.commands.plan_text import excess
-from t5lite.commands.text import in_bytes, table
 from t5lite.commands.train import step_flops
 from t5lite.errors import InputError
 from t5lite.parallel import Layout
 from t5lite.planning import Slice, Variation, abstract, candidates, meshes
+from t5lite.text import in_bytes, table
 
 _MIN_SECONDS = 20  # a compilation that would have less time is not begun
 

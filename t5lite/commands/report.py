@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from t5lite.errors import InputError
-from t5lite.training.report import is_report, read_record, render
-from t5lite.training.writers import replace_text
+from t5lite.reporting.files import replace_text
+from t5lite.reporting.report import is_report, read_record, render
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

@@ -6,10 +6,10 @@ from typing import Any
 
 from etils import epath
 
-from t5lite.commands.text import metric_lines
 from t5lite.models import Model
 from t5lite.objectives import SpanCorruption
 from t5lite.objectives.masked_lm import mask_of
+from t5lite.text import metric_lines
 
 
 def end_text(

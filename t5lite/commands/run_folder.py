@@ -20,8 +20,8 @@ from t5lite.interop.prompts import save_prompts
 from t5lite.models import ModelSpec, differences, load_spec, save_spec
 from t5lite.objectives import Prompts
 from t5lite.parallel import gather
+from t5lite.reporting.report import describe_run, is_report, read_facts
 from t5lite.training.claims import Claim, claimed
-from t5lite.training.report import describe_run, is_report, read_facts
 from t5lite.training.restore import saved_steps
 
 _FILES = (

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.bars import Bar
 from t5lite.commands.examples import (
     Failures,
     answered,
@@ -19,6 +18,7 @@ from t5lite.commands.examples import (
 from t5lite.data.input_format import InputFormat, text_in
 from t5lite.data.readers import Line, Row
 from t5lite.errors import InputError
+from t5lite.reporting.bars import Bar
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

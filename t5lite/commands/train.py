@@ -42,23 +42,17 @@ from t5lite.models import (
 )
 from t5lite.objectives import fit
 from t5lite.parallel import Layout, gather, make_mesh, noted
+from t5lite.reporting import JsonLines, Meter, Progress, Report, TensorBoard, Writer, peak_flops
 from t5lite.training import (
     Callback,
     Checkpoints,
     Duration,
-    JsonLines,
     Loop,
-    Meter,
     Profile,
-    Progress,
-    Report,
     Run,
-    TensorBoard,
     TrainState,
     Update,
-    Writer,
     build,
-    peak_flops,
     process_shards,
 )
 from t5lite.training.notices import leaving_at_once

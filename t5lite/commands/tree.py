@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from t5lite.commands.text import in_bytes, in_flops, table, wrapped
 from t5lite.parallel import Layout, shardings
+from t5lite.text import in_bytes, in_flops, table, wrapped
 from t5lite.training import Program
 
 

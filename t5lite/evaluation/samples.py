@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from t5lite.errors import InputError
 from t5lite.evaluation import rows
-from t5lite.evaluation.text import readable, shorten, show
+from t5lite.evaluation.text import readable, show
 from t5lite.inference.batching import check_count
+from t5lite.text import shorten
 
 
 class Sample(NamedTuple):

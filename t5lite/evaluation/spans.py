@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5lite.evaluation.text import shorten
+from t5lite.text import shorten
 
 _NO_SPACE = "\u00a0"  # keeps a gap on one line
 

@@ -1,34 +1,9 @@
-"""Text as a person reads it in a terminal, and as writers keep it."""
+"""Texts of callbacks: decoded ids, printed above the bar and kept by writers."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-
-
-def shorten(text: str, width: int, *, keep: str = "both") -> str:
-    """Returns `text` on one line, at most `width` characters, an ellipsis for what is left out.
-
-    Args:
-      text: any; runs of white space become one space.
-      width: at least 5.
-      keep: "start", "end" or "both" ends of it, in whole words where there are any.
-    """
-    text = " ".join(text.split())
-    if len(text) <= width:
-        return text
-    if keep == "start":
-        return _head(text, width - 2) + " …"
-    if keep == "end":
-        return "… " + _head(text[::-1], width - 2)[::-1]
-    tail = (width - 3) // 2
-    return f"{_head(text, width - 3 - tail)} … {_head(text[::-1], tail)[::-1]}"
-
-
-def _head(text: str, width: int) -> str:
-    """Returns the first words that fit, or as much of the first word as does."""
-    whole, _, _ = text[: width + 1].rpartition(" ")
-    return whole.rstrip() or text[:width]
 
 
 def readable(tokens: Iterable[int], vocabulary: Any | None, *, eos_id: int = 1) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5lite.training import Meter
+from t5lite.reporting import Meter
 
 
 @dataclasses.dataclass(frozen=True)

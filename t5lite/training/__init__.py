@@ -1,15 +1,15 @@
-"""Training: the state, the step, the loop around it, and what a run writes."""
+"""Training: the state, the step, and the loop around it."""
 
+# Writers keep the names that configurations of 0.1 bind.
+from t5lite.reporting import JsonLines, MLflow, Report, TensorBoard
 from t5lite.training.callbacks import Callback, Run, Stop
 from t5lite.training.checkpoints import Checkpointer, CheckpointError, Checkpoints, load_params
-from t5lite.training.duration import Duration, Position
+from t5lite.training.duration import Duration
 from t5lite.training.guards import LossScale
 from t5lite.training.ledger import NonFiniteLoss
 from t5lite.training.loop import Loop
 from t5lite.training.profiling import Profile
 from t5lite.training.program import Program, build, process_shards
-from t5lite.training.progress import Meter, Progress, peak_flops
-from t5lite.training.report import Report
 from t5lite.training.state import (
     TrainState,
     initial_state,
@@ -20,7 +20,6 @@ from t5lite.training.state import (
 from t5lite.training.step import train_step
 from t5lite.training.stopping import EarlyStopping, ReduceOnPlateau
 from t5lite.training.update import Update
-from t5lite.training.writers import JsonLines, MLflow, TensorBoard, Writer, Writers
 
 __all__ = [
     "Callback",
@@ -33,12 +32,9 @@ __all__ = [
     "Loop",
     "LossScale",
     "MLflow",
-    "Meter",
     "NonFiniteLoss",
-    "Position",
     "Profile",
     "Program",
-    "Progress",
     "ReduceOnPlateau",
     "Report",
     "Run",
@@ -46,12 +42,9 @@ __all__ = [
     "TensorBoard",
     "TrainState",
     "Update",
-    "Writer",
-    "Writers",
     "build",
     "initial_state",
     "load_params",
-    "peak_flops",
     "process_shards",
     "state_axes",
     "state_shardings",

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from t5lite.errors import InputError
 from t5lite.parallel import Layout, batch_shardings, place, process_rows, with_layout
+from t5lite.reporting.writers import Writers
 from t5lite.training.program import process_shards
 from t5lite.training.state import TrainState
 from t5lite.training.step import Transform, identity
-from t5lite.training.writers import Writers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import Any
 from etils import epath
 
 from t5lite.errors import InputError, RunError
-from t5lite.training.writers import replace_text
+from t5lite.reporting.files import replace_text
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0  # without a beat: six were missed

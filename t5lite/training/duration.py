@@ -2,24 +2,9 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 from t5lite.errors import InputError
-
-
-class Position(NamedTuple):
-    """How far a run has come; the same on every process.
-
-    Args:
-      step: updates done, skipped ones included.
-      tokens: trained on so far, of the global batches, without padding.
-      epoch: passes over the data: examples read by examples in all; an integer counts completed
-        ones only; None if the data does not tell.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    epoch: float | None = None
+from t5lite.reporting import Position
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,10 @@ import numpy as np
 from etils import epath
 
 from t5lite.errors import RunError
+from t5lite.reporting.progress import Progress
+from t5lite.reporting.rates import Meter, Rates
 from t5lite.training.callbacks import Run
 from t5lite.training.duration import Position
-from t5lite.training.progress import Meter, Progress, Rates
 
 
 class NonFiniteLoss(RunError):

@@ -10,14 +10,15 @@ import numpy as np
 from etils import epath
 
 from t5lite.errors import InputError
+from t5lite.reporting import Meter, Position, Progress
+from t5lite.reporting.progress import describe
 from t5lite.training.callbacks import Callback, Run, Stop
 from t5lite.training.checkpoints import Checkpointer
-from t5lite.training.duration import Duration, Position
+from t5lite.training.duration import Duration
 from t5lite.training.epochs import Epochs
 from t5lite.training.ledger import Dispatched, Ledger
 from t5lite.training.notices import noticing
 from t5lite.training.profiling import Profiler
-from t5lite.training.progress import Meter, Progress, describe
 from t5lite.training.resuming import start_anew
 from t5lite.training.save_times import SaveTimes
 from t5lite.training.state import TrainState

@@ -17,7 +17,6 @@ import pytest
 from t5lite import main
 from t5lite.commands.inspect import _rates, report
 from t5lite.commands.preview import batch_lines, look
-from t5lite.commands.text import in_bytes, in_flops
 from t5lite.commands.tree import bytes_of, parameter_lines
 from t5lite.data import ArrayData, Bytes
 from t5lite.data.labels import save_labels
@@ -27,6 +26,7 @@ from t5lite.objectives import Seq2Seq, SpanCorruption
 from t5lite.optimizers import Adafactor, AdamW
 from t5lite.optimizers.schedules import cosine
 from t5lite.parallel import Layout, make_mesh
+from t5lite.text import in_bytes, in_flops
 from t5lite.training import Checkpoints, Update, build, initial_state, transformation
 
 TEXT = "The cat [sat] on the mat, and looked at the other cat for a long time. "

@@ -13,9 +13,9 @@ import pytest
 from small_folders import add_tokenizer, copied
 
 import t5lite
-from t5lite.commands import attention_page
 from t5lite.inference import Inside, attention_maps, attribution
 from t5lite.main import main
+from t5lite.reporting import attention_page
 
 pytest.importorskip("tokenizers")
 

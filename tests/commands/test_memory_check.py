@@ -12,7 +12,6 @@ from t5lite import configuration
 from t5lite.commands import memory
 from t5lite.commands.inspect import report
 from t5lite.commands.memory import Footprint
-from t5lite.commands.text import in_bytes
 from t5lite.configuration.unused import check_used
 from t5lite.errors import InputError, RunError
 from t5lite.models import ComputeSpec
@@ -21,6 +20,7 @@ from t5lite.parallel import Layout
 from t5lite.planning import Room, device_bytes, step_memory
 from t5lite.planning import room as room_here
 from t5lite.planning.room import host_bytes
+from t5lite.text import in_bytes
 from t5lite.training import Update
 
 LAYOUT = Layout(compiler_options={"cpu": {"xla_backend_optimization_level": 0}})

@@ -12,10 +12,10 @@ from t5lite.data import Bytes
 from t5lite.errors import InputError
 from t5lite.interop import check_target
 from t5lite.models import override
-from t5lite.training import JsonLines
-from t5lite.training.report import is_report, render
-from t5lite.training.report.record import Record
-from t5lite.training.report.series import Series
+from t5lite.reporting import JsonLines
+from t5lite.reporting.report import is_report, render
+from t5lite.reporting.report.record import Record
+from t5lite.reporting.report.series import Series
 
 SMALL = override(SPEC, {"*.num_layers": 1})
 FILES = [*JsonLines.files, "report.html"]

@@ -20,7 +20,8 @@ from t5lite.main import main
 from t5lite.models import Model, named_spec, override
 from t5lite.objectives import Classification, Seq2Seq
 from t5lite.parallel import Layout
-from t5lite.training import Checkpoints, JsonLines
+from t5lite.reporting import JsonLines
+from t5lite.training import Checkpoints
 from t5lite.training.restore import named
 
 WIDE = {

@@ -22,7 +22,8 @@ from t5lite.models import ComputeSpec, Model, load_spec, override
 from t5lite.objectives import Classification, Seq2Seq
 from t5lite.optimizers import SGD, Adafactor, AdamWScale, Lion, schedules
 from t5lite.parallel import Layout, make_mesh
-from t5lite.training import Checkpoints, JsonLines, Profile, Report, Stop, TensorBoard, Update
+from t5lite.reporting import JsonLines, Report, TensorBoard
+from t5lite.training import Checkpoints, Profile, Stop, Update
 
 EOS, IDS, LENGTH = 1, 16, 6
 COPIER = override(

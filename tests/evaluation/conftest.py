@@ -10,7 +10,7 @@ import pytest
 
 from t5lite.framing import Frame
 from t5lite.objectives import Seq2Seq
-from t5lite.training import Writers
+from t5lite.reporting import Writers
 
 TEXT = "<pad> </s> <unk> ▁the ▁cat s ▁sat ▁on ▁a ▁mat ▁and ▁dog ▁ran . ▁red ▁hat"
 WORDS = TEXT.split()

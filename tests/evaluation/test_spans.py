@@ -9,7 +9,7 @@ from t5lite.evaluation.spans import (
     format_sentences,
     text_of,
 )
-from t5lite.evaluation.text import shorten
+from t5lite.text import shorten
 
 KEPT = [
     "The object " * 20 + "that is returned by the call is a",

@@ -13,17 +13,8 @@ from jax.sharding import PartitionSpec
 from t5lite import optimizers
 from t5lite.models import ComputeSpec
 from t5lite.parallel import Layout, make_mesh
-from t5lite.training import (
-    Duration,
-    Loop,
-    LossScale,
-    Meter,
-    Progress,
-    Run,
-    Update,
-    build,
-    transformation,
-)
+from t5lite.reporting import Meter, Progress
+from t5lite.training import Duration, Loop, LossScale, Run, Update, build, transformation
 from t5lite.training.state import next_learning_rate
 
 LAYOUT, STEPS = Layout(), 30

@@ -11,7 +11,8 @@ from t5lite import configuration
 from t5lite.commands.train import train
 from t5lite.models import override
 from t5lite.parallel import Layout, make_mesh
-from t5lite.training import Checkpoints, JsonLines
+from t5lite.reporting import JsonLines
+from t5lite.training import Checkpoints
 from t5lite.training.step import counted
 
 

@@ -17,17 +17,8 @@ from jax.experimental import multihost_utils
 
 from t5lite.errors import InputError
 from t5lite.parallel import Layout, make_mesh
-from t5lite.training import (
-    Duration,
-    Loop,
-    Meter,
-    NonFiniteLoss,
-    Progress,
-    Run,
-    Stop,
-    notices,
-    save_times,
-)
+from t5lite.reporting import Meter, Progress
+from t5lite.training import Duration, Loop, NonFiniteLoss, Run, Stop, notices, save_times
 from t5lite.training.save_times import SaveTimes
 
 LAYOUT = Layout()

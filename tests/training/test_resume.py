@@ -20,7 +20,8 @@ from t5lite.errors import InputError
 from t5lite.models import override
 from t5lite.optimizers import SGD, Adafactor
 from t5lite.parallel import Layout
-from t5lite.training import EarlyStopping, JsonLines, Report, Update, load_params
+from t5lite.reporting import JsonLines, Report
+from t5lite.training import EarlyStopping, Update, load_params
 from t5lite.training.claims import claimed
 
 ANEW = "to start anew from its parameters: .*Checkpoints.restore_from = '"

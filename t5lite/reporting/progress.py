@@ -1,130 +1,42 @@
-"""What people see while a run trains: rates, and a bar or, in a log, a line now and then."""
+"""Progress of a run: a bar on a terminal or in a notebook, in a log a line now and then."""
 
-import contextlib
-import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TextIO
 
-import numpy as np
-
-from t5lite.training.duration import Duration, Position
-
-# Dense bfloat16 FLOP/s of one device, by its `device_kind`.
-# Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "peak compute per chip"; NVIDIA's data sheets
-# of the A100, H100 (SXM), H200 and B200, without sparsity.
-PEAK_FLOPS = {
-    "TPU v4": 2.75e14,
-    "TPU v5 lite": 1.97e14,
-    "TPU v5e": 1.97e14,
-    "TPU v5": 4.59e14,
-    "TPU v5p": 4.59e14,
-    "TPU v6 lite": 9.18e14,
-    "TPU v6e": 9.18e14,
-    "NVIDIA A100-PCIE-40GB": 3.12e14,
-    "NVIDIA A100-SXM4-40GB": 3.12e14,
-    "NVIDIA A100-SXM4-80GB": 3.12e14,
-    "NVIDIA A100 80GB PCIe": 3.12e14,
-    "NVIDIA H100 80GB HBM3": 9.89e14,
-    "NVIDIA H200": 9.89e14,
-    "NVIDIA B200": 2.25e15,
-}
+from t5lite.reporting.rates import Rates
 
 
-def peak_flops(devices: Any) -> float | None:
-    """Returns the FLOP/s of all these devices together, or None if a kind is unknown (a CPU)."""
-    peaks = [PEAK_FLOPS.get(device.device_kind) for device in devices]
-    return None if None in peaks else sum(peak for peak in peaks if peak)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """How fast a run went between two readings.
+class Position(NamedTuple):
+    """How far a run has come; the same on every process.
 
     Args:
-      steps_per_second: updates.
-      tokens_per_second: of all devices together.
-      flops_per_second: the model's, without what is computed again in the backward pass.
-      utilisation: those over the devices' peak, in [0, 1]; None if the peak is unknown.
-      input_wait: share of the time spent waiting for input, in [0, 1].
+      step: updates done, skipped ones included.
+      tokens: trained on so far, of the global batches, without padding.
+      epoch: passes over the data: examples read by examples in all; an integer counts completed
+        ones only; None if the data does not tell.
     """
 
-    steps_per_second: float
-    tokens_per_second: float
-    flops_per_second: float
-    utilisation: float | None
-    input_wait: float
-
-    def metrics(self) -> dict[str, float]:
-        """Returns what is known, by name."""
-        return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+    step: int = 0
+    tokens: int = 0
+    epoch: float | None = None
 
 
-class Meter:
-    """Counts steps, tokens and FLOPs, and what the time went to.
+class Limits(Protocol):
+    """The ends of a run, see `training.Duration`: None where a unit sets no limit."""
 
-    Args:
-      peak: FLOP/s of all devices together, see `peak_flops`.
-      clock: seconds.
-    """
+    @property
+    def steps(self) -> int | None: ...
 
-    def __init__(self, *, peak: float | None = None, clock: Callable[[], float] = time.monotonic):
-        self._peak = peak
-        self._clock = clock
-        self._last = np.zeros(5)  # what the last reading was made of
-        self._restart()
+    @property
+    def tokens(self) -> int | None: ...
 
-    def step(self, *, tokens: float, flops: float) -> None:
-        """Counts one step.
+    @property
+    def epochs(self) -> float | None: ...
 
-        Args:
-          tokens: in the whole batch, without padding.
-          flops: of the model in forward and backward pass of the whole batch.
-        """
-        self._steps += 1
-        self._tokens += tokens
-        self._flops += flops
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time inside as waiting for input."""
-        start = self._clock()
-        yield
-        self._waited += self._clock() - start
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time inside out: evaluation, saving, compiling."""
-        start = self._clock()
-        yield
-        self._start += self._clock() - max(start, self._start)  # it may have been read meanwhile
-
-    def read(self) -> Rates:
-        """Returns the rates since the last reading, and starts the next.
-
-        A reading of few steps, such as the last one, has those before it counted in: steps are seen
-        one late, so that of a single one it may be only the end.
-        """
-        seconds = max(self._clock() - self._start, 1e-9)
-        counts = np.array([self._steps, self._tokens, self._flops, self._waited, seconds])
-        if 2 * counts[0] < self._last[0]:
-            counts = counts + self._last
-        self._last = counts
-        steps, tokens, flops, waited, seconds = counts.tolist()
-        self._restart()
-        return Rates(
-            steps_per_second=steps / seconds,
-            tokens_per_second=tokens / seconds,
-            flops_per_second=flops / seconds,
-            utilisation=flops / seconds / self._peak if self._peak else None,
-            input_wait=min(waited / seconds, 1.0),
-        )
-
-    def _restart(self) -> None:
-        self._start = self._clock()
-        self._steps = 0
-        self._tokens = self._flops = self._waited = 0.0
+    def share(self, position: Position) -> float:
+        """Returns how much of the run is done, in [0, 1]."""
 
 
 class Progress:
@@ -141,7 +53,7 @@ class Progress:
 
     def __init__(
         self,
-        duration: Duration,
+        duration: Limits,
         *,
         seconds: float = 10.0,
         active: bool = True,
@@ -259,7 +171,7 @@ class Progress:
         return " ".join(parts)
 
 
-def describe(duration: Duration, position: Position) -> str:
+def describe(duration: Limits, position: Position) -> str:
     """Returns how far a run has come: `step 20/1000 (2%)`, `step 20, 12.3k/1.00M tokens (1%)`."""
     steps = "" if duration.steps is None else f"/{duration.steps}"
     parts = [f"step {position.step}{steps}"]

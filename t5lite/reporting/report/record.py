@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from t5lite.errors import InputError
-from t5lite.training.report.series import Series
+from t5lite.reporting.report.series import Series
 
 TRAIN = "train/"
 _CHOSEN = ("headline", "data", "seed", "steps", "tokens", "epochs")

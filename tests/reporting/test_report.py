@@ -10,12 +10,12 @@ import pytest
 import report_runs
 
 from t5lite.errors import InputError
-from t5lite.training import JsonLines, Writers
-from t5lite.training.report import Report, describe_run, read_record, render, writer
-from t5lite.training.report.charts import sections
-from t5lite.training.report.record import bindings
-from t5lite.training.report.series import Series, gap
-from t5lite.training.report.words import duration, number
+from t5lite.reporting import JsonLines, Writers
+from t5lite.reporting.report import Report, describe_run, read_record, render, writer
+from t5lite.reporting.report.charts import sections
+from t5lite.reporting.report.record import bindings
+from t5lite.reporting.report.series import Series, gap
+from t5lite.reporting.report.words import duration, number
 
 VOID = {"meta", "link", "input", "br", "wbr"}
 NASTY = "</script><script>alert(1)</script> & <b onclick='x'>\u2028 ]]> {title} \x00"

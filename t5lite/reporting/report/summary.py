@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from t5lite.training.report.charts import SHARES
-from t5lite.training.report.parts import named
-from t5lite.training.report.record import TRAIN, Record
-from t5lite.training.report.words import duration, number
+from t5lite.reporting.report.charts import SHARES
+from t5lite.reporting.report.parts import named
+from t5lite.reporting.report.record import TRAIN, Record
+from t5lite.reporting.report.words import duration, number
 
 _TELLING = ("perplexity", "margin", *SHARES)
 _STATUS = {

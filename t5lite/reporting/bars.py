@@ -3,8 +3,6 @@
 import sys
 from typing import Any
 
-from tqdm import tqdm
-
 
 class Bar:
     """A progress bar, in bytes if no unit is given; none where nobody looks."""
@@ -19,6 +17,8 @@ class Bar:
     def __call__(self, done: int, total: int, *, start: int = 0, beside: str = "") -> None:
         """Shows how much is done: since `start`, for the rate, and with what is said `beside`."""
         if self._bar is None:
+            from tqdm import tqdm
+
             self._bar = tqdm(
                 total=total,
                 initial=start,

@@ -7,8 +7,10 @@ import types
 import jax
 import pytest
 
-from t5lite.training.duration import Duration, Position
-from t5lite.training.progress import Meter, Progress, Rates, peak_flops
+from t5lite.reporting import Position
+from t5lite.reporting.progress import Progress
+from t5lite.reporting.rates import Meter, Rates, peak_flops
+from t5lite.training.duration import Duration
 
 
 class Clock:

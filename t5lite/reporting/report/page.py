@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from t5lite.training.report.charts import Chart, sections
-from t5lite.training.report.parts import (
+from t5lite.reporting.report.charts import Chart, sections
+from t5lite.reporting.report.parts import (
     config_card,
     differences,
     examples_card,
     model_card,
     text_cards,
 )
-from t5lite.training.report.record import TRAIN, Record
-from t5lite.training.report.series import Series
-from t5lite.training.report.summary import overlay, summary
-from t5lite.training.report.words import number
+from t5lite.reporting.report.record import TRAIN, Record
+from t5lite.reporting.report.series import Series
+from t5lite.reporting.report.summary import overlay, summary
+from t5lite.reporting.report.words import number
 
 _MARK = "· t5lite</title>"  # in the head of every page
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from t5lite.training.writers import replace_text
+from t5lite.reporting.files import replace_text
 
 _NAME = "run.json"
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from t5lite.errors import InputError
-from t5lite.training import writers
-from t5lite.training.writers import JsonLines, MLflow, TensorBoard, Writers
+from t5lite.reporting import JsonLines, MLflow, TensorBoard, Writers, files, writers
 
 
 def read(folder):
@@ -270,7 +269,7 @@ def test_mlflow_resumes_the_run_and_begins_another_at_step_0(mlflow):
 
 
 def test_mlflow_says_what_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda library: None)
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda library: None)
     with pytest.raises(InputError, match=r"pip install 't5lite\[mlflow\]'"):
         MLflow(tmp_path)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from etils import epath
 
 from t5lite.errors import InputError
-from t5lite.training.report.page import render
-from t5lite.training.report.record import read_record
-from t5lite.training.writers import replace_text
+from t5lite.reporting.files import replace_text
+from t5lite.reporting.report.page import render
+from t5lite.reporting.report.record import read_record
 
 
 class Report:

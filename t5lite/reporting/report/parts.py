@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from t5lite.training.report.record import Record, Text
-from t5lite.training.report.words import number
+from t5lite.reporting.report.record import Record, Text
+from t5lite.reporting.report.words import number
 
 _MAX_TEXTS, _MAX_CHARACTERS = 40, 20_000  # of a name; of each
 _NUM_COLORS = 8

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from t5lite.training.report.record import TRAIN, Record
-from t5lite.training.report.series import Series, gap
+from t5lite.reporting.report.record import TRAIN, Record
+from t5lite.reporting.report.series import Series, gap
 
 PERCENT, COUNT = "%", "#"
 

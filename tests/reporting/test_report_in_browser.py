@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import report_runs
 
-from t5lite.training.report import read_record, render
+from t5lite.reporting.report import read_record, render
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 FLAGS = (

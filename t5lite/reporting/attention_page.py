@@ -1,0 +1,142 @@
+"""The page of `t5lite inspect --attention`: it holds all of its data, and fetches nothing."""
+
+import base64
+import datetime
+import functools
+import html
+import json
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from t5lite.errors import InputError
+
+MAX_BYTES = 32_000_000  # of all maps, one a weight: browsers get slow beyond
+_KINDS = {  # title, and the stacks of queries and keys
+    "encoder": ("Encoder", "encoder", "encoder"),
+    "decoder": ("Decoder", "decoder", "decoder"),
+    "cross": ("Cross-attention", "decoder", "encoder"),
+}
+
+
+def check(inside: Any) -> None:
+    """Raises an InputError if there are more weights than a browser would like."""
+    size = sum(each.size for maps in inside.maps.values() for each in maps)
+    if size > MAX_BYTES:
+        count = sum(map(len, inside.tokens.values()))
+        raise InputError(
+            f"a text of {count} tokens has {size:,} attention weights in this model, and a page "
+            f"holds {MAX_BYTES:,}; give a shorter text"
+        )
+
+
+def render(inside: Any, shares: np.ndarray | None, *, name: str, text: str) -> str:
+    """Renders attention maps, token losses and attributions as one HTML page.
+
+    Args:
+      inside: the record that `inference.attention_maps` returns.
+      shares: `[outputs, inputs]`, the `attribution` of the same text; None where there are no
+        losses.
+      name: of the model.
+      text: that it read.
+
+    Returns:
+      A whole HTML document that loads nothing from anywhere.
+    """
+    data = {
+        "tokens": inside.tokens,
+        "maps": [
+            {
+                **dict(zip(("title", "queries", "keys"), _KINDS[kind], strict=True)),
+                "heads": [len(each) for each in maps],
+                "data": base64.b64encode(b"".join(map(_bytes, maps))).decode(),
+            }
+            for kind, maps in inside.maps.items()
+        ],
+        "last": list(inside.tokens)[-1],
+        "outputs": [
+            {"piece": piece, "place": int(place), "loss": _short(loss), "alternatives": likeliest}
+            for piece, place, loss, likeliest in zip(
+                inside.outputs,
+                inside.places,
+                inside.losses,
+                [[(each, _short(p)) for each, p in row] for row in inside.alternatives],
+                strict=True,
+            )
+        ],
+        "attribution": [] if shares is None else [[*map(_short, row)] for row in shares],
+    }
+    texts = {"Text": text, "Targets": inside.targets}
+    return _template("attention_page.html").format(
+        title=html.escape(name),
+        style=_style(),
+        script=_template("attention_page.js"),
+        texts='<div class="said">{}</div>'.format(
+            "".join(
+                f"<p><b>{label}</b>{html.escape(each)}</p>"
+                for label, each in texts.items()
+                if each is not None
+            )
+        ),
+        tiles="".join(
+            f"<div><dt>{label}</dt><dd>{value}<small>{more}</small></dd></div>"
+            for label, value, more in _tiles(inside)
+        ),
+        tokens=_tokens(inside),
+        drawn=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        # JSON that cannot end the script that it stands in.
+        data=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+    )
+
+
+def _tiles(inside: Any) -> Iterator[tuple[str, str, str]]:
+    """Yields name, value and what else there is to say of it."""
+    for stack, tokens in inside.tokens.items():
+        maps = inside.maps[stack]
+        heads = "–".join(map(str, sorted({len(each) for each in maps})))
+        yield stack.capitalize(), f"{len(tokens):,} tokens", f"{len(maps)} layers × {heads} heads"
+    if len(inside.losses):
+        mean = inside.losses.mean(dtype=np.float64)
+        yield "Mean loss", f"{mean:.3f}", f"nats, of {len(inside.losses):,} tokens"
+        name = "Perplexity" if "decoder" in inside.tokens else "Pseudo-perplexity"
+        yield name, f"{np.exp(mean):.4g}", "exp of the mean loss"
+
+
+def _tokens(inside: Any) -> str:
+    """Returns the places for tokens, their losses and what they are due to."""
+    if inside.no_losses is not None:
+        return f'<div class="card soft">No losses: {html.escape(inside.no_losses)}.</div>'
+    masked = list(inside.tokens) == ["encoder"]
+    how = " with that one token masked" if masked else " given what comes before"
+    return (
+        '<div class="told"><div class="card">'
+        f'<h3>Loss</h3><p class="note">−log probability of each token{how}, in nats. '
+        'Click one.</p><div class="strip" id="outputs"></div>'
+        '<h3>What it is due to</h3><p class="note">Gradient × input: what each token read adds to '
+        'that log-probability, to first order; <span style="color:var(--c0)">blue raises it</span>'
+        ', <span style="color:var(--c1)">orange lowers it</span>. Sum: <span id="sum"></span>. '
+        f"The dashed token is {'masked' if masked else 'where it is told'}.</p>"
+        '<div id="inputs"></div></div><div class="card detail" id="detail"></div></div>'
+    )
+
+
+def _bytes(weights: np.ndarray) -> bytes:
+    """Returns 255 × √weight: roots, so that small weights keep some digits."""
+    return np.rint(255 * np.sqrt(np.nan_to_num(weights).clip(0, 1))).astype(np.uint8).tobytes()
+
+
+def _short(value: Any) -> float | None:
+    return float(f"{value:.4g}") if np.isfinite(value) else None
+
+
+@functools.cache
+def _style() -> str:
+    report = resources.files("t5lite.reporting.report") / "page.css"
+    return report.read_text(encoding="utf-8") + _template("attention_page.css")
+
+
+@functools.cache
+def _template(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")

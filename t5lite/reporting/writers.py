@@ -1,0 +1,147 @@
+"""Writers of metrics: the protocol, many as one, and files of JSON lines."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+from etils import epath
+
+from t5lite.reporting.files import replace_text
+
+
+class Writer(Protocol):
+    """Takes the metrics of a step.
+
+    The training loop calls it on the first process alone, and makes it on all: so open nothing
+    before the first `write`. Optional: `files`, the names of those files of the folder that it
+    overwrites or appends to, which then must not be somebody else's; `check()`, called before the
+    run is accepted, to raise an InputError for what would fail later; `rewind(step)`, called when
+    a run starts or resumes at a step, before anything is written, to forget what was written after
+    that step; and `text(step, name, value)`, which takes samples and the like.
+
+    One for Weights & Biases:
+
+        import wandb
+
+        class WeightsAndBiases:
+            def __init__(self, folder):
+                self.run = None
+
+            def write(self, step, metrics):
+                self.run = self.run or wandb.init(project="t5lite")
+                self.run.log(dict(metrics), step=step)
+
+            def close(self):
+                if self.run:
+                    self.run.finish()
+    """
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes metrics by name, such as `loss` or `validation/loss`."""
+
+    def close(self) -> None:
+        """Is called once, at the end of the run."""
+
+
+class Writers:
+    """Many writers as one, which are called on the first process alone.
+
+    Args:
+      writers: called in order.
+      active: whether this process writes; the first one does.
+    """
+
+    def __init__(self, writers: Sequence[Writer], *, active: bool | None = None):
+        self._active = jax.process_index() == 0 if active is None else active
+        self._writers = tuple(writers) if self._active else ()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes metrics to all."""
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def text(self, step: int, name: str, value: str) -> None:
+        """Writes a text to those that take texts."""
+        self._optional("text", step, name, value)
+
+    def check(self) -> None:
+        """Raises an InputError for what one of them could not do later."""
+        self._optional("check")
+
+    def rewind(self, step: int) -> None:
+        """Makes those that can forget everything after a step."""
+        self._optional("rewind", step)
+
+    def close(self) -> None:
+        """Closes all."""
+        for writer in self._writers:
+            writer.close()
+
+    def _optional(self, method: str, *arguments: Any) -> None:
+        for writer in self._writers:
+            if hasattr(writer, method):
+                getattr(writer, method)(*arguments)
+
+
+class JsonLines:
+    """Appends to `metrics.jsonl` and `texts.jsonl`, one JSON object a line.
+
+    `{"step": 10, "time": 1700000000.0, "loss": 2.5}`, NaN and infinities as null, for JSON has
+    neither; and `{"step": 10, "time": 1700000000.0, "name": "samples", "text": "…"}`. Every line is
+    on disk when the call returns.
+
+    Args:
+      folder: where the files go, usually the model_dir.
+      clock: seconds since 1970.
+    """
+
+    files = ("metrics.jsonl", "texts.jsonl")
+
+    def __init__(self, folder: epath.PathLike, *, clock: Callable[[], float] = time.time):
+        self.path = epath.Path(folder).expanduser() / "metrics.jsonl"
+        self._texts = self.path.with_name("texts.jsonl")
+        self._clock = clock
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a line of metrics."""
+        head = self._head(step)
+        values = {name: float(value) for name, value in metrics.items() if name not in head}
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        self._append(self.path, head | finite)
+
+    def text(self, step: int, name: str, value: str) -> None:
+        """Appends a line with a text."""
+        self._append(self._texts, {**self._head(step), "name": name, "text": value})
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after a step and one that a crash cut off, all or nothing of a file."""
+        for path in (self.path, self._texts):
+            if not path.exists():
+                continue
+            # Not splitlines, which also breaks at characters that belong to a text.
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= step]
+            if kept != lines:
+                replace_text(path, b"".join(kept).decode())
+
+    def close(self) -> None:
+        """Does nothing: no file stays open."""
+
+    def _head(self, step: int) -> dict[str, Any]:
+        return {"step": int(step), "time": round(self._clock(), 3)}
+
+    def _append(self, path: epath.Path, line: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _step_of(line: bytes) -> float:
+    """Returns the step of a line, or infinity if it is no whole line."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
