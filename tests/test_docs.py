@@ -12,7 +12,7 @@ from t5lite.commands import flags as commands_flags
 from t5lite.main import COMMANDS, main, split_bindings
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 HEADER = "from __gin__ import dynamic_registration\nimport t5lite\n"
 # The config that a page's gin stands in.
 CONFIGS = {
