@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.data import PackedData, TaskData, python_docs, python_docs_vocabulary
+from t5lite.data import PackedData, TaskData, python_docs_vocabulary
+from t5lite.data.demo import python_docs
 from t5lite.data.importing import import_seqio
-from t5lite.data.packed_writer import write_packed
+from t5lite.data.packed.writer import write_packed
 from t5lite.objectives import Seq2Seq, SpanCorruption
 
 LENGTHS = {"inputs": 512, "targets": 114}

@@ -152,7 +152,7 @@ def _keep_compilations() -> None:
     A folder for each kind of processor, whose instructions the compiled code is made of.
     JAX_COMPILATION_CACHE_DIR is another place, JAX_ENABLE_COMPILATION_CACHE=false none.
     """
-    from t5lite.data.files import cache_folder
+    from t5lite.data.paths import cache_folder
 
     kind = platform.machine() + platform.processor()
     with contextlib.suppress(OSError, StopIteration):

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 import t5lite
-from t5lite.data import TaskData, load_vocabulary, python_docs
+from t5lite.data import TaskData, load_vocabulary
+from t5lite.data.demo import python_docs
 from t5lite.models import load_spec, override
 from t5lite.objectives import SpanCorruption, merge
 from t5lite.optimizers import AdamW

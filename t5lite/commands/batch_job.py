@@ -12,7 +12,7 @@ from typing import Any
 from t5lite.commands.examples import Failures, answered, data_file, write_line
 from t5lite.commands.flags import as_typed
 from t5lite.commands.resumable import Resumable, keep
-from t5lite.data.readers import Line, Row
+from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError
 from t5lite.reporting.bars import Bar
 

@@ -14,7 +14,7 @@ import numpy as np
 from t5lite.commands.given import facts, given_by, program_of
 from t5lite.commands.plan_text import collective_lines, memory_lines, run_lines
 from t5lite.commands.train import check, versions
-from t5lite.data.files import require_writable, write_whole
+from t5lite.data.paths import require_writable, write_whole
 from t5lite.errors import InputError
 from t5lite.parallel import batch_shardings, make_mesh, place
 from t5lite.planning import compile_step, measure

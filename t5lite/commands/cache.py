@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.start import spec_of
 from t5lite.commands.train import train
-from t5lite.data.files import as_path, check_folder
-from t5lite.data.packed_writer import write_packed
-from t5lite.data.seqio_cache import write_seqio_cache
+from t5lite.data.packed.writer import write_packed
+from t5lite.data.paths import as_path, check_folder
+from t5lite.data.tasks.cache import write_seqio_cache
 from t5lite.errors import InputError
 from t5lite.models import ComputeSpec, Model
 from t5lite.objectives import fit

@@ -20,8 +20,8 @@ from t5lite.commands.examples import (
     write_line,
 )
 from t5lite.commands.prompts import Prompts
-from t5lite.data.readers import DataFile, Line
-from t5lite.data.templates import Template
+from t5lite.data.files.readers import DataFile, Line
+from t5lite.data.files.templates import Template
 from t5lite.errors import InputError
 from t5lite.reporting.bars import Bar
 

@@ -15,8 +15,8 @@ from etils import epath
 from t5lite.commands.cuts import count_cuts
 from t5lite.commands.run_folder import check_described
 from t5lite.commands.train import check, train
-from t5lite.data.files import write_whole
 from t5lite.data.labels import load_labels
+from t5lite.data.paths import write_whole
 from t5lite.data.sources import NoSplit
 from t5lite.errors import InputError
 from t5lite.inference import Loaded, load

@@ -10,8 +10,8 @@ from t5lite.commands.examples import answered, given, is_table
 from t5lite.commands.flags import as_typed
 from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
 from t5lite.data import decode_text
-from t5lite.data.readers import Line
-from t5lite.data.templates import SHOTS
+from t5lite.data.files.readers import Line
+from t5lite.data.files.templates import SHOTS
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:

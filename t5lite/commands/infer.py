@@ -13,7 +13,7 @@ from t5lite.commands.examples import check_output, is_table
 from t5lite.commands.flags import OPTIONS
 from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
 from t5lite.commands.resumable import Resumable
-from t5lite.data.readers import Line, Row
+from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError, unknown
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from t5lite.commands.run_folder import check_files
 from t5lite.commands.start import Start, spec_of
 from t5lite.commands.train import accept, step_flops, token_lengths, train
 from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
-from t5lite.data.files import check_folder
+from t5lite.data.paths import check_folder
 from t5lite.errors import InputError
 from t5lite.interop.huggingface import export_note
 from t5lite.models import PRESETS, Model, ModelSpec, differences

@@ -26,7 +26,7 @@ from t5lite.commands.memory import savings
 from t5lite.commands.plan_search import search
 from t5lite.commands.plan_text import report, whole_run
 from t5lite.commands.train import versions
-from t5lite.data.files import require_writable, write_whole
+from t5lite.data.paths import require_writable, write_whole
 from t5lite.errors import InputError
 from t5lite.parallel import make_mesh, process_rows
 from t5lite.planning import (

@@ -20,7 +20,7 @@ from t5lite.commands.batch_job import (
 from t5lite.commands.examples import answered, check_output, is_table, write_line
 from t5lite.commands.prompts import say_template
 from t5lite.commands.resumable import Resumable
-from t5lite.data.readers import Line, Row
+from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:

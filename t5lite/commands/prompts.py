@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.examples import data_file
 from t5lite.commands.flags import EARLY_STOPPING, OPTIONS
-from t5lite.data.columns import Text
-from t5lite.data.file_source import Shots, most_shots
+from t5lite.data.files.columns import Text
+from t5lite.data.files.index import Hashes, hash_of, scan
+from t5lite.data.files.readers import Line, Row
+from t5lite.data.files.source import Shots, most_shots
+from t5lite.data.files.templates import SHOTS, Template
 from t5lite.data.input_format import InputFormat
-from t5lite.data.readers import Line, Row
-from t5lite.data.tables import Hashes, hash_of, scan
-from t5lite.data.templates import SHOTS, Template
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from t5lite.data.files import write_whole
+from t5lite.data.paths import write_whole
 from t5lite.errors import InputError
 
 

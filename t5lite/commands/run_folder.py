@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from t5lite.data.files import write_whole
 from t5lite.data.input_format import InputFormat, save_input_format
 from t5lite.data.labels import Labels, check_labels, load_labels, save_labels
+from t5lite.data.paths import write_whole
 from t5lite.errors import InputError
 from t5lite.interop.generation_defaults import save_defaults
 from t5lite.interop.huggingface.origin import FOLDER as ORIGIN

@@ -15,8 +15,8 @@ from t5lite.commands.examples import (
     output,
     write_line,
 )
+from t5lite.data.files.readers import Line, Row
 from t5lite.data.input_format import InputFormat, text_in
-from t5lite.data.readers import Line, Row
 from t5lite.errors import InputError
 from t5lite.reporting.bars import Bar
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from t5lite.commands.flags import OPTIONS
 from t5lite.commands.generate import show
 from t5lite.commands.prompts import Prompts
-from t5lite.data.readers import Line
+from t5lite.data.files.readers import Line
 from t5lite.errors import InputError, unknown
 from t5lite.inference.options import Options
 

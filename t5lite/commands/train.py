@@ -29,8 +29,8 @@ from t5lite.commands.run_folder import (
 from t5lite.commands.settings import check_settings, learning_rate, notes, rate_change
 from t5lite.commands.start import Start, check_folder_of_run, first_state, plan_start, spec_of
 from t5lite.data.batches import joint_state
-from t5lite.data.files import check_folder
 from t5lite.data.input_format import InputFormat
+from t5lite.data.paths import check_folder
 from t5lite.errors import InputError
 from t5lite.interop.huggingface import export_note
 from t5lite.interop.prompts import prompts_of

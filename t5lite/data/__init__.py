@@ -1,82 +1,51 @@
-"""Text to batches: vocabularies, SeqIO tasks, the embedded corpus, packing and the pipeline.
+"""Text to batches: datasets, vocabularies, SeqIO tasks, files, caches and the embedded corpus.
 
 Importing this room is cheap: each name loads its file when first used, and TensorFlow and SeqIO
 only inside the functions that need them.
 """
 
+import ast
+import functools
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from t5lite.data.columns import Answer, Class, Number, Tags
-    from t5lite.data.file_data import FileData
-    from t5lite.data.files import decode_text
-    from t5lite.data.mapped_sentencepiece import MappedSentencePiece
-    from t5lite.data.mixture import MixtureData, mixing_rates
-    from t5lite.data.packed_cache import PackedData
-    from t5lite.data.packed_writer import write_packed
-    from t5lite.data.pipeline import ArrayData
-    from t5lite.data.python_docs_tables import (
+if TYPE_CHECKING:  # also read by `_homes`
+    from t5lite.data.array_data import ArrayData
+    from t5lite.data.dataset import Dataset
+    from t5lite.data.demo.tables import (
         documents_jsonl,
         functions_jsonl,
         held_out_documents_jsonl,
         modules_csv,
         names_jsonl,
     )
-    from t5lite.data.seqio_cache import write_seqio_cache
-    from t5lite.data.task_data import TaskData
-    from t5lite.data.tasks import get_task, python_docs_vocabulary
-    from t5lite.data.templates import Template
-    from t5lite.data.tokenizers_vocabularies import HuggingFaceTokenizer, WordPiece
-    from t5lite.data.vocabularies import (
-        Bytes,
-        SentencePiece,
-        Vocabulary,
-        from_seqio,
-        load_vocabulary,
-        open_vocabulary,
-        train_sentencepiece,
-    )
-
-_HOME = {
-    "Answer": "columns",
-    "ArrayData": "pipeline",
-    "Bytes": "vocabularies",
-    "Class": "columns",
-    "FileData": "file_data",
-    "HuggingFaceTokenizer": "tokenizers_vocabularies",
-    "MappedSentencePiece": "mapped_sentencepiece",
-    "MixtureData": "mixture",
-    "Number": "columns",
-    "PackedData": "packed_cache",
-    "SentencePiece": "vocabularies",
-    "Tags": "columns",
-    "TaskData": "task_data",
-    "Template": "templates",
-    "Vocabulary": "vocabularies",
-    "WordPiece": "tokenizers_vocabularies",
-    "decode_text": "files",
-    "documents_jsonl": "python_docs_tables",
-    "from_seqio": "vocabularies",
-    "functions_jsonl": "python_docs_tables",
-    "get_task": "tasks",
-    "held_out_documents_jsonl": "python_docs_tables",
-    "load_vocabulary": "vocabularies",
-    "open_vocabulary": "vocabularies",
-    "mixing_rates": "mixture",
-    "modules_csv": "python_docs_tables",
-    "names_jsonl": "python_docs_tables",
-    "python_docs_vocabulary": "tasks",
-    "train_sentencepiece": "vocabularies",
-    "write_packed": "packed_writer",
-    "write_seqio_cache": "seqio_cache",
-}
+    from t5lite.data.demo.vocabulary import python_docs_vocabulary
+    from t5lite.data.files.columns import Answer, Class, Number, Tags
+    from t5lite.data.files.file_data import FileData
+    from t5lite.data.files.templates import Template
+    from t5lite.data.mixture import MixtureData, mixing_rates
+    from t5lite.data.packed.packed_data import PackedData
+    from t5lite.data.packed.writer import write_packed
+    from t5lite.data.paths import decode_text
+    from t5lite.data.tasks.cache import write_seqio_cache
+    from t5lite.data.tasks.registry import get_task
+    from t5lite.data.tasks.task_data import TaskData
+    from t5lite.data.tasks.twins import from_seqio
+    from t5lite.data.vocabularies.base import Vocabulary
+    from t5lite.data.vocabularies.byte_ids import Bytes
+    from t5lite.data.vocabularies.mapped import MappedSentencePiece
+    from t5lite.data.vocabularies.opening import load_vocabulary, open_vocabulary
+    from t5lite.data.vocabularies.sentence_pieces import SentencePiece
+    from t5lite.data.vocabularies.tokenizer_files import HuggingFaceTokenizer, WordPiece
+    from t5lite.data.vocabularies.training import train_sentencepiece
 
 __all__ = [
     "Answer",
     "ArrayData",
     "Bytes",
     "Class",
+    "Dataset",
     "FileData",
     "HuggingFaceTokenizer",
     "MappedSentencePiece",
@@ -107,10 +76,18 @@ __all__ = [
 ]
 
 
+@functools.cache
+def _homes() -> dict[str, str]:
+    """Returns the module of each public name, as the imports above have it."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or "" for node in imports for alias in node.names}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(_homes()[name]), name)
     globals()[name] = value
     return value
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from t5lite.data.like_lengths import Groups, cut
 from t5lite.data.sources import Example
-from t5lite.data.streams import concatenate
+from t5lite.data.streams.rows import concatenate
 from t5lite.errors import InputError
 
 Batch = dict[str, np.ndarray]

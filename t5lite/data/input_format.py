@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t5lite.data.columns import Answer, Column, Tags, Text
-from t5lite.data.files import as_path, write_whole
-from t5lite.data.templates import Template
+from t5lite.data.files.columns import Answer, Column, Tags, Text
+from t5lite.data.files.templates import Template
+from t5lite.data.paths import as_path, write_whole
 from t5lite.errors import InputError, unknown
 
 FILE = "inputs.json"

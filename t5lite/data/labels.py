@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from t5lite.data.files import as_path, write_whole
+from t5lite.data.paths import as_path, write_whole
 from t5lite.errors import InputError
 
 FILE = "labels.json"

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from t5lite.data.batches import Objective
+from t5lite.data.dataset import Dataset
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
-from t5lite.data.pipeline import _Data
 from t5lite.data.sources import NoSplit, Source
 from t5lite.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from t5lite.data.metric_tasks import MetricTask
-    from t5lite.data.vocabularies import Vocabulary
+    from t5lite.data.tasks.metric_tasks import MetricTask
+    from t5lite.data.vocabularies.base import Vocabulary
 
 
 def mixing_rates(
@@ -52,7 +52,7 @@ def mixing_rates(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MixtureData(_Data):
+class MixtureData(Dataset):
     """Parts of any kind in one stream: SeqIO tasks, files and arrays, each at its rate.
 
     Training examples are drawn at random, each part starting anew when it ends, with an order and
@@ -80,7 +80,7 @@ class MixtureData(_Data):
         if not self.parts:
             raise InputError("MixtureData.parts is empty: name at least one set of data")
         for name, part in _named(self.parts).items():
-            if not isinstance(part, _Data):
+            if not isinstance(part, Dataset):
                 raise InputError(
                     f"part {name!r} is {type(part).__name__}: must be TaskData, FileData, "
                     "ArrayData or another MixtureData"
@@ -147,7 +147,7 @@ class MixtureData(_Data):
         return [task for part in self._parts.values() for task in part.metric_tasks()]
 
     @functools.cached_property
-    def _parts(self) -> dict[str, _Data]:
+    def _parts(self) -> dict[str, Dataset]:
         # Preprocessors may cut to the lengths, which are the mixture's.
         own = {"lengths": self.lengths, "batch_size": self.batch_size, "num_shards": None}
         return {name: dataclasses.replace(part, **own) for name, part in _named(self.parts).items()}
@@ -202,7 +202,7 @@ class MixtureData(_Data):
             raise missing
         return sources
 
-    def _of_parts(self, split: str, ask: Callable[[_Data, str], Any]) -> list[Any]:
+    def _of_parts(self, split: str, ask: Callable[[Dataset, str], Any]) -> list[Any]:
         """Returns what each part says of its split; those without validation say nothing."""
         answers = []
         for part in self._parts.values():
@@ -266,7 +266,7 @@ def _named(values: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     return {str(number): value for number, value in enumerate(values)}
 
 
-def _own_split(part: _Data, split: str) -> str:
+def _own_split(part: Dataset, split: str) -> str:
     """Returns the split that the part itself trains or validates on."""
     if split == "train":
         return part._train_split()

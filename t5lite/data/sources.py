@@ -5,10 +5,8 @@ shards, in windows; and it turns a window into tokenised examples. Both are func
 arguments, which is all that resuming needs: nothing of TensorFlow's state is ever saved.
 """
 
-import functools
-import hashlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -71,39 +69,6 @@ class Source(Protocol):
           seed: in `[0, 2**30)`; all randomness comes from it.
         """
         ...
-
-
-class ArraySource:
-    """Examples that are arrays already. Needs no TensorFlow."""
-
-    def __init__(self, name: str, arrays: Sequence[Mapping[str, np.ndarray]]):
-        self.name, self.num_examples = name, len(arrays)
-        self._raw = np.empty(len(arrays), object)
-        for i, example in enumerate(arrays):
-            self._raw[i] = {key: np.asarray(value) for key, value in example.items()}
-
-    @functools.cached_property
-    def content(self) -> str:
-        """Hex digest of all arrays."""
-        digest = hashlib.sha256()
-        for example in self._raw:
-            for name, values in example.items():
-                digest.update(f"{name} {values.dtype.str} {values.shape} ".encode())
-                digest.update(values.tobytes())
-        return digest.hexdigest()[:16]
-
-    def windows(self, **which: int) -> Iterator[np.ndarray]:
-        """Yields a shard's windows; see `Source.windows`."""
-        return (self._raw[numbers] for numbers in dealt(self.num_examples, self.name, **which))
-
-    def next_epoch(self, **which: int) -> int:
-        """Returns the next epoch in which a shard has examples; see `Source`."""
-        return next_epoch(self.num_examples, self.name, **which)
-
-    def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
-        """Yields the arrays as they are."""
-        del seed
-        return iter(window)
 
 
 def count_of(source: Source) -> int | None:

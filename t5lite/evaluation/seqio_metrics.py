@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from t5lite.data.metric_tasks import KNOWN_OUTPUTS, MetricTask
+from t5lite.data.tasks.metric_tasks import KNOWN_OUTPUTS, MetricTask
 from t5lite.errors import InputError
 from t5lite.evaluation import rows
 from t5lite.parallel import gather

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from t5lite.data.files.templates import Template
 from t5lite.data.input_format import InputFormat
-from t5lite.data.templates import Template
 from t5lite.errors import InputError, unknown
 from t5lite.inference import tagging
 from t5lite.inference.answer_places import likeliest

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from t5lite.data.columns import OUTSIDE
+from t5lite.data.files.columns import OUTSIDE
 from t5lite.inference.predictions import Name, TagSpan
 
 Place = tuple[int, int]

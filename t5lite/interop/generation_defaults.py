@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from t5lite.data.files import as_path, write_whole
-from t5lite.data.vocabularies import read_file
+from t5lite.data.paths import as_path, read_file, write_whole
 from t5lite.errors import InputError
 
 FILE = "generation_config.json"

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from t5lite.data import Vocabulary, open_vocabulary
-from t5lite.data.files import as_path
+from t5lite.data.paths import as_path
 from t5lite.errors import InputError
 from t5lite.interop.opening import kind_of, locate, open_model
 

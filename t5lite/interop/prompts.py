@@ -5,8 +5,7 @@ import json
 from typing import Any
 
 from t5lite.data import Vocabulary
-from t5lite.data.files import as_path, write_whole
-from t5lite.data.vocabularies import read_file
+from t5lite.data.paths import as_path, read_file, write_whole
 from t5lite.errors import InputError
 from t5lite.framing import Frame
 from t5lite.objectives import PROMPTS, Prompts

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from etils import epath
 
 from t5lite.data import Vocabulary
-from t5lite.data.files import check_folder
 from t5lite.data.input_format import AMONG_OTHERS, InputFormat, save_input_format
 from t5lite.data.labels import Labels, save_labels
+from t5lite.data.paths import check_folder
 from t5lite.errors import InputError, unknown
 from t5lite.interop import huggingface, t5x
 from t5lite.interop.embedding_defaults import EmbeddingDefaults, save_embedding

@@ -21,7 +21,7 @@ from small_folders import add_tokenizer, copied
 import t5lite
 from t5lite.commands import flags, session
 from t5lite.commands.prompts import given_options, prompts_of
-from t5lite.data.readers import Line
+from t5lite.data.files.readers import Line
 from t5lite.errors import InputError
 from t5lite.inference.options import Options
 from t5lite.main import main

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 
-from t5lite.data.pipeline import ArrayData
+from t5lite.data.array_data import ArrayData
 
 LENGTHS = {"inputs": 16, "targets": 8}
 

@@ -30,10 +30,10 @@ from small_data import (
 
 from t5lite.data import batches as data_batches
 from t5lite.data import validation as data_validation
+from t5lite.data.array_data import ArrayData
 from t5lite.data.batches import joint_state, merge_states
 from t5lite.data.mixture import MixtureData
-from t5lite.data.pipeline import ArrayData
-from t5lite.data.vocabularies import Bytes
+from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import InputError
 from t5lite.objectives import SpanCorruption
 

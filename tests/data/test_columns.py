@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from t5lite.data.columns import Answer, Class, Number, Tags, as_column
-from t5lite.data.vocabularies import Bytes, SentencePiece, Vocabulary, train_sentencepiece
+from t5lite.data.files.columns import Answer, Class, Number, Tags, as_column
+from t5lite.data.vocabularies.base import Vocabulary
+from t5lite.data.vocabularies.byte_ids import Bytes
+from t5lite.data.vocabularies.sentence_pieces import SentencePiece
+from t5lite.data.vocabularies.training import train_sentencepiece
 from t5lite.errors import InputError
 
 TEXT = "The naïve café’s owner (née Zoë) opened  it — in 1999; the ﬁrst one… of 7 cafés."
@@ -20,7 +23,7 @@ def pieces(tmp_path_factory):
 @pytest.fixture(scope="module")
 def wordpiece(tmp_path_factory):
     pytest.importorskip("tokenizers")
-    from t5lite.data.tokenizers_vocabularies import WordPiece
+    from t5lite.data.vocabularies.tokenizer_files import WordPiece
 
     path = tmp_path_factory.mktemp("wordpiece") / "vocab.txt"
     letters = [chr(code) for code in range(97, 123)] + list("0123456789()’—;….")

@@ -12,7 +12,7 @@ from small_data import close, open_all, same, take
 import t5lite
 from t5lite.data import Answer, Class, FileData, MixtureData, Number, Tags
 from t5lite.data.batches import merge_states
-from t5lite.data.vocabularies import Bytes
+from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import InputError
 
 LENGTHS = {"inputs": 32, "targets": 8, "labels": 1}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from t5lite.data import Bytes, Class, FileData
-from t5lite.data.columns import Text
-from t5lite.data.readers import DataFile
-from t5lite.data.templates import Template
+from t5lite.data.files.columns import Text
+from t5lite.data.files.readers import DataFile
+from t5lite.data.files.templates import Template
 from t5lite.errors import InputError
 
 OLD = 10**9  # seconds: a time of change long ago
@@ -75,7 +75,7 @@ def test_a_second_start_scans_nothing_and_finds_the_same(tmp_path, scans, name, 
         raise AssertionError("unpacked again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("t5lite.data.readers._cached", refuse)
+        patch.setattr("t5lite.data.files.readers._cached", refuse)
         again = make(file)
         assert contents(again) == first
     assert scans == [name]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from t5lite.data import Answer, Bytes, FileData, MixtureData, PackedData, Tags, write_packed
-from t5lite.data.columns import Column
+from t5lite.data.files.columns import Column
 from t5lite.data.input_format import FILE, InputFormat, load_input_format, save_input_format
 from t5lite.errors import InputError
 from t5lite.objectives import Seq2Seq

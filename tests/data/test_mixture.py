@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from small_data import LENGTHS, Copy, Plain, arrays, close, open_all, same, take
 
+from t5lite.data.array_data import ArrayData
 from t5lite.data.batches import merge_states
-from t5lite.data.columns import Class
-from t5lite.data.file_data import FileData
+from t5lite.data.files.columns import Class
+from t5lite.data.files.file_data import FileData
 from t5lite.data.mixture import MixtureData, mixing_rates
-from t5lite.data.packed_writer import write_packed
-from t5lite.data.pipeline import ArrayData
-from t5lite.data.vocabularies import Bytes
+from t5lite.data.packed.writer import write_packed
+from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import InputError
 
 

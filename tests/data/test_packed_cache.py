@@ -21,13 +21,14 @@ from small_data import (
     take,
 )
 
-from t5lite.data import packed_files
+from t5lite.data.array_data import ArrayData
 from t5lite.data.batches import merge_states
 from t5lite.data.mixture import MixtureData
-from t5lite.data.packed_cache import PackedData
-from t5lite.data.packed_writer import write_packed
-from t5lite.data.pipeline import ArrayData
-from t5lite.data.vocabularies import Bytes, load_vocabulary
+from t5lite.data.packed import format as packed_files
+from t5lite.data.packed.packed_data import PackedData
+from t5lite.data.packed.writer import write_packed
+from t5lite.data.vocabularies.byte_ids import Bytes
+from t5lite.data.vocabularies.opening import load_vocabulary
 from t5lite.errors import InputError
 from t5lite.objectives import Classification, MaskedLM, Regression, Seq2Seq, Spans, TokenLabels
 

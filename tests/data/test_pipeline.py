@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from small_data import close, open_all, same, shards_of_all, take
 
-from t5lite.data import seqio_preprocessing, seqio_source
+from t5lite.data.array_data import ArrayData
 from t5lite.data.batches import merge_states
 from t5lite.data.importing import import_seqio
-from t5lite.data.metric_tasks import MetricTask
 from t5lite.data.mixture import MixtureData
-from t5lite.data.pipeline import ArrayData
-from t5lite.data.seqio_cache import write_seqio_cache
-from t5lite.data.seqio_source import SeqioSource
-from t5lite.data.task_data import TaskData
-from t5lite.data.vocabularies import Bytes
+from t5lite.data.tasks import preprocessing as seqio_preprocessing
+from t5lite.data.tasks import source as seqio_source
+from t5lite.data.tasks.cache import write_seqio_cache
+from t5lite.data.tasks.metric_tasks import MetricTask
+from t5lite.data.tasks.source import SeqioSource
+from t5lite.data.tasks.task_data import TaskData
+from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import InputError
 from t5lite.objectives import Seq2Seq
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t5lite.data import python_docs
+from t5lite.data.demo import python_docs
 from t5lite.errors import InputError
 
 

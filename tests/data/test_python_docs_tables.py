@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from t5lite.data import python_docs, python_docs_tables
-from t5lite.data.python_docs_tables import (
+from t5lite.data.demo import python_docs
+from t5lite.data.demo import tables as python_docs_tables
+from t5lite.data.demo.tables import (
     Documented,
     documents_jsonl,
     functions_jsonl,

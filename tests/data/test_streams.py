@@ -8,10 +8,13 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from t5lite.data.dealing import Dealing
+from t5lite.data.array_data import ArraySource
 from t5lite.data.order import permuted
-from t5lite.data.sources import ArraySource, dealt
-from t5lite.data.streams import ExampleStream, MixtureStream, RowStream
+from t5lite.data.sources import dealt
+from t5lite.data.streams.examples import ExampleStream
+from t5lite.data.streams.mixture import MixtureStream
+from t5lite.data.streams.rows import RowStream
+from t5lite.data.tasks.dealing import Dealing
 from t5lite.errors import InputError
 
 LENGTHS = {"inputs": 12, "targets": 6}

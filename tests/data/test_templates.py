@@ -2,7 +2,7 @@
 
 import pytest
 
-from t5lite.data.templates import Template, plain
+from t5lite.data.files.templates import Template, plain
 from t5lite.errors import InputError
 
 

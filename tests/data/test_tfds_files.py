@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from t5lite.data import Bytes, Class, FileData
+from t5lite.data.files.tfds_files import tfds_file
 from t5lite.data.importing import import_seqio
-from t5lite.data.tfds_files import tfds_file
 from t5lite.errors import InputError
 from t5lite.objectives import Classification
 

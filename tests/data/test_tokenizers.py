@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from t5lite.data.importing import import_seqio
-from t5lite.data.seqio_cache import write_seqio_cache
-from t5lite.data.task_data import TaskData
-from t5lite.data.tokenizers_vocabularies import HuggingFaceTokenizer, WordPiece
-from t5lite.data.vocabularies import Bytes, Vocabulary, from_seqio, load_vocabulary
+from t5lite.data.tasks.cache import write_seqio_cache
+from t5lite.data.tasks.task_data import TaskData
+from t5lite.data.tasks.twins import from_seqio
+from t5lite.data.vocabularies.base import Vocabulary
+from t5lite.data.vocabularies.byte_ids import Bytes
+from t5lite.data.vocabularies.opening import load_vocabulary
+from t5lite.data.vocabularies.tokenizer_files import HuggingFaceTokenizer, WordPiece
 from t5lite.errors import InputError
 
 tokenizers = pytest.importorskip("tokenizers")

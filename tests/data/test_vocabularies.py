@@ -11,8 +11,13 @@ import sys
 import numpy as np
 import pytest
 
-from t5lite.data import files, vocabularies
-from t5lite.data.vocabularies import Bytes, SentencePiece, load_vocabulary, train_sentencepiece
+from t5lite.data import paths
+from t5lite.data.vocabularies import training
+from t5lite.data.vocabularies.base import Vocabulary
+from t5lite.data.vocabularies.byte_ids import Bytes
+from t5lite.data.vocabularies.opening import load_vocabulary
+from t5lite.data.vocabularies.sentence_pieces import SentencePiece
+from t5lite.data.vocabularies.training import train_sentencepiece
 from t5lite.errors import InputError
 
 SIZE = 400
@@ -102,7 +107,7 @@ def test_copies_and_pickles_give_the_same_ids(vocabulary):  # gin copies what it
 
 
 def test_all_are_vocabularies(vocabulary):
-    assert isinstance(vocabulary, vocabularies.Vocabulary)
+    assert isinstance(vocabulary, Vocabulary)
 
 
 # Each kind
@@ -161,7 +166,7 @@ def test_training_is_deterministic_and_done_once(sentencepiece, cache, tmp_path,
     assert again.model_file != sentencepiece.model_file
     assert again.fingerprint == sentencepiece.fingerprint
 
-    monkeypatch.setattr(vocabularies, "_train", None)  # would fail if called
+    monkeypatch.setattr(training, "_train", None)  # would fail if called
     cached = train_sentencepiece(some_texts(), SIZE, cache_folder=cache)
     assert cached.model_file == sentencepiece.model_file
     as_bytes = [text.encode() for text in some_texts()]
@@ -194,10 +199,10 @@ def test_processes_that_train_at_once_agree(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_vocabularies import some_texts\n"
-        "from t5lite.data.vocabularies import train_sentencepiece\n"
+        "from t5lite.data.vocabularies.training import train_sentencepiece\n"
         "print(train_sentencepiece(some_texts(3), 300, cache_folder=sys.argv[2]).fingerprint)"
     )
-    command = [sys.executable, "-c", code, str(files.Path(__file__).parent), str(tmp_path)]
+    command = [sys.executable, "-c", code, str(paths.Path(__file__).parent), str(tmp_path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     printed = {process.communicate(timeout=60)[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
@@ -212,9 +217,9 @@ def test_the_default_cache_folder_follows_the_environment(tmp_path, monkeypatch)
     made = train_sentencepiece(some_texts(), 250)
     assert made.model_file.startswith(str(tmp_path / "own" / "vocabularies"))
     monkeypatch.delenv("T5LITE_CACHE")
-    assert files.cache_folder() == tmp_path / "xdg" / "t5lite"
+    assert paths.cache_folder() == tmp_path / "xdg" / "t5lite"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert files.cache_folder() == tmp_path / "home" / ".cache" / "t5lite"
+    assert paths.cache_folder() == tmp_path / "home" / ".cache" / "t5lite"
 
 
 # Bad input
@@ -240,7 +245,7 @@ def test_text_that_cannot_be_trained_on(texts, size, message, tmp_path):
 def test_missing_and_damaged_model_files(sentencepiece, tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*nowhere\.model"):
         SentencePiece(tmp_path / "nowhere.model")
-    for content in (b"", b"not a model", files.Path(sentencepiece.model_file).read_bytes()[:-9]):
+    for content in (b"", b"not a model", paths.Path(sentencepiece.model_file).read_bytes()[:-9]):
         (tmp_path / "bad.model").write_bytes(content)
         with pytest.raises(InputError, match=r"bad\.model is not a SentencePiece model"):
             SentencePiece(tmp_path / "bad.model")
@@ -295,14 +300,14 @@ def test_a_place_that_cannot_be_written_is_named(sentencepiece, tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "kept"
-    files.write_whole(path, b"old")
+    paths.write_whole(path, b"old")
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full_disk)
+    monkeypatch.setattr(paths.os, "replace", full_disk)
     with pytest.raises(InputError, match="No space left on device"):
-        files.write_whole(path, b"new")
+        paths.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -314,17 +319,17 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path):
         (tmp_path / "file" / "below" / "new", f"{tmp_path}/file is no folder"),
     ]:
         with pytest.raises(InputError, match=f"cannot write {path}: {message}"):
-            files.require_writable(path)
+            paths.require_writable(path)
     for path in tmp_path / "file", tmp_path / "new" / "folder" / "file":
-        files.require_writable(path)
+        paths.require_writable(path)
     assert [*tmp_path.iterdir()] == [tmp_path / "file"]
     assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_decode_text_names_the_place_and_the_offset():
-    assert files.decode_text("naïve".encode(), where="x") == "naïve"
+    assert paths.decode_text("naïve".encode(), where="x") == "naïve"
     with pytest.raises(InputError, match=r"notes\.txt is not UTF-8: byte 0xff at offset 4"):
-        files.decode_text(b"abcd\xff", where="notes.txt")
+        paths.decode_text(b"abcd\xff", where="notes.txt")
 
 
 def test_the_room_is_light_and_free_of_tensorflow(tmp_path):

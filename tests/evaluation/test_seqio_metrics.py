@@ -11,7 +11,7 @@ from tiny_runs import SPEC, train
 import t5lite
 from t5lite.commands.evaluate import evaluate
 from t5lite.data import TaskData
-from t5lite.data.metric_tasks import MetricExamples
+from t5lite.data.tasks.metric_tasks import MetricExamples
 from t5lite.errors import InputError
 from t5lite.evaluation import SeqioMetrics
 from t5lite.models import override

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from t5lite.data.columns import _at_first_tokens
+from t5lite.data.files.columns import _at_first_tokens
 from t5lite.inference.answer_places import likeliest
 from t5lite.inference.tagging import (
     Tag,

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.data.packed_cache import PackedData
-from t5lite.data.packed_writer import write_packed
-from t5lite.data.pipeline import ArrayData
-from t5lite.data.tokenizers_vocabularies import HuggingFaceTokenizer
+from t5lite.data.array_data import ArrayData
+from t5lite.data.packed.packed_data import PackedData
+from t5lite.data.packed.writer import write_packed
+from t5lite.data.vocabularies.tokenizer_files import HuggingFaceTokenizer
 from t5lite.errors import InputError
 from t5lite.layers import ClassificationHeadSpec, EmbeddingHeadSpec
 from t5lite.models import Model, override

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from t5lite.data.files import as_path, whole_file
+from t5lite.data.paths import as_path, whole_file
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.file_format import Entry, header_of, num_bytes, read_header
 

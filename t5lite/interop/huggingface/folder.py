@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from t5lite.data import Vocabulary
-from t5lite.data.files import as_path, write_whole
 from t5lite.data.labels import Labels
+from t5lite.data.paths import as_path, write_whole
 from t5lite.errors import InputError
 from t5lite.framing import Frame
 from t5lite.interop.adapters import check_merged

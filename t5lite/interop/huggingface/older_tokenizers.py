@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5lite.data import Bytes, MappedSentencePiece, Vocabulary
-from t5lite.data.vocabularies import read_file
+from t5lite.data.paths import read_file
 from t5lite.errors import InputError, unknown
 from t5lite.interop.huggingface.sentencepiece_files import read_sentencepiece_file
 from t5lite.interop.huggingface.sentencepiece_tokenizers import from_sentencepiece

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from t5lite.data import Vocabulary
-from t5lite.data.files import as_path, write_whole
+from t5lite.data.paths import as_path, write_whole
 from t5lite.errors import InputError
 
 FOLDER = "origin"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from t5lite.data.files import as_path, write_whole
+from t5lite.data.paths import as_path, write_whole
 from t5lite.errors import InputError
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.huggingface.files import open_tensors, write_tensors

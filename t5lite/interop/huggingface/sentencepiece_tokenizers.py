@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from t5lite.data.tokenizers_vocabularies import import_tokenizers
+from t5lite.data.vocabularies.tokenizer_files import import_tokenizers
 from t5lite.interop.huggingface.sentencepiece_files import SentencePieceFile
 from t5lite.interop.huggingface.tokenizer_building import Draft, Made, Parts, finish
 from t5lite.interop.huggingface.tokenizer_settings import Settings

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from t5lite.data.tokenizers_vocabularies import import_tokenizers
+from t5lite.data.vocabularies.tokenizer_files import import_tokenizers
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.tokenizer_settings import NAMED, Settings, Token
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from t5lite.data.tokenizers_vocabularies import import_tokenizers
+from t5lite.data.vocabularies.tokenizer_files import import_tokenizers
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.tokenizer_building import (
     Draft,

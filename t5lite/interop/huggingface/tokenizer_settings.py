@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from t5lite.data.vocabularies import read_file
+from t5lite.data.paths import read_file
 from t5lite.errors import InputError
 
 NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")

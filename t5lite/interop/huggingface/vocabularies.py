@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5lite.data import HuggingFaceTokenizer, Vocabulary
-from t5lite.data.files import as_path
-from t5lite.data.tokenizers_vocabularies import import_tokenizers
-from t5lite.data.vocabularies import read_file
+from t5lite.data.paths import as_path, read_file
+from t5lite.data.vocabularies.tokenizer_files import import_tokenizers
 from t5lite.errors import InputError
 from t5lite.interop.huggingface import older_tokenizers
 from t5lite.interop.huggingface.older_tokenizers import (

@@ -5,8 +5,8 @@ import os
 from typing import Any, NamedTuple
 
 from t5lite.data import Bytes, HuggingFaceTokenizer, MappedSentencePiece, SentencePiece, Vocabulary
-from t5lite.data.files import as_path, write_whole
-from t5lite.data.tokenizers_vocabularies import WordPiece, import_tokenizers
+from t5lite.data.paths import as_path, write_whole
+from t5lite.data.vocabularies.tokenizer_files import WordPiece, import_tokenizers
 from t5lite.errors import InputError
 from t5lite.framing import Frame
 from t5lite.interop.huggingface.older_tokenizers import MODEL_OF, SOURCE, TARGET, to_json

@@ -1,0 +1,93 @@
+"""Examples that are arrays in memory."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from t5lite.data.batches import Objective
+from t5lite.data.dataset import Dataset
+from t5lite.data.sources import Example, NoSplit, Source, dealt, next_epoch
+
+if TYPE_CHECKING:
+    from t5lite.data.vocabularies.base import Vocabulary
+
+
+class ArraySource:
+    """Examples that are arrays already. Needs no TensorFlow."""
+
+    def __init__(self, name: str, arrays: Sequence[Mapping[str, np.ndarray]]):
+        self.name, self.num_examples = name, len(arrays)
+        self._raw = np.empty(len(arrays), object)
+        for i, example in enumerate(arrays):
+            self._raw[i] = {key: np.asarray(value) for key, value in example.items()}
+
+    @functools.cached_property
+    def content(self) -> str:
+        """Hex digest of all arrays."""
+        digest = hashlib.sha256()
+        for example in self._raw:
+            for name, values in example.items():
+                digest.update(f"{name} {values.dtype.str} {values.shape} ".encode())
+                digest.update(values.tobytes())
+        return digest.hexdigest()[:16]
+
+    def windows(self, **which: int) -> Iterator[np.ndarray]:
+        """Yields a shard's windows; see `Source.windows`."""
+        return (self._raw[numbers] for numbers in dealt(self.num_examples, self.name, **which))
+
+    def next_epoch(self, **which: int) -> int:
+        """Returns the next epoch in which a shard has examples; see `Source`."""
+        return next_epoch(self.num_examples, self.name, **which)
+
+    def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
+        """Yields the arrays as they are."""
+        del seed
+        return iter(window)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayData(Dataset):
+    """Examples that are token ids in memory. Needs no TensorFlow.
+
+    Attributes:
+      train: examples: 1-D integer arrays by feature.
+      validation: likewise; may be empty.
+      vocab: what the ids mean, if the objective or a sampler needs to know.
+    """
+
+    train: Sequence[Mapping[str, np.ndarray]]
+    validation: Sequence[Mapping[str, np.ndarray]] = ()
+    _: dataclasses.KW_ONLY
+    vocab: "Vocabulary | None" = None
+
+    def vocabulary(self) -> "Vocabulary | None":
+        """Returns `vocab`."""
+        return self.vocab
+
+    def describe(self) -> str:
+        """Returns how many examples there are."""
+        return f"arrays: {len(self.train):,} examples to train on, {len(self.validation):,} to test"
+
+    def num_examples(self, split: str) -> int | None:
+        """Returns how many examples a split has."""
+        return len({"train": self.train, "validation": self.validation}.get(split, ()))
+
+    @functools.cached_property
+    def _opened(self) -> dict[str, ArraySource]:
+        return {}
+
+    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+        del objective
+        splits = {"train": self.train, "validation": self.validation}
+        if not len(splits.get(split, ())):
+            full = [name for name, arrays in splits.items() if len(arrays)]
+            raise NoSplit(
+                f"ArrayData has no examples in split {split!r}; it has {', '.join(full) or 'none'}"
+            )
+        if split not in self._opened:  # kept for its digest
+            self._opened[split] = ArraySource(f"arrays:{split}", splits[split])
+        return [(self._opened[split], 1.0)]

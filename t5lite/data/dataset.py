@@ -1,0 +1,456 @@
+"""Batches for training and validation: what all kinds of data share, and arrays in memory.
+
+Every global batch is made of a fixed number of virtual shards: rows `[s * B/V, (s + 1) * B/V)` are
+shard `s`'s, which has its own examples, order and packing. A process makes the rows that its
+devices hold, which are whole shards, contiguous or not; processes that hold the same rows make them
+twice. So batches are the same with any number and order of processes, and the position in the data
+is a few integers for each shard.
+
+An epoch is as many examples as there are, counted before the objective makes none, one or several
+of each. Every epoch deals all of them to the shards, so that rows of one example each are all seen
+once in it; where rows are packed, a shard with larger examples is a little behind the others.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from t5lite.data.batches import Batch, Batches, Objective, identity, mean_epoch, start_of
+from t5lite.data.input_format import InputFormat
+from t5lite.data.labels import Labels, check_labels
+from t5lite.data.like_lengths import Groups
+from t5lite.data.sources import Example, Source, count_of
+from t5lite.data.streams.examples import ExampleStream, Prepare, Stream
+from t5lite.data.streams.mixture import MixtureStream
+from t5lite.data.streams.rows import RowStream
+from t5lite.data.validation import Validation, joined, num_rows
+from t5lite.errors import InputError
+
+if TYPE_CHECKING:
+    import jax
+
+    from t5lite.data.tasks.metric_tasks import MetricTask
+    from t5lite.data.vocabularies.base import Vocabulary
+
+_MOST_SHARDS = 1024  # unless more are wanted: as many processes can read
+_GROUPS = 64  # batches' worth of a shard's rows that are ordered by length together
+_WINDOWS, _WINDOW = 65536, 1024  # raw examples in memory at a time: of all shards, and of one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """What both kinds of data share: everything behind the sources.
+
+    Attributes:
+      lengths: the room for each of the objective's features, in tokens, EOS included.
+      batch_size: rows of a global batch.
+      pack: whether rows hold several examples; an objective that is not `packable` (one label a
+        text, say) has one example to a row all the same.
+      num_shards: virtual shards V, a divisor of `batch_size`; each process's devices must hold
+        whole shards, so a multiple of the number of parts that the mesh divides a batch into always
+        works. None: the largest divisor that is also one of 1,024. It decides the order of the
+        data, and cannot change within a run.
+      window: raw examples of a shard that are read, shuffled and prepared together; resuming redoes
+        at most as many. None: 1,024, or as many as make 65,536 in all shards.
+      block_rows: rows of a shard that are packed together.
+      like_lengths: whether training batches of an objective that is not `packable` are of rows of
+        like lengths, cut to few lengths: see `data.like_lengths`.
+      prefetch: batches made ahead.
+    """
+
+    lengths: Mapping[str, int]
+    batch_size: int
+    pack: bool = True
+    num_shards: int | None = None
+    window: int | None = None
+    block_rows: int = 16
+    prefetch: int = 2
+    like_lengths: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "block_rows", "prefetch"):
+            _check_positive(name, getattr(self, name))
+        for name in ("num_shards", "window"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+        for name, length in self.lengths.items():
+            _check_positive(f"lengths[{name!r}]", length)
+        if self.num_shards is not None and self.batch_size % self.num_shards:
+            raise InputError(
+                f"batch_size {self.batch_size} is not a multiple of num_shards "
+                f"{self.num_shards}; set num_shards to one of its divisors"
+            )
+
+    def vocabulary(self) -> "Vocabulary | None":
+        """Returns the vocabulary of the token ids; None if they have none."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """Returns a line or two on what is read, for the start of a run."""
+        raise NotImplementedError
+
+    def num_examples(self, split: str) -> int | None:
+        """Returns how many examples a split has before the objective; None if that is unknown."""
+        del split
+        return None
+
+    def validation_name(self, objective: Objective) -> str:
+        """Returns what the validation split is read from: it tells data sets apart.
+
+        Raises:
+          InputError: if there is no such split.
+        """
+        sources = self._sources(self._validation_split(), objective)
+        known = ([source.name, getattr(source, "content", None)] for source, _ in sources)
+        return " + ".join(":".join(filter(None, each)) for each in known)
+
+    def class_counts(self, split: str) -> dict[str, dict[str, int]]:
+        """Returns how often each class occurs, by label feature and class name; {} if none do."""
+        del split
+        return {}
+
+    def shards_of(self, rows: Sequence[int]) -> tuple[int, ...]:
+        """Returns the virtual shards that rows of a batch belong to, in order.
+
+        Args:
+          rows: those that a process's devices hold, see `parallel.process_rows`.
+
+        Raises:
+          InputError: if they are not whole shards.
+        """
+        size = self.batch_size // self._num_shards()
+        shards = np.unique(np.asarray(rows) // size)
+        if np.array_equal(np.sort(rows), self._rows_of(shards.tolist())):
+            return tuple(shards.tolist())
+        held = np.isin(np.arange(self.batch_size + 1), rows)
+        edges = np.flatnonzero(np.diff(held, prepend=False))  # where runs of rows begin and end
+        fitting = self.batch_size // math.gcd(self.batch_size, *edges.tolist())
+        raise InputError(
+            f"num_shards {self._num_shards()}: the {len(rows)} rows of a batch from row "
+            f"{min(rows)} on, which one process holds, are not whole shards of {size} rows; set "
+            f"num_shards to {fitting}, or to a multiple that divides batch_size {self.batch_size}"
+        )
+
+    def add_eos(self) -> dict[str, bool]:
+        """Returns whether each feature ends with EOS, as a SeqIO task says; {} where none does."""
+        return {}
+
+    def labels(self) -> dict[str, list[str]]:
+        """Returns the names of each label feature's labels, in the order of their ids."""
+        return {}
+
+    def with_labels(self, labels: Labels) -> Self:
+        """Returns the same data with its labels numbered as a model's are.
+
+        Args:
+          labels: the model's names by feature; data may lack some of them.
+
+        Raises:
+          InputError: if the labels have other numbers, and cannot be given new ones.
+        """
+        ours = self.labels()
+        # Fewer labels are fine where they have the same ids.
+        check_labels(
+            ours, {name: known[: len(ours.get(name, ()))] for name, known in labels.items()}
+        )
+        return self
+
+    def input_format(self) -> InputFormat:
+        """Returns how `inputs` are made of rows, as far as that is known."""
+        return InputFormat(length=self.lengths.get("inputs"))
+
+    def metric_tasks(self) -> list["MetricTask"]:
+        """Returns the SeqIO tasks in this data whose validation split has metrics of its own."""
+        return []
+
+    def train_batches(
+        self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None
+    ) -> Batches:
+        """Starts reading the training data.
+
+        Args:
+          objective: prepares examples and names the batch's arrays.
+          seed: decides the order and all other chance.
+          shards: the virtual shards whose rows are made, ascending, see `shards_of`; None for all.
+
+        Raises:
+          InputError: if a split, feature or length is missing or numbers do not divide.
+        """
+        lengths = self._row_lengths(objective)
+        sources = self._sources(self._train_split(), objective)
+        num_shards = self._num_shards()
+        groups = self._cut_together(objective)
+        group_rows = self.batch_size // num_shards
+        block_rows = max(self.block_rows, _GROUPS * group_rows) if groups else self.block_rows
+        streams = {}
+        for shard in self._chosen(shards):
+            examples = self._endless(
+                objective, sources, seed=seed, shard=shard, num_shards=num_shards
+            )
+            streams[shard] = self._rows(
+                examples,
+                lengths,
+                objective,
+                block_rows=block_rows,
+                like_lengths=groups,
+                group_rows=group_rows,
+                seed=seed,
+            )
+        fingerprint = {
+            "sources": [[source.name, rate] for source, rate in sources],
+            "sources_content": [
+                # Somebody's own source may know neither.
+                [getattr(source, "num_examples", None), getattr(source, "content", None)]
+                for source, _ in sources
+            ],
+            "seed": seed,
+            "num_shards": num_shards,
+            "lengths": dict(self.lengths),
+            "rows": lengths,
+            "pack": self._packs(objective),
+            "objective": identity(objective),
+            "start_id": start_of(objective),
+            "vocabulary": getattr(self.vocabulary(), "fingerprint", None),
+            "window": self._window(),
+            "block_rows": block_rows,
+        }
+        return Batches(
+            streams,
+            group_rows,
+            objective,
+            names=tuple(lengths),
+            fingerprint=fingerprint,
+            prefetch=self.prefetch,
+            cut_together=groups if len(streams) == num_shards else (),
+            period=_GROUPS if groups else 1,
+        )
+
+    def validation_batches(
+        self,
+        objective: Objective,
+        *,
+        max_batches: int | None = None,
+        shards: Sequence[int] | None = None,
+        agree: Callable[[bool], bool] = bool,
+    ) -> Validation:
+        """Reads the whole validation split once, in a fixed random order; the same on every call.
+
+        The split is dealt to the virtual shards as the training split is, so that each process
+        reads and prepares its own part, and any number of processes makes the same rows.
+
+        Args:
+          objective: prepares examples, with a fixed generator, and names the batch's arrays.
+          max_batches: stop there, after a sample of the split; None: at the end.
+          shards: as in `train_batches`.
+          agree: tells, before each batch, whether any process has more rows, from whether this one
+            has; of several processes all must call it.
+
+        Returns:
+          This process's rows of every batch; can be iterated over again. Rows of zeros fill the
+          last batches. Of a mixture each part is read in proportion to its size.
+
+        Raises:
+          InputError: if there is no such split, or it has no examples.
+        """
+        lengths = self._row_lengths(objective)
+        sources = self._sources(self._validation_split(), objective)
+        mine, num_shards = self._chosen(shards), self._num_shards()
+        size = self.batch_size // num_shards
+        # No more rows are made than are wanted, where that is less than a block of every shard.
+        block = min(self.block_rows, size * (max_batches or self.block_rows))
+
+        def rows_of(shard: int, num_shards: int) -> RowStream:
+            examples = self._once(objective, sources, seed=0, shard=shard, num_shards=num_shards)
+            return self._rows(examples, lengths, objective, block_rows=block)
+
+        def begin() -> Iterator[tuple[Batch, float | None]]:
+            streams = [rows_of(shard, num_shards) for shard in mine]
+            like: Batch | None = None
+            for number in itertools.islice(itertools.count(), max_batches):
+                parts = [stream.take(size) for stream in streams]
+                like = like or next(filter(num_rows, parts), None)
+                if not agree(any(map(num_rows, parts))):
+                    if not number:
+                        names = ", ".join(source.name for source, _ in sources)
+                        raise InputError(f"{names} has no examples, or preprocessing left none")
+                    break
+                like = like or rows_of(0, 1).take(1)  # all that there is went to other processes
+                epoch = mean_epoch(streams)
+                share = epoch if isinstance(epoch, float) else None
+                yield objective.batch(joined(parts, size, like=like)), share
+
+        counts = [count_of(source) for source, _ in sources]
+        known = [count for count in counts if count is not None]
+        return Validation(
+            begin,
+            part=len(mine) / num_shards,
+            num_examples=sum(known) if len(known) == len(counts) else None,
+        )
+
+    def examples(self, objective: Objective, *, split: str, count: int, seed: int) -> list[Example]:
+        """Returns some prepared examples from all over a split, in random order.
+
+        Args:
+          objective: prepares them.
+          split: a split of the task, `"train"` or `"validation"`.
+          count: how many; fewer if the split is smaller.
+          seed: decides which.
+        """
+        stream = self._once(objective, self._sources(split, objective), seed=seed)
+        return list(itertools.islice(stream, count))
+
+    def batch_shapes(self, objective: Objective) -> "dict[str, jax.ShapeDtypeStruct]":
+        """Returns the shapes and types of a global batch, without reading any data."""
+        import jax
+
+        suffixes: tuple[str, ...] = ("",)
+        if self._packs(objective):
+            suffixes = ("", "_segment_ids", "_positions")
+        elif self._needs_segments():
+            suffixes = ("", "_segment_ids")
+        row = {
+            name + suffix: np.zeros((1, length), np.int32)
+            for name, length in self._row_lengths(objective).items()
+            for suffix in suffixes
+        }
+        return {
+            name: jax.ShapeDtypeStruct((self.batch_size, *value.shape[1:]), value.dtype)
+            for name, value in objective.batch(row).items()
+        }
+
+    def _train_split(self) -> str:
+        return "train"
+
+    def _validation_split(self) -> str:
+        return "validation"
+
+    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+        """Returns what a split is read from, each with its rate."""
+        raise NotImplementedError
+
+    def _num_shards(self) -> int:
+        return self.num_shards or math.gcd(self.batch_size, _MOST_SHARDS)
+
+    def _window(self) -> int:
+        return self.window or max(min(_WINDOW, _WINDOWS // self._num_shards()), 1)
+
+    def _chosen(self, shards: Sequence[int] | None) -> Sequence[int]:
+        return range(self._num_shards()) if shards is None else shards
+
+    def _rows_of(self, shards: Sequence[int]) -> np.ndarray:
+        """Returns the rows of a batch that shards have."""
+        size = self.batch_size // self._num_shards()
+        return (np.asarray(shards, int)[:, np.newaxis] * size + np.arange(size)).ravel()
+
+    def _row_lengths(self, objective: Objective) -> dict[str, int]:
+        """Returns the names and lengths of what the objective prepares; features, by default."""
+        row_lengths = getattr(objective, "row_lengths", None)
+        if row_lengths is not None:
+            return {name: int(length) for name, length in row_lengths(self.lengths).items()}
+        for name in objective.features:
+            if name not in self.lengths:
+                raise InputError(
+                    f"lengths (TASK_FEATURE_LENGTHS) lacks the feature {name!r} of "
+                    f"{type(objective).__name__}; it has {', '.join(sorted(self.lengths))}"
+                )
+        return {name: int(self.lengths[name]) for name in objective.features}
+
+    def _packs(self, objective: Objective) -> bool:
+        return self.pack and getattr(objective, "packable", True)
+
+    def _rows(
+        self,
+        examples: Stream,
+        lengths: Mapping[str, int],
+        objective: Objective,
+        *,
+        block_rows: int | None = None,
+        **order: Any,
+    ) -> RowStream:
+        return RowStream(
+            examples,
+            lengths,
+            packed=self._packs(objective),
+            segments=self._needs_segments(),
+            block_rows=block_rows or self.block_rows,
+            **order,
+        )
+
+    def _cut_together(self, objective: Objective) -> Groups:
+        """Returns the features by whose lengths rows are ordered, and what is cut with them."""
+        if not self.like_lengths or self._packs(objective):
+            return ()
+        return getattr(objective, "cut_together", ())
+
+    def _needs_segments(self) -> bool:
+        """Whether rows need segment ids because 0, which fills them up, is a token too."""
+        return bool(getattr(self.vocabulary(), "zero_is_token", False))
+
+    def _prepare(self, objective: Objective, source: Source | None = None) -> Prepare:
+        vocabulary = self.vocabulary()
+        bind, add_eos = getattr(objective, "for_features", None), getattr(source, "add_eos", None)
+        if bind is not None and add_eos is not None:
+            objective = bind(add_eos)
+
+        def prepare(examples: Iterator[Example], rng: np.random.Generator) -> Iterator[Example]:
+            return objective.prepare(examples, lengths=self.lengths, vocabulary=vocabulary, rng=rng)
+
+        return prepare
+
+    def _endless(
+        self,
+        objective: Objective,
+        sources: Sequence[tuple[Source, float]],
+        *,
+        seed: int,
+        shard: int = 0,
+        num_shards: int = 1,
+    ) -> Stream:
+        """Returns a shard's training examples, pass after pass, drawn at the sources' rates."""
+        streams = [
+            ExampleStream(
+                source,
+                self._prepare(objective, source),
+                shard=shard,
+                num_shards=num_shards,
+                seed=seed,
+                window=self._window(),
+            )
+            for source, _ in sources
+        ]
+        if len(streams) == 1:
+            return streams[0]
+        return MixtureStream(streams, [rate for _, rate in sources], seed=seed, shard=shard)
+
+    def _once(
+        self,
+        objective: Objective,
+        sources: Sequence[tuple[Source, float]],
+        *,
+        seed: int,
+        shard: int = 0,
+        num_shards: int = 1,
+    ) -> Stream:
+        """Returns one pass over a shard of whole sources, in random order."""
+        streams = [
+            ExampleStream(
+                source,
+                self._prepare(objective, source),
+                shard=shard,
+                num_shards=num_shards,
+                seed=seed,
+                window=self._window(),
+                repeat=False,
+            )
+            for source, _ in sources
+        ]
+        return streams[0] if len(streams) == 1 else MixtureStream(streams, None)
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value!r}; it must be an integer of at least 1")

@@ -1,0 +1,1 @@
+"""CSV, JSON lines, Parquet and text files."""

@@ -1,0 +1,1 @@
+"""Caches of prepared and packed rows."""

@@ -1,0 +1,210 @@
+"""The files of a packed cache: rows as memory-mapped arrays, and what they were made from.
+
+DIR/packed.json            the description, written last
+DIR/vocabulary/            what `load_vocabulary` reads, where there is one
+DIR/use.gin                trains on the cache, after the configuration that it was made from
+DIR/train-0/NAME.npy       [rows, length] in the smallest integer type that holds the values;
+                           one folder for each cached pass, `validation-0` likewise
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5lite.data.paths import as_path
+from t5lite.errors import InputError
+
+FORMAT = 1
+DESCRIPTION = "packed.json"
+_KEYS = {
+    "objective",
+    "vocabulary",
+    "lengths",
+    "rows",
+    "pack",
+    "described",
+    "classes",
+    "passes",
+    "sha256",
+}
+Rows = Mapping[str, np.ndarray]
+
+# Values are written as they come, and narrowed at the end, so many at a time.
+_CHUNK = 1 << 22
+
+
+class RowWriter:
+    """Appends rows to the files of one pass.
+
+    Args:
+      folder: of the pass; is made.
+      digest: is told all that is written.
+    """
+
+    def __init__(self, folder: Path, digest: Any):
+        folder.mkdir(parents=True)
+        self._folder, self._digest = folder, digest
+        self._files: dict[str, Any] = {}
+        self._shapes: dict[str, tuple[int, np.dtype]] = {}
+        self._bounds: dict[str, tuple[int, int]] = {}
+        self.num_rows = 0
+
+    def append(self, rows: Rows) -> None:
+        """Writes `[n, length]` int32 or float32 rows of the same names each time."""
+        for name, values in rows.items():
+            if name not in self._files:
+                self._files[name] = open(self._folder / f"{name}.part", "wb")  # noqa: SIM115
+                self._shapes[name] = (values.shape[1], values.dtype)
+            content = np.ascontiguousarray(values).tobytes()
+            try:
+                self._files[name].write(content)
+            except OSError as error:
+                raise _cannot_write(self._folder, error) from error
+            self._digest.update(content)
+            low, high = self._bounds.get(name, (0, 0))
+            if values.dtype.kind == "i" and values.size:
+                self._bounds[name] = (min(low, int(values.min())), max(high, int(values.max())))
+        self.num_rows += len(next(iter(rows.values())))
+
+    def close(self) -> None:
+        """Turns what was written into arrays of the smallest type."""
+        for name, file in self._files.items():
+            file.close()
+            length, dtype = self._shapes[name]
+            small = np.min_scalar_type(self._bounds.get(name, (0, 0))[1])
+            if dtype.kind != "i":
+                small = dtype
+            elif self._bounds.get(name, (0, 0))[0] < 0:
+                small = np.dtype(np.int32)
+            wide = np.memmap(self._folder / f"{name}.part", dtype, "r").reshape(-1)
+            narrow = np.lib.format.open_memmap(
+                self._folder / f"{name}.npy", "w+", small, (self.num_rows, length)
+            )
+            flat = narrow.reshape(-1)
+            for start in range(0, flat.size, _CHUNK):
+                flat[start : start + _CHUNK] = wide[start : start + _CHUNK]
+            narrow.flush()
+            os.unlink(self._folder / f"{name}.part")
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `folder` when all has gone well.
+
+    Raises:
+      InputError: if `folder` is remote, exists and is not empty, or cannot be written.
+    """
+    target = local_folder(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(
+            f"output = {str(folder)!r}: exists; delete it first, or choose another folder"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        temporary.chmod(0o755)  # mkdtemp's 0700 would lock out others who share the folder
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    try:
+        yield temporary
+        try:
+            os.replace(temporary, target)  # which may be there if it is empty
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def local_folder(folder: str | os.PathLike) -> Path:
+    """Returns the path of a folder whose files can be memory-mapped.
+
+    Raises:
+      InputError: for `gs://` and the like.
+    """
+    path = as_path(folder)
+    if not isinstance(path, Path):
+        raise InputError(
+            f"folder = {str(folder)!r}: a packed cache is memory-mapped and must be on a local "
+            "disk; copy it there"
+        )
+    return path.absolute()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Returns a cache's description.
+
+    Raises:
+      InputError: if there is none, or it is damaged or of another format.
+    """
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version = description["format"]
+    except OSError as error:
+        raise InputError(
+            f"folder = {str(folder)!r}: holds no packed cache ({error.strerror}: {path.name}); "
+            "write one with t5lite cache"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error!r}; write the cache again") from error
+    if version != FORMAT:
+        raise InputError(
+            f"{path} has format {version!r}, this version reads {FORMAT}; write the cache again"
+        )
+    if isinstance(made_by := description.get("objective"), dict):  # older ones list None as well
+        description["objective"] = {k: v for k, v in made_by.items() if v is not None}
+    if missing := sorted(_KEYS - description.keys()):
+        raise InputError(f"{path} is damaged: it lacks {missing}; write the cache again")
+    return description
+
+
+def open_rows(folder: Path, columns: Mapping[str, Any], num_rows: int) -> dict[str, np.ndarray]:
+    """Returns the memory-mapped columns of one pass.
+
+    Args:
+      folder: of the pass.
+      columns: length by name, as described.
+      num_rows: as described.
+
+    Raises:
+      InputError: if a file is missing or is not as described.
+    """
+    rows = {}
+    for name, length in columns.items():
+        path = folder / f"{name}.npy"
+        try:
+            # A plain view: indexing numpy.memmap makes an object of that class each time.
+            rows[name] = np.load(path, mmap_mode="r").view(np.ndarray)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} is damaged: {error}; write the cache again") from error
+        if rows[name].shape != (num_rows, length):
+            raise InputError(
+                f"{path} is damaged: it has shape {rows[name].shape}, described as "
+                f"{(num_rows, length)}; write the cache again"
+            )
+    return rows
+
+
+def widened(rows: Rows, which: Any) -> dict[str, np.ndarray]:
+    """Returns chosen rows as int32, or float32."""
+    return {
+        name: values[which].astype(np.float32 if values.dtype.kind == "f" else np.int32)
+        for name, values in rows.items()
+    }
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {path}: {error.strerror or error}; choose another folder")
+
+
+def new_digest() -> Any:
+    """Returns the hash that `RowWriter` fills: equal rows give equal caches."""
+    return hashlib.sha256()

@@ -1,0 +1,335 @@
+"""Training on what `t5lite cache` wrote: prepared and packed rows, at the speed of memory."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from t5lite.data.batches import Batch, Batches, Objective, identity, start_of
+from t5lite.data.dataset import Dataset
+from t5lite.data.input_format import InputFormat
+from t5lite.data.order import permuted
+from t5lite.data.packed import format as packed_files
+from t5lite.data.packed.format import Rows
+from t5lite.data.sources import Example, NoSplit, Source
+from t5lite.data.streams.rows import concatenate
+from t5lite.data.validation import Validation, joined
+from t5lite.errors import InputError
+
+if TYPE_CHECKING:
+    from t5lite.data.vocabularies.base import Vocabulary
+
+_TEXTS = ("inputs", "targets")
+_ORDERED = 8192  # rows whose order is computed at a time
+_SHOWN_ROWS = 64  # likewise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedData(Dataset):
+    """What `t5lite cache` wrote. Needs no TensorFlow.
+
+    Every epoch has all rows in a random order of its own; cached passes take turns. `num_shards`,
+    `window` and `block_rows` have no effect: a batch is the next `batch_size` rows of that order,
+    each of which is a virtual shard of its own.
+
+    Attributes:
+      folder: local; other processes may read it at the same time.
+      vocab: the vocabulary to insist on; None: whichever the cache was made with.
+    """
+
+    folder: str
+    _: dataclasses.KW_ONLY
+    vocab: "Vocabulary | None" = None
+
+    def vocabulary(self) -> "Vocabulary | None":
+        """Returns the vocabulary that the cache was made with.
+
+        Raises:
+          InputError: if it is not `vocab`.
+        """
+        return self._vocabulary
+
+    def add_eos(self) -> dict[str, bool]:
+        """Returns what the data said from which the cache was made."""
+        return dict(self._description.get("add_eos", {}))
+
+    def describe(self) -> str:
+        """Returns the size of the cache, and what it was made from."""
+        train = self._description["passes"]["train"]
+        first = train[0]
+        tokens = sum(first["tokens"].values())
+        passes = f", {len(train)} passes" if len(train) > 1 else ""
+        return (
+            f"packed cache {self.folder}: {first['rows']:,} rows, {tokens:,} tokens{passes}, made "
+            f"from {self._description['described']}"
+        )
+
+    def num_examples(self, split: str) -> int | None:
+        """Returns how many prepared examples a pass over the split has."""
+        passes = self._description["passes"].get(split)
+        return passes[0]["examples"] if passes else None
+
+    def validation_name(self, objective: Objective) -> str:
+        """Returns the cache's folder, and what tells its content from others'."""
+        del objective
+        self._passes("validation")
+        return f"{self._root.name}:validation:{self._description['sha256'][:16]}"
+
+    def class_counts(self, split: str) -> dict[str, dict[str, int]]:
+        """Returns how often each class occurred in the data that the cache was made from."""
+        return self._description["classes"].get(split, {})
+
+    def labels(self) -> dict[str, list[str]]:
+        """Returns the names of the labels in the data that the cache was made from."""
+        counted = {name: list(each) for name, each in self.class_counts("train").items()}
+        return self._description.get("labels", counted)
+
+    def input_format(self) -> InputFormat:
+        """Returns that of the data that the cache was made from."""
+        kept = self._description.get("inputs")
+        return super().input_format() if kept is None else InputFormat(**kept)
+
+    def train_batches(
+        self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None
+    ) -> Batches:
+        """Starts reading the training rows; see `Dataset.train_batches`."""
+        self._check(objective)
+        key = (seed, self._description["sha256"])
+        mine = self._rows_of(self._chosen(shards))
+        rows = ShuffledRows(self._passes("train"), key=key, rows=mine, batch_size=self.batch_size)
+        fingerprint = {
+            "sources": [[f"packed:{self._description['sha256']}", 1.0]],
+            "seed": seed,
+            "lengths": dict(self.lengths),
+        }
+        names = tuple(self._description["rows"])
+        # One order for all, so one position: each process takes its rows of the batch at it.
+        return Batches(
+            {0: rows},
+            len(mine),
+            objective,
+            names=names,
+            fingerprint=fingerprint,
+            prefetch=self.prefetch,
+        )
+
+    def validation_batches(
+        self,
+        objective: Objective,
+        *,
+        max_batches: int | None = None,
+        shards: Sequence[int] | None = None,
+        agree: Callable[[bool], bool] = bool,
+    ) -> Validation:
+        """Reads the cached rows once, in a fixed random order; see `Dataset.validation_batches`."""
+        del agree  # all processes know how many rows there are
+        self._check(objective)
+        mine = self._rows_of(self._chosen(shards))
+        (rows,) = self._passes("validation")
+        described = self._description["passes"]["validation"][0]
+        num_rows = described["rows"]
+
+        def begin() -> Iterator[tuple[Batch, float | None]]:
+            for start in range(0, num_rows, self.batch_size)[:max_batches]:
+                wanted = start + mine
+                order = permuted(wanted[wanted < num_rows], num_rows, "validation")
+                found = packed_files.widened(rows, order)
+                batch = objective.batch(joined([found], len(mine), like=found))
+                yield batch, min((start + self.batch_size) / num_rows, 1.0)
+
+        part = len(mine) / self.batch_size
+        return Validation(begin, part=part, num_examples=described["examples"])
+
+    def examples(self, objective: Objective, *, split: str, count: int, seed: int) -> list[Example]:
+        """Returns the examples of random rows; see `Dataset.examples`."""
+        self._check(objective)
+        rows = self._passes(split)[0]
+        found: list[Example] = []
+        num_rows = len(next(iter(rows.values())))
+        for start in range(0, num_rows, _SHOWN_ROWS):
+            places = np.arange(start, min(start + _SHOWN_ROWS, num_rows))
+            for row in permuted(places, num_rows, "examples", seed):
+                found += _unpacked(packed_files.widened(rows, [row]), self._description["rows"])
+                if len(found) >= count:
+                    return found[:count]
+        return found
+
+    @functools.cached_property
+    def _root(self) -> Path:
+        return packed_files.local_folder(self.folder)
+
+    @functools.cached_property
+    def _description(self) -> dict[str, Any]:
+        return packed_files.read_description(self._root)
+
+    @functools.cached_property
+    def _vocabulary(self) -> "Vocabulary | None":
+        from t5lite.data.vocabularies.opening import load_vocabulary
+
+        cached = self._description["vocabulary"]
+        if self.vocab is not None and self.vocab.fingerprint != cached:
+            raise InputError(
+                f"vocab = {self.vocab!r}: the cache {self.folder} was made with another vocabulary "
+                f"(sha256 {str(cached)[:12]}, not {self.vocab.fingerprint[:12]}); write it again"
+            )
+        if cached is None:
+            return None
+        found = load_vocabulary(self._root / "vocabulary")
+        if found.fingerprint != cached:
+            raise InputError(
+                f"{self._root / 'vocabulary'} is damaged: it is not the vocabulary that the cache "
+                "was made with; write the cache again"
+            )
+        return found
+
+    def _check(self, objective: Objective) -> None:
+        """Raises an InputError if the cache holds other rows than the objective would make."""
+        self.vocabulary()
+        asked = {
+            "objective": identity(objective),
+            "start_id": start_of(objective),
+            "lengths": dict(self.lengths),
+            "rows": self._row_lengths(objective),
+            "pack": self._packs(objective),
+        }
+        for name, value in asked.items():
+            cached = self._description.get(name, value)  # an earlier version knew fewer
+            if cached != value:
+                was, now = _differing(cached, value)
+                raise InputError(
+                    f"{name} = {now}: the cache {self.folder} was made with {was}; "
+                    "write it again with t5lite cache, or ask for what it holds"
+                )
+        columns = self._description["passes"]["train"][0]["columns"]
+        if self._needs_segments() and not any(name.endswith("_segment_ids") for name in columns):
+            raise InputError(
+                f"folder = {self.folder!r}: the cache was made by a version that took id 0 for "
+                "padding, which it is not in this vocabulary; write it again with t5lite cache"
+            )
+
+    def _num_shards(self) -> int:
+        return self.batch_size
+
+    def _passes(self, split: str) -> list[Rows]:
+        passes = self._description["passes"].get(split)
+        if not passes:
+            raise NoSplit(
+                f"the cache {self.folder} has no split {split!r}: the data it was made from has "
+                "none; write it again with a validation split"
+            )
+        return [
+            packed_files.open_rows(self._root / f"{split}-{number}", each["columns"], each["rows"])
+            for number, each in enumerate(passes)
+        ]
+
+    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+        raise InputError(
+            f"the packed cache {self.folder} holds rows, which cannot be mixed or cached again; "
+            "mix what it was made from, and cache the mixture"
+        )
+
+
+class ShuffledRows:
+    """One process's rows of an endless, globally shuffled sequence of cached rows.
+
+    Args:
+      passes: the cached passes; epoch `e` reads pass `e % len(passes)`.
+      key: decides the order of each epoch.
+      rows: which ones of a batch this process takes, ascending, in `[0, batch_size)`.
+      batch_size: rows that all processes together take at a time.
+
+    Attributes:
+      epoch: the passes that all processes have taken.
+    """
+
+    def __init__(
+        self,
+        passes: Sequence[Rows],
+        *,
+        key: tuple[int | str, ...],
+        rows: np.ndarray,
+        batch_size: int,
+    ):
+        self._passes, self._key, self._rows, self._batch_size = list(passes), key, rows, batch_size
+        self._sizes = [len(next(iter(rows.values()))) for rows in passes]
+        self._order: tuple[tuple[int, int], np.ndarray] | None = None
+        self.load([0, 0])
+
+    @property
+    def epoch(self) -> float:
+        """The passes taken, with the part of the present one."""
+        return self._pass + self._row / self._sizes[self._pass % len(self._sizes)]
+
+    def state(self) -> list[int]:
+        """Returns `[pass, rows of it that all processes have taken]`."""
+        return [self._pass, self._row]
+
+    def load(self, state: list[int]) -> None:
+        """Moves to a position that `state` returned."""
+        self._pass, self._row = state
+
+    def take(self, count: int) -> dict[str, np.ndarray]:
+        """Returns this process's `[count, length]` rows of the next batch, by name."""
+        if count != len(self._rows):
+            raise ValueError(f"take({count}): this process has {len(self._rows)} rows of a batch")
+        taken, start = [], 0
+        for rows, order in self._walk(self._batch_size):  # several, where a block ends within
+            first, end = np.searchsorted(self._rows, (start, start + len(order)))
+            if first < end:
+                taken.append(packed_files.widened(rows, order[self._rows[first:end] - start]))
+            start += len(order)
+        return taken[0] if len(taken) == 1 else concatenate(taken)
+
+    def _walk(self, count: int) -> list[tuple[Rows, np.ndarray]]:
+        """Passes over the next `count` rows, and returns which they are."""
+        passed = []
+        while count:
+            which = self._pass % len(self._passes)
+            block, at = divmod(self._row, _ORDERED)
+            order = self._ordered(block)[at:][:count]
+            passed.append((self._passes[which], order))
+            self._row, count = self._row + len(order), count - len(order)
+            if self._row == self._sizes[which]:
+                self._pass, self._row = self._pass + 1, 0
+        return passed
+
+    def _ordered(self, block: int) -> np.ndarray:
+        """Returns a block of the pass's order, which takes memory for that block alone."""
+        if self._order is None or self._order[0] != (self._pass, block):
+            size = self._sizes[self._pass % len(self._passes)]
+            places = np.arange(block * _ORDERED, min((block + 1) * _ORDERED, size))
+            order = permuted(places, size, "rows", *self._key, self._pass)
+            self._order = (self._pass, block), order
+        return self._order[1]
+
+
+def _unpacked(row: Rows, names: Iterable[str]) -> Iterator[Example]:
+    """Yields the examples of one row `[1, length]`."""
+    names = list(names)
+    segments = {
+        name: row[f"{name}_segment_ids"][0] for name in names if f"{name}_segment_ids" in row
+    }
+    if not segments:
+        trimmed = {name: np.trim_zeros(row[name][0], "b") for name in _TEXTS if name in row}
+        # Padding inside says that it is no text, but what is asked of one.
+        sizes = {name: tokens.size for name, tokens in trimmed.items() if tokens.all()}
+        # Integers that are as many as a text has lie along it; a class, say, or a span stays.
+        along = {row[name].shape: size for name, size in sizes.items()}
+        for name in names:
+            if row[name].dtype.kind != "f":
+                sizes.setdefault(name, along.get(row[name].shape))
+        yield {name: row[name][0][: sizes.get(name)] for name in names}
+        return
+    for segment in range(1, max(int(each.max()) for each in segments.values()) + 1):
+        yield {name: row[name][0][segments[name] == segment] for name in names}
+
+
+def _differing(cached: Any, asked: Any) -> tuple[Any, Any]:
+    """Returns the parts of two values that differ, as far as they are mappings."""
+    if isinstance(cached, Mapping) and isinstance(asked, Mapping):
+        keys = [key for key in {**cached, **asked} if cached.get(key) != asked.get(key)]
+        return {key: cached.get(key) for key in keys}, {key: asked.get(key) for key in keys}
+    return cached, asked

@@ -1,0 +1,165 @@
+"""Writing a packed cache: a run's data tokenised, prepared and packed once."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from t5lite.data.batches import Objective, identity, start_of
+from t5lite.data.dataset import Dataset
+from t5lite.data.packed import format as packed_files
+from t5lite.data.sources import Example, NoSplit
+from t5lite.data.streams.examples import Stream
+from t5lite.data.streams.rows import RowStream
+from t5lite.errors import InputError
+
+_SPLITS = ("train", "validation")
+_WRITTEN_ROWS = 256
+
+
+def write_packed(
+    data: Dataset,
+    objective: Objective,
+    folder: str | os.PathLike,
+    *,
+    epochs: int = 1,
+    seed: int = 0,
+    progress: Callable[[str, int], None] = lambda split, rows: None,
+) -> dict[str, Any]:
+    """Writes the rows that an objective makes of some data; `PackedData` reads them.
+
+    A pass over a mixture draws at its rates and ends when every part has been read at least once.
+
+    Args:
+      data: what is read: the training split `epochs` times, each with chance of its own, and the
+        validation split once, where there is one.
+      objective: prepares the examples.
+      folder: a local folder that is new or empty; it appears whole or not at all.
+      epochs: >= 1.
+      seed: of order and preparation.
+      progress: told a split, and how many more rows of it are written.
+
+    Returns:
+      The description that was written.
+
+    Raises:
+      InputError: for whatever of the data or the folder cannot be used.
+    """
+    if epochs < 1:
+        raise InputError(f"epochs = {epochs}: must be at least 1")
+    lengths, digest = data._row_lengths(objective), packed_files.new_digest()
+    passes: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
+    with packed_files.whole_folder(folder) as writing:
+
+        def write(split: str, examples: Stream) -> None:
+            rows = data._rows(examples, lengths, objective)
+            writer = packed_files.RowWriter(writing / f"{split}-{len(passes[split])}", digest)
+            note = functools.partial(progress, split)
+            passes[split].append(_write_rows(rows, writer, names=lengths, progress=note))
+
+        train = data._sources(data._train_split(), objective)
+        for epoch in range(epochs):
+            stream = data._endless(objective, train, seed=seed)
+            write("train", _OnePass(stream, epoch))
+        try:
+            validation = data._sources(data._validation_split(), objective)
+        except NoSplit:  # and the cache has none
+            validation = []
+        if validation:
+            write("validation", data._once(objective, validation, seed=0))
+        vocabulary = data.vocabulary()
+        if vocabulary is not None:
+            vocabulary.save(writing / "vocabulary")
+        description = {
+            "format": packed_files.FORMAT,
+            "objective": identity(objective),
+            "start_id": start_of(objective),
+            "vocabulary": vocabulary and vocabulary.fingerprint,
+            "add_eos": data.add_eos(),
+            "lengths": dict(data.lengths),
+            "rows": lengths,
+            "pack": data._packs(objective),
+            "seed": seed,
+            "sources": {source.name: rate for source, rate in train},
+            "described": data.describe(),
+            "classes": {"train": data.class_counts(data._train_split())},
+            "labels": data.labels(),
+            "inputs": dataclasses.asdict(data.input_format()),
+            "passes": passes,
+            "sha256": digest.hexdigest(),
+        }
+        (writing / "use.gin").write_text(_use_gin(folder, pack=data.pack), encoding="utf-8")
+        text = json.dumps(description, indent=2) + "\n"
+        (writing / packed_files.DESCRIPTION).write_text(text, encoding="utf-8")
+    return description
+
+
+class _OnePass:
+    """One pass of an endless stream of examples."""
+
+    def __init__(self, stream: Stream, epoch: int):
+        stream.begin(epoch)
+        self._stream, self._end = stream, epoch + 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __iter__(self) -> "_OnePass":
+        return self
+
+    def __next__(self) -> Example:
+        example = next(self._stream)
+        if self._stream.passes >= self._end:  # this one is of the next pass
+            raise StopIteration
+        return example
+
+
+def _write_rows(
+    rows: RowStream,
+    writer: packed_files.RowWriter,
+    *,
+    names: Iterable[str],
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Writes a pass to its end, and returns what it holds."""
+    tokens: dict[str, int] = {}
+    num_examples, columns = 0, {}
+    while True:
+        found = rows.take(_WRITTEN_ROWS)
+        num_rows = len(next(iter(found.values())))
+        if not num_rows:
+            break
+        columns = {name: values.shape[1] for name, values in found.items()}
+        per_row = np.ones(num_rows, np.int64)
+        for name in names:
+            segments = found.get(f"{name}_segment_ids", found[name] != 0)
+            tokens[name] = tokens.get(name, 0) + int(np.count_nonzero(segments))
+            per_row = np.maximum(per_row, segments.max(axis=1))
+        num_examples += int(per_row.sum())
+        writer.append(found)
+        progress(num_rows)
+    writer.close()
+    return {
+        "rows": writer.num_rows,
+        "examples": num_examples,
+        "tokens": tokens,
+        "columns": columns,
+    }
+
+
+def _use_gin(folder: str | os.PathLike, *, pack: bool) -> str:
+    return f"""# Trains on this cache: t5lite train --gin_file=CONFIG --gin_file=THIS_FILE
+from __gin__ import dynamic_registration
+import t5lite
+
+t5lite.train.data = @t5lite.data.PackedData()
+t5lite.data.PackedData:
+  folder = {str(packed_files.local_folder(folder))!r}
+  lengths = %TASK_FEATURE_LENGTHS
+  batch_size = %BATCH_SIZE
+  pack = {pack}
+"""

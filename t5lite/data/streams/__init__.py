@@ -1,0 +1,1 @@
+"""Endless, resumable streams of examples and rows."""

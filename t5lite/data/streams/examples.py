@@ -1,0 +1,228 @@
+"""Endless streams with a tiny state: examples of one shard, mixtures of them, and rows.
+
+The state of a stream is a few numbers, valid JSON, that say how to get there again: `load` redoes
+the work since the last border (of a window, of a block) and drops what was given out already. A
+stream is a function of the source, the seed and its shard alone, never of hosts, threads or time.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from t5lite.data.order import generator
+from t5lite.data.sources import Example, Source, count_of
+from t5lite.errors import InputError
+
+# What randomness is for, so that no two uses share a key.
+_ORDER, _SOURCE, _PREPARE, MIX = range(4)
+# Raw examples, enough to know that preparing leaves none: it may keep few, by chance.
+_FEWEST_FRUITLESS, _FRUITLESS = 500, 10_000
+_FRUITLESS_PASSES = 1000  # likewise, however many examples the source claims to have
+
+Prepare = Callable[[Iterator[Example], np.random.Generator], Iterator[Example]]
+
+
+class Stream(Protocol):
+    """An iterator of prepared examples that can be put where it once was.
+
+    Attributes:
+      read: raw examples taken since the beginning of the run, whatever became of them.
+      pass_size: raw examples of this shard in an epoch, on average over the shards; None if nobody
+        has counted them.
+      passes: completed ones, over all that this shard reads.
+      vanished: raw examples of which the objective made nothing, since the start or the last load.
+    """
+
+    @property
+    def read(self) -> int: ...
+
+    @property
+    def pass_size(self) -> float | None: ...
+
+    @property
+    def passes(self) -> int: ...
+
+    @property
+    def vanished(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Example]: ...
+
+    def __next__(self) -> Example: ...
+
+    def state(self) -> Any:
+        """Returns the position after the last example, as JSON."""
+        ...
+
+    def load(self, state: Any) -> None:
+        """Moves to a position that `state` returned."""
+        ...
+
+    def begin(self, passes: int) -> None:
+        """Moves to where so many passes are complete."""
+        ...
+
+
+class ExampleStream:
+    """Prepared examples of one shard of one source, pass after pass; see `Stream`.
+
+    Raw examples are read in windows. A window is shuffled and prepared on its own, with random
+    generators keyed by (seed, source, shard, pass, window), so that any window can be redone.
+
+    Args:
+      source: the raw examples.
+      prepare: makes trainable examples from tokenised ones, with the generator it is given.
+      shard: in `[0, num_shards)`.
+      num_shards: the number of streams that share the source.
+      seed: any integer.
+      window: raw examples, > 0, that are shuffled together.
+      repeat: whether another pass follows a pass.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prepare: Prepare,
+        *,
+        shard: int = 0,
+        num_shards: int = 1,
+        seed: int = 0,
+        window: int = 1024,
+        repeat: bool = True,
+    ):
+        self._source, self._prepare = source, prepare
+        self._shard, self._num_shards, self._seed = shard, num_shards, seed
+        self._size, self._repeat = window, repeat
+        self._total = count_of(source)
+        self.pass_size = self._total / num_shards if self._total else None
+        self.load([0, 0, 0, 0])
+
+    def state(self) -> list[int]:
+        """Returns `[pass, window, examples given out of it, raw examples read before it]`."""
+        return [self.passes, self._window, self._emitted, self._before]
+
+    def load(self, state: list[int]) -> None:
+        """Moves to a position that `state` returned; the work is done when an example is needed."""
+        self.passes, self._window, self._emitted, self._before = (
+            state if len(state) == 4 else self._since_format_1(*state)
+        )
+        self._raw_windows: Iterator[np.ndarray] | None = None
+        self._examples: Iterator[Example] | None = None
+        self._num_raw = self._num_read = 0  # of the window
+        # Of late: raw examples, whole passes, and those of them that read anything.
+        self._fruitless = self._fruitless_passes = self._fruitless_reads = 0
+        self._pass_is_fruitful = bool(self._window or self._emitted)
+        self.vanished = 0
+
+    def begin(self, passes: int) -> None:
+        """Moves to the start of a pass, from 0."""
+        self.load([passes, 0, 0, round(passes * (self.pass_size or 0))])
+
+    @property
+    def read(self) -> int:
+        """Raw examples taken; see `Stream`."""
+        return self._before + min(self._num_read, self._num_raw)
+
+    def __iter__(self) -> "ExampleStream":
+        return self
+
+    def __next__(self) -> Example:
+        while True:
+            if self._examples is None:
+                self._examples = islice(self._prepared(self._next_raw()), self._emitted, None)
+            example = next(self._examples, None)
+            if example is not None:
+                self._emitted += 1
+                self._fruitless = self._fruitless_passes = self._fruitless_reads = 0
+                self._pass_is_fruitful = True
+                return example
+            self._before += self._num_raw
+            self._fruitless += 0 if self._emitted else self._num_raw
+            self._examples = None
+            self._window, self._emitted, self._num_raw, self._num_read = self._window + 1, 0, 0, 0
+
+    def _next_raw(self) -> np.ndarray:
+        """Returns the raw examples of the window that the state names, or of the next pass."""
+        while True:
+            if self._raw_windows is None:
+                self._raw_windows = iter(
+                    self._source.windows(
+                        shard=self._shard,
+                        num_shards=self._num_shards,
+                        epoch=self.passes,
+                        seed=self._seed,
+                        start=self._window,
+                        size=self._size,
+                    )
+                )
+            raw = next(self._raw_windows, None)
+            if raw is not None:
+                return raw
+            if not self._repeat:
+                raise StopIteration
+            self._fruitless_passes += not self._pass_is_fruitful
+            self._fruitless_reads += not self._pass_is_fruitful and self._window > 0
+            self._pass_is_fruitful = False
+            if self._is_hopeless():
+                raise InputError(self._nothing())
+            self.passes, self._window, self._raw_windows = self.passes + 1, 0, None
+            if next_epoch := getattr(self._source, "next_epoch", None):
+                which = {"shard": self._shard, "num_shards": self._num_shards}
+                self.passes = next_epoch(epoch=self.passes, **which)
+
+    def _prepared(self, raw: np.ndarray) -> Iterator[Example]:
+        key = (self._seed, self._source.name, self._shard, self.passes, self._window)
+        self._num_raw = len(raw)
+        raw = raw[generator(_ORDER, *key).permutation(len(raw))]
+        examples = self._source.examples(raw, seed=int(generator(_SOURCE, *key).integers(2**30)))
+        fruitful = True
+
+        def counted() -> Iterator[Example]:
+            nonlocal fruitful
+            for example in examples:
+                self.vanished += not fruitful
+                self._num_read += 1
+                fruitful = False
+                yield example
+            self.vanished += not fruitful
+
+        for example in self._prepare(counted(), generator(_PREPARE, *key)):
+            fruitful = True
+            yield example
+
+    def _is_hopeless(self) -> bool:
+        """Whether another pass, after those that gave nothing, would give nothing either."""
+        if not self._fruitless:  # no example falls to this shard
+            return self._fruitless_passes > self._num_shards
+        # Of few examples a shard gets others in the next pass, one of which may be of use.
+        if self._total is None:
+            return self._fruitless_passes > 0
+        enough = min(max(20 * self._total, _FEWEST_FRUITLESS), _FRUITLESS)
+        if self._fruitless_reads >= _FRUITLESS_PASSES:
+            return True
+        return self._fruitless_passes > 0 and self._fruitless >= enough
+
+    def _nothing(self) -> str:
+        if self._num_shards == 1:
+            return f"{self._source.name} has no examples, or preprocessing left none"
+        return (
+            f"shard {self._shard} of {self._num_shards} of {self._source.name} has no examples, "
+            "or preprocessing left none; set a smaller num_shards"
+        )
+
+    def _since_format_1(self, epoch: int, window: int, emitted: int) -> list[int]:
+        """Returns about the position of a state that knew no order across windows.
+
+        Then a shard's examples were the same in every epoch, and all of them where there were
+        fewer than shards.
+        """
+        if self._total is None or self.pass_size is None:
+            return [epoch, window, emitted, 0]
+        few = self._total < self._num_shards
+        per_pass = self._total if few else len(range(self._shard, self._total, self._num_shards))
+        read = epoch * per_pass + window * self._size + min(emitted, self._size)
+        passes = int(read / self.pass_size)
+        window, emitted = divmod(max(read - math.ceil(passes * self.pass_size), 0), self._size)
+        return [passes, window, emitted, read - emitted]

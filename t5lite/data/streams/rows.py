@@ -1,0 +1,165 @@
+"""Rows of a stream's examples, packed or padded."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5lite.data.like_lengths import Groups, order_by_length
+from t5lite.data.packing import pack, pad, pad_with_segments
+from t5lite.data.sources import Example
+from t5lite.data.streams.examples import Stream
+
+
+class RowStream:
+    """Rows of a stream's examples, packed or one example to a row.
+
+    Examples are packed in blocks that would fill about `block_rows` rows, every block on its own:
+    the state is the stream's at the start of the block, and the rows given out of it.
+
+    Args:
+      examples: the stream.
+      lengths: the features to take and the length of their rows, in tokens.
+      packed: whether a row may hold several examples.
+      segments: whether rows that are not packed say which places hold tokens, too.
+      block_rows: larger packs tighter and starts later.
+      like_lengths: of rows that are not packed: which features' lengths they are ordered by in a
+        block, see `like_lengths`; () for the stream's own order.
+      group_rows: neighbours in that order that stay together: those of one batch.
+      seed: decides the order of the groups.
+
+    Attributes:
+      epoch: the passes over the data that the rows given out amount to, as every shard has its part
+        of a pass; an integer, the completed ones, where nobody has counted the examples.
+    """
+
+    epoch: float
+
+    def __init__(
+        self,
+        examples: Stream,
+        lengths: Mapping[str, int],
+        *,
+        packed: bool,
+        segments: bool = False,
+        block_rows: int = 16,
+        like_lengths: Groups = (),
+        group_rows: int = 1,
+        seed: int = 0,
+    ):
+        self._examples, self._lengths = examples, dict(lengths)
+        self._like_lengths, self._group_rows, self._seed = like_lengths, group_rows, seed
+        self._packed, self._block_rows = packed, block_rows
+        self._to_rows = pack if packed else pad_with_segments if segments else pad
+        self.load({"block": examples.state(), "rows": 0})
+
+    @property
+    def vanished(self) -> int:
+        """Raw examples of which nothing was made, since the start or the last load."""
+        return self._examples.vanished
+
+    def state(self) -> dict[str, Any]:
+        """Returns the position after the last row, as JSON."""
+        position = {"block": self._block_start, "rows": self._taken, "epoch": self.epoch}
+        return position | ({"number": self._number} if self._like_lengths else {})
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Moves to a position that `state` returned; the work is done when a row is needed."""
+        self._examples.load(state["block"])
+        self._number = state.get("number", 0)
+        self._start_block(taken=state["rows"])
+        self.epoch = state.get("epoch", self.epoch)  # the stream finds out only when it reads
+
+    def _start_block(self, *, taken: int) -> None:
+        self._block: dict[str, np.ndarray] | None = None
+        self._reads: list[int] = []  # by then, after each example of the block
+        self._block_start, self._taken = self._examples.state(), taken
+        self.epoch = self._epoch_at(self._examples.read)
+
+    def _epoch_at(self, read: int) -> float:
+        size = self._examples.pass_size
+        return self._examples.passes if size is None else read / size
+
+    def take(self, count: int) -> dict[str, np.ndarray]:
+        """Returns the next `[count, length]` rows by name; fewer if the stream has ended."""
+        parts, missing = [], count
+        while missing:
+            if self._block is None:
+                self._block = self._next_block()
+            rows = {
+                name: value[self._taken : self._taken + missing]
+                for name, value in self._block.items()
+            }
+            num_rows = len(next(iter(rows.values())))
+            if num_rows:
+                parts.append(rows)
+                self._taken += num_rows
+                missing -= num_rows
+                self._note_epoch()
+            elif not self._taken:
+                break  # an empty block: the end
+            else:
+                self._number += 1
+                self._start_block(taken=0)
+        return concatenate(parts) if parts else self._to_rows([], self._lengths)
+
+    def _next_block(self) -> dict[str, np.ndarray]:
+        block: list[Example] = []
+        filled, end = 0.0, None
+        # The second bound is for examples of next to nothing.
+        while filled < self._block_rows and len(block) < 64 * self._block_rows:
+            example = next(self._examples, None)
+            if example is None:
+                break
+            block.append(example)
+            self._reads.append(self._examples.read)
+            filled += self._share(example)
+            end = self._end_of_pass() if end is None else end
+            if end is not None and self._examples.read >= end:
+                break
+        if self._like_lengths and block:
+            block = order_by_length(
+                block,
+                self._lengths,
+                self._like_lengths,
+                size=self._group_rows,
+                seed=(self._seed, self._number),
+            )
+        return self._to_rows(block, self._lengths)
+
+    def _end_of_pass(self) -> int | None:
+        """Returns the raw examples read by the end of the last one's pass, if a block ends there.
+
+        Rows that are ordered by length stay in their pass, so that each is seen once in it.
+        """
+        size = self._examples.pass_size
+        if not self._like_lengths or not size:
+            return None
+        passes = int(self._examples.read / size)
+        while round(passes * size) < self._examples.read:
+            passes += 1
+        return round(passes * size)
+
+    def _note_epoch(self) -> None:
+        """Finds out to which example the rows given out of the block go: about, if packed."""
+        assert self._block is not None
+        given = self._taken * len(self._reads) // len(next(iter(self._block.values())))
+        # Completed passes are known only where the stream itself is.
+        if self._examples.pass_size is not None or given == len(self._reads):
+            self.epoch = self._epoch_at(self._reads[max(given, 1) - 1])
+
+    def _share(self, example: Example) -> float:
+        """Returns how much of a row an example takes, in its tightest feature."""
+        if not self._packed:
+            return 1.0
+        shares = (
+            example[name].size / length
+            for name, length in self._lengths.items()
+            if name in example  # a missing one is packing's to report
+        )
+        return max(shares, default=1.0)
+
+
+def concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Joins rows of the same names, `[n, ...]` each, along the first axis."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,165 @@
+"""SeqIO's own offline cache, written without Beam, for any program that uses SeqIO.
+
+DIR/TASK/SPLIT.tfrecord-00000-of-00064 …   what the preprocessors before the
+                                           `seqio.CacheDatasetPlaceholder` make
+DIR/TASK/{info,stats}.SPLIT.json           shapes and types; examples and tokens
+DIR/TASK/vocabularies.json                 fingerprints by feature; SeqIO looks past it
+DIR/TASK/COMPLETED                         written last; SeqIO sees no cache without it
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5lite.data.importing import import_seqio
+from t5lite.data.order import generator
+from t5lite.data.packed.format import whole_folder
+from t5lite.data.paths import as_path
+from t5lite.data.tasks.twins import from_seqio
+from t5lite.errors import InputError
+
+_VOCABULARIES = "vocabularies.json"
+
+
+def write_seqio_cache(
+    task: Any,
+    folder: str | os.PathLike,
+    *,
+    num_shards: int = 64,
+    seed: int = 0,
+    progress: Callable[[str, int], None] = lambda split, examples: None,
+) -> Any:
+    """Caches all splits of a task, as `seqio_cache_tasks` does.
+
+    Args:
+      task: a `seqio.Task` with a `seqio.CacheDatasetPlaceholder` among its preprocessors.
+      folder: of all caches, local or remote; what `seqio.add_global_cache_dirs` is given.
+      num_shards: files of a split, > 0. Examples are dealt to them in turn.
+      seed: of chance in the preprocessors.
+      progress: told a split, and how many more examples of it are written.
+
+    Returns:
+      The task's folder.
+
+    Raises:
+      InputError: if the task cannot be cached, or there is something at its place already.
+    """
+    seqio = import_seqio()
+    if num_shards < 1:
+        raise InputError(f"num_shards = {num_shards}: must be at least 1")
+    if not task.supports_caching:
+        raise InputError(
+            f"task {task.name!r} says not what to cache: put seqio.CacheDatasetPlaceholder() "
+            "among its preprocessors, behind those whose work is to be kept"
+        )
+    target = as_path(folder) / seqio.utils.get_task_dir_from_name(task.name)
+    if (target / "COMPLETED").exists():
+        raise InputError(f"{target} holds a cache already: delete it, or choose another folder")
+    with _writing(target) as root:
+        for split in task.splits:
+            info, stats = _write_split(
+                task, split, str(root), num_shards=num_shards, seed=seed, progress=progress
+            )
+            for name, content in (
+                (seqio.utils.get_cached_info_path("", split), info),
+                (seqio.utils.get_cached_stats_path("", split), stats),
+            ):
+                (root / name).write_text(json.dumps(content, indent=2, sort_keys=True))
+        (root / _VOCABULARIES).write_text(json.dumps(_fingerprints(task), indent=2))
+        (root / "COMPLETED").write_text("")
+    return target
+
+
+def check_vocabularies(task: Any) -> None:
+    """Refuses a cache of ours that was made with another vocabulary than the task now has.
+
+    Raises:
+      InputError: naming the feature, or the file that is damaged.
+    """
+    path = as_path(task.cache_dir) / _VOCABULARIES
+    if not path.exists():  # not written by us
+        return
+    try:
+        cached = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}; cache the task again") from error
+    for name, fingerprint in _fingerprints(task).items():
+        if cached.get(name) != fingerprint:
+            raise InputError(
+                f"use_cached: {task.cache_dir} was made with another vocabulary for {name!r} "
+                f"(sha256 {str(cached.get(name))[:12]}, now {fingerprint[:12]}); cache the task "
+                "again, or give it the vocabulary of then"
+            )
+
+
+def _fingerprints(task: Any) -> dict[str, str]:
+    """Returns the fingerprint of each feature's vocabulary that has one."""
+    found = {}
+    for name, feature in task.output_features.items():
+        with contextlib.suppress(InputError):  # of a kind that only SeqIO knows
+            if (vocabulary := from_seqio(feature.vocabulary)) is not None:
+                found[name] = vocabulary.fingerprint
+    return found
+
+
+def _writing(target: Any) -> contextlib.AbstractContextManager[Any]:
+    """Yields where to write: a store without renaming has COMPLETED as its only sign."""
+    if isinstance(target, Path):
+        return whole_folder(target)
+    target.mkdir(parents=True, exist_ok=True)
+    return contextlib.nullcontext(target)
+
+
+def _write_split(
+    task: Any,
+    split: str,
+    root: str,
+    *,
+    num_shards: int,
+    seed: int,
+    progress: Callable[[str, int], None],
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes the files of a split; returns its info and its statistics."""
+    seqio = import_seqio()
+    import tensorflow as tf
+
+    prefix = seqio.utils.get_cached_tfrecord_prefix(root, split)
+    info = {"num_shards": num_shards, "seqio_version": seqio.__version__, "features": {}}
+    stats = {"examples": 0}
+    seed = int(generator("seqio", task.name, split, seed).integers(2**30))
+    dataset = task.source.get_dataset(split=split, shuffle=False, seed=seed)
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context(tf.io.TFRecordWriter(f"{prefix}-{number:05d}-of-{num_shards:05d}"))
+            for number in range(num_shards)
+        ]
+        for example in task.preprocess_precache(dataset, seed=seed).prefetch(tf.data.AUTOTUNE):
+            if not stats["examples"]:
+                info["features"] = {name: _described(value) for name, value in example.items()}
+            record = seqio.utils.dict_to_tfexample(example)
+            files[stats["examples"] % num_shards].write(record.SerializeToString())
+            stats["examples"] += 1
+            _count_tokens(task.output_features, example, stats)
+            progress(split, 1)
+    return info, stats
+
+
+def _described(value: Any) -> dict[str, Any]:
+    shape = value.shape.as_list()
+    return {"shape": [None, *shape[1:]] if shape else [], "dtype": value.dtype.name}
+
+
+def _count_tokens(features: Mapping[str, Any], example: Any, stats: dict[str, int]) -> None:
+    """Counts ids that are neither padding nor EOS, in all and of the longest example."""
+    for name, feature in features.items():
+        if name in example and example[name].dtype.name in ("int32", "int64"):
+            ids = np.asarray(getattr(example[name], "flat_values", example[name]))
+            special = [feature.vocabulary.pad_id, feature.vocabulary.eos_id]
+            tokens = int(np.sum(~np.isin(ids, [each for each in special if each is not None])))
+            stats[f"{name}_tokens"] = stats.get(f"{name}_tokens", 0) + tokens
+            stats[f"{name}_max_tokens"] = max(stats.get(f"{name}_max_tokens", 0), tokens)

@@ -1,0 +1,151 @@
+"""SeqIO tasks that have metrics of their own, evaluated as `seqio.Evaluator` does it."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from t5lite.data.importing import import_seqio
+from t5lite.data.tasks.preprocessing import SEQIO_SEED
+from t5lite.data.user_code import user_error
+from t5lite.errors import InputError
+
+# SeqIO's names of what a metric is computed from, and those that a model here gives.
+KNOWN_OUTPUTS = ("PREDICTION", "SCORE", "PREDICTION_WITH_AUX")
+_SEED = 42  # `seqio.Evaluator`'s own
+
+
+class MetricExamples(NamedTuple):
+    """Examples to measure on.
+
+    Args:
+      examples: all features of each, as SeqIO gives them to `postprocess_fn`.
+      total: examples of the split.
+      truncated: how many of `examples` had a feature that was cut to its length.
+    """
+
+    examples: list[dict[str, Any]]
+    total: int
+    truncated: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MetricTask:
+    """A task with `metric_fns` or `metric_objs`, and the split to measure on.
+
+    Args:
+      task: a `seqio.Task`.
+      split: one of `task.splits`.
+      lengths: of its features, in tokens; what is longer is cut.
+      use_cached: whether examples come from the task's cache.
+    """
+
+    task: Any
+    split: str
+    lengths: Mapping[str, int]
+    use_cached: bool = False
+
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.name
+
+    @functools.cached_property
+    def metrics(self) -> list[Any]:
+        """SeqIO's metric objects, `metric_fns` among them.
+
+        Raises:
+          InputError: if a metric function has other arguments than SeqIO's.
+        """
+        with self._user_code("metric_fns"):
+            return list(self.task.metric_objs)
+
+    @property
+    def outputs(self) -> set[str]:
+        """What the metrics are computed from, by SeqIO's names: `PREDICTION`, `SCORE`, …"""
+        names = {each.name: each for each in import_seqio().metrics.ModelOutputType}
+        wanted = {each.model_output_type for each in self.metrics}
+        return {name for name, each in names.items() if each in wanted}
+
+    def examples(self, *, count: int | None, seed: int) -> MetricExamples:
+        """Reads the split.
+
+        Args:
+          count: most examples, drawn from all; None: all.
+          seed: decides which.
+
+        Raises:
+          InputError: if the task's source or preprocessors fail.
+        """
+        lengths = {name: self.lengths.get(name) for name in self.task.output_features}
+        with self._user_code(f"reading {self.split!r}"):
+            with SEQIO_SEED:
+                dataset = self.task.get_dataset(
+                    sequence_length=lengths,
+                    split=self.split,
+                    shuffle=False,
+                    seed=_SEED,
+                    use_cached=self.use_cached and self.task.supports_caching,
+                    trim_output_features=False,
+                )
+            examples = list(dataset.as_numpy_iterator())
+        total = len(examples)
+        if count is not None and count < total:
+            chosen = np.random.default_rng(seed).permutation(total)[:count]
+            examples = [examples[number] for number in sorted(chosen)]
+        cut = [
+            {
+                # Single numbers have no length.
+                name: value[: lengths.get(name)] if np.ndim(value) else value
+                for name, value in each.items()
+            }
+            for each in examples
+        ]
+        truncated = sum(
+            any(np.shape(kept[name]) != np.shape(value) for name, value in each.items())
+            for each, kept in zip(examples, cut, strict=True)
+        )
+        return MetricExamples(cut, total, truncated)
+
+    def compute(
+        self, examples: Sequence[Mapping[str, Any]], outputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the metrics' values: numbers, and SeqIO's texts, images and the like.
+
+        Args:
+          examples: from `examples`.
+          outputs: what the model said of them, by the names of `outputs`: predicted ids
+            `[examples, length]`, scores `[examples]`, or a pair of the first and auxiliary values
+            by name.
+
+        Raises:
+          InputError: if a metric or `postprocess_fn` fails, or two metrics have one name.
+        """
+        seqio = import_seqio()
+        found: dict[str, Any] = {}
+        features, target = self.task.output_features, "targets"
+        for metric in self.metrics:
+            output = outputs[metric.model_output_type.name]
+            with self._user_code("a metric or postprocess_fn"):
+                measured = metric.from_model_output(examples, output, features, target)
+                if isinstance(measured, seqio.metrics.CollectingMetric):
+                    values, _ = measured.actual_compute(examples, features, target)
+                else:
+                    values = measured.compute()
+                values = dict(values)
+            for name, value in values.items():
+                if name in found:
+                    raise InputError(f"task {self.name!r} has two metrics called {name!r}")
+                scalar = isinstance(value, seqio.metrics.Scalar)
+                found[name] = value.value if scalar else value
+        return found
+
+    @contextlib.contextmanager
+    def _user_code(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise user_error(f"task {self.name!r}: {what}", error) from error

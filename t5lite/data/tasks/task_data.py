@@ -1,0 +1,211 @@
+"""SeqIO tasks and mixtures as data."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from t5lite.data.batches import Objective
+from t5lite.data.dataset import Dataset
+from t5lite.data.importing import import_seqio
+from t5lite.data.paths import as_path
+from t5lite.data.sources import NoSplit, Source
+from t5lite.data.tasks.metric_tasks import MetricTask
+from t5lite.data.tasks.preprocessing import BAD_TEXTS
+from t5lite.data.tasks.source import SeqioSource
+from t5lite.data.user_code import user_error
+from t5lite.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from t5lite.data.vocabularies.base import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskData(Dataset):
+    """A SeqIO Task or Mixture: t5lite's own, or anybody's that was written for T5X.
+
+    Attributes:
+      task: name of a task or mixture, or the object itself.
+      module: module or modules to import, which register the task.
+      split: the split to train on.
+      validation_split: the split to validate on; None: there is none.
+      use_cached: read what `t5lite cache --format=seqio` or `seqio_cache_tasks` wrote.
+      cache_dirs: folders to look for it in, beside those that SeqIO knows already.
+      bad_texts: what to do about text that is not UTF-8: `"stop"`, `"skip"` the example, or
+        `"replace"` the wrong bytes by U+FFFD; how many there were is logged. May change when a run
+        resumes.
+    """
+
+    task: Any
+    _: dataclasses.KW_ONLY
+    module: str | Sequence[str] | None = None
+    split: str = "train"
+    validation_split: str | None = "validation"
+    use_cached: bool = False
+    cache_dirs: Sequence[str] = ()
+    bad_texts: str = "stop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bad_texts not in BAD_TEXTS:
+            raise unknown("TaskData.bad_texts", self.bad_texts, BAD_TEXTS)
+
+    def vocabulary(self) -> "Vocabulary | None":
+        """Returns the one vocabulary of the task's features.
+
+        Raises:
+          InputError: if they have several, or one of a kind that is not supported.
+        """
+        return self._vocabulary
+
+    def describe(self) -> str:
+        """Returns the task's features, and what the built-in corpus is on this machine."""
+        from t5lite.data.tasks.registry import describe
+
+        return describe(self.provider)
+
+    def add_eos(self) -> dict[str, bool]:
+        """Returns `seqio.Feature.add_eos` of each feature, of the first task that has it."""
+        return {
+            name: feature.add_eos
+            for task in reversed(self._tasks)
+            for name, feature in task.output_features.items()
+        }
+
+    def num_examples(self, split: str) -> int | None:
+        """Returns how many examples a split has, of all tasks; None if a source does not say."""
+        counts = [
+            SeqioSource(task, split, use_cached=self.use_cached).num_examples
+            for task in self._tasks
+            if split in task.splits
+        ]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known and len(known) == len(counts) else None
+
+    def metric_tasks(self) -> list[MetricTask]:
+        """Returns the tasks with metrics that have the validation split."""
+        found = [
+            MetricTask(task, self.validation_split, self.lengths, use_cached=self.use_cached)
+            for task in self._tasks
+            if self.validation_split is not None and self.validation_split in task.splits
+        ]
+        return [each for each in found if each.metrics]
+
+    @functools.cached_property
+    def provider(self) -> Any:
+        """The `seqio.Task` or `seqio.Mixture`."""
+        if self.cache_dirs:
+            folders = [self.cache_dirs] if isinstance(self.cache_dirs, str) else self.cache_dirs
+            import_seqio().add_global_cache_dirs([str(as_path(folder)) for folder in folders])
+        if not isinstance(self.task, str):
+            return self.task
+        from t5lite.data.tasks.registry import get_task
+
+        return get_task(self.task, module=self.module)
+
+    @functools.cached_property
+    def _vocabulary(self) -> "Vocabulary | None":
+        from t5lite.data.tasks.twins import from_seqio
+
+        found: list[tuple[str, Any]] = []
+        for task in self._tasks:
+            for name, feature in task.output_features.items():
+                if type(feature.vocabulary).__name__ == "PassThroughVocabulary":
+                    continue  # ids from elsewhere: beside texts, they are labels and the like
+                if found and feature.vocabulary != found[0][1]:
+                    raise InputError(
+                        f"feature {name!r} of task {task.name!r} has another vocabulary than "
+                        f"{found[0][0]}; t5lite trains on one vocabulary"
+                    )
+                found.append((f"{name!r} of {task.name!r}", feature.vocabulary))
+        return from_seqio(found[0][1]) if found else None
+
+    @property
+    def _tasks(self) -> list[Any]:
+        """The tasks of a mixture, or the one there is."""
+        return list(getattr(self.provider, "tasks", [self.provider]))
+
+    @functools.cached_property
+    def _opened(self) -> dict[tuple[str, bool], list[tuple[Source, float]]]:
+        return {}
+
+    def _train_split(self) -> str:
+        return self.split
+
+    def _validation_split(self) -> str:
+        if self.validation_split is None:
+            raise NoSplit("validation_split is None; name the split to validate on")
+        return self.validation_split
+
+    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+        # Preprocessors that know `sequence_length` cut to it. That is meant for tasks that make
+        # what the objective trains on, and would rob one that makes it itself out of long texts.
+        whole_texts = getattr(objective, "whole_texts", False)
+        made_here = set(objective.features) <= set(self.provider.output_features)
+        knows_lengths = made_here and not whole_texts
+        key = (split, knows_lengths)
+        if key not in self._opened:  # kept for what they have in memory
+            self._opened[key] = self._open(split, self.lengths if knows_lengths else None)
+        return self._opened[key]
+
+    def _rate(self, task: Any) -> float:
+        """Returns a task's rate in the mixture; if it is computed from sizes, they are counted."""
+        with contextlib.suppress(Exception):  # to be raised again, if it is not for a size
+            return float(self.provider.get_rate(task))
+        with _counted(self._tasks, use_cached=self.use_cached):
+            try:
+                return float(self.provider.get_rate(task))
+            except Exception as error:
+                what = f"mixture {self.provider.name!r}: the rate of task {task.name!r}"
+                fix = "if it needs the number of examples, give the source num_input_examples"
+                raise user_error(what, error, fix=fix) from error
+
+    def _open(
+        self, split: str, sequence_length: Mapping[str, int] | None
+    ) -> list[tuple[Source, float]]:
+        with_split = [task for task in self._tasks if split in task.splits]
+        if not with_split:
+            splits = sorted({each for task in self._tasks for each in task.splits})
+            raise NoSplit(
+                f"task {self.provider.name!r} has no split {split!r}; it has {', '.join(splits)}"
+            )
+        sources: list[tuple[Source, float]] = []
+        for task in with_split:
+            rate = 1.0 if task is self.provider else self._rate(task)
+            if not 0 < rate < math.inf:
+                raise InputError(
+                    f"mixture {self.provider.name!r} gives task {task.name!r} the rate {rate}; "
+                    "rates must be > 0: leave the task out of the mixture"
+                )
+            source = SeqioSource(
+                task,
+                split,
+                sequence_length=sequence_length,
+                use_cached=self.use_cached,
+                bad_texts=self.bad_texts,
+            )
+            sources.append((source, rate))
+        return sources
+
+
+@contextlib.contextmanager
+def _counted(tasks: Sequence[Any], *, use_cached: bool) -> Iterator[None]:
+    """Lets sources that do not know how many examples they have say so, if they are few.
+
+    `seqio.mixing_rate_num_examples` asks them, also for the tasks of a mixture in a mixture.
+    """
+    counts: dict[int, tuple[Any, dict[str, int | None]]] = {}
+    for task in tasks:
+        sizes = {
+            split: SeqioSource(task, split, use_cached=use_cached).count() for split in task.splits
+        }
+        counts[id(task.source)] = task.source, sizes
+    for source, sizes in counts.values():
+        source.num_input_examples = sizes.get
+    try:
+        yield
+    finally:
+        for source, _ in counts.values():
+            del source.num_input_examples

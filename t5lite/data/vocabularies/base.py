@@ -1,0 +1,148 @@
+"""A vocabulary: text to token ids and back, special tokens around a text, T5's sentinels."""
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from t5lite.data.paths import as_path, write_whole
+from t5lite.errors import InputError
+from t5lite.framing import Frame
+
+FORMAT = 1
+DESCRIPTION = "vocabulary.json"
+
+# What a padding token is called: "<pad>", "[PAD]", "<|padding|>".
+PADDING = re.compile(r"\W*pad(ding)?\W*", re.IGNORECASE)
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What the rest of the house asks of a vocabulary.
+
+    Attributes:
+      size: number of ids, sentinels included.
+      num_sentinels: how many of the last ids are sentinels.
+      pad_id: what stands for no token: 0, as everywhere in SeqIO, or where `zero_is_token` the
+        file's own, -1 if it has none.
+      zero_is_token: whether id 0 is a token like any other. Rows are filled up with 0 all the same,
+        so that only their segment ids say which places hold tokens.
+      eos_id: end of sequence.
+      unk_id: what the vocabulary cannot express; -1 where it expresses everything.
+      bos_id: begin of sequence; None if there is none.
+      mask_id: the mask token; None if there is none.
+      fingerprint: hex sha256 of the content: equal fingerprints give equal ids.
+    """
+
+    size: int
+    num_sentinels: int
+    pad_id: int
+    eos_id: int
+    unk_id: int
+    fingerprint: str
+    zero_is_token: bool = False
+    bos_id: int | None = None
+    mask_id: int | None = None
+
+    @property
+    def targets(self) -> "Vocabulary":
+        """The vocabulary of the same ids that encodes texts to be written; by default this one."""
+        return self
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text`, without EOS."""
+        ...
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of many texts, which can be faster than one by one."""
+        return [self.encode(text) for text in texts]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the ids of `text` and, for each, its first character and the one behind it.
+
+        Raises:
+          InputError: if the vocabulary cannot tell.
+        """
+        raise InputError(
+            f"{type(self).__name__} does not say which characters a token stands for, which spans "
+            "need; give it encode_with_offsets, or use another vocabulary"
+        )
+
+    @functools.cached_property
+    def frame(self) -> Frame:
+        """The special tokens around a text that a model reads; by default EOS after it.
+
+        `frame(ids)` is a text as a model reads it, in training as in inference.
+        """
+        return Frame(after=(self.eos_id,))
+
+    @functools.cached_property
+    def target_frame(self) -> Frame:
+        """The special tokens around a text that a decoder learns to write, which EOS ends."""
+        return Frame(self.frame.before, (self.eos_id,))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text, without the special tokens in front of it and up to EOS.
+
+        Padding vanishes, sentinels show as `<extra_id_N>`.
+        """
+        ...
+
+    def piece(self, token_id: int) -> str:
+        """Returns one id in readable form."""
+        ...
+
+    def as_seqio(self) -> Any:
+        """Returns SeqIO's vocabulary with the same ids (imports TensorFlow)."""
+        ...
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes what `load_vocabulary` reads."""
+        ...
+
+    def sentinel(self, index: int) -> int:
+        """Returns the id of the sentinel of the `index`-th span: `size - 1 - index`.
+
+        Raises:
+          InputError: if there is no such sentinel.
+
+        Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4, and the order of T5's released code.
+        """
+        if not 0 <= index < self.num_sentinels:
+            raise InputError(
+                f"sentinel {index} does not exist: the vocabulary has {self.num_sentinels}; "
+                "use a larger num_sentinels, or shorter sequences or longer spans"
+            )
+        return self.size - 1 - index
+
+
+def text_ids(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
+    """Returns the ids of the text itself: without its frame's first tokens, and up to EOS."""
+    tokens = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).tolist()
+    for token in vocabulary.frame.before:
+        if tokens[:1] == [token]:
+            del tokens[0]
+    return tokens[: tokens.index(vocabulary.eos_id)] if vocabulary.eos_id in tokens else tokens
+
+
+def fingerprint_of(kind: str, num_sentinels: int, content: bytes) -> str:
+    """Returns the hex sha256 of what decides the ids."""
+    return hashlib.sha256(f"{kind} {num_sentinels} ".encode() + content).hexdigest()
+
+
+def write_description(vocabulary: Vocabulary, folder: str | os.PathLike, **options: Any) -> None:
+    """Writes what `load_vocabulary` needs to know beside the files, with the loader's options."""
+    description = {
+        "format": FORMAT,
+        "kind": type(vocabulary).__name__,
+        "num_sentinels": vocabulary.num_sentinels,
+        "size": vocabulary.size,
+        "fingerprint": vocabulary.fingerprint,
+    } | ({"options": options} if options else {})
+    text = json.dumps(description, indent=2) + "\n"
+    write_whole(as_path(folder) / DESCRIPTION, text.encode())

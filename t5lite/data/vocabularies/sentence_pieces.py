@@ -1,0 +1,150 @@
+"""SentencePiece models, free of TensorFlow, with T5's sentinels."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from t5lite.data.importing import import_seqio
+from t5lite.data.paths import as_path, read_file, write_whole
+from t5lite.data.vocabularies.base import (
+    PADDING,
+    Vocabulary,
+    fingerprint_of,
+    text_ids,
+    write_description,
+)
+from t5lite.errors import InputError
+
+SENTENCEPIECE_FILE = "sentencepiece.model"
+
+
+class SentencePiece(Vocabulary):
+    """An existing SentencePiece model file with T5's sentinels after its pieces.
+
+    The ids, also those of sentinels written out in the text, are those of
+    `seqio.SentencePieceVocabulary`.
+
+    Args:
+      model_file: local or remote (`gs://`) path.
+      num_sentinels: how many sentinels; nothing is added to a file that already ends with its own
+        (mT5's does). Its own then count.
+
+    Raises:
+      InputError: if the file is missing, is no SentencePiece model, or has no EOS.
+    """
+
+    def __init__(self, model_file: str | os.PathLike, num_sentinels: int = 100):
+        self.model_file = str(as_path(model_file))
+        self._model = read_file(as_path(model_file), "SentencePiece model file")
+        if num_sentinels < 0:
+            raise InputError(f"num_sentinels={num_sentinels} must be at least 0")
+        self._processor = open_sentencepiece(self._model, self.model_file)
+        own = _count_sentinels(self._processor)
+        self._num_added = 0 if own else num_sentinels
+        if own and num_sentinels > own:
+            raise InputError(
+                f"{self.model_file} has {own} sentinels of its own, num_sentinels={num_sentinels} "
+                f"asks for more; use at most {own}"
+            )
+        if self._num_added:
+            self._processor = open_sentencepiece(
+                self._model + _sentinel_pieces(num_sentinels), self.model_file
+            )
+        self.num_sentinels = own or num_sentinels
+        self.size = self._processor.get_piece_size()
+        first = self._processor.id_to_piece(0)
+        self.zero_is_token = self._processor.pad_id() != 0 and not PADDING.fullmatch(first)
+        self.pad_id = self._processor.pad_id() if self.zero_is_token else 0
+        self.eos_id, self.unk_id = self._processor.eos_id(), self._processor.unk_id()
+        if self.eos_id < 0:
+            raise InputError(f"{self.model_file} has no end-of-sequence piece; train it with one")
+        self.fingerprint = fingerprint_of("SentencePiece", self.num_sentinels, self._model)
+
+    def __repr__(self) -> str:
+        return f"SentencePiece({self.model_file!r}, num_sentinels={self.num_sentinels})"
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._processor.encode(list(texts), num_threads=1)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        pieces, offsets = pieces_with_offsets(self._processor, text)
+        return [piece.id for piece in pieces], offsets
+
+    def decode(self, ids: Iterable[int]) -> str:
+        known = (token if 0 <= token < self.size else self.unk_id for token in text_ids(self, ids))
+        return self._processor.decode([token for token in known if token != self.pad_id])
+
+    def piece(self, token_id: int) -> str:
+        token = int(token_id)
+        return self._processor.id_to_piece(token) if 0 <= token < self.size else f"<id_{token}>"
+
+    def as_seqio(self) -> Any:
+        return import_seqio().SentencePieceVocabulary(self.model_file, extra_ids=self._num_added)
+
+    @property
+    def sentinels_were_added(self) -> bool:
+        """Whether the sentinels stand behind the model file's own pieces."""
+        return self._num_added > 0
+
+    @property
+    def model(self) -> bytes:
+        """The model file, without the sentinels that were added to its pieces."""
+        return self._model
+
+    def save(self, folder: str | os.PathLike) -> None:
+        write_whole(as_path(folder) / SENTENCEPIECE_FILE, self._model)
+        write_description(self, folder)
+
+
+def _sentinel_pieces(count: int) -> bytes:
+    """Returns the sentinels as serialised pieces, to be appended to a serialised model.
+
+    Appending to a protocol buffer adds to its repeated fields, so neither the protobuf library
+    nor its generated code is needed. Field 1 of a model is a piece: text (1), score (2), type (3).
+    """
+    pieces = b""
+    for index in reversed(range(count)):
+        text = f"▁<extra_id_{index}>".encode()
+        body = (
+            b"\x0a" + bytes([len(text)]) + text + b"\x15\0\0\0\0" + b"\x18\x04"
+        )  # 4: user defined
+        pieces += b"\x0a" + bytes([len(body)]) + body
+    return pieces
+
+
+def _count_sentinels(processor: Any) -> int:
+    """Returns how many sentinels, in T5's order, the model ends with."""
+    size, count = processor.get_piece_size(), 0
+    while count < size and processor.id_to_piece(size - 1 - count) == f"▁<extra_id_{count}>":
+        count += 1
+    return count
+
+
+def open_sentencepiece(model: bytes, name: str) -> Any:
+    """Returns SentencePiece's processor for a serialised model."""
+    import sentencepiece
+
+    try:
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(model)
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"{name} is not a SentencePiece model, or is damaged; restore it"
+        ) from error
+    return processor
+
+
+def pieces_with_offsets(processor: Any, text: str) -> tuple[list[Any], list[tuple[int, int]]]:
+    """Returns SentencePiece's pieces of a text, and the first and last character of each."""
+    # SentencePiece 0.2.2 renamed this, and counts bytes where it counted characters.
+    new = hasattr(processor, "encode_as_proto")
+    name = "encode_as_proto" if new else "encode_as_immutable_proto"
+    pieces, offsets, at = getattr(processor, name)(text).pieces, [], 0
+    for piece in pieces:
+        begin = text.find(piece.surface, at)
+        at = begin + len(piece.surface)
+        offsets.append((begin, at))
+    return list(pieces), offsets
