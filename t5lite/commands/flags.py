@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 from t5lite.errors import InputError
+from t5lite.inference.options import FLAGS
 
 
 def train(parser: argparse.ArgumentParser) -> None:
@@ -103,44 +104,17 @@ def infer(parser: argparse.ArgumentParser) -> None:
     _add_processes(parser)
 
 
-# Those of `interop.options.Options`; a test compares them. Absent where they are not given.
-OPTIONS: dict[str, tuple[type, str, str]] = {
-    "max_new_tokens": (int, "N", "most tokens of an answer, unless the model's files say (64)"),
-    "min_new_tokens": (int, "N", "tokens before which it cannot end"),
-    "temperature": (float, "T", "0 takes the likeliest token; above, tokens are drawn (0)"),
-    "top_k": (int, "K", "draw from the K likeliest tokens"),
-    "top_p": (float, "P", "draw from the likeliest tokens that together have this probability"),
-    "min_p": (float, "P", "draw from tokens at least this share as likely as the likeliest"),
-    "typical_p": (float, "P", "as --top_p, of the most typical tokens"),
-    "repetition_penalty": (float, "X", "above 1, makes tokens that are there already less likely"),
-    "no_repeat_ngram_size": (int, "N", "no N tokens in a row come twice, prompt included"),
-    "presence_penalty": (float, "X", "nats taken from tokens that the answer has already"),
-    "num_samples": (int, "N", "answers to each text: drawn ones, or a beam search's best (1)"),
-    "num_beams": (int, "N", "above 1, beam search, unless the model's files say (1)"),
-    "length_penalty": (float, "X", "of a beam search: power of the length, above 0 longer (1)"),
-    "early_stopping": (str, "WHEN", "of a beam search: yes, no or never (no)"),
-    "stop": (str, "TEXT", "ends an answer; repeatable. In bash a line's end is $'\\n'"),
-    "banned": (str, "TEXT", "a token that is never written; repeatable"),
-    "forced": (str, "TEXT", "what an answer begins with"),
-    "choices": (str, "TEXT", "a whole answer, of which one is written; repeatable"),
-    "turns": (int, "N", "of an encoder: steps in which gaps are filled, the surest first (1)"),
-    "seed": (int, "S", "of the draws (0)"),
-}
-EARLY_STOPPING = {"yes": True, "no": False, "never": None}
-_REPEATABLE = ("stop", "banned", "choices")
-
-
 def _add_answering(parser: argparse.ArgumentParser) -> None:
     """Declares what texts are made of, and how they are answered."""
-    for name, (kind, metavar, line) in OPTIONS.items():
+    for name, rule in FLAGS.items():
         parser.add_argument(
             f"--{name}",
-            type=kind,
-            metavar=metavar if name != "early_stopping" else None,
-            choices=tuple(EARLY_STOPPING) if name == "early_stopping" else None,
-            action="append" if name in _REPEATABLE else "store",
+            type=rule.parse,
+            metavar=None if rule.names else rule.metavar,
+            choices=tuple(rule.names) or None,
+            action="append" if rule.repeatable else "store",
             default=argparse.SUPPRESS,
-            help=line,
+            help=rule.help,
         )
     parser.add_argument(
         "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.batch_job import Job, Lines, check_row, lines_of, part_name, shard_of, write
 from t5lite.commands.examples import check_output, is_table
-from t5lite.commands.flags import OPTIONS
 from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
 from t5lite.commands.resumable import Resumable
 from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError, unknown
+from t5lite.inference.options import FLAGS
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             "step": model.step,
             "examples": prompts.made_of,
             **{name: getattr(arguments, name) for name in flags},
-            **{name: getattr(options, name) for name in OPTIONS},
+            **{name: getattr(options, name) for name in FLAGS},
             "prompt": arguments.prompt or source.prompt,
             "template": arguments.template or (model.inputs.template if rows else None),
         },
@@ -207,8 +207,8 @@ class Reader:
         if not isinstance(own, dict) or (template is not None and "options" in template.slots):
             return self.options
         for name in own:
-            if name not in OPTIONS:
-                raise unknown("option", name, OPTIONS)
+            if name not in FLAGS:
+                raise unknown("option", name, FLAGS)
         return self.generator.options({**self.chosen, **own})
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.examples import data_file
-from t5lite.commands.flags import EARLY_STOPPING, OPTIONS
 from t5lite.data.files.columns import Text
 from t5lite.data.files.index import Hashes, hash_of, scan
 from t5lite.data.files.readers import Line, Row
@@ -18,6 +17,7 @@ from t5lite.data.files.source import Shots, most_shots
 from t5lite.data.files.templates import SHOTS, Template
 from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError
+from t5lite.inference.options import FLAGS, from_words
 
 if TYPE_CHECKING:
     from t5lite.inference.generation import Generator
@@ -141,11 +141,8 @@ def _with_shots(template: Template, path: str, count: int) -> Prompts:
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options of `interop.options.Options` that the command line gives, by name."""
-    found = {name: value for name, value in vars(arguments).items() if name in OPTIONS}
-    if "early_stopping" in found:
-        found["early_stopping"] = EARLY_STOPPING[found["early_stopping"]]
-    return found
+    """Returns the generation options of the command line, by name."""
+    return from_words({name: value for name, value in vars(arguments).items() if name in FLAGS})
 
 
 def open_generator(

@@ -7,12 +7,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.flags import OPTIONS
 from t5lite.commands.generate import show
 from t5lite.commands.prompts import Prompts
 from t5lite.data.files.readers import Line
 from t5lite.errors import InputError, unknown
-from t5lite.inference.options import Options
+from t5lite.inference.options import FLAGS, Options
 
 if TYPE_CHECKING:
     from t5lite.inference.generation import Generator
@@ -106,12 +105,12 @@ def command(
         print(HELP)
     elif name == "/options":
         options = options_of(chosen)
-        for option in OPTIONS:
+        for option in FLAGS:
             print(f"{'*' if option in chosen else ' '} {option} = {getattr(options, option)!r}")
     elif name == "/set" and rest:
         option, *value = rest
-        if option not in OPTIONS:
-            raise unknown("option", option, OPTIONS)
+        if option not in FLAGS:
+            raise unknown("option", option, FLAGS)
         others = {key: value for key, value in chosen.items() if key != option}
         return others | ({option: _value(value[0])} if value else {})
     elif name == "/set":

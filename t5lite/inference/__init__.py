@@ -1,12 +1,39 @@
-"""A trained model at work: it writes, predicts, scores and embeds; and a look inside it."""
+"""A trained model at work: it writes, predicts, scores and embeds; and a look inside it.
 
-from t5lite.inference.answers import answer, prompt_batch
-from t5lite.inference.embedding import nearest
-from t5lite.inference.inside import Inside, attention_maps, attribution
-from t5lite.inference.loaded import Loaded, load, place
-from t5lite.inference.predictions import Answers, AnswerSpan, Classes, Numbers, Tagged, TagSpan
-from t5lite.inference.scoring import Score
+Names load when they are first used: the options table imports no JAX.
+"""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t5lite.inference.answers import answer, prompt_batch
+    from t5lite.inference.embedding import nearest
+    from t5lite.inference.inside import Inside, attention_maps, attribution
+    from t5lite.inference.loaded import Loaded, load, place
+    from t5lite.inference.options import Options
+    from t5lite.inference.predictions import Answers, AnswerSpan, Classes, Numbers, Tagged, TagSpan
+    from t5lite.inference.scoring import Score
+
+_HOME = {
+    "AnswerSpan": "predictions",
+    "Answers": "predictions",
+    "Classes": "predictions",
+    "Inside": "inside",
+    "Loaded": "loaded",
+    "Numbers": "predictions",
+    "Options": "options",
+    "Score": "scoring",
+    "TagSpan": "predictions",
+    "Tagged": "predictions",
+    "answer": "answers",
+    "attention_maps": "inside",
+    "attribution": "inside",
+    "load": "loaded",
+    "nearest": "embedding",
+    "place": "loaded",
+    "prompt_batch": "answers",
+}
 __all__ = [
     "AnswerSpan",
     "Answers",
@@ -14,6 +41,7 @@ __all__ = [
     "Inside",
     "Loaded",
     "Numbers",
+    "Options",
     "Score",
     "TagSpan",
     "Tagged",
@@ -25,3 +53,13 @@ __all__ = [
     "place",
     "prompt_batch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 't5lite.inference' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"t5lite.inference.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

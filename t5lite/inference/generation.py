@@ -25,7 +25,7 @@ from t5lite.inference.context import (
 from t5lite.inference.defaults import Rules, check_defaults, ignored, options_with, rules_of
 from t5lite.inference.finite import not_finite
 from t5lite.inference.gaps import encode, fill_in
-from t5lite.inference.options import Options
+from t5lite.inference.options import RULES, STATIC, Options
 from t5lite.inference.questions import Answer, Question, settings_of
 from t5lite.objectives import PROMPTS, Prompt, start_of
 from t5lite.objectives.masked_lm import mask_of
@@ -34,17 +34,6 @@ if TYPE_CHECKING:
     from t5lite.inference.loaded import Loaded
 
 __all__ = ["Answer", "Generator", "Question"]
-
-# Options that decide which function is compiled; rows of a batch have them in common.
-_STATIC = (
-    "num_samples",
-    "num_beams",
-    "early_stopping",
-    "logits_fn",
-    "turns",
-    "no_repeat_ngram_size",
-    "stop",
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,12 +215,9 @@ class Generator:
     ) -> tuple[tuple[int, ...], list[int], tuple[list[int], ...]]:
         """Returns a question's `banned`, `forced` and `choices`, as they stand behind a text."""
         if self.loaded.model.topology == "encoder":
-            meant = {"temperature", "top_k", "top_p", "min_p", "typical_p", "banned", "turns"}
-            meant |= {"max_new_tokens", "num_samples", "seed"}
-            for name in sorted(options.given() - meant):
-                raise InputError(
-                    f"{name} is for models that write from left to right: leave it out"
-                )
+            for name in sorted(options.changed()):
+                if not RULES[name].encoder:
+                    raise InputError(f"{name} is not supported by encoders, which only fill masks")
         for stop in options.stop:
             self._check_stop(stop)
         banned = tuple(self._banned(each) for each in options.banned)
@@ -417,7 +403,7 @@ class Generator:
         kinds: dict[Any, list[int]] = {}
         for row, question in enumerate(questions):
             options = question.options
-            kind = tuple(getattr(options, name) for name in _STATIC)
+            kind = tuple(getattr(options, name) for name in STATIC)
             # Rows with and without choices, or with and without draws, cannot share a batch.
             kind += (bool(options.choices), options.temperature > 0)
             kinds.setdefault(kind, []).append(row)
@@ -580,7 +566,7 @@ class Generator:
                 (tokens == mask_id) & (segments > 0),
                 settings,
                 seeds if options.temperature else None,
-                np.int32(options.turns),
+                np.int32(options.refinement_steps),
             )
         )
         frame, answers = vocabulary.frame, []

@@ -1,4 +1,7 @@
-"""The options of `generate`: what they may be, and which of them exclude each other."""
+"""The generation options: one table, from which checks, command-line flags and docs are made.
+
+Imports no JAX, so that `--help` answers at once.
+"""
 
 import dataclasses
 import math
@@ -6,164 +9,291 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from t5lite.decoding import LogitsFn
 from t5lite.errors import InputError, unknown
 
+_NUMBER = "a number"
 
-def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
-    return (
-        lambda value: isinstance(value, int | np.integer) and bool(least <= value < 2**31),
-        f"a whole number of at least {least}, and below 2**31",
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What one option means, which values it takes, and how it is presented.
+
+    Args:
+      help: for a person, with the default in parentheses.
+      metavar: placeholder of its value; None where the option is no flag.
+      kind: of a value: int, float, str or bool.
+      allowed: whether a number is in range; None for other kinds.
+      words: the range, for the error: "must be …".
+      names: the values by the words that a command line uses; {} where it takes the value itself.
+      repeatable: whether the value is a list.
+      weighted: whether its items carry a number each, `TOKEN=NUMBER`.
+      static: whether requests of one batch must agree on it, as it shapes the compiled function.
+      neutral: the value that switches the option off, in a batch where another request sets it.
+      needs: another option without which this one has no effect.
+      encoder: whether it applies to filling an encoder's mask tokens as well.
+    """
+
+    help: str
+    metavar: str | None = None
+    kind: type = float
+    allowed: Callable[[Any], bool] | None = None
+    words: str = _NUMBER
+    names: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    repeatable: bool = False
+    weighted: bool = False
+    static: bool = False
+    neutral: Any = None
+    needs: str | None = None
+    encoder: bool = False
+
+    @property
+    def parse(self) -> Callable[[str], Any]:
+        """The function from a command line's word to the value; its ValueError refuses the word."""
+        return token_and_number if self.weighted else str if self.names else self.kind
+
+
+def token_and_number(text: str) -> tuple[str, float]:
+    """Returns the parts of `TOKEN=NUMBER`."""
+    token, equals, number = text.rpartition("=")
+    if not (equals and token):
+        raise ValueError(text)
+    return token, float(number)
+
+
+def _option(default: Any, help: str, metavar: str | None = None, **rule: Any) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"rule": Rule(help=help, metavar=metavar, **rule)}
     )
 
 
-def _share(*, zero: bool) -> tuple[Callable[[Any], bool], str]:
-    return (
-        lambda value: (value >= 0 if zero else value > 0) and value <= 1,
-        f"in {'[' if zero else '('}0, 1]",
+def _integer(default: int | None, least: int, help: str, metavar: str = "N", **rule: Any) -> Any:
+    def allowed(value: Any) -> bool:
+        return isinstance(value, numbers.Integral) and least <= int(value) < 2**31
+
+    words = f"a whole number of at least {least}, and below 2**31"
+    return _option(default, help, metavar, kind=int, allowed=allowed, words=words, **rule)
+
+
+def _share(help: str, *, zero: bool = False, **rule: Any) -> Any:
+    """Returns the field of a probability in (0, 1], or [0, 1]."""
+
+    def allowed(value: Any) -> bool:
+        return (value >= 0 if zero else value > 0) and value <= 1
+
+    words = f"in {'[' if zero else '('}0, 1]"
+    return _option(
+        None, help, "P", allowed=allowed, words=words, needs="temperature", encoder=True, **rule
     )
+
+
+def _number(default: float | None, help: str, metavar: str = "X", **rule: Any) -> Any:
+    return _option(default, help, metavar, **{"allowed": lambda value: True, **rule})
+
+
+def _texts(help: str, **rule: Any) -> Any:
+    return _option((), help, "TEXT", kind=str, repeatable=True, **rule)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How one text is answered.
+    """How one request is answered; each field's metadata holds its `Rule`.
 
-    Args:
-      max_new_tokens: most tokens of an answer, its EOS included.
-      min_new_tokens: tokens before which it cannot end.
-      temperature: 0 is greedy; above, tokens are drawn from softmax(logits / temperature).
-      top_k: draws from the likeliest so many tokens only; see `decoding.Sampling` for this and the
-        three below, which need a temperature.
-      top_p: from the likeliest tokens that together have this probability, in (0, 1].
-      min_p: from tokens at least this share as probable as the likeliest, in [0, 1].
-      typical_p: from the most typical tokens that together have this probability, in (0, 1].
-      repetition_penalty: above 1, what makes tokens of the prompt and the answer less likely.
-      no_repeat_ngram_size: no so many tokens of the prompt and the answer come twice in a row.
-      presence_penalty: in nats, taken from the logits of tokens that the answer has already.
-      num_samples: answers for each text: drawn ones, or the best of a beam search.
-      num_beams: above 1, of a beam search; see `decoding.beam_search`.
-      length_penalty: of a beam search: the power of the length that sums are divided by.
-      early_stopping: of a beam search: see there.
-      stop: texts that end an answer, wherever its tokens begin and end; it then holds what is
-        before the first of them.
-      banned: tokens that are never written: texts that are one token, or ids.
-      forced: what an answer begins with, in the tokens that it has behind the text.
-      choices: whole answers, of which one is written, in the tokens that they have there.
-      turns: of a masked language model: in how many steps gaps are filled, the surest first.
-      logits_fn: a rule of your own about the next token's logits; see `decoding.Settings`.
-      seed: of the draws; an answer depends on it, and on the text's number among the texts.
+    `docs/generation_options.md` lists them, from the same table.
+
+    Raises:
+      InputError: a value out of range, or two options that contradict each other.
     """
 
-    max_new_tokens: int = 64
-    min_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    presence_penalty: float | None = None
-    num_samples: int = 1
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | None = False
-    stop: tuple[str, ...] = ()
-    banned: tuple[str | int, ...] = ()
-    forced: str | None = None
-    choices: tuple[str, ...] = ()
-    turns: int = 1
-    logits_fn: LogitsFn | None = None
-    seed: int = 0
+    max_new_tokens: int = _integer(
+        64,
+        1,
+        "most tokens of a response, EOS included (the model's generation_config.json, else 64)",
+        encoder=True,
+    )
+    min_new_tokens: int | None = _integer(
+        None, 0, "tokens before which a response cannot end", neutral=0
+    )
+    temperature: float = _number(
+        0.0,
+        "0 is greedy; above, tokens are drawn from softmax(logits / T) (0)",
+        "T",
+        allowed=lambda value: value >= 0,
+        words="0 (greedy) or above",
+        neutral=0.0,
+        encoder=True,
+    )
+    top_k: int | None = _integer(
+        None,
+        1,
+        "draw from the K most probable tokens",
+        "K",
+        neutral=0,
+        needs="temperature",
+        encoder=True,
+    )
+    top_p: float | None = _share(
+        "draw from the most probable tokens whose probabilities sum to P", neutral=1.0
+    )
+    min_p: float | None = _share(
+        "draw from tokens at least P times as probable as the most probable one",
+        zero=True,
+        neutral=0.0,
+    )
+    typical_p: float | None = _share(
+        "draw from the most typical tokens whose probabilities sum to P", neutral=1.0
+    )
+    repetition_penalty: float | None = _number(
+        None,
+        "above 1, divides the logits of tokens of the prompt and the response",
+        allowed=lambda value: value > 0,
+        words="above 0; 1 is none",
+        neutral=1.0,
+    )
+    no_repeat_ngram_size: int | None = _integer(
+        None, 1, "no N-gram of the prompt and the response occurs twice", static=True
+    )
+    presence_penalty: float | None = _number(
+        None, "subtracted from the logits of tokens that the response has", neutral=0.0
+    )
+    num_samples: int = _integer(
+        1,
+        1,
+        "responses to each text: samples, or the best of a beam search (1)",
+        static=True,
+        encoder=True,
+    )
+    num_beams: int = _integer(
+        1, 1, "above 1, beam search (the model's generation_config.json, else 1)", static=True
+    )
+    length_penalty: float = _number(
+        1.0,
+        "beam search: sums are divided by length**X; above 0 favours longer responses (1)",
+        needs="num_beams",
+    )
+    early_stopping: bool | None = _option(
+        False,
+        "beam search: stop at num_beams finished responses (yes), when no better one is likely "
+        "(no), or possible (never) (no)",
+        "WHEN",
+        kind=bool,
+        names={"yes": True, "no": False, "never": None},
+        words="True, False or None",
+        static=True,
+        needs="num_beams",
+    )
+    stop: tuple[str, ...] = _texts(
+        "ends a response, and is left out of its text; repeatable. A newline in bash: $'\\n'",
+        static=True,
+    )
+    banned: tuple[str | int, ...] = _texts(
+        "a token that is never written, as text (in Python also an id); repeatable", encoder=True
+    )
+    forced: str | None = _option(None, "text that a response begins with", "TEXT", kind=str)
+    choices: tuple[str, ...] = _texts("a whole response, one of which is written; repeatable")
+    refinement_steps: int = _integer(
+        1,
+        1,
+        "encoders: mask-predict iterations, most confident tokens first (1)",
+        static=True,
+        encoder=True,
+    )
+    logits_fn: Callable[..., Any] | None = _option(
+        None,
+        "Python only: `(logits [rows, vocab], written) -> logits`, after all constraints",
+        static=True,
+    )
+    seed: int = _integer(0, 0, "of the samples (0)", "S", encoder=True)
 
     def __post_init__(self) -> None:
-        for name, (allowed, words) in _NUMBERS.items():
+        for name, rule in RULES.items():
             value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
+            if value is None and DEFAULTS[name] is None:
                 continue
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and allowed(value)):
-                raise InputError(f"{name} = {value!r}: must be {words}")
-        for name in _LISTS:
-            value = getattr(self, name)
-            if isinstance(value, str):
-                value = (value,)
-            kinds = (str, int) if name == "banned" else (str,)
-            if not isinstance(value, list | tuple) or not all(
-                isinstance(each, kinds) and each != "" for each in value
-            ):
-                raise InputError(f"{name} = {value!r}: must be a list of texts, none of them empty")
-            object.__setattr__(self, name, tuple(value))
-        if self.early_stopping not in (True, False, None):
-            raise InputError(
-                f"early_stopping = {self.early_stopping!r}: must be True, False or None"
-            )
-        if self.forced is not None and (not isinstance(self.forced, str) or not self.forced):
-            raise InputError(f"forced = {self.forced!r}: must be a text, and not empty")
+            object.__setattr__(self, name, _checked(name, value, rule))
         self._check_together()
 
     def _check_together(self) -> None:
         least = self.min_new_tokens
         if least is not None and least > self.max_new_tokens:
             raise InputError(
-                f"min_new_tokens = {least} is more than max_new_tokens = {self.max_new_tokens}"
+                f"min_new_tokens = {least} is more than max_new_tokens = {self.max_new_tokens}",
+                field="Options.min_new_tokens",
             )
-        if self.temperature == 0:
-            for name in ("top_k", "top_p", "min_p", "typical_p"):
-                if getattr(self, name) is not None:
-                    raise InputError(
-                        f"{name} = {getattr(self, name)}: nothing is drawn at temperature = 0; set "
-                        "a temperature, such as 1.0"
-                    )
-            if self.num_samples > self.num_beams:
-                raise InputError(
-                    f"num_samples = {self.num_samples}: without a temperature answers are equal; "
-                    "set one, or num_beams to at least as many"
-                )
-        elif self.num_beams > 1:
+        if self.temperature > 0 and self.num_beams > 1:
             raise InputError(
-                f"temperature = {self.temperature} and num_beams = {self.num_beams}: a beam search "
-                "draws nothing; leave one out"
+                f"temperature = {self.temperature} and num_beams = {self.num_beams}: beam search "
+                "draws no samples; leave one out",
+                field="Options.temperature",
             )
-        if self.num_beams == 1:
-            for name in ("length_penalty", "early_stopping"):
-                if getattr(self, name) != getattr(Options, name):
-                    raise InputError(f"{name} is for a beam search: set num_beams")
+        without = {"temperature": self.temperature == 0, "num_beams": self.num_beams == 1}
+        remedies = {"temperature": "temperature, such as 1.0", "num_beams": "num_beams above 1"}
+        for name in sorted(self.changed(), key=[*RULES].index):
+            needed = RULES[name].needs
+            if needed is not None and without[needed]:
+                raise InputError(
+                    f"{name} = {getattr(self, name)!r}: has no effect without {needed}; set "
+                    f"{remedies[needed]}, or leave {name} out",
+                    field=f"Options.{name}",
+                )
+        if self.temperature == 0 and self.num_samples > self.num_beams:
+            raise InputError(
+                f"num_samples = {self.num_samples}: greedy samples are equal; set temperature, or "
+                "num_beams to at least as many",
+                field="Options.num_samples",
+            )
         if self.choices and self.forced is not None:
-            raise InputError("choices and forced: one of them says what is written; leave one out")
+            raise InputError(
+                "choices and forced: both determine the response; leave one out",
+                field="Options.choices",
+            )
 
-    def given(self) -> frozenset[str]:
-        """Returns the names of those that are not what they are by default."""
+    def changed(self) -> frozenset[str]:
+        """Returns the names of the options that differ from their defaults."""
         return frozenset(
-            field.name
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
+            name for name, default in DEFAULTS.items() if getattr(self, name) != default
         )
 
 
-_NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": _whole(1),
-    "min_new_tokens": _whole(0),
-    "temperature": (lambda value: value >= 0, "0 (greedy) or above"),
-    "top_k": _whole(1),
-    "top_p": _share(zero=False),
-    "min_p": _share(zero=True),
-    "typical_p": _share(zero=False),
-    "repetition_penalty": (lambda value: value > 0, "above 0; 1 is none"),
-    "no_repeat_ngram_size": _whole(1),
-    "presence_penalty": (lambda value: True, "a number"),
-    "num_samples": _whole(1),
-    "num_beams": _whole(1),
-    "length_penalty": (lambda value: True, "a number"),
-    "turns": _whole(1),
-    "seed": _whole(0),
-}
-_OPTIONAL = {
-    field.name for field in dataclasses.fields(Options) if field.default is None
-}  # None where there is none
-_LISTS = ("stop", "banned", "choices")
+RULES: dict[str, Rule] = {f.name: f.metadata["rule"] for f in dataclasses.fields(Options)}
+"""The rule of each option, in the order of the fields."""
+FLAGS = {name: rule for name, rule in RULES.items() if rule.metavar is not None}
+"""The rules of those that a command line, or a row of a file, can set."""
+STATIC = tuple(name for name, rule in RULES.items() if rule.static)
+"""Names of the options that requests of one batch agree on."""
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Options)}
+
+
+def _checked(name: str, value: Any, rule: Rule) -> Any:
+    """Returns an option's value, lists as tuples.
+
+    Raises:
+      InputError: it is out of range, or of another type.
+    """
+    if rule.repeatable:
+        good, value = _items(name, value)
+        words = "a list of texts, none of them empty"
+    elif rule.allowed is not None:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        good, words = number and math.isfinite(value) and rule.allowed(value), rule.words
+    elif rule.names:
+        good, words = any(value is one for one in rule.names.values()), rule.words
+    elif rule.kind is str:
+        good, words = isinstance(value, str) and value != "", "a text, and not empty"
+    else:
+        good, words = callable(value), "a function of logits and what is written"
+    if not good:
+        raise InputError(f"{name} = {value!r}: must be {words}", field=f"Options.{name}")
+    return value
+
+
+def _items(name: str, value: Any) -> tuple[bool, Any]:
+    if isinstance(value, str):
+        value = (value,)
+    kinds = (str, int) if name == "banned" else (str,)
+    good = isinstance(value, list | tuple) and all(
+        isinstance(item, kinds) and item != "" for item in value
+    )
+    return good, tuple(value) if good else value
 
 
 def options_of(
@@ -174,9 +304,9 @@ def options_of(
     """Returns the options of each of `count` texts.
 
     Args:
-      values: by name; a list has one for each text, and a list of texts is for all of them.
+      values: by name; a list has a value for each text, and a list of texts holds for all.
       count: of the texts.
-      make: makes the options of a text, given those that are chosen for it.
+      make: makes the options of one text from its values.
 
     Raises:
       InputError: an unknown name, a list of another length, or a value out of range.
@@ -186,8 +316,9 @@ def options_of(
     apart: dict[str, Sequence[Any]] = {}
     for name, value in values.items():
         listed = isinstance(value, list | tuple)
-        if name in _LISTS:  # a list of lists is one for each
-            listed = listed and len(value) > 0 and all(isinstance(x, list | tuple) for x in value)
+        if RULES[name].repeatable:  # a list of lists has one for each text
+            inner = Mapping if RULES[name].weighted else list | tuple
+            listed = listed and len(value) > 0 and all(isinstance(item, inner) for item in value)
         if not listed:
             shared[name] = value
         elif len(value) != count:
@@ -204,7 +335,24 @@ def options_of(
 
 def check_names(values: Mapping[str, Any]) -> None:
     """Raises an InputError at a name that is no option."""
-    names = [field.name for field in dataclasses.fields(Options)]
     for name in values:
-        if name not in names:
-            raise unknown("option", name, names)
+        if name not in RULES:
+            raise unknown("option", name, RULES)
+
+
+def from_words(words: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options by name from a command line's values, as `Rule.parse` returned them."""
+    chosen: dict[str, Any] = {}
+    for name, value in words.items():
+        rule = FLAGS[name]
+        chosen[name] = rule.names[value] if rule.names else dict(value) if rule.weighted else value
+    return chosen
+
+
+def table() -> str:
+    """Returns the options as a Markdown table, for the documentation."""
+    lines = ["| option | default | meaning |", "|---|---|---|"]
+    for name, rule in RULES.items():
+        default = "" if DEFAULTS[name] in (None, ()) else f"`{DEFAULTS[name]!r}`"
+        lines.append(f"| `{name}` | {default} | {rule.help.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"

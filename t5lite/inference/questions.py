@@ -8,18 +8,7 @@ import numpy as np
 from t5lite.decoding import Constraints, Sampling, Settings, Stops, pack_sequences
 from t5lite.inference.batching import power_of_two
 from t5lite.inference.defaults import Rules
-from t5lite.inference.options import Options
-
-# Those that a row may lack, and what then stands for none.
-_OFF = {
-    "min_new_tokens": 0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-}
+from t5lite.inference.options import RULES, Options
 
 
 class Answer(NamedTuple):
@@ -78,14 +67,14 @@ def settings_of(
       stops: of all the questions.
     """
     every = [each.options for each in questions]
-    given = frozenset[str]().union(*(options.given() for options in every))
+    given = frozenset[str]().union(*(options.changed() for options in every))
     row_of = np.repeat(np.minimum(np.arange(rows), len(questions) - 1), repeat)
 
     def numbers(name: str, dtype: Any) -> Any:
         if name not in given:
             return None
         values = [getattr(options, name) for options in every]
-        return np.asarray([_OFF.get(name) if v is None else v for v in values], dtype)[row_of]
+        return np.asarray([RULES[name].neutral if v is None else v for v in values], dtype)[row_of]
 
     forced = sequences([each.forced for each in questions])
     choices = None

@@ -2,11 +2,11 @@
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -23,7 +23,7 @@ from t5lite.commands import flags, session
 from t5lite.commands.prompts import given_options, prompts_of
 from t5lite.data.files.readers import Line
 from t5lite.errors import InputError
-from t5lite.inference.options import Options
+from t5lite.inference.options import DEFAULTS, FLAGS, RULES, Options, table
 from t5lite.main import main
 
 pytest.importorskip("tokenizers")
@@ -71,14 +71,23 @@ def parsed(verb, *arguments):
     return parser.parse_args(["--model_dir=d", *arguments])
 
 
-def test_every_option_has_a_flag_and_its_default_is_in_its_help():
-    fields = {field.name: field for field in dataclasses.fields(Options)}
-    assert set(fields) ^ set(flags.OPTIONS) == {"logits_fn"}
-    for name, (kind, _, line) in flags.OPTIONS.items():
-        default = fields[name].default
-        if kind is not str and default is not None:
-            assert line.endswith(f"({default:g})"), name
+@pytest.mark.parametrize("verb", ["generate", "infer"])
+def test_flags_are_the_options_table(verb):
+    parser = argparse.ArgumentParser()
+    getattr(flags, verb)(parser)
+    actions = {action.dest: action for action in parser._actions}
+    assert {*RULES} - {*actions} == {"logits_fn"}
+    for name, rule in FLAGS.items():
+        assert actions[name].help == rule.help
+        if rule.kind in (int, float) and DEFAULTS[name] is not None:
+            assert re.search(rf"\([^()]*\b{DEFAULTS[name]:g}\)$", rule.help), name
     assert given_options(parsed("generate")) == {}
+
+
+def test_the_documentation_is_the_options_table():
+    page = Path(__file__).parents[2] / "docs/reference/generation_options.md"
+    assert page.read_text().endswith(f"\n\n{table()}")
+    assert all(f"| `{name}` |" in table() for name in RULES)
 
 
 def test_options_are_what_the_flags_say():
@@ -267,7 +276,7 @@ def test_a_session_survives_mistakes(monkeypatch, capsys, loaded):
     expected = [
         "did you mean temperature",
         "temperature = 'hot': must be",
-        "top_k = 3: nothing is drawn",
+        "top_k = 3: has no effect without",
         "/set needs a name and a value",
         "unknown command '/quit'",
         "unknown option 'logits_fn'",
@@ -375,8 +384,8 @@ def test_a_real_terminal(folder):
         (["--max_new_tokens=0", "a"], b"", "--max_new_tokens = 0: must be"),
         (["--temperature=-1", "a"], b"", "--temperature = -1.0: must be 0"),
         (["--temprature=1", "a"], b"", "did you mean --temperature"),
-        (["--top_k=3", "a"], b"", "nothing is drawn at --temperature = 0"),
-        (["--num_beams=2", "--temperature=1", "a"], b"", "a beam search draws nothing"),
+        (["--top_k=3", "a"], b"", "has no effect without"),
+        (["--num_beams=2", "--temperature=1", "a"], b"", "beam search draws no samples"),
         (["--num_beams=2", "--draft=prompt", "a", "b"], b"", "a beam search takes no draft"),
         (["--banned=cat", "a", "b"], b"", "only single tokens can be banned"),
         (["--early_stopping=maybe", "a"], b"", "invalid choice: 'maybe'"),

@@ -418,7 +418,7 @@ def test_ids_of_a_task_must_fit(tmp_path):
         ([*flags(), "--shard=2/2"], "--shard=2/2: must be I/N"),
         ([*flags(), "--shard=1"], "--shard=1: must be I/N"),
         ([*flags(), "--split=train"], "--split is of a configuration's data"),
-        ([*flags(), "--temperature=1", "--num_beams=2"], "a beam search draws nothing"),
+        ([*flags(), "--temperature=1", "--num_beams=2"], "beam search draws no samples"),
         ([*flags(), "--stop=."], "stop '.': the vocabulary cannot express it"),
         ([*flags(), "--batch_size=0"], "--batch_size = 0: must be"),
         ([*flags(), "--draft_length=2"], "--draft_length is for --draft"),

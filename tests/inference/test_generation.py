@@ -172,7 +172,7 @@ def test_an_encoder_fills_its_gaps():
         assert found.startswith(kept[0])
         assert found.endswith(kept[-1])
         assert gap not in found
-    one_by_one = loaded.answers(texts, turns=3)
+    one_by_one = loaded.answers(texts, refinement_steps=3)
     assert [len(each[0].tokens) for each in one_by_one] == [
         len(VOCABULARY.frame(VOCABULARY.encode(text.replace(gap, "x")))) for text in texts
     ]
@@ -218,12 +218,15 @@ def test_the_example_of_the_documentation_runs(writers, monkeypatch, capsys):
     ("options", "expected"),
     [
         ({"temprature": 1.0}, "did you mean.*temperature"),
-        ({"top_k": 5}, "top_k = 5: nothing is drawn at temperature = 0"),
+        (
+            {"top_k": 5},
+            "top_k = 5: has no effect without temperature; set temperature",
+        ),
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p = 0.0: must be in \(0, 1\]"),
         ({"temperature": 1.0, "top_k": 0}, "top_k = 0: must be a whole number of at least 1"),
-        ({"temperature": 1.0, "num_beams": 2}, "a beam search draws nothing; leave one out"),
-        ({"num_samples": 2}, "num_samples = 2: without a temperature answers are equal"),
-        ({"length_penalty": 2.0}, "length_penalty is for a beam search: set num_beams"),
+        ({"temperature": 1.0, "num_beams": 2}, "beam search draws no samples; leave one out"),
+        ({"num_samples": 2}, "num_samples = 2: greedy samples are equal"),
+        ({"length_penalty": 2.0}, "length_penalty = 2.0: has no effect without num_beams; set"),
         ({"num_beams": 500}, "num_beams = 500: the vocabulary has 384"),
         ({"min_new_tokens": 99}, "min_new_tokens = 99 is more than max_new_tokens = 12"),
         ({"choices": ["a"], "forced": "b"}, "choices and forced"),
@@ -236,7 +239,7 @@ def test_the_example_of_the_documentation_runs(writers, monkeypatch, capsys):
         ({"draft": "promt"}, "draft = 'promt': must be a loaded model, or 'prompt'"),
         ({"draft": "prompt", "num_beams": 2}, "a beam search takes no draft"),
         ({"prompt": "inputz"}, "did you mean.*inputs"),
-        ({"turns": 0}, "turns = 0"),
+        ({"refinement_steps": 0}, "refinement_steps = 0"),
         ({"seed": -1}, "seed = -1"),
     ],
 )
@@ -267,7 +270,7 @@ def test_models_that_cannot(decoder):
     encoder = make("encoder")
     with pytest.raises(InputError, match=r"a text without a gap .*: write <extra_id_0> in it"):
         encoder.generate(["a cat"])
-    with pytest.raises(InputError, match="forced is for models that write from left to right"):
+    with pytest.raises(InputError, match="forced is not supported by encoders"):
         encoder.generate(["a <extra_id_0>"], forced="b")
     with pytest.raises(InputError, match="an encoder fills gaps, and needs no draft"):
         encoder.generate(["a <extra_id_0>"], draft="prompt")
