@@ -52,7 +52,7 @@ from load_memory import measure
 
 from t5lite.layers.kernels import KERNELS
 from t5lite.models import ComputeSpec, Model
-from t5lite.objectives import CausalLM, Seq2Seq, fit
+from t5lite.objectives import CausalLM, Seq2Seq, bind
 from t5lite.optimizers import AdamW
 from t5lite.training import build
 
@@ -317,7 +317,7 @@ def our_training(folder: Path, config: Named, batch: Batch) -> Named:
     inputs["decoder_loss_weights"] = jnp.ones(ids.shape, jnp.float32).at[:, -1].set(0.0)
     objective = (CausalLM if model.topology == "decoder" else Seq2Seq)(z_loss=0.0)
     placed: Any = {"layout": loaded.layout, "mesh": loaded.mesh}
-    program: Any = build(model, fit(objective, model), AdamW(1e-4), inputs, **placed)
+    program: Any = build(model, bind(objective, model), AdamW(1e-4), inputs, **placed)
     inputs = jax.device_put(inputs, {name: each.sharding for name, each in program.batch.items()})
     state = program.start_from(loaded.params, 0)
     step = program.step.lower(state, inputs).compile()

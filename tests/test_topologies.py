@@ -133,10 +133,10 @@ LEARNS = {
     "Classification": (of_class, 0.1),
     "Regression": (with_numbers, 0.1),
     "TokenLabels": (with_token_labels, 0.1),
-    "Spans": (with_answer, 0.1),
+    "AnswerSpans": (with_answer, 0.1),
     "Contrastive": (couple, 0.4),
 }
-UNDERSTANDING = ["Classification", "Regression", "TokenLabels", "Spans", "Contrastive"]
+UNDERSTANDING = ["Classification", "Regression", "TokenLabels", "AnswerSpans", "Contrastive"]
 FOR = {
     "encoder": ["MaskedLM", *UNDERSTANDING],
     "decoder": ["CausalLM", "PrefixLM", "Seq2Seq", "SpanCorruption", *UNDERSTANDING],
@@ -152,7 +152,7 @@ def data_of(name, **options):
 
 
 def fitted(topology, name):
-    return objectives.fit(getattr(objectives, name)(), model_of(topology))
+    return objectives.bind(getattr(objectives, name)(), model_of(topology))
 
 
 @pytest.mark.parametrize(("topology", "name"), VALID)
@@ -207,7 +207,7 @@ def test_a_missing_head_is_named_with_the_spec_to_add(name):
     objective = getattr(objectives, name)()
     others = tuple(head for head in HEADS if head.kind != objective.head)
     with pytest.raises(InputError, match=r"ModelSpec\.heads") as error:
-        objectives.fit(objective, models.Model(spec_of(topology, heads=others)))
+        objectives.bind(objective, models.Model(spec_of(topology, heads=others)))
     (spec,) = (type(head).__name__ for head in HEADS if head.kind == objective.head)
     assert f"layers.{spec}(" in str(error.value)
 
@@ -217,7 +217,7 @@ def test_a_decoder_sees_later_inputs_only_where_that_is_chosen(bidirectional):
     """By gradient: of the hidden state of each token with respect to each token's embedding."""
     model, params = model_of("decoder"), state_of("decoder").params
     chosen = {"bidirectional_inputs": True} if bidirectional else {}
-    objective = objectives.fit(objectives.Seq2Seq(**chosen), model)
+    objective = objectives.bind(objectives.Seq2Seq(**chosen), model)
     inputs, targets = np.arange(10, 16, dtype=np.int32), np.arange(20, 24, dtype=np.int32)
     row = objectives.join_pair({"inputs": inputs, "targets": targets})
     batch = objective.batch({name: values[None] for name, values in row.items()})

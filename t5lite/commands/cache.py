@@ -11,7 +11,7 @@ from t5lite.data.paths import as_path, check_folder
 from t5lite.data.tasks.cache import write_seqio_cache
 from t5lite.errors import InputError
 from t5lite.models import ComputeSpec, Model
-from t5lite.objectives import fit
+from t5lite.objectives import bind
 from t5lite.training import Checkpoints
 from t5lite.training.claims import claimed
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
         return
     checkpoints = given.get("checkpoints", Checkpoints())
     spec = spec_of(given.get("model"), checkpoints, given.get("model_dir", arguments.output))
-    objective = fit(given["objective"], Model(spec, ComputeSpec()))
+    objective = bind(given["objective"], Model(spec, ComputeSpec()))
     with claimed(claims, name=arguments.output), _Bars("rows") as bars:
         description = write_packed(
             given["data"],

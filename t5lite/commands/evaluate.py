@@ -23,7 +23,7 @@ from t5lite.inference import Loaded, load
 from t5lite.interop import locate
 from t5lite.interop.prompts import as_trained, read_prompts
 from t5lite.models import ComputeSpec, Model, ModelSpec, load_spec, named_spec
-from t5lite.objectives import fit
+from t5lite.objectives import bind
 from t5lite.parallel import Layout, check_batch, make_mesh
 from t5lite.text import metric_lines
 from t5lite.training import Callback, Checkpoints, Run, Stop, TrainState, process_shards
@@ -94,7 +94,7 @@ def evaluate(
     found = locate(choose(model_dir, checkpoint, checkpoints))
     spec = load_spec(found.home / "model.json") if model is None else named_spec(model)
     the_model = Model(spec, compute)
-    objective = fit(objective, the_model)
+    objective = bind(objective, the_model)
     labels = load_labels(found.home)
     data = data.with_labels(labels)
     prompts = read_prompts(found.home, data.vocabulary(), topology=spec.topology)

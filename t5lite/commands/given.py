@@ -13,7 +13,7 @@ from t5lite.commands.start import spec_of
 from t5lite.commands.train import step_flops, token_lengths, train
 from t5lite.errors import InputError
 from t5lite.models import Model
-from t5lite.objectives import fit
+from t5lite.objectives import bind
 from t5lite.training import Program, build
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def given_by(configuration: "Configuration", changes: Mapping[str, Any]) -> Simp
             )
         given.spec = spec_of(given.model, given.checkpoints, given.model_dir)
         given.model = Model(given.spec, given.compute)
-        given.objective = fit(given.objective, given.model)
+        given.objective = bind(given.objective, given.model)
     except InputError as error:
         place = configuration.source.place_of("train", error)
         raise InputError(f"{place}: {error}" if place else str(error)) from error

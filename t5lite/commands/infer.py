@@ -138,7 +138,7 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
     from t5lite.interop import open_model
     from t5lite.interop.prompts import as_trained
     from t5lite.models import Model, named_spec
-    from t5lite.objectives import fit
+    from t5lite.objectives import bind
 
     bound = configuration.bindings_of(train)
     for name in ("objective", "data", *([] if arguments.model_dir else ["model_dir"])):
@@ -147,7 +147,7 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
     model_dir, data = arguments.model_dir or bound["model_dir"], bound["data"]
     model = open_model(model_dir)
     spec = named_spec(bound.get("model") or model.spec)
-    objective = as_trained(fit(bound["objective"], Model(spec)), model.prompts)
+    objective = as_trained(bind(bound["objective"], Model(spec)), model.prompts)
     vocabulary, split = data.vocabulary(), arguments.split or "validation"
     if spec.topology == "encoder" or vocabulary is None:
         raise InputError(

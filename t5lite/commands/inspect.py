@@ -26,7 +26,7 @@ from t5lite.data.paths import check_folder
 from t5lite.errors import InputError
 from t5lite.interop.huggingface import export_note
 from t5lite.models import PRESETS, Model, ModelSpec, differences
-from t5lite.objectives import fit
+from t5lite.objectives import bind
 from t5lite.parallel import MESH_AXES, Layout, make_mesh
 from t5lite.text import shorten, titled, wrapped
 from t5lite.training import Duration, Run, Update, build
@@ -79,7 +79,7 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
     given.model = spec = spec_of(given.model, given.checkpoints, given.model_dir)
     mesh = _abstract_mesh(given.layout)
     model = Model(spec, given.compute)
-    given.objective = fit(given.objective, model)
+    given.objective = bind(given.objective, model)
     program = build(
         model,
         given.objective,

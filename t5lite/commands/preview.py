@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,13 +133,12 @@ def _spread(data: Any, objective: Any, *, split: str, count: int, seed: int) -> 
 
 def _texts(examples: Sequence[Example], objective: Any, data: Any) -> list[list[str]]:
     """Returns what the objective shows of each example, or each of its features."""
-    show: Callable | None = getattr(objective, "show", None)
     vocabulary = data.vocabulary()
-    if show is None or vocabulary is None:
+    if vocabulary is None:
         return [[readable(ids, vocabulary) for ids in each.values()] for each in examples]
     names = data.labels().get("labels") if "labels" in objective.features else None
     options = {"names": names} if names else {}
-    return [show(example, vocabulary, **options) for example in examples]
+    return [objective.show(example, vocabulary, **options) for example in examples]
 
 
 def balance_lines(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:

@@ -36,7 +36,7 @@ def end_text(
 
 def _use(folder: str, model: Model, objective: Any, vocabulary: Any) -> str:
     """Returns the command that puts a trained head to use."""
-    head = getattr(objective, "head", "lm")
+    head = objective.head or "lm"
     if head == "embedding":
         return f't5lite embed --model_dir={folder} "a text" "another text"'
     if head != "lm":

@@ -159,7 +159,7 @@ def plan_start(
         heading = f"{_FIELD}: the parameters of {found.where} do not fit the model:"
         text = "\n".join([heading, *lines[:2], *more, _advice(wanted, theirs)])
         raise InputError(text, field=_FIELD)
-    head = model.heads.get(getattr(objective, "head", ""))
+    head = model.heads.get(objective.head)
     if head is not None and any(name.startswith(f"{head.kind}_head/") for name in sources):
         where = f"{found.where}, whose {head.kind} head is restored"
         check_labels(data.labels(), found.labels, where=where)

@@ -40,7 +40,7 @@ from t5lite.models import (
     ModelSpec,
     forward_flops,
 )
-from t5lite.objectives import fit
+from t5lite.objectives import bind
 from t5lite.parallel import Layout, gather, make_mesh, noted
 from t5lite.reporting import JsonLines, Meter, Progress, Report, TensorBoard, Writer, peak_flops
 from t5lite.training import (
@@ -152,7 +152,7 @@ def train(
     spec = spec_of(model, checkpoints, folder)
     duration = Duration(steps, tokens, epochs)
     the_model, mesh = Model(spec, compute), make_mesh(layout)
-    objective = fit(objective, the_model)
+    objective = bind(objective, the_model)
     start = accept(
         folder,
         the_model,
@@ -355,7 +355,7 @@ def check(
             f'embeddings; override the model with {{"vocab": {-(-vocabulary.size // 128) * 128}}}'
         )
     model.check(data.batch_shapes(objective))
-    head = model.heads.get(getattr(objective, "head", ""))
+    head = model.heads.get(objective.head)
     num_classes = len(data.labels().get("labels", ()))  # of other features the head says nothing
     for field in ("num_classes", "num_labels"):
         if getattr(head, field, num_classes) < num_classes:
@@ -390,7 +390,7 @@ def step_flops(spec: ModelSpec, objective: Any, batch: Mapping[str, Any]) -> flo
     }
     # What belongs to neither stack is another text for the only one, read by itself.
     other_lengths = [lengths.pop(name) for name in [*lengths] if name not in _SIDES]
-    num_logits = None if getattr(objective, "head", "lm") == "lm" else 0
+    num_logits = None if (objective.head or "lm") == "lm" else 0
     if "encoder_target_positions" in batch:
         num_logits = batch["encoder_target_positions"].shape[1]
     forward = functools.partial(forward_flops, spec, num_logits=num_logits)

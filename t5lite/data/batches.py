@@ -234,7 +234,8 @@ def identity(objective: Any) -> dict[str, Any]:
             for field in dataclasses.fields(objective)
             if field.name not in loss_fields and getattr(objective, field.name) is not None
         }
-    return {"class": type(objective).__qualname__} | json.loads(json.dumps(fields, default=_text))
+    name = getattr(objective, "former_name", None) or type(objective).__qualname__
+    return {"class": name} | json.loads(json.dumps(fields, default=_text))
 
 
 def start_of(objective: Any) -> int | None:

@@ -12,6 +12,7 @@ from t5lite.errors import InputError
 from t5lite.evaluation.metrics import collect
 from t5lite.inference.batching import check_count
 from t5lite.parallel import gather
+from t5lite.training import random_streams
 
 _TERM = "term "  # sets a term's sums apart from a metric of the same name
 _MAX_EXPONENT = 700.0  # exp of more overflows
@@ -59,8 +60,11 @@ class HeldOut:
 
     def metric_names(self, run: Any) -> set[str]:
         """Returns the names of the metrics that it measures, without computing them."""
-        shapes = run.model.shapes(), run.data.batch_shapes(run.objective)
-        sums = run.jit(_sums(run.objective, run.model)).trace(*shapes).out_info
+        models = run.objective.reference_models
+        references = {name: models[name].shapes() for name in run.objective.references}
+        batch = run.data.batch_shapes(run.objective)
+        sums = run.jit(_sums(run.objective, run.model))
+        sums = sums.trace(run.model.shapes(), references, batch).out_info
         return {f"{self.prefix}/{name}" for name in _summary(dict.fromkeys(sums, 0.0))}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
@@ -80,13 +84,14 @@ class HeldOut:
             self._ready = _Ready(run, run.jit(_sums(run.objective, run.model)), batches)
         assert self._ready is not None
         params, ready = run.params(state), self._ready
+        references = run.references(state)
         num_batches = 0
 
         def measured() -> Iterator[Any]:
             nonlocal num_batches
             for batch in ready.batches:
                 num_batches += 1
-                yield ready.sums(params, run.place(batch))
+                yield ready.sums(params, references, run.place(batch))
 
         means = collect(measured())
         if first:
@@ -127,11 +132,14 @@ class _Ready(NamedTuple):
 
 
 def _sums(objective: Any, model: Any) -> Callable:
-    """Returns `(params, batch) -> {name: (sum, weight)}`, terms with their coefficient applied."""
+    """Returns `(params, references, batch) -> {name: (sum, weight)}`, coefficients applied."""
 
-    def sums(params: Any, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def sums(params: Any, references: Any, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
         weights = objective.weights(batch)
-        terms, metrics = objective.loss(model, params, batch, train=False)
+        rngs = random_streams(objective.streams, jax.random.key(0))
+        terms, metrics = objective.loss(
+            model, params, batch, frozen=references, rngs=rngs, train=False
+        )
         found = dict(metrics)
         for name, (total, coefficient) in terms.items():
             # A term without a weight is a batch's own value: average it over the batches.

@@ -56,7 +56,7 @@ class Samples:
         """Raises an InputError, before the first step, if there is nothing that writes text."""
         if run.model.topology == "encoder":
             raise InputError("Samples: an encoder cannot write; remove Samples from the callbacks")
-        if getattr(run.objective, "head", "lm") != "lm":
+        if (run.objective.head or "lm") != "lm":
             raise InputError(
                 f"Samples: {type(run.objective).__name__} does not train to write text; remove "
                 "Samples from the callbacks"

@@ -126,7 +126,7 @@ def _tasks(run: Any) -> list[MetricTask]:
 def _unfit(run: Any, task: MetricTask) -> str | None:
     """Returns why a model cannot answer a task's inputs; None if it can."""
     objective, name = run.objective, type(run.objective).__name__
-    if run.model.topology == "encoder" or getattr(objective, "head", "lm") != "lm":
+    if run.model.topology == "encoder" or (objective.head or "lm") != "lm":
         return "the model does not write text"
     if {*objective.features} != {"inputs", "targets"} or getattr(objective, "whole_texts", False):
         return f"{name} does not answer inputs; use Seq2Seq"

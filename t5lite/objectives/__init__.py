@@ -1,20 +1,15 @@
 """Objectives: what a model is trained to do. Each turns text into batches, and a batch into sums.
 
 `base` says what an objective is and how to write one; `token_cross_entropy`, `inputs_to_targets`
-and `understanding` are what kinds of them share; the other files are one objective each.
+and `head_objective` are what kinds of them share; the other files are one objective each.
 """
 
-from t5lite.objectives.answer_spans import Spans
-from t5lite.objectives.base import (
-    Adaptable,
-    Model,
-    Objective,
-    Vocabulary,
-    fit,
-)
+from t5lite.objectives.answer_spans import AnswerSpans
+from t5lite.objectives.base import Model, Objective, Vocabulary, bind
 from t5lite.objectives.causal_lm import CausalLM
 from t5lite.objectives.classification import Classification
 from t5lite.objectives.contrastive import Contrastive
+from t5lite.objectives.head_objective import HeadObjective
 from t5lite.objectives.inputs_to_targets import InputsToTargets
 from t5lite.objectives.losses import (
     TokenLosses,
@@ -37,15 +32,15 @@ from t5lite.objectives.seq2seq import Seq2Seq
 from t5lite.objectives.span_corruption import SpanCorruption, marked_text, merge, spans
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
 from t5lite.objectives.token_labels import TokenLabels
-from t5lite.objectives.understanding import Understanding
 
 __all__ = [
     "PROMPTS",
-    "Adaptable",
+    "AnswerSpans",
     "CausalLM",
     "Classification",
     "Contrastive",
     "Frames",
+    "HeadObjective",
     "InputsToTargets",
     "MaskedLM",
     "Model",
@@ -56,17 +51,15 @@ __all__ = [
     "Regression",
     "Seq2Seq",
     "SpanCorruption",
-    "Spans",
     "TokenCrossEntropy",
     "TokenLabels",
     "TokenLosses",
-    "Understanding",
     "Vocabulary",
+    "bind",
     "chunked_cross_entropy",
     "cross_entropy",
     "decoder_batch",
     "encoder_decoder_batch",
-    "fit",
     "frames_of",
     "join_pair",
     "marked_text",

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import Example, Model, Terms, Vocabulary, known
+from t5lite.objectives.base import NOTHING, Example, Model, Terms, Vocabulary, known
+from t5lite.objectives.head_objective import Batch, HeadObjective, existing, pair
 from t5lite.objectives.losses import cross_entropy
 from t5lite.objectives.span_corruption import Piece, join_pieces
-from t5lite.objectives.understanding import Batch, Understanding, existing, pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spans(Understanding):
+class AnswerSpans(HeadObjective):
     """Says where an answer begins and ends, from `labels` `[2]`: first and last token in `inputs`.
 
     (-1, -1) means that there is none, and so does an answer that is cut off. The model says so by
@@ -26,6 +26,7 @@ class Spans(Understanding):
     """
 
     head: ClassVar[str] = "spans"
+    former_name: ClassVar[str] = "Spans"  # in the data positions of earlier versions
 
     def num_labels(self, lengths: Mapping[str, int]) -> int:
         return 2
@@ -49,8 +50,8 @@ class Spans(Understanding):
             labels = self.labels_of(example).astype(np.int32)
             if labels.shape != (2,) or labels[0] > labels[1]:
                 raise InputError(
-                    f"Spans: an example has the labels {labels.tolist()}: they must be the first "
-                    "and the last token of the answer in 'inputs', or (-1, -1)"
+                    f"AnswerSpans: an example has the labels {labels.tolist()}: they must be the "
+                    "first and the last token of the answer in 'inputs', or (-1, -1)"
                 )
             there = labels[0] >= 0 and labels[1] < inputs.size - frame.size
             places = labels + len(frame.before) + 1 if there else np.zeros_like(labels)
@@ -71,7 +72,14 @@ class Spans(Understanding):
         return {"spans": jnp.sum(batch["label_weights"])}
 
     def loss(
-        self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
+        self,
+        model: Model,
+        params: Any,
+        batch: Batch,
+        *,
+        frozen: Mapping[str, Any] = NOTHING,
+        rngs: Mapping[str, jax.Array] = NOTHING,
+        train: bool = False,
     ) -> tuple[Terms, Terms]:
         """Returns the cross entropy over places, the mean of start and end.
 

@@ -24,9 +24,8 @@ batches for encoder-decoders and for decoders, loss and its options are inherite
                     "targets": frames.targets(text, lengths["targets"]),
                 }
 
-and in a config `t5lite.train.objective = @mine.Deshuffling()`. An objective of another kind begins
-at `TokenCrossEntropy` (tokens), at `Understanding` (what a head says of a text), or at nothing: the
-protocol below is all that is asked for.
+and in a config `t5lite.train.objective = @mine.Deshuffling()`. An objective of another kind extends
+`TokenCrossEntropy` (tokens), `HeadObjective` (a head on an encoded text) or `Objective` itself.
 """
 
 import dataclasses
@@ -44,6 +43,7 @@ from t5lite.framing import Frame
 
 Example = Mapping[str, np.ndarray]
 Terms = dict[str, tuple[jax.Array, jax.Array]]
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Vocabulary(Protocol):
@@ -106,18 +106,53 @@ class Model(Protocol):
         """Returns what another head says, float32; `valid` `[batch, length]` bool: true tokens."""
 
 
-class Objective(Protocol):
-    """The contract between an objective, the data pipeline and the train step.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The contract between an objective, the data pipeline and the train step; the base of all.
 
-    What follows here may be missing, and is as said then: `row_lengths(lengths)` (the length of
-    each of `features`), `packable` (True), `whole_texts` (False), `joins_texts` (False),
-    `for_model(model)` (any model will do) and `show(example, vocabulary)`, the texts of a prepared
-    example that a person reads. `Adaptable` has all but the last.
+    Class attributes:
+      features: names of the arrays that are read from examples, each with a length.
+      head: the kind of head that is needed; None for none of its own.
+      packable: whether rows may hold several examples.
+      whole_texts: whether texts longer than a row are divided here, and must not be cut before.
+      joins_texts: whether an example may be made of several texts together.
+      like_lengths: whether rows that are not packed come in batches of like lengths.
+      min_rows: the fewest rows of a microbatch.
+      streams: names of the random streams that `loss` draws from.
+      refusals: the topologies that do not fit, and why: the reason, and what to do.
+      loss_fields: the fields that do not concern `prepare`: rows are cached whatever they are.
+
+    Attributes:
+      topology: of the model; set by `bind`.
+      start_id: what the decoder reads in front of every text, None for nothing; set by `bind` to
+        the model's own.
+      references: further models that the loss compares with, such as a teacher: folder or
+        Hugging Face name by name, opened as `checkpoints.initial_checkpoint_path` is, or "start"
+        for the parameters that the run starts from. They are not trained.
+      reference_models: the models of the references, by name; set by `bind`.
     """
 
-    @property
-    def features(self) -> tuple[str, ...]:
-        """The names of the arrays that it reads from examples, or that it prepares."""
+    features: ClassVar[tuple[str, ...]]
+    head: ClassVar[str | None] = None
+    packable: ClassVar[bool] = True
+    whole_texts: ClassVar[bool] = False
+    joins_texts: ClassVar[bool] = False
+    like_lengths: ClassVar[bool] = False
+    min_rows: ClassVar[int] = 1
+    streams: ClassVar[tuple[str, ...]] = ("dropout",)
+    refusals: ClassVar[Mapping[str, str]] = NOTHING
+    loss_fields: ClassVar[tuple[str, ...]] = ("start_id", "references", "reference_models")
+
+    topology: str = "encoder_decoder"
+    start_id: int | None = 0
+    references: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    reference_models: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, hash=False, repr=False
+    )
+
+    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
+        """Returns names and lengths of what `prepare` yields, from those of the features."""
+        return {name: feature_length(lengths, name) for name in self.features}
 
     def prepare(
         self,
@@ -141,6 +176,7 @@ class Objective(Protocol):
         Yields:
           One 1-D int32 array for each of `row_lengths(lengths)`, not empty and at most so long.
         """
+        raise NotImplementedError(f"{type(self).__name__}.prepare")
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Gives rows the names the model knows, on the host; works on rows of zeros too.
@@ -154,12 +190,15 @@ class Objective(Protocol):
         Returns:
           `[batch, ...]` int32 and float32 arrays under SeqIO's batch names.
         """
+        raise NotImplementedError(f"{type(self).__name__}.batch")
 
     def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns by how much each term's sum is divided, from the whole global batch, on device.
+        """Returns the divisor of each term's sum, from the whole global batch, on device.
 
         A term that is not named here is averaged over microbatches.
         """
+        del batch
+        return {}
 
     def loss(
         self,
@@ -167,7 +206,8 @@ class Objective(Protocol):
         params: Any,
         batch: Mapping[str, jax.Array],
         *,
-        rngs: Any = None,
+        frozen: Mapping[str, Any] = NOTHING,
+        rngs: Mapping[str, jax.Array] = NOTHING,
         train: bool = False,
     ) -> tuple[Terms, Terms]:
         """Computes sums over the rows at hand, which may be a part of the batch, on device.
@@ -179,51 +219,26 @@ class Objective(Protocol):
           model: pure functions of `params`.
           params: the model's parameters.
           batch: what `batch` returned.
-          rngs: keys for dropout by name; None when not training.
+          frozen: the parameters of the references by name; no gradients are taken of them.
+          rngs: a key for each of `streams`; in evaluation as well, where they are always the same.
           train: whether dropout is on.
 
         Returns:
           Terms `{name: (sum, coefficient)}` and metrics `{name: (sum, weight)}`, float32 scalars.
         """
+        raise NotImplementedError(f"{type(self).__name__}.loss")
 
+    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+        """Returns the texts of a prepared example for a person to read: each feature as one."""
+        return [vocabulary.decode(values.tolist()) for values in example.values()]
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Adaptable:
-    """What t5lite's own objectives share: they know the models that they are for.
+    def bind(self, model: Model, references: Mapping[str, Any] = NOTHING) -> Self:
+        """Returns the objective for a model's topology, and for the models of its references.
 
-    Class attributes:
-      features: what is read from examples, each with a length.
-      head: the kind of head that is needed.
-      packable: whether rows may hold several examples.
-      whole_texts: whether texts longer than a row are divided here, and must not be cut before.
-      joins_texts: whether an example may be made of several texts together.
-      refusals: the topologies that do not fit, and why: the reason, and what to do.
-      loss_fields: the fields that do not concern `prepare`: rows are cached whatever they are.
-
-    Attributes:
-      topology: of the model; set by `fit`.
-      start_id: what the decoder reads in front of every text, None for nothing; set by `fit` to the
-        model's own.
-    """
-
-    features: ClassVar[tuple[str, ...]]
-    head: ClassVar[str] = "lm"
-    packable: ClassVar[bool] = True
-    whole_texts: ClassVar[bool] = False
-    joins_texts: ClassVar[bool] = False
-    refusals: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
-
-    loss_fields: ClassVar[tuple[str, ...]] = ("start_id",)
-
-    topology: str = "encoder_decoder"
-    start_id: int | None = 0
-
-    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
-        """Returns names and lengths of what `prepare` yields, from those of the features."""
-        return {name: feature_length(lengths, name) for name in self.features}
-
-    def for_model(self, model: Model) -> Self:
-        """Returns the objective for a model's topology.
+        Args:
+          model: the model to train.
+          references: models by name; where one is missing its parameters cannot be used. That of a
+            "start" reference is the model itself.
 
         Raises: InputError if the topology does not fit, or the model lacks the head.
         """
@@ -233,14 +248,19 @@ class Adaptable:
                 f"objective = {name}: does not fit the topology {topology!r}: "
                 f"{self.refusals[topology]}"
             )
-        if self.head not in model.heads:
+        if self.head is not None and self.head not in model.heads:
             raise InputError(
                 f"objective = {name}: needs a head of kind {self.head!r} and the model has "
                 f"{', '.join(model.heads) or 'none'}: add "
                 f"{HEADS.get(self.head, 'one')} to ModelSpec.heads"
             )
-        start_id = getattr(model, "start_id", self.start_id)
-        return dataclasses.replace(self, topology=topology, start_id=start_id)
+        started = {name: model for name, where in self.references.items() if where == "start"}
+        return dataclasses.replace(
+            self,
+            topology=topology,
+            start_id=getattr(model, "start_id", self.start_id),
+            reference_models=started | dict(references),
+        )
 
 
 HEADS = {  # by kind: the spec to recommend
@@ -253,13 +273,17 @@ HEADS = {  # by kind: the spec to recommend
 }
 
 
-def fit(objective: Any, model: Model) -> Any:
-    """Returns the objective for a model; one that says nothing of models is for all of them.
+def bind(objective: Any, model: Model, references: Mapping[str, Any] = NOTHING) -> Any:
+    """Returns the objective for a model; see `Objective.bind`.
 
     Raises: InputError with the reason and what to do, if the two do not fit.
     """
-    for_model = getattr(objective, "for_model", None)
-    return objective if for_model is None else for_model(model)
+    if not isinstance(objective, Objective):
+        raise InputError(
+            f"objective = {objective!r}: must be an objective; one of your own extends "
+            "t5lite.objectives.Objective, or one of its subclasses"
+        )
+    return objective.bind(model, references)
 
 
 def expert_terms(aux: Mapping[str, jax.Array]) -> Terms:

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.objectives.base import Example, Model, Terms, check_number
+from t5lite.objectives.base import NOTHING, Example, Model, Terms, check_number
+from t5lite.objectives.head_objective import Batch, HeadObjective, pair
 from t5lite.objectives.losses import cross_entropy
-from t5lite.objectives.understanding import Batch, Understanding, pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification(Understanding):
+class Classification(HeadObjective):
     """Says which class a text is of, from `labels` `[1]`: a class from 0, -1 where unknown.
 
     Attributes:
@@ -63,7 +63,14 @@ class Classification(Understanding):
         return {"classification": jnp.sum(batch["label_weights"])}
 
     def loss(
-        self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
+        self,
+        model: Model,
+        params: Any,
+        batch: Batch,
+        *,
+        frozen: Mapping[str, Any] = NOTHING,
+        rngs: Mapping[str, jax.Array] = NOTHING,
+        train: bool = False,
     ) -> tuple[Terms, Terms]:
         """Returns the classes' cross entropy; metrics `loss` (nats, unsmoothed) and `accuracy`."""
         logits, others = self.ask(model, params, batch, rngs=rngs, train=train)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.objectives.base import (
+    NOTHING,
     Example,
     Model,
     Terms,
@@ -18,13 +19,13 @@ from t5lite.objectives.base import (
     feature,
     feature_length,
 )
+from t5lite.objectives.head_objective import Batch, HeadObjective, pair
 from t5lite.objectives.losses import cross_entropy
 from t5lite.objectives.rows import packing_of
-from t5lite.objectives.understanding import Batch, Understanding, pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contrastive(Understanding):
+class Contrastive(HeadObjective):
     """Finds the text `targets` that belongs to `inputs` among those of the batch (InfoNCE).
 
     Similarity is the dot product of the head's embeddings. Under microbatches the other texts are
@@ -82,7 +83,14 @@ class Contrastive(Understanding):
         return {}
 
     def loss(
-        self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
+        self,
+        model: Model,
+        params: Any,
+        batch: Batch,
+        *,
+        frozen: Mapping[str, Any] = NOTHING,
+        rngs: Mapping[str, jax.Array] = NOTHING,
+        train: bool = False,
     ) -> tuple[Terms, Terms]:
         """Returns the mean cross entropy of the right text; metrics `loss` and `accuracy`."""
         pairs = (_of(batch, self.side, self.side), _of(batch, "other", self.side))
@@ -131,5 +139,5 @@ def _of(batch: Batch, side: str, name: str) -> dict[str, jax.Array]:
     }
 
 
-def _folded(rngs: Any, index: int) -> Any:
-    return rngs and {name: jax.random.fold_in(key, index) for name, key in rngs.items()}
+def _folded(rngs: Mapping[str, jax.Array], index: int) -> dict[str, jax.Array]:
+    return {name: jax.random.fold_in(key, index) for name, key in rngs.items()}

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import Example, Model, Terms
-from t5lite.objectives.understanding import Batch, Understanding, existing, pair
+from t5lite.objectives.base import NOTHING, Example, Model, Terms
+from t5lite.objectives.head_objective import Batch, HeadObjective, existing, pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Regression(Understanding):
+class Regression(HeadObjective):
     """Says some numbers of a text, from `labels` `[num_targets]` float32, by the squared error.
 
     Attributes:
-      num_targets: how many numbers; set by `fit` to as many as the model's head gives.
+      num_targets: how many numbers; set by `bind` to as many as the model's head gives.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, §4.1, as the authors train STS-B.
     """
@@ -27,10 +27,10 @@ class Regression(Understanding):
 
     num_targets: int = 1
 
-    def for_model(self, model: Model) -> Self:
+    def bind(self, model: Model, references: Mapping[str, Any] = NOTHING) -> Self:
         """Returns the objective for a model's topology and number of targets."""
-        fitted = super().for_model(model)
-        return dataclasses.replace(fitted, num_targets=model.heads[self.head].num_targets)
+        bound = super().bind(model, references)
+        return dataclasses.replace(bound, num_targets=model.heads[self.head].num_targets)
 
     def num_labels(self, lengths: Mapping[str, int]) -> int:
         return self.num_targets
@@ -68,7 +68,14 @@ class Regression(Understanding):
         return {"regression": jnp.sum(batch["label_weights"])}
 
     def loss(
-        self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
+        self,
+        model: Model,
+        params: Any,
+        batch: Batch,
+        *,
+        frozen: Mapping[str, Any] = NOTHING,
+        rngs: Mapping[str, jax.Array] = NOTHING,
+        train: bool = False,
     ) -> tuple[Terms, Terms]:
         """Returns the mean squared error; metrics `loss` and `mse`, which are that too."""
         said, others = self.ask(model, params, batch, rngs=rngs, train=train)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.errors import unknown
-from t5lite.objectives.base import Adaptable, Model, Terms, check_number, expert_terms
+from t5lite.objectives.base import NOTHING, Model, Objective, Terms, check_number, expert_terms
 from t5lite.objectives.losses import (
     LOSS_NORMALIZING_FACTORS,
     chunked_cross_entropy,
@@ -19,7 +19,7 @@ from t5lite.objectives.losses import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenCrossEntropy(Adaptable):
+class TokenCrossEntropy(Objective):
     """The device half of objectives that predict tokens, `{side}_target_tokens` of the batch.
 
     They stand one behind the other, or where `{side}_target_positions` of the batch says: then no
@@ -36,9 +36,10 @@ class TokenCrossEntropy(Adaptable):
       chunk_length: how many positions have their logits in memory at once; None: all of them.
     """
 
+    head: ClassVar[str] = "lm"
     side: ClassVar[str] = "decoder"
     loss_fields: ClassVar[tuple[str, ...]] = (
-        *Adaptable.loss_fields,
+        *Objective.loss_fields,
         "label_smoothing",
         "z_loss",
         "loss_normalizing_factor",
@@ -92,7 +93,8 @@ class TokenCrossEntropy(Adaptable):
         params: Any,
         batch: Mapping[str, jax.Array],
         *,
-        rngs: Any = None,
+        frozen: Mapping[str, Any] = NOTHING,
+        rngs: Mapping[str, jax.Array] = NOTHING,
         train: bool = False,
     ) -> tuple[Terms, Terms]:
         """Returns cross entropy, z-loss and the terms of experts.

@@ -10,6 +10,7 @@ import numpy as np
 
 from t5lite.errors import InputError
 from t5lite.objectives.base import (
+    NOTHING,
     Example,
     Model,
     Terms,
@@ -18,12 +19,12 @@ from t5lite.objectives.base import (
     known,
     unended,
 )
+from t5lite.objectives.head_objective import Batch, HeadObjective, pair
 from t5lite.objectives.losses import cross_entropy
-from t5lite.objectives.understanding import Batch, Understanding, pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenLabels(Understanding):
+class TokenLabels(HeadObjective):
     """Says what each token is, from `labels` `[n]` along `inputs`: from 0, -1 where not asked for.
 
     Label 0 means "nothing in particular" (the O of named entities): precision and recall are those
@@ -78,7 +79,14 @@ class TokenLabels(Understanding):
         return {"token_labels": jnp.sum(batch["token_weights"])}
 
     def loss(
-        self, model: Model, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
+        self,
+        model: Model,
+        params: Any,
+        batch: Batch,
+        *,
+        frozen: Mapping[str, Any] = NOTHING,
+        rngs: Mapping[str, jax.Array] = NOTHING,
+        train: bool = False,
     ) -> tuple[Terms, Terms]:
         """Returns the labels' cross entropy; metrics `loss`, `accuracy`, `precision`, `recall`."""
         logits, others = self.ask(model, params, batch, rngs=rngs, train=train)

@@ -17,7 +17,7 @@ from t5lite.training.state import (
     state_shardings,
     transformation,
 )
-from t5lite.training.step import train_step
+from t5lite.training.step import random_streams, train_step
 from t5lite.training.stopping import EarlyStopping, ReduceOnPlateau
 from t5lite.training.update import Update
 
@@ -46,6 +46,7 @@ __all__ = [
     "initial_state",
     "load_params",
     "process_shards",
+    "random_streams",
     "state_axes",
     "state_shardings",
     "train_step",

@@ -92,6 +92,10 @@ class Run:
         """Returns the parameters to evaluate: averaged where an average is kept."""
         return self.transform(state.extra.get("ema", state.params), state.frozen)
 
+    def references(self, state: TrainState) -> Mapping[str, Any]:
+        """Returns the parameters of the objective's references, by name."""
+        return state.frozen.get("references", {})
+
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts this process's rows of a batch on its devices.
 

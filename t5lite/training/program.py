@@ -101,7 +101,7 @@ def build(
         layout, mesh, {k: (s[0] // update.num_microbatches, *s[1:]) for k, s in shapes.items()}
     )
 
-    min_rows = getattr(objective, "min_rows", 1)
+    min_rows = objective.min_rows
     if rows // update.num_microbatches < min_rows:
         raise InputError(
             f"batch size {rows}, Update.num_microbatches = {update.num_microbatches}: "

@@ -1,7 +1,8 @@
 """One training step: loss, gradient, update. Nothing else trains a model here."""
 
 import functools
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -23,11 +24,29 @@ Transform = Callable[[Tree, Tree], Tree]
 class Objective(Protocol):
     """The device half of an objective, as the step sees it."""
 
+    @property
+    def streams(self) -> tuple[str, ...]: ...
+
     def weights(self, batch: Batch) -> Mapping[str, jax.Array]: ...
 
     def loss(
-        self, model: Any, params: Tree, batch: Batch, *, rngs: Mapping[str, jax.Array], train: bool
+        self,
+        model: Any,
+        params: Tree,
+        batch: Batch,
+        *,
+        frozen: Mapping[str, Tree],
+        rngs: Mapping[str, jax.Array],
+        train: bool,
     ) -> tuple[Sums, Sums]: ...
+
+
+def random_streams(names: Sequence[str], key: jax.Array) -> dict[str, jax.Array]:
+    """Returns a key for each named stream; dropout's is `key` itself."""
+    return {
+        name: key if name == "dropout" else jax.random.fold_in(key, zlib.crc32(name.encode()))
+        for name in names
+    }
 
 
 def identity(params: Tree, frozen: Tree) -> Tree:
@@ -186,7 +205,8 @@ def _accumulated_gradients(
             model,
             transform(params, state.frozen),
             part,
-            rngs={"dropout": jax.random.fold_in(key, index)},
+            frozen=state.frozen.get("references", {}),
+            rngs=random_streams(objective.streams, jax.random.fold_in(key, index)),
             train=True,
         )
         unweighted = jnp.float32(num_microbatches)

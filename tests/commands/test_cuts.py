@@ -7,7 +7,7 @@ from t5lite.commands.cuts import Cut, count_cuts
 from t5lite.data import ArrayData, Bytes
 from t5lite.layers import ClassificationHeadSpec
 from t5lite.models import Model, override, preset
-from t5lite.objectives import CausalLM, Classification, Seq2Seq, fit
+from t5lite.objectives import CausalLM, Classification, Seq2Seq, bind
 
 NANO = {"encoder_decoder": "t5_1_1_nano", "decoder": "gpt_nano", "encoder": "bert_nano"}
 
@@ -25,7 +25,7 @@ def counted(objective, topology, *, most=100, changes=None, **lengths):
         for i in range(40)
     ]
     data = ArrayData(examples, lengths=lengths, batch_size=4, vocab=Bytes())
-    return count_cuts(data, fit(objective, model), split="train", most=most, seed=0)
+    return count_cuts(data, bind(objective, model), split="train", most=most, seed=0)
 
 
 @pytest.mark.parametrize("topology", ["encoder_decoder", "decoder"])

@@ -12,7 +12,7 @@ from t5lite.data.batches import merge_states
 from t5lite.data.like_lengths import cut, cut_lengths
 from t5lite.layers import ClassificationHeadSpec, EmbeddingHeadSpec, TokenLabelsHeadSpec
 from t5lite.models import Model, override
-from t5lite.objectives import Classification, Contrastive, Regression, Spans, TokenLabels
+from t5lite.objectives import AnswerSpans, Classification, Contrastive, Regression, TokenLabels
 
 LENGTH, ROWS = 48, 8
 SMALL = {
@@ -43,7 +43,7 @@ def data(labels=1, count=400, **changes):
 OBJECTIVES = [
     pytest.param(Classification(), 1, id="classification"),
     pytest.param(Regression(), 1, id="regression"),
-    pytest.param(Spans(), 2, id="spans"),
+    pytest.param(AnswerSpans(), 2, id="spans"),
     pytest.param(TokenLabels(), 0, id="token labels"),
     pytest.param(Contrastive(), 1, id="contrastive"),
 ]

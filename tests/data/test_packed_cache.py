@@ -30,7 +30,14 @@ from t5lite.data.packed.writer import write_packed
 from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.data.vocabularies.opening import load_vocabulary
 from t5lite.errors import InputError
-from t5lite.objectives import Classification, MaskedLM, Regression, Seq2Seq, Spans, TokenLabels
+from t5lite.objectives import (
+    AnswerSpans,
+    Classification,
+    MaskedLM,
+    Regression,
+    Seq2Seq,
+    TokenLabels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +210,7 @@ def test_the_passes_over_a_mixture_have_draws_of_their_own(tmp_path):
     ("objective", "features"),
     [
         (Classification(topology="encoder"), {"inputs": [5, 6], "labels": [-1]}),
-        (Spans(topology="encoder"), {"inputs": [5, 6], "labels": [-1, -1]}),
+        (AnswerSpans(topology="encoder"), {"inputs": [5, 6], "labels": [-1, -1]}),
         (TokenLabels(topology="encoder"), {"inputs": [5, 6, 7], "labels": [3, -1, -1]}),
         (Regression(topology="encoder", num_targets=16), {"inputs": [5], "labels": [0.0] * 16}),
         (MaskedLM(), {"targets": range(5, 17)}),

@@ -112,6 +112,9 @@ class FakeRun:
     def params(self, state):
         return state
 
+    def references(self, state):
+        return {}
+
     def place(self, batch):
         rows = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
         return jax.device_put(batch, rows)

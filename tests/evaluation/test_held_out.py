@@ -5,7 +5,7 @@ import pytest
 
 from t5lite.errors import InputError
 from t5lite.evaluation import HeldOut
-from t5lite.objectives import Seq2Seq, encoder_decoder_batch
+from t5lite.objectives import Objective, Seq2Seq, encoder_decoder_batch
 
 EXAMPLES = [  # inputs, targets
     ([3, 4, 6, 1], [3, 1]),
@@ -91,13 +91,13 @@ def test_max_batches_and_prefix(fake_run, params):
     np.testing.assert_allclose(metrics["quick/loss"], by_hand(params, EXAMPLES[:1])[0], rtol=1e-6)
 
 
-class TwoTerms:
+class TwoTerms(Objective):
     """A term divided by a weight, and one averaged over batches."""
 
     def weights(self, batch):
         return {"fit": batch["x"].sum()}
 
-    def loss(self, model, params, batch, *, rngs=None, train=False):
+    def loss(self, model, params, batch, *, frozen=None, rngs=None, train=False):
         total = batch["x"].sum()
         terms = {"fit": (total * params, 1.0), "balance": (batch["x"].max(), 0.5)}
         return terms, {"size": (total, jnp.float32(2))}
@@ -139,7 +139,7 @@ def test_every_process_comes_to_the_same_verdict_before_the_first_step(fake_run,
 
 def test_what_was_never_weighed_is_not_a_number(fake_run):
     class Tags(TwoTerms):
-        def loss(self, model, params, batch, *, rngs=None, train=False):
+        def loss(self, model, params, batch, *, frozen=None, rngs=None, train=False):
             terms, _ = super().loss(model, params, batch)
             return terms, {"precision": (jnp.float32(0), jnp.float32(0))}
 

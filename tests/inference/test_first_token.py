@@ -17,7 +17,7 @@ from t5lite.inference.inside import attention_maps
 from t5lite.inference.scoring import Scorer
 from t5lite.interop import save
 from t5lite.models import load_spec, save_spec
-from t5lite.objectives import CausalLM, Seq2Seq, fit
+from t5lite.objectives import CausalLM, Seq2Seq, bind
 from t5lite.objectives.rows import decoder_batch, prefix_lm_batch
 
 installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
@@ -94,7 +94,7 @@ def test_continuations_and_losses_are_those_of_transformers(name, tmp_path):
         skipped = Scorer(ours).read(text).skipped
         assert skipped == (0 if begins else len(text.split()[0]))
         np.testing.assert_allclose(score.log_probability / -score.num_tokens, loss, rtol=1e-4)
-        data = fit(CausalLM(), ours.model)
+        data = bind(CausalLM(), ours.model)
         row = {"targets": np.array([ours.vocabulary.encode(text)], np.int32)}
         batch = {key: jax.numpy.asarray(value) for key, value in data.batch(row).items()}
         _, metrics = data.loss(ours.model, ours.params, batch)
@@ -122,7 +122,7 @@ def test_a_start_that_a_text_spells_is_read_once(tmp_path):
             (CausalLM(), {"targets": SPELLED}),
             (Seq2Seq(), {"inputs": SPELLED, "targets": "a cat"}),
         ):
-            fitted = fit(objective, ours.model)
+            fitted = bind(objective, ours.model)
             encoded = {name: np.int32(ours.vocabulary.encode(x)) for name, x in columns.items()}
             rows = fitted.prepare(
                 iter([encoded]),

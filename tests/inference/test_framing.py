@@ -21,6 +21,7 @@ from t5lite.interop import save
 from t5lite.interop.prompts import as_trained, check_prompts, prompts_of, read_prompts, save_prompts
 from t5lite.models import Model, override
 from t5lite.objectives import (
+    AnswerSpans,
     CausalLM,
     Classification,
     Contrastive,
@@ -30,9 +31,8 @@ from t5lite.objectives import (
     Regression,
     Seq2Seq,
     SpanCorruption,
-    Spans,
     TokenLabels,
-    fit,
+    bind,
 )
 from t5lite.parallel import Layout, make_mesh
 
@@ -126,7 +126,7 @@ def test_what_a_head_is_trained_on_is_what_is_embedded(form, topology):
         Classification(**options): [1],
         Regression(**options): [0.5],
         TokenLabels(**options): [*range(len(ids))],
-        Spans(**options): [1, 2],
+        AnswerSpans(**options): [1, 2],
         Contrastive(**options): [],
     }
     for objective, each in labels.items():
@@ -137,7 +137,7 @@ def test_what_a_head_is_trained_on_is_what_is_embedded(form, topology):
             assert found["targets"] == framed
         if isinstance(objective, TokenLabels):
             assert found["labels"][first : first + len(ids)] == [n + 1 for n in each]
-        if isinstance(objective, Spans):
+        if isinstance(objective, AnswerSpans):
             assert found["labels"] == [first + 1 + 1, first + 2 + 1]
 
 
@@ -167,7 +167,7 @@ def test_what_is_trained_on_is_what_is_answered(form, topology, make, tmp_path):
     vocabulary, frame, labels = form
     for start_id in starts(vocabulary, frame):
         model = model_of(topology, start_id)
-        objective = fit(make(), model)
+        objective = bind(make(), model)
         (pair,) = objective.pairs(
             iter([{name: np.array(vocabulary.encode(TEXT)) for name in ("inputs", "targets")}]),
             lengths={"inputs": 40, "targets": 40},
@@ -208,7 +208,7 @@ def test_what_is_trained_on_is_what_is_answered(form, topology, make, tmp_path):
 def test_a_text_that_a_model_continues_has_no_frame(form):
     vocabulary, _, _ = form
     model = model_of("decoder")
-    loaded = loaded_with(model, vocabulary, fit(CausalLM(), model).prompts(vocabulary))
+    loaded = loaded_with(model, vocabulary, bind(CausalLM(), model).prompts(vocabulary))
     ids = vocabulary.encode(TEXT)
     assert Generator(loaded).read(TEXT).ids == ids
     assert Scorer(loaded).read(TEXT).targets == ids
@@ -265,7 +265,7 @@ def test_a_saved_run_is_prompted_as_it_was_trained(tmp_path):
     params = jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), model.shapes()
     )
-    objective = fit(Seq2Seq(bidirectional_inputs=True), model)
+    objective = bind(Seq2Seq(bidirectional_inputs=True), model)
     prompts = objective.prompts(vocabulary)
     save(tmp_path, model, params, vocabulary=vocabulary, prompts=prompts)
     layout = Layout(compiler_options={"cpu": {"xla_backend_optimization_level": 0}})
@@ -293,11 +293,11 @@ def test_a_run_without_a_record_is_read_as_before(form, tmp_path):
     both = read_prompts(tmp_path, vocabulary, topology="encoder_decoder")
     assert (both.inputs, both.targets) == (frame, ended)
     # It goes on only as it began; other libraries' models are causal.
-    check_prompts(fit(Seq2Seq(bidirectional_inputs=True), model), before, where="the run")
-    check_prompts(fit(CausalLM(), model), before, where="the run")
+    check_prompts(bind(Seq2Seq(bidirectional_inputs=True), model), before, where="the run")
+    check_prompts(bind(CausalLM(), model), before, where="the run")
     with pytest.raises(InputError, match=r"bidirectional_inputs = True to go on"):
-        check_prompts(fit(Seq2Seq(), model), before, where="the run")
-    assert as_trained(fit(Seq2Seq(), model), before).bidirectional_inputs  # as it is evaluated
+        check_prompts(bind(Seq2Seq(), model), before, where="the run")
+    assert as_trained(bind(Seq2Seq(), model), before).bidirectional_inputs  # as it is evaluated
     assert not loaded_with(model, vocabulary).prompts.of("inputs").bidirectional
 
 
@@ -320,11 +320,11 @@ def test_what_a_task_says_of_eos_is_recorded(form):
     ids, eos = vocabulary.encode(TEXT), (vocabulary.eos_id,)
     for topology in ("decoder", "encoder_decoder"):
         model = model_of(topology)
-        objective = fit(Seq2Seq(add_eos={"inputs": False, "targets": True}), model)
+        objective = bind(Seq2Seq(add_eos={"inputs": False, "targets": True}), model)
         loaded = loaded_with(model, vocabulary, prompts_of(objective, data))
         assert Generator(loaded).read(TEXT).ids == ids
         assert Scorer(loaded).read(TEXT, TEXT).tokens == [*ids, *eos]
-        objective = fit(Seq2Seq(add_eos={"inputs": True, "targets": False}), model)
+        objective = bind(Seq2Seq(add_eos={"inputs": True, "targets": False}), model)
         loaded = loaded_with(model, vocabulary, prompts_of(objective, data))
         assert Generator(loaded).read(TEXT).ids == [*ids, *eos]
         assert Scorer(loaded).read(TEXT, TEXT).tokens == ids

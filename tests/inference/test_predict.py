@@ -19,7 +19,7 @@ from t5lite.inference.answer_places import likeliest
 from t5lite.inference.predict import HEADS, Predictor
 from t5lite.inference.predictions import Answers, AnswerSpan, Classes, Numbers
 from t5lite.models import Model, ModelSpec, StackSpec, TransformerBlockSpec, override
-from t5lite.objectives import Classification, Regression, Spans, TokenLabels, fit
+from t5lite.objectives import AnswerSpans, Classification, Regression, TokenLabels, bind
 
 TOPOLOGIES = ("encoder", "decoder")
 LENGTH = 24
@@ -33,7 +33,7 @@ OBJECTIVE = {
     "classification": Classification(),
     "regression": Regression(),
     "token_labels": TokenLabels(),
-    "spans": Spans(),
+    "spans": AnswerSpans(),
 }
 FEATURES = {
     "classification": {"inputs": "{title}. {body}", "labels": Class("stars")},
@@ -114,7 +114,7 @@ def open_run(folder, rows, topology, kind):
         inputs=data.input_format(),
     )
     loaded = t5lite.load(folder / "run", devices=jax.devices()[:1])
-    return loaded, fit(OBJECTIVE[kind], model), data
+    return loaded, bind(OBJECTIVE[kind], model), data
 
 
 def metrics_of(loaded, objective, data):

@@ -13,7 +13,7 @@ import t5lite
 from t5lite.errors import InputError
 from t5lite.inference import scoring
 from t5lite.inference.scoring import perplexity
-from t5lite.objectives import CausalLM, InputsToTargets, Seq2Seq, chunked_cross_entropy, fit
+from t5lite.objectives import CausalLM, InputsToTargets, Seq2Seq, bind, chunked_cross_entropy
 from t5lite.parallel import Layout
 
 pytest.importorskip("tokenizers")
@@ -154,7 +154,7 @@ class Given(InputsToTargets):
 )
 def test_the_sum_is_the_training_loss(models, topology, objective, prompt):
     loaded = models[topology]
-    vocabulary, objective = loaded.vocabulary, fit(objective, loaded.model)
+    vocabulary, objective = loaded.vocabulary, bind(objective, loaded.model)
     if isinstance(objective, CausalLM):
         lengths, options = {"targets": 29}, {"eos": True}
         examples = [{"targets": vocabulary.encode(text)} for text in TEXTS]

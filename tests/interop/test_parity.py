@@ -21,7 +21,7 @@ from t5lite.errors import InputError
 from t5lite.interop import huggingface
 from t5lite.interop.tensors import written
 from t5lite.models import PRESETS, Model, differences, preset
-from t5lite.objectives import CausalLM, MaskedLM, Seq2Seq, fit
+from t5lite.objectives import CausalLM, MaskedLM, Seq2Seq, bind
 from t5lite.training.restore import named
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
@@ -70,7 +70,7 @@ def loss_of(model, params, batch, labels):
         f"{side}_target_tokens": jnp.asarray(np.where(labels < 0, 0, labels), jnp.int32),
         f"{side}_loss_weights": jnp.asarray(labels >= 0, jnp.float32),
     }
-    objective = fit(objectives[model.topology](), model)
+    objective = bind(objectives[model.topology](), model)
     total, weight = metrics_of(objective, model, params, batch)["loss"]
     return float(total / weight)
 

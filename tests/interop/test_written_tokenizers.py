@@ -16,7 +16,7 @@ from t5lite.inference.generation import Generator
 from t5lite.interop import save
 from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
 from t5lite.models import Model, override
-from t5lite.objectives import CausalLM, PrefixLM, Seq2Seq, fit
+from t5lite.objectives import CausalLM, PrefixLM, Seq2Seq, bind
 
 installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 pytestmark = pytest.mark.skipif(not installed, reason="pip install 't5lite[parity]'")
@@ -148,7 +148,7 @@ def test_an_exported_tokenizer_gives_the_ids_that_the_model_reads(
 def test_the_template_is_that_of_the_training(objective, vocabularies, tmp_path):
     model = Model(override("gpt_nano", SIZES | {"vocab": 112, "start_id": 0}))
     vocabulary = vocabularies["sentencepiece"]
-    prompts = fit(objective, model).prompts(vocabulary)
+    prompts = bind(objective, model).prompts(vocabulary)
     if prompts.of(None).bidirectional:
         with pytest.warns(UserWarning, match="see its inputs in both directions"):
             loaded, tokenizer = exported(tmp_path, "decoder", vocabulary, prompts)

@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from t5lite.objectives import (
+    AnswerSpans,
     CausalLM,
     Classification,
     Contrastive,
     MaskedLM,
     Regression,
-    Spans,
     TokenLabels,
 )
 from t5lite.objectives.base import expert_terms
@@ -78,7 +78,7 @@ CASES = {
         TokenLabels(),
         TEXTS | {"token_labels": TOKENS % 3, "token_weights": ONES},
     ),
-    "spans": (Spans(), TEXTS | {"span_starts": NUMBERS, "span_ends": NUMBERS + 1}),
+    "spans": (AnswerSpans(), TEXTS | {"span_starts": NUMBERS, "span_ends": NUMBERS + 1}),
     "contrastive": (Contrastive(), TEXTS | {"other_input_tokens": TOKENS[:, ::-1] * 2 % VOCAB}),
 }
 
@@ -113,6 +113,7 @@ def test_the_step_averages_them_over_microbatches(num_microbatches):
     # What is not of experts is left out of the loss: only the former's gradient reaches the router.
     frozen = {name: leaf for name, leaf in PARAMS.items() if name != "router"}
     objective = types.SimpleNamespace(
+        streams=("dropout",),
         weights=objective.weights,
         loss=lambda model, params, part, **options: objective_terms(params, frozen, part),
     )

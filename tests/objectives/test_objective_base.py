@@ -17,8 +17,8 @@ from t5lite.objectives import (
     Seq2Seq,
     SpanCorruption,
     base,
+    bind,
     encoder_decoder_batch,
-    fit,
 )
 
 VOCAB, EMBED = 13, 4
@@ -252,10 +252,15 @@ def test_the_example_in_the_docstring_trains(params, monkeypatch):
     loss, _ = step_loss(objective, params, objective.batch(unpacked(prepared)))
     assert np.isfinite(loss)
     # And on a decoder alone, with nothing more written.
-    fitted = fit(objective, types.SimpleNamespace(topology="decoder", heads={"lm": None}))
+    fitted = bind(objective, types.SimpleNamespace(topology="decoder", heads={"lm": None}))
     assert fitted.row_lengths({"inputs": 6, "targets": 5}) == {"targets": 11, "prefix": 11}
 
 
 def test_an_objective_that_says_nothing_of_models_is_for_all_of_them():
-    mine = types.SimpleNamespace(features=("targets",))
-    assert fit(mine, types.SimpleNamespace(topology="encoder", heads={})) is mine
+    class Mine(Objective):
+        features = ("targets",)
+
+    bound = bind(Mine(), types.SimpleNamespace(topology="encoder", heads={}))
+    assert (type(bound), bound.topology) == (Mine, "encoder")
+    with pytest.raises(InputError, match=r"must be an objective; .* extends"):
+        bind(object(), types.SimpleNamespace(topology="encoder", heads={}))

@@ -17,14 +17,14 @@ from t5lite.errors import InputError
 from t5lite.layers import ClassificationHeadSpec, EmbeddingHeadSpec
 from t5lite.models import Model, override
 from t5lite.objectives import (
+    AnswerSpans,
     CausalLM,
     Classification,
     Contrastive,
     MaskedLM,
     PrefixLM,
     Seq2Seq,
-    Spans,
-    fit,
+    bind,
 )
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -103,7 +103,7 @@ LANGUAGE_MODELS = {
 def test_packed_loss_equals_unpacked_loss(vocabulary, name):
     objective, preset = LANGUAGE_MODELS[name]
     model, params = model_and_params(preset)
-    objective = fit(objective, model)
+    objective = bind(objective, model)
     packed, padded = (
         total(objective, model, params, data_of(vocabulary, pack=pack)) for pack in (True, False)
     )
@@ -139,7 +139,7 @@ def test_tokens_of_id_0_are_predicted(vocabulary, pack):
 )
 def test_heads_say_what_they_say_where_all_ids_are_one_higher(vocabulary, objective, head):
     model, params = model_and_params("bert_nano", head)
-    objective = fit(objective, model)
+    objective = bind(objective, model)
     found = total(objective, model, params, data_of(vocabulary))
     shifted = HuggingFaceTokenizer.from_json(vocabulary.to_json(), "bytes", offset=1)
     assert (vocabulary.zero_is_token, shifted.zero_is_token) == (True, False)
@@ -197,7 +197,7 @@ def test_texts_are_shown_with_tokens_of_id_0(vocabulary):
     example = {"inputs": np.array(vocabulary.encode("!a!")), "targets": np.array([-1, 0, 0])}
     assert MaskedLM().show(example, vocabulary) == ["«!»a!"]
     labels = {"inputs": np.array([0, 64, 0]), "labels": np.array([1, 2])}
-    assert Spans().show(labels, vocabulary) == ["«!a»!"]
+    assert AnswerSpans().show(labels, vocabulary) == ["«!a»!"]
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -205,7 +205,7 @@ def test_the_models_start_token_stands_in_front_of_every_text(vocabulary, pack):
     model = types.SimpleNamespace(topology="decoder", heads={"lm": None}, start_id=7)
     data = data_of(vocabulary, pack=pack)
     for objective in (CausalLM(), Seq2Seq(), PrefixLM()):
-        fitted = fit(objective, model)
+        fitted = bind(objective, model)
         assert (objective.start_id, fitted.start_id) == (0, 7)
         for batch in data.validation_batches(fitted):
             tokens, segments = batch["decoder_input_tokens"], batch["decoder_segment_ids"]
@@ -213,7 +213,7 @@ def test_the_models_start_token_stands_in_front_of_every_text(vocabulary, pack):
             assert (tokens[starts] == 7).all()
             assert np.count_nonzero(tokens == 7) == starts.sum() > 0
     model.topology = "encoder_decoder"
-    (batch,) = data.validation_batches(fit(Seq2Seq(), model))
+    (batch,) = data.validation_batches(bind(Seq2Seq(), model))
     assert (batch["decoder_input_tokens"][:, 0] == 7 * (batch["decoder_segment_ids"][:, 0])).all()
 
 

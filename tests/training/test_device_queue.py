@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from t5lite import optimizers
 from t5lite.models import ComputeSpec
+from t5lite.objectives import Objective
 from t5lite.parallel import Layout, make_mesh
 from t5lite.reporting import Meter, Progress
 from t5lite.training import Duration, Loop, LossScale, Run, Update, build, transformation
@@ -34,11 +35,11 @@ class Line:
         return {"weight": PartitionSpec()}
 
 
-class Product:
+class Product(Objective):
     def weights(self, batch):
         return {"product": jnp.float32(batch["features"].size)}
 
-    def loss(self, model, params, batch, *, rngs, train):
+    def loss(self, model, params, batch, *, frozen, rngs, train):
         total = jnp.sum(batch["features"]) * params["weight"]
         return {"product": (total, 1.0)}, {"total": (total, jnp.float32(1))}
 

@@ -21,7 +21,7 @@ from tiny_runs import (
 
 from t5lite.errors import InputError
 from t5lite.models import ComputeSpec, Model, preset
-from t5lite.objectives import Seq2Seq
+from t5lite.objectives import Objective, Seq2Seq
 from t5lite.optimizers import Adafactor
 from t5lite.parallel import Layout, make_mesh
 from t5lite.training import Update, build
@@ -118,11 +118,11 @@ class Scores:
         return {"weight": PartitionSpec("embed", None)}
 
 
-class Squares:
+class Squares(Objective):
     def weights(self, batch):
         return {"square": jnp.sum(batch["label_weights"])}
 
-    def loss(self, model, params, batch, *, rngs, train):
+    def loss(self, model, params, batch, *, frozen, rngs, train):
         off = batch["features"] @ params["weight"] - batch["labels"]
         return {"square": (jnp.sum(batch["label_weights"][:, None] * off**2), 1.0)}, {}
 

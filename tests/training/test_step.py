@@ -23,6 +23,7 @@ from tiny_runs import (
 
 from t5lite.errors import InputError
 from t5lite.models import Model
+from t5lite.objectives import Objective
 from t5lite.training import LossScale, TrainState, Update, initial_state, transformation
 from t5lite.training.step import counted, train_step
 
@@ -128,13 +129,13 @@ def test_poisoned_parameters_stay_and_are_told():
 # What needs no network: `y = slope · x + shift`.
 
 
-class Line:
+class Line(Objective):
     """Its squared error, a term without weight, and what chance there was."""
 
     def weights(self, batch):
         return {"error": jnp.sum(batch["weight"])}
 
-    def loss(self, model, params, batch, *, rngs, train):
+    def loss(self, model, params, batch, *, frozen, rngs, train):
         assert train
         error = jnp.square(params["slope"] * batch["x"] + params["shift"] - batch["y"])
         total = jnp.sum(batch["weight"] * error)
@@ -281,13 +282,13 @@ def guarded(update, values, objective):
     return states, metrics
 
 
-class Told:
+class Told(Objective):
     """Its loss is `y`, with a gradient of 1."""
 
     def weights(self, batch):
         return {}
 
-    def loss(self, model, params, batch, *, rngs, train):
+    def loss(self, model, params, batch, *, frozen, rngs, train):
         shift = params["shift"] - jax.lax.stop_gradient(params["shift"])
         return {"told": (jnp.mean(batch["y"]) + shift, 1.0)}, {}
 
@@ -346,13 +347,13 @@ def test_the_running_mean_forgets():
 # What float16 does not hold.
 
 
-class Half:
+class Half(Objective):
     """Its loss is `y · shift`, in float16: there the gradient is `y` times the loss scale."""
 
     def weights(self, batch):
         return {}
 
-    def loss(self, model, params, batch, *, rngs, train):
+    def loss(self, model, params, batch, *, frozen, rngs, train):
         shift = params["shift"].astype(jnp.float16).astype(jnp.float32)
         return {"product": (jnp.mean(batch["y"]) * shift, 1.0)}, {}
 

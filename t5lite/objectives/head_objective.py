@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.objectives.base import (
-    Adaptable,
+    NOTHING,
     Example,
     Model,
+    Objective,
     Terms,
     Vocabulary,
     expert_terms,
@@ -26,7 +27,7 @@ Batch = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Understanding(Adaptable):
+class HeadObjective(Objective):
     """Reads `inputs` with an encoder or a decoder alone, and asks a head.
 
     Inputs are framed by the vocabulary (BERT's `[CLS] text [SEP]`); longer texts lose their end.
@@ -93,7 +94,7 @@ class Understanding(Adaptable):
         params: Any,
         batch: Batch,
         *,
-        rngs: Any = None,
+        rngs: Mapping[str, jax.Array] = NOTHING,
         train: bool = False,
     ) -> tuple[jax.Array, Terms]:
         """Returns what the head says of the texts, float32, and the terms of experts."""

@@ -9,7 +9,7 @@ import pytest
 from objective_texts import BertWords, T5Words, batches, packed, prepare
 
 from t5lite.errors import InputError
-from t5lite.objectives import Classification, Contrastive, Regression, Spans, TokenLabels
+from t5lite.objectives import AnswerSpans, Classification, Contrastive, Regression, TokenLabels
 
 BERT, T5 = BertWords(), T5Words()
 LENGTHS = {"inputs": 8, "targets": 6}
@@ -151,20 +151,20 @@ def test_token_labels_are_packed_and_their_metrics_count_tokens():
 @pytest.mark.parametrize(("vocabulary", "before"), [(BERT, 1), (T5, 0)])
 def test_answers_move_with_their_text_and_none_is_the_first_token(vocabulary, before):
     labels = [[1, 2], [-1, -1], [0, 3], [3, 9]]  # the last is cut off
-    batch = batch_of(Spans(), labels, vocabulary)
+    batch = batch_of(AnswerSpans(), labels, vocabulary)
     assert batch["span_starts"].tolist() == [1 + before, 0, before, 0, 0, 0]
     assert batch["span_ends"].tolist() == [2 + before, 0, 3 + before, 0, 0, 0]
     assert batch["label_weights"].tolist() == [1, 1, 1, 1, 0, 0]
     with pytest.raises(InputError, match="first and the last"):
-        examples_of(Spans(), [[2, 1]], vocabulary)
+        examples_of(AnswerSpans(), [[2, 1]], vocabulary)
 
 
 def test_spans_are_looked_for_in_the_text_alone():
-    batch = batch_of(Spans(), [[1, 2], [-1, -1]], T5)
+    batch = batch_of(AnswerSpans(), [[1, 2], [-1, -1]], T5)
     logits = np.zeros((4, 8, 2), np.float32)
     logits[:, 5:] = 50  # behind the text
     logits[0, 1, 0] = logits[0, 2, 1] = logits[1, 0, 0] = logits[1, 3, 1] = 4
-    (loss, metrics), gradient = losses(Spans(), Says(), logits, batch)
+    (loss, metrics), gradient = losses(AnswerSpans(), Says(), logits, batch)
     right, wrong = (np.log(np.exp(4) + 4) - logit for logit in (4, 0))
     np.testing.assert_allclose(loss, (3 * right + wrong) / 4, rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], 3 / 4)
@@ -208,12 +208,14 @@ def test_contrastive_batches_have_both_texts():
 
 def test_labels_need_no_lengths_of_their_own():
     assert Classification().row_lengths({"inputs": 8}) == {"inputs": 8, "labels": 1}
-    assert Spans().row_lengths({"inputs": 8}) == {"inputs": 8, "labels": 2}
+    assert AnswerSpans().row_lengths({"inputs": 8}) == {"inputs": 8, "labels": 2}
     assert TokenLabels().row_lengths({"inputs": 8}) == {"inputs": 8, "labels": 8}
     assert Regression(num_targets=3).row_lengths({"inputs": 8}) == {"inputs": 8, "labels": 3}
 
 
-@pytest.mark.parametrize("make", [Classification, Regression, TokenLabels, Spans, Contrastive])
+@pytest.mark.parametrize(
+    "make", [Classification, Regression, TokenLabels, AnswerSpans, Contrastive]
+)
 def test_missing_features_and_lengths_are_named(make):
     other = make.features[1]
     for missing, there in (("inputs", other), (other, "inputs")):
@@ -230,8 +232,8 @@ def test_missing_features_and_lengths_are_named(make):
         (Regression(num_targets=2), [0.5, 3.0], ["w7 w8 w9 w10", "0.5 3"]),
         (TokenLabels(), [0, 2, -1, 1], ["w7 w8 w9 w10", "w8=2 w10=1"]),
         (TokenLabels(), [0, 0, 0, 0], ["w7 w8 w9 w10", "all 0"]),
-        (Spans(), [1, 2], ["w7 «w8 w9» w10"]),
-        (Spans(), [-1, -1], ["w7 w8 w9 w10", "no answer"]),
+        (AnswerSpans(), [1, 2], ["w7 «w8 w9» w10"]),
+        (AnswerSpans(), [-1, -1], ["w7 w8 w9 w10", "no answer"]),
     ],
 )
 def test_examples_are_shown_with_what_is_said_of_them(objective, labels, shown):
