@@ -228,7 +228,7 @@ class Objective:
         """
         raise NotImplementedError(f"{type(self).__name__}.loss")
 
-    def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
+    def show(self, example: Example, vocabulary: Any) -> list[str]:
         """Returns the texts of a prepared example for a person to read: each feature as one."""
         return [vocabulary.decode(values.tolist()) for values in example.values()]
 

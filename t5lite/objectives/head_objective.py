@@ -34,6 +34,7 @@ class HeadObjective(Objective):
     """
 
     features: ClassVar[tuple[str, ...]] = ("inputs", "labels")
+    head: ClassVar[str]
     packable: ClassVar[bool] = False
     # Whose rows lose padding together, in batches of like lengths; the first has the tokens.
     cut_together: ClassVar[tuple[tuple[str, ...], ...]] = (("inputs",),)

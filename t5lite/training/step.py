@@ -27,6 +27,9 @@ class Objective(Protocol):
     @property
     def streams(self) -> tuple[str, ...]: ...
 
+    @property
+    def min_rows(self) -> int: ...
+
     def weights(self, batch: Batch) -> Mapping[str, jax.Array]: ...
 
     def loss(

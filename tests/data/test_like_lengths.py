@@ -125,7 +125,7 @@ def test_another_order_is_refused_when_resuming():
 )
 def test_the_loss_of_a_cut_batch_is_that_of_the_whole_one(objective, labels, head):
     model = Model(override("bert_nano", SMALL | {"heads": [head]}))
-    objective = objective.for_model(model)
+    objective = objective.bind(model)
     params = jax.jit(model.init)(jax.random.key(0))
     room = {"count": ROWS, "lengths": {"inputs": 2 * LENGTH, "targets": 2 * LENGTH}}
     (short,), _, _ = taken(data(labels, **room), objective, 1)
