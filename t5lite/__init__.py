@@ -7,34 +7,19 @@ import importlib
 from typing import Any
 
 from t5lite.platforms import skip_absent_tpu
+from t5lite.public_names import FUNCTIONS, PUBLIC, ROOMS
 
 __version__ = "0.1.0"
 
-_FUNCTIONS = {"train": "t5lite.commands.train", "load": "t5lite.inference"}
-_ROOMS = (
-    "data",
-    "decoding",
-    "errors",
-    "evaluation",
-    "inference",
-    "interop",
-    "layers",
-    "models",
-    "objectives",
-    "optimizers",
-    "parallel",
-    "reporting",
-    "training",
-)
-__all__ = ["__version__", *_FUNCTIONS, *_ROOMS]
+__all__ = [*PUBLIC]
 
 skip_absent_tpu()  # before a room imports JAX
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    if name in _ROOMS:
+    if name in FUNCTIONS:
+        return getattr(importlib.import_module(FUNCTIONS[name]), name)
+    if name in ROOMS:
         return importlib.import_module(f"t5lite.{name}")
     raise AttributeError(f"module 't5lite' has no attribute {name!r}")
 

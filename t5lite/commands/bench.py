@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from t5lite.commands.given import facts, given_by, program_of
+from t5lite.commands.configured import experiment_of
 from t5lite.commands.plan_text import collective_lines, memory_lines, run_lines
-from t5lite.commands.train import check, versions
 from t5lite.data.paths import require_writable, write_whole
 from t5lite.errors import InputError
-from t5lite.parallel import batch_shardings, make_mesh, place
+from t5lite.experiment import train
+from t5lite.experiment.description import versions
+from t5lite.experiment.step_facts import facts
+from t5lite.parallel import batch_shardings, place
 from t5lite.planning import compile_step, measure
 from t5lite.reporting import peak_flops
 from t5lite.text import in_bytes, in_flops, titled, wrapped
-from t5lite.training import process_shards
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
@@ -49,19 +50,13 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 def _bench(configuration: "Configuration", *, steps: int, warmup: int) -> dict[str, Any]:
     # What was compiled before would be found, and its time is one of the things to be measured.
     jax.config.update("jax_enable_compilation_cache", False)
-    given = given_by(configuration, {})
-    mesh = make_mesh(given.layout)
-    check(
-        given.model,
-        given.objective,
-        data=given.data,
-        log_every=given.log_every,
-        callbacks=given.callbacks,
-    )
-    program = program_of(given, mesh)
+    experiment = experiment_of(configuration)
+    with configuration.placing(train):
+        experiment.check_model()
+    mesh = experiment.mesh()
+    program = experiment.program(mesh)
     with contextlib.ExitStack() as stack:
-        shards = process_shards(given.data, given.layout, mesh)[jax.process_index()]
-        batches = given.data.train_batches(given.objective, seed=given.seed, shards=shards)
+        batches = experiment.batches(mesh)
         stack.callback(batches.close)
         if hasattr(batches, "keep_lengths"):
             batches.keep_lengths()  # one step is compiled, for whole rows
@@ -71,19 +66,19 @@ def _bench(configuration: "Configuration", *, steps: int, warmup: int) -> dict[s
 
         def placed(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
             shapes = {name: rows.shape for name, rows in batch.items()}
-            placed = batch_shardings(given.layout, mesh, shapes)
-            return place(batch, placed, num_rows=given.data.batch_size)
+            placed = batch_shardings(experiment.layout, mesh, shapes)
+            return place(batch, placed, num_rows=experiment.data.batch_size)
 
         measured = measure(
             step,
-            program.init(given.seed),
+            program.init(experiment.seed),
             batches,
             placed,
             steps=steps,
             warmup=warmup,
             done=bar.update,
         )
-    about = facts(given, program, mesh)
+    about = facts(experiment, program, mesh)
     return {
         **about,
         "device_kind": mesh.devices.flat[0].device_kind,

@@ -4,15 +4,11 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.start import spec_of
-from t5lite.commands.train import train
+from t5lite.commands.configured import experiment_of
 from t5lite.data.packed.writer import write_packed
 from t5lite.data.paths import as_path, check_folder
 from t5lite.data.tasks.cache import write_seqio_cache
 from t5lite.errors import InputError
-from t5lite.models import ComputeSpec, Model
-from t5lite.objectives import bind
-from t5lite.training import Checkpoints
 from t5lite.training.claims import claimed
 
 if TYPE_CHECKING:
@@ -21,33 +17,27 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Writes the cache of what the configuration binds to `train`, and says how to use it."""
-    given = configuration.bindings_of(train)
-    for name in ("objective", "data"):
-        if name not in given:
-            raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
+    experiment = experiment_of(configuration, model_dir=arguments.output, optimizer=None)
     check_folder(arguments.output, field="--output")
     files = " ".join(f"--gin_file={file}" for file in arguments.gin_file)
     target = as_path(arguments.output)
     claims = target.with_name(f".{target.name}.claims")
     if arguments.format == "seqio":
         with claimed(claims, name=arguments.output):
-            cache_tasks(given["data"], arguments.output, seed=given.get("seed", 0))
+            cache_tasks(experiment.data, arguments.output, seed=experiment.seed)
         print(
             f"train on it:  t5lite train {files} --gin.data.TaskData.use_cached=True "
             f"--gin.data.TaskData.cache_dirs=\"['{arguments.output}']\"\n"
             f"elsewhere:    seqio.add_global_cache_dirs(['{arguments.output}'])"
         )
         return
-    checkpoints = given.get("checkpoints", Checkpoints())
-    spec = spec_of(given.get("model"), checkpoints, given.get("model_dir", arguments.output))
-    objective = bind(given["objective"], Model(spec, ComputeSpec()))
     with claimed(claims, name=arguments.output), _Bars("rows") as bars:
         description = write_packed(
-            given["data"],
-            objective,
+            experiment.data,
+            experiment.bound,
             arguments.output,
             epochs=arguments.epochs,
-            seed=given.get("seed", 0),
+            seed=experiment.seed,
             progress=bars,
         )
     for split, passes in description["passes"].items():

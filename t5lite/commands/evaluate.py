@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import inspect
 import json
 import math
 import re
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 from etils import epath
 
-from t5lite.commands.cuts import count_cuts
-from t5lite.commands.run_folder import check_described
-from t5lite.commands.train import check, train
+from t5lite.commands.configured import experiment_of
 from t5lite.data.labels import load_labels
 from t5lite.data.paths import write_whole
 from t5lite.data.sources import NoSplit
 from t5lite.errors import InputError
+from t5lite.experiment.cuts import count_cuts
+from t5lite.experiment.run_folder import check_described
+from t5lite.experiment.settings import check_model
 from t5lite.inference import Loaded, load
 from t5lite.interop import locate
 from t5lite.interop.prompts import as_trained, read_prompts
@@ -38,14 +38,19 @@ _READABLE = 40  # characters of a data set's name in that of a file
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Calls `evaluate` with what is bound to `train`, as far as it concerns evaluation."""
-    bound = configuration.bindings_of(train)
-    parameters = inspect.signature(evaluate).parameters
-    needed = [name for name, each in parameters.items() if each.default is each.empty]
-    for name in needed:
-        if name not in bound:
-            raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
-    concerning = {name: value for name, value in bound.items() if name in parameters}
-    evaluate(**concerning, checkpoint=arguments.checkpoint, sample=arguments.sample)
+    experiment = experiment_of(configuration, optimizer=None)
+    evaluate(
+        experiment.model_dir,
+        model=experiment.model,
+        objective=experiment.objective,
+        data=experiment.data,
+        callbacks=experiment.callbacks,
+        layout=experiment.layout,
+        compute=experiment.compute,
+        checkpoints=experiment.checkpoints,
+        checkpoint=arguments.checkpoint,
+        sample=arguments.sample,
+    )
 
 
 def evaluate(
@@ -99,7 +104,7 @@ def evaluate(
     data = data.with_labels(labels)
     prompts = read_prompts(found.home, data.vocabulary(), topology=spec.topology)
     objective = as_trained(objective, prompts)
-    check(the_model, objective, data=data, log_every=1, callbacks=callbacks)
+    check_model(the_model, objective, data=data, log_every=1, callbacks=callbacks)
     check_described(found.home, spec, data.vocabulary(), data.labels())
     shapes = data.batch_shapes(objective)
     mesh = make_mesh(layout)

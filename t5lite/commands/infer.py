@@ -133,21 +133,19 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
             "--gin_file and --gin.NAME"
         )
 
-    from t5lite.commands.train import train
+    from t5lite.commands.configured import experiment_of
     from t5lite.evaluation.rows import prompt_of, sees_both_ways
     from t5lite.interop import open_model
     from t5lite.interop.prompts import as_trained
     from t5lite.models import Model, named_spec
     from t5lite.objectives import bind
 
-    bound = configuration.bindings_of(train)
-    for name in ("objective", "data", *([] if arguments.model_dir else ["model_dir"])):
-        if name not in bound:
-            raise InputError(f"train.{name} has no value; bind t5lite.train.{name} in a gin file")
-    model_dir, data = arguments.model_dir or bound["model_dir"], bound["data"]
-    model = open_model(model_dir)
-    spec = named_spec(bound.get("model") or model.spec)
-    objective = as_trained(bind(bound["objective"], Model(spec)), model.prompts)
+    others = {"model_dir": arguments.model_dir} if arguments.model_dir else {}
+    experiment = experiment_of(configuration, optimizer=None, **others)
+    data = experiment.data
+    model = open_model(arguments.model_dir or experiment.model_dir)
+    spec = named_spec(experiment.model or model.spec)
+    objective = as_trained(bind(experiment.objective, Model(spec)), model.prompts)
     vocabulary, split = data.vocabulary(), arguments.split or "validation"
     if spec.topology == "encoder" or vocabulary is None:
         raise InputError(

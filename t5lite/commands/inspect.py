@@ -15,22 +15,22 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from t5lite.commands.given import arguments_of
-from t5lite.commands.memory import Footprint, stream_bytes
-from t5lite.commands.preview import Preview, balance_lines, batch_lines, example_lines, look
-from t5lite.commands.run_folder import check_files
-from t5lite.commands.start import Start, spec_of
-from t5lite.commands.train import accept, step_flops, token_lengths, train
-from t5lite.commands.tree import arithmetic_lines, memory_lines, parameter_lines
+from t5lite.commands.configured import experiment_of
 from t5lite.data.paths import check_folder
 from t5lite.errors import InputError
+from t5lite.experiment import Experiment, train
+from t5lite.experiment.cost import step_flops, token_lengths
+from t5lite.experiment.memory import stream_bytes
+from t5lite.experiment.preview import Preview, balance_lines, batch_lines, example_lines, look
+from t5lite.experiment.run_folder import check_files
+from t5lite.experiment.start import Start
+from t5lite.experiment.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.interop.huggingface import export_note
-from t5lite.models import PRESETS, Model, ModelSpec, differences
-from t5lite.objectives import bind
+from t5lite.models import PRESETS, ModelSpec, differences
 from t5lite.parallel import MESH_AXES, Layout, make_mesh
 from t5lite.text import shorten, titled, wrapped
-from t5lite.training import Duration, Run, Update, build
-from t5lite.training.restore import absolute, saved_steps
+from t5lite.training import Update
+from t5lite.training.restore import saved_steps
 from t5lite.training.stopping import check_watched
 
 if TYPE_CHECKING:
@@ -44,27 +44,25 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     if arguments.attention is not None:
         from t5lite.commands import attention_page  # only now: it opens checkpoints of all kinds
 
-        return attention_page.run(arguments, configuration)
+        attention_page.run(arguments, configuration)
+        return
     for flag in ("model_dir", "targets", "output"):
         if getattr(arguments, flag) is not None:
             raise InputError(f"--{flag} is for --attention=TEXT, which is missing")
-    bindings = configuration.bindings_of(train)
-    try:
-        print(report(**bindings, examples=arguments.examples, split=arguments.split))
-    except InputError as error:
-        place = configuration.source.place_of("train", error)
-        raise InputError(f"{place}: {error}" if place else str(error)) from error
+    experiment = experiment_of(configuration)
+    with configuration.placing(train):
+        print(report(experiment, examples=arguments.examples, split=arguments.split))
 
 
-def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
-    """Says what `train(**arguments)` would do; computes no parameters and writes nothing.
+def report(given: Experiment, *, examples: int = 5, split: str = "train") -> str:
+    """Says what a run's `train` would do; computes no parameters and writes nothing.
 
     Data that cannot be reached from here is said so, and the rest goes without it.
 
     Args:
+      given: the run.
       examples: how many to show.
       split: of the data, that they are from.
-      **arguments: those of `train`.
 
     Returns:
       Lines of at most 100 characters.
@@ -74,23 +72,11 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
     """
     if examples < 0:
         raise InputError(f"examples = {examples}: must be at least 0")
-    given = arguments_of(arguments)
     check_folder(given.model_dir, field="train.model_dir")
-    given.model = spec = spec_of(given.model, given.checkpoints, given.model_dir)
     mesh = _abstract_mesh(given.layout)
-    model = Model(spec, given.compute)
-    given.objective = bind(given.objective, model)
-    program = build(
-        model,
-        given.objective,
-        given.optimizer,
-        given.data.batch_shapes(given.objective),
-        layout=given.layout,
-        mesh=mesh,
-        update=given.update,
-    )
-    seen, missing, start = _look(given, model, split=split, count=examples)
-    axes = model.axes()
+    program = given.program(mesh)
+    seen, missing, start = _look(given, split=split, count=examples)
+    axes = given.network.axes()
     lengths = token_lengths(program.batch)
     tokens = given.data.batch_size * sum(lengths)
     sections: dict[str, Iterable[str]] = {"the run": _the_run(given, mesh, seen, lengths, start)}
@@ -102,27 +88,21 @@ def report(*, examples: int = 5, split: str = "train", **arguments: Any) -> str:
     if counts:
         sections["class balance"] = balance_lines(counts)
     sections["the batch"] = batch_lines(program.batch, seen)
-    note = export_note(spec)
+    note = export_note(given.spec)
     parameters = parameter_lines(program, axes)
     sections["the model"] = [*parameters, *(["", *wrapped("note: ", note)] if note else [])]
-    footprint = Footprint(
-        program,
-        compute=given.compute,
-        update=given.update,
-        layout=given.layout,
-        optimizer=given.optimizer,
-    )
+    footprint = given.footprint(program)
     sections["the cost"] = [
         *memory_lines(program, axes, layout=given.layout),
         "",
-        *footprint.lines(stream_bytes(spec, given.compute, program.batch)),
-        *arithmetic_lines(step_flops(spec, given.objective, program.batch), tokens=tokens),
+        *footprint.lines(stream_bytes(given.spec, given.compute, program.batch)),
+        *arithmetic_lines(step_flops(given.spec, given.bound, program.batch), tokens=tokens),
     ]
     return titled(sections)
 
 
 def _look(
-    given: Any, model: Model, *, split: str, count: int
+    given: Experiment, *, split: str, count: int
 ) -> tuple[Preview | None, str | None, Start | None]:
     """Returns a look at the data or why there is none, and the folder that the run starts from.
 
@@ -131,30 +111,13 @@ def _look(
     """
     start = None
     try:
-        folder = absolute(given.model_dir)
-        start = accept(
-            folder,
-            model,
-            given.objective,
-            data=given.data,
-            duration=Duration(given.steps, given.tokens, given.epochs),
-            checkpoints=given.checkpoints,
-            callbacks=given.callbacks,
-            profile=given.profile,
-            log_every=given.log_every,
-        )
-        check_files(folder, [name for each in given.writers for name in getattr(each, "files", ())])
-        run_ = Run(
-            model_dir=str(folder),
-            model=model,
-            objective=given.objective,
-            data=given.data,
-            layout=Layout(),  # metrics are the same on any mesh
-            mesh=make_mesh(Layout(), devices=jax.devices()[:1]),
-            steps=given.steps,
-        )
+        start = given.check()
+        files = [name for each in given.writers for name in getattr(each, "files", ())]
+        check_files(given.folder, files)
+        # Metrics are the same on any mesh.
+        run_ = given.run(make_mesh(Layout(), devices=jax.devices()[:1]))
         check_watched(given.callbacks, run_, best=given.checkpoints.best)
-        seen = look(given.data, given.objective, split=split, count=count, seed=given.seed)
+        seen = look(given.data, given.bound, split=split, count=count, seed=given.seed)
         return seen, None, start
     except Exception as error:
         # A mistake has no cause but a mistake, or a module; what lies elsewhere has another.
@@ -175,7 +138,7 @@ def _abstract_mesh(layout: Layout) -> Any:
 
 
 def _the_run(
-    given: Any, mesh: Any, seen: Preview | None, lengths: Sequence[int], start: Start | None
+    given: Experiment, mesh: Any, seen: Preview | None, lengths: Sequence[int], start: Start | None
 ) -> list[str]:
     compute, checkpoints = given.compute, given.checkpoints
     layers = "scanned" if compute.scan else "unrolled"
@@ -184,8 +147,8 @@ def _the_run(
     often = f"every {checkpoints.every:,} steps" + (f" or {minutes:g} minutes" if minutes else "")
     facts = {
         "model_dir": f"{given.model_dir}: {_start(given, start)}",
-        "model": _model_name(given.model),
-        "objective": _brief(given.objective),
+        "model": _model_name(given.spec),
+        "objective": _brief(given.bound),
         "data": _brief(given.data, leave_out=("lengths", "batch_size")),
         "length": _length(given, seen, lengths),
         "optimizer": _brief(given.optimizer, leave_out=("learning_rate",)),
@@ -201,8 +164,8 @@ def _the_run(
     return [line for label, text in facts.items() for line in wrapped(f"{label:15}", text)]
 
 
-def _start(given: Any, start: Start | None) -> str:
-    done = max(saved_steps(absolute(given.model_dir) / "checkpoints"), default=None)
+def _start(given: Experiment, start: Start | None) -> str:
+    done = max(saved_steps(given.folder / "checkpoints"), default=None)
     if done is None:
         source = given.checkpoints.restore_from
         if source is None:
@@ -231,7 +194,7 @@ def _some(changed: Sequence[str]) -> str:
     return "; ".join(changed[:2]) + more
 
 
-def _length(given: Any, seen: Preview | None, lengths: Sequence[int]) -> str:
+def _length(given: Experiment, seen: Preview | None, lengths: Sequence[int]) -> str:
     """Returns when the run ends, and what that comes to in steps, tokens and epochs."""
     rows = given.data.batch_size
     tokens = rows * sum(lengths)
@@ -249,7 +212,7 @@ def _length(given: Any, seen: Preview | None, lengths: Sequence[int]) -> str:
     return text
 
 
-def _num_steps(given: Any, seen: Preview | None, lengths: Sequence[int]) -> int | None:
+def _num_steps(given: Experiment, seen: Preview | None, lengths: Sequence[int]) -> int | None:
     """Returns after how many steps the run ends, about, or None where that cannot be said."""
     rows, ends = given.data.batch_size, [given.steps]
     if seen is not None and given.tokens is not None:

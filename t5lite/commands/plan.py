@@ -16,18 +16,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5lite.commands.given import facts, given_by, program_of
-from t5lite.commands.memory import savings
+from t5lite.commands.configured import experiment_of
 from t5lite.commands.plan_search import search
 from t5lite.commands.plan_text import report, whole_run
-from t5lite.commands.train import versions
 from t5lite.data.paths import require_writable, write_whole
 from t5lite.errors import InputError
+from t5lite.experiment import Experiment, train
+from t5lite.experiment.description import versions
+from t5lite.experiment.memory import savings
+from t5lite.experiment.step_facts import facts
 from t5lite.parallel import make_mesh, process_rows
 from t5lite.planning import (
     ENVIRONMENT,
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         if (value := getattr(arguments, name)) is not None and not value > 0:
             raise InputError(f"--{name}={value}: must be above 0")
     require_writable(arguments.output)
-    given = given_by(configuration, {})
+    experiment = _experiment(configuration, {})
     command = ["t5lite", "plan", *_same_run(arguments), f"--topology={arguments.topology}"]
     command += [f"--num_slices={on.num_slices}"] * (on.num_slices > 1)
     plan: dict[str, Any] = {
@@ -68,9 +69,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     }
     compile_ = _Compilation(arguments)
     if arguments.search:
-        plan |= search(given, on, compile_, minutes=arguments.budget or 30.0)
+        plan |= search(experiment, on, compile_, minutes=arguments.budget or 30.0)
     else:
-        found = compile_({}, title=f"{_name(given)} for {on.name}")
+        found = compile_({}, title=f"{_name(experiment)} for {on.name}")
         plan |= {"plans": [found]}
         print(report(found, on, price=arguments.price, power=arguments.power))
     for found in plan["plans"]:
@@ -95,16 +96,16 @@ def _compile(
         print(json.dumps(event), file=channel, flush=True)
 
     on = Slice.parse(arguments.topology, num_slices=arguments.num_slices)
-    given = given_by(configuration, changes)
-    mesh = make_mesh(given.layout, on.devices())
-    program = program_of(given, mesh)
+    experiment = _experiment(configuration, changes)
+    mesh = make_mesh(experiment.layout, on.devices())
+    program = experiment.program(mesh)
     places = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
-    found = facts(given, program, mesh) | {
+    found = facts(experiment, program, mesh) | {
         "topology": f"{on.kind}:{on.shape}",
         "num_slices": on.num_slices,
         "chips": on.num_chips,
         "hbm": on.chip.hbm / on.chip.devices,
-        "processes": _reading(given, mesh),
+        "processes": _reading(experiment, mesh),
     }
     try:
         compiled, _ = compile_step(
@@ -118,7 +119,7 @@ def _compile(
             "needed": error.needed,
             "available": error.available,
             "compiler": str(error),
-            "advice": list(_advice(given, program, on, error.needed, error.available)),
+            "advice": list(_advice(experiment, program, on, error.needed, error.available)),
         }
         return tell(found=found)
     estimates = estimate(
@@ -128,14 +129,14 @@ def _compile(
     return tell(found=found)
 
 
-def _reading(given: SimpleNamespace, mesh: Any) -> list[dict[str, Any]]:
+def _reading(experiment: Experiment, mesh: Any) -> list[dict[str, Any]]:
     """Returns what each process reads: rows of a batch and their shards, as runs [start, stop).
 
     Raises:
       InputError: if a process's devices do not hold whole shards.
     """
-    rows = process_rows(given.layout, mesh, given.data.batch_size)
-    shards = process_shards(given.data, given.layout, mesh)
+    rows = process_rows(experiment.layout, mesh, experiment.data.batch_size)
+    shards = process_shards(experiment.data, experiment.layout, mesh)
     return [{"rows": _runs(rows[process]), "shards": _runs(shards[process])} for process in rows]
 
 
@@ -146,7 +147,7 @@ def _runs(numbers: np.ndarray | Sequence[int]) -> list[list[int]]:
 
 
 def _advice(
-    given: SimpleNamespace,
+    experiment: Experiment,
     program: Any,
     on: Slice,
     needed: float | None,
@@ -155,10 +156,10 @@ def _advice(
     """Yields what would need less memory and is not done yet, the cheapest first."""
     yield from savings(
         program,
-        compute=given.compute,
-        update=given.update,
-        layout=given.layout,
-        optimizer=given.optimizer,
+        compute=experiment.compute,
+        update=experiment.update,
+        layout=experiment.layout,
+        optimizer=experiment.optimizer,
         bytes_here=on.chip.hbm / on.chip.devices,
     )
     if needed and available:  # most of it is spread over the devices
@@ -297,5 +298,27 @@ def _compiler_version() -> dict[str, str]:
     return {"libtpu": importlib.metadata.version("libtpu")}
 
 
-def _name(given: SimpleNamespace) -> str:
-    return f"{given.spec.family}'s step"
+def _experiment(configuration: "Configuration", changes: Mapping[str, Any]) -> Experiment:
+    """Returns the configured run.
+
+    Args:
+      configuration: of the run.
+      changes: what a search changes: `mesh`, `remat` and `num_microbatches`, or nothing.
+    """
+    experiment = experiment_of(configuration)
+    if changes:
+        experiment = dataclasses.replace(
+            experiment,
+            layout=dataclasses.replace(experiment.layout, mesh=changes["mesh"]),
+            compute=dataclasses.replace(experiment.compute, remat=changes["remat"]),
+            update=dataclasses.replace(
+                experiment.update, num_microbatches=changes["num_microbatches"]
+            ),
+        )
+    with configuration.placing(train):
+        experiment.bound  # noqa: B018  the spec is found, and fits the objective
+    return experiment
+
+
+def _name(experiment: Experiment) -> str:
+    return f"{experiment.spec.family}'s step"

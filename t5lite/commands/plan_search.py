@@ -5,14 +5,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
-from t5lite.commands.given import program_of
-from t5lite.commands.memory import stream_bytes
 from t5lite.commands.plan_text import excess
-from t5lite.commands.train import step_flops
 from t5lite.errors import InputError
+from t5lite.experiment import Experiment
+from t5lite.experiment.cost import step_flops
+from t5lite.experiment.memory import stream_bytes
 from t5lite.parallel import Layout
 from t5lite.planning import Slice, Variation, abstract, candidates, meshes
 from t5lite.text import in_bytes, table
@@ -24,12 +23,12 @@ Compile = Callable[..., dict[str, Any]]
 
 
 def search(
-    given: SimpleNamespace, on: Slice, compile_: Compile, *, minutes: float
+    experiment: Experiment, on: Slice, compile_: Compile, *, minutes: float
 ) -> dict[str, Any]:
     """Compiles variations of a run, the most promising first, as long as there is time.
 
     Args:
-      given: see `given_by`.
+      experiment: the run.
       on: the slices.
       compile_: compiles one.
       minutes: for all of it.
@@ -38,24 +37,26 @@ def search(
       `plans`, the fastest first; `did_not_fit`; `left_out`, how many for which reason; and
       `cannot_fit`, how many were not tried because of their state's size alone.
     """
-    layout: Layout = given.layout
+    layout: Layout = experiment.layout
     kept = {axis: size for axis, size in layout.mesh.items() if axis in ("seq", "expert")}
 
     def program(mesh: Sequence[tuple[str, int]]) -> Any:
-        varied = SimpleNamespace(**vars(given))
-        varied.layout = dataclasses.replace(layout, mesh=dict(mesh))
-        varied.update = dataclasses.replace(given.update, num_microbatches=1)
-        return program_of(varied, abstract(mesh))
+        varied = dataclasses.replace(
+            experiment,
+            layout=dataclasses.replace(layout, mesh=dict(mesh)),
+            update=dataclasses.replace(experiment.update, num_microbatches=1),
+        )
+        return varied.program(abstract(mesh))
 
-    batch = given.data.batch_shapes(given.objective)
-    stream = stream_bytes(given.spec, given.compute, batch)
+    batch = experiment.data.batch_shapes(experiment.bound)
+    stream = stream_bytes(experiment.spec, experiment.compute, batch)
     devices = on.num_chips * on.chip.devices
     order, cannot = candidates(
         program,
         list(meshes(devices, kept=kept, slices=layout.slices or {})),
         on=on,
         stream=stream,
-        flops=step_flops(given.spec, given.objective, batch),
+        flops=step_flops(experiment.spec, experiment.bound, batch),
     )
     print(
         f"the run as it is, then {len(order)} variations to try within {minutes:g} minutes, the "

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib
 import inspect
 import re
 import traceback
@@ -12,10 +13,10 @@ from typing import Any
 import gin
 from gin import config_parser
 
-import t5lite
 from t5lite.configuration.source import Source, at, find
 from t5lite.configuration.unused import check_used
 from t5lite.errors import InputError, unknown
+from t5lite.public_names import PUBLIC, ROOMS
 
 _DYNAMIC = "from __gin__ import dynamic_registration"
 _WHERE = re.compile(r"\n  In (?:file \"(.*?)\",|bindings string) line (\d+)")
@@ -51,6 +52,14 @@ class Configuration:
     def operative_config(self) -> str:
         """Returns every value used by the calls so far, defaults included, as gin text."""
         return gin.operative_config_str()
+
+    @contextlib.contextmanager
+    def placing(self, function: Callable) -> Iterator[None]:
+        """Names, in an InputError, the place of the binding of `function` that is to blame."""
+        try:
+            yield
+        except InputError as error:
+            raise at(self.source.place_of(function.__name__, error), error) from error
 
     @contextlib.contextmanager
     def _explained(self, function: Callable) -> Iterator[None]:
@@ -153,7 +162,7 @@ def _full_name(binding: str, source: Source) -> str:
     name, equals, value = binding.partition("=")
     scope, slash, selector = name.strip().rpartition("/")
     first, dot, _ = selector.partition(".")
-    if dot and first in t5lite.__all__ and first not in source.imports:
+    if dot and first in PUBLIC and first not in source.imports:
         selector = f"t5lite.{selector}"
     return f"{scope}{slash}{selector}{equals}{value}"
 
@@ -220,10 +229,10 @@ def _clearer(message: str, source: Source) -> InputError:
         public = getattr(target, "__all__", [known for known in dir(target) if known[0] != "_"])
         return unknown(f"{found[1].partition(f'.{name}')[0]} name", name, public)
     if found := re.match(r"'(\w+)' was not provided by an import", message):
-        if found[1] in t5lite.__all__:
+        if found[1] in PUBLIC:
             return InputError(f"{found[1]} is not imported; write t5lite.{found[1]}")
-        for room in t5lite._ROOMS:
-            if hasattr(getattr(t5lite, room), found[1]):
+        for room in ROOMS:
+            if hasattr(importlib.import_module(f"t5lite.{room}"), found[1]):
                 return InputError(f"{found[1]} is not imported; write t5lite.{room}.{found[1]}")
         return unknown("import", found[1], source.imports)
     if re.match("No configurable matching", message):

@@ -10,9 +10,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from t5lite import configuration, main
+from t5lite import configuration, main, train
 from t5lite.commands.cache import cache_tasks
-from t5lite.commands.train import train
 from t5lite.data import ArrayData, Bytes, PackedData, TaskData
 from t5lite.data.importing import import_seqio
 from t5lite.objectives import Seq2Seq

@@ -196,7 +196,7 @@ def test_a_configuration_without_data(tmp_path, capsys):
     text = CONFIGURATION.replace("t5lite.train.data = @here.data()", "")
     (tmp_path / "run.gin").write_text(text)
     assert main(["evaluate", *flags(tmp_path)]) == 2
-    assert "train.data has no value" in capsys.readouterr().err
+    assert "train needs 'data', which no file or flag binds" in capsys.readouterr().err
 
 
 def test_metrics_that_are_no_numbers_are_null(trained, tmp_path):

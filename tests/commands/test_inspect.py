@@ -7,6 +7,7 @@ import dataclasses
 import re
 import textwrap
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,15 @@ import optax
 import pytest
 
 from t5lite import main
-from t5lite.commands.inspect import _rates, report
-from t5lite.commands.preview import batch_lines, look
-from t5lite.commands.tree import bytes_of, parameter_lines
+from t5lite.commands import inspect
+from t5lite.commands.configured import experiment_of
+from t5lite.commands.inspect import _rates
 from t5lite.data import ArrayData, Bytes
 from t5lite.data.labels import save_labels
 from t5lite.errors import InputError
+from t5lite.experiment import Experiment
+from t5lite.experiment.preview import batch_lines, look
+from t5lite.experiment.tree import bytes_of, parameter_lines
 from t5lite.models import Model, forward_flops, override, preset, save_spec
 from t5lite.objectives import Seq2Seq, SpanCorruption
 from t5lite.optimizers import Adafactor, AdamW
@@ -59,6 +63,10 @@ def arguments(tmp_path, **options):
         "optimizer": Adafactor(learning_rate=0.01),
         "steps": 50,
     } | options
+
+
+def report(*, examples=5, split="train", **given):
+    return inspect.report(Experiment(**given), examples=examples, split=split)
 
 
 def section(text, title):
@@ -377,7 +385,7 @@ def test_missing_arguments_are_named(tmp_path):
     given = arguments(tmp_path)
     del given["data"], given["optimizer"]
     with pytest.raises(InputError, match="train needs 'data' and 'optimizer'"):
-        report(**given)
+        experiment_of(SimpleNamespace(bindings_of=lambda function: given))
 
 
 def test_a_run_that_ends_nowhere(tmp_path):

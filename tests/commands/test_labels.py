@@ -10,9 +10,6 @@ from etils import epath
 import t5lite
 from t5lite import interop
 from t5lite.commands.evaluate import evaluate
-from t5lite.commands.preview import example_texts
-from t5lite.commands.run_folder import check_described
-from t5lite.commands.start import plan_start
 from t5lite.data import (
     Bytes,
     Class,
@@ -26,6 +23,9 @@ from t5lite.data import (
 from t5lite.data.labels import check_labels, load_labels, save_labels
 from t5lite.errors import InputError
 from t5lite.evaluation import HeldOut
+from t5lite.experiment.preview import example_texts
+from t5lite.experiment.run_folder import check_described
+from t5lite.experiment.start import plan_start
 from t5lite.layers import ClassificationHeadSpec
 from t5lite.main import main
 from t5lite.models import Model, override

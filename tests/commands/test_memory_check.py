@@ -4,16 +4,15 @@ import shlex
 
 import jax
 import pytest
-from test_inspect import arguments, program, section
+from test_inspect import arguments, program, report, section
 from tiny_runs import train
 
 import t5lite
 from t5lite import configuration
-from t5lite.commands import memory
-from t5lite.commands.inspect import report
-from t5lite.commands.memory import Footprint
 from t5lite.configuration.unused import check_used
 from t5lite.errors import InputError, RunError
+from t5lite.experiment import memory
+from t5lite.experiment.memory import Footprint
 from t5lite.models import ComputeSpec
 from t5lite.optimizers import AdamW
 from t5lite.parallel import Layout

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from t5lite.commands.preview import look
 from t5lite.data import ArrayData, Bytes
 from t5lite.data.batches import merge_states
 from t5lite.data.like_lengths import cut, cut_lengths
+from t5lite.experiment.preview import look
 from t5lite.layers import ClassificationHeadSpec, EmbeddingHeadSpec, TokenLabelsHeadSpec
 from t5lite.models import Model, override
 from t5lite.objectives import AnswerSpans, Classification, Contrastive, Regression, TokenLabels

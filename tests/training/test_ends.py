@@ -7,8 +7,7 @@ import jax
 import pytest
 from tiny_runs import FAST, OBJECTIVE, OPTIMIZERS, SPEC, array_data, lines
 
-from t5lite import configuration
-from t5lite.commands.train import train
+from t5lite import configuration, train
 from t5lite.models import override
 from t5lite.parallel import Layout, make_mesh
 from t5lite.reporting import JsonLines
@@ -19,7 +18,7 @@ from t5lite.training.step import counted
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     first = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr("t5lite.commands.train.make_mesh", first)
+    monkeypatch.setattr("t5lite.experiment.experiment.make_mesh", first)
 
 
 OPTIONS = {

@@ -7,9 +7,9 @@ import pytest
 from tiny_runs import SPEC, array_data, train
 
 import t5lite
-from t5lite.commands.run_folder import check_files, describe
 from t5lite.data import Bytes
 from t5lite.errors import InputError
+from t5lite.experiment.run_folder import check_files, describe
 from t5lite.interop import check_target
 from t5lite.models import override
 from t5lite.reporting import JsonLines

@@ -7,8 +7,8 @@ import types
 import pytest
 
 from t5lite.commands import flags
-from t5lite.commands.run_end import end_text
 from t5lite.data import Bytes
+from t5lite.experiment.run_end import end_text
 from t5lite.objectives import (
     CausalLM,
     Classification,

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.commands.cuts import Cuts, count_cuts
 from t5lite.evaluation.text import readable
+from t5lite.experiment.cuts import Cuts, count_cuts
 from t5lite.text import shorten, table, wrapped
 
 Example = Mapping[str, np.ndarray]

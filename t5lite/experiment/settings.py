@@ -1,10 +1,12 @@
 """Settings of a run that are valid one by one, but not together: refused, or said before step 1."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 
 from t5lite.errors import InputError
+from t5lite.models import Model
 from t5lite.training import Callback, Checkpoints, Duration, Profile, Update
 from t5lite.training.state import Optimizer, TrainState, next_learning_rate
 from t5lite.training.stopping import Watch
@@ -35,6 +37,33 @@ def check_settings(
             f"Profile.steps = {profile.steps}: the run ends at train.steps = {duration.steps}, "
             "before the first of them; begin earlier"
         )
+
+
+def check_model(
+    model: Model, objective: Any, *, data: Any, log_every: int, callbacks: Sequence[Callback]
+) -> None:
+    """Raises an InputError for what would go wrong only later, or silently."""
+    if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 1:
+        raise InputError(f"train.log_every = {log_every!r}: must be a whole number of at least 1")
+    for callback in callbacks:
+        every = getattr(callback, "every", None)
+        if not callable(callback) or not isinstance(every, int) or every < 1:
+            raise InputError(f"callback {callback!r}: must be callable, with `every` of at least 1")
+    vocabulary = data.vocabulary()
+    if vocabulary is not None and vocabulary.size > model.spec.vocab:
+        raise InputError(
+            f"the vocabulary has {vocabulary.size} ids but the model only {model.spec.vocab} "
+            f'embeddings; override the model with {{"vocab": {-(-vocabulary.size // 128) * 128}}}'
+        )
+    model.check(data.batch_shapes(objective))
+    head = model.heads.get(objective.head)
+    num_classes = len(data.labels().get("labels", ()))  # of other features the head says nothing
+    for field in ("num_classes", "num_labels"):
+        if getattr(head, field, num_classes) < num_classes:
+            raise InputError(
+                f"{type(head).__name__}.{field} = {getattr(head, field)}: the data have "
+                f"{num_classes} classes; set it to at least {num_classes}"
+            )
 
 
 def notes(

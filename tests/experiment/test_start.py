@@ -12,9 +12,9 @@ from tiny_runs import FAST
 
 import t5lite
 from t5lite import interop
-from t5lite.commands.start import plan_start, spec_of
 from t5lite.data import ArrayData, Bytes, Class, FileData
 from t5lite.errors import InputError
+from t5lite.experiment.start import plan_start, spec_of
 from t5lite.layers import ClassificationHeadSpec
 from t5lite.main import main
 from t5lite.models import Model, named_spec, override

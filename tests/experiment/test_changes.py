@@ -2,7 +2,7 @@
 
 import json
 
-from t5lite.commands.changes import changes, settings
+from t5lite.experiment.changes import changes, settings
 
 OLD = """from __gin__ import dynamic_registration
 import t5lite

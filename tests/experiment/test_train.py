@@ -13,10 +13,10 @@ import pytest
 from tiny_runs import FAST, OBJECTIVE, OPTIMIZERS, SPEC, VOCAB, array_data, train
 
 import t5lite
-from t5lite.commands.train import check
 from t5lite.data import ArrayData, Bytes, Class, FileData, PackedData, write_packed
 from t5lite.decoding import Settings, generate
 from t5lite.errors import InputError
+from t5lite.experiment.settings import check_model
 from t5lite.layers import ClassificationHeadSpec
 from t5lite.models import ComputeSpec, Model, load_spec, override
 from t5lite.objectives import Classification, Seq2Seq
@@ -71,7 +71,7 @@ def one_device():
     """What is tested here has nothing to do with devices, and two cores feel eight of them."""
     with pytest.MonkeyPatch.context() as patch:
         first = functools.partial(make_mesh, devices=jax.devices()[:1])
-        patch.setattr("t5lite.commands.train.make_mesh", first)
+        patch.setattr("t5lite.experiment.experiment.make_mesh", first)
         yield
 
 
@@ -316,7 +316,7 @@ def test_classes_that_the_head_does_not_have(tmp_path):
         heads = [ClassificationHeadSpec(num_classes=count)]
         return override("bert_nano", {"vocab": 384, "heads": heads})
 
-    check(Model(with_classes(3)), Classification(), data=data, log_every=1, callbacks=())
+    check_model(Model(with_classes(3)), Classification(), data=data, log_every=1, callbacks=())
     spec = with_classes(2)
     with pytest.raises(InputError, match=r"num_classes = 2: the data have 3 classes; .* least 3"):
         train(tmp_path / "run", model=spec, objective=Classification(), data=data)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from t5lite.commands.run_folder import check_described
 from t5lite.data.labels import check_labels
 from t5lite.errors import InputError
+from t5lite.experiment.run_folder import check_described
 from t5lite.interop import open_model
 from t5lite.interop.foreign import Foreign
 from t5lite.interop.opening import Own

@@ -10,9 +10,9 @@ import optax
 import pytest
 from tiny_runs import FAST, OBJECTIVE, OPTIMIZERS, SPEC, array_data, train
 
-from t5lite.commands.settings import learning_rate, notes, rate_change
 from t5lite.errors import InputError
 from t5lite.evaluation import HeldOut, Samples, SpanFilling
+from t5lite.experiment.settings import learning_rate, notes, rate_change
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import Model, override
 from t5lite.objectives import Contrastive
@@ -202,7 +202,8 @@ def test_a_longer_schedule_is_said_and_the_best_stays(tmp_path, capsys):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "t5lite.commands.train.make_mesh", lambda layout: make_mesh(layout, jax.devices()[:1])
+            "t5lite.experiment.experiment.make_mesh",
+            lambda each: make_mesh(each, jax.devices()[:1]),
         )
         assert "note:" not in once(4)
         text = once(6)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from t5lite.commands.cuts import Cut, count_cuts
 from t5lite.data import ArrayData, Bytes
+from t5lite.experiment.cuts import Cut, count_cuts
 from t5lite.layers import ClassificationHeadSpec
 from t5lite.models import Model, override, preset
 from t5lite.objectives import CausalLM, Classification, Seq2Seq, bind

@@ -1,0 +1,31 @@
+"""The run that a configuration binds to `train`, for verbs that look at it instead of training."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from t5lite.errors import InputError
+from t5lite.experiment import Experiment, train
+
+if TYPE_CHECKING:
+    from t5lite.configuration import Configuration
+
+
+def experiment_of(configuration: "Configuration", **others: Any) -> Experiment:
+    """Returns the run that a configuration describes.
+
+    Args:
+      configuration: binds arguments of `train`.
+      **others: values for what the configuration may leave out.
+
+    Raises:
+      InputError: if a value is missing that has no default.
+    """
+    bound = {**others, **configuration.bindings_of(train)}
+    missing = [
+        repr(field.name)
+        for field in dataclasses.fields(Experiment)
+        if field.default is dataclasses.MISSING and field.name not in bound
+    ]
+    if missing:
+        raise InputError(f"train needs {' and '.join(missing)}, which no file or flag binds")
+    return Experiment(**bound)

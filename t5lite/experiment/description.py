@@ -1,0 +1,36 @@
+"""What identifies a run: its model in one line, its parameters' shapes, its libraries' versions."""
+
+import contextlib
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from t5lite.models import Model
+
+
+def headline(model: Model, mesh: Mesh) -> str:
+    """Returns one line: the model, its size, and what it runs on."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
+    kind = mesh.devices.flat[0].device_kind
+    devices = "1 device" if mesh.size == 1 else f"{mesh.size} devices"
+    return f"{model.spec.family}, {size:,} parameters, {model.compute.dtype}, on {devices} ({kind})"
+
+
+def named_shapes(model: Model) -> Iterator[tuple[str, tuple[int, ...], tuple[str | None, ...]]]:
+    """Yields path, shape and logical axes of each parameter."""
+    shapes = jax.tree_util.tree_leaves_with_path(model.shapes())
+    for (path, leaf), axes in zip(shapes, jax.tree.leaves(model.axes()), strict=True):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, tuple(axes)
+
+
+def versions() -> dict[str, str]:
+    """Returns what a run's numbers depend on besides its configuration."""
+    found = {"python": platform.python_version()}
+    for name in ("t5lite", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        # A checkout may run without being installed.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
