@@ -42,6 +42,7 @@ setup(
         "tensorstore>=0.1.71,<0.2",  # T5X's checkpoints
         "ml_dtypes>=0.4,<1",
         "etils[epath]>=1.9.1,<2",
+        "jaxtyping>=0.3.5,<0.4",
         "numpy>=2.0,<3",
         "gin-config>=0.5,<0.6",
         "tqdm>=4.66,<5",
@@ -71,6 +72,7 @@ setup(
             TOKENIZERS,
             MLFLOW,
             *NOTEBOOK,
+            "beartype>=0.20,<0.24",
             "msgpack>=1,<2",  # to write T5X's checkpoints from their description
             "mypy>=2,<3",
             "pytest>=8.3,<10",

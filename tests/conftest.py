@@ -17,6 +17,10 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 import jax  # noqa: E402 - reads the flags above
 import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Here alone are annotations checked, shapes and dtypes of arrays among them.
+install_import_hook(["t5lite.layers", "t5lite.models"], "shape_types.checked")
 
 gc.set_threshold(50_000, 50, 100)  # traces are many objects, and few of them garbage
 jax.config.update("jax_numpy_dtype_promotion", "strict")

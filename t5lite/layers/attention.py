@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.layers.cache import KeyValues
 from t5lite.layers.dropout import Dropout
@@ -139,7 +140,11 @@ class Attention(nn.Module):
             self.query_norm = spec.query_key_norm.make(self.dtype, axis="kv")
             self.key_norm = spec.query_key_norm.make(self.dtype, axis="kv")
 
-    def key_values(self, x: jax.Array, positions: jax.Array | None = None) -> KeyValues:
+    def key_values(
+        self,
+        x: Float[Array, "batch kv_length embed"],
+        positions: Int32[Array, "#batch kv_length"] | None = None,
+    ) -> KeyValues:
         """Projects `x` `[batch, kv_length, embed]` to keys and values.
 
         Args:
@@ -157,13 +162,13 @@ class Attention(nn.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "batch q_length {self.embed}"],
         kv: KeyValues,
         *,
-        bias: jax.Array | None = None,
+        bias: Float32[Array, "#batch heads q_length kv_length"] | None = None,
         mask: AttentionMask | None = None,
-        positions: jax.Array | None = None,
-    ) -> jax.Array:
+        positions: Int32[Array, "#batch q_length"] | None = None,
+    ) -> Float[Array, "batch q_length {self.embed}"]:
         """Attends from `x` `[batch, q_length, embed]`, which stands at `positions`, over `kv`."""
         query = self.query(x)
         if self.spec.query_key_norm is not None:

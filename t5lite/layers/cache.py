@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int32
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +51,7 @@ class Slots:
         """Returns all slots, in their order; see `positions` for what they hold."""
         return KeyValues(jnp.swapaxes(self.key, 1, 2), jnp.swapaxes(self.value, 1, 2))
 
-    def positions(self, newest: jax.Array) -> jax.Array:
+    def positions(self, newest: Int32[Array, " batch"]) -> Int32[Array, "batch {self.size}"]:
         """Returns `[batch, size]` int32: the position each slot holds, below 0 where none.
 
         Args:
@@ -60,7 +61,7 @@ class Slots:
         newest = jnp.broadcast_to(newest[:, None], (newest.shape[0], self.size))
         return newest - (newest - jnp.broadcast_to(slot, newest.shape)) % jnp.int32(self.size)
 
-    def fill(self, new: KeyValues, lengths: jax.Array) -> "Slots":
+    def fill(self, new: KeyValues, lengths: Int32[Array, " batch"]) -> "Slots":
         """Keeps the last `size` of the first `lengths` tokens of each row.
 
         Args:
@@ -82,7 +83,7 @@ class Slots:
 
         return Slots(place(self.key, new.key), place(self.value, new.value))
 
-    def append(self, new: KeyValues, positions: jax.Array) -> "Slots":
+    def append(self, new: KeyValues, positions: Int32[Array, "batch n"]) -> "Slots":
         """Writes further tokens over the oldest.
 
         Args:

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 
 @jax.tree_util.register_dataclass
@@ -28,7 +29,9 @@ class Dropout:
         return dataclasses.replace(self, key=jax.random.fold_in(self.key, index))
 
 
-def drop_residual(update: jax.Array, key: jax.Array, rate: jax.Array) -> jax.Array:
+def drop_residual(
+    update: Float[Array, " batch *rest"], key: jax.Array, rate: Float32[Array, ""]
+) -> Float[Array, " batch *rest"]:
     """Leaves out a sublayer for some examples, and scales it up for the others.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.layers.gradients import Weight, reduce_scatter_over_batch, weight
 from t5lite.layers.initializers import Initializer, Initializers
@@ -21,7 +22,12 @@ class _Lookup(NamedTuple):
     weight: Weight
 
 
-def lookup(table: jax.Array, ids: jax.Array, dtype: Any, axes: tuple[str, str]) -> jax.Array:
+def lookup(
+    table: Float[Array, "rows embed"],
+    ids: Int32[Array, "batch length"],
+    dtype: Any,
+    axes: tuple[str, str],
+) -> Float[Array, "batch length embed"]:
     """Returns rows of a table, whose gradient is added up in float32.
 
     Args:
@@ -90,12 +96,16 @@ class TokenEmbedding(nn.Module):
         init = nn.with_logical_partitioning(self.table_init, self.axes)
         self.embedding: Any = self.param("embedding", init, (self.vocab, self.embed))
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens: Int32[Array, "batch length"]
+    ) -> Float[Array, "batch length {self.embed}"]:
         """Looks up `tokens` `[batch, length]` int32, giving `[batch, length, embed]`."""
         embedded = lookup(self.embedding, tokens, self.dtype, self.axes)
         return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
 
-    def attend(self, x: jax.Array) -> jax.Array:
+    def attend(
+        self, x: Float[Array, "batch length {self.embed}"]
+    ) -> Float32[Array, "batch length {self.vocab}"]:
         """Dots `x` `[batch, length, embed]` with every row: `[batch, length, vocab]` float32."""
         return product(
             x.astype(self.dtype),

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32
 
 from t5lite.errors import unknown
 from t5lite.layers.dropout import Dropout
@@ -329,7 +330,9 @@ class EmbeddingHeadSpec(HeadSpec):
         return EmbeddingHead(self, dtype, init)
 
 
-def pool(hidden: jax.Array, valid: jax.Array, pooling: str) -> jax.Array:
+def pool(
+    hidden: Float[Array, "batch length embed"], valid: Bool[Array, "batch length"], pooling: str
+) -> Float32[Array, "batch embed"]:
     """Returns one vector for each text.
 
     Args:
@@ -359,7 +362,7 @@ def pool(hidden: jax.Array, valid: jax.Array, pooling: str) -> jax.Array:
     return jnp.einsum("bl,ble->be", weights, hidden)
 
 
-def unit_length(x: jax.Array) -> jax.Array:
+def unit_length(x: Float32[Array, "*batch size"]) -> Float32[Array, "*batch size"]:
     """Returns float32 vectors `[..., size]` at length 1; zeros stay zeros."""
     # Below a length that training never sees, so that a row of padding has a gradient.
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + jnp.float32(1e-12))

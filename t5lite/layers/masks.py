@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Int32
 
 from t5lite.layers.cache import Slots
 
@@ -42,7 +43,11 @@ class AttentionMask:
 
     @classmethod
     def within(
-        cls, segments: jax.Array, *, causal: bool, prefix: jax.Array | None = None
+        cls,
+        segments: Int32[Array, "batch length"],
+        *,
+        causal: bool,
+        prefix: Bool[Array, "batch length"] | None = None,
     ) -> "AttentionMask":
         """Returns the rule of self-attention over whole rows.
 
@@ -55,7 +60,7 @@ class AttentionMask:
         return cls(segments, segments, order, order, prefix, prefix, causal=causal, whole=True)
 
     @classmethod
-    def over_slots(cls, positions: jax.Array, slots: Slots) -> "AttentionMask":
+    def over_slots(cls, positions: Int32[Array, "batch n"], slots: Slots) -> "AttentionMask":
         """Returns the rule of causal self-attention over a cache.
 
         Args:
@@ -70,7 +75,7 @@ class AttentionMask:
         """Returns the rule with a window; None for the rule as it is."""
         return self if window is None else dataclasses.replace(self, window=window)
 
-    def queries(self, start: jax.Array, size: int) -> "AttentionMask":
+    def queries(self, start: Int32[Array, ""], size: int) -> "AttentionMask":
         """Returns the rule for `size` queries from number `start` on."""
 
         def part(array: jax.Array | None) -> jax.Array | None:
@@ -84,11 +89,8 @@ class AttentionMask:
             whole=False,
         )
 
-    def array(self) -> jax.Array | None:
-        """Returns `[batch or 1, 1, q_length or 1, kv_length]` bool, the second axis for heads.
-
-        True where a query sees a key; None if every query sees every key.
-        """
+    def array(self) -> Bool[Array, "batch_or_1 1 q_length_or_1 kv_length"] | None:
+        """Returns which keys each query sees, True for seen; None if all of them are."""
         seen = None
         if self.kv_segments is not None:
             seen = (self.kv_segments > 0)[:, None]
@@ -106,7 +108,7 @@ class AttentionMask:
             seen = near if seen is None else _and(seen, near)
         return None if seen is None else seen[:, None]
 
-    def _distance(self) -> jax.Array:
+    def _distance(self) -> Int32[Array, "batch_or_1 q_length kv_length"]:
         """Returns `[batch or 1, q_length, kv_length]` int32: tokens from key to query."""
         assert self.q_order is not None, "causal and windowed masks need an order"
         assert self.kv_order is not None

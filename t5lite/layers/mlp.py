@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from t5lite.errors import unknown
 from t5lite.layers.initializers import Initializers
@@ -71,7 +72,9 @@ class Mlp(nn.Module):
     init_: Initializers = Initializers()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "batch length {self.embed}"]
+    ) -> Float[Array, "batch length {self.embed}"]:
         spec, activation = self.spec, ACTIVATIONS[self.spec.activation]
         project = functools.partial(projection, dtype=self.dtype, use_bias=spec.use_bias)
 

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from t5lite.layers.initializers import Initializers
 from t5lite.layers.mlp import Mlp, MlpSpec
@@ -125,7 +126,9 @@ class Moe(nn.Module):
     init_: Initializers
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "batch length {self.embed}"]
+    ) -> Float[Array, "batch length {self.embed}"]:
         spec = self.spec
         batch, length, _ = x.shape
         logits = self._router_logits(x)
@@ -202,7 +205,9 @@ class Moe(nn.Module):
         )
 
 
-def choose(probabilities: jax.Array, top_k: int, *, normalize: bool) -> tuple[jax.Array, jax.Array]:
+def choose(
+    probabilities: Float32[Array, "batch length experts"], top_k: int, *, normalize: bool
+) -> tuple[Bool[Array, "batch {top_k} length experts"], Float32[Array, "batch {top_k} length"]]:
     """Finds each token's experts, and how much each of them counts.
 
     Args:
@@ -227,7 +232,9 @@ def choose(probabilities: jax.Array, top_k: int, *, normalize: bool) -> tuple[ja
     return masks, weights
 
 
-def assign(chosen: jax.Array, num_slots: int) -> jax.Array:
+def assign(
+    chosen: Bool[Array, "batch top_k length experts"], num_slots: int
+) -> Int32[Array, "batch top_k*length"]:
     """Gives every choice a slot of its expert, in the order of their rank and then of tokens.
 
     Args:
@@ -246,7 +253,7 @@ def assign(chosen: jax.Array, num_slots: int) -> jax.Array:
     return jnp.where(slot < num_slots, expert * num_slots + slot, num_experts * num_slots)
 
 
-def invert(places: jax.Array, num_places: int) -> jax.Array:
+def invert(places: Int32[Array, "batch n"], num_places: int) -> Int32[Array, "batch {num_places}"]:
     """Returns who is where: the inverse of a map from things to places, row by row.
 
     Args:
@@ -266,7 +273,11 @@ def invert(places: jax.Array, num_places: int) -> jax.Array:
 
 
 @jax.custom_vjp
-def move(x: jax.Array, sources: jax.Array, targets: jax.Array) -> jax.Array:
+def move(
+    x: Float[Array, "batch n embed"],
+    sources: Int32[Array, "batch m"],
+    targets: Int32[Array, "batch n"],
+) -> Float[Array, "batch m embed"]:
     """Moves vectors to other places in their row; what comes from nowhere is zeros.
 
     Its derivative moves back, which is faster than the scatter that JAX would derive, and adds
@@ -300,7 +311,10 @@ def _move_backward(
 move.defvjp(_move_forward, _move_backward)
 
 
-def load_balancing(probabilities: jax.Array, chosen: jax.Array) -> jax.Array:
+def load_balancing(
+    probabilities: Float32[Array, "batch length experts"],
+    chosen: Bool[Array, "batch top_k length experts"],
+) -> Float32[Array, ""]:
     """Returns the load-balancing loss of all tokens: 1 if every expert is used as much as any.
 
     It is num_experts * Σ f_i P_i, where P_i is the mean probability of expert i and f_i its share
@@ -318,7 +332,7 @@ def load_balancing(probabilities: jax.Array, chosen: jax.Array) -> jax.Array:
     return probabilities.shape[-1] * jnp.sum(used * jnp.mean(probabilities, axis=(0, 1)))
 
 
-def router_z(logits: jax.Array) -> jax.Array:
+def router_z(logits: Float32[Array, "batch length experts"]) -> Float32[Array, ""]:
     """Returns the mean over tokens of the squared log of the softmax's normaliser.
 
     Args:

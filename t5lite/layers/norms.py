@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Float32
 
 from t5lite.layers.spec import Spec
 
@@ -60,7 +60,7 @@ class RMSNorm(nn.Module):
     axis: str = "embed"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         init = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
         scale: Any = self.param(
             "scale", nn.with_logical_partitioning(init, (self.axis,)), x.shape[-1:]
@@ -78,7 +78,7 @@ class LayerNorm(nn.Module):
     axis: str = "embed"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         def vector(name: str, init: nn.initializers.Initializer) -> Any:
             return self.param(name, nn.with_logical_partitioning(init, (self.axis,)), x.shape[-1:])
 
@@ -88,8 +88,12 @@ class LayerNorm(nn.Module):
 
 
 def layer_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array | None, *, epsilon: float
-) -> jax.Array:
+    x: Float[Array, "*batch embed"],
+    scale: Float32[Array, " embed"],
+    bias: Float32[Array, " embed"] | None,
+    *,
+    epsilon: float,
+) -> Float32[Array, "*batch embed"]:
     """Normalises `x` over the last axis, in float32.
 
     Args:
@@ -108,7 +112,9 @@ def layer_norm(
     return x if bias is None else x + jnp.broadcast_to(bias, x.shape)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float) -> jax.Array:
+def rms_norm(
+    x: Float[Array, "*batch embed"], scale: Float32[Array, " embed"], *, epsilon: float
+) -> Float32[Array, "*batch embed"]:
     """Divides `x` by the root of its mean square over the last axis, in float32.
 
     Args:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.layers.initializers import Initializers
 from t5lite.layers.spec import Spec, positive
@@ -80,7 +81,9 @@ class Alibi(nn.Module):
 
     num_heads: int
 
-    def __call__(self, q_positions: jax.Array | None, q_length: int, kv_length: int) -> jax.Array:
+    def __call__(
+        self, q_positions: Int32[Array, "batch q_length"] | None, q_length: int, kv_length: int
+    ) -> Float32[Array, "batch_or_1 heads {q_length} {kv_length}"]:
         """Returns `[1 or batch, heads, q_length, kv_length]` float32; see `RelativeBias`."""
         if q_positions is None:
             q_positions = jnp.arange(q_length, dtype=jnp.int32)[None]
@@ -114,7 +117,9 @@ class RelativeBias(nn.Module):
     init_: Initializers = Initializers()
 
     @nn.compact
-    def __call__(self, q_positions: jax.Array | None, q_length: int, kv_length: int) -> jax.Array:
+    def __call__(
+        self, q_positions: Int32[Array, "batch q_length"] | None, q_length: int, kv_length: int
+    ) -> Float32[Array, "batch_or_1 heads {q_length} {kv_length}"]:
         """Returns `[1 or batch, heads, q_length, kv_length]` float32.
 
         Args:
@@ -187,7 +192,9 @@ def _bucket_of_distance(num_buckets: int, max_distance: int) -> np.ndarray:
     return bucket.astype(np.int32)
 
 
-def toeplitz(values: jax.Array, num_rows: int) -> jax.Array:
+def toeplitz(
+    values: Float[Array, "heads diagonals"], num_rows: int
+) -> Float[Array, "heads {num_rows} diagonals-{num_rows}+1"]:
     """Lays one value per diagonal out as a matrix, without a gather.
 
     Repeating a row of n + 1 values and cutting the run every n shifts each row by one. The gradient

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int32
 
 from t5lite.errors import InputError
 from t5lite.layers.embeddings import lookup
@@ -77,7 +77,9 @@ class LearnedPositions(nn.Module):
     init_: Initializers
 
     @nn.compact
-    def __call__(self, positions: jax.Array) -> jax.Array:
+    def __call__(
+        self, positions: Int32[Array, "batch length"]
+    ) -> Float[Array, "batch length {self.embed}"]:
         self.spec.check(positions.shape[1])
         axes = ("positions", "embed")
         init = nn.with_logical_partitioning(self.init_.table("positions"), axes)
@@ -90,7 +92,9 @@ class SinusoidalPositions(nn.Module):
     embed: int
     dtype: jnp.dtype
 
-    def __call__(self, positions: jax.Array) -> jax.Array:
+    def __call__(
+        self, positions: Int32[Array, "batch length"]
+    ) -> Float[Array, "batch length {self.embed}"]:
         half = -(-self.embed // 2)
         frequencies = np.float32(10_000.0) ** (-np.arange(half, dtype=np.float32) / half)
         angles = positions.astype(jnp.float32)[..., None] * jnp.asarray(frequencies)[None, None]

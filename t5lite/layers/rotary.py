@@ -3,9 +3,9 @@
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int32
 
 from t5lite.layers.spec import Spec, positive
 
@@ -164,7 +164,11 @@ class RotarySpec(Spec):
         return plain if self.scaling is None else self.scaling.scaled(plain, self.theta)
 
 
-def rotate(x: jax.Array, positions: jax.Array, spec: RotarySpec) -> jax.Array:
+def rotate(
+    x: Float[Array, "batch length heads head_dim"],
+    positions: Int32[Array, "#batch length"],
+    spec: RotarySpec,
+) -> Float[Array, "batch length heads head_dim"]:
     """Turns queries or keys; their dot products then depend on distances alone.
 
     Feature i is paired with feature i + size / 2, as in LLaMA's published weights.

@@ -56,7 +56,7 @@ def test_layer_norm_is_its_formula(use_bias):
     scale, bias = (rng.standard_normal(8).astype(np.float32) for _ in range(2))
     params = {"scale": scale} | ({"bias": bias} if use_bias else {})
     module = LayerNormSpec(1e-3, use_bias).make(jnp.dtype("float32"))
-    out = module.apply({"params": params}, x)
+    out = module.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(x))
     centred = x - x.mean(axis=-1, keepdims=True)
     expected = centred / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-3) * scale
     np.testing.assert_allclose(out, expected + bias * use_bias, rtol=1e-4, atol=1e-5)
@@ -83,3 +83,8 @@ def test_all_begin_with_a_factor_of_one_on_a_named_axis(spec):
     centred = X - X.mean(axis=-1, keepdims=True) * isinstance(spec, LayerNormSpec)
     np.testing.assert_allclose(y, reference(centred, 1.0, spec.epsilon), rtol=1e-4, atol=1e-5)
     assert {leaf.names for leaf in variables["params"].values()} == {("kv",)}
+
+
+def test_shapes_are_checked():
+    with pytest.raises(TypeError, match="rms_norm"):
+        rms_norm(jnp.ones((2, 3)), jnp.ones((4,)), epsilon=1e-6)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jaxtyping import Array, Float
 
 from t5lite.errors import InputError, unknown
 from t5lite.layers.kernels import chunked, cudnn, dot, rows, splash
@@ -34,7 +35,9 @@ def attended_saveable(primitive: Any, *shapes: Any, **params: Any) -> Any:
     return named or primitive.name == cudnn.FORWARD
 
 
-def attention(request: Request, *, kernel: str = "auto") -> jax.Array:
+def attention(
+    request: Request, *, kernel: str = "auto"
+) -> Float[Array, "batch q_length heads head_dim"]:
     """Computes softmax attention.
 
     Args:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from t5lite.layers.cache import KeyValues
 from t5lite.layers.kernels import dot
@@ -20,7 +21,9 @@ from t5lite.layers.kernels.request import ATTENDED, Request
 CHUNK = 256  # queries; large enough to keep the matrix units busy
 
 
-def attention(request: Request, *, chunk: int = CHUNK) -> jax.Array:
+def attention(
+    request: Request, *, chunk: int = CHUNK
+) -> Float[Array, "batch q_length heads head_dim"]:
     """Returns what `dot.attention` does, with `chunk / q_length` of its memory for logits.
 
     Source: Rabe and Staats 2021, arXiv:2112.05682, §3 (chunks of queries).

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from t5lite.layers.kernels.request import Request, mesh_axes, platform
 
@@ -38,7 +39,7 @@ def _compute_capability() -> float:
     return float(getattr(jax.devices()[0], "compute_capability", 0.0))
 
 
-def attention(request: Request) -> jax.Array:
+def attention(request: Request) -> Float[Array, "batch q_length heads head_dim"]:
     """Returns `[batch, q_length, heads, kv]`."""
     seen = None if request.mask is None else request.mask.array()
     # One rule for all queries must be told for each of them.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Float32
 
 from t5lite.layers.kernels.request import ATTENDED, Request
 
@@ -13,17 +14,17 @@ from t5lite.layers.kernels.request import ATTENDED, Request
 MASKED = -1e9
 
 
-def softcapped(logits: jax.Array, softcap: float) -> jax.Array:
+def softcapped(logits: Float32[Array, "*shape"], softcap: float) -> Float32[Array, "*shape"]:
     """Returns float32 logits within ±`softcap`, almost unchanged where they are far below it."""
     return jnp.float32(softcap) * jnp.tanh(logits / jnp.float32(softcap))
 
 
-def attention(request: Request) -> jax.Array:
+def attention(request: Request) -> Float[Array, "batch q_length heads head_dim"]:
     """Returns what `attended` does, named for policies of rematerialisation."""
     return checkpoint_name(attended(request), ATTENDED)
 
 
-def attended(request: Request) -> jax.Array:
+def attended(request: Request) -> Float[Array, "batch q_length heads head_dim"]:
     """Returns `[batch, q_length, heads, kv]`; logits and softmax in float32.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, §3.2.1; heads share keys in groups as in Ainslie
@@ -35,14 +36,13 @@ def attended(request: Request) -> jax.Array:
     return mixed(probabilities.astype(request.query.dtype), request.kv.value)
 
 
-def weights(request: Request) -> jax.Array:
-    """Returns how much of each value a query takes, before dropout: `[batch, heads, q_length,
-    kv_length]` float32, which sum to 1 over the keys."""
+def weights(request: Request) -> Float32[Array, "batch heads q_length kv_length"]:
+    """Returns the attention weights, before dropout: they sum to 1 over the keys."""
     return softmax(logits_of(request))
 
 
 @jax.custom_jvp
-def softmax(logits: jax.Array) -> jax.Array:
+def softmax(logits: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """Returns the softmax over the last axis; its statistics are named for policies.
 
     With them a backward pass makes the weights of its logits again without another reduction.
@@ -68,7 +68,12 @@ def _softmax_jvp(
     return weights, weights * (tangent - mean)
 
 
-def mixed(weights: jax.Array, value: jax.Array, *, dtype: Any = None) -> jax.Array:
+def mixed(
+    weights: Float[Array, "batch heads q_length kv_length"],
+    value: Float[Array, "batch kv_length kv_heads head_dim"],
+    *,
+    dtype: Any = None,
+) -> Float[Array, "batch q_length heads head_dim"]:
     """Returns `[batch, q_length, heads, kv]`, the values in their weights' proportions.
 
     Args:
@@ -85,8 +90,8 @@ def mixed(weights: jax.Array, value: jax.Array, *, dtype: Any = None) -> jax.Arr
     return jnp.swapaxes(sums.reshape(batch, heads, q_length, width), 1, 2)
 
 
-def logits_of(request: Request) -> jax.Array:
-    """Returns what the softmax is taken of: `[batch, heads, q_length, kv_length]` float32."""
+def logits_of(request: Request) -> Float32[Array, "batch heads q_length kv_length"]:
+    """Returns the attention logits: scaled, capped, with bias and mask."""
     query, key = request.query, request.kv.key
     batch, q_length, heads, width = query.shape
     groups = key.shape[2]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from t5lite.layers.cache import KeyValues
 from t5lite.layers.kernels import dot
@@ -27,7 +28,9 @@ from t5lite.layers.kernels.request import ATTENDED, Request, mesh_axes, platform
 MAX_BYTES = {"cpu": (2**22, 2**22), "gpu": (2**22, 2**22), "tpu": (2**29, 2**22)}
 
 
-def attention(request: Request, *, max_bytes: tuple[int, int] | None = None) -> jax.Array:
+def attention(
+    request: Request, *, max_bytes: tuple[int, int] | None = None
+) -> Float[Array, "batch q_length heads head_dim"]:
     """Returns what `dot.attention` does, with the logits of a few rows in memory.
 
     Args:

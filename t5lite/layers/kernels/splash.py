@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from t5lite.layers.kernels.request import ATTENDED, Request, mesh_axes, platform
 
@@ -33,7 +34,9 @@ def refusal(request: Request) -> str | None:
     return None
 
 
-def attention(request: Request, *, interpret: bool = False) -> jax.Array:
+def attention(
+    request: Request, *, interpret: bool = False
+) -> Float[Array, "batch q_length heads head_dim"]:
     """Returns `[batch, q_length, heads, kv]`; places in padding mean nothing.
 
     Args:
