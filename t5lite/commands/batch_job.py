@@ -157,7 +157,7 @@ def write(
             if totals.lines % block == 0 or totals.lines == total:
                 keep(part)
                 rate = (totals.tally - before) / (time.monotonic() - begin)
-                bar(totals.lines, total, beside=totals.beside(rate))
+                bar(totals.lines, total, note=totals.beside(rate))
     print(f"{output.path}: {totals}", file=sys.stderr)
     return totals.failures.exit_code()
 

@@ -23,7 +23,7 @@ _KINDS = {  # title, and the stacks of queries and keys
 
 def check(inside: Any) -> None:
     """Raises an InputError if there are more weights than a browser would like."""
-    size = sum(each.size for maps in inside.maps.values() for each in maps)
+    size = sum(weights.size for layers in inside.maps.values() for weights in layers)
     if size > MAX_BYTES:
         count = sum(map(len, inside.tokens.values()))
         raise InputError(
@@ -50,7 +50,7 @@ def render(inside: Any, shares: np.ndarray | None, *, name: str, text: str) -> s
         "maps": [
             {
                 **dict(zip(("title", "queries", "keys"), _KINDS[kind], strict=True)),
-                "heads": [len(each) for each in maps],
+                "heads": [len(layer) for layer in maps],
                 "data": base64.b64encode(b"".join(map(_bytes, maps))).decode(),
             }
             for kind, maps in inside.maps.items()
@@ -62,7 +62,7 @@ def render(inside: Any, shares: np.ndarray | None, *, name: str, text: str) -> s
                 inside.outputs,
                 inside.places,
                 inside.losses,
-                [[(each, _short(p)) for each, p in row] for row in inside.alternatives],
+                [[(token, _short(p)) for token, p in row] for row in inside.alternatives],
                 strict=True,
             )
         ],
@@ -75,9 +75,9 @@ def render(inside: Any, shares: np.ndarray | None, *, name: str, text: str) -> s
         script=_template("attention_page.js"),
         texts='<div class="said">{}</div>'.format(
             "".join(
-                f"<p><b>{label}</b>{html.escape(each)}</p>"
-                for label, each in texts.items()
-                if each is not None
+                f"<p><b>{label}</b>{html.escape(value)}</p>"
+                for label, value in texts.items()
+                if value is not None
             )
         ),
         tiles="".join(
@@ -92,10 +92,10 @@ def render(inside: Any, shares: np.ndarray | None, *, name: str, text: str) -> s
 
 
 def _tiles(inside: Any) -> Iterator[tuple[str, str, str]]:
-    """Yields name, value and what else there is to say of it."""
+    """Yields name, value and a note."""
     for stack, tokens in inside.tokens.items():
         maps = inside.maps[stack]
-        heads = "–".join(map(str, sorted({len(each) for each in maps})))
+        heads = "–".join(map(str, sorted({len(layer) for layer in maps})))
         yield stack.capitalize(), f"{len(tokens):,} tokens", f"{len(maps)} layers × {heads} heads"
     if len(inside.losses):
         mean = inside.losses.mean(dtype=np.float64)
@@ -105,7 +105,7 @@ def _tiles(inside: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def _tokens(inside: Any) -> str:
-    """Returns the places for tokens, their losses and what they are due to."""
+    """Returns the cards of token losses and attributions."""
     if inside.no_losses is not None:
         return f'<div class="card soft">No losses: {html.escape(inside.no_losses)}.</div>'
     masked = list(inside.tokens) == ["encoder"]
@@ -114,10 +114,10 @@ def _tokens(inside: Any) -> str:
         '<div class="told"><div class="card">'
         f'<h3>Loss</h3><p class="note">−log probability of each token{how}, in nats. '
         'Click one.</p><div class="strip" id="outputs"></div>'
-        '<h3>What it is due to</h3><p class="note">Gradient × input: what each token read adds to '
+        '<h3>Attribution</h3><p class="note">Gradient × input: the contribution of each input token to '
         'that log-probability, to first order; <span style="color:var(--c0)">blue raises it</span>'
         ', <span style="color:var(--c1)">orange lowers it</span>. Sum: <span id="sum"></span>. '
-        f"The dashed token is {'masked' if masked else 'where it is told'}.</p>"
+        f"The dashed token is {'masked' if masked else 'the one that predicts it'}.</p>"
         '<div id="inputs"></div></div><div class="card detail" id="detail"></div></div>'
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class Bar:
-    """A progress bar, in bytes if no unit is given; none where nobody looks."""
+    """A progress bar, in bytes by default; hidden unless standard error is a terminal."""
 
     def __init__(self, name: str, *, unit: str = "B"):
         self._name, self._unit = name, unit
@@ -14,8 +14,8 @@ class Bar:
     def __enter__(self) -> "Bar":
         return self
 
-    def __call__(self, done: int, total: int, *, start: int = 0, beside: str = "") -> None:
-        """Shows how much is done: since `start`, for the rate, and with what is said `beside`."""
+    def __call__(self, done: int, total: int, *, start: int = 0, note: str = "") -> None:
+        """Shows the amount done; the rate counts from `start`, and `note` follows the bar."""
         if self._bar is None:
             from tqdm import tqdm
 
@@ -27,7 +27,7 @@ class Bar:
                 unit_scale=self._unit == "B",
                 disable=not sys.stderr.isatty(),
             )
-        self._bar.set_postfix_str(beside, refresh=False)
+        self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:

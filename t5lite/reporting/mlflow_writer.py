@@ -13,14 +13,14 @@ from t5lite.reporting.files import installed, replace_text
 
 
 class MLflow:
-    """Logs to an MLflow server, a run of ours as a run there, resumed with it.
+    """Logs to an MLflow server: one MLflow run a model_dir, resumed with it.
 
-    Which run that is, stands in the folder's `mlflow_run_id`. MLflow forgets nothing: steps that
-    are done again after a crash stand there twice.
+    Its id is in the folder's `mlflow_run_id`. MLflow cannot delete metrics: steps repeated after a
+    crash appear twice.
 
     Args:
       folder: the model_dir; its last part names the run.
-      experiment: what the run belongs to; made where there is none.
+      experiment: name of the MLflow experiment; created if missing.
       tracking_uri: of the server; None for $MLFLOW_TRACKING_URI.
 
     Raises:
@@ -92,9 +92,12 @@ class MLflow:
             run_id = note.read_text().strip()
             client.update_run(run_id, status="RUNNING")
             return run_id
-        known = client.get_experiment_by_name(self._experiment)
-        where = known.experiment_id if known else client.create_experiment(self._experiment)
-        run_id = client.create_run(where, run_name=self._folder.name).info.run_id
+        experiment = client.get_experiment_by_name(self._experiment)
+        if experiment:
+            experiment_id = experiment.experiment_id
+        else:
+            experiment_id = client.create_experiment(self._experiment)
+        run_id = client.create_run(experiment_id, run_name=self._folder.name).info.run_id
         replace_text(note, run_id + "\n")
         config = self._folder / "config.gin"
         if config.exists():

@@ -166,8 +166,8 @@ class Progress:
             parts.append(f"{100 * self._rates.input_wait:.0f}% input")
         share = duration.share(self._position)
         if self._first_time is not None and share > self._first_share:
-            each = (now - self._first_time) / (share - self._first_share)
-            parts.append(f"{_clock_time(each * (1 - share))} left")
+            whole_run = (now - self._first_time) / (share - self._first_share)
+            parts.append(f"{_clock_time(whole_run * (1 - share))} left")
         return " ".join(parts)
 
 

@@ -42,7 +42,7 @@ class Rates:
     Args:
       steps_per_second: updates.
       tokens_per_second: of all devices together.
-      flops_per_second: the model's, without what is computed again in the backward pass.
+      flops_per_second: the model's, without recomputation in the backward pass.
       utilisation: those over the devices' peak, in [0, 1]; None if the peak is unknown.
       input_wait: share of the time spent waiting for input, in [0, 1].
     """
@@ -54,12 +54,12 @@ class Rates:
     input_wait: float
 
     def metrics(self) -> dict[str, float]:
-        """Returns what is known, by name."""
+        """Returns the rates by name, without an unknown utilisation."""
         return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
 
 
 class Meter:
-    """Counts steps, tokens and FLOPs, and what the time went to.
+    """Counts steps, tokens, FLOPs and the time spent waiting.
 
     Args:
       peak: FLOP/s of all devices together, see `peak_flops`.
@@ -69,7 +69,7 @@ class Meter:
     def __init__(self, *, peak: float | None = None, clock: Callable[[], float] = time.monotonic):
         self._peak = peak
         self._clock = clock
-        self._last = np.zeros(5)  # what the last reading was made of
+        self._last = np.zeros(5)  # counts of the last reading
         self._restart()
 
     def step(self, *, tokens: float, flops: float) -> None:

@@ -15,7 +15,7 @@ class TensorBoard:
     """Writes event files for TensorBoard, at most ten seconds late.
 
     Args:
-      folder: where they go, usually the model_dir.
+      folder: for the event files, usually the model_dir.
 
     Raises:
       InputError: if the folder is on an object store whose library is not installed.
@@ -45,12 +45,12 @@ class TensorBoard:
         self._open().add_text(name, value, global_step=int(step))
 
     def rewind(self, step: int) -> None:
-        """Makes TensorBoard hide what was written after a step."""
+        """Makes TensorBoard hide values written after a step."""
         self.close()
         self._purge_step = step + 1
 
     def close(self) -> None:
-        """Writes what is left and closes the file."""
+        """Flushes and closes the file."""
         if self._events is not None:
             self._events.close()
             self._events = None

@@ -17,9 +17,9 @@ class Writer(Protocol):
 
     The training loop calls it on the first process alone, and makes it on all: so open nothing
     before the first `write`. Optional: `files`, the names of those files of the folder that it
-    overwrites or appends to, which then must not be somebody else's; `check()`, called before the
+    overwrites or appends to, and must own; `check()`, called before the
     run is accepted, to raise an InputError for what would fail later; `rewind(step)`, called when
-    a run starts or resumes at a step, before anything is written, to forget what was written after
+    a run starts or resumes at a step, before anything is written, to delete values written after
     that step; and `text(step, name, value)`, which takes samples and the like.
 
     One for Weights & Biases:
@@ -68,11 +68,11 @@ class Writers:
         self._optional("text", step, name, value)
 
     def check(self) -> None:
-        """Raises an InputError for what one of them could not do later."""
+        """Raises an InputError if one of them could not write later."""
         self._optional("check")
 
     def rewind(self, step: int) -> None:
-        """Makes those that can forget everything after a step."""
+        """Deletes values after a step, in the writers that can."""
         self._optional("rewind", step)
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class JsonLines:
     on disk when the call returns.
 
     Args:
-      folder: where the files go, usually the model_dir.
+      folder: for the files, usually the model_dir.
       clock: seconds since 1970.
     """
 
@@ -123,9 +123,9 @@ class JsonLines:
                 continue
             # Not splitlines, which also breaks at characters that belong to a text.
             lines = path.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if _step_of(line) <= step]
-            if kept != lines:
-                replace_text(path, b"".join(kept).decode())
+            remaining = [line for line in lines if _step_of(line) <= step]
+            if remaining != lines:
+                replace_text(path, b"".join(remaining).decode())
 
     def close(self) -> None:
         """Does nothing: no file stays open."""

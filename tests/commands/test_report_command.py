@@ -38,7 +38,7 @@ def test_names_are_as_short_as_they_can_be():
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere does not exist; give a model_dir"),
-        (["a"], "a is no run's folder; give a model_dir, which has a metrics.jsonl"),
+        (["a"], "a is not the folder of a run; give a model_dir, which has a metrics.jsonl"),
         (["a/nano", "./a/nano/"], "./a/nano/ is given twice; name each run once"),
         (["a/nano", "--output=a"], "--output=a: must be a file, e.g. a/report.html"),
         (["a/nano", "--output=file/x"], "--output=file/x: cannot be written: "),

@@ -319,7 +319,7 @@ def test_a_run_that_ended_early_says_so(run, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "is no run's folder; give a model_dir"),
+        ({}, "is not the folder of a run; give a model_dir"),
         ({"run.json": "{}"}, "has no metrics yet: it has run.json"),
         ({"metrics.jsonl": '{"ste'}, "has no metrics yet: its metrics.jsonl has no whole line"),
     ],

@@ -1,4 +1,4 @@
-"""Which metrics are drawn, where, and with which others."""
+"""Charts of a report: the grouping of metrics into sections."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ class Line(NamedTuple):
     Args:
       run: which of the runs.
       label: of the metric; empty if the chart has only one.
-      series: what is drawn.
+      series: the curves.
       kind: which of the chart's metrics, from 0; the first is drawn solid.
     """
 
@@ -75,14 +75,14 @@ _SPEED = {
 }
 _COUNTERS = ("tokens", "epoch")  # an axis or a number of its own, never news
 SHARES = ("accuracy", "exact_match", "exact_match_shuffled", "f1", "precision", "recall")
-# Metrics of one unit that say something only beside each other.
+# Metrics of one unit that are read together.
 _TOGETHER = {"span_filling": ("loss", "unigram", "shuffled_inputs")}
 
 
 def sections(records: Sequence[Record]) -> dict[str, list[Chart]]:
-    """Returns the charts of each section; all metrics have their place, and none has two."""
+    """Returns the charts of each section; every metric is in exactly one."""
     drawn: set[str] = {TRAIN + name for name in _COUNTERS}
-    held_out = next((each.held_out for each in records if each.held_out), None)
+    held_out = next((record.held_out for record in records if record.held_out), None)
 
     def chart(title: str, metrics: dict[str, str], note: str = "", **options) -> Iterator[Chart]:
         """Yields a chart of `metric → label` unless there is nothing to draw."""
@@ -100,32 +100,32 @@ def sections(records: Sequence[Record]) -> dict[str, list[Chart]]:
         """Returns the metric of that name of the training data, and the held-out one."""
         return {TRAIN + name: "train"} | ({held_out + name: "held out"} if held_out else {})
 
-    def known(table: dict[str, _Known]) -> Iterator[Chart]:
-        for name, each in table.items():
-            options = {"unit": each.unit, "log": each.log, "noisy": each.noisy}
-            yield from chart(each.title, {TRAIN + name: ""}, each.note, **options)
+    def listed(table: dict[str, _Known]) -> Iterator[Chart]:
+        for name, entry in table.items():
+            options = {"unit": entry.unit, "log": entry.log, "noisy": entry.noisy}
+            yield from chart(entry.title, {TRAIN + name: ""}, entry.note, **options)
 
     loss = [*chart("Loss", beside("loss"), wide=True), *_gap(records, held_out)]
-    optimisation, speed = [*known(_OPTIMISATION)], [*known(_SPEED)]
+    optimisation, speed = [*listed(_OPTIMISATION)], [*listed(_SPEED)]
     rest = dict.fromkeys(metric for record in records for metric in record.series)
-    others: list[Chart] = []
-    for metric in sorted(rest, key=lambda each: (not each.startswith(held_out or TRAIN), each)):
+    metric_charts: list[Chart] = []
+    for metric in sorted(rest, key=lambda name: (not name.startswith(held_out or TRAIN), name)):
         if metric in drawn:
             continue
         prefix, _, name = metric.rpartition("/")
         unit = PERCENT if name in SHARES else ""
         together = _TOGETHER.get(prefix, ())
         if name in together:
-            metrics = {f"{prefix}/{each}": _words(each) for each in together}
-            others += chart(_words(prefix), metrics)
+            metrics = {f"{prefix}/{part}": _words(part) for part in together}
+            metric_charts += chart(_words(prefix), metrics)
         elif f"{prefix}/" in (TRAIN, held_out):
-            both = {each: label for each, label in beside(name).items() if each in rest}
+            both = {other: label for other, label in beside(name).items() if other in rest}
             note = "" if len(both) > 1 else next(iter(both.values()))
-            others += chart(_words(name), both, note, unit=unit)
+            metric_charts += chart(_words(name), both, note, unit=unit)
         else:
-            others += chart(_words(name), {metric: ""}, _words(prefix).lower(), unit=unit)
-    found = {"Loss": loss, "Metrics": others, "Optimisation": optimisation, "Speed": speed}
-    return {title: charts for title, charts in found.items() if charts}
+            metric_charts += chart(_words(name), {metric: ""}, _words(prefix).lower(), unit=unit)
+    drawn = {"Loss": loss, "Metrics": metric_charts, "Optimisation": optimisation, "Speed": speed}
+    return {title: charts for title, charts in drawn.items() if charts}
 
 
 def _gap(records: Sequence[Record], held_out: str | None) -> Iterator[Chart]:

@@ -1,4 +1,4 @@
-"""What a run says of itself at its start, `run.json`: what no later file could tell."""
+"""`run.json`: facts of a run, recorded at its start."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +19,8 @@ def read_facts(folder: epath.PathLike) -> dict[str, Any]:
         facts = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    known = isinstance(facts, dict) and {"headline", "parameters", "versions"} <= facts.keys()
-    return facts if known else {}
+    complete = isinstance(facts, dict) and {"headline", "parameters", "versions"} <= facts.keys()
+    return facts if complete else {}
 
 
 def describe_run(
@@ -43,7 +43,7 @@ def describe_run(
     Args:
       folder: the model_dir.
       headline: one line: model, size, devices.
-      data: what the run learns from, in a few lines.
+      data: a description of the training data, a few lines.
       parameters: path with slashes, shape, and the axes' logical names of each array.
       examples: of the training data, as text.
       seed: of initialisation, data order and dropout.

@@ -1,4 +1,4 @@
-"""The page: what a browser gets, with everything in it and nothing to fetch."""
+"""The HTML page of a report, self-contained."""
 
 import datetime
 import functools
@@ -38,18 +38,18 @@ def render(records: Sequence[Record], *, status: str | None = None) -> str:
     """Draws runs as one HTML page.
 
     Args:
-      records: at least one; several are laid over each other.
+      records: at least one; several share their charts.
       status: "running" or "ended", where it is known; a run that came to its end is finished.
 
     Returns:
       A whole HTML document that loads nothing from anywhere.
     """
     drawn = sections(records)
-    charts = [chart for found in drawn.values() for chart in found]
+    charts = [chart for section in drawn.values() for chart in section]
     several = len(records) > 1
     title = "Runs" if several else records[0].name
     numbers = itertools.count()
-    body = {name: _figures(found, numbers) for name, found in drawn.items()}
+    body = {name: _figures(section, numbers) for name, section in drawn.items()}
     body |= {"Differences": differences(records)} if several else {}
     body |= {
         "Generations": text_cards(records),
@@ -109,16 +109,16 @@ def _chart(chart: Chart) -> dict[str, Any]:
 
 
 def _axes(record: Record) -> dict[str, Any]:
-    """Returns what stands for a step on the other axes: the time since the start, the tokens."""
+    """Returns the values of the other axes at each step: seconds since the start, and tokens."""
     elapsed = Series(record.times.steps, record.times.values - record.times.values[:1]).thinned()
     tokens = record.series.get(TRAIN + "tokens", Series.of({})).finite()
-    known = len(tokens) > 0
-    seen = np.interp(elapsed.steps, [0, *tokens.steps], [0, *tokens.values]) if known else []
+    has_tokens = len(tokens) > 0
+    seen = np.interp(elapsed.steps, [0, *tokens.steps], [0, *tokens.values]) if has_tokens else []
     return {
         "name": record.name,
         "steps": elapsed.steps.tolist(),
-        "time": [round(float(each), 2) for each in elapsed.values],
-        "tokens": [round(float(each)) for each in seen],
+        "time": [round(float(value), 2) for value in elapsed.values],
+        "tokens": [round(float(value)) for value in seen],
     }
 
 

@@ -22,14 +22,14 @@ def named(record: Record, run: int) -> str:
 def differences(records: Sequence[Record]) -> str:
     """Returns a table of the settings that are not the same in all runs."""
     settings = [record.settings() for record in records]
-    names = dict.fromkeys(name for each in settings for name in each)
-    changed = [name for name in names if len({each.get(name) for each in settings}) > 1]
+    names = dict.fromkeys(name for bindings in settings for name in bindings)
+    changed = [name for name in names if len({bindings.get(name) for bindings in settings}) > 1]
     if not changed:
         return '<div class="card soft">No setting differs.</div>'
     head = "".join(f"<th>{named(record, run)}</th>" for run, record in enumerate(records))
     rows = "".join(
         f'<tr><th scope="row">{html.escape(name).replace(".", ".<wbr>")}</th>'
-        + "".join(f"<td>{html.escape(_cut(each.get(name, '–'), 400))}</td>" for each in settings)
+        + "".join(f"<td>{html.escape(_cut(run.get(name, '–'), 400))}</td>" for run in settings)
         + "</tr>"
         for name in changed
     )
@@ -53,7 +53,7 @@ def config_card(records: Sequence[Record]) -> str:
 
 
 def examples_card(records: Sequence[Record]) -> str:
-    """Returns what each run learns from; what several runs have in common is shown once."""
+    """Returns the description of the data; runs with the same one share it."""
     seen: dict[tuple, list[int]] = {}
     for run, record in enumerate(records):
         examples = record.facts.get("examples") or []
@@ -75,7 +75,7 @@ def examples_card(records: Sequence[Record]) -> str:
 
 
 def text_cards(records: Sequence[Record]) -> str:
-    """Returns the texts of each name, of all runs beside each other, newest first."""
+    """Returns the texts of each name, newest first, the runs side by side."""
     names = dict.fromkeys(name for record in records for name in record.texts)
     return "".join(
         '<div class="columns">'
@@ -104,17 +104,17 @@ def model_card(records: Sequence[Record]) -> str:
 
 
 def _card(title: str, body: str, *, closed: bool) -> str:
-    """Returns a card with a heading in HTML, which folds away what is in it."""
+    """Returns a collapsible card with a heading in HTML."""
     opened = "" if closed else " open"
     return f'<details class="card"{opened}><summary>{title}</summary>{body}</details>'
 
 
 def _text_card(name: str, texts: Sequence[Text], run: str) -> str:
-    kept = list(_spread(texts))
+    shown = list(_spread(texts))
     pages = "".join(
         f'<section data-step="{step}"><h4>step {step:,}</h4>'
         f'<pre tabindex="0">{_shown(text)}</pre></section>'
-        for step, text in reversed(kept)
+        for step, text in reversed(shown)
     )
     label = html.escape(f"step of {name}", quote=True)
     return (
@@ -142,7 +142,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _gin(config: str) -> str:
-    """Returns a configuration in HTML, comments dimmed and what is bound set apart."""
+    """Returns a configuration in HTML, comments dimmed and bound names highlighted."""
 
     def line(text: str) -> str:
         if text.lstrip().startswith("#"):

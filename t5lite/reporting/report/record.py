@@ -29,13 +29,13 @@ class Record:
     """What there is to show of a run.
 
     Args:
-      name: what it is called beside others.
+      name: the label of the run.
       series: of each metric.
       texts: name → texts by step.
       facts: of `run.json`; empty if there is none.
       config: of `config.gin`; empty if there is none.
       model: of `model.json`; empty if there is none.
-      times: seconds since 1970 at each step that something was written at.
+      times: seconds since 1970 of each step with metrics.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Record:
 
     @property
     def step(self) -> int:
-        """The last step that anything is known of."""
-        return max((int(each.steps[-1]) for each in self.series.values()), default=0)
+        """The last recorded step."""
+        return max((int(series.steps[-1]) for series in self.series.values()), default=0)
 
     @property
     def seconds(self) -> float:
@@ -59,14 +59,16 @@ class Record:
     @property
     def started(self) -> float | None:
         """Seconds since 1970."""
-        known = [self.facts.get("started"), self.times.values[0] if self.times else None]
-        return min((each for each in known if each), default=None)
+        starts = [self.facts.get("started"), self.times.values[0] if self.times else None]
+        return min((start for start in starts if start), default=None)
 
     @property
     def held_out(self) -> str | None:
         """The prefix of the held-out metrics that belong beside those of training, or None."""
         prefixes = dict.fromkeys(name.rpartition("/")[0] + "/" for name in self.series)
-        with_loss = [each for each in prefixes if each != TRAIN and f"{each}loss" in self.series]
+        with_loss = [
+            prefix for prefix in prefixes if prefix != TRAIN and f"{prefix}loss" in self.series
+        ]
         return next((p for p in ("held_out/", "validation/") if p in with_loss), None) or next(
             iter(with_loss), None
         )
@@ -76,7 +78,7 @@ class Record:
         return self.series[name].last() if name in self.series else None
 
     def share(self) -> float | None:
-        """Returns how much of the run is done, in [0, 1], or None if nobody knows its end."""
+        """Returns how much of the run is done, in [0, 1], or None without a limit."""
         done = {
             "steps": self.step,
             "tokens": self.last(TRAIN + "tokens"),
@@ -102,19 +104,21 @@ def read_record(folder: epath.PathLike, *, name: str | None = None) -> Record:
 
     Args:
       folder: a model_dir.
-      name: what the run is called; None for the folder's name.
+      name: the label of the run; None for the folder's name.
 
     Raises:
-      InputError: if it is no run's folder, or has no metrics yet.
+      InputError: if it is not the folder of a run, or has no metrics yet.
     """
     root = epath.Path(folder).expanduser()
     metrics = root / "metrics.jsonl"
     if not metrics.exists():
-        known = [each for each in ("run.json", "model.json") if (root / each).exists()]
-        if known:
-            raise InputError(f"{root} has no metrics yet: it has {known[0]}, but no metrics.jsonl")
-        what = "is no run's folder" if root.exists() else "does not exist"
-        raise InputError(f"{root} {what}; give a model_dir, which has a metrics.jsonl")
+        present = [name for name in ("run.json", "model.json") if (root / name).exists()]
+        if present:
+            raise InputError(
+                f"{root} has no metrics yet: it has {present[0]}, but no metrics.jsonl"
+            )
+        problem = "is not the folder of a run" if root.exists() else "does not exist"
+        raise InputError(f"{root} {problem}; give a model_dir, which has a metrics.jsonl")
     times: dict[int, float] = {}
     values: dict[str, dict[int, float]] = {}
     for line in _lines(metrics):
@@ -142,7 +146,7 @@ def read_record(folder: epath.PathLike, *, name: str | None = None) -> Record:
 
 
 def bindings(config: str) -> dict[str, str]:
-    """Returns what a gin configuration binds, on one line each; where a run is kept is left out."""
+    """Returns the bindings of a gin configuration, one a line, without the model_dir."""
     lines = (line for line in config.splitlines() if not line.lstrip().startswith("#"))
     text = "\n".join(lines)
     starts = [*_BINDING.finditer(text)]
@@ -171,10 +175,10 @@ def _lines(path: epath.Path) -> Iterator[dict[str, Any]]:
 
 def _json(path: epath.Path) -> dict[str, Any]:
     try:
-        found = json.loads(_text(path) or "{}")
+        content = json.loads(_text(path) or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _text(path: epath.Path) -> str:

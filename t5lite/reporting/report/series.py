@@ -33,8 +33,8 @@ class Series:
 
     def finite(self) -> "Series":
         """Returns the points that have a value."""
-        kept = np.isfinite(self.values)
-        return Series(self.steps[kept], self.values[kept])
+        finite = np.isfinite(self.values)
+        return Series(self.steps[finite], self.values[finite])
 
     def last(self) -> float | None:
         """Returns the last finite value, or None."""
@@ -42,7 +42,7 @@ class Series:
         return float(values[-1]) if len(values) else None
 
     def thinned(self, max_points: int = MAX_POINTS) -> "Series":
-        """Returns at most so many points: of each stretch the lowest, the highest and a NaN.
+        """Returns a subset of points: of each stretch the lowest, the highest and a NaN.
 
         Args:
           max_points: at least 5.
@@ -50,15 +50,15 @@ class Series:
         if len(self) <= max_points:
             return self
         stretches = np.array_split(np.arange(len(self)), (max_points - 2) // 3)
-        kept = {0, len(self) - 1}
+        indices = {0, len(self) - 1}
         for stretch in stretches:
             values = self.values[stretch]
             missing = np.isnan(values)
             if missing.any():
-                kept.add(int(stretch[np.argmax(missing)]))
+                indices.add(int(stretch[np.argmax(missing)]))
             if not missing.all():
-                kept |= {int(stretch[np.nanargmin(values)]), int(stretch[np.nanargmax(values)])}
-        chosen = sorted(kept)
+                indices |= {int(stretch[np.nanargmin(values)]), int(stretch[np.nanargmax(values)])}
+        chosen = sorted(indices)
         return Series(self.steps[chosen], self.values[chosen])
 
 

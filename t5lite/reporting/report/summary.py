@@ -21,7 +21,7 @@ _STATUS = {
 
 
 def summary(record: Record, status: str | None) -> str:
-    """Returns the top of a run's page: what it is, how far it is, and its last numbers."""
+    """Returns the head of a page: name, progress and latest numbers of the run."""
     share = record.share()
     if share is None:
         status = "running" if status == "running" else ""  # whose end nobody knows, just ends
@@ -47,7 +47,7 @@ def summary(record: Record, status: str | None) -> str:
 
 
 def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
-    """Yields name, value and what else there is to say of it."""
+    """Yields name, value and a note."""
     steps = record.facts.get("steps")
     yield "Step", f"{record.step:,}", f"of {steps:,}" if steps else ""
     loss = record.last(TRAIN + "loss")
@@ -75,7 +75,7 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
 
 
 def overlay(records: Sequence[Record]) -> str:
-    """Returns the top of a page of several runs: a row of last numbers for each."""
+    """Returns the head of a page of several runs: a row of latest numbers for each."""
     metrics = {TRAIN + "loss": "Training loss"}
     for record in records:
         if record.held_out:

@@ -13,7 +13,7 @@ from t5lite.reporting.report.record import read_record
 
 
 class Report:
-    """Draws `report.html` from what the run's other writers and its start left in the folder.
+    """Draws `report.html` from `run.json`, `metrics.jsonl` and `texts.jsonl` of the folder.
 
     Put it after `JsonLines`, whose files it reads. The page is rewritten, whole or not at all, at
     most once a minute, at most for a hundredth of the time, and at the end. A report that fails
