@@ -1,8 +1,8 @@
-"""Speed of this checkout beside an older commit: training step, decode step, text to batches, start.
+"""Speed of this checkout beside an older commit: training, decoding, text to batches, start.
 
 Each revision measures itself with its own scripts (`train_speed.py`, `decode_speed.py`,
-`data_speed.py`), in processes that take turns (A B, A B, …). Printed is the median over the turns of
-the new time over the old one: 1.02 is 2 % slower.
+`data_speed.py`), in processes that take turns (A B, B A, …). Printed is the median over the turns
+of the new time over the old one: 1.02 is 2 % slower.
 
     python benchmarks/revisions.py --base d47a409
 """

@@ -114,7 +114,7 @@ def _tokens(inside: Any) -> str:
         '<div class="told"><div class="card">'
         f'<h3>Loss</h3><p class="note">−log probability of each token{how}, in nats. '
         'Click one.</p><div class="strip" id="outputs"></div>'
-        '<h3>Attribution</h3><p class="note">Gradient × input: the contribution of each input token to '
+        '<h3>Attribution</h3><p class="note">Gradient × input: the share of each input in '
         'that log-probability, to first order; <span style="color:var(--c0)">blue raises it</span>'
         ', <span style="color:var(--c1)">orange lowers it</span>. Sum: <span id="sum"></span>. '
         f"The dashed token is {'masked' if masked else 'the one that predicts it'}.</p>"

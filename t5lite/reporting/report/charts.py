@@ -124,8 +124,13 @@ def sections(records: Sequence[Record]) -> dict[str, list[Chart]]:
             metric_charts += chart(_words(name), both, note, unit=unit)
         else:
             metric_charts += chart(_words(name), {metric: ""}, _words(prefix).lower(), unit=unit)
-    drawn = {"Loss": loss, "Metrics": metric_charts, "Optimisation": optimisation, "Speed": speed}
-    return {title: charts for title, charts in drawn.items() if charts}
+    all_charts = {
+        "Loss": loss,
+        "Metrics": metric_charts,
+        "Optimisation": optimisation,
+        "Speed": speed,
+    }
+    return {title: charts for title, charts in all_charts.items() if charts}
 
 
 def _gap(records: Sequence[Record], held_out: str | None) -> Iterator[Chart]:
