@@ -114,6 +114,8 @@ def _dispatch(arguments: list[str]) -> int | None:
     search_paths = [path for paths in options.gin_search_paths for path in paths.split(",")]
     command = importlib.import_module(f"t5lite.commands.{verb}")
     with contextlib.nullcontext() if options.debug else _quiet():
+        if getattr(options, "layout", None) is not None:
+            options.layout = configuration.layout_of(options.layout, search_paths)
         configured = configuration.parse(options.gin_file, bindings, search_paths)
         # With a configuration, a name is that of a parameter there.
         typed = (

@@ -19,6 +19,7 @@ from t5lite.commands.examples import (
     output,
     write_line,
 )
+from t5lite.commands.placement import placed
 from t5lite.commands.prompts import Prompts
 from t5lite.data.files.readers import DataFile, Line
 from t5lite.data.files.templates import Template
@@ -44,7 +45,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     lines, num_bytes = given(rows, arguments.input_file)
     ending = ".jsonl" if arguments.output_file is None else Path(arguments.output_file).suffix
 
-    from t5lite.inference import load
     from t5lite.inference.batching import check_count
     from t5lite.inference.embedding import Embedder
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     texts: list[str] = []
     with output(arguments.output_file) as file, Bar("embedded") as bar:
         embedder = Embedder(
-            load(arguments.model_dir),
+            placed(arguments),
             max_length=arguments.max_length,
             truncate=arguments.truncate,
             prompt=arguments.prompt,
@@ -120,13 +120,12 @@ def search(arguments: argparse.Namespace) -> int:
         raise InputError("--query looks among vectors that are there; it embeds no other text")
     vectors, texts = read_vectors(arguments.among)
 
-    from t5lite.inference import load
     from t5lite.inference.batching import check_count
     from t5lite.inference.embedding import Embedder, nearest
 
     check_count("--neighbours", arguments.neighbours)
     embedder = Embedder(
-        load(arguments.model_dir),
+        placed(arguments),
         max_length=arguments.max_length,
         truncate=arguments.truncate,
         prompt=arguments.prompt,

@@ -333,6 +333,22 @@ def _add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
         metavar="DIR",
         help="where the model was trained, or any folder that t5lite.load opens",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the parameters (as they are stored)",
+    )
+    parser.add_argument(
+        "--compute_dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the activations (float32)",
+    )
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="how parameters are sharded: a fragment of gin/partitioning, such as fsdp, or the "
+        "path of a gin file (a whole copy on each device)",
+    )
 
 
 def convert(parser: argparse.ArgumentParser) -> None:

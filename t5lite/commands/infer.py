@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.batch_job import Job, Lines, check_row, lines_of, part_name, shard_of, write
 from t5lite.commands.examples import check_output, is_table
+from t5lite.commands.placement import description
 from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
 from t5lite.commands.resumable import Resumable
 from t5lite.data.files.readers import Line, Row
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             "examples": prompts.made_of,
             **{name: getattr(arguments, name) for name in flags},
             **{name: getattr(options, name) for name in FLAGS},
+            **description(arguments),
             "prompt": arguments.prompt or source.prompt,
             "template": arguments.template or (model.inputs.template if rows else None),
         },

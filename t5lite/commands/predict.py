@@ -18,6 +18,7 @@ from t5lite.commands.batch_job import (
     write,
 )
 from t5lite.commands.examples import answered, check_output, is_table, write_line
+from t5lite.commands.placement import description, placed
 from t5lite.commands.prompts import say_template
 from t5lite.commands.resumable import Resumable
 from t5lite.data.files.readers import Line, Row
@@ -43,7 +44,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
     import jax  # only now: what cannot be read is said at once
 
-    from t5lite.inference import place
     from t5lite.inference.batching import check_count
     from t5lite.inference.predict import Predictor
     from t5lite.interop import open_model
@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
                 "step": model.step,
                 "batch_size": arguments.batch_size,
                 **options,
+                **description(arguments),
                 "template": arguments.template or trained,
             },
         )
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             print(f"{output.path} is complete", file=sys.stderr)
             return 0
     # Each process answers its own lines.
-    predictor = Predictor(place(model, devices=jax.local_devices()), **options)
+    predictor = Predictor(placed(arguments, model, devices=jax.local_devices()), **options)
     _say(predictor, arguments)
     job = _job(predictor, arguments)
     if output is None:

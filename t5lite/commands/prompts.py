@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.examples import data_file
+from t5lite.commands.placement import placed
 from t5lite.data.files.columns import Text
 from t5lite.data.files.index import Hashes, hash_of, scan
 from t5lite.data.files.readers import Line, Row
@@ -162,18 +163,16 @@ def open_generator(
     if arguments.draft_length is not None and arguments.draft is None:
         raise InputError("--draft_length is for --draft, which is missing")
 
-    from t5lite.inference import load, place
     from t5lite.inference.batching import check_count
     from t5lite.inference.generation import Generator
 
     check_count("--batch_size", arguments.batch_size)
-    options = {} if devices is None else {"devices": devices}
     draft = arguments.draft
     return Generator(
-        load(model, **options) if isinstance(model, str) else place(model, **options),
+        placed(arguments, model, devices=devices),
         prompt=arguments.prompt or prompt,
         fill=arguments.fill,
         truncate=arguments.truncate,
-        draft=draft if draft in (None, "prompt") else load(draft, **options),
+        draft=draft if draft in (None, "prompt") else placed(arguments, draft, devices=devices),
         draft_length=4 if arguments.draft_length is None else arguments.draft_length,
     )

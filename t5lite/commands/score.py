@@ -15,6 +15,7 @@ from t5lite.commands.examples import (
     output,
     write_line,
 )
+from t5lite.commands.placement import placed
 from t5lite.data.files.readers import Line, Row
 from t5lite.data.input_format import InputFormat, text_in
 from t5lite.errors import InputError
@@ -32,7 +33,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     check_output(arguments.output_file, [".jsonl"])
     lines, num_bytes = given(_rows(arguments), arguments.input_file)
 
-    from t5lite.inference import load
     from t5lite.inference.batching import check_count
     from t5lite.inference.scoring import Scorer
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     totals, failures = Totals(), Failures()
     with output(arguments.output_file) as file, Bar("scored") as bar:
         scorer = Scorer(
-            load(arguments.model_dir),
+            placed(arguments),
             prompt=arguments.prompt,
             eos=arguments.eos,
             truncate=arguments.truncate,

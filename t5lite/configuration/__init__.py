@@ -10,6 +10,7 @@ from t5lite.errors import InputError
 
 try:
     from t5lite.configuration.binding import Configuration, parse
+    from t5lite.configuration.layouts import layout_of
     from t5lite.configuration.source import Binding, Source, find
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "gin":
@@ -22,4 +23,4 @@ except ImportError as error:
         + "\n  install it: pip install gin-config"
     ) from error
 
-__all__ = ["Binding", "Configuration", "Source", "find", "parse"]
+__all__ = ["Binding", "Configuration", "Source", "find", "layout_of", "parse"]

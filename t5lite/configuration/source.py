@@ -248,7 +248,7 @@ def find(name: str, search_paths: Iterable[str] = ()) -> Path | None:
     candidates = [Path(folder, name) for folder in ("", *search_paths)]
     *folders, file = Path(name).parts or ("",)
     if folders and folders[0] in ("configs", "gin"):
-        candidates += [Path(root, *folders[1:], file) for root in _carried(folders[0])]
+        candidates += [Path(root, *folders[1:], file) for root in carried(folders[0])]
     elif folders and all(folder.isidentifier() for folder in folders):
         with contextlib.suppress(ImportError, ValueError):
             spec = importlib.util.find_spec(".".join(folders))
@@ -263,18 +263,18 @@ def _blames(message: str, parameter: str) -> bool:
 
 def _is_carried(path: Path) -> bool:
     """Whether t5lite carries a file, or a user wrote it."""
-    roots = [root.resolve() for kind in ("configs", "gin") for root in _carried(kind)]
+    roots = [root.resolve() for kind in ("configs", "gin") for root in carried(kind)]
     return any(path.resolve().is_relative_to(root) for root in roots)
 
 
-def _carried(kind: str) -> tuple[Path, Path]:
+def carried(kind: str) -> tuple[Path, Path]:
     """Returns where `configs` or `gin` lies in an installed wheel, and in a checkout."""
     return _PACKAGE / f"_{kind}", _PACKAGE.parent / kind
 
 
 def _known_files(name: str, search_paths: Iterable[str]) -> Iterator[str]:
     for kind in ("configs", "gin"):
-        for root in _carried(kind):
+        for root in carried(kind):
             yield from (str(kind / path.relative_to(root)) for path in root.rglob("*.gin"))
     for folder in ("", *search_paths):
         for path in Path(folder, name).parent.glob("*.gin"):

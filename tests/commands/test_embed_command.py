@@ -30,7 +30,7 @@ def loaded(folder):
 @pytest.fixture
 def embed(monkeypatch, capsys, folder, loaded):
     """Runs the command; returns its exit code, what it prints and what it says beside it."""
-    monkeypatch.setattr("t5lite.inference.load", lambda _: loaded)
+    monkeypatch.setattr("t5lite.inference.load", lambda *_, **__: loaded)
 
     def run(*arguments):
         code = main(["embed", f"--model_dir={folder}", *map(str, arguments)])

@@ -47,7 +47,7 @@ def loaded(folder):
 @pytest.fixture
 def generate(monkeypatch, capsys, folder, loaded):
     """Runs the command; returns its exit code, its lines and what it says beside them."""
-    monkeypatch.setattr("t5lite.inference.load", lambda _: loaded)
+    monkeypatch.setattr("t5lite.inference.load", lambda *_, **__: loaded)
 
     def run(*arguments, piped=b"", stdin=None):
         monkeypatch.setattr(sys, "stdin", stdin or io.TextIOWrapper(io.BytesIO(piped)))

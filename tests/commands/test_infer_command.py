@@ -45,7 +45,7 @@ def loaded(folder):
 @pytest.fixture
 def infer(monkeypatch, capsys, folder, loaded, tmp_path):
     """Runs the command in an empty folder; returns its exit code and what it says."""
-    monkeypatch.setattr("t5lite.inference.place", lambda _, devices=None: loaded)
+    monkeypatch.setattr("t5lite.inference.place", lambda *_, **__: loaded)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

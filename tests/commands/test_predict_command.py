@@ -104,7 +104,7 @@ def loaded(trained):
 @pytest.fixture
 def predict(trained, loaded, monkeypatch, capsysbinary, tmp_path):
     """Runs the command in an empty folder; returns its exit code, its lines and what it says."""
-    monkeypatch.setattr("t5lite.inference.place", lambda _, devices=None: loaded)
+    monkeypatch.setattr("t5lite.inference.place", lambda *_, **__: loaded)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

@@ -36,7 +36,7 @@ def loaded(folders):
 def score(monkeypatch, capsys, folders, loaded):
     """Runs the command; returns its exit code, its lines and what it says beside them."""
     models = {str(folders[name]): loaded[name] for name in folders}
-    monkeypatch.setattr("t5lite.inference.load", lambda folder: models[folder])
+    monkeypatch.setattr("t5lite.inference.load", lambda folder, **_: models[folder])
 
     def run(*arguments, model="decoder"):
         code = main(["score", f"--model_dir={folders[model]}", *map(str, arguments)])

@@ -46,8 +46,8 @@ def command(monkeypatch, capsys, tmp_path):
         folder = loaded.folder
         opened = dataclasses.replace(t5lite.interop.open_model(folder), inputs=loaded.inputs)
         monkeypatch.setattr("t5lite.interop.open_model", lambda _: opened)
-        monkeypatch.setattr("t5lite.inference.load", lambda _, devices=None: loaded)
-        monkeypatch.setattr("t5lite.inference.place", lambda _, devices=None: loaded)
+        monkeypatch.setattr("t5lite.inference.load", lambda *_, **__: loaded)
+        monkeypatch.setattr("t5lite.inference.place", lambda *_, **__: loaded)
         code = main([verb, f"--model_dir={folder}", *flags])
         monkeypatch.undo()
         monkeypatch.chdir(tmp_path)
