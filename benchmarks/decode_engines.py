@@ -95,7 +95,7 @@ def write_weights(case: Case) -> tuple[Any, Numbers]:
     """Writes a Hugging Face folder with random weights."""
     import jax
 
-    from t5lite.interop import save
+    from t5lite.interop import Description, save
     from t5lite.models import Model, preset
 
     spec = preset(case.preset)
@@ -109,7 +109,7 @@ def write_weights(case: Case) -> tuple[Any, Numbers]:
 
     model = Model(spec)
     params = jax.tree_util.tree_map_with_path(scaled, jax.jit(model.init)(jax.random.key(0)))
-    save(case.model, model, params, kind="huggingface")
+    save(case.model, Description(model.spec), params, kind="huggingface")
     return None, {
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),

@@ -141,14 +141,15 @@ def child(folder: Path, dtype: str) -> None:
     import jax
 
     import t5lite
-    from t5lite.interop import huggingface
+    from t5lite.interop import Description, huggingface
     from t5lite.parallel import Layout
 
     jax.block_until_ready([jax.device_put(1.0, device) for device in jax.devices()])
     layout = Layout({"fsdp": -1})
     loaded, loading = measure(lambda: t5lite.load(folder / "old", layout=layout, dtype=dtype))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
-    _, writing = measure(lambda: huggingface.save(folder / "new", loaded.model, loaded.params))
+    description = Description(loaded.spec)
+    _, writing = measure(lambda: huggingface.save(folder / "new", description, loaded.params))
     print(
         json.dumps(
             {

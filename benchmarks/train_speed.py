@@ -61,10 +61,11 @@ def write_weights(case: dict[str, Any]) -> Step:
     """Writes a Hugging Face folder with random weights, and takes no step."""
     import jax
 
-    from t5lite.interop import save
+    from t5lite.interop import Description, save
 
     model = made(case)
-    save(case["folder"], model, jax.jit(model.init)(jax.random.key(0)), kind="huggingface")
+    params = jax.jit(model.init)(jax.random.key(0))
+    save(case["folder"], Description(model.spec), params, kind="huggingface")
     return lambda _: 0.0
 
 

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError
 from t5lite.reporting.bars import Bar
 
@@ -20,7 +19,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 
     from t5lite import interop
     from t5lite.inference.loaded import place
-    from t5lite.models import Model
 
     # All that can be wrong with files, before parameters are read.
     interop.check_target(arguments.target)
@@ -32,21 +30,16 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     done = steps(arguments, loaded.spec, loaded.params, loaded.vocabulary, inputs)
     for text, spec, params, vocabulary in done:  # noqa: B007 - the last ones are saved
         print(f"{text}: {described(spec, params)}")
-    same_texts = (spec.topology, vocabulary) == (loaded.spec.topology, loaded.vocabulary)
-    with Bar("writing") as bar:
-        interop.save(
-            arguments.target,
-            Model(spec),
-            params,
-            kind=arguments.to,
-            vocabulary=vocabulary,
-            labels=loaded.labels if spec.heads == loaded.spec.heads else {},
-            prompts=loaded.trained_prompts if same_texts else None,
-            inputs=loaded.inputs if same_texts else InputFormat(),
-            generation=loaded.generation if same_texts else None,
-            origin=found.origin,
-            progress=bar,
+    old = found.description
+    description = interop.Description(spec, vocabulary, origin=old.origin)
+    if spec.heads == old.spec.heads:
+        description = description.replace(labels=old.labels)
+    if (spec.topology, vocabulary) == (old.spec.topology, old.vocabulary):
+        description = description.replace(
+            prompts=old.prompts, inputs=old.inputs, generation=old.generation
         )
+    with Bar("writing") as bar:
+        interop.save(arguments.target, description, params, kind=arguments.to, progress=bar)
     print(f"written to {arguments.target}")
 
 

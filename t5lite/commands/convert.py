@@ -21,10 +21,11 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 
     import jax
 
-    from t5lite import interop, models
+    from t5lite import interop
     from t5lite.inference.loaded import place
     from t5lite.interop import huggingface, t5x
-    from t5lite.interop.foreign import Foreign, mapping_lines
+    from t5lite.interop.foreign import mapping_lines
+    from t5lite.models import Model
 
     kind, path = interop.kind_of(arguments.source)
     target = arguments.to or ("huggingface" if kind == "t5lite" else "t5lite")
@@ -45,20 +46,20 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             raise
     elif target == "t5x":
         out = t5x.tensors(spec, scanned=arguments.scanned)
-    shapes = models.Model(spec).shapes()
+    model = Model(spec)
+    shapes = model.shapes()
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     print(f"{path} is {NAMES[kind]}'s: {spec.family}, {spec.topology}, {count:,} parameters")
-    if isinstance(found, Foreign):
-        found.check(shapes)
-        for name in found.left_out():
-            print(f"  left out: {name}")
+    found.shapes(model)  # raises if tensors do not fit
+    for name in found.left_out():
+        print(f"  left out: {name}")
     if target == "t5x" and (lost := unsaid(spec, out or ())):
         print(f"  T5X's layout does not say, so that load needs a spec: {', '.join(lost)}")
-    for line in interop.losses(found, kind=target):
+    for line in interop.losses(found.description, kind=target):
         print(f"  lost: {line}")
     if arguments.dry_run:
-        for name, tensors in ((kind, getattr(found, "tensors", None)), (target, out)):
-            if tensors is not None:
+        for name, tensors in ((kind, found.tensors), (target, out)):
+            if tensors:
                 heading = (f"{NAMES[name]} tensor", "shape", "parameter")
                 print("", *table([heading, *mapping_lines(tensors, shapes)]), sep="\n")
         return
@@ -67,16 +68,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     with Bar("writing") as bar:
         interop.save(
             arguments.target,
-            loaded.model,
+            found.description,
             loaded.params,
             kind=target,
-            vocabulary=loaded.vocabulary,
-            labels=loaded.labels,
-            prompts=loaded.trained_prompts,
-            generation=loaded.generation,
-            embedding=loaded.embedding,
-            origin=found.origin,
-            inputs=loaded.inputs,
             step=loaded.step or 0,
             scanned=arguments.scanned,
             progress=bar,
@@ -92,4 +86,4 @@ def unsaid(spec: Any, tensors: Sequence[Any]) -> list[str]:
     from t5lite.models import differences
 
     read = t5x.infer_spec({tensor.name: tensor for tensor in tensors})
-    return [line.replace(": ", " = ").split(" -> ")[0] for line in differences(spec, read)]
+    return [f"{each.path} = {each.old}" for each in differences(spec, read)]

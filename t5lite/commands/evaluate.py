@@ -12,7 +12,6 @@ import jax
 from etils import epath
 
 from t5lite.commands.configured import experiment_of
-from t5lite.data.labels import load_labels
 from t5lite.data.paths import write_whole
 from t5lite.data.sources import NoSplit
 from t5lite.errors import InputError
@@ -20,9 +19,9 @@ from t5lite.experiment.cuts import count_cuts
 from t5lite.experiment.run_folder import check_described
 from t5lite.experiment.settings import check_model
 from t5lite.inference import Loaded, load
-from t5lite.interop import locate
-from t5lite.interop.prompts import as_trained, read_prompts
-from t5lite.models import ComputeSpec, Model, ModelSpec, load_spec, named_spec
+from t5lite.interop import Description, locate
+from t5lite.interop.prompts import as_trained
+from t5lite.models import ComputeSpec, Model, ModelSpec, named_spec
 from t5lite.objectives import bind
 from t5lite.parallel import Layout, check_batch, make_mesh
 from t5lite.text import metric_lines
@@ -97,13 +96,12 @@ def evaluate(
             "train.callbacks is empty; add what measures, such as @t5lite.evaluation.HeldOut()"
         )
     found = locate(choose(model_dir, checkpoint, checkpoints))
-    spec = load_spec(found.home / "model.json") if model is None else named_spec(model)
+    known = Description.read(found.home)
+    spec = known.spec if model is None else named_spec(model)
     the_model = Model(spec, compute)
     objective = bind(objective, the_model)
-    labels = load_labels(found.home)
-    data = data.with_labels(labels)
-    prompts = read_prompts(found.home, data.vocabulary(), topology=spec.topology)
-    objective = as_trained(objective, prompts)
+    data = data.with_labels(known.labels)
+    objective = as_trained(objective, known.prompts)
     check_model(the_model, objective, data=data, log_every=1, callbacks=callbacks)
     check_described(found.home, spec, data.vocabulary(), data.labels())
     shapes = data.batch_shapes(objective)
@@ -128,7 +126,7 @@ def evaluate(
     name, cut = _validation(data, objective) if jax.process_index() == 0 else ("", "")
     if cut:
         run_.say(f"note: {cut}")
-    if data.labels() and not labels:
+    if data.labels() and not known.labels:
         run_.say(f"{found.home} has no labels.json: labels are numbered as in these data")
     state = state_of(loaded)
     for callback in callbacks:

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     check_count("--batch_size", arguments.batch_size)
     model = source.model
     options = options_with(
-        model.generation, chosen, spec=model.spec, draft=arguments.draft is not None
+        model.description.generation, chosen, spec=model.spec, draft=arguments.draft is not None
     )
     rows = not configured and is_table(arguments.input_file)
     flags = ("batch_size", "fill", "truncate", "draft", "draft_length")
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             **{name: getattr(options, name) for name in FLAGS},
             **description(arguments),
             "prompt": arguments.prompt or source.prompt,
-            "template": arguments.template or (model.inputs.template if rows else None),
+            "template": arguments.template or (model.description.inputs.template if rows else None),
         },
     )
     if not arguments.overwrite and output.is_whole():
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     )
     generator.check(options)
     if not configured:
-        prompts = prompts.as_trained(model.inputs, rows=rows)
+        prompts = prompts.as_trained(model.description.inputs, rows=rows)
     reader = Reader(generator, prompts, options, chosen, source.ids)
 
     def answer(
@@ -147,7 +147,7 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
     data = experiment.data
     model = open_model(arguments.model_dir or experiment.model_dir)
     spec = named_spec(experiment.model or model.spec)
-    objective = as_trained(bind(experiment.objective, Model(spec)), model.prompts)
+    objective = as_trained(bind(experiment.objective, Model(spec)), model.description.prompts)
     vocabulary, split = data.vocabulary(), arguments.split or "validation"
     if spec.topology == "encoder" or vocabulary is None:
         raise InputError(

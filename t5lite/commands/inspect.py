@@ -26,7 +26,7 @@ from t5lite.experiment.run_folder import check_files
 from t5lite.experiment.start import Start
 from t5lite.experiment.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.interop.huggingface import export_note
-from t5lite.models import PRESETS, ModelSpec, differences
+from t5lite.models import PRESETS, Difference, ModelSpec, differences
 from t5lite.parallel import MESH_AXES, Layout, make_mesh
 from t5lite.text import shorten, titled, wrapped
 from t5lite.training import Update
@@ -189,9 +189,9 @@ def _model_name(spec: ModelSpec) -> str:
     return f"{name} but {_some(changed)}" if len(changed) <= 4 else f"a {spec.family} of its own"
 
 
-def _some(changed: Sequence[str]) -> str:
+def _some(changed: Sequence[Difference]) -> str:
     more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
-    return "; ".join(changed[:2]) + more
+    return "; ".join(map(str, changed[:2])) + more
 
 
 def _length(given: Experiment, seen: Preview | None, lengths: Sequence[int]) -> str:

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     options = {name: getattr(arguments, name) for name in (*_OPTIONS, "no_answer")}
     output = None
     if arguments.output_file is not None:
-        trained = model.inputs.template if is_table(arguments.input_file) else None
+        trained = model.description.inputs.template if is_table(arguments.input_file) else None
         output = Resumable(
             part_name(arguments.output_file, *shard),
             {

@@ -22,7 +22,13 @@ from t5lite.experiment.description import headline, named_shapes, versions
 from t5lite.experiment.memory import Footprint
 from t5lite.experiment.preview import example_texts
 from t5lite.experiment.run_end import end_text
-from t5lite.experiment.run_folder import check_files, describe, last_saved, one_writer
+from t5lite.experiment.run_folder import (
+    check_files,
+    describe,
+    description_of,
+    last_saved,
+    one_writer,
+)
 from t5lite.experiment.settings import (
     check_model,
     check_settings,
@@ -31,6 +37,7 @@ from t5lite.experiment.settings import (
     rate_change,
 )
 from t5lite.experiment.start import Start, check_folder_of_run, first_state, plan_start, spec_of
+from t5lite.interop import Description
 from t5lite.interop.huggingface import export_note
 from t5lite.interop.prompts import prompts_of
 from t5lite.models import ComputeSpec, Model, ModelSpec
@@ -249,15 +256,7 @@ class Experiment:
             if restored:
                 state = restored.state
             else:
-                state = first_state(
-                    start,
-                    program,
-                    self.network,
-                    layout=self.layout,
-                    mesh=mesh,
-                    seed=self.seed,
-                    say=say,
-                )
+                state = first_state(start, program, seed=self.seed, say=say)
 
             # What it does.
             progress = Progress(self.duration, active=jax.process_index() == 0)
@@ -300,8 +299,8 @@ class Experiment:
                     say(f"note: {warning}")
                 checkpointer.make_writable(claim.check if claim else None)
                 if claim:
-                    opened = start.found if start else None
-                    self._describe(facts, files, opened=opened, resumed=bool(restored), say=say)
+                    known = start.opened.description if start else None
+                    self._describe(facts, files, start=known, resumed=bool(restored), say=say)
                 run.writers.rewind(int(state.step))
                 state = loop.train(state)
                 if vanished := sum(gather(getattr(batches, "vanished", 0))):
@@ -378,7 +377,7 @@ class Experiment:
         facts: Mapping[str, Any],
         files: Sequence[str],
         *,
-        opened: Any,
+        start: Description | None,
         resumed: bool,
         say: Callable[[str], None],
     ) -> None:
@@ -387,17 +386,14 @@ class Experiment:
         if resumed and (lines := changes(self.folder, config=config, facts=facts)):
             say("\n  ".join(["changed since the run was last started:", *lines]))
         reads = "inputs" in self.bound.features
-        describe(
-            self.folder,
+        description = description_of(
             self.spec,
             self.data,
-            config=config,
-            of_writers=files,
-            facts=facts,
             prompts=prompts_of(self.bound, self.data),
             inputs=self.data.input_format() if reads else InputFormat(),
-            start=opened,
+            start=start,
         )
+        describe(self.folder, description, config=config, of_writers=files, facts=facts)
 
 
 def _trainer(make: Callable[P, Experiment]) -> Callable[P, Trained]:

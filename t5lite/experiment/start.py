@@ -10,25 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.sharding import Mesh
 
 from t5lite.data.labels import check_labels
 from t5lite.errors import InputError
 from t5lite.experiment.run_folder import check_described
-from t5lite.interop import open_model
-from t5lite.interop.foreign import Foreign
-from t5lite.interop.opening import Own
+from t5lite.interop import Opened, open_model
 from t5lite.interop.prompts import check_prompts, read_prompts
 from t5lite.models import Model, ModelSpec, differences, load_spec, named_spec
-from t5lite.parallel import Layout
-from t5lite.training import Checkpoints, Program, TrainState, load_params
+from t5lite.training import Checkpoints, Program, TrainState
 from t5lite.training.restore import (
     Rule,
     absolute,
     check_mapping,
     match,
     named,
-    saved_arrays,
     saved_steps,
     source_of,
 )
@@ -36,7 +31,6 @@ from t5lite.training.restore import differences as misfits
 
 _FIELD = "Checkpoints.restore_from"
 _HEAD = re.compile(r"(\w+_head)/")
-_PARAMS = "params/"
 _THEIR_VOCABULARY = {  # by whether the data are a SeqIO task
     False: "leave VOCABULARY out, or set it to @t5lite.interop.vocabulary_of()",
     True: "a task whose features have it",
@@ -70,16 +64,14 @@ class Start:
     """A folder that a run starts from, and what becomes of each parameter.
 
     Args:
-      found: the folder, opened.
-      rules: `restore_mapping`, and a rule for each parameter of a head that is new or left out.
+      opened: the checkpoint in the folder.
       sources: the run's name → the folder's name, of all that are read.
       fresh: size of each parameter that is drawn, by name.
       dropped: size of each parameter of the folder that is left out, by name.
       changed: in what the run's model differs, but for heads and dropout.
     """
 
-    found: Foreign | Own
-    rules: Sequence[Rule]
+    opened: Opened
     sources: Mapping[str, str]
     fresh: Mapping[str, int]
     dropped: Mapping[str, int]
@@ -87,7 +79,7 @@ class Start:
 
     def lines(self) -> Iterator[str]:
         """Yields what a person should know."""
-        yield f"parameters from {self.found.where}"
+        yield f"parameters from {self.opened.where}"
         for what, sizes in (("fresh", self.fresh), ("dropped", self.dropped)):
             if sizes:
                 yield f"{what}: {_summary(sizes)}"
@@ -95,9 +87,7 @@ class Start:
             more = f" and {len(self.changed) - 2} more" if len(self.changed) > 2 else ""
             yield f"note: the model is not that of the folder: {'; '.join(self.changed[:2])}{more}"
 
-    def state(
-        self, program: Program, model: Model, *, layout: Layout, mesh: Mesh, seed: int
-    ) -> TrainState:
+    def state(self, program: Program, *, seed: int) -> TrainState:
         """Returns the first state of a run, its parameters read straight into their shards."""
         wanted = named(program.state.params)
         values: dict[str, Any] = {}
@@ -105,25 +95,22 @@ class Start:
             drawn = named(program.init(seed).params)
             values = {name: drawn[name] for name in self.fresh}
             del drawn  # before the folder's are read
-        values |= self._read(wanted, program.state.params, model, layout=layout, mesh=mesh)
+        values |= self._read(wanted)
         structure = jax.tree.structure(program.state.params)
         params = jax.tree.unflatten(structure, [values[name] for name in wanted])
         return program.start_from(params, seed)
 
-    def _read(
-        self, wanted: Mapping[str, Any], like: Any, model: Model, *, layout: Layout, mesh: Mesh
-    ) -> dict[str, Any]:
-        if isinstance(self.found, Own):
-            loaded = load_params(self.found.where, like=like, mapping=self.rules)
-            return {name: named(loaded.params)[name] for name in self.sources}
-        theirs = dataclasses.replace(model, spec=self.found.spec)
-        read = named(self.found.params(theirs, layout=layout, mesh=mesh, dtype="float32"))
-        values, taken = {}, set()
+    def _read(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads parameters straight into the run's shards."""
+        names: dict[str, list[str]] = {}
         for name, source in self.sources.items():
-            # A state owns its arrays: none is in it twice.
-            value = jnp.copy(read[source]) if source in taken else read[source]
-            taken.add(source)
-            values[name] = jax.device_put(value, wanted[name].sharding)
+            names.setdefault(source, []).append(name)
+        read = self.opened.read({source: wanted[first] for source, (first, *_) in names.items()})
+        values = {}
+        for source, (first, *others) in names.items():
+            values[first] = read[source]
+            for name in others:  # a state owns its arrays: none is in it twice
+                values[name] = jax.device_put(jnp.copy(read[source]), wanted[name].sharding)
         return values
 
 
@@ -148,29 +135,29 @@ def plan_start(
     if checkpoints.restore_from is None or resumes:
         return None
     check_mapping(checkpoints.restore_mapping)
-    found = _opened(checkpoints)
-    wanted, saved = named(model.shapes()), _saved(found, model)
-    _check_vocabulary(found, data, checkpoints)
+    opened = _opened(checkpoints)
+    wanted = named(model.shapes())
+    saved = opened.shapes(dataclasses.replace(model, spec=opened.spec))
+    _check_vocabulary(opened, data, checkpoints)
     rules = [*checkpoints.restore_mapping, *_of_heads(wanted, saved, checkpoints.restore_mapping)]
-    sources = match(wanted, saved, rules, where=found.where)
+    sources = match(wanted, saved, rules, where=opened.where)
     theirs = {name: saved[source] for name, source in sources.items()}
     if lines := misfits(theirs, {name: wanted[name] for name in sources}, cast=True):
         more = [f"  and {len(lines) - 2} more"] if len(lines) > 2 else []
-        heading = f"{_FIELD}: the parameters of {found.where} do not fit the model:"
+        heading = f"{_FIELD}: the parameters of {opened.where} do not fit the model:"
         text = "\n".join([heading, *lines[:2], *more, _advice(wanted, theirs)])
         raise InputError(text, field=_FIELD)
     head = model.heads.get(objective.head)
     if head is not None and any(name.startswith(f"{head.kind}_head/") for name in sources):
-        where = f"{found.where}, whose {head.kind} head is restored"
-        check_labels(data.labels(), found.labels, where=where)
+        where = f"{opened.where}, whose {head.kind} head is restored"
+        check_labels(data.labels(), opened.description.labels, where=where)
     used = set(sources.values())
     return Start(
-        found,
-        rules,
+        opened,
         sources,
         fresh={name: math.prod(leaf.shape) for name, leaf in wanted.items() if name not in sources},
         dropped={name: math.prod(leaf.shape) for name, leaf in saved.items() if name not in used},
-        changed=() if checkpoints.restore_mapping else _changed(found.spec, model.spec),
+        changed=() if checkpoints.restore_mapping else _changed(opened.spec, model.spec),
     )
 
 
@@ -190,41 +177,24 @@ def check_folder_of_run(folder: epath.Path, spec: ModelSpec, *, objective: Any, 
 def first_state(
     start: Start | None,
     program: Program,
-    model: Model,
     *,
-    layout: Layout,
-    mesh: Mesh,
     seed: int,
     say: Callable[[str], None],
 ) -> TrainState:
     """Draws a state, or starts from the parameters of a folder where there is one."""
     if start is None:
         return program.init(seed)
-    state = start.state(program, model, layout=layout, mesh=mesh, seed=seed)
+    state = start.state(program, seed=seed)
     for line in start.lines():
         say(line)
     return state
 
 
-def _opened(checkpoints: Checkpoints) -> Foreign | Own:
+def _opened(checkpoints: Checkpoints) -> Opened:
     try:
-        return open_model(str(checkpoints.restore_from))
+        return open_model(str(checkpoints.restore_from), averaged=False)
     except InputError as error:
         raise InputError(str(error), field=_FIELD) from error
-
-
-def _saved(found: Foreign | Own, model: Model) -> dict[str, Any]:
-    """Returns shape and dtype of each parameter in a folder, by the name it has in t5lite."""
-    if isinstance(found, Own):
-        everything = saved_arrays(found.found.step_folder)
-        return {
-            name.removeprefix(_PARAMS): leaf
-            for name, leaf in everything.items()
-            if name.startswith(_PARAMS)
-        }
-    shapes = dataclasses.replace(model, spec=found.spec).shapes()
-    found.check(shapes)
-    return named(shapes)
 
 
 def _of_heads(
@@ -253,9 +223,9 @@ def _heads(names: Iterable[str]) -> set[str]:
     return {_head(name) for name in names} - {""}
 
 
-def _check_vocabulary(found: Foreign | Own, data: Any, checkpoints: Checkpoints) -> None:
+def _check_vocabulary(opened: Opened, data: Any, checkpoints: Checkpoints) -> None:
     """Refuses data whose token ids mean something else to the parameters."""
-    theirs, ours = found.vocabulary, data.vocabulary()
+    theirs, ours = opened.vocabulary, data.vocabulary()
     if ours is None or theirs is None or checkpoints.other_vocabulary:
         return
     if ours.fingerprint == theirs.fingerprint:
@@ -282,8 +252,8 @@ def _advice(wanted: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 
 def _changed(theirs: ModelSpec, ours: ModelSpec) -> list[str]:
-    lines = differences(theirs.replace(heads=()), ours.replace(heads=()))
-    return [line for line in lines if not re.search(r"(dropout|depth)_rate:", line)]
+    changes = differences(theirs.replace(heads=()), ours.replace(heads=()))
+    return [str(each) for each in changes if not each.path.endswith(("dropout_rate", "depth_rate"))]
 
 
 def _summary(sizes: Mapping[str, int]) -> str:

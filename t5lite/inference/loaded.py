@@ -23,10 +23,9 @@ from t5lite.inference.generation import Answer, Generator
 from t5lite.inference.options import options_of
 from t5lite.inference.predict import HEADS, Predictor, compile_outputs
 from t5lite.inference.scoring import Score, Scorer, compile_scores
-from t5lite.interop import open_model
+from t5lite.interop import Opened, open_model
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
-from t5lite.interop.finite import check_compute
-from t5lite.interop.foreign import check_dtype
+from t5lite.interop.finite import check_compute, check_dtype
 from t5lite.interop.generation_defaults import GenerationDefaults
 from t5lite.models import ComputeSpec, Model, ModelSpec
 from t5lite.objectives import Prompts
@@ -387,7 +386,7 @@ class Loaded:
 
 
 def place(
-    found: Any,
+    opened: Opened,
     *,
     compute: ComputeSpec = ComputeSpec(),
     layout: Layout | None = None,
@@ -398,34 +397,33 @@ def place(
     """Reads the parameters of an opened checkpoint onto devices.
 
     Args:
-      found: a `Foreign`, or anything with its `spec`, `vocabulary`, `labels`, `prompts`,
-        `generation`, `embedding`, `inputs`, `step`, `where` and `params`.
+      opened: the checkpoint.
       compute, layout, devices, dtype, progress: see `load`.
     """
     check_dtype(dtype)
-    check_compute(found.spec.family, compute.dtype)
+    check_compute(opened.spec.family, compute.dtype)
     layout = Layout() if layout is None else layout
     mesh = make_mesh(layout, devices)
-    model, vocabulary = Model(found.spec, compute), found.vocabulary
+    model, vocabulary = Model(opened.spec, compute), opened.vocabulary
     if vocabulary is not None and vocabulary.size > model.spec.vocab:
         raise InputError(
-            f"the vocabulary has {vocabulary.size} ids but the model of {found.where} only "
+            f"the vocabulary has {vocabulary.size} ids but the model of {opened.where} only "
             f"{model.spec.vocab} embeddings: it is another model's"
         )
-    params = found.params(model, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
+    params = opened.params(model, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
     return Loaded(
         model,
         params,
         vocabulary,
-        found.step,
-        epath.Path(found.where),
+        opened.step,
+        epath.Path(opened.where),
         layout,
         mesh,
-        labels=found.labels,
-        trained_prompts=found.prompts,
-        generation=found.generation,
-        embedding=found.embedding,
-        inputs=found.inputs,
+        labels=opened.description.labels,
+        trained_prompts=opened.description.prompts,
+        generation=opened.description.generation,
+        embedding=opened.description.embedding,
+        inputs=opened.description.inputs,
     )
 
 

@@ -1,10 +1,15 @@
 """The world's checkpoints: opened as a spec, arrays and a tokenizer, and written again."""
 
+from t5lite.interop.description import Description
 from t5lite.interop.initial import packaged_folder, vocabulary_of
-from t5lite.interop.opening import kind_of, locate, open_model
+from t5lite.interop.opened import Opened
+from t5lite.interop.opening import kind_of, open_model
+from t5lite.interop.own import locate
 from t5lite.interop.save import check_target, losses, save
 
 __all__ = [
+    "Description",
+    "Opened",
     "check_target",
     "kind_of",
     "locate",

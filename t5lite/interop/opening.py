@@ -1,65 +1,51 @@
 """Opens any checkpoint folder: t5lite's own, Hugging Face's or T5X's, without a configuration."""
 
-import dataclasses
 import os
 import re
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from etils import epath
 
-from t5lite.data import Vocabulary, load_vocabulary
-from t5lite.data.input_format import AMONG_OTHERS, InputFormat, load_input_format
-from t5lite.data.labels import Labels, load_labels
+from t5lite.data import Vocabulary
 from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
 from t5lite.interop.adapters import check_adapter, is_adapter
-from t5lite.interop.embedding_defaults import EmbeddingDefaults, read_embedding
-from t5lite.interop.finite import fault, leaf_is_finite, stays_float32
-from t5lite.interop.foreign import Foreign
-from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults
 from t5lite.interop.hub import check_revision, from_hub, split_name
-from t5lite.interop.prompts import read_prompts
-from t5lite.models import Model, ModelSpec, load_spec, reads_folders
-from t5lite.objectives import Prompts
-from t5lite.parallel import Layout, shardings
-from t5lite.training.restore import (
-    absolute,
-    find_step_folder,
-    load_params,
-    named,
-    read_arrays,
-    saved_arrays,
-    saved_steps,
-)
+from t5lite.interop.opened import Opened
+from t5lite.interop.own import OwnCheckpoint
+from t5lite.models import ModelSpec, reads_folders
+from t5lite.training.restore import absolute, saved_steps
 
 
 def open_model(
-    folder: epath.PathLike,
+    where: epath.PathLike,
     *,
+    step: int | None = None,
     vocabulary: Vocabulary | None = None,
     spec: ModelSpec | None = None,
     revision: str | None = None,
-) -> "Foreign | Own":
-    """Reads what a folder holds, but for its arrays; the arguments are those of `t5lite.load`."""
-    kind, path = kind_of(folder, revision=revision)
+    averaged: bool = True,
+) -> Opened:
+    """Opens a checkpoint of t5lite, Hugging Face or T5X, reading everything except its arrays.
+
+    Args:
+      where: a folder or hub name; see `t5lite.load`.
+      step: which checkpoint of a model_dir, or `checkpoint_N` of T5X; None for the newest.
+      vocabulary, spec, revision: see `t5lite.load`.
+      averaged: whether the parameters are their average, of a run of t5lite that kept one.
+
+    Raises:
+      InputError: see `t5lite.load`.
+    """
+    kind, path = kind_of(where, revision=revision)
     if spec is not None and kind != "t5x":
         raise InputError(f"spec = …: is for T5X checkpoints alone, and {path} says what it holds")
     if kind == "huggingface":
-        inputs = load_input_format(path, name=AMONG_OTHERS)
-        return huggingface.open_model(path, vocabulary=vocabulary).replace(inputs=inputs)
+        if step is not None:
+            raise InputError(f"step = {step}: {path} is a Hugging Face folder, which has no steps")
+        return huggingface.open_model(path, vocabulary=vocabulary)
     if kind == "t5x":
-        return t5x.open_model(path, spec=spec).replace(vocabulary=vocabulary)
-    found = locate(path)
-    if vocabulary is None and (found.home / "vocabulary").exists():
-        vocabulary = load_vocabulary(found.home / "vocabulary")
-    spec, labels = load_spec(found.home / "model.json"), load_labels(found.home)
-    prompts = read_prompts(found.home, vocabulary, topology=spec.topology)
-    generation = None if spec.decoder is None else read_defaults(found.home)
-    inputs = load_input_format(found.home)
-    embedding = read_embedding(found.home)
-    return Own(spec, found, vocabulary, labels, prompts, generation, inputs, embedding)
+        return t5x.open_model(path, spec=spec, step=step, vocabulary=vocabulary)
+    return OwnCheckpoint.open(path, vocabulary=vocabulary, step=step, averaged=averaged)
 
 
 @reads_folders
@@ -176,108 +162,3 @@ def _is_checkpoint(folder: epath.Path) -> bool:
         or bool(saved_steps(folder))
         or t5x.find_checkpoint(folder) is not None
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Own:
-    """A checkpoint of t5lite, opened; see `Foreign`."""
-
-    spec: ModelSpec
-    found: "Located"
-    vocabulary: Vocabulary | None
-    labels: Labels
-    prompts: Prompts | None
-    generation: GenerationDefaults | None = None
-    inputs: InputFormat = InputFormat()
-    embedding: EmbeddingDefaults | None = None
-
-    @property
-    def origin(self) -> huggingface.Origin | None:
-        """The files of the Hugging Face folder that the model comes from; None for none."""
-        return huggingface.kept(self.found.home)
-
-    @property
-    def where(self) -> str:
-        """The step folder."""
-        return str(self.found.step_folder)
-
-    @property
-    def step(self) -> int:
-        """Updates done."""
-        wanted = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
-        return int(read_arrays(self.found.step_folder, wanted)["step"])
-
-    def params(
-        self, model: Model, *, layout: Layout, mesh: Any, dtype: Any = None, progress: Any = None
-    ) -> Any:
-        """Reads the parameters, averaged ones where there are some, into their shards."""
-        del progress  # Orbax reads all at once
-        saved = saved_arrays(self.found.step_folder)
-        part = "extra/ema" if any(name.startswith("extra/ema/") for name in saved) else "params"
-
-        def leaf(path: Any, shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-            name = f"{part}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
-            kind = getattr(saved.get(name), "dtype", shape.dtype) if dtype is None else dtype
-            if stays_float32(self.spec.family, name, dtype):
-                kind = "float32"
-            return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(kind), sharding=sharding)
-
-        placed = shardings(model.axes(), layout.parameters, mesh)
-        like = jax.tree_util.tree_map_with_path(leaf, model.shapes(), placed)
-        params = _read(self.found, like, part=part)
-        for path, array in named(params).items():
-            if not leaf_is_finite(array):
-                self._raise_fault(f"{part}/{path}", saved[f"{part}/{path}"], array.dtype)
-        return params
-
-    def _raise_fault(self, name: str, saved: Any, dtype: Any) -> None:
-        """Raises the InputError of an array with NaN, infinity, or too large a number."""
-        wanted = {name: jax.ShapeDtypeStruct(saved.shape, saved.dtype)}
-        stored = read_arrays(self.found.step_folder, wanted)
-        if (error := fault(stored.items(), dtype, where=self.where)) is not None:
-            raise error
-
-
-class Located(NamedTuple):
-    """Where a checkpoint lies.
-
-    Args:
-      step_folder: its arrays.
-      home: what they are: `model.json`, `vocabulary/` unless the data has no text, and
-        `labels.json` if it has labels with names.
-    """
-
-    step_folder: epath.Path
-    home: epath.Path
-
-
-def locate(folder: epath.PathLike) -> Located:
-    """Finds a checkpoint and its description, reading neither.
-
-    Args:
-      folder: as `t5lite.load` takes it.
-
-    Raises:
-      InputError: no such folder, no checkpoint, or no model.json.
-    """
-    if not absolute(folder).exists():
-        raise InputError(f"there is no folder {str(folder)!r}; give a model_dir")
-    step_folder = find_step_folder(folder)
-    for home in (step_folder, *step_folder.parents[:2]):
-        if (home / "model.json").exists():
-            return Located(step_folder, home)
-    raise InputError(
-        f"no model.json in {step_folder} or the two folders above; "
-        "copy the one of the model_dir it came from there"
-    )
-
-
-def _read(found: Located, like: Any, *, part: str) -> Any:
-    try:
-        return load_params(found.step_folder, like, part=part).params
-    except InputError as error:
-        problem = "\n".join(str(error).splitlines()[1:3])
-        raise InputError(
-            f"{found.home / 'model.json'} does not describe the parameters in "
-            f"{found.step_folder}:\n{problem}"
-        ) from error

@@ -79,6 +79,11 @@ class Tensor:
     partial: bool = False
     constant: Callable[[], np.ndarray] | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of the tensor, the one it is written by first."""
+        return (self.name, *self.aliases)
+
 
 class Source(Protocol):
     """A foreign checkpoint, opened."""
@@ -99,7 +104,9 @@ def check_tensors(
     where: str,
 ) -> None:
     """Raises what `read_params` would of names, shapes and dtypes, and reads nothing."""
-    _find(named(like), source.tensors(), tensors, ignored=ignored, where=where)
+    leaves = named(like)
+    _holders(leaves, tensors)
+    _find(leaves, source.tensors(), tensors, ignored=ignored, where=where)
 
 
 def read_params(
@@ -117,8 +124,8 @@ def read_params(
     the devices are the host's.
 
     Args:
-      like: nested dicts of `jax.ShapeDtypeStruct`: shapes, dtypes (floats are cast to them) and
-        shardings (none: to NumPy).
+      like: nested dicts of `jax.ShapeDtypeStruct`, or one by name, of all parameters or some:
+        shapes, dtypes (floats are cast to them) and shardings (none: to NumPy).
       source: the checkpoint.
       tensors: how its tensors and the parameters belong together.
       ignored: regular expressions for whole names of further tensors that may be there.
@@ -135,11 +142,11 @@ def read_params(
         numbers that are NaN or infinite, or too large for the dtype that is wanted.
     """
     leaves = named(like)
-    holders = _holders(leaves, tensors)
+    holders = _holders(leaves, tensors, whole=False)
     found = _find(leaves, source.tensors(), tensors, ignored=ignored, where=where)
     for path, leaf in leaves.items():
         check_sharding(path, leaf)
-    _check_aliases(source, tensors, where=where)
+    _check_aliases(source, [tensor for tensor in tensors if tensor.parts], where=where)
     total, done = sum(map(local_bytes, leaves.values())), 0
 
     def copied(count: int) -> None:
@@ -213,9 +220,14 @@ def written(
 
 
 def _holders(
-    leaves: Mapping[str, Any], tensors: Sequence[Tensor]
+    leaves: Mapping[str, Any], tensors: Sequence[Tensor], *, whole: bool = True
 ) -> dict[str, list[tuple[Tensor, Part]]]:
-    """Returns, for each parameter, what it is made of, having checked that it is so exactly.
+    """Returns the tensors and their parts of each parameter, having checked that they fit exactly.
+
+    Args:
+      leaves: parameters by name.
+      tensors: of the model.
+      whole: whether `leaves` are all parameters of the model.
 
     Raises:
       RuntimeError: if it is not, which is never the user's mistake.
@@ -226,6 +238,8 @@ def _holders(
         stand_in, filled = np.empty(tensor.shape, np.uint8), 0
         for part in tensor.parts:
             if part.path not in leaves:
+                if not whole:
+                    continue
                 raise _bug(f"{tensor.name} has a part {part.path}, which is no parameter")
             shape = tuple(leaves[part.path].shape)
             wanted = shape[len(index_of(part.layer)) :]
@@ -235,7 +249,8 @@ def _holders(
             holders[part.path].append((tensor, part))
             filled += view.size
         if (
-            tensor.parts
+            whole
+            and tensor.parts
             and filled != stand_in.size
             and not (tensor.partial and filled < stand_in.size)
         ):
@@ -258,18 +273,18 @@ def _find(
     where: str,
 ) -> dict[str, str]:
     """Returns by which of its names each tensor is there, or raises what is wrong with them all."""
-    known = {name for tensor in tensors for name in (tensor.name, *tensor.aliases)}
+    known = {name for tensor in tensors for name in tensor.names}
     found: dict[str, str] = {}
     misfit = Misfit([], [], {}, {})
     for tensor in tensors:
         if tensor.constant is not None:
             continue  # of whatever shape
-        names = [name for name in (tensor.name, *tensor.aliases) if name in there]
+        names = [name for name in tensor.names if name in there]
         if names:
             found[tensor.name] = names[0]
         elif tensor.parts:
             misfit.missing.append(tensor.name)
-        wanted = {np.dtype(leaves[part.path].dtype) for part in tensor.parts}
+        wanted = {np.dtype(leaves[p.path].dtype) for p in tensor.parts if p.path in leaves}
         for name in names:
             if there[name].shape != tensor.shape:
                 misfit.shapes[name] = (there[name].shape, tensor.shape)
@@ -291,7 +306,7 @@ def _check_aliases(source: Source, tensors: Sequence[Tensor], *, where: str) -> 
     """Raises unless what is there under two names is the same."""
     there = source.tensors()
     for tensor in tensors:
-        names = [name for name in (tensor.name, *tensor.aliases) if name in there]
+        names = [name for name in tensor.names if name in there]
         for other in names[1:] if tensor.parts else ():
             if not _same(source.read(names[0]), source.read(other)):
                 raise InputError(

@@ -2,6 +2,7 @@
 
 from t5lite.models.block import Block, BlockSpec, TransformerBlockSpec
 from t5lite.models.cache import Cache
+from t5lite.models.differences import Difference, differences
 from t5lite.models.flops import forward_flops
 from t5lite.models.model import Model
 from t5lite.models.override import named_spec, override, reads_folders
@@ -10,7 +11,6 @@ from t5lite.models.spec import (
     ComputeSpec,
     ModelSpec,
     StackSpec,
-    differences,
     load_spec,
     save_spec,
 )
@@ -21,6 +21,7 @@ __all__ = [
     "BlockSpec",
     "Cache",
     "ComputeSpec",
+    "Difference",
     "Model",
     "ModelSpec",
     "StackSpec",

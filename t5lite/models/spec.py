@@ -326,25 +326,3 @@ def _renamed(value: Any) -> Any:
     if value.get("type") == "BlockSpec":
         value["type"] = "TransformerBlockSpec"
     return value
-
-
-def differences(old: ModelSpec, new: ModelSpec) -> list[str]:
-    """Returns one line, `path: old -> new`, for each value in which two specs differ.
-
-    Initial values do not count: a trained model has none.
-    """
-
-    def flat(value: Any, path: str) -> dict[str, Any]:
-        if isinstance(value, list):
-            value = dict(enumerate(value))
-        if not isinstance(value, dict):
-            return {path: value}
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}").items()}
-
-    new = new.replace(init=old.init)
-    a, b = flat(old.to_json(), "model"), flat(new.to_json(), "model")
-    return [
-        f"{path.removeprefix('model.')}: {a.get(path, 'absent')} -> {b.get(path, 'absent')}"
-        for path in sorted(a.keys() | b.keys())
-        if a.get(path, "absent") != b.get(path, "absent")
-    ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from saved_models import save_model
 from small_folders import REFERENCES, add_tokenizer, copied, leaves
 from tiny_runs import train
 
@@ -51,7 +52,7 @@ def sources(one_device, tmp_path_factory):
     loaded = t5lite.load(root / "huggingface")
     for kind in "t5lite", "t5x":
         options = {"kind": kind, "vocabulary": loaded.vocabulary, "step": 4}
-        interop.save(root / kind, loaded.model, loaded.params, **options)
+        save_model(root / kind, loaded.model, loaded.params, **options)
     return root
 
 
@@ -336,7 +337,7 @@ def test_what_the_target_cannot_express(tmp_path, capsys):
     }
     changed = t5lite.models.Model(spec.replace(**changes))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), changed.shapes())
-    interop.save(tmp_path / "old", changed, zeros)
+    save_model(tmp_path / "old", changed, zeros)
     said = refused(capsys, tmp_path / "old", tmp_path / "new")
     assert "decoder.blocks.1.norm.epsilon: 0.03333333333333333 would become 0.05" in said
     assert len(said.splitlines()) == 5

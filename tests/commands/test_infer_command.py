@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from saved_models import save_model
 from small_folders import add_tokenizer, copied
 
 import t5lite
-from t5lite import interop
 from t5lite.commands.resumable import Resumable
 from t5lite.data import ArrayData, open_vocabulary
 from t5lite.errors import InputError
@@ -267,8 +267,8 @@ def test_the_checkpoint_that_answers_is_the_one_that_is_recorded(loaded, tmp_pat
     run, out = tmp_path / "run", tmp_path / "out.jsonl"
     silent = jax.tree.map(lambda leaf: 0 * leaf, loaded.params)
     parts = {"vocabulary": loaded.vocabulary, "generation": loaded.generation, "step": 1}
-    interop.save(run, loaded.model, loaded.params, **parts)
-    interop.save(tmp_path / "later", loaded.model, silent, **parts | {"step": 2})
+    save_model(run, loaded.model, loaded.params, **parts)
+    save_model(tmp_path / "later", loaded.model, silent, **parts | {"step": 2})
     place = t5lite.inference.place
 
     def late(*arguments, **options):  # a step is saved after the folder was opened

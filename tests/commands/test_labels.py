@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from saved_models import save_model
 
 import t5lite
 from t5lite import interop
@@ -58,7 +59,7 @@ def saved(spec, tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels") / "run"
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), Model(spec).shapes())
     params["classification_head"]["projection"]["bias"][2] = 9
-    interop.save(folder, spec, params, vocabulary=Bytes(125), labels=NAMES)
+    save_model(folder, spec, params, vocabulary=Bytes(125), labels=NAMES)
     return folder
 
 
@@ -123,11 +124,11 @@ def test_names_go_to_hugging_face_and_back(saved, tmp_path, capsys):
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["id2label"] == {"0": "neg", "1": "neu", "2": "pos"}
     assert config["label2id"] == {"neg": 0, "neu": 1, "pos": 2}
-    assert interop.open_model(tmp_path / "hf").labels == NAMES
+    assert interop.open_model(tmp_path / "hf").description.labels == NAMES
     for names in config["id2label"]:  # transformers' own names say nothing
         config["id2label"][names] = f"LABEL_{names}"
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-    assert interop.open_model(tmp_path / "hf").labels == {}
+    assert interop.open_model(tmp_path / "hf").description.labels == {}
 
 
 def test_every_kind_of_data_says_its_labels_and_takes_a_models(tmp_path):

@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from saved_models import save_model
 
 import t5lite
-from t5lite import interop
 from t5lite.commands.evaluate import evaluate
 from t5lite.data import Bytes, Class, FileData
 from t5lite.data.input_format import InputFormat
@@ -312,7 +312,7 @@ def test_other_heads_and_labels_without_names(tmp_path, capsysbinary, monkeypatc
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), Model(spec).shapes())
     params["classification_head"]["projection"]["bias"][2] = 9
     inputs = InputFormat("{q} {c}", "context", 30)
-    interop.save(tmp_path / "run", spec, params, vocabulary=Bytes(125), inputs=inputs)
+    save_model(tmp_path / "run", spec, params, vocabulary=Bytes(125), inputs=inputs)
     monkeypatch.chdir(tmp_path)
     assert main(["predict", "--model_dir=run", "a"]) == 2
     assert b"head: the model has classification, spans; name one" in capsysbinary.readouterr().err

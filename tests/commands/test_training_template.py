@@ -44,7 +44,9 @@ def command(monkeypatch, capsys, tmp_path):
 
     def run(loaded, verb, *flags):
         folder = loaded.folder
-        opened = dataclasses.replace(t5lite.interop.open_model(folder), inputs=loaded.inputs)
+        opened = t5lite.interop.open_model(folder)
+        description = opened.description.replace(inputs=loaded.inputs)
+        opened = dataclasses.replace(opened, description=description)
         monkeypatch.setattr("t5lite.interop.open_model", lambda _: opened)
         monkeypatch.setattr("t5lite.inference.load", lambda *_, **__: loaded)
         monkeypatch.setattr("t5lite.inference.place", lambda *_, **__: loaded)

@@ -9,7 +9,7 @@ from tiny_runs import SPEC, array_data, train
 import t5lite
 from t5lite.data import Bytes
 from t5lite.errors import InputError
-from t5lite.experiment.run_folder import check_files, describe
+from t5lite.experiment.run_folder import check_files, describe, description_of
 from t5lite.interop import check_target
 from t5lite.models import override
 from t5lite.reporting import JsonLines
@@ -69,8 +69,8 @@ def written(folder):
 
 def test_files_that_say_the_same_already_are_not_written(tmp_path):
     def write(config="a = 1\n", spec=SMALL):
-        data = array_data(vocab=Bytes())
-        describe(tmp_path, spec, data, config=config, of_writers=FILES, facts=FACTS)
+        description = description_of(spec, array_data(vocab=Bytes()))
+        describe(tmp_path, description, config=config, of_writers=FILES, facts=FACTS)
 
     write()
     check_files(tmp_path, FILES)  # they are its own now, those of its writers too

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from saved_models import save_model
 from small_folders import add_tokenizer, copied
 from tiny_runs import FAST
 
@@ -85,7 +86,7 @@ def classifier(folder, classes=2):
 def test_any_folder_gives_parameters_and_architecture(kind, tmp_path):
     spec = override("t5_1_1_nano", WIDE)
     params = drawn(spec)
-    interop.save(tmp_path / "from", Model(spec), params, kind=kind)
+    save_model(tmp_path / "from", Model(spec), params, kind=kind)
     trained = train(
         tmp_path / "run",
         pairs(),
@@ -134,7 +135,7 @@ def test_the_vocabulary_of_other_tokens_is_refused_unless_asked_for(encoder, tmp
 
 
 def test_the_advice_about_another_head_is_taken(encoder, tmp_path):
-    interop.save(tmp_path / "three", Model(classifier(encoder, 3)), drawn(classifier(encoder, 3)))
+    save_model(tmp_path / "three", Model(classifier(encoder, 3)), drawn(classifier(encoder, 3)))
     model, start = Model(classifier(encoder, 2)), {"restore_from": str(tmp_path / "three")}
     data = table(tmp_path, Bytes(2))
     with pytest.raises(InputError, match="draw it anew") as raised:

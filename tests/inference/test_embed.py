@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from saved_models import save_huggingface
 from small_folders import add_pooling, add_tokenizer, copied
 
 import t5lite
@@ -181,14 +182,14 @@ def test_damaged_files_beside_a_model(tmp_path):
 def test_a_head_is_written_and_read(model, tmp_path, pooling, normalized):
     head = EmbeddingHeadSpec(pooling=pooling, normalized=normalized)
     spec = model.spec.replace(heads=(*model.spec.heads[:-1], head))
-    huggingface.save(tmp_path, spec, model.params, vocabulary=model.vocabulary)
+    save_huggingface(tmp_path, spec, model.params, vocabulary=model.vocabulary)
     assert huggingface.open_model(tmp_path).spec == spec
 
 
 def test_a_head_with_a_layer_cannot_be_written(model, tmp_path):
     spec = model.spec.replace(heads=(EmbeddingHeadSpec(size=8),))
     with pytest.raises(InputError, match="no place for an embedding head with a layer of its own"):
-        huggingface.save(tmp_path / "new", spec, model.params)
+        save_huggingface(tmp_path / "new", spec, model.params)
     assert not (tmp_path / "new").exists()
 
 
@@ -231,7 +232,7 @@ def test_mini_lm_as_its_own_library_has_it(mini, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
     # What is written of it, their library opens.
-    huggingface.save(tmp_path / "new", ours.model, ours.params, vocabulary=ours.vocabulary)
+    save_huggingface(tmp_path / "new", ours.model, ours.params, vocabulary=ours.vocabulary)
     again = library.SentenceTransformer(str(tmp_path / "new"), device="cpu")
     np.testing.assert_allclose(
         again.encode(SENTENCES, show_progress_bar=False), expected, atol=1e-6

@@ -49,7 +49,7 @@ def said(pair, loaded, content):
     content = {"eos_token_id": 3, **start, **content}
     (folder / "generation_config.json").write_text(json.dumps(content))
     model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    defaults = t5lite.interop.open_model(folder).generation
+    defaults = t5lite.interop.open_model(folder).description.generation
     assert dict(defaults.content) == content
     return dataclasses.replace(loaded, generation=defaults)
 

@@ -9,13 +9,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from saved_models import save_model
 
 import t5lite
 from t5lite.data import HuggingFaceTokenizer
 from t5lite.errors import InputError
 from t5lite.inference.inside import attention_maps
 from t5lite.inference.scoring import Scorer
-from t5lite.interop import save
 from t5lite.models import load_spec, save_spec
 from t5lite.objectives import CausalLM, Seq2Seq, bind
 from t5lite.objectives.rows import decoder_batch, prefix_lm_batch
@@ -144,7 +144,7 @@ def test_a_model_without_a_start_token_is_trained_saved_and_written(tmp_path):
     save_spec(tmp_path / "model.json", ours.spec)
     assert load_spec(tmp_path / "model.json") == ours.spec
     for kind in ("t5lite", "huggingface"):
-        save(tmp_path / kind, ours.model, ours.params, kind=kind, vocabulary=ours.vocabulary)
+        save_model(tmp_path / kind, ours.model, ours.params, kind=kind, vocabulary=ours.vocabulary)
         again = t5lite.load(tmp_path / kind, devices=jax.devices()[:1])
         assert again.spec.start_id is None
         assert again.generate(TEXTS, max_new_tokens=5) == ours.generate(TEXTS, max_new_tokens=5)

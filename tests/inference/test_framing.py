@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from saved_models import save_model
 
 from t5lite.data import ArrayData, Bytes, HuggingFaceTokenizer, train_sentencepiece
 from t5lite.errors import InputError
@@ -17,7 +18,6 @@ from t5lite.inference import Loaded, load
 from t5lite.inference.embedding import Embedder
 from t5lite.inference.generation import Generator
 from t5lite.inference.scoring import Scorer
-from t5lite.interop import save
 from t5lite.interop.prompts import as_trained, check_prompts, prompts_of, read_prompts, save_prompts
 from t5lite.models import Model, override
 from t5lite.objectives import (
@@ -267,7 +267,7 @@ def test_a_saved_run_is_prompted_as_it_was_trained(tmp_path):
     )
     objective = bind(Seq2Seq(bidirectional_inputs=True), model)
     prompts = objective.prompts(vocabulary)
-    save(tmp_path, model, params, vocabulary=vocabulary, prompts=prompts)
+    save_model(tmp_path, model, params, vocabulary=vocabulary, prompts=prompts)
     layout = Layout(compiler_options={"cpu": {"xla_backend_optimization_level": 0}})
     loaded = load(tmp_path, layout=layout, devices=jax.devices()[:1])
     assert loaded.prompts == prompts

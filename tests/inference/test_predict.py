@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saved_models import save_model
 from small_folders import add_tokenizer, copied
 
 import t5lite
-from t5lite import interop, layers
+from t5lite import layers
 from t5lite.data import Answer, Bytes, Class, FileData, Number, Tags
 from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError
@@ -105,7 +106,7 @@ def open_run(folder, rows, topology, kind):
     )
     path.with_name("held-out.jsonl").write_text(path.read_text())
     model = model_of(topology, kind)
-    interop.save(
+    save_model(
         folder / "run",
         model,
         params_of(model.spec),
@@ -205,7 +206,7 @@ def test_whatever_is_said_of_a_place_stands_there(tmp_path):
     for name, vocab in ("bytes", Bytes(125)), ("pieces", vocabulary):
         spec = spec_of("encoder", heads)
         run = tmp_path / name
-        interop.save(run, spec, params_of(spec, 3), vocabulary=vocab, labels=labels)
+        save_model(run, spec, params_of(spec, 3), vocabulary=vocab, labels=labels)
         loaded = t5lite.load(run, devices=jax.devices()[:1])
         spans = []
         for aggregation in ("first", "simple"):
@@ -241,7 +242,7 @@ def test_the_template_goes_to_hugging_face_and_back(tmp_path, rows):
     inputs = InputFormat("{title}? {body}", "context", 20)
     parts = {"vocabulary": vocabulary, "inputs": inputs}
     for kind in ("t5lite", "huggingface"):
-        interop.save(tmp_path / kind, spec, params_of(spec), kind=kind, **parts)
+        save_model(tmp_path / kind, spec, params_of(spec), kind=kind, **parts)
     ours, theirs = (
         t5lite.load(tmp_path / kind, devices=jax.devices()[:1])
         for kind in ("t5lite", "huggingface")
@@ -260,7 +261,7 @@ def several(tmp_path_factory):
     """A model with every head, of which nothing is known but its parameters."""
     spec = spec_of("encoder", tuple(HEAD.values()))
     folder = tmp_path_factory.mktemp("models") / "several"
-    interop.save(folder, spec, params_of(spec), vocabulary=Bytes(125))
+    save_model(folder, spec, params_of(spec), vocabulary=Bytes(125))
     return t5lite.load(folder, devices=jax.devices()[:1])
 
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saved_models import save_model
 
 import t5lite
 from t5lite.errors import InputError
-from t5lite.interop import save
 from t5lite.layers import EmbeddingHeadSpec, pool
 
 installed = all(
@@ -111,7 +111,7 @@ def test_dense_layers_are_followed_kept_and_written(source, tmp_path, activation
     expected = ours.embed(TEXTS)
     for kind in ("t5lite", "huggingface"):
         known = {"vocabulary": ours.vocabulary, "embedding": ours.embedding}
-        save(tmp_path / kind, ours.model, ours.params, kind=kind, **known)
+        save_model(tmp_path / kind, ours.model, ours.params, kind=kind, **known)
         again = t5lite.load(tmp_path / kind, devices=ONE)
         np.testing.assert_allclose(again.embed(TEXTS), expected, atol=1e-6)
     written = SentenceTransformer(str(tmp_path / "huggingface"), device="cpu")
@@ -141,7 +141,7 @@ def test_prompts(source, tmp_path, mode, included):
         ours.embed(TEXTS, prompt_name="query", prompt="a")
     for kind in ("t5lite", "huggingface"):
         known = {"vocabulary": ours.vocabulary, "embedding": ours.embedding}
-        save(tmp_path / kind, ours.model, ours.params, kind=kind, **known)
+        save_model(tmp_path / kind, ours.model, ours.params, kind=kind, **known)
         again = t5lite.load(tmp_path / kind, devices=ONE)
         np.testing.assert_allclose(again.embed(TEXTS), ours.embed(TEXTS), atol=1e-6)
         assert again.embedding == ours.embedding

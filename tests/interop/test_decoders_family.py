@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 from parity_cases.decoders import COUNTS, GPT2, GPT_NEOX, LLAMA, MISTRAL
+from saved_models import save_huggingface
 
 import t5lite
 from t5lite.errors import InputError
-from t5lite.interop import huggingface
 from t5lite.interop.huggingface.families import family_of
 from t5lite.interop.huggingface.files import open_tensors, write_tensors
 from t5lite.layers import RotarySpec
@@ -128,7 +128,7 @@ def test_files_without_prefix_and_with_masks_open(tmp_path):
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), Model(base).shapes()
     )
-    huggingface.save(tmp_path, base, params)
+    save_huggingface(tmp_path, base, params)
     source = open_tensors(tmp_path)
     tensors = {name: np.array(source.read(name)) for name in source.tensors()}
     assert "wte.weight" in tensors

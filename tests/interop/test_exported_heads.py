@@ -11,10 +11,10 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from saved_models import save_model
 from small_folders import add_tokenizer, leaves
 
 import t5lite
-from t5lite import interop
 from t5lite.data import load_vocabulary
 from t5lite.errors import InputError
 from t5lite.interop import huggingface
@@ -73,7 +73,7 @@ def vocabulary(tmp_path_factory):
 def saved(folder, case, vocabulary, labels=None):
     spec, params = model_of(case.partition("-")[0], HEADS[case])
     labels = {} if labels is None else labels
-    interop.save(folder, spec, params, kind="huggingface", vocabulary=vocabulary, labels=labels)
+    save_model(folder, spec, params, kind="huggingface", vocabulary=vocabulary, labels=labels)
     return spec, params
 
 
@@ -154,7 +154,7 @@ def test_sentence_embeddings_come_back(tmp_path, vocabulary):
         head = EmbeddingHeadSpec(pooling=pooling, normalized=pooling != "first")
         spec, params = model_of(family, head)
         folder = tmp_path / f"{family}-{pooling}"
-        interop.save(folder, spec, params, kind="huggingface", vocabulary=vocabulary)
+        save_model(folder, spec, params, kind="huggingface", vocabulary=vocabulary)
         again = t5lite.load(folder, devices=ONE)
         assert again.spec.heads == (head,)
         assert leaves(again.params) == leaves(params)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from saved_models import save_model
 from small_folders import REFERENCES
 
 import t5lite
-from t5lite import interop
 from t5lite.errors import InputError
 from t5lite.interop.finite import is_finite
 from t5lite.main import main
@@ -48,7 +48,7 @@ def spoiled(params, value):
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_a_parameter_that_is_not_finite_is_named(small, tmp_path, kind, value):
     spec, params = small
-    interop.save(tmp_path / "model", spec, spoiled(params, value), kind=kind)
+    save_model(tmp_path / "model", spec, spoiled(params, value), kind=kind)
     with pytest.raises(InputError) as info:
         t5lite.load(tmp_path / "model", devices=ONE)
     said = str(info.value)
@@ -60,7 +60,7 @@ def test_a_parameter_that_is_not_finite_is_named(small, tmp_path, kind, value):
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_dtype_that_is_too_small_is_refused_by_name(small, tmp_path, kind, capsys):
     spec, params = small
-    interop.save(tmp_path / "model", spec, spoiled(params, 70_000.0), kind=kind)
+    save_model(tmp_path / "model", spec, spoiled(params, 70_000.0), kind=kind)
     with pytest.raises(InputError) as info:
         t5lite.load(tmp_path / "model", devices=ONE, dtype="float16")
     said = str(info.value)
@@ -79,7 +79,7 @@ def test_t5_keeps_its_feed_forward_outputs_in_float32(small, tmp_path):
     large = jax.tree.map(np.array, params)
     for side in ("encoder", "decoder"):
         named(large)[f"{side}/layers/block_0/mlp/down/kernel"][0, 0, 0] = 70_000.0
-    interop.save(tmp_path / "model", spec, large, kind="huggingface")
+    save_model(tmp_path / "model", spec, large, kind="huggingface")
     assert (
         main(["convert", str(tmp_path / "model"), str(tmp_path / "t5lite"), "--dtype=float16"]) == 0
     )
@@ -95,7 +95,7 @@ def test_t5_keeps_its_feed_forward_outputs_in_float32(small, tmp_path):
 
 
 def test_t5_does_not_compute_in_float16(small, tmp_path):
-    interop.save(tmp_path / "model", *small, kind="huggingface")
+    save_model(tmp_path / "model", *small, kind="huggingface")
     with pytest.raises(InputError, match=r"compute.dtype = 'float16': activations of 't5' .*bfloa"):
         t5lite.load(tmp_path / "model", compute=ComputeSpec(dtype="float16"), devices=ONE)
     t5lite.load(tmp_path / "model", compute=ComputeSpec(dtype="bfloat16"), devices=ONE)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saved_models import save_model
 from small_folders import REFERENCES, add_tokenizer, copied, leaves
 
 import t5lite
@@ -56,7 +57,7 @@ def folders(small, tmp_path_factory):
     spec, params = small
     vocabulary = Bytes(num_sentinels=5)
     for kind in KINDS:
-        interop.save(root / kind, spec, params, kind=kind, step=12, vocabulary=vocabulary)
+        save_model(root / kind, spec, params, kind=kind, step=12, vocabulary=vocabulary)
     return root
 
 
@@ -219,7 +220,7 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(small, tmp_path, kind):
     spec, params = small
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     params["encoder"]["final_norm"] = small[1]["encoder"]["final_norm"]
-    interop.save(tmp_path / "one", spec, params, kind=kind)
+    save_model(tmp_path / "one", spec, params, kind=kind)
     loaded = t5lite.load(tmp_path / "one", devices=ONE)
     assert loaded.spec == spec
     assert leaves(loaded.params) == leaves(params)
@@ -229,7 +230,7 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(small, tmp_path, kind):
 def test_a_reference_survives_all_that_can_hold_it(tmp_path, name):
     loaded = t5lite.load(REFERENCES / name, devices=ONE)
     for kind in "t5lite", "huggingface":
-        interop.save(tmp_path / kind, loaded.model, loaded.params, kind=kind)
+        save_model(tmp_path / kind, loaded.model, loaded.params, kind=kind)
         again = t5lite.load(tmp_path / kind, devices=ONE)
         assert again.spec == loaded.spec
         assert leaves(again.params) == leaves(loaded.params)
@@ -238,7 +239,7 @@ def test_a_reference_survives_all_that_can_hold_it(tmp_path, name):
 def test_sharded_parameters_are_saved(small, folders, tmp_path):
     spread = t5lite.load(folders / "huggingface", layout=MESH)
     for kind in KINDS:
-        interop.save(tmp_path / kind, spread.model, spread.params, kind=kind)
+        save_model(tmp_path / kind, spread.model, spread.params, kind=kind)
         again = t5lite.load(tmp_path / kind, devices=ONE)
         assert leaves(again.params) == leaves(small[1])
 
@@ -247,18 +248,18 @@ def test_sharded_parameters_are_saved(small, folders, tmp_path):
 def test_a_target_that_holds_something(small, tmp_path, kind):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds something already; give a folder that is new or"):
-        interop.save(tmp_path, *small, kind=kind)
+        save_model(tmp_path, *small, kind=kind)
     with pytest.raises(InputError, match=r"notes.txt' cannot be written: it is a file"):
-        interop.save(tmp_path / "notes.txt", *small, kind=kind)
+        save_model(tmp_path / "notes.txt", *small, kind=kind)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()
-    interop.save(tmp_path / "empty", *small, kind=kind)
+    save_model(tmp_path / "empty", *small, kind=kind)
     assert kind_of(tmp_path / "empty")[0] == kind
 
 
 def test_an_unknown_kind(small, tmp_path):
     with pytest.raises(InputError, match=r"unknown kind 'hugging_face'; did you mean huggingface"):
-        interop.save(tmp_path / "new", *small, kind="hugging_face")
+        save_model(tmp_path / "new", *small, kind="hugging_face")
 
 
 def blocks(spec, side, change):
@@ -336,7 +337,7 @@ def test_what_a_family_cannot_express(tmp_path, case):
     spec = huggingface.open_model(REFERENCES / name).spec
     spec = spec.replace(**changes(spec))
     with pytest.raises(InputError, match=rf"of family '{spec.family}' cannot be written") as info:
-        interop.save(tmp_path / "new", spec, {}, kind="huggingface")
+        save_model(tmp_path / "new", spec, {}, kind="huggingface")
     lines = str(info.value).splitlines()[1:]
     assert all(" would become " in line for line in lines)
     assert {line.split(":")[0].strip() for line in lines} == fields
@@ -347,11 +348,11 @@ def test_families_that_are_not_theirs(small, tmp_path):
     spec = small[0].replace(family="encoder_decoder")
     llama = huggingface.open_model(REFERENCES / "llama").spec
     with pytest.raises(InputError, match=r"family = 'encoder_decoder': .* known: albert, .*umt5"):
-        interop.save(tmp_path / "new", spec, small[1], kind="huggingface")
+        save_model(tmp_path / "new", spec, small[1], kind="huggingface")
     with pytest.raises(InputError, match="T5X"):
-        interop.save(tmp_path / "new", llama, small[1], kind="t5x")
+        save_model(tmp_path / "new", llama, small[1], kind="t5x")
     assert list(tmp_path.iterdir()) == []
-    interop.save(tmp_path / "new", spec, small[1])  # ours holds any
+    save_model(tmp_path / "new", spec, small[1])  # ours holds any
     assert t5lite.load(tmp_path / "new", devices=ONE).spec == spec
 
 
@@ -361,7 +362,7 @@ def test_what_is_written_beside_the_tensors(tmp_path):
     )
     spec = loaded.spec.replace(heads=(*loaded.spec.heads, EmbeddingHeadSpec(pooling="first")))
     new = tmp_path / "new"
-    interop.save(new, spec, loaded.params, kind="huggingface", vocabulary=loaded.vocabulary)
+    save_model(new, spec, loaded.params, kind="huggingface", vocabulary=loaded.vocabulary)
     config = json.loads((new / "config.json").read_text())
     assert (config["dtype"], config["torch_dtype"], config["eos_token_id"]) == (
         "bfloat16",

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from saved_models import save_model
 from small_folders import add_tokenizer, copied
 
 import t5lite
@@ -23,12 +24,12 @@ def folder_of(tmp_path, generation=None, **config):
 def test_the_file_of_its_own_goes_before_config_json(tmp_path):
     said = {**SAID, "top_k": None, "transformers_version": "5", "_from_model_config": True}
     folder = folder_of(tmp_path, said, eos_token_id=5, no_repeat_ngram_size=3)
-    assert interop.open_model(folder).generation == GenerationDefaults(SAID)
+    assert interop.open_model(folder).description.generation == GenerationDefaults(SAID)
 
 
 def test_older_folders_say_it_in_config_json(tmp_path):
     folder = folder_of(tmp_path, eos_token_id=[5, 6], no_repeat_ngram_size=3)
-    found = interop.open_model(folder).generation
+    found = interop.open_model(folder).description.generation
     assert found.eos_ids == (5, 6)
     assert found.content["no_repeat_ngram_size"] == 3
     assert "n_layer" not in found.content
@@ -36,14 +37,14 @@ def test_older_folders_say_it_in_config_json(tmp_path):
 
 def test_a_folder_of_t5lite_keeps_it(tmp_path):
     loaded = t5lite.load(folder_of(tmp_path, SAID))
-    interop.save(tmp_path / "own", loaded.model, loaded.params, generation=loaded.generation)
+    save_model(tmp_path / "own", loaded.model, loaded.params, generation=loaded.generation)
     assert t5lite.load(tmp_path / "own").generation == GenerationDefaults(SAID)
 
 
 def test_an_encoder_has_none(tmp_path):
     folder = add_tokenizer(copied("bert", tmp_path / "hf"))
     (folder / "generation_config.json").write_text(json.dumps(SAID))
-    assert interop.open_model(folder).generation is None
+    assert interop.open_model(folder).description.generation is None
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from parity_cases import CASES, COUNTS, ELSEWHERE, REFERENCED
 from parity_cases.heads import HEADED
+from saved_models import save_huggingface
 
 import t5lite
 from t5lite.errors import InputError
 from t5lite.interop import huggingface
+from t5lite.interop.origin import Origin
 from t5lite.interop.tensors import written
 from t5lite.models import PRESETS, Model, differences, preset
 from t5lite.objectives import CausalLM, MaskedLM, Seq2Seq, bind
@@ -155,8 +157,8 @@ def test_live(name, tmp_path):
         pytest.fail(f"none of {SEEDS} models is within {LOGITS}")
 
     # Padding's id, which decoders' heads need, is nowhere else.
-    origin = huggingface.Origin(tmp_path / "theirs") if name in HEADED else None
-    huggingface.save(tmp_path / "ours", loaded.model, loaded.params, origin=origin)
+    origin = Origin(tmp_path / "theirs") if name in HEADED else None
+    save_huggingface(tmp_path / "ours", loaded.model, loaded.params, origin=origin)
     again = t5lite.load(tmp_path / "ours", devices=ONE)
     assert differences(again.spec, loaded.spec) == []
     for path, leaf in named(again.params).items():

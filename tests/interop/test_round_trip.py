@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from parity_cases import REFERENCED
+from saved_models import description, save_model
 from small_folders import REFERENCES, add_pooling, add_tokenizer, copied, leaves
 
 import t5lite
@@ -128,14 +129,14 @@ def test_another_vocabulary_has_other_ids(tmp_path):
     params = loaded.params | {"token_embedding": {"embedding": table}}
     head = params["lm_head"]["projection"]["kernel"].shape[0]
     params["lm_head"] = {"projection": {"kernel": np.zeros((head, 384), np.float32)}}
-    own = {"vocabulary": Bytes(), "origin": found.origin}
-    interop.save(tmp_path / "new", spec, params, kind="huggingface", **own)
+    own = {"vocabulary": Bytes(), "origin": found.description.origin}
+    save_model(tmp_path / "new", spec, params, kind="huggingface", **own)
     config = config_of(tmp_path / "new")
     assert config["eos_token_id"] == Bytes().eos_id
     assert config["an_option_of_tomorrow"] == EXTRA["an_option_of_tomorrow"]
     assert config["vocab_size"] == 384
     assert {"chat_template.jinja", "generation_config.json"}.isdisjoint(files(tmp_path / "new"))
-    lost = huggingface.losses(spec, **own)
+    lost = huggingface.losses(description(spec, **own))
     assert "chat_template.jinja: the vocabulary is another" in lost
     assert any(line.startswith("config.json: ") and "eos_token_id" in line for line in lost)
 
@@ -147,10 +148,11 @@ def test_a_new_head_has_its_own_labels(tmp_path):
     old = folder_of("bert_classes", tmp_path / "old", **labels)
     found, loaded = interop.open_model(old), t5lite.load(old, devices=ONE)
     assert loaded.labels == {"labels": [*names.values()]}
-    rest = {"kind": "huggingface", "vocabulary": loaded.vocabulary, "origin": found.origin}
-    interop.save(tmp_path / "same", loaded.spec, loaded.params, labels=loaded.labels, **rest)
+    rest = {"vocabulary": loaded.vocabulary, "origin": found.description.origin}
+    rest["kind"] = "huggingface"
+    save_model(tmp_path / "same", loaded.spec, loaded.params, labels=loaded.labels, **rest)
     assert config_of(tmp_path / "same") == config_of(old)
-    interop.save(tmp_path / "unnamed", loaded.spec, loaded.params, **rest)
+    save_model(tmp_path / "unnamed", loaded.spec, loaded.params, **rest)
     said = config_of(tmp_path / "unnamed")
     assert said["id2label"] == {str(index): f"LABEL_{index}" for index in range(5)}
     more = {"labels": ["a", "b", "c", "d"]}
@@ -158,7 +160,7 @@ def test_a_new_head_has_its_own_labels(tmp_path):
     assert isinstance(head, ClassificationHeadSpec)
     spec = loaded.spec.replace(heads=(head,))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), Model(spec).shapes())
-    interop.save(tmp_path / "more", spec, zeros, labels=more, **rest)
+    save_model(tmp_path / "more", spec, zeros, labels=more, **rest)
     said = config_of(tmp_path / "more")
     assert said["label2id"] == {"a": 0, "b": 1, "c": 2, "d": 3}
     assert said["an_option_of_tomorrow"] == EXTRA["an_option_of_tomorrow"]
@@ -177,6 +179,6 @@ def test_sentence_files_come_back(tmp_path):
 
 def test_positions_that_are_not_known_are_told(tmp_path, capsys):
     loaded = t5lite.load(REFERENCES / "llama", devices=ONE)
-    interop.save(tmp_path / "t5lite", loaded.spec, loaded.params)
+    save_model(tmp_path / "t5lite", loaded.spec, loaded.params)
     convert(tmp_path / "t5lite", tmp_path / "new")
     assert "lost: max_position_embeddings: not known" in capsys.readouterr().out

@@ -15,7 +15,8 @@ from t5lite.errors import InputError
 from t5lite.interop import placing
 from t5lite.interop.huggingface.files import open_tensors, write_tensors
 from t5lite.interop.misfit import folded
-from t5lite.interop.tensors import Part, Tensor, read_params, transposed, written
+from t5lite.interop.tensors import Part, Tensor, check_tensors, read_params, transposed, written
+from t5lite.training.restore import named
 
 LAYERS, EMBED, HEADS, KV, MLP, VOCAB = 6, 8, 4, 2, 16, 12
 
@@ -479,9 +480,17 @@ def test_partial_tensors_are_written_with_zeros():
 def test_our_own_mistakes_are_no_input_errors(change, words):
     tensors = change(family())
     with pytest.raises(RuntimeError, match=words):
-        read(foreign(), tensors=tensors)
+        check_tensors(like(), Memory(foreign()), tensors, where="the file")
     with pytest.raises(RuntimeError, match=words):
         written(random_params(), tensors)
+
+
+def test_some_of_the_parameters_are_read_alone():
+    params = random_params()
+    names = ("embed", "layers/gain")
+    wanted = {name: leaf for name, leaf in named(like()).items() if name in names}
+    for name, array in read(foreign(params), wanted).items():
+        assert np.array_equal(array, named(params)[name])
 
 
 def test_parameters_of_other_processes_are_refused(monkeypatch):

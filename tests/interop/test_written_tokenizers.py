@@ -8,12 +8,12 @@ import random
 
 import jax
 import pytest
+from saved_models import save_model
 
 import t5lite
 from t5lite.data import Bytes, HuggingFaceTokenizer, WordPiece, train_sentencepiece
 from t5lite.inference.gaps import encode
 from t5lite.inference.generation import Generator
-from t5lite.interop import save
 from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
 from t5lite.models import Model, override
 from t5lite.objectives import CausalLM, PrefixLM, Seq2Seq, bind
@@ -107,7 +107,7 @@ def exported(folder, topology, vocabulary, prompts=None):
         table = params["token_embedding"]["embedding"]
         params["token_embedding"]["embedding"] = table.at[vocabulary.size :].multiply(9)
     for kind in ("t5lite", "huggingface"):
-        save(folder / kind, model, params, kind=kind, vocabulary=vocabulary, prompts=prompts)
+        save_model(folder / kind, model, params, kind=kind, vocabulary=vocabulary, prompts=prompts)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "huggingface")
     return t5lite.load(folder / "t5lite", devices=jax.devices()[:1]), tokenizer
 

@@ -153,7 +153,9 @@ def test_override_reaches_every_stack_and_block():
 
 def test_differences_name_each_value():
     old, new = preset("t5_nano"), override("t5_nano", {"embed": 64, "decoder.num_layers": 3})
-    assert differences(old, new) == ["decoder.num_layers: 2 -> 3", "embed: 128 -> 64"]
+    layers, embed = differences(old, new)
+    assert (layers.path, layers.old, layers.new) == ("decoder.num_layers", 2, 3)
+    assert str(embed) == "embed: 128 -> 64"
     assert differences(old, old) == []
 
 

@@ -10,17 +10,13 @@ from t5lite.interop.huggingface.folder import (
     open_model,
     save,
 )
-from t5lite.interop.huggingface.origin import Origin, keep, kept
 
 __all__ = [
     "MODULES",
-    "Origin",
     "describe",
     "export_note",
     "has_weights",
     "is_folder",
-    "keep",
-    "kept",
     "losses",
     "open_model",
     "save",

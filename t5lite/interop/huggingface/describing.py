@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,22 +13,23 @@ from t5lite.interop.huggingface.families import MODULES, family_of
 from t5lite.interop.huggingface.families.family import Unsupported
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import EmbeddingHeadSpec
-from t5lite.models import ModelSpec, differences
+from t5lite.models import Difference, ModelSpec, differences
 
 # What changes training alone, and has no place in their configs.
+_ABSENT = "absent"
 _NOT_SAID = re.compile(r"(encoder|decoder|heads\.\d+)\.(stochastic_depth_rate|dropout_rate)")
 
 
-class Plan:
-    """How a spec is said in Hugging Face's terms.
+class Plan(NamedTuple):
+    """A spec in Hugging Face's terms.
 
     Args:
       config: the content of `config.json`.
       tensors: as they are named in the file.
     """
 
-    def __init__(self, config: dict[str, Any], tensors: list[Tensor]):
-        self.config, self.tensors = config, tensors
+    config: dict[str, Any]
+    tensors: list[Tensor]
 
 
 def describe(spec: ModelSpec) -> Plan:
@@ -62,9 +63,9 @@ def describe(spec: ModelSpec) -> Plan:
         what = "blocks, positions or heads of these kinds"
         raise InputError(_cannot(spec, what)) from error
     changed = [
-        f"  {path}: {change.replace(' -> ', ' would become ')}"
-        for path, change in _changes(plain, again).items()
-        if not _NOT_SAID.fullmatch(path)
+        f"  {each.path}: {each.old} would become {each.new}"
+        for each in _changes(plain, again)
+        if not _NOT_SAID.fullmatch(each.path)
     ]
     if changed:
         raise InputError("\n".join([_cannot(spec, "these values"), *changed]))
@@ -75,25 +76,26 @@ def describe(spec: ModelSpec) -> Plan:
     return Plan(config, tensors)
 
 
-def _changes(old: ModelSpec, new: ModelSpec) -> dict[str, str]:
-    """Returns `old -> new` by path; of a part that is another kind of thing, just the kinds."""
+def _changes(old: ModelSpec, new: ModelSpec) -> list[Difference]:
+    """Returns the differences of two specs; of a part that is another kind of thing, one alone."""
     for side in ("encoder", "decoder"):
         one, other = getattr(old, side), getattr(new, side)
         if one and other and len(one.blocks) != len(other.blocks):  # then by layer
             old = old.replace(**{side: one.replace(blocks=one.every_block, first_blocks=())})
             new = new.replace(**{side: other.replace(blocks=other.every_block, first_blocks=())})
-    lines = dict(line.split(": ", 1) for line in differences(old, new))
-    for path in [path for path in lines if path.endswith(".type")]:
-        part = path.removesuffix(".type")
-        if path not in lines:  # it is in a part that has been dealt with
+    changes = {each.path: each for each in differences(old, new)}
+    for path in [path for path in changes if path.endswith(".type")]:
+        if path not in changes:  # inside a part that has been dealt with
             continue
-        kinds, values = lines[path].split(" -> "), lines.get(part, "absent -> absent").split(" -> ")
-        told = [
-            value if kind == "absent" else kind for kind, value in zip(kinds, values, strict=True)
+        part = path.removesuffix(".type")
+        kinds, values = changes[path], changes.get(part, Difference(part, _ABSENT, _ABSENT))
+        whole = [
+            value if kind == _ABSENT else kind
+            for kind, value in zip(kinds[1:], values[1:], strict=True)
         ]
-        lines = {key: line for key, line in lines.items() if not key.startswith(f"{part}.")}
-        lines[part] = " -> ".join(told)
-    return dict(sorted(lines.items()))
+        changes = {key: each for key, each in changes.items() if not key.startswith(f"{part}.")}
+        changes[part] = Difference(part, *whole)
+    return [changes[path] for path in sorted(changes)]
 
 
 def agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]:

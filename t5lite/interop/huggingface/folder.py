@@ -6,21 +6,21 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
 
 from t5lite.data import Vocabulary
-from t5lite.data.labels import Labels
+from t5lite.data.input_format import AMONG_OTHERS, load_input_format, save_input_format
 from t5lite.data.paths import as_path, write_whole
 from t5lite.errors import InputError
 from t5lite.framing import Frame
 from t5lite.interop.adapters import check_merged
+from t5lite.interop.description import Description
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.finite import stays_float32
-from t5lite.interop.foreign import Foreign
+from t5lite.interop.foreign import ForeignCheckpoint
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults, save_defaults
 from t5lite.interop.huggingface.describing import (
     Plan,
@@ -31,13 +31,6 @@ from t5lite.interop.huggingface.families import MODULES, family_of, model_type_o
 from t5lite.interop.huggingface.families.family import Family
 from t5lite.interop.huggingface.families.labels import labels_of, named_labels
 from t5lite.interop.huggingface.files import INDEX, WEIGHTS, local, open_tensors, write_tensors
-from t5lite.interop.huggingface.origin import (
-    CONFIG,
-    GENERATION,
-    Origin,
-    merged,
-    same_vocabulary,
-)
 from t5lite.interop.huggingface.sentence_files import (
     all_dense_tensors,
     read_sentences,
@@ -47,6 +40,13 @@ from t5lite.interop.huggingface.sentence_files import (
 )
 from t5lite.interop.huggingface.vocabularies import read_vocabulary
 from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
+from t5lite.interop.origin import (
+    CONFIG,
+    GENERATION,
+    Origin,
+    merged,
+    same_vocabulary,
+)
 from t5lite.interop.tensors import Source, written
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import ModelSpec
@@ -67,7 +67,9 @@ def has_weights(folder: str | os.PathLike) -> bool:
     return any((root / name).exists() for name in (WEIGHTS, INDEX))
 
 
-def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = None) -> Foreign:
+def open_model(
+    folder: str | os.PathLike, *, vocabulary: Vocabulary | None = None
+) -> ForeignCheckpoint:
     """Opens a folder, reading its config and the headers of its tensors.
 
     Args:
@@ -98,18 +100,23 @@ def open_model(folder: str | os.PathLike, *, vocabulary: Vocabulary | None = Non
     if spec.topology != "encoder_decoder":
         spec = spec.replace(heads=(*spec.heads, *sentences.heads))
         source = with_dense(source, sentences.dense)
-    return Foreign(
+    description = Description(
         spec,
+        own if vocabulary is None else vocabulary,
+        labels=labels_of(config, spec),
+        prompts=_prompts(spec, own),
+        inputs=load_input_format(outer, name=AMONG_OTHERS),
+        generation=None if spec.decoder is None else generation,
+        embedding=sentences.defaults,
+        origin=Origin(root),
+    )
+    return ForeignCheckpoint(
+        "huggingface",
+        description,
         source,
         [*family.tensors(spec), *all_dense_tensors(spec.heads, spec.embed)],
         where=str(folder),
         ignored=family.ignored,
-        vocabulary=own if vocabulary is None else vocabulary,
-        labels=labels_of(config, spec),
-        prompts=_prompts(spec, own),
-        generation=None if spec.decoder is None else generation,
-        embedding=sentences.defaults,
-        origin=Origin(root),
     )
 
 
@@ -125,32 +132,19 @@ def _prompts(spec: ModelSpec, vocabulary: Vocabulary | None) -> Prompts | None:
 
 def save(
     folder: str | os.PathLike,
-    model: Any,
+    description: Description,
     params: Any,
     *,
-    vocabulary: Vocabulary | None = None,
-    labels: Labels = MappingProxyType({}),
-    generation: GenerationDefaults | None = None,
-    embedding: EmbeddingDefaults | None = None,
-    origin: Origin | None = None,
-    prompts: Prompts | None = None,
     max_file_bytes: int = 5_000_000_000,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Writes what transformers' `from_pretrained` opens: config, tensors and tokenizer files.
 
     Args:
-      folder: local; made if need be. What it holds of an older model is replaced.
-      model: a `Model`, or its spec.
+      folder: local; created if need be. An older model in it is replaced.
+      description: of the model. Files of its origin that still hold are written unchanged; see
+        `losses`. Its prompts become the tokenizer's template.
       params: its parameters, sharded or not.
-      vocabulary: of the token ids; None for no tokenizer files.
-      labels: names of what a head's outputs mean, by label feature, for `id2label`.
-      generation: how the model writes unless options say otherwise.
-      embedding: how it embeds texts unless options say otherwise.
-      origin: the files of the Hugging Face folder that the model comes from, if it does. What of
-        them is still true is written as it was; see `losses`.
-      prompts: how the model was prompted in training, which the tokenizer's template says; None for
-        texts as the vocabulary frames them, which a decoder continues.
       max_file_bytes: of a file of tensors.
       progress: called with bytes written and bytes in all.
 
@@ -158,13 +152,14 @@ def save(
       InputError: if the spec's family has no Hugging Face class, or that class cannot express the
         spec (all differences are listed), or the folder cannot be written.
     """
-    spec: ModelSpec = getattr(model, "spec", model)
     root = local(folder)
-    plan, origin = describe(spec), _related(origin, spec)
-    said = _Said.of(spec, plan, vocabulary=vocabulary, labels=labels, origin=origin)
-    frame = None if vocabulary is None else _frame(spec, vocabulary, prompts)
+    spec, vocabulary = description.spec, description.vocabulary
+    plan, description = describe(spec), _with_related_origin(description)
+    origin, generation = description.origin, description.generation
+    content = _Content.of(description, plan)
+    frame = None if vocabulary is None else _frame(spec, vocabulary, description.prompts)
     if (
-        said.same_vocabulary
+        content.same_vocabulary
         and origin is not None
         and (vocabulary is None or vocabulary.frame == frame)
     ):
@@ -182,18 +177,19 @@ def save(
     } or {"float32"}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     heads = [head for head in spec.heads if isinstance(head, EmbeddingHeadSpec)]
-    if heads and origin is not None and _same_sentences(origin, heads, embedding):
+    if heads and origin is not None and _same_sentences(origin, heads, description.embedding):
         origin.copy(root, origin.sentence_files())
     elif heads:
-        write_sentences(root, heads[0], params, embed=spec.embed, defaults=embedding)
+        write_sentences(root, heads[0], params, embed=spec.embed, defaults=description.embedding)
     unchanged = origin is not None and generation == _generation_of(origin)
     if origin is not None and (unchanged or spec.decoder is None):
         origin.copy(root, [name for name in origin.names() if name == GENERATION])
     else:
-        save_defaults(root, _never_padding(generation, said.config, spec, vocabulary))
-    content = {**said.config, "dtype": dtype, "torch_dtype": dtype}  # 5.x reads one, 4.x the other
+        save_defaults(root, _never_padding(generation, content.config, spec, vocabulary))
+    save_input_format(root, description.inputs, name=AMONG_OTHERS)
+    config = {**content.config, "dtype": dtype, "torch_dtype": dtype}  # 5.x and 4.x
     # Last, so that a folder that has it is whole.
-    write_whole(root / CONFIG, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    write_whole(root / CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _never_padding(
@@ -217,44 +213,33 @@ def _never_padding(
     return GenerationDefaults({**generation.content, "suppress_tokens": suppressed})
 
 
-def losses(
-    spec: ModelSpec,
-    *,
-    vocabulary: Vocabulary | None = None,
-    labels: Labels = MappingProxyType({}),
-    origin: Origin | None = None,
-    prompts: Prompts | None = None,
-) -> list[str]:
-    """Returns what a Hugging Face folder that `save` writes will not say, one line each.
-
-    Args:
-      spec, vocabulary, labels, origin, prompts: see `save`.
-    """
-    origin = _related(origin, spec)
-    said = _Said.of(spec, describe(spec), vocabulary=vocabulary, labels=labels, origin=origin)
+def losses(description: Description) -> list[str]:
+    """Returns what a Hugging Face folder written by `save` does not express, one line each."""
+    description = _with_related_origin(description)
+    spec, vocabulary, origin = description.spec, description.vocabulary, description.origin
+    content = _Content.of(description, describe(spec))
     lines = []
     pools = any(head.kind in ("classification", "regression") for head in spec.heads)
-    if spec.topology == "decoder" and pools and said.config.get("pad_token_id") is None:
+    if spec.topology == "decoder" and pools and content.config.get("pad_token_id") is None:
         lines.append(
             "pad_token_id: there is no padding token, and without one transformers takes "
             "texts one by one"
         )
     if origin is None:
-        if _POSITIONS not in said.config and spec.decoder is not None and _is_rotary(spec):
+        if _POSITIONS not in content.config and spec.decoder is not None and _is_rotary(spec):
             lines.append(f"{_POSITIONS}: not known, so that transformers takes its class's default")
         return lines
-    if said.lost:
-        lines.append(f"{CONFIG}: {', '.join(sorted(said.lost))}")
-    if not said.same_vocabulary:
+    if content.lost:
+        lines.append(f"{CONFIG}: {', '.join(sorted(content.lost))}")
+    if not content.same_vocabulary:
         lines += [f"{name}: the vocabulary is another" for name in origin.tokenizer_files()]
     elif vocabulary is not None:
         with warnings.catch_warnings():  # `save` says it
             warnings.simplefilter("ignore")
-            framed = vocabulary.frame == _frame(spec, vocabulary, prompts)
+            framed = vocabulary.frame == _frame(spec, vocabulary, description.prompts)
         why = "written anew with the special tokens that texts had in training"
         lines += [] if framed else [f"{name}: {why}" for name in origin.tokenizer_files()]
-    heads = tuple(head for head in spec.heads if isinstance(head, EmbeddingHeadSpec))
-    if not heads:
+    if not any(isinstance(head, EmbeddingHeadSpec) for head in spec.heads):
         lines += [
             f"{name}: the model has no head for embeddings" for name in origin.sentence_files()
         ]
@@ -262,11 +247,11 @@ def losses(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Said:
-    """What a folder is going to say of a model.
+class _Content:
+    """The content of a folder that is about to be written.
 
     Args:
-      config: content of `config.json`, but for dtypes.
+      config: of `config.json`, except for dtypes.
       same_vocabulary: whether the origin's tokenizer files are those of the vocabulary.
       lost: fields of the origin's `config.json` that are not in it.
     """
@@ -276,16 +261,9 @@ class _Said:
     lost: list[str]
 
     @classmethod
-    def of(
-        cls,
-        spec: ModelSpec,
-        plan: Plan,
-        *,
-        vocabulary: Vocabulary | None,
-        labels: Labels,
-        origin: Origin | None,
-    ) -> "_Said":
+    def of(cls, description: Description, plan: Plan) -> "_Content":
         """Returns it; see `save`."""
+        spec, vocabulary, origin = description.spec, description.vocabulary, description.origin
         config = dict(plan.config)
         if vocabulary is not None:
             config["eos_token_id"] = vocabulary.eos_id
@@ -298,14 +276,15 @@ class _Said:
             same = same_vocabulary(origin, vocabulary, read_vocabulary)
             known = same or vocabulary is None
             config, lost = merged(config, origin.config(), agrees=agrees(spec, plan), ids=known)
-        return cls(config | named_labels(config, labels), same, lost)
+        return cls(config | named_labels(config, description.labels), same, lost)
 
 
-def _related(origin: Origin | None, spec: ModelSpec) -> Origin | None:
-    """Returns an origin unless the model has become one of another family since."""
-    if origin is None or origin.config().get("model_type") != spec.family:
-        return None
-    return origin
+def _with_related_origin(description: Description) -> Description:
+    """Returns a description without its origin if the model has become one of another family."""
+    origin = description.origin
+    if origin is None or origin.config().get("model_type") == description.spec.family:
+        return description
+    return description.replace(origin=None)
 
 
 def _is_rotary(spec: ModelSpec) -> bool:

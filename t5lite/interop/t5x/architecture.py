@@ -46,16 +46,10 @@ def check(spec: ModelSpec) -> None:
             raise InputError(
                 f"ModelSpec.{name}.blocks differ: in T5X all layers of a stack are alike"
             )
-    changed = [
-        line
-        for line in differences(_t5x_model_like(spec), spec)
-        if not _UNSAID.fullmatch(line.split(": ")[0])
-    ]
-    if changed:
-        raise InputError(
-            f"ModelSpec.{changed[0]}: T5X's models have what stands before the arrow, and nothing "
-            "else can be written for it"
-        )
+    for each in differences(_t5x_model_like(spec), spec):
+        if not _UNSAID.fullmatch(each.path):
+            field = f"ModelSpec.{each.path}"
+            raise InputError(f"{field} = {each.new}: T5X's models have {each.old}", field=field)
 
 
 def bias_of(name: str, stack: StackSpec) -> RelativeBiasSpec:

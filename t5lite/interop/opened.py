@@ -1,0 +1,116 @@
+"""`Opened`: the contract of every checkpoint that `open_model` returns."""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from t5lite.data import Vocabulary
+from t5lite.interop.description import Description
+from t5lite.interop.finite import stays_float32
+from t5lite.interop.tensors import Tensor
+from t5lite.models import Model, ModelSpec
+from t5lite.parallel import Layout, shardings
+from t5lite.training.restore import named
+
+Progress = Callable[[int, int], None]
+
+
+class Opened(abc.ABC):
+    """A checkpoint: its description at hand, its parameters read on demand.
+
+    Attributes:
+      kind: "t5lite", "huggingface" or "t5x".
+      description: everything in the folder except the arrays.
+      where: the folder, for messages.
+      tensors: how another library's tensors map to parameters; () for t5lite's own.
+    """
+
+    kind: ClassVar[str]
+    description: Description
+    where: str
+    tensors: Sequence[Tensor]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture."""
+        return self.description.spec
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The vocabulary; None for none."""
+        return self.description.vocabulary
+
+    @property
+    @abc.abstractmethod
+    def step(self) -> int | None:
+        """Updates done; None if unknown."""
+
+    @abc.abstractmethod
+    def shapes(self, model: Model) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shape and stored dtype of each parameter by name, reading none.
+
+        Args:
+          model: of `spec`.
+
+        Raises:
+          InputError: for another library's tensors that do not fit the spec, listing all of them.
+        """
+
+    @abc.abstractmethod
+    def read(
+        self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Reads some of the parameters into their shards.
+
+        Args:
+          wanted: shape, dtype (floats are cast) and sharding (None: NumPy) by name.
+          progress: called with bytes done and bytes in all, except for t5lite's own checkpoints.
+
+        Raises:
+          InputError: if names or shapes do not fit, or a number is NaN, infinite, or out of the
+            range of the wanted dtype.
+          CheckpointError: if the checkpoint is damaged.
+        """
+
+    def left_out(self) -> list[str]:
+        """Returns the names of stored tensors that are known and not read."""
+        return []
+
+    def params(
+        self,
+        model: Model,
+        *,
+        layout: Layout,
+        mesh: Mesh,
+        dtype: Any = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Reads all parameters into their shards.
+
+        Args:
+          model: of `spec`.
+          layout: their sharding.
+          mesh: the devices.
+          dtype: of the parameters; None for the stored ones. With float16, T5's feed-forward
+            outputs stay float32, as in transformers.
+          progress: see `read`.
+
+        Raises:
+          InputError, CheckpointError: see `shapes` and `read`.
+        """
+        shapes, stored = model.shapes(), self.shapes(model)
+        placed = named(shardings(model.axes(), layout.parameters, mesh))
+
+        def leaf(name: str, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            chosen = stored.get(name, shape).dtype if dtype is None else jnp.dtype(dtype)
+            if stays_float32(self.spec.family, name, dtype):
+                chosen = jnp.dtype("float32")
+            return jax.ShapeDtypeStruct(shape.shape, chosen, sharding=placed[name])
+
+        wanted = {name: leaf(name, shape) for name, shape in named(shapes).items()}
+        values = self.read(wanted, progress=progress)
+        return jax.tree.unflatten(jax.tree.structure(shapes), [values[name] for name in wanted])
