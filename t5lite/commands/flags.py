@@ -112,7 +112,7 @@ def _add_answering(parser: argparse.ArgumentParser) -> None:
             type=rule.parse,
             metavar=None if rule.names else rule.metavar,
             choices=tuple(rule.names) or None,
-            action="append" if rule.repeatable else "store",
+            action="append" if rule.repeatable or rule.weighted else "store",
             default=argparse.SUPPRESS,
             help=rule.help,
         )

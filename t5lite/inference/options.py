@@ -26,7 +26,7 @@ class Rule:
       words: the range, for the error: "must be …".
       names: the values by the words that a command line uses; {} where it takes the value itself.
       repeatable: whether the value is a list.
-      weighted: whether its items carry a number each, `TOKEN=NUMBER`.
+      weighted: whether the value maps texts to numbers; on a command line `TOKEN=NUMBER`.
       static: whether requests of one batch must agree on it, as it shapes the compiled function.
       neutral: the value that switches the option off, in a batch where another request sets it.
       needs: another option without which this one has no effect.
@@ -155,6 +155,17 @@ class Options:
     presence_penalty: float | None = _number(
         None, "subtracted from the logits of tokens that the response has", neutral=0.0
     )
+    frequency_penalty: float | None = _number(
+        None, "as presence_penalty, times the token's count in the response", neutral=0.0
+    )
+    logit_bias: Mapping[str | int, float] | None = _option(
+        None,
+        "nats added to the logit of a token, as text (in Python also an id); -inf bans it; "
+        "repeatable",
+        "TOKEN=NUMBER",
+        kind=dict,
+        weighted=True,
+    )
     num_samples: int = _integer(
         1,
         1,
@@ -196,6 +207,13 @@ class Options:
         "encoders: mask-predict iterations, most confident tokens first (1)",
         static=True,
         encoder=True,
+    )
+    num_log_probabilities: int = _integer(
+        0,
+        0,
+        "most probable tokens reported with each token of a response (0)",
+        "K",
+        static=True,
     )
     logits_fn: Callable[..., Any] | None = _option(
         None,
@@ -272,6 +290,8 @@ def _checked(name: str, value: Any, rule: Rule) -> Any:
     if rule.repeatable:
         good, value = _items(name, value)
         words = "a list of texts, none of them empty"
+    elif rule.weighted:
+        good, words = _is_bias(value), "a mapping from tokens to numbers below infinity"
     elif rule.allowed is not None:
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         good, words = number and math.isfinite(value) and rule.allowed(value), rule.words
@@ -296,6 +316,16 @@ def _items(name: str, value: Any) -> tuple[bool, Any]:
     return good, tuple(value) if good else value
 
 
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(token, str | int)
+        and token != ""
+        and isinstance(bias, numbers.Real)
+        and bias < math.inf
+        for token, bias in value.items()
+    )
+
+
 def options_of(
     values: Mapping[str, Any],
     count: int,
@@ -317,7 +347,7 @@ def options_of(
     for name, value in values.items():
         listed = isinstance(value, list | tuple)
         if RULES[name].repeatable:  # a list of lists has one for each text
-            inner = Mapping if RULES[name].weighted else list | tuple
+            inner = list | tuple
             listed = listed and len(value) > 0 and all(isinstance(item, inner) for item in value)
         if not listed:
             shared[name] = value

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -96,6 +97,7 @@ def test_options_are_what_the_flags_say():
             "generate",
             *("--num_beams=4", "--early_stopping=never", "--length_penalty=0.6"),
             *("--stop=.", "--stop", "\n", "--banned=a", "--min_new_tokens=2", "--seed=3"),
+            *("--logit_bias===-2.5", "--logit_bias=a=b=-inf"),
         )
     )
     assert Options(**given) == Options(
@@ -106,6 +108,7 @@ def test_options_are_what_the_flags_say():
         banned=("a",),
         min_new_tokens=2,
         seed=3,
+        logit_bias={"=": -2.5, "a=b": -math.inf},
     )
 
 
@@ -388,6 +391,8 @@ def test_a_real_terminal(folder):
         (["--num_beams=2", "--temperature=1", "a"], b"", "beam search draws no samples"),
         (["--num_beams=2", "--draft=prompt", "a", "b"], b"", "a beam search takes no draft"),
         (["--banned=cat", "a", "b"], b"", "only single tokens can be banned"),
+        (["--logit_bias=a", "a"], b"", "--logit_bias: invalid token_and_number value: 'a'"),
+        (["--logit_bias=a=nan", "a"], b"", "must be a mapping from tokens to numbers"),
         (["--early_stopping=maybe", "a"], b"", "invalid choice: 'maybe'"),
         (["--draft_length=3", "a"], b"", "--draft_length is for --draft"),
         (["--batch_size=0", "a", "b"], b"", "--batch_size = 0: must be"),
