@@ -1,8 +1,8 @@
 """Optimizers and learning-rate schedules.
 
 An optimizer is a frozen dataclass with a `learning_rate` (number or schedule), callable as
-`make(axes) -> optax.GradientTransformation`, where `axes` is the tree of the parameters' logical
-axis names. One whose state cannot be named from shapes alone also has
+`make(axes, shapes) -> optax.GradientTransformation` with the trees of the trained parameters'
+logical axis names and shapes. One whose state cannot be named from shapes alone also has
 `state_axes(axes, shapes) -> state tree of PartitionSpec`; only Adafactor does.
 
 Global-norm clipping, parameter averaging and gradient accumulation are the train step's.

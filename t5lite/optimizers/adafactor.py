@@ -115,15 +115,17 @@ class Adafactor:
         require_count("Adafactor.min_dim_size_to_factor", self.min_dim_size_to_factor, minimum=1)
         require_dtype("Adafactor.mu_dtype", self.mu_dtype)
 
-    def __call__(self, axes: Any) -> optax.GradientTransformation:
-        """Returns the transformation for parameters whose logical axis names are `axes`.
+    def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformation:
+        """Returns the transformation of parameters with these logical axis names and shapes.
 
         Args:
           axes: the parameters' tree with PartitionSpec leaves of logical names; None if nothing has
             a name: then no axis is a stack, and only two-dimensional parameters are matrices.
+          shapes: the parameters, or their shapes.
         """
+        views, decayed = matrix_views(shapes, axes), self.decay_mask(shapes, axes)
         return optax.GradientTransformation(
-            functools.partial(self._init, axes), functools.partial(self._update, axes)
+            functools.partial(self._init, views), functools.partial(self._update, views, decayed)
         )
 
     def state_axes(self, axes: Any, shapes: Any) -> AdafactorState:
@@ -159,7 +161,7 @@ class Adafactor:
         sizes = [math.prod(shape[axis] for axis in part) for part in (view.rows, view.columns)]
         return self.factored and view.is_matrix and min(sizes) >= self.min_dim_size_to_factor
 
-    def _init(self, axes: Any, params: optax.Params) -> AdafactorState:
+    def _init(self, views: Any, params: optax.Params) -> AdafactorState:
         def zeros(param: jax.Array, view: MatrixView) -> _Moments:
             m = None if self.beta1 is None else jnp.zeros(param.shape, self.mu_dtype)
             if not self._factors(view, param.shape):
@@ -170,11 +172,16 @@ class Adafactor:
                 m=m,
             )
 
-        moments = jax.tree.map(zeros, params, matrix_views(params, axes))
+        moments = jax.tree.map(zeros, params, views)
         return _state(jnp.zeros([], jnp.int32), params, moments)
 
     def _update(
-        self, axes: Any, gradients: optax.Updates, state: AdafactorState, params: optax.Params
+        self,
+        views: Any,
+        decayed: Any,
+        gradients: optax.Updates,
+        state: AdafactorState,
+        params: optax.Params,
     ) -> tuple[optax.Updates, AdafactorState]:
         rate = self._rate(state.count)
         moment_decay = self._moment_decay(state.count)
@@ -193,7 +200,6 @@ class Adafactor:
                 step = step + weight_decay * value
             return -step.astype(param.dtype), new
 
-        views, decayed = matrix_views(params, axes), self.decay_mask(params, axes)
         both = jax.tree.map(stepped, params, gradients, views, decayed, *state[1:])
         updates = jax.tree.map(lambda _, pair: pair[0], params, both)
         moments = jax.tree.map(lambda _, pair: pair[1], params, both)

@@ -42,8 +42,8 @@ class AdamW:
         require_number("AdamW.weight_decay", self.weight_decay, "[0, inf)")
         require_dtype("AdamW.mu_dtype", self.mu_dtype)
 
-    def __call__(self, axes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation for parameters whose logical axis names are `axes`."""
+    def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
+        """Returns the transformation of parameters with these logical axis names and shapes."""
         return in_float32(
             optax.adamw(
                 self.learning_rate,
@@ -52,6 +52,6 @@ class AdamW:
                 eps=self.epsilon,
                 mu_dtype=self.mu_dtype,
                 weight_decay=self.weight_decay,
-                mask=lambda params: self.decay_mask(params, axes),
+                mask=self.decay_mask(shapes, axes),
             )
         )

@@ -55,24 +55,20 @@ class AdamWScale:
         require_number("AdamWScale.weight_decay", self.weight_decay, "[0, inf)")
         require_dtype("AdamWScale.mu_dtype", self.mu_dtype)
 
-    def __call__(self, axes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation for parameters whose logical axis names are `axes`."""
+    def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
+        """Returns the transformation of parameters with these logical axis names and shapes."""
         return in_float32(
             optax.chain(
                 optax.scale_by_adam(self.b1, self.b2, self.epsilon, mu_dtype=self.mu_dtype),
-                _scale_by_parameter_rms(axes, self.min_scale),
-                optax.add_decayed_weights(
-                    self.weight_decay, mask=lambda params: self.decay_mask(params, axes)
-                ),
+                _scale_by_parameter_rms(matrix_views(shapes, axes), self.min_scale),
+                optax.add_decayed_weights(self.weight_decay, mask=self.decay_mask(shapes, axes)),
                 optax.scale_by_learning_rate(self.learning_rate),
             )
         )
 
 
-def _scale_by_parameter_rms(axes: Any, min_scale: float) -> optax.GradientTransformation:
+def _scale_by_parameter_rms(views: Any, min_scale: float) -> optax.GradientTransformation:
     def scaled(param: jax.Array, update: jax.Array, view: MatrixView) -> jax.Array:
         return update * jnp.maximum(rms(param, view), min_scale)
 
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(scaled, params, updates, matrix_views(params, axes))
-    )
+    return optax.stateless(lambda updates, params: jax.tree.map(scaled, params, updates, views))

@@ -40,7 +40,7 @@ class FromOptax:
                 " e.g. optax.adabelief without brackets"
             )
 
-    def __call__(self, axes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation; `axes` is not needed."""
-        del axes
+    def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
+        """Returns the transformation, the same for all axes and shapes."""
+        del axes, shapes
         return in_float32(self.make(self.learning_rate))

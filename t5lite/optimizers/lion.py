@@ -42,8 +42,8 @@ class Lion:
         require_number("Lion.weight_decay", self.weight_decay, "[0, inf)")
         require_dtype("Lion.mu_dtype", self.mu_dtype)
 
-    def __call__(self, axes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation for parameters whose logical axis names are `axes`."""
+    def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
+        """Returns the transformation of parameters with these logical axis names and shapes."""
         return in_float32(
             optax.lion(
                 self.learning_rate,
@@ -51,6 +51,6 @@ class Lion:
                 b2=self.b2,
                 mu_dtype=self.mu_dtype,
                 weight_decay=self.weight_decay,
-                mask=lambda params: self.decay_mask(params, axes),
+                mask=self.decay_mask(shapes, axes),
             )
         )

@@ -42,9 +42,9 @@ class SGD:
         if self.nesterov and not self.momentum:
             raise InputError("SGD.nesterov = True: needs a momentum, e.g. SGD.momentum = 0.9")
 
-    def __call__(self, axes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation; `axes` is not needed."""
-        del axes
+    def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
+        """Returns the transformation, the same for all axes and shapes."""
+        del axes, shapes
         return in_float32(
             optax.sgd(
                 self.learning_rate,

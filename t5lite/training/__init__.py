@@ -12,22 +12,27 @@ from t5lite.training.profiling import Profile
 from t5lite.training.program import Program, build, process_shards
 from t5lite.training.state import (
     TrainState,
+    frozen_of,
     initial_state,
     state_axes,
     state_shardings,
     transformation,
+    whole_params,
 )
 from t5lite.training.step import random_streams, train_step
 from t5lite.training.stopping import EarlyStopping, ReduceOnPlateau
+from t5lite.training.tuning import ByPath, Everything, Tuning
 from t5lite.training.update import Update
 
 __all__ = [
+    "ByPath",
     "Callback",
     "CheckpointError",
     "Checkpointer",
     "Checkpoints",
     "Duration",
     "EarlyStopping",
+    "Everything",
     "JsonLines",
     "Loop",
     "LossScale",
@@ -41,8 +46,10 @@ __all__ = [
     "Stop",
     "TensorBoard",
     "TrainState",
+    "Tuning",
     "Update",
     "build",
+    "frozen_of",
     "initial_state",
     "load_params",
     "process_shards",
@@ -51,4 +58,5 @@ __all__ = [
     "state_shardings",
     "train_step",
     "transformation",
+    "whole_params",
 ]

@@ -13,8 +13,8 @@ from t5lite.errors import InputError
 from t5lite.parallel import Layout, batch_shardings, place, process_rows, with_layout
 from t5lite.reporting.writers import Writers
 from t5lite.training.program import process_shards
-from t5lite.training.state import TrainState
-from t5lite.training.step import Transform, identity
+from t5lite.training.state import TrainState, whole_params
+from t5lite.training.tuning import Everything, Tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Run:
       mesh: the devices.
       steps: after which the run ends at the latest; None if only tokens or epochs say so.
       writers: where metrics go; becomes one `Writers`, which the first process alone writes to.
-      transform: parameters and frozen ones to what the model gets.
+      tuning: of the run, bound to the model.
       say: prints a text above the progress bar.
       limits: what ids in batches must be below, see `models.Model.limits`.
       metrics: the latest held-out metrics of all callbacks.
@@ -78,7 +78,7 @@ class Run:
     mesh: Mesh
     steps: int | None
     writers: Any = ()
-    transform: Transform = identity
+    tuning: Tuning = Everything()
     say: Callable[[str], None] = print
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -89,12 +89,12 @@ class Run:
         self.writers = Writers(self.writers)
 
     def params(self, state: TrainState) -> Any:
-        """Returns the parameters to evaluate: averaged where an average is kept."""
-        return self.transform(state.extra.get("ema", state.params), state.frozen)
+        """Returns the parameters to evaluate, whole: averaged where an average is kept."""
+        return whole_params(state, self.tuning)
 
     def references(self, state: TrainState) -> Mapping[str, Any]:
         """Returns the parameters of the objective's references, by name."""
-        return state.frozen.get("references", {})
+        return state.frozen["references"]  # type: ignore[no-any-return]
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts this process's rows of a batch on its devices.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,12 +23,14 @@ from t5lite.parallel import (
 from t5lite.training.state import (
     Optimizer,
     TrainState,
+    frozen_of,
     initial_state,
     next_learning_rate,
     state_shardings,
     transformation,
 )
-from t5lite.training.step import Objective, Transform, identity, train_step
+from t5lite.training.step import Objective, train_step
+from t5lite.training.tuning import Everything, Tuning
 from t5lite.training.update import Update
 
 
@@ -36,21 +39,25 @@ class Program:
     """The initialiser and the step of a run, for one mesh.
 
     Args:
-      init: `seed -> TrainState`, drawn straight into its shards.
-      start_from: `(params, seed) -> TrainState`, the same from given parameters, which become its
-        own: what an optimizer keeps of parameters is of these, not of drawn ones.
-      extra: `params -> TrainState.extra` as it starts from these.
+      init: `seed -> TrainState`, drawn straight into its shards; only without references.
+      start_from: `(params, seed, references={}) -> TrainState` from given parameters: all of the
+        model's, and those of each reference model. It donates them, so no array may be in both.
+      extra: `params -> TrainState.extra` as it starts from these trained parameters.
       step: `(state, batch) -> (state, metrics)`; donates the state; has `.lower(state, batch)`.
       state: shapes of the state, with their shardings.
       batch: shapes of the global batch, with their shardings.
+      params: shapes of all of the model's parameters, with their shardings.
+      tuning: bound to the model.
     """
 
     init: Callable[[int], TrainState]
-    start_from: Callable[[Any, int], TrainState]
+    start_from: Callable[..., TrainState]
     extra: Callable[[Any], Any]
     step: Any
     state: TrainState
     batch: Mapping[str, jax.ShapeDtypeStruct]
+    params: Any
+    tuning: Tuning
 
 
 def build(
@@ -62,7 +69,8 @@ def build(
     layout: Layout,
     mesh: Mesh,
     update: Update = Update(),
-    transform: Transform = identity,
+    tuning: Tuning = Everything(),
+    references: Mapping[str, Any] = types.MappingProxyType({}),
     update_scale: bool = False,
 ) -> Program:
     """Builds a run's functions; computes and allocates nothing.
@@ -70,90 +78,82 @@ def build(
     Args:
       model: pure functions with `init` and `axes`, see `models.Model`.
       objective: gives the loss.
-      optimizer: `make(axes)` or an Optax transformation.
+      optimizer: `make(axes, shapes)` or an Optax transformation.
       batch_shapes: of the global batch.
       layout: how arrays are sharded.
       mesh: over which devices, see `parallel.make_mesh`.
       update: microbatches, clipping, averaging, guards.
-      transform: parameters and frozen ones to what the model gets.
+      tuning: which parameters are trained.
+      references: further models by name, whose parameters the objective's loss reads.
       update_scale: whether a callback will scale updates, see `Callback`.
 
     Raises:
       InputError: if batch or parameters do not divide over the mesh, or the batch into
-        microbatches, or if float16 has no loss scale.
+        microbatches, or if float16 has no loss scale, or `tuning` does not fit the model.
     """
-    compute = getattr(model, "compute", None)
-    if getattr(compute, "dtype", None) == "float16" and update.loss_scale is None:
-        raise InputError(
-            "Update.loss_scale = None: must be a LossScale with float16, or gradients vanish; set "
-            "t5lite.train.update = @t5lite.training.Update() and "
-            "t5lite.training.Update.loss_scale = @t5lite.training.LossScale()"
-        )
     shapes = {name: tuple(shape.shape) for name, shape in batch_shapes.items()}
-    check_batch(layout, mesh, shapes)
-    rows = next(iter(shapes.values()))[0]
-    if rows % update.num_microbatches:
-        raise InputError(
-            f"batch size {rows} does not divide into Update.num_microbatches = "
-            f"{update.num_microbatches}"
-        )
-    check_batch(
-        layout, mesh, {k: (s[0] // update.num_microbatches, *s[1:]) for k, s in shapes.items()}
-    )
+    _check_loss_scale(model, update)
+    _check_batch(objective, shapes, layout=layout, mesh=mesh, update=update)
 
-    min_rows = objective.min_rows
-    if rows // update.num_microbatches < min_rows:
-        raise InputError(
-            f"batch size {rows}, Update.num_microbatches = {update.num_microbatches}: "
-            f"{type(objective).__name__} compares the rows of a microbatch with each other and "
-            f"needs at least {min_rows}; increase the batch size"
-        )
-
-    axes = model.axes()
-    optax_optimizer = transformation(optimizer, axes)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    whole_axes, whole = model.axes(), jax.eval_shape(model.init, key)
+    tuning = tuning.bind(whole_axes, whole)
+    axes, frozen_axes = tuning.split(whole_axes)
+    frozen_axes = frozen_of(frozen_axes, {name: each.axes() for name, each in references.items()})
+    optax_optimizer = transformation(optimizer, axes, tuning.split(whole)[0])
 
     def extra(params: Any) -> dict[str, Any]:
         return update.extra(params) | ({"update_scale": jnp.float32(1)} if update_scale else {})
 
-    def start_from(params: Any, state_key: jax.Array) -> TrainState:
-        return initial_state(params, optax_optimizer, rng=state_key, extra=extra(params))
+    def start_from(params: Any, references: Any, state_key: jax.Array) -> TrainState:
+        trained, frozen = tuning.split(params)
+        return initial_state(
+            trained,
+            optax_optimizer,
+            rng=state_key,
+            frozen=frozen_of(frozen, references),
+            extra=extra(trained),
+        )
 
     def init(params_key: jax.Array, state_key: jax.Array) -> TrainState:
-        return start_from(model.init(params_key), state_key)
+        return start_from(model.init(params_key), {}, state_key)
+
+    reference_shapes = {name: jax.eval_shape(each.init, key) for name, each in references.items()}
+    state = jax.eval_shape(start_from, whole, reference_shapes, key)
+    placed = state_shardings(
+        state, axes, layout=layout, mesh=mesh, optimizer=optimizer, frozen=frozen_axes
+    )
+    batch_placed = batch_shardings(layout, mesh, shapes)
+    gradient_sharding = shardings(axes, layout.gradients or layout.parameters, mesh)
+    placed = placed.replace(opt_state=_kept(placed.opt_state, state.opt_state, layout))
+    _check_divides(state, placed)
+
+    step = functools.partial(
+        train_step,
+        model=model,
+        objective=objective,
+        optimizer=optax_optimizer,
+        update=update,
+        tuning=tuning,
+        constrain_gradients=lambda g: jax.lax.with_sharding_constraint(g, gradient_sharding),
+        learning_rate=functools.partial(next_learning_rate, optimizer),
+    )
+    if layout.optimizer_memory != "device":
+        step = functools.partial(_with_fetched_moments, step, placed.opt_state)
+    # Without the layout's rules, which are the activations' and would first shard parameters so.
+    drawn = jax.jit(init, out_shardings=placed)
+    # A stacked array of which some layers are frozen cannot become two without a copy.
+    whole_leaves = len(jax.tree.leaves((state.params, state.frozen["params"])))
+    uncut = whole_leaves == len(jax.tree.leaves(whole))
+    started = jax.jit(start_from, out_shardings=placed, donate_argnums=(0, 1) if uncut else 1)
 
     def keys(seed: int) -> tuple[jax.Array, jax.Array]:
         params_key, state_key = jax.random.split(jax.random.key(seed))
         return params_key, state_key
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(init, key, key)
-    placed = state_shardings(state, axes, layout=layout, mesh=mesh, optimizer=optimizer)
-    batch_placed = batch_shardings(layout, mesh, shapes)
-    gradient_sharding = shardings(axes, layout.gradients or layout.parameters, mesh)
-
-    placed = placed.replace(opt_state=_kept(placed.opt_state, state.opt_state, layout))
-    step = functools.partial(
-        _step,
-        placed.opt_state if layout.optimizer_memory != "device" else None,
-        model=model,
-        objective=objective,
-        optimizer=optax_optimizer,
-        update=update,
-        transform=transform,
-        constrain_gradients=lambda g: jax.lax.with_sharding_constraint(g, gradient_sharding),
-        learning_rate=functools.partial(next_learning_rate, optimizer),
-    )
-    _check_divides(state, placed)
-    # Without the layout's rules, which are the activations' and would first spread parameters so.
-    drawn = jax.jit(init, out_shardings=placed)
-    started = jax.jit(start_from, out_shardings=placed, donate_argnums=0)
-
-    def with_sharding(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
     return Program(
         init=lambda seed: drawn(*keys(seed)),
-        start_from=lambda params, seed: started(params, keys(seed)[1]),
+        start_from=lambda params, seed, references={}: started(params, references, keys(seed)[1]),
         extra=jax.jit(extra, out_shardings=placed.extra),
         step=with_layout(
             step,
@@ -163,8 +163,54 @@ def build(
             out_shardings=(placed, None),
             donate_argnums=0,
         ),
-        state=jax.tree.map(with_sharding, state, placed),
-        batch={name: with_sharding(batch_shapes[name], batch_placed[name]) for name in shapes},
+        state=_with_shardings(state, placed),
+        batch={name: _with_shardings(batch_shapes[name], batch_placed[name]) for name in shapes},
+        params=_with_shardings(whole, shardings(whole_axes, layout.parameters, mesh)),
+        tuning=tuning,
+    )
+
+
+def _check_loss_scale(model: Any, update: Update) -> None:
+    compute = getattr(model, "compute", None)
+    if getattr(compute, "dtype", None) == "float16" and update.loss_scale is None:
+        raise InputError(
+            "Update.loss_scale = None: must be a LossScale with float16, or gradients vanish; set "
+            "t5lite.train.update = @t5lite.training.Update() and "
+            "t5lite.training.Update.loss_scale = @t5lite.training.LossScale()",
+            field="Update.loss_scale",
+        )
+
+
+def _check_batch(
+    objective: Objective,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    layout: Layout,
+    mesh: Mesh,
+    update: Update,
+) -> None:
+    """Raises an InputError unless batch and microbatches divide over the mesh."""
+    check_batch(layout, mesh, shapes)
+    rows, parts = next(iter(shapes.values()))[0], update.num_microbatches
+    if rows % parts:
+        raise InputError(
+            f"batch size {rows} does not divide into Update.num_microbatches = {parts}"
+        )
+    check_batch(layout, mesh, {name: (s[0] // parts, *s[1:]) for name, s in shapes.items()})
+    min_rows = objective.min_rows
+    if rows // parts < min_rows:
+        raise InputError(
+            f"batch size {rows}, Update.num_microbatches = {parts}: "
+            f"{type(objective).__name__} compares the rows of a microbatch with each other and "
+            f"needs at least {min_rows}; increase the batch size"
+        )
+
+
+def _with_shardings(shapes: Any, placed: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        placed,
     )
 
 
@@ -184,7 +230,7 @@ def process_shards(data: Any, layout: Layout, mesh: Mesh) -> dict[int, tuple[int
 
 
 def _kept(opt_placed: Any, opt_state: Any, layout: Layout) -> Any:
-    """Returns where an optimizer's state is between steps: its arrays, not its few scalars."""
+    """Returns the shardings of an optimizer's state between steps; its scalars stay on devices."""
     if layout.optimizer_memory == "device":
         return opt_placed
     return jax.tree.map(
@@ -196,16 +242,14 @@ def _kept(opt_placed: Any, opt_state: Any, layout: Layout) -> Any:
     )
 
 
-def _step(
-    opt_placed: Any, state: TrainState, batch: Any, **options: Any
+def _with_fetched_moments(
+    step: Callable, placed: Any, state: TrainState, batch: Any
 ) -> tuple[TrainState, dict[str, Any]]:
-    """`train_step`, to which an optimizer's state comes from where it is kept, and goes back."""
-    if opt_placed is None:
-        return train_step(state, batch, **options)
-    near = jax.tree.map(lambda sharding: in_memory(sharding, "device"), opt_placed)
+    """Runs `train_step` with an optimizer state that is kept in the host's memory."""
+    near = jax.tree.map(lambda sharding: in_memory(sharding, "device"), placed)
     state = state.replace(opt_state=jax.device_put(state.opt_state, near))
-    state, metrics = train_step(state, batch, **options)
-    return state.replace(opt_state=jax.device_put(state.opt_state, opt_placed)), metrics
+    state, metrics = step(state, batch)
+    return state.replace(opt_state=jax.device_put(state.opt_state, placed)), metrics
 
 
 def _check_divides(state: TrainState, placed: TrainState) -> None:

@@ -13,10 +13,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 from t5lite.errors import InputError
 from t5lite.parallel import Layout, shardings
+from t5lite.training.tuning import Tuning
 
 Tree = Any
-# Given the parameters' axes, the transformation (or the transformation itself).
-Optimizer: TypeAlias = Callable[[Tree], optax.GradientTransformation] | optax.GradientTransformation
+# Takes axis names and shapes of the trained parameters; or is a transformation itself.
+Optimizer: TypeAlias = (
+    Callable[[Tree, Tree], optax.GradientTransformation] | optax.GradientTransformation
+)
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +29,8 @@ class TrainState:
 
     Args:
       step: int32 scalar, updates done (those that were skipped included).
-      params: trained parameters.
-      frozen: parameters without gradients; `{}` when all are trained.
+      params: trained parameters; those to evaluate are `whole_params`.
+      frozen: `{"params": the frozen ones, "references": {name: parameters}}`, without gradients.
       opt_state: the optimizer's.
       rng: uint32 key data; step and microbatch are folded in, so that it never changes.
       extra: what else `Update` needs, by name: `ema` (an average, like the parameters), `spike` and
@@ -45,14 +48,39 @@ class TrainState:
         return dataclasses.replace(self, **changes)
 
 
-def transformation(optimizer: Optimizer, axes: Tree) -> optax.GradientTransformationExtraArgs:
-    """Returns the Optax transformation of `optimizer`, which may ask for the axes' names."""
+def frozen_of(
+    params: Tree = types.MappingProxyType({}),
+    references: Mapping[str, Tree] = types.MappingProxyType({}),
+) -> dict[str, Tree]:
+    """Returns `TrainState.frozen` of frozen parameters and those of reference models."""
+    return {"params": dict(params), "references": dict(references)}
+
+
+def whole_params(state: TrainState, tuning: Tuning) -> Tree:
+    """Returns trained and frozen parameters merged; averaged ones where an average is kept."""
+    return tuning.merge(state.extra.get("ema", state.params), state.frozen["params"])
+
+
+def transformation(
+    optimizer: Optimizer, axes: Tree, shapes: Tree
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the Optax transformation of an optimizer.
+
+    Args:
+      optimizer: as given to `train`.
+      axes: logical axis names of the trained parameters.
+      shapes: the trained parameters, or their shapes.
+
+    Raises:
+      InputError: if it is neither a function of these nor a transformation.
+    """
     if not isinstance(optimizer, optax.GradientTransformation):
         if not callable(optimizer):
             raise InputError(
-                f"optimizer = {optimizer!r}: neither make(axes) nor an optax.GradientTransformation"
+                f"optimizer = {optimizer!r}: neither make(axes, shapes) nor an "
+                "optax.GradientTransformation"
             )
-        optimizer = optimizer(axes)
+        optimizer = optimizer(axes, shapes)
     return optax.with_extra_args_support(optimizer)
 
 
@@ -93,14 +121,16 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     *,
     rng: jax.Array,
+    frozen: Mapping[str, Tree] | None = None,
     extra: Mapping[str, Tree] = types.MappingProxyType({}),
 ) -> TrainState:
     """Returns the state before the first step.
 
     Args:
-      params: float32 parameters.
+      params: trained parameters, float32.
       optimizer: whose state is made.
       rng: key of dropout and other randomness in the step.
+      frozen: see `frozen_of`; None: nothing is frozen.
       extra: see `Update.extra`.
     """
     with jax.numpy_dtype_promotion("standard"):
@@ -108,15 +138,17 @@ def initial_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        frozen={},
+        frozen=frozen_of() if frozen is None else dict(frozen),
         opt_state=opt_state,
         rng=jax.random.key_data(rng),
         extra=dict(extra),
     )
 
 
-def state_axes(state: TrainState, axes: Tree, optimizer: Optimizer | None = None) -> TrainState:
-    """Names the axes of every leaf of a state.
+def state_axes(
+    state: TrainState, axes: Tree, optimizer: Optimizer | None = None, *, frozen: Tree = None
+) -> TrainState:
+    """Returns the logical axis names of every leaf of a state.
 
     An optimizer that knows better says so with `state_axes(axes, shapes)`. Otherwise a leaf of the
     optimizer's state that stands at a parameter's path and has its shape inherits the names; one
@@ -127,6 +159,7 @@ def state_axes(state: TrainState, axes: Tree, optimizer: Optimizer | None = None
       state: shapes are enough.
       axes: logical names of `state.params`.
       optimizer: as given to `train`.
+      frozen: logical names of `state.frozen`; None where it is empty.
 
     Returns:
       The same tree with a `PartitionSpec` of logical names at each leaf.
@@ -138,14 +171,21 @@ def state_axes(state: TrainState, axes: Tree, optimizer: Optimizer | None = None
     else:
         opt_axes = _optimizer_axes(state.opt_state, state.params, axes)
     extra = replicated.extra | ({"ema": axes} if "ema" in state.extra else {})
-    return replicated.replace(params=axes, opt_state=opt_axes, extra=extra)
+    frozen = replicated.frozen if frozen is None else frozen
+    return replicated.replace(params=axes, frozen=frozen, opt_state=opt_axes, extra=extra)
 
 
 def state_shardings(
-    state: TrainState, axes: Tree, *, layout: Layout, mesh: Mesh, optimizer: Optimizer | None = None
+    state: TrainState,
+    axes: Tree,
+    *,
+    layout: Layout,
+    mesh: Mesh,
+    optimizer: Optimizer | None = None,
+    frozen: Tree = None,
 ) -> TrainState:
-    """Returns the sharding of every leaf of a state under a layout."""
-    named = state_axes(state, axes, optimizer)
+    """Returns the sharding of every leaf of a state under a layout; see `state_axes`."""
+    named = state_axes(state, axes, optimizer, frozen=frozen)
     result = shardings(named, layout.parameters, mesh)
     if layout.optimizer is None:
         return result

@@ -12,13 +12,12 @@ from jax import lax
 
 from t5lite.training.guards import after_loss, is_spike
 from t5lite.training.state import TrainState
+from t5lite.training.tuning import Everything, Tuning
 from t5lite.training.update import Update
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-# transform(params, frozen) -> what the model gets; adapters and quantised weights plug in here.
-Transform = Callable[[Tree, Tree], Tree]
 
 
 class Objective(Protocol):
@@ -52,12 +51,6 @@ def random_streams(names: Sequence[str], key: jax.Array) -> dict[str, jax.Array]
     }
 
 
-def identity(params: Tree, frozen: Tree) -> Tree:
-    """The transform of full training: the model gets the parameters as they are."""
-    del frozen
-    return params
-
-
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -66,7 +59,7 @@ def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformationExtraArgs,
     update: Update = Update(),
-    transform: Transform = identity,
+    tuning: Tuning = Everything(),
     constrain_gradients: Callable[[Tree], Tree] = lambda gradients: gradients,
     learning_rate: Callable[[Tree], jax.Array | None] = lambda opt_state: None,
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -79,7 +72,7 @@ def train_step(
       objective: gives the loss.
       optimizer: an Optax transformation; it is passed the loss as `value`.
       update: microbatches, clipping, averaging, guards.
-      transform: parameters and frozen ones to what the model gets.
+      tuning: merges trained and frozen parameters; bound to the model.
       constrain_gradients: pins the gradients' sharding.
       learning_rate: the optimizer's state → the rate of its next update, for display; see
         `state.next_learning_rate`.
@@ -91,7 +84,7 @@ def train_step(
       `finite` and `spike`, see `Verdict`; and `sums`, the objective's `name: (sum, weight)`.
     """
     loss, sums, gradients = _accumulated_gradients(
-        state, batch, model, objective, update.num_microbatches, transform, constrain_gradients
+        state, batch, model, objective, update.num_microbatches, tuning, constrain_gradients
     )
     gradient_norm = optax.tree.norm(gradients)
     verdict, guards = _judge(state.extra, loss, gradient_norm, update)
@@ -195,7 +188,7 @@ def _accumulated_gradients(
     model: Any,
     objective: Objective,
     num_microbatches: int,
-    transform: Transform,
+    tuning: Tuning,
     constrain_gradients: Callable[[Tree], Tree],
 ) -> tuple[jax.Array, Sums, Tree]:
     # The whole batch's weights first: with them the sums of the parts add up to the whole's mean.
@@ -206,9 +199,9 @@ def _accumulated_gradients(
     def loss_fn(params: Tree, part: Batch, index: jax.Array) -> tuple[jax.Array, tuple]:
         terms, sums = objective.loss(
             model,
-            transform(params, state.frozen),
+            tuning.merge(params, state.frozen["params"]),
             part,
-            frozen=state.frozen.get("references", {}),
+            frozen=state.frozen["references"],
             rngs=random_streams(objective.streams, jax.random.fold_in(key, index)),
             train=True,
         )

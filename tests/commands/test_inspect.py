@@ -319,7 +319,7 @@ def test_bytes_and_counts_equal_those_of_real_arrays(tmp_path):
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.shapes())
     state = initial_state(
         params,
-        transformation(optimizer, model.axes()),
+        transformation(optimizer, model.axes(), params),
         rng=jax.random.key(1),
         extra=update.extra(params),
     )

@@ -234,7 +234,9 @@ class Measured:
 def test_the_learning_rate_of_a_state_is_that_of_its_next_update():
     optimizer = AdamW(schedules.linear(peak=1.0, total_steps=10))
     params = {"x": np.zeros(2, np.float32)}
-    make = optax.with_extra_args_support(optimizer({"x": jax.P()}))
+    make = optax.with_extra_args_support(
+        optimizer({"x": jax.P()}, {"x": jax.ShapeDtypeStruct((), "float32")})
+    )
     opt_state = make.init(params)
     for step in range(3):
         state = TrainState(np.int32(step), params, {}, opt_state, None, {})

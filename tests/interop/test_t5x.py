@@ -320,7 +320,7 @@ def tree_of(arrays, like):
 
 @functools.cache
 def update_fn(optimizer, spec):
-    return jax.jit(optimizer(Model(spec).axes()).update)
+    return jax.jit(optimizer(Model(spec).axes(), Model(spec).shapes()).update)
 
 
 def run(optimizer, spec, params, state, gradients):
@@ -356,7 +356,7 @@ def two_updates(kv, beta1) -> Run:
     optimizer = Adafactor(0.1, beta1=beta1, min_dim_size_to_factor=12)
     model = Model(spec)
     params = tree_of(arrays, model.shapes())
-    state = optimizer(model.axes()).init(params)
+    state = optimizer(model.axes(), params).init(params)
     trees = [tree_of(gradient, params) for gradient in gradients[:2]]
     params, state = run(optimizer, spec, params, state, trees)
     return Run(arrays, gradients, spec, optimizer, params, state)
@@ -499,7 +499,9 @@ def test_adafactor_says_what_it_lacks(tmp_path):
     made.released(tmp_path / "less", arrays, step=1, states=states)
     with pytest.raises(InputError, match=r"token_embedder\.embedding\.v_col"):
         t5x.load_adafactor(tmp_path / "less", spec, optimizer)
-    fresh = optimizer(Model(spec).axes()).init(t5x.load(tmp_path / "with").params)
+    fresh = optimizer(Model(spec).axes(), Model(spec).shapes()).init(
+        t5x.load(tmp_path / "with").params
+    )
     params = t5x.load(tmp_path / "with").params
     with pytest.raises(InputError, match=r"step = 5, .* 0 updates"):
         t5x.save(tmp_path / "new", spec, params, step=5, adafactor=fresh)

@@ -42,7 +42,7 @@ def t5x(param, gradients, rates, *, factored, scale=True, clip=1.0, beta1=None, 
 
 def run(optimizer, params, gradients, axes):
     """Applies one update per entry of `gradients` (trees) and returns parameters and state."""
-    tx = optimizer(axes)
+    tx = optimizer(axes, params)
 
     @jax.jit
     def step(params, state, gradient):
@@ -127,7 +127,7 @@ def test_equals_optax_where_parameters_are_one_matrix_or_vector():
     got, _ = run(ours, params, gradients, None)
     with jax.numpy_dtype_promotion("standard"):
         theirs = optax.adafactor(0.1, momentum=0.9, **both)
-        expected, _ = run(lambda axes: theirs, params, gradients, None)
+        expected, _ = run(lambda axes, shapes: theirs, params, gradients, None)
     for name in shapes:
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, atol=1e-6)
 
@@ -139,19 +139,19 @@ def test_differs_from_optax_on_attention_kernels_and_stacks():
     got, _ = run(Adafactor(0.1, **SMALL), jnp.array(param), gradients, names)
     with jax.numpy_dtype_promotion("standard"):
         theirs = optax.adafactor(0.1, **SMALL)
-        expected, _ = run(lambda axes: theirs, jnp.array(param), gradients, names)
+        expected, _ = run(lambda axes, shapes: theirs, jnp.array(param), gradients, names)
     assert np.abs(got - expected).max() > 1e-3
 
 
 def test_factors_by_the_size_of_one_layer():
     axes = {"w": P("layers", "embed", "mlp"), "narrow": P("layers", "embed", "mlp")}
     params = {"w": jnp.ones((2, 128, 130)), "narrow": jnp.ones((200, 127, 130))}
-    state = jax.eval_shape(Adafactor(0.1)(axes).init, params)
+    state = jax.eval_shape(Adafactor(0.1)(axes, params).init, params)
     assert (state.v_row["w"].shape, state.v_col["w"].shape) == ((2, 128), (2, 130))
     assert state.v["w"] is None
     assert state.v["narrow"].shape == (200, 127, 130)
     assert state.v_row["narrow"] is None
-    whole = jax.eval_shape(Adafactor(0.1, factored=False)(axes).init, params)
+    whole = jax.eval_shape(Adafactor(0.1, factored=False)(axes, params).init, params)
     assert whole.v["w"].shape == (2, 128, 130)
 
 
@@ -177,7 +177,7 @@ SHAPES = {"square": (2, 4, 2, 8), "scale": (2, 8), "unnamed": (8, 4)}
 def test_state_axes_names_every_leaf(beta1):
     optimizer = Adafactor(0.1, beta1=beta1, **SMALL)
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
-    state = jax.eval_shape(optimizer(AXES).init, shapes)
+    state = jax.eval_shape(optimizer(AXES, shapes).init, shapes)
     named = optimizer.state_axes(AXES, shapes)
     assert jax.tree.structure(named) == jax.tree.structure(state)
     assert named.v_row["square"] == P("layers", "heads", "kv")
@@ -201,7 +201,7 @@ def test_sharded_by_state_axes_equals_one_device():
     rules = {"embed": "data", "heads": "model"}
     place = lambda names: NamedSharding(mesh, P(*[rules.get(name) for name in names]))  # noqa: E731
     shardings = jax.tree.map(place, (AXES, optimizer.state_axes(AXES, params)))
-    tx = optimizer(AXES)
+    tx = optimizer(AXES, params)
 
     def step(params, state, gradient):
         updates, state = tx.update(gradient, state, params)

@@ -58,11 +58,16 @@ def draw(seed):
     return treedef.unflatten(drawn)
 
 
+def shapes_of(axes):
+    """Shapes for logical names; sizes do not matter to how an optimizer is made."""
+    return jax.tree.map(lambda names: jax.ShapeDtypeStruct([8] * len(names), jnp.float32), axes)
+
+
 class Runner:
     """Applies an optimizer; the state and the parameters are donated, as in training."""
 
     def __init__(self, optimizer, axes=AXES):
-        self.transformation = optax.with_extra_args_support(optimizer(axes))
+        self.transformation = optax.with_extra_args_support(optimizer(axes, shapes_of(axes)))
         self.step = jax.jit(self._step, donate_argnums=(0, 1))
 
     def _step(self, params, state, gradient):
@@ -104,7 +109,7 @@ def changed(a, b):
 @row
 def test_solves_a_quadratic(make, settings, rate, decay):
     optimizer = make(schedules.linear(peak=rate, total_steps=300), **settings)
-    transformation = optax.with_extra_args_support(optimizer(AXES))
+    transformation = optax.with_extra_args_support(optimizer(AXES, shapes_of(AXES)))
     target = draw(0)
 
     def loss_fn(params):
@@ -179,7 +184,7 @@ def test_state_is_nothing_but_arrays(make, settings, rate, decay, run, request):
 def test_every_leaf_of_the_state_can_be_named(make, settings, rate, decay):
     """It stands at a parameter's path and has its shape, or the optimizer names it itself."""
     optimizer = make(rate, **settings)
-    state = jax.eval_shape(optimizer(AXES).init, draw(0))
+    state = jax.eval_shape(optimizer(AXES, draw(0)).init, draw(0))
     if hasattr(optimizer, "state_axes"):
         names = optimizer.state_axes(AXES, draw(0))
         assert jax.tree.structure(names) == jax.tree.structure(state)
@@ -212,7 +217,7 @@ def test_weight_decay_acts_on_the_chosen_matrices(make, settings, rate, decay):
 
 @row
 def test_bfloat16_and_extreme_gradients_stay_finite(make, settings, rate, decay):
-    transformation = make(1e-3, **settings)(AXES)
+    transformation = make(1e-3, **settings)(AXES, shapes_of(AXES))
     update = jax.jit(transformation.update)
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(0))
     for size in (0.0, 1e-30, 1e15):
@@ -297,7 +302,7 @@ def test_adamw_scale_is_near_nanot5():
 )
 def test_only_the_first_moment_takes_mu_dtype(make):
     def dtypes(optimizer):
-        state = jax.eval_shape(optimizer(AXES).init, draw(0))
+        state = jax.eval_shape(optimizer(AXES, draw(0)).init, draw(0))
         return [str(leaf.dtype) for leaf in jax.tree.leaves(state) if leaf.dtype != jnp.int32]
 
     full, half = dtypes(make()), dtypes(make(mu_dtype="bfloat16"))
@@ -307,7 +312,7 @@ def test_only_the_first_moment_takes_mu_dtype(make):
 
 
 def test_sgd_without_momentum_keeps_no_moments():
-    assert jax.tree.leaves(SGD(0.1)(AXES).init(draw(0))) == []
+    assert jax.tree.leaves(SGD(0.1)(AXES, draw(0)).init(draw(0))) == []
 
 
 @pytest.mark.parametrize("make", [Adafactor, AdamW, functools.partial(FromOptax, optax.adamax)])

@@ -122,7 +122,7 @@ def test_every_axis_of_every_preset_has_a_rule(name, monkeypatch):
 @pytest.mark.parametrize("name", ["t5_base", "t5_1_1_base"])
 def test_every_axis_of_an_optimizers_state_has_a_rule_and_fits_its_array(name, optimizer):
     model = Model(preset(name))
-    made = transformation(optimizer, model.axes())
+    made = transformation(optimizer, model.axes(), model.shapes())
     key = jax.random.key(0)
     state = jax.eval_shape(lambda params: initial_state(params, made, rng=key), model.shapes())
     named = state_axes(state, model.axes(), optimizer)

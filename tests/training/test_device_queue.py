@@ -155,7 +155,7 @@ def test_the_rate_is_the_one_that_the_update_is_made_with():
 def test_every_optimizer_tells_its_rate(optimizer):
     params = {"weight": jnp.ones((2, 3))}
     one = optimizer(lambda count: count / 8)
-    updates = transformation(one, {"weight": PartitionSpec("embed", "mlp")})
+    updates = transformation(one, {"weight": PartitionSpec("embed", "mlp")}, params)
     state = updates.init(params)
     for step in range(5):
         assert next_learning_rate(one, state) == step / 8

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from t5lite.errors import InputError
 from t5lite.parallel import Layout, make_mesh
 from t5lite.reporting import Meter, Progress
-from t5lite.training import Duration, Loop, NonFiniteLoss, Run, Stop, notices, save_times
+from t5lite.training import Duration, Loop, NonFiniteLoss, Run, Stop, Tuning, notices, save_times
 from t5lite.training.save_times import SaveTimes
 
 LAYOUT = Layout()
@@ -733,10 +733,15 @@ def test_ids_beyond_what_the_model_has_are_refused(name, row, message):
     run.place({"encoder_segment_ids": rows})
 
 
+class Pairing(Tuning):
+    def merge(self, trained, frozen):
+        return trained, frozen
+
+
 def test_a_run_evaluates_the_average_where_there_is_one():
     mesh = make_mesh(LAYOUT)
-    run = Run("", None, None, DATA, LAYOUT, mesh, None, transform=lambda p, frozen: (p, frozen))
-    state = types.SimpleNamespace(params="params", frozen="frozen", extra={})
+    run = Run("", None, None, DATA, LAYOUT, mesh, None, tuning=Pairing())
+    state = types.SimpleNamespace(params="params", frozen={"params": "frozen"}, extra={})
     assert run.params(state) == ("params", "frozen")
     state.extra["ema"] = "average"
     assert run.params(state) == ("average", "frozen")

@@ -56,7 +56,7 @@ def state_of(optimizer, *, model=MODEL, ema=False):
     """Shapes of a state."""
 
     def make(key):
-        chosen = transformation(optimizer, model.axes())
+        chosen = transformation(optimizer, model.axes(), model.shapes())
         params = model.init(key)
         update = Update(ema_decay=0.9 if ema else None, spike_threshold=6.0)
         return initial_state(params, chosen, rng=key, extra=update.extra(params))

@@ -24,7 +24,15 @@ from tiny_runs import (
 from t5lite.errors import InputError
 from t5lite.models import Model
 from t5lite.objectives import Objective
-from t5lite.training import LossScale, TrainState, Update, initial_state, transformation
+from t5lite.training import (
+    LossScale,
+    TrainState,
+    Tuning,
+    Update,
+    frozen_of,
+    initial_state,
+    transformation,
+)
 from t5lite.training.step import counted, train_step
 
 WHOLE, HALVES, QUARTERS = (Update(num_microbatches=n) for n in (1, 2, 4))
@@ -172,16 +180,17 @@ def line_step(
     steps=1,
     seed=0,
     frozen=None,
+    references=None,
     extra=None,
     **options,
 ):
     """Takes steps and returns every state and metrics."""
-    optimizer = transformation(optimizer, None)
-    update = options.get("update", Update())
     params = line() if params is None else params
+    optimizer = transformation(optimizer, None, params)
+    update = options.get("update", Update())
     extra = update.extra(params) | (extra or {})
-    state = initial_state(params, optimizer, rng=jax.random.key(seed), extra=extra)
-    state = state.replace(frozen=frozen or {})
+    frozen = frozen_of(frozen or {}, references or {})
+    state = initial_state(params, optimizer, rng=jax.random.key(seed), frozen=frozen, extra=extra)
     step = functools.partial(
         train_step, model=None, objective=Line(), optimizer=optimizer, **options
     )
@@ -248,10 +257,11 @@ def test_a_gradient_can_be_infinite_where_the_loss_is_not():
 
     kink.defjvp(lambda primals, tangents: (primals[0], jnp.inf * tangents[0]))
 
-    def explode(params, frozen):
-        return params | {"shift": kink(params["shift"])}
+    class Exploding(Tuning):
+        def merge(self, trained, frozen):
+            return trained | {"shift": kink(trained["shift"])}
 
-    (before, after), (metrics,) = line_step(transform=explode)
+    (before, after), (metrics,) = line_step(tuning=Exploding())
     assert np.isfinite(metrics["loss"])
     assert not metrics["finite"]
     assert_same(after.params, before.params)
@@ -262,7 +272,7 @@ def test_a_gradient_can_be_infinite_where_the_loss_is_not():
 
 @functools.cache
 def guarded_step(update, objective):
-    optimizer = transformation(optax.sgd(1e-3, momentum=0.9), None)
+    optimizer = transformation(optax.sgd(1e-3, momentum=0.9), None, line())
     params = line()
     state = initial_state(params, optimizer, rng=jax.random.key(0), extra=update.extra(params))
     step = functools.partial(
@@ -463,14 +473,15 @@ def test_chance_depends_on_step_seed_and_microbatch():
     assert metrics["sums"]["chance"][0] != pytest.approx(2 * chances(0)[0])
 
 
-def test_a_transform_trains_a_delta_over_frozen_parameters():
-    def add(params, frozen):
-        return frozen | {"slope": frozen["slope"] + params["slope"]}
+def test_a_tuning_of_ones_own_trains_a_delta_over_frozen_parameters():
+    class Delta(Tuning):
+        def merge(self, trained, frozen):
+            return frozen | {"slope": frozen["slope"] + trained["slope"]}
 
     frozen = line(1.5)
-    (_, after), (metrics,) = line_step({"slope": jnp.float32(0.5)}, frozen=frozen, transform=add)
+    (_, after), (metrics,) = line_step({"slope": jnp.float32(0.5)}, frozen=frozen, tuning=Delta())
     assert after.params["slope"] == pytest.approx(0.5 - SLOPE)
-    assert_same(after.frozen, frozen)
+    assert_same(after.frozen["params"], frozen)
     assert metrics["loss"] == pytest.approx(LOSS)
     assert metrics["gradient_norm"] == pytest.approx(SLOPE)  # the frozen ones have none
 
@@ -507,4 +518,4 @@ def test_updates_that_make_no_sense(changes):
 
 def test_what_is_no_optimizer():
     with pytest.raises(InputError, match="'adam'"):
-        transformation("adam", None)
+        transformation("adam", None, None)

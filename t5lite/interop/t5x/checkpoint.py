@@ -85,7 +85,7 @@ def load_adafactor(
     source, model = open_checkpoint(folder), Model(spec)
     where, axes, form = str(source.folder), model.axes(), infer_form(source.tensors())
     if like is None:
-        like = jax.eval_shape(optimizer(axes).init, model.shapes())
+        like = jax.eval_shape(optimizer(axes, model.shapes()).init, model.shapes())
     assert like is not None
     means, state_tensors = wanted(source, spec, like, axes=axes, form=form, where=where)
     tree = {kind: getattr(like, kind) for kind in MOMENTS}

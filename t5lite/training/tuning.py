@@ -1,0 +1,340 @@
+"""Tuning: which parameters are trained. Splits parameter trees into trained and frozen ones.
+
+Splitting and merging are tree surgery, the same for arrays, shapes, axis names and shardings. The
+frozen tree has neither gradients nor optimizer state; `TrainState.frozen["params"]` holds it.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from t5lite.errors import InputError, unknown
+
+Tree = Any
+FILE = "tuning.json"
+_LAYER = re.compile(r"(?:(?P<stack>.*)/)?(?P<part>first|layers|remainder)/block_(?P<block>\d+)/")
+
+
+class Tuning:
+    """Chooses the trained parameters of a model; subclasses are dataclasses with JSON-able fields.
+
+    `merge` is the inverse of `split`. A subclass is registered under its name, which `tuning.json`
+    keeps.
+    """
+
+    registry: ClassVar[dict[str, type["Tuning"]]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.__name__.startswith("_"):
+            Tuning.registry[cls.__name__] = cls
+
+    def bind(self, axes: Tree, shapes: Tree) -> "Tuning":
+        """Returns the tuning of one model, whose `split` and `merge` take any tree like it.
+
+        Args:
+          axes: logical axis names of all parameters, a `PartitionSpec` each.
+          shapes: all parameters, or their shapes.
+
+        Raises:
+          InputError: if a field fits no parameter, or nothing is left to train.
+        """
+        del axes, shapes
+        return self
+
+    def split(self, tree: Tree) -> tuple[Tree, Tree]:
+        """Returns the trained and the frozen part of a tree like the parameters, nested dicts."""
+        raise NotImplementedError
+
+    def merge(self, trained: Tree, frozen: Tree) -> Tree:
+        """Returns the whole tree of a trained and a frozen part."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns name and fields, valid JSON."""
+        fields: dict[str, Any] = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+        return {"tuning": type(self).__name__, **fields}
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything(Tuning):
+    """Trains all parameters."""
+
+    def split(self, tree: Tree) -> tuple[Tree, Tree]:
+        return tree, {}
+
+    def merge(self, trained: Tree, frozen: Tree) -> Tree:
+        del frozen
+        return trained
+
+
+@dataclasses.dataclass(frozen=True)
+class ByPath(Tuning):
+    """Trains the parameters whose path matches, and freezes all others.
+
+    Paths look like `encoder/layers/block_0/attention/query/kernel`. A parameter is trained if
+    `include` is empty or one of its patterns is found in the path (`re.search`), no pattern of
+    `exclude` is found, and its layer is one of `layers`. A stacked parameter, which holds many
+    layers in one array, is split along its `layers` axis.
+
+    The backward pass of a scanned stack of which some layers are frozen still computes gradients
+    for the stacked array, and drops those of frozen layers; a path that is frozen in all layers has
+    none.
+
+    Args:
+      include: regular expressions of trained paths; a single one may be given as a string.
+      exclude: regular expressions of frozen paths.
+      layers: `(start, stop)` of the trained layers of each stack, from 0; negative numbers count
+        from its end, None is its beginning or end. Parameters outside of layers, such as
+        embeddings, go by their path alone.
+
+    Raises:
+      InputError: if a pattern or a range is not one.
+    """
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    layers: tuple[int | None, int | None] | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("include", "exclude"):
+            value = getattr(self, field)
+            patterns = (value,) if isinstance(value, str) else tuple(value)
+            object.__setattr__(self, field, patterns)
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except (re.error, TypeError) as error:
+                    raise InputError(
+                        f"ByPath.{field} = {pattern!r}: not a regular expression ({error})",
+                        field=f"ByPath.{field}",
+                    ) from error
+        if self.layers is not None:
+            ends = tuple(self.layers) if isinstance(self.layers, Sequence) else ()
+            valid = [end is None or type(end) is int for end in ends]
+            if len(ends) != 2 or not all(valid):
+                raise InputError(
+                    f"ByPath.layers = {self.layers!r}: must be a pair of layer numbers "
+                    "(start, stop), of which either may be None",
+                    field="ByPath.layers",
+                )
+            object.__setattr__(self, "layers", ends)
+
+    def bind(self, axes: Tree, shapes: Tree) -> Tuning:
+        names, leaves = _named(axes), _named(shapes)
+        for field in ("include", "exclude"):
+            for pattern in getattr(self, field):
+                if not any(re.search(pattern, name) for name in leaves):
+                    raise InputError(
+                        f"ByPath.{field} = {pattern!r}: matches no parameter; "
+                        f"they look like {', '.join(list(leaves)[:3])}",
+                        field=f"ByPath.{field}",
+                    )
+        stacks = _stacks(names, leaves)
+        cuts = {name: self._cut(name, names[name], stacks) for name in leaves}
+        if not any(cuts.values()):
+            raise InputError(
+                f"ByPath(include={self.include}, exclude={self.exclude}, layers={self.layers}): "
+                "freezes every parameter; leave one to train",
+                field="ByPath.include",
+            )
+        return _Bound(self, {name: cut for name, cut in cuts.items() if cut})
+
+    def split(self, tree: Tree) -> tuple[Tree, Tree]:
+        raise TypeError("ByPath: call bind(axes, shapes) before split")
+
+    def merge(self, trained: Tree, frozen: Tree) -> Tree:
+        raise TypeError("ByPath: call bind(axes, shapes) before merge")
+
+    def _cut(self, name: str, axes: Sequence[Any], stacks: "Mapping[str, _Stack]") -> "_Cut | None":
+        """Returns what of a parameter is trained; None for nothing."""
+        included = not self.include or any(re.search(pattern, name) for pattern in self.include)
+        if not included or any(re.search(pattern, name) for pattern in self.exclude):
+            return None
+        place = _LAYER.match(name)
+        if self.layers is None or place is None:
+            return _WHOLE
+        if place["part"] == "layers" and "layers" not in axes:
+            raise InputError(
+                f"ByPath.layers = {self.layers}: all layers share {name}; train or freeze them all",
+                field="ByPath.layers",
+            )
+        stack = stacks[place["stack"]]
+        numbers = stack.numbers(place["part"], int(place["block"]))
+        trained = range(stack.num_layers)[slice(*self.layers)]
+        chosen = [index for index, number in enumerate(numbers) if number in trained]
+        if not chosen:
+            return None
+        if len(chosen) == len(numbers):
+            return _WHOLE
+        return _Cut([*axes].index("layers"), chosen[0], chosen[-1] + 1)
+
+
+class _Cut(NamedTuple):
+    """The trained slice of a parameter, along its `layers` axis."""
+
+    axis: int
+    start: int
+    stop: int
+
+
+_WHOLE = _Cut(0, 0, 0)
+
+
+@dataclasses.dataclass
+class _Stack:
+    """How many blocks lie in each part of a stack, see `models.StackSpec.place`."""
+
+    first: int = 0
+    pattern: int = 0
+    periods: int = 0
+    remainder: int = 0
+
+    @property
+    def num_layers(self) -> int:
+        return self.first + self.pattern * self.periods + self.remainder
+
+    def numbers(self, part: str, block: int) -> Sequence[int]:
+        """Returns the layers whose parameters a block holds."""
+        if part == "first":
+            return (block,)
+        if part == "remainder":
+            return (self.num_layers - self.remainder + block,)
+        return range(self.first + block, self.num_layers - self.remainder, self.pattern)
+
+
+def _stacks(axes: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, _Stack]:
+    stacks: dict[str, _Stack] = {}
+    for name, leaf in leaves.items():
+        if place := _LAYER.match(name):
+            stack = stacks.setdefault(place["stack"], _Stack())
+            field = "pattern" if place["part"] == "layers" else place["part"]
+            setattr(stack, field, max(getattr(stack, field), int(place["block"]) + 1))
+            if "layers" in (names := tuple(axes[name])):
+                stack.periods = leaf.shape[names.index("layers")]
+    return stacks
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound(Tuning):
+    """`ByPath` of one model.
+
+    Args:
+      tuning: that was bound.
+      cuts: what is trained of each parameter of which something is.
+    """
+
+    tuning: ByPath
+    cuts: Mapping[str, _Cut]
+
+    def bind(self, axes: Tree, shapes: Tree) -> Tuning:
+        return self.tuning.bind(axes, shapes)
+
+    def split(self, tree: Tree) -> tuple[Tree, Tree]:
+        trained, frozen = {}, {}
+        for name, leaf in _named(tree).items():
+            cut = self.cuts.get(name)
+            if cut is None:
+                frozen[name] = leaf
+            elif cut is _WHOLE:
+                trained[name] = leaf
+            else:
+                trained[name], frozen[name] = _split_leaf(leaf, cut)
+        return nest(trained), nest(frozen)
+
+    def merge(self, trained: Tree, frozen: Tree) -> Tree:
+        ours, theirs = _named(trained), _named(frozen)
+        merged = {
+            name: _merge_leaves(ours[name], theirs[name], self.cuts[name])
+            for name in ours.keys() & theirs.keys()
+        }
+        return nest(ours | theirs | merged)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.tuning.to_json()
+
+
+def _split_leaf(leaf: Any, cut: _Cut) -> tuple[Any, Any]:
+    """Returns the trained layers of a stacked parameter and the others, both in order."""
+    axis, start, stop = cut.axis, cut.start, cut.stop
+    if not hasattr(leaf, "dtype"):  # axis names or a sharding, which both parts share
+        return leaf, leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        size = stop - start
+        return _resized(leaf, cut, size), _resized(leaf, cut, leaf.shape[axis] - size)
+    xp: Any = np if isinstance(leaf, np.ndarray) else jnp
+    before, trained, after = (
+        leaf[(slice(None),) * axis + (part,)]
+        for part in (slice(start), slice(start, stop), slice(stop, None))
+    )
+    return trained, xp.concatenate([before, after], axis)
+
+
+def _merge_leaves(trained: Any, frozen: Any, cut: _Cut) -> Any:
+    axis, start = cut.axis, cut.start
+    if not hasattr(trained, "dtype"):
+        return trained
+    if isinstance(trained, jax.ShapeDtypeStruct):
+        return _resized(trained, cut, trained.shape[axis] + frozen.shape[axis])
+    xp: Any = np if isinstance(trained, np.ndarray) else jnp
+    before, after = (
+        frozen[(slice(None),) * axis + (part,)] for part in (slice(start), slice(start, None))
+    )
+    return xp.concatenate([before, trained, after], axis)
+
+
+def _resized(leaf: jax.ShapeDtypeStruct, cut: _Cut, size: int) -> jax.ShapeDtypeStruct:
+    shape = (*leaf.shape[: cut.axis], size, *leaf.shape[cut.axis + 1 :])
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _named(tree: Tree) -> dict[str, Any]:
+    """Returns path → leaf of nested dicts."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts of path → leaf."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def from_json(document: Mapping[str, Any]) -> Tuning:
+    """Returns the tuning that `to_json` wrote.
+
+    Raises:
+      InputError: if no class of that name is registered, or a field is none of its own.
+    """
+    name = document["tuning"]
+    if name not in Tuning.registry:
+        raise unknown("tuning", name, Tuning.registry)
+    try:
+        return Tuning.registry[name](**{k: v for k, v in document.items() if k != "tuning"})
+    except TypeError as error:
+        raise InputError(f"{FILE}: {name} has other fields: {error}") from error
+
+
+def write_tuning(folder: epath.PathLike, tuning: Tuning) -> None:
+    """Writes `tuning.json` into a model_dir."""
+    text = json.dumps(tuning.to_json(), indent=2)
+    (epath.Path(folder) / FILE).write_text(text + "\n")
+
+
+def read_tuning(folder: epath.PathLike) -> Tuning:
+    """Returns the tuning of the run in a model_dir; `Everything()` of one without `tuning.json`."""
+    path = epath.Path(folder) / FILE
+    return from_json(json.loads(path.read_text())) if path.exists() else Everything()
