@@ -24,7 +24,15 @@ from t5lite.data.streams.rows import concatenate
 from t5lite.errors import InputError
 
 Batch = dict[str, np.ndarray]
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
+# The formats of positions that can be loaded, and what their order means for the run.
+_EARLIER_ORDERS = {
+    1: "which had another order: the run goes on at the same epoch, and some examples of it come "
+    "again or only in the next one",
+    2: "which packed rows in another order: blocks of rows that were begun end as they were, later "
+    "ones are packed tighter; no example is lost or repeated",
+    _STATE_FORMAT: "",
+}
 
 
 class Objective(Protocol):
@@ -85,6 +93,8 @@ class Batches:
       prefetch: batches made ahead, >= 1.
       cut_together: features whose rows lose columns that hold only padding, see `like_lengths`.
       period: batches in which rows of all lengths come.
+      earlier: number of shards by default in 0.1.0, and what makes the same batches of them, for
+        positions with that number.
     """
 
     def __init__(
@@ -98,7 +108,9 @@ class Batches:
         prefetch: int = 2,
         cut_together: Groups = (),
         period: int = 1,
+        earlier: tuple[int, Callable[[], "Batches"]] | None = None,
     ):
+        self._earlier = earlier
         self._cut_together, self.period = cut_together, period
         self._names = tuple(objective.features if names is None else names)
         self._shards, self._rows_per_shard = dict(shards), rows_per_shard
@@ -143,16 +155,21 @@ class Batches:
         """Continues where `state_dict` was taken.
 
         Args:
-          state: of this process, or `merge_states` of all, however many there were.
+          state: of this process, or `merge_states` of all, however many there were; of an earlier
+            version too, after a warning if its order was another.
 
         Raises:
           InputError: if it belongs to other data, another seed or another number of shards.
         """
-        if state.get("format") not in (1, _STATE_FORMAT):
+        if state.get("format") not in _EARLIER_ORDERS:
             raise InputError(
                 f"cannot resume the data position: its format is {state.get('format')!r} and this "
                 f"version reads {_STATE_FORMAT}; go on with the version that wrote it"
             )
+        if self._earlier and state.get("data", {}).get("num_shards") == self._earlier[0]:
+            self._stop()
+            vars(self).update(vars(self._earlier[1]()))
+        state = _upgraded(state)
         if changed := dict(_differences(state.get("data", {}), self._fingerprint)):
             more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
             fix = "set what changed to what it was"
@@ -174,12 +191,8 @@ class Batches:
         self._stop()
         for shard, rows in self._shards.items():
             rows.load(state["shards"][str(shard)])
-        if state["format"] == 1:
-            warnings.warn(
-                "the data position is of an earlier version, which had another order: the run goes "
-                "on at the same epoch, and some examples of it come again or only in the next one",
-                stacklevel=2,
-            )
+        if note := _EARLIER_ORDERS[state["format"]]:
+            warnings.warn(f"the data position is of an earlier version, {note}", stacklevel=2)
         self._last = _delivery({}, self._shards, 0, 0)
 
     @property
@@ -246,6 +259,20 @@ def start_of(objective: Any) -> int | None:
     objective = getattr(objective, "wrapped", objective)
     reads = hasattr(objective, "prompts") and getattr(objective, "topology", "") != "encoder"
     return getattr(objective, "start_id", None) if reads else None
+
+
+def _upgraded(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a position whose blocks of rows are as they were packed by the version of then."""
+    if state["format"] == _STATE_FORMAT:
+        return state
+    data, shards = dict(state["data"]), state["shards"]
+    block_rows = data.pop("block_rows", 0)
+    if state["format"] == 2 and block_rows:
+        if not data["pack"]:  # rows are as they were; blocks ordered by length had 64 and more
+            data["like_lengths"] = block_rows >= 64
+            return {**state, "data": data, "format": _STATE_FORMAT}
+        shards = {shard: {**rows, "first_fit": block_rows} for shard, rows in shards.items()}
+    return {**state, "data": data, "shards": shards}
 
 
 def _text(value: Any) -> str:

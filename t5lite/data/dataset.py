@@ -37,8 +37,11 @@ if TYPE_CHECKING:
     from t5lite.data.vocabularies.base import Vocabulary
 
 _MOST_SHARDS = 1024  # unless more are wanted: as many processes can read
+_EARLIER_SHARDS = 64  # likewise in 0.1.0, whose runs go on with as many
 _GROUPS = 64  # batches' worth of a shard's rows that are ordered by length together
-_WINDOWS, _WINDOW = 65536, 1024  # raw examples in memory at a time: of all shards, and of one
+# Raw examples that are prepared together: of all shards, and of one; likewise rows packed together.
+_WINDOWS, _WINDOW = 65536, 1024
+_BLOCKS, _BLOCK, _SMALLEST_BLOCK = 4096, 64, 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +59,8 @@ class Dataset:
         data, and cannot change within a run.
       window: raw examples of a shard that are read, shuffled and prepared together; resuming redoes
         at most as many. None: 1,024, or as many as make 65,536 in all shards.
-      block_rows: rows of a shard that are packed together.
+      block_rows: rows of a shard that are packed together. None: 64, or as many as make 4,096 in
+        all shards, and at least 16.
       like_lengths: whether training batches of an objective that is not `packable` are of rows of
         like lengths, cut to few lengths: see `data.like_lengths`.
       prefetch: batches made ahead.
@@ -67,14 +71,14 @@ class Dataset:
     pack: bool = True
     num_shards: int | None = None
     window: int | None = None
-    block_rows: int = 16
+    block_rows: int | None = None
     prefetch: int = 2
     like_lengths: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "block_rows", "prefetch"):
+        for name in ("batch_size", "prefetch"):
             _check_positive(name, getattr(self, name))
-        for name in ("num_shards", "window"):
+        for name in ("num_shards", "window", "block_rows"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
         for name, length in self.lengths.items():
@@ -185,7 +189,7 @@ class Dataset:
         num_shards = self._num_shards()
         groups = self._cut_together(objective)
         group_rows = self.batch_size // num_shards
-        block_rows = max(self.block_rows, _GROUPS * group_rows) if groups else self.block_rows
+        block_rows = max(self._block_rows(), _GROUPS * group_rows if groups else 0)
         streams = {}
         for shard in self._chosen(shards):
             examples = self._endless(
@@ -217,7 +221,15 @@ class Dataset:
             "vocabulary": getattr(self.vocabulary(), "fingerprint", None),
             "window": self._window(),
             "block_rows": block_rows,
+            "like_lengths": bool(groups),
         }
+
+        def earlier() -> Batches:
+            data = dataclasses.replace(self, num_shards=of_then)
+            rows = self._rows_of(self._chosen(shards))
+            return data.train_batches(objective, seed=seed, shards=data.shards_of(rows))
+
+        of_then = math.gcd(num_shards, _EARLIER_SHARDS if self.num_shards is None else 0)
         return Batches(
             streams,
             group_rows,
@@ -227,6 +239,7 @@ class Dataset:
             prefetch=self.prefetch,
             cut_together=groups if len(streams) == num_shards else (),
             period=_GROUPS if groups else 1,
+            earlier=(of_then, earlier) if of_then < num_shards else None,
         )
 
     def validation_batches(
@@ -261,7 +274,7 @@ class Dataset:
         mine, num_shards = self._chosen(shards), self._num_shards()
         size = self.batch_size // num_shards
         # No more rows are made than are wanted, where that is less than a block of every shard.
-        block = min(self.block_rows, size * (max_batches or self.block_rows))
+        block = min(self._block_rows(), size * (max_batches or self._block_rows()))
 
         def rows_of(shard: int, num_shards: int) -> RowStream:
             examples = self._once(objective, sources, seed=0, shard=shard, num_shards=num_shards)
@@ -338,6 +351,10 @@ class Dataset:
     def _window(self) -> int:
         return self.window or max(min(_WINDOW, _WINDOWS // self._num_shards()), 1)
 
+    def _block_rows(self) -> int:
+        fair = max(_BLOCKS // self._num_shards(), _SMALLEST_BLOCK)
+        return self.block_rows or min(_BLOCK, fair)
+
     def _chosen(self, shards: Sequence[int] | None) -> Sequence[int]:
         return range(self._num_shards()) if shards is None else shards
 
@@ -376,7 +393,7 @@ class Dataset:
             lengths,
             packed=self._packs(objective),
             segments=self._needs_segments(),
-            block_rows=block_rows or self.block_rows,
+            block_rows=block_rows or self._block_rows(),
             **order,
         )
 

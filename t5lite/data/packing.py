@@ -9,16 +9,20 @@ from t5lite.errors import InputError
 Example = Mapping[str, np.ndarray]
 
 
-def pack(examples: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Packs examples into as few rows as first-fit finds, no example divided or lost.
+def pack(
+    examples: Sequence[Example], lengths: Mapping[str, int], *, decreasing: bool = True
+) -> dict[str, np.ndarray]:
+    """Packs examples into few rows by first-fit decreasing, no example divided or lost.
 
-    Each example goes to the first row with room for all of its features, behind the examples that
-    are there. Time is O(tokens), plus O(examples * rows) of the cheapest kind for finding the row:
-    give it some hundreds of examples at a time.
+    Each example goes to the first row with room for all of its features, after the examples that
+    are there; the largest first, unless that takes more rows, as it may with several features.
+    Time is O(tokens), plus O(examples * rows) of the cheapest kind for finding the row: give it
+    some hundreds of examples at a time.
 
     Args:
       examples: 1-D integer (or float) arrays by feature, each at most `lengths[feature]` long.
       lengths: the features to pack and the length of their rows, in tokens.
+      decreasing: whether the largest examples may go first; False: always in their own order.
 
     Returns:
       For every feature `name`, `[rows, length]` int32 arrays: `name`, the tokens, 0 behind them
@@ -30,8 +34,12 @@ def pack(examples: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, n
       InputError: if a feature is missing or too long.
     """
     sizes = token_counts(examples, lengths)
-    rows, offsets, segments = _first_fit(sizes, np.array(list(lengths.values())))
-    num_rows = int(rows.max(initial=-1)) + 1
+    limits = np.array(list(lengths.values()))
+    orders = [np.argsort(-(sizes / limits).max(axis=1, initial=0), kind="stable")]
+    if not decreasing or len(lengths) > 1:
+        orders[:] = [np.arange(len(examples)), *orders[:decreasing]]
+    fits = [_first_fit(sizes, limits, order.tolist()) for order in orders]
+    num_rows, (rows, offsets, segments) = min(fits, key=lambda fit: fit[0])
     packed = {}
     for column, (name, length) in enumerate(lengths.items()):
         size = sizes[:, column]
@@ -122,25 +130,39 @@ def token_counts(examples: Sequence[Example], lengths: Mapping[str, int]) -> np.
     return counts
 
 
-def _first_fit(sizes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finds each example's `row [n]`, `offset [n, features]` in it and `segment [n]`, from 1."""
-    num_examples = len(sizes)
-    used = np.zeros_like(sizes)  # by row; there are never more rows than examples
-    counts, segments = np.zeros(num_examples, np.int64), np.zeros(num_examples, np.int64)
-    rows = np.zeros(num_examples, np.int64)
-    offsets = np.zeros_like(sizes)
-    room = lengths - sizes
-    num_rows = 0
-    for i in range(num_examples):
+def _first_fit(
+    sizes: np.ndarray, limits: np.ndarray, order: Sequence[int]
+) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Finds how many rows, and each example's `row [n]`, `offset [n, features]`, `segment [n]`."""
+    # By row; there are never more rows than examples. Features apart are faster than an axis.
+    first, *others = (np.zeros(len(sizes), np.int64) for _ in limits)
+    starts: list[list[int]] = [[0] * len(limits) for _ in range(len(sizes))]  # room used, by row
+    rooms, needs = (limits - sizes).tolist(), sizes.tolist()
+    rows, segments, offsets = [0] * len(sizes), [0] * len(sizes), [[0]] * len(sizes)
+    counts, openers = [0] * len(sizes), list[int]()  # of each row: examples, the first of them
+    for i in order:
         # The row after the last is empty and fits whatever fits at all.
-        row = int((used[: num_rows + 1] <= room[i]).all(axis=1).argmax())
-        num_rows = max(num_rows, row + 1)
-        rows[i] = row
-        offsets[i] = used[row]
-        used[row] += sizes[i]
+        end = len(openers) + 1
+        fits = first[:end] <= rooms[i][0]
+        for used, most in zip(others, rooms[i][1:], strict=True):
+            fits &= used[:end] <= most
+        row = int(fits.argmax())
+        if row == len(openers):
+            openers.append(i)
         counts[row] += 1
-        segments[i] = counts[row]
-    return rows, offsets, segments
+        rows[i], segments[i], offsets[i] = row, counts[row], starts[row]
+        starts[row] = [a + b for a, b in zip(starts[row], needs[i], strict=True)]
+        for used, start in zip((first, *others), starts[row], strict=True):
+            used[row] = start
+    # A row's first example may be its largest; as these came in random order, so do the rows.
+    rank = np.empty(len(openers), np.int64)
+    rank[np.argsort(openers)] = np.arange(len(openers))
+    shape = (len(sizes), len(limits))
+    return len(openers), (
+        rank[np.array(rows, int)],
+        np.array(offsets, int).reshape(shape),
+        np.array(segments, int),
+    )
 
 
 def _joined(examples: Sequence[Example], name: str) -> np.ndarray:

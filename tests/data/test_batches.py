@@ -507,8 +507,8 @@ def test_a_position_belongs_to_an_objective_and_a_vocabulary():
     }
     with pytest.warns(UserWarning, match="of an earlier version"):
         resume(Noise(0.5), state=old)  # it knew neither
-    with pytest.raises(InputError, match="its format is 3"):
-        resume(Noise(), state={**state, "format": 3})
+    with pytest.raises(InputError, match="its format is 4"):
+        resume(Noise(), state={**state, "format": 4})
 
 
 def test_many_hosts_exchange_their_positions_and_a_digest_of_the_rest():

@@ -111,7 +111,7 @@ def test_processes_agree_on_rows_and_shapes():
 
 def test_another_order_is_refused_when_resuming():
     _, state, _ = taken(data(like_lengths=False), Classification(), 3)
-    with pytest.raises(ValueError, match="block_rows"):
+    with pytest.raises(ValueError, match="like_lengths"):
         taken(data(), Classification(), 1, state=state)
 
 

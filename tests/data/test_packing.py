@@ -54,12 +54,14 @@ def test_every_example_comes_back_whole_and_together(seed):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_example_would_have_fitted_an_earlier_row(seed):
+def test_in_their_own_order_no_example_would_have_fitted_an_earlier_row(seed):
     rng = np.random.default_rng(seed)
     examples = random_examples(rng, 50)
     places = {
         int(tokens[0]) // 100: row
-        for (row, _), tokens in unpacked(pack(examples, LENGTHS), "inputs").items()
+        for (row, _), tokens in unpacked(
+            pack(examples, LENGTHS, decreasing=False), "inputs"
+        ).items()
     }
     used = np.zeros((50, 2), int)
     for i, example in enumerate(examples):
@@ -67,6 +69,31 @@ def test_no_example_would_have_fitted_an_earlier_row(seed):
         fits = (used + sizes <= [16, 9]).all(axis=1)
         assert places[i + 1] == fits.argmax()
         used[fits.argmax()] += sizes
+
+
+@pytest.mark.parametrize("lengths", [{"inputs": 64}, {"inputs": 64, "targets": 32}])
+def test_first_fit_decreasing_takes_no_more_rows(lengths):
+    fewer = 0
+    for seed in range(20):
+        examples = random_examples(np.random.default_rng(seed), 200, lengths)
+        sizes = [
+            len(pack(examples, lengths, decreasing=decreasing)["inputs"])
+            for decreasing in (False, True)
+        ]
+        fewer += sizes[1] < sizes[0]
+        assert sizes[1] <= sizes[0]
+    assert fewer >= 10
+
+
+def test_large_examples_are_not_in_the_first_rows():
+    """The order of rows is that in which examples come, whatever their sizes."""
+    firsts = []
+    for seed in range(50):
+        examples = random_examples(np.random.default_rng(seed), 100, {"inputs": 64})
+        rows = pack(examples, {"inputs": 64})["inputs_segment_ids"]
+        largest = (rows == 1).sum(axis=1).astype(float)
+        firsts.append(np.corrcoef(largest, np.arange(len(largest)))[0, 1])
+    assert abs(np.mean(firsts)) < 0.1
 
 
 def test_segments_are_numbered_from_one_in_order():

@@ -42,7 +42,7 @@ class RowStream:
         *,
         packed: bool,
         segments: bool = False,
-        block_rows: int = 16,
+        block_rows: int = 64,
         like_lengths: Groups = (),
         group_rows: int = 1,
         seed: int = 0,
@@ -50,7 +50,7 @@ class RowStream:
         self._examples, self._lengths = examples, dict(lengths)
         self._like_lengths, self._group_rows, self._seed = like_lengths, group_rows, seed
         self._packed, self._block_rows = packed, block_rows
-        self._to_rows = pack if packed else pad_with_segments if segments else pad
+        self._pad = pad_with_segments if segments else pad
         self.load({"block": examples.state(), "rows": 0})
 
     @property
@@ -61,18 +61,26 @@ class RowStream:
     def state(self) -> dict[str, Any]:
         """Returns the position after the last row, as JSON."""
         position = {"block": self._block_start, "rows": self._taken, "epoch": self.epoch}
-        return position | ({"number": self._number} if self._like_lengths else {})
+        position |= {"number": self._number} if self._like_lengths else {}
+        return position | ({"first_fit": self._first_fit} if self._first_fit else {})
 
     def load(self, state: dict[str, Any]) -> None:
-        """Moves to a position that `state` returned; the work is done when a row is needed."""
+        """Moves to a position that `state` returned; the work is done when a row is needed.
+
+        Args:
+          state: of a version before first-fit decreasing if it has `first_fit`, the `block_rows` of
+            then: the block that was begun ends as it was packed, so that no row is lost.
+        """
         self._examples.load(state["block"])
         self._number = state.get("number", 0)
         self._start_block(taken=state["rows"])
+        self._first_fit = state.get("first_fit", 0)
         self.epoch = state.get("epoch", self.epoch)  # the stream finds out only when it reads
 
     def _start_block(self, *, taken: int) -> None:
         self._block: dict[str, np.ndarray] | None = None
         self._reads: list[int] = []  # by then, after each example of the block
+        self._first_fit = 0
         self._block_start, self._taken = self._examples.state(), taken
         self.epoch = self._epoch_at(self._examples.read)
 
@@ -101,13 +109,13 @@ class RowStream:
             else:
                 self._number += 1
                 self._start_block(taken=0)
-        return concatenate(parts) if parts else self._to_rows([], self._lengths)
+        return concatenate(parts) if parts else self._as_rows([])
 
     def _next_block(self) -> dict[str, np.ndarray]:
         block: list[Example] = []
-        filled, end = 0.0, None
+        filled, end, size = 0.0, None, self._first_fit or self._block_rows
         # The second bound is for examples of next to nothing.
-        while filled < self._block_rows and len(block) < 64 * self._block_rows:
+        while filled < size and len(block) < 64 * size:
             example = next(self._examples, None)
             if example is None:
                 break
@@ -125,7 +133,12 @@ class RowStream:
                 size=self._group_rows,
                 seed=(self._seed, self._number),
             )
-        return self._to_rows(block, self._lengths)
+        return self._as_rows(block)
+
+    def _as_rows(self, block: Sequence[Example]) -> dict[str, np.ndarray]:
+        if self._packed:
+            return pack(block, self._lengths, decreasing=not self._first_fit)
+        return self._pad(block, self._lengths)
 
     def _end_of_pass(self) -> int | None:
         """Returns the raw examples read by the end of the last one's pass, if a block ends there.
