@@ -227,7 +227,7 @@ class Dataset:
         def earlier() -> Batches:
             data = dataclasses.replace(self, num_shards=of_then)
             rows = self._rows_of(self._chosen(shards))
-            return data.train_batches(objective, seed=seed, shards=data.shards_of(rows))
+            return data.train_batches(objective, seed=seed, shards=data.shards_of(rows.tolist()))
 
         of_then = math.gcd(num_shards, _EARLIER_SHARDS if self.num_shards is None else 0)
         return Batches(
