@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import t5lite
-from t5lite.commands import flags
+from t5lite.commands.typed import naming_options
 from t5lite.errors import InputError, RunError, unknown
 
 COMMANDS = {
@@ -100,7 +100,8 @@ def _dispatch(arguments: list[str]) -> int | None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     parser = _parser(verb)
-    getattr(flags, verb)(parser)
+    command = importlib.import_module(f"t5lite.commands.{verb}")
+    command.add_arguments(parser)
     rest, bindings = split_bindings(rest)
     options, extra = parser.parse_known_args(rest)
     options.bindings = bindings
@@ -112,17 +113,12 @@ def _dispatch(arguments: list[str]) -> int | None:
     from t5lite import configuration
 
     search_paths = [path for paths in options.gin_search_paths for path in paths.split(",")]
-    command = importlib.import_module(f"t5lite.commands.{verb}")
     with contextlib.nullcontext() if options.debug else _quiet():
         if getattr(options, "layout", None) is not None:
             options.layout = configuration.layout_of(options.layout, search_paths)
         configured = configuration.parse(options.gin_file, bindings, search_paths)
         # With a configuration, a name is that of a parameter there.
-        typed = (
-            contextlib.nullcontext()
-            if configured.source.statements
-            else flags.naming_options(parser)
-        )
+        typed = contextlib.nullcontext() if configured.source.statements else naming_options(parser)
         with typed, _processes(options, preemptible=verb == "train"):
             return command.run(options, configured)
 

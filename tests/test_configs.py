@@ -1,6 +1,7 @@
 """Every file in configs/ says what it is and parses; every fragment in gin/ does one thing."""
 
 import argparse
+import importlib
 import importlib.util
 import re
 import shlex
@@ -13,7 +14,6 @@ from small_folders import add_tokenizer, copied
 
 import t5lite
 from t5lite import configuration, objectives
-from t5lite.commands import flags as commands_flags
 from t5lite.configuration import Source
 from t5lite.configuration.unused import check_used
 from t5lite.data import Class
@@ -136,7 +136,7 @@ def test_what_the_header_says_comes_then_is_of_its_run(config):
     assert bool(then) == (objective in headed)
     for program, verb, *words in map(shlex.split, then):
         parser = argparse.ArgumentParser()
-        getattr(commands_flags, verb)(parser)
+        importlib.import_module(f"t5lite.commands.{verb}").add_arguments(parser)
         options = parser.parse_args(words)
         assert program == "t5lite"
         assert f'MODEL_DIR = "{options.model_dir}"' in text
@@ -216,7 +216,7 @@ def test_commands_of_plans_and_benches_are_understood(monkeypatch):
         others, bindings = split_bindings(words)
         parser = argparse.ArgumentParser()
         parser.add_argument("--gin_file", action="append")
-        getattr(commands_flags, verb)(parser)
+        importlib.import_module(f"t5lite.commands.{verb}").add_arguments(parser)
         options = parser.parse_args(others)
         bound = configuration.parse(options.gin_file, bindings).bindings_of(t5lite.train)
         layout = bound.get("layout", Layout())

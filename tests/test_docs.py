@@ -1,6 +1,7 @@
 """What README.md and docs/ show runs: Python and gin as they stand, commands for a few steps."""
 
 import argparse
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from t5lite import configuration
-from t5lite.commands import flags as commands_flags
 from t5lite.main import COMMANDS, main, split_bindings
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ def test_every_command_has_flags_and_files_that_exist(page, monkeypatch):
             continue
         parser = argparse.ArgumentParser()
         parser.add_argument("--gin_file", action="append", default=[])
-        getattr(commands_flags, verb)(parser)
+        importlib.import_module(f"t5lite.commands.{verb}").add_arguments(parser)
         options = parser.parse_args(others)
         files = [file for file in options.gin_file if file.startswith(("configs/", "gin/"))]
         if files:

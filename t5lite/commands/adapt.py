@@ -5,10 +5,67 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t5lite.errors import InputError
-from t5lite.reporting.bars import Bar
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what is to become of what."""
+    parser.epilog = (
+        "example: t5lite adapt gemma-2-2b t5gemma --encoder_decoder; what is not asked for stays"
+    )
+    parser.add_argument("source", metavar="SOURCE", help="any folder that t5lite.load opens")
+    parser.add_argument("target", metavar="TARGET", help="a folder that is new or empty")
+    parser.add_argument(
+        "--encoder_decoder",
+        action="store_true",
+        help="make encoder and decoder of the one stack (T5Gemma; of an encoder BERT2BERT)",
+    )
+    parser.add_argument(
+        "--decoder", metavar="DIR", help="SOURCE's encoder (or decoder) reads, DIR's decoder writes"
+    )
+    parser.add_argument(
+        "--cross_attention",
+        choices=("copied", "fresh"),
+        help="from self-attention, or drawn (copied of a decoder; otherwise fresh)",
+    )
+    parser.add_argument(
+        "--experts", type=int, metavar="N", help="a mixture of N copies of each MLP that changes"
+    )
+    parser.add_argument(
+        "--top_k", type=int, metavar="K", help="experts that a token is sent to (2)"
+    )
+    parser.add_argument(
+        "--expert_layers",
+        choices=("alternate", "all"),
+        help="which layers change (alternate)",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar="PATH",
+        help="replace the vocabulary: a tokenizer.json, vocab.txt, SentencePiece model or folder",
+    )
+    parser.add_argument(
+        "--start_id",
+        type=int,
+        metavar="ID",
+        help="what a decoder reads first of the new vocabulary (what is to it as the old one was)",
+    )
+    parser.add_argument("--new_tokens", type=int, metavar="N", help="make room for N tokens more")
+    parser.add_argument(
+        "--vectors", metavar="FILE", help="embeddings from a text file of word2vec or GloVe"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn (0)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (as stored)"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("t5lite", "huggingface"),
+        default="t5lite",
+        help="the layout of TARGET (t5lite)",
+    )
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
@@ -19,6 +76,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 
     from t5lite import interop
     from t5lite.inference.loaded import place
+    from t5lite.reporting.bars import Bar
 
     # All that can be wrong with files, before parameters are read.
     interop.check_target(arguments.target)

@@ -1,5 +1,6 @@
 """Lines of a file answered to JSON lines, in shards; stopped at any moment, a job goes on."""
 
+import argparse
 import dataclasses
 import itertools
 import json
@@ -10,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from t5lite.commands.examples import Failures, answered, data_file, write_line
-from t5lite.commands.flags import as_typed
 from t5lite.commands.resumable import Resumable, keep
+from t5lite.commands.typed import as_typed
 from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError
-from t5lite.reporting.bars import Bar
 
 AT_ONCE = 4  # batches that are written together, and shared out by length
 
@@ -139,6 +139,8 @@ def write(
     Returns:
       The exit code: 1 if a line failed, in this process or an earlier one.
     """
+    from t5lite.reporting.bars import Bar
+
     block, (start, stop) = AT_ONCE * batch_size, lines.part(*shard)
     totals = Totals(job)
     with output.open(block=block, overwrite=overwrite) as part, Bar("answered", unit="line") as bar:
@@ -188,3 +190,15 @@ class Totals:
     def __str__(self) -> str:
         tally = f"{self.tally:,} {self.job.unit}"
         return f"{self.lines:,} lines, {tally}, {self.failures.count:,} failed"
+
+
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="answer the I-th, from 0, of N parts of the lines, into FILE-0000I-of-0000N.jsonl, "
+        "which `cat` puts together in order (of several processes of JAX, each one's)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew, whatever an earlier command wrote"
+    )

@@ -1,30 +1,35 @@
 """`t5lite bench`: a run's own steps, measured on the devices that are here; nothing is kept."""
 
 import argparse
-import contextlib
-import dataclasses
 import json
-import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jax
-import numpy as np
-
-from t5lite.commands.configured import experiment_of
-from t5lite.commands.plan_text import collective_lines, memory_lines, run_lines
+from t5lite.commands.processes import add_processes
 from t5lite.data.paths import require_writable, write_whole
 from t5lite.errors import InputError
-from t5lite.experiment import train
-from t5lite.experiment.description import versions
-from t5lite.experiment.step_facts import facts
-from t5lite.parallel import batch_shardings, place
-from t5lite.planning import compile_step, measure
-from t5lite.reporting import peak_flops
-from t5lite.text import in_bytes, in_flops, titled, wrapped
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares how many steps, and where the numbers go."""
+    parser.epilog = (
+        "example: t5lite bench --gin_file=configs/quickstart.gin --steps=20. Steps are of the "
+        "run's own data and train a model that is thrown away; MODEL_DIR is not touched"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=10,
+        metavar="N",
+        help="timed one by one, then as many again (10)",
+    )
+    parser.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before those (3)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write the numbers as JSON; - prints them alone"
+    )
+    add_processes(parser)
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
@@ -32,106 +37,25 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     for name, least in (("steps", 1), ("warmup", 0)):
         if getattr(arguments, name) < least:
             raise InputError(f"--{name}={getattr(arguments, name)}: must be at least {least}")
+
+    import jax
+
+    from t5lite.commands.configured import experiment_of
+    from t5lite.experiment import train
+    from t5lite.experiment.benchmark import benchmark, benchmark_text
+
     if arguments.json not in (None, "-") and jax.process_index() == 0:
         require_writable(arguments.json)
-    found = _bench(configuration, steps=arguments.steps, warmup=arguments.warmup)
+    experiment = experiment_of(configuration)
+    with configuration.placing(train):
+        found = benchmark(experiment, steps=arguments.steps, warmup=arguments.warmup)
     if jax.process_index() != 0:
         return
     text = json.dumps(found, indent=1)
     if arguments.json == "-":
         print(text)
         return
-    print(_report(found))
+    print(benchmark_text(found))
     if arguments.json:
         write_whole(arguments.json, f"{text}\n".encode())
         print(f"\nwritten: {arguments.json}")
-
-
-def _bench(configuration: "Configuration", *, steps: int, warmup: int) -> dict[str, Any]:
-    # What was compiled before would be found, and its time is one of the things to be measured.
-    jax.config.update("jax_enable_compilation_cache", False)
-    experiment = experiment_of(configuration)
-    with configuration.placing(train):
-        experiment.check_model()
-    mesh = experiment.mesh()
-    program = experiment.program(mesh)
-    with contextlib.ExitStack() as stack:
-        batches = experiment.batches(mesh)
-        stack.callback(batches.close)
-        if hasattr(batches, "keep_lengths"):
-            batches.keep_lengths()  # one step is compiled, for whole rows
-        bar = stack.enter_context(_bar(warmup + 2 * steps))
-        compiled, step = compile_step(program, stage=bar.set_description)
-        bar.set_description("training")
-
-        def placed(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-            shapes = {name: rows.shape for name, rows in batch.items()}
-            placed = batch_shardings(experiment.layout, mesh, shapes)
-            return place(batch, placed, num_rows=experiment.data.batch_size)
-
-        measured = measure(
-            step,
-            program.init(experiment.seed),
-            batches,
-            placed,
-            steps=steps,
-            warmup=warmup,
-            done=bar.update,
-        )
-    about = facts(experiment, program, mesh)
-    return {
-        **about,
-        "device_kind": mesh.devices.flat[0].device_kind,
-        "peak_flops": peak_flops(mesh.devices.flat),
-        "hbm": _hbm(),
-        "fits": True,
-        **dataclasses.asdict(compiled),
-        "measured": dataclasses.asdict(measured) | measured.quartiles(),
-        "versions": versions(),
-    }
-
-
-@contextlib.contextmanager
-def _bar(total: int) -> Any:
-    from tqdm import tqdm
-
-    hidden = jax.process_index() != 0 or not sys.stderr.isatty()
-    with tqdm(total=total, disable=hidden, file=sys.stderr) as bar:
-        yield bar
-
-
-def _hbm() -> int | None:
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-
-
-def _report(found: Mapping[str, Any]) -> str:
-    """Returns the numbers as text of at most 100 characters a line."""
-    return titled(
-        {
-            "the run": run_lines(found, f"{found['devices']} × {found['device_kind']}"),
-            "memory of a device, by the compiler": memory_lines(found),
-            "collectives of a step, each device": collective_lines(found, several=False),
-            "measured": _measured_lines(found),
-        }
-    )
-
-
-def _measured_lines(found: Mapping[str, Any]) -> list[str]:
-    measured = found["measured"]
-    count = len(measured["step_seconds"])
-    flops, rate, peak = found["flops_per_step"], measured["steps_per_second"], found["peak_flops"]
-    waits = sorted(measured["input_seconds"])
-    used = f"{100 * flops * rate / peak:.1f} % of the devices' bfloat16 FLOP/s, " if peak else ""
-    low, median, high = (measured[name] for name in ("first_quartile", "median", "third_quartile"))
-    devices = f"{in_bytes(measured['device_bytes'])} a device, " if measured["device_bytes"] else ""
-    lines = {
-        "a step": f"{1000 * median:.3g} ms, half of {count} between {1000 * low:.3g} and "
-        f"{1000 * high:.3g} ms; its batch took {1000 * waits[count // 2]:.3g} ms",
-        "a stretch": f"{count} steps of {1000 / rate:.3g} ms, {100 * measured['input_wait']:.1f} % "
-        "of it waiting for batches",
-        "tokens": f"{found['tokens_per_step'] * rate:,.0f} /s with padding, "
-        f"{measured['tokens_per_step'] * rate:,.0f} /s without",
-        "arithmetic": f"{used}{in_flops(flops * rate)}/s of matrix products",
-        "memory": f"{devices}{in_bytes(measured['process_bytes'])} in this process at most",
-    }
-    return [line for label, text in lines.items() for line in wrapped(f"{label:12}", text)]

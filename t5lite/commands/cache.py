@@ -4,19 +4,40 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.configured import experiment_of
-from t5lite.data.packed.writer import write_packed
 from t5lite.data.paths import as_path, check_folder
-from t5lite.data.tasks.cache import write_seqio_cache
 from t5lite.errors import InputError
-from t5lite.training.claims import claimed
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares where to, and how much of what."""
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="a folder that is new or empty"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="passes over the training data to keep, each with other masks (1)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("packed", "seqio"),
+        default="packed",
+        help="packed: rows ready to train on, for PackedData; seqio: SeqIO's own cache of the "
+        "task's tokens, which any program that uses SeqIO reads (packed)",
+    )
+
+
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Writes the cache of what the configuration binds to `train`, and says how to use it."""
+    from t5lite.commands.configured import experiment_of
+    from t5lite.data.packed.writer import write_packed
+    from t5lite.training.claims import claimed
+
     experiment = experiment_of(configuration, model_dir=arguments.output, optimizer=None)
     check_folder(arguments.output, field="--output")
     files = " ".join(f"--gin_file={file}" for file in arguments.gin_file)
@@ -53,6 +74,8 @@ def cache_tasks(data: Any, folder: str, *, seed: int = 0) -> None:
     Raises:
       InputError: if it reads none, or one that cannot be cached.
     """
+    from t5lite.data.tasks.cache import write_seqio_cache
+
     provider = getattr(data, "provider", None)
     if provider is None:
         raise InputError(

@@ -5,13 +5,45 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t5lite.errors import InputError
-from t5lite.reporting.bars import Bar
 from t5lite.text import in_bytes, table
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 NAMES = {"t5lite": "t5lite", "huggingface": "Hugging Face", "t5x": "T5X"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares from where to where, and how."""
+    parser.epilog = (
+        "what SOURCE is, is found out; example: t5lite convert runs/quickstart quickstart-hf"
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a MODEL_DIR, a Hugging Face folder, its ORGANISATION/NAME[@REVISION] on the hub, or "
+        "a T5X checkpoint",
+    )
+    parser.add_argument("target", metavar="TARGET", help="a folder that is new or empty")
+    parser.add_argument(
+        "--to",
+        choices=("t5lite", "huggingface", "t5x"),
+        help="the layout of TARGET (t5lite; of a MODEL_DIR, huggingface)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the parameters (as they are stored)",
+    )
+    parser.add_argument(
+        "--scanned", action="store_true", help="write T5X's layout for scanned layers"
+    )
+    parser.add_argument(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="list which tensor is which parameter, and write nothing",
+    )
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
@@ -26,6 +58,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     from t5lite.interop import huggingface, t5x
     from t5lite.interop.foreign import mapping_lines
     from t5lite.models import Model
+    from t5lite.reporting.bars import Bar
 
     kind, path = interop.kind_of(arguments.source)
     target = arguments.to or ("huggingface" if kind == "t5lite" else "t5lite")

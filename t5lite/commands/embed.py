@@ -19,17 +19,64 @@ from t5lite.commands.examples import (
     output,
     write_line,
 )
-from t5lite.commands.placement import placed
+from t5lite.commands.placement import add_model, placed
 from t5lite.commands.prompts import Prompts
 from t5lite.data.files.readers import DataFile, Line
 from t5lite.data.files.templates import Template
 from t5lite.errors import InputError
-from t5lite.reporting.bars import Bar
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 ENDINGS = (".npz", ".npy", ".jsonl")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, and what to embed or to look for."""
+    parser.epilog = (
+        "examples: t5lite embed --model_dir=DIR --input_file=docs.txt --output_file=docs.npz; "
+        't5lite embed --model_dir=DIR --query "a text" --among=docs.npz'
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
+    add_model(parser)
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help=".jsonl, .tsv, .csv or .parquet with the columns of training, or `text` or `inputs`; "
+        "or .txt, one text a line",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help='makes texts of columns: "{title}. {body}" (as in training; else of `text`)',
+    )
+    parser.add_argument(
+        "--output_file",
+        metavar="FILE",
+        help=".npz (embeddings and texts), .npy or .jsonl, written whole or not at all; NaN where "
+        "a line failed (JSON lines to stdout)",
+    )
+    parser.add_argument("--query", metavar="TEXT", help="print the texts that are nearest to it")
+    parser.add_argument("--among", metavar="FILE", help="an earlier --output_file, to look in")
+    parser.add_argument(
+        "--neighbours", type=int, default=5, metavar="N", help="most texts printed (5)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
+    )
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        metavar="N",
+        help="most tokens of a text (the model's positions, or sentence-transformers' limit)",
+    )
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long for the model"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="put it in front of each text")
+    parser.add_argument(
+        "--prompt_name", metavar="NAME", help="a prompt of the model's files (their default one)"
+    )
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
@@ -47,6 +94,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
     from t5lite.inference.batching import check_count
     from t5lite.inference.embedding import Embedder
+    from t5lite.reporting.bars import Bar
 
     check_count("--batch_size", arguments.batch_size)
     failures = Failures()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from t5lite.commands.flags import as_typed
+from t5lite.commands.typed import as_typed
 from t5lite.data.files.readers import DataFile, Line, Row, find_files, format_of
 from t5lite.data.paths import whole_file
 from t5lite.errors import InputError

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5lite.commands.examples import answered, given, is_table
-from t5lite.commands.flags import as_typed
-from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
+from t5lite.commands.placement import add_model
+from t5lite.commands.prompts import (
+    Prompts,
+    add_answering,
+    given_options,
+    open_generator,
+    prompts_of,
+)
+from t5lite.commands.typed import as_typed
 from t5lite.data import decode_text
 from t5lite.data.files.readers import Line
 from t5lite.data.files.templates import SHOTS
@@ -18,6 +25,27 @@ if TYPE_CHECKING:
     from t5lite.configuration import Configuration
     from t5lite.inference.generation import Answer, Generator, Question
     from t5lite.inference.options import Options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, what to answer, and how."""
+    parser.description = (
+        f"{parser.description}; a line of output for each answer. In a terminal, without a text: "
+        "a session"
+    )
+    parser.epilog = (
+        "gaps of a span-corruption model are written <extra_id_0>, <extra_id_1>, ...: "
+        't5lite generate --model_dir=DIR --fill "The <extra_id_0> is sorted."'
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
+    add_model(parser)
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help="UTF-8, one text a line; or .jsonl, .tsv, .csv or .parquet with `inputs` or `text`, "
+        "or what --template names. Without it and without TEXT, standard input is read",
+    )
+    add_answering(parser)
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:

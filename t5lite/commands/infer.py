@@ -8,10 +8,26 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.batch_job import Job, Lines, check_row, lines_of, part_name, shard_of, write
+from t5lite.commands.batch_job import (
+    Job,
+    Lines,
+    add_shard,
+    check_row,
+    lines_of,
+    part_name,
+    shard_of,
+    write,
+)
 from t5lite.commands.examples import check_output, is_table
-from t5lite.commands.placement import description
-from t5lite.commands.prompts import Prompts, given_options, open_generator, prompts_of
+from t5lite.commands.placement import add_model, description
+from t5lite.commands.processes import add_processes
+from t5lite.commands.prompts import (
+    Prompts,
+    add_answering,
+    given_options,
+    open_generator,
+    prompts_of,
+)
 from t5lite.commands.resumable import Resumable
 from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError, unknown
@@ -23,6 +39,37 @@ if TYPE_CHECKING:
     from t5lite.inference.options import Options
 
 _PROMPT_LENGTH = 32  # tokens that are given of a task's text without inputs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, what to answer, how, and where the answers go."""
+    parser.description = (
+        f"{parser.description}. Each line has `line`, `input` (its row) and `output`, or `error`; "
+        "a row's own `options` go before the flags'"
+    )
+    parser.epilog = (
+        "stopped or killed, the same command goes on where it was. Examples: t5lite infer "
+        "--model_dir=DIR --input_file=in.jsonl --output_file=out.jsonl; t5lite infer "
+        "--gin_file=run.gin --split=validation --output_file=out.jsonl"
+    )
+    add_model(parser, required=False)
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help=".jsonl, .tsv, .csv or .parquet with the columns of training, `inputs` or `text`, or "
+        "what --template names; or .txt, one text a line",
+    )
+    parser.add_argument(
+        "--output_file", required=True, metavar="FILE", help="FILE.jsonl; FILE.jsonl.part meanwhile"
+    )
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="instead of a file, of the data of --gin_file's run (validation)",
+    )
+    add_shard(parser)
+    add_answering(parser)
+    add_processes(parser)
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:

@@ -8,6 +8,32 @@ if TYPE_CHECKING:
     from t5lite.inference import Loaded
 
 
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Declares the model, its dtypes and its layout."""
+    parser.add_argument(
+        "--model_dir",
+        required=required,
+        metavar="DIR",
+        help="where the model was trained, or any folder that t5lite.load opens",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the parameters (as they are stored)",
+    )
+    parser.add_argument(
+        "--compute_dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the activations (float32)",
+    )
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="how parameters are sharded: a fragment of gin/partitioning, such as fsdp, or the "
+        "path of a gin file (a whole copy on each device)",
+    )
+
+
 def description(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the dtypes and the mesh by name: numbers depend on them, if only by rounding."""
     mesh = None if arguments.layout is None else dict(arguments.layout.mesh)

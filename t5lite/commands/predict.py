@@ -11,6 +11,7 @@ from t5lite.commands.batch_job import (
     Job,
     Lines,
     Totals,
+    add_shard,
     check_row,
     lines_of,
     part_name,
@@ -18,7 +19,8 @@ from t5lite.commands.batch_job import (
     write,
 )
 from t5lite.commands.examples import answered, check_output, is_table, write_line
-from t5lite.commands.placement import description, placed
+from t5lite.commands.placement import add_model, description, placed
+from t5lite.commands.processes import add_processes
 from t5lite.commands.prompts import say_template
 from t5lite.commands.resumable import Resumable
 from t5lite.data.files.readers import Line, Row
@@ -30,6 +32,71 @@ if TYPE_CHECKING:
     from t5lite.inference.predictions import Prediction
 
 _OPTIONS = ("head", "top_k", "max_length", "template", "aggregation", "max_answer_length")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, what to ask its head, and where the predictions go."""
+    parser.description = (
+        f"{parser.description}. A JSON line for each text has `line`, `input` and what the head "
+        "says: `label` and `classes` with probabilities; `value` or `values`; `text` and `spans` "
+        "with `tag`, `start` and `end` in characters; `answer`, `start`, `end` and `answers`; or "
+        "`error`. Longer texts than those of training lose their end: `num_cut` tokens"
+    )
+    parser.epilog = (
+        "with --output_file, stopped or killed, the same command goes on where it was. Examples: "
+        't5lite predict --model_dir=runs/classify_csv "Return a random float."; t5lite predict '
+        "--model_dir=DIR --input_file=in.csv --output_file=out.jsonl"
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
+    add_model(parser)
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help=".jsonl, .tsv, .csv or .parquet with the columns of training, or `inputs` or `text` "
+        "(`question` and `context`, `text` and `text_pair` for pairs); or .txt, one text a line",
+    )
+    parser.add_argument(
+        "--output_file", metavar="FILE", help="FILE.jsonl; FILE.jsonl.part meanwhile (stdout)"
+    )
+    add_shard(parser)
+    parser.add_argument(
+        "--head",
+        choices=("classification", "regression", "token_labels", "spans"),
+        help="of a model with several",
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=5, metavar="K", help="most classes, or answers (5)"
+    )
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help='makes texts of columns: "{title}. {body}"; {text} is a plain line or a TEXT (of '
+        "rows, as in training; else of `inputs` or `text`). Its last slot holds answers",
+    )
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        metavar="N",
+        help="most tokens of a text (as in training; else the model's positions)",
+    )
+    parser.add_argument(
+        "--aggregation",
+        choices=("first", "simple"),
+        default="first",
+        help="tags are those of a word's first token, or of every token by itself (first)",
+    )
+    parser.add_argument(
+        "--max_answer_length", type=int, default=30, metavar="N", help="most tokens of one (30)"
+    )
+    parser.add_argument(
+        "--no_answer",
+        action=argparse.BooleanOptionalAction,
+        help="whether an answer may be missing (if it may in training)",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
+    )
+    add_processes(parser)
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:

@@ -176,3 +176,56 @@ def open_generator(
         draft=draft if draft in (None, "prompt") else placed(arguments, draft, devices=devices),
         draft_length=4 if arguments.draft_length is None else arguments.draft_length,
     )
+
+
+def add_answering(parser: argparse.ArgumentParser) -> None:
+    """Declares what texts are made of, and how they are answered."""
+    for name, rule in FLAGS.items():
+        parser.add_argument(
+            f"--{name}",
+            type=rule.parse,
+            metavar=None if rule.names else rule.metavar,
+            choices=tuple(rule.names) or None,
+            action="append" if rule.repeatable or rule.weighted else "store",
+            default=argparse.SUPPRESS,
+            help=rule.help,
+        )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
+    )
+    parser.add_argument(
+        "--fill", action="store_true", help="answer with the texts, their gaps filled in"
+    )
+    parser.add_argument(
+        "--prompt",
+        choices=("inputs", "continue", "prefix"),
+        help="what a text is to the model: inputs to answer, a beginning to continue, or one that "
+        "is seen in both directions (as it was trained; else inputs, of decoders continue)",
+    )
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long for the model"
+    )
+    parser.add_argument(
+        "--draft",
+        metavar="DIR",
+        help="a smaller model of the same vocabulary that proposes tokens; or `prompt`: they are "
+        "looked up in the text and the answer",
+    )
+    parser.add_argument(
+        "--draft_length", type=int, metavar="N", help="tokens proposed at a time (4)"
+    )
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help='makes texts of columns: "question: {question}"; {text} is a plain line or a TEXT (of '
+        "rows, as in training; else of `inputs` or `text`)",
+    )
+    parser.add_argument(
+        "--examples",
+        metavar="FILE",
+        help="rows with `targets` or `answer` too, for the template's slot {shots}: told as what "
+        "stands behind it, each with its answer, an empty line between them",
+    )
+    parser.add_argument(
+        "--shots", type=int, metavar="N", help="how many of --examples a text gets; not itself"
+    )

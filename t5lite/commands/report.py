@@ -5,20 +5,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from etils import epath
-
 from t5lite.errors import InputError
-from t5lite.reporting.files import replace_text
-from t5lite.reporting.report import is_report, read_record, render
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from t5lite.configuration import Configuration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares which runs, and where the page goes."""
+    parser.epilog = "example: t5lite report runs/small runs/large --output=compared.html"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder (its MODEL_DIR)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="where the page goes (RUN/report.html; of several runs, report.html here)",
+    )
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Draws the page and prints where it is."""
     if configuration.source.bindings or configuration.source.macros:
         raise InputError("report reads no gin configuration; name the runs' folders")
+
+    from t5lite.reporting.files import replace_text
+    from t5lite.reporting.report import read_record, render
+
     output = target(arguments.runs, arguments.output)
     names = names_of(arguments.runs)
     records = [
@@ -35,12 +48,16 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     print(output)
 
 
-def target(runs: Sequence[str], output: str | None) -> epath.Path:
+def target(runs: Sequence[str], output: str | None) -> "epath.Path":
     """Returns where the page goes: by default into the run's folder, of several into this one.
 
     Raises:
       InputError: if it is a folder, or a file that is no report.
     """
+    from etils import epath
+
+    from t5lite.reporting.report import is_report
+
     if output is None:
         output = "report.html" if len(runs) > 1 else f"{runs[0]}/report.html"
     path = epath.Path(output).expanduser()

@@ -15,15 +15,58 @@ from t5lite.commands.examples import (
     output,
     write_line,
 )
-from t5lite.commands.placement import placed
+from t5lite.commands.placement import add_model, placed
 from t5lite.data.files.readers import Line, Row
 from t5lite.data.input_format import InputFormat, text_in
 from t5lite.errors import InputError
-from t5lite.reporting.bars import Bar
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
     from t5lite.inference.scoring import Score
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what to load, what to score, and how."""
+    parser.description = f"{parser.description}; a JSON line for each"
+    parser.epilog = 'example: t5lite score --model_dir=DIR "2 + 2 =" --targets " 4" --targets " 5"'
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="one text each, in quotes")
+    add_model(parser)
+    parser.add_argument(
+        "--input_file",
+        metavar="FILE",
+        help=".jsonl, .tsv, .csv or .parquet with `text`, or `inputs` and `targets`; or .txt, one "
+        "text a line",
+    )
+    parser.add_argument(
+        "--targets",
+        action="append",
+        metavar="TEXT",
+        help="what is scored, given TEXT; repeatable. Encoder-decoders need it",
+    )
+    parser.add_argument(
+        "--per_token", action="store_true", help="write each piece and its log-probability too"
+    )
+    parser.add_argument(
+        "--output_file", metavar="FILE", help="FILE.jsonl, written whole or not at all (stdout)"
+    )
+    parser.add_argument(
+        "--prompt",
+        choices=("inputs", "continue", "prefix"),
+        help="what a text with a target is to the model: inputs that it answers, a beginning that "
+        "it continues, or one that is seen in both directions (as it was trained; else inputs, of "
+        "decoders continue)",
+    )
+    parser.add_argument(
+        "--eos",
+        action=argparse.BooleanOptionalAction,
+        help="whether the end behind a target or a text is scored too (of answers to inputs)",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="most rows at once (32)"
+    )
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long for the model"
+    )
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
@@ -35,6 +78,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
     from t5lite.inference.batching import check_count
     from t5lite.inference.scoring import Scorer
+    from t5lite.reporting.bars import Bar
 
     check_count("--batch_size", arguments.batch_size)
     totals, failures = Totals(), Failures()

@@ -3,15 +3,23 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from t5lite.experiment import train
-from t5lite.training.notices import leaving_at_once
+from t5lite.commands.processes import add_processes
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares only the processes: all of training is gin bindings."""
+    add_processes(parser)
+
+
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Calls `train` with the configuration's bindings."""
     del arguments
+
+    from t5lite.experiment import train
+    from t5lite.training.notices import leaving_at_once
+
     with leaving_at_once():
         configuration.call(train, operative_config=configuration.operative_config)

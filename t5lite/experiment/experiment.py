@@ -19,7 +19,6 @@ from t5lite.experiment.changes import changes
 from t5lite.experiment.cost import num_places, step_flops
 from t5lite.experiment.cuts import count_cuts
 from t5lite.experiment.description import headline, named_shapes, versions
-from t5lite.experiment.memory import Footprint
 from t5lite.experiment.preview import example_texts
 from t5lite.experiment.run_end import end_text
 from t5lite.experiment.run_folder import (
@@ -43,6 +42,7 @@ from t5lite.interop.prompts import prompts_of
 from t5lite.models import ComputeSpec, Model, ModelSpec
 from t5lite.objectives import bind
 from t5lite.parallel import Layout, gather, make_mesh, noted
+from t5lite.planning.footprint import Footprint
 from t5lite.reporting import JsonLines, Meter, Progress, Report, TensorBoard, Writer, peak_flops
 from t5lite.training import (
     Callback,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from t5lite.commands.evaluate import evaluate
 from t5lite.data import ArrayData, Bytes
 from t5lite.evaluation import HeldOut
+from t5lite.experiment.evaluation import evaluate
 from t5lite.main import main
 from t5lite.models import override
 from t5lite.objectives import Seq2Seq

@@ -20,7 +20,8 @@ import pytest
 from small_folders import add_tokenizer, copied
 
 import t5lite
-from t5lite.commands import flags, session
+from t5lite.commands import generate as generate_command
+from t5lite.commands import infer, session
 from t5lite.commands.prompts import given_options, prompts_of
 from t5lite.data.files.readers import Line
 from t5lite.errors import InputError
@@ -68,14 +69,14 @@ def one_line(texts):
 
 def parsed(verb, *arguments):
     parser = argparse.ArgumentParser()
-    getattr(flags, verb)(parser)
+    {"generate": generate_command, "infer": infer}[verb].add_arguments(parser)
     return parser.parse_args(["--model_dir=d", *arguments])
 
 
 @pytest.mark.parametrize("verb", ["generate", "infer"])
 def test_flags_are_the_options_table(verb):
     parser = argparse.ArgumentParser()
-    getattr(flags, verb)(parser)
+    {"generate": generate_command, "infer": infer}[verb].add_arguments(parser)
     actions = {action.dest: action for action in parser._actions}
     assert {*RULES} - {*actions} == {"logits_fn"}
     for name, rule in FLAGS.items():

@@ -16,13 +16,12 @@ import optax
 import pytest
 
 from t5lite import main
-from t5lite.commands import inspect
 from t5lite.commands.configured import experiment_of
-from t5lite.commands.inspect import _rates
 from t5lite.data import ArrayData, Bytes
 from t5lite.data.labels import save_labels
 from t5lite.errors import InputError
-from t5lite.experiment import Experiment
+from t5lite.experiment import Experiment, inspection
+from t5lite.experiment.inspection import _rates
 from t5lite.experiment.preview import batch_lines, look
 from t5lite.experiment.tree import bytes_of, parameter_lines
 from t5lite.models import Model, forward_flops, override, preset, save_spec
@@ -66,7 +65,7 @@ def arguments(tmp_path, **options):
 
 
 def report(*, examples=5, split="train", **given):
-    return inspect.report(Experiment(**given), examples=examples, split=split)
+    return inspection.report(Experiment(**given), examples=examples, split=split)
 
 
 def section(text, title):

@@ -10,7 +10,6 @@ from saved_models import save_model
 
 import t5lite
 from t5lite import interop
-from t5lite.commands.evaluate import evaluate
 from t5lite.data import (
     Bytes,
     Class,
@@ -24,6 +23,7 @@ from t5lite.data import (
 from t5lite.data.labels import check_labels, load_labels, save_labels
 from t5lite.errors import InputError
 from t5lite.evaluation import HeldOut
+from t5lite.experiment.evaluation import evaluate
 from t5lite.experiment.preview import example_texts
 from t5lite.experiment.run_folder import check_described
 from t5lite.experiment.start import plan_start

@@ -11,13 +11,13 @@ import t5lite
 from t5lite import configuration
 from t5lite.configuration.unused import check_used
 from t5lite.errors import InputError, RunError
-from t5lite.experiment import memory
-from t5lite.experiment.memory import Footprint
 from t5lite.models import ComputeSpec
 from t5lite.optimizers import AdamW
 from t5lite.parallel import Layout
 from t5lite.planning import Room, device_bytes, step_memory
+from t5lite.planning import footprint as memory
 from t5lite.planning import room as room_here
+from t5lite.planning.footprint import Footprint
 from t5lite.planning.room import host_bytes
 from t5lite.text import in_bytes
 from t5lite.training import Update

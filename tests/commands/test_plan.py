@@ -1,6 +1,5 @@
 """`t5lite plan`: what it prints and writes, and what it says when something is wrong."""
 
-import argparse
 import importlib.util
 import json
 import sys
@@ -9,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from t5lite.commands import plan, plan_search
 from t5lite.main import main
-from t5lite.planning import Slice, Variation
+from t5lite.planning import Slice, Variation, trials
+from t5lite.planning.sandbox import Sandbox
 
 libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
@@ -159,13 +158,8 @@ def test_without_libtpu_a_line_says_how_to_install_it(monkeypatch: Any, capsys: 
     assert "pip install 't5lite[tpu]'" in capsys.readouterr().err
 
 
-def compilation(program: str) -> plan._Compilation:
-    arguments = argparse.Namespace(
-        gin_file=[], gin_search_paths=[], bindings=[], topology="v5e:2x2", num_slices=1
-    )
-    made = plan._Compilation(arguments)
-    made._command = [sys.executable, "-c", program]
-    return made
+def compilation(program: str) -> Sandbox:
+    return Sandbox([sys.executable, "-c", program])
 
 
 def test_a_compiler_that_aborts_is_reported() -> None:
@@ -219,7 +213,7 @@ def test_a_search_carries_on_after_what_aborts_or_does_not_fit(capsys: Any) -> N
         tried.append(changes)
         return next(answers)
 
-    found = plan_search._try_all(order, Slice.parse("v5e:2x2"), compile_, seconds=1000)
+    found = trials.try_all(order, Slice.parse("v5e:2x2"), compile_, seconds=1000)
     assert [changes.get("remat") for changes in tried] == [None, "minimal", "none", "full", "full"]
     assert [each["estimate"]["step"] for each in found["plans"]] == [0.4, 0.5, 0.6]
     assert found["plans"][-1]["flags"] == []
@@ -242,7 +236,7 @@ def test_a_search_that_is_interrupted_keeps_what_is_done(capsys: Any) -> None:
             raise KeyboardInterrupt
         return dict(done)
 
-    found = plan_search._try_all(order, Slice.parse("v5e:2x2"), compile_, seconds=1000)
+    found = trials.try_all(order, Slice.parse("v5e:2x2"), compile_, seconds=1000)
     assert len(found["plans"]) == 2
     assert found["left_out"] == {"not tried, interrupted": 2}
     text = capsys.readouterr().out

@@ -16,10 +16,10 @@ import pytest
 from saved_models import save_model
 
 import t5lite
-from t5lite.commands.evaluate import evaluate
 from t5lite.data import Bytes, Class, FileData
 from t5lite.data.input_format import InputFormat
 from t5lite.evaluation import HeldOut
+from t5lite.experiment.evaluation import evaluate
 from t5lite.inference.predict import Predictor
 from t5lite.layers import ClassificationHeadSpec, SpansHeadSpec
 from t5lite.main import main

@@ -9,11 +9,11 @@ import pytest
 from tiny_runs import SPEC, train
 
 import t5lite
-from t5lite.commands.evaluate import evaluate
 from t5lite.data import TaskData
 from t5lite.data.tasks.metric_tasks import MetricExamples
 from t5lite.errors import InputError
 from t5lite.evaluation import SeqioMetrics
+from t5lite.experiment.evaluation import evaluate
 from t5lite.models import override
 from t5lite.objectives import Seq2Seq, SpanCorruption
 

@@ -1,12 +1,12 @@
 """The end of a run names what to do next: commands that exist, as the trained head needs them."""
 
 import argparse
+import importlib
 import shlex
 import types
 
 import pytest
 
-from t5lite.commands import flags
 from t5lite.data import Bytes
 from t5lite.experiment.run_end import end_text
 from t5lite.objectives import (
@@ -58,11 +58,10 @@ def test_the_head_decides_the_first_command(tmp_path, objective, topology, verb,
     ]
     assert shlex.join(commands[0]).endswith(hint)
     for _, name, *arguments in commands:
-        if declare := getattr(flags, name, None):
-            parser = argparse.ArgumentParser()
-            parser.add_argument("--gin_file")
-            declare(parser)
-            parser.parse_args(arguments)
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--gin_file")
+        importlib.import_module(f"t5lite.commands.{name}").add_arguments(parser)
+        parser.parse_args(arguments)
 
 
 def test_what_is_not_there_is_not_named(tmp_path):

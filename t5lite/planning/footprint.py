@@ -10,16 +10,9 @@ import jax
 from t5lite.errors import InputError, RunError
 from t5lite.models import ComputeSpec, ModelSpec
 from t5lite.parallel import Layout
-from t5lite.planning import (
-    DoesNotFit,
-    Room,
-    device_bytes,
-    does_not_fit,
-    least_bytes,
-    own_rows,
-    room,
-    step_memory,
-)
+from t5lite.planning.compiled import DoesNotFit, device_bytes, does_not_fit, step_memory
+from t5lite.planning.room import Room, room
+from t5lite.planning.search import least_bytes, own_rows
 from t5lite.text import in_bytes, wrapped
 from t5lite.training import Program, Update
 

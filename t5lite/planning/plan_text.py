@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t5lite.planning import Slice
+from t5lite.planning.topology import Slice
 from t5lite.text import in_bytes, in_flops, table, titled, wrapped
 
 _MOST_PROCESSES = 8  # whose rows are shown

@@ -1,4 +1,4 @@
-"""A search of `t5lite plan`: variations of a run, compiled one by one, and ranked."""
+"""Trials of a search: variations of a run, compiled one by one and ranked."""
 
 import collections
 import dataclasses
@@ -7,13 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from t5lite.commands.plan_text import excess
 from t5lite.errors import InputError
-from t5lite.experiment import Experiment
-from t5lite.experiment.cost import step_flops
-from t5lite.experiment.memory import stream_bytes
-from t5lite.parallel import Layout
-from t5lite.planning import Slice, Variation, abstract, candidates, meshes
+from t5lite.planning.plan_text import excess
+from t5lite.planning.search import Variation
+from t5lite.planning.topology import Slice
 from t5lite.text import in_bytes, table
 
 _MIN_SECONDS = 20  # a compilation that would have less time is not begun
@@ -22,50 +19,7 @@ _MIN_SECONDS = 20  # a compilation that would have less time is not begun
 Compile = Callable[..., dict[str, Any]]
 
 
-def search(
-    experiment: Experiment, on: Slice, compile_: Compile, *, minutes: float
-) -> dict[str, Any]:
-    """Compiles variations of a run, the most promising first, as long as there is time.
-
-    Args:
-      experiment: the run.
-      on: the slices.
-      compile_: compiles one.
-      minutes: for all of it.
-
-    Returns:
-      `plans`, the fastest first; `did_not_fit`; `left_out`, how many for which reason; and
-      `cannot_fit`, how many were not tried because of their state's size alone.
-    """
-    layout: Layout = experiment.layout
-    kept = {axis: size for axis, size in layout.mesh.items() if axis in ("seq", "expert")}
-
-    def program(mesh: Sequence[tuple[str, int]]) -> Any:
-        varied = dataclasses.replace(
-            experiment,
-            layout=dataclasses.replace(layout, mesh=dict(mesh)),
-            update=dataclasses.replace(experiment.update, num_microbatches=1),
-        )
-        return varied.program(abstract(mesh))
-
-    batch = experiment.data.batch_shapes(experiment.bound)
-    stream = stream_bytes(experiment.spec, experiment.compute, batch)
-    devices = on.num_chips * on.chip.devices
-    order, cannot = candidates(
-        program,
-        list(meshes(devices, kept=kept, slices=layout.slices or {})),
-        on=on,
-        stream=stream,
-        flops=step_flops(experiment.spec, experiment.bound, batch),
-    )
-    print(
-        f"the run as it is, then {len(order)} variations to try within {minutes:g} minutes, the "
-        f"most promising first; {cannot} cannot fit\n"
-    )
-    return _try_all(order, on, compile_, seconds=60 * minutes) | {"cannot_fit": cannot}
-
-
-def _try_all(
+def try_all(
     order: Sequence[Variation], on: Slice, compile_: Compile, *, seconds: float
 ) -> dict[str, Any]:
     """Compiles a run as it is configured, and then its variations, and prints what fits.

@@ -1,0 +1,155 @@
+"""A run compiled for a slice that is not here, and variations of it."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5lite.experiment.cost import step_flops
+from t5lite.experiment.experiment import Experiment
+from t5lite.experiment.step_facts import facts
+from t5lite.parallel import make_mesh, process_rows
+from t5lite.planning import (
+    DoesNotFit,
+    Slice,
+    abstract,
+    candidates,
+    compile_step,
+    estimate,
+    meshes,
+)
+from t5lite.planning.footprint import savings, stream_bytes
+from t5lite.planning.trials import Compile, try_all
+from t5lite.training import process_shards
+
+
+def compile_for(experiment: Experiment, on: Slice, *, tell: Callable[..., None]) -> None:
+    """Compiles a run's step.
+
+    Args:
+      experiment: the run.
+      on: the slices to compile for.
+      tell: is called with `stage=`, for each stage, and with `found=`, a plan as JSON has it.
+    """
+    mesh = make_mesh(experiment.layout, on.devices())
+    program = experiment.program(mesh)
+    places = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    found = facts(experiment, program, mesh) | {
+        "topology": f"{on.kind}:{on.shape}",
+        "num_slices": on.num_slices,
+        "chips": on.num_chips,
+        "hbm": on.chip.hbm / on.chip.devices,
+        "processes": _reading(experiment, mesh),
+    }
+    try:
+        compiled, _ = compile_step(
+            program,
+            slice_of=places if on.num_slices > 1 else None,
+            stage=lambda name: tell(stage=name),
+        )
+    except DoesNotFit as error:
+        found |= {
+            "fits": False,
+            "needed": error.needed,
+            "available": error.available,
+            "compiler": str(error),
+            "advice": list(_advice(experiment, program, on, error.needed, error.available)),
+        }
+        return tell(found=found)
+    estimates = estimate(
+        compiled, on, flops=found["flops_per_step"], tokens=found["tokens_per_step"]
+    )
+    found |= {"fits": True, "estimate": dict(estimates), **dataclasses.asdict(compiled)}
+    return tell(found=found)
+
+
+def _reading(experiment: Experiment, mesh: Any) -> list[dict[str, Any]]:
+    """Returns what each process reads: rows of a batch and their shards, as runs [start, stop).
+
+    Raises:
+      InputError: if a process's devices do not hold whole shards.
+    """
+    rows = process_rows(experiment.layout, mesh, experiment.data.batch_size)
+    shards = process_shards(experiment.data, experiment.layout, mesh)
+    return [{"rows": _runs(rows[process]), "shards": _runs(shards[process])} for process in rows]
+
+
+def _runs(numbers: np.ndarray | Sequence[int]) -> list[list[int]]:
+    numbers = np.asarray(numbers)
+    parts = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return [[int(part[0]), int(part[-1]) + 1] for part in parts]
+
+
+def _advice(
+    experiment: Experiment,
+    program: Any,
+    on: Slice,
+    needed: float | None,
+    available: float | None,
+) -> Iterator[str]:
+    """Yields what would need less memory and is not done yet, the cheapest first."""
+    yield from savings(
+        program,
+        compute=experiment.compute,
+        update=experiment.update,
+        layout=experiment.layout,
+        optimizer=experiment.optimizer,
+        bytes_here=on.chip.hbm / on.chip.devices,
+    )
+    if needed and available:  # most of it is spread over the devices
+        chips = on.num_chips * needed / available
+        larger = (dataclasses.replace(on, shape=shape) for shape in on.chip.shapes)
+        enough = next((slice_ for slice_ in larger if slice_.num_chips >= chips), None)
+        if enough:
+            yield f"a larger slice: --topology={enough.kind}:{enough.shape}, about"
+
+
+def varied(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    """Returns a run with what a search changes: `mesh`, `remat` and `num_microbatches`."""
+    return dataclasses.replace(
+        experiment,
+        layout=dataclasses.replace(experiment.layout, mesh=changes["mesh"]),
+        compute=dataclasses.replace(experiment.compute, remat=changes["remat"]),
+        update=dataclasses.replace(experiment.update, num_microbatches=changes["num_microbatches"]),
+    )
+
+
+def search(
+    experiment: Experiment, on: Slice, compile_: Compile, *, minutes: float
+) -> dict[str, Any]:
+    """Compiles variations of a run, the most promising first, as long as there is time.
+
+    Args:
+      experiment: the run.
+      on: the slices.
+      compile_: compiles one.
+      minutes: for all of it.
+
+    Returns:
+      `plans`, the fastest first; `did_not_fit`; `left_out`, how many for which reason; and
+      `cannot_fit`, how many were not tried because of their state's size alone.
+    """
+    layout = experiment.layout
+    kept = {axis: size for axis, size in layout.mesh.items() if axis in ("seq", "expert")}
+
+    def program(mesh: Sequence[tuple[str, int]]) -> Any:
+        remat = experiment.compute.remat
+        changes = {"mesh": dict(mesh), "remat": remat, "num_microbatches": 1}
+        return varied(experiment, changes).program(abstract(mesh))
+
+    batch = experiment.data.batch_shapes(experiment.bound)
+    stream = stream_bytes(experiment.spec, experiment.compute, batch)
+    devices = on.num_chips * on.chip.devices
+    order, cannot = candidates(
+        program,
+        list(meshes(devices, kept=kept, slices=layout.slices or {})),
+        on=on,
+        stream=stream,
+        flops=step_flops(experiment.spec, experiment.bound, batch),
+    )
+    print(
+        f"the run as it is, then {len(order)} variations to try within {minutes:g} minutes, the "
+        f"most promising first; {cannot} cannot fit\n"
+    )
+    return try_all(order, on, compile_, seconds=60 * minutes) | {"cannot_fit": cannot}

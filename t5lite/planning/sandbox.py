@@ -1,0 +1,137 @@
+"""A compilation in a process of its own, which may abort or be given up without ending this one."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from t5lite.errors import InputError
+from t5lite.planning.topology import ENVIRONMENT
+from t5lite.text import WIDTH
+
+_KEPT_LINES = 6  # of what a compiler said before it ended
+
+
+def channel() -> Callable[..., None]:
+    """Returns what prints an event, a line of JSON, for the process that started this one.
+
+    Libraries may print as well: they get standard error from now on.
+    """
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return lambda **event: print(json.dumps(event), file=stream, flush=True)
+
+
+class Sandbox:
+    """Compiles a run's step in a process of its own.
+
+    Args:
+      command: of the process; `--worker=` and the changes, as JSON, are added to it.
+    """
+
+    def __init__(self, command: Sequence[str]):
+        self._command = command
+
+    def __call__(
+        self, changes: Mapping[str, Any], *, title: str, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Returns what was found; `aborted` says why there is nothing.
+
+        Args:
+          changes: mesh, remat and num_microbatches instead of the run's; empty for the run itself.
+          title: of the line that shows how long it takes.
+          seconds: after which it is given up.
+
+        Raises:
+          InputError: for what the user can fix.
+        """
+        command = [*self._command, f"--worker={json.dumps(changes)}"]
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                env={**os.environ, **ENVIRONMENT},
+            )
+            late = threading.Event()  # a timer's own `finished` is also set by cancelling it
+
+            def give_up() -> None:
+                late.set()
+                process.kill()
+
+            timer = threading.Timer(seconds, give_up) if seconds else None
+            try:
+                if timer:
+                    timer.start()
+                assert process.stdout is not None
+                with process.stdout:
+                    found = _last_found(process.stdout, title)
+                code = process.wait()
+            finally:
+                if timer:
+                    timer.cancel()
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+            said.seek(0)
+            lines = said.read().splitlines()
+        if found is not None:
+            return found
+        if late.is_set() and code < 0:
+            return {"aborted": f"not finished within {seconds:.0f} s"}
+        ours = [at for at, line in enumerate(lines) if line.startswith("t5lite: ")]
+        if ours:
+            message = "\n".join(lines[ours[-1] :]).removeprefix("t5lite: ")
+            raise InputError(message) if code == 2 else RuntimeError(message)
+        kept = [line for line in lines if line.strip()][-_KEPT_LINES:]
+        end = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return {"aborted": f"the compiler ended {end}", "said": kept}
+
+
+def _last_found(stream: Any, title: str) -> dict[str, Any] | None:
+    """Reads a compilation's events, and shows the stage and the time while it waits."""
+    found = None
+    with _clock(title) as show:
+        for line in stream:
+            event = json.loads(line)
+            show(event.get("stage", ""))
+            found = event.get("found", found)
+    return found
+
+
+@contextlib.contextmanager
+def _clock(title: str) -> Iterator[Any]:
+    """Shows a line with a stage and the seconds gone, where somebody looks."""
+    state, done = {"stage": "starting"}, threading.Event()
+    start = time.monotonic()
+    live = sys.stderr.isatty()
+
+    def tick() -> None:
+        while not done.wait(0.5):
+            line = f"{title}: {state['stage']}, {time.monotonic() - start:.0f} s"
+            print(f"\r\033[K{line[: WIDTH + 2]}", end="", file=sys.stderr, flush=True)
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    if live:
+        ticking.start()
+
+    def show(stage: str) -> None:
+        if stage:
+            state["stage"] = stage
+            if not live:
+                print(f"{title}: {stage}", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        done.set()
+        if live:
+            ticking.join()
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
