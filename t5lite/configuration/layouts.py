@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import t5lite
 from t5lite.configuration.binding import parse
 from t5lite.configuration.source import carried, find
 from t5lite.errors import InputError, unknown
@@ -26,12 +25,14 @@ def layout_of(name: str, search_paths: Sequence[str] = ()) -> "Layout":
     Raises:
       InputError: no such fragment, or one that binds no layout.
     """
+    from t5lite.experiment import train
+
     path = name if name.endswith(".gin") else f"gin/{_FOLDER}/{name}.gin"
     if find(path, search_paths) is None:
         roots = [root / _FOLDER for root in carried("gin")]
         known = [file.stem for root in roots for file in root.glob("*.gin")]
         raise unknown("layout", name, known, field="layout")
-    bound = parse([path], search_paths=search_paths).bindings_of(t5lite.train)
+    bound = parse([path], search_paths=search_paths).bindings_of(train)
     if "layout" not in bound:
         raise InputError(f"--layout={name}: {path} binds no t5lite.train.layout", field="layout")
     return bound["layout"]

@@ -25,6 +25,7 @@ from t5lite.parallel import Layout, check_batch, make_mesh
 from t5lite.text import metric_lines
 from t5lite.training import Callback, Checkpoints, Run, Stop, TrainState, process_shards
 from t5lite.training.restore import absolute, saved_steps
+from t5lite.training.state import frozen_of
 
 _CHECKED = 1024  # examples, for texts that are cut
 _READABLE = 40  # characters of a data set's name in that of a file
@@ -170,7 +171,7 @@ def state_of(loaded: Loaded) -> TrainState:
     return TrainState(
         step=jax.numpy.int32(loaded.step),
         params=loaded.params,
-        frozen={},
+        frozen=frozen_of(),
         opt_state={},
         rng=jax.random.key_data(jax.random.key(0)),
         extra={},
