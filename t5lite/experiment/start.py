@@ -17,7 +17,7 @@ from t5lite.experiment.run_folder import check_described
 from t5lite.interop import Opened, open_model
 from t5lite.interop.prompts import check_prompts, read_prompts
 from t5lite.models import Model, ModelSpec, differences, load_spec, named_spec
-from t5lite.training import Checkpoints, Program, TrainState
+from t5lite.training import Checkpoints, Program, TrainState, whole_params
 from t5lite.training.restore import (
     Rule,
     absolute,
@@ -89,14 +89,14 @@ class Start:
 
     def state(self, program: Program, *, seed: int) -> TrainState:
         """Returns the first state of a run, its parameters read straight into their shards."""
-        wanted = named(program.state.params)
+        wanted = named(program.params)
         values: dict[str, Any] = {}
         if self.fresh:
-            drawn = named(program.init(seed).params)
+            drawn = named(whole_params(program.init(seed), program.tuning))
             values = {name: drawn[name] for name in self.fresh}
             del drawn  # before the folder's are read
         values |= self._read(wanted)
-        structure = jax.tree.structure(program.state.params)
+        structure = jax.tree.structure(program.params)
         params = jax.tree.unflatten(structure, [values[name] for name in wanted])
         return program.start_from(params, seed)
 

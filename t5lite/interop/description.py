@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from t5lite.data import Vocabulary, load_vocabulary
 from t5lite.data.input_format import InputFormat, load_input_format, save_input_format
 from t5lite.data.labels import Labels, load_labels, save_labels
-from t5lite.data.paths import as_path, write_whole
+from t5lite.data.paths import as_path
 from t5lite.errors import InputError
 from t5lite.interop.embedding_defaults import EmbeddingDefaults, read_embedding, save_embedding
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults, save_defaults
@@ -19,8 +18,10 @@ from t5lite.interop.origin import Origin, keep, kept
 from t5lite.interop.prompts import read_prompts, save_prompts
 from t5lite.models import ModelSpec, load_spec, save_spec
 from t5lite.objectives import Prompts
+from t5lite.training.tuning import FILE as TUNING
+from t5lite.training.tuning import Everything, Tuning, read_tuning, write_tuning
 
-MODEL, VOCABULARY, TUNING = "model.json", "vocabulary", "tuning.json"
+MODEL, VOCABULARY = "model.json", "vocabulary"
 # Names of the files and folders that `Description.write` writes.
 FILES = (
     *(MODEL, VOCABULARY, "labels.json", "prompts.json", "inputs.json", "generation_config.json"),
@@ -41,8 +42,7 @@ class Description:
       generation: default generation options, `generation_config.json`; None for none.
       embedding: default embedding options, `embedding.json`; None for none.
       origin: the files of the Hugging Face folder that the model comes from, `origin/`.
-      tuning: `Tuning.to_json()` of a run that trains a part of its parameters, `tuning.json`; None
-        for all of them.
+      tuning: which parameters the run trains, `tuning.json`.
     """
 
     spec: ModelSpec
@@ -53,7 +53,7 @@ class Description:
     generation: GenerationDefaults | None = None
     embedding: EmbeddingDefaults | None = None
     origin: Origin | None = None
-    tuning: Mapping[str, Any] | None = None
+    tuning: Tuning = Everything()
 
     def replace(self, **changes: Any) -> "Description":
         """Returns a copy with some attributes changed."""
@@ -83,7 +83,7 @@ class Description:
             generation=None if spec.decoder is None else read_defaults(folder),
             embedding=read_embedding(folder),
             origin=kept(folder),
-            tuning=_read_tuning(root / TUNING),
+            tuning=read_tuning(str(root)),
         )
 
     def write(self, folder: Any) -> None:
@@ -105,20 +105,8 @@ class Description:
         save_defaults(folder, self.generation)
         save_embedding(folder, self.embedding)
         keep(folder, self.origin)
-        if self.tuning is not None and _read_tuning(root / TUNING) != self.tuning:
-            write_whole(root / TUNING, (json.dumps(self.tuning, indent=2) + "\n").encode())
+        if read_tuning(str(root)) != self.tuning:
+            write_tuning(str(root), self.tuning)
         path = root / MODEL
         if not path.exists() or json.loads(path.read_text()).get("model") != self.spec.to_json():
             save_spec(str(path), self.spec)
-
-
-def _read_tuning(path: Any) -> Mapping[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {str(error)[:80]}; restore it") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it must hold a JSON object; restore it")
-    return content

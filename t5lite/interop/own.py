@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -26,6 +27,10 @@ from t5lite.training.restore import (
     saved_arrays,
     saved_steps,
 )
+from t5lite.training.tuning import FILE as TUNING
+from t5lite.training.tuning import Everything, Tuning, nest
+
+_AVERAGE = "extra/ema"
 
 
 class Located(NamedTuple):
@@ -115,35 +120,68 @@ class OwnCheckpoint(Opened):
 
     def shapes(self, model: Model) -> dict[str, Any]:
         """Returns shapes and stored dtypes, having checked the names; see `Opened`."""
-        prefix, saved = self._stored()
-        stored = {name.removeprefix(prefix): leaf for name, leaf in saved.items()}
+        stored = self._stored()
+        wanted = self._split(named(model.shapes()))
         with self._described():
-            match(named(model.shapes()), stored, (), where=self.where)
-        return stored
+            for names, leaves in zip(wanted, stored, strict=True):
+                match(names, leaves, (), where=self.where)
+        return self._merge(*stored)
 
     def read(
         self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
     ) -> dict[str, Any]:
         """Reads parameters; see `Opened`. `progress` is not called: Orbax reads all at once."""
-        prefix, saved = self._stored()
-        unread = saved.keys() - {f"{prefix}{name}" for name in wanted}
-        mapping = [(None, re.escape(name.removeprefix(prefix))) for name in unread]
-        part = prefix.removesuffix("/")
+        parts = zip(self._parts(), self._split(wanted), self._stored(), strict=True)
+        values = self._merge(*(self._read(*part) for part in parts))
+        return {name: _placed(values[name], leaf.sharding) for name, leaf in wanted.items()}
+
+    def _read(
+        self, part: str, wanted: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Reads arrays of one part of the state."""
+        if not wanted:
+            return {}
+        unread = [(None, re.escape(name)) for name in stored.keys() - wanted.keys()]
         with self._described():
-            values = load_params(self.step_folder, dict(wanted), mapping=mapping, part=part).params
+            values = load_params(self.step_folder, dict(wanted), mapping=unread, part=part).params
         for name, array in values.items():
             if not leaf_is_finite(array):
-                self._raise_fault(f"{prefix}{name}", saved[f"{prefix}{name}"], array.dtype)
+                self._raise_fault(f"{part}/{name}", stored[name], array.dtype)
         return values
 
-    def _stored(self) -> tuple[str, dict[str, Any]]:
-        """Returns the prefix of the parameters' names in the state, and the arrays under it."""
-        everything = saved_arrays(self.step_folder)
-        for prefix in ("extra/ema/", "params/") if self.averaged else ("params/",):
-            saved = {name: leaf for name, leaf in everything.items() if name.startswith(prefix)}
-            if saved:
-                return prefix, saved
-        raise InputError(f"the checkpoint {self.step_folder} has no parameters")
+    def _parts(self) -> tuple[str, str]:
+        """Returns the parts of the state that hold the trained and the frozen parameters."""
+        averaged = self.averaged and any(name.startswith(f"{_AVERAGE}/") for name in self._saved)
+        return _AVERAGE if averaged else "params", "frozen/params"
+
+    def _stored(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
+        """Returns shapes and dtypes of the stored trained and frozen parameters, by name."""
+        return tuple(
+            {
+                name.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+                for name, leaf in self._saved.items()
+                if name.startswith(f"{part}/")
+            }
+            for part in self._parts()
+        )
+
+    @functools.cached_property
+    def _saved(self) -> dict[str, Any]:
+        return saved_arrays(self.step_folder)
+
+    @functools.cached_property
+    def _tuning(self) -> Tuning:
+        if self.description.tuning == Everything():
+            return self.description.tuning
+        model = Model(self.spec)
+        return self.description.tuning.bind(model.axes(), model.shapes())
+
+    def _split(self, leaves: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        trained, frozen = self._tuning.split(nest(leaves))
+        return named(trained), named(frozen)
+
+    def _merge(self, trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+        return named(self._tuning.merge(nest(trained), nest(frozen)))
 
     @contextlib.contextmanager
     def _described(self) -> Iterator[None]:
@@ -152,8 +190,9 @@ class OwnCheckpoint(Opened):
             yield
         except InputError as error:
             problem = "\n".join(str(error).splitlines()[1:3])
+            tuned = "" if self.description.tuning == Everything() else f", or {TUNING} beside it,"
             raise InputError(
-                f"{self.home / MODEL} does not describe the parameters in "
+                f"{self.home / MODEL}{tuned} does not describe the parameters in "
                 f"{self.step_folder}:\n{problem}"
             ) from error
 
@@ -163,3 +202,8 @@ class OwnCheckpoint(Opened):
         stored = read_arrays(self.step_folder, wanted)
         if (error := fault(stored.items(), dtype, where=self.where)) is not None:
             raise error
+
+
+def _placed(array: Any, sharding: Any) -> Any:
+    """Returns an array in its sharding, which layers merged into one array may have lost."""
+    return array if sharding is None else jax.device_put(array, sharding)
