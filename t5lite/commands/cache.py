@@ -9,6 +9,7 @@ from t5lite.errors import InputError
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
+    from t5lite.reporting.bars import Bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Writes the cache of what the configuration binds to `train`, and says how to use it."""
     from t5lite.commands.configured import experiment_of
     from t5lite.data.packed.writer import write_packed
+    from t5lite.reporting.bars import Bar
     from t5lite.training.claims import claimed
 
     experiment = experiment_of(configuration, model_dir=arguments.output, optimizer=None)
@@ -52,14 +54,14 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             f"elsewhere:    seqio.add_global_cache_dirs(['{arguments.output}'])"
         )
         return
-    with claimed(claims, name=arguments.output), _Bars("rows") as bars:
+    with claimed(claims, name=arguments.output), Bar(unit="rows") as bar:
         description = write_packed(
             experiment.data,
             experiment.bound,
             arguments.output,
             epochs=arguments.epochs,
             seed=experiment.seed,
-            progress=bars,
+            progress=_count(bar),
         )
     for split, passes in description["passes"].items():
         for each in passes:
@@ -75,6 +77,7 @@ def cache_tasks(data: Any, folder: str, *, seed: int = 0) -> None:
       InputError: if it reads none, or one that cannot be cached.
     """
     from t5lite.data.tasks.cache import write_seqio_cache
+    from t5lite.reporting.bars import Bar
 
     provider = getattr(data, "provider", None)
     if provider is None:
@@ -82,30 +85,17 @@ def cache_tasks(data: Any, folder: str, *, seed: int = 0) -> None:
             f"format = seqio: {type(data).__name__} reads no SeqIO task; use --format=packed"
         )
     for task in getattr(provider, "tasks", [provider]):
-        with _Bars("examples", of=task.name) as bars:
-            target = write_seqio_cache(task, folder, seed=seed, progress=bars)
+        with Bar(unit="examples") as bar:
+            progress = _count(bar, task.name)
+            target = write_seqio_cache(task, folder, seed=seed, progress=progress)
         print(f"{target}: {', '.join(task.splits)}")
 
 
-class _Bars:
-    """A counting bar for each split, one after the other, on standard error."""
+def _count(bar: "Bar", name: str = "") -> Callable[[str, int], None]:
+    """Returns a function that adds to the bar of a split."""
 
-    def __init__(self, unit: str, *, of: str = ""):
-        self._unit, self._of, self._split = unit, of, ""
-        self._bar: Any = None
+    def count(split: str, amount: int) -> None:
+        bar.section(f"{name} {split}".strip())
+        bar.add(amount)
 
-    def __enter__(self) -> Callable[[str, int], None]:
-        return self._count
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _count(self, split: str, number: int) -> None:
-        if split != self._split:
-            from tqdm import tqdm
-
-            self.__exit__()
-            self._split = split
-            self._bar = tqdm(desc=f"{self._of} {split}".strip(), unit=f" {self._unit}")
-        self._bar.update(number)
+    return count

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from t5lite.experiment.step_facts import facts
 from t5lite.parallel import batch_shardings, place
 from t5lite.planning import compile_step, measure
 from t5lite.planning.plan_text import collective_lines, memory_lines, run_lines
-from t5lite.reporting import peak_flops
+from t5lite.reporting import Bar, peak_flops
 from t5lite.text import in_bytes, in_flops, titled, wrapped
 
 
@@ -37,9 +36,11 @@ def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, A
         stack.callback(batches.close)
         if hasattr(batches, "keep_lengths"):
             batches.keep_lengths()  # one step is compiled, for whole rows
-        bar = stack.enter_context(_bar(warmup + 2 * steps))
-        compiled, step = compile_step(program, stage=bar.set_description)
-        bar.set_description("training")
+        total = warmup + 2 * steps
+        bar = Bar("compiling", unit="step", total=total, active=jax.process_index() == 0)
+        stack.callback(bar.close)
+        compiled, step = compile_step(program, stage=bar.rename)
+        bar.rename("training")
 
         def placed(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
             shapes = {name: rows.shape for name, rows in batch.items()}
@@ -53,7 +54,7 @@ def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, A
             placed,
             steps=steps,
             warmup=warmup,
-            done=bar.update,
+            done=bar.add,
         )
     about = facts(experiment, program, mesh)
     return {
@@ -66,15 +67,6 @@ def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, A
         "measured": dataclasses.asdict(measured) | measured.quartiles(),
         "versions": versions(),
     }
-
-
-@contextlib.contextmanager
-def _bar(total: int) -> Any:
-    from tqdm import tqdm
-
-    hidden = jax.process_index() != 0 or not sys.stderr.isatty()
-    with tqdm(total=total, disable=hidden, file=sys.stderr) as bar:
-        yield bar
 
 
 def _hbm() -> int | None:

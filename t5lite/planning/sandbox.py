@@ -1,19 +1,16 @@
 """A compilation in a process of its own, which may abort or be given up without ending this one."""
 
-import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from t5lite.errors import InputError
 from t5lite.planning.topology import ENVIRONMENT
-from t5lite.text import WIDTH
+from t5lite.reporting.bars import stages
 
 _KEPT_LINES = 6  # of what a compiler said before it ended
 
@@ -98,40 +95,9 @@ class Sandbox:
 def _last_found(stream: Any, title: str) -> dict[str, Any] | None:
     """Reads a compilation's events, and shows the stage and the time while it waits."""
     found = None
-    with _clock(title) as show:
+    with stages(title) as show:
         for line in stream:
             event = json.loads(line)
             show(event.get("stage", ""))
             found = event.get("found", found)
     return found
-
-
-@contextlib.contextmanager
-def _clock(title: str) -> Iterator[Any]:
-    """Shows a line with a stage and the seconds gone, where somebody looks."""
-    state, done = {"stage": "starting"}, threading.Event()
-    start = time.monotonic()
-    live = sys.stderr.isatty()
-
-    def tick() -> None:
-        while not done.wait(0.5):
-            line = f"{title}: {state['stage']}, {time.monotonic() - start:.0f} s"
-            print(f"\r\033[K{line[: WIDTH + 2]}", end="", file=sys.stderr, flush=True)
-
-    ticking = threading.Thread(target=tick, daemon=True)
-    if live:
-        ticking.start()
-
-    def show(stage: str) -> None:
-        if stage:
-            state["stage"] = stage
-            if not live:
-                print(f"{title}: {stage}", file=sys.stderr, flush=True)
-
-    try:
-        yield show
-    finally:
-        done.set()
-        if live:
-            ticking.join()
-            print("\r\033[K", end="", file=sys.stderr, flush=True)

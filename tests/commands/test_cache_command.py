@@ -5,6 +5,7 @@ Gin files here say `import test_cache_command`.
 
 import itertools
 import os
+import sys
 import textwrap
 
 import numpy as np
@@ -71,7 +72,10 @@ def test_a_second_writer_and_no_folder_are_refused_at_once(config, tmp_path, cap
     assert [*tmp_path.iterdir()] == [config]
 
 
-def test_a_run_is_cached_and_its_configuration_trains_on_the_cache(config, tmp_path, capsys):
+def test_a_run_is_cached_and_its_configuration_trains_on_the_cache(
+    config, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     folder = tmp_path / "cache"
     assert run(f"--gin_file={config}", f"--output={folder}", "--epochs=2") == 0
     printed = capsys.readouterr()
