@@ -5,7 +5,8 @@ temporary name and renames it (on object stores: adds a commit file) when all of
 
     <step>/state/      every array of the train state, sharded, by name
     <step>/progress/   JSON: {"progress": data position, callbacks' states; "metrics": held-out;
-                       "checksums" of the arrays; "crc32" of the rest; "optimizer": its name}
+                       "checksums" of the arrays; "crc32" of the rest; "optimizer": its name;
+                       "frozen": which frozen parameters belong to it, see `frozen`}
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from etils import epath
 from t5lite.errors import InputError
 from t5lite.parallel import gather
 from t5lite.training.checksums import checksums
+from t5lite.training.frozen import fingerprint, frozen_sums, save_frozen
 from t5lite.training.restore import (
     CheckpointError,
     Rule,
@@ -59,6 +61,8 @@ class Checkpoints:
         those that the folder lacks are drawn, and those that the model lacks are left out.
       other_vocabulary: whether the data may have another vocabulary than that folder, whose
         embeddings then belong to other tokens.
+      frozen: how frozen parameters are kept: `"save"` writes them once into model_dir; `"refer"`
+        keeps their fingerprint and reads them from `restore_from` again, which must stay as it is.
 
     Raises:
       InputError: if a field is out of range.
@@ -72,6 +76,7 @@ class Checkpoints:
     restore_from: str | None = None
     restore_mapping: Sequence[Rule] = ()
     other_vocabulary: bool = False
+    frozen: str = "save"
 
     def __post_init__(self):
         for field in ("every", "keep"):
@@ -90,6 +95,14 @@ class Checkpoints:
         if self.restore_mapping and not self.restore_from:
             raise InputError("Checkpoints.restore_mapping: needs restore_from, what it maps")
         check_mapping(self.restore_mapping)
+        if self.frozen not in ("save", "refer"):
+            raise InputError(f"Checkpoints.frozen = {self.frozen!r}: must be 'save' or 'refer'")
+        if self.frozen == "refer" and (self.restore_from is None or self.restore_mapping):
+            raise InputError(
+                "Checkpoints.frozen = 'refer': needs restore_from, the folder that is read again, "
+                "and no restore_mapping; otherwise set 'save'",
+                field="Checkpoints.frozen",
+            )
 
     def open(
         self,
@@ -160,6 +173,8 @@ class Checkpointer:
     ):
         self.folder = folder
         self._optimizer = optimizer
+        # A run keeps to what its checkpoints say: they may be read where this folder is not.
+        self._frozen_in = config.restore_from if config.frozen == "refer" else None
         self._warn = warn
         self._pending: int | None = None
         self._retention = config.retention(warn)
@@ -237,7 +252,9 @@ class Checkpointer:
         step = int(step)
         finite = {name: float(v) for name, v in (metrics or {}).items() if math.isfinite(v)}
         content = {"progress": progress, "metrics": finite, "optimizer": self._optimizer}
-        document = write_document(content | {"checksums": checksums(named(state))})
+        state, frozen = self._keep_frozen(step, state)
+        content |= {"frozen": frozen, "checksums": checksums(named(state))}
+        document = write_document(content)
         if step in self._retention.damaged:
             self._manager.delete(step)
             self._retention.damaged.discard(step)
@@ -257,6 +274,21 @@ class Checkpointer:
         self._pending = step
         return True
 
+    def _keep_frozen(self, step: int, state: Any) -> tuple[Any, dict[str, str] | None]:
+        """Saves frozen parameters that are not saved yet; returns the state without them."""
+        frozen = getattr(state, "frozen", None)
+        if not jax.tree.leaves(frozen):
+            return state, None
+        sums = frozen_sums(frozen)
+        if self._frozen_in is not None:
+            entry = {"folder": self._frozen_in, "fingerprint": fingerprint(sums)}
+        else:
+            try:
+                entry = save_frozen(self.folder, frozen, sums)
+            except Exception as error:
+                raise self._failure(step, error) from error
+        return state.replace(frozen={}), entry
+
     def wait(self) -> None:
         """Blocks until the save under way is complete.
 
@@ -272,7 +304,11 @@ class Checkpointer:
             raise self._failure(step, error) from error
 
     def restore(
-        self, abstract_state: Any, *, extra: Callable[[Any], Mapping[str, Any]] | None = None
+        self,
+        abstract_state: Any,
+        *,
+        extra: Callable[[Any], Mapping[str, Any]] | None = None,
+        frozen: Callable[[str], Any] | None = None,
     ) -> Restored | None:
         """Returns the newest readable checkpoint, or None if there is none at all.
 
@@ -284,16 +320,18 @@ class Checkpointer:
             shardings may be on another mesh than the saved ones; without one, numpy is returned.
           extra: params → `TrainState.extra` as it starts; with it, parts of it may come and go
             between two runs, which is told to `warn`.
+          frozen: the folder that a run refers to → `TrainState.frozen`, read from there.
 
         Raises:
-          InputError: if names, shapes or dtypes differ from the saved ones.
+          InputError: if names, shapes or dtypes differ from the saved ones, or frozen parameters
+            that are referred to are no longer those of the run.
           CheckpointError: if there are checkpoints but none can be read.
         """
         self.wait()
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self.restore_step(step, abstract_state, extra=extra)
+                return self.restore_step(step, abstract_state, extra=extra, frozen=frozen)
             except CheckpointError as error:
                 self._retention.damaged.add(step)
                 self._warn(f"{error}; trying the one before")
@@ -310,6 +348,7 @@ class Checkpointer:
         abstract_state: Any,
         *,
         extra: Callable[[Any], Mapping[str, Any]] | None = None,
+        frozen: Callable[[str], Any] | None = None,
     ) -> Restored:
         """Returns the checkpoint of one step; see `restore`."""
         folder = self.folder / str(step)
@@ -320,6 +359,10 @@ class Checkpointer:
             return saved, document, empty
 
         saved, document, empty = read_together(folder, read)
+        entry = document.get("frozen") or {}
+        self._frozen_in = entry.get("folder")
+        if self._frozen_in is not None:
+            abstract_state = abstract_state.replace(frozen={})
         wanted, was = named(abstract_state), document.get("optimizer")
         plan = resumption(
             folder, saved, wanted, was=was, now=self._optimizer, extra_may_change=extra is not None
@@ -335,6 +378,8 @@ class Checkpointer:
         for line in plan.says(step):
             self._warn(line)
         state = jax.tree.unflatten(structure, list(values.values()))
+        if self._frozen_in is not None:
+            state = state.replace(frozen=_read_referred(folder, entry, frozen))
         return dataclasses.replace(empty, state=state)
 
     def close(self) -> None:
@@ -366,6 +411,25 @@ class Checkpointer:
             f"the checkpoint of step {step} could not be saved in {self.folder}: {reason(error)}\n"
             f"{last}; make room or repair the folder, then run again to resume"
         )
+
+
+def _read_referred(
+    step_folder: epath.Path, entry: Mapping[str, str], read: Callable[[str], Any] | None
+) -> Any:
+    """Returns frozen parameters from the folder that a run started from.
+
+    Raises:
+      InputError: if they are not those that the run was trained with.
+    """
+    if read is None:
+        raise InputError(f"{step_folder}: its frozen parameters are in {entry['folder']!r}")
+    frozen = read(entry["folder"])
+    if fingerprint(frozen_sums(frozen)) != entry["fingerprint"]:
+        raise InputError(
+            f"{step_folder}: its frozen parameters were read from {entry['folder']!r}, which holds "
+            "others now\nput that folder back as it was; Checkpoints.frozen = 'save' keeps a copy"
+        )
+    return frozen
 
 
 def _check_writable(folder: epath.Path) -> None:

@@ -167,8 +167,24 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def saved_arrays(folder: epath.Path) -> dict[str, Any]:
-    """Returns name → metadata (shape, dtype) of every array in a step folder."""
+    """Returns name → metadata (shape, dtype) of every array of a step, frozen ones included."""
+    frozen = _frozen_beside(folder)
+    return _arrays_in(folder) | ({} if frozen is None else _arrays_in(frozen))
+
+
+def _arrays_in(folder: epath.Path) -> dict[str, Any]:
     return named(ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree)
+
+
+def frozen_folder(step_folder: epath.Path, entry: Mapping[str, str]) -> epath.Path:
+    """Returns where the frozen arrays of a step lie, by the `frozen` of its document."""
+    return step_folder.parent.parent / "frozen" / entry["fingerprint"]
+
+
+def _frozen_beside(folder: epath.Path) -> epath.Path | None:
+    """Returns the folder of a step's frozen arrays, if they were saved apart from it."""
+    entry = read_document(folder).get("frozen")
+    return None if entry is None or "folder" in entry else frozen_folder(folder, entry)
 
 
 def write_document(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,9 +215,13 @@ def read_description(folder: epath.Path) -> tuple[dict[str, Any], dict[str, Any]
     Raises:
       ValueError: if they are damaged.
     """
-    saved, document = saved_arrays(folder), read_document(folder)
+    saved, document = _arrays_in(folder), read_document(folder)
     if "checksums" in document and document["checksums"].keys() != saved.keys():
         raise ValueError("the names of the arrays are not those that were saved")
+    if (frozen := _frozen_beside(folder)) is not None:
+        more, beside = read_description(frozen)
+        saved |= more
+        document["checksums"] |= beside["checksums"]
     return saved, document
 
 
@@ -288,6 +308,17 @@ def read_arrays(
     Returns:
       name → array, in the order of `wanted`.
     """
+    frozen = _frozen_beside(folder)
+    apart = [name for name in wanted if frozen and f"{prefix}{name}".startswith("frozen/")]
+    arrays = _read_from(frozen, {name: wanted[name] for name in apart}, prefix) if frozen else {}
+    rest = {name: leaf for name, leaf in wanted.items() if name not in arrays}
+    arrays |= _read_from(folder, rest, prefix)
+    return {name: arrays[name] for name in wanted}
+
+
+def _read_from(folder: epath.Path, wanted: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    if not wanted:
+        return {}
     # The handler alone, because a Checkpointer ends a read with a barrier, where the other
     # processes would wait for one that met damage.
     handler = ocp.PyTreeCheckpointHandler()

@@ -334,6 +334,17 @@ def write_tuning(folder: epath.PathLike, tuning: Tuning) -> None:
     (epath.Path(folder) / FILE).write_text(text + "\n")
 
 
+def check_tuning(folder: epath.PathLike, tuning: Tuning) -> None:
+    """Raises an InputError unless the run in a model_dir trains the same parameters."""
+    saved = read_tuning(folder)
+    if saved.to_json() != tuning.to_json():
+        raise InputError(
+            f"train.tuning = {tuning}: the run in {folder} has {saved}; set that, or start another "
+            "run from its parameters with Checkpoints.restore_from and a model_dir of its own",
+            field="train.tuning",
+        )
+
+
 def read_tuning(folder: epath.PathLike) -> Tuning:
     """Returns the tuning of the run in a model_dir; `Everything()` of one without `tuning.json`."""
     path = epath.Path(folder) / FILE

@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tiny_runs import FAST as COMPILER
 from tiny_runs import (
@@ -24,9 +25,19 @@ from tiny_runs import (
 from t5lite.errors import InputError
 from t5lite.models import Model, override
 from t5lite.parallel import Layout, make_mesh
-from t5lite.training import ByPath, Everything, Tuning, Update, build, whole_params
+from t5lite.training import (
+    ByPath,
+    CheckpointError,
+    Checkpoints,
+    Everything,
+    Tuning,
+    Update,
+    build,
+    load_params,
+    whole_params,
+)
 from t5lite.training.restore import named
-from t5lite.training.tuning import from_json
+from t5lite.training.tuning import check_tuning, from_json, write_tuning
 
 MODEL = Model(SPEC)
 HALF = ByPath(exclude=["^encoder/", "^token_embedding/"])
@@ -296,3 +307,81 @@ def test_a_tuning_of_ones_own_is_registered_by_its_name():
         depth: int = 1
 
     assert from_json(OnlyHead(2).to_json()) == OnlyHead(2)
+
+
+# Checkpoints.
+
+
+def saved_run(folder, tuning, *, steps=(1, 2), **options):
+    """Trains and saves at some steps; returns the program and the last state."""
+    program = program_of(tuning)
+    state = start(program)
+    with Checkpoints(keep=9, **options).open(folder) as checkpointer:
+        for step, batch in enumerate(batches(max(steps)), 1):
+            state, _ = program.step(state, place(program, batch))
+            if step in steps:
+                checkpointer.save(step, state, progress={})
+    return program, state
+
+
+@pytest.mark.parametrize("tuning", [HALF, TOP], ids=["half", "top"])
+def test_frozen_parameters_are_saved_once(tuning, tmp_path):
+    program, state = saved_run(tmp_path, tuning)
+    (folder,) = (tmp_path / "frozen").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for step in ("1", "2"):
+        folder_of_step = tmp_path / "checkpoints" / step / "state"
+        names = named(ocp.PyTreeCheckpointHandler().metadata(folder_of_step).tree)
+        assert not any(name.startswith("frozen") for name in names)
+    with Checkpoints(keep=9).open(tmp_path) as checkpointer:
+        restored = checkpointer.restore(program.state)
+        assert_same(restored.state, state)
+        for leaf, like in zip(*map(jax.tree.leaves, (restored.state, program.state)), strict=True):
+            assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+        checkpointer.save(3, restored.state, progress={})
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    frozen = load_params(tmp_path, part="frozen/params").params
+    assert_same(frozen, bound(tuning).split(first_params())[1])
+
+
+def test_a_damaged_frozen_part_is_noticed(tmp_path):
+    program, _ = saved_run(tmp_path, HALF, steps=(1,))
+    (folder,) = (tmp_path / "frozen").iterdir()
+    for path in (folder / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 10_000:
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+    with Checkpoints().open(tmp_path) as checkpointer, pytest.raises(CheckpointError):
+        checkpointer.restore(program.state)
+
+
+def test_frozen_parameters_can_be_referred_to_by_folder_and_fingerprint(tmp_path):
+    program, state = saved_run(tmp_path, TOP, frozen="refer", restore_from="gs://base")
+    assert not (tmp_path / "frozen").exists()
+    places = jax.tree.map(lambda leaf: leaf.sharding, program.state.frozen)
+    read = []
+
+    def frozen(folder, scale=1):
+        read.append(folder)
+        tree = {"params": bound(TOP).split(first_params())[1], "references": {}}
+        return jax.device_put(jax.tree.map(lambda leaf: scale * leaf, tree), places)
+
+    with Checkpoints().open(tmp_path) as checkpointer:
+        with pytest.raises(InputError, match="its frozen parameters are in 'gs://base'"):
+            checkpointer.restore(program.state)
+        with pytest.raises(InputError, match="'gs://base', which holds others now"):
+            checkpointer.restore(program.state, frozen=lambda folder: frozen(folder, 2))
+        restored = checkpointer.restore(program.state, frozen=frozen)
+        assert_same(restored.state, state)
+        checkpointer.save(3, restored.state, progress={})  # it goes on to refer
+    assert not (tmp_path / "frozen").exists()
+    assert read == ["gs://base"] * 2
+
+
+def test_another_tuning_than_the_runs_is_refused(tmp_path):
+    write_tuning(tmp_path, HALF)
+    check_tuning(tmp_path, HALF)
+    with pytest.raises(InputError, match=r"train.tuning = Everything\(\): the run in .* ByPath"):
+        check_tuning(tmp_path, Everything())
+    check_tuning(tmp_path / "none", Everything())

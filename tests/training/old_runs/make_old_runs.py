@@ -1,4 +1,4 @@
-"""Makes runs of older versions: `python make_old_runs.py FOLDER`, that version on PYTHONPATH.
+"""Makes the runs of older versions: `make_old_runs.py FOLDER`, with that version on PYTHONPATH.
 
 A small encoder-decoder trains for six steps on a file of its own, with everything that a state of
 these versions holds. Kept are the checkpoint of step 3, its description, and what all six steps
