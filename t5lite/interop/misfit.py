@@ -13,8 +13,6 @@ Shape = tuple[int, ...]
 _OUTPUT_LAYER = re.compile(
     r"(.*\.)?(lm_head|embed_out|proj_out|predictions\.decoder|generator_lm_head)\.(weight|bias)"
 )
-_POSITIONS = re.compile(r"pos|wpe")
-_VOCABULARY = re.compile(r"emb|wte|shared|lm_head|vocab|predictions|logits_bias|decoder\.bias")
 
 
 class Misfit(NamedTuple):
@@ -155,29 +153,5 @@ def _layers(names: Iterable[str]) -> dict[str, int]:
 
 
 def _causes_of_shapes(shapes: Mapping[str, tuple[Shape, Shape]]) -> Iterator[str]:
-    if not shapes:
-        return
-    if all(there == wanted[::-1] for there, wanted in shapes.values()):
+    if shapes and all(there == wanted[::-1] for there, wanted in shapes.values()):
         yield "all of these are transposed: another library's, or another class's, layout"
-        return
-    if any(len(there) != len(wanted) for there, wanted in shapes.values()):
-        return
-    differing = {
-        (a, b)
-        for there, wanted in shapes.values()
-        for a, b in zip(there, wanted, strict=True)
-        if a != b
-    }
-    a, b = min(differing)
-    if len(differing) == 1 and all(_POSITIONS.search(name) for name in shapes):
-        yield f"only the number of positions differs: {a} in the file, {b} in the model"
-    elif len(differing) == 1 and all(_VOCABULARY.search(name) for name in shapes):
-        yield (
-            f"only the vocabulary's size differs, {a} in the file and {b} in the model: a padded "
-            "or resized embedding; set vocab_size in config.json to the file's"
-        )
-    elif all(a * d == b * c for c, d in differing):
-        yield (
-            f"another width: all sizes that differ do so as {a} in the file and {b} in the model; "
-            "is its config.json the file's?"
-        )

@@ -308,15 +308,21 @@ def _check_aliases(source: Source, tensors: Sequence[Tensor], *, where: str) -> 
     for tensor in tensors:
         names = [name for name in tensor.names if name in there]
         for other in names[1:] if tensor.parts else ():
-            if not _same(source.read(names[0]), source.read(other)):
+            if not same_values(source, names[0], other):
                 raise InputError(
                     f"{names[0]} and {other} of {where} are to be the same tensor and differ: the "
                     "model has them tied; its config.json says so wrongly, or one was trained alone"
                 )
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Compares in pieces: np.array_equal would make masks as large as the tensors."""
+def same_values(source: Source, name: str, other_name: str) -> bool:
+    """Whether two tensors are equal, or at most one of them is stored."""
+    if name == other_name or not {name, other_name} <= source.tensors().keys():
+        return True
+    one, other = source.read(name), source.read(other_name)
+    if one.shape != other.shape:
+        return False
+    # In pieces: np.array_equal would make masks as large as the tensors.
     one, other = one.reshape(-1), other.reshape(-1)
     if one.dtype == other.dtype:
         one, other = one.view(np.uint8), other.view(np.uint8)  # NaN is itself

@@ -116,7 +116,7 @@ def test_precision_is_no_part_of_the_model():
         ({**GPT2, "architectures": ["GPT2DoubleHeadsModel"]}, "GPT2DoubleHeadsModel"),
     ],
 )
-def test_what_is_not_modelled_is_named(config, message):
+def test_an_unsupported_config_is_named(config, message):
     with pytest.raises(InputError, match=message):
         spec_of(config)
 

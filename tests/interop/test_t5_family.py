@@ -129,7 +129,7 @@ def test_an_electra_that_names_no_architecture(part, kind):
         (
             "t5",
             {"architectures": ["T5ForSequenceClassification"]},
-            "T5ForSequenceClassification.* not modelled; .*T5ForConditionalGeneration",
+            "T5ForSequenceClassification.* not supported; .*T5ForConditionalGeneration",
         ),
         ("switch_transformers", {"router_bias": True}, "router_bias = True is not"),
         ("switch_transformers", {"router_dtype": "bfloat16"}, "router_dtype = 'bfloat16' is not"),
@@ -137,7 +137,7 @@ def test_an_electra_that_names_no_architecture(part, kind):
         (
             "albert",
             {"num_hidden_layers": 4, "num_hidden_groups": 2},
-            "num_hidden_groups = 2 is not modelled",
+            "num_hidden_groups = 2 is not supported",
         ),
         ("albert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("albert", {"tie_word_embeddings": False}, "tie_word_embeddings = False"),
@@ -147,21 +147,21 @@ def test_an_electra_that_names_no_architecture(part, kind):
                 "architectures": ["AlbertForSequenceClassification"],
                 "problem_type": "multi_label_classification",
             },
-            "problem_type = 'multi_label_classification' is not modelled",
+            "problem_type = 'multi_label_classification' is not supported",
         ),
         (
             "albert",
             {"architectures": ["AlbertForQuestionAnswering"], "num_labels": 3},
             "3 labels; a span has 2",
         ),
-        ("electra", {"is_decoder": True}, "is_decoder = True is not modelled"),
+        ("electra", {"is_decoder": True}, "is_decoder = True is not supported"),
         (
             "electra",
             {"architectures": ["ElectraForMultipleChoice"]},
-            "ElectraForMultipleChoice.* not modelled; .*ElectraForTokenClassification",
+            "ElectraForMultipleChoice.* not supported; .*ElectraForTokenClassification",
         ),
     ],
 )
-def test_what_is_not_modelled_is_refused(model_type, config, message):
+def test_an_unsupported_config_is_refused(model_type, config, message):
     with pytest.raises(InputError, match=message):
         spec(model_type, config)

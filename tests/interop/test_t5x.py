@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,23 @@ FORMS = {
 }
 
 
+class Imported(NamedTuple):
+    spec: Any
+    params: Any
+    step: int
+
+
+def load(folder, *, spec=None, like=None, progress=None):
+    """Reads all parameters, to NumPy in float32 or as `like` says."""
+    opened = t5x.open_model(folder, spec=spec)
+    like = Model(opened.spec).shapes() if like is None else like
+    opened.shapes(Model(opened.spec))
+    params = opened.read(named(like), progress=progress)
+    leaves = [params[name] for name in named(like)]
+    params = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return Imported(opened.spec, params, opened.step)
+
+
 def in_form(arrays, form):
     scanned, joined = FORMS[form]
     if scanned:
@@ -69,7 +86,7 @@ def same(tree, wanted):
 def test_every_model_is_read_from_every_form(tmp_path, model, form):
     arrays = made.draw(layers=2, **MODELS[model])
     made.released(tmp_path, in_form(arrays, form), step=12)
-    loaded = t5x.load(tmp_path)
+    loaded = load(tmp_path)
     same(loaded.params, made.expected(arrays))
     assert loaded.step == 12
 
@@ -91,7 +108,7 @@ def test_logits_are_those_of_t5x(tmp_path, model):
     wanted = made.logits(arrays, inputs, targets)
     made.released(tmp_path / "plain", arrays)
     made.released(tmp_path / "scanned", made.scan(arrays))
-    spec, params, _ = t5x.load(tmp_path / "plain")
+    spec, params, _ = load(tmp_path / "plain")
 
     @jax.jit
     def logits(params):
@@ -101,7 +118,7 @@ def test_logits_are_those_of_t5x(tmp_path, model):
 
     ours = logits(params)
     np.testing.assert_allclose(ours, wanted, atol=2e-5)
-    scanned = t5x.load(tmp_path / "scanned")
+    scanned = load(tmp_path / "scanned")
     assert scanned.spec == spec
     np.testing.assert_array_equal(logits(scanned.params), ours)
 
@@ -111,12 +128,12 @@ def test_bfloat16_is_read_as_it_is_and_as_float32(tmp_path, version):
     arrays = {name: value.astype(ml_dtypes.bfloat16) for name, value in made.draw().items()}
     made.released(tmp_path, arrays, version=version, inline=["decoder.decoder_norm.scale"])
     wide = {path: value.astype(np.float32) for path, value in made.expected(arrays).items()}
-    spec, params, _ = t5x.load(tmp_path)
+    spec, params, _ = load(tmp_path)
     same(params, wide)
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), Model(spec).shapes()
     )
-    same(t5x.load(tmp_path, like=like).params, made.expected(arrays))
+    same(load(tmp_path, like=like).params, made.expected(arrays))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +151,7 @@ def test_where_and_how_it_was_written_does_not_matter(tmp_path, options):
     root = made.released(tmp_path / "first", arrays, **options)
     moved = tmp_path / "elsewhere"
     shutil.move(root, moved)
-    loaded = t5x.load(moved)
+    loaded = load(moved)
     same(loaded.params, made.expected(arrays))
     assert loaded.step == 7
 
@@ -143,10 +160,10 @@ def test_the_last_of_several_is_opened(tmp_path):
     made.released(tmp_path, made.draw(seed=0), step=9)
     made.released(tmp_path, made.draw(seed=1), step=10)
     (tmp_path / "checkpoint_11.tmp-1623").mkdir()
-    loaded = t5x.load(tmp_path)
+    loaded = load(tmp_path)
     assert loaded.step == 10
     same(loaded.params, made.expected(made.draw(seed=1)))
-    assert t5x.load(tmp_path / "checkpoint_9").step == 9
+    assert load(tmp_path / "checkpoint_9").step == 9
 
 
 @pytest.mark.parametrize("how", ["old", "folders", "database", "zarr3"])
@@ -160,7 +177,7 @@ def test_orbax_output_is_read(tmp_path, how):
         handler = ocp.PyTreeCheckpointHandler(use_ocdbt=how != "folders", use_zarr3=how == "zarr3")
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(tmp_path / "checkpoint_7" / "state", args=ocp.args.PyTreeSave(tree))
-    loaded = t5x.load(tmp_path)
+    loaded = load(tmp_path)
     same(loaded.params, made.expected(arrays))
     assert loaded.step == 7
 
@@ -179,7 +196,7 @@ def test_parameters_arrive_sharded(tmp_path):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     like, told = jax.tree.map(halved, Model(spec).shapes()), []
-    params = t5x.load(tmp_path, like=like, progress=lambda *done: told.append(done)).params
+    params = load(tmp_path, like=like, progress=lambda *done: told.append(done)).params
     same(params, made.expected(arrays))
     assert all(leaf.sharding == want.sharding for leaf, want in pairs(params, like))
     assert told[-1][0] == told[-1][1] > told[0][0]
@@ -215,7 +232,7 @@ def test_a_deeper_decoder_and_other_sizes_are_inferred():
 def test_what_is_saved_is_t5xs_and_is_loaded_bit_by_bit(tmp_path, model, form):
     arrays, (scanned, joined) = made.draw(layers=2, **MODELS[model]), FORMS[form]
     made.released(tmp_path / "theirs", arrays)
-    spec, params, _ = t5x.load(tmp_path / "theirs")
+    spec, params, _ = load(tmp_path / "theirs")
     root = t5x.save(tmp_path / "ours", spec, params, step=3, scanned=scanned, joined=joined)
     assert root == tmp_path / "ours" / "checkpoint_3"
     content, headers = made.describe(root)
@@ -233,7 +250,7 @@ def test_what_is_saved_is_t5xs_and_is_loaded_bit_by_bit(tmp_path, model, form):
         assert one["metadata"]["chunks"] == header["chunks"]
         assert one["metadata"]["compressor"]["id"] == header["compressor"]["id"] == "gzip"
         np.testing.assert_array_equal(made.read_as_t5x(root, one), value, strict=True)
-    again = t5x.load(root)
+    again = load(root)
     assert (again.spec, again.step) == (spec, 3)
     same(again.params, named(params))
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["checkpoint_3"]
@@ -257,7 +274,7 @@ def test_bfloat16_and_zeros_are_saved(tmp_path):
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), Model(spec).shapes()
     )
-    params = t5x.load(tmp_path / "theirs", like=like).params
+    params = load(tmp_path / "theirs", like=like).params
     root = t5x.save(tmp_path / "ours", spec, params)
     source = t5x.open_checkpoint(root)
     for name, value in arrays.items():
@@ -267,7 +284,7 @@ def test_bfloat16_and_zeros_are_saved(tmp_path):
 def test_layers_of_a_pattern_of_two_are_saved_and_loaded_in_order(tmp_path):
     arrays = made.draw()
     made.released(tmp_path / "theirs", arrays)
-    spec, params, _ = t5x.load(tmp_path / "theirs")
+    spec, params, _ = load(tmp_path / "theirs")
 
     def doubled(stack):
         return stack.replace(blocks=stack.blocks * 2)
@@ -275,7 +292,7 @@ def test_layers_of_a_pattern_of_two_are_saved_and_loaded_in_order(tmp_path):
     twice = spec.replace(encoder=doubled(spec.encoder), decoder=doubled(spec.decoder))
     for scanned in (False, True):
         made.released(tmp_path / str(scanned), made.scan(arrays) if scanned else arrays)
-        own = t5x.load(tmp_path / str(scanned), spec=twice).params
+        own = load(tmp_path / str(scanned), spec=twice).params
         kernel = named(params)["encoder/layers/block_0/attention/query/kernel"]
         flat = named(own)
         for layer, (path, entry) in enumerate(
@@ -284,20 +301,20 @@ def test_layers_of_a_pattern_of_two_are_saved_and_loaded_in_order(tmp_path):
             got = flat[f"encoder/{path}/attention/query/kernel"][entry]
             np.testing.assert_array_equal(got, kernel[layer])
         root = t5x.save(tmp_path / f"saved_{scanned}", twice, own, scanned=scanned)
-        same(t5x.load(root).params, named(params))
+        same(load(root).params, named(params))
 
 
 def test_chunks_are_equal_and_small(monkeypatch, tmp_path):
     monkeypatch.setattr("t5lite.interop.t5x.writing._MAX_CHUNK_BYTES", 400)
     arrays = made.draw()
     made.released(tmp_path / "theirs", arrays)
-    spec, params, _ = t5x.load(tmp_path / "theirs")
+    spec, params, _ = load(tmp_path / "theirs")
     root = t5x.save(tmp_path / "ours", spec, params, scanned=True)
     _, headers = made.describe(root)
     for header in headers.values():
         assert np.prod(header["chunks"]) <= 100
         assert all(s % c == 0 for s, c in zip(header["shape"], header["chunks"], strict=True))
-    same(t5x.load(root).params, named(params))
+    same(load(root).params, named(params))
 
 
 # --- Adafactor
@@ -488,7 +505,7 @@ def test_adafactor_says_what_it_lacks(tmp_path):
     states, _ = made.adafactor(arrays, steps(arrays, number=1), scanned=False)
     made.released(tmp_path / "with", arrays, step=1, states=states)
     made.released(tmp_path / "without", arrays, step=1)
-    spec = t5x.load(tmp_path / "with").spec
+    spec = load(tmp_path / "with").spec
     optimizer = Adafactor(0.1, min_dim_size_to_factor=12)
     with pytest.raises(InputError, match="no state of Adafactor"):
         t5x.load_adafactor(tmp_path / "without", spec, optimizer)
@@ -499,10 +516,8 @@ def test_adafactor_says_what_it_lacks(tmp_path):
     made.released(tmp_path / "less", arrays, step=1, states=states)
     with pytest.raises(InputError, match=r"token_embedder\.embedding\.v_col"):
         t5x.load_adafactor(tmp_path / "less", spec, optimizer)
-    fresh = optimizer(Model(spec).axes(), Model(spec).shapes()).init(
-        t5x.load(tmp_path / "with").params
-    )
-    params = t5x.load(tmp_path / "with").params
+    fresh = optimizer(Model(spec).axes(), Model(spec).shapes()).init(load(tmp_path / "with").params)
+    params = load(tmp_path / "with").params
     with pytest.raises(InputError, match=r"step = 5, .* 0 updates"):
         t5x.save(tmp_path / "new", spec, params, step=5, adafactor=fresh)
     assert not (tmp_path / "new").exists()
@@ -556,50 +571,50 @@ def test_missing_folders_and_files_are_told(tmp_path):
     root = made.released(tmp_path, arrays, states=states)
     for folder in root.glob("state.param_states.*"):  # which many leave behind
         shutil.rmtree(folder)
-    t5x.load(root)
+    load(root)
     one = root / "target.decoder.logits_dense.kernel"
     (one / "0.1").unlink()
     with pytest.raises(CheckpointError, match=r"logits_dense\.kernel/? has 3 of 4 files"):
-        t5x.load(root)
+        load(root)
     shutil.rmtree(one)
     with pytest.raises(CheckpointError, match=r"lacks folders: target\.decoder\.logits_dense"):
-        t5x.load(root)
+        load(root)
 
 
 def test_a_damaged_array_is_told(tmp_path):
     root = made.released(tmp_path, made.draw(layers=1))
     (root / "target.token_embedder.embedding" / "0.0").write_bytes(b"no gzip")
     with pytest.raises(CheckpointError, match=r"damaged: target\.token_embedder\.embedding"):
-        t5x.load(root)
+        load(root)
     (root / "target.token_embedder.embedding" / ".zarray").write_text("{}")
     with pytest.raises(CheckpointError, match=r"damaged: target\.token_embedder\.embedding"):
-        t5x.load(root)
+        load(root)
 
 
 def test_other_parameters_are_told(tmp_path):
     arrays = made.draw(layers=2)
-    spec = t5x.load(made.released(tmp_path / "whole", arrays)).spec
+    spec = load(made.released(tmp_path / "whole", arrays)).spec
     more = {**arrays, "encoder.layers_0.adapter.kernel": np.ones((2, 2), np.float32)}
     made.released(tmp_path / "more", more)
     with pytest.raises(InputError, match=r"encoder\.layers_0\.adapter\.kernel"):
-        t5x.load(tmp_path / "more")
+        load(tmp_path / "more")
     less = {name: value for name, value in arrays.items() if "layers_1.mlp.wo" not in name}
     made.released(tmp_path / "less", less)
     with pytest.raises(InputError, match=r"layers_1\.mlp\.wo\.kernel"):
-        t5x.load(tmp_path / "less")
+        load(tmp_path / "less")
     with pytest.raises(InputError, match=r"mlp\.wi_0\.kernel"):
-        t5x.load(tmp_path / "whole", spec=override(spec, {"*.blocks.*.mlp.hidden": 32}))
+        load(tmp_path / "whole", spec=override(spec, {"*.blocks.*.mlp.hidden": 32}))
     norm, table = arrays["encoder.encoder_norm.scale"], arrays["token_embedder.embedding"]
     made.released(tmp_path / "encoder", {"encoder.encoder_norm.scale": norm})
     with pytest.raises(InputError, match=r"no target\.decoder"):
-        t5x.load(tmp_path / "encoder")
+        load(tmp_path / "encoder")
     made.released(
         tmp_path / "other", {"decoder.blocks.kernel": norm, "token_embedder.embedding": table}
     )
     with pytest.raises(
         InputError, match=r"neither layers_0 nor decoder, but target\.decoder\.blocks\.kernel"
     ):
-        t5x.load(tmp_path / "other")
+        load(tmp_path / "other")
 
 
 T5 = override("t5_1_1_nano", {"*.num_layers": 1})
@@ -648,7 +663,7 @@ def test_what_t5x_does_not_write_down_is_not_refused():
 
 def test_nothing_is_left_of_a_failed_save(tmp_path, monkeypatch):
     made.released(tmp_path / "theirs", made.draw(layers=1))
-    spec, params, _ = t5x.load(tmp_path / "theirs")
+    spec, params, _ = load(tmp_path / "theirs")
     t5x.save(tmp_path / "ours", spec, params, step=1)
     with pytest.raises(InputError, match="checkpoint_1 exists"):
         t5x.save(tmp_path / "ours", spec, params, step=1)

@@ -388,11 +388,6 @@ def with_shape(names, shape):
             lambda: foreign() | {"h.6.gain": np.zeros((), np.float32)},
             "h has 7 layers in the file and 6 in the model",
         ),
-        (lambda: with_shape("wte", lambda shape: (16, shape[1])), "16 in the file and 12 in the m"),
-        (
-            lambda: with_shape("", lambda shape: tuple(2 * n for n in shape)),
-            "another width: all sizes that differ do so as 16 in the file and 8 in the model",
-        ),
         (lambda: with_shape("mlp", lambda shape: shape[::-1]), "transposed"),
     ],
 )
@@ -402,27 +397,9 @@ def test_likely_causes(values, cause):
     assert cause in lines[1]
 
 
-def test_causes_in_embeddings():
-    def tensors(vocab, positions):
-        return [
-            Tensor("lm_head.weight", (vocab, 4), (Part("head"),)),
-            Tensor("wpe.weight", (positions, 4), (Part("positions"),)),
-        ]
-
-    wanted = {
-        "head": jax.ShapeDtypeStruct((10, 4), np.float32),
-        "positions": jax.ShapeDtypeStruct((6, 4), np.float32),
-    }
-    values = {
-        "lm_head.weight": np.zeros((10, 4), np.float32),
-        "wpe.weight": np.zeros((6, 4), np.float32),
-    }
-    read(values, wanted, tensors(10, 6))
-    longer = values | {"wpe.weight": np.zeros((8, 4), np.float32)}
-    text = message(longer, wanted=wanted, tensors=tensors(10, 6))
-    assert "only the number of positions differs: 8 in the file, 6 in the model" in text
-    del values["lm_head.weight"]
-    text = message(values, wanted=wanted, tensors=tensors(10, 6))
+def test_a_missing_output_layer_is_named():
+    wanted = {"head": jax.ShapeDtypeStruct((10, 4), np.float32)}
+    text = message({}, wanted=wanted, tensors=[Tensor("lm_head.weight", (10, 4), (Part("head"),))])
     assert "likely cause: the file has no output layer (lm_head.weight)" in text
     assert "tie_word_embeddings" in text
 

@@ -1,19 +1,16 @@
 """T5X checkpoints, both ways."""
 
 from t5lite.interop.t5x.architecture import Form, infer_form, infer_spec
-from t5lite.interop.t5x.checkpoint import Imported, load, load_adafactor, save
-from t5lite.interop.t5x.files import T5XSource, find_checkpoint, open_checkpoint
+from t5lite.interop.t5x.checkpoint import load_adafactor, save
+from t5lite.interop.t5x.files import find_checkpoint, open_checkpoint
 from t5lite.interop.t5x.names import tensors
 from t5lite.interop.t5x.opened import open_model
 
 __all__ = [
     "Form",
-    "Imported",
-    "T5XSource",
     "find_checkpoint",
     "infer_form",
     "infer_spec",
-    "load",
     "load_adafactor",
     "open_checkpoint",
     "open_model",

@@ -1,7 +1,7 @@
 """Whole checkpoints of T5X's: the model, its parameters and Adafactor's state, read and written."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,51 +12,10 @@ from t5lite.interop.t5x.architecture import Form, infer_form
 from t5lite.interop.t5x.files import open_checkpoint
 from t5lite.interop.t5x.moments import MOMENTS, saved, wanted
 from t5lite.interop.t5x.names import tensors
-from t5lite.interop.t5x.opened import open_model
 from t5lite.interop.t5x.writing import write_checkpoint
 from t5lite.interop.tensors import read_params, written
 from t5lite.models import Model, ModelSpec
 from t5lite.optimizers import Adafactor, AdafactorState
-
-
-class Imported(NamedTuple):
-    """What `load` returns.
-
-    Args:
-      spec: the model.
-      params: its parameters.
-      step: updates done.
-    """
-
-    spec: ModelSpec
-    params: Any
-    step: int
-
-
-def load(
-    folder: epath.PathLike,
-    *,
-    spec: ModelSpec | None = None,
-    like: Any = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Imported:
-    """Reads the parameters of a T5X checkpoint, each straight into its shards.
-
-    Args:
-      folder: as for `open_model`.
-      spec: as for `open_model`.
-      like: tree of `jax.ShapeDtypeStruct` with the dtypes (floats are cast) and shardings that are
-        wanted; None for float32 in NumPy.
-      progress: called with bytes placed and bytes in all.
-
-    Raises:
-      InputError: if it is no T5X checkpoint, or not one of this model, before anything is placed.
-      CheckpointError: if it is damaged.
-    """
-    found = open_model(folder, spec=spec)
-    like = Model(found.spec).shapes() if like is None else like
-    params = read_params(like, found.source, found.tensors, where=found.where, progress=progress)
-    return Imported(found.spec, params, found.step or 0)
 
 
 def load_adafactor(

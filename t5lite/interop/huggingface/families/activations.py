@@ -1,6 +1,6 @@
 """What transformers calls the activations that we have."""
 
-from t5lite.errors import InputError
+from t5lite.interop.huggingface.families.family import unsupported
 
 # Several names each: they differ in rounding.
 NAMES = {
@@ -31,8 +31,7 @@ def activation(name: str, field: str) -> str:
     for ours, theirs in NAMES.items():
         if name in theirs:
             return ours
-    known = ", ".join(each for theirs in NAMES.values() for each in theirs)
-    raise InputError(f"{field} = {name!r} is not modelled; those that are: {known}")
+    raise unsupported(field, name, (each for theirs in NAMES.values() for each in theirs))
 
 
 def activation_name(ours: str, *, gelu_tanh: str = "gelu_new") -> str:

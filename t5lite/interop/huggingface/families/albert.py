@@ -3,11 +3,16 @@
 import dataclasses
 from typing import Any
 
-from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import labels, narrow_embedding
+from t5lite.interop.huggingface.families import encoder_only, labels, modules
 from t5lite.interop.huggingface.families.activations import activation
-from t5lite.interop.huggingface.families.family import Config, Family
-from t5lite.interop.huggingface.families.modules import linear
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    Heads,
+    heads_of,
+    stack_of,
+    unsupported,
+)
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
     ClassificationHeadSpec,
@@ -18,23 +23,15 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec
 
-NAMES = {
-    "query": "attention.query",
-    "key": "attention.key",
-    "value": "attention.value",
-    "output": "attention.dense",
-    "attention_norm": "attention.LayerNorm",
-    "up": "ffn",
-    "down": "ffn_output",
-    "mlp_norm": "full_layer_layer_norm",
-}
-KNOWN = (
-    "ForMaskedLM",
-    "ForPreTraining",
-    "Model",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
+NAMES = encoder_only.layer_names(
+    query="attention.query",
+    key="attention.key",
+    value="attention.value",
+    output="attention.dense",
+    attention_norm="attention.LayerNorm",
+    up="ffn",
+    down="ffn_output",
+    mlp_norm="full_layer_layer_norm",
 )
 # What transformers' config class fills in.
 DEFAULTS: dict[str, Any] = {
@@ -58,55 +55,51 @@ DEFAULTS: dict[str, Any] = {
 def spec(config: Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     config = {**DEFAULTS, **config}
-    narrow_embedding.check(config)
+    encoder_only.check(config)
     turns, groups = config["num_hidden_layers"], config["num_hidden_groups"]
     if groups not in (1, turns):
-        raise InputError(
-            f"num_hidden_groups = {groups} is not modelled; 1 (all layers are one) and "
-            f"num_hidden_layers = {turns} (all are their own) are"
-        )
+        why = "all layers are one, or all are their own"
+        raise unsupported("num_hidden_groups", groups, (1, turns), why)
     inner = config["inner_group_num"]
     return ModelSpec(
         family="albert",
         vocab=config["vocab_size"],
         embed=config["hidden_size"],
         embedding_size=config["embedding_size"],
-        encoder=narrow_embedding.stack(config, turns * inner, num_blocks=inner, shared=groups == 1),
-        heads=heads(config, source),
+        encoder=encoder_only.stack(config, turns * inner, num_blocks=inner, shared=groups == 1),
+        heads=heads_of("Albert", HEADS, config, source),
         num_token_types=config["type_vocab_size"],
         init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02)),
     )
 
 
-def heads(config: Config, source: Source) -> tuple[HeadSpec, ...]:
-    """Returns the heads of a config's architecture."""
-    names = config.get("architectures") or ["AlbertForMaskedLM"]
-    suffix = names[0].removeprefix("Albert")
-    if suffix not in KNOWN:
-        known = ", ".join(f"Albert{each}" for each in KNOWN)
-        raise InputError(f"architectures = {names!r} is not modelled; those that are: {known}")
-    dropout_rate = config["classifier_dropout_prob"]
-    if dropout_rate is None:
-        dropout_rate = config["hidden_dropout_prob"]
-    if suffix == "Model":
-        return (PoolerHeadSpec(),) if "albert.pooler.weight" in source.tensors() else ()
-    if suffix == "ForTokenClassification":
-        return (labels.token_head(config, dropout_rate=dropout_rate),)
-    if suffix == "ForQuestionAnswering":
-        return (labels.spans_head(config),)
-    if suffix == "ForSequenceClassification":
-        return (labels.text_head(config, dropout_rate=dropout_rate),)
-    masked = narrow_embedding.masked_lm_head(config, activation(config["hidden_act"], "hidden_act"))
-    if suffix == "ForMaskedLM":
-        return (masked,)
-    # Which of two segments was first.
-    return masked, labels.text_head(config, dropout_rate=dropout_rate)
+def _masked_lm(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+    del source
+    return encoder_only.masked_lm_head(config, activation(config["hidden_act"], "hidden_act"))
+
+
+def _rate(config: Config) -> float:
+    rate = config["classifier_dropout_prob"]
+    return config["hidden_dropout_prob"] if rate is None else rate
+
+
+HEADS: dict[str, Heads] = {
+    "ForMaskedLM": _masked_lm,
+    # The second head says which of two segments was first.
+    "ForPreTraining": lambda config, source: (
+        *_masked_lm(config, source),
+        labels.text_head(config, dropout_rate=_rate(config)),
+    ),
+    "Model": lambda _, source: (
+        (PoolerHeadSpec(),) if "albert.pooler.weight" in source.tensors() else ()
+    ),
+    **labels.makers(_rate),
+}
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    found, encoder = narrow_embedding.fields(spec), spec.encoder
-    assert encoder is not None
+    found, encoder = encoder_only.fields(spec), stack_of(spec, "encoder")
     kinds = {type(head): head for head in spec.heads}
     suffix = "ForMaskedLM" if MaskedLMHeadSpec in kinds else "Model"
     for kind, head in kinds.items():
@@ -130,36 +123,34 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, kinds = spec.encoder, {type(head) for head in spec.heads}
-    assert encoder is not None
+    encoder, kinds = stack_of(spec, "encoder"), {type(head) for head in spec.heads}
     masked = MaskedLMHeadSpec in kinds
-    found = narrow_embedding.embedding_tensors(
+    found = encoder_only.embedding_tensors(
         spec,
         "albert.",
         projection="encoder.embedding_hidden_mapping_in",
         aliases=("predictions.decoder.weight",) if masked else (),
     )
     inner = len(encoder.blocks)
-    num_layers = inner if encoder.shared_layers else encoder.num_layers
-    for layer in range(num_layers):
-        place, index = encoder.place(layer)
+
+    def layer_name(layer: int) -> str:
         group, number = divmod(layer, inner)
-        found += narrow_embedding.layer_tensors(
-            f"albert.encoder.albert_layer_groups.{group}.albert_layers.{number}",
-            f"encoder/{place}",
-            encoder.every_block[layer],
-            names=NAMES,
-            embed=spec.embed,
-            layer=index,
-        )
-    if masked:
-        name = "predictions"
-        found += narrow_embedding.masked_lm_tensors(
-            spec, name, f"{name}.bias", f"{name}.decoder.bias"
-        )
+        return f"albert.encoder.albert_layer_groups.{group}.albert_layers.{number}"
+
+    num_layers = inner if encoder.shared_layers else None
+    found += modules.stack_tensors(
+        encoder, "encoder", spec.embed, layer_name, NAMES, num_layers=num_layers
+    )
+    found += encoder_only.masked_lm_tensors(
+        spec,
+        "predictions.dense",
+        "predictions.LayerNorm",
+        "predictions.bias",
+        "predictions.decoder.bias",
+    )
     if PoolerHeadSpec in kinds:
         sizes = (spec.embed, spec.embed)
-        found += linear("albert.pooler", "pooler_head/dense", *sizes, use_bias=True)
+        found += modules.linear("albert.pooler", "pooler_head/dense", *sizes, use_bias=True)
     for head in spec.heads:
         for tensor in labels.tensors(head, spec.embed, pooler="albert.pooler"):
             if masked and tensor.name.startswith("classifier."):
@@ -173,8 +164,9 @@ FAMILIES = {
         spec,
         config,
         tensors,
+        "Albert",
+        HEADS,
         prefix="albert.",
-        base="AlbertModel",
         ignored=(
             # Buffers, and what the released files have beside the masked-LM head.
             r"albert\.embeddings\.(position_ids|token_type_ids)",

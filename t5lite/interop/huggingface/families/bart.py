@@ -17,12 +17,21 @@ from t5lite.interop.huggingface.families.bart_tensors import (
     POSITIONS,
     SHARED,
     TABLES,
-    mlp_of,
     sinusoids,
     tensors,
 )
-from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
-from t5lite.interop.tensors import Source
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    Heads,
+    expect,
+    first_id,
+    heads_of,
+    initial_stddev,
+    no_heads,
+    stack_of,
+)
+from t5lite.interop.tensors import Source, same_values
 from t5lite.layers import (
     AttentionSpec,
     HeadSpec,
@@ -36,12 +45,12 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-# With logits, and without a head.
+# What architectures begin with, and how that with logits ends.
 ARCHITECTURES = {
-    "bart": ("BartForConditionalGeneration", "BartModel"),
-    "mbart": ("MBartForConditionalGeneration", "MBartModel"),
-    "pegasus": ("PegasusForConditionalGeneration", "PegasusModel"),
-    "marian": ("MarianMTModel", "MarianModel"),
+    "bart": ("Bart", "ForConditionalGeneration"),
+    "mbart": ("MBart", "ForConditionalGeneration"),
+    "pegasus": ("Pegasus", "ForConditionalGeneration"),
+    "marian": ("Marian", "MTModel"),
 }
 SWITCHES = {
     "bart": {
@@ -114,9 +123,13 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         embed=config["d_model"],
         encoder=stack(config, "encoder", **SWITCHES[model_type]),
         decoder=stack(config, "decoder", **SWITCHES[model_type]),
-        heads=heads(config, source, model_type),
+        # mBART and PEGASUS began as subclasses of BART, and some of their configs name it.
+        heads=heads_of(
+            ARCHITECTURES[model_type][0], heads(model_type), config, source, also="Bart"
+        ),
         shared_embedding=is_shared(config, source),
-        start_id=start_id(config),
+        # mBART's config may not say it: that is the language's token, or the sentence's end.
+        start_id=first_id(config, "decoder_start_token_id", "eos_token_id"),
         init=NormalInitSpec(config["init_std"]),
     )
 
@@ -135,12 +148,12 @@ def check(config: Config, model_type: str) -> None:
         if embed % config[name]:
             raise InputError(f"d_model = {embed} is no multiple of {name} = {config[name]}")
     if SWITCHES[model_type]["static_position_embeddings"] and embed % 2:
-        raise InputError(f"d_model = {embed}: sinusoidal positions are modelled for even ones")
+        raise InputError(f"d_model = {embed}: must be even with sinusoidal positions")
     decoder_vocab = config.get("decoder_vocab_size") or vocab
     if not config["share_encoder_decoder_embeddings"] and decoder_vocab != vocab:
         raise InputError(
-            f"decoder_vocab_size = {decoder_vocab} is not modelled beside vocab_size = {vocab}: "
-            "encoder and decoder have one vocabulary here, of one table or of two"
+            f"decoder_vocab_size = {decoder_vocab}: must equal vocab_size = {vocab}, for encoder "
+            "and decoder have one vocabulary"
         )
 
 
@@ -152,9 +165,7 @@ def check_sinusoids(source: Source, embed: int) -> None:
             # They may be in bfloat16, and computed in float32.
             right = table.ndim == 2 and table.shape[1] == embed
             if not right or not np.allclose(table, sinusoids(*table.shape), rtol=0, atol=0.02):
-                raise InputError(
-                    f"{name} holds other positions than the class computes, which is not modelled"
-                )
+                raise InputError(f"{name} differs from the sinusoids that the class computes")
 
 
 def stack(
@@ -195,23 +206,20 @@ def stack(
     )
 
 
-def heads(config: Config, source: Source, model_type: str) -> tuple[HeadSpec, ...]:
-    """Returns the head of a config's architecture, or none.
+def heads(model_type: str) -> dict[str, Heads]:
+    """Returns the heads by architecture.
 
     A bias of the logits is there if the file has one: transformers' is zero otherwise. Their table
     is their own if the config says so, or if it is there and differs, which transformers 5 heeds.
     """
-    model, base = ARCHITECTURES[model_type]
-    names = config.get("architectures") or [model]
-    if names == [base]:
-        return ()
-    # mBART and PEGASUS began as subclasses of BART, and some of their configs name it.
-    if names not in ([model], ["BartForConditionalGeneration"]):
-        raise InputError(
-            f"architectures = {names!r} is not modelled; those that are: {model}, {base}"
+
+    def lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+        tied = config["tie_word_embeddings"] and same_values(
+            source, LOGITS, _table(source, "decoder")
         )
-    tied = config["tie_word_embeddings"] and _same(source, LOGITS, _table(source, "decoder"))
-    return (LMHeadSpec(tied=bool(tied), use_bias=BIAS in source.tensors()),)
+        return (LMHeadSpec(tied=bool(tied), use_bias=BIAS in source.tensors()),)
+
+    return {ARCHITECTURES[model_type][1]: lm_head, "Model": no_heads}
 
 
 def is_shared(config: Config, source: Source) -> bool:
@@ -221,7 +229,7 @@ def is_shared(config: Config, source: Source) -> bool:
     """
     if not config["share_encoder_decoder_embeddings"]:
         return False
-    return _same(source, _table(source, "encoder"), _table(source, "decoder"))
+    return same_values(source, _table(source, "encoder"), _table(source, "decoder"))
 
 
 def _table(source: Source, side: str) -> str:
@@ -229,39 +237,18 @@ def _table(source: Source, side: str) -> str:
     return TABLES[side] if TABLES[side] in source.tensors() else SHARED
 
 
-def _same(source: Source, one: str, other: str) -> bool:
-    """Returns whether there is one tensor of the two, or they are alike."""
-    if one == other or not {one, other} <= set(source.tensors()):
-        return True
-    return np.array_equal(source.read(one), source.read(other))
-
-
-def start_id(config: Config) -> int:
-    """Returns what the decoder reads first.
-
-    mBART's config may not say it: that is the language's token, or the end of the sentence, which
-    is taken. Ids beyond the vocabulary, which only models cut down for tests have, are passed over.
-    """
-    for name in ("decoder_start_token_id", "eos_token_id"):
-        found = config.get(name)
-        first = found[0] if isinstance(found, list) and found else found
-        if isinstance(first, int) and 0 <= first < config["vocab_size"]:
-            return first
-    return 0
-
-
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    encoder, decoder = spec.encoder, spec.decoder
-    assert encoder is not None
-    assert decoder is not None
+    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
     head = spec.heads[0] if spec.heads else None
+    classes, lm = ARCHITECTURES[spec.family]
+    mlps = [expect(stack.blocks[0].mlp, MlpSpec, "mlp") for stack in (encoder, decoder)]
     content: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[spec.family][not spec.heads]],
+        "architectures": [classes + (lm if spec.heads else "Model")],
         "model_type": spec.family,
         "vocab_size": spec.vocab,
         "d_model": spec.embed,
-        "activation_function": activation_name(mlp_of(encoder.blocks[0]).activation),
+        "activation_function": activation_name(mlps[0].activation),
         "dropout": encoder.dropout_rate,
         "attention_dropout": encoder.dropout_rate,
         "activation_dropout": encoder.dropout_rate,
@@ -277,10 +264,10 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         # The classes' own default changes what is generated.
         "forced_eos_token_id": None,
     }
-    for side, stack in (("encoder", encoder), ("decoder", decoder)):
+    for side, stack, mlp in zip(("encoder", "decoder"), (encoder, decoder), mlps, strict=True):
         content[f"{side}_layers"] = stack.num_layers
         content[f"{side}_attention_heads"] = stack.blocks[0].attention.num_heads
-        content[f"{side}_ffn_dim"] = mlp_of(stack.blocks[0]).hidden
+        content[f"{side}_ffn_dim"] = mlp.hidden
     if spec.family == "marian":
         content["vocab_size"] = content["decoder_vocab_size"] = spec.vocab
         content["pad_token_id"] = spec.start_id
@@ -295,8 +282,9 @@ def _family(model_type: str) -> Family:
         functools.partial(spec, model_type=model_type),
         config,
         tensors,
+        ARCHITECTURES[model_type][0],
+        heads(model_type),
         prefix="model.",
-        base=ARCHITECTURES[model_type][1],
         ignored=(r"model\.(encoder|decoder)\.version",),  # fairseq's
     )
 

@@ -1,18 +1,32 @@
 """Where the tensors of BART, mBART, PEGASUS and Marian stand among our parameters."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
 from t5lite.interop.huggingface.families import modules
-from t5lite.interop.huggingface.families.family import Unsupported
-from t5lite.interop.tensors import Part, Tensor, transposed
-from t5lite.layers import LearnedPositionsSpec, LMHeadSpec, MlpSpec
-from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
+from t5lite.interop.tensors import Part, Tensor
+from t5lite.layers import LearnedPositionsSpec, LMHeadSpec
+from t5lite.models import ModelSpec
 
 SHARED, LOGITS, BIAS = "model.shared.weight", "lm_head.weight", "final_logits_bias"
 TABLES = {side: f"model.{side}.embed_tokens.weight" for side in ("encoder", "decoder")}
 POSITIONS = {side: f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}
+_PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+# Of a layer's modules.
+NAMES: dict[str, dict[str, Any]] = {
+    "encoder": {
+        "attention": {part: f"self_attn.{name}" for part, name in _PROJECTIONS.items()},
+        "attention_norm": "self_attn_layer_norm",
+        "mlp": {"up": "fc1", "down": "fc2"},
+        "mlp_norm": "final_layer_norm",
+    }
+}
+NAMES["decoder"] = NAMES["encoder"] | {
+    "cross_attention": {part: f"encoder_attn.{name}" for part, name in _PROJECTIONS.items()},
+    "cross_attention_norm": "encoder_attn_layer_norm",
+}
 # Rows that are written of positions that are computed: transformers looks for them.
 COMPUTED_POSITIONS = 1024
 
@@ -36,7 +50,8 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         ):
             if norm is not None:
                 found += modules.norm(f"model.{side}.{name}", f"{side}/{path}", norm, spec.embed)
-        found += layer_tensors(stack, side, spec.embed)
+        layer_name = f"model.{side}.layers.{{}}".format
+        found += modules.stack_tensors(stack, side, spec.embed, layer_name, NAMES[side])
     return found
 
 
@@ -52,8 +67,7 @@ def sinusoids(length: int, embed: int) -> np.ndarray:
 def token_tables(spec: ModelSpec) -> list[Tensor]:
     """Returns the tables of tokens and of logits, and the logits' bias."""
     head = spec.heads[0] if spec.heads else None
-    tied = isinstance(head, LMHeadSpec) and head.tied
-    logits = (LOGITS,) if tied else ()
+    logits = (LOGITS,) if modules.is_tied(spec) else ()
     size = (spec.vocab, spec.embed)
     if spec.shared_embedding:
         found = modules.table(SHARED, "token_embedding", *size, aliases=(*TABLES.values(), *logits))
@@ -63,44 +77,8 @@ def token_tables(spec: ModelSpec) -> list[Tensor]:
             *modules.table(TABLES["encoder"], "encoder_embedding", *size),
             Tensor(SHARED, size, ()),  # which nothing reads
         ]
-    if isinstance(head, LMHeadSpec) and not head.tied:
-        kernel = Part("lm_head/projection/kernel", None, transposed)
-        found.append(Tensor(LOGITS, size, (kernel,)))
+    found += modules.lm_head(spec, LOGITS)
     if isinstance(head, LMHeadSpec) and head.use_bias:
         path = "lm_head/bias" if head.tied else "lm_head/projection/bias"
-        found.append(Tensor(BIAS, (1, spec.vocab), (Part(path, None, _row),)))
+        found.append(Tensor(BIAS, (1, spec.vocab), (Part(path, None, lambda array: array[0]),)))
     return found
-
-
-def layer_tensors(stack: StackSpec, side: str, embed: int) -> list[Tensor]:
-    """Returns the tensors of a stack's layers."""
-    found = []
-    for layer, block in enumerate(stack.every_block):
-        place, index = stack.place(layer)
-        theirs, ours = f"model.{side}.layers.{layer}", f"{side}/{place}"
-        norm = functools.partial(modules.norm, spec=block.norm, size=embed, layer=index)
-        for name, path, attention in (
-            ("self_attn", "attention", block.attention),
-            ("encoder_attn", "cross_attention", block.cross_attention),
-        ):
-            if attention is not None:
-                module = f"{theirs}.{name}"
-                names = {part: f"{module}.{part[0]}_proj" for part in ("query", "key", "value")}
-                names["output"] = f"{module}.out_proj"
-                found += modules.attention(names, f"{ours}/{path}", attention, embed, layer=index)
-                found += norm(f"{module}_layer_norm", f"{ours}/{path}_norm")
-        names = {"up": f"{theirs}.fc1", "down": f"{theirs}.fc2"}
-        found += modules.mlp(names, f"{ours}/mlp", mlp_of(block), embed, layer=index)
-        found += norm(f"{theirs}.final_layer_norm", f"{ours}/mlp_norm")
-    return found
-
-
-def _row(array: np.ndarray) -> np.ndarray:
-    return array[0]
-
-
-def mlp_of(block: TransformerBlockSpec) -> MlpSpec:
-    """Returns a block's MLP, which is of one expert."""
-    if not isinstance(block.mlp, MlpSpec):
-        raise Unsupported("mlp", block.mlp)
-    return block.mlp

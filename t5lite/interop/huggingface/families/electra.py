@@ -2,12 +2,17 @@
 
 from typing import Any
 
-from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import labels, narrow_embedding
+from t5lite.interop.huggingface.families import encoder_only, labels, modules
 from t5lite.interop.huggingface.families.activations import activation
-from t5lite.interop.huggingface.families.bert import SUBLAYERS
-from t5lite.interop.huggingface.families.family import Config, Family
-from t5lite.interop.huggingface.families.modules import linear
+from t5lite.interop.huggingface.families.bert import LAYER
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    Heads,
+    heads_of,
+    no_heads,
+    stack_of,
+)
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
     HeadSpec,
@@ -17,14 +22,6 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec
 
-KNOWN = (
-    "ForPreTraining",
-    "ForMaskedLM",
-    "Model",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-)
 # What transformers' config class fills in.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
@@ -44,55 +41,47 @@ DEFAULTS: dict[str, Any] = {
 def spec(config: Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     config = {**DEFAULTS, **config}
-    narrow_embedding.check(config)
+    encoder_only.check(config)
     size, embed = config["embedding_size"], config["hidden_size"]
     return ModelSpec(
         family="electra",
         vocab=config["vocab_size"],
         embed=embed,
         embedding_size=None if size == embed else size,
-        encoder=narrow_embedding.stack(config, config["num_hidden_layers"], shared=False),
-        heads=heads(config, source),
+        encoder=encoder_only.stack(config, config["num_hidden_layers"]),
+        heads=heads_of("Electra", HEADS, _named(config, source), source),
         num_token_types=config["type_vocab_size"],
         init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02)),
     )
 
 
-def heads(config: Config, source: Source) -> tuple[HeadSpec, ...]:
-    """Returns the heads of a config's architecture; of one that names none, the weights say."""
-    there = source.tensors()
-    suffix = "Model"
-    if "discriminator_predictions.dense.weight" in there:
+def _pretraining(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+    del source
+    return (ReplacedTokensHeadSpec(activation(config["hidden_act"], "hidden_act")),)
+
+
+HEADS: dict[str, Heads] = {
+    "Model": no_heads,
+    "ForPreTraining": _pretraining,
+    # Neither head's activation is in any config.
+    "ForMaskedLM": lambda config, _: encoder_only.masked_lm_head(config, "gelu"),
+    **labels.makers(labels.classifier_rate, pooler_activation="gelu"),
+}
+
+
+def _named(config: Config, source: Source) -> Config:
+    """Returns a config with `architectures`, which the weights tell if it has none."""
+    stored, suffix = source.tensors(), "Model"
+    if "discriminator_predictions.dense.weight" in stored:
         suffix = "ForPreTraining"
-    if "generator_predictions.dense.weight" in there:
+    if "generator_predictions.dense.weight" in stored:
         suffix = "ForMaskedLM"
-    names = config.get("architectures") or [f"Electra{suffix}"]
-    suffix = names[0].removeprefix("Electra")
-    if suffix not in KNOWN:
-        known = ", ".join(f"Electra{each}" for each in KNOWN)
-        raise InputError(f"architectures = {names!r} is not modelled; those that are: {known}")
-    dropout_rate = config.get("classifier_dropout")
-    if dropout_rate is None:
-        dropout_rate = config["hidden_dropout_prob"]
-    if suffix == "ForPreTraining":
-        return (ReplacedTokensHeadSpec(activation(config["hidden_act"], "hidden_act")),)
-    if suffix == "ForMaskedLM":
-        # Its activation is in no config.
-        return (narrow_embedding.masked_lm_head(config, "gelu"),)
-    if suffix == "ForTokenClassification":
-        return (labels.token_head(config, dropout_rate=dropout_rate),)
-    if suffix == "ForQuestionAnswering":
-        return (labels.spans_head(config),)
-    if suffix == "ForSequenceClassification":
-        # Its activation is in no config.
-        head = labels.text_head(config, dropout_rate=dropout_rate, pooler_activation="gelu")
-        return (head,)
-    return ()
+    return {**config, "architectures": config.get("architectures") or [f"Electra{suffix}"]}
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    found, head = narrow_embedding.fields(spec), spec.heads[0] if spec.heads else None
+    found, head = encoder_only.fields(spec), spec.heads[0] if spec.heads else None
     suffixes: dict[type, str] = {
         ReplacedTokensHeadSpec: "ForPreTraining",
         MaskedLMHeadSpec: "ForMaskedLM",
@@ -108,29 +97,27 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, kinds = spec.encoder, {type(head) for head in spec.heads}
-    assert encoder is not None
+    encoder, kinds = stack_of(spec, "encoder"), {type(head) for head in spec.heads}
     masked, embed = MaskedLMHeadSpec in kinds, spec.embed
-    found = narrow_embedding.embedding_tensors(
+    found = encoder_only.embedding_tensors(
         spec,
         "electra.",
         projection="embeddings_project",
         aliases=("generator_lm_head.weight",) if masked else (),
     )
-    for layer, block in enumerate(encoder.every_block):
-        place, index = encoder.place(layer)
-        name, path = f"electra.encoder.layer.{layer}", f"encoder/{place}"
-        found += narrow_embedding.layer_tensors(
-            name, path, block, names=SUBLAYERS, embed=embed, layer=index
-        )
-    if masked:
-        found += narrow_embedding.masked_lm_tensors(
-            spec, "generator_predictions", "generator_lm_head.bias"
-        )
+    found += modules.stack_tensors(
+        encoder, "encoder", embed, "electra.encoder.layer.{}".format, LAYER
+    )
+    name = "generator_predictions"
+    found += encoder_only.masked_lm_tensors(
+        spec, f"{name}.dense", f"{name}.LayerNorm", "generator_lm_head.bias"
+    )
     if ReplacedTokensHeadSpec in kinds:
         name, path = "discriminator_predictions", "replaced_tokens_head"
-        found += linear(f"{name}.dense", f"{path}/dense", embed, embed, use_bias=True)
-        found += linear(f"{name}.dense_prediction", f"{path}/projection", embed, 1, use_bias=True)
+        found += modules.linear(f"{name}.dense", f"{path}/dense", embed, embed, use_bias=True)
+        found += modules.linear(
+            f"{name}.dense_prediction", f"{path}/projection", embed, 1, use_bias=True
+        )
     for head in spec.heads:
         pooled = ("classifier.dense", "classifier.out_proj")
         found += labels.tensors(head, embed, pooler=pooled[0], classifier=pooled[1])
@@ -142,8 +129,9 @@ FAMILIES = {
         spec,
         config,
         tensors,
+        "Electra",
+        HEADS,
         prefix="electra.",
-        base="ElectraModel",
         ignored=(r"electra\.embeddings\.(position_ids|token_type_ids)",),
     )
 }

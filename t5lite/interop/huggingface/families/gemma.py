@@ -1,11 +1,20 @@
-"""Gemma and Gemma 2; their layers serve T5Gemma too."""
+"""Gemma and Gemma 2; their layers serve T5Gemma, LLaMA and Mistral too."""
 
 import functools
 from typing import Any
 
 from t5lite.interop.huggingface.families import decoder_only, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    check_fields,
+    expect,
+    first_id,
+    heads_of,
+    initial_stddev,
+    stack_of,
+)
 from t5lite.interop.huggingface.families.layer_types import (
     FULL,
     SLIDING,
@@ -14,10 +23,15 @@ from t5lite.interop.huggingface.families.layer_types import (
 )
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import AttentionSpec, HeadSpec, LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec
+from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 NAMES = {"gemma": "Gemma", "gemma2": "Gemma2"}
+HEADS = {
+    "gemma": decoder_only.heads(spans=False),
+    "gemma2": decoder_only.heads(softcap="final_logit_softcapping", spans=False),
+}
+PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
 # Of transformers' config classes: what equals them may be left out of config.json.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma": {
@@ -55,18 +69,14 @@ DEFAULTS["gemma2"] = {
 def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Attention's dropout stands for all dropout."""
     config = {**DEFAULTS[model_type], **config}
-    decoder_only.refuse(config, "use_bidirectional_attention", None, "decoders see one side")
-    name = NAMES[model_type]
-    heads: tuple[HeadSpec, ...] = decoder_only.heads(config, f"{name}ForCausalLM", f"{name}Model")
-    if heads and isinstance(heads[0], LMHeadSpec) and model_type == "gemma2":
-        heads = (heads[0].replace(softcap=config["final_logit_softcapping"]),)
+    check_fields(config, use_bidirectional_attention=(None,))
     return ModelSpec(
         family=model_type,
         vocab=config["vocab_size"],
         embed=config["hidden_size"],
         decoder=stack_spec(config, around=model_type == "gemma2", causal=True),
-        heads=heads,
-        start_id=decoder_only.start_id(config),
+        heads=heads_of(NAMES[model_type], HEADS[model_type], config, source),
+        start_id=first_id(config, "bos_token_id", "eos_token_id"),
         init=NormalInitSpec(config["initializer_range"]),
     )
 
@@ -137,10 +147,10 @@ def attention_spec(config: Config, *, sliding: bool, causal: bool) -> AttentionS
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    decoder, name = decoder_only.decoder_of(spec), NAMES[spec.family]
+    decoder = stack_of(spec, "decoder")
     fields = {
         "model_type": spec.family,
-        **decoder_only.head_fields(spec, f"{name}ForCausalLM", f"{name}Model"),
+        **decoder_only.head_fields(spec, NAMES[spec.family]),
         **stack_config(decoder, spec.embed, causal=True),
         "vocab_size": spec.vocab,
         "initializer_range": initial_stddev(spec),
@@ -166,7 +176,7 @@ def stack_config(stack: StackSpec, embed: int, *, causal: bool) -> dict[str, Any
     """Returns the fields of a stack's config."""
     blocks = stack.every_block
     block, windows = blocks[0], [b.attention.window for b in blocks if b.attention.window]
-    attention, mlp = block.attention, decoder_only.dense(block)
+    attention, mlp = block.attention, expect(block.mlp, MlpSpec, "mlp")
     scale = attention.logits_scale
     scalar = attention.head_dim if scale is None else scale**-2
     return {
@@ -190,8 +200,8 @@ def stack_config(stack: StackSpec, embed: int, *, causal: bool) -> dict[str, Any
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder = decoder_only.decoder_of(spec)
-    tied = decoder_only.tied_names(spec, "lm_head.weight")
+    decoder = stack_of(spec, "decoder")
+    tied = ("lm_head.weight",) if modules.is_tied(spec) else ()
     found = modules.table(
         "model.embed_tokens.weight", "token_embedding", spec.vocab, spec.embed, aliases=tied
     )
@@ -205,7 +215,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         }
     found += stack_tensors("model", "decoder", decoder, spec.embed, norms=norms)
     found += decoder_only.labelled_tensors(spec, tagger="score")
-    return found + decoder_only.lm_head(spec, "lm_head.weight")
+    return found + modules.lm_head(spec, "lm_head.weight")
 
 
 def stack_tensors(
@@ -225,28 +235,17 @@ def stack_tensors(
       stack: its spec.
       embed: its width.
       norms: our norms in a layer, and what they call them.
-      kv_embed: width of what cross-attention reads.
+      kv_embed: width of what cross-attention reads; None for no cross-attention.
     """
-    found = []
-    letters = {"query": "q", "key": "k", "value": "v", "output": "o"}
-    for layer, block in enumerate(stack.every_block):
-        place, index = stack.place(layer)
-        name, path = f"{theirs}.layers.{layer}", f"{ours}/{place}"
-        for sublayer, module, attention, width in (
-            ("attention", "self_attn", block.attention, embed),
-            ("cross_attention", "cross_attn", block.cross_attention, kv_embed),
-        ):
-            if attention is not None:
-                names = {part: f"{name}.{module}.{each}_proj" for part, each in letters.items()}
-                found += modules.attention(
-                    names, f"{path}/{sublayer}", attention, embed, kv_embed=width, layer=index
-                )
-        names = {part: f"{name}.mlp.{part}_proj" for part in ("gate", "up", "down")}
-        found += modules.mlp(names, f"{path}/mlp", decoder_only.dense(block), embed, layer=index)
-        for part, module in norms.items():
-            found += modules.norm(
-                f"{name}.{module}", f"{path}/{part}", block.norm, embed, layer=index
-            )
+    names: dict[str, Any] = {
+        "attention": {part: f"self_attn.{name}" for part, name in PROJECTIONS.items()},
+        "mlp": {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+        **norms,
+    }
+    if kv_embed is not None:
+        names["cross_attention"] = {p: f"cross_attn.{name}" for p, name in PROJECTIONS.items()}
+    layer_name = (theirs + ".layers.{}").format
+    found = modules.stack_tensors(stack, ours, embed, layer_name, names, kv_embed=kv_embed)
     final = stack.final_norm or RMSNormSpec()
     return found + modules.norm(f"{theirs}.norm", f"{ours}/final_norm", final, embed)
 
@@ -257,7 +256,8 @@ FAMILIES = {
         config,
         tensors,
         prefix="model.",
-        base=f"{NAMES[name]}Model",
+        classes=NAMES[name],
+        heads=HEADS[name],
         # Frequencies, which older versions saved.
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     )

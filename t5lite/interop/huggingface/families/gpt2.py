@@ -6,7 +6,16 @@ import numpy as np
 
 from t5lite.interop.huggingface.families import decoder_only, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    check_fields,
+    expect,
+    first_id,
+    heads_of,
+    initial_stddev,
+    stack_of,
+)
 from t5lite.interop.tensors import Part, Source, Tensor, View
 from t5lite.layers import (
     AttentionSpec,
@@ -17,7 +26,8 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-MODEL, BASE = "GPT2LMHeadModel", "GPT2Model"
+CLASSES, LM = "GPT2", "LMHeadModel"
+HEADS = decoder_only.heads(LM)
 # Of transformers' config class: what equals them may be left out of config.json.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
@@ -42,7 +52,7 @@ DEFAULTS: dict[str, Any] = {
 def spec(config: Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
     config = {**DEFAULTS, **config}
-    decoder_only.refuse(config, "add_cross_attention", False, "it needs an encoder")
+    check_fields(config, add_cross_attention=(False,))
     norm = LayerNormSpec(config["layer_norm_epsilon"])
     mlp = MlpSpec(
         config["n_inner"] or 4 * config["n_embd"],
@@ -62,8 +72,8 @@ def spec(config: Config, source: Source) -> ModelSpec:
         vocab=config["vocab_size"],
         embed=config["n_embd"],
         decoder=decoder,
-        heads=decoder_only.heads(config, MODEL, BASE),
-        start_id=decoder_only.start_id(config),
+        heads=heads_of(CLASSES, HEADS, config, source),
+        start_id=first_id(config, "bos_token_id", "eos_token_id"),
         init=NormalInitSpec(config["initializer_range"], scaled_residuals=True),
     )
 
@@ -82,12 +92,12 @@ def attentions(config: Config) -> list[AttentionSpec]:
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    decoder = decoder_only.decoder_of(spec)
+    decoder = stack_of(spec, "decoder")
     block = decoder.blocks[0]
-    mlp = decoder_only.dense(block)
+    mlp = expect(block.mlp, MlpSpec, "mlp")
     return {
         "model_type": "gpt2",
-        **decoder_only.head_fields(spec, MODEL, BASE),
+        **decoder_only.head_fields(spec, CLASSES, LM),
         "vocab_size": spec.vocab,
         "n_positions": decoder.max_length or DEFAULTS["n_positions"],
         "n_embd": spec.embed,
@@ -109,32 +119,25 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder, embed = decoder_only.decoder_of(spec), spec.embed
-    tied = decoder_only.tied_names(spec, "lm_head.weight")
+    decoder, embed = stack_of(spec, "decoder"), spec.embed
+    tied = ("lm_head.weight",) if modules.is_tied(spec) else ()
     found = modules.table(
         "transformer.wte.weight", "token_embedding", spec.vocab, embed, aliases=tied
     )
     length = decoder.max_length or 0
     found += modules.table("transformer.wpe.weight", "decoder/position_embedding", length, embed)
-    for layer, block in enumerate(decoder.every_block):
-        place, index = decoder.place(layer)
-        theirs, ours = f"transformer.h.{layer}", f"decoder/{place}"
-        found += attention(f"{theirs}.attn", f"{ours}/attention", block.attention, embed, index)
-        hidden = decoder_only.dense(block).hidden
-        found += conv1d(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up", embed, hidden, index)
-        found += conv1d(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down", hidden, embed, index)
-        for name, path in (("ln_1", "attention_norm"), ("ln_2", "mlp_norm")):
-            found += modules.norm(
-                f"{theirs}.{name}", f"{ours}/{path}", block.norm, embed, layer=index
-            )
+    names = {"attention": "attn", "mlp": "mlp", "attention_norm": "ln_1", "mlp_norm": "ln_2"}
+    found += modules.stack_tensors(
+        decoder, "decoder", embed, "transformer.h.{}".format, names, attention=attention, mlp=mlp
+    )
     final = decoder.final_norm or LayerNormSpec()
     found += modules.norm("transformer.ln_f", "decoder/final_norm", final, embed)
     found += decoder_only.labelled_tensors(spec, tagger="classifier")
-    return found + decoder_only.lm_head(spec, "lm_head.weight")
+    return found + modules.lm_head(spec, "lm_head.weight")
 
 
 def attention(
-    name: str, path: str, spec: AttentionSpec, embed: int, layer: int | None
+    name: str, path: str, spec: AttentionSpec, embed: int, *, layer: int | None
 ) -> list[Tensor]:
     """Returns the tensors of attention: queries, keys and values side by side in `c_attn`."""
     joined = spec.num_heads * spec.head_dim
@@ -165,6 +168,13 @@ def split_columns(columns: slice, spec: AttentionSpec) -> View:
     return view
 
 
+def mlp(name: str, path: str, spec: Any, embed: int, *, layer: int | None) -> list[Tensor]:
+    """Returns the tensors of an MLP of two `Conv1D`s."""
+    hidden = expect(spec, MlpSpec, "mlp").hidden
+    up = conv1d(f"{name}.c_fc", f"{path}/up", embed, hidden, layer)
+    return up + conv1d(f"{name}.c_proj", f"{path}/down", hidden, embed, layer)
+
+
 def conv1d(name: str, path: str, into: int, out: int, layer: int | None) -> list[Tensor]:
     """Returns the tensors of a `Conv1D`: a weight `[into, out]`, as ours is, and a bias."""
     weight = Tensor(f"{name}.weight", (into, out), (Part(f"{path}/kernel", layer),))
@@ -176,8 +186,9 @@ FAMILIES = {
         spec,
         config,
         tensors,
+        CLASSES,
+        HEADS,
         prefix="transformer.",
-        base=BASE,
         # Causal masks, which older versions saved.
         ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     )

@@ -1,18 +1,27 @@
 """GPT-NeoX: GPT-NeoX-20B and Pythia."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from t5lite.interop.huggingface.families import decoder_only, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    expect,
+    first_id,
+    heads_of,
+    stack_of,
+)
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
-from t5lite.interop.tensors import Part, Source, Tensor, View
+from t5lite.interop.tensors import Source, Tensor, View
 from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, SmallInitSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-MODEL, BASE = "GPTNeoXForCausalLM", "GPTNeoXModel"
+CLASSES = "GPTNeoX"
+HEADS = decoder_only.heads()
 # Of transformers' config class: what equals them may be left out of config.json.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50432,
@@ -68,24 +77,24 @@ def spec(config: Config, source: Source) -> ModelSpec:
             final_norm=norm,
             dropout_rate=config["hidden_dropout"],
         ),
-        heads=decoder_only.heads(config, MODEL, BASE),
-        start_id=decoder_only.start_id(config),
+        heads=heads_of(CLASSES, HEADS, config, source),
+        start_id=first_id(config, "bos_token_id", "eos_token_id"),
         init=SmallInitSpec(),
     )
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    decoder = decoder_only.decoder_of(spec)
+    decoder = stack_of(spec, "decoder")
     block = decoder.blocks[0]
-    mlp = decoder_only.dense(block)
+    mlp = expect(block.mlp, MlpSpec, "mlp")
     rope = rope_config(block.attention.rotary)
     # GPT-NeoX has names of its own for two of them.
     rope["rotary_emb_base"] = rope.pop("rope_theta", DEFAULTS["rotary_emb_base"])
     rope["rotary_pct"] = rope.pop("partial_rotary_factor", 1.0)
     return {
         "model_type": "gpt_neox",
-        **decoder_only.head_fields(spec, MODEL, BASE),
+        **decoder_only.head_fields(spec, CLASSES),
         "vocab_size": spec.vocab,
         "hidden_size": spec.embed,
         "num_hidden_layers": decoder.num_layers,
@@ -106,59 +115,41 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder, embed = decoder_only.decoder_of(spec), spec.embed
+    decoder, embed = stack_of(spec, "decoder"), spec.embed
     # Versions 4 and 5 of transformers call the logits' table differently; both read the first name.
-    tied = decoder_only.tied_names(spec, "embed_out.weight", "lm_head.weight")
+    tied = ("embed_out.weight", "lm_head.weight") if modules.is_tied(spec) else ()
     found = modules.table(
         "gpt_neox.embed_in.weight", "token_embedding", spec.vocab, embed, aliases=tied
     )
-    for layer, block in enumerate(decoder.every_block):
-        place, index = decoder.place(layer)
-        theirs, ours = f"gpt_neox.layers.{layer}", f"decoder/{place}"
-        for name, path in (
-            ("input_layernorm", "attention_norm"),
-            ("post_attention_layernorm", "mlp_norm"),
-        ):
-            found += modules.norm(
-                f"{theirs}.{name}", f"{ours}/{path}", block.norm, embed, layer=index
-            )
-        found += attention(
-            f"{theirs}.attention", f"{ours}/attention", block.attention, embed, index
-        )
-        mlp = f"{theirs}.mlp"
-        names = {"up": f"{mlp}.dense_h_to_4h", "down": f"{mlp}.dense_4h_to_h"}
-        found += modules.mlp(names, f"{ours}/mlp", decoder_only.dense(block), embed, layer=index)
+    names = {
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+        "attention": {"fused": "attention.query_key_value", "output": "attention.dense"},
+        "mlp": {"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
+    }
+    found += modules.stack_tensors(
+        decoder, "decoder", embed, "gpt_neox.layers.{}".format, names, attention=attention
+    )
     final = decoder.final_norm or LayerNormSpec()
     found += modules.norm("gpt_neox.final_layer_norm", "decoder/final_norm", final, embed)
     found += decoder_only.labelled_tensors(spec, tagger="classifier")
-    return found + decoder_only.lm_head(spec, "embed_out.weight", aliases=("lm_head.weight",))
+    return found + modules.lm_head(spec, "embed_out.weight", aliases=("lm_head.weight",))
 
 
 def attention(
-    name: str, path: str, spec: AttentionSpec, embed: int, layer: int | None
+    names: Mapping[str, str], path: str, spec: AttentionSpec, embed: int, *, layer: int | None
 ) -> list[Tensor]:
     """Returns the tensors of attention: each head's query, key and value follow each other."""
-    parts = list(enumerate(("query", "key", "value")))
-    kernels = [Part(f"{path}/{part}/kernel", layer, third(n, spec)) for n, part in parts]
-    joined = 3 * spec.num_heads * spec.head_dim
-    fused = [Tensor(f"{name}.query_key_value.weight", (joined, embed), tuple(kernels))]
-    if spec.use_bias:
-        biases = [Part(f"{path}/{part}/bias", layer, third(n, spec)) for n, part in parts]
-        fused.append(Tensor(f"{name}.query_key_value.bias", (joined,), tuple(biases)))
-    return fused + modules.attention_output(f"{name}.dense", path, spec, embed, layer=layer)
 
+    def third(number: int) -> View:
+        # [heads * 3 * head_dim, embed] → [embed, heads, head_dim], or the same without `embed`.
+        def view(array: np.ndarray) -> np.ndarray:
+            split = array.reshape(spec.num_heads, 3, spec.head_dim, *array.shape[1:])[:, number]
+            return split if array.ndim == 1 else split.transpose(2, 0, 1)
 
-def third(number: int, spec: AttentionSpec) -> View:
-    """Returns the view of queries (0), keys (1) or values (2) in a fused weight or bias.
+        return view
 
-    `[heads * 3 * head_dim, embed]` → `[embed, heads, head_dim]`, or the same without `embed`.
-    """
-
-    def view(array: np.ndarray) -> np.ndarray:
-        split = array.reshape(spec.num_heads, 3, spec.head_dim, *array.shape[1:])[:, number]
-        return split if array.ndim == 1 else split.transpose(2, 0, 1)
-
-    return view
+    return modules.fused_attention(names, path, spec, embed, third, layer=layer)
 
 
 FAMILIES = {
@@ -166,8 +157,9 @@ FAMILIES = {
         spec,
         config,
         tensors,
+        CLASSES,
+        HEADS,
         prefix="gpt_neox.",
-        base=BASE,
         # Causal masks and frequencies, which older versions saved.
         ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
     )

@@ -1,13 +1,13 @@
 """Heads of fine-tuned encoders: what configs say of labels, and the linear layers behind."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules
-from t5lite.interop.huggingface.families.family import Config
+from t5lite.interop.huggingface.families.family import Config, Heads, unsupported
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import (
     ClassificationHeadSpec,
@@ -50,10 +50,8 @@ def text_head(config: Config, *, dropout_rate: float, **shape: Any) -> HeadSpec:
     """
     count, problem = num_labels(config), config.get("problem_type")
     if problem == "multi_label_classification":
-        raise InputError(
-            f"problem_type = {problem!r} is not modelled; single_label_classification and "
-            "regression are"
-        )
+        known = ("single_label_classification", "regression")
+        raise unsupported("problem_type", problem, known)
     bert: dict[str, Any] = {"pooling": "first", "pooler": True, "dropout_rate": dropout_rate}
     shape = bert | shape
     if problem == "regression" or (problem is None and count == 1):
@@ -77,6 +75,37 @@ def spans_head(config: Config) -> SpansHeadSpec:
             f"id2label has {num_labels(config)} labels; a span has 2: its first and last token"
         )
     return SpansHeadSpec()
+
+
+def makers(
+    rate: Callable[[Config], float],
+    *,
+    text_rate: Callable[[Config], float] | None = None,
+    **shape: Any,
+) -> dict[str, Heads]:
+    """Returns the heads with labels by architecture.
+
+    Args:
+      rate: the dropout rate before the linear layer, of a config.
+      text_rate: that of `…ForSequenceClassification`, if it is another.
+      **shape: see `text_head`.
+    """
+    of_text = text_rate or rate
+    return {
+        "ForSequenceClassification": lambda config, _: (
+            text_head(config, dropout_rate=of_text(config), **shape),
+        ),
+        "ForTokenClassification": lambda config, _: (
+            token_head(config, dropout_rate=rate(config)),
+        ),
+        "ForQuestionAnswering": lambda config, _: (spans_head(config),),
+    }
+
+
+def classifier_rate(config: Config) -> float:
+    """Returns BERT's dropout rate before a linear layer for labels."""
+    rate = config.get("classifier_dropout")
+    return float(config["hidden_dropout_prob"] if rate is None else rate)
 
 
 def fields(head: HeadSpec) -> dict[str, Any]:

@@ -4,16 +4,25 @@ import dataclasses
 import functools
 from typing import Any
 
-from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families import decoder_only, gemma, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family, initial_stddev
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    expect,
+    first_id,
+    heads_of,
+    initial_stddev,
+    stack_of,
+    unsupported,
+)
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import AttentionSpec, MlpSpec, NormalInitSpec, RMSNormSpec, SpansHeadSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 NAMES = {"llama": "Llama", "mistral": "Mistral"}
+HEADS = decoder_only.heads()
 # Of transformers' config classes: what equals them may be left out of config.json.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
@@ -64,7 +73,6 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         ),
         norm=norm,
     )
-    name = NAMES[model_type]
     return ModelSpec(
         family=model_type,
         vocab=config["vocab_size"],
@@ -76,8 +84,8 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
             final_norm=norm,
             dropout_rate=config["attention_dropout"],
         ),
-        heads=decoder_only.heads(config, f"{name}ForCausalLM", f"{name}Model"),
-        start_id=decoder_only.start_id(config),
+        heads=heads_of(NAMES[model_type], HEADS, config, source),
+        start_id=first_id(config, "bos_token_id", "eos_token_id"),
         init=NormalInitSpec(config["initializer_range"]),
     )
 
@@ -87,10 +95,10 @@ def attention_spec(config: Config) -> AttentionSpec:
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     window, rotary = config["sliding_window"], rotary_spec(config)
     if rotary.fraction != 1.0:
-        raise InputError(f"partial_rotary_factor = {rotary.fraction} is not modelled; 1.0 is")
+        raise unsupported("partial_rotary_factor", rotary.fraction, [1.0])
     kinds = sorted(set(config.get("layer_types") or ()) - {"sliding_attention"})
     if window is not None and kinds:
-        raise InputError(f"layer_types with {kinds[0]!r} beside sliding_window is not modelled")
+        raise unsupported("layer_types", kinds, ["sliding_attention"], "beside sliding_window")
     return AttentionSpec(
         heads,
         config["head_dim"] or config["hidden_size"] // heads,
@@ -104,13 +112,12 @@ def attention_spec(config: Config) -> AttentionSpec:
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    decoder = decoder_only.decoder_of(spec)
+    decoder = stack_of(spec, "decoder")
     block = decoder.blocks[0]
-    mlp = decoder_only.dense(block)
-    attention, name = block.attention, NAMES[spec.family]
+    attention, mlp = block.attention, expect(block.mlp, MlpSpec, "mlp")
     fields = {
         "model_type": spec.family,
-        **decoder_only.head_fields(spec, f"{name}ForCausalLM", f"{name}Model"),
+        **decoder_only.head_fields(spec, NAMES[spec.family]),
         "vocab_size": spec.vocab,
         "hidden_size": spec.embed,
         "intermediate_size": mlp.hidden,
@@ -135,28 +142,13 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder, embed = decoder_only.decoder_of(spec), spec.embed
-    tied = decoder_only.tied_names(spec, "lm_head.weight")
+    tied = ("lm_head.weight",) if modules.is_tied(spec) else ()
     found = modules.table(
-        "model.embed_tokens.weight", "token_embedding", spec.vocab, embed, aliases=tied
+        "model.embed_tokens.weight", "token_embedding", spec.vocab, spec.embed, aliases=tied
     )
-    for layer, block in enumerate(decoder.every_block):
-        place, index = decoder.place(layer)
-        theirs, ours = f"model.layers.{layer}", f"decoder/{place}"
-        projections = {"query": "q", "key": "k", "value": "v", "output": "o"}
-        names = {part: f"{theirs}.self_attn.{letter}_proj" for part, letter in projections.items()}
-        found += modules.attention(names, f"{ours}/attention", block.attention, embed, layer=index)
-        names = {part: f"{theirs}.mlp.{part}_proj" for part in ("gate", "up", "down")}
-        found += modules.mlp(names, f"{ours}/mlp", decoder_only.dense(block), embed, layer=index)
-        for name, path in (
-            ("input_layernorm", "attention_norm"),
-            ("post_attention_layernorm", "mlp_norm"),
-        ):
-            found += modules.norm(
-                f"{theirs}.{name}", f"{ours}/{path}", block.norm, embed, layer=index
-            )
-    final = decoder.final_norm or RMSNormSpec()
-    found += modules.norm("model.norm", "decoder/final_norm", final, embed)
+    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    decoder = stack_of(spec, "decoder")
+    found += gemma.stack_tensors("model", "decoder", decoder, spec.embed, norms=norms)
     if spec.family == "llama" and any(isinstance(head, SpansHeadSpec) for head in spec.heads):
         # LlamaForQuestionAnswering alone calls its base so.
         found = [
@@ -165,7 +157,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
             for name in [tensor.name.removeprefix("model.")]
         ]
     found += decoder_only.labelled_tensors(spec, tagger="score")
-    return found + decoder_only.lm_head(spec, "lm_head.weight")
+    return found + modules.lm_head(spec, "lm_head.weight")
 
 
 FAMILIES = {
@@ -174,7 +166,8 @@ FAMILIES = {
         config,
         tensors,
         prefix="model.",
-        base=f"{NAMES[name]}Model",
+        classes=NAMES[name],
+        heads=HEADS,
         # Frequencies, which older versions saved.
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
         renamed=((r"^transformer\.", "model."),),

@@ -1,21 +1,31 @@
 """ModernBERT: rotary positions of two bases, windows in two layers of three, gated MLPs."""
 
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family, Unsupported, initial_stddev
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    Heads,
+    check_fields,
+    expect,
+    heads_of,
+    initial_stddev,
+    no_heads,
+    stack_of,
+    unsupported,
+)
 from t5lite.interop.huggingface.families.layer_types import (
     FULL,
     SLIDING,
     layer_types,
     period,
 )
-from t5lite.interop.tensors import Part, Source, Tensor
+from t5lite.interop.tensors import Part, Source, Tensor, View
 from t5lite.layers import (
     AttentionSpec,
     HeadSpec,
@@ -27,17 +37,16 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-MODEL, BASE = "ModernBertForMaskedLM", "ModernBertModel"
+CLASSES = "ModernBert"
 _THETAS = {FULL: 160_000.0, SLIDING: 10_000.0}
 _OLD_THETAS = {FULL: "global_rope_theta", SLIDING: "local_rope_theta"}
 
 
 def spec(config: Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
-    del source
     embed, num_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     num_layers = config.get("num_hidden_layers", 22)
-    norm = LayerNormSpec(config.get("norm_eps", 1e-5), use_bias=config.get("norm_bias", False))
+    norm = _norm(config)
     mlp = MlpSpec(
         config.get("intermediate_size", 1152),
         activation(config.get("hidden_activation", "gelu"), "hidden_activation"),
@@ -72,65 +81,58 @@ def spec(config: Config, source: Source) -> ModelSpec:
         vocab=config.get("vocab_size", 50368),
         embed=embed,
         encoder=encoder,
-        heads=_heads(config, norm),
+        heads=heads_of(CLASSES, HEADS, config, source),
         init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02), scaled_residuals=True),
     )
 
 
-def _heads(config: Config, norm: LayerNormSpec) -> tuple[HeadSpec, ...]:
-    architecture = (config.get("architectures") or [MODEL])[0]
-    if architecture == BASE:
-        return ()
-    if architecture != MODEL:
-        raise InputError(
-            f"architectures = [{architecture!r}] is not modelled; those that are: {MODEL}, {BASE}"
-        )
-    for field in ("tie_word_embeddings", "decoder_bias"):
-        if not config.get(field, True):
-            raise InputError(f"{field} = False is not modelled; True is")
+def _masked_lm(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+    del source
+    check_fields(config, tie_word_embeddings=(True,), decoder_bias=(True,))
     name = activation(config.get("classifier_activation", "gelu"), "classifier_activation")
-    return (MaskedLMHeadSpec(name, norm, use_bias=config.get("classifier_bias", False)),)
+    return (MaskedLMHeadSpec(name, _norm(config), use_bias=config.get("classifier_bias", False)),)
+
+
+HEADS: dict[str, Heads] = {"ForMaskedLM": _masked_lm, "Model": no_heads}
+
+
+def _norm(config: Config) -> LayerNormSpec:
+    return LayerNormSpec(config.get("norm_eps", 1e-5), use_bias=config.get("norm_bias", False))
 
 
 def _theta(config: Config, kind: str) -> float:
     parameters = (config.get("rope_parameters") or {}).get(kind) or {}
     scaling = parameters.get("rope_type", "default")
     if scaling != "default" or config.get("rope_scaling"):
-        raise InputError(f"rope_parameters[{kind!r}]: only rope_type = 'default' is modelled")
+        raise unsupported(f"rope_parameters[{kind!r}]: rope_type", scaling, ["default"])
     theta = parameters.get("rope_theta") or config.get(_OLD_THETAS[kind]) or _THETAS[kind]
     return float(theta)
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    encoder, head = spec.encoder, spec.heads[0] if spec.heads else None
-    assert encoder is not None
+    encoder, head = stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
     blocks = encoder.every_block
-    block, kinds = (
-        blocks[0],
-        [SLIDING if b.attention.window else FULL for b in blocks],
-    )
-    if not isinstance(block.mlp, MlpSpec):
-        raise Unsupported("mlp", block.mlp)
-    if not isinstance(block.norm, LayerNormSpec):
-        raise Unsupported("norm", block.norm)
+    block, kinds = blocks[0], [SLIDING if b.attention.window else FULL for b in blocks]
+    mlp, norm = expect(block.mlp, MlpSpec, "mlp"), expect(block.norm, LayerNormSpec, "norm")
     thetas, windows = dict(_THETAS), [b.attention.window for b in blocks if b.attention.window]
     for kind, each in zip(kinds, blocks, strict=True):
-        assert each.attention.rotary is not None
-        thetas[kind] = each.attention.rotary.theta
+        thetas[kind] = expect(each.attention.rotary, RotarySpec, "rotary").theta
     content = {
-        "architectures": [MODEL if isinstance(head, MaskedLMHeadSpec) else BASE],
+        "architectures": [
+            CLASSES + ("ForMaskedLM" if isinstance(head, MaskedLMHeadSpec) else "Model")
+        ],
         "model_type": "modernbert",
         "vocab_size": spec.vocab,
         "hidden_size": spec.embed,
-        "intermediate_size": block.mlp.hidden,
+        "intermediate_size": mlp.hidden,
         "num_hidden_layers": encoder.num_layers,
         "num_attention_heads": block.attention.num_heads,
-        "hidden_activation": activation_name(block.mlp.activation),
-        "norm_eps": block.norm.epsilon,
-        "norm_bias": block.norm.use_bias,
+        "hidden_activation": activation_name(mlp.activation),
+        "norm_eps": norm.epsilon,
+        "norm_bias": norm.use_bias,
         "attention_bias": block.attention.use_bias,
-        "mlp_bias": block.mlp.use_bias,
+        "mlp_bias": mlp.use_bias,
         "mlp_dropout": encoder.dropout_rate,
         "layer_types": kinds,
         "local_attention": 2 * windows[0] if windows else 128,
@@ -158,29 +160,29 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, embed, head = spec.encoder, spec.embed, spec.heads[0] if spec.heads else None
-    assert encoder is not None
-    assert encoder.embedding_norm is not None
-    assert encoder.final_norm is not None
+    encoder, embed = stack_of(spec, "encoder"), spec.embed
+    head = spec.heads[0] if spec.heads else None
     aliases = ("decoder.weight",) if head is not None else ()
     name = "model.embeddings.tok_embeddings.weight"
     found = modules.table(name, "token_embedding", spec.vocab, embed, aliases=aliases)
-    path = "encoder/embedding_norm"
-    found += modules.norm("model.embeddings.norm", path, encoder.embedding_norm, embed)
-    found += modules.norm("model.final_norm", "encoder/final_norm", encoder.final_norm, embed)
-    for layer, block in enumerate(encoder.every_block):
-        place, index = encoder.place(layer)
-        theirs, ours = f"model.layers.{layer}", f"encoder/{place}"
-        norm = functools.partial(modules.norm, spec=block.norm, size=embed, layer=index)
-        if block.attention_norm:
-            found += norm(f"{theirs}.attn_norm", f"{ours}/attention_norm")
-        found += norm(f"{theirs}.mlp_norm", f"{ours}/mlp_norm")
-        found += _fused_attention(
-            f"{theirs}.attn", f"{ours}/attention", block.attention, embed, index
-        )
-        if not isinstance(block.mlp, MlpSpec):
-            raise Unsupported("mlp", block.mlp)
-        found += _fused_mlp(f"{theirs}.mlp", f"{ours}/mlp", block.mlp, embed, index)
+    for name, part in (("embeddings.norm", "embedding_norm"), ("final_norm", "final_norm")):
+        norm = expect(getattr(encoder, part), LayerNormSpec, part)
+        found += modules.norm(f"model.{name}", f"encoder/{part}", norm, embed)
+    names = {
+        "attention_norm": "attn_norm",
+        "mlp_norm": "mlp_norm",
+        "attention": {"fused": "attn.Wqkv", "output": "attn.Wo"},
+        "mlp": "mlp",
+    }
+    found += modules.stack_tensors(
+        encoder,
+        "encoder",
+        embed,
+        "model.layers.{}".format,
+        names,
+        attention=_fused_attention,
+        mlp=_fused_mlp,
+    )
     if isinstance(head, MaskedLMHeadSpec):
         found += modules.linear("head.dense", "lm_head/dense", embed, embed, use_bias=head.use_bias)
         found += modules.norm("head.norm", "lm_head/norm", head.norm, embed)
@@ -189,36 +191,27 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
 
 
 def _fused_attention(
-    name: str, path: str, spec: AttentionSpec, embed: int, layer: int | None
+    names: Mapping[str, str], path: str, spec: AttentionSpec, embed: int, *, layer: int | None
 ) -> list[Tensor]:
     """Returns attention whose `Wqkv` has the rows of queries, then keys, then values."""
-    heads, width = spec.num_heads, spec.head_dim
 
-    def kernel(part: int) -> Any:
-        return lambda a: a.reshape(3, heads, width, embed)[part].transpose(2, 0, 1)
-
-    def bias(part: int) -> Any:
-        return lambda a: a.reshape(3, heads, width)[part]
-
-    order = ("query", "key", "value")
-    rows = 3 * heads * width
-    kernels = [Part(f"{path}/{part}/kernel", layer, kernel(n)) for n, part in enumerate(order)]
-    found = [Tensor(f"{name}.Wqkv.weight", (rows, embed), tuple(kernels))]
-    if spec.use_bias:
-        biases = [Part(f"{path}/{part}/bias", layer, bias(n)) for n, part in enumerate(order)]
-        found.append(Tensor(f"{name}.Wqkv.bias", (rows,), tuple(biases)))
-    return found + modules.attention_output(f"{name}.Wo", path, spec, embed, layer=layer)
-
-
-def _fused_mlp(name: str, path: str, spec: MlpSpec, embed: int, layer: int | None) -> list[Tensor]:
-    """Returns a gated MLP whose `Wi` has the gate's rows, then those of what it gates."""
-    hidden = spec.hidden
-
-    def half(part: int) -> Any:
+    def third(number: int) -> View:
+        # [3 * heads * head_dim, embed] → [embed, heads, head_dim], or the same without `embed`.
         def view(array: np.ndarray) -> np.ndarray:
-            return array[part * hidden : (part + 1) * hidden].T
+            split = array.reshape(3, spec.num_heads, spec.head_dim, *array.shape[1:])[number]
+            return split if array.ndim == 1 else split.transpose(2, 0, 1)
 
         return view
+
+    return modules.fused_attention(names, path, spec, embed, third, layer=layer)
+
+
+def _fused_mlp(name: str, path: str, spec: Any, embed: int, *, layer: int | None) -> list[Tensor]:
+    """Returns a gated MLP whose `Wi` has the gate's rows, then those of what it gates."""
+    hidden = expect(spec, MlpSpec, "mlp").hidden
+
+    def half(part: int) -> View:
+        return lambda array: array[part * hidden : (part + 1) * hidden].T
 
     order = ("gate", "up")
     kernels = [Part(f"{path}/{part}/kernel", layer, half(n)) for n, part in enumerate(order)]
@@ -230,4 +223,4 @@ def _fused_mlp(name: str, path: str, spec: MlpSpec, embed: int, layer: int | Non
     return found + modules.linear(*down, use_bias=spec.use_bias, layer=layer)
 
 
-FAMILIES = {"modernbert": Family(spec, config, tensors, prefix="model.", base=BASE)}
+FAMILIES = {"modernbert": Family(spec, config, tensors, CLASSES, HEADS, prefix="model.")}

@@ -1,10 +1,13 @@
 """How PyTorch's modules lay out the tensors of ours: linear layers, attention, norms, tables."""
 
-import numpy as np
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from t5lite.interop.huggingface.families.family import expect
 from t5lite.interop.placing import Layer
 from t5lite.interop.tensors import Part, Tensor, View, transposed
-from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, NormSpec
+from t5lite.layers import AttentionSpec, LayerNormSpec, LMHeadSpec, MlpSpec, NormSpec
+from t5lite.models import ModelSpec, StackSpec
 
 
 def vector(name: str, path: str, size: int, *, layer: Layer = None) -> Tensor:
@@ -41,7 +44,7 @@ def norm(
 
 
 def attention(
-    names: dict[str, str],
+    names: Mapping[str, str],
     path: str,
     spec: AttentionSpec,
     embed: int,
@@ -85,18 +88,18 @@ def attention_output(
 
 
 def mlp(
-    names: dict[str, str], path: str, spec: MlpSpec, embed: int, *, layer: Layer = None
+    names: Mapping[str, str], path: str, spec: Any, embed: int, *, layer: Layer = None
 ) -> list[Tensor]:
     """Returns the tensors of an MLP with a linear layer for each projection.
 
     Args:
       names: of the modules, by "up", "down" and, when gated, "gate".
       path: of our MLP.
-      spec: of it.
+      spec: of it; `Unsupported` unless it is an MlpSpec.
       embed: width of the residual stream.
       layer: see `Part`.
     """
-    tensors = []
+    tensors, spec = list[Tensor](), expect(spec, MlpSpec, "mlp")
     for part in ("gate", "up") if spec.gated else ("up",):
         sizes = (embed, spec.hidden)
         tensors += linear(
@@ -113,28 +116,103 @@ def table(
     return [Tensor(name, (rows, width), (Part(f"{path}/embedding"),), aliases)]
 
 
+def fused_attention(
+    names: Mapping[str, str],
+    path: str,
+    spec: AttentionSpec,
+    embed: int,
+    view: Callable[[int], View],
+    *,
+    layer: int | None = None,
+) -> list[Tensor]:
+    """Returns the tensors of attention whose queries, keys and values are one linear layer.
+
+    Args:
+      names: of the modules, "fused" and "output".
+      path, spec, embed, layer: see `attention`.
+      view: of queries (0), keys (1) or values (2) in the fused weight or bias.
+    """
+    parts, rows = list(enumerate(("query", "key", "value"))), 3 * spec.num_heads * spec.head_dim
+    kernels = tuple(Part(f"{path}/{part}/kernel", layer, view(n)) for n, part in parts)
+    found = [Tensor(f"{names['fused']}.weight", (rows, embed), kernels)]
+    if spec.use_bias:
+        biases = tuple(Part(f"{path}/{part}/bias", layer, view(n)) for n, part in parts)
+        found.append(Tensor(f"{names['fused']}.bias", (rows,), biases))
+    return found + attention_output(names["output"], path, spec, embed, layer=layer)
+
+
+def stack_tensors(
+    stack: StackSpec,
+    side: str,
+    embed: int,
+    layer_name: Callable[[int], str],
+    names: Mapping[str, Any],
+    *,
+    attention: Callable[..., list[Tensor]] = attention,
+    mlp: Callable[..., list[Tensor]] = mlp,
+    kv_embed: int | None = None,
+    num_layers: int | None = None,
+) -> list[Tensor]:
+    """Returns the tensors of a stack's layers.
+
+    Args:
+      stack: the encoder or decoder.
+      side: which of the two, "encoder" or "decoder".
+      embed: width of its residual stream.
+      layer_name: the name of a layer by its number.
+      names: of a layer's modules, by ours: norms by one name, `attention`, `cross_attention` and
+        `mlp` as the functions below take them.
+      attention: makes the tensors of attention; see `attention` above.
+      mlp: makes those of an MLP; see `mlp` above.
+      kv_embed: width of what cross-attention reads, if not `embed`.
+      num_layers: that the file has; None for all.
+    """
+    found: list[Tensor] = []
+    for layer, block in enumerate(stack.every_block[:num_layers]):
+        place, index = stack.place(layer)
+        for part, inner in names.items():
+            prefix, path = f"{layer_name(layer)}.", f"{side}/{place}/{part}"
+            name: Any = (
+                prefix + inner
+                if isinstance(inner, str)
+                else {each: prefix + module for each, module in inner.items()}
+            )
+            if part == "mlp":
+                found += mlp(name, path, block.mlp, embed, layer=index)
+            elif part == "attention":
+                found += attention(name, path, block.attention, embed, layer=index)
+            elif part == "cross_attention":
+                found += attention(
+                    name, path, block.cross_attention, embed, kv_embed=kv_embed, layer=index
+                )
+            elif part != "attention_norm" or block.attention_norm:
+                found += norm(name, path, block.norm, embed, layer=index)
+    return found
+
+
+def is_tied(spec: ModelSpec) -> bool:
+    """Whether logits come from the token embedding."""
+    return any(isinstance(head, LMHeadSpec) and head.tied for head in spec.heads)
+
+
+def lm_head(spec: ModelSpec, name: str, *, aliases: tuple[str, ...] = ()) -> list[Tensor]:
+    """Returns the tensor of logits that have a table of their own, `[vocab, embed]`; else none."""
+    if not any(isinstance(head, LMHeadSpec) and not head.tied for head in spec.heads):
+        return []
+    kernel = Part("lm_head/projection/kernel", None, transposed)
+    return [Tensor(name, (spec.vocab, spec.embed), (kernel,), aliases)]
+
+
 def split_out(heads: int, head_dim: int) -> View:
     """Returns the view `[heads * head_dim, embed]` → `[embed, heads, head_dim]`."""
-
-    def view(array: np.ndarray) -> np.ndarray:
-        return array.reshape(heads, head_dim, array.shape[-1]).transpose(2, 0, 1)
-
-    return view
+    return lambda array: array.reshape(heads, head_dim, -1).transpose(2, 0, 1)
 
 
 def split_in(heads: int, head_dim: int) -> View:
     """Returns the view `[embed, heads * head_dim]` → `[heads, head_dim, embed]`."""
-
-    def view(array: np.ndarray) -> np.ndarray:
-        return array.reshape(array.shape[0], heads, head_dim).transpose(1, 2, 0)
-
-    return view
+    return lambda array: array.reshape(-1, heads, head_dim).transpose(1, 2, 0)
 
 
 def split_vector(heads: int, head_dim: int) -> View:
     """Returns the view `[heads * head_dim]` → `[heads, head_dim]`."""
-
-    def view(array: np.ndarray) -> np.ndarray:
-        return array.reshape(heads, head_dim)
-
-    return view
+    return lambda array: array.reshape(heads, head_dim)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families.family import Config
+from t5lite.interop.huggingface.families.family import Config, unsupported
 from t5lite.layers import (
     LinearScalingSpec,
     Llama3ScalingSpec,
@@ -62,9 +62,7 @@ def rope_config(spec: RotarySpec | None) -> dict[str, Any]:
 def _scaling(parameters: Mapping[str, Any], config: Config, field: str) -> RotaryScalingSpec | None:
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in KINDS:
-        raise InputError(
-            f"{field}: rope_type = {kind!r} is not modelled; those that are: {', '.join(KINDS)}"
-        )
+        raise unsupported(f"{field}: rope_type", kind, KINDS)
     if kind == "default":
         return None
     if kind == "linear":

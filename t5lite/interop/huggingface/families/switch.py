@@ -5,7 +5,15 @@ from typing import Any
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules, t5
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import Config, Family
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    Heads,
+    check_fields,
+    no_heads,
+    stack_of,
+    suffix_of,
+)
 from t5lite.interop.tensors import Part, Source, Tensor, transposed
 from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, MoeSpec
 from t5lite.models import ModelSpec, StackSpec
@@ -34,32 +42,30 @@ DEFAULTS: dict[str, Any] = {
 def spec(config: Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     config = {**DEFAULTS, **config, "model_type": FAMILY}
-    for field, modelled in (("router_bias", False), ("router_dtype", "float32")):
-        if config.get(field, modelled) != modelled:
-            raise InputError(f"{field} = {config[field]!r} is not modelled; {modelled!r} is")
-    suffix = t5.architecture(config, NAME, (t5.LM, t5.BASE, t5.ENCODER))
+    check_fields(config, router_bias=(False,), router_dtype=("float32",))
+    suffix = suffix_of(NAME, HEADS, config)
     sides = ("encoder",) if suffix == t5.ENCODER else ("encoder", "decoder")
     mlps = {side: pattern(config, side) for side in sides}
     return t5.model_spec(
         config,
         0.1,  # arXiv:2101.03961, §2.4
-        heads=heads(config, source) if suffix == t5.LM else (),
+        heads=HEADS[suffix](config, source),
         **t5.stacks(config, mlps, per_layer=False),
     )
 
 
-def heads(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+def lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
     """Returns the head of the model with logits, which are always scaled.
 
     Raises:
       InputError: if nothing is to be tied.
     """
-    if config.get("tie_word_embeddings", True) is False:
-        raise InputError(
-            "tie_word_embeddings = False is not modelled: transformers then takes the embeddings "
-            "of encoder, decoder and logits for three, which no released model has"
-        )
+    # Otherwise transformers takes the embeddings of encoder, decoder and logits for three.
+    check_fields(config, tie_word_embeddings=(True, None))
     return (LMHeadSpec(tied=t5.is_tied(source), logits_scale=None),)
+
+
+HEADS: dict[str, Heads] = {t5.LM: lm_head, t5.BASE: no_heads, t5.ENCODER: no_heads}
 
 
 def pattern(config: Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
@@ -90,8 +96,7 @@ def pattern(config: Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
     found = t5.fields(spec, NAME)
-    encoder, decoder = spec.encoder, spec.decoder
-    assert encoder is not None
+    encoder, decoder = stack_of(spec, "encoder"), spec.decoder
     experts = []
     for side, stack in (("encoder", encoder), ("decoder", decoder or encoder)):
         found |= sparse_fields(stack, side)
@@ -123,11 +128,10 @@ def sparse_fields(stack: StackSpec, side: str) -> dict[str, int]:
     return {f"{side}_sparse_step": step, f"num_sparse_{side}_layers": num_sparse}
 
 
-def mlp_tensors(
-    name: str, path: str, spec: MlpSpec | MoeSpec, embed: int, layer: int | None
+def mlp(
+    name: str, path: str, spec: MlpSpec | MoeSpec, embed: int, *, layer: int | None
 ) -> list[Tensor]:
-    """Returns the tensors of a layer's last sublayer but for its norm; see `t5.mlp_tensors`."""
-    name = f"{name}.mlp"
+    """Returns the tensors of an MLP, or of a router and its experts."""
     if isinstance(spec, MlpSpec):
         return modules.mlp(_names(name), path, spec, embed, layer=layer)
     router = Part(f"{path}/router/kernel", layer, transposed)
@@ -146,7 +150,7 @@ def _names(name: str) -> dict[str, str]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    return t5.tensors(spec, mlp_tensors)
+    return t5.tensors(spec, mlp, "mlp")
 
 
-FAMILIES = {FAMILY: Family(spec, config, tensors, ignored=t5.FAMILIES["t5"].ignored)}
+FAMILIES = {FAMILY: Family(spec, config, tensors, NAME, HEADS, ignored=t5.FAMILIES["t5"].ignored)}

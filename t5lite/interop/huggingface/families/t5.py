@@ -4,12 +4,17 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
-from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import activations, labels, modules
-from t5lite.interop.huggingface.families.family import Config, Family, Unsupported
-from t5lite.interop.tensors import Part, Source, Tensor, transposed
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    Heads,
+    expect,
+    no_heads,
+    stack_of,
+    suffix_of,
+)
+from t5lite.interop.tensors import Part, Source, Tensor, same_values, transposed
 from t5lite.layers import (
     AttentionSpec,
     FanInInitSpec,
@@ -26,7 +31,7 @@ from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 NAMES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 LM, BASE, ENCODER = "ForConditionalGeneration", "Model", "EncoderModel"
 TOKENS = labels.SUFFIXES[TokenLabelsHeadSpec]
-MlpTensors = Callable[[str, str, MlpSpec | MoeSpec, int, int | None], list[Tensor]]
+MlpTensors = Callable[..., list[Tensor]]
 # What transformers' config classes fill in.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "t5": {
@@ -122,41 +127,15 @@ def num_decoder_layers(config: Config) -> int:
 
 def is_tied(source: Source) -> bool:
     """Returns whether logits come from the token embedding: the weights say so, configs err."""
-    there = source.tensors()
-    if "lm_head.weight" not in there:
+    stored = source.tensors()
+    tables = [name for name in ("shared.weight", *_aliases(None)) if name in stored]
+    if "lm_head.weight" not in stored:
         return True
-    names = [name for name in ("shared.weight", *_aliases(None)) if name in there]
-    head = source.read("lm_head.weight")
-    if not names or there[names[0]].shape != head.shape:
-        return False
-    table, step = source.read(names[0]), 4096  # rows at a time: most differ at once
-    return all(
-        np.array_equal(head[row : row + step], table[row : row + step])
-        for row in range(0, len(head), step)
-    )
+    return bool(tables) and same_values(source, "lm_head.weight", tables[0])
 
 
-def architecture(config: Config, name: str, known: tuple[str, ...]) -> str:
-    """Returns the end of the architecture's name: one of `known`, the first if none is said.
-
-    Raises:
-      InputError: for another architecture.
-    """
-    names = config.get("architectures") or [f"{name}{known[0]}"]
-    for suffix in known:
-        # UMT5's were saved under T5's name before it was known by its own.
-        if names in ([f"{name}{suffix}"], [f"T5{suffix}"]):
-            return suffix
-    modelled = ", ".join(f"{name}{suffix}" for suffix in known)
-    raise InputError(f"architectures = {names!r} is not modelled; those that are: {modelled}")
-
-
-def heads(config: Config, source: Source, suffix: str) -> tuple[HeadSpec, ...]:
-    """Returns the heads of an architecture."""
-    if suffix == TOKENS:
-        return (labels.token_head(config, dropout_rate=config.get("classifier_dropout", 0.0)),)
-    if suffix != LM:
-        return ()
+def lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+    """Returns the head of the architecture with logits."""
     tied, model_type = is_tied(source), config["model_type"]
     said = config.get("tie_word_embeddings") is not False
     # transformers 4.57 looked at tie_word_embeddings; 5.23 overwrites it, and UMT5's logits were
@@ -166,15 +145,26 @@ def heads(config: Config, source: Source, suffix: str) -> tuple[HeadSpec, ...]:
     return (LMHeadSpec(tied=tied, logits_scale=None if scaled else 1.0),)
 
 
+HEADS: dict[str, Heads] = {
+    LM: lm_head,
+    BASE: no_heads,
+    ENCODER: no_heads,
+    TOKENS: lambda config, _: (
+        labels.token_head(config, dropout_rate=config.get("classifier_dropout", 0.0)),
+    ),
+}
+
+
 def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     config = {**DEFAULTS[model_type], **config, "model_type": model_type}
-    suffix = architecture(config, NAMES[model_type], (LM, BASE, ENCODER, TOKENS))
+    # UMT5's were saved under T5's name before it was known by its own.
+    suffix = suffix_of(NAMES[model_type], HEADS, config, also="T5")
     mlp = mlp_spec(config)
     sides = ("encoder",) if suffix in (ENCODER, TOKENS) else ("encoder", "decoder")
     return model_spec(
         config,
-        heads=heads(config, source, suffix),
+        heads=HEADS[suffix](config, source),
         **stacks(config, dict.fromkeys(sides, (mlp,)), per_layer=model_type == "umt5"),
     )
 
@@ -192,10 +182,8 @@ def model_spec(config: Config, init_scale: float = 1.0, /, **parts: Any) -> Mode
     )
 
 
-def suffix_of(spec: ModelSpec) -> str:
+def _suffix(spec: ModelSpec) -> str:
     """Returns the end of the name of a model's architecture."""
-    if spec.encoder is None:
-        raise InputError(f"family = {spec.family!r} has no models that are a decoder alone")
     if any(isinstance(head, TokenLabelsHeadSpec) for head in spec.heads):
         return TOKENS
     if spec.decoder is None:
@@ -205,14 +193,11 @@ def suffix_of(spec: ModelSpec) -> str:
 
 def fields(spec: ModelSpec, name: str) -> dict[str, Any]:
     """Returns a config but for what its MLPs are; `name` is that of the family's classes."""
-    encoder, head = spec.encoder, spec.heads[0] if spec.heads else None
-    suffix = suffix_of(spec)
-    assert encoder is not None
-    attention, bias = encoder.blocks[0].attention, encoder.position_bias
-    if not isinstance(bias, RelativeBiasSpec):
-        raise InputError(f"position_bias = {bias!r}: family {spec.family!r} has a RelativeBiasSpec")
+    encoder, head = stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
+    attention = encoder.blocks[0].attention
+    bias = expect(encoder.position_bias, RelativeBiasSpec, "position_bias")
     return {
-        "architectures": [f"{name}{suffix}"],
+        "architectures": [f"{name}{_suffix(spec)}"],
         "model_type": spec.family,
         "vocab_size": spec.vocab,
         "d_model": spec.embed,
@@ -237,37 +222,26 @@ def fields(spec: ModelSpec, name: str) -> dict[str, Any]:
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    found = fields(spec, NAMES[spec.family])
-    assert spec.encoder is not None
-    mlp, head = spec.encoder.blocks[0].mlp, spec.heads[0] if spec.heads else None
-    if not isinstance(mlp, MlpSpec):
-        raise InputError(f"family = {spec.family!r} has no experts; switch_transformers has")
+    found, head = fields(spec, NAMES[spec.family]), spec.heads[0] if spec.heads else None
+    mlp = expect(stack_of(spec, "encoder").blocks[0].mlp, MlpSpec, "mlp")
     scaled = isinstance(head, LMHeadSpec) and head.logits_scale is None
     return found | mlp_fields(mlp) | {"scale_decoder_outputs": scaled}
 
 
-def mlp_tensors(
-    name: str, path: str, spec: MlpSpec | MoeSpec, embed: int, layer: int | None
+def mlp(
+    name: str, path: str, spec: MlpSpec | MoeSpec, embed: int, *, layer: int | None
 ) -> list[Tensor]:
-    """Returns the tensors of a layer's last sublayer but for its norm.
-
-    Args:
-      name: of the sublayer.
-      path: of our MLP.
-      spec: of it.
-      embed: width of the residual stream.
-      layer: see `Part`.
-    """
-    if not isinstance(spec, MlpSpec):
-        raise Unsupported("mlp", spec)
-    name = f"{name}.DenseReluDense"
+    """Returns the tensors of an MLP, gated or not."""
+    spec = expect(spec, MlpSpec, "mlp")
     up = f"{name}.wi_1" if spec.gated else f"{name}.wi"
     names = {"gate": f"{name}.wi_0", "up": up, "down": f"{name}.wo"}
     return modules.mlp(names, path, spec, embed, layer=layer)
 
 
-def tensors(spec: ModelSpec, mlp_tensors: MlpTensors = mlp_tensors) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`, and `mlp_tensors` for what Switch has others."""
+def tensors(
+    spec: ModelSpec, mlp: MlpTensors = mlp, mlp_name: str = "DenseReluDense"
+) -> list[Tensor]:
+    """Returns the tensors of a spec; see `Family`. Switch has another MLP of another name."""
     head = spec.heads[0] if spec.heads else None
     tokens = isinstance(head, TokenLabelsHeadSpec)
     prefix = "transformer." if tokens else ""
@@ -282,12 +256,14 @@ def tensors(spec: ModelSpec, mlp_tensors: MlpTensors = mlp_tensors) -> list[Tens
         stack = getattr(spec, side)
         if stack is None:
             continue
-        found += _stack_tensors(stack, side, spec.embed, prefix=prefix, mlp_tensors=mlp_tensors)
+        layer_name = f"{prefix}{side}.block.{{}}.layer".format
+        names, last = dict(_ATTENTIONS[side]), len(_ATTENTIONS[side]) // 2
+        names |= {"mlp": f"{last}.{mlp_name}", "mlp_norm": f"{last}.layer_norm"}
+        found += modules.stack_tensors(stack, side, spec.embed, layer_name, names, mlp=mlp)
+        found += _bias_tensors(layer_name, stack, side)
         name = f"{prefix}{side}.final_layer_norm"
         found += modules.norm(name, f"{side}/final_norm", stack.final_norm, spec.embed)
-    if isinstance(head, LMHeadSpec) and not head.tied:
-        kernel = Part("lm_head/projection/kernel", None, transposed)
-        found.append(Tensor("lm_head.weight", (spec.vocab, spec.embed), (kernel,)))
+    found += modules.lm_head(spec, "lm_head.weight")
     return found + (labels.tensors(head, spec.embed) if head is not None else [])
 
 
@@ -297,57 +273,39 @@ def _aliases(head: HeadSpec | None) -> tuple[str, ...]:
     return (*names, "lm_head.weight") if isinstance(head, LMHeadSpec) and head.tied else names
 
 
-def _stack_tensors(
-    stack: StackSpec, side: str, embed: int, *, prefix: str, mlp_tensors: MlpTensors
-) -> list[Tensor]:
-    """Returns the tensors of a stack's layers and biases."""
-    found: list[Tensor] = []
-    for layer, block in enumerate(stack.every_block):
+def _bias_tensors(layer_name: Callable[[int], str], stack: StackSpec, side: str) -> list[Tensor]:
+    """Returns the tables of biases: of each layer, or of the first one alone, which all use."""
+    spec, found = expect(stack.position_bias, RelativeBiasSpec, "position_bias"), []
+    shape = (spec.num_buckets, stack.blocks[0].attention.num_heads)
+    for layer in range(stack.num_layers if spec.per_layer else 1):
         place, index = stack.place(layer)
-        name, path = f"{prefix}{side}.block.{layer}.layer", f"{side}/{place}"
-        sublayers = [("SelfAttention", "attention", block.attention)]
-        if block.cross_attention is not None:
-            sublayers.append(("EncDecAttention", "cross_attention", block.cross_attention))
-        for number, (module, ours, attention) in enumerate(sublayers):
-            found += _attention_tensors(
-                f"{name}.{number}.{module}", f"{path}/{ours}", attention, embed, index
-            )
-            norm = (f"{name}.{number}.layer_norm", f"{path}/{ours}_norm", block.norm, embed)
-            found += modules.norm(*norm, layer=index)
-        below = f"{name}.{len(sublayers)}"
-        found += mlp_tensors(below, f"{path}/mlp", block.mlp, embed, index)
-        norm = (f"{below}.layer_norm", f"{path}/mlp_norm", block.norm, embed)
-        found += modules.norm(*norm, layer=index)
-        found += _bias_tensors(f"{name}.0.SelfAttention", stack, side, layer)
+        path, index = (f"{side}/{place}", index) if spec.per_layer else (side, None)
+        part = Part(f"{path}/position_bias/embedding", index, transposed)
+        name = f"{layer_name(layer)}.0.SelfAttention.relative_attention_bias.weight"
+        found.append(Tensor(name, shape, (part,)))
     return found
 
 
-def _attention_tensors(
-    name: str, path: str, spec: AttentionSpec, embed: int, layer: int | None
-) -> list[Tensor]:
+def _attention(number: int, module: str) -> dict[str, str]:
     parts = ("query", "key", "value", "output")
-    names = {part: f"{name}.{letter}" for part, letter in zip(parts, "qkvo", strict=True)}
-    return modules.attention(names, path, spec, embed, layer=layer)
+    return {part: f"{number}.{module}.{letter}" for part, letter in zip(parts, "qkvo", strict=True)}
 
 
-def _bias_tensors(name: str, stack: StackSpec, side: str, layer: int) -> list[Tensor]:
-    """Returns the table of a layer's biases, if it has one: otherwise the first one's is used."""
-    spec, (place, index) = stack.position_bias, stack.place(layer)
-    if not isinstance(spec, RelativeBiasSpec):
-        raise Unsupported("position_bias", spec)
-    if not spec.per_layer and layer:
-        return []
-    path, index = (f"{side}/{place}", index) if spec.per_layer else (side, None)
-    shape = (spec.num_buckets, stack.blocks[0].attention.num_heads)
-    part = Part(f"{path}/position_bias/embedding", index, transposed)
-    return [Tensor(f"{name}.relative_attention_bias.weight", shape, (part,))]
-
-
+# The names of a layer's modules but for the MLP's.
+_ATTENTIONS: dict[str, dict[str, Any]] = {
+    "encoder": {"attention": _attention(0, "SelfAttention"), "attention_norm": "0.layer_norm"}
+}
+_ATTENTIONS["decoder"] = _ATTENTIONS["encoder"] | {
+    "cross_attention": _attention(1, "EncDecAttention"),
+    "cross_attention_norm": "1.layer_norm",
+}
 FAMILIES = {
     name: Family(
         functools.partial(spec, model_type=name),
         config,
         tensors,
+        NAMES[name],
+        HEADS,
         # Released T5 files hold a bias of cross-attention that nothing reads.
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
     )

@@ -4,12 +4,21 @@ from typing import Any
 
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import gemma, modules
-from t5lite.interop.huggingface.families.family import Config, Family, Unsupported, initial_stddev
-from t5lite.interop.tensors import Part, Source, Tensor, transposed
+from t5lite.interop.huggingface.families.family import (
+    Config,
+    Family,
+    Heads,
+    expect,
+    heads_of,
+    initial_stddev,
+    no_heads,
+    stack_of,
+)
+from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import HeadSpec, LMHeadSpec, NormalInitSpec
 from t5lite.models import ModelSpec
 
-MODEL, BASE = "T5GemmaForConditionalGeneration", "T5GemmaModel"
+CLASSES, LM = "T5Gemma", "ForConditionalGeneration"
 LOGITS = "lm_head.out_proj.weight"
 NORMS = {
     "attention_norm": "pre_self_attn_layernorm",
@@ -51,7 +60,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
         family="t5gemma",
         vocab=vocab,
         embed=decoder["hidden_size"],
-        heads=_heads(config, decoder, source),
+        heads=heads_of(CLASSES, HEADS, config, source),
         shared_embedding=False,
         start_id=decoder["bos_token_id"],
         init=NormalInitSpec(config.get("initializer_range", decoder["initializer_range"])),
@@ -59,26 +68,22 @@ def spec(config: Config, source: Source) -> ModelSpec:
     )
 
 
-def _heads(config: Config, decoder: Config, source: Source) -> tuple[HeadSpec, ...]:
-    architecture = (config.get("architectures") or [MODEL])[0]
-    if architecture == BASE:
-        return ()
-    if architecture != MODEL:
-        raise InputError(
-            f"architectures = [{architecture!r}] is not modelled; those that are: {MODEL}, {BASE}"
-        )
+def _lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
     tied = config.get("tie_word_embeddings", True) or LOGITS not in source.tensors()
-    return (LMHeadSpec(tied=bool(tied), softcap=decoder["final_logit_softcapping"]),)
+    softcap = {**gemma.DEFAULTS["gemma2"], **(config.get("decoder") or {})}[
+        "final_logit_softcapping"
+    ]
+    return (LMHeadSpec(tied=bool(tied), softcap=softcap),)
+
+
+HEADS: dict[str, Heads] = {LM: _lm_head, "Model": no_heads}
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    encoder, decoder = spec.encoder, spec.decoder
-    assert encoder is not None
-    assert decoder is not None
+    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
     head = spec.heads[0] if spec.heads else LMHeadSpec(tied=True, softcap=30.0)
-    if not isinstance(head, LMHeadSpec):
-        raise Unsupported("heads", head)
+    head = expect(head, LMHeadSpec, "heads")
     shared = {
         "model_type": "t5_gemma_module",
         "vocab_size": spec.vocab,
@@ -92,7 +97,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     }
     width = encoder.embed or spec.embed
     return {
-        "architectures": [MODEL if spec.heads else BASE],
+        "architectures": [CLASSES + (LM if spec.heads else "Model")],
         "model_type": "t5gemma",
         "is_encoder_decoder": True,
         "vocab_size": spec.vocab,
@@ -118,18 +123,14 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, decoder = spec.encoder, spec.decoder
-    assert encoder is not None
-    assert decoder is not None
+    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
     width = encoder.embed or spec.embed
-    head = spec.heads[0] if spec.heads else None
-    tied = isinstance(head, LMHeadSpec) and head.tied
     found = modules.table(
         "model.decoder.embed_tokens.weight",
         "token_embedding",
         spec.vocab,
         spec.embed,
-        aliases=(LOGITS,) if tied else (),
+        aliases=(LOGITS,) if modules.is_tied(spec) else (),
     )
     name = "model.encoder.embed_tokens.weight"
     found += modules.table(name, "encoder_embedding", spec.vocab, width)
@@ -142,10 +143,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         norms=NORMS | CROSS_NORMS,
         kv_embed=width,
     )
-    if isinstance(head, LMHeadSpec) and not head.tied:
-        kernel = Part("lm_head/projection/kernel", None, transposed)
-        found.append(Tensor(LOGITS, (spec.vocab, spec.embed), (kernel,)))
-    return found
+    return found + modules.lm_head(spec, LOGITS)
 
 
-FAMILIES = {"t5gemma": Family(spec, config, tensors, prefix="model.", base=BASE)}
+FAMILIES = {"t5gemma": Family(spec, config, tensors, CLASSES, HEADS, prefix="model.")}
