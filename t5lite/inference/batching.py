@@ -1,13 +1,26 @@
 """Rows of ids as batches of few sizes, so that there are few compilations."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
 
 from t5lite.errors import InputError
+from t5lite.models import Model
 from t5lite.parallel import Layout, batch_sharding
+
+
+class Placed(Protocol):
+    """A model's place on devices, without parameters: an engine is one."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def mesh(self) -> Mesh: ...
+
 
 SHORTEST = 16  # rows are padded to a power of two from here on
 
@@ -50,6 +63,48 @@ def by_size(sizes: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
     order = np.argsort(np.asarray(sizes, np.int64), kind="stable")
     for start in range(0, order.size, batch_size):
         yield order[start : start + batch_size]
+
+
+def stack_batches(
+    placed: Placed, rows: Sequence[Sequence[int]], batch_size: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Yields batches of a single stack: which rows `[n]`, and the arrays that the stack reads.
+
+    Args:
+      placed: an encoder or a decoder.
+      rows: ids.
+      batch_size: most rows at once; those of like length go together.
+
+    Raises:
+      InputError: a batch size below 1.
+    """
+    check_count("batch_size", batch_size)
+    side, model = placed.model.topology, placed.model
+    for together in by_size([len(row) for row in rows], batch_size):
+        ids = [rows[row] for row in together]
+        length = bucket(max(map(len, ids)), positions(model))
+        tokens, segments = padded(ids, num_rows(len(ids), placed.layout, placed.mesh), length)
+        yield together, {f"{side}_input_tokens": tokens, f"{side}_segment_ids": segments}
+
+
+def positions(model: Model) -> int | None:
+    """Returns the positions of a single stack; None for any number."""
+    stack = model.spec.encoder or model.spec.decoder
+    assert stack is not None
+    return stack.max_length
+
+
+def check_max_length(max_length: int | None, *, special: int, positions: int | None) -> None:
+    """Raises an InputError unless texts of at most `max_length` tokens, if it is not None, can hold
+    a token beside `special` ones, and the model has positions for them."""
+    if max_length is None:
+        return
+    check_count("max_length", max_length)
+    if max_length <= special or max_length > (positions or max_length):
+        most = "" if positions is None else f" and at most {positions}, the model's positions"
+        raise InputError(
+            f"max_length = {max_length}: must be at least {special + 1}{most}", field="max_length"
+        )
 
 
 def each(name: str, read: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:

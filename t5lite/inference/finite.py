@@ -1,6 +1,6 @@
 """Numbers that are NaN or infinite: where they come from."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,20 @@ import jax.numpy as jnp
 from t5lite.errors import InputError
 
 
+class Source(NamedTuple):
+    """Parameters, their model and its folder."""
+
+    params: Any
+    model: Any
+    folder: Any = "the model"
+
+
 def not_finite(loaded: Any, what: str) -> InputError:
     """Returns the error of a model whose numbers are NaN or infinite, naming a parameter if it is
     at fault.
 
     Args:
-      loaded: the model.
+      loaded: the model: a `Loaded` or a `Source`.
       what: the numbers, such as "the logits".
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params):

@@ -18,11 +18,11 @@ from t5lite.errors import InputError
 from t5lite.inference.batching import check_count, each, settled
 from t5lite.inference.compiled import Functions, compile_functions
 from t5lite.inference.context import stops_of, token_texts
-from t5lite.inference.embedding import Embedder, compile_vectors
+from t5lite.inference.embedding import Embedder, embed
 from t5lite.inference.generation import Answer, Generator
 from t5lite.inference.options import options_of
-from t5lite.inference.predict import HEADS, Predictor, compile_outputs
-from t5lite.inference.scoring import Score, Scorer, compile_scores
+from t5lite.inference.predict import Predictor, predict
+from t5lite.inference.scoring import Score, Scorer, score
 from t5lite.interop import Opened, open_model
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.finite import check_compute, check_dtype
@@ -213,7 +213,11 @@ class Loaded:
             prompt=prompt,
             prompt_name=prompt_name,
         )
-        return embedder.embed(texts, batch_size=batch_size)
+        if isinstance(texts, str) or not texts:
+            raise InputError("texts must be a list of at least one text")
+        requests = each("texts", embedder.read, texts)
+        outcomes = embed(self, self.params, requests, batch_size=batch_size)
+        return np.stack(settled("texts", outcomes))
 
     def predict(
         self,
@@ -271,8 +275,9 @@ class Loaded:
             max_answer_length=max_answer_length,
             no_answer=no_answer,
         )
-        questions = each("texts", predictor.read, texts)
-        return settled("texts", predictor.predictions(questions, batch_size=batch_size))
+        requests = each("texts", predictor.read, texts)
+        outcomes = predict(self, self.params, predictor, requests, batch_size=batch_size)
+        return settled("texts", outcomes)
 
     def score(
         self,
@@ -316,7 +321,16 @@ class Loaded:
         Source: Salazar et al. 2020, arXiv:1910.14659, §2.1 (encoders).
         """
         scorer = Scorer(self, prompt=prompt, eos=eos, truncate=truncate)
-        return scorer.score(texts, targets=targets, batch_size=batch_size)
+        for name, column in (("texts", texts), ("targets", targets or texts)):
+            if isinstance(column, str) or not column:
+                raise InputError(f"{name} must be a list of at least one text")
+        if targets is not None and len(targets) != len(texts):
+            raise InputError(f"{len(texts)} texts and {len(targets)} targets: give each text one")
+        requests = each("texts", scorer.read, *((texts,) if targets is None else (texts, targets)))
+        outcomes = score(
+            self, self.params, requests, vocabulary=self.vocabulary, batch_size=batch_size
+        )
+        return settled("texts", outcomes)
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
@@ -364,25 +378,6 @@ class Loaded:
             first = None if continued else self._kept[True]
             self._kept[key] = stops_of(stops, self._kept[False], first)
         return self._kept[key]
-
-    @functools.cached_property
-    def vectors_fn(self) -> Callable:
-        """What `embed` computes with, compiled: see `embedding.compile_vectors`."""
-        return compile_vectors(self.model, self.layout, self.mesh)
-
-    @functools.cached_property
-    def outputs_fns(self) -> dict[str, Callable]:
-        """What `predict` computes with, compiled, by head: see `predict.compile_outputs`."""
-        return {
-            head: compile_outputs(self.model, self.layout, self.mesh, head=head)
-            for head in HEADS
-            if head in self.model.heads
-        }
-
-    @functools.cached_property
-    def scores_fn(self) -> Callable:
-        """What `score` computes with, compiled: see `scoring.compile_scores`."""
-        return compile_scores(self.model, self.layout, self.mesh)
 
 
 def place(

@@ -1,10 +1,10 @@
-"""Texts to what a head says of them: classes, numbers, tags, answers."""
+"""Predictions of heads: classes, numbers, tags, answers."""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,8 +15,15 @@ from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError, unknown
 from t5lite.inference import tagging
 from t5lite.inference.answer_places import likeliest
-from t5lite.inference.batching import bucket, by_size, check_count, num_rows, padded
-from t5lite.inference.finite import not_finite
+from t5lite.inference.batching import (
+    Placed,
+    check_count,
+    check_max_length,
+    padded,
+    positions,
+    stack_batches,
+)
+from t5lite.inference.finite import Source, not_finite
 from t5lite.inference.predictions import (
     Answers,
     AnswerSpan,
@@ -25,23 +32,21 @@ from t5lite.inference.predictions import (
     Prediction,
     Tagged,
 )
+from t5lite.inference.requirements import require
 from t5lite.inference.tagging import Place
 from t5lite.models import Model
 from t5lite.parallel import Layout, with_layout
 
-if TYPE_CHECKING:
-    from t5lite.inference.loaded import Loaded
-
 HEADS = ("classification", "regression", "token_labels", "spans")
 AGGREGATIONS = ("first", "simple")
 _WORD = re.compile(r"\S+")
-_PAIRS = {"spans": ("question", "context")}  # columns; of other heads:
+_PAIRS = {"spans": ("request", "context")}  # columns; of other heads:
 _PAIR = ("text", "text_pair")
 _INSTEAD = {"lm": "`generate` and `score`", "embedding": "`embed`", "pooler": "`embed`"}
 
 
-class Question(NamedTuple):
-    """A text as the model reads it.
+class PredictRequest(NamedTuple):
+    """A text as ids, and where its tokens are in the text.
 
     Attributes:
       text: in which offsets count.
@@ -66,17 +71,17 @@ class Question(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """Asks a head of a model; see `Loaded.predict`, which is all of it in one call.
+    """Makes requests of texts, and predictions of a head's outputs; see `Loaded.predict`.
 
     Args:
-      loaded: a single stack with such a head and a vocabulary.
+      source: a single stack with such a head and a vocabulary; no parameters are needed.
       head, top_k, max_length, template, aggregation, max_answer_length, no_answer: see there.
 
     Raises:
       InputError: no or several such heads, no vocabulary, or an argument out of range.
     """
 
-    loaded: "Loaded"
+    source: Any
     head: str | None = None
     top_k: int = 5
     max_length: int | None = None
@@ -91,18 +96,8 @@ class Predictor:
         check_count("max_answer_length", self.max_answer_length)
         if self.aggregation not in AGGREGATIONS:
             raise unknown("aggregation", self.aggregation, AGGREGATIONS)
-        if self.loaded.vocabulary is None:
-            raise InputError(
-                f"no vocabulary beside {self.loaded.folder}; give one: load(folder, vocabulary=...)"
-            )
-        if self.max_length is not None:
-            check_count("max_length", self.max_length)
-            around, positions = self._vocabulary.frame.size, self._positions
-            if self.max_length <= around or self.max_length > (positions or self.max_length):
-                most = "" if positions is None else f" and at most {positions}, the positions"
-                raise InputError(
-                    f"max_length = {self.max_length}: must be at least {around + 1}{most}"
-                )
+        special = require(self.source, to="predict").frame.size
+        check_max_length(self.max_length, special=special, positions=positions(self.source.model))
 
     @functools.cached_property
     def kind(self) -> str:
@@ -111,7 +106,7 @@ class Predictor:
         Raises:
           InputError: if there is none, or several and none is named.
         """
-        heads, topology = self.loaded.model.heads, self.loaded.model.topology
+        heads, topology = self.source.model.heads, self.source.model.topology
         there = [kind for kind in HEADS if kind in heads and topology != "encoder_decoder"]
         if not there:
             uses = [
@@ -120,11 +115,11 @@ class Predictor:
             stacks = "an encoder-decoder" if topology == "encoder_decoder" else f"one {topology}"
             advice = "; ".join(uses) or "train one, as configs/classify_csv.gin does"
             raise InputError(
-                f"{self.loaded.folder} holds {stacks} without a head that predicts "
+                f"{self.source.folder} holds {stacks} without a head that predicts "
                 f"({', '.join(HEADS)}): {advice}"
             )
         if self.head is not None and self.head not in there:
-            raise unknown(f"head of {self.loaded.folder}", self.head, there)
+            raise unknown(f"head of {self.source.folder}", self.head, there)
         if self.head is None and len(there) > 1:
             raise InputError(f"head: the model has {', '.join(there)}; name one of them")
         return self.head or there[0]
@@ -132,24 +127,18 @@ class Predictor:
     @property
     def names(self) -> Sequence[str]:
         """The names of the head's outputs, in order; empty where none were saved."""
-        return self.loaded.labels.get("labels", ())
+        return self.source.labels.get("labels", ())
 
     @property
     def _vocabulary(self) -> Any:
-        return self.loaded.vocabulary
-
-    @property
-    def _positions(self) -> int | None:
-        stack = self.loaded.spec.encoder or self.loaded.spec.decoder
-        assert stack is not None
-        return stack.max_length
+        return self.source.vocabulary
 
     @functools.cached_property
-    def _room(self) -> int | None:
-        """Most tokens that the model is given; longer texts lose their end, as in training."""
-        length = self.loaded.inputs.length if self.max_length is None else self.max_length
-        sizes = [size for size in (length, self._positions) if size is not None]
-        return min(sizes, default=None)
+    def _most(self) -> int | None:
+        """Most tokens of a text; longer texts lose their end, as in training."""
+        length = self.source.inputs.length if self.max_length is None else self.max_length
+        limits = (length, positions(self.source.model))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @functools.cached_property
     def _template(self) -> Template | None:
@@ -157,11 +146,11 @@ class Predictor:
 
     @property
     def _knows_no_answer(self) -> bool:
-        return self.loaded.inputs != InputFormat() if self.no_answer is None else self.no_answer
+        return self.source.inputs != InputFormat() if self.no_answer is None else self.no_answer
 
     # Reading.
 
-    def read(self, row: str | Mapping[str, Any]) -> Question:
+    def read(self, row: str | Mapping[str, Any]) -> PredictRequest:
         """Returns a text, or a row of columns, as the model reads it.
 
         Raises:
@@ -173,7 +162,7 @@ class Predictor:
             row = {"text": row}
         if not isinstance(row, Mapping):
             raise InputError(f"{row!r} is neither a text nor a row of columns")
-        inputs = self.loaded.inputs
+        inputs = self.source.inputs
         template = self._template or inputs.of_rows(row)
         if template is None:
             pair = _PAIRS.get(self.kind, _PAIR)
@@ -189,12 +178,12 @@ class Predictor:
         start = template.place(slot, row)
         return self._read(text, within=(start, start + len(Template(f"{{{slot}}}").render(row))))
 
-    def _read(self, text: str, *, within: Place | None = None) -> Question:
+    def _read(self, text: str, *, within: Place | None = None) -> PredictRequest:
         """Returns a text; offsets are those of tokens in a part of it, and count from there."""
         if self.kind in ("classification", "regression"):
             return self._framed(text, self._vocabulary.encode(text))
         if self.kind == "token_labels":
-            if self.loaded.inputs.kind == "words":
+            if self.source.inputs.kind == "words":
                 return self._read_words(text, tagging.split_words(text))
             ids, offsets = self._vocabulary.encode_with_offsets(text)
             words = tagging.without_spaces(text, tagging.split_words(text))
@@ -204,12 +193,12 @@ class Predictor:
         inside = [at for at, (start, stop) in enumerate(offsets) if start < end and stop > begin]
         first, last = (inside[0], inside[-1] + 1) if inside else (0, 0)
         part = [(max(start, begin) - begin, min(stop, end) - begin) for start, stop in offsets]
-        question = self._framed(text[begin:end], ids)
-        start = question.start + first
-        fits = max(len(question.ids) - len(self._vocabulary.frame.after) - start, 0)
-        return question._replace(start=start, offsets=part[first:last][:fits])
+        request = self._framed(text[begin:end], ids)
+        start = request.start + first
+        fits = max(len(request.ids) - len(self._vocabulary.frame.after) - start, 0)
+        return request._replace(start=start, offsets=part[first:last][:fits])
 
-    def _read_words(self, value: Any, words: Sequence[Place] | None = None) -> Question:
+    def _read_words(self, value: Any, words: Sequence[Place] | None = None) -> PredictRequest:
         """Returns words as `Tags` reads them: one text with a space between two."""
         if isinstance(value, str):
             text = value
@@ -226,114 +215,125 @@ class Predictor:
         return self._with_words(self._framed(text, ids, offsets), words or places, places)
 
     def _with_words(
-        self, question: Question, words: Sequence[Place], places: Sequence[Place]
-    ) -> Question:
-        """Returns a question with the words of its text, and their places in what was encoded."""
+        self, request: PredictRequest, words: Sequence[Place], places: Sequence[Place]
+    ) -> PredictRequest:
+        """Returns a request with the words of its text, and their places in what was encoded."""
         if self.aggregation == "simple":
-            count = len(question.offsets)
-            return question._replace(words=question.offsets, tokens=range(count))
-        tokens = tagging.tokens_of_words(places, question.offsets)
-        return question._replace(words=words, tokens=tokens)
+            count = len(request.offsets)
+            return request._replace(words=request.offsets, tokens=range(count))
+        tokens = tagging.tokens_of_words(places, request.offsets)
+        return request._replace(words=words, tokens=tokens)
 
-    def _framed(self, text: str, ids: Sequence[int], offsets: Sequence[Place] = ()) -> Question:
-        frame, room = self._vocabulary.frame, self._room
+    def _framed(
+        self, text: str, ids: Sequence[int], offsets: Sequence[Place] = ()
+    ) -> PredictRequest:
+        frame, most = self._vocabulary.frame, self._most
         if not ids and not frame.size:
             raise InputError("the text is empty: it has no token")
-        cut = 0 if room is None else max(len(ids) + frame.size - room, 0)
-        framed = frame(ids, room)
-        return Question(text, framed, len(frame.before), offsets, num_cut=cut)
+        cut = 0 if most is None else max(len(ids) + frame.size - most, 0)
+        framed = frame(ids, most)
+        return PredictRequest(text, framed, len(frame.before), offsets, num_cut=cut)
 
-    def _read_pair(self, first: str, second: str) -> Question:
-        pair = self._vocabulary.encode_pair(first, second, self._room)
-        spec, types = self.loaded.spec, None
+    def _read_pair(self, first: str, second: str) -> PredictRequest:
+        pair = self._vocabulary.encode_pair(first, second, self._most)
+        spec, types = self.source.model.spec, None
         if spec.num_token_types is not None and spec.num_token_types > 1:
             types = pair.types
-        return Question(
+        return PredictRequest(
             second, pair.ids, pair.start, pair.offsets, types=types, num_cut=pair.num_cut
         )
 
-    # Answering.
+    # Predicting.
 
-    def predictions(
-        self, questions: Sequence[Question], *, batch_size: int = 32
-    ) -> list[Prediction | InputError]:
-        """Returns what the head says of each text, in order.
+    def prediction(self, request: PredictRequest, output: np.ndarray) -> Prediction:
+        """Returns the prediction that a head's output for a request means.
 
         Args:
-          questions: as `read` returns them.
-          batch_size: most texts at once; those of like length go together.
-
-        Returns:
-          Predictions; an InputError where what the head says is not finite.
+          request: as `read` returned it.
+          output: of the head: `[size]` float32, or of tokens `[length, size]`.
         """
-        check_count("batch_size", batch_size)
-        say = getattr(self, f"_{self.kind}")
-        found: list[Any] = [None] * len(questions)
-        for row, output in self._outputs(questions, batch_size):
-            finite = np.isfinite(output).all()
-            what = f"the numbers of the {self.kind} head"
-            found[row] = say(questions[row], output) if finite else not_finite(self.loaded, what)
-        return found
+        return getattr(self, f"_{self.kind}")(request, output)
 
-    def _outputs(
-        self, questions: Sequence[Question], batch_size: int
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields what the head says, of tokens without padding, and of which question."""
-        loaded, side = self.loaded, self.loaded.model.topology
-        of_tokens = self.kind in ("token_labels", "spans")
-        for together in by_size([len(question.ids) for question in questions], batch_size):
-            batch = [questions[row] for row in together]
-            length = bucket(max(len(question.ids) for question in batch), self._positions)
-            count = num_rows(len(batch), loaded.layout, loaded.mesh)
-            tokens, segments = padded([question.ids for question in batch], count, length)
-            arrays = {f"{side}_input_tokens": tokens, f"{side}_segment_ids": segments}
-            if any(question.types is not None for question in batch):
-                types = [question.types or [0] * len(question.ids) for question in batch]
-                arrays["token_types"], _ = padded(types, count, length)
-            outputs = np.asarray(loaded.outputs_fns[self.kind](loaded.params, arrays))
-            for row, question, output in zip(together, batch, outputs, strict=False):
-                yield int(row), output[: len(question.ids)] if of_tokens else output
-
-    def _classification(self, question: Question, logits: np.ndarray) -> Classes:
+    def _classification(self, request: PredictRequest, logits: np.ndarray) -> Classes:
         shares, names = tagging.softmax(logits), self.names
         order = np.argsort(-shares, kind="stable")[: self.top_k].tolist()
         named = [names[label] if label < len(names) else label for label in order]
         classes = tuple(zip(named, shares[order].tolist(), strict=True))
-        return Classes(classes, num_cut=question.num_cut)
+        return Classes(classes, num_cut=request.num_cut)
 
-    def _regression(self, question: Question, values: np.ndarray) -> Numbers:
+    def _regression(self, request: PredictRequest, values: np.ndarray) -> Numbers:
         names = tuple(self.names) if len(self.names) == len(values) > 1 else ()
-        return Numbers(tuple(values.tolist()), names, num_cut=question.num_cut)
+        return Numbers(tuple(values.tolist()), names, num_cut=request.num_cut)
 
-    def _token_labels(self, question: Question, logits: np.ndarray) -> Tagged:
-        inside = logits[question.start : len(logits) - len(self._vocabulary.frame.after)]
-        tags = tagging.tags_at(question.words, question.tokens, inside, self.names)
-        spans = tagging.joined(question.text, tags, self.names)
-        return Tagged(question.text, spans, num_cut=question.num_cut)
+    def _token_labels(self, request: PredictRequest, logits: np.ndarray) -> Tagged:
+        inside = logits[request.start : len(logits) - len(self._vocabulary.frame.after)]
+        tags = tagging.tags_at(request.words, request.tokens, inside, self.names)
+        spans = tagging.joined(request.text, tags, self.names)
+        return Tagged(request.text, spans, num_cut=request.num_cut)
 
-    def _spans(self, question: Question, logits: np.ndarray) -> Answers:
+    def _spans(self, request: PredictRequest, logits: np.ndarray) -> Answers:
         places, none = likeliest(
             logits,
-            range(question.start, question.start + len(question.offsets)),
+            range(request.start, request.start + len(request.offsets)),
             max_length=self.max_answer_length,
             count=self.top_k,
             no_answer=self._knows_no_answer,
         )
         answers = []
         for first, last, probability in places:
-            begin, end = (question.offsets[token - question.start] for token in (first, last))
-            start, stop = tagging.trimmed(question.text, begin[0], end[1])
+            begin, end = (request.offsets[token - request.start] for token in (first, last))
+            start, stop = tagging.trimmed(request.text, begin[0], end[1])
             if start < stop:  # not of white space alone
-                answers.append(AnswerSpan(question.text[start:stop], start, stop, probability))
-        return Answers(tuple(answers), none, num_cut=question.num_cut)
+                answers.append(AnswerSpan(request.text[start:stop], start, stop, probability))
+        return Answers(tuple(answers), none, num_cut=request.num_cut)
 
 
-def compile_outputs(model: Model, layout: Layout, mesh: Mesh, *, head: str) -> Callable:
-    """Returns the compiled function `(params, batch) -> what a head says`, float32."""
+def predict(
+    placed: Placed,
+    params: Any,
+    predictor: Predictor,
+    requests: Sequence[PredictRequest],
+    *,
+    batch_size: int = 32,
+) -> list[Prediction | InputError]:
+    """Returns the prediction of each request; an InputError in place of one that is not finite.
 
-    def outputs(params: Any, batch: Any) -> jax.Array:
-        hidden, _ = model.hidden(params, batch)
-        return model.output(params, head, hidden, batch[f"{model.topology}_segment_ids"] > 0)
+    Args:
+      placed: the model, its layout and mesh.
+      params: of the model.
+      predictor: that made the requests.
+      requests: as `Predictor.read` returns them.
+      batch_size: most texts at once; those of like length go together.
+    """
+    kind, model = predictor.kind, placed.model
+    predictions: list[Any] = [None] * len(requests)
+    compiled = outputs_fn(model, placed.layout, placed.mesh, kind)
+    for together, batch in stack_batches(placed, [each.ids for each in requests], batch_size):
+        part = [requests[row] for row in together]
+        if any(request.types is not None for request in part):
+            types = [request.types or [0] * len(request.ids) for request in part]
+            batch["token_types"], _ = padded(types, *batch[f"{model.topology}_input_tokens"].shape)
+        outputs = np.asarray(compiled(params, batch))
+        for row, request, output in zip(together, part, outputs, strict=False):
+            if kind in ("token_labels", "spans"):
+                output = output[: len(request.ids)]
+            predictions[row] = (
+                predictor.prediction(request, output)
+                if np.isfinite(output).all()
+                else not_finite(Source(params, model), f"the numbers of the {kind} head")
+            )
+    return predictions
 
+
+def head_outputs(model: Model, params: Any, batch: Any, head: str) -> jax.Array:
+    """Computes a head's outputs, float32: `[batch, size]`, or of tokens `[batch, length, size]`."""
+    hidden, _ = model.hidden(params, batch)
+    return model.output(params, head, hidden, batch[f"{model.topology}_segment_ids"] > 0)
+
+
+@functools.lru_cache(maxsize=16)
+def outputs_fn(model: Model, layout: Layout, mesh: Mesh, head: str) -> Callable:
+    """Returns `head_outputs` of a model, compiled: `(params, batch)`; equal arguments share it."""
     whole = NamedSharding(mesh, PartitionSpec())
-    return with_layout(outputs, layout, mesh, out_shardings=whole)
+    fn = functools.partial(head_outputs, model, head=head)
+    return with_layout(fn, layout, mesh, out_shardings=whole)

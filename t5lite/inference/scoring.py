@@ -1,10 +1,10 @@
-"""How likely a model finds texts, token by token."""
+"""Log-likelihoods of texts and of ids, token by token."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError, unknown
 from t5lite.framing import Frame
-from t5lite.inference.batching import (
-    bucket,
-    by_size,
-    check_count,
-    each,
-    num_rows,
-    padded,
-    settled,
-)
+from t5lite.inference.batching import Placed, bucket, by_size, check_count, num_rows, padded
 from t5lite.inference.context import split_pair
-from t5lite.inference.finite import not_finite
+from t5lite.inference.finite import Source, not_finite
 from t5lite.inference.gaps import encode
+from t5lite.inference.requirements import Described, require
 from t5lite.models import Model
 from t5lite.objectives import (
     PROMPTS,
@@ -38,25 +31,24 @@ from t5lite.objectives import (
 from t5lite.objectives.masked_lm import mask_of
 from t5lite.parallel import Layout, with_layout
 
-if TYPE_CHECKING:
-    from t5lite.inference.loaded import Loaded
-
 _MOST_LOGITS = 2**26  # in memory at once, in float32: 256 MiB
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Score:
-    """What a model says of a text's tokens.
+    """The log-likelihood of a text.
 
     Args:
-      tokens: the ids that were scored.
+      tokens: the scored ids.
       pieces: the same, in readable form.
       token_log_probabilities: `[num_tokens]` float32, nats.
+      token_greedy: `[num_tokens]` bool, whether the token's logit is above all others.
     """
 
     tokens: list[int]
     pieces: list[str]
     token_log_probabilities: np.ndarray
+    token_greedy: np.ndarray
 
     @property
     def num_tokens(self) -> int:
@@ -64,8 +56,13 @@ class Score:
         return len(self.tokens)
 
     @property
+    def greedy(self) -> bool:
+        """Whether every token is the most probable one, given those before it."""
+        return bool(self.token_greedy.all())
+
+    @property
     def log_probability(self) -> float:
-        """Of all the tokens, in nats."""
+        """The sum over the tokens, in nats."""
         return float(np.sum(self.token_log_probabilities, dtype=np.float64))
 
     @property
@@ -75,278 +72,336 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-    """A text as the model reads it, and which of its tokens are scored.
+class ScoreRequest:
+    """Ids as a model reads them, and which of them are scored.
 
     Args:
       inputs: what an encoder reads; empty for a decoder.
-      targets: what a decoder says behind its start token, if any, prompt first; empty for an
+      targets: what a decoder predicts after its start token, if any, prompt first; empty for an
         encoder.
-      asked: the places in `targets`, or of an encoder in `inputs`, of the tokens that are scored.
-      cut: whether some of what was to be scored is missing.
-      skipped: characters of a text in front of those that are scored: the first token's, of a model
-        that reads nothing in front of it.
+      scored: positions in `targets`, or of an encoder in `inputs`, of the scored tokens.
+      bidirectional: whether a decoder sees the tokens before the scored ones in both directions.
+      cut: whether some of what was to be scored was truncated.
+      skipped: characters of a text before the scored ones: the first token's, for a model that
+        reads nothing before it.
     """
 
     inputs: list[int]
     targets: list[int]
-    asked: range
+    scored: range
+    bidirectional: bool = False
     cut: bool = False
     skipped: int = 0
 
     @property
     def tokens(self) -> list[int]:
-        """The ids that are scored."""
-        return (self.targets or self.inputs)[self.asked.start : self.asked.stop]
+        """The scored ids."""
+        return (self.targets or self.inputs)[self.scored.start : self.scored.stop]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores texts; see `Loaded.score`, which is all of it in one call.
+    """Makes requests of texts and ids; see `Loaded.score`, which also answers them.
 
     Args:
-      loaded: a model with a head for tokens, and a vocabulary.
+      source: a model with a head for tokens, and its vocabulary; no parameters are needed.
       prompt, eos, truncate: see `Loaded.score`.
 
     Raises:
       InputError: no such head, no vocabulary, no mask token for an encoder, or an unknown option.
     """
 
-    loaded: "Loaded"
+    source: Described
     prompt: str | None = None
     eos: bool | None = None
     truncate: bool = False
 
     def __post_init__(self) -> None:
-        model, folder = self.loaded.model, self.loaded.folder
-        if "lm" not in model.heads:
-            raise InputError(
-                f"{folder} holds a model without a head for tokens, which cannot score text; it "
-                f"has {', '.join(model.heads) or 'none'}"
-            )
-        if self.loaded.vocabulary is None:
-            raise InputError(
-                f"no vocabulary beside {folder}; give one: load(folder, vocabulary=...)"
-            )
+        require(self.source, head="lm", to="score text")
         if self.prompt is not None and self.prompt not in PROMPTS:
             raise unknown("prompt", self.prompt, PROMPTS)
-        if model.topology == "encoder":
+        if self._topology == "encoder":
             if self.prompt is not None or self.eos:
                 raise InputError(
-                    f"{folder} holds an encoder, which scores the tokens between others: prompt "
-                    "and eos are for models with a decoder"
+                    f"{self.source.folder} holds an encoder, which scores each token given all "
+                    "others: prompt and eos are not supported"
                 )
             mask_of(self._vocabulary)
 
-    def score(
-        self,
-        texts: Sequence[str],
-        *,
-        targets: Sequence[str] | None = None,
-        batch_size: int = 32,
-    ) -> list[Score]:
-        """Returns a score for each text; see `Loaded.score`."""
-        for name, given in (("texts", texts), ("targets", targets or texts)):
-            if isinstance(given, str) or not given:
-                raise InputError(f"{name} must be a list of at least one text")
-        if targets is not None and len(targets) != len(texts):
-            raise InputError(f"{len(texts)} texts and {len(targets)} targets: give each text one")
-        check_count("batch_size", batch_size)
-        columns = (texts,) if targets is None else (texts, targets)
-        questions = each("texts", self.read, *columns)
-        return settled("texts", self.outcomes(questions, batch_size=batch_size))
+    def read(self, text: str, target: str | None = None) -> ScoreRequest:
+        """Returns the request of a text, or of a target given a text.
 
-    def read(self, text: str, target: str | None = None) -> Question:
-        """Returns a text as the model reads it.
+        Args:
+          text: with a decoder and a target it may be empty.
+          target: see `Loaded.score`.
 
         Raises:
-          InputError: no text, nothing in it to score, too long a one, or a target that is missing
-            or not for this model.
+          InputError: no text, no token to score, too many, or a target that is missing or not for
+            this model.
         """
-        for each_text in (text, target):
-            if not isinstance(each_text, str | None) or text is None:
-                raise InputError(f"{each_text!r} is not a text")
-        topology, vocabulary = self.loaded.model.topology, self._vocabulary
-        if topology == "encoder_decoder" and target is None:
+        for part in (text, target):
+            if not isinstance(part, str | None) or text is None:
+                raise InputError(f"{part!r} is not a text")
+        vocabulary = self._vocabulary
+        if self._topology == "encoder_decoder" and target is None:
             raise InputError("no targets: an encoder-decoder scores targets, given the text")
-        if topology == "encoder" and target is not None:
+        if self._topology == "encoder" and target is not None:
             raise InputError("targets are for models with a decoder: an encoder scores the text")
         ids = encode(text, vocabulary)
-        if not ids:
+        if not ids and (target is None or self._needs_context):
             raise InputError("the text is empty: it has no token")
-        if topology == "encoder":
-            return self._between(ids)
-        if topology == "decoder":  # the start token is read anyway
-            ids = start_of(vocabulary, self.loaded.spec.start_id).without(ids)
+        if self._topology == "encoder":
+            return self._masked(ids)
+        if self._topology == "decoder":  # the start token is read anyway
+            ids = start_of(vocabulary, self._start_id).without(ids)
         if target is None:
-            question = self._whole(ids)
-            if not self._startless:
-                return question
+            request = self._whole(ids)
+            if self._start_id is not None:
+                return request
             _, offsets = vocabulary.encode_with_offsets(text)
-            return dataclasses.replace(question, skipped=offsets[0][1])
+            return dataclasses.replace(request, skipped=offsets[0][1])
         prompt, frame = self._prompt, self._prompt.targets
         if self.eos is not None:
             frame = Frame(frame.before, (vocabulary.eos_id,) if self.eos else ())
-        said = encode(target, vocabulary.targets)
-        if prompt.kind != "inputs":
-            ids, said = split_pair(text, target, vocabulary)
-        if not frame(said):
-            raise InputError("the target is empty: it has no token")
-        return self._behind(ids, frame(said))
+        target_ids = encode(target, vocabulary.targets)
+        if prompt.kind != "inputs" and ids:
+            ids, target_ids = split_pair(text, target, vocabulary)
+        return self._after(self._fitting(ids, frame(target_ids)), frame(target_ids))
+
+    def read_ids(self, context_ids: Sequence[int], target_ids: Sequence[int]) -> ScoreRequest:
+        """Returns the request of target ids given context ids, which are read as they are.
+
+        Nothing is added to either, and nothing is cut: a decoder reads its start token, the context
+        and the target; an encoder-decoder's encoder reads the context.
+
+        Args:
+          context_ids: `[n]`; with a decoder that has a start token, n may be 0.
+          target_ids: `[m]`, at least one.
+
+        Raises:
+          InputError: an encoder, no target, no context where one is needed, an id outside the
+            vocabulary, or more ids than the model has positions for.
+        """
+        context, target = [*map(int, context_ids)], [*map(int, target_ids)]
+        if self._topology == "encoder":
+            raise InputError("target_ids are for models with a decoder: an encoder scores the text")
+        if not context and self._needs_context:
+            raise InputError("context_ids are empty: this model needs at least one token there")
+        for name, ids in (("context_ids", context), ("target_ids", target)):
+            if ids and not 0 <= min(ids) <= max(ids) < self.source.model.spec.vocab:
+                raise InputError(
+                    f"{name}: ids must be in 0..{self.source.model.spec.vocab - 1}, of which "
+                    f"{min(ids)}..{max(ids)} are not all"
+                )
+        reader = dataclasses.replace(self, truncate=False)
+        return reader._after(reader._fitting(context, target, Frame()), target)
+
+    @property
+    def _topology(self) -> str:
+        return self.source.model.topology
 
     @property
     def _vocabulary(self) -> Any:
-        return self.loaded.vocabulary
+        return self.source.vocabulary
 
     @property
-    def _startless(self) -> bool:
-        """Whether a decoder reads nothing in front of a text, whose first token it cannot score."""
-        return self.loaded.spec.start_id is None
+    def _start_id(self) -> int | None:
+        """The decoder's start token; without one, a text's first token cannot be scored."""
+        return self.source.model.start_id
+
+    @property
+    def _needs_context(self) -> bool:
+        return self._topology != "decoder" or self._start_id is None
 
     @property
     def _prompt(self) -> Prompt:
         """How a text with a target is read."""
-        return self.loaded.prompts.of(self.prompt)
+        return self.source.prompts.of(self.prompt)
 
-    def _between(self, ids: list[int]) -> Question:
-        """Returns the question about every token of a text, given all the others."""
+    def _masked(self, ids: list[int]) -> ScoreRequest:
+        """Returns the request of every token of a text, given all others."""
         frame = self._vocabulary.frame
-        kept, first = self._cut(ids, self._room("encoder"), frame.size), len(frame.before)
-        asked = range(first, first + len(kept))
-        return Question(frame(kept), [], asked, len(kept) < len(ids))
+        kept = self._cut(ids, self._positions("encoder"), frame.size)
+        scored = range(len(frame.before), len(frame.before) + len(kept))
+        return ScoreRequest(frame(kept), [], scored, cut=len(kept) < len(ids))
 
-    def _whole(self, ids: list[int]) -> Question:
-        """Returns the question about every token of a text, given those before it."""
+    def _whole(self, ids: list[int]) -> ScoreRequest:
+        """Returns the request of every token of a text, given those before it."""
         if self.eos:
             ids = [*ids, self._vocabulary.eos_id]
-        kept = self._cut(ids, self._room("decoder"))
-        first = 1 if self._startless else 0
+        kept = self._cut(ids, self._positions("decoder"))
+        first = 1 if self._start_id is None else 0
         if len(kept) <= first:
             raise InputError(
-                "the text has a single token: the model reads nothing in front of it, and could "
-                "only score a second one"
+                "the text has a single token: the model reads nothing before it, and could only "
+                "score a second one"
             )
-        return Question([], kept, range(first, len(kept)), len(kept) < len(ids))
+        bidirectional = self._prompt.bidirectional
+        return ScoreRequest(
+            [], kept, range(first, len(kept)), bidirectional, cut=len(kept) < len(ids)
+        )
 
-    def _behind(self, ids: list[int], said: list[int]) -> Question:
-        """Returns the question about a target, given a text."""
-        prompt, room = self._prompt, self._room("decoder")
-        frame = prompt.inputs
-        end = prompt.kind == "inputs"  # what is continued goes on from its end instead
-        decoder = self.loaded.model.topology == "decoder"
-        if room is not None and len(said) + decoder > room:  # a decoder's prompt is not empty
+    def _fitting(self, ids: list[int], target: list[int], frame: Frame | None = None) -> list[int]:
+        """Returns the ids of a text, with its special tokens, that fit beside a target."""
+        if not target:
+            raise InputError("the target is empty: it has no token")
+        prompt, most = self._prompt, self._positions("decoder")
+        frame = prompt.inputs if frame is None else frame
+        decoder = self._topology == "decoder"
+        reserved = 1 if decoder and ids else 0  # a decoder's prompt keeps a token
+        if most is not None and len(target) + reserved > most:
             raise InputError(
-                f"a target of {len(said)} tokens: there is room for {room - decoder}; shorten it"
+                f"a target of {len(target)} tokens: the model takes {most - reserved}; shorten it"
             )
         if not decoder:
-            ids = self._cut(ids, self._room("encoder"), frame.size, end=end)
-            return Question(frame(ids), said, range(len(said)))
-        ids = self._cut(ids, room, frame.size + len(said), end=end)
-        inputs = frame(ids)
-        return Question([], [*inputs, *said], range(len(inputs), len(inputs) + len(said)))
+            most = self._positions("encoder")
+        # A text that is continued goes on from its end, and loses its beginning.
+        beside = frame.size + (len(target) if decoder else 0)
+        ids = self._cut(ids, most, beside, end=prompt.kind == "inputs")
+        return frame(ids)
 
-    def _room(self, side: str) -> int | None:
-        return getattr(self.loaded.spec, side).max_length
+    def _after(self, inputs: list[int], target: list[int]) -> ScoreRequest:
+        """Returns the request of a target after what is read before it."""
+        if self._topology == "encoder_decoder":
+            return ScoreRequest(inputs, target, range(len(target)))
+        scored = range(len(inputs), len(inputs) + len(target))
+        return ScoreRequest([], [*inputs, *target], scored, self._prompt.bidirectional)
+
+    def _positions(self, side: str) -> int | None:
+        return getattr(self.source.model.spec, side).max_length
 
     def _cut(
-        self, ids: list[int], room: int | None, others: int = 0, *, end: bool = True
+        self, ids: list[int], most: int | None, beside: int = 0, *, end: bool = True
     ) -> list[int]:
-        """Returns the ids of a text that there is room for beside `others`."""
-        if room is None or len(ids) + others <= room:
+        """Returns the ids of a text that fit beside so many others; see `Frame`."""
+        if most is None or len(ids) + beside <= most:
             return ids
-        if not self.truncate or room <= others:
+        if not self.truncate or most <= beside:
             raise InputError(
-                f"a text of {len(ids) + others} tokens: there is room for {room}; shorten it"
-                + (", or set truncate=True" if not self.truncate and room > others else "")
+                f"a text of {len(ids) + beside} tokens: the model takes {most}; shorten it"
+                + (", or set truncate=True" if not self.truncate and most > beside else "")
             )
-        return ids[: room - others] if end else ids[others - room :]
-
-    def outcomes(
-        self, questions: Sequence[Question], *, batch_size: int = 32
-    ) -> list[Score | InputError]:
-        """Returns the score of each question; an InputError in place of one that is NaN.
-
-        Args:
-          questions: as `read` returns them.
-          batch_size: most rows at once, of which an encoder needs one for every token.
-        """
-        loaded, piece = self.loaded, self._vocabulary.piece
-        masked = loaded.model.topology == "encoder"
-        rows = [
-            (index, places)
-            for index, question in enumerate(questions)
-            for places in (((place,) for place in question.asked) if masked else (question.asked,))
-        ]
-        found = [np.zeros(len(question.asked), np.float32) for question in questions]
-        sizes = [len(questions[index].inputs) + len(questions[index].targets) for index, _ in rows]
-        for together in by_size(sizes, batch_size):
-            asked = [rows[row] for row in together]
-            batch = self._batch([(questions[index], places) for index, places in asked])
-            said = np.asarray(loaded.scores_fn(loaded.params, batch))
-            for (index, places), values in zip(asked, said, strict=False):
-                at = places[0] - questions[index].asked.start
-                found[index][at : at + len(places)] = values[: len(places)]
-        return [
-            not_finite(loaded, "the model's logits")
-            if np.isnan(values).any()
-            else Score(tokens, [piece(token) for token in tokens], values)
-            for tokens, values in zip((q.tokens for q in questions), found, strict=True)
-        ]
-
-    def _batch(self, asked: Sequence[tuple[Question, Sequence[int]]]) -> dict[str, np.ndarray]:
-        """Returns rows as in training, and `asked` `[rows, n]`, the places that are scored."""
-        topology = self.loaded.model.topology
-        count = num_rows(len(asked), self.loaded.layout, self.loaded.mesh)
-        rows: dict[str, np.ndarray] = {}
-        for name in ("inputs", "targets"):
-            ids = [getattr(question, name) for question, _ in asked]
-            if any(ids):
-                side = "decoder" if name == "targets" else "encoder"
-                length = bucket(max(map(len, ids)), self._room(side))
-                rows[name], rows[f"{name}_segment_ids"] = padded(ids, count, length)
-        most = bucket(max(len(places) for _, places in asked)) if topology != "encoder" else 1
-        places, _ = padded([places for _, places in asked], count, most)
-        if topology == "encoder":
-            tokens, rows["inputs"] = rows["inputs"], rows["inputs"].copy()
-            hidden = np.arange(len(asked)), places[: len(asked), 0]
-            rows["inputs"][hidden] = mask_of(self._vocabulary)
-            batch = {
-                "encoder_input_tokens": rows["inputs"],
-                "encoder_segment_ids": rows["inputs_segment_ids"],
-                "encoder_target_tokens": tokens,
-            }
-        elif topology == "encoder_decoder":
-            batch = encoder_decoder_batch(rows, start_id=self.loaded.spec.start_id)
-        elif not self._prompt.bidirectional:
-            batch = decoder_batch(rows, start_id=self.loaded.spec.start_id)
-        else:
-            prompts = [[1] * question.asked.start for question, _ in asked]
-            rows["prefix"], _ = padded(prompts, *rows["targets"].shape)
-            batch = prefix_lm_batch(rows, start_id=self.loaded.spec.start_id)
-        # Without a start token each place predicts the token after it.
-        return batch | {"asked": np.maximum(places - 1, 0) if self._startless else places}
+        return ids[: most - beside] if end else ids[beside - most :]
 
 
-def compile_scores(model: Model, layout: Layout, mesh: Mesh) -> Callable:
-    """Returns the compiled function `(params, batch) -> [batch, n]` float32.
+def score(
+    placed: Placed,
+    params: Any,
+    requests: Sequence[ScoreRequest],
+    *,
+    vocabulary: Any,
+    batch_size: int = 32,
+) -> list[Score | InputError]:
+    """Returns the score of each request; an InputError in place of one that is NaN.
 
-    A batch is one of training, and `asked` `[batch, n]` int32, the places of the targets that are
-    scored; only their logits are computed, some at a time.
+    Args:
+      placed: the model, its layout and mesh.
+      params: of the model.
+      requests: as `Scorer` makes them.
+      vocabulary: of the ids.
+      batch_size: most rows at once, of which an encoder needs one for every token.
+
+    Raises:
+      InputError: a batch size below 1.
     """
-    side = model.topology.rpartition("_")[2]
+    check_count("batch_size", batch_size)
+    masked = placed.model.topology == "encoder"
+    rows = [
+        (index, positions)
+        for index, request in enumerate(requests)
+        for positions in (
+            ((position,) for position in request.scored) if masked else (request.scored,)
+        )
+    ]
+    values = [np.zeros((2, len(request.scored)), np.float32) for request in requests]
+    sizes = [len(requests[index].inputs) + len(requests[index].targets) for index, _ in rows]
+    kinds = [requests[index].bidirectional for index, _ in rows]
+    compiled = scores_fn(placed.model, placed.layout, placed.mesh)
+    for bidirectional in sorted({*kinds}):
+        members = np.flatnonzero(np.asarray(kinds) == bidirectional)
+        for together in by_size([sizes[row] for row in members], batch_size):
+            part = [rows[row] for row in members[together]]
+            batch = _batch(placed, [(requests[i], places) for i, places in part], vocabulary)
+            computed = np.stack([np.asarray(array) for array in compiled(params, batch)])
+            for row, (index, positions) in enumerate(part):
+                at = positions[0] - requests[index].scored.start
+                values[index][:, at : at + len(positions)] = computed[:, row, : len(positions)]
+    pieces = [[vocabulary.piece(token) for token in request.tokens] for request in requests]
+    return [
+        not_finite(Source(params, placed.model), "the model's logits")
+        if np.isnan(log_probabilities).any()
+        else Score(request.tokens, names, log_probabilities, greedy > 0)
+        for request, names, (log_probabilities, greedy) in zip(
+            requests, pieces, values, strict=True
+        )
+    ]
 
-    def scores(params: Any, batch: Any) -> jax.Array:
-        hidden, _ = model.hidden(params, batch)
-        asked = batch["asked"]
-        return -chunked_cross_entropy(
-            functools.partial(model.logits, params),
-            jnp.take_along_axis(hidden, asked[..., None], axis=1),
-            jnp.take_along_axis(batch[f"{side}_target_tokens"], asked, axis=1),
-            chunk_length=max(1, _MOST_LOGITS // (len(asked) * model.spec.vocab)),
-        ).negative_log_likelihood
 
+def _batch(
+    placed: Placed, part: Sequence[tuple[ScoreRequest, Sequence[int]]], vocabulary: Any
+) -> dict[str, np.ndarray]:
+    """Returns rows as in training, and `scored` `[rows, n]` int32, the scored positions."""
+    model, topology = placed.model, placed.model.topology
+    count = num_rows(len(part), placed.layout, placed.mesh)
+    rows: dict[str, np.ndarray] = {}
+    for name, side in (("inputs", "encoder"), ("targets", "decoder")):
+        ids = [getattr(request, name) for request, _ in part]
+        if any(ids):
+            length = bucket(max(map(len, ids)), getattr(model.spec, side).max_length)
+            rows[name], rows[f"{name}_segment_ids"] = padded(ids, count, length)
+    most = bucket(max(len(positions) for _, positions in part)) if topology != "encoder" else 1
+    scored, _ = padded([positions for _, positions in part], count, most)
+    if topology == "encoder":
+        tokens, rows["inputs"] = rows["inputs"], rows["inputs"].copy()
+        rows["inputs"][np.arange(len(part)), scored[: len(part), 0]] = mask_of(vocabulary)
+        batch = {
+            "encoder_input_tokens": rows["inputs"],
+            "encoder_segment_ids": rows["inputs_segment_ids"],
+            "encoder_target_tokens": tokens,
+        }
+    elif topology == "encoder_decoder":
+        batch = encoder_decoder_batch(rows, start_id=model.start_id)
+    elif not part[0][0].bidirectional:
+        batch = decoder_batch(rows, start_id=model.start_id)
+    else:
+        prompts = [[1] * request.scored.start for request, _ in part]
+        rows["prefix"], _ = padded(prompts, *rows["targets"].shape)
+        batch = prefix_lm_batch(rows, start_id=model.start_id)
+    # Without a start token each position predicts the token after it.
+    shift = topology == "decoder" and model.start_id is None
+    return batch | {"scored": np.maximum(scored - 1, 0) if shift else scored}
+
+
+def token_scores(model: Model, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Computes the log-probabilities of chosen tokens; pure and traceable.
+
+    Args:
+      model: with a head for tokens.
+      params: of it.
+      batch: one of training, and `scored` `[batch, n]` int32, the positions of the targets that are
+        scored; only their logits are computed, some at a time.
+
+    Returns:
+      `[batch, n]` float32 in nats, and `[batch, n]` float32, 1 where the token's logit is above all
+      others.
+    """
+    hidden, _ = model.hidden(params, batch)
+    side, scored = model.topology.rpartition("_")[2], batch["scored"]
+    losses = chunked_cross_entropy(
+        functools.partial(model.logits, params),
+        jnp.take_along_axis(hidden, scored[..., None], axis=1),
+        jnp.take_along_axis(batch[f"{side}_target_tokens"], scored, axis=1),
+        chunk_length=max(1, _MOST_LOGITS // (len(scored) * model.spec.vocab)),
+    )
+    return -losses.negative_log_likelihood, losses.correct
+
+
+@functools.lru_cache(maxsize=16)
+def scores_fn(model: Model, layout: Layout, mesh: Mesh) -> Callable:
+    """Returns `token_scores` of a model, compiled: `(params, batch)`; equal arguments share it."""
     whole = NamedSharding(mesh, PartitionSpec())  # so that any process can read it
-    return with_layout(scores, layout, mesh, out_shardings=whole)
+    fn = functools.partial(token_scores, model)
+    return with_layout(fn, layout, mesh, out_shardings=whole)
 
 
 def perplexity(log_probability: float, num_tokens: int) -> float:

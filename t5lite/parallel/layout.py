@@ -99,6 +99,9 @@ class Layout:
         default_factory=lambda: COMPILER_OPTIONS
     )
 
+    def __hash__(self) -> int:  # mappings have none; equal layouts have equal meshes
+        return hash(frozenset(self.mesh.items()))
+
     def __post_init__(self) -> None:
         if self.optimizer_memory not in MEMORIES:
             raise unknown("memory, Layout.optimizer_memory", self.optimizer_memory, MEMORIES)
