@@ -92,8 +92,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     lines, num_bytes = given(rows, arguments.input_file)
     ending = ".jsonl" if arguments.output_file is None else Path(arguments.output_file).suffix
 
+    from t5lite.inference import embedding
     from t5lite.inference.batching import check_count
-    from t5lite.inference.embedding import Embedder
     from t5lite.reporting.bars import Bar
 
     check_count("--batch_size", arguments.batch_size)
@@ -101,25 +101,27 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     vectors: list[Any] = []
     texts: list[str] = []
     with output(arguments.output_file) as file, Bar("embedded") as bar:
-        embedder = Embedder(
-            placed(arguments),
+        loaded = placed(arguments)
+        embedder = embedding.Embedder(
+            loaded,
             max_length=arguments.max_length,
             truncate=arguments.truncate,
             prompt=arguments.prompt,
             prompt_name=arguments.prompt_name,
         )
+        prompts = prompts.as_trained(loaded.inputs, rows=is_table(arguments.input_file))
 
-        prompts = prompts.as_trained(embedder.loaded.inputs, rows=is_table(arguments.input_file))
-
-        def read(line: Line) -> tuple[list[int], str]:
+        def read(line: Line) -> tuple[Any, str]:
             text = prompts.text(line)
             return embedder.read(text), text
 
-        def embed(found: list[tuple[list[int], str]]) -> Iterator[Any]:
-            ids, texts = zip(*found, strict=True)
-            made = embedder.outcomes(ids, batch_size=arguments.batch_size)
-            for each, text in zip(made, texts, strict=True):
-                yield each if isinstance(each, InputError) else (each, text)
+        def embed(pairs: list[tuple[Any, str]]) -> Iterator[Any]:
+            requests, texts = zip(*pairs, strict=True)
+            outcomes = embedding.embed(
+                loaded, loaded.params, requests, batch_size=arguments.batch_size
+            )
+            for outcome, text in zip(outcomes, texts, strict=True):
+                yield outcome if isinstance(outcome, InputError) else (outcome, text)
 
         for line, found in answered(lines, read, embed, at_once=16 * arguments.batch_size):
             if isinstance(found, InputError):
@@ -169,17 +171,16 @@ def search(arguments: argparse.Namespace) -> int:
     vectors, texts = read_vectors(arguments.among)
 
     from t5lite.inference.batching import check_count
-    from t5lite.inference.embedding import Embedder, nearest
+    from t5lite.inference.embedding import nearest
 
     check_count("--neighbours", arguments.neighbours)
-    embedder = Embedder(
-        placed(arguments),
+    (query,) = placed(arguments).embed(
+        [arguments.query],
         max_length=arguments.max_length,
         truncate=arguments.truncate,
         prompt=arguments.prompt,
         prompt_name=arguments.prompt_name,
     )
-    (query,) = embedder.embed([arguments.query])
     if query.size != vectors.shape[1]:
         raise InputError(
             f"--among={arguments.among} has vectors of {vectors.shape[1]} numbers, and this model "

@@ -28,6 +28,7 @@ from t5lite.errors import InputError
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
+    from t5lite.inference import Loaded
     from t5lite.inference.predict import Predictor
     from t5lite.inference.predictions import Prediction
 
@@ -138,9 +139,10 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             print(f"{output.path} is complete", file=sys.stderr)
             return 0
     # Each process answers its own lines.
-    predictor = Predictor(placed(arguments, model, devices=jax.local_devices()), **options)
+    loaded = placed(arguments, model, devices=jax.local_devices())
+    predictor = Predictor(loaded, **options)
     _say(predictor, arguments)
-    job = _job(predictor, arguments)
+    job = _job(loaded, predictor, arguments)
     if output is None:
         return _print(lines, job, batch_size=arguments.batch_size)
     return write(
@@ -165,7 +167,7 @@ def _lines(arguments: argparse.Namespace) -> Lines:
     return Lines(lambda: iter(lines), len(lines), digest)
 
 
-def _job(predictor: "Predictor", arguments: argparse.Namespace) -> Job:
+def _job(loaded: "Loaded", predictor: "Predictor", arguments: argparse.Namespace) -> Job:
     """Returns what is done with each line; plain ones are whole texts, rows are as in training."""
     rows = is_table(arguments.input_file)
 
@@ -173,8 +175,10 @@ def _job(predictor: "Predictor", arguments: argparse.Namespace) -> Job:
         row = check_row(line)
         return predictor.read(row if rows else row["text"])
 
-    def answer(questions: list[Any]) -> list["Prediction | InputError"]:
-        return predictor.predictions(questions, batch_size=arguments.batch_size)
+    from t5lite.inference.predict import predict
+
+    def answer(requests: list[Any]) -> list["Prediction | InputError"]:
+        return predict(loaded, loaded.params, predictor, requests, batch_size=arguments.batch_size)
 
     def record(line: Line, prediction: "Prediction") -> Row:
         return {"line": line.number, "input": line.row, **prediction.record()}
@@ -200,4 +204,4 @@ def _say(predictor: "Predictor", arguments: argparse.Namespace) -> None:
     if predictor.kind in ("classification", "token_labels") and not predictor.names:
         print("t5lite: no names of labels beside the model: they are numbers", file=sys.stderr)
     if arguments.template is None:
-        say_template(predictor.loaded.inputs, rows=is_table(arguments.input_file))
+        say_template(predictor.source.inputs, rows=is_table(arguments.input_file))

@@ -76,18 +76,16 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     check_output(arguments.output_file, [".jsonl"])
     lines, num_bytes = given(_rows(arguments), arguments.input_file)
 
+    from t5lite.inference import scoring
     from t5lite.inference.batching import check_count
-    from t5lite.inference.scoring import Scorer
     from t5lite.reporting.bars import Bar
 
     check_count("--batch_size", arguments.batch_size)
     totals, failures = Totals(), Failures()
     with output(arguments.output_file) as file, Bar("scored") as bar:
-        scorer = Scorer(
-            placed(arguments),
-            prompt=arguments.prompt,
-            eos=arguments.eos,
-            truncate=arguments.truncate,
+        loaded = placed(arguments)
+        scorer = scoring.Scorer(
+            loaded, prompt=arguments.prompt, eos=arguments.eos, truncate=arguments.truncate
         )
 
         def read(line: Line) -> tuple[Any, str]:
@@ -95,15 +93,21 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
                 raise InputError(line.problem)
             text = InputFormat().text(line.row, "inputs", "text")
             target = text_in(line.row, ["targets"])
-            question = scorer.read(text, target)
-            said = text[question.skipped :] if target is None else target
-            return question, "" if question.cut else said
+            request = scorer.read(text, target)
+            scored = text[request.skipped :] if target is None else target
+            return request, "" if request.cut else scored
 
-        def score(found: list[tuple[Any, str]]) -> "Iterator[InputError | tuple[Score, str]]":
-            questions, texts = zip(*found, strict=True)
-            scores = scorer.outcomes(questions, batch_size=arguments.batch_size)
-            for each, text in zip(scores, texts, strict=True):
-                yield each if isinstance(each, InputError) else (each, text)
+        def score(pairs: list[tuple[Any, str]]) -> "Iterator[InputError | tuple[Score, str]]":
+            requests, texts = zip(*pairs, strict=True)
+            scores = scoring.score(
+                loaded,
+                loaded.params,
+                requests,
+                vocabulary=loaded.vocabulary,
+                batch_size=arguments.batch_size,
+            )
+            for outcome, text in zip(scores, texts, strict=True):
+                yield outcome if isinstance(outcome, InputError) else (outcome, text)
 
         for line, found in answered(lines, read, score, at_once=16 * arguments.batch_size):
             if isinstance(found, InputError):

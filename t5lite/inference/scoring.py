@@ -193,8 +193,19 @@ class Scorer:
                     f"{name}: ids must be in 0..{self.source.model.spec.vocab - 1}, of which "
                     f"{min(ids)}..{max(ids)} are not all"
                 )
-        reader = dataclasses.replace(self, truncate=False)
-        return reader._after(reader._fitting(context, target, Frame()), target)
+        sides = {"decoder": [*context, *target]}
+        if self._topology == "encoder_decoder":
+            sides = {"encoder": context, "decoder": target}
+        if not target:
+            raise InputError("the target is empty: it has no token")
+        for side, ids in sides.items():
+            most = self._positions(side)
+            if most is not None and len(ids) > most:
+                raise InputError(
+                    f"context_ids and target_ids: {len(ids)} tokens for the {side}, which takes "
+                    f"{most}; leave out the first ones of context_ids"
+                )
+        return self._after(context, target)
 
     @property
     def _topology(self) -> str:
@@ -241,13 +252,12 @@ class Scorer:
             [], kept, range(first, len(kept)), bidirectional, cut=len(kept) < len(ids)
         )
 
-    def _fitting(self, ids: list[int], target: list[int], frame: Frame | None = None) -> list[int]:
+    def _fitting(self, ids: list[int], target: list[int]) -> list[int]:
         """Returns the ids of a text, with its special tokens, that fit beside a target."""
         if not target:
             raise InputError("the target is empty: it has no token")
         prompt, most = self._prompt, self._positions("decoder")
-        frame = prompt.inputs if frame is None else frame
-        decoder = self._topology == "decoder"
+        frame, decoder = prompt.inputs, self._topology == "decoder"
         reserved = 1 if decoder and ids else 0  # a decoder's prompt keeps a token
         if most is not None and len(target) + reserved > most:
             raise InputError(

@@ -64,7 +64,7 @@ def test_a_file_to_each_kind_of_file(embed, loaded, file, tmp_path):
             f"--input_file={file}", f"--output_file={target}", "--batch_size=2"
         )
         assert (code, printed) == (1, "")
-        assert "line 3: a text of 28 tokens: there is room for 20" in said
+        assert "line 3: a text of 28 tokens: the model takes 20" in said
         if ending == "jsonl":
             found = [json.loads(line) for line in target.read_text().splitlines()]
             assert found.pop(2).keys() == {"line", "error"}

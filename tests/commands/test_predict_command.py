@@ -20,7 +20,6 @@ from t5lite.data import Bytes, Class, FileData
 from t5lite.data.input_format import InputFormat
 from t5lite.evaluation import HeldOut
 from t5lite.experiment.evaluation import evaluate
-from t5lite.inference.predict import Predictor
 from t5lite.layers import ClassificationHeadSpec, SpansHeadSpec
 from t5lite.main import main
 from t5lite.models import Model, override
@@ -191,16 +190,16 @@ FLAGS = ("--input_file=in.jsonl", "--batch_size=2")  # eight lines at a time
 
 
 def test_an_interrupted_run_goes_on(predict, whole, tmp_path, monkeypatch):
-    predictions, calls = Predictor.predictions, []
+    predict_, calls = t5lite.inference.predict.predict, []
 
-    def stopped(self, questions, **options):
-        calls.append(len(questions))
+    def stopped(placed, params, predictor, requests, **options):
+        calls.append(len(requests))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return predictions(self, questions, **options)
+        return predict_(placed, params, predictor, requests, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predictions", stopped)
+        patch.setattr("t5lite.inference.predict.predict", stopped)
         assert predict(*FLAGS, "--output_file=out.jsonl")[0] == 130
     lines = whole.splitlines(keepends=True)
     assert (tmp_path / "out.jsonl.part").read_bytes() == b"".join(lines[:16])

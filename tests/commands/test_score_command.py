@@ -113,7 +113,7 @@ def test_a_failing_line_stands_in_its_place(score, loaded, tmp_path):
         5: "'text' is 3, not a text",
         6: "broken JSON: Invalid control character at at character 16",
         7: "the text is empty: it has no token",
-        8: "a text of 32 tokens: there is room for 29; shorten it, or set --truncate",
+        8: "a text of 32 tokens: the model takes 29; shorten it, or set --truncate",
     }
     assert found[0] == expected(loaded["decoder"].score(["a cat"])[0], 1)
     assert found[1] == expected(loaded["decoder"].score(["two"], targets=["dogs"])[0], 2)

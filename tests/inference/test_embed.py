@@ -79,11 +79,11 @@ def test_any_number_of_devices(folder, vectors):
 
 def test_a_long_text_is_refused_or_loses_its_end(model):
     letters = "abcdefghijklmnopqrstuvwxyz"
-    with pytest.raises(InputError, match=r"a text of 28 tokens: there is room for 20; shorten it"):
+    with pytest.raises(InputError, match=r"a text of 28 tokens: the model takes 20; shorten it"):
         model.embed(["a", letters])
     cut = model.embed([letters], truncate=True)
     np.testing.assert_array_equal(cut, model.embed([letters[:18]]))
-    with pytest.raises(InputError, match=r"a text of 7 tokens: there is room for 6"):
+    with pytest.raises(InputError, match=r"a text of 7 tokens: the model takes 6"):
         model.embed(["abcde"], max_length=6)
     cut = model.embed([letters, "abc"], max_length=6, truncate=True)
     np.testing.assert_allclose(cut, model.embed(["abcd", "abc"]), atol=2e-6)
@@ -108,7 +108,7 @@ def test_bad_requests(model, texts, options, expected):
 
 def test_what_cannot_embed(model, tmp_path):
     alone = dataclasses.replace(model, vocabulary=None)
-    with pytest.raises(InputError, match=r"no vocabulary beside .*load\(folder, vocabulary=...\)"):
+    with pytest.raises(InputError, match=r"no tokenizer in .*load\(folder, vocabulary=...\)"):
         alone.embed(["a"])
     t5 = t5lite.load(add_tokenizer(copied("t5_1_1", tmp_path / "t5")), devices=ONE)
     with pytest.raises(InputError, match="holds an encoder-decoder: embed is for single stacks"):

@@ -10,7 +10,7 @@ from small_folders import add_tokenizer, copied
 
 import t5lite
 from t5lite.errors import InputError
-from t5lite.inference.embedding import Embedder
+from t5lite.inference import embedding
 from t5lite.inference.generation import Generator
 from t5lite.inference.options import Options
 from t5lite.models import Model, override
@@ -160,16 +160,16 @@ def test_scores_and_vectors_that_are_not_finite_are_errors(decoder):
         nan.embed(["abc"])
 
 
-def test_a_vector_that_is_not_finite_is_an_error_of_its_row(decoder):
+def test_a_vector_that_is_not_finite_is_an_error_of_its_row(decoder, monkeypatch):
     def vectors(params, batch):
         lengths = np.sum(batch["decoder_segment_ids"], axis=1, keepdims=True, dtype=np.float32)
         return np.where(lengths == 2, np.nan, lengths)
 
-    mixed = dataclasses.replace(decoder)
-    mixed.__dict__["vectors_fn"] = vectors
-    embedder = Embedder(mixed)
-    good, bad = embedder.outcomes([embedder.read(text) for text in ("abc", "ab")])
+    monkeypatch.setattr(embedding, "vectors_fn", lambda *_: vectors)
+    embedder = embedding.Embedder(decoder)
+    requests = [embedder.read(text) for text in ("abc", "ab")]
+    good, bad = embedding.embed(decoder, decoder.params, requests)
     assert good.tolist() == [3.0]
     assert isinstance(bad, InputError)
     with pytest.raises(InputError, match=r"texts\[1\]: the numbers of its vector are NaN"):
-        mixed.embed(["abc", "ab"])
+        decoder.embed(["abc", "ab"])

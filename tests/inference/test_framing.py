@@ -120,7 +120,7 @@ def test_what_a_head_is_trained_on_is_what_is_embedded(form, topology):
     ids = vocabulary.encode(TEXT)
     framed = [*frame.before, *ids, *frame.after]
     reader = Embedder(loaded_with(model_of(topology), vocabulary))
-    assert reader.read(TEXT) == vocabulary.frame(ids) == framed
+    assert reader.read(TEXT).ids == vocabulary.frame(ids) == framed
     options = {"topology": topology}
     labels = {
         Classification(**options): [1],
@@ -150,7 +150,7 @@ def test_what_an_encoder_guesses_is_framed_as_what_is_scored(form):
     question = Scorer(loaded).read(TEXT)
     assert text == question.inputs == vocabulary.frame(vocabulary.encode(TEXT))
     assert question.tokens == vocabulary.encode(TEXT)
-    first, last = question.asked[0], question.asked[-1]
+    first, last = question.scored[0], question.scored[-1]
     assert not asked[:first].any()
     assert not asked[last + 1 :].any()
 
@@ -233,7 +233,7 @@ def test_truncation_leaves_room_for_the_frame(form):
         rng=np.random.default_rng(0),
     )
     reader = Embedder(loaded_with(model_of("encoder"), vocabulary), max_length=room, truncate=True)
-    assert found["inputs"].tolist() == reader.read(TEXT)
+    assert found["inputs"].tolist() == reader.read(TEXT).ids
 
 
 def test_a_text_is_shown_without_its_frame(form):

@@ -26,6 +26,7 @@ from parity_cases import CASES, REFERENCED
 
 import t5lite
 from t5lite.decoding import Constraints, Settings
+from t5lite.inference.scoring import scores_fn
 from t5lite.layers import MoeSpec
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "interop" / "references"
@@ -148,14 +149,15 @@ def check_score(loaded, expected, fresh=False):
     longest = max(map(len, texts))
     rows = np.stack([np.pad(text, (0, longest - len(text))) for text in texts])
     ends = begins + expected["lengths"]
-    asked = begins[:, None] - 1 + np.arange(MAX_NEW_TOKENS, dtype=np.int32)
+    scored = begins[:, None] - 1 + np.arange(MAX_NEW_TOKENS, dtype=np.int32)
     batch = prompts_of(loaded, expected) | {
         "decoder_input_tokens": rows[:, :-1],
         "decoder_target_tokens": rows[:, 1:],
         "decoder_segment_ids": (np.arange(1, longest) < ends[:, None]).astype(np.int32),
-        "asked": asked,
+        "scored": scored,
     }
-    found, where = np.asarray(loaded.scores_fn(loaded.params, batch)), inside(expected)
+    compute = scores_fn(loaded.model, loaded.layout, loaded.mesh)
+    found, where = np.asarray(compute(loaded.params, batch)[0]), inside(expected)
     wanted = expected["log_probabilities"]
     np.testing.assert_allclose(found[where], wanted[where], rtol=SCORE, atol=SCORE)
 

@@ -181,16 +181,16 @@ def test_predictions_are_what_evaluation_measures(tmp_path, rows, topology, kind
         }
         predictor = Predictor(loaded)
         for each, row in zip(found, rows, strict=True):
-            question = predictor.read(row)
-            logits = tokens[bytes(np.array(question.ids, np.uint16))][: len(question.ids)]
+            request = predictor.read(row)
+            logits = tokens[bytes(np.array(request.ids, np.uint16))][: len(request.ids)]
             begin = len(f"{row['title']}? ".encode())
-            inside = range(begin, len(question.ids) - frame)
+            inside = range(begin, len(request.ids) - frame)
             places, none = likeliest(logits, inside, max_length=30, count=1, no_answer=True)
             assert each.no_answer == pytest.approx(none, rel=1e-3)
             best = each.answers[0]
             assert best.probability == pytest.approx(places[0].probability, rel=1e-3)
             assert best.text == row["body"][best.start : best.end]
-            ids = question.ids[places[0].first : places[0].last + 1]
+            ids = request.ids[places[0].first : places[0].last + 1]
             assert Bytes().decode(ids).strip() in best.text  # bytes may begin within a letter
 
 
@@ -339,7 +339,7 @@ def test_what_is_not_finite_is_an_error_of_its_row(several, monkeypatch):
         values = np.zeros((len(batch["encoder_input_tokens"]), 3), np.float32)
         return np.where(batch["encoder_segment_ids"].sum(1)[:, None] > 4, np.nan, values)
 
-    monkeypatch.setitem(several.outputs_fns, "classification", outputs)
+    monkeypatch.setattr("t5lite.inference.predict.outputs_fn", lambda *_: outputs)
     with pytest.raises(InputError, match=r"texts\[1\]: the numbers of the classification head"):
         several.predict(["a", "a long one"], head="classification")
 

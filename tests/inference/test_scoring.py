@@ -57,7 +57,7 @@ def by_hand(loaded, targets, **batch):
 
 def check(score, tokens, expected):
     assert score.tokens == tokens
-    assert score.num_tokens == len(tokens) == len(score.pieces)
+    assert score.num_tokens == len(tokens) == len(score.pieces) == len(score.token_greedy)
     assert score.token_log_probabilities.dtype == np.float32
     np.testing.assert_allclose(score.token_log_probabilities, expected, atol=2e-5)
     assert score.log_probability == pytest.approx(np.sum(expected), abs=1e-4)
@@ -129,6 +129,71 @@ def test_an_encoder_masks_each_token_in_turn(models):
             masked = np.where(np.arange(len(read)) == place, vocabulary.mask_id, read)
             expected.append(by_hand(loaded, read, encoder_input_tokens=masked)[place])
         check(score, ids, expected)
+
+
+def scored(loaded, request):
+    (found,) = scoring.score(loaded, loaded.params, [request], vocabulary=loaded.vocabulary)
+    return found
+
+
+def test_ids_equal_text(models):
+    """Ids are read as they are; those of a text have the text's score."""
+    for name in ("decoder", "encoder_decoder"):
+        loaded = models[name]
+        scorer = scoring.Scorer(loaded)
+        for text, target in zip(TEXTS, ["on it", "s", "so"], strict=True):
+            request = scorer.read(text, target)
+            context = request.inputs or request.targets[: request.scored.start]
+            assert scorer.read_ids(context, request.tokens) == request
+            (expected,) = loaded.score([text], targets=[target])
+            check(scored(loaded, request), request.tokens, expected.token_log_probabilities)
+
+
+def test_a_context_may_be_empty(models):
+    loaded = models["decoder"]
+    scorer, ids = scoring.Scorer(loaded), loaded.vocabulary.encode("a cat")
+    (whole,) = loaded.score(["a cat"])
+    for request in (scorer.read_ids([], ids), scorer.read("", "a cat")):
+        check(scored(loaded, request), ids, whole.token_log_probabilities)
+    startless = dataclasses.replace(
+        loaded, model=dataclasses.replace(loaded.model, spec=loaded.spec.replace(start_id=None))
+    )
+    for source, name in ((startless, "decoder"), (models["encoder_decoder"], "encoder_decoder")):
+        with pytest.raises(InputError, match="context_ids are empty"):
+            scoring.Scorer(source).read_ids([], ids)
+        with pytest.raises(InputError, match="the text is empty"):
+            scoring.Scorer(source).read("", "a cat"), name
+
+
+@pytest.mark.parametrize(
+    ("context", "target", "expected"),
+    [
+        ([5], [], "the target is empty"),
+        ([5], [97], r"target_ids: ids must be in 0..96"),
+        ([-1], [5], r"context_ids: ids must be in 0..96"),
+        ([5] * 20, [5] * 20, "40 tokens for the decoder, which takes 29; leave out"),
+    ],
+)
+def test_ids_that_are_refused(models, context, target, expected):
+    scorer = scoring.Scorer(models["decoder"], truncate=True)  # ids are never cut
+    with pytest.raises(InputError, match=expected):
+        scorer.read_ids(context, target)
+
+
+def test_greedy_targets_are_known(models):
+    """The most probable tokens, one after the other, are a greedy target; no other one is."""
+    loaded, context, target = models["decoder"], [5, 6], []
+    scorer = scoring.Scorer(loaded)
+    for _ in range(4):
+        read = [loaded.spec.start_id, *context, *target]
+        batch = {"decoder_input_tokens": jnp.asarray([read], jnp.int32)}
+        target.append(int(log_probabilities(loaded.model, loaded.params, batch)[0, -1].argmax()))
+    score = scored(loaded, scorer.read_ids(context, target))
+    assert score.greedy
+    assert score.token_greedy.tolist() == [True] * 4
+    other = scored(loaded, scorer.read_ids(context, [*target[:3], (target[3] + 1) % 97]))
+    assert not other.greedy
+    assert other.token_greedy.tolist() == [True, True, True, False]
 
 
 # --- as in training -----------------------------------------------------------------------------
@@ -213,15 +278,23 @@ def test_any_number_of_devices(folders, models, topology):
         check(one, other.tokens, other.token_log_probabilities)
 
 
-def test_logits_a_few_at_a_time(models, monkeypatch):
+@pytest.fixture
+def uncompiled():
+    """Compiles anew, and leaves nothing compiled to others."""
+    scoring.scores_fn.cache_clear()
+    yield
+    scoring.scores_fn.cache_clear()
+
+
+def test_logits_a_few_at_a_time(models, monkeypatch, uncompiled):
     expected = models["decoder"].score(TEXTS)
+    scoring.scores_fn.cache_clear()
     monkeypatch.setattr(scoring, "_MOST_LOGITS", 4 * 97 * 3)
-    fresh = dataclasses.replace(models["decoder"])
-    for one, other in zip(fresh.score(TEXTS), expected, strict=True):
+    for one, other in zip(models["decoder"].score(TEXTS), expected, strict=True):
         check(one, other.tokens, other.token_log_probabilities)
 
 
-def test_sizes_share_their_compilation(models, monkeypatch):
+def test_sizes_and_parameters_share_their_compilation(models, monkeypatch, uncompiled):
     traced = []
 
     def spy(logits_fn, hidden, targets, **options):
@@ -229,7 +302,12 @@ def test_sizes_share_their_compilation(models, monkeypatch):
         return chunked_cross_entropy(logits_fn, hidden, targets, **options)
 
     monkeypatch.setattr(scoring, "chunked_cross_entropy", spy)
-    loaded = dataclasses.replace(models["decoder"])
+    loaded = models["decoder"]
+    (before,) = loaded.score(["abc"])
+    other = dataclasses.replace(loaded, params=jax.tree.map(lambda x: x * 0.5, loaded.params))
+    assert other.score(["abc"])[0].log_probability != before.log_probability
+    assert traced == [(1, 16)]
+    traced.clear()
     loaded.score(["abc", "de"])
     loaded.score(["abcdefghijklmnop", "q"])
     loaded.score(["one", "two"], targets=["three", "four"])
@@ -245,7 +323,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def test_a_long_text_is_refused_or_cut(models):
     loaded = models["decoder"]  # of 29 positions
-    with pytest.raises(InputError, match=r"^texts\[1\]: a text of 52 tokens: there is room for 29"):
+    with pytest.raises(InputError, match=r"^texts\[1\]: a text of 52 tokens: the model takes 29"):
         loaded.score(["a", LETTERS * 2])
     (cut,), (short,) = loaded.score([LETTERS * 2], truncate=True), loaded.score([LETTERS + "abc"])
     check(cut, short.tokens, short.token_log_probabilities)
@@ -256,7 +334,7 @@ def test_a_long_text_is_refused_or_cut(models):
     np.testing.assert_allclose(
         cut.token_log_probabilities, short.token_log_probabilities, atol=2e-5
     )
-    with pytest.raises(InputError, match="a target of 52 tokens: there is room for 28; shorten it"):
+    with pytest.raises(InputError, match="a target of 52 tokens: the model takes 28; shorten it"):
         loaded.score(["a"], targets=[LETTERS * 2], truncate=True)
     encoder = models["encoder"]  # of 20
     with pytest.raises(InputError, match="a text of 28 tokens: there is room for 20; shorten it"):
@@ -280,7 +358,7 @@ def test_a_long_text_is_refused_or_cut(models):
         ("decoder", ["a"], {"prompt": "prefixed"}, "unknown prompt 'prefixed'; did you mean pref"),
         ("encoder_decoder", ["a"], {}, "no targets: an encoder-decoder scores targets"),
         ("encoder", ["a"], {"targets": ["b"]}, "targets are for models with a decoder"),
-        ("encoder", ["a"], {"eos": True}, "prompt and eos are for models with a decoder"),
+        ("encoder", ["a"], {"eos": True}, "prompt and eos are not supported"),
     ],
 )
 def test_bad_requests(models, topology, texts, options, expected):
@@ -290,7 +368,7 @@ def test_bad_requests(models, topology, texts, options, expected):
 
 def test_what_cannot_score(models, folders, tmp_path):
     alone = dataclasses.replace(models["decoder"], vocabulary=None)
-    with pytest.raises(InputError, match=r"no vocabulary beside .*load\(folder, vocabulary=...\)"):
+    with pytest.raises(InputError, match=r"no tokenizer in .*load\(folder, vocabulary=...\)"):
         alone.score(["a"])
     bare = t5lite.load(add_tokenizer(copied("bert_base_model", tmp_path / "bare")), devices=ONE)
     with pytest.raises(InputError, match="without a head for tokens, which cannot score text"):
