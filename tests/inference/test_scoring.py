@@ -337,7 +337,7 @@ def test_a_long_text_is_refused_or_cut(models):
     with pytest.raises(InputError, match="a target of 52 tokens: the model takes 28; shorten it"):
         loaded.score(["a"], targets=[LETTERS * 2], truncate=True)
     encoder = models["encoder"]  # of 20
-    with pytest.raises(InputError, match="a text of 28 tokens: there is room for 20; shorten it"):
+    with pytest.raises(InputError, match="a text of 28 tokens: the model takes 20; shorten it"):
         encoder.score([LETTERS])
     (cut,), (short,) = encoder.score([LETTERS], truncate=True), encoder.score([LETTERS[:18]])
     check(cut, short.tokens, short.token_log_probabilities)

@@ -158,7 +158,7 @@ def test_lengths_and_lower_case(source, tmp_path, limit):
     library = theirs(source, tmp_path / "theirs", models.Pooling(16), max_seq_length=limit)
     compare(library, tmp_path / "theirs", [*TEXTS[:2], LONG, LONG * 3], truncate=True)
     ours = t5lite.load(tmp_path / "theirs", devices=ONE)
-    with pytest.raises(InputError, match=f"there is room for {limit or 30}; shorten it, or set"):
+    with pytest.raises(InputError, match=f"the model takes {limit or 30}; shorten it, or set"):
         ours.embed([LONG * 3])
     library = theirs(source, tmp_path / "lower", models.Pooling(16), do_lower_case=True)
     ours = compare(library, tmp_path / "lower")
