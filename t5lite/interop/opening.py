@@ -45,7 +45,9 @@ def open_model(
         return huggingface.open_model(path, vocabulary=vocabulary)
     if kind == "t5x":
         return t5x.open_model(path, spec=spec, step=step, vocabulary=vocabulary)
-    return OwnCheckpoint.open(path, vocabulary=vocabulary, step=step, averaged=averaged)
+    return OwnCheckpoint.open(
+        path, vocabulary=vocabulary, step=step, averaged=averaged, open_base=open_model
+    )
 
 
 @reads_folders

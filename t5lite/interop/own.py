@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from t5lite.interop.description import MODEL, Description
 from t5lite.interop.finite import fault, leaf_is_finite
 from t5lite.interop.opened import Opened, Progress
 from t5lite.models import Model
+from t5lite.training.frozen import fingerprint, frozen_sums
 from t5lite.training.restore import (
     absolute,
     find_step_folder,
@@ -24,6 +25,7 @@ from t5lite.training.restore import (
     match,
     named,
     read_arrays,
+    read_document,
     saved_arrays,
     saved_steps,
 )
@@ -84,6 +86,7 @@ class OwnCheckpoint(Opened):
       step_folder: its arrays.
       home: its description.
       averaged: whether the average of the parameters is read, of a run that kept one.
+      open_base: opens the folder that a run's frozen parameters are read again from.
     """
 
     kind = "t5lite"
@@ -92,6 +95,7 @@ class OwnCheckpoint(Opened):
     step_folder: epath.Path
     home: epath.Path
     averaged: bool = True
+    open_base: Callable[..., Opened] | None = None
 
     @classmethod
     def open(
@@ -101,11 +105,12 @@ class OwnCheckpoint(Opened):
         vocabulary: Vocabulary | None = None,
         step: int | None = None,
         averaged: bool = True,
+        open_base: Callable[..., Opened] | None = None,
     ) -> "OwnCheckpoint":
         """Opens a checkpoint; see `open_model`."""
         step_folder, home = locate(folder, step=step)
         description = Description.read(home, vocabulary=vocabulary)
-        return cls(description, step_folder, home, averaged)
+        return cls(description, step_folder, home, averaged, open_base)
 
     @property
     def where(self) -> str:  # type: ignore[override]
@@ -120,8 +125,9 @@ class OwnCheckpoint(Opened):
 
     def shapes(self, model: Model) -> dict[str, Any]:
         """Returns shapes and stored dtypes, having checked the names; see `Opened`."""
-        stored = self._stored()
-        wanted = self._split(named(model.shapes()))
+        stored, wanted = self._stored(), self._split(named(model.shapes()))
+        if self._base:
+            stored = stored[0], wanted[1]
         with self._described():
             for names, leaves in zip(wanted, stored, strict=True):
                 match(names, leaves, (), where=self.where)
@@ -131,8 +137,9 @@ class OwnCheckpoint(Opened):
         self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
     ) -> dict[str, Any]:
         """Reads parameters; see `Opened`. `progress` is not called: Orbax reads all at once."""
-        parts = zip(self._parts(), self._split(wanted), self._stored(), strict=True)
-        values = self._merge(*(self._read(*part) for part in parts))
+        trained, frozen = zip(self._parts(), self._split(wanted), self._stored(), strict=True)
+        rest = self._read_base(wanted) if self._base else self._read(*frozen)
+        values = self._merge(self._read(*trained), rest)
         return {name: _placed(values[name], leaf.sharding) for name, leaf in wanted.items()}
 
     def _read(
@@ -148,6 +155,41 @@ class OwnCheckpoint(Opened):
             if not leaf_is_finite(array):
                 self._raise_fault(f"{part}/{name}", stored[name], array.dtype)
         return values
+
+    def _read_base(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """Reads the frozen parts of parameters from the folder that the run started from.
+
+        Raises:
+          InputError: if that folder cannot be opened or holds other parameters now.
+        """
+        assert self.open_base is not None
+        where, shapes = self._base["folder"], named(Model(self.spec).shapes())
+        try:
+            base = self.open_base(where, averaged=False)
+        except InputError as error:
+            raise InputError(f"frozen parameters of {self.where}: {error}") from error
+
+        def leaf(name: str) -> jax.ShapeDtypeStruct:  # all of them, to be checked
+            sharding = wanted[name].sharding if name in wanted else None
+            return jax.ShapeDtypeStruct(shapes[name].shape, shapes[name].dtype, sharding=sharding)
+
+        values = base.read({name: leaf(name) for name in self._split(shapes)[1]})
+        frozen = self._split(values)[1]
+        found = fingerprint(frozen_sums({"params": nest(frozen)}))
+        if found != self._base.get("params", self._base["fingerprint"]):
+            raise InputError(
+                f"the frozen parameters of {self.where} are those of {where}, which has changed "
+                "since\nrestore that folder; Checkpoints.frozen = 'save' keeps a copy in the run"
+            )
+        return {
+            name: frozen[name].astype(leaf.dtype) for name, leaf in self._split(wanted)[1].items()
+        }
+
+    @functools.cached_property
+    def _base(self) -> dict[str, str]:
+        """The folder and fingerprints of frozen parameters that are not saved; {} if they are."""
+        entry = read_document(self.step_folder).get("frozen") or {}
+        return entry if "folder" in entry else {}
 
     def _parts(self) -> tuple[str, str]:
         """Returns the parts of the state that hold the trained and the frozen parameters."""

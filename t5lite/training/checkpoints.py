@@ -281,7 +281,12 @@ class Checkpointer:
             return state, None
         sums = frozen_sums(frozen)
         if self._frozen_in is not None:
+            # References come from folders of their own, the parameters alone from this one.
+            params = {
+                name: each for name, each in sums.items() if name.startswith("frozen/params/")
+            }
             entry = {"folder": self._frozen_in, "fingerprint": fingerprint(sums)}
+            entry["params"] = fingerprint(params)
         else:
             try:
                 entry = save_frozen(self.folder, frozen, sums)

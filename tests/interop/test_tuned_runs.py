@@ -1,10 +1,12 @@
 """Runs that train a part of their parameters open as whole models."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saved_models import description
+from saved_models import description, save_model
 
 import t5lite
 from t5lite import interop
@@ -106,3 +108,39 @@ def test_another_tuning_than_the_checkpoint_was_saved_with_is_refused(tmp_path):
         InputError, match=r"model.json, or tuning.json beside it, does not describe the parameters"
     ):
         t5lite.load(tmp_path)
+
+
+@pytest.fixture
+def referring(tmp_path):
+    """A run whose frozen parameters are those of another folder."""
+    params, tuning = drawn(6), TUNINGS["both"]
+    save_model(tmp_path / "base", SPEC, params)
+    bound = tuning.bind(MODEL.axes(), MODEL.shapes())
+    trained, frozen = bound.split(drawn(7))[0], bound.split(params)[1]
+    checkpoints = Checkpoints(restore_from=str(tmp_path / "base"), frozen="refer")
+    with checkpoints.open(tmp_path / "run") as checkpointer:
+        rng = jnp.zeros(2, "uint32")
+        references = {"teacher": {"x": np.ones(3, np.float32)}}
+        state = TrainState(jnp.int32(3), trained, frozen_of(frozen, references), {}, rng, {})
+        checkpointer.save(3, state, progress={})
+    description(SPEC, tuning=tuning).write(tmp_path / "run")
+    return tmp_path, bound.merge(trained, frozen)
+
+
+def test_frozen_parameters_are_read_from_the_base(referring):
+    folder, expected = referring
+    assert_same(t5lite.load(folder / "run").params, expected)
+    name = "encoder/layers/block_0/attention/query/kernel"
+    wanted = {name: jax.ShapeDtypeStruct(named(expected)[name].shape, jnp.bfloat16)}
+    read = interop.open_model(folder / "run").read(wanted)[name]
+    np.testing.assert_array_equal(read, named(expected)[name].astype(jnp.bfloat16))
+
+
+def test_a_base_that_has_changed_is_refused(referring):
+    folder, _ = referring
+    shutil.rmtree(folder / "base")
+    with pytest.raises(InputError, match=r"frozen parameters of .*run.*there is no folder"):
+        t5lite.load(folder / "run")
+    save_model(folder / "base", SPEC, drawn(8))
+    with pytest.raises(InputError, match=r"which has changed since\nrestore that folder"):
+        t5lite.load(folder / "run")
