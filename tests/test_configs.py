@@ -13,15 +13,17 @@ import pytest
 from small_folders import add_tokenizer, copied
 
 import t5lite
-from t5lite import configuration, objectives
+from t5lite import configuration
+from t5lite.commands.configured import experiment_of
 from t5lite.configuration import Source
 from t5lite.configuration.unused import check_used
 from t5lite.data import Class
 from t5lite.main import split_bindings
-from t5lite.models import ComputeSpec, Model, preset, save_spec
+from t5lite.models import preset, save_spec
 from t5lite.parallel import Layout, make_mesh
 from t5lite.planning import Slice
-from t5lite.training import Update, build, process_shards
+from t5lite.training import process_shards
+from t5lite.training.restore import named
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.gin"))
@@ -38,6 +40,7 @@ SUBSYSTEMS = {
     "objectives": {"objectives", "objective"},
     "optimizers": {"optimizers", "optimizer", "update"},
     "partitioning": {"parallel", "layout"},
+    "tuning": {"training", "tuning"},
     "runs": {
         *("training", "evaluation", "checkpoints", "callbacks", "writers"),
         *("data", "model_dir", "steps", "update", "seed", "interop"),
@@ -227,24 +230,30 @@ def test_commands_of_plans_and_benches_are_understood(monkeypatch):
 
 
 def lower(given):
-    """Lowers the step that a configuration describes, and checks what comes out."""
-    bound = given.bindings_of(t5lite.train)
-    layout = bound.get("layout", Layout())
-    model = Model(bound["model"], bound.get("compute", ComputeSpec()))
-    objective = objectives.bind(bound["objective"], model)
-    program = build(
-        model,
-        objective,
-        bound["optimizer"],
-        bound["data"].batch_shapes(objective),
-        layout=layout,
-        mesh=make_mesh(layout),
-        update=bound.get("update", Update()),
-    )
+    """Lowers the step that a configuration describes, checks what comes out; returns the state."""
+    run = experiment_of(given)
+    program = run.program(run.mesh())
     lowered = program.step.lower(program.state, program.batch)
     state, metrics = lowered.out_info
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, program.state)
     assert metrics["loss"].shape == ()
+    return program.state
+
+
+def test_the_tuning_fragment_freezes_what_its_macros_say(pretrained):
+    bindings = [
+        *pretrained["configs/finetune_classify.gin"],
+        "TRAINED_LAYERS=(-1, None)",
+        "FROZEN_PATHS=('embedding',)",
+    ]
+    files = ["configs/finetune_classify.gin", "gin/tuning/by_path.gin"]
+    state = lower(configuration.parse(files, bindings))
+    trained, frozen = named(state.params), named(state.frozen["params"])
+    assert any(name.startswith("classification_head/") for name in trained)
+    assert not any("embedding" in name for name in trained)
+    assert any("embedding" in name for name in frozen)
+    moments = named(state.opt_state)
+    assert sum(leaf.size for leaf in moments.values()) < sum(leaf.size for leaf in frozen.values())
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -10,6 +10,7 @@ import numpy as np
 
 from t5lite.experiment.description import versions
 from t5lite.experiment.experiment import Experiment
+from t5lite.experiment.start import first_state
 from t5lite.experiment.step_facts import facts
 from t5lite.parallel import batch_shardings, place
 from t5lite.planning import compile_step, measure
@@ -49,7 +50,7 @@ def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, A
 
         measured = measure(
             step,
-            program.init(experiment.seed),
+            first_state(None, program, experiment.references, seed=experiment.seed, say=print),
             batches,
             placed,
             steps=steps,

@@ -2,21 +2,33 @@
 
 import contextlib
 import importlib.metadata
+import math
 import platform
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from t5lite.models import Model
+from t5lite.training import Program
 
 
-def headline(model: Model, mesh: Mesh) -> str:
+def count(tree: Any) -> int:
+    """Returns the number of parameters in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def headline(model: Model, program: Program, mesh: Mesh) -> str:
     """Returns one line: the model, its size, and what it runs on."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
+    size, trained = count(program.params), count(program.state.params)
+    part = "" if trained == size else f" ({trained:,} trained)"
     kind = mesh.devices.flat[0].device_kind
     devices = "1 device" if mesh.size == 1 else f"{mesh.size} devices"
-    return f"{model.spec.family}, {size:,} parameters, {model.compute.dtype}, on {devices} ({kind})"
+    return (
+        f"{model.spec.family}, {size:,} parameters{part}, {model.compute.dtype}, "
+        f"on {devices} ({kind})"
+    )
 
 
 def named_shapes(model: Model) -> Iterator[tuple[str, tuple[int, ...], tuple[str | None, ...]]]:

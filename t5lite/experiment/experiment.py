@@ -35,8 +35,16 @@ from t5lite.experiment.settings import (
     notes,
     rate_change,
 )
-from t5lite.experiment.start import Start, check_folder_of_run, first_state, plan_start, spec_of
-from t5lite.interop import Description
+from t5lite.experiment.start import (
+    Start,
+    check_folder_of_run,
+    check_references,
+    first_state,
+    open_references,
+    plan_start,
+    spec_of,
+)
+from t5lite.interop import Description, Opened
 from t5lite.interop.huggingface import export_note
 from t5lite.interop.prompts import prompts_of
 from t5lite.models import ComputeSpec, Model, ModelSpec
@@ -60,6 +68,7 @@ from t5lite.training import (
 from t5lite.training.restore import absolute
 from t5lite.training.state import Optimizer, name_of
 from t5lite.training.stopping import check_watched
+from t5lite.training.tuning import Everything, Tuning
 
 _SHOWN = 3  # examples in the report
 _CHECKED = 256  # examples, for texts that are cut
@@ -100,6 +109,7 @@ class Experiment:
         a mixture together.
       layout: mesh and sharding.
       compute: dtype, rematerialisation, scan.
+      tuning: which parameters are trained; the others are frozen.
       update: microbatches, clipping, averaging, what a NaN or a spike does, float16's loss scale.
       checkpoints: when to save, what to keep, what to start from.
       callbacks: evaluation and whatever else happens now and then.
@@ -121,6 +131,7 @@ class Experiment:
     epochs: float | None = None
     layout: Layout = Layout()
     compute: ComputeSpec = ComputeSpec()
+    tuning: Tuning = Everything()
     update: Update = Update()
     checkpoints: Checkpoints = Checkpoints()
     callbacks: Sequence[Callback] = ()
@@ -153,7 +164,22 @@ class Experiment:
     @functools.cached_property
     def bound(self) -> Any:
         """The objective, bound to the model."""
-        return bind(self.objective, self.network)
+        return bind(self.objective, self.network, self.reference_models)
+
+    @functools.cached_property
+    def references(self) -> Mapping[str, Opened]:
+        """The opened checkpoints of the objective's references; "start" has none."""
+        return open_references(self.objective)
+
+    @functools.cached_property
+    def reference_models(self) -> Mapping[str, Model]:
+        """The models of the objective's references; of "start" the run's own."""
+        return {
+            name: Model(self.references[name].spec, self.compute)
+            if name in self.references
+            else self.network
+            for name in getattr(self.objective, "references", {})
+        }
 
     def mesh(self) -> Mesh:
         """Returns the layout's mesh over the devices of all processes."""
@@ -171,6 +197,8 @@ class Experiment:
             layout=self.layout,
             mesh=mesh,
             update=self.update,
+            tuning=self.tuning,
+            references=self.reference_models,
             update_scale=any(getattr(each, "scales_updates", False) for each in self.callbacks),
         )
 
@@ -193,13 +221,22 @@ class Experiment:
         """
         check_folder(self.model_dir, field="train.model_dir")
         check_settings(self.duration, self.callbacks, self.profile)
-        resumes = check_folder_of_run(self.folder, self.spec, objective=self.bound, data=self.data)
+        resumes = self._check_folder()
         # First, as another vocabulary over pretrained parameters is not one for a larger model.
         start = plan_start(
             self.checkpoints, self.network, self.bound, data=self.data, resumes=resumes
         )
         self.check_model()
+        check_references(
+            self.references, self.reference_models, objective=self.bound, data=self.data
+        )
         return start
+
+    def _check_folder(self) -> bool:
+        """Returns whether the folder holds a run to resume, which must be this one."""
+        return check_folder_of_run(
+            self.folder, self.spec, objective=self.bound, data=self.data, tuning=self.tuning
+        )
 
     def check_model(self) -> None:
         """Raises an InputError if model, data, labels and callbacks do not go together."""
@@ -234,7 +271,7 @@ class Experiment:
             # What it reads.
             batches = self.batches(mesh)
             stack.callback(batches.close)
-            title, about = headline(self.network, mesh), self.data.describe()
+            title, about = headline(self.network, program, mesh), self.data.describe()
             say(f"{title}\n{about}")
 
             # Where it is kept: nothing changes before the run is accepted, but for a claim.
@@ -244,7 +281,7 @@ class Experiment:
             files = [name for each in writers for name in getattr(each, "files", ())]
             check_files(self.folder, files)
             # Again, now that it is claimed.
-            check_folder_of_run(self.folder, self.spec, objective=self.bound, data=self.data)
+            self._check_folder()
 
             # Where it starts: its own checkpoint, other parameters, or the initialisers.
             checkpointer = stack.enter_context(
@@ -256,12 +293,12 @@ class Experiment:
             if restored:
                 state = restored.state
             else:
-                state = first_state(start, program, seed=self.seed, say=say)
+                state = first_state(start, program, self.references, seed=self.seed, say=say)
 
             # What it does.
             progress = Progress(self.duration, active=jax.process_index() == 0)
             stack.callback(progress.close)
-            run = self.run(mesh, writers=writers, say=progress.say)
+            run = self.run(mesh, writers=writers, tuning=program.tuning, say=progress.say)
             stack.callback(run.writers.close)
             profiler = self.profile.open(self.folder) if self.profile else None
             if profiler:
@@ -311,7 +348,12 @@ class Experiment:
         return Trained(state, run.metrics, run.model)
 
     def run(
-        self, mesh: Mesh, *, writers: Sequence[Writer] = (), say: Callable[[str], None] = print
+        self,
+        mesh: Mesh,
+        *,
+        writers: Sequence[Writer] = (),
+        tuning: Tuning = Everything(),
+        say: Callable[[str], None] = print,
     ) -> Run:
         """Returns what callbacks are called with."""
         return Run(
@@ -323,6 +365,7 @@ class Experiment:
             mesh=mesh,
             steps=self.steps,
             writers=writers,
+            tuning=tuning,
             say=say,
             limits=self.network.limits,
         )
@@ -392,6 +435,7 @@ class Experiment:
             prompts=prompts_of(self.bound, self.data),
             inputs=self.data.input_format() if reads else InputFormat(),
             start=start,
+            tuning=self.tuning,
         )
         describe(self.folder, description, config=config, of_writers=files, facts=facts)
 

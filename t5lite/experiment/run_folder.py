@@ -20,6 +20,7 @@ from t5lite.parallel import gather
 from t5lite.reporting.report import describe_run, is_report, read_facts
 from t5lite.training.claims import Claim, claimed
 from t5lite.training.restore import saved_steps
+from t5lite.training.tuning import Everything, Tuning
 
 _FILES = ("run.json", "config.gin", *FILES)
 # Of runs that were begun before `run.json` listed its files.
@@ -79,8 +80,23 @@ def _own_files(folder: epath.Path) -> set[str]:
     return _EARLIER_FILES if saved_steps(folder) else set()
 
 
-def check_described(folder: epath.Path, spec: ModelSpec, vocabulary: Any, labels: Labels) -> None:
-    """Raises an InputError if a folder describes another model, vocabulary or labels than these."""
+def check_described(
+    folder: epath.Path,
+    spec: ModelSpec,
+    vocabulary: Any,
+    labels: Labels,
+    *,
+    tuning: Tuning | None = None,
+) -> None:
+    """Raises an InputError if a folder's description differs: model, vocabulary, labels, tuning.
+
+    Args:
+      folder: of the run.
+      spec: of the model.
+      vocabulary: of the data.
+      labels: of the data.
+      tuning: which parameters are trained; None: any.
+    """
     if not (folder / MODEL).exists():
         return
     known = Description.read(folder)
@@ -97,6 +113,12 @@ def check_described(folder: epath.Path, spec: ModelSpec, vocabulary: Any, labels
             f"{folder} holds a run with another vocabulary "
             f"({old.size} ids, now {vocabulary.size}); choose another model_dir"
         )
+    if tuning is not None and known.tuning != tuning:
+        raise InputError(
+            f"train.tuning = {tuning}: {folder} holds a run with {known.tuning}; resume it with "
+            "that, or choose another model_dir and start from this one (INITIAL_CHECKPOINT_PATH)",
+            field="train.tuning",
+        )
     check_labels(labels, known.labels, where=f"the run in {folder}")
 
 
@@ -107,6 +129,7 @@ def description_of(
     prompts: Prompts | None = None,
     inputs: InputFormat = InputFormat(),
     start: Description | None = None,
+    tuning: Tuning = Everything(),
 ) -> Description:
     """Returns the description of a run's checkpoints.
 
@@ -116,9 +139,10 @@ def description_of(
       prompts: how the trained model is prompted; None if it is not, or unknown.
       inputs: how rows become the texts that it reads.
       start: of the checkpoint that a new run starts from; None for none.
+      tuning: which parameters are trained.
     """
     vocabulary = data.vocabulary()
-    description = Description(spec, vocabulary, data.labels(), prompts, inputs)
+    description = Description(spec, vocabulary, data.labels(), prompts, inputs, tuning=tuning)
     if start is None:
         return description
     theirs = start.vocabulary

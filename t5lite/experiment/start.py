@@ -17,7 +17,7 @@ from t5lite.experiment.run_folder import check_described
 from t5lite.interop import Opened, open_model
 from t5lite.interop.prompts import check_prompts, read_prompts
 from t5lite.models import Model, ModelSpec, differences, load_spec, named_spec
-from t5lite.training import Checkpoints, Program, TrainState, whole_params
+from t5lite.training import Checkpoints, Program, TrainState, Tuning
 from t5lite.training.restore import (
     Rule,
     absolute,
@@ -51,7 +51,7 @@ def spec_of(
     if saved_steps(absolute(model_dir) / "checkpoints") and described.exists():
         return load_spec(described)
     if checkpoints.restore_from is not None:
-        return _opened(checkpoints).spec
+        return _opened(checkpoints.restore_from, averaged=False, field=_FIELD).spec
     raise InputError(
         "train needs 'model', which no file or flag binds: a preset's name, a folder or a spec; or "
         f"{_FIELD}, whose model is then taken",
@@ -87,18 +87,17 @@ class Start:
             more = f" and {len(self.changed) - 2} more" if len(self.changed) > 2 else ""
             yield f"note: the model is not that of the folder: {'; '.join(self.changed[:2])}{more}"
 
-    def state(self, program: Program, *, seed: int) -> TrainState:
-        """Returns the first state of a run, its parameters read straight into their shards."""
+    def params(self, program: Program, *, seed: int) -> Any:
+        """Returns the first parameters of a run, read straight into their shards."""
         wanted = named(program.params)
         values: dict[str, Any] = {}
         if self.fresh:
-            drawn = named(whole_params(program.init(seed), program.tuning))
+            drawn = named(program.draw(seed))
             values = {name: drawn[name] for name in self.fresh}
             del drawn  # before the folder's are read
         values |= self._read(wanted)
         structure = jax.tree.structure(program.params)
-        params = jax.tree.unflatten(structure, [values[name] for name in wanted])
-        return program.start_from(params, seed)
+        return jax.tree.unflatten(structure, [values[name] for name in wanted])
 
     def _read(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Reads parameters straight into the run's shards."""
@@ -135,7 +134,7 @@ def plan_start(
     if checkpoints.restore_from is None or resumes:
         return None
     check_mapping(checkpoints.restore_mapping)
-    opened = _opened(checkpoints)
+    opened = _opened(checkpoints.restore_from, averaged=False, field=_FIELD)
     wanted = named(model.shapes())
     saved = opened.shapes(dataclasses.replace(model, spec=opened.spec))
     _check_vocabulary(opened, data, checkpoints)
@@ -161,14 +160,16 @@ def plan_start(
     )
 
 
-def check_folder_of_run(folder: epath.Path, spec: ModelSpec, *, objective: Any, data: Any) -> bool:
+def check_folder_of_run(
+    folder: epath.Path, spec: ModelSpec, *, objective: Any, data: Any, tuning: Tuning
+) -> bool:
     """Refuses to resume the run in a folder as another one; returns whether there is one.
 
     A run without a checkpoint may begin anew as another one.
     """
     if not saved_steps(folder / "checkpoints"):
         return False
-    check_described(folder, spec, data.vocabulary(), data.labels())
+    check_described(folder, spec, data.vocabulary(), data.labels(), tuning=tuning)
     known = read_prompts(folder, data.vocabulary(), topology=spec.topology)
     check_prompts(objective, known, where=f"the run in {folder}")
     return True
@@ -177,24 +178,80 @@ def check_folder_of_run(folder: epath.Path, spec: ModelSpec, *, objective: Any, 
 def first_state(
     start: Start | None,
     program: Program,
+    references: Mapping[str, Opened],
     *,
     seed: int,
     say: Callable[[str], None],
 ) -> TrainState:
-    """Draws a state, or starts from the parameters of a folder where there is one."""
-    if start is None:
+    """Returns the state before the first step.
+
+    Args:
+      start: the checkpoint that parameters are read from; None: they are drawn.
+      program: of the run.
+      references: the checkpoints of the objective's references; those that it has no checkpoint of
+        are the run's own first parameters.
+      seed: of what is drawn.
+      say: prints what was read.
+    """
+    wanted = program.state.frozen["references"]
+    if start is None and not wanted:
         return program.init(seed)
-    state = start.state(program, seed=seed)
-    for line in start.lines():
+    params = program.draw(seed) if start is None else start.params(program, seed=seed)
+    for line in start.lines() if start else ():
         say(line)
-    return state
+    read = {}
+    for name, shapes in wanted.items():
+        if name not in references:
+            read[name] = jax.tree.map(jnp.copy, params)
+            continue
+        values = references[name].read(named(shapes))
+        leaves = [values[path] for path in named(shapes)]
+        read[name] = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        say(f"reference {name} from {references[name].where}")
+    return program.start_from(params, seed, read)
 
 
-def _opened(checkpoints: Checkpoints) -> Opened:
+def open_references(objective: Any) -> dict[str, Opened]:
+    """Opens the checkpoints of an objective's references, those named "start" left out.
+
+    Raises:
+      InputError: no such checkpoint.
+    """
+    field = f"{type(objective).__name__}.references"
+    return {
+        name: _opened(where, averaged=True, field=field)
+        for name, where in getattr(objective, "references", {}).items()
+        if where != "start"
+    }
+
+
+def check_references(
+    references: Mapping[str, Opened], models: Mapping[str, Model], *, objective: Any, data: Any
+) -> None:
+    """Raises an InputError unless references have all parameters and the vocabulary of the data.
+
+    Args:
+      references: by name.
+      models: likewise.
+      objective: that compares with them.
+      data: gives the vocabulary.
+    """
+    field = f"{type(objective).__name__}.references"
+    for name, opened in references.items():
+        opened.shapes(models[name])
+        if difference := _vocabulary_difference(opened.vocabulary, data.vocabulary()):
+            raise InputError(
+                f"{field}: the vocabulary of {name!r}, {opened.where}, differs from that of the "
+                f"data: {difference}\n  name a model of the same vocabulary",
+                field=field,
+            )
+
+
+def _opened(where: Any, *, averaged: bool, field: str) -> Opened:
     try:
-        return open_model(str(checkpoints.restore_from), averaged=False)
+        return open_model(str(where), averaged=averaged)
     except InputError as error:
-        raise InputError(str(error), field=_FIELD) from error
+        raise InputError(str(error), field=field) from error
 
 
 def _of_heads(
@@ -225,20 +282,25 @@ def _heads(names: Iterable[str]) -> set[str]:
 
 def _check_vocabulary(opened: Opened, data: Any, checkpoints: Checkpoints) -> None:
     """Refuses data whose token ids mean something else to the parameters."""
-    theirs, ours = opened.vocabulary, data.vocabulary()
-    if ours is None or theirs is None or checkpoints.other_vocabulary:
-        return
-    if ours.fingerprint == theirs.fingerprint:
-        return
+    difference = _vocabulary_difference(opened.vocabulary, data.vocabulary())
+    if difference and not checkpoints.other_vocabulary:
+        raise InputError(
+            f"{_FIELD} = {checkpoints.restore_from!r}: another vocabulary than the data's: "
+            f"{difference}\n"
+            f"  use the folder's: {_THEIR_VOCABULARY[hasattr(data, 'task')]}\n"
+            "  or the data's all the same: t5lite.training.Checkpoints.other_vocabulary = True",
+            field=_FIELD,
+        )
+
+
+def _vocabulary_difference(theirs: Any, ours: Any) -> str:
+    """Returns the first token id that means something else to two vocabularies; "" for none."""
+    if ours is None or theirs is None or ours.fingerprint == theirs.fingerprint:
+        return ""
     for index in range(min(ours.size, theirs.size)):
         if (piece := ours.piece(index)) != (known := theirs.piece(index)):
-            raise InputError(
-                f"{_FIELD} = {checkpoints.restore_from!r}: another vocabulary than the data's: "
-                f"token {index} is {known!r} there and {piece!r} here\n"
-                f"  use the folder's: {_THEIR_VOCABULARY[hasattr(data, 'task')]}\n"
-                "  or the data's all the same: t5lite.training.Checkpoints.other_vocabulary = True",
-                field=_FIELD,
-            )
+            return f"token {index} is {known!r} there and {piece!r} here"
+    return ""
 
 
 def _advice(wanted: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

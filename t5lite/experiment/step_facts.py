@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from t5lite.experiment.cost import step_flops, token_lengths
+from t5lite.experiment.description import count
 from t5lite.experiment.experiment import Experiment
 from t5lite.training import Program
 
@@ -20,14 +19,14 @@ def facts(experiment: Experiment, program: Program, mesh: Any) -> dict[str, Any]
       mesh: its devices.
     """
     lengths = token_lengths(program.batch)
-    shapes = jax.tree.leaves(experiment.network.shapes())
     return {
         "devices": mesh.size,
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "dtype": experiment.compute.dtype,
         "remat": experiment.compute.remat,
         "microbatches": experiment.update.num_microbatches,
-        "parameters": sum(math.prod(leaf.shape) for leaf in shapes),
+        "parameters": count(program.params),
+        "trained": count(program.state.params),
         "flops_per_step": step_flops(experiment.spec, experiment.bound, program.batch),
         "batch_size": experiment.data.batch_size,
         "lengths": lengths,

@@ -115,15 +115,18 @@ def bytes_of(tree: Any) -> tuple[int, int]:
 
 def parameter_lines(program: Program, axes: Any) -> list[str]:
     """Returns the parameters' tree as text, with a legend of its signs."""
-    rows = parameter_rows(program.state.params, axes)
+    rows = parameter_rows(program.params, axes)
     lines = table([(*row[:3], f"{row.size:,}", in_bytes(row.each)) for row in rows], right=3)
     legend = {
         "×": "×: so many layers, all alike; shapes are one layer's, counts those of all",
         ":": "axis:mesh axis: where a parameter is sharded; otherwise every device has all of it",
     }
     signs = "".join(f"{row.name}{row.axes}" for row in rows)
+    legends = [text for sign, text in legend.items() if sign in signs]
     last = "the last two columns: how many, and their bytes on each device"
-    return [*lines, "", *(text for sign, text in legend.items() if sign in signs), last]
+    trained, size = _weight(program.state.params)[0], rows[0].size
+    frozen = [f"trained: {trained:,}, frozen: {size - trained:,}"] if trained < size else []
+    return [*lines, "", *legends, last, *frozen]
 
 
 def memory_lines(program: Program, axes: Any, *, layout: Layout) -> list[str]:
@@ -133,10 +136,12 @@ def memory_lines(program: Program, axes: Any, *, layout: Layout) -> list[str]:
     gradients = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state.params,
-        shardings(axes, rules, everywhere.mesh),
+        shardings(program.tuning.split(axes)[0], rules, everywhere.mesh),
     )
     parts = {
         "parameters": state.params,
+        "frozen parameters": state.frozen["params"],
+        "references": state.frozen["references"],
         "their average": state.extra.get("ema", {}),
         "optimizer state": state.opt_state,
         "gradients": gradients,

@@ -41,7 +41,8 @@ def run_lines(found: Mapping[str, Any], devices: str) -> list[str]:
     lengths = " + ".join(map(str, found["lengths"]))
     facts = {
         "devices": devices + (f", as {sizes}" if sizes else ""),
-        "model": f"{found['parameters']:,} parameters",
+        "model": f"{found['parameters']:,} parameters"
+        + (f", {found['trained']:,} trained" if found["trained"] < found["parameters"] else ""),
         "step": f"{found['batch_size']:,} rows × ({lengths}) tokens, {found['microbatches']} "
         f"microbatch{'es' * (found['microbatches'] > 1)}, {found['dtype']}, "
         f"remat {found['remat']}, {in_flops(found['flops_per_step'])}",

@@ -40,6 +40,7 @@ class Program:
 
     Args:
       init: `seed -> TrainState`, drawn straight into its shards; only without references.
+      draw: `seed -> params`, all of the model's, as `init` draws them.
       start_from: `(params, seed, references={}) -> TrainState` from given parameters: all of the
         model's, and those of each reference model. It donates them, so no array may be in both.
       extra: `params -> TrainState.extra` as it starts from these trained parameters.
@@ -51,6 +52,7 @@ class Program:
     """
 
     init: Callable[[int], TrainState]
+    draw: Callable[[int], Any]
     start_from: Callable[..., TrainState]
     extra: Callable[[Any], Any]
     step: Any
@@ -151,8 +153,11 @@ def build(
         params_key, state_key = jax.random.split(jax.random.key(seed))
         return params_key, state_key
 
+    params_placed = shardings(whole_axes, layout.parameters, mesh)
+    draw = jax.jit(model.init, out_shardings=params_placed)
     return Program(
         init=lambda seed: drawn(*keys(seed)),
+        draw=lambda seed: draw(keys(seed)[0]),
         start_from=lambda params, seed, references={}: started(params, references, keys(seed)[1]),
         extra=jax.jit(extra, out_shardings=placed.extra),
         step=with_layout(
@@ -165,7 +170,7 @@ def build(
         ),
         state=_with_shardings(state, placed),
         batch={name: _with_shardings(batch_shapes[name], batch_placed[name]) for name in shapes},
-        params=_with_shardings(whole, shardings(whole_axes, layout.parameters, mesh)),
+        params=_with_shardings(whole, params_placed),
         tuning=tuning,
     )
 

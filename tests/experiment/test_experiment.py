@@ -1,0 +1,155 @@
+"""A run as one frozen object: its arguments, frozen parameters, and the references of a loss."""
+
+import dataclasses
+import inspect
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import OBJECTIVE, SPEC, array_data, train
+
+import t5lite
+from t5lite.errors import InputError
+from t5lite.experiment import Experiment
+from t5lite.experiment.description import count
+from t5lite.experiment.inspection import report
+from t5lite.models import override
+from t5lite.objectives import Seq2Seq
+from t5lite.optimizers import AdamW
+from t5lite.parallel import make_mesh
+from t5lite.training import ByPath, Update
+from t5lite.training.restore import named
+
+DECODER = ByPath(include="^decoder/")
+
+
+def experiment(folder, **changes):
+    options = {
+        "model": SPEC,
+        "objective": OBJECTIVE,
+        "data": array_data(),
+        "optimizer": AdamW(0.01),
+        "steps": 2,
+    }
+    return Experiment(str(folder), **(options | changes))
+
+
+def test_train_takes_the_arguments_of_an_experiment():
+    ours, theirs = inspect.signature(t5lite.train), inspect.signature(Experiment)
+    assert list(ours.parameters.values()) == list(theirs.parameters.values())
+    assert [*ours.parameters] == [field.name for field in dataclasses.fields(Experiment)]
+    for name in ours.parameters:
+        assert f"{name}: " in t5lite.train.__doc__
+
+
+def test_an_experiment_is_frozen_and_reads_nothing(tmp_path):
+    made = experiment(tmp_path / "run", model="no/such/folder")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.steps = 3
+    changed = dataclasses.replace(made, model=SPEC)
+    assert changed.spec is SPEC
+    with pytest.raises(InputError, match="no/such/folder"):
+        made.spec  # noqa: B018
+    assert not (tmp_path / "run").exists()
+
+
+# --- frozen parameters -----------------------------------------------------------------------
+
+
+def test_frozen_parameters_stay_and_the_run_resumes_and_opens(tmp_path, capsys):
+    first = train(tmp_path / "run", steps=2, tuning=DECODER)
+    assert {*first.state.params} == {"decoder"}
+    assert "decoder" not in first.state.frozen["params"]
+    trained = count(first.state.params)
+    assert f"parameters ({trained:,} trained)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "tuning.json").read_text())["tuning"] == "ByPath"
+
+    second = train(tmp_path / "run", steps=4, tuning=DECODER)
+    before, after = named(first.state.frozen["params"]), named(second.state.frozen["params"])
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    moved = named(first.state.params), named(second.state.params)
+    assert not any(np.array_equal(moved[0][name], moved[1][name]) for name in moved[0])
+
+    loaded = named(t5lite.load(tmp_path / "run").params)
+    assert {*loaded} == {*named(second.model.shapes())}
+    assert all(np.array_equal(loaded[name], after[name]) for name in after)
+
+
+def test_a_run_is_not_resumed_with_another_tuning(tmp_path):
+    train(tmp_path / "run", steps=1, tuning=DECODER)
+    with pytest.raises(
+        InputError, match=r"^train.tuning = Everything\(\): .* holds a run"
+    ) as error:
+        train(tmp_path / "run", steps=2)
+    assert error.value.field == "train.tuning"
+
+
+def test_inspect_counts_trained_and_frozen_parameters(tmp_path):
+    text = report(experiment(tmp_path / "run", tuning=DECODER), examples=0)
+    program = experiment(tmp_path / "run", tuning=DECODER).program(
+        make_mesh(t5lite.parallel.Layout())
+    )
+    trained = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(program.state.frozen))
+    assert f"trained: {trained:,}, frozen: {frozen:,}" in text
+    assert "frozen parameters" in text
+    assert "frozen" not in report(experiment(tmp_path / "run"), examples=0)
+
+
+# --- references ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Near(Seq2Seq):
+    """Adds the distance to the parameters of each reference, of which only the metric is asked."""
+
+    def loss(self, model, params, batch, *, frozen, rngs=None, train=False):
+        terms, metrics = super().loss(model, params, batch, rngs=rngs or {}, train=train)
+        for name, reference in frozen.items():
+            distances = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), params, reference)
+            distance = sum(jax.tree.leaves(distances))
+            metrics = metrics | {f"from_{name}": (distance, jnp.float32(1))}
+        return terms, metrics
+
+
+def metrics_of(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line for line in lines if "train/loss" in line}
+
+
+def test_references_are_other_folders_or_the_start(tmp_path, capsys):
+    train(tmp_path / "teacher", steps=1, seed=7, update=Update())
+    run, teacher = tmp_path / "run", str(tmp_path / "teacher")
+    near = Near(references={"start": "start", "teacher": teacher})
+    options = {"objective": near, "update": Update(), "optimizer": AdamW(0.01)}
+    train(run, steps=2, **options)
+    assert f"reference teacher from {teacher}" in capsys.readouterr().out
+    lines = metrics_of(run)
+    assert lines[1]["train/from_start"] == 0
+    assert lines[2]["train/from_start"] > 0
+    assert lines[1]["train/from_teacher"] > 0
+    # Resumed, it is still the start of the first run.
+    train(run, steps=3, **options)
+    assert metrics_of(run)[3]["train/from_start"] > lines[2]["train/from_start"]
+
+
+def test_a_reference_that_is_not_there_is_named_by_its_field(tmp_path):
+    near = Near(references={"teacher": str(tmp_path / "none")})
+    with pytest.raises(InputError, match="there is no folder") as error:
+        train(tmp_path / "run", objective=near)
+    assert error.value.field == "Near.references"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_may_be_of_another_size(tmp_path):
+    wide = override(SPEC, {"*.blocks.*.mlp.hidden": 32})
+    train(tmp_path / "teacher", model=wide, steps=1)
+    near = Seq2Seq(references={"teacher": str(tmp_path / "teacher")})
+    made = experiment(tmp_path / "run", objective=near)
+    state = made.program(make_mesh(t5lite.parallel.Layout())).state
+    sizes = [
+        sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.frozen)
+    ]
+    assert sizes[1] > sizes[0]
