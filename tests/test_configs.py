@@ -13,7 +13,7 @@ import pytest
 from small_folders import add_tokenizer, copied
 
 import t5lite
-from t5lite import configuration
+from t5lite import configuration, objectives
 from t5lite.commands.configured import experiment_of
 from t5lite.configuration import Source
 from t5lite.configuration.unused import check_used
