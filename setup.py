@@ -44,6 +44,7 @@ setup(
         "etils[epath]>=1.9.1,<2",
         "jaxtyping>=0.3.5,<0.4",
         "numpy>=2.0,<3",
+        "array_record>=0.8.3,<0.9",  # 0.8.3 reads gs://
         "gin-config>=0.5,<0.6",
         "tqdm>=4.66,<5",
         "tensorboardX>=2.6.4,<3",

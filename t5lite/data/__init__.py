@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # also read by `_homes`
     from t5lite.data.packed.packed_data import PackedData
     from t5lite.data.packed.writer import write_packed
     from t5lite.data.paths import decode_text
+    from t5lite.data.sharded.sharded_data import ShardedData
+    from t5lite.data.sharded.writer import write_shards
     from t5lite.data.tasks.cache import write_seqio_cache
     from t5lite.data.tasks.registry import get_task
     from t5lite.data.tasks.task_data import TaskData
@@ -53,6 +55,7 @@ __all__ = [
     "Number",
     "PackedData",
     "SentencePiece",
+    "ShardedData",
     "Tags",
     "TaskData",
     "Template",
@@ -73,6 +76,7 @@ __all__ = [
     "train_sentencepiece",
     "write_packed",
     "write_seqio_cache",
+    "write_shards",
 ]
 
 

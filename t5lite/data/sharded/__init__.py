@@ -1,0 +1,1 @@
+"""Corpora in ArrayRecord shards."""

@@ -1,0 +1,134 @@
+"""The manifest of a sharded corpus: what its shards hold, so that no start has to read them.
+
+FOLDER/manifest.json                        written last: without it there is no corpus
+FOLDER/vocabulary/                          what `load_vocabulary` reads, where records hold ids
+FOLDER/SPLIT-00000-of-00016.array_record    shards
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from t5lite.data.paths import as_path, read_file, write_whole
+from t5lite.errors import InputError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TEXT = "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file.
+
+    Attributes:
+      file: its name in the corpus folder.
+      records: in it.
+      tokens: in its records; None of text.
+      bytes: of the file.
+      sha256: hex digest of all records.
+    """
+
+    file: str
+    records: int
+    tokens: int | None
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`.
+
+    Attributes:
+      splits: the shards of each split, in order.
+      features: `"text"` (UTF-8), or NumPy's name of the integer type of token ids, by feature.
+      group: neighbouring records that are compressed, and drawn, together.
+      vocabulary: fingerprint of the vocabulary of the ids; None where all features are text.
+      recipe: hash of whatever the corpus was made by; None if that was not said.
+    """
+
+    splits: Mapping[str, tuple[Shard, ...]]
+    features: Mapping[str, str]
+    group: int
+    vocabulary: str | None = None
+    recipe: str | None = None
+
+    def digest(self, split: str) -> str:
+        """Returns a hex digest of the records of a split."""
+        content = [dict(self.features), self.group, *(each.sha256 for each in self.splits[split])]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes `manifest.json`."""
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(as_path(folder) / MANIFEST, text.encode())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Manifest":
+        """Reads `manifest.json`.
+
+        Raises:
+          InputError: if it is missing, damaged or of another format.
+        """
+        path = as_path(folder) / MANIFEST
+        if not path.exists():
+            raise InputError(
+                f"folder = {str(folder)!r}: has no {MANIFEST}; write the corpus with "
+                "t5lite.data.write_shards, which writes it last",
+                field="ShardedData.folder",
+            )
+        try:
+            content = json.loads(read_file(path, "manifest"))
+            version = content.pop("format")
+            shards = {
+                split: tuple(Shard(**shard) for shard in each)
+                for split, each in content.pop("splits").items()
+            }
+            manifest = cls(splits=shards, **content) if version == FORMAT else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged: {error!r}; restore it from a backup") from error
+        if manifest is None:
+            raise InputError(f"{path} has format {version!r}; this version reads {FORMAT}")
+        return manifest
+
+
+def encoded(example: Mapping[str, Any], features: Mapping[str, str]) -> bytes:
+    """Returns a record: the bytes of each feature's value in the order of `features`.
+
+    All but the last are preceded by their number of bytes, a little-endian uint32.
+    """
+    parts = []
+    for name, kind in features.items():
+        value = example[name]
+        parts.append(
+            value.encode() if kind == TEXT else np.asarray(value, f"<{_code(kind)}").tobytes()
+        )
+    sizes = np.array([len(part) for part in parts[:-1]], "<u4")
+    return sizes.tobytes() + b"".join(parts)
+
+
+def decoded(record: bytes, features: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what `encoded` was given: texts, and `[length]` int32 token ids."""
+    count = len(features) - 1
+    ends = np.cumsum([4 * count, *np.frombuffer(record, "<u4", count)]).tolist()
+    values: dict[str, Any] = {}
+    for (name, kind), start, end in zip(
+        features.items(), ends, [*ends[1:], len(record)], strict=True
+    ):
+        part = record[start:end]
+        if kind == TEXT:
+            values[name] = part.decode()
+        else:
+            values[name] = np.frombuffer(part, f"<{_code(kind)}").astype(np.int32)
+    return values
+
+
+def _code(kind: str) -> str:
+    return np.dtype(kind).str[1:]
