@@ -1,5 +1,6 @@
 """Writing a sharded corpus: one shard at a time by `ShardWriter`, or all at once."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -126,7 +127,7 @@ def write_shards(
             [f"{split}-{n:05d}-of-{num_shards:05d}.array_record" for n in range(num_shards)],
             features=features,
             group=group,
-            progress=lambda count, split=split: progress(split, count),
+            progress=functools.partial(progress, split),
         )
     has_ids = any(kind != TEXT for kind in features.values())
     if vocabulary is not None and has_ids:
