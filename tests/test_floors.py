@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from t5lite.main import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     **dict.fromkeys(["errors", "framing", "platforms", "public_names", "text"], 0),
@@ -174,6 +176,123 @@ def test_the_rules_bite(tmp_path, file, text, expected):
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert [problem.partition(": ")[2] for problem in violations(tmp_path)] == expected
+
+
+def edges(root: Path) -> dict[str, set[str]]:
+    """Returns the modules that each module of `root/t5lite` imports: at its top, lazily, or only
+    for type checkers."""
+    paths = {}
+    for path in sorted((root / "t5lite").rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        package = module.split(".")[: None if path.name == "__init__.py" else -1]
+        found[module] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for name in modules(node, tuple(package)):
+                    while name and ".".join(name) not in paths:  # what is imported from a module
+                        name = name[:-1]
+                    found[module].add(".".join(name))
+        found[module] -= {module, ""}
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Returns modules that import each other in a circle, or nothing."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        for other in sorted(graph[module]):
+            if found := search(other, [*path, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next(filter(None, (search(module, []) for module in sorted(graph))), [])
+
+
+def test_no_imports_go_in_a_circle():
+    """Lazy imports and those for type checkers included: the first file to read is one of them."""
+    graph = edges(ROOT)
+    graph["t5lite.inference.generation"].discard("t5lite.inference.loaded")  # until Loaded moves
+    assert circle(graph) == []
+
+
+def test_no_verb_imports_another():
+    graph = edges(ROOT)
+    verbs = {f"t5lite.commands.{verb}" for verb in COMMANDS}
+    assert {verb: graph[verb] & verbs for verb in verbs} == {verb: set() for verb in verbs}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ("from t5lite import b", "import t5lite.a", ["t5lite.a", "t5lite.b", "t5lite.a"]),
+        (
+            "def f():\n  from t5lite.b import x",
+            "from .a import y",
+            ["t5lite.a", "t5lite.b", "t5lite.a"],
+        ),
+        (
+            "if TYPE_CHECKING:\n  import t5lite.b",
+            "from t5lite import a",
+            ["t5lite.a", "t5lite.b", "t5lite.a"],
+        ),
+        ("from t5lite.b import x", "import jax", []),
+    ],
+)
+def test_circles_are_found(tmp_path, a, b, expected):
+    (tmp_path / "t5lite").mkdir()
+    (tmp_path / "t5lite" / "a.py").write_text(a)
+    (tmp_path / "t5lite" / "b.py").write_text(b)
+    assert [name.removeprefix("t5lite.") for name in circle(edges(tmp_path))] == expected
+
+
+def private_imports(root: Path) -> Iterator[str]:
+    """Yields each private name that a file takes from another file of `root/t5lite`."""
+    for path in sorted((root / "t5lite").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        package = path.relative_to(root).parts[:-1]
+        imported: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                ours = [name for name in modules(node, package) if name[0] == "t5lite"]
+                imported |= {alias.asname or alias.name for alias in node.names if ours}
+                names = [part for name in ours for part in name if is_private(part)]
+                yield from (f"{path.relative_to(root)}:{node.lineno}: {name}" for name in names)
+        for node in ast.walk(tree):
+            private = isinstance(node, ast.Attribute) and is_private(node.attr)
+            if private and ast.unparse(node.value) in imported:
+                yield f"{path.relative_to(root)}:{node.lineno}: {ast.unparse(node)}"
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_no_private_name_is_used_by_another_file():
+    assert list(private_imports(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("from t5lite.b import _x", ["_x"]),
+        ("from t5lite import b\nb._x()", ["b._x"]),
+        ("from .b import X\nX._make", ["X._make"]),
+        ("from t5lite.b import x\nimport jax\njax._src, x.y, x.__doc__", []),
+    ],
+)
+def test_private_names_are_found(tmp_path, text, expected):
+    (tmp_path / "t5lite").mkdir()
+    (tmp_path / "t5lite" / "a.py").write_text(text)
+    assert [line.rpartition(" ")[2] for line in private_imports(tmp_path)] == expected
 
 
 def test_gin_and_configs_are_no_packages():

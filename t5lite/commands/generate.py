@@ -15,6 +15,7 @@ from t5lite.commands.prompts import (
     open_generator,
     prompts_of,
 )
+from t5lite.commands.session import converse, show
 from t5lite.commands.typed import as_typed
 from t5lite.data import decode_text
 from t5lite.data.files.readers import Line
@@ -71,8 +72,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     rows = is_table(arguments.input_file)
     prompts = prompts.as_trained(generator.loaded.inputs, rows=rows)
     if not lines:
-        from t5lite.commands.session import converse
-
         return converse(generator, prompts, chosen)
     if len(arguments.texts) == 1:
         question = generator.read(prompts.text(lines[0]), options)
@@ -115,13 +114,6 @@ def print_answers(answers: Iterable["Answer"]) -> None:
     """Prints answers, a line each."""
     for answer in answers:
         print(" ".join(answer.text.split()), flush=True)
-
-
-def show(pieces: Iterable[str]) -> None:
-    """Prints an answer as it is written."""
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
 
 
 def read_lines(arguments: argparse.Namespace) -> list[Line]:

@@ -4,10 +4,9 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.generate import show
 from t5lite.commands.prompts import Prompts
 from t5lite.data.files.readers import Line
 from t5lite.errors import InputError, unknown
@@ -126,3 +125,10 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def show(pieces: Iterable[str]) -> None:
+    """Prints an answer as it is written."""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
