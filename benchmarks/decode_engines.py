@@ -123,9 +123,8 @@ def build_t5lite(case: Case) -> tuple[Write, Numbers]:
     import jax
 
     import t5lite
-    from t5lite.decoding import Constraints, Settings
-    from t5lite.inference.answers import prompt_batch
-    from t5lite.inference.batching import bucket, num_rows
+    from t5lite.inference import Options, Request, Rules
+    from t5lite.inference.batching import bucket
     from t5lite.models import ComputeSpec
 
     jax.config.update("jax_compilation_cache_dir", f"{case.folder}/compiled")
@@ -134,25 +133,20 @@ def build_t5lite(case: Case) -> tuple[Write, Numbers]:
     jax.monitoring.register_event_duration_secs_listener(noted)
     compute = ComputeSpec(dtype=case.dtype)
     loaded = t5lite.load(case.model, devices=jax.devices()[:1], dtype=case.dtype, compute=compute)
-    params, functions, spec = loaded.decoding_params, loaded.functions, loaded.spec
-    rows, room = num_rows(case.batch, loaded.layout, loaded.mesh), bucket(case.new_tokens)
-    positions = (spec.encoder or spec.decoder).max_length
-    limits: Any = np.full(rows, case.new_tokens, np.int32)
-    banned: Any = np.zeros(spec.vocab, bool)  # as is given for ids beyond a vocabulary
-    settings = Settings(eos_ids=(-1,), limits=limits, constraints=Constraints(banned=banned))
+    engine, params, spec = loaded.engine, loaded.decoding_params, loaded.spec
+    capacity, options = bucket(case.new_tokens), Options(max_new_tokens=case.new_tokens)
+    rules = Rules(eos_ids=())  # no row ends early
+    longest = (spec.encoder or spec.decoder).max_length
 
     def write(prompts: np.ndarray, new_tokens: int) -> np.ndarray:
+        requests = [Request(row.tolist(), options, rules=rules) for row in prompts]
         length = prompts.shape[1]
-        batch = prompt_batch(
-            spec.topology,
-            list(prompts),
-            num_rows=rows,
-            length=bucket(length, positions and max(length, positions - room)),
-            start_id=spec.start_id,
-        )
-        state = functions.begin(params, batch, None, room, 1, 0, False)
-        _, (found, _) = functions.advance(params, state, settings, np.int32(new_tokens))
-        return np.asarray(found.tokens)[: case.batch, :new_tokens]
+        length = bucket(length, longest and max(length, longest - capacity))
+        cache_length = capacity + (length if spec.encoder is None else 0)
+        sizes = {"cache_length": cache_length, "capacity": capacity}
+        state = engine.prefill(params, requests, **sizes)
+        state = engine.decode(params, state, engine.settings(requests), steps=new_tokens)
+        return np.asarray(state.output.tokens)[: case.batch, :new_tokens]
 
     return write, {"version": f"jax {jax.__version__}"}
 

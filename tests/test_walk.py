@@ -158,7 +158,7 @@ def test_text_to_text(tmp_path, monkeypatch):
     # Text: strings again, from the folder alone.
     loaded = t5lite.load(folder, layout=Layout(compiler_options={"cpu": FAST}))
     jax.tree.map(np.testing.assert_array_equal, loaded.params, trained.state.params)
-    assert loaded.trained_prompts == OBJECTIVE.prompts(vocabulary)
+    assert loaded.description.prompts == OBJECTIVE.prompts(vocabulary)
     (answer,) = loaded.generate(["Return <extra_id_0> list."], max_new_tokens=8)
     (filled,) = loaded.generate(["Return <extra_id_0> list."], max_new_tokens=8, fill=True)
     assert isinstance(answer, str)

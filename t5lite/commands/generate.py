@@ -24,8 +24,10 @@ from t5lite.errors import InputError
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
-    from t5lite.inference.generation import Answer, Generator, Question
+    from t5lite.inference.answer import Answer
+    from t5lite.inference.generator import Generator
     from t5lite.inference.options import Options
+    from t5lite.inference.request import Request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,10 +96,10 @@ def answer_lines(
     """Prints the answers to lines, a batch at a time; returns the exit code, 1 if one failed."""
     failed = False
 
-    def read(line: Line) -> "Question":
+    def read(line: Line) -> "Request":
         return generator.read(prompts.text(line), options, number=line.number - 1)
 
-    def answer(questions: list["Question"]) -> list["list[Answer] | InputError"]:
+    def answer(questions: list["Request"]) -> list["list[Answer] | InputError"]:
         return generator.outcomes(questions, batch_size=batch_size)
 
     for line, found in answered(lines, read, answer, at_once=batch_size):

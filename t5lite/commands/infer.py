@@ -35,8 +35,10 @@ from t5lite.inference.options import FLAGS
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
-    from t5lite.inference.generation import Answer, Generator, Question
+    from t5lite.inference.answer import Answer
+    from t5lite.inference.generator import Generator
     from t5lite.inference.options import Options
+    from t5lite.inference.request import Request
 
 _PROMPT_LENGTH = 32  # tokens that are given of a task's text without inputs
 
@@ -124,8 +126,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     reader = Reader(generator, prompts, options, chosen, source.ids)
 
     def answer(
-        questions: list["Question"],
-    ) -> "Iterator[InputError | tuple[Question, list[Answer]]]":
+        questions: list["Request"],
+    ) -> "Iterator[InputError | tuple[Request, list[Answer]]]":
         found = generator.outcomes(questions, batch_size=arguments.batch_size)
         for question, each in zip(questions, found, strict=True):
             yield each if isinstance(each, InputError) else (question, each)
@@ -235,7 +237,7 @@ class Reader:
     chosen: Mapping[str, Any]
     ids: Mapping[int, Sequence[int]]
 
-    def read(self, line: Line) -> "Question":
+    def read(self, line: Line) -> "Request":
         """Returns the question of a line; its draws depend on its number alone.
 
         Raises:
@@ -259,7 +261,7 @@ class Reader:
         return self.generator.options({**self.chosen, **own})
 
 
-def record(line: Line, found: "tuple[Question, list[Answer]]") -> Row:
+def record(line: Line, found: "tuple[Request, list[Answer]]") -> Row:
     """Returns what is written of a line; of several samples, lists; null is what is no number."""
     question, answers = found
     columns: dict[str, list[Any]] = {

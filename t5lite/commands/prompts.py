@@ -21,7 +21,7 @@ from t5lite.errors import InputError
 from t5lite.inference.options import FLAGS, from_words
 
 if TYPE_CHECKING:
-    from t5lite.inference.generation import Generator
+    from t5lite.inference.generator import Generator
 
 _ANSWERS = ("targets", "answer")  # columns
 _SLOT = re.compile(r"(?<!\{)\{shots\}(?!\})")
@@ -164,7 +164,7 @@ def open_generator(
         raise InputError("--draft_length is for --draft, which is missing")
 
     from t5lite.inference.batching import check_count
-    from t5lite.inference.generation import Generator
+    from t5lite.inference.generator import Generator
 
     check_count("--batch_size", arguments.batch_size)
     draft = arguments.draft

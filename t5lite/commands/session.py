@@ -13,7 +13,7 @@ from t5lite.errors import InputError, unknown
 from t5lite.inference.options import FLAGS, Options
 
 if TYPE_CHECKING:
-    from t5lite.inference.generation import Generator
+    from t5lite.inference.generator import Generator
 
 HELP = """\
 TEXT             is answered; put a space before one that begins with /

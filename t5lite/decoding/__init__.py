@@ -2,8 +2,17 @@
 
 from t5lite.decoding.beam import Beams, beam_search
 from t5lite.decoding.constraints import Constraints, pack_sequences
-from t5lite.decoding.generate import Generated, State, StepFn, advance, begin, generate
+from t5lite.decoding.generate import (
+    Generated,
+    State,
+    StepFn,
+    TopTokens,
+    decode,
+    generate,
+    start,
+)
 from t5lite.decoding.infilling import Infilled, infill
+from t5lite.decoding.output import Output
 from t5lite.decoding.sampling import Sampling, choose, filtered, token_log_probabilities
 from t5lite.decoding.settings import LogitsFn, Settings
 from t5lite.decoding.speculative import (
@@ -15,8 +24,7 @@ from t5lite.decoding.speculative import (
     Speculation,
     speculate,
 )
-from t5lite.decoding.stops import Stops, stop_table
-from t5lite.decoding.written import Written
+from t5lite.decoding.stops import Stops, can_occur, stops_of, token_table
 
 __all__ = [
     "Beams",
@@ -27,6 +35,7 @@ __all__ = [
     "Infilled",
     "LogitsFn",
     "ModelDraft",
+    "Output",
     "PromptLookup",
     "Proposals",
     "Sampling",
@@ -35,16 +44,18 @@ __all__ = [
     "State",
     "StepFn",
     "Stops",
-    "Written",
-    "advance",
+    "TopTokens",
     "beam_search",
-    "begin",
+    "can_occur",
     "choose",
+    "decode",
     "filtered",
     "generate",
     "infill",
     "pack_sequences",
     "speculate",
-    "stop_table",
+    "start",
+    "stops_of",
     "token_log_probabilities",
+    "token_table",
 ]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.decoding.generate import StepFn
+from t5lite.decoding.output import Output
 from t5lite.decoding.settings import Settings
-from t5lite.decoding.written import Written
 from t5lite.errors import InputError
 
 CHUNK = 128
@@ -19,19 +19,24 @@ class Beams(NamedTuple):
     """What was found, prompts left out.
 
     Args:
-      tokens: `[rows, room]` int32, the EOS included and `pad_id` after it.
+      tokens: `[rows, capacity]` int32, the EOS included and `pad_id` after it.
       lengths: `[rows]` int32, tokens written, the EOS included.
-      log_probabilities: `[rows]` float32 in nats, summed over the row's tokens, under
-        softmax(logits) as the model gave them: before constraints. NaN where logits of the input's
-        search were NaN or infinite, which ends it.
+      token_log_probabilities: `[rows, capacity]` float32 in nats, under softmax(logits) of the
+        model: before constraints; 0 after the end. NaN where logits of the input's search were NaN
+        or infinite, which ends it.
       scores: `[rows]` float32, what they were ranked by: the sum of the log-probabilities as
         `settings.adjusted` left them, divided by `lengths ** length_penalty`.
     """
 
     tokens: jax.Array
     lengths: jax.Array
-    log_probabilities: jax.Array
+    token_log_probabilities: jax.Array
     scores: jax.Array
+
+    @property
+    def log_probabilities(self) -> Any:
+        """`[rows]` float32, the sums of `token_log_probabilities`."""
+        return self.token_log_probabilities.sum(axis=-1)
 
 
 class _Search(NamedTuple):
@@ -55,7 +60,7 @@ def beam_search(
     settings: Settings,
     *,
     num_beams: int,
-    room: int,
+    capacity: int,
     length_penalty: jax.Array | float = 1.0,
     early_stopping: bool | None = False,
     num_samples: int = 1,
@@ -73,13 +78,13 @@ def beam_search(
 
     Args:
       step_fn: `(tokens [rows, n] int32, cache) -> (logits [rows, n, vocab], cache)`.
-      cache: of the model, `batch` rows; see `begin`. Its `repeat(n)` puts n of each row side by
+      cache: of the model, `batch` rows; see `start`. Its `repeat(n)` puts n of each row side by
         side, and its `reorder(rows)` makes row i what row `rows[i]` was.
       first: `[batch]` int32, the last token of each prompt.
       settings: how answers are written, values by row being `[batch]`; nothing is drawn.
       num_beams: hypotheses followed for an input, at most the vocabulary; 1 is greedy, unless
         `early_stopping` is None.
-      room: see `begin`.
+      capacity: see `start`.
       length_penalty: a scalar or `[batch]`, the power of the length that a finished answer's sum is
         divided by: above 0 favours longer ones, below 0 shorter ones.
       early_stopping: True stops when `num_beams` answers have finished; False also waits while the
@@ -87,7 +92,7 @@ def beam_search(
         transformers) while it would if it could grow for free to its limit, so that no better
         answer is missed for want of time.
       num_samples: the best answers returned for each input, at most `num_beams`.
-      prompts: `[batch, n]`; see `Written`.
+      prompts: `[batch, n]`; see `Output`.
 
     Returns:
       `rows = batch * num_samples`, an input's answers together and best first. Where rules leave
@@ -103,25 +108,28 @@ def beam_search(
         raise InputError(f"num_beams={num_beams} must be at least 1")
     if not 1 <= num_samples <= num_beams:
         raise InputError(f"num_samples={num_samples} must be in 1..{num_beams}, which is num_beams")
-    if room < 1:
-        raise InputError(f"room={room} must be at least 1")
+    if capacity < 1:
+        raise InputError(f"capacity={capacity} must be at least 1")
     if settings.sampling.temperature is not None:
         raise InputError("beam search draws nothing: leave temperature out, or set num_beams=1")
     if early_stopping not in (False, True, None):
         raise InputError(f"early_stopping={early_stopping!r} must be False, True or None (never)")
     batch = first.shape[0]
-    limits = jnp.minimum(room if settings.limits is None else settings.limits, room)
+    limits = capacity if settings.limits is None else settings.limits
+    limits = jnp.minimum(limits, capacity)
     settings = dataclasses.replace(settings, limits=limits)
     num_ends = max(1, settings.ends.shape[1])
     limits = _column(limits, batch)
     penalty = _column(length_penalty, batch)
     roots = jnp.arange(batch, dtype=jnp.int32)[:, None] * num_beams
 
+    flags = settings.flags()
+
     def by_beam(rule: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         """Lets a rule about `batch` rows see one beam of each input at a time."""
 
         def apply(beams: Beams, *logits: jax.Array) -> jax.Array:
-            return rule(*logits, Written(beams.tokens, beams.lengths, prompts))
+            return rule(*logits, Output(beams.tokens, beams.lengths, prompts), flags)
 
         return jax.vmap(apply, in_axes=1, out_axes=1)
 
@@ -161,9 +169,9 @@ def beam_search(
         return _Search(running, finished, done, broken, tokens.reshape(-1), cache)
 
     none = Beams(
-        tokens=jnp.full((batch, num_beams, room), settings.pad_id, jnp.int32),
+        tokens=jnp.full((batch, num_beams, capacity), settings.pad_id, jnp.int32),
         lengths=jnp.zeros((batch, num_beams), jnp.int32),
-        log_probabilities=jnp.zeros((batch, num_beams), jnp.float32),
+        token_log_probabilities=jnp.zeros((batch, num_beams, capacity), jnp.float32),
         scores=jnp.full((batch, num_beams), -jnp.inf, jnp.float32),
     )
     search = _Search(
@@ -176,8 +184,10 @@ def beam_search(
     )
     search = jax.lax.while_loop(lambda search: ~jnp.all(search.done), turn, search)
     best = jax.tree.map(lambda array: array[:, :num_samples], search.finished)
-    broken = jnp.where(search.broken[:, None], jnp.nan, best.log_probabilities)
-    best = best._replace(log_probabilities=broken)
+    broken = search.broken[:, None, None]
+    best = best._replace(
+        token_log_probabilities=jnp.where(broken, jnp.nan, best.token_log_probabilities)
+    )
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), best)
 
 
@@ -221,10 +231,11 @@ def _continued(
     gains = jnp.take_along_axis(log_probabilities.reshape(batch, -1), places, axis=1)
     parents, tokens = places // vocab, places % vocab
     old = _take(running, parents)
+    at = running.lengths[0, 0]
     longer = Beams(
-        tokens=old.tokens.at[:, :, running.lengths[0, 0]].set(tokens),
+        tokens=old.tokens.at[:, :, at].set(tokens),
         lengths=old.lengths + 1,
-        log_probabilities=old.log_probabilities + gains,
+        token_log_probabilities=old.token_log_probabilities.at[:, :, at].set(gains),
         scores=sums,
     )
     return longer, parents, tokens

@@ -1,162 +1,276 @@
-"""Which tokens may come next, and where a row ends early."""
+"""Rules about the next token, and where a row ends early."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5lite.decoding.output import Output, insert_rows
 from t5lite.decoding.stops import Stops
-from t5lite.decoding.written import Written
 from t5lite.errors import InputError, unknown
+
+Flags = dict[str, jax.Array]  # by field: bool scalars, whether some row has a rule
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Constraints:
-    """Rules about the next token; None where there is none, which costs nothing.
+    """Rules about the next token.
 
-    They work in the order below. A scalar, or a first axis of 1, holds for every row; `[rows]`
-    differs from row to row. What may not come gets -inf. Where rules contradict each other the last
-    one wins, so that some token is left: the continuations of choices come if they are all barred,
-    and a forced token comes in any case.
+    A value is None, which leaves a rule out of the compiled function, or an array: a scalar or a
+    first axis of 1 for every row, `[rows]` to differ from row to row. Arrays of neutral values cost
+    next to nothing, since a rule runs only if some row has it.
 
-    Callers refuse what they can see to be a contradiction: a choice with a banned token in it, or
+    Rules apply in the order below. A token that may not come gets -inf. Where rules contradict each
+    other the last one wins, so that some token is left: if all continuations of choices are
+    excluded they come nevertheless, and a forced token comes in any case.
+
+    Callers refuse the contradictions that they can see: a choice with a banned token in it, or
     shorter than `min_new_tokens`; forced tokens that no choice begins with; all tokens banned, and
-    ids outside the vocabulary. Rows that rules leave no token end: see `State.stuck`.
+    ids outside the vocabulary. A row without any token left ends: see `State.stuck`.
 
     Args:
-      repetition_penalty: above 0, 1 is off: divides the positive and multiplies the negative logits
-        of tokens in `written.prompts` or written. Source: Keskar et al. 2019, arXiv:1909.05858,
-        §4.1; negative logits as in transformers' `RepetitionPenaltyLogitsProcessor`.
-      no_repeat_ngram_size: no n-gram of that many tokens, in `written.prompts` or written, comes
-        twice; at least 1; the same for all rows. Source: Paulus et al. 2017, arXiv:1705.04304,
-        §2.5.
-      presence_penalty: in nats, 0 is off: taken off the logits of tokens written, however often;
-        prompts do not count.
       banned: `[vocab]` or `[rows, vocab]` bool, tokens that never come.
-      banned_first: `[vocab]` or `[rows, vocab]` bool, tokens that are not a row's first, or the
-        first after those that are forced.
+      banned_first: `[vocab]` or `[rows, vocab]` bool, tokens that do not come first, or first after
+        forced ones.
+      repetition_penalty: above 0, 1 is neutral: divides the positive and multiplies the negative
+        logits of tokens in `output.prompts` and in the output. Source: Keskar et al. 2019,
+        arXiv:1909.05858, §4.1; negative logits as in transformers'
+        `RepetitionPenaltyLogitsProcessor`.
+      presence_penalty: in nats, 0 is neutral: subtracted from the logits of tokens in the output;
+        prompts do not count.
+      frequency_penalty: in nats, 0 is neutral: likewise, times the token's count.
+      bias_ids: `[1 or rows, n]` int32, tokens whose logits get a bias, -1 for none.
+      bias: `[1 or rows, n]` float32, those biases in nats; -inf bans a token.
+      no_repeat_ngram_size: 0 is neutral: no n-gram of that many tokens, in `output.prompts` or the
+        output, comes twice. Source: Paulus et al. 2017, arXiv:1705.04304, §2.5.
       banned_sequences: `[1 or rows, n, length]` int32, -1 in front (`pack_sequences` with
-        `align="right"`): none of these is ever completed, also where it began in the prompt.
-      min_new_tokens: no EOS before that many other tokens are written; 0 is off.
-      choices: `[1 or rows, num_choices, length]` int32, -1 behind the end, each with its EOS:
-        rows write one of these. A row that has written something else, or one in full, can write
-        EOS alone.
+        `align="right"`), never completed, also where they began in the prompt.
+      min_new_tokens: 0 is neutral: no EOS before so many other tokens.
+      choices: `[1 or rows, num_choices, length]` int32, -1 after the end, each with its EOS: the
+        output is one of these; -1 everywhere is neutral. A row with another output, or with a whole
+        choice, can only get the EOS.
       forced: `[1 or rows, n]` int32, the row's first tokens, -1 where it is free.
       forced_last: `[1 or rows]` int32, the token at a row's limit, -1 where it is free.
-      stops: texts that end a row; see `stop_table`.
+      stops: texts that end a row.
 
     Raises:
-      InputError: a Python number out of its range; arrays are not looked into.
+      InputError: a Python number out of its range; arrays are not checked.
     """
 
-    repetition_penalty: jax.Array | float | None = None
-    presence_penalty: jax.Array | float | None = None
     banned: jax.Array | None = None
     banned_first: jax.Array | None = None
+    repetition_penalty: jax.Array | float | None = None
+    presence_penalty: jax.Array | float | None = None
+    frequency_penalty: jax.Array | float | None = None
+    bias_ids: jax.Array | None = None
+    bias: jax.Array | None = None
+    no_repeat_ngram_size: jax.Array | int | None = None
     banned_sequences: jax.Array | None = None
     min_new_tokens: jax.Array | int | None = None
     choices: jax.Array | None = None
     forced: jax.Array | None = None
     forced_last: jax.Array | None = None
     stops: Stops | None = None
-    no_repeat_ngram_size: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         for name, allowed, good in (
-            ("repetition_penalty", "above 0; 1 is off", lambda value: 0 < value < math.inf),
-            ("presence_penalty", "finite; 0 is off", math.isfinite),
+            ("repetition_penalty", "above 0; 1 is neutral", lambda value: 0 < value < math.inf),
+            ("presence_penalty", "finite; 0 is neutral", math.isfinite),
+            ("frequency_penalty", "finite; 0 is neutral", math.isfinite),
             ("min_new_tokens", "a whole number, at least 0", lambda value: value >= 0 == value % 1),
-            ("no_repeat_ngram_size", "a whole number, at least 1", lambda value: value >= 1),
+            (
+                "no_repeat_ngram_size",
+                "a whole number, at least 0 (neutral)",
+                lambda value: value >= 0 == value % 1,
+            ),
         ):
-            value = getattr(self, name)  # of any kind when JAX rebuilds the tree
+            value = getattr(self, name)  # of any type when JAX rebuilds the tree
             if isinstance(value, int | float) and not good(value):
-                raise InputError(f"{name}={value} must be {allowed}")
+                raise InputError(f"{name}={value} must be {allowed}", field=f"Constraints.{name}")
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether some rule needs `written.prompts`."""
+        """Whether some rule needs `output.prompts`."""
         rules = (self.repetition_penalty, self.no_repeat_ngram_size, self.banned_sequences)
         return any(rule is not None for rule in rules)
+
+    def flags(self) -> Flags:
+        """Returns which rules some row has, so that a loop computes it once; see `apply`."""
+
+        def some(condition: jax.Array) -> jax.Array:
+            return jnp.any(condition)
+
+        flags: Flags = {}
+        for name, neutral in (
+            ("repetition_penalty", 1),
+            ("presence_penalty", 0),
+            ("frequency_penalty", 0),
+            ("no_repeat_ngram_size", 0),
+            ("min_new_tokens", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                value = jnp.asarray(value)
+                flags[name] = some(value != jnp.asarray(neutral, value.dtype))
+        for name in ("bias_ids", "banned_sequences", "choices", "forced", "forced_last"):
+            value = getattr(self, name)
+            if value is not None:
+                flags[name] = some(jnp.asarray(value) >= 0)
+        if self.stops is not None:
+            flags["stops"] = some(self.stops.texts >= 0)
+        return flags
 
     def apply(
         self,
         logits: jax.Array,
-        written: Written,
+        output: Output,
         *,
         eos_ids: jax.Array,
         limits: jax.Array | int | None = None,
+        flags: Flags | None = None,
     ) -> jax.Array:
         """Returns the logits under these rules.
 
         Args:
           logits: `[rows, vocab]`, any float dtype.
-          written: what stands before the token that they are for.
+          output: the tokens before the one that they predict.
           eos_ids: `[1 or rows, n]` int32, the tokens that end a row, -1 for none.
-          limits: a scalar or `[rows]` int32, most tokens a row writes; for `forced_last`.
-
-        Returns:
-          `[rows, vocab]` float32, -inf for tokens that may not come.
+          limits: a scalar or `[rows]` int32, most tokens of a row; for `forced_last`.
+          flags: as `flags()` returns them; None computes them.
         """
-        logits = logits.astype(jnp.float32)
-        ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        flags = self.flags() if flags is None else flags
+        logits = self.without_banned(logits, output)
         if self.repetition_penalty is not None:
-            penalty = _column(self.repetition_penalty, jnp.float32)
-            seen = _mentioned(_tokens(written, prompts=True), logits)
-            penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
-            logits = jnp.where(seen, penalised, logits)
-        if self.presence_penalty is not None:
-            penalty = _column(self.presence_penalty, jnp.float32)
-            seen = _mentioned(_tokens(written), logits)
-            logits = jnp.where(seen, logits - penalty, logits)
+            logits = when(flags["repetition_penalty"], self._repetition, logits, output)
+        if self.presence_penalty is not None or self.frequency_penalty is not None:
+            some = [flags[f"{kind}_penalty"] for kind in ("presence", "frequency")
+                    if f"{kind}_penalty" in flags]  # fmt: skip
+            logits = when(jnp.any(jnp.stack(some)), self._counted, logits, output)
+        if self.bias_ids is not None:
+            logits = when(flags["bias_ids"], self._biased, logits)
+        if self.no_repeat_ngram_size is not None:
+            logits = when(flags["no_repeat_ngram_size"], self._no_repeats, logits, output)
+        if self.banned_sequences is not None:
+            logits = when(flags["banned_sequences"], self._no_sequences, logits, output)
+        if self.min_new_tokens is not None:
+            logits = when(flags["min_new_tokens"], self._not_ended, logits, output, eos_ids)
+        if self.choices is not None:
+            logits = when(flags["choices"], self._chosen, logits, output, eos_ids)
+        if self.forced is not None:
+            logits = when(flags["forced"], self._forced, logits, output)
+        if self.forced_last is not None:
+            most = output.tokens.shape[1] if limits is None else limits
+            most = jnp.asarray(most, jnp.int32)
+            logits = when(flags["forced_last"], self._forced_last, logits, output, most)
+        return logits
+
+    def without_banned(self, logits: jax.Array, output: Output) -> jax.Array:
+        """Returns the logits as float32, -inf at `banned` and `banned_first` tokens."""
+        logits = logits.astype(jnp.float32)
         if self.banned is not None:
             logits = jnp.where(jnp.atleast_2d(self.banned), -jnp.inf, logits)
         if self.banned_first is not None:
             first: Any = 0
             if self.forced is not None:
                 first = jnp.sum(self.forced >= 0, axis=1, dtype=jnp.int32)
-            here = (written.lengths == first)[:, None]
+            here = (output.lengths == first)[:, None]
             logits = jnp.where(here & jnp.atleast_2d(self.banned_first), -jnp.inf, logits)
-        if self.no_repeat_ngram_size is not None:
-            repeated = _repeated(written.text(), self.no_repeat_ngram_size)
-            logits = jnp.where(_mentioned(repeated, logits), -jnp.inf, logits)
-        if self.banned_sequences is not None:
-            completed = _completed(written.text(), self.banned_sequences)
-            logits = jnp.where(_mentioned(completed, logits), -jnp.inf, logits)
-        if self.min_new_tokens is not None:
-            early = written.lengths[:, None] < _column(self.min_new_tokens, jnp.int32)
-            ends = jnp.zeros(logits.shape, bool)
-            for each in range(eos_ids.shape[1]):  # few, and compared in one pass
-                ends |= ids == eos_ids[:, each : each + 1]
-            logits = jnp.where(early & ends, -jnp.inf, logits)
-        if self.choices is not None:
-            following = _following(self.choices, written)
-            ended = ~jnp.any(following >= 0, axis=-1, keepdims=True)
-            allowed = _mentioned(jnp.where(ended, eos_ids[:, :1], following), logits)
-            barred = jnp.all(
-                jnp.where(allowed, logits, -jnp.inf) == -jnp.inf, axis=-1, keepdims=True
-            )
-            logits = jnp.where(allowed, jnp.where(barred, 0.0, logits), -jnp.inf)
-        if self.forced is not None:
-            only = _next(self.forced, written)[:, None]
-            logits = jnp.where(only < 0, logits, jnp.where(ids == only, 0.0, -jnp.inf))
-        if self.forced_last is not None:
-            if limits is None:
-                limits = written.tokens.shape[1]
-            at_end = written.lengths == jnp.asarray(limits, jnp.int32) - 1
-            only = jnp.where(at_end, self.forced_last, -1)[:, None]
-            logits = jnp.where(only < 0, logits, jnp.where(ids == only, 0.0, -jnp.inf))
         return logits
 
-    def stopped(self, written: Written) -> jax.Array:
-        """Returns `[rows]` bool: whether a row's text has just come to hold one of the stops."""
+    def stopped(self, output: Output, flags: Flags | None = None) -> jax.Array:
+        """Returns `[rows]` bool: rows whose last token completes a stop."""
+        none = jnp.zeros(output.lengths.shape, bool)
         if self.stops is None:
-            return jnp.zeros(written.lengths.shape, bool)
-        return self.stops.found(written)
+            return none
+        flags = self.flags() if flags is None else flags
+        return jax.lax.cond(flags["stops"], self.stops.found, lambda output: none, output)
+
+    def insert(self, rows: jax.Array, new: "Constraints") -> "Constraints":
+        """Replaces whole rows; see `Settings.insert`. What all rows share stays as it is."""
+        changed: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(new, field.name)
+            if field.name in _SHARED or mine is None:
+                continue
+            if field.name == "stops":
+                changed["stops"] = mine.insert(rows, theirs)
+            else:
+                fill = 0.0 if field.name == "bias" else -1
+                changed[field.name] = insert_rows(field.name, mine, rows, theirs, fill=fill)
+        return dataclasses.replace(self, **changed)
+
+    # The rules, each `(logits [rows, vocab] float32, …) -> logits`.
+
+    def _repetition(self, logits: jax.Array, output: Output) -> jax.Array:
+        penalty = _column(self.repetition_penalty, jnp.float32)
+        tokens = jnp.where(output.valid, output.tokens, -1)
+        if output.prompts is not None:
+            tokens = jnp.concatenate([output.prompts, tokens], axis=1)
+        penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
+        return jnp.where(_contained(tokens, logits), penalised, logits)
+
+    def _counted(self, logits: jax.Array, output: Output) -> jax.Array:
+        tokens = jnp.where(output.valid, output.tokens, -1)
+        counts = _scattered(tokens, jnp.zeros_like(logits), jnp.ones_like(tokens, jnp.float32))
+        if self.presence_penalty is not None:
+            penalty = _column(self.presence_penalty, jnp.float32)
+            logits = jnp.where(counts > 0, logits - penalty, logits)
+        if self.frequency_penalty is not None:
+            logits = logits - counts * _column(self.frequency_penalty, jnp.float32)
+        return logits
+
+    def _biased(self, logits: jax.Array) -> jax.Array:
+        shape = (len(logits), self.bias_ids.shape[-1])  # type: ignore[union-attr]
+        ids, bias = (jnp.broadcast_to(x, shape) for x in (self.bias_ids, self.bias))  # type: ignore
+        return _scattered(ids, logits, bias)
+
+    def _no_repeats(self, logits: jax.Array, output: Output) -> jax.Array:
+        sizes = jnp.broadcast_to(jnp.asarray(self.no_repeat_ngram_size, jnp.int32), len(logits))
+        return jnp.where(_contained(_repeated(output.text(), sizes), logits), -jnp.inf, logits)
+
+    def _no_sequences(self, logits: jax.Array, output: Output) -> jax.Array:
+        completed = _completed(output.text(), self.banned_sequences)  # type: ignore[arg-type]
+        return jnp.where(_contained(completed, logits), -jnp.inf, logits)
+
+    def _not_ended(self, logits: jax.Array, output: Output, eos_ids: jax.Array) -> jax.Array:
+        early = output.lengths[:, None] < _column(self.min_new_tokens, jnp.int32)
+        ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        ends = jnp.zeros(logits.shape, bool)
+        for place in range(eos_ids.shape[1]):  # few, and compared in one pass
+            ends |= ids == eos_ids[:, place : place + 1]
+        return jnp.where(early & ends, -jnp.inf, logits)
+
+    def _chosen(self, logits: jax.Array, output: Output, eos_ids: jax.Array) -> jax.Array:
+        choices: Any = self.choices
+        following = _following(choices, output)
+        ended = ~jnp.any(following >= 0, axis=-1, keepdims=True)
+        allowed = _contained(jnp.where(ended, eos_ids[:, :1], following), logits)
+        left = jnp.where(allowed, logits, -jnp.inf)
+        excluded = jnp.all(left == -jnp.inf, axis=-1, keepdims=True)
+        free = ~jnp.any(choices >= 0, axis=(1, 2))[:, None]
+        left = jnp.where(allowed & excluded, 0.0, left)
+        return jnp.where(free, logits, left)
+
+    def _forced(self, logits: jax.Array, output: Output) -> jax.Array:
+        return _only(_next(self.forced, output), logits)  # type: ignore[arg-type]
+
+    def _forced_last(self, logits: jax.Array, output: Output, limits: jax.Array) -> jax.Array:
+        at_end = output.lengths == limits - 1
+        return _only(jnp.where(at_end, jnp.asarray(self.forced_last), -1), logits)
+
+
+# Arrays that hold for every row of a running batch.
+_SHARED = ("banned", "banned_first", "banned_sequences")
+
+
+def when(flag: jax.Array, rule: Callable, logits: jax.Array, *others: Any) -> jax.Array:
+    """Returns `rule(logits, *others)` if `flag`, a bool scalar, is true, otherwise the logits."""
+    return jax.lax.cond(flag, rule, lambda logits, *others: logits, logits, *others)
 
 
 def pack_sequences(sequences: Sequence[Sequence[int]], *, align: str = "left") -> np.ndarray:
@@ -179,43 +293,55 @@ def pack_sequences(sequences: Sequence[Sequence[int]], *, align: str = "left") -
     return packed
 
 
-def _column(value: jax.Array | float, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """`[1, 1]` or `[rows, 1]`, which stands against `[rows, vocab]`."""
+def _column(value: Any, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Returns `[1, 1]` or `[rows, 1]`, which broadcasts against `[rows, vocab]`."""
     return jnp.asarray(value, dtype).reshape(-1, 1)
 
 
-def _tokens(written: Written, *, prompts: bool = False) -> jax.Array:
-    """Returns `[rows, n]` int32: what is written, behind the prompts if asked; -1 for no token."""
-    tokens = jnp.where(written.inside, written.tokens, -1)
-    if not prompts or written.prompts is None:
-        return tokens
-    return jnp.concatenate([written.prompts, tokens], axis=1)
+def _only(tokens: jax.Array, logits: jax.Array) -> jax.Array:
+    """Returns logits that leave `tokens` `[1 or rows]` alone, 0 at it; -1 leaves a row as it is."""
+    only, ids = tokens[:, None], jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    return jnp.where(only < 0, logits, jnp.where(ids == only, 0.0, -jnp.inf))
 
 
-def _mentioned(tokens: jax.Array, logits: jax.Array) -> jax.Array:
-    """Returns `[rows, vocab]` bool, where `tokens` `[rows, n]` int32 hold an id; -1 is none."""
-    rows, vocab = logits.shape
-    places = jnp.where(tokens < 0, vocab, tokens)  # past the end, where it is dropped
-    at = jax.lax.broadcasted_iota(jnp.int32, places.shape, 0)
-    return jnp.zeros((rows, vocab), bool).at[at, places].set(True, mode="drop")
+def _scattered(tokens: jax.Array, logits: jax.Array, values: jax.Array) -> jax.Array:
+    """Returns `logits` `[rows, vocab]` plus `values` `[rows, n]` at `tokens` `[rows, n]`; -1 is no
+    token."""
+    places = jnp.where(tokens < 0, logits.shape[1], tokens)  # past the end, where it is dropped
+    rows = jax.lax.broadcasted_iota(jnp.int32, places.shape, 0)
+    return logits.at[rows, places].add(values, mode="drop")
 
 
-def _repeated(text: jax.Array, size: int) -> jax.Array:
-    """Returns `[rows, n]` int32, tokens that would complete an n-gram of `size` tokens that is in
-    `text` `[rows, length]` already, -1 for none; see `Written.text`."""
-    count = text.shape[1] - size + 1
-    if count < 1:
-        return jnp.full((len(text), 1), -1, jnp.int32)
-    same = jnp.ones((len(text), count), bool)
-    for place in range(size - 1):
-        last = text[:, count + place, None]
-        same &= (text[:, place : place + count] == last) & (last >= 0)
-    return jnp.where(same, text[:, size - 1 :], -1)
+def _contained(tokens: jax.Array, logits: jax.Array) -> jax.Array:
+    """Returns `[rows, vocab]` bool, true at `tokens` `[rows, n]` int32; -1 is no token."""
+    places = jnp.where(tokens < 0, logits.shape[1], tokens)
+    rows = jax.lax.broadcasted_iota(jnp.int32, places.shape, 0)
+    return jnp.zeros(logits.shape, bool).at[rows, places].set(True, mode="drop")
+
+
+def _repeated(text: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Returns `[rows, length]` int32, tokens that would complete an n-gram of `sizes` `[rows]`
+    tokens which is in `text` `[rows, length]` already, -1 for none; see `Output.text`."""
+    length = text.shape[1]
+    places = jnp.arange(length, dtype=jnp.int32)[None]
+
+    def turn(back: jax.Array, same: jax.Array) -> jax.Array:
+        """Compares the token `back` places before the last with those before every other place."""
+        last = jax.lax.dynamic_slice_in_dim(text, length - 1 - back, 1, axis=1)
+        agrees = (jnp.roll(text, back, axis=1) == last) & (last >= 0) & (places >= back)
+        return same & (agrees | (back >= sizes - 1)[:, None])
+
+    longest = jnp.minimum(jnp.max(sizes) - 1, length)
+    same = jax.lax.fori_loop(0, longest, turn, jnp.ones(text.shape, bool))
+    following = jnp.pad(text[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    following = jnp.where((sizes == 1)[:, None], text, following)
+    long = (sizes - 1 > length)[:, None]  # more than there is to compare
+    return jnp.where(same & (sizes > 0)[:, None] & ~long, following, -1)
 
 
 def _completed(text: jax.Array, sequences: jax.Array) -> jax.Array:
     """Returns `[rows, n]` int32, the last tokens of those of `sequences` `[1 or rows, n, length]`
-    whose other tokens `text` ends with, -1 for the others; see `Written.text`."""
+    whose other tokens `text` ends with, -1 for the others; see `Output.text`."""
     before = sequences.shape[-1] - 1
     text = jnp.pad(text, ((0, 0), (before, 0)), constant_values=-1)
     ends = text[:, text.shape[1] - before :][:, None]
@@ -223,19 +349,19 @@ def _completed(text: jax.Array, sequences: jax.Array) -> jax.Array:
     return jnp.where(agrees, sequences[..., -1], -1)
 
 
-def _following(choices: jax.Array, written: Written) -> jax.Array:
-    """Returns `[rows, num_choices]` int32: what comes next in each choice that agrees with all that
-    is written, -1 if nothing does."""
-    both = min(choices.shape[-1], written.tokens.shape[1])
-    same = choices[..., :both] == written.tokens[:, None, :both]
-    agrees = jnp.all(same | ~written.inside[:, None, :both], axis=-1)
-    return jnp.where(agrees, _next(choices, written), -1)
+def _following(choices: jax.Array, output: Output) -> jax.Array:
+    """Returns `[rows, num_choices]` int32: the next token of each choice that agrees with the
+    output, -1 where there is none."""
+    both = min(choices.shape[-1], output.tokens.shape[1])
+    same = choices[..., :both] == output.tokens[:, None, :both]
+    agrees = jnp.all(same | ~output.valid[:, None, :both], axis=-1)
+    return jnp.where(agrees, _next(choices, output), -1)
 
 
-def _next(sequences: jax.Array, written: Written) -> jax.Array:
-    """Returns `[rows, ...]` int32: of `[1 or rows, ..., n]`, what stands where the row has come to,
-    -1 past its end."""
+def _next(sequences: jax.Array, output: Output) -> jax.Array:
+    """Returns `[rows, …]` int32: entries of `sequences` `[1 or rows, …, n]` at the row's length, -1
+    past the end."""
     last = sequences.ndim - 1
     places = jax.lax.broadcasted_iota(jnp.int32, (1, *sequences.shape[1:]), last)
-    here = places == written.lengths.reshape(-1, *[1] * last)
+    here = places == output.lengths.reshape(-1, *[1] * last)
     return jnp.max(jnp.where(here, sequences, -1), axis=-1, initial=-1)

@@ -1,4 +1,4 @@
-"""Autoregressive generation: one compiled loop over an explicit cache, a token a row each turn."""
+"""Autoregressive generation: one compiled loop over an explicit cache, a token a row each step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,43 +7,68 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from t5lite.decoding.sampling import choose, token_log_probabilities
+from t5lite.decoding.constraints import Flags
+from t5lite.decoding.output import Output, insert_rows, set_next
+from t5lite.decoding.sampling import draw, likeliest, token_log_probabilities
 from t5lite.decoding.settings import Settings
-from t5lite.decoding.written import Written
 from t5lite.errors import InputError
 
 StepFn = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
 
-class Generated(NamedTuple):
-    """What was written, prompts left out.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TopTokens:
+    """The model's most probable tokens at every step, `num_top` of them, best first.
 
     Args:
-      tokens: `[rows, room]` int32, the EOS included and `pad_id` after it.
-      lengths: `[rows]` int32, tokens written, the EOS included.
-      log_probabilities: `[rows]` float32 in nats, summed over the row's tokens, under
-        softmax(logits) as the model gave them: before constraints and temperature. NaN where the
-        logits were NaN or infinite, which ends a row.
-      stuck: `[rows]` bool, rows that rules left no token for, which ended there; their last token
-        means nothing.
+      tokens: `[rows, capacity, num_top]` int32.
+      log_probabilities: `[rows, capacity, num_top]` float32 in nats, under softmax(logits).
+    """
+
+    tokens: jax.Array
+    log_probabilities: jax.Array
+
+
+class Generated(NamedTuple):
+    """The output, without prompts.
+
+    Args:
+      tokens: `[rows, capacity]` int32, the EOS included, `pad_id` after it.
+      lengths: `[rows]` int32, tokens generated, the EOS included.
+      token_log_probabilities: `[rows, capacity]` float32 in nats, under softmax(logits) of the
+        model: before constraints and temperature; 0 after the end. NaN where logits were NaN or
+        infinite, which ends a row.
+      policy_log_probabilities: `[rows, capacity]` float32 in nats, under the distribution that the
+        token was drawn from: after constraints, temperature and filters; 0 where it is greedy.
+      stuck: `[rows]` bool, rows that ended because rules left no token; their last token has no
+        meaning.
+      top: see `TopTokens`; None unless `start` made room for them.
     """
 
     tokens: jax.Array
     lengths: jax.Array
-    log_probabilities: jax.Array
+    token_log_probabilities: jax.Array
+    policy_log_probabilities: jax.Array
     stuck: jax.Array
+    top: TopTokens | None = None
+
+    @property
+    def log_probabilities(self) -> Any:
+        """`[rows]` float32, the sums of `token_log_probabilities`."""
+        return self.token_log_probabilities.sum(axis=1)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A generation under way; give it to `advance`, which may have its memory (donate it).
+    """Rows that are being generated; give it to `decode`, which may reuse its memory (donate it).
 
     Args:
       last: `[rows]` int32, the token to feed next.
       done: `[rows]` bool, rows that have ended.
-      written: the tokens so far.
-      log_probabilities, stuck: see `Generated`.
+      output: the tokens so far.
+      token_log_probabilities, policy_log_probabilities, stuck, top: see `Generated`.
       keys: `[rows]` PRNG keys, one a row, so that a row's draws depend on no other row; None where
         nothing is drawn.
       cache: of the model.
@@ -51,55 +76,96 @@ class State:
 
     last: jax.Array
     done: jax.Array
-    written: Written
-    log_probabilities: jax.Array
+    output: Output
+    token_log_probabilities: jax.Array
+    policy_log_probabilities: jax.Array
     stuck: jax.Array
     keys: jax.Array | None
     cache: Any
+    top: TopTokens | None = None
 
     @property
     def generated(self) -> Generated:
-        written = self.written
-        return Generated(written.tokens, written.lengths, self.log_probabilities, self.stuck)
+        output = self.output
+        return Generated(
+            output.tokens,
+            output.lengths,
+            self.token_log_probabilities,
+            self.policy_log_probabilities,
+            self.stuck,
+            self.top,
+        )
+
+    def insert(self, rows: jax.Array, new: "State") -> "State":
+        """Replaces whole rows, so that a request enters a running batch.
+
+        Args:
+          rows: `[n]` int32, rows that the new ones replace; out of range: dropped.
+          new: a state of `n` rows, of the same cache size, and of at most the same capacity, prompt
+            length and encoder length.
+
+        Raises:
+          InputError: if there is not enough room in these rows.
+        """
+
+        def put(name: str) -> Any:
+            mine, theirs = getattr(self, name), getattr(new, name)
+            return jax.tree.map(lambda x, y: insert_rows(name, x, rows, y), mine, theirs)
+
+        fields = [field.name for field in dataclasses.fields(self)]
+        rest = {name: put(name) for name in fields if name not in ("output", "cache", "keys")}
+        keys = self.keys
+        if keys is not None and new.keys is not None:
+            keys = keys.at[rows].set(new.keys, mode="drop")
+        output, cache = self.output.insert(rows, new.output), self.cache.insert(rows, new.cache)
+        return State(output=output, cache=cache, keys=keys, **rest)
 
 
-def begin(
+def start(
     cache: Any,
     first: jax.Array,
     *,
-    room: int,
+    capacity: int,
     pad_id: int = 0,
     keys: jax.Array | None = None,
     prompts: jax.Array | None = None,
+    num_top: int = 0,
 ) -> State:
-    """Returns the state of rows that have written nothing.
+    """Returns the state of rows without output.
 
     Args:
-      cache: of the model, holding all but the last token of each prompt (see `Model.start`).
+      cache: of the model, with all but the last token of each prompt (see `Model.start`).
       first: `[rows]` int32, that last token: of an encoder-decoder the start token.
-      room: most tokens written a row, at least 1; the cache must have room for them, less one.
-      pad_id: what follows a row's end.
+      capacity: most tokens of a row, at least 1; the cache must have room for them, less one.
+      pad_id: follows a row's end.
       keys: `[rows]` PRNG keys; needed where tokens are drawn.
-      prompts: see `Written`.
+      prompts: see `Output`.
+      num_top: most probable tokens recorded at each step, for rows that ask for them.
 
     Raises:
-      InputError: no token to write.
+      InputError: a capacity below 1.
     """
-    if room < 1:
-        raise InputError(f"room={room} must be at least 1")
+    if capacity < 1:
+        raise InputError(f"capacity={capacity} must be at least 1")
     rows = first.shape[0]
+    top = None
+    if num_top:
+        shape = (rows, capacity, num_top)
+        top = TopTokens(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
     return State(
         last=first.astype(jnp.int32),
         done=jnp.zeros(rows, bool),
-        written=Written.empty(rows, room, pad_id=pad_id, prompts=prompts),
-        log_probabilities=jnp.zeros(rows, jnp.float32),
+        output=Output.empty(rows, capacity, pad_id=pad_id, prompts=prompts),
+        token_log_probabilities=jnp.zeros((rows, capacity), jnp.float32),
+        policy_log_probabilities=jnp.zeros((rows, capacity), jnp.float32),
         stuck=jnp.zeros(rows, bool),
         keys=keys,
         cache=cache,
+        top=top,
     )
 
 
-def advance(
+def decode(
     step_fn: StepFn, state: State, settings: Settings, *, steps: jax.Array | int | None = None
 ) -> State:
     """Continues each row until it ends, and stops as soon as every row has.
@@ -108,14 +174,17 @@ def advance(
 
     Args:
       step_fn: `(tokens [rows, n] int32, cache) -> (logits [rows, n, vocab], cache)`.
-      state: as `begin` or `advance` returned it.
-      settings: how rows are written.
-      steps: most tokens written now, e.g. 1 to show each as it comes; None for all.
+      state: as `start` or `decode` returned it.
+      settings: how rows are generated.
+      steps: most tokens a row now, e.g. 1 to stream them; None for all.
 
     Raises:
       InputError: if tokens are to be drawn and there are no keys.
     """
-    most = state.written.tokens.shape[1] if steps is None else steps
+    if settings.sampling.temperature is not None and state.keys is None:
+        raise InputError("a temperature draws tokens, which needs keys; None is greedy")
+    most = state.output.tokens.shape[1] if steps is None else steps
+    flags = settings.flags()
 
     def unfinished(loop: tuple[jax.Array, State]) -> jax.Array:
         count, state = loop
@@ -124,28 +193,106 @@ def advance(
     def turn(loop: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
         count, state = loop
         logits, cache = step_fn(state.last[:, None], state.cache)
-        logits, written, going = logits[:, 0], state.written, ~state.done
-        keys = state.keys
-        if keys is not None:
-            keys = jax.vmap(jax.random.fold_in)(keys, written.lengths)
-        adjusted = settings.adjusted(logits, written)
-        token = choose(adjusted, settings.sampling, keys)
-        chosen = jnp.take_along_axis(adjusted, token[:, None], axis=1)[:, 0]
-        stuck = state.stuck | (going & ~(chosen > -jnp.inf))
-        gain = token_log_probabilities(logits, token)
-        log_probabilities = state.log_probabilities + jnp.where(going, gain, 0.0)
-        written = written.append(token, going)
-        return count + 1, dataclasses.replace(
-            state,
-            last=token,
-            done=state.done | settings.ended(written) | stuck | jnp.isnan(log_probabilities),
-            written=written,
-            log_probabilities=log_probabilities,
-            stuck=stuck,
-            cache=cache,
-        )
+        return count + 1, _append(state, logits[:, 0], hold(cache, state), settings, flags)
 
     return jax.lax.while_loop(unfinished, turn, (jnp.int32(0), state))[1]
+
+
+def hold(cache: Any, state: State) -> Any:
+    """Returns the cache after a step, in which rows that have ended stay where they were.
+
+    Otherwise they would run past the model's positions, whose embedding is NaN; in experts, where
+    rows meet, that would reach other rows.
+    """
+    if cache is None:  # a model without one
+        return None
+    return cache.rewind(jnp.where(state.done, state.cache.lengths, cache.lengths))
+
+
+def _append(state: State, logits: jax.Array, cache: Any, settings: Settings, flags: Flags) -> State:
+    """Returns the state with one token more in every row that has not ended.
+
+    Args:
+      state: before.
+      logits: `[rows, vocab]` of the model, any float dtype.
+      cache: with the token that they follow.
+      settings, flags: how the token is chosen.
+    """
+    output, going = state.output, ~state.done
+    token, policy, left, stopped = _choose(logits, output, state.keys, settings, flags)
+    gain = token_log_probabilities(logits, token)
+    stuck = state.stuck | (going & ~left)
+    longer = output.append(token, going)
+    ended = settings.complete(longer) | stopped | stuck | jnp.isnan(gain)
+    return dataclasses.replace(
+        state,
+        last=jnp.where(going, token, state.last),
+        done=state.done | ended,
+        output=longer,
+        token_log_probabilities=set_next(
+            state.token_log_probabilities, output.lengths, gain, going
+        ),
+        policy_log_probabilities=set_next(
+            state.policy_log_probabilities, output.lengths, policy, going
+        ),
+        stuck=stuck,
+        cache=cache,
+        top=_with_top(state, logits, going, flags),
+    )
+
+
+def _choose(
+    logits: jax.Array,
+    output: Output,
+    keys: jax.Array | None,
+    settings: Settings,
+    flags: Flags,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns the next tokens `[rows]` int32, their log-probabilities under the policy `[rows]`
+    float32, and two `[rows]` bool: whether rules left a token, and whether a stop is complete."""
+
+    def at(logits: jax.Array, token: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+
+    def plain(logits: jax.Array, output: Output) -> tuple:
+        """The most probable token, without rules by row: one pass over the logits."""
+        logits = settings.constraints.without_banned(logits, output)
+        token = likeliest(logits)
+        never = jnp.zeros(token.shape, bool)
+        return token, jnp.zeros(token.shape, jnp.float32), at(logits, token) > -jnp.inf, never
+
+    def ruled(logits: jax.Array, output: Output) -> tuple:
+        adjusted = settings.adjusted(logits, output, flags)
+        own = None if keys is None else jax.vmap(jax.random.fold_in)(keys, output.lengths)
+        token, policy = draw(adjusted, settings.sampling, own)
+        stopped = settings.constraints.stopped(output.append(token), flags)
+        return token, policy, at(adjusted, token) > -jnp.inf, stopped
+
+    if settings.logits_fn is not None:
+        return ruled(logits, output)
+    rules = [flag for name, flag in flags.items() if name != "num_top"]
+    if not rules:
+        return plain(logits, output)
+    return jax.lax.cond(jnp.any(jnp.stack(rules)), ruled, plain, logits, output)
+
+
+def _with_top(state: State, logits: jax.Array, going: jax.Array, flags: Flags) -> TopTokens | None:
+    """Returns the most probable tokens so far, with those of this step where a row asks for any."""
+    top, lengths = state.top, state.output.lengths
+    if top is None:
+        return None
+
+    def record(top: TopTokens) -> TopTokens:
+        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+        values, tokens = jax.lax.top_k(log_probabilities, top.tokens.shape[-1])
+        return TopTokens(
+            set_next(top.tokens, lengths, tokens, going),
+            set_next(top.log_probabilities, lengths, values, going),
+        )
+
+    if "num_top" not in flags:
+        return record(top)
+    return jax.lax.cond(flags["num_top"], record, lambda top: top, top)
 
 
 def generate(
@@ -154,18 +301,16 @@ def generate(
     first: jax.Array,
     settings: Settings,
     *,
-    room: int,
+    capacity: int,
     keys: jax.Array | None = None,
     prompts: jax.Array | None = None,
 ) -> Generated:
-    """Writes behind each row's prompt until its end: `begin`, then `advance` to the end.
+    """Generates after each row's prompt until its end: `start`, then `decode` to the end.
 
     Args:
-      step_fn, settings: see `advance`.
-      cache, first, room, keys, prompts: see `begin`.
-
-    Returns:
-      Tokens, lengths and log-probabilities.
+      step_fn, settings: see `decode`.
+      cache, first, capacity, keys, prompts: see `start`.
     """
-    state = begin(cache, first, room=room, pad_id=settings.pad_id, keys=keys, prompts=prompts)
-    return advance(step_fn, state, settings).generated
+    pad_id = settings.pad_id
+    state = start(cache, first, capacity=capacity, pad_id=pad_id, keys=keys, prompts=prompts)
+    return decode(step_fn, state, settings).generated

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.decoding.constraints import Constraints
+from t5lite.decoding.output import Output
 from t5lite.decoding.sampling import choose, token_log_probabilities
 from t5lite.decoding.settings import Settings
-from t5lite.decoding.written import Written
 from t5lite.errors import InputError
 
 
@@ -49,8 +49,8 @@ def infill(
       logits_fn: `tokens [rows, length] int32 -> logits [rows, length, vocab]`.
       tokens: `[rows, length]` int32, with the mask token in the gaps.
       masked: `[rows, length]` bool, the gaps.
-      settings: its `sampling`, and its constraint `banned`, which should bar the mask token; the
-        others are about writing from left to right, and must be None.
+      settings: its `sampling`, and its constraints `banned`, which should hold the mask token, and
+        `bias`; the others are about generating from left to right, and must be None.
       turns: at least 1; traced, so that other numbers need no compilation.
       keys: `[rows]` PRNG keys; needed where tokens are drawn. A row depends on no other.
 
@@ -62,19 +62,21 @@ def infill(
     """
     if isinstance(turns, int) and turns < 1:
         raise InputError(f"turns={turns} must be at least 1")
-    rules = dataclasses.replace(settings.constraints, banned=None)
+    used = ("banned", "bias_ids", "bias")
+    rules = dataclasses.replace(settings.constraints, **dict.fromkeys(used))
     others = {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}
     others |= {"limits": settings.limits, "logits_fn": settings.logits_fn}
     for name, value in others.items():
         if value is not None:
             raise InputError(f"{name} is set: it means nothing for gaps in a text; leave it out")
-    banned = Constraints(banned=settings.constraints.banned)
-    nothing, no_end = Written.empty(len(tokens), 1), jnp.full((1, 1), -1, jnp.int32)
+    own = Constraints(**{name: getattr(settings.constraints, name) for name in used})
+    flags = own.flags()
+    nothing, no_end = Output.empty(len(tokens), 1), jnp.full((1, 1), -1, jnp.int32)
     gaps = jnp.sum(masked.astype(jnp.int32), axis=1)
     turns = jnp.minimum(jnp.asarray(turns, jnp.int32), jnp.maximum(gaps, 1))  # of each row
 
     def at_place(logits: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        allowed = banned.apply(logits.astype(jnp.float32), nothing, eos_ids=no_end)
+        allowed = own.apply(logits, nothing, eos_ids=no_end, flags=flags)
         token = choose(allowed, settings.sampling, keys)
         return token, token_log_probabilities(logits, token)
 

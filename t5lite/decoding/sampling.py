@@ -16,7 +16,8 @@ class Sampling:
 
     Filters work in the order below, each on what the former left, renormalised. All leave at least
     one token a row, and tokens as likely as the last one kept stay in. Each value is a scalar,
-    `[rows]` for one a row, or None for off, which costs nothing.
+    `[rows]` for one a row, or None, which leaves the filter out of the compiled function. One that
+    is neutral in every row is skipped.
 
     Args:
       temperature: divides the logits, at least 0; where it is 0, and wherever with None, the row
@@ -71,24 +72,49 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
         return greedy
     temperature = _column(sampling.temperature)
     logits = logits / jnp.where(temperature > 0, temperature, 1.0)
-    if sampling.top_k is not None:
-        k = _column(sampling.top_k)
-        logits = jnp.where((k == 0) | _highest(logits, 1.0, k), logits, -jnp.inf)
-    if sampling.top_p is not None:
-        p = _column(sampling.top_p)
-        inside = _highest(logits, jax.nn.softmax(logits), p)
-        logits = jnp.where((p >= 1) | inside, logits, -jnp.inf)
-    if sampling.min_p is not None:  # the likeliest token's logit is 0
-        logits = jnp.where(logits >= jnp.log(_column(sampling.min_p)), logits, -jnp.inf)
-    if sampling.typical_p is not None:
-        p = _column(sampling.typical_p)
-        log_likely = jax.nn.log_softmax(logits)
-        likely = jnp.exp(log_likely)
-        information = jnp.where(likely > 0, -log_likely, 0.0)
-        entropy = jnp.sum(likely * information, axis=-1, keepdims=True)
-        inside = _highest(-jnp.abs(-log_likely - entropy), likely, p)
-        logits = jnp.where((p >= 1) | inside, logits, -jnp.inf)
+    for value, neutral, keeps in (
+        (sampling.top_k, 0.0, _top_k),
+        (sampling.top_p, 1.0, _top_p),
+        (sampling.min_p, 0.0, _min_p),
+        (sampling.typical_p, 1.0, _typical_p),
+    ):
+        if value is not None:  # skipped while it is neutral in every row
+            column = _column(value)
+            logits = jax.lax.cond(
+                jnp.any(column != neutral),
+                lambda logits, column, keeps=keeps: jnp.where(
+                    keeps(logits, column), logits, -jnp.inf
+                ),
+                lambda logits, column: logits,
+                logits,
+                column,
+            )
     return jnp.where(temperature > 0, logits, greedy)
+
+
+# Filters: `(logits [rows, vocab], value [1 or rows, 1]) -> [rows, vocab]` bool, tokens that stay. A
+# row's highest logit is 0.
+
+
+def _top_k(logits: jax.Array, k: jax.Array) -> jax.Array:
+    return (k == 0) | _highest(logits, 1.0, k)
+
+
+def _top_p(logits: jax.Array, p: jax.Array) -> jax.Array:
+    return (p >= 1) | _highest(logits, jax.nn.softmax(logits), p)
+
+
+def _min_p(logits: jax.Array, p: jax.Array) -> jax.Array:
+    return logits >= jnp.log(p)
+
+
+def _typical_p(logits: jax.Array, p: jax.Array) -> jax.Array:
+    log_probabilities = jax.nn.log_softmax(logits)
+    probabilities = jnp.exp(log_probabilities)
+    information = jnp.where(probabilities > 0, -log_probabilities, 0.0)
+    entropy = jnp.sum(probabilities * information, axis=-1, keepdims=True)
+    typical = -jnp.abs(-log_probabilities - entropy)
+    return (p >= 1) | _highest(typical, probabilities, p)
 
 
 def choose(logits: jax.Array, sampling: Sampling, keys: jax.Array | None = None) -> jax.Array:
@@ -106,11 +132,41 @@ def choose(logits: jax.Array, sampling: Sampling, keys: jax.Array | None = None)
     Raises:
       InputError: sampling without keys.
     """
+    return draw(logits, sampling, keys)[0]
+
+
+def draw(
+    logits: jax.Array, sampling: Sampling, keys: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Does as `choose`, and returns log-probabilities as well; nothing is drawn if all is greedy.
+
+    Args:
+      logits, sampling, keys: see `choose`.
+
+    Returns:
+      `[rows]` int32 token ids, and `[rows]` float32 their log-probabilities after temperature and
+      filters: 0 in greedy rows.
+    """
+
+    def greedy(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return likeliest(logits), jnp.zeros(len(logits), jnp.float32)
+
+    def drawn(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        assert keys is not None
+        policy = filtered(logits, sampling)
+        tokens = categorical(keys, policy)
+        return tokens, token_log_probabilities(policy, tokens)
+
     if sampling.temperature is None:
-        return likeliest(logits)
+        return greedy(logits)
     if keys is None:
         raise InputError("a temperature draws tokens, which needs keys; None is greedy")
-    return jax.vmap(jax.random.categorical)(keys, filtered(logits, sampling)).astype(jnp.int32)
+    return jax.lax.cond(jnp.any(_column(sampling.temperature) > 0), drawn, greedy, logits)
+
+
+def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """Draws `[rows]` int32 from `logits` `[rows, vocab]`, each row with its own key `[rows]`."""
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
 def likeliest(logits: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
-"""Speculative decoding: a cheap draft proposes tokens, and the model judges several in one step.
+"""Speculative decoding: a cheap draft proposes tokens, and the model verifies several in one step.
 
-What is written has exactly the distribution that `advance` gives it, whatever the draft.
+The output has exactly the distribution that `decode` gives it, whatever the draft.
 """
 
 import dataclasses
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from t5lite.decoding.generate import Generated, State, StepFn
-from t5lite.decoding.sampling import filtered, likeliest, token_log_probabilities
+from t5lite.decoding.constraints import Flags
+from t5lite.decoding.generate import Generated, State, StepFn, TopTokens
+from t5lite.decoding.output import Output, insert_rows
+from t5lite.decoding.sampling import categorical, filtered, likeliest, token_log_probabilities
 from t5lite.decoding.settings import Settings
-from t5lite.decoding.written import Written
 from t5lite.errors import InputError
 
 
@@ -75,17 +76,22 @@ class DraftMemory:
     behind: jax.Array
 
     @classmethod
-    def begin(cls, cache: Any) -> "DraftMemory":
+    def of(cls, cache: Any) -> "DraftMemory":
         """Begins with a cache that holds all but the last token of each prompt."""
         return cls(cache, jnp.zeros(cache.lengths.shape, bool))
+
+    def insert(self, rows: jax.Array, new: "DraftMemory") -> "DraftMemory":
+        """Replaces whole rows; see `State.insert`."""
+        behind = insert_rows("behind", self.behind, rows, new.behind)
+        return DraftMemory(self.cache.insert(rows, new.cache), behind)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelDraft:
-    """A smaller model of the same vocabulary, held to the same settings; see `DraftMemory.begin`.
+    """A smaller model of the same vocabulary, held to the same settings; see `DraftMemory.of`.
 
     Args:
-      step_fn: as in `advance`.
+      step_fn: as in `decode`.
     """
 
     step_fn: StepFn
@@ -99,35 +105,44 @@ class ModelDraft:
         *,
         length: int,
     ) -> Proposals:
+        flags = settings.flags()
+
         def choose(
-            logits: jax.Array, written: Written, place: jax.Array
+            logits: jax.Array, output: Output, place: jax.Array
         ) -> tuple[jax.Array, jax.Array | None]:
-            logits = settings.adjusted(logits, written)
+            logits = settings.adjusted(logits, output, flags)
             if keys is None:
                 return likeliest(logits), None
-            logits = filtered(logits, settings.sampling)
-            fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-            return _draw(fold(keys, place), logits), jax.nn.softmax(logits)
+
+            def drawn(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+                policy = filtered(logits, settings.sampling)
+                fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+                return categorical(fold(keys, place), policy), jax.nn.softmax(policy)
+
+            def greedy(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+                return likeliest(logits), jnp.zeros_like(logits)  # nobody reads these
+
+            return jax.lax.cond(flags["temperature"], drawn, greedy, logits)
 
         def turn(carry: tuple, place: jax.Array) -> tuple[tuple, tuple]:
-            token, written, cache = carry
-            written = written.append(token)
+            token, output, cache = carry
+            output = output.append(token)
             logits, cache = self.step_fn(token[:, None], cache)
-            token, probabilities = choose(logits[:, 0], written, place)
-            return (token, written, cache), (token, probabilities)
+            token, probabilities = choose(logits[:, 0], output, place)
+            return (token, output, cache), (token, probabilities)
 
         # Rows that are behind read two tokens first. The others, which share the step, forget the
         # second.
-        written, behind = state.written, memory.behind
-        before = jnp.maximum(written.lengths - 2, 0)[:, None]
-        before = jnp.take_along_axis(written.tokens, before, axis=1)[:, 0]
+        output, behind = state.output, memory.behind
+        before = jnp.maximum(output.lengths - 2, 0)[:, None]
+        before = jnp.take_along_axis(output.tokens, before, axis=1)[:, 0]
         fed = jnp.stack([jnp.where(behind, before, state.last), state.last], axis=1)
         logits, cache = self.step_fn(fed, memory.cache)
         cache = cache.rewind(memory.cache.lengths + 1 + behind.astype(jnp.int32))
         logits = jnp.where(behind[:, None], logits[:, 1], logits[:, 0])
-        first = choose(logits, written, jnp.int32(0))
+        first = choose(logits, output, jnp.int32(0))
         places = jnp.arange(1, length, dtype=jnp.int32)
-        (_, _, cache), others = jax.lax.scan(turn, (first[0], written, cache), places)
+        (_, _, cache), others = jax.lax.scan(turn, (first[0], output, cache), places)
         tokens, probabilities = jax.tree.map(
             lambda one, more: jnp.concatenate([one[:, None], jnp.moveaxis(more, 0, 1)], axis=1),
             first,
@@ -145,7 +160,7 @@ class ModelDraft:
 class PromptLookup:
     """Proposes what followed the last tokens where they stood before; needs no model or memory.
 
-    It looks in `references`, in the prompts (see `Written`) and in what is written, for the longest
+    It looks in `references`, in the prompts (see `Output`) and in the output, for the longest
     match up to `ngram` tokens, and takes the latest of those; text that runs into its own end goes
     round.
 
@@ -170,7 +185,7 @@ class PromptLookup:
     ) -> Proposals:
         nothing = jnp.full((len(state.last), 1), -1, jnp.int32)  # so that there are two places
         parts = [nothing] if self.references is None else [nothing, self.references]
-        text = state.written.text(before=jnp.concatenate(parts, axis=1))
+        text = state.output.text(before=jnp.concatenate(parts, axis=1))
         size = text.shape[1]
         same, agreeing = jnp.ones(text.shape, bool), jnp.zeros(text.shape, jnp.int32)
         for back in range(min(self.ngram, size)):  # from the end of a match to its beginning
@@ -194,11 +209,11 @@ class Speculation:
     """Speculative decoding under way; give it to `speculate`, which may have its memory.
 
     Args:
-      state: of the rows, as `generate.begin` begins it.
+      state: of the rows, as `generate.start` returned it.
       memory: of the draft.
       turns: `[rows]` int32, steps of the model until the row's end.
       judged: `[rows]` int32, proposals up to the first refused one of each turn or the row's end.
-      accepted: `[rows]` int32, those of them that were written.
+      accepted: `[rows]` int32, those of them that became output.
     """
 
     state: State
@@ -208,10 +223,19 @@ class Speculation:
     accepted: jax.Array
 
     @classmethod
-    def begin(cls, state: State, memory: Any = None) -> "Speculation":
-        """Begins with rows that have written nothing, and the memory of a draft, if it has any."""
+    def of(cls, state: State, memory: Any = None) -> "Speculation":
+        """Begins with rows without output, and the memory of a draft, if it has any."""
         zeros = (jnp.zeros(state.done.shape, jnp.int32) for _ in range(3))  # each may be donated
         return cls(state, memory, *zeros)
+
+    def insert(self, rows: jax.Array, new: "Speculation") -> "Speculation":
+        """Replaces whole rows; see `State.insert`."""
+        memory = None if self.memory is None else self.memory.insert(rows, new.memory)
+        counts = (
+            insert_rows(name, getattr(self, name), rows, getattr(new, name))
+            for name in ("turns", "judged", "accepted")
+        )
+        return Speculation(self.state.insert(rows, new.state), memory, *counts)
 
     @property
     def generated(self) -> Generated:
@@ -234,17 +258,17 @@ def speculate(
     draft_length: int,
     steps: jax.Array | int | None = None,
 ) -> Speculation:
-    """Does as `advance` does, with fewer steps of the model.
+    """Does as `decode` does, with fewer steps of the model.
 
     In each, a row writes the proposals that are accepted and one token of the model's own. Greedy
-    rows are those of `advance`, and drawn ones have the same distribution, but other draws.
+    rows are those of `decode`, and drawn ones have the same distribution, but other draws.
 
     Args:
-      step_fn: as in `advance`; its cache has `lengths` `[rows]` int32, `rewind(lengths)`, and room
-        for `room + draft_length` tokens behind the prompts, as has that of a `ModelDraft`. Where
+      step_fn: as in `decode`; its cache has `lengths` `[rows]` int32, `rewind(lengths)`, and room
+        for `capacity + draft_length` tokens after the prompts, as has that of a `ModelDraft`. Where
         layers see windows, both must be able to take back `draft_length` tokens.
-      speculation: as `Speculation.begin` or `speculate` returned it.
-      settings: how rows are written. Rules see each proposal as if those before it were written.
+      speculation: as `Speculation.of` or `speculate` returned it.
+      settings: how rows are generated. Rules see each proposal as if those before it were output.
       draft: what proposes tokens.
       draft_length: tokens that it proposes a turn, at least 1.
       steps: most steps of the model now, e.g. 1 to show tokens as they come; None for all.
@@ -258,7 +282,8 @@ def speculate(
     """
     if draft_length < 1:
         raise InputError(f"draft_length={draft_length} must be at least 1")
-    most = speculation.state.written.tokens.shape[1] if steps is None else steps
+    most = speculation.state.output.tokens.shape[1] if steps is None else steps
+    flags = settings.flags()
 
     def unfinished(loop: tuple[jax.Array, Speculation]) -> jax.Array:
         count, speculation = loop
@@ -266,64 +291,95 @@ def speculate(
 
     def turn(loop: tuple[jax.Array, Speculation]) -> tuple[jax.Array, Speculation]:
         count, speculation = loop
-        return count + 1, _turn(step_fn, speculation, settings, draft, draft_length)
+        return count + 1, _turn(step_fn, speculation, settings, flags, draft, draft_length)
 
     return jax.lax.while_loop(unfinished, turn, (jnp.int32(0), speculation))[1]
 
 
 def _turn(
-    step_fn: StepFn, speculation: Speculation, settings: Settings, draft: Draft, length: int
+    step_fn: StepFn,
+    speculation: Speculation,
+    settings: Settings,
+    flags: Flags,
+    draft: Draft,
+    length: int,
 ) -> Speculation:
     """Returns the speculation after one step of the model."""
     state = speculation.state
-    written, going = state.written, ~state.done
+    output, going = state.output, ~state.done
     draft_keys, own_keys = _keys(state, settings)
     proposals = draft.propose(speculation.memory, state, settings, draft_keys, length=length)
     fed = jnp.concatenate([state.last[:, None], proposals.tokens], axis=1)
     logits, cache = step_fn(fed, state.cache)
 
-    # One for each token fed. A place beyond a row's room is judged too, and never written.
+    # One for each token fed. A place beyond a row's capacity is verified too, and never output.
     places = jnp.arange(length + 1, dtype=jnp.int32)[None]
-    lengths = written.lengths[:, None] + jnp.broadcast_to(places, fed.shape)
-    tentative = _extended(written, proposals.tokens, jnp.full_like(state.last, length))
+    at = jnp.broadcast_to(places, fed.shape)
+    lengths = output.lengths[:, None] + at
+    tentative = _extended(output, proposals.tokens, jnp.full_like(state.last, length))
 
     def rules(logits: jax.Array, lengths: jax.Array) -> jax.Array:
-        logits = settings.adjusted(logits, dataclasses.replace(tentative, lengths=lengths))
-        return logits if own_keys is None else filtered(logits, settings.sampling)
+        return settings.adjusted(logits, dataclasses.replace(tentative, lengths=lengths), flags)
 
     adjusted = jax.vmap(rules, in_axes=1, out_axes=1)(logits, lengths)
-    if own_keys is None:
-        accepted, own = _agree(adjusted, proposals)
-    else:
-        accepted, own = _accept(adjusted, proposals, own_keys)
 
-    # Proposals up to the first refused, then the model's own token; and all that up to an end.
-    at = jnp.broadcast_to(places, fed.shape)
-    tokens = jnp.pad(proposals.tokens, ((0, 0), (0, 1)))
-    tokens = jnp.where(at < accepted[:, None], tokens, own[:, None])
-    tentative = _extended(written, tokens, accepted + 1)
+    def spliced(accepted: jax.Array, own: jax.Array) -> jax.Array:
+        """Returns the accepted proposals, then the model's own token."""
+        tokens = jnp.pad(proposals.tokens, ((0, 0), (0, 1)))
+        return jnp.where(at < accepted[:, None], tokens, own[:, None])
+
+    def greedy(adjusted: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        accepted, own = _agree(adjusted, proposals)
+        return accepted, spliced(accepted, own), jnp.zeros(fed.shape, jnp.float32)
+
+    def drawn(adjusted: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        by_place = jax.vmap(lambda logits: filtered(logits, settings.sampling), 1, 1)
+        policy = by_place(adjusted)
+        assert own_keys is not None
+        accepted, own = _accept(policy, proposals, own_keys)
+        tokens = spliced(accepted, own)
+        return accepted, tokens, token_log_probabilities(policy, tokens)
+
+    if own_keys is None:
+        accepted, tokens, policy_gains = greedy(adjusted)
+    else:
+        accepted, tokens, policy_gains = jax.lax.cond(flags["temperature"], drawn, greedy, adjusted)
+    tentative = _extended(output, tokens, accepted + 1)
 
     def ended(lengths: jax.Array) -> jax.Array:
-        return settings.ended(dataclasses.replace(tentative, lengths=lengths))
+        return settings.ended(dataclasses.replace(tentative, lengths=lengths), flags)
 
+    # All that up to an end.
     ends = jax.vmap(ended, in_axes=1, out_axes=1)(lengths + 1)
     kept = jnp.where(jnp.any(ends, axis=1), jnp.argmax(ends, axis=1).astype(jnp.int32), length)
     kept = jnp.where(going, jnp.minimum(kept, accepted) + 1, 0)
     inside = at < kept[:, None]
-    gains = jnp.where(inside, token_log_probabilities(logits, tokens), 0.0)
-    log_probabilities = state.log_probabilities + jnp.sum(gains, axis=1)
+    gains = token_log_probabilities(logits, tokens)
     chosen = jnp.take_along_axis(adjusted, tokens[..., None], axis=-1)[..., 0]
     stuck = state.stuck | jnp.any(inside & ~(chosen > -jnp.inf), axis=1)
+    nan = jnp.any(inside & jnp.isnan(gains), axis=1)
     last = jnp.take_along_axis(tokens, jnp.maximum(kept - 1, 0)[:, None], axis=1)[:, 0]
+
+    def put(array: jax.Array, values: jax.Array) -> jax.Array:
+        return _with(array, values, output.lengths, kept)
+
+    top = state.top
+    if top is not None:
+        values, best = jax.lax.top_k(
+            jax.nn.log_softmax(logits.astype(jnp.float32)), top.tokens.shape[-1]
+        )
+        top = TopTokens(put(top.tokens, best), put(top.log_probabilities, values))
     return Speculation(
         state=dataclasses.replace(
             state,
             last=jnp.where(going, last, state.last),
-            done=state.done | jnp.any(ends & inside, axis=1) | stuck | jnp.isnan(log_probabilities),
+            done=state.done | jnp.any(ends & inside, axis=1) | stuck | nan,
             stuck=stuck,
-            written=_extended(written, tokens, kept),
-            log_probabilities=log_probabilities,
+            output=_extended(output, tokens, kept),
+            token_log_probabilities=put(state.token_log_probabilities, gains),
+            policy_log_probabilities=put(state.policy_log_probabilities, policy_gains),
             cache=cache.rewind(state.cache.lengths + kept),
+            top=top,
         ),
         memory=draft.rewind(proposals.memory, kept, length=length),
         turns=speculation.turns + going.astype(jnp.int32),
@@ -338,7 +394,7 @@ def _keys(state: State, settings: Settings) -> tuple[jax.Array, jax.Array] | tup
         return None, None
     if state.keys is None:
         raise InputError("a temperature draws tokens, which needs keys; None is greedy")
-    keys = jax.vmap(jax.random.fold_in)(state.keys, state.written.lengths)
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.output.lengths)
     keys = jax.vmap(jax.random.split)(keys)
     return keys[:, 0], keys[:, 1]
 
@@ -390,7 +446,7 @@ def _accept(
     rest = jnp.maximum(p - jnp.where((accepted < length)[:, None], q, 0.0), 0.0)
     # Nothing is left only where rounding refused what p and q agree on.
     rest = jnp.where(jnp.any(rest > 0, axis=1, keepdims=True), rest, p)
-    return accepted, _draw(keys[:, 1], jnp.log(rest))
+    return accepted, categorical(keys[:, 1], jnp.log(rest))
 
 
 def _leading(flags: jax.Array) -> jax.Array:
@@ -399,19 +455,21 @@ def _leading(flags: jax.Array) -> jax.Array:
     return jnp.sum(jnp.cumprod(flags.astype(jnp.int32), axis=1), axis=1)
 
 
-def _draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
-    """Returns `[rows]` int32, drawn from `logits` `[rows, vocab]` with each row's own key."""
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-
-
-def _extended(written: Written, tokens: jax.Array, counts: jax.Array) -> Written:
-    """Returns `written` with the first `counts` `[rows]` of `tokens` `[rows, n]` in each row."""
-    room = written.tokens.shape[1]
-    places = jnp.arange(room, dtype=jnp.int32)[None] - written.lengths[:, None]
-    new = jnp.take_along_axis(tokens, jnp.clip(places, 0, tokens.shape[1] - 1), axis=1)
-    here = (places >= 0) & (places < counts[:, None])
+def _extended(output: Output, tokens: jax.Array, counts: jax.Array) -> Output:
+    """Returns the output with the first `counts` `[rows]` of `tokens` `[rows, n]` in each row."""
     return dataclasses.replace(
-        written,
-        tokens=jnp.where(here, new, written.tokens),
-        lengths=written.lengths + counts,
+        output,
+        tokens=_with(output.tokens, tokens, output.lengths, counts),
+        lengths=output.lengths + counts,
     )
+
+
+def _with(array: jax.Array, values: jax.Array, lengths: jax.Array, counts: jax.Array) -> jax.Array:
+    """Returns `array` `[rows, capacity, …]` with the first `counts` `[rows]` of `values`
+    `[rows, n, …]` at and after `lengths` `[rows]`."""
+    places = jnp.arange(array.shape[1], dtype=jnp.int32)[None] - lengths[:, None]
+    here = (places >= 0) & (places < counts[:, None])
+    places = jnp.clip(places, 0, values.shape[1] - 1)
+    trailing = [1] * (array.ndim - 2)
+    new = jnp.take_along_axis(values, places.reshape(*places.shape, *trailing), axis=1)
+    return jnp.where(here.reshape(*here.shape, *trailing), new, array)

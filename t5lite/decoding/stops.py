@@ -1,122 +1,124 @@
-"""Stop texts, found in the text that tokens make, wherever tokens begin and end."""
+"""Stop texts, found in the text of the tokens, wherever tokens begin and end."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.decoding.written import Written
+from t5lite.decoding.output import Output, align_right, insert_rows
 
-_NOTHING, _FOUND, _BEGIN = 0, 1, 2
+WIDTH = 16  # bytes kept of a token
+_NOTHING, _BREAK = (
+    0xFE,
+    0xFF,
+)  # bytes that no UTF-8 text holds: no byte, and bytes that are left out
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stops:
-    """An automaton over tokens that says which of them completes a stop; see `stop_table`.
+    """Texts that end a row, compared with the last bytes of its tokens.
+
+    All shapes are known before any stop is, so that a request with stops compiles nothing.
 
     Args:
-      table: `[states, vocab]` integer, the state after a token. State 0: no stop has begun, 1: one
-        is complete, 2: the answer begins.
-      span: the most tokens that a stop lies in, a byte each; one with tokens of no text among them
-        may be longer, and is missed.
+      token_bytes: `[2, vocab, WIDTH]` uint8, what each token adds to a text, aligned to the right:
+        `[0]` after others, `[1]` as the first of a text; see `token_table`.
+      texts: `[1 or rows, n, length]` int32, the stops in UTF-8, aligned to the right with -1 in
+        front; all -1 for none.
+      fresh: `[1 or rows]` bool, rows whose first token begins a text of its own.
     """
 
-    table: jax.Array
-    span: int = dataclasses.field(metadata={"static": True})
+    token_bytes: jax.Array
+    texts: jax.Array
+    fresh: jax.Array
 
-    def is_possible(self) -> bool:
-        """Whether there are tokens that complete a stop; on the host."""
-        table = np.asarray(self.table)
-        reached = {_BEGIN, _NOTHING}
-        while (more := reached | {*np.unique(table[[*reached]]).tolist()}) != reached:
-            reached = more
-        return _FOUND in reached
+    def found(self, output: Output) -> jax.Array:
+        """Returns `[rows]` bool: rows whose last token completes a stop; prompts do not count.
 
-    def found(self, written: Written) -> jax.Array:
-        """Returns `[rows]` bool: whether the text of a row holds a stop that ends in its last
-        token. Prompts do not count."""
-        first = written.lengths - self.span
+        Missed are stops in the middle of a token of more than `WIDTH` bytes, and those in which
+        tokens without text push the first byte out of the last `length` tokens.
+        """
+        rows, capacity = output.tokens.shape
+        length = self.texts.shape[-1]
+        count = min(length, capacity)  # a token has a byte at least
+        places = jnp.arange(count, dtype=jnp.int32)[None] + (output.lengths - count)[:, None]
+        tokens = jnp.take_along_axis(output.tokens, jnp.maximum(places, 0), axis=1)
+        first = (places == 0) & self.fresh[:, None]
+        text = self.token_bytes[first.astype(jnp.int32), tokens]  # [rows, count, WIDTH]
+        text = jnp.where((places >= 0)[:, :, None], text, jnp.uint8(_NOTHING))
+        text = align_right(text.reshape(rows, -1).astype(jnp.int32), _NOTHING)
+        text = jnp.pad(text, ((0, 0), (length, 0)), constant_values=_NOTHING)
+        # A stop ends within the last token: in one of the last WIDTH places.
+        last = text[:, -(length + WIDTH - 1) :]
+        starts = np.arange(WIDTH)[:, None] + np.arange(length)[None]
+        windows = last[:, starts][:, :, None]  # [rows, WIDTH, 1, length]
+        texts = self.texts[:, None]  # [rows, 1, n, length]
+        same = jnp.all((windows == texts) | (texts < 0), axis=-1) & jnp.any(texts >= 0, axis=-1)
+        return jnp.any(same, axis=(1, 2))
 
-        def step(back: jax.Array, state: jax.Array) -> jax.Array:
-            place = first + back
-            at = jnp.maximum(place, 0)[:, None]
-            token = jnp.take_along_axis(written.tokens, at, axis=1)[:, 0]
-            state = jnp.where(place == 0, _BEGIN, state)
-            return jnp.where(place < 0, state, self.table[state, token].astype(jnp.int32))
+    def insert(self, rows: jax.Array, new: "Stops") -> "Stops":
+        """Replaces whole rows; see `State.insert`."""
+        more = max(0, self.texts.shape[-1] - new.texts.shape[-1])
+        texts = jnp.pad(new.texts, ((0, 0), (0, 0), (more, 0)), constant_values=-1)
+        return dataclasses.replace(
+            self,
+            texts=insert_rows("stops", self.texts, rows, texts, fill=-1),
+            fresh=insert_rows("fresh", self.fresh, rows, new.fresh),
+        )
 
-        start = jnp.zeros(written.lengths.shape, jnp.int32)
-        return jax.lax.fori_loop(0, self.span, step, start) == _FOUND
 
-
-def stop_table(
-    stops: Sequence[bytes], tokens: Sequence[bytes], *, first: Sequence[bytes] | None = None
-) -> Stops:
-    """Returns the automaton of some stops.
+def token_table(
+    tokens: Sequence[bytes], *, first: Sequence[bytes] | None = None, vocab: int | None = None
+) -> np.ndarray:
+    """Returns `Stops.token_bytes`.
 
     Args:
-      stops: UTF-8, at least one, none empty.
       tokens: what each id adds to a text, UTF-8 or part of it; b"" for nothing.
-      first: what each id is as an answer's first token; None: the same.
-
-    Source: Aho & Corasick 1975, "Efficient string matching", with a byte a step, run over whole
-    tokens in advance.
+      first: what each id is as the first token of a text; None: the same.
+      vocab: rows of the table; None for as many as there are tokens.
     """
-    steps = _byte_steps(stops)
-    num_states = 1 << (len(steps) - 1).bit_length()  # few sizes, few compilations
-    table = np.zeros((num_states, len(tokens)), np.int16 if num_states < 2**15 else np.int32)
-    everywhere = _as_matrix(tokens)
-    for state in range(len(steps)):
-        table[state] = _run(steps, state, *everywhere)
-    table[_BEGIN] = _run(steps, _NOTHING, *(everywhere if first is None else _as_matrix(first)))
-    longest = max(map(len, stops))
-    return Stops(table, 1 << (longest - 1).bit_length())  # type: ignore[arg-type]
+    table = np.full((2, vocab or len(tokens), WIDTH), _NOTHING, np.uint8)
+    for half, texts in zip(table, (tokens, tokens if first is None else first), strict=True):
+        for row, text in zip(half, texts, strict=False):
+            kept = text.replace(bytes([_NOTHING]), bytes([_BREAK]))
+            if len(kept) > WIDTH:
+                kept = bytes([_BREAK]) + kept[1 - WIDTH :]
+            row[WIDTH - len(kept) :] = np.frombuffer(kept, np.uint8)
+    return table
 
 
-def _byte_steps(stops: Sequence[bytes]) -> np.ndarray:
-    """Returns `[states, 256]` int32: the state after a byte, with 1 for a complete stop."""
-    children: list[dict[int, int]] = [{}, {}, {}]
-    for stop in stops:
-        state = _NOTHING
-        for at, byte in enumerate(stop):
-            if at == len(stop) - 1:
-                children[state][byte] = _FOUND
-            elif children[state].get(byte) == _FOUND:
-                break  # a shorter stop is complete before
-            else:
-                if byte not in children[state]:
-                    children[state][byte] = len(children)
-                    children.append({})
-                state = children[state][byte]
-    steps = np.zeros((len(children), 256), np.int32)
-    steps[_FOUND] = _FOUND
-    queue = [(_NOTHING, _NOTHING)]  # states, and the longest suffix of each that is a state too
-    for state, suffix in queue:
-        if state != _NOTHING:
-            steps[state] = steps[suffix]
-        for byte, child in children[state].items():
-            after = _NOTHING if state == _NOTHING else int(steps[suffix, byte])
-            steps[state, byte] = child if after != _FOUND else _FOUND
-            if child != _FOUND:
-                queue.append((child, after))
-    return steps
+def stops_of(token_bytes: Any, *stops: bytes, fresh: bool = True) -> Stops:
+    """Returns the stops of every row of a batch.
+
+    Args:
+      token_bytes: see `token_table`.
+      *stops: in UTF-8, none empty.
+      fresh: see `Stops`.
+    """
+    length = max(map(len, stops))
+    texts = np.full((1, len(stops), length), -1, np.int32)
+    for row, stop in zip(texts[0], stops, strict=True):
+        row[length - len(stop) :] = np.frombuffer(stop, np.uint8)
+    return Stops(jnp.asarray(token_bytes), jnp.asarray(texts), jnp.asarray([fresh]))
 
 
-def _as_matrix(tokens: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the bytes of tokens, `[longest, vocab]` uint8, and their lengths `[vocab]`."""
-    lengths = np.array([len(token) for token in tokens], np.int32)
-    matrix = np.zeros((max(int(lengths.max(initial=0)), 1), len(tokens)), np.uint8)
-    for column, token in enumerate(tokens):
-        matrix[: len(token), column] = np.frombuffer(token, np.uint8)
-    return matrix, lengths
-
-
-def _run(steps: np.ndarray, state: int, matrix: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Returns `[vocab]` int32, the state after each token from one state."""
-    states = np.full(len(lengths), state, np.int32)
-    for at, row in enumerate(matrix):
-        inside = np.flatnonzero(lengths > at)
-        states[inside] = steps[states[inside], row[inside]]
-    return states
+def can_occur(stop: bytes, tokens: Sequence[bytes]) -> bool:
+    """Whether some sequence of tokens has a stop in its text; on the host."""
+    reached = {0}  # bytes of the stop that the end of some sequence of tokens holds
+    for token in tokens:
+        if stop in token:
+            return True
+        reached |= {size for size in range(1, len(stop)) if token.endswith(stop[:size])}
+    pieces = {token for token in tokens if token}
+    for size in range(1, len(stop)):  # in rising order: each token only adds bytes
+        if size in reached:
+            for end in range(size + 1, len(stop)):
+                if stop[size:end] in pieces:
+                    reached.add(end)
+            if any(token.startswith(stop[size:]) for token in pieces):
+                return True
+    return False

@@ -7,22 +7,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from t5lite.inference.answers import answer, prompt_batch
+    from t5lite.inference.answer import Answer
+    from t5lite.inference.answers import answer
+    from t5lite.inference.batching import prompt_batch
+    from t5lite.inference.defaults import Rules
     from t5lite.inference.embedding import nearest
+    from t5lite.inference.engine import Draft, Engine
     from t5lite.inference.inside import Inside, attention_maps, attribution
     from t5lite.inference.loaded import Loaded, load, place
     from t5lite.inference.options import Options
     from t5lite.inference.predictions import Answers, AnswerSpan, Classes, Numbers, Tagged, TagSpan
+    from t5lite.inference.request import Reader, Request
     from t5lite.inference.scoring import Score
 
 _HOME = {
+    "Answer": "answer",
     "AnswerSpan": "predictions",
     "Answers": "predictions",
     "Classes": "predictions",
+    "Draft": "engine",
+    "Engine": "engine",
     "Inside": "inside",
     "Loaded": "loaded",
     "Numbers": "predictions",
     "Options": "options",
+    "Reader": "request",
+    "Request": "request",
+    "Rules": "defaults",
     "Score": "scoring",
     "TagSpan": "predictions",
     "Tagged": "predictions",
@@ -32,16 +43,22 @@ _HOME = {
     "load": "loaded",
     "nearest": "embedding",
     "place": "loaded",
-    "prompt_batch": "answers",
+    "prompt_batch": "batching",
 }
 __all__ = [
+    "Answer",
     "AnswerSpan",
     "Answers",
     "Classes",
+    "Draft",
+    "Engine",
     "Inside",
     "Loaded",
     "Numbers",
     "Options",
+    "Reader",
+    "Request",
+    "Rules",
     "Score",
     "TagSpan",
     "Tagged",

@@ -58,6 +58,58 @@ def padded(
     return tokens, segments
 
 
+def prompt_batch(
+    topology: str,
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    *,
+    num_rows: int,
+    length: int,
+    prefix: bool = False,
+    start_id: int | None = 0,
+    seeds: Sequence[tuple[int, int]] | None = None,
+) -> dict[str, np.ndarray]:
+    """Lays prompts out as `Model.start` takes them.
+
+    Args:
+      topology: "encoder_decoder", whose encoder reads the prompt, or "decoder", which continues it.
+      prompts: token ids, each at most `length` long.
+      num_rows: of the batch; those after the prompts are padding.
+      length: of the longest prompt that there is room for.
+      prefix: whether a decoder sees a prompt in both directions, as one trained on prefixes does.
+      start_id: what a decoder reads first; None for nothing, and then no prompt is empty.
+      seeds: a seed and a number for each prompt, which its draws depend on; None for none.
+
+    Returns:
+      `encoder_input_tokens` and `encoder_segment_ids` `[num_rows, length]` int32; or for a decoder
+      `decoder_input_tokens` `[num_rows, length + 1]`, behind the start token, or `[num_rows,
+      length]` if there is none, `decoder_lengths`
+      `[num_rows]` and, with `prefix`, `decoder_causal_attention`. With `seeds`, `seeds`
+      `[num_rows, 2]` uint32.
+    """
+    first = [] if topology == "encoder_decoder" or start_id is None else [start_id]
+    start = len(first)
+    tokens = np.zeros((num_rows, start + length), np.int32)
+    tokens[:, :start] = first
+    lengths = np.full(num_rows, start, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, start : start + len(prompt)] = prompt
+        lengths[row] += len(prompt)
+    if topology == "decoder":
+        lengths = np.maximum(lengths, 1)  # also of padding
+    batch: dict[str, np.ndarray] = {}
+    if seeds is not None:
+        batch["seeds"] = np.zeros((num_rows, 2), np.uint32)
+        batch["seeds"][: len(seeds)] = seeds
+    inside = np.arange(tokens.shape[1]) < lengths[:, None]
+    if topology == "encoder_decoder":
+        segments = inside.astype(np.int32)
+        return batch | {"encoder_input_tokens": tokens, "encoder_segment_ids": segments}
+    batch |= {"decoder_input_tokens": tokens, "decoder_lengths": lengths}
+    if prefix:
+        batch["decoder_causal_attention"] = inside.astype(np.int32)
+    return batch
+
+
 def by_size(sizes: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
     """Yields which rows go together, `[n]`: those of like size, so that little is padding."""
     order = np.argsort(np.asarray(sizes, np.int64), kind="stable")

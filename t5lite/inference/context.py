@@ -1,13 +1,14 @@
 """Text in context: the tokens of a text as they stand behind another, and the text of tokens."""
 
+import functools
 import itertools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from t5lite.data import Bytes, Vocabulary
-from t5lite.decoding import Stops, stop_table
 from t5lite.inference.gaps import encode
 
 _CONTEXT = 64  # tokens of a prompt that decide how the text after it begins
@@ -120,14 +121,8 @@ def up_to_stop(text: str, stops: Sequence[str]) -> str:
     return text[: min(found, default=len(text))]
 
 
-def stops_of(
-    stops: Sequence[str], tokens: Sequence[bytes], first: Sequence[bytes] | None = None
-) -> Stops:
-    """Returns what finds stops in the text of tokens, see `token_texts`."""
-    return stop_table([stop.encode() for stop in stops], tokens, first=first)
-
-
-def token_texts(vocabulary: Vocabulary, *, alone: bool = False) -> list[bytes]:
+@functools.lru_cache(maxsize=8)
+def token_texts(vocabulary: Any, *, alone: bool = False) -> list[bytes]:
     """Returns what each id adds to a text, in UTF-8, of bytes of characters those bytes.
 
     Args:

@@ -1,7 +1,8 @@
-"""A trained model with its parameters and vocabulary, as `load` returns it: text in, text out."""
+"""A trained model with its parameters, as `load` returns it: text in, text out."""
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,69 +14,102 @@ from jax.sharding import Mesh
 from t5lite.data import Vocabulary
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
-from t5lite.decoding import Stops
 from t5lite.errors import InputError
+from t5lite.inference.answer import Answer
 from t5lite.inference.batching import check_count, each, settled
-from t5lite.inference.compiled import Functions, compile_functions
-from t5lite.inference.context import stops_of, token_texts
-from t5lite.inference.embedding import Embedder, embed
-from t5lite.inference.generation import Answer, Generator
+from t5lite.inference.defaults import check_defaults, ignored
+from t5lite.inference.embedding import Embedder
+from t5lite.inference.engine import Draft, Engine
 from t5lite.inference.options import options_of
-from t5lite.inference.predict import Predictor, predict
-from t5lite.inference.scoring import Score, Scorer, score
-from t5lite.interop import Opened, open_model
+from t5lite.inference.predict import Predictor
+from t5lite.inference.request import Reader, Request
+from t5lite.inference.requirements import require
+from t5lite.inference.scoring import Score, Scorer
+from t5lite.interop import Description, Opened, open_model
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.finite import check_compute, check_dtype
 from t5lite.interop.generation_defaults import GenerationDefaults
 from t5lite.models import ComputeSpec, Model, ModelSpec
 from t5lite.objectives import Prompts
-from t5lite.parallel import Layout, make_mesh, shardings, with_layout
+from t5lite.parallel import Layout, make_mesh
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Loaded:
-    """A trained model, as `load` returns it.
+    """A trained model, as `load` returns it: an engine with parameters.
+
+    `dataclasses.replace(loaded, params=...)` compiles nothing.
 
     Args:
-      model: pure functions.
-      params: for them: averaged ones where the run kept an average; placed on `mesh`.
-      vocabulary: of the token ids; None where none was saved.
+      engine: the compiled functions of the model.
+      params: of the model, averaged ones where the run kept an average; placed on the mesh.
+      description: what the folder says beside its arrays.
       step: updates done; None where the folder does not say.
-      folder: where it came from; of t5lite the step folder.
-      layout: how arrays are sharded over `mesh`.
-      mesh: the devices.
-      labels: names of what a head's outputs mean, by label feature: `labels["labels"][2]` is class
-        or tag 2. {} where none were saved.
-      trained_prompts: how it was prompted in training; None where that is unknown.
-      generation: how it writes unless options say otherwise; None where its files do not say.
-      embedding: how it embeds texts unless options say otherwise; likewise.
-      inputs: how rows became texts in training, as far as that is known.
+      folder: of the checkpoint, for messages.
     """
 
-    model: Model
+    engine: Engine
     params: Any
-    vocabulary: Vocabulary | None
-    step: int | None
-    folder: epath.Path
-    layout: Layout
-    mesh: Mesh
-    labels: Labels = dataclasses.field(default_factory=dict)
-    trained_prompts: Prompts | None = None
-    generation: GenerationDefaults | None = None
-    embedding: EmbeddingDefaults | None = None
-    inputs: InputFormat = InputFormat()
+    description: Description
+    step: int | None = None
+    folder: epath.PathLike = "the model"
 
-    @functools.cached_property
-    def prompts(self) -> Prompts:
-        """How the model is prompted: as in training, where that is known."""
-        return self.trained_prompts or Prompts.by_default(
-            self.vocabulary, topology=self.model.topology, start_id=self.spec.start_id
-        )
+    @property
+    def model(self) -> Model:
+        """The model as pure functions."""
+        return self.engine.model
 
     @property
     def spec(self) -> ModelSpec:
         """The architecture."""
-        return self.model.spec
+        return self.engine.model.spec
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The vocabulary; None where none was saved."""
+        return self.engine.vocabulary
+
+    @property
+    def layout(self) -> Layout:
+        """How arrays are sharded over `mesh`."""
+        return self.engine.layout
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.engine.mesh
+
+    @property
+    def labels(self) -> Labels:
+        """Names of the classes of a head, by label feature; {} where none were saved."""
+        return self.description.labels
+
+    @property
+    def generation(self) -> GenerationDefaults | None:
+        """Default generation options; None where its files do not say."""
+        return self.description.generation
+
+    @property
+    def embedding(self) -> EmbeddingDefaults | None:
+        """Default embedding options; None where its files do not say."""
+        return self.description.embedding
+
+    @property
+    def inputs(self) -> InputFormat:
+        """How rows became texts in training."""
+        return self.description.inputs
+
+    @functools.cached_property
+    def prompts(self) -> Prompts:
+        """How the model is prompted: as in training, where that is known."""
+        return self.description.prompts or Prompts.by_default(
+            self.vocabulary, topology=self.model.topology, start_id=self.spec.start_id
+        )
+
+    @functools.cached_property
+    def decoding_params(self) -> Any:
+        """The parameters as `Engine.prepare` returns them."""
+        return self.engine.prepare(self.params)
 
     def generate(
         self,
@@ -89,25 +123,24 @@ class Loaded:
         draft_length: int = 4,
         **options: Any,
     ) -> list:
-        """Answers texts, continues them if the model is a decoder, or fills an encoder's gaps.
+        """Answers texts; a decoder continues them, an encoder fills their mask tokens.
 
-        Compiles once for each kind of options, for texts and `max_new_tokens` of up to 16, 32, 64,
-        … tokens, and for batches of 1, 2, 4, … texts: others of such sizes then run at once, as do
-        other numbers among the options. The first call keeps the parameters a second time, layer by
-        layer; see `Model.unstack`.
+        Compiles once for texts and `max_new_tokens` of up to 16, 32, 64, … tokens, and for batches
+        of 1, 2, 4, … texts: others of such sizes then run at once, with other options as well. The
+        first call makes an unstacked copy of the parameters; see `Engine.prepare`.
 
         Args:
-          texts: `<extra_id_0>`, `<extra_id_1>`, … in them are T5's sentinels: gaps to be filled in
-            by a model trained on span corruption. An encoder's gaps are its mask tokens.
+          texts: `<extra_id_0>`, `<extra_id_1>`, … in them are T5's sentinels: gaps that a model
+            trained on span corruption fills. An encoder's gaps are its mask tokens.
           batch_size: most texts answered together.
-          fill: whether to return the texts with their gaps filled in, rather than the answers. A
-            gap that the answer does not mention stays as it is.
+          fill: whether to return the texts with their gaps filled, rather than the answers. A gap
+            that the answer does not mention stays as it is.
           prompt: what a text is to the model. `inputs`: a whole text, framed as in training on
             inputs and targets. `continue`: a beginning. `prefix`: a beginning that is seen in both
             directions, for models trained on prefixes. None: as the run was trained, or else
             `inputs` for an encoder-decoder and `continue` for a decoder.
-          truncate: whether texts that are too long are cut: whole texts lose their end, as in
-            training, and those to be continued their beginning. Otherwise they are refused.
+          truncate: whether texts that are too long are truncated: whole texts at their end, as in
+            training, and those to be continued at their beginning. Otherwise they are refused.
           draft: for speculative decoding: a smaller model of the same vocabulary, or "prompt",
             which looks tokens up in the text and the answer. Greedy answers stay the same, drawn
             ones keep their distribution.
@@ -119,8 +152,8 @@ class Loaded:
           A text for each, in order; with `num_samples` above 1 a list of texts for each.
 
         Raises:
-          InputError: the model cannot write, no vocabulary, no text, one that is empty or too long,
-            or an option that is unknown, out of range or contradicts another.
+          InputError: the model cannot generate, no vocabulary, no text, one that is empty or too
+            long, or an option that is unknown, out of range or contradicts another.
         """
         answers = self.answers(
             texts,
@@ -136,44 +169,127 @@ class Loaded:
         return [[one.text for one in each] if several else each[0].text for each in answers]
 
     def answers(
-        self, texts: Sequence[str], *, batch_size: int = 32, **options: Any
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 32,
+        fill: bool = False,
+        prompt: str | None = None,
+        truncate: bool = False,
+        draft: "Loaded | str | None" = None,
+        draft_length: int = 4,
+        **options: Any,
     ) -> list[list[Answer]]:
-        """Does as `generate`, and returns each text's answers with their tokens and probability."""
+        """Does as `generate`, and returns the answers to each text with tokens, log-probabilities
+        and the reason to end."""
         if isinstance(texts, str):
             raise InputError("texts is one string; put it in a list: [text]")
         if not texts:
             raise InputError("texts is empty; give at least one text")
         check_count("batch_size", batch_size)
-        generator, rest = self._generator(options)
-        rows = options_of(rest, len(texts), generator.options)
-        questions = each(
+        reader = self.reader(
+            fill=fill, prompt=prompt, truncate=truncate, draft=draft, draft_length=draft_length
+        )
+        requests = each(
             "texts",
-            lambda number, text, options: generator.read(text, options, number=number),
+            lambda number, text, own: Request.from_text(text, reader, own, number=number),
             range(len(texts)),
             texts,
-            rows,
+            options_of(options, len(texts), reader.options),
         )
-        return settled("texts", generator.outcomes(questions, batch_size=batch_size))
+        outcomes = self.engine.outcomes(
+            self.decoding_params,
+            requests,
+            batch_size=batch_size,
+            draft=draft_of(draft),
+            draft_length=draft_length,
+        )
+        return settled("texts", outcomes)
 
-    def stream(self, text: str, **options: Any) -> Iterator[str]:
-        """Returns what `generate` does for one text in pieces, as they are written.
+    def stream(
+        self,
+        text: str,
+        *,
+        prompt: str | None = None,
+        truncate: bool = False,
+        draft: "Loaded | str | None" = None,
+        draft_length: int = 4,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Returns what `generate` does for one text in pieces, as they are generated.
 
         What cannot be streamed or answered is refused at the call.
 
         Args:
           text: to answer or to continue.
-          **options: of `generate`, without `fill`, beams and several samples.
+          prompt, truncate, draft, draft_length: see `generate`.
+          **options: of `generate`, without beams and several samples.
         """
-        generator, rest = self._generator(options)
-        return generator.stream(generator.read(text, options_of(rest, 1, generator.options)[0]))
-
-    def _generator(self, options: Mapping[str, Any]) -> tuple[Generator, dict[str, Any]]:
-        """Returns what answers, and the options that are not its own but a text's."""
-        own = {field.name for field in dataclasses.fields(Generator)}
-        return (
-            Generator(self, **{name: options[name] for name in options if name in own}),
-            {name: value for name, value in options.items() if name not in own},
+        reader = self.reader(
+            fill=options.pop("fill", False),
+            prompt=prompt,
+            truncate=truncate,
+            draft=draft,
+            draft_length=draft_length,
         )
+        request = Request.from_text(text, reader, options_of(options, 1, reader.options)[0])
+        return self.engine.stream(
+            self.decoding_params, request, draft=draft_of(draft), draft_length=draft_length
+        )
+
+    def reader(
+        self,
+        *,
+        prompt: str | None = None,
+        fill: bool = False,
+        truncate: bool = False,
+        draft: "Loaded | str | None" = None,
+        draft_length: int = 4,
+    ) -> Reader:
+        """Returns how the model reads texts; see `generate`.
+
+        Raises:
+          InputError: a model that cannot generate, no vocabulary, or a draft that does not fit.
+        """
+        vocabulary = require(self, head="lm", to="generate text")
+        check_count("draft_length", draft_length)
+        self._check_draft(draft)
+        reader = Reader(
+            spec=self.spec,
+            vocabulary=vocabulary,
+            prompts=self.prompts,
+            defaults=self.generation,
+            where=self.folder,
+            prompt=prompt,
+            fill=fill,
+            truncate=truncate,
+            draft_length=0 if draft is None else draft_length,
+            draft=draft.spec if isinstance(draft, Loaded) else None,
+        )
+        check_defaults(self.generation, spec=self.spec, where=self.folder)
+        unused = ignored(self.generation, self.spec)
+        if unused and not self.__dict__.setdefault("_warned", False):
+            self.__dict__["_warned"] = True
+            warnings.warn(
+                f"{self.folder} says of generation what is ignored: {', '.join(unused)}",
+                stacklevel=3,
+            )
+        return reader
+
+    def _check_draft(self, draft: Any) -> None:
+        if draft is None or draft == "prompt":
+            return
+        if not isinstance(draft, Loaded):
+            raise InputError(f"draft = {draft!r}: must be a loaded model, or 'prompt'")
+        if draft.model.topology != self.model.topology:
+            raise InputError(
+                f"the draft is {draft.model.topology}, the model {self.model.topology}: both must "
+                "be of one topology"
+            )
+        theirs, ours = draft.vocabulary, self.engine.words
+        alike = theirs is not None and theirs.fingerprint == ours.fingerprint
+        if not alike or draft.spec.vocab != self.spec.vocab:
+            raise InputError("the draft has another vocabulary than the model")
 
     def embed(
         self,
@@ -216,7 +332,7 @@ class Loaded:
         if isinstance(texts, str) or not texts:
             raise InputError("texts must be a list of at least one text")
         requests = each("texts", embedder.read, texts)
-        outcomes = embed(self, self.params, requests, batch_size=batch_size)
+        outcomes = self.engine.embed(self.params, requests, batch_size=batch_size)
         return np.stack(settled("texts", outcomes))
 
     def predict(
@@ -276,7 +392,7 @@ class Loaded:
             no_answer=no_answer,
         )
         requests = each("texts", predictor.read, texts)
-        outcomes = predict(self, self.params, predictor, requests, batch_size=batch_size)
+        outcomes = self.engine.predict(self.params, predictor, requests, batch_size=batch_size)
         return settled("texts", outcomes)
 
     def score(
@@ -327,9 +443,7 @@ class Loaded:
         if targets is not None and len(targets) != len(texts):
             raise InputError(f"{len(texts)} texts and {len(targets)} targets: give each text one")
         requests = each("texts", scorer.read, *((texts,) if targets is None else (texts, targets)))
-        outcomes = score(
-            self, self.params, requests, vocabulary=self.vocabulary, batch_size=batch_size
-        )
+        outcomes = self.engine.score(self.params, requests, batch_size=batch_size)
         return settled("texts", outcomes)
 
     def __repr__(self) -> str:
@@ -339,45 +453,10 @@ class Loaded:
             f"Loaded({self.spec.family}, {count:,} parameters{step},\n       {str(self.folder)!r})"
         )
 
-    @functools.cached_property
-    def decoding_params(self) -> Any:
-        """The parameters of `Model.unstack`, which `generate` reads; placed on `mesh` as well."""
-        model, layout, mesh = self.model.unstacked, self.layout, self.mesh
-        if model.spec.decoder is None:
-            return self.params
-        placed = shardings(model.axes(), layout.parameters, mesh)
-        return with_layout(self.model.unstack, layout, mesh, out_shardings=placed)(self.params)
 
-    @functools.cached_property
-    def functions(self) -> Functions:
-        """What `generate` computes with, compiled: see `compiled.compile_functions`."""
-        return compile_functions(self.model, self.layout, self.mesh)
-
-    @functools.cached_property
-    def _kept(self) -> dict[Any, Any]:
-        """What was made once for this model: what has been said, what finds stops."""
-        return {}
-
-    def say_once(self, topic: str, what: Sequence[str]) -> Sequence[str]:
-        """Returns `what` the first time that a topic is asked for, then nothing."""
-        return () if self._kept.setdefault(("said", topic), what) is not what else what
-
-    def stops_of(self, stops: tuple[str, ...], *, continued: bool) -> Stops:
-        """Returns what finds stops in answers, made once for each set of them.
-
-        Args:
-          stops: none of them empty.
-          continued: whether answers go on where a text ends, or begin a text of their own.
-        """
-        assert self.vocabulary is not None
-        key = (stops, continued)
-        if key not in self._kept:
-            for alone in (False, True):
-                if alone not in self._kept:
-                    self._kept[alone] = token_texts(self.vocabulary, alone=alone)
-            first = None if continued else self._kept[True]
-            self._kept[key] = stops_of(stops, self._kept[False], first)
-        return self._kept[key]
+def draft_of(draft: Loaded | str | None) -> Draft | str | None:
+    """Returns a draft as an engine takes it."""
+    return Draft(draft.engine, draft.decoding_params) if isinstance(draft, Loaded) else draft
 
 
 def place(
@@ -406,20 +485,8 @@ def place(
             f"{model.spec.vocab} embeddings: it is another model's"
         )
     params = opened.params(model, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
-    return Loaded(
-        model,
-        params,
-        vocabulary,
-        opened.step,
-        epath.Path(opened.where),
-        layout,
-        mesh,
-        labels=opened.description.labels,
-        trained_prompts=opened.description.prompts,
-        generation=opened.description.generation,
-        embedding=opened.description.embedding,
-        inputs=opened.description.inputs,
-    )
+    engine = Engine(model, vocabulary, layout, mesh)
+    return Loaded(engine, params, opened.description, opened.step, epath.Path(opened.where))
 
 
 def load(

@@ -150,7 +150,7 @@ class Options:
         neutral=1.0,
     )
     no_repeat_ngram_size: int | None = _integer(
-        None, 1, "no N-gram of the prompt and the response occurs twice", static=True
+        None, 1, "no N-gram of the prompt and the response occurs twice", neutral=0
     )
     presence_penalty: float | None = _number(
         None, "subtracted from the logits of tokens that the response has", neutral=0.0
@@ -194,7 +194,6 @@ class Options:
     )
     stop: tuple[str, ...] = _texts(
         "ends a response, and is left out of its text; repeatable. A newline in bash: $'\\n'",
-        static=True,
     )
     banned: tuple[str | int, ...] = _texts(
         "a token that is never written, as text (in Python also an id); repeatable", encoder=True
@@ -205,7 +204,6 @@ class Options:
         1,
         1,
         "encoders: mask-predict iterations, most confident tokens first (1)",
-        static=True,
         encoder=True,
     )
     num_log_probabilities: int = _integer(
@@ -213,7 +211,6 @@ class Options:
         0,
         "most probable tokens reported with each token of a response (0)",
         "K",
-        static=True,
     )
     logits_fn: Callable[..., Any] | None = _option(
         None,

@@ -105,7 +105,7 @@ def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) ->
         with `gradient/`, and `gradient/rounded` are the mesh axes between which sums of gradients
         travel in the dtype of the computation.
       mesh: the devices.
-      **jit_options: passed to `jax.jit`; `donate_argnums` and so on.
+      **jit_options: passed to `jax.jit`; `donate_argnums`, `static_argnames` and so on.
 
     Returns:
       A function with `.trace(*shapes)` and `.lower(*shapes)` like `jax.jit`'s.
@@ -116,25 +116,28 @@ def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) ->
     if layout.gradient_dtype == "compute":
         rules.append(("gradient/rounded", MESH_AXES))
 
-    @functools.wraps(fn)
-    def ruled(*args: Any) -> Any:
+    def ruled(*args: Any, **kwargs: Any) -> Any:
         with nn.logical_axis_rules(rules):
-            return fn(*args)
+            return fn(*args, **kwargs)
+
+    ruled.__name__ = getattr(fn, "__name__", type(fn).__name__)
+    if not isinstance(fn, functools.partial):
+        functools.update_wrapper(ruled, fn)
 
     options = dict(layout.compiler_options.get(platform_of(mesh), {})) or None
     compiled = jax.jit(ruled, compiler_options=options, **jit_options)
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         with jax.set_mesh(mesh):
-            return compiled(*args)
+            return compiled(*args, **kwargs)
 
-    def trace(*args: Any) -> Any:
+    def trace(*args: Any, **kwargs: Any) -> Any:
         with jax.set_mesh(mesh):
-            return compiled.trace(*args)
+            return compiled.trace(*args, **kwargs)
 
-    def lower(*args: Any) -> Any:
+    def lower(*args: Any, **kwargs: Any) -> Any:
         with jax.set_mesh(mesh):
-            return compiled.lower(*args)
+            return compiled.lower(*args, **kwargs)
 
     call.trace, call.lower = trace, lower  # type: ignore[attr-defined]
     return call

@@ -251,7 +251,7 @@ def converse(monkeypatch, loaded, *lines, chosen=None):
         return line
 
     monkeypatch.setattr("builtins.input", read)
-    generator = t5lite.inference.generation.Generator(loaded)
+    generator = t5lite.inference.generator.Generator(loaded)
     prompts = prompts_of(parsed("generate"))
     return session.converse(generator, prompts, {"max_new_tokens": 6} | (chosen or {}))
 
@@ -390,7 +390,7 @@ def test_a_real_terminal(folder):
         (["--temprature=1", "a"], b"", "did you mean --temperature"),
         (["--top_k=3", "a"], b"", "has no effect without"),
         (["--num_beams=2", "--temperature=1", "a"], b"", "beam search draws no samples"),
-        (["--num_beams=2", "--draft=prompt", "a", "b"], b"", "a beam search takes no draft"),
+        (["--num_beams=2", "--draft=prompt", "a", "b"], b"", "beam search takes no draft"),
         (["--banned=cat", "a", "b"], b"", "only single tokens can be banned"),
         (["--logit_bias=a", "a"], b"", "--logit_bias: invalid token_and_number value: 'a'"),
         (["--logit_bias=a=nan", "a"], b"", "must be a mapping from tokens to numbers"),

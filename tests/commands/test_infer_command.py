@@ -19,7 +19,7 @@ import t5lite
 from t5lite.commands.resumable import Resumable
 from t5lite.data import ArrayData, open_vocabulary
 from t5lite.errors import InputError
-from t5lite.inference.generation import Generator
+from t5lite.inference.generator import Generator
 from t5lite.main import main
 from t5lite.models import override, preset
 

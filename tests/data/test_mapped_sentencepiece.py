@@ -1,7 +1,6 @@
 """SentencePiece's pieces under other ids: saved, as SeqIO's, and two models of one vocabulary."""
 
 import io
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +12,9 @@ from t5lite.data.vocabularies.base import Vocabulary
 from t5lite.data.vocabularies.mapped import MappedSentencePiece
 from t5lite.data.vocabularies.opening import load_vocabulary
 from t5lite.errors import InputError
-from t5lite.inference import Loaded
+from t5lite.inference import Engine, Loaded
 from t5lite.inference.scoring import Scorer
+from t5lite.interop import Description
 from t5lite.models import Model, override
 from t5lite.objectives import Seq2Seq
 from t5lite.parallel import Layout, make_mesh
@@ -115,9 +115,8 @@ def test_files_have_their_targets_in_the_targets_pieces(marian, tmp_path):
     # And where a trained model scores them.
     model = Model(override("t5_1_1_nano", {"vocab": 512}))
     layout = Layout()
-    loaded = Loaded(
-        model, None, marian, None, Path("untrained"), layout, make_mesh(layout, jax.devices()[:1])
-    )
+    engine = Engine(model, marian, layout, make_mesh(layout, jax.devices()[:1]))
+    loaded = Loaded(engine, None, Description(model.spec))
     questions = [Scorer(loaded).read(*pair) for pair in zip(SOURCES, TARGETS, strict=True)]
     for name in ("inputs", "targets"):
         scored = sorted(getattr(question, name) for question in questions)

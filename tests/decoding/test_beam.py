@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import t5lite
-from t5lite.decoding import Constraints, Sampling, Settings, generate, stop_table
+from t5lite.decoding import Constraints, Sampling, Settings, generate, stops_of, token_table
 from t5lite.decoding.beam import CHUNK, beam_search, top_k
 from t5lite.errors import InputError
 
@@ -30,6 +30,13 @@ class ToyCache:
 
     state: jax.Array
 
+    @property
+    def lengths(self):
+        return jnp.zeros(len(self.state), jnp.int32)
+
+    def rewind(self, lengths):
+        return self
+
     def reorder(self, rows):
         return ToyCache(self.state[rows])
 
@@ -47,7 +54,7 @@ def empty_cache(batch):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("num_beams", "room", "early_stopping", "num_samples", "step")
+    jax.jit, static_argnames=("num_beams", "capacity", "early_stopping", "num_samples", "step")
 )
 def search(first, settings, *, step=step, **options):
     return beam_search(step, empty_cache(len(first)), first, settings, **options)
@@ -77,7 +84,7 @@ def test_as_many_beams_as_paths_find_the_best(early_stopping):
         first,
         Settings(eos_ids=(EOS,)),
         num_beams=VOCAB,
-        room=4,
+        capacity=4,
         num_samples=3,
         length_penalty=jnp.array(penalties),
         early_stopping=early_stopping,
@@ -100,8 +107,8 @@ def test_as_many_beams_as_paths_find_the_best(early_stopping):
 def test_one_beam_is_greedy(early_stopping):
     first = jnp.arange(2, 10)
     settings = Settings(eos_ids=(EOS,), limits=jnp.array([9, 9, 9, 9, 2, 9, 9, 1]), pad_id=7)
-    out = search(first, settings, num_beams=1, room=9, early_stopping=early_stopping)
-    greedy = generate(step, empty_cache(8), first, settings, room=9)
+    out = search(first, settings, num_beams=1, capacity=9, early_stopping=early_stopping)
+    greedy = generate(step, empty_cache(8), first, settings, capacity=9)
     for name in ("tokens", "lengths", "log_probabilities"):
         ours, theirs = getattr(out, name), getattr(greedy, name)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=name)
@@ -117,7 +124,7 @@ def test_who_waits_longer_finds_no_worse(penalty):
             settings,
             num_beams=2,
             num_samples=2,
-            room=10,
+            capacity=10,
             length_penalty=penalty,
             early_stopping=early_stopping,
         ).scores
@@ -132,7 +139,7 @@ def test_who_waits_longer_finds_no_worse(penalty):
 def test_rows_with_settings_of_their_own_equal_each_row_alone():
     first, limits = jnp.array([2, 3, 4, 5]), jnp.array([12, 3, 7, 1])
     penalties = jnp.array([1.0, 0.0, -1.0, 2.0])
-    options = {"num_beams": 3, "room": 12, "num_samples": 2}
+    options = {"num_beams": 3, "capacity": 12, "num_samples": 2}
     settings = Settings(
         eos_ids=(EOS,),
         limits=limits,
@@ -159,10 +166,12 @@ def test_rows_with_settings_of_their_own_equal_each_row_alone():
 
 
 def test_a_stop_sequence_ends_an_answer_as_eos_does():
-    first, options = jnp.arange(2, 8), {"num_beams": 4, "room": 8, "num_samples": 4}
+    first, options = jnp.arange(2, 8), {"num_beams": 4, "capacity": 8, "num_samples": 4}
     free = search(first, Settings(eos_ids=(EOS,)), **options)
     stop = tuple(free.tokens[1, :2].tolist())
-    constraints = Constraints(stops=stop_table([bytes(stop)], [bytes([i]) for i in range(VOCAB)]))
+    constraints = Constraints(
+        stops=stops_of(token_table([bytes([i]) for i in range(VOCAB)]), bytes(stop))
+    )
     settings = Settings(eos_ids=(EOS,), constraints=constraints)
     out = search(first, settings, **options)
     stopped = 0
@@ -183,7 +192,7 @@ def test_ranks_by_the_rules_and_reports_the_model_s_probability():
         constraints=Constraints(choices=choices),
         logits_fn=lambda logits, written: logits.at[:, 4].add(-50.0),
     )
-    out = search(jnp.array([2]), settings, num_beams=5, num_samples=4, room=4)
+    out = search(jnp.array([2]), settings, num_beams=5, num_samples=4, capacity=4)
     np.testing.assert_array_equal(out.tokens[:2], [[2, 3, EOS, 0], [4, EOS, 0, 0]])
     np.testing.assert_array_equal(out.lengths, [3, 2, 3, 0])
     np.testing.assert_array_equal(out.tokens[2:], [[30, 31, EOS, 0], [0, 0, 0, 0]])
@@ -198,7 +207,7 @@ def test_a_vocabulary_no_wider_than_the_beam():
         logits, cache = step(tokens % 4, cache)
         return logits[..., :4], cache
 
-    out = search(jnp.array([2, 3]), Settings(eos_ids=(EOS,)), step=narrow, num_beams=4, room=5)
+    out = search(jnp.array([2, 3]), Settings(eos_ids=(EOS,)), step=narrow, num_beams=4, capacity=5)
     assert np.isfinite(out.scores).all()
     assert (np.asarray(out.tokens) < 4).all()
 
@@ -211,7 +220,7 @@ def test_other_numbers_compile_nothing():
         traces.append(1)
         cache = empty_cache(2)
         return beam_search(
-            step, cache, first, settings, num_beams=2, room=4, length_penalty=penalty
+            step, cache, first, settings, num_beams=2, capacity=4, length_penalty=penalty
         )
 
     for limit, penalty in ((2, 1.0), (3, 0.5)):
@@ -233,7 +242,7 @@ def test_top_k_is_that_of_jax(n):
         ({"num_beams": 0}, "num_beams=0"),
         ({"num_beams": 2, "num_samples": 3}, "num_samples=3"),
         ({"num_beams": 2, "num_samples": 0}, "num_samples=0"),
-        ({"num_beams": 2, "room": 0}, "room=0"),
+        ({"num_beams": 2, "capacity": 0}, "capacity=0"),
         ({"num_beams": VOCAB + 1}, f"num_beams=46 .* {VOCAB} tokens"),
         ({"num_beams": 2, "early_stopping": "never"}, "early_stopping='never'"),
         ({"num_beams": 2, "sampling": Sampling(temperature=1.0)}, "draws nothing"),
@@ -242,7 +251,7 @@ def test_top_k_is_that_of_jax(n):
 def test_refused(options, message):
     settings = Settings(eos_ids=(EOS,), sampling=options.pop("sampling", Sampling()))
     with pytest.raises(InputError, match=message):
-        beam_search(step, empty_cache(1), jnp.array([2]), settings, **{"room": 3, **options})
+        beam_search(step, empty_cache(1), jnp.array([2]), settings, **{"capacity": 3, **options})
 
 
 PAD, MODEL_VOCAB, NEW = 0, 61, 12
@@ -315,7 +324,7 @@ def test_tokens_are_those_of_transformers(opened, early_stopping):
             Settings(eos_ids=(eos_id,), pad_id=PAD),
             num_beams=4,
             num_samples=3,
-            room=NEW,
+            capacity=NEW,
             length_penalty=penalty,
             early_stopping=None if early_stopping == "never" else early_stopping,
         )
@@ -361,16 +370,20 @@ def test_logits_that_are_not_finite_end_an_input_s_search_as_nan(bad):
     settings = Settings(
         eos_ids=(EOS,), constraints=Constraints(forced=jnp.array([[3, -1], [40, -1], [4, -1]]))
     )
-    out = search(jnp.array([2, 2, 2]), settings, step=broken, num_beams=3, room=4)
+    out = search(jnp.array([2, 2, 2]), settings, step=broken, num_beams=3, capacity=4)
     np.testing.assert_array_equal(np.isnan(out.log_probabilities), [False, True, False])
 
 
 def test_more_ends_leave_as_many_beams_to_run_on():
     """With every usual token but one an EOS, the other one runs on to the limit."""
     first, ends = jnp.array([2, 3]), (EOS, *USUAL[2:])
-    one = search(first, Settings(eos_ids=ends), num_beams=4, room=5, num_samples=4)
+    one = search(first, Settings(eos_ids=ends), num_beams=4, capacity=5, num_samples=4)
     padded = search(
-        first, Settings(eos_ids=jnp.int32([[*ends, -1, -1]])), num_beams=4, room=5, num_samples=4
+        first,
+        Settings(eos_ids=jnp.int32([[*ends, -1, -1]])),
+        num_beams=4,
+        capacity=5,
+        num_samples=4,
     )
     jax.tree.map(np.testing.assert_array_equal, one, padded)
     assert (np.asarray(one.lengths) > 0).all()

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.decoding import Constraints, Sampling, Settings, advance, begin, generate
+from t5lite.decoding import Constraints, Sampling, Settings, generate, start
+from t5lite.decoding import decode as decode_on
 from t5lite.errors import InputError
 
 EOS, VOCAB, ROOM = 1, 7, 24
@@ -66,12 +67,12 @@ def keys_of(seed, rows):
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
 
 
-def decode(step_fn, cache, first, *, room, keys=None, **settings):
+def decode(step_fn, cache, first, *, capacity, keys=None, **settings):
     """`generate` as its callers run it: compiled as a whole."""
     settings = Settings(eos_ids=(EOS,), **settings)
     run = jax.jit(
         lambda cache, first, settings, keys: generate(
-            step_fn, cache, first, settings, room=room, keys=keys
+            step_fn, cache, first, settings, capacity=capacity, keys=keys
         )
     )
     return run(cache, jnp.asarray(first, jnp.int32), settings, keys)
@@ -82,7 +83,7 @@ CHAIN = jnp.log(jnp.full((VOCAB, VOCAB), 0.05).at[(2, 3, 4, 5, 6), (3, 4, EOS, 6
 
 
 def test_greedy_follows_the_table_and_pads_after_eos():
-    out = decode(table_step(CHAIN), empty_cache(3), [2, 5, 4], room=5)
+    out = decode(table_step(CHAIN), empty_cache(3), [2, 5, 4], capacity=5)
     np.testing.assert_array_equal(out.tokens, [[3, 4, 1, 0, 0], [6, 5, 6, 5, 6], [1, 0, 0, 0, 0]])
     np.testing.assert_array_equal(out.lengths, [3, 5, 1])
     assert out.tokens.dtype == out.lengths.dtype == jnp.int32
@@ -90,7 +91,7 @@ def test_greedy_follows_the_table_and_pads_after_eos():
 
 
 def test_another_pad_id():
-    out = decode(table_step(CHAIN), empty_cache(1), [4], room=3, pad_id=6)
+    out = decode(table_step(CHAIN), empty_cache(1), [4], capacity=3, pad_id=6)
     np.testing.assert_array_equal(out.tokens, [[1, 6, 6]])
 
 
@@ -106,7 +107,7 @@ def test_steps_no_further_than_needed(first, limits, expected):
         jax.debug.callback(lambda lengths: calls.append(int(lengths[0])), cache.lengths)
         return table_step(CHAIN)(tokens, cache)
 
-    out = decode(step, empty_cache(2), first, room=6, limits=jnp.asarray(limits))
+    out = decode(step, empty_cache(2), first, capacity=6, limits=jnp.asarray(limits))
     jax.block_until_ready(out)
     jax.effects_barrier()
     assert len(calls) == expected
@@ -118,7 +119,7 @@ def test_log_probability_is_that_of_the_whole_sequence_under_the_model():
         history_step,
         empty_cache(4),
         [2] * 4,
-        room=6,
+        capacity=6,
         sampling=Sampling(temperature=0.6),
         keys=keys_of(1, 4),
     )
@@ -137,7 +138,7 @@ def test_sampled_paths_have_the_table_s_frequencies():
         table_step(CHAIN),
         empty_cache(batch),
         [2] * batch,
-        room=2,
+        capacity=2,
         sampling=Sampling(temperature=1.0),
         keys=keys_of(0, batch),
     )
@@ -158,7 +159,7 @@ def test_ragged_prompts_equal_each_row_alone(drawn):
             heat = jnp.asarray([0.5, 1.0, 2.0], jnp.float32)[np.array(rows)]
             options = {"sampling": Sampling(temperature=heat), "keys": keys[np.array(rows)]}
         cache, first = prompted(history_step, prompts[rows, :width], lengths[rows])
-        return decode(history_step, cache, first, room=8, **options)
+        return decode(history_step, cache, first, capacity=8, **options)
 
     together = run([0, 1, 2])
     for row in range(3):
@@ -176,15 +177,15 @@ def test_in_parts_it_is_the_same(steps):
     settings = Settings(eos_ids=(EOS,), sampling=Sampling(temperature=jnp.ones(3)))
     first = jnp.array([2, 5, 4], jnp.int32)
     whole = generate(
-        history_step, empty_cache(3), first, settings, room=7, keys=(keys := keys_of(3, 3))
+        history_step, empty_cache(3), first, settings, capacity=7, keys=(keys := keys_of(3, 3))
     )
     part = jax.jit(
-        lambda state, steps: advance(history_step, state, settings, steps=steps), donate_argnums=0
+        lambda state, steps: decode_on(history_step, state, settings, steps=steps), donate_argnums=0
     )
-    state, turns = begin(empty_cache(3), first, room=7, keys=keys), 0
+    state, turns = start(empty_cache(3), first, capacity=7, keys=keys), 0
     while not bool(state.done.all()):
         state, turns = part(state, steps), turns + 1
-        assert int(state.written.lengths.max()) == min(7, turns * steps)
+        assert int(state.output.lengths.max()) == min(7, turns * steps)
     np.testing.assert_array_equal(state.generated.tokens, whole.tokens)
     np.testing.assert_array_equal(state.generated.lengths, whole.lengths)
 
@@ -198,7 +199,7 @@ def test_rules_shape_the_choice_and_not_the_reported_probability():
         {"logits_fn": never_four},
         {"constraints": Constraints(banned=jnp.arange(VOCAB) == 4)},
     ):
-        out = decode(table_step(CHAIN), empty_cache(1), [3], room=1, **rule)
+        out = decode(table_step(CHAIN), empty_cache(1), [3], capacity=1, **rule)
         assert int(out.tokens[0, 0]) == 0
         np.testing.assert_allclose(out.log_probabilities, np.log(0.05), rtol=1e-5)
 
@@ -209,7 +210,9 @@ def test_compiles_once_for_new_prompts_parameters_keys_and_numbers():
     @functools.partial(jax.jit, static_argnames="batch")
     def run(table, first, settings, keys, *, batch):
         traces.append(batch)
-        return generate(table_step(table), empty_cache(batch), first, settings, room=4, keys=keys)
+        return generate(
+            table_step(table), empty_cache(batch), first, settings, capacity=4, keys=keys
+        )
 
     def options(temperature, top_k, limit):
         sampling = Sampling(temperature=temperature, top_k=top_k)
@@ -223,13 +226,13 @@ def test_compiles_once_for_new_prompts_parameters_keys_and_numbers():
 
 
 def test_half_precision_logits_are_scored_in_float32():
-    out = decode(table_step(CHAIN.astype(jnp.bfloat16)), empty_cache(1), [2], room=3)
+    out = decode(table_step(CHAIN.astype(jnp.bfloat16)), empty_cache(1), [2], capacity=3)
     assert out.log_probabilities.dtype == jnp.float32
 
 
 def test_nothing_to_write_is_refused():
-    with pytest.raises(InputError, match="room=0"):
-        decode(table_step(CHAIN), empty_cache(1), [2], room=0)
+    with pytest.raises(InputError, match="capacity=0"):
+        decode(table_step(CHAIN), empty_cache(1), [2], capacity=0)
 
 
 def no_way_on(logits, written):
@@ -244,7 +247,7 @@ def test_a_row_that_rules_leave_no_token_ends_and_says_so(temperature):
         table_step(CHAIN * 100),
         empty_cache(2),
         [2, 6],
-        room=6,
+        capacity=6,
         keys=keys_of(0, 2),
         logits_fn=no_way_on,
         sampling=Sampling(temperature=temperature),
@@ -260,7 +263,7 @@ def test_logits_that_are_not_finite_end_a_row_as_nan(bad, temperature):
     table = (CHAIN * 100).at[6, 3].set(bad)
     sampling = Sampling(temperature=temperature)
     out = decode(
-        table_step(table), empty_cache(2), [2, 5], room=6, keys=keys_of(0, 2), sampling=sampling
+        table_step(table), empty_cache(2), [2, 5], capacity=6, keys=keys_of(0, 2), sampling=sampling
     )
     np.testing.assert_array_equal(out.lengths, [3, 2])
     np.testing.assert_array_equal(np.isnan(out.log_probabilities), [False, True])

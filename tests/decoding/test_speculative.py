@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from t5lite.decoding import Constraints, Sampling, Settings, advance, begin, filtered, stop_table
+from t5lite.decoding import (
+    Constraints,
+    Sampling,
+    Settings,
+    decode,
+    filtered,
+    start,
+    stops_of,
+    token_table,
+)
+from t5lite.decoding.output import Output
 from t5lite.decoding.speculative import (
     DraftMemory,
     ModelDraft,
@@ -16,7 +26,6 @@ from t5lite.decoding.speculative import (
     Speculation,
     speculate,
 )
-from t5lite.decoding.written import Written
 from t5lite.errors import InputError
 from t5lite.models import Model, override
 
@@ -77,7 +86,7 @@ DRAFTS = {
 def begun(room, keys=None, rows=slice(None)):
     cache = ToyCache.of(np.maximum(PROMPTS, 0)[rows], HELD[rows])
     prompts = jnp.asarray(PROMPTS[rows])
-    return begin(cache, jnp.asarray(FIRST[rows]), room=room, keys=keys, prompts=prompts)
+    return start(cache, jnp.asarray(FIRST[rows]), capacity=room, keys=keys, prompts=prompts)
 
 
 @functools.partial(jax.jit, static_argnames=("step_fn", "draft", "draft_length"))
@@ -87,13 +96,13 @@ def spoken(speculation, settings, draft, *, step_fn=toy_step(0), draft_length=3,
 
 @functools.partial(jax.jit, static_argnames="step_fn")
 def plain(state, settings, *, step_fn=toy_step(0)):
-    return advance(step_fn, state, settings).generated
+    return decode(step_fn, state, settings).generated
 
 
 def opening(state, draft):
     """A speculation in which a draft model has read the same prompts as the model."""
     lookup = isinstance(draft, PromptLookup)
-    return Speculation.begin(state, None if lookup else DraftMemory.begin(state.cache))
+    return Speculation.of(state, None if lookup else DraftMemory.of(state.cache))
 
 
 def assert_same(generated, expected):
@@ -102,6 +111,9 @@ def assert_same(generated, expected):
     np.testing.assert_allclose(
         generated.log_probabilities, expected.log_probabilities, rtol=2e-5, atol=1e-5
     )
+
+
+PIECES = token_table([bytes([i]) for i in range(VOCAB)])
 
 
 def not_twice(logits, written):
@@ -116,7 +128,7 @@ RULES = Constraints(
     presence_penalty=0.4,
     min_new_tokens=2,
     banned=jnp.zeros(VOCAB, bool).at[0].set(True),
-    stops=stop_table([bytes([3, 6]), bytes([2, 4, 5])], [bytes([i]) for i in range(VOCAB)]),
+    stops=stops_of(PIECES, bytes([3, 6]), bytes([2, 4, 5])),
     no_repeat_ngram_size=3,
 )
 
@@ -213,7 +225,7 @@ def joint(settings, step_fn):
     logits, _ = step_fn(fed, ToyCache.of(np.zeros((len(paths), 1)), np.zeros(len(paths))))
     chances = []
     for place in range(PLACES):
-        written = Written(jnp.asarray(paths), jnp.full(len(paths), place, jnp.int32))
+        written = Output(jnp.asarray(paths), jnp.full(len(paths), place, jnp.int32))
         allowed = filtered(settings.adjusted(logits[:, place], written), settings.sampling)
         each = np.asarray(jax.nn.softmax(allowed), np.float64)
         chances.append(each[np.arange(len(paths)), paths[:, place]])
@@ -240,10 +252,10 @@ def test_answers_have_exactly_the_model_s_distribution(draft, draft_length, rule
     # Prompts are known to the lookup alone, and suggest tokens that are unlikely or never come.
     prompts = jnp.asarray(np.random.default_rng(0).integers(0, FEW, (MANY, 6)), jnp.int32)
     prompts = prompts.at[:, -1].set(2)
-    state = begin(
+    state = start(
         ToyCache.of(np.zeros((MANY, 1)), np.zeros(MANY)),
         jnp.full(MANY, 2),
-        room=PLACES,
+        capacity=PLACES,
         keys=keys,
         prompts=prompts,
     )
@@ -289,9 +301,9 @@ def test_lookup_finds_the_latest_of_the_longest_matches(ngram):
     arrays["references"][rng.random((rows, 9)) < 0.3] = -1  # gaps anywhere
     arrays["prompts"][np.arange(8)[None] < rng.integers(0, 8, rows)[:, None]] = -1
     lengths = rng.integers(0, 11, rows).astype(np.int32)
-    state = begin(None, jnp.zeros(rows), room=10, prompts=jnp.asarray(arrays["prompts"]))
-    written = Written(jnp.asarray(arrays["tokens"]), jnp.asarray(lengths), state.written.prompts)
-    state = dataclasses.replace(state, written=written)
+    state = start(None, jnp.zeros(rows), capacity=10, prompts=jnp.asarray(arrays["prompts"]))
+    output = Output(jnp.asarray(arrays["tokens"]), jnp.asarray(lengths), state.output.prompts)
+    state = dataclasses.replace(state, output=output)
     draft = PromptLookup(ngram, jnp.asarray(arrays["references"]))
     tokens, probabilities, _ = draft.propose(None, state, Settings(EOS), None, length=length)
     assert probabilities is None
@@ -304,7 +316,7 @@ def test_lookup_finds_the_latest_of_the_longest_matches(ngram):
 
 
 def test_lookup_of_nothing_is_still_a_token():
-    state = begin(None, jnp.array([3]), room=1)
+    state = start(None, jnp.array([3]), capacity=1)
     tokens = PromptLookup().propose(None, state, Settings(EOS), None, length=2).tokens
     np.testing.assert_array_equal(tokens, [[0, 0]])
 
@@ -358,16 +370,16 @@ def test_models_with_caches_of_their_own(topology):
         def step_fn(params):
             return lambda tokens, cache: model.extend(params, tokens, cache)
 
-        def start(params):
+        def cache_of(params):
             return model.start(
                 params, batch, max_length=longest + room + length, draft_length=length
             )
 
-        state = begin(start(params), first, room=room)
+        state = start(cache_of(params), first, capacity=room)
         draft = ModelDraft(step_fn(small))
-        return advance(step_fn(params), state, settings).generated, speculate(
+        return decode(step_fn(params), state, settings).generated, speculate(
             step_fn(params),
-            Speculation.begin(state, DraftMemory.begin(start(small))),
+            Speculation.of(state, DraftMemory.of(cache_of(small))),
             settings,
             draft,
             draft_length=length,

@@ -107,7 +107,7 @@ def test_bad_requests(model, texts, options, expected):
 
 
 def test_what_cannot_embed(model, tmp_path):
-    alone = dataclasses.replace(model, vocabulary=None)
+    alone = dataclasses.replace(model, engine=dataclasses.replace(model.engine, vocabulary=None))
     with pytest.raises(InputError, match=r"no tokenizer in .*load\(folder, vocabulary=...\)"):
         alone.embed(["a"])
     t5 = t5lite.load(add_tokenizer(copied("t5_1_1", tmp_path / "t5")), devices=ONE)

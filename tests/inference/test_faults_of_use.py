@@ -11,7 +11,7 @@ from small_folders import add_tokenizer, copied
 import t5lite
 from t5lite.errors import InputError
 from t5lite.inference import embedding
-from t5lite.inference.generation import Generator
+from t5lite.inference.generator import Generator
 from t5lite.inference.options import Options
 from t5lite.models import Model, override
 
@@ -53,7 +53,9 @@ def test_a_stream_is_refused_at_the_call(decoder, options):
 
 def test_a_draft_s_positions_bound_the_texts(decoder):
     spec = override(decoder.spec, {"decoder.position_embedding.max_length": 12})
-    short = dataclasses.replace(decoder, model=Model(spec))
+    short = dataclasses.replace(
+        decoder, engine=dataclasses.replace(decoder.engine, model=Model(spec))
+    )
     with pytest.raises(InputError, match="the model takes 12"):
         decoder.generate(["abcdef"], draft=short, max_new_tokens=8)
     cut = Generator(decoder, draft=short, draft_length=2, truncate=True)
@@ -96,7 +98,7 @@ def test_choices_are_as_long_as_the_minimum_without_their_end(decoder):
 def test_there_are_no_more_answers_than_choices(decoder):
     search = {"choices": ["a", "ab", "a"], "num_beams": 3, "max_new_tokens": 4}
     assert {*decoder.generate(["xy"], num_samples=2, **search)[0]} == {"a", "ab"}
-    with pytest.raises(InputError, match="num_samples = 3: a beam search writes each of the 2"):
+    with pytest.raises(InputError, match="num_samples = 3: beam search returns each of the 2"):
         decoder.generate(["xy"], num_samples=3, **search)
 
 

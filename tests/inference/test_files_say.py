@@ -51,7 +51,7 @@ def said(pair, loaded, content):
     model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     defaults = t5lite.interop.open_model(folder).description.generation
     assert dict(defaults.content) == content
-    return dataclasses.replace(loaded, generation=defaults)
+    return dataclasses.replace(loaded, description=loaded.description.replace(generation=defaults))
 
 
 def theirs(pair, loaded, text, **options):

@@ -8,16 +8,16 @@ import json
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from saved_models import save_model
 
 from t5lite.data import ArrayData, Bytes, HuggingFaceTokenizer, train_sentencepiece
 from t5lite.errors import InputError
 from t5lite.framing import Frame
-from t5lite.inference import Loaded, load
+from t5lite.inference import Engine, Loaded, load
 from t5lite.inference.embedding import Embedder
-from t5lite.inference.generation import Generator
+from t5lite.inference.generator import Generator
 from t5lite.inference.scoring import Scorer
+from t5lite.interop import Description
 from t5lite.interop.prompts import as_trained, check_prompts, prompts_of, read_prompts, save_prompts
 from t5lite.models import Model, override
 from t5lite.objectives import (
@@ -96,8 +96,8 @@ def model_of(topology, start_id=0):
 def loaded_with(model, vocabulary, prompts=None):
     layout = Layout()
     mesh = make_mesh(layout, jax.devices()[:1])
-    folder = epath.Path("untrained")
-    return Loaded(model, None, vocabulary, None, folder, layout, mesh, trained_prompts=prompts)
+    engine = Engine(model, vocabulary, layout, mesh)
+    return Loaded(engine, None, Description(model.spec, prompts=prompts))
 
 
 def prepared(objective, vocabulary, **example):

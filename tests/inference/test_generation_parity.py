@@ -51,7 +51,8 @@ def open_roomy(folder):
         stack = getattr(spec, side)
         blocks = tuple(block.replace(mlp=roomy(block.mlp)) for block in stack.blocks)
         spec = spec.replace(**{side: stack.replace(blocks=blocks)})
-    return dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, spec=spec))
+    model = dataclasses.replace(loaded.model, spec=spec)
+    return dataclasses.replace(loaded, engine=dataclasses.replace(loaded.engine, model=model))
 
 
 def roomy(mlp):
@@ -68,10 +69,17 @@ def committed(name):
 def prompts_of(loaded, expected):
     """Returns all rows' prompts as the model reads them, start token included."""
     tokens = np.tile(expected["prompts"].astype(np.int32), (2, 1))
+    seeds = {"seeds": np.zeros((ROWS, 2), np.uint32)}
     if loaded.model.topology == "decoder":
-        return {"decoder_input_tokens": tokens, "decoder_lengths": PROMPT_LENGTHS}
+        return seeds | {"decoder_input_tokens": tokens, "decoder_lengths": PROMPT_LENGTHS}
     segments = (np.arange(tokens.shape[1]) < PROMPT_LENGTHS[:, None]).astype(np.int32)
-    return {"encoder_input_tokens": tokens, "encoder_segment_ids": segments}
+    return seeds | {"encoder_input_tokens": tokens, "encoder_segment_ids": segments}
+
+
+def sizes_of(prompts):
+    """Returns the sizes of the state: the last token is never read."""
+    width = prompts["decoder_input_tokens"].shape[1] if "decoder_lengths" in prompts else 1
+    return {"cache_length": width + MAX_NEW_TOKENS - 1, "capacity": MAX_NEW_TOKENS}
 
 
 def texts_of(loaded, expected):
@@ -103,9 +111,10 @@ def inside(expected):
 def check_greedy(loaded, expected, fresh=False):
     """Tokens are equal up to the first that noise decided; mostly there is none."""
     params, prompts = loaded.decoding_params, prompts_of(loaded, expected)
-    state = loaded.functions.begin(params, prompts, None, MAX_NEW_TOKENS, 1, 0, True)
+    functions = loaded.engine.functions
+    state = functions.prefill(params, prompts, **sizes_of(prompts))
     steps = np.int32(MAX_NEW_TOKENS)
-    _, (found, _) = loaded.functions.advance(params, state, settings_of(expected), steps)
+    _, (found, _) = functions.decode(params, state, settings_of(expected), steps)
 
     tied = inside(expected) & (expected["margins"] < TIE)
     certain = np.cumsum(tied, axis=1) == 0
@@ -121,16 +130,18 @@ def check_greedy(loaded, expected, fresh=False):
 
 def check_beam(way, loaded, expected, fresh=False):
     """All that is found is equal, and in the same order."""
-    found = loaded.functions.search(
+    prompts = prompts_of(loaded, expected)
+    found = loaded.engine.functions.search(
         loaded.decoding_params,
-        prompts_of(loaded, expected),
+        prompts,
         settings_of(expected),
         LENGTH_PENALTIES,
-        MAX_NEW_TOKENS,
-        NUM_BEAMS,
-        NUM_BEAMS,
-        EARLY_STOPPING[way],
+        num_beams=NUM_BEAMS,
+        num_samples=NUM_BEAMS,
+        early_stopping=EARLY_STOPPING[way],
+        **sizes_of(prompts),
     )
+    sums_found = np.asarray(found.log_probabilities).reshape(ROWS, NUM_BEAMS)
     found = jax.tree.map(lambda a: np.asarray(a).reshape(ROWS, NUM_BEAMS, *a.shape[1:]), found)
     tokens, lengths, scores = (
         expected[f"{name}_{way}"] for name in ("tokens", "lengths", "scores")
@@ -140,7 +151,7 @@ def check_beam(way, loaded, expected, fresh=False):
     np.testing.assert_allclose(found.scores[whole], scores[whole], rtol=SCORE)
     own = REPETITION_PENALTIES == 1  # scores that are the model's alone
     sums = found.scores * found.lengths ** LENGTH_PENALTIES[:, None]
-    np.testing.assert_allclose(found.log_probabilities[own], sums[own], rtol=SCORE)
+    np.testing.assert_allclose(sums_found[own], sums[own], rtol=SCORE)
 
 
 def check_score(loaded, expected, fresh=False):
@@ -235,7 +246,8 @@ def forward(model, params, batch):
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def start(model, params, batch, max_length):
-    return model.start(params, batch, max_length=max_length, draft_length=DRAFT_LENGTH)
+    read = {name: array for name, array in batch.items() if name != "seeds"}
+    return model.start(params, read, max_length=max_length, draft_length=DRAFT_LENGTH)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,5 +1,6 @@
 """Attention weights, losses and attributions are what they are said to be, in every topology."""
 
+import dataclasses
 import functools
 import importlib.util
 
@@ -13,7 +14,8 @@ from small_folders import add_tokenizer
 import t5lite
 from t5lite.data import Bytes
 from t5lite.errors import InputError
-from t5lite.inference import Loaded, attention_maps, attribution
+from t5lite.inference import Engine, Loaded, attention_maps, attribution
+from t5lite.interop import Description
 from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RelativeBiasSpec
 from t5lite.models import ComputeSpec, Model, ModelSpec, StackSpec, TransformerBlockSpec, override
 from t5lite.objectives.masked_lm import mask_of
@@ -51,7 +53,8 @@ def drawn(spec, seed=0):
 def loaded(topology):
     spec, layout = SPECS[topology], Layout()
     mesh = make_mesh(layout, ONE)
-    return Loaded(Model(spec), drawn(spec), BYTES, None, "a folder", layout, mesh)
+    engine = Engine(Model(spec), BYTES, layout, mesh)
+    return Loaded(engine, drawn(spec), Description(spec), folder="a folder")
 
 
 @functools.cache
@@ -215,7 +218,8 @@ def test_an_encoder_without_logits_shows_its_weights():
     encoder = loaded("encoder")
     spec = override(SPECS["encoder"], {"heads": ()})
     params = {k: v for k, v in encoder.params.items() if not k.endswith("_head")}
-    bare = Loaded(Model(spec), params, BYTES, None, "here", encoder.layout, encoder.mesh)
+    engine = dataclasses.replace(encoder.engine, model=Model(spec))
+    bare = Loaded(engine, params, Description(spec), folder="here")
     inside = attention_maps(bare, "dogs")
     assert inside.no_losses == "here has no head for tokens"
     assert (inside.outputs, len(inside.losses), inside.alternatives) == ([], 0, [])
@@ -242,7 +246,8 @@ def test_mistakes(look, topology, text, targets, problem):
 
 def test_no_vocabulary():
     one = loaded("decoder")
-    bare = Loaded(one.model, one.params, None, None, "here", one.layout, one.mesh)
+    engine = dataclasses.replace(one.engine, vocabulary=None)
+    bare = Loaded(engine, one.params, Description(one.spec), folder="here")
     with pytest.raises(InputError, match="no vocabulary beside here"):
         attention_maps(bare, "a")
 

@@ -274,7 +274,10 @@ def test_labels_without_names_are_numbers(several):
 
 
 def test_rows_are_read_as_in_training_or_as_the_template_says(tmp_path, several):
-    loaded = dataclasses.replace(several, inputs=InputFormat("{title}: {body}", length=12))
+    loaded = dataclasses.replace(
+        several,
+        description=several.description.replace(inputs=InputFormat("{title}: {body}", length=12)),
+    )
     read = functools.partial(Predictor, loaded, head="classification")
 
     def text(row, **options):

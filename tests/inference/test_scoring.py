@@ -155,9 +155,8 @@ def test_a_context_may_be_empty(models):
     (whole,) = loaded.score(["a cat"])
     for request in (scorer.read_ids([], ids), scorer.read("", "a cat")):
         check(scored(loaded, request), ids, whole.token_log_probabilities)
-    startless = dataclasses.replace(
-        loaded, model=dataclasses.replace(loaded.model, spec=loaded.spec.replace(start_id=None))
-    )
+    model = dataclasses.replace(loaded.model, spec=loaded.spec.replace(start_id=None))
+    startless = dataclasses.replace(loaded, engine=dataclasses.replace(loaded.engine, model=model))
     for source, name in ((startless, "decoder"), (models["encoder_decoder"], "encoder_decoder")):
         with pytest.raises(InputError, match="context_ids are empty"):
             scoring.Scorer(source).read_ids([], ids)
@@ -367,7 +366,9 @@ def test_bad_requests(models, topology, texts, options, expected):
 
 
 def test_what_cannot_score(models, folders, tmp_path):
-    alone = dataclasses.replace(models["decoder"], vocabulary=None)
+    alone = dataclasses.replace(
+        models["decoder"], engine=dataclasses.replace(models["decoder"].engine, vocabulary=None)
+    )
     with pytest.raises(InputError, match=r"no tokenizer in .*load\(folder, vocabulary=...\)"):
         alone.score(["a"])
     bare = t5lite.load(add_tokenizer(copied("bert_base_model", tmp_path / "bare")), devices=ONE)

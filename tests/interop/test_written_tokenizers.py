@@ -13,7 +13,7 @@ from saved_models import save_model
 import t5lite
 from t5lite.data import Bytes, HuggingFaceTokenizer, WordPiece, train_sentencepiece
 from t5lite.inference.gaps import encode
-from t5lite.inference.generation import Generator
+from t5lite.inference.generator import Generator
 from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
 from t5lite.models import Model, override
 from t5lite.objectives import CausalLM, PrefixLM, Seq2Seq, bind

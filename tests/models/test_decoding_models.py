@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 from tiny_models import logits, random_params
 from varied_models import VARIED
 
 from t5lite.data import Bytes
 from t5lite.errors import InputError
-from t5lite.inference import Loaded
+from t5lite.inference import Engine, Loaded
+from t5lite.interop import Description
 from t5lite.models import Model, override
 from t5lite.parallel import Layout, make_mesh
 
@@ -171,9 +171,8 @@ def test_eight_devices_write_what_one_does(topology, way):
 
     def answers(layout, devices=None):
         mesh = make_mesh(layout, devices)
-        loaded = Loaded(
-            model, params, Bytes(num_sentinels=5), None, epath.Path("tiny"), layout, mesh
-        )
+        engine = Engine(model, Bytes(num_sentinels=5), layout, mesh)
+        loaded = Loaded(engine, params, Description(model.spec))
         texts = ["a cat", "sat", "on the mat, a hat, a cat", "o"]
         return loaded.answers(texts, max_new_tokens=12, **WAYS[way])
 

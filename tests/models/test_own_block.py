@@ -14,7 +14,8 @@ from tiny_models import random_params
 
 from t5lite.data import Bytes
 from t5lite.errors import InputError
-from t5lite.inference import Loaded
+from t5lite.inference import Engine, Loaded
+from t5lite.interop import Description
 from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RotarySpec
 from t5lite.models import (
     ComputeSpec,
@@ -158,7 +159,8 @@ def test_it_is_saved_and_loaded_with_its_model(tmp_path):
 
 def test_it_writes_and_a_draft_is_refused(tmp_path):
     mesh = make_mesh(Layout(), jax.devices()[:1])
-    loaded = Loaded(Model(SPEC), random_params(SPEC), Bytes(), None, tmp_path, Layout(), mesh)
+    engine = Engine(Model(SPEC), Bytes(), Layout(), mesh)
+    loaded = Loaded(engine, random_params(SPEC), Description(SPEC))
     texts = ["a cat", "dogs sat on mats"]
     together = loaded.generate(texts, max_new_tokens=6)
     assert together == [loaded.generate([text], max_new_tokens=6)[0] for text in texts]

@@ -1,0 +1,272 @@
+"""Requests: texts or ids as a model reads them, and how they are answered."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from t5lite.data import Vocabulary
+from t5lite.errors import InputError, unknown
+from t5lite.framing import Frame
+from t5lite.inference.defaults import Rules, options_with, rules_of
+from t5lite.inference.expression import Expression, expressed
+from t5lite.inference.gaps import encode
+from t5lite.inference.options import Options
+from t5lite.interop.generation_defaults import GenerationDefaults
+from t5lite.models import ModelSpec
+from t5lite.objectives import PROMPTS, Prompt, Prompts, start_of
+from t5lite.objectives.masked_lm import mask_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Reader:
+    """How a model reads texts, by which requests are made of them.
+
+    Args:
+      spec: of the model.
+      vocabulary: of it.
+      prompts: how the model is prompted.
+      defaults: of its `generation_config.json`.
+      where: its folder, for messages.
+      prompt: what a text is to the model, one of `PROMPTS`; None: as in training.
+      fill: whether the answer is the text with its gaps filled.
+      truncate: whether longer texts are truncated: whole texts at their end, those to be continued
+        at their beginning. Otherwise they are refused.
+      draft_length: tokens that a draft reads beyond an answer; 0 without a draft.
+      draft: spec of a draft model, whose positions count as well.
+    """
+
+    spec: ModelSpec
+    vocabulary: Vocabulary
+    prompts: Prompts
+    defaults: GenerationDefaults | None = None
+    where: Any = "the model"
+    prompt: str | None = None
+    fill: bool = False
+    truncate: bool = False
+    draft_length: int = 0
+    draft: ModelSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and self.prompt not in PROMPTS:
+            raise unknown("prompt", self.prompt, PROMPTS)
+        if self.spec.topology == "encoder":
+            _ = self.mask_id
+            for name in ("prompt", "fill", "draft_length"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"{name.removesuffix('_length')} is not supported by encoders, which only "
+                        "fill mask tokens"
+                    )
+        if self.fill and not self.vocabulary.num_sentinels:
+            raise InputError("fill needs sentinels, and the model's vocabulary has none")
+
+    @property
+    def rules(self) -> Rules:
+        """The tokens with which the model's files end, begin and restrict answers."""
+        return rules_of(self.defaults, self.vocabulary, topology=self.spec.topology)
+
+    @property
+    def prompting(self) -> Prompt:
+        """How a text is read."""
+        return self.prompts.of(self.prompt or ("inputs" if self.fill else None))
+
+    @property
+    def continues(self) -> bool:
+        """Whether an answer goes on where the text ends, rather than being a text of its own."""
+        return self.spec.topology != "encoder" and self.prompting.kind != "inputs"
+
+    @property
+    def frame(self) -> Frame:
+        """The special tokens around a text."""
+        encoder = self.spec.topology == "encoder"
+        return self.vocabulary.frame if encoder else self.prompting.inputs
+
+    @property
+    def mask_id(self) -> int:
+        """The token of an encoder's gaps."""
+        try:
+            return mask_of(self.vocabulary)  # type: ignore[arg-type]
+        except InputError as error:
+            raise InputError(f"{self.where} holds an encoder, which fills gaps; {error}") from error
+
+    def options(self, chosen: Mapping[str, Any]) -> Options:
+        """Returns options by name; others are as the model's files say, else as in `Options`."""
+        draft = self.draft_length > 0
+        return options_with(self.defaults, chosen, spec=self.spec, draft=draft)
+
+    def check(self, options: Options) -> None:
+        """Raises the InputError that any text with such options raises, if it does."""
+        self._expressed(options)
+
+    def _expressed(self, options: Options, text: str = "") -> Expression:
+        """Returns options as ids, where they follow a text."""
+        topology = self.spec.topology
+        if options.num_beams > self.spec.vocab:
+            raise InputError(
+                f"num_beams = {options.num_beams}, more than the vocabulary's {self.spec.vocab} "
+                "tokens",
+                field="Options.num_beams",
+            )
+        if options.num_beams > 1 and self.draft_length:
+            raise InputError("num_beams and draft: beam search takes no draft; leave one out")
+        return expressed(
+            options,
+            self.vocabulary,
+            rules=self.rules,
+            mask_id=self.mask_id if topology == "encoder" else None,
+            before=text if self.continues else "",
+            begins=() if topology == "encoder" else self.prompting.targets.before,
+        )
+
+    def positions(self, side: str) -> int | None:
+        """Returns the positions of a side of the model, and of its draft; None for any number."""
+        specs = [self.spec, *([] if self.draft is None else [self.draft])]
+        lengths = [getattr(spec, side).max_length for spec in specs]
+        return min((length for length in lengths if length is not None), default=None)
+
+    def framed(self, ids: list[int], options: Options, frame: Frame) -> list[int]:
+        """Returns the ids of a text with special tokens, truncated to the model's positions.
+
+        Raises:
+          InputError: too many, and `truncate` is off or would leave nothing.
+        """
+        topology = self.spec.topology
+        if topology == "decoder":  # the start token is read anyway
+            ids = start_of(self.vocabulary, self.spec.start_id).without(ids)
+        most = self.positions("decoder" if topology == "decoder" else "encoder")
+        new = options.max_new_tokens + self.draft_length
+        beyond = new if topology == "decoder" else 0
+        if most is not None and len(ids) + frame.size + beyond > most:
+            left = most - beyond - frame.size
+            if beyond and left < 1:  # truncation would not help
+                names = "max_new_tokens" + (" and draft_length" if self.draft_length else "")
+                raise InputError(
+                    f"{names}: {beyond} new tokens and a text of at least {frame.size + 1}; the "
+                    f"model takes {most}: choose at most {most - frame.size - 1} new ones"
+                )
+            if not self.truncate or left < 1:
+                more = f", and {beyond} new ones" if beyond else ""
+                raise InputError(
+                    f"a text of {len(ids) + frame.size} tokens{more}: the model takes {most}; "
+                    f"shorten {'it or max_new_tokens' if beyond else 'it'}, or set truncate=True"
+                )
+            ids = ids[-left:] if self.continues else ids[:left]
+        if topology == "encoder_decoder":
+            most = self.positions("decoder")
+            if most is not None and new > most:
+                raise InputError(
+                    f"max_new_tokens = {options.max_new_tokens}: the model generates at most "
+                    f"{most - self.draft_length}",
+                    field="Options.max_new_tokens",
+                )
+        return frame(ids)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt as ids, and how it is answered.
+
+    Args:
+      ids: as the model reads them, special tokens included; without a decoder's start token.
+      options: how it is answered.
+      number: of the request among others, which its draws depend on.
+      rules: the tokens that end, begin and restrict answers.
+      banned, bias, forced, choices: those of the options as ids; see `expression.Expression`.
+      continues: whether the answer goes on where the prompt ends, in one text with it.
+      bidirectional: whether a decoder sees the prompt in both directions.
+      fill: whether the answer's text is that of the prompt with its sentinels replaced.
+    """
+
+    ids: Sequence[int]
+    options: Options = Options()
+    number: int = 0
+    _: dataclasses.KW_ONLY
+    rules: Rules
+    bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    forced: Sequence[int] = ()
+    choices: Sequence[Sequence[int]] = ()
+    continues: bool = False
+    bidirectional: bool = False
+    fill: bool = False
+
+    @classmethod
+    def from_text(
+        cls, text: str, reader: Reader, options: Options | None = None, *, number: int = 0
+    ) -> "Request":
+        """Returns the request of a text.
+
+        Args:
+          text: `<extra_id_N>` in it are T5's sentinels.
+          reader: how the model reads texts.
+          options: None for those of the model's files.
+          number: see `Request`.
+
+        Raises:
+          InputError: no text or an empty one, one too long for the model, an unknown sentinel, or
+            options that the vocabulary cannot express or that contradict each other.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"{text!r} is not a text")
+        ids = encode(text, reader.vocabulary)
+        if not ids:
+            raise InputError("the text is empty: give at least one token")
+        return cls._framed(ids, reader, options, number, reader.frame, text)
+
+    @classmethod
+    def from_ids(
+        cls,
+        ids: Sequence[int],
+        reader: Reader,
+        options: Options | None = None,
+        *,
+        number: int = 0,
+        text: str = "",
+    ) -> "Request":
+        """Returns the request of ids with their special tokens, which are read as they are.
+
+        Args:
+          ids: `[n]`, at least one. Those of a text are `reader.frame(encode(text))`.
+          reader, options, number: see `from_text`.
+          text: of the ids, as far as `forced` and `choices` depend on it.
+
+        Raises:
+          InputError: as `from_text`.
+        """
+        if not len(ids):
+            raise InputError("the example is empty: it has no token that the model reads")
+        frame, body = reader.frame, [*map(int, ids)]
+        inner = body[len(frame.before) : len(body) - len(frame.after)]
+        if frame(inner) != body:
+            inner, frame = body, Frame()
+        return cls._framed(inner, reader, options, number, frame, text)
+
+    @classmethod
+    def _framed(
+        cls,
+        ids: list[int],
+        reader: Reader,
+        options: Options | None,
+        number: int,
+        frame: Frame,
+        text: str,
+    ) -> "Request":
+        if reader.spec.topology == "encoder" and reader.mask_id not in ids:
+            piece = reader.vocabulary.piece(reader.mask_id)
+            raise InputError(
+                f"the text has no mask token; put {piece} where the model should predict"
+            )
+        options = reader.options({}) if options is None else options
+        framed, wanted = reader.framed(ids, options, frame), reader._expressed(options, text)
+        bidirectional = reader.spec.topology == "decoder" and reader.prompting.bidirectional
+        return cls(
+            framed,
+            options,
+            number,
+            rules=reader.rules,
+            bias=wanted.bias,
+            forced=wanted.forced,
+            choices=wanted.choices,
+            continues=reader.continues,
+            bidirectional=bidirectional,
+            fill=reader.fill,
+        )
