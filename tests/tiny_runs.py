@@ -127,8 +127,8 @@ def start(program: Program, params=None) -> TrainState:
     """The first state of a program, with `first_params` and moments of 0, compiling nothing."""
     params = first_params() if params is None else params
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), program.state)
-    average = {"ema": params} if "ema" in zeros.extra else {}
-    state = zeros.replace(params=params, extra=zeros.extra | average)
+    extra = {"update_scale": np.float32(1)} | ({"ema": params} if "ema" in zeros.extra else {})
+    state = zeros.replace(params=params, extra=zeros.extra | extra)
     return jax.tree.map(
         lambda leaf, like: jax.device_put(leaf, like.sharding), state, program.state
     )

@@ -23,7 +23,7 @@ from t5lite.models import ComputeSpec, Model, ModelSpec, named_spec
 from t5lite.objectives import bind
 from t5lite.parallel import Layout, check_batch, make_mesh
 from t5lite.text import metric_lines
-from t5lite.training import Callback, Checkpoints, Run, Stop, TrainState, process_shards
+from t5lite.training import Callback, Checkpoints, Edit, Run, Stop, TrainState, process_shards
 from t5lite.training.restore import absolute, saved_steps
 from t5lite.training.state import frozen_of
 
@@ -113,7 +113,7 @@ def evaluate(
         if whole is not None and not sample:
             callback = whole()
         result = callback(run_, state, step=loaded.step)
-        if result and not isinstance(result, Stop):
+        if result and not isinstance(result, Stop | Edit):
             run_.metrics.update({name: float(value) for name, value in result.items()})
     if not run_.metrics:
         run_.say("no callback returned a metric")

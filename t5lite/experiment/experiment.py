@@ -56,10 +56,12 @@ from t5lite.training import (
     Callback,
     Checkpoints,
     Duration,
+    Ledger,
     Loop,
     Profile,
     Program,
     Run,
+    Saver,
     TrainState,
     Update,
     build,
@@ -199,7 +201,6 @@ class Experiment:
             update=self.update,
             tuning=self.tuning,
             references=self.reference_models,
-            update_scale=any(getattr(each, "scales_updates", False) for each in self.callbacks),
         )
 
     def footprint(self, program: Program) -> Footprint:
@@ -300,30 +301,30 @@ class Experiment:
             stack.callback(progress.close)
             run = self.run(mesh, writers=writers, tuning=program.tuning, say=progress.say)
             stack.callback(run.writers.close)
-            profiler = self.profile.open(self.folder) if self.profile else None
+            profiler = self.profile.open(self.folder, say=run.say) if self.profile else None
             if profiler:
                 stack.callback(profiler.close)
-            loop = Loop(
-                run=run,
-                duration=self.duration,
-                step_fn=program.step,
-                batches=batches,
-                data_state=lambda: joint_state(batches.state_dict(), gather),
-                checkpointer=checkpointer,
-                checkpoint_every=self.checkpoints.every,
-                checkpoint_minutes=self.checkpoints.every_minutes,
-                callbacks=self.callbacks,
-                meter=Meter(peak=peak_flops(mesh.devices.flat)),
-                progress=progress,
+            ledger = Ledger(
+                run,
+                Meter(peak=peak_flops(mesh.devices.flat)),
+                progress,
+                update=self.update,
                 flops=step_flops(self.spec, self.bound, program.batch) / num_places(program.batch),
-                profiler=profiler,
                 log_every=self.log_every,
-                learning_rate=learning_rate(self.optimizer),
-                stop_on_nan=self.update.on_nan == "stop",
-                max_skips=self.update.max_skips,
             )
+            saver = Saver(
+                checkpointer,
+                run=run,
+                batches=batches,
+                ledger=ledger,
+                every=self.checkpoints.every,
+                every_minutes=self.checkpoints.every_minutes,
+                data_state=lambda: joint_state(batches.state_dict(), gather),
+                learning_rate=learning_rate(self.optimizer),
+            )
+            loop = Loop(run, program.step, batches, ledger, saver, self.duration, profiler=profiler)
             if restored:
-                loop.load_progress(restored.progress)
+                saver.load_progress(restored.progress)
             warnings = self._warnings(restored, state, sole=claim is not None)
             check_watched(self.callbacks, run, best=self.checkpoints.best)
             run.writers.check()
@@ -364,6 +365,7 @@ class Experiment:
             layout=self.layout,
             mesh=mesh,
             steps=self.steps,
+            callbacks=self.callbacks,
             writers=writers,
             tuning=tuning,
             say=say,

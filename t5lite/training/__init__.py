@@ -2,14 +2,15 @@
 
 # Writers keep the names that configurations of 0.1 bind.
 from t5lite.reporting import JsonLines, MLflow, Report, TensorBoard
-from t5lite.training.callbacks import Callback, Run, Stop
+from t5lite.training.callbacks import Callback, Edit, Run, Stop
 from t5lite.training.checkpoints import Checkpointer, CheckpointError, Checkpoints, load_params
 from t5lite.training.duration import Duration
 from t5lite.training.guards import LossScale
-from t5lite.training.ledger import NonFiniteLoss
+from t5lite.training.ledger import Ledger, NonFiniteLoss
 from t5lite.training.loop import Loop
 from t5lite.training.profiling import Profile
 from t5lite.training.program import Program, build, process_shards
+from t5lite.training.saving import Saver
 from t5lite.training.state import (
     TrainState,
     frozen_of,
@@ -32,8 +33,10 @@ __all__ = [
     "Checkpoints",
     "Duration",
     "EarlyStopping",
+    "Edit",
     "Everything",
     "JsonLines",
+    "Ledger",
     "Loop",
     "LossScale",
     "MLflow",
@@ -43,6 +46,7 @@ __all__ = [
     "ReduceOnPlateau",
     "Report",
     "Run",
+    "Saver",
     "Stop",
     "TensorBoard",
     "TrainState",

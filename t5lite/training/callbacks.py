@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -28,25 +28,35 @@ class Stop:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """Returned by a callback to go on from another state.
+
+    Args:
+      state: of the same structure, shapes and shardings; later callbacks see it.
+    """
+
+    state: TrainState
+
+
 @runtime_checkable
 class Callback(Protocol):
     """Runs every `every` steps and after the last one, before the next step is dispatched.
 
     It may return held-out metrics, which go to the writers, to later callbacks and to the choice of
-    the best checkpoint; or a `Stop`. What it must remember over a restart goes through the optional
-    methods `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`. An optional `check(run)`
-    is called before anything is written, to refuse then what would fail hours later; a `Stop` from
-    it ends the run there. An optional `metric_names(run) -> set[str]` lists the metrics that it may
-    return, `"name/*"` for all that begin so, so that a misspelt one is refused where another
-    callback or `Checkpoints.best` watches it. One that sets `run.update_scale`, by which all later
-    updates are multiplied, says so with `scales_updates = True`.
+    the best checkpoint; a `Stop`; or an `Edit`. What it must remember over a restart goes through
+    the optional methods `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`. An optional
+    `check(run)` is called before anything is written, to refuse then what would fail hours later; a
+    `Stop` from it ends the run there. An optional `metric_names(run) -> set[str]` lists the metrics
+    that it may return, `"name/*"` for all that begin so, so that a misspelt one is refused where
+    another callback or `Checkpoints.best` watches it.
     """
 
     every: int
 
     def __call__(
         self, run: "Run", state: TrainState, *, step: int
-    ) -> Mapping[str, float] | Stop | None: ...
+    ) -> Mapping[str, float] | Stop | Edit | None: ...
 
 
 @dataclasses.dataclass
@@ -61,13 +71,13 @@ class Run:
       layout: how arrays are sharded over `mesh`.
       mesh: the devices.
       steps: after which the run ends at the latest; None if only tokens or epochs say so.
+      callbacks: called in this order when due.
       writers: where metrics go; becomes one `Writers`, which the first process alone writes to.
       tuning: of the run, bound to the model.
       say: prints a text above the progress bar.
       limits: what ids in batches must be below, see `models.Model.limits`.
       metrics: the latest held-out metrics of all callbacks.
       measured_at: the step of each of them.
-      update_scale: what updates are multiplied by, on top of the learning rate.
     """
 
     model_dir: str
@@ -77,13 +87,13 @@ class Run:
     layout: Layout
     mesh: Mesh
     steps: int | None
+    callbacks: Sequence[Callback] = ()
     writers: Any = ()
     tuning: Tuning = Everything()
     say: Callable[[str], None] = print
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     measured_at: dict[str, int] = dataclasses.field(default_factory=dict)
-    update_scale: float = 1.0
 
     def __post_init__(self) -> None:
         self.writers = Writers(self.writers)
@@ -96,17 +106,19 @@ class Run:
         """Returns the parameters of the objective's references, by name."""
         return state.frozen["references"]  # type: ignore[no-any-return]
 
-    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts this process's rows of a batch on its devices.
+    def place(self, batch: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
+        """Puts this process's rows of a batch on its devices; global arrays stay as they are.
 
         Raises:
           InputError: if an id is beyond what the model has: on a device that would go unnoticed.
         """
-        for name, rows in batch.items():
+        ready = {name: rows for name, rows in batch.items() if isinstance(rows, jax.Array)}
+        local = {name: np.asarray(rows) for name, rows in batch.items() if name not in ready}
+        for name, rows in local.items():
             _check_ids(name, rows, self.limits)
-        shapes = {name: rows.shape for name, rows in batch.items()}
+        shapes = {name: rows.shape for name, rows in local.items()}
         placed = batch_shardings(self.layout, self.mesh, shapes)
-        return place(batch, placed, num_rows=self.data.batch_size)
+        return place(local, placed, num_rows=self.data.batch_size) | ready
 
     @functools.cached_property
     def rows(self) -> np.ndarray:

@@ -14,6 +14,7 @@ from t5lite.reporting.progress import Progress
 from t5lite.reporting.rates import Meter, Rates
 from t5lite.training.callbacks import Run
 from t5lite.training.duration import Position
+from t5lite.training.update import Update
 
 
 class NonFiniteLoss(RunError):
@@ -25,16 +26,16 @@ class Dispatched(NamedTuple):
 
     Args:
       step: its number, from 1.
-      metrics: what `train_step` returns, to be.
-      batch: this host's rows.
-      most_tokens: the places for tokens in the global batch.
-      epoch: of the data behind the batch.
+      metrics: of `train_step`.
+      rows: this host's rows of the batch.
+      places: places for tokens in the global batch.
+      epoch: of the data after the batch.
     """
 
     step: int
     metrics: dict[str, Any]
-    batch: dict[str, Any]
-    most_tokens: int
+    rows: Mapping[str, Any]
+    places: int
     epoch: float | None
 
 
@@ -49,34 +50,37 @@ class Ledger:
       run: whose writers get a line of metrics now and then.
       meter: rates.
       progress: the bar.
+      update: what a NaN does, and how many skipped updates in a row end the run.
       flops: of a place for a token, for display: batches may be cut to shorter rows.
       log_every: steps between two lines.
-      stop_on_nan: whether a NaN ends the run.
-      max_skips: updates skipped in a row that end the run.
     """
 
     run: Run
     meter: Meter
     progress: Progress
-    flops: float
-    log_every: int
-    stop_on_nan: bool
-    max_skips: int
+    update: Update = Update()
+    flops: float = 0.0
+    log_every: int = 10
 
     def __post_init__(self) -> None:
         self.tokens = 0
         self._num_skipped = self._skips_in_a_row = 0
         self._sums: dict[str, tuple[float, float]] = {}
         self._facts: dict[str, float] = {}
-        self._position = Position()
+        self._position, self._unwritten = Position(), False
         self._pending: Dispatched | None = None
 
     @property
     def most_tokens(self) -> int:
-        """The most that the run can have seen with the step under way; `tokens` once settled."""
-        return self.tokens + (self._pending.most_tokens if self._pending else 0)
+        """The most that the run can have seen with the step under way; `tokens` once flushed."""
+        return self.tokens + (self._pending.places if self._pending else 0)
 
-    def enter(self, dispatched: Dispatched) -> None:
+    def begin(self, step: int, epoch: float | None) -> None:
+        """Shows where the run starts."""
+        self._position = Position(step, self.tokens, epoch)
+        self.progress.begin(self._position)
+
+    def push(self, dispatched: Dispatched) -> None:
         """Takes a step that has just been dispatched, and reads the one before.
 
         Raises:
@@ -86,16 +90,16 @@ class Ledger:
         if pending is not None:
             self._read(pending)
 
-    def settle(self, *, last: bool = False) -> None:
+    def flush(self, *, last: bool = False) -> None:
         """Waits for the step under way and reads it; after the last one writes what is left.
 
         Raises:
-          NonFiniteLoss: see `enter`.
+          NonFiniteLoss: see `push`.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
             self._read(pending)
-        if last and self._position.step % self.log_every:
+        if last and self._unwritten:
             self.progress.update(self._position, rates=self._write())
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,9 +135,9 @@ class Ledger:
             self._explain(dispatched, metrics)
             self._check_skips(step, metrics)
         self.tokens += int(metrics["tokens"])
-        flops = self.flops * dispatched.most_tokens
+        flops = self.flops * dispatched.places
         self.meter.step(tokens=int(metrics["tokens"]), flops=flops)
-        self._position = Position(step, self.tokens, dispatched.epoch)
+        self._position, self._unwritten = Position(step, self.tokens, dispatched.epoch), True
         self._facts = self._facts_now(metrics)
         rates = self._write() if step % self.log_every == 0 else None
         self.progress.update(self._position, metrics=_means(sums) | self._facts, rates=rates)
@@ -147,6 +151,8 @@ class Ledger:
         for name in ("learning_rate", "loss_scale", "update_scale"):
             if name in metrics:
                 facts[name] = float(metrics[name])
+        if facts.get("update_scale") == 1.0:  # until a callback lowers it
+            del facts["update_scale"]
         if self._num_skipped:
             facts["skipped_updates"] = float(self._num_skipped)
         return facts
@@ -158,7 +164,7 @@ class Ledger:
         self.run.writers.write(
             self._position.step, {f"train/{name}": value for name, value in line.items()}
         )
-        self._sums = {}
+        self._sums, self._unwritten = {}, False
         return rates
 
     def _explain(self, dispatched: Dispatched, metrics: Mapping[str, Any]) -> None:
@@ -171,7 +177,7 @@ class Ledger:
         else:
             return
         message = f"step {step}: {what}; the batch is in {self._keep(dispatched)}"
-        if self.stop_on_nan and not metrics["finite"]:
+        if self.update.on_nan == "stop" and not metrics["finite"]:
             raise NonFiniteLoss(
                 f"{message}\nthe update was not applied; earlier checkpoints stand\n"
                 "lower the learning rate or clip gradients (Update.clip_norm), and run again to "
@@ -181,7 +187,7 @@ class Ledger:
 
     def _check_skips(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Ends a run that no longer learns; its parameters are those of the last update."""
-        if self._skips_in_a_row < self.max_skips:
+        if self._skips_in_a_row < self.update.max_skips:
             return
         scale = f", loss scale {float(metrics['loss_scale']):g}" if "loss_scale" in metrics else ""
         raise NonFiniteLoss(
@@ -189,7 +195,7 @@ class Ledger:
             f"(loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}"
             f"{scale})\nno skipped update reached the parameters, so every checkpoint stands\n"
             "lower the learning rate, clip gradients (Update.clip_norm) or train in bfloat16; "
-            f"Update.max_skips = {self.max_skips} is the limit"
+            f"Update.max_skips = {self.update.max_skips} is the limit"
         )
 
     def _keep(self, dispatched: Dispatched) -> epath.Path:
@@ -197,7 +203,7 @@ class Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step_{dispatched.step}_process_{jax.process_index()}.npz"
         with path.open("wb") as file:
-            np.savez(file, **dispatched.batch)
+            np.savez(file, **dispatched.rows)
         return path
 
 

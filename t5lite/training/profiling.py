@@ -1,6 +1,7 @@
 """A profiler trace of chosen steps, for TensorBoard's profile plugin or Perfetto."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,24 +32,31 @@ class Profile:
                 f"Profile.steps = {self.steps!r}: must be (first, how many), both >= 1"
             )
 
-    def open(self, model_dir: epath.PathLike) -> "Profiler":
-        """Returns what the loop calls before and after every step."""
-        return Profiler(self.steps[0], self.steps[1], epath.Path(self.folder or model_dir))
+    def open(
+        self, model_dir: epath.PathLike, *, say: Callable[[str], object] = print
+    ) -> "Profiler":
+        """Returns what the loop calls before and after every step; `say` prints a line."""
+        return Profiler(*self.steps, epath.Path(self.folder or model_dir), say)
 
 
 class Profiler:
     """Traces the steps `first` to `first + count - 1`; made by `Profile.open`.
 
     Args:
-      first: number of the first step to trace.
+      first: number of the first step to trace; 0: none is traced.
       count: how many.
       folder: where the trace goes.
     """
 
-    def __init__(self, first: int, count: int, folder: epath.Path):
-        self._first = first
-        self._last = first + count - 1
-        self._folder = folder.expanduser()
+    def __init__(
+        self,
+        first: int = 0,
+        count: int = 0,
+        folder: epath.Path = epath.Path("."),
+        say: Callable[[str], object] = print,
+    ):
+        self._first, self._last = first, first + count - 1
+        self._folder, self._say = folder.expanduser(), say
         self._tracing = False
         self._annotation: Any = None
 
@@ -62,24 +70,20 @@ class Profiler:
             self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
             self._annotation.__enter__()
 
-    def after_step(self, step: int, state: Any) -> bool:
+    def after_step(self, step: int, state: Any) -> None:
         """Is called when step number `step` has been dispatched.
 
         Args:
           step: its number.
           state: what it returned, waited for before the trace ends.
-
-        Returns:
-          Whether the trace has just been written.
         """
         if not self._tracing:
-            return False
+            return
         self._annotation.__exit__(None, None, None)
-        if step < self._last:
-            return False
-        jax.block_until_ready(state)
-        self.close()
-        return True
+        if step >= self._last:
+            jax.block_until_ready(state)
+            self.close()
+            self._say(f"profile of steps up to {step} written")
 
     def close(self) -> None:
         """Writes the trace if the run ends in the middle of it."""

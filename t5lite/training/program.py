@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t5lite.errors import InputError
@@ -73,7 +72,6 @@ def build(
     update: Update = Update(),
     tuning: Tuning = Everything(),
     references: Mapping[str, Any] = types.MappingProxyType({}),
-    update_scale: bool = False,
 ) -> Program:
     """Builds a run's functions; computes and allocates nothing.
 
@@ -87,7 +85,6 @@ def build(
       update: microbatches, clipping, averaging, guards.
       tuning: which parameters are trained.
       references: further models by name, whose parameters the objective's loss reads.
-      update_scale: whether a callback will scale updates, see `Callback`.
 
     Raises:
       InputError: if batch or parameters do not divide over the mesh, or the batch into
@@ -104,9 +101,6 @@ def build(
     frozen_axes = frozen_of(frozen_axes, {name: each.axes() for name, each in references.items()})
     optax_optimizer = transformation(optimizer, axes, tuning.split(whole)[0])
 
-    def extra(params: Any) -> dict[str, Any]:
-        return update.extra(params) | ({"update_scale": jnp.float32(1)} if update_scale else {})
-
     def start_from(params: Any, references: Any, state_key: jax.Array) -> TrainState:
         trained, frozen = tuning.split(params)
         return initial_state(
@@ -114,7 +108,7 @@ def build(
             optax_optimizer,
             rng=state_key,
             frozen=frozen_of(frozen, references),
-            extra=extra(trained),
+            extra=update.extra(trained),
         )
 
     def init(params_key: jax.Array, state_key: jax.Array) -> TrainState:
@@ -159,7 +153,7 @@ def build(
         init=lambda seed: drawn(*keys(seed)),
         draw=lambda seed: draw(keys(seed)[0]),
         start_from=lambda params, seed, references={}: started(params, references, keys(seed)[1]),
-        extra=jax.jit(extra, out_shardings=placed.extra),
+        extra=jax.jit(update.extra, out_shardings=placed.extra),
         step=with_layout(
             step,
             layout,

@@ -36,8 +36,8 @@ class Plan(NamedTuple):
             lines.append(f"the run was trained with {was}, now {now}, which takes its state over")
         if self.num_cast:
             lines.append(f"{self.num_cast} arrays of the optimizer's state change their dtype")
-        if self.fresh:
-            names = ", ".join(self.fresh)
+        # Older checkpoints without a scale of updates are of runs that had none lowered.
+        if names := ", ".join(name for name in self.fresh if name != "update_scale"):
             lines.append(f"not in the checkpoint of step {step}, starts anew: {names}")
         if self.dropped:
             lines.append(f"no longer used, dropped at step {step}: {', '.join(self.dropped)}")

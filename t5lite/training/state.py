@@ -34,7 +34,8 @@ class TrainState:
       opt_state: the optimizer's.
       rng: uint32 key data; step and microbatch are folded in, so that it never changes.
       extra: what else `Update` needs, by name: `ema` (an average, like the parameters), `spike` and
-        `loss_scale` (the guards' scalars), `update_scale` (float32 scalar, see `Callback`).
+        `loss_scale` (the guards' scalars), `update_scale` (float32 scalar: updates are multiplied
+        by it, on top of the learning rate; callbacks may edit it).
     """
 
     step: jax.Array

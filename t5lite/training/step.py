@@ -79,9 +79,9 @@ def train_step(
 
     Returns:
       The state after the step, and metrics: float32 scalars `loss`, `gradient_norm`,
-      `parameter_norm`, where it is known `learning_rate` (times `update_scale`), and where the
-      state has them `loss_scale` and `update_scale`; int32 `tokens`, see `counted`; bool `applied`,
-      `finite` and `spike`, see `Verdict`; and `sums`, the objective's `name: (sum, weight)`.
+      `parameter_norm`, `update_scale`, where it is known `learning_rate` (times `update_scale`),
+      and of float16 `loss_scale`; int32 `tokens`, see `counted`; bool `applied`, `finite` and
+      `spike`, see `Verdict`; and `sums`, the objective's `name: (sum, weight)`.
     """
     loss, sums, gradients = _accumulated_gradients(
         state, batch, model, objective, update.num_microbatches, tuning, constrain_gradients
@@ -94,8 +94,7 @@ def train_step(
     # Optax's own code relies on implicit promotion here and there.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
-        if "update_scale" in state.extra:
-            updates = optax.tree.scale(state.extra["update_scale"], updates)
+        updates = optax.tree.scale(state.extra["update_scale"], updates)
         params = optax.apply_updates(state.params, updates)
     average = {}
     if update.ema_decay is not None:
@@ -113,17 +112,14 @@ def train_step(
         "tokens": sum(
             (jnp.count_nonzero(tokens).astype(jnp.int32) for tokens in counted(batch)), jnp.int32(0)
         ),
+        "update_scale": state.extra["update_scale"],
         **verdict._asdict(),
         "sums": sums,
     }
     if update.loss_scale is not None:
         metrics["loss_scale"] = state.extra["loss_scale"]["scale"]
-    rate = learning_rate(state.opt_state)
-    if "update_scale" in state.extra:
-        metrics["update_scale"] = state.extra["update_scale"]
-        rate = None if rate is None else rate * metrics["update_scale"]
-    if rate is not None:
-        metrics["learning_rate"] = rate
+    if (rate := learning_rate(state.opt_state)) is not None:
+        metrics["learning_rate"] = rate * state.extra["update_scale"]
     state = state.replace(
         step=state.step + 1,
         params=params,

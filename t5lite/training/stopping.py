@@ -4,10 +4,13 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
+
+import jax
+import numpy as np
 
 from t5lite.errors import InputError, unknown
-from t5lite.training.callbacks import Callback, Run, Stop
+from t5lite.training.callbacks import Callback, Edit, Run, Stop
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -85,8 +88,8 @@ class Watch:
             self._waited += 1
         return True
 
-    def _told(self) -> str:
-        """Says what was waited for in vain."""
+    def _explanation(self) -> str:
+        """Returns why patience ran out."""
         best = "ever finite" if self._best is None else f"better than {self._best:.6g}"
         where = "" if self._best is None else f", of step {self._best_step}"
         times = "measurement" if self._waited == 1 else "measurements"
@@ -117,7 +120,7 @@ class EarlyStopping(Watch):
         return self._stop() if self._look(run, step) else None
 
     def _stop(self) -> Stop | None:
-        return Stop(self._told()) if self._waited >= self.patience else None
+        return Stop(self._explanation()) if self._waited >= self.patience else None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -133,8 +136,6 @@ class ReduceOnPlateau(Watch):
       minimum: of all factors together, in [0, 1).
     """
 
-    scales_updates: ClassVar[bool] = True
-
     factor: float = 0.5
     cooldown: int = 0
     minimum: float = 0.0
@@ -146,19 +147,25 @@ class ReduceOnPlateau(Watch):
         self._require("cooldown", type(self.cooldown) is int and self.cooldown >= 0, "at least 0")
         self._require("minimum", 0 <= self.minimum < 1, "in [0, 1)")
 
-    def __call__(self, run: Run, state: Any, *, step: int) -> None:
-        """Lowers `run.update_scale` once patience is over."""
-        del state
+    def __call__(self, run: Run, state: Any, *, step: int) -> Edit | None:
+        """Returns a state with a lower `update_scale` once patience is over."""
         if not self._look(run, step):
-            return
+            return None
         if self._cooling:
             self._cooling, self._waited = self._cooling - 1, 0
-        elif self._waited >= self.patience:
-            lower = max(run.update_scale * self.factor, self.minimum)
-            if lower < run.update_scale:
-                run.update_scale = lower
-                run.say(f"step {step}: {self._told()}; updates are now scaled by {lower:.3g}")
-            self._cooling, self._waited = self.cooldown, 0
+            return None
+        if self._waited < self.patience:
+            return None
+        text, self._cooling, self._waited = self._explanation(), self.cooldown, 0
+        scale = np.float32(state.extra["update_scale"])
+        lower = np.float32(max(scale * self.factor, self.minimum))
+        if lower >= scale:
+            return None
+        run.say(f"step {step}: {text}; updates are now scaled by {lower:.3g}")
+        array = jax.make_array_from_callback(
+            (), state.extra["update_scale"].sharding, lambda _: lower
+        )
+        return Edit(state.replace(extra={**state.extra, "update_scale": array}))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what was seen so far, valid JSON."""

@@ -64,8 +64,8 @@ class Update:
             raise InputError(f"Update.loss_scale = {self.loss_scale!r}: must be a LossScale")
 
     def extra(self, params: Any) -> dict[str, Any]:
-        """Returns what a state of these settings holds besides, in the beginning."""
-        extra: dict[str, Any] = {}
+        """Returns `TrainState.extra` before the first step, of these trained parameters."""
+        extra: dict[str, Any] = {"update_scale": jnp.float32(1)}
         if self.ema_decay is not None:
             extra["ema"] = jax.tree.map(jnp.copy, params)  # a copy, because both are donated
         if self.spike_threshold is not None:

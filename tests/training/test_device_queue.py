@@ -15,7 +15,17 @@ from t5lite.models import ComputeSpec
 from t5lite.objectives import Objective
 from t5lite.parallel import Layout, make_mesh
 from t5lite.reporting import Meter, Progress
-from t5lite.training import Duration, Loop, LossScale, Run, Update, build, transformation
+from t5lite.training import (
+    Duration,
+    Ledger,
+    Loop,
+    LossScale,
+    Run,
+    Saver,
+    Update,
+    build,
+    transformation,
+)
 from t5lite.training.state import next_learning_rate
 
 LAYOUT, STEPS = Layout(), 30
@@ -87,18 +97,12 @@ def test_only_metrics_of_the_step_before_are_waited_for(tmp_path):
 
     kept = []
     mesh, data = make_mesh(LAYOUT, jax.devices()[:1]), mock.Mock(batch_size=2)
-    duration = Duration(STEPS)
-    loop = Loop(
-        run=Run(str(tmp_path), None, None, data, LAYOUT, mesh, STEPS, say=lambda text: None),
-        duration=duration,
-        step_fn=step_fn,
-        batches=Features(),
-        checkpointer=mock.Mock(),
-        checkpoint_every=10 * STEPS,
-        callbacks=(),
-        meter=Meter(),
-        progress=Progress(duration, active=False),
-    )
+    duration, batches = Duration(STEPS), Features()
+    run = Run(str(tmp_path), None, None, data, LAYOUT, mesh, STEPS, say=lambda text: None)
+    ledger = Ledger(run, Meter(), Progress(duration, active=False))
+    checkpointer = mock.Mock(**{"is_best.return_value": False})
+    saver = Saver(checkpointer, run=run, batches=batches, ledger=ledger, every=10 * STEPS)
+    loop = Loop(run, step_fn, batches, ledger, saver, duration)
     state = program.init(0)
     array_type = type(state.step)
     on_host = array_type._value  # what every way to a number or a NumPy array goes through
@@ -108,7 +112,7 @@ def test_only_metrics_of_the_step_before_are_waited_for(tmp_path):
         return on_host.fget(array)
 
     with mock.patch.object(array_type, "_value", property(reading)):
-        loop(state)
+        loop.train(state)
     training = [(dispatched, of) for dispatched, of in reads if 0 < dispatched < STEPS]
     assert len(training) > 5 * (STEPS - 2)  # the metrics are seen
     assert all(of == dispatched - 1 for dispatched, of in training)

@@ -18,8 +18,21 @@ from jax.experimental import multihost_utils
 from t5lite.errors import InputError
 from t5lite.parallel import Layout, make_mesh
 from t5lite.reporting import Meter, Progress
-from t5lite.training import Duration, Loop, NonFiniteLoss, Run, Stop, Tuning, notices, save_times
-from t5lite.training.save_times import SaveTimes
+from t5lite.training import (
+    Duration,
+    Edit,
+    Ledger,
+    Loop,
+    NonFiniteLoss,
+    Run,
+    Saver,
+    Stop,
+    Tuning,
+    Update,
+    notices,
+    saving,
+)
+from t5lite.training.saving import SaveTimes
 
 LAYOUT = Layout()
 DATA = types.SimpleNamespace(batch_size=8)
@@ -112,7 +125,10 @@ class Scene:
     said: list
 
     def run(self, start=0):
-        return self.loop(CountingState(start))
+        return self.train(CountingState(start))
+
+    def train(self, state):
+        return self.loop.train(state) if self.loop.begin(state) else state
 
     @property
     def lines(self):
@@ -134,6 +150,13 @@ def make(
     spikes=(),
     sums=lambda step: {},
     rate=None,
+    step=None,
+    on_nan="stop",
+    max_skips=100,
+    log_every=1,
+    checkpoint_every=100,
+    checkpoint_minutes=None,
+    learning_rate=lambda state: None,
     **options,
 ):
     """Step n's loss is n, unless it is one of the `bad` ones, and it has n tokens."""
@@ -148,6 +171,7 @@ def make(
         layout=LAYOUT,
         mesh=make_mesh(LAYOUT),
         steps=steps,
+        callbacks=callbacks,
         writers=[memory],
         say=said.append,
     )
@@ -172,16 +196,24 @@ def make(
         metrics |= {} if rate is None else {"learning_rate": np.float32(rate(step))}
         return state.replace(step=step), metrics
 
-    loop = Loop(
-        run=run,
-        duration=duration,
-        batches=Counting(),
-        checkpointer=memory,
-        callbacks=callbacks,
-        meter=Meter(),
-        progress=Progress(duration, active=False),
-        **({"step_fn": step_fn, "checkpoint_every": 100, "log_every": 1} | options),
+    batches = Counting()
+    ledger = Ledger(
+        run,
+        Meter(),
+        Progress(duration, active=False),
+        update=Update(on_nan=on_nan, max_skips=max_skips),
+        log_every=log_every,
     )
+    saver = Saver(
+        memory,
+        run=run,
+        batches=batches,
+        ledger=ledger,
+        every=checkpoint_every,
+        every_minutes=checkpoint_minutes,
+        learning_rate=learning_rate,
+    )
+    loop = Loop(run, step or step_fn, batches, ledger, saver, duration, **options)
     return Scene(loop, memory, events, said)
 
 
@@ -255,7 +287,7 @@ def test_an_average_survives_a_restart(tmp_path):
     first.run()
     ((step, progress, _), *_) = first.memory.saved
     second = make(tmp_path, steps=6, log_every=6)
-    second.loop.load_progress(progress)
+    second.loop.saver.load_progress(progress)
     second.run(step)
     for name in ("train/loss", "train/gradient_norm", "train/epoch"):
         assert second.lines[0][1][name] == whole.lines[0][1][name]
@@ -279,7 +311,7 @@ def test_metrics_of_a_callback_reach_writers_later_callbacks_and_checkpoints(tmp
     ]
     # But a run that resumes at step 3 knows what is known so far.
     again = make(tmp_path)
-    again.loop.load_progress(scene.memory.saved[0][1])
+    again.loop.saver.load_progress(scene.memory.saved[0][1])
     assert again.loop.run.metrics == {"validation/loss": 0.5}
 
 
@@ -326,17 +358,16 @@ def test_callbacks_and_data_remember_over_a_restart(tmp_path):
     assert progress["callbacks"] == [["Remembering", "", {"memory": 2}]]
     callbacks = [Each("a", 1), Remembering("b", 2)]
     second = make(tmp_path, callbacks=callbacks, steps=5)
-    second.loop.load_progress(progress)
+    second.loop.saver.load_progress(progress)
     assert (callbacks[0].memory, callbacks[1].memory) == (0, 2)
     second.run(step)
     assert second.loop.batches.count == 5
 
 
-class Halving(Each):
-    scales_updates = True
-
+class Lowering(Each):
     def __call__(self, run, state, *, step):
-        run.update_scale *= 0.3
+        scale = state.extra["update_scale"] * jnp.float32(0.3)
+        return Edit(state.replace(extra={"update_scale": scale}))
 
 
 def scaled_state(step=0, scale=1.0):
@@ -345,26 +376,50 @@ def scaled_state(step=0, scale=1.0):
 
 def test_a_scale_of_updates_holds_from_the_next_step_on_and_is_saved(tmp_path):
     states = []
-    scene = make(tmp_path, callbacks=[Halving("h", 2)])
+    scene = make(tmp_path, callbacks=[Lowering("h", 2)])
     inner = scene.memory.save
-    scene.loop.checkpointer.save = lambda step, state, **rest: (
+    scene.memory.save = lambda step, state, **rest: (
         states.append(state), inner(step, state, **rest)
     )  # fmt: skip
-    scene.loop.checkpoint_every = 4
-    scene.loop(scaled_state())
+    scene.loop.saver.every = 4
+    scene.train(scaled_state())
     expected = [1, 1, 0.3, 0.3, 0.09, 0.09]
-    assert [line["train/update_scale"] for _, line in scene.lines] == pytest.approx(expected)
+    # It is written from the first step on that it scales.
+    written = [line.get("train/update_scale", 1) for _, line in scene.lines]
+    assert written == pytest.approx(expected)
     assert [int(state.step) for state in states] == [4, 6]
     # A run that resumes comes to the same numbers, to the last bit.
-    again = make(tmp_path, callbacks=[Halving("h", 2)])
-    last = again.loop(states[0])
+    again = make(tmp_path, callbacks=[Lowering("h", 2)])
+    last = again.train(states[0])
     assert again.lines[0][1]["train/update_scale"] == scene.lines[4][1]["train/update_scale"]
     assert last.extra["update_scale"] == states[1].extra["update_scale"]
 
 
-def test_a_scale_that_nobody_announced_is_refused(tmp_path):
-    with pytest.raises(InputError, match="`scales_updates = True`"):
-        make(tmp_path, callbacks=[Halving("h", 2)]).run()
+def test_later_callbacks_see_an_edited_state_and_it_is_what_is_saved(tmp_path):
+    seen = []
+
+    class Seeing(Each):
+        def __call__(self, run, state, *, step):
+            seen.append(float(state.extra["update_scale"]))
+
+    callbacks = [Seeing("before", 1), Lowering("l", 2), Seeing("after", 1)]
+    scene = make(tmp_path, steps=2, callbacks=callbacks)
+    last = scene.train(scaled_state())
+    assert seen == pytest.approx([1, 1, 1, 0.3])
+    assert last.extra["update_scale"] == pytest.approx(0.3)
+
+
+def test_batches_can_depend_on_the_state_and_be_on_the_devices(tmp_path):
+    class Rollouts(Counting):
+        def next_batch(self, state):
+            seen.append(state.step)
+            return jax.device_put(next(self), DEVICE)
+
+    DEVICE, seen = make_mesh(LAYOUT).devices.flat[0], []
+    scene = make(tmp_path, steps=3)
+    scene.loop.batches = Rollouts()
+    assert scene.run().step == 3
+    assert seen == [0, 1, 2]
 
 
 def test_a_callback_can_end_a_run_before_its_first_step(tmp_path):
@@ -383,7 +438,7 @@ def test_a_callback_that_is_new_leaves_the_others_their_memory(tmp_path):
     first.run()
     callbacks = [type("New", (Remembering,), {})("n", 1), Remembering("b", 2)]
     second = make(tmp_path, callbacks=callbacks)
-    second.loop.load_progress(first.memory.saved[-1][1])
+    second.loop.saver.load_progress(first.memory.saved[-1][1])
     assert [callback.memory for callback in callbacks] == [0, 2]
 
 
@@ -394,10 +449,10 @@ def test_callbacks_of_one_kind_are_told_apart_by_their_metric(tmp_path):
         return callback
 
     scene = make(tmp_path, steps=4, callbacks=[watching("a"), watching("b")])
-    scene.loop.callbacks[0].memory = 10
+    scene.loop.run.callbacks[0].memory = 10
     scene.run()
     alone = watching("b")
-    make(tmp_path, callbacks=[alone]).loop.load_progress(scene.memory.saved[-1][1])
+    make(tmp_path, callbacks=[alone]).loop.saver.load_progress(scene.memory.saved[-1][1])
     assert alone.memory == 4
 
 
@@ -444,12 +499,12 @@ def test_tokens_go_on_counting_after_a_restart(tmp_path):
     first.run()
     ((step, progress, _), *_) = first.memory.saved
     second = make(tmp_path, steps=None, tokens=100)
-    second.loop.load_progress(progress)
+    second.loop.saver.load_progress(progress)
     assert second.run(step).step == 14
     assert second.lines[-1][1]["train/tokens"] == 105
     assert second.said == [f"resuming {tmp_path} at step 6, 21/100 tokens (21%)"]
     third = make(tmp_path, steps=None, tokens=100, callbacks=[Each("a", 1)])
-    third.loop.load_progress(second.memory.saved[-1][1])
+    third.loop.saver.load_progress(second.memory.saved[-1][1])
     assert third.run(14).step == 14
     assert third.events == []
 
@@ -569,7 +624,7 @@ def test_a_nan_in_the_last_step_is_told(tmp_path):
 
 
 def test_skipped_updates_are_counted_and_left_out_of_the_average(tmp_path):
-    options = {"stop_on_nan": False, "log_every": 3}
+    options = {"on_nan": "skip", "log_every": 3}
     scene = make(tmp_path, bad=[2, 3, 4], checkpoint_every=4, **options)
     assert scene.run().step == 6
     (_, first), (_, second) = scene.lines
@@ -582,14 +637,14 @@ def test_skipped_updates_are_counted_and_left_out_of_the_average(tmp_path):
     assert all("the update was skipped" in text for text in scene.said)
     # The count goes on after a restart.
     again = make(tmp_path, **options)
-    again.loop.load_progress(scene.memory.saved[0][1])
+    again.loop.saver.load_progress(scene.memory.saved[0][1])
     again.run(4)
     assert again.lines[0][1]["train/skipped_updates"] == 3
 
 
 @pytest.mark.parametrize("kind", ["bad", "spikes"])
 def test_updates_that_are_skipped_in_a_row_end_the_run(tmp_path, kind):
-    options = {kind: range(3, 20), "stop_on_nan": False, "max_skips": 5, "steps": 20}
+    options = {kind: range(3, 20), "on_nan": "skip", "max_skips": 5, "steps": 20}
     scene = make(tmp_path, checkpoint_every=2, **options)
     with pytest.raises(NonFiniteLoss, match="step 7: the last 5 updates were all skipped") as error:
         scene.run()
@@ -598,14 +653,14 @@ def test_updates_that_are_skipped_in_a_row_end_the_run(tmp_path, kind):
     assert scene.saved == [2, 4, 6]
     # A restart gains no patience.
     again = make(tmp_path, **options)
-    again.loop.load_progress(scene.memory.saved[1][1])
+    again.loop.saver.load_progress(scene.memory.saved[1][1])
     with pytest.raises(NonFiniteLoss, match="step 7: the last 5 updates"):
         again.run(4)
 
 
 def test_an_update_between_those_that_are_skipped_begins_the_count_anew(tmp_path):
     bad = [2, 3, 5, 6, 8, 9]
-    assert make(tmp_path, bad=bad, stop_on_nan=False, max_skips=3, steps=10).run().step == 10
+    assert make(tmp_path, bad=bad, on_nan="skip", max_skips=3, steps=10).run().step == 10
 
 
 def test_a_spike_is_told_counted_and_its_batch_kept(tmp_path):
@@ -623,14 +678,14 @@ def test_a_spike_is_told_counted_and_its_batch_kept(tmp_path):
 
 def test_a_loss_scale_that_falls_is_counted_and_nothing_more(tmp_path):
     scene = make(tmp_path)
-    inner = scene.loop.step_fn
+    inner = scene.loop.step
 
     def step_fn(state, batch):
         state, metrics = inner(state, batch)
         fell = np.bool_(state.step == 3)
         return state, metrics | {"applied": ~fell, "loss_scale": np.float32(2 - fell)}
 
-    scene.loop.step_fn = step_fn
+    scene.loop.step = step_fn
     scene.run()
     assert [line["train/loss_scale"] for _, line in scene.lines] == [2, 2, 1, 2, 2, 2]
     assert scene.lines[-1][1]["train/skipped_updates"] == 1
@@ -647,14 +702,14 @@ def terminate(run):
 
 def test_sigterm_during_a_step_saves_it_and_exits(tmp_path):
     scene = make(tmp_path, checkpoint_every=100)
-    inner = scene.loop.step_fn
+    inner = scene.loop.step
 
     def step_fn(state, batch):
         if state.step == 2:
             terminate(None)
         return inner(state, batch)
 
-    scene.loop.step_fn = step_fn
+    scene.loop.step = step_fn
     with pytest.raises(SystemExit) as exit_:
         scene.run()
     assert exit_.value.code == 143
@@ -690,13 +745,13 @@ def test_the_loop_runs_in_a_thread_too(tmp_path):
 
 def test_the_step_may_move_nothing_between_host_and_device(tmp_path):
     scene = make(tmp_path)
-    inner = scene.loop.step_fn
+    inner = scene.loop.step
 
     def careless(state, batch):
         jax.jit(jnp.add)(batch["encoder_input_tokens"], np.ones((8, 2), np.int32))
         return inner(state, batch)
 
-    scene.loop.step_fn = careless
+    scene.loop.step = careless
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         scene.run()
 
@@ -705,12 +760,11 @@ def test_the_profiler_surrounds_every_step(tmp_path):
     calls = []
     profiler = types.SimpleNamespace(
         before_step=lambda step: calls.append(("before", step)),
-        after_step=lambda step, state: calls.append(("after", step)) or step == 2,
+        after_step=lambda step, state: calls.append(("after", step)),
     )
     scene = make(tmp_path, steps=2, profiler=profiler)
     scene.run()
     assert calls == [("before", 1), ("after", 1), ("before", 2), ("after", 2)]
-    assert scene.said == ["profile of steps up to 2 written"]
 
 
 @pytest.mark.parametrize(
@@ -759,7 +813,7 @@ def press(run=None):
 
 def pressing(scene, at, times=1):
     """Makes the step after `at` one during which Ctrl-C is pressed."""
-    inner = scene.loop.step_fn
+    inner = scene.loop.step
 
     def step_fn(state, batch):
         if state.step == at:
@@ -767,7 +821,7 @@ def pressing(scene, at, times=1):
                 press()
         return inner(state, batch)
 
-    scene.loop.step_fn = step_fn
+    scene.loop.step = step_fn
 
 
 def test_ctrl_c_during_a_step_saves_it_and_exits(tmp_path, capsys):
@@ -846,14 +900,14 @@ class Clock:
 def test_saves_by_the_clock(tmp_path, monkeypatch):
     clock = Clock()
     scene = make(tmp_path, steps=10, checkpoint_every=100, checkpoint_minutes=0.5)
-    scene.loop._save_times = SaveTimes(0.5, clock=clock)
-    inner = scene.loop.step_fn
+    scene.loop.saver.times = SaveTimes(0.5, clock=clock)
+    inner = scene.loop.step
 
     def step_fn(state, batch):
         clock.seconds += 9
         return inner(state, batch)
 
-    scene.loop.step_fn = step_fn
+    scene.loop.step = step_fn
     scene.run()
     assert scene.saved == [4, 8, 10]  # after 36 and 72 seconds, and at the end
 
@@ -869,7 +923,7 @@ def test_saves_by_the_clock_of_process_0_cost_few_exchanges(monkeypatch, seconds
         return [clock.seconds - times._since, value]
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(save_times, "gather", gather)
+    monkeypatch.setattr(saving, "gather", gather)
     times, other = SaveTimes(10, clock=clock), SaveTimes(10, clock=others)
     times.saved(0)
     saved, since = [], 0.0

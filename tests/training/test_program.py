@@ -146,7 +146,6 @@ def build_scalars(*, num_devices=8, num_microbatches=1, model=Scores()):
         layout=layout,
         mesh=make_mesh(layout, jax.devices()[:num_devices]),
         update=Update(num_microbatches=num_microbatches, ema_decay=0.9),
-        update_scale=True,
     )
 
 

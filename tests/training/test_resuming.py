@@ -50,7 +50,7 @@ def test_what_an_update_has_no_more_is_dropped(tmp_path, part):
     saved = make_state(PARTS[part], factor=2.0)
     state, told = resume(tmp_path, saved, make_state())
     assert told == [f"no longer used, dropped at step 5: {part}"]
-    jax.tree.map(np.testing.assert_array_equal, state, saved.replace(extra={}))
+    jax.tree.map(np.testing.assert_array_equal, state, saved.replace(extra=NONE.extra({})))
 
 
 def test_moments_of_another_dtype_are_cast(tmp_path):
