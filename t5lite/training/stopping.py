@@ -158,7 +158,7 @@ class ReduceOnPlateau(Watch):
             return None
         text, self._cooling, self._waited = self._explanation(), self.cooldown, 0
         scale = np.float32(state.extra["update_scale"])
-        lower = np.float32(max(scale * self.factor, self.minimum))
+        lower = np.float32(max(float(scale) * self.factor, self.minimum))
         if lower >= scale:
             return None
         run.say(f"step {step}: {text}; updates are now scaled by {lower:.3g}")
