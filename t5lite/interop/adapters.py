@@ -57,10 +57,10 @@ def check_adapter(folder: Any, *, weights: bool) -> None:
 
 def check_merged(names: Iterable[str], *, where: str) -> None:
     """Raises an InputError if a model's tensors have adapters among them."""
-    found = next((name for name in names if any(part in name for part in _UNMERGED)), None)
-    if found is not None:
+    unmerged = next((name for name in names if any(part in name for part in _UNMERGED)), None)
+    if unmerged is not None:
         raise InputError(
-            f"{where} was saved with an adapter that is not merged into its weights ({found}); "
+            f"{where} was saved with an adapter that is not merged into its weights ({unmerged}); "
             "where it was trained, save it as\n  model = model.merge_and_unload()\n"
             '  model.save_pretrained("MERGED"); tokenizer.save_pretrained("MERGED")\n'
             "and give MERGED"

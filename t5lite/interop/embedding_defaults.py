@@ -58,12 +58,12 @@ def read_embedding(folder: Any) -> EmbeddingDefaults | None:
     try:
         content = dict(json.loads(read_file(path, "description of embedding")))
         version = content.pop("format", None)
-        found = EmbeddingDefaults(**content)
+        defaults = EmbeddingDefaults(**content)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged: {str(error)[:80]}; restore it") from error
     if version != _FORMAT:
         raise InputError(f"{path} has format {version!r}, this version reads {_FORMAT}; upgrade")
-    return found
+    return defaults
 
 
 def save_embedding(folder: Any, defaults: EmbeddingDefaults | None) -> None:

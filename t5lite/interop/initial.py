@@ -29,16 +29,16 @@ def vocabulary_of(folder: str | os.PathLike | None) -> Vocabulary:
             field="folder",
         )
     try:
-        found = _vocabulary(folder)
+        known = _vocabulary(folder)
     except InputError as error:
         raise InputError(str(error), field="folder") from error
-    if found is None:
+    if known is None:
         raise InputError(
             f"vocabulary_of.folder = {str(folder)!r}: this folder has no vocabulary; set "
             "VOCABULARY to the one that the model was trained with",
             field="folder",
         )
-    return found
+    return known
 
 
 def _vocabulary(folder: str | os.PathLike) -> Vocabulary | None:

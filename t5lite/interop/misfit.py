@@ -32,28 +32,28 @@ class Misfit(NamedTuple):
 
 
 def misfit_error(
-    misfit: Misfit, *, wanted: Iterable[str], there: Iterable[str], where: str
+    misfit: Misfit, *, wanted: Iterable[str], stored: Iterable[str], where: str
 ) -> InputError:
     """Returns the error that lists what is wrong, by name and with the likely causes.
 
     Args:
       misfit: at least one of its fields is not empty.
       wanted: the names of all tensors that are wanted.
-      there: the names of all that the checkpoint has.
+      stored: the names of all that the checkpoint has.
       where: of the checkpoint.
     """
-    causes = [*_causes_of_names(misfit, wanted, there), *_causes_of_shapes(misfit.shapes)]
-    if any("int" in there for there, _ in misfit.dtypes.values()):
+    causes = [*_causes_of_names(misfit, wanted, stored), *_causes_of_shapes(misfit.shapes)]
+    if any("int" in stored for stored, _ in misfit.dtypes.values()):
         causes.append("the file is quantized, which is not read: take the original")
     missing = list(misfit.missing)
     if not causes and len(missing) <= 5:
         missing = [name + nearest(name, misfit.unexpected) for name in missing]
     shapes = [
-        f"{name} is {list(there)}, wanted {list(wanted)}"
-        for name, (there, wanted) in misfit.shapes.items()
+        f"{name} is {list(stored)}, wanted {list(wanted)}"
+        for name, (stored, wanted) in misfit.shapes.items()
     ]
     dtypes = [
-        f"{name} is {there}, wanted {wanted}" for name, (there, wanted) in misfit.dtypes.items()
+        f"{name} is {stored}, wanted {wanted}" for name, (stored, wanted) in misfit.dtypes.items()
     ]
     return InputError(
         "\n".join(
@@ -96,18 +96,18 @@ def _ranges(numbers: Sequence[str]) -> str:
     """Returns numbers as `{0-2,7}`; one alone, or what is folded already, as it is."""
     if len(numbers) == 1:
         return numbers[0]
-    found = sorted(map(int, numbers))
+    ordered = sorted(map(int, numbers))
     runs = [
         [number for _, number in run]
-        for _, run in itertools.groupby(enumerate(found), lambda each: each[1] - each[0])
+        for _, run in itertools.groupby(enumerate(ordered), lambda pair: pair[1] - pair[0])
     ]
     texts = (str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
     return "{" + ",".join(texts) + "}"
 
 
-def _causes_of_names(misfit: Misfit, wanted: Iterable[str], there: Iterable[str]) -> Iterator[str]:
+def _causes_of_names(misfit: Misfit, wanted: Iterable[str], stored: Iterable[str]) -> Iterator[str]:
     missing, unexpected = set(misfit.missing), set(misfit.unexpected)
-    there = set(there)
+    stored = set(stored)
     for longer, shorter, cause in (
         (unexpected, missing, "the file's names begin with {!r}, the wanted ones do not"),
         (missing, unexpected, "the wanted names begin with {!r}, the file's do not"),
@@ -116,7 +116,7 @@ def _causes_of_names(misfit: Misfit, wanted: Iterable[str], there: Iterable[str]
         if 2 * count >= max(1, len(missing)):
             yield cause.format(prefix) + ": it was saved from another class of the family"
             return
-    counts, counts_there = _layers(wanted), _layers(there)
+    counts, counts_there = _layers(wanted), _layers(stored)
     for prefix in counts.keys() & counts_there.keys():
         if counts[prefix] != counts_there[prefix]:
             yield (
@@ -128,7 +128,7 @@ def _causes_of_names(misfit: Misfit, wanted: Iterable[str], there: Iterable[str]
             f"the file has no output layer ({outputs[0]}): the model it is from shares that with "
             "the embeddings (tie_word_embeddings), or has none"
         )
-    if missing and not there & set(wanted):
+    if missing and not stored & set(wanted):
         yield "not one name is as wanted: is it the file of another family of models?"
 
 
@@ -153,5 +153,5 @@ def _layers(names: Iterable[str]) -> dict[str, int]:
 
 
 def _causes_of_shapes(shapes: Mapping[str, tuple[Shape, Shape]]) -> Iterator[str]:
-    if shapes and all(there == wanted[::-1] for there, wanted in shapes.values()):
+    if shapes and all(stored == wanted[::-1] for stored, wanted in shapes.values()):
         yield "all of these are transposed: another library's, or another class's, layout"

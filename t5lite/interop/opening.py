@@ -144,9 +144,9 @@ def _nothing(folder: epath.Path) -> str:
             f"no checkpoint in '{folder}' itself, but in folders inside it: {listed}\n"
             f"give one of them: {folder / inside[-1]}"
         )
-    there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return (
-        f"no checkpoint in '{folder}', which holds {there or 'nothing'}; needed are\n"
+        f"no checkpoint in '{folder}', which holds {shown or 'nothing'}; needed are\n"
         "  t5lite: a model_dir (model.json, checkpoints/), its checkpoints/, or one step's folder\n"
         "  Hugging Face: config.json beside model.safetensors, or beside parts with an index\n"
         "  T5X: checkpoint_N, or the folder that holds some"

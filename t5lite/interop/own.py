@@ -175,8 +175,8 @@ class OwnCheckpoint(Opened):
 
         values = base.read({name: leaf(name) for name in self._split(shapes)[1]})
         frozen = self._split(values)[1]
-        found = fingerprint(frozen_sums({"params": nest(frozen)}))
-        if found != self._base.get("params", self._base["fingerprint"]):
+        actual = fingerprint(frozen_sums({"params": nest(frozen)}))
+        if actual != self._base.get("params", self._base["fingerprint"]):
             raise InputError(
                 f"the frozen parameters of {self.where} are those of {where}, which has changed "
                 "since\nrestore that folder; Checkpoints.frozen = 'save' keeps a copy in the run"

@@ -119,7 +119,10 @@ def host_pieces(array: Any, layer: Layer) -> Iterator[tuple[Any, np.ndarray]]:
     for region, data in shards.items():
         if _holds(region, index):
             inner = region[len(index) :]
-            yield (*(slice(*each) for each in inner), ...), _on_host(data, _within(region, index))
+            yield (
+                (*(slice(*bounds) for bounds in inner), ...),
+                _on_host(data, _within(region, index)),
+            )
 
 
 def _on_host(data: jax.Array, index: tuple[int, ...]) -> np.ndarray:
@@ -148,7 +151,7 @@ def _within(region: Region, index: tuple[int, ...]) -> tuple[int, ...]:
 def _copy(values: np.ndarray, buffer: np.ndarray, region: Region, index: tuple[int, ...]) -> int:
     """Copies what a region has of a piece, cast, and returns the bytes."""
     buffer = _entry(buffer, _within(region, index))
-    part = values[tuple(slice(*each) for each in region[len(index) :])]
+    part = values[tuple(slice(*bounds) for bounds in region[len(index) :])]
     _copy_values(part, buffer)
     return buffer.nbytes
 

@@ -143,7 +143,7 @@ def read_params(
     """
     leaves = named(like)
     holders = _holders(leaves, tensors, whole=False)
-    found = _find(leaves, source.tensors(), tensors, ignored=ignored, where=where)
+    stored_names = _find(leaves, source.tensors(), tensors, ignored=ignored, where=where)
     for path, leaf in leaves.items():
         check_sharding(path, leaf)
     _check_aliases(source, [tensor for tensor in tensors if tensor.parts], where=where)
@@ -156,12 +156,12 @@ def read_params(
             progress(done, total)
 
     def piece(name: str, part: Part) -> Piece:
-        return Piece(part.layer, lambda: part.view(source.read(found[name])))
+        return Piece(part.layer, lambda: part.view(source.read(stored_names[name])))
 
     def filled(path: str, leaf: jax.ShapeDtypeStruct) -> Any:
         array = fill(leaf, (piece(tensor.name, part) for tensor, part in holders[path]), copied)
         if not leaf_is_finite(array):
-            names = dict.fromkeys(found[tensor.name] for tensor, _ in holders[path])
+            names = dict.fromkeys(stored_names[tensor.name] for tensor, _ in holders[path])
             stored = ((name, source.read(name)) for name in names)
             if (error := fault(stored, leaf.dtype, where=where)) is not None:
                 raise error
@@ -171,7 +171,7 @@ def read_params(
     return jax.tree.unflatten(jax.tree.structure(like), params)
 
 
-def written(
+def tensors_from(
     params: Any, tensors: Sequence[Tensor], *, dtypes: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, jax.ShapeDtypeStruct, Callable[[], np.ndarray]]]:
     """Turns parameters into a foreign checkpoint's tensors, one at a time.
@@ -186,14 +186,14 @@ def written(
       is constant.
 
     Raises:
-      InputError: if a parameter is spread over several processes.
+      InputError: if a parameter is sharded over several processes.
     """
     leaves = named(params)
     _holders(leaves, tensors)
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             raise InputError(
-                f"{path} is spread over several processes; save the checkpoint with t5lite's own "
+                f"{path} is sharded over several processes; save the checkpoint with t5lite's own "
                 "format, and convert it in one process"
             )
 
@@ -205,7 +205,7 @@ def written(
                 np.copyto(target[index], values, casting="unsafe")
         return array
 
-    def each() -> Iterator[tuple[str, jax.ShapeDtypeStruct, Callable[[], np.ndarray]]]:
+    def generated() -> Iterator[tuple[str, jax.ShapeDtypeStruct, Callable[[], np.ndarray]]]:
         for tensor in tensors:
             if tensor.parts:
                 kinds = {np.dtype(leaves[part.path].dtype) for part in tensor.parts}
@@ -216,7 +216,7 @@ def written(
                 shape = jax.ShapeDtypeStruct(tensor.shape, np.dtype(np.float32))
                 yield tensor.name, shape, tensor.constant
 
-    return each()
+    return generated()
 
 
 def _holders(
@@ -266,7 +266,7 @@ def _holders(
 
 def _find(
     leaves: Mapping[str, Any],
-    there: Mapping[str, jax.ShapeDtypeStruct],
+    stored: Mapping[str, jax.ShapeDtypeStruct],
     tensors: Sequence[Tensor],
     *,
     ignored: Sequence[str],
@@ -274,44 +274,44 @@ def _find(
 ) -> dict[str, str]:
     """Returns by which of its names each tensor is there, or raises what is wrong with them all."""
     known = {name for tensor in tensors for name in tensor.names}
-    found: dict[str, str] = {}
+    stored_names: dict[str, str] = {}
     misfit = Misfit([], [], {}, {})
     for tensor in tensors:
         if tensor.constant is not None:
             continue  # of whatever shape
-        names = [name for name in tensor.names if name in there]
+        names = [name for name in tensor.names if name in stored]
         if names:
-            found[tensor.name] = names[0]
+            stored_names[tensor.name] = names[0]
         elif tensor.parts:
             misfit.missing.append(tensor.name)
         wanted = {np.dtype(leaves[p.path].dtype) for p in tensor.parts if p.path in leaves}
         for name in names:
-            if there[name].shape != tensor.shape:
-                misfit.shapes[name] = (there[name].shape, tensor.shape)
-            if other := [each for each in wanted if not _castable(there[name].dtype, each)]:
-                misfit.dtypes[name] = (str(np.dtype(there[name].dtype)), str(other[0]))
+            if stored[name].shape != tensor.shape:
+                misfit.shapes[name] = (stored[name].shape, tensor.shape)
+            if other := [dtype for dtype in wanted if not _castable(stored[name].dtype, dtype)]:
+                misfit.dtypes[name] = (str(np.dtype(stored[name].dtype)), str(other[0]))
     patterns = [re.compile(pattern) for pattern in ignored]
     misfit.unexpected.extend(
         name
-        for name in there
+        for name in stored
         if name not in known and not any(pattern.fullmatch(name) for pattern in patterns)
     )
     if any(misfit):
         wanted_names = [tensor.name for tensor in tensors if tensor.parts]
-        raise misfit_error(misfit, wanted=wanted_names, there=there, where=where)
-    return found
+        raise misfit_error(misfit, wanted=wanted_names, stored=stored, where=where)
+    return stored_names
 
 
 def _check_aliases(source: Source, tensors: Sequence[Tensor], *, where: str) -> None:
     """Raises unless what is there under two names is the same."""
-    there = source.tensors()
+    stored = source.tensors()
     for tensor in tensors:
-        names = [name for name in tensor.names if name in there]
+        names = [name for name in tensor.names if name in stored]
         for other in names[1:] if tensor.parts else ():
             if not same_values(source, names[0], other):
                 raise InputError(
-                    f"{names[0]} and {other} of {where} are to be the same tensor and differ: the "
-                    "model has them tied; its config.json says so wrongly, or one was trained alone"
+                    f"{where} ties {names[0]} to {other}, but their values differ; set "
+                    "tie_word_embeddings to false in its config.json, or fix the checkpoint"
                 )
 
 
@@ -336,9 +336,9 @@ def same_values(source: Source, name: str, other_name: str) -> bool:
     )
 
 
-def _castable(there: Any, wanted: Any) -> bool:
-    floats = [jax.numpy.issubdtype(dtype, jax.numpy.floating) for dtype in (there, wanted)]
-    return all(floats) or np.dtype(there) == np.dtype(wanted)
+def _castable(stored: Any, wanted: Any) -> bool:
+    floats = [jax.numpy.issubdtype(dtype, jax.numpy.floating) for dtype in (stored, wanted)]
+    return all(floats) or np.dtype(stored) == np.dtype(wanted)
 
 
 def _wider(one: np.dtype, other: np.dtype) -> np.dtype:

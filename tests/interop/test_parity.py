@@ -21,7 +21,7 @@ import t5lite
 from t5lite.errors import InputError
 from t5lite.interop import huggingface
 from t5lite.interop.origin import Origin
-from t5lite.interop.tensors import written
+from t5lite.interop.tensors import tensors_from
 from t5lite.models import PRESETS, Model, differences, preset
 from t5lite.objectives import CausalLM, MaskedLM, Seq2Seq, bind
 from t5lite.training.restore import named
@@ -188,7 +188,7 @@ def test_published_sizes(name):
         with pytest.raises(InputError, match="transformers"):
             huggingface.describe(preset(name))
         return
-    names = [each for each, *_ in written(shapes, huggingface.describe(preset(name)).tensors)]
+    names = [each for each, *_ in tensors_from(shapes, huggingface.describe(preset(name)).tensors)]
     assert len(names) == len(set(names))
 
 

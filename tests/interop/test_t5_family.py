@@ -6,7 +6,7 @@ import pytest
 
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import family_of
-from t5lite.interop.tensors import written
+from t5lite.interop.tensors import tensors_from
 from t5lite.layers import ClassificationHeadSpec, LMHeadSpec, MaskedLMHeadSpec, MoeSpec
 from t5lite.models import Model
 
@@ -99,7 +99,7 @@ def test_albert_for_pretraining_has_both_heads():
     config = family.config(model.spec)
     assert config["architectures"] == ["AlbertForPreTraining"]
     assert family.spec(config, TIED) == model.spec
-    names = [name for name, *_ in written(model.shapes(), family.tensors(model.spec))]
+    names = [name for name, *_ in tensors_from(model.shapes(), family.tensors(model.spec))]
     assert {"albert.pooler.weight", "sop_classifier.classifier.weight"} <= set(names)
 
 

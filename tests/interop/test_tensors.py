@@ -15,7 +15,14 @@ from t5lite.errors import InputError
 from t5lite.interop import placing
 from t5lite.interop.huggingface.files import open_tensors, write_tensors
 from t5lite.interop.misfit import folded
-from t5lite.interop.tensors import Part, Tensor, check_tensors, read_params, transposed, written
+from t5lite.interop.tensors import (
+    Part,
+    Tensor,
+    check_tensors,
+    read_params,
+    tensors_from,
+    transposed,
+)
 from t5lite.training.restore import named
 
 LAYERS, EMBED, HEADS, KV, MLP, VOCAB = 6, 8, 4, 2, 16, 12
@@ -129,7 +136,7 @@ class Memory:
 
 def foreign(params=None, tensors=None, **options):
     params = random_params() if params is None else params
-    return {n: make() for n, _, make in written(params, tensors or family(), **options)}
+    return {n: make() for n, _, make in tensors_from(params, tensors or family(), **options)}
 
 
 def assert_equal(one, other):
@@ -172,7 +179,7 @@ def test_the_layout_is_what_the_views_say():
 @pytest.mark.parametrize("devices", [False, True])
 def test_round_trip_through_files(tmp_path, dtype, limit, devices):
     params = random_params(dtype)
-    write_tensors(tmp_path, written(params, family()), max_file_bytes=limit)
+    write_tensors(tmp_path, tensors_from(params, family()), max_file_bytes=limit)
     wanted = like(dtype, sharded() if devices else None)
     back = read_params(wanted, open_tensors(tmp_path), family(), where="here")
     assert_equal(back, params)
@@ -181,7 +188,7 @@ def test_round_trip_through_files(tmp_path, dtype, limit, devices):
     for leaf, want in zip(jax.tree.leaves(back), jax.tree.leaves(wanted), strict=True):
         assert not devices or leaf.sharding == want.sharding
     again = tmp_path / "again"
-    write_tensors(again, written(back, family()), max_file_bytes=limit)
+    write_tensors(again, tensors_from(back, family()), max_file_bytes=limit)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert {path.name: path.read_bytes() for path in again.iterdir()} == first
 
@@ -241,7 +248,7 @@ def test_written_dtypes():
     assert values["wte.weight"].dtype == np.float16
     assert values["ln_f.weight"].dtype == ml_dtypes.bfloat16
     assert values["h.0.c_attn.bias"].dtype == np.float32  # one of its parts is
-    announced = {name: shape for name, shape, _ in written(params, family())}
+    announced = {name: shape for name, shape, _ in tensors_from(params, family())}
     assert announced["h.0.c_attn.bias"].dtype == np.float32
     assert announced["wte.weight"].shape == (VOCAB, EMBED)
 
@@ -291,7 +298,7 @@ def test_an_alias_is_the_tensor():
     values["lm_head.weight"] = values["lm_head.weight"].astype(np.float64)
     assert_equal(read(values), random_params())
     values["lm_head.weight"] = values["wte.weight"] + np.float32(1)
-    assert "wte.weight and lm_head.weight of the file are to be the same" in message(values)
+    assert "the file ties wte.weight to lm_head.weight, but" in message(values)
     del values["lm_head.weight"], values["wte.weight"]
     assert "missing (1): wte.weight" in message(values)
 
@@ -424,7 +431,7 @@ def test_partial_tensors_are_written_with_zeros():
     wanted = {"positions": jax.ShapeDtypeStruct((4, 2), np.float32)}
     assert_equal(read(values, wanted, [tensor]), params)
     with pytest.raises(RuntimeError, match="positions have 8 of 12 entries"):
-        written(params, [Tensor("positions", (6, 2), (part,))])
+        tensors_from(params, [Tensor("positions", (6, 2), (part,))])
 
 
 @pytest.mark.parametrize(
@@ -459,7 +466,7 @@ def test_our_own_mistakes_are_no_input_errors(change, words):
     with pytest.raises(RuntimeError, match=words):
         check_tensors(like(), Memory(foreign()), tensors, where="the file")
     with pytest.raises(RuntimeError, match=words):
-        written(random_params(), tensors)
+        tensors_from(random_params(), tensors)
 
 
 def test_some_of_the_parameters_are_read_alone():
@@ -473,8 +480,8 @@ def test_some_of_the_parameters_are_read_alone():
 def test_parameters_of_other_processes_are_refused(monkeypatch):
     array = jnp.zeros((4,), jnp.float32)
     monkeypatch.setattr(type(array), "is_fully_addressable", property(lambda self: False))
-    with pytest.raises(InputError, match="x is spread over several processes"):
-        written({"x": array}, [Tensor("x", (4,), (Part("x"),))])
+    with pytest.raises(InputError, match="x is sharded over several processes"):
+        tensors_from({"x": array}, [Tensor("x", (4,), (Part("x"),))])
 
 
 def test_writing_is_lazy():
@@ -485,7 +492,7 @@ def test_writing_is_lazy():
         return array
 
     tensors = [Tensor(f"{n}", (3,), (Part("x", n, view),)) for n in range(4)]
-    pieces = list(written({"x": np.zeros((4, 3), np.float32)}, tensors))
+    pieces = list(tensors_from({"x": np.zeros((4, 3), np.float32)}, tensors))
     made.clear()
     pieces[2][2]()
     assert made == [(3,)]
@@ -508,7 +515,7 @@ def test_layers_of_experts_are_two_leading_axes():
         assert_equal(back, params)
         assert_equal(foreign(back, tensors), values)
     with pytest.raises(RuntimeError, match="x is made of layers"):
-        written(params, tensors[:-1])
+        tensors_from(params, tensors[:-1])
 
 
 @pytest.mark.slow

@@ -63,9 +63,9 @@ def describe(spec: ModelSpec) -> Plan:
         what = "blocks, positions or heads of these kinds"
         raise InputError(_cannot(spec, what)) from error
     changed = [
-        f"  {each.path}: {each.old} would become {each.new}"
-        for each in _changes(plain, again)
-        if not _NOT_SAID.fullmatch(each.path)
+        f"  {change.path}: {change.old} would become {change.new}"
+        for change in _changes(plain, again)
+        if not _NOT_SAID.fullmatch(change.path)
     ]
     if changed:
         raise InputError("\n".join([_cannot(spec, "these values"), *changed]))
@@ -83,7 +83,7 @@ def _changes(old: ModelSpec, new: ModelSpec) -> list[Difference]:
         if one and other and len(one.blocks) != len(other.blocks):  # then by layer
             old = old.replace(**{side: one.replace(blocks=one.every_block, first_blocks=())})
             new = new.replace(**{side: other.replace(blocks=other.every_block, first_blocks=())})
-    changes = {each.path: each for each in differences(old, new)}
+    changes = {change.path: change for change in differences(old, new)}
     for path in [path for path in changes if path.endswith(".type")]:
         if path not in changes:  # inside a part that has been dealt with
             continue
@@ -93,7 +93,7 @@ def _changes(old: ModelSpec, new: ModelSpec) -> list[Difference]:
             value if kind == _ABSENT else kind
             for kind, value in zip(kinds[1:], values[1:], strict=True)
         ]
-        changes = {key: each for key, each in changes.items() if not key.startswith(f"{part}.")}
+        changes = {key: change for key, change in changes.items() if not key.startswith(f"{part}.")}
         changes[part] = Difference(part, *whole)
     return [changes[path] for path in sorted(changes)]
 
@@ -105,11 +105,11 @@ def agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]
 
     def read(config: Mapping[str, Any]) -> ModelSpec | None:
         try:
-            found = family.spec(config, source)
+            spec_read = family.spec(config, source)
         except (AttributeError, TypeError, ValueError, KeyError):
             return None
         # A decoder's tokenizer says how texts begin.
-        return found.replace(start_id=0) if found.topology == "decoder" else found
+        return spec_read.replace(start_id=0) if spec_read.topology == "decoder" else spec_read
 
     wanted = plain.replace(start_id=0) if plain.topology == "decoder" else plain
     known = (wanted, read(plan.config))
@@ -127,9 +127,9 @@ class _StandIn:
 
     def __init__(self, tensors: list[Tensor]):
         self._shapes = {
-            each.name: jax.ShapeDtypeStruct(each.shape, np.float32)
-            for each in tensors
-            if each.parts
+            tensor.name: jax.ShapeDtypeStruct(tensor.shape, np.float32)
+            for tensor in tensors
+            if tensor.parts
         }
 
     def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:

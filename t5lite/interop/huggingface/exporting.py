@@ -22,10 +22,10 @@ def export_note(spec: ModelSpec) -> str | None:
     Args:
       spec: of the model, before it is trained: a trained head keeps the shape that it has.
     """
-    found = [(n, head) for n, head in enumerate(spec.heads) if type(head) in SUFFIXES]
-    if spec.family not in MODULES or not found or _is_written(spec):
+    labelled = [(n, head) for n, head in enumerate(spec.heads) if type(head) in SUFFIXES]
+    if spec.family not in MODULES or not labelled or _is_written(spec):
         return None
-    index, head = found[0]
+    index, head = labelled[0]
     if not _is_written(_with(spec, index, None)):
         return None  # it is not the head's fault
     name = type(head).__name__
@@ -34,8 +34,8 @@ def export_note(spec: ModelSpec) -> str | None:
         if _is_written(new):
             theirs = describe(new).config["architectures"][0]
             old, fields = (
-                ", ".join(f"{field} = {getattr(each, field)!r}" for field in change)
-                for each in (head, new.heads[index])
+                ", ".join(f"{field} = {getattr(shown, field)!r}" for field in change)
+                for shown in (head, new.heads[index])
             )
             return (
                 f"{name} with {old} cannot be converted to transformers' {theirs} after training; "

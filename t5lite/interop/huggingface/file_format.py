@@ -201,7 +201,7 @@ def _check_layout(path: Any, entries: Mapping[str, Entry], *, begin: int, size: 
 
 
 def _whole_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(type(each) is int and each >= 0 for each in values)
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _repeated(names: Iterable[str]) -> str:

@@ -69,10 +69,10 @@ def open_tensors(folder: str | os.PathLike) -> Safetensors:
     """
     path = as_path(folder)
     if path.is_dir():
-        found = [path / name for name in (WEIGHTS, INDEX) if (path / name).exists()]
-        if not found:
+        candidates = [path / name for name in (WEIGHTS, INDEX) if (path / name).exists()]
+        if not candidates:
             raise _no_weights(path)
-        path = found[0]
+        path = candidates[0]
     elif not path.exists():
         raise InputError(f"there is no folder {str(folder)!r}")
     if path.name.endswith(".json"):
@@ -115,7 +115,7 @@ def write_tensors(
     files = _split(due, max_file_bytes)
     metadata = {"format": "pt"} if metadata is None else metadata
     headers = {
-        name: header_of(((each, tensor) for each, tensor, _ in content), metadata)
+        name: header_of(((key, tensor) for key, tensor, _ in content), metadata)
         for name, content in files.items()
     }
     report = _Progress(sum(num_bytes(tensor) for _, tensor, _ in due), progress)
@@ -196,14 +196,14 @@ def _fetch(entry: Entry) -> bytes:
 
 
 def _no_weights(folder: Any) -> InputError:
-    there = sorted(each.name for each in folder.iterdir())
-    files = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "")
+    names = sorted(path.name for path in folder.iterdir())
+    files = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     message = f"{folder} has neither {WEIGHTS} nor {INDEX}; there is: {files or 'nothing'}"
-    if pickles := [name for name in there if name.endswith(_PICKLES)]:
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
         return InputError(f"{message}\n{pickles[0]} is a pickle, and {_ADVICE}")
-    if others := [name for name in there if name.endswith(_OTHERS)]:
+    if others := [name for name in names if name.endswith(_OTHERS)]:
         return InputError(f"{message}\n{others[0]} cannot be read: {_ADVICE}")
-    if direct := [name for name in there if name.endswith(".safetensors")]:
+    if direct := [name for name in names if name.endswith(".safetensors")]:
         # A folder is what `load` takes: of a file alone nobody knows the config.
         return InputError(f"{message}\nif {direct[0]} is the model's, rename it to {WEIGHTS}")
     return InputError(message)
@@ -258,15 +258,15 @@ def _split(tensors: Sequence[Written], max_file_bytes: int) -> dict[str, list[Wr
     """Returns the tensors of each file by its name."""
     files: list[list[Written]] = [[]]
     room = max_file_bytes
-    for each in tensors:
-        size = num_bytes(each[1])
+    for tensor in tensors:
+        size = num_bytes(tensor[1])
         if files[-1] and size > room:
             files.append([])
             room = max_file_bytes
-        files[-1].append(each)
+        files[-1].append(tensor)
         room -= size
     for content in files:  # wide types first, so that each begins at a multiple of its width
-        content.sort(key=lambda each: -np.dtype(each[1].dtype).itemsize)
+        content.sort(key=lambda tensor: -np.dtype(tensor[1].dtype).itemsize)
     if len(files) == 1:
         return {WEIGHTS: files[0]}
     count = len(files)

@@ -47,7 +47,7 @@ from t5lite.interop.origin import (
     merged,
     same_vocabulary,
 )
-from t5lite.interop.tensors import Source, written
+from t5lite.interop.tensors import Source, tensors_from
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import ModelSpec
 from t5lite.objectives import Prompts, frames_of
@@ -168,7 +168,7 @@ def save(
         write_vocabulary(root, vocabulary, frame=frame)
     # Layers of sentence embeddings have files of their own.
     inner = {name: part for name, part in params.items() if name != "embedding_head"}
-    tensors = written(inner, plan.tensors)
+    tensors = tensors_from(inner, plan.tensors)
     write_tensors(root, tensors, max_file_bytes=max_file_bytes, progress=progress)
     dtypes = {
         np.dtype(leaf.dtype).name
@@ -298,9 +298,13 @@ def _same_sentences(
     origin: Origin, heads: Sequence[EmbeddingHeadSpec], embedding: EmbeddingDefaults | None
 ) -> bool:
     """Whether an origin's files of sentence-transformers are those of a head without layers."""
-    found = read_sentences(origin.folder)
-    same = found.heads == tuple(heads) and found.defaults == embedding and not found.lowercase
-    return same and not found.dense
+    sentences = read_sentences(origin.folder)
+    same = (
+        sentences.heads == tuple(heads)
+        and sentences.defaults == embedding
+        and not sentences.lowercase
+    )
+    return same and not sentences.dense
 
 
 def _generation_of(origin: Origin) -> GenerationDefaults | None:
@@ -372,8 +376,8 @@ class _Renamed:
         self._source, self._names = source, names
 
     def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        there = self._source.tensors()
-        return {new: there[old] for new, old in self._names.items()}
+        stored = self._source.tensors()
+        return {new: stored[old] for new, old in self._names.items()}
 
     def read(self, name: str) -> np.ndarray:
         return self._source.read(self._names[name])

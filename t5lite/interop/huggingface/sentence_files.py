@@ -13,7 +13,7 @@ from t5lite.errors import InputError
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.huggingface.files import open_tensors, write_tensors
 from t5lite.interop.huggingface.tokenizer_settings import read_json
-from t5lite.interop.tensors import Part, Source, Tensor, transposed, written
+from t5lite.interop.tensors import Part, Source, Tensor, tensors_from, transposed
 from t5lite.layers import DenseSpec, EmbeddingHeadSpec
 
 MODULES, CONFIG = "modules.json", "config.json"
@@ -128,13 +128,13 @@ def _modules(folder: Any) -> list[tuple[str, str]]:
     path = folder / MODULES
     try:
         content = json.loads(path.read_bytes())
-        found = [(each["type"].rpartition(".")[2], str(each["path"])) for each in content]
+        modules = [(each["type"].rpartition(".")[2], str(each["path"])) for each in content]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error!r}; copy the folder again") from error
-    for _, place in found:
+    for _, place in modules:
         if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
             raise InputError(f"{path} names {place!r}, outside its folder; copy the folder again")
-    return found
+    return modules
 
 
 def _refusal(kinds: Sequence[str], given: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
@@ -207,10 +207,10 @@ class _Joined:
         self._source, self._others = source, others
 
     def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        found = dict(self._source.tensors())
+        shapes = dict(self._source.tensors())
         for prefix, other in self._others.items():
-            found |= {f"{prefix}/{name}": shape for name, shape in other.tensors().items()}
-        return found
+            shapes |= {f"{prefix}/{name}": shape for name, shape in other.tensors().items()}
+        return shapes
 
     def read(self, name: str) -> np.ndarray:
         prefix, _, inner = name.partition("/")
@@ -225,7 +225,7 @@ def with_dense(source: Source, folders: Sequence[Any]) -> Source:
     """Returns the tensors of a model and of its dense layers: `dense_0/linear.weight`."""
     if not folders:
         return source
-    others = {f"dense_{at}": open_tensors(each) for at, each in enumerate(folders)}
+    others = {f"dense_{at}": open_tensors(layer_folder) for at, layer_folder in enumerate(folders)}
     return _Joined(source, others)
 
 
@@ -236,7 +236,7 @@ def dense_tensors(
     before = len(head.pooling.split("+")) * embed
     width = head.dense[number - 1].size if number else before
     layer, path = head.dense[number], f"embedding_head/dense_{number}"
-    found = [
+    result = [
         Tensor(
             f"{prefix}linear.weight",
             (layer.size, width),
@@ -244,8 +244,8 @@ def dense_tensors(
         )
     ]
     if layer.use_bias:
-        found.append(Tensor(f"{prefix}linear.bias", (layer.size,), (Part(f"{path}/bias"),)))
-    return found
+        result.append(Tensor(f"{prefix}linear.bias", (layer.size,), (Part(f"{path}/bias"),)))
+    return result
 
 
 def all_dense_tensors(heads: Sequence[Any], embed: int) -> list[Tensor]:
@@ -300,7 +300,7 @@ def write_sentences(
         place.mkdir(parents=True, exist_ok=True)
         own = params["embedding_head"][f"dense_{number}"]
         layer_params = {"embedding_head": {f"dense_{number}": own}}
-        write_tensors(place, written(layer_params, dense_tensors(head, embed, number)))
+        write_tensors(place, tensors_from(layer_params, dense_tensors(head, embed, number)))
         write_whole(place / CONFIG, _json(config))
     if head.normalized:
         modules.append((f"{len(modules)}_Normalize", "Normalize"))

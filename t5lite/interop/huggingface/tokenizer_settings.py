@@ -192,12 +192,12 @@ def read_json(path: Any) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(read_file(path, "file"))
+        content = json.loads(read_file(path, "file"))
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}; restore it") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it holds no object; restore it")
-    return found
+    return content
 
 
 def _key(name: str) -> str:

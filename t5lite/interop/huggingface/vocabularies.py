@@ -95,9 +95,9 @@ def _parts(content: Mapping[str, Any], tokenizer: Any, settings: Settings) -> Pa
         for left, right in [merge.split(" ") if isinstance(merge, str) else merge]
     ]
     charsmaps = [
-        base64.b64decode(each["precompiled_charsmap"])
-        for each in (normalizer, *normalizer.get("normalizers", []))
-        if each.get("type") == "Precompiled" and each.get("precompiled_charsmap")
+        base64.b64decode(step["precompiled_charsmap"])
+        for step in (normalizer, *normalizer.get("normalizers", []))
+        if step.get("type") == "Precompiled" and step.get("precompiled_charsmap")
     ]
     return Parts(
         model["vocab"],
@@ -124,11 +124,11 @@ def _vocabulary(
             "special tokens in a text are tokens; set it to false"
         )
     for number, token in sorted(settings.added.items()):
-        there = tokenizer.token_to_id(token["content"])
-        if there != number:
+        stored = tokenizer.token_to_id(token["content"])
+        if stored != number:
             raise InputError(
                 f"{path.parent} adds {token['content']!r} as id {number}, and in {path.name} it is "
-                f"{there}; {ADVICE}"
+                f"{stored}; {ADVICE}"
             )
     if lowercase:
         _lower(tokenizer)
@@ -145,8 +145,8 @@ def _lower(tokenizer: Any) -> None:
     """Lower-cases texts before anything else, unless the tokenizer does somewhere."""
     given, normalizers = tokenizer.normalizer, import_tokenizers().normalizers
     content = json.loads(tokenizer.to_str())["normalizer"] or {}
-    for each in (content, *content.get("normalizers", [])):
-        if each.get("type") == "Lowercase" or each.get("lowercase"):
+    for step in (content, *content.get("normalizers", [])):
+        if step.get("type") == "Lowercase" or step.get("lowercase"):
             return
     steps = [] if given is None else [given]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])

@@ -46,10 +46,10 @@ def check(spec: ModelSpec) -> None:
             raise InputError(
                 f"ModelSpec.{name}.blocks differ: in T5X all layers of a stack are alike"
             )
-    for each in differences(_t5x_model_like(spec), spec):
-        if not _UNSAID.fullmatch(each.path):
-            field = f"ModelSpec.{each.path}"
-            raise InputError(f"{field} = {each.new}: T5X's models have {each.old}", field=field)
+    for change in differences(_t5x_model_like(spec), spec):
+        if not _UNSAID.fullmatch(change.path):
+            field = f"ModelSpec.{change.path}"
+            raise InputError(f"{field} = {change.new}: T5X's models have {change.old}", field=field)
 
 
 def bias_of(name: str, stack: StackSpec) -> RelativeBiasSpec:

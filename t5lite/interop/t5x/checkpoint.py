@@ -13,7 +13,7 @@ from t5lite.interop.t5x.files import open_checkpoint
 from t5lite.interop.t5x.moments import MOMENTS, saved, wanted
 from t5lite.interop.t5x.names import tensors
 from t5lite.interop.t5x.writing import write_checkpoint
-from t5lite.interop.tensors import read_params, written
+from t5lite.interop.tensors import read_params, tensors_from
 from t5lite.models import Model, ModelSpec
 from t5lite.optimizers import Adafactor, AdafactorState
 
@@ -96,7 +96,7 @@ def save(
             f"step = {step}, but the state of Adafactor has done {int(adafactor.count)} updates: "
             "T5X has one number for both"
         )
-    made = written(params, target)
+    made = tensors_from(params, target)
 
     def arrays() -> Iterator[tuple[str, np.ndarray, bool]]:
         for name, _, make in made:

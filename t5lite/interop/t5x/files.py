@@ -194,14 +194,14 @@ def _from_msgpack(folder: epath.Path) -> dict[str, np.ndarray | Stored]:
         tree = serialization.msgpack_restore(content)
         # Before versions were written there was no `optimizer` around it.
         tree = tree.get("optimizer", tree)
-        found = list(_flat(tree, ()))
+        leaves_by_path = list(_flat(tree, ()))
     except Exception as error:  # msgpack raises its own, ValueError, UnicodeDecodeError, …
         raise CheckpointError(
             f"the checkpoint {folder} is damaged: its file `checkpoint`: {reason(error)}"
         ) from error
     leaves: dict[str, np.ndarray | Stored] = {}
     unknown: dict[str, dict[str, Any]] = {}
-    for path, value in found:
+    for path, value in leaves_by_path:
         name = ".".join(path)
         if isinstance(value, dict):
             spec = {"driver": value["driver"], "kvstore": kvstore(folder, _last(value))}
@@ -283,13 +283,13 @@ def _check_folders(
     folder: epath.Path, leaves: Mapping[str, Any], unknown: Mapping[str, dict[str, Any]]
 ) -> None:
     """Raises unless there is a folder for every parameter; states may have been left behind."""
-    there = {child.name for child in folder.iterdir()}
+    stored = {child.name for child in folder.iterdir()}
     specs = {name: leaf.spec for name, leaf in leaves.items() if isinstance(leaf, Stored)}
     missing = [
         path
         for name, spec in {**specs, **unknown}.items()
         if name.startswith("target.") and spec["kvstore"]["driver"] != "ocdbt"
-        if (path := spec["kvstore"]["path"].rstrip("/").rsplit("/", 1)[-1]) not in there
+        if (path := spec["kvstore"]["path"].rstrip("/").rsplit("/", 1)[-1]) not in stored
     ]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

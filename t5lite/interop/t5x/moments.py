@@ -17,7 +17,7 @@ import numpy as np
 from t5lite.errors import InputError
 from t5lite.interop.t5x.architecture import Form
 from t5lite.interop.t5x.names import Leaf, inserted, leaves
-from t5lite.interop.tensors import Source, Tensor, written
+from t5lite.interop.tensors import Source, Tensor, tensors_from
 from t5lite.models import Model, ModelSpec
 from t5lite.optimizers import AdafactorState
 from t5lite.optimizers.matrices import matrix_view
@@ -38,12 +38,12 @@ class Means:
 
     def add(self, tensor: Tensor, mean_of: tuple[str, tuple[int, ...]] | None = None) -> None:
         """Adds a tensor that is there, or the mean of one over some of its axes."""
-        there = self._source.tensors()
+        stored = self._source.tensors()
         if mean_of is not None:
             self._means[tensor.name] = mean_of
             self._shapes[tensor.name] = jax.ShapeDtypeStruct(tensor.shape, np.float32)
-        elif tensor.name in there:
-            self._shapes[tensor.name] = there[tensor.name]
+        elif tensor.name in stored:
+            self._shapes[tensor.name] = stored[tensor.name]
 
     def tensors(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shape and dtype of each."""
@@ -97,8 +97,8 @@ def wanted(
     Raises:
       InputError: if it holds no state of Adafactor's, or one that cannot be made ours.
     """
-    there, own = source.tensors(), named(state)
-    if not any(name.startswith(_PREFIX) and name.endswith(".v_row") for name in there):
+    stored, own = source.tensors(), named(state)
+    if not any(name.startswith(_PREFIX) and name.endswith(".v_row") for name in stored):
         raise InputError(
             f"{where} holds no state of Adafactor: there is no {_PREFIX}….v_row in it; load the "
             "parameters alone"
@@ -111,20 +111,20 @@ def wanted(
         tensors.append(tensor)
 
     for leaf in leaves(spec, form):
-        path, base = leaf.places[0][0], _base(leaf, there)
+        path, base = leaf.places[0][0], _base(leaf, stored)
         if f"v_row/{path}" in own:
-            whole = there.get(f"{base}.v")
+            whole = stored.get(f"{base}.v")
             unfactored = whole is not None and whole.shape == leaf.whole_shape
-            for side in _sides(leaf, there.get(f"{base}.v_row"), own_first=firsts[path]):
+            for side in _sides(leaf, stored.get(f"{base}.v_row"), own_first=firsts[path]):
                 full = (f"{base}.v", side.others)
                 add(side.tensor(leaf, base), full if unfactored else None)
         else:
             _require(
-                there, f"{base}.v", where, "Adafactor.min_dim_size_to_factor = 1 factors it here"
+                stored, f"{base}.v", where, "Adafactor.min_dim_size_to_factor = 1 factors it here"
             )
             add(_same(leaf, base, "v"))
         if f"m/{path}" in own:
-            _require(there, f"{base}.m", where, "Adafactor.beta1 = None does without it")
+            _require(stored, f"{base}.m", where, "Adafactor.beta1 = None does without it")
             add(_same(leaf, base, "m"))
     return means, tensors
 
@@ -156,7 +156,7 @@ def saved(
         if f"m/{path}" in own:
             tensors.append(_same(leaf, base, "m"))
     names = {f"{_PREFIX}{leaf.name}.{kind}" for leaf in leaves(spec, form) for kind in MOMENTS}
-    for name, _, make in written(tree, tensors):
+    for name, _, make in tensors_from(tree, tensors):
         for made, values in _factored(name, make(), factor.get(name)):
             names.remove(made)
             yield made, values, made.endswith((".v", ".m"))
@@ -225,12 +225,12 @@ def _same(leaf: Leaf, base: str, kind: str) -> Tensor:
     return Tensor(f"{base}.{kind}", leaf.whole_shape, parts)
 
 
-def _base(leaf: Leaf, there: Mapping[str, Any]) -> str:
+def _base(leaf: Leaf, stored: Mapping[str, Any]) -> str:
     """Returns what the names of a parameter's moments begin with."""
     alias = f"{_PREFIX}{leaf.alias}"
-    return alias if f"{alias}.v" in there else f"{_PREFIX}{leaf.name}"
+    return alias if f"{alias}.v" in stored else f"{_PREFIX}{leaf.name}"
 
 
-def _require(there: Mapping[str, Any], name: str, where: str, otherwise: str) -> None:
-    if name in there and there[name].shape == _PLACEHOLDER.shape:
+def _require(stored: Mapping[str, Any], name: str, where: str, otherwise: str) -> None:
+    if name in stored and stored[name].shape == _PLACEHOLDER.shape:
         raise InputError(f"{where} has nothing in {name}, which this Adafactor needs: {otherwise}")

@@ -102,15 +102,15 @@ def leaves(spec: ModelSpec, form: Form) -> list[Leaf]:
     )
     if spec.encoder is None:  # then the decoder has it
         embedding = embedding._replace(name=f"decoder.{embedding.name}", alias=embedding.name)
-    found = [embedding]
+    result = [embedding]
     head = spec.heads[0]
     if isinstance(head, LMHeadSpec) and not head.tied:
         name, shape = "decoder.logits_dense.kernel", (spec.embed, spec.vocab)
-        found.append(_matrix(name, "lm_head/projection/kernel", shape, rows_are_embed=True))
+        result.append(_matrix(name, "lm_head/projection/kernel", shape, rows_are_embed=True))
     for name in ("encoder", "decoder"):
         if (stack := getattr(spec, name)) is not None:
-            found += _stack(name, stack, spec.embed, form)
-    return found
+            result += _stack(name, stack, spec.embed, form)
+    return result
 
 
 def view(shape: tuple[int, ...], layer_axis: int | None = None, layer: int | None = None) -> View:

@@ -31,7 +31,7 @@ def activation(name: str, field: str) -> str:
     for ours, theirs in NAMES.items():
         if name in theirs:
             return ours
-    raise unsupported(field, name, (each for theirs in NAMES.values() for each in theirs))
+    raise unsupported(field, name, (alias for theirs in NAMES.values() for alias in theirs))
 
 
 def activation_name(ours: str, *, gelu_tanh: str = "gelu_new") -> str:
@@ -41,5 +41,5 @@ def activation_name(ours: str, *, gelu_tanh: str = "gelu_new") -> str:
       ours: its name; one that transformers lacks comes back as it is.
       gelu_tanh: which of the names of "gelu_tanh" the family's own configs have.
     """
-    names = {each: theirs[0] for each, theirs in NAMES.items()} | {"gelu_tanh": gelu_tanh}
+    names = {alias: theirs[0] for alias, theirs in NAMES.items()} | {"gelu_tanh": gelu_tanh}
     return names.get(ours, ours)

@@ -3,16 +3,8 @@
 import dataclasses
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, labels, modules
+from t5lite.interop.huggingface.families import encoder_only, family, labels, modules
 from t5lite.interop.huggingface.families.activations import activation
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    Heads,
-    heads_of,
-    stack_of,
-    unsupported,
-)
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
     ClassificationHeadSpec,
@@ -52,14 +44,14 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def spec(config: Config, source: Source) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     config = {**DEFAULTS, **config}
     encoder_only.check(config)
     turns, groups = config["num_hidden_layers"], config["num_hidden_groups"]
     if groups not in (1, turns):
         why = "all layers are one, or all are their own"
-        raise unsupported("num_hidden_groups", groups, (1, turns), why)
+        raise family.unsupported("num_hidden_groups", groups, (1, turns), why)
     inner = config["inner_group_num"]
     return ModelSpec(
         family="albert",
@@ -67,23 +59,23 @@ def spec(config: Config, source: Source) -> ModelSpec:
         embed=config["hidden_size"],
         embedding_size=config["embedding_size"],
         encoder=encoder_only.stack(config, turns * inner, num_blocks=inner, shared=groups == 1),
-        heads=heads_of("Albert", HEADS, config, source),
+        heads=family.heads_of("Albert", HEADS, config, source),
         num_token_types=config["type_vocab_size"],
         init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02)),
     )
 
 
-def _masked_lm(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+def _masked_lm(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
     del source
     return encoder_only.masked_lm_head(config, activation(config["hidden_act"], "hidden_act"))
 
 
-def _rate(config: Config) -> float:
+def _rate(config: family.Config) -> float:
     rate = config["classifier_dropout_prob"]
     return config["hidden_dropout_prob"] if rate is None else rate
 
 
-HEADS: dict[str, Heads] = {
+HEADS: dict[str, family.Heads] = {
     "ForMaskedLM": _masked_lm,
     # The second head says which of two segments was first.
     "ForPreTraining": lambda config, source: (
@@ -99,19 +91,19 @@ HEADS: dict[str, Heads] = {
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    found, encoder = encoder_only.fields(spec), stack_of(spec, "encoder")
+    content, encoder = encoder_only.fields(spec), family.stack_of(spec, "encoder")
     kinds = {type(head): head for head in spec.heads}
     suffix = "ForMaskedLM" if MaskedLMHeadSpec in kinds else "Model"
     for kind, head in kinds.items():
         if kind in labels.SUFFIXES:
             both = MaskedLMHeadSpec in kinds and kind is ClassificationHeadSpec
             suffix = "ForPreTraining" if both else labels.SUFFIXES[kind]
-            found |= labels.fields(head)
+            content |= labels.fields(head)
             if hasattr(head, "dropout_rate"):
-                found["classifier_dropout_prob"] = head.dropout_rate
+                content["classifier_dropout_prob"] = head.dropout_rate
     inner = len(encoder.blocks)
     turns = encoder.num_layers // inner
-    return found | {
+    return content | {
         "architectures": [f"Albert{suffix}"],
         "num_hidden_layers": turns,
         "num_hidden_groups": 1 if encoder.shared_layers else turns,
@@ -123,9 +115,9 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, kinds = stack_of(spec, "encoder"), {type(head) for head in spec.heads}
+    encoder, kinds = family.stack_of(spec, "encoder"), {type(head) for head in spec.heads}
     masked = MaskedLMHeadSpec in kinds
-    found = encoder_only.embedding_tensors(
+    result = encoder_only.embedding_tensors(
         spec,
         "albert.",
         projection="encoder.embedding_hidden_mapping_in",
@@ -138,10 +130,10 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         return f"albert.encoder.albert_layer_groups.{group}.albert_layers.{number}"
 
     num_layers = inner if encoder.shared_layers else None
-    found += modules.stack_tensors(
+    result += modules.stack_tensors(
         encoder, "encoder", spec.embed, layer_name, NAMES, num_layers=num_layers
     )
-    found += encoder_only.masked_lm_tensors(
+    result += encoder_only.masked_lm_tensors(
         spec,
         "predictions.dense",
         "predictions.LayerNorm",
@@ -150,17 +142,17 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     )
     if PoolerHeadSpec in kinds:
         sizes = (spec.embed, spec.embed)
-        found += modules.linear("albert.pooler", "pooler_head/dense", *sizes, use_bias=True)
+        result += modules.linear("albert.pooler", "pooler_head/dense", *sizes, use_bias=True)
     for head in spec.heads:
         for tensor in labels.tensors(head, spec.embed, pooler="albert.pooler"):
             if masked and tensor.name.startswith("classifier."):
                 tensor = dataclasses.replace(tensor, name=f"sop_classifier.{tensor.name}")
-            found.append(tensor)
-    return found
+            result.append(tensor)
+    return result
 
 
 FAMILIES = {
-    "albert": Family(
+    "albert": family.Family(
         spec,
         config,
         tensors,

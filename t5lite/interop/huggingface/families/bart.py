@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from t5lite.errors import InputError
+from t5lite.interop.huggingface.families import family
 from t5lite.interop.huggingface.families.activations import activation, activation_name
 from t5lite.interop.huggingface.families.bart_tensors import (
     BIAS,
@@ -19,17 +20,6 @@ from t5lite.interop.huggingface.families.bart_tensors import (
     TABLES,
     sinusoids,
     tensors,
-)
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    Heads,
-    expect,
-    first_id,
-    heads_of,
-    initial_stddev,
-    no_heads,
-    stack_of,
 )
 from t5lite.interop.tensors import Source, same_values
 from t5lite.layers import (
@@ -111,7 +101,7 @@ TOKENS: dict[str, dict[str, Any]] = {
 NORM = LayerNormSpec(1e-5)
 
 
-def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
     config = {**DEFAULTS, **TOKENS[model_type], **config}
     check(config, model_type)
@@ -124,17 +114,17 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         encoder=stack(config, "encoder", **SWITCHES[model_type]),
         decoder=stack(config, "decoder", **SWITCHES[model_type]),
         # mBART and PEGASUS began as subclasses of BART, and some of their configs name it.
-        heads=heads_of(
+        heads=family.heads_of(
             ARCHITECTURES[model_type][0], heads(model_type), config, source, also="Bart"
         ),
         shared_embedding=is_shared(config, source),
         # mBART's config may not say it: that is the language's token, or the sentence's end.
-        start_id=first_id(config, "decoder_start_token_id", "eos_token_id"),
+        start_id=family.first_id(config, "decoder_start_token_id", "eos_token_id"),
         init=NormalInitSpec(config["init_std"]),
     )
 
 
-def check(config: Config, model_type: str) -> None:
+def check(config: family.Config, model_type: str) -> None:
     """Raises an InputError for what no spec of ours is, or what contradicts the class."""
     for name, value in SWITCHES[model_type].items():
         if config.get(name, value) != value:
@@ -169,7 +159,7 @@ def check_sinusoids(source: Source, embed: int) -> None:
 
 
 def stack(
-    config: Config,
+    config: family.Config,
     side: str,
     *,
     normalize_before: bool,
@@ -206,23 +196,23 @@ def stack(
     )
 
 
-def heads(model_type: str) -> dict[str, Heads]:
+def heads(model_type: str) -> dict[str, family.Heads]:
     """Returns the heads by architecture.
 
     A bias of the logits is there if the file has one: transformers' is zero otherwise. Their table
     is their own if the config says so, or if it is there and differs, which transformers 5 heeds.
     """
 
-    def lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+    def lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
         tied = config["tie_word_embeddings"] and same_values(
             source, LOGITS, _table(source, "decoder")
         )
         return (LMHeadSpec(tied=bool(tied), use_bias=BIAS in source.tensors()),)
 
-    return {ARCHITECTURES[model_type][1]: lm_head, "Model": no_heads}
+    return {ARCHITECTURES[model_type][1]: lm_head, "Model": family.no_heads}
 
 
-def is_shared(config: Config, source: Source) -> bool:
+def is_shared(config: family.Config, source: Source) -> bool:
     """Returns whether encoder and decoder look up the same table, by the file's content.
 
     With `tie_word_embeddings: false` transformers 5 has two, and 4 has one.
@@ -239,10 +229,10 @@ def _table(source: Source, side: str) -> str:
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
+    encoder, decoder = family.stack_of(spec, "encoder"), family.stack_of(spec, "decoder")
     head = spec.heads[0] if spec.heads else None
     classes, lm = ARCHITECTURES[spec.family]
-    mlps = [expect(stack.blocks[0].mlp, MlpSpec, "mlp") for stack in (encoder, decoder)]
+    mlps = [family.expect(stack.blocks[0].mlp, MlpSpec, "mlp") for stack in (encoder, decoder)]
     content: dict[str, Any] = {
         "architectures": [classes + (lm if spec.heads else "Model")],
         "model_type": spec.family,
@@ -252,7 +242,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "dropout": encoder.dropout_rate,
         "attention_dropout": encoder.dropout_rate,
         "activation_dropout": encoder.dropout_rate,
-        "init_std": initial_stddev(spec),
+        "init_std": family.initial_stddev(spec),
         "scale_embedding": encoder.embedding_scale != 1.0,
         "max_position_embeddings": encoder.max_length or COMPUTED_POSITIONS,
         # Where the file has tables of their own, transformers 5 heeds that; told False, it would
@@ -277,8 +267,8 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     return content
 
 
-def _family(model_type: str) -> Family:
-    return Family(
+def _family(model_type: str) -> family.Family:
+    return family.Family(
         functools.partial(spec, model_type=model_type),
         config,
         tensors,

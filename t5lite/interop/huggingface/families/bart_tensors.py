@@ -33,26 +33,26 @@ COMPUTED_POSITIONS = 1024
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    found = token_tables(spec)
+    result = token_tables(spec)
     for side in ("encoder", "decoder"):
         stack = getattr(spec, side)
         if isinstance(stack.position_embedding, LearnedPositionsSpec):
             positions = stack.position_embedding
             rows = positions.max_length + positions.offset
-            found += modules.table(POSITIONS[side], f"{side}/position_embedding", rows, spec.embed)
+            result += modules.table(POSITIONS[side], f"{side}/position_embedding", rows, spec.embed)
         else:
             shape = (COMPUTED_POSITIONS, spec.embed)
             constant = functools.partial(sinusoids, *shape)
-            found.append(Tensor(POSITIONS[side], shape, (), constant=constant))
+            result.append(Tensor(POSITIONS[side], shape, (), constant=constant))
         for name, path, norm in (
             ("layernorm_embedding", "embedding_norm", stack.embedding_norm),
             ("layer_norm", "final_norm", stack.final_norm),
         ):
             if norm is not None:
-                found += modules.norm(f"model.{side}.{name}", f"{side}/{path}", norm, spec.embed)
+                result += modules.norm(f"model.{side}.{name}", f"{side}/{path}", norm, spec.embed)
         layer_name = f"model.{side}.layers.{{}}".format
-        found += modules.stack_tensors(stack, side, spec.embed, layer_name, NAMES[side])
-    return found
+        result += modules.stack_tensors(stack, side, spec.embed, layer_name, NAMES[side])
+    return result
 
 
 def sinusoids(length: int, embed: int) -> np.ndarray:
@@ -70,15 +70,17 @@ def token_tables(spec: ModelSpec) -> list[Tensor]:
     logits = (LOGITS,) if modules.is_tied(spec) else ()
     size = (spec.vocab, spec.embed)
     if spec.shared_embedding:
-        found = modules.table(SHARED, "token_embedding", *size, aliases=(*TABLES.values(), *logits))
+        result = modules.table(
+            SHARED, "token_embedding", *size, aliases=(*TABLES.values(), *logits)
+        )
     else:
-        found = [
+        result = [
             *modules.table(TABLES["decoder"], "token_embedding", *size, aliases=logits),
             *modules.table(TABLES["encoder"], "encoder_embedding", *size),
             Tensor(SHARED, size, ()),  # which nothing reads
         ]
-    found += modules.lm_head(spec, LOGITS)
+    result += modules.lm_head(spec, LOGITS)
     if isinstance(head, LMHeadSpec) and head.use_bias:
         path = "lm_head/bias" if head.tied else "lm_head/projection/bias"
-        found.append(Tensor(BIAS, (1, spec.vocab), (Part(path, None, lambda array: array[0]),)))
-    return found
+        result.append(Tensor(BIAS, (1, spec.vocab), (Part(path, None, lambda array: array[0]),)))
+    return result

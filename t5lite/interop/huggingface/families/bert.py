@@ -4,16 +4,8 @@ import dataclasses
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, labels, modules
+from t5lite.interop.huggingface.families import encoder_only, family, labels, modules
 from t5lite.interop.huggingface.families.activations import activation
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    Heads,
-    check_fields,
-    heads_of,
-    stack_of,
-)
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
     HeadSpec,
@@ -149,7 +141,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     names = NAMES[model_type]
     given = dict(config)
@@ -160,7 +152,7 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         given |= {"type_vocab_size": None, "layer_norm_eps": 1e-12}
     config = {**_DEFAULTS, **names.defaults, **given}
     encoder_only.check(config)
-    check_fields(config, sinusoidal_pos_embds=(False, True, None))  # a table in either case
+    family.check_fields(config, sinusoidal_pos_embds=(False, True, None))  # a table in either case
     offset = config["pad_token_id"] + 1 if "roberta" in model_type else 0
     # The others are drawn by PyTorch, which does not truncate.
     kind = TruncatedNormalInitSpec if model_type == "bert" else NormalInitSpec
@@ -169,35 +161,35 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
         vocab=config["vocab_size"],
         embed=config["hidden_size"],
         encoder=encoder_only.stack(config, config["num_hidden_layers"], offset=offset),
-        heads=heads_of(names.classes, _heads(names), config, source),
+        heads=family.heads_of(names.classes, _heads(names), config, source),
         num_token_types=config["type_vocab_size"] or None,
         init=kind(config.get("initializer_range", 0.02)),
     )
 
 
-def _heads(names: Names) -> dict[str, Heads]:
+def _heads(names: Names) -> dict[str, family.Heads]:
     """Returns the heads by architecture."""
 
-    def masked_lm(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+    def masked_lm(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
         # RoBERTa's and DistilBERT's heads have activations and norms that no config changes.
         name = "gelu" if names is not _BERT else config["hidden_act"]
         if names.classes == "DistilBert":
             name, config = config["hidden_act"], {**config, "layer_norm_eps": 1e-12}
         return encoder_only.masked_lm_head(config, activation(name, "hidden_act"))
 
-    def model(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+    def model(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
         pooled = f"{names.prefix}pooler.dense.weight" in source.tensors()
         return (PoolerHeadSpec(),) if pooled else ()
 
-    found: dict[str, Heads] = {"ForMaskedLM": masked_lm, "Model": model}
+    table: dict[str, family.Heads] = {"ForMaskedLM": masked_lm, "Model": model}
     if names is _BERT:
-        found["ForPreTraining"] = masked_lm
+        table["ForPreTraining"] = masked_lm
     text_rate = None
     if names.classes == "DistilBert":
         text_rate = lambda config: float(config.get("seq_classif_dropout", 0.2))  # noqa: E731
     activation_ = names.pooler_activation
     rate = labels.classifier_rate
-    return found | labels.makers(rate, text_rate=text_rate, pooler_activation=activation_)
+    return table | labels.makers(rate, text_rate=text_rate, pooler_activation=activation_)
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
@@ -223,25 +215,25 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    names, encoder, embed = NAMES[spec.family], stack_of(spec, "encoder"), spec.embed
+    names, encoder, embed = NAMES[spec.family], family.stack_of(spec, "encoder"), spec.embed
     heads, masked = {head.kind: head for head in spec.heads}, names.masked_lm
     aliases = (masked["table_alias"],) if "lm" in heads else ()
-    found = encoder_only.embedding_tensors(spec, names.prefix, aliases=aliases)
+    result = encoder_only.embedding_tensors(spec, names.prefix, aliases=aliases)
     layer_name = f"{names.prefix}{names.layer}.{{}}".format
-    found += modules.stack_tensors(encoder, "encoder", embed, layer_name, names.sublayers)
+    result += modules.stack_tensors(encoder, "encoder", embed, layer_name, names.sublayers)
     bias = (masked["bias"], *filter(None, [masked["bias_alias"]]))
-    found += encoder_only.masked_lm_tensors(spec, masked["dense"], masked["norm"], *bias)
+    result += encoder_only.masked_lm_tensors(spec, masked["dense"], masked["norm"], *bias)
     if "pooler" in heads:
         name = f"{names.prefix}pooler.dense"
-        found += modules.linear(name, "pooler_head/dense", embed, embed, use_bias=True)
-    for each in spec.heads:
-        found += labels.tensors(each, embed, pooler=names.pooler, classifier=names.classifier)
-    return found
+        result += modules.linear(name, "pooler_head/dense", embed, embed, use_bias=True)
+    for head in spec.heads:
+        result += labels.tensors(head, embed, pooler=names.pooler, classifier=names.classifier)
+    return result
 
 
-def _family(model_type: str) -> Family:
+def _family(model_type: str) -> family.Family:
     names = NAMES[model_type]
-    return Family(
+    return family.Family(
         functools.partial(spec, model_type=model_type),
         config,
         tensors,

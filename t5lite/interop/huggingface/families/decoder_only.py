@@ -21,7 +21,7 @@ def heads(
     """
     # Of the last token that is no padding.
     shape = {"pooling": "last", "pooler": False, "use_bias": False}
-    found: dict[str, Heads] = {
+    table: dict[str, Heads] = {
         lm: lambda config, _: (
             LMHeadSpec(
                 tied=bool(config["tie_word_embeddings"]),
@@ -32,8 +32,8 @@ def heads(
         **labels.makers(_token_rate, text_rate=lambda config: 0.0, **shape),
     }
     if not spans:
-        del found["ForQuestionAnswering"]
-    return found
+        del table["ForQuestionAnswering"]
+    return table
 
 
 def _token_rate(config: Config) -> float:
@@ -48,20 +48,20 @@ def head_fields(spec: ModelSpec, classes: str, lm: str = "ForCausalLM") -> dict[
     head = spec.heads[0]
     if type(head) in labels.SUFFIXES:
         name = classes + labels.SUFFIXES[type(head)]
-        found = {"architectures": [name], **labels.fields(head)}
+        content = {"architectures": [name], **labels.fields(head)}
         if isinstance(head, TokenLabelsHeadSpec):
-            found["classifier_dropout"] = head.dropout_rate
-        return found
+            content["classifier_dropout"] = head.dropout_rate
+        return content
     tied = isinstance(head, LMHeadSpec) and head.tied
     return {"architectures": [classes + lm], "tie_word_embeddings": tied}
 
 
 def labelled_tensors(spec: ModelSpec, *, tagger: str) -> list[Tensor]:
     """Returns the tensors of heads that have labels; `tagger` is the name of that for tokens."""
-    found: list[Tensor] = []
+    result: list[Tensor] = []
     for head in spec.heads:
-        found += labels.tensors(head, spec.embed, classifier="score", tagger=tagger)
-    return found
+        result += labels.tensors(head, spec.embed, classifier="score", tagger=tagger)
+    return result
 
 
 def epsilon(norm: NormSpec) -> float:

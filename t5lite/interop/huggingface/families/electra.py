@@ -2,17 +2,9 @@
 
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, labels, modules
+from t5lite.interop.huggingface.families import encoder_only, family, labels, modules
 from t5lite.interop.huggingface.families.activations import activation
 from t5lite.interop.huggingface.families.bert import LAYER
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    Heads,
-    heads_of,
-    no_heads,
-    stack_of,
-)
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
     HeadSpec,
@@ -38,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def spec(config: Config, source: Source) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     config = {**DEFAULTS, **config}
     encoder_only.check(config)
@@ -49,19 +41,19 @@ def spec(config: Config, source: Source) -> ModelSpec:
         embed=embed,
         embedding_size=None if size == embed else size,
         encoder=encoder_only.stack(config, config["num_hidden_layers"]),
-        heads=heads_of("Electra", HEADS, _named(config, source), source),
+        heads=family.heads_of("Electra", HEADS, _named(config, source), source),
         num_token_types=config["type_vocab_size"],
         init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02)),
     )
 
 
-def _pretraining(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+def _pretraining(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
     del source
     return (ReplacedTokensHeadSpec(activation(config["hidden_act"], "hidden_act")),)
 
 
-HEADS: dict[str, Heads] = {
-    "Model": no_heads,
+HEADS: dict[str, family.Heads] = {
+    "Model": family.no_heads,
     "ForPreTraining": _pretraining,
     # Neither head's activation is in any config.
     "ForMaskedLM": lambda config, _: encoder_only.masked_lm_head(config, "gelu"),
@@ -69,7 +61,7 @@ HEADS: dict[str, Heads] = {
 }
 
 
-def _named(config: Config, source: Source) -> Config:
+def _named(config: family.Config, source: Source) -> family.Config:
     """Returns a config with `architectures`, which the weights tell if it has none."""
     stored, suffix = source.tensors(), "Model"
     if "discriminator_predictions.dense.weight" in stored:
@@ -81,51 +73,51 @@ def _named(config: Config, source: Source) -> Config:
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    found, head = encoder_only.fields(spec), spec.heads[0] if spec.heads else None
+    content, head = encoder_only.fields(spec), spec.heads[0] if spec.heads else None
     suffixes: dict[type, str] = {
         ReplacedTokensHeadSpec: "ForPreTraining",
         MaskedLMHeadSpec: "ForMaskedLM",
         **labels.SUFFIXES,
     }
-    found["architectures"] = [f"Electra{suffixes.get(type(head), 'Model')}"]
+    content["architectures"] = [f"Electra{suffixes.get(type(head), 'Model')}"]
     if head is not None:
-        found |= labels.fields(head)
+        content |= labels.fields(head)
         if hasattr(head, "dropout_rate"):
-            found["classifier_dropout"] = head.dropout_rate
-    return found
+            content["classifier_dropout"] = head.dropout_rate
+    return content
 
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, kinds = stack_of(spec, "encoder"), {type(head) for head in spec.heads}
+    encoder, kinds = family.stack_of(spec, "encoder"), {type(head) for head in spec.heads}
     masked, embed = MaskedLMHeadSpec in kinds, spec.embed
-    found = encoder_only.embedding_tensors(
+    result = encoder_only.embedding_tensors(
         spec,
         "electra.",
         projection="embeddings_project",
         aliases=("generator_lm_head.weight",) if masked else (),
     )
-    found += modules.stack_tensors(
+    result += modules.stack_tensors(
         encoder, "encoder", embed, "electra.encoder.layer.{}".format, LAYER
     )
     name = "generator_predictions"
-    found += encoder_only.masked_lm_tensors(
+    result += encoder_only.masked_lm_tensors(
         spec, f"{name}.dense", f"{name}.LayerNorm", "generator_lm_head.bias"
     )
     if ReplacedTokensHeadSpec in kinds:
         name, path = "discriminator_predictions", "replaced_tokens_head"
-        found += modules.linear(f"{name}.dense", f"{path}/dense", embed, embed, use_bias=True)
-        found += modules.linear(
+        result += modules.linear(f"{name}.dense", f"{path}/dense", embed, embed, use_bias=True)
+        result += modules.linear(
             f"{name}.dense_prediction", f"{path}/projection", embed, 1, use_bias=True
         )
     for head in spec.heads:
         pooled = ("classifier.dense", "classifier.out_proj")
-        found += labels.tensors(head, embed, pooler=pooled[0], classifier=pooled[1])
-    return found
+        result += labels.tensors(head, embed, pooler=pooled[0], classifier=pooled[1])
+    return result
 
 
 FAMILIES = {
-    "electra": Family(
+    "electra": family.Family(
         spec,
         config,
         tensors,

@@ -3,15 +3,8 @@
 import dataclasses
 from typing import Any
 
-from t5lite.interop.huggingface.families import modules
+from t5lite.interop.huggingface.families import family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    check_fields,
-    expect,
-    initial_stddev,
-    stack_of,
-)
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import (
     AttentionSpec,
@@ -23,9 +16,9 @@ from t5lite.layers import (
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 
-def check(config: Config) -> None:
+def check(config: family.Config) -> None:
     """Raises an InputError for options of a config that no spec expresses."""
-    check_fields(
+    family.check_fields(
         config,
         position_embedding_type=("absolute", None),
         is_decoder=(False, None),
@@ -34,7 +27,7 @@ def check(config: Config) -> None:
 
 
 def stack(
-    config: Config,
+    config: family.Config,
     num_layers: int,
     *,
     num_blocks: int = 1,
@@ -71,22 +64,27 @@ def stack(
     )
 
 
-def masked_lm_head(config: Config, name: str) -> tuple[MaskedLMHeadSpec]:
+def masked_lm_head(config: family.Config, name: str) -> tuple[MaskedLMHeadSpec]:
     """Returns the masked-LM head of a config, with the activation of that name.
 
     Raises:
       InputError: if its logits have a table of their own.
     """
-    check_fields(config, tie_word_embeddings=(True, None))
+    family.check_fields(config, tie_word_embeddings=(True, None))
     return (MaskedLMHeadSpec(name, LayerNormSpec(config["layer_norm_eps"])),)
 
 
 def fields(spec: ModelSpec) -> dict[str, Any]:
     """Returns the fields of a config that these families share."""
-    encoder = stack_of(spec, "encoder")
+    encoder = family.stack_of(spec, "encoder")
     block = encoder.blocks[0]
-    mlp, norm = expect(block.mlp, MlpSpec, "mlp"), expect(block.norm, LayerNormSpec, "norm")
-    positions = expect(encoder.position_embedding, LearnedPositionsSpec, "position_embedding")
+    mlp, norm = (
+        family.expect(block.mlp, MlpSpec, "mlp"),
+        family.expect(block.norm, LayerNormSpec, "norm"),
+    )
+    positions = family.expect(
+        encoder.position_embedding, LearnedPositionsSpec, "position_embedding"
+    )
     return {
         "model_type": spec.family,
         "vocab_size": spec.vocab,
@@ -100,7 +98,7 @@ def fields(spec: ModelSpec) -> dict[str, Any]:
         "attention_probs_dropout_prob": encoder.dropout_rate,
         "max_position_embeddings": positions.max_length + positions.offset,
         "type_vocab_size": spec.num_token_types,
-        "initializer_range": initial_stddev(spec),
+        "initializer_range": family.initial_stddev(spec),
         "layer_norm_eps": norm.epsilon,
         "pad_token_id": positions.offset - 1 if positions.offset else 0,
     }
@@ -117,22 +115,24 @@ def embedding_tensors(
       projection: the name of the layer from the embedding's width to that of the layers.
       aliases: other names of the token embedding.
     """
-    encoder, width = stack_of(spec, "encoder"), spec.embedding_size or spec.embed
-    positions = expect(encoder.position_embedding, LearnedPositionsSpec, "position_embedding")
+    encoder, width = family.stack_of(spec, "encoder"), spec.embedding_size or spec.embed
+    positions = family.expect(
+        encoder.position_embedding, LearnedPositionsSpec, "position_embedding"
+    )
     names, rows = f"{prefix}embeddings", positions.max_length + positions.offset
     table = (f"{names}.word_embeddings.weight", "token_embedding", spec.vocab, width)
-    found = modules.table(*table, aliases=aliases)
+    result = modules.table(*table, aliases=aliases)
     path = "encoder/position_embedding"
-    found += modules.table(f"{names}.position_embeddings.weight", path, rows, width)
+    result += modules.table(f"{names}.position_embeddings.weight", path, rows, width)
     if spec.num_token_types is not None:
         types = (f"{names}.token_type_embeddings.weight", "token_type_embedding")
-        found += modules.table(*types, spec.num_token_types, width)
-    norm = expect(encoder.embedding_norm, LayerNormSpec, "embedding_norm")
-    found += modules.norm(f"{names}.LayerNorm", "encoder/embedding_norm", norm, width)
+        result += modules.table(*types, spec.num_token_types, width)
+    norm = family.expect(encoder.embedding_norm, LayerNormSpec, "embedding_norm")
+    result += modules.norm(f"{names}.LayerNorm", "encoder/embedding_norm", norm, width)
     if spec.embedding_size is not None:
         path = "encoder/embedding_projection"
-        found += modules.linear(f"{prefix}{projection}", path, width, spec.embed, use_bias=True)
-    return found
+        result += modules.linear(f"{prefix}{projection}", path, width, spec.embed, use_bias=True)
+    return result
 
 
 def layer_names(**names: str) -> dict[str, Any]:
@@ -158,11 +158,11 @@ def masked_lm_tensors(
       dense, norm, bias: names of its layer, of its norm, and of the logits' bias.
       *aliases: other names of the bias.
     """
-    width, found = spec.embedding_size or spec.embed, list[Tensor]()
+    width, result = spec.embedding_size or spec.embed, list[Tensor]()
     for head in spec.heads:
         if isinstance(head, MaskedLMHeadSpec):
-            found += modules.linear(dense, "lm_head/dense", spec.embed, width, use_bias=True)
-            found += modules.norm(norm, "lm_head/norm", head.norm, width)
+            result += modules.linear(dense, "lm_head/dense", spec.embed, width, use_bias=True)
+            result += modules.norm(norm, "lm_head/norm", head.norm, width)
             vector = modules.vector(bias, "lm_head/bias", spec.vocab)
-            found.append(dataclasses.replace(vector, aliases=aliases))
-    return found
+            result.append(dataclasses.replace(vector, aliases=aliases))
+    return result

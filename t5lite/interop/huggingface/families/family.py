@@ -94,7 +94,7 @@ def no_heads(config: Config, source: Source) -> tuple[HeadSpec, ...]:
 
 def unsupported(field: str, value: Any, supported: Iterable[Any], why: str = "") -> InputError:
     """Returns the error for a value of a config that no spec expresses."""
-    known = ", ".join(each if isinstance(each, str) else repr(each) for each in supported)
+    known = ", ".join(item if isinstance(item, str) else repr(item) for item in supported)
     return InputError(
         f"{field} = {value!r} is not supported{why and f' ({why})'}; supported: {known}"
     )

@@ -3,18 +3,8 @@
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families import decoder_only, family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    check_fields,
-    expect,
-    first_id,
-    heads_of,
-    initial_stddev,
-    stack_of,
-)
 from t5lite.interop.huggingface.families.layer_types import (
     FULL,
     SLIDING,
@@ -66,23 +56,23 @@ DEFAULTS["gemma2"] = {
 }
 
 
-def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Attention's dropout stands for all dropout."""
     config = {**DEFAULTS[model_type], **config}
-    check_fields(config, use_bidirectional_attention=(None,))
+    family.check_fields(config, use_bidirectional_attention=(None,))
     return ModelSpec(
         family=model_type,
         vocab=config["vocab_size"],
         embed=config["hidden_size"],
         decoder=stack_spec(config, around=model_type == "gemma2", causal=True),
-        heads=heads_of(NAMES[model_type], HEADS[model_type], config, source),
-        start_id=first_id(config, "bos_token_id", "eos_token_id"),
+        heads=family.heads_of(NAMES[model_type], HEADS[model_type], config, source),
+        start_id=family.first_id(config, "bos_token_id", "eos_token_id"),
         init=NormalInitSpec(config["initializer_range"]),
     )
 
 
 def stack_spec(
-    config: Config,
+    config: family.Config,
     *,
     around: bool,
     causal: bool,
@@ -125,7 +115,7 @@ def stack_spec(
     )
 
 
-def attention_spec(config: Config, *, sliding: bool, causal: bool) -> AttentionSpec:
+def attention_spec(config: family.Config, *, sliding: bool, causal: bool) -> AttentionSpec:
     """Returns the attention of a layer that sees everything, or a window."""
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     scalar, window = config.get("query_pre_attn_scalar"), None
@@ -147,13 +137,13 @@ def attention_spec(config: Config, *, sliding: bool, causal: bool) -> AttentionS
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    decoder = stack_of(spec, "decoder")
+    decoder = family.stack_of(spec, "decoder")
     fields = {
         "model_type": spec.family,
         **decoder_only.head_fields(spec, NAMES[spec.family]),
         **stack_config(decoder, spec.embed, causal=True),
         "vocab_size": spec.vocab,
-        "initializer_range": initial_stddev(spec),
+        "initializer_range": family.initial_stddev(spec),
         "attention_dropout": decoder.dropout_rate,
         "bos_token_id": spec.start_id,
         "eos_token_id": 1,
@@ -176,7 +166,7 @@ def stack_config(stack: StackSpec, embed: int, *, causal: bool) -> dict[str, Any
     """Returns the fields of a stack's config."""
     blocks = stack.every_block
     block, windows = blocks[0], [b.attention.window for b in blocks if b.attention.window]
-    attention, mlp = block.attention, expect(block.mlp, MlpSpec, "mlp")
+    attention, mlp = block.attention, family.expect(block.mlp, MlpSpec, "mlp")
     scale = attention.logits_scale
     scalar = attention.head_dim if scale is None else scale**-2
     return {
@@ -200,9 +190,9 @@ def stack_config(stack: StackSpec, embed: int, *, causal: bool) -> dict[str, Any
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder = stack_of(spec, "decoder")
+    decoder = family.stack_of(spec, "decoder")
     tied = ("lm_head.weight",) if modules.is_tied(spec) else ()
-    found = modules.table(
+    result = modules.table(
         "model.embed_tokens.weight", "token_embedding", spec.vocab, spec.embed, aliases=tied
     )
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
@@ -213,9 +203,9 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
             "mlp_norm": "pre_feedforward_layernorm",
             "mlp_output_norm": "post_feedforward_layernorm",
         }
-    found += stack_tensors("model", "decoder", decoder, spec.embed, norms=norms)
-    found += decoder_only.labelled_tensors(spec, tagger="score")
-    return found + modules.lm_head(spec, "lm_head.weight")
+    result += stack_tensors("model", "decoder", decoder, spec.embed, norms=norms)
+    result += decoder_only.labelled_tensors(spec, tagger="score")
+    return result + modules.lm_head(spec, "lm_head.weight")
 
 
 def stack_tensors(
@@ -245,13 +235,13 @@ def stack_tensors(
     if kv_embed is not None:
         names["cross_attention"] = {p: f"cross_attn.{name}" for p, name in PROJECTIONS.items()}
     layer_name = (theirs + ".layers.{}").format
-    found = modules.stack_tensors(stack, ours, embed, layer_name, names, kv_embed=kv_embed)
+    result = modules.stack_tensors(stack, ours, embed, layer_name, names, kv_embed=kv_embed)
     final = stack.final_norm or RMSNormSpec()
-    return found + modules.norm(f"{theirs}.norm", f"{ours}/final_norm", final, embed)
+    return result + modules.norm(f"{theirs}.norm", f"{ours}/final_norm", final, embed)
 
 
 FAMILIES = {
-    name: Family(
+    name: family.Family(
         functools.partial(spec, model_type=name),
         config,
         tensors,

@@ -4,18 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families import decoder_only, family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    check_fields,
-    expect,
-    first_id,
-    heads_of,
-    initial_stddev,
-    stack_of,
-)
 from t5lite.interop.tensors import Part, Source, Tensor, View
 from t5lite.layers import (
     AttentionSpec,
@@ -49,10 +39,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def spec(config: Config, source: Source) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
     config = {**DEFAULTS, **config}
-    check_fields(config, add_cross_attention=(False,))
+    family.check_fields(config, add_cross_attention=(False,))
     norm = LayerNormSpec(config["layer_norm_epsilon"])
     mlp = MlpSpec(
         config["n_inner"] or 4 * config["n_embd"],
@@ -61,7 +51,10 @@ def spec(config: Config, source: Source) -> ModelSpec:
     )
     decoder = StackSpec(
         config["n_layer"],
-        tuple(TransformerBlockSpec(each, mlp, norm=norm) for each in attentions(config)),
+        tuple(
+            TransformerBlockSpec(layer_attention, mlp, norm=norm)
+            for layer_attention in attentions(config)
+        ),
         causal=True,
         position_embedding=LearnedPositionsSpec(config["n_positions"]),
         final_norm=norm,
@@ -72,13 +65,13 @@ def spec(config: Config, source: Source) -> ModelSpec:
         vocab=config["vocab_size"],
         embed=config["n_embd"],
         decoder=decoder,
-        heads=heads_of(CLASSES, HEADS, config, source),
-        start_id=first_id(config, "bos_token_id", "eos_token_id"),
+        heads=family.heads_of(CLASSES, HEADS, config, source),
+        start_id=family.first_id(config, "bos_token_id", "eos_token_id"),
         init=NormalInitSpec(config["initializer_range"], scaled_residuals=True),
     )
 
 
-def attentions(config: Config) -> list[AttentionSpec]:
+def attentions(config: family.Config) -> list[AttentionSpec]:
     """Returns attention of all layers, or of each if `scale_attn_by_inverse_layer_idx`."""
     heads = config["n_head"]
     head_dim = config["n_embd"] // heads
@@ -87,14 +80,14 @@ def attentions(config: Config) -> list[AttentionSpec]:
     if not config["scale_attn_by_inverse_layer_idx"]:
         return [first]
     scales = [first.scale / (layer + 1) for layer in range(1, config["n_layer"])]
-    return [first, *(first.replace(logits_scale=each) for each in scales)]
+    return [first, *(first.replace(logits_scale=layer_scale) for layer_scale in scales)]
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    decoder = stack_of(spec, "decoder")
+    decoder = family.stack_of(spec, "decoder")
     block = decoder.blocks[0]
-    mlp = expect(block.mlp, MlpSpec, "mlp")
+    mlp = family.expect(block.mlp, MlpSpec, "mlp")
     return {
         "model_type": "gpt2",
         **decoder_only.head_fields(spec, CLASSES, LM),
@@ -109,7 +102,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "embd_pdrop": decoder.dropout_rate,
         "attn_pdrop": decoder.dropout_rate,
         "layer_norm_epsilon": decoder_only.epsilon(block.norm),
-        "initializer_range": initial_stddev(spec),
+        "initializer_range": family.initial_stddev(spec),
         "scale_attn_weights": block.attention.logits_scale is None,
         "scale_attn_by_inverse_layer_idx": len(decoder.blocks) > 1,
         "bos_token_id": spec.start_id,
@@ -119,21 +112,21 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder, embed = stack_of(spec, "decoder"), spec.embed
+    decoder, embed = family.stack_of(spec, "decoder"), spec.embed
     tied = ("lm_head.weight",) if modules.is_tied(spec) else ()
-    found = modules.table(
+    result = modules.table(
         "transformer.wte.weight", "token_embedding", spec.vocab, embed, aliases=tied
     )
     length = decoder.max_length or 0
-    found += modules.table("transformer.wpe.weight", "decoder/position_embedding", length, embed)
+    result += modules.table("transformer.wpe.weight", "decoder/position_embedding", length, embed)
     names = {"attention": "attn", "mlp": "mlp", "attention_norm": "ln_1", "mlp_norm": "ln_2"}
-    found += modules.stack_tensors(
+    result += modules.stack_tensors(
         decoder, "decoder", embed, "transformer.h.{}".format, names, attention=attention, mlp=mlp
     )
     final = decoder.final_norm or LayerNormSpec()
-    found += modules.norm("transformer.ln_f", "decoder/final_norm", final, embed)
-    found += decoder_only.labelled_tensors(spec, tagger="classifier")
-    return found + modules.lm_head(spec, "lm_head.weight")
+    result += modules.norm("transformer.ln_f", "decoder/final_norm", final, embed)
+    result += decoder_only.labelled_tensors(spec, tagger="classifier")
+    return result + modules.lm_head(spec, "lm_head.weight")
 
 
 def attention(
@@ -170,7 +163,7 @@ def split_columns(columns: slice, spec: AttentionSpec) -> View:
 
 def mlp(name: str, path: str, spec: Any, embed: int, *, layer: int | None) -> list[Tensor]:
     """Returns the tensors of an MLP of two `Conv1D`s."""
-    hidden = expect(spec, MlpSpec, "mlp").hidden
+    hidden = family.expect(spec, MlpSpec, "mlp").hidden
     up = conv1d(f"{name}.c_fc", f"{path}/up", embed, hidden, layer)
     return up + conv1d(f"{name}.c_proj", f"{path}/down", hidden, embed, layer)
 
@@ -182,7 +175,7 @@ def conv1d(name: str, path: str, into: int, out: int, layer: int | None) -> list
 
 
 FAMILIES = {
-    "gpt2": Family(
+    "gpt2": family.Family(
         spec,
         config,
         tensors,

@@ -5,16 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families import decoder_only, family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    expect,
-    first_id,
-    heads_of,
-    stack_of,
-)
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor, View
 from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, SmallInitSpec
@@ -44,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def spec(config: Config, source: Source) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
     config = {**DEFAULTS, **config}
     embed, heads = config["hidden_size"], config["num_attention_heads"]
@@ -77,17 +69,17 @@ def spec(config: Config, source: Source) -> ModelSpec:
             final_norm=norm,
             dropout_rate=config["hidden_dropout"],
         ),
-        heads=heads_of(CLASSES, HEADS, config, source),
-        start_id=first_id(config, "bos_token_id", "eos_token_id"),
+        heads=family.heads_of(CLASSES, HEADS, config, source),
+        start_id=family.first_id(config, "bos_token_id", "eos_token_id"),
         init=SmallInitSpec(),
     )
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    decoder = stack_of(spec, "decoder")
+    decoder = family.stack_of(spec, "decoder")
     block = decoder.blocks[0]
-    mlp = expect(block.mlp, MlpSpec, "mlp")
+    mlp = family.expect(block.mlp, MlpSpec, "mlp")
     rope = rope_config(block.attention.rotary)
     # GPT-NeoX has names of its own for two of them.
     rope["rotary_emb_base"] = rope.pop("rope_theta", DEFAULTS["rotary_emb_base"])
@@ -115,10 +107,10 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder, embed = stack_of(spec, "decoder"), spec.embed
+    decoder, embed = family.stack_of(spec, "decoder"), spec.embed
     # Versions 4 and 5 of transformers call the logits' table differently; both read the first name.
     tied = ("embed_out.weight", "lm_head.weight") if modules.is_tied(spec) else ()
-    found = modules.table(
+    result = modules.table(
         "gpt_neox.embed_in.weight", "token_embedding", spec.vocab, embed, aliases=tied
     )
     names = {
@@ -127,13 +119,13 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         "attention": {"fused": "attention.query_key_value", "output": "attention.dense"},
         "mlp": {"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
     }
-    found += modules.stack_tensors(
+    result += modules.stack_tensors(
         decoder, "decoder", embed, "gpt_neox.layers.{}".format, names, attention=attention
     )
     final = decoder.final_norm or LayerNormSpec()
-    found += modules.norm("gpt_neox.final_layer_norm", "decoder/final_norm", final, embed)
-    found += decoder_only.labelled_tensors(spec, tagger="classifier")
-    return found + modules.lm_head(spec, "embed_out.weight", aliases=("lm_head.weight",))
+    result += modules.norm("gpt_neox.final_layer_norm", "decoder/final_norm", final, embed)
+    result += decoder_only.labelled_tensors(spec, tagger="classifier")
+    return result + modules.lm_head(spec, "embed_out.weight", aliases=("lm_head.weight",))
 
 
 def attention(
@@ -153,7 +145,7 @@ def attention(
 
 
 FAMILIES = {
-    "gpt_neox": Family(
+    "gpt_neox": family.Family(
         spec,
         config,
         tensors,

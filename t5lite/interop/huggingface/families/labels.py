@@ -114,12 +114,12 @@ def fields(head: HeadSpec) -> dict[str, Any]:
         ClassificationHeadSpec: "single_label_classification",
         RegressionHeadSpec: "regression",
     }
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     if type(head) in problems:
-        found["problem_type"] = problems[type(head)]
+        content["problem_type"] = problems[type(head)]
     if isinstance(head, _NAMED):
-        found |= _by_id([f"LABEL_{index}" for index in range(head.num_outputs)])
-    return found
+        content |= _by_id([f"LABEL_{index}" for index in range(head.num_outputs)])
+    return content
 
 
 def named_labels(config: Config, labels: Labels) -> dict[str, Any]:
@@ -169,11 +169,11 @@ def tensors(
     """
     if type(head) not in SUFFIXES:
         return []
-    found, path = [], f"{head.kind}_head"
+    result, path = [], f"{head.kind}_head"
     if getattr(head, "pooler", False):
-        found += modules.linear(pooler, f"{path}/pooler", embed, embed, use_bias=True)
+        result += modules.linear(pooler, f"{path}/pooler", embed, embed, use_bias=True)
     of_tokens = {SpansHeadSpec: "qa_outputs", TokenLabelsHeadSpec: tagger}
     name = of_tokens.get(type(head), classifier)
     size: int = head.num_outputs  # type: ignore[attr-defined]
     use_bias = getattr(head, "use_bias", True)
-    return found + modules.linear(name, f"{path}/projection", embed, size, use_bias=use_bias)
+    return result + modules.linear(name, f"{path}/projection", embed, size, use_bias=use_bias)

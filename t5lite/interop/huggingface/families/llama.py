@@ -4,18 +4,8 @@ import dataclasses
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, gemma, modules
+from t5lite.interop.huggingface.families import decoder_only, family, gemma, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    expect,
-    first_id,
-    heads_of,
-    initial_stddev,
-    stack_of,
-    unsupported,
-)
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import AttentionSpec, MlpSpec, NormalInitSpec, RMSNormSpec, SpansHeadSpec
@@ -59,7 +49,7 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 
 
-def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Attention's dropout stands for all dropout."""
     config = {**DEFAULTS[model_type], **config, **FIXED[model_type]}
     norm = RMSNormSpec(config["rms_norm_eps"])
@@ -84,21 +74,23 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
             final_norm=norm,
             dropout_rate=config["attention_dropout"],
         ),
-        heads=heads_of(NAMES[model_type], HEADS, config, source),
-        start_id=first_id(config, "bos_token_id", "eos_token_id"),
+        heads=family.heads_of(NAMES[model_type], HEADS, config, source),
+        start_id=family.first_id(config, "bos_token_id", "eos_token_id"),
         init=NormalInitSpec(config["initializer_range"]),
     )
 
 
-def attention_spec(config: Config) -> AttentionSpec:
+def attention_spec(config: family.Config) -> AttentionSpec:
     """Returns the attention of a config with its defaults."""
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     window, rotary = config["sliding_window"], rotary_spec(config)
     if rotary.fraction != 1.0:
-        raise unsupported("partial_rotary_factor", rotary.fraction, [1.0])
+        raise family.unsupported("partial_rotary_factor", rotary.fraction, [1.0])
     kinds = sorted(set(config.get("layer_types") or ()) - {"sliding_attention"})
     if window is not None and kinds:
-        raise unsupported("layer_types", kinds, ["sliding_attention"], "beside sliding_window")
+        raise family.unsupported(
+            "layer_types", kinds, ["sliding_attention"], "beside sliding_window"
+        )
     return AttentionSpec(
         heads,
         config["head_dim"] or config["hidden_size"] // heads,
@@ -112,9 +104,9 @@ def attention_spec(config: Config) -> AttentionSpec:
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    decoder = stack_of(spec, "decoder")
+    decoder = family.stack_of(spec, "decoder")
     block = decoder.blocks[0]
-    attention, mlp = block.attention, expect(block.mlp, MlpSpec, "mlp")
+    attention, mlp = block.attention, family.expect(block.mlp, MlpSpec, "mlp")
     fields = {
         "model_type": spec.family,
         **decoder_only.head_fields(spec, NAMES[spec.family]),
@@ -127,7 +119,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "hidden_act": activation_name(mlp.activation, gelu_tanh="gelu_pytorch_tanh"),
         "rms_norm_eps": decoder_only.epsilon(block.norm),
-        "initializer_range": initial_stddev(spec),
+        "initializer_range": family.initial_stddev(spec),
         "attention_dropout": decoder.dropout_rate,
         "bos_token_id": spec.start_id,
         # Of all that are published, the end follows the beginning.
@@ -143,25 +135,25 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
     tied = ("lm_head.weight",) if modules.is_tied(spec) else ()
-    found = modules.table(
+    result = modules.table(
         "model.embed_tokens.weight", "token_embedding", spec.vocab, spec.embed, aliases=tied
     )
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    decoder = stack_of(spec, "decoder")
-    found += gemma.stack_tensors("model", "decoder", decoder, spec.embed, norms=norms)
+    decoder = family.stack_of(spec, "decoder")
+    result += gemma.stack_tensors("model", "decoder", decoder, spec.embed, norms=norms)
     if spec.family == "llama" and any(isinstance(head, SpansHeadSpec) for head in spec.heads):
         # LlamaForQuestionAnswering alone calls its base so.
-        found = [
+        result = [
             dataclasses.replace(tensor, name=f"transformer.{name}", aliases=(tensor.name,))
-            for tensor in found
+            for tensor in result
             for name in [tensor.name.removeprefix("model.")]
         ]
-    found += decoder_only.labelled_tensors(spec, tagger="score")
-    return found + modules.lm_head(spec, "lm_head.weight")
+    result += decoder_only.labelled_tensors(spec, tagger="score")
+    return result + modules.lm_head(spec, "lm_head.weight")
 
 
 FAMILIES = {
-    name: Family(
+    name: family.Family(
         functools.partial(spec, model_type=name),
         config,
         tensors,

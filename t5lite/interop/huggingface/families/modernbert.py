@@ -5,20 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.interop.huggingface.families import modules
+from t5lite.interop.huggingface.families import family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    Heads,
-    check_fields,
-    expect,
-    heads_of,
-    initial_stddev,
-    no_heads,
-    stack_of,
-    unsupported,
-)
 from t5lite.interop.huggingface.families.layer_types import (
     FULL,
     SLIDING,
@@ -42,7 +30,7 @@ _THETAS = {FULL: 160_000.0, SLIDING: 10_000.0}
 _OLD_THETAS = {FULL: "global_rope_theta", SLIDING: "local_rope_theta"}
 
 
-def spec(config: Config, source: Source) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     embed, num_heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     num_layers = config.get("num_hidden_layers", 22)
@@ -81,43 +69,46 @@ def spec(config: Config, source: Source) -> ModelSpec:
         vocab=config.get("vocab_size", 50368),
         embed=embed,
         encoder=encoder,
-        heads=heads_of(CLASSES, HEADS, config, source),
+        heads=family.heads_of(CLASSES, HEADS, config, source),
         init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02), scaled_residuals=True),
     )
 
 
-def _masked_lm(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+def _masked_lm(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
     del source
-    check_fields(config, tie_word_embeddings=(True,), decoder_bias=(True,))
+    family.check_fields(config, tie_word_embeddings=(True,), decoder_bias=(True,))
     name = activation(config.get("classifier_activation", "gelu"), "classifier_activation")
     return (MaskedLMHeadSpec(name, _norm(config), use_bias=config.get("classifier_bias", False)),)
 
 
-HEADS: dict[str, Heads] = {"ForMaskedLM": _masked_lm, "Model": no_heads}
+HEADS: dict[str, family.Heads] = {"ForMaskedLM": _masked_lm, "Model": family.no_heads}
 
 
-def _norm(config: Config) -> LayerNormSpec:
+def _norm(config: family.Config) -> LayerNormSpec:
     return LayerNormSpec(config.get("norm_eps", 1e-5), use_bias=config.get("norm_bias", False))
 
 
-def _theta(config: Config, kind: str) -> float:
+def _theta(config: family.Config, kind: str) -> float:
     parameters = (config.get("rope_parameters") or {}).get(kind) or {}
     scaling = parameters.get("rope_type", "default")
     if scaling != "default" or config.get("rope_scaling"):
-        raise unsupported(f"rope_parameters[{kind!r}]: rope_type", scaling, ["default"])
+        raise family.unsupported(f"rope_parameters[{kind!r}]: rope_type", scaling, ["default"])
     theta = parameters.get("rope_theta") or config.get(_OLD_THETAS[kind]) or _THETAS[kind]
     return float(theta)
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    encoder, head = stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
+    encoder, head = family.stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
     blocks = encoder.every_block
     block, kinds = blocks[0], [SLIDING if b.attention.window else FULL for b in blocks]
-    mlp, norm = expect(block.mlp, MlpSpec, "mlp"), expect(block.norm, LayerNormSpec, "norm")
+    mlp, norm = (
+        family.expect(block.mlp, MlpSpec, "mlp"),
+        family.expect(block.norm, LayerNormSpec, "norm"),
+    )
     thetas, windows = dict(_THETAS), [b.attention.window for b in blocks if b.attention.window]
-    for kind, each in zip(kinds, blocks, strict=True):
-        thetas[kind] = expect(each.attention.rotary, RotarySpec, "rotary").theta
+    for kind, layer_block in zip(kinds, blocks, strict=True):
+        thetas[kind] = family.expect(layer_block.attention.rotary, RotarySpec, "rotary").theta
     content = {
         "architectures": [
             CLASSES + ("ForMaskedLM" if isinstance(head, MaskedLMHeadSpec) else "Model")
@@ -139,7 +130,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()
         },
-        "initializer_range": initial_stddev(spec),
+        "initializer_range": family.initial_stddev(spec),
         # Version 4 reads these instead.
         "global_rope_theta": thetas[FULL],
         "local_rope_theta": thetas[SLIDING],
@@ -160,21 +151,21 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, embed = stack_of(spec, "encoder"), spec.embed
+    encoder, embed = family.stack_of(spec, "encoder"), spec.embed
     head = spec.heads[0] if spec.heads else None
     aliases = ("decoder.weight",) if head is not None else ()
     name = "model.embeddings.tok_embeddings.weight"
-    found = modules.table(name, "token_embedding", spec.vocab, embed, aliases=aliases)
+    result = modules.table(name, "token_embedding", spec.vocab, embed, aliases=aliases)
     for name, part in (("embeddings.norm", "embedding_norm"), ("final_norm", "final_norm")):
-        norm = expect(getattr(encoder, part), LayerNormSpec, part)
-        found += modules.norm(f"model.{name}", f"encoder/{part}", norm, embed)
+        norm = family.expect(getattr(encoder, part), LayerNormSpec, part)
+        result += modules.norm(f"model.{name}", f"encoder/{part}", norm, embed)
     names = {
         "attention_norm": "attn_norm",
         "mlp_norm": "mlp_norm",
         "attention": {"fused": "attn.Wqkv", "output": "attn.Wo"},
         "mlp": "mlp",
     }
-    found += modules.stack_tensors(
+    result += modules.stack_tensors(
         encoder,
         "encoder",
         embed,
@@ -184,10 +175,12 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         mlp=_fused_mlp,
     )
     if isinstance(head, MaskedLMHeadSpec):
-        found += modules.linear("head.dense", "lm_head/dense", embed, embed, use_bias=head.use_bias)
-        found += modules.norm("head.norm", "lm_head/norm", head.norm, embed)
-        found.append(modules.vector("decoder.bias", "lm_head/bias", spec.vocab))
-    return found
+        result += modules.linear(
+            "head.dense", "lm_head/dense", embed, embed, use_bias=head.use_bias
+        )
+        result += modules.norm("head.norm", "lm_head/norm", head.norm, embed)
+        result.append(modules.vector("decoder.bias", "lm_head/bias", spec.vocab))
+    return result
 
 
 def _fused_attention(
@@ -208,19 +201,19 @@ def _fused_attention(
 
 def _fused_mlp(name: str, path: str, spec: Any, embed: int, *, layer: int | None) -> list[Tensor]:
     """Returns a gated MLP whose `Wi` has the gate's rows, then those of what it gates."""
-    hidden = expect(spec, MlpSpec, "mlp").hidden
+    hidden = family.expect(spec, MlpSpec, "mlp").hidden
 
     def half(part: int) -> View:
         return lambda array: array[part * hidden : (part + 1) * hidden].T
 
     order = ("gate", "up")
     kernels = [Part(f"{path}/{part}/kernel", layer, half(n)) for n, part in enumerate(order)]
-    found = [Tensor(f"{name}.Wi.weight", (2 * hidden, embed), tuple(kernels))]
+    result = [Tensor(f"{name}.Wi.weight", (2 * hidden, embed), tuple(kernels))]
     if spec.use_bias:
         biases = [Part(f"{path}/{part}/bias", layer, half(n)) for n, part in enumerate(order)]
-        found.append(Tensor(f"{name}.Wi.bias", (2 * hidden,), tuple(biases)))
+        result.append(Tensor(f"{name}.Wi.bias", (2 * hidden,), tuple(biases)))
     down = (f"{name}.Wo", f"{path}/down", hidden, embed)
-    return found + modules.linear(*down, use_bias=spec.use_bias, layer=layer)
+    return result + modules.linear(*down, use_bias=spec.use_bias, layer=layer)
 
 
-FAMILIES = {"modernbert": Family(spec, config, tensors, CLASSES, HEADS, prefix="model.")}
+FAMILIES = {"modernbert": family.Family(spec, config, tensors, CLASSES, HEADS, prefix="model.")}

@@ -134,11 +134,11 @@ def fused_attention(
     """
     parts, rows = list(enumerate(("query", "key", "value"))), 3 * spec.num_heads * spec.head_dim
     kernels = tuple(Part(f"{path}/{part}/kernel", layer, view(n)) for n, part in parts)
-    found = [Tensor(f"{names['fused']}.weight", (rows, embed), kernels)]
+    result = [Tensor(f"{names['fused']}.weight", (rows, embed), kernels)]
     if spec.use_bias:
         biases = tuple(Part(f"{path}/{part}/bias", layer, view(n)) for n, part in parts)
-        found.append(Tensor(f"{names['fused']}.bias", (rows,), biases))
-    return found + attention_output(names["output"], path, spec, embed, layer=layer)
+        result.append(Tensor(f"{names['fused']}.bias", (rows,), biases))
+    return result + attention_output(names["output"], path, spec, embed, layer=layer)
 
 
 def stack_tensors(
@@ -167,7 +167,7 @@ def stack_tensors(
       kv_embed: width of what cross-attention reads, if not `embed`.
       num_layers: that the file has; None for all.
     """
-    found: list[Tensor] = []
+    result: list[Tensor] = []
     for layer, block in enumerate(stack.every_block[:num_layers]):
         place, index = stack.place(layer)
         for part, inner in names.items():
@@ -175,19 +175,19 @@ def stack_tensors(
             name: Any = (
                 prefix + inner
                 if isinstance(inner, str)
-                else {each: prefix + module for each, module in inner.items()}
+                else {key: prefix + module for key, module in inner.items()}
             )
             if part == "mlp":
-                found += mlp(name, path, block.mlp, embed, layer=index)
+                result += mlp(name, path, block.mlp, embed, layer=index)
             elif part == "attention":
-                found += attention(name, path, block.attention, embed, layer=index)
+                result += attention(name, path, block.attention, embed, layer=index)
             elif part == "cross_attention":
-                found += attention(
+                result += attention(
                     name, path, block.cross_attention, embed, kv_embed=kv_embed, layer=index
                 )
             elif part != "attention_norm" or block.attention_norm:
-                found += norm(name, path, block.norm, embed, layer=index)
-    return found
+                result += norm(name, path, block.norm, embed, layer=index)
+    return result
 
 
 def is_tied(spec: ModelSpec) -> bool:

@@ -3,17 +3,8 @@
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import modules, t5
+from t5lite.interop.huggingface.families import family, modules, t5
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    Heads,
-    check_fields,
-    no_heads,
-    stack_of,
-    suffix_of,
-)
 from t5lite.interop.tensors import Part, Source, Tensor, transposed
 from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, MoeSpec
 from t5lite.models import ModelSpec, StackSpec
@@ -39,11 +30,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def spec(config: Config, source: Source) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     config = {**DEFAULTS, **config, "model_type": FAMILY}
-    check_fields(config, router_bias=(False,), router_dtype=("float32",))
-    suffix = suffix_of(NAME, HEADS, config)
+    family.check_fields(config, router_bias=(False,), router_dtype=("float32",))
+    suffix = family.suffix_of(NAME, HEADS, config)
     sides = ("encoder",) if suffix == t5.ENCODER else ("encoder", "decoder")
     mlps = {side: pattern(config, side) for side in sides}
     return t5.model_spec(
@@ -54,21 +45,25 @@ def spec(config: Config, source: Source) -> ModelSpec:
     )
 
 
-def lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+def lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
     """Returns the head of the model with logits, which are always scaled.
 
     Raises:
       InputError: if nothing is to be tied.
     """
     # Otherwise transformers takes the embeddings of encoder, decoder and logits for three.
-    check_fields(config, tie_word_embeddings=(True, None))
+    family.check_fields(config, tie_word_embeddings=(True, None))
     return (LMHeadSpec(tied=t5.is_tied(source), logits_scale=None),)
 
 
-HEADS: dict[str, Heads] = {t5.LM: lm_head, t5.BASE: no_heads, t5.ENCODER: no_heads}
+HEADS: dict[str, family.Heads] = {
+    t5.LM: lm_head,
+    t5.BASE: family.no_heads,
+    t5.ENCODER: family.no_heads,
+}
 
 
-def pattern(config: Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
+def pattern(config: family.Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
     """Returns the MLPs of a stack's repeating pattern: the second of each step has experts.
 
     A step that the config does not name is what transformers makes of the numbers of layers: with
@@ -95,18 +90,18 @@ def pattern(config: Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    found = t5.fields(spec, NAME)
-    encoder, decoder = stack_of(spec, "encoder"), spec.decoder
+    content = t5.fields(spec, NAME)
+    encoder, decoder = family.stack_of(spec, "encoder"), spec.decoder
     experts = []
     for side, stack in (("encoder", encoder), ("decoder", decoder or encoder)):
-        found |= sparse_fields(stack, side)
+        content |= sparse_fields(stack, side)
         experts += [block.mlp for block in stack.blocks if isinstance(block.mlp, MoeSpec)]
     if not experts:
         raise InputError(f"family = {FAMILY!r} has experts and this model none: say t5")
     moe = experts[0]
     if moe.expert.gated:
         raise InputError(f"MlpSpec.gated = True: transformers' {NAME} has no gated experts")
-    return found | {
+    return content | {
         "d_ff": moe.expert.hidden,
         "dense_act_fn": activation_name(moe.expert.activation),
         "num_experts": moe.num_experts,
@@ -136,12 +131,12 @@ def mlp(
         return modules.mlp(_names(name), path, spec, embed, layer=layer)
     router = Part(f"{path}/router/kernel", layer, transposed)
     shape = (spec.num_experts, embed)
-    found = [Tensor(f"{name}.router.classifier.weight", shape, (router,))]
+    result = [Tensor(f"{name}.router.classifier.weight", shape, (router,))]
     for number in range(spec.num_experts):
         index = (number,) if layer is None else (layer, number)
         names = _names(f"{name}.experts.expert_{number}")
-        found += modules.mlp(names, f"{path}/experts", spec.expert, embed, layer=index)
-    return found
+        result += modules.mlp(names, f"{path}/experts", spec.expert, embed, layer=index)
+    return result
 
 
 def _names(name: str) -> dict[str, str]:
@@ -153,4 +148,6 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     return t5.tensors(spec, mlp, "mlp")
 
 
-FAMILIES = {FAMILY: Family(spec, config, tensors, NAME, HEADS, ignored=t5.FAMILIES["t5"].ignored)}
+FAMILIES = {
+    FAMILY: family.Family(spec, config, tensors, NAME, HEADS, ignored=t5.FAMILIES["t5"].ignored)
+}

@@ -4,16 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from t5lite.interop.huggingface.families import activations, labels, modules
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    Heads,
-    expect,
-    no_heads,
-    stack_of,
-    suffix_of,
-)
+from t5lite.interop.huggingface.families import activations, family, labels, modules
 from t5lite.interop.tensors import Part, Source, Tensor, same_values, transposed
 from t5lite.layers import (
     AttentionSpec,
@@ -56,7 +47,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 DEFAULTS["umt5"] = DEFAULTS["mt5"]
 
 
-def mlp_spec(config: Config) -> MlpSpec:
+def mlp_spec(config: family.Config) -> MlpSpec:
     """Returns the MLP of a config: `feed_forward_proj`, unless its two successors are there."""
     name = config["feed_forward_proj"]
     gated = config.get("is_gated_act", name.startswith("gated-"))
@@ -81,7 +72,7 @@ def mlp_fields(spec: MlpSpec) -> dict[str, Any]:
 
 
 def stacks(
-    config: Config, mlps: Mapping[str, tuple[MlpSpec | MoeSpec, ...]], *, per_layer: bool
+    config: family.Config, mlps: Mapping[str, tuple[MlpSpec | MoeSpec, ...]], *, per_layer: bool
 ) -> dict[str, StackSpec]:
     """Returns the stacks of a config.
 
@@ -119,7 +110,7 @@ def stacks(
     }
 
 
-def num_decoder_layers(config: Config) -> int:
+def num_decoder_layers(config: family.Config) -> int:
     """Returns the depth of the decoder: the encoder's unless the config says otherwise."""
     given = config.get("num_decoder_layers")
     return config["num_layers"] if given is None else given
@@ -134,7 +125,7 @@ def is_tied(source: Source) -> bool:
     return bool(tables) and same_values(source, "lm_head.weight", tables[0])
 
 
-def lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+def lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
     """Returns the head of the architecture with logits."""
     tied, model_type = is_tied(source), config["model_type"]
     said = config.get("tie_word_embeddings") is not False
@@ -145,21 +136,21 @@ def lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
     return (LMHeadSpec(tied=tied, logits_scale=None if scaled else 1.0),)
 
 
-HEADS: dict[str, Heads] = {
+HEADS: dict[str, family.Heads] = {
     LM: lm_head,
-    BASE: no_heads,
-    ENCODER: no_heads,
+    BASE: family.no_heads,
+    ENCODER: family.no_heads,
     TOKENS: lambda config, _: (
         labels.token_head(config, dropout_rate=config.get("classifier_dropout", 0.0)),
     ),
 }
 
 
-def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     config = {**DEFAULTS[model_type], **config, "model_type": model_type}
     # UMT5's were saved under T5's name before it was known by its own.
-    suffix = suffix_of(NAMES[model_type], HEADS, config, also="T5")
+    suffix = family.suffix_of(NAMES[model_type], HEADS, config, also="T5")
     mlp = mlp_spec(config)
     sides = ("encoder",) if suffix in (ENCODER, TOKENS) else ("encoder", "decoder")
     return model_spec(
@@ -169,7 +160,7 @@ def spec(config: Config, source: Source, *, model_type: str) -> ModelSpec:
     )
 
 
-def model_spec(config: Config, init_scale: float = 1.0, /, **parts: Any) -> ModelSpec:
+def model_spec(config: family.Config, init_scale: float = 1.0, /, **parts: Any) -> ModelSpec:
     """Returns a model of these heads and stacks; `init_scale` is that of `FanInInitSpec`."""
     factor = float(config.get("initializer_factor", 1.0))
     return ModelSpec(
@@ -193,9 +184,9 @@ def _suffix(spec: ModelSpec) -> str:
 
 def fields(spec: ModelSpec, name: str) -> dict[str, Any]:
     """Returns a config but for what its MLPs are; `name` is that of the family's classes."""
-    encoder, head = stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
+    encoder, head = family.stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
     attention = encoder.blocks[0].attention
-    bias = expect(encoder.position_bias, RelativeBiasSpec, "position_bias")
+    bias = family.expect(encoder.position_bias, RelativeBiasSpec, "position_bias")
     return {
         "architectures": [f"{name}{_suffix(spec)}"],
         "model_type": spec.family,
@@ -222,17 +213,17 @@ def fields(spec: ModelSpec, name: str) -> dict[str, Any]:
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    found, head = fields(spec, NAMES[spec.family]), spec.heads[0] if spec.heads else None
-    mlp = expect(stack_of(spec, "encoder").blocks[0].mlp, MlpSpec, "mlp")
+    content, head = fields(spec, NAMES[spec.family]), spec.heads[0] if spec.heads else None
+    mlp = family.expect(family.stack_of(spec, "encoder").blocks[0].mlp, MlpSpec, "mlp")
     scaled = isinstance(head, LMHeadSpec) and head.logits_scale is None
-    return found | mlp_fields(mlp) | {"scale_decoder_outputs": scaled}
+    return content | mlp_fields(mlp) | {"scale_decoder_outputs": scaled}
 
 
 def mlp(
     name: str, path: str, spec: MlpSpec | MoeSpec, embed: int, *, layer: int | None
 ) -> list[Tensor]:
     """Returns the tensors of an MLP, gated or not."""
-    spec = expect(spec, MlpSpec, "mlp")
+    spec = family.expect(spec, MlpSpec, "mlp")
     up = f"{name}.wi_1" if spec.gated else f"{name}.wi"
     names = {"gate": f"{name}.wi_0", "up": up, "down": f"{name}.wo"}
     return modules.mlp(names, path, spec, embed, layer=layer)
@@ -245,7 +236,7 @@ def tensors(
     head = spec.heads[0] if spec.heads else None
     tokens = isinstance(head, TokenLabelsHeadSpec)
     prefix = "transformer." if tokens else ""
-    found = modules.table(
+    result = modules.table(
         f"{prefix}shared.weight",
         "token_embedding",
         spec.vocab,
@@ -259,12 +250,12 @@ def tensors(
         layer_name = f"{prefix}{side}.block.{{}}.layer".format
         names, last = dict(_ATTENTIONS[side]), len(_ATTENTIONS[side]) // 2
         names |= {"mlp": f"{last}.{mlp_name}", "mlp_norm": f"{last}.layer_norm"}
-        found += modules.stack_tensors(stack, side, spec.embed, layer_name, names, mlp=mlp)
-        found += _bias_tensors(layer_name, stack, side)
+        result += modules.stack_tensors(stack, side, spec.embed, layer_name, names, mlp=mlp)
+        result += _bias_tensors(layer_name, stack, side)
         name = f"{prefix}{side}.final_layer_norm"
-        found += modules.norm(name, f"{side}/final_norm", stack.final_norm, spec.embed)
-    found += modules.lm_head(spec, "lm_head.weight")
-    return found + (labels.tensors(head, spec.embed) if head is not None else [])
+        result += modules.norm(name, f"{side}/final_norm", stack.final_norm, spec.embed)
+    result += modules.lm_head(spec, "lm_head.weight")
+    return result + (labels.tensors(head, spec.embed) if head is not None else [])
 
 
 def _aliases(head: HeadSpec | None) -> tuple[str, ...]:
@@ -275,15 +266,15 @@ def _aliases(head: HeadSpec | None) -> tuple[str, ...]:
 
 def _bias_tensors(layer_name: Callable[[int], str], stack: StackSpec, side: str) -> list[Tensor]:
     """Returns the tables of biases: of each layer, or of the first one alone, which all use."""
-    spec, found = expect(stack.position_bias, RelativeBiasSpec, "position_bias"), []
+    spec, result = family.expect(stack.position_bias, RelativeBiasSpec, "position_bias"), []
     shape = (spec.num_buckets, stack.blocks[0].attention.num_heads)
     for layer in range(stack.num_layers if spec.per_layer else 1):
         place, index = stack.place(layer)
         path, index = (f"{side}/{place}", index) if spec.per_layer else (side, None)
         part = Part(f"{path}/position_bias/embedding", index, transposed)
         name = f"{layer_name(layer)}.0.SelfAttention.relative_attention_bias.weight"
-        found.append(Tensor(name, shape, (part,)))
-    return found
+        result.append(Tensor(name, shape, (part,)))
+    return result
 
 
 def _attention(number: int, module: str) -> dict[str, str]:
@@ -300,7 +291,7 @@ _ATTENTIONS["decoder"] = _ATTENTIONS["encoder"] | {
     "cross_attention_norm": "1.layer_norm",
 }
 FAMILIES = {
-    name: Family(
+    name: family.Family(
         functools.partial(spec, model_type=name),
         config,
         tensors,

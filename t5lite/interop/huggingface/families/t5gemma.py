@@ -3,17 +3,7 @@
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import gemma, modules
-from t5lite.interop.huggingface.families.family import (
-    Config,
-    Family,
-    Heads,
-    expect,
-    heads_of,
-    initial_stddev,
-    no_heads,
-    stack_of,
-)
+from t5lite.interop.huggingface.families import family, gemma, modules
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import HeadSpec, LMHeadSpec, NormalInitSpec
 from t5lite.models import ModelSpec
@@ -32,27 +22,29 @@ CROSS_NORMS = {
 }
 
 
-def spec(config: Config, source: Source) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     defaults = {**gemma.DEFAULTS["gemma2"], "dropout_rate": config.get("dropout_rate", 0.0)}
     sides = {side: {**defaults, **(config.get(side) or {})} for side in ("encoder", "decoder")}
     encoder, decoder = sides["encoder"], sides["decoder"]
     vocab = config.get("vocab_size") or decoder["vocab_size"]
-    for side, each in sides.items():
-        if each["vocab_size"] != vocab:
+    for side, side_config in sides.items():
+        if side_config["vocab_size"] != vocab:
             raise InputError(
-                f"{side}.vocab_size = {each['vocab_size']}: must be {vocab} like the rest"
+                f"{side}.vocab_size = {side_config['vocab_size']}: must be {vocab} like the rest"
             )
-        each["dropout_rate"] = defaults["dropout_rate"]  # theirs overrule those of the stacks
+        side_config["dropout_rate"] = defaults[
+            "dropout_rate"
+        ]  # theirs overrule those of the stacks
     stacks: Any = {
         side: gemma.stack_spec(
-            each,
+            side_config,
             around=True,
             causal=side == "decoder",
             crossed=side == "decoder",
             dropout="dropout_rate",
         )
-        for side, each in sides.items()
+        for side, side_config in sides.items()
     }
     if encoder["hidden_size"] != decoder["hidden_size"]:
         stacks["encoder"] = stacks["encoder"].replace(embed=encoder["hidden_size"])
@@ -60,7 +52,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
         family="t5gemma",
         vocab=vocab,
         embed=decoder["hidden_size"],
-        heads=heads_of(CLASSES, HEADS, config, source),
+        heads=family.heads_of(CLASSES, HEADS, config, source),
         shared_embedding=False,
         start_id=decoder["bos_token_id"],
         init=NormalInitSpec(config.get("initializer_range", decoder["initializer_range"])),
@@ -68,7 +60,7 @@ def spec(config: Config, source: Source) -> ModelSpec:
     )
 
 
-def _lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+def _lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
     tied = config.get("tie_word_embeddings", True) or LOGITS not in source.tensors()
     softcap = {**gemma.DEFAULTS["gemma2"], **(config.get("decoder") or {})}[
         "final_logit_softcapping"
@@ -76,18 +68,18 @@ def _lm_head(config: Config, source: Source) -> tuple[HeadSpec, ...]:
     return (LMHeadSpec(tied=bool(tied), softcap=softcap),)
 
 
-HEADS: dict[str, Heads] = {LM: _lm_head, "Model": no_heads}
+HEADS: dict[str, family.Heads] = {LM: _lm_head, "Model": family.no_heads}
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
+    encoder, decoder = family.stack_of(spec, "encoder"), family.stack_of(spec, "decoder")
     head = spec.heads[0] if spec.heads else LMHeadSpec(tied=True, softcap=30.0)
-    head = expect(head, LMHeadSpec, "heads")
+    head = family.expect(head, LMHeadSpec, "heads")
     shared = {
         "model_type": "t5_gemma_module",
         "vocab_size": spec.vocab,
-        "initializer_range": initial_stddev(spec),
+        "initializer_range": family.initial_stddev(spec),
         "final_logit_softcapping": head.softcap,
         "bos_token_id": spec.start_id,
         "eos_token_id": 1,
@@ -101,7 +93,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "model_type": "t5gemma",
         "is_encoder_decoder": True,
         "vocab_size": spec.vocab,
-        "initializer_range": initial_stddev(spec),
+        "initializer_range": family.initial_stddev(spec),
         "dropout_rate": decoder.dropout_rate,
         "tie_word_embeddings": head.tied,
         "bos_token_id": spec.start_id,
@@ -123,9 +115,9 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
+    encoder, decoder = family.stack_of(spec, "encoder"), family.stack_of(spec, "decoder")
     width = encoder.embed or spec.embed
-    found = modules.table(
+    result = modules.table(
         "model.decoder.embed_tokens.weight",
         "token_embedding",
         spec.vocab,
@@ -133,9 +125,9 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         aliases=(LOGITS,) if modules.is_tied(spec) else (),
     )
     name = "model.encoder.embed_tokens.weight"
-    found += modules.table(name, "encoder_embedding", spec.vocab, width)
-    found += gemma.stack_tensors("model.encoder", "encoder", encoder, width, norms=NORMS)
-    found += gemma.stack_tensors(
+    result += modules.table(name, "encoder_embedding", spec.vocab, width)
+    result += gemma.stack_tensors("model.encoder", "encoder", encoder, width, norms=NORMS)
+    result += gemma.stack_tensors(
         "model.decoder",
         "decoder",
         decoder,
@@ -143,7 +135,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         norms=NORMS | CROSS_NORMS,
         kv_embed=width,
     )
-    return found + modules.lm_head(spec, LOGITS)
+    return result + modules.lm_head(spec, LOGITS)
 
 
-FAMILIES = {"t5gemma": Family(spec, config, tensors, CLASSES, HEADS, prefix="model.")}
+FAMILIES = {"t5gemma": family.Family(spec, config, tensors, CLASSES, HEADS, prefix="model.")}
