@@ -80,15 +80,15 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 
     # All that can be wrong with files, before parameters are read.
     interop.check_target(arguments.target)
-    found = interop.open_model(arguments.source)
-    inputs = read_inputs(arguments, found)
+    opened = interop.open_model(arguments.source)
+    inputs = read_inputs(arguments, opened)
     with Bar("reading") as bar:
-        loaded = place(found, dtype=arguments.dtype, progress=bar)
+        loaded = place(opened, dtype=arguments.dtype, progress=bar)
     print(f"{loaded.folder}: {described(loaded.spec, loaded.params)}")
     done = steps(arguments, loaded.spec, loaded.params, loaded.vocabulary, inputs)
     for text, spec, params, vocabulary in done:  # noqa: B007 - the last ones are saved
         print(f"{text}: {described(spec, params)}")
-    old = found.description
+    old = opened.description
     description = interop.Description(spec, vocabulary, origin=old.origin)
     if spec.heads == old.spec.heads:
         description = description.replace(labels=old.labels)

@@ -60,14 +60,13 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     from t5lite.models import Model
     from t5lite.reporting.bars import Bar
 
-    kind, path = interop.kind_of(arguments.source)
+    opened = interop.open_model(arguments.source)
+    kind, spec = opened.kind, opened.spec
     target = arguments.to or ("huggingface" if kind == "t5lite" else "t5lite")
     if arguments.scanned and target != "t5x":
         raise InputError("--scanned is for --to=t5x")
     if not arguments.dry_run:
         interop.check_target(arguments.target)
-    found = interop.open_model(path)
-    spec = found.spec
     # Both before anything is read: what cannot be written is refused early.
     out = None
     if target == "huggingface":
@@ -82,26 +81,28 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     model = Model(spec)
     shapes = model.shapes()
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    print(f"{path} is {NAMES[kind]}'s: {spec.family}, {spec.topology}, {count:,} parameters")
-    found.shapes(model)  # raises if tensors do not fit
-    for name in found.left_out():
+    print(
+        f"{opened.where} is {NAMES[kind]}'s: {spec.family}, {spec.topology}, {count:,} parameters"
+    )
+    opened.shapes(model)  # raises if tensors do not fit
+    for name in opened.left_out():
         print(f"  left out: {name}")
     if target == "t5x" and (lost := unsaid(spec, out or ())):
-        print(f"  T5X's layout does not say, so that load needs a spec: {', '.join(lost)}")
-    for line in interop.losses(found.description, kind=target):
+        print(f"  not stored in T5X checkpoints, pass `spec=` to `load`: {', '.join(lost)}")
+    for line in interop.losses(opened.description, kind=target):
         print(f"  lost: {line}")
     if arguments.dry_run:
-        for name, tensors in ((kind, found.tensors), (target, out)):
+        for name, tensors in ((kind, opened.tensors), (target, out)):
             if tensors:
                 heading = (f"{NAMES[name]} tensor", "shape", "parameter")
                 print("", *table([heading, *mapping_lines(tensors, shapes)]), sep="\n")
         return
     with Bar("reading") as bar:
-        loaded = place(found, dtype=arguments.dtype, progress=bar)
+        loaded = place(opened, dtype=arguments.dtype, progress=bar)
     with Bar("writing") as bar:
         interop.save(
             arguments.target,
-            found.description,
+            opened.description,
             loaded.params,
             kind=target,
             step=loaded.step or 0,

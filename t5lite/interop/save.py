@@ -15,6 +15,7 @@ from t5lite.objectives import Prompts
 from t5lite.training import Checkpoints, TrainState
 from t5lite.training.claims import claimed
 from t5lite.training.restore import absolute
+from t5lite.training.tuning import Everything
 
 _CLAIMS = ".claims"
 KINDS = ("t5lite", "huggingface", "t5x")
@@ -89,7 +90,7 @@ def losses(description: Description, *, kind: str) -> list[str]:
 
 def _save(root: epath.Path, description: Description, params: Any, *, step: int) -> None:
     """Writes a checkpoint and its description, as a run does."""
-    spec = description.spec
+    spec, description = description.spec, description.replace(tuning=Everything())
     if spec.decoder is not None and description.prompts is None:
         prompts = Prompts.by_default(
             description.vocabulary, topology=spec.topology, start_id=spec.start_id

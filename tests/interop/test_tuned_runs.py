@@ -79,6 +79,14 @@ def test_a_tuned_run_opens_as_a_whole_model(tmp_path, kind):
     assert_same(t5lite.load(tmp_path).params, params)
 
 
+def test_a_converted_run_holds_all_its_parameters(tmp_path):
+    params = drawn(9)
+    save(tmp_path / "run", TUNINGS["both"], params)
+    opened = interop.open_model(tmp_path / "run")
+    interop.save(tmp_path / "new", opened.description, params)
+    assert_same(t5lite.load(tmp_path / "new").params, params)
+
+
 def test_one_parameter_of_a_tuned_run_is_read_alone(tmp_path):
     params = named(drawn(2))
     save(tmp_path, TUNINGS["by layer"], drawn(2))
