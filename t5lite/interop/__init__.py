@@ -1,4 +1,4 @@
-"""The world's checkpoints: opened as a spec, arrays and a tokenizer, and written again."""
+"""Checkpoints of t5lite, Hugging Face and T5X: as specs, arrays and tokenizers, both ways."""
 
 from t5lite.interop.description import Description
 from t5lite.interop.initial import packaged_folder, vocabulary_of

@@ -1,4 +1,4 @@
-"""Adapters of PEFT are not models: what to say of a folder that holds one."""
+"""Errors for folders that hold a PEFT adapter rather than a model."""
 
 import json
 from collections.abc import Iterable

@@ -31,7 +31,7 @@ FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a checkpoint's folder says about its model.
+    """Everything in a checkpoint's folder except the arrays.
 
     Attributes:
       spec: the architecture, `model.json`.

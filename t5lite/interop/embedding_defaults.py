@@ -1,4 +1,4 @@
-"""How a model embeds texts unless options say otherwise: `embedding.json`."""
+"""Default embedding options of a model: `embedding.json`."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingDefaults:
-    """How a model embeds texts unless options say otherwise.
+    """Default embedding options of a model.
 
     Attributes:
       prompts: texts to put in front of others, by name: `{"query": "query: "}`.
@@ -47,7 +47,7 @@ class EmbeddingDefaults:
 
 
 def read_embedding(folder: Any) -> EmbeddingDefaults | None:
-    """Returns what `embedding.json` says; None if there is no such file.
+    """Returns the content of `embedding.json`; None if there is no such file.
 
     Raises:
       InputError: if it is damaged or of a format that this version does not know.

@@ -1,4 +1,4 @@
-"""Parameters that are NaN or infinite, or become so in another dtype: found and named."""
+"""Checks for parameters that are NaN or infinite, or become so in another dtype."""
 
 from collections.abc import Iterable
 from typing import Any

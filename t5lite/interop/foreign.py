@@ -18,7 +18,7 @@ from t5lite.training.restore import named
 
 @dataclasses.dataclass(frozen=True)
 class ForeignCheckpoint(Opened):
-    """What `open_model` of a library's room returns.
+    """A checkpoint of Hugging Face or T5X.
 
     Args:
       kind, description, where, tensors: see `Opened`.

@@ -1,4 +1,4 @@
-"""How a checkpoint's own files say that its model writes: `generation_config.json`."""
+"""Default generation options of a checkpoint: `generation_config.json`."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ _ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_su
 
 @dataclasses.dataclass(frozen=True)
 class GenerationDefaults:
-    """How a model writes unless options say otherwise.
+    """Default generation options of a model.
 
     Attributes:
       content: values by the names of transformers' GenerationConfig, as `generation_config.json`
@@ -52,7 +52,7 @@ class GenerationDefaults:
 def read_defaults(
     folder: Any, config: Mapping[str, Any] = MappingProxyType({})
 ) -> GenerationDefaults | None:
-    """Returns how the model of a folder writes; None where nothing is said.
+    """Returns the default generation options in a folder; None for none.
 
     Args:
       folder: that may hold `generation_config.json`.

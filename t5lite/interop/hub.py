@@ -1,4 +1,4 @@
-"""Models by their names on the Hugging Face hub, where its library and a network are at hand."""
+"""Downloads of models from the Hugging Face hub."""
 
 import json
 import re
@@ -19,7 +19,7 @@ _OTHERS = ("onnx/*", "openvino/*", "original/*", "coreml/*", "gguf/*", "metal/*"
 def split_name(text: str) -> tuple[str, str | None] | None:
     """Returns the model and the revision (None: the default) of `ORGANISATION/NAME[@REVISION]`.
 
-    None for what is no such name: paths that begin with "." or "~", or have more or fewer parts.
+    None for anything else: paths that begin with "." or "~", or have more or fewer parts.
     """
     match = _NAME.fullmatch(text)
     if match is None or text.startswith("."):
@@ -65,19 +65,19 @@ def _parts(folder: Path) -> list[str]:
     try:
         return sorted(set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []  # told where the folder is opened
+        return []  # reported where the folder is opened
 
 
 def _failure(name: str, revision: str | None, error: Exception) -> InputError:
-    """Returns the error that tells why there is no model, by the kind of the hub's own error."""
+    """Returns the error for a failed download, by the kind of the hub's own error."""
     # By name: the classes have moved between versions of the library.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
     page = f"https://huggingface.co/{name}"
     if "GatedRepoError" in kinds:
         return InputError(
-            f"the Hugging Face hub gives {name!r} to those alone who have accepted its terms: "
-            f"accept them at {page}, then log in (`hf auth login`, or set HF_TOKEN)"
+            f"the Hugging Face hub requires accepting the terms of {name!r}: "
+            f"accept them at {page} and log in (`hf auth login`, or set HF_TOKEN)"
         )
     if "RevisionNotFoundError" in kinds:
         return InputError(
@@ -90,7 +90,7 @@ def _failure(name: str, revision: str | None, error: Exception) -> InputError:
             "check the spelling, or log in if it is private (`hf auth login`, or set HF_TOKEN)"
         )
     return InputError(
-        f"there is no folder {name!r}, and the Hugging Face hub could not be asked for a model of "
+        f"there is no folder {name!r}, and the Hugging Face hub cannot be reached for a model of "
         f"that name: {reason}\ncheck the network and try again, or download it elsewhere "
         f"(`hf download {name}`) and give the folder"
     )

@@ -1,4 +1,4 @@
-"""What a new run takes from another folder besides parameters: its vocabulary, its place."""
+"""The vocabulary and the location of the folder that a new run starts from."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What to say when a checkpoint's tensors are not those that a model wants."""
+"""The error for a checkpoint whose tensors do not fit the model."""
 
 import itertools
 import re
@@ -16,13 +16,13 @@ _OUTPUT_LAYER = re.compile(
 
 
 class Misfit(NamedTuple):
-    """What is wrong.
+    """The tensors that do not fit.
 
     Args:
-      missing: tensors that are wanted and not there.
-      unexpected: tensors that are there and not wanted.
-      shapes: of tensors by name, the one that is there and the one that is wanted.
-      dtypes: of tensors by name, the same as words.
+      missing: tensors that are wanted and not stored.
+      unexpected: tensors that are stored and not wanted.
+      shapes: the stored and the wanted shape of tensors by name.
+      dtypes: the same of dtypes.
     """
 
     missing: list[str]
@@ -75,7 +75,7 @@ def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def folded(lines: Iterable[str]) -> list[str]:
-    """Returns all lines, those that differ in one layer's number alone as one.
+    """Returns lines with those that differ in one layer's number alone joined into one.
 
     `h.0.w`, `h.1.w`, `h.2.w`, `h.7.w` become `h.{0-2,7}.w`. Nothing is left out.
     """

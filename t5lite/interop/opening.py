@@ -57,14 +57,14 @@ def spec_of(folder: str) -> ModelSpec:
 
 
 def kind_of(folder: epath.PathLike, *, revision: str | None = None) -> tuple[str, str]:
-    """Returns what a folder is, "t5lite", "huggingface" or "t5x", and where it is.
+    """Returns the kind of a folder, "t5lite", "huggingface" or "t5x", and its path.
 
     Args:
       folder: or `ORGANISATION/NAME[@REVISION]` of the Hugging Face hub, which is downloaded.
       revision: of a name of the hub; None for its own, or the default branch.
 
     Raises:
-      InputError: if there is none, or it is none of these.
+      InputError: if there is no such folder, or it is of no known kind.
     """
     path = absolute(folder)
     if not _exists(path):
@@ -100,7 +100,7 @@ def _exists(path: epath.Path) -> bool:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(
-            f"{path} cannot be reached: {reason}\ncheck the network and who is logged in "
+            f"{path} cannot be reached: {reason}\ncheck the network and the login "
             "(`gcloud auth application-default login`), or copy the folder to a local disk"
         ) from error
 
@@ -109,7 +109,7 @@ def _downloaded(text: str, revision: str | None) -> str:
     """Returns the folder of a name of the hub, once it is here.
 
     Raises:
-      InputError: if it is no such name, the hub does not give it, or gives no model.
+      InputError: if it is not a name of the hub, or there is no such model that may be downloaded.
     """
     name = split_name(text)
     if "://" in text:
@@ -134,7 +134,7 @@ def _downloaded(text: str, revision: str | None) -> str:
 
 
 def _nothing(folder: epath.Path) -> str:
-    """Returns what to say of a folder that is none of the three."""
+    """Returns the error message for a folder of no known kind."""
     names = sorted(child.name for child in folder.iterdir())
     if inside := [name for name in names if _is_checkpoint(folder / name)]:
         # By their numbers: checkpoint-500 comes before checkpoint-1000.
@@ -154,7 +154,7 @@ def _nothing(folder: epath.Path) -> str:
 
 
 def _is_checkpoint(folder: epath.Path) -> bool:
-    """Whether a folder inside the one that was given is a model, or an adapter."""
+    """Whether a folder holds a model or an adapter."""
     if not folder.is_dir():
         return False
     return (

@@ -1,4 +1,4 @@
-"""The files beside a Hugging Face model's tensors, kept to be written back as they were.
+"""The files beside a Hugging Face model's tensors, kept to be written back unchanged.
 
 A folder of t5lite has copies of them in `origin/`: what a spec does not express (positions of
 rotary models, ids of special tokens, dropout of parts), the tokenizer's own files, chat templates.
@@ -80,7 +80,7 @@ class Origin:
                 modules = json.loads((self.folder / MODULES).read_bytes())
                 folders = [PurePosixPath(module["path"]) for module in modules if module["path"]]
             except (ValueError, KeyError, TypeError):
-                return []  # told where the folder is opened
+                return []  # reported where the folder is opened
             inside = [str(folder / CONFIG) for folder in folders if ".." not in folder.parts]
             names += [name for name in inside if (self.folder / name).exists()]
         return names
@@ -91,7 +91,7 @@ class Origin:
         return [*own, *self.tokenizer_files(), *self.sentence_files()]
 
     def others(self) -> list[str]:
-        """Returns the names of files and folders that are not kept, and are no tensors."""
+        """Returns the names of other files and folders, tensors excepted."""
         kept = {name.partition("/")[0] for name in self.names()}
         names = sorted(path.name for path in self.folder.iterdir())
         return [

@@ -21,7 +21,7 @@ _STRIP, _LARGE, _THREADS = 16, 1 << 20, min(16, os.cpu_count() or 1)
 
 
 class Piece(NamedTuple):
-    """What belongs into an array, or into one layer of it.
+    """The values of an array, or of one layer of it.
 
     Args:
       layer: which entry of the leading axis (or axes) it is; None for all of the array.
@@ -45,7 +45,7 @@ def fill(leaf: jax.ShapeDtypeStruct, pieces: Iterable[Piece], copied: Callable[[
     Args:
       leaf: its shape, dtype (the pieces are cast to it) and sharding; without one it is NumPy's.
       pieces: what together fills it.
-      copied: is told the bytes after each piece.
+      copied: called with the bytes of each piece.
 
     Returns:
       A jax.Array or a NumPy array.

@@ -1,4 +1,4 @@
-"""How a run's model is prompted, kept beside it: `prompts.json`."""
+"""The prompt format of a run's model: `prompts.json`."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ _FORMAT = 1
 
 
 def prompts_of(objective: Any, data: Any) -> Prompts | None:
-    """Returns how the model that an objective trains on some data is prompted; None if unknown."""
+    """Returns the prompts of a model that an objective trains on some data; None if unknown."""
     make = getattr(objective, "prompts", None)
     if make is None:
         return None
@@ -53,7 +53,7 @@ def save_prompts(folder: Any, prompts: Prompts | None) -> None:
 
 
 def read_prompts(folder: Any, vocabulary: Vocabulary | None, *, topology: str) -> Prompts | None:
-    """Returns how the model of a run is prompted.
+    """Returns the prompts of a run's model.
 
     Args:
       folder: that holds `prompts.json`; older runs have none, and are read as they were then: whole

@@ -1,8 +1,7 @@
-"""How the tensors of another library's checkpoint stand among a model's parameters.
+"""The mapping between the tensors of another library's checkpoint and a model's parameters.
 
-A family of models is a list of `Tensor`s. Each says, for one foreign tensor, which parameters are
-in it, as NumPy views: a view is read from to load and written to to save, so that one description
-serves both ways.
+A family of models is a list of `Tensor`s, each with the parameters in one foreign tensor as NumPy
+views. Loading reads from a view and saving writes to it, so that one description serves both ways.
 """
 
 import dataclasses
@@ -103,7 +102,7 @@ def check_tensors(
     ignored: Sequence[str] = (),
     where: str,
 ) -> None:
-    """Raises what `read_params` would of names, shapes and dtypes, and reads nothing."""
+    """Raises the errors of `read_params` about names, shapes and dtypes, reading nothing."""
     leaves = named(like)
     _holders(leaves, tensors)
     _find(leaves, source.tensors(), tensors, ignored=ignored, where=where)
@@ -174,7 +173,7 @@ def read_params(
 def tensors_from(
     params: Any, tensors: Sequence[Tensor], *, dtypes: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, jax.ShapeDtypeStruct, Callable[[], np.ndarray]]]:
-    """Turns parameters into a foreign checkpoint's tensors, one at a time.
+    """Converts parameters to a foreign checkpoint's tensors, one at a time.
 
     Args:
       params: nested dicts of arrays, sharded or not.
@@ -272,7 +271,7 @@ def _find(
     ignored: Sequence[str],
     where: str,
 ) -> dict[str, str]:
-    """Returns by which of its names each tensor is there, or raises what is wrong with them all."""
+    """Returns the stored name of each tensor; raises one error for all that do not fit."""
     known = {name for tensor in tensors for name in tensor.names}
     stored_names: dict[str, str] = {}
     misfit = Misfit([], [], {}, {})
@@ -303,7 +302,7 @@ def _find(
 
 
 def _check_aliases(source: Source, tensors: Sequence[Tensor], *, where: str) -> None:
-    """Raises unless what is there under two names is the same."""
+    """Raises unless tensors stored under two names are equal."""
     stored = source.tensors()
     for tensor in tensors:
         names = [name for name in tensor.names if name in stored]

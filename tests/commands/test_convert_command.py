@@ -134,10 +134,10 @@ def test_scanned(sources, whole, tmp_path, capsys):
 def test_what_t5x_does_not_say_is_said(tmp_path, capsys):
     folder = copied("t5_1_1", tmp_path / "old", layer_norm_epsilon=1e-6)
     _, out, _ = run(capsys, folder, tmp_path / "new", "--to=t5x", "--dry-run")
-    (line,) = [line for line in out.splitlines() if "does not say" in line]
-    assert "load needs a spec: decoder.dropout_rate = 0.1, decoder.position_bias.max_d" in line
+    (line,) = [line for line in out.splitlines() if "not stored in T5X" in line]
+    assert "to `load`: decoder.dropout_rate = 0.1, decoder.position_bias.max_d" in line
     folder = copied("t5_1_1", tmp_path / "sayable", **T5X_HAS)
-    assert "does not say" not in run(capsys, folder, "new", "--to=t5x", "--dry-run")[1]
+    assert "not stored in T5X" not in run(capsys, folder, "new", "--to=t5x", "--dry-run")[1]
 
 
 # --- a dry run ----------------------------------------------------------------------------------

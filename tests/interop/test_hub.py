@@ -124,12 +124,12 @@ Httpx = made("ConnectTimeout", Exception)  # of no kind of Python's
     ("error", "expected"),
     [
         (Missing("404"), "no folder 'a/b', and no model of that name on .*; check the spelling"),
-        (Gated("403"), "gives 'a/b' to those alone who have accepted its terms: .*hf auth login"),
+        (Gated("403"), "requires accepting the terms of 'a/b': .*hf auth login"),
         (NoRevision("404"), "'a/b' has no revision 'v3'; give a branch, a tag or a commit"),
-        (Offline("no route\nand more"), "could not be asked .*: no route\ncheck the network"),
-        (Httpx("timed out"), "could not be asked .*: timed out\ncheck the network and try again"),
-        (ConnectionError(""), "could not be asked .*: ConnectionError\n.*hf download a/b"),
-        (OSError("x" * 1000), "could not be asked .*: x{150}\n"),
+        (Offline("no route\nand more"), "cannot be reached .*: no route\ncheck the network"),
+        (Httpx("timed out"), "cannot be reached .*: timed out\ncheck the network and try again"),
+        (ConnectionError(""), "cannot be reached .*: ConnectionError\n.*hf download a/b"),
+        (OSError("x" * 1000), "cannot be reached .*: x{150}\n"),
     ],
 )
 def test_a_hub_that_fails(hub, error, expected):

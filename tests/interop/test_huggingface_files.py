@@ -217,7 +217,7 @@ def test_paths_that_cannot_be_opened(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     for path, words in {
         tmp_path / "none": "there is no folder",
-        tmp_path / "pytorch_model.bin": "is no .safetensors file; .*unpickling",
+        tmp_path / "pytorch_model.bin": "is not a .safetensors file; .*unpickling",
     }.items():
         with pytest.raises(InputError, match=words):
             open_tensors(path)
@@ -247,9 +247,9 @@ A, B = entry("F32", [2], 0, 8), entry("F32", [2], 8, 16)
         (b"{not json", "cannot be read"),
         (b"\xff\xfe", "cannot be read"),
         (b'{"n": ' + b"1" * 5000 + b"}", "cannot be read"),
-        ([], "no table"),
-        ({"a": 3, "b": B}, "does not say dtype, shape and place of 'a'"),
-        ({"a": {"dtype": "F32"}, "b": B}, "does not say"),
+        ([], "not a table"),
+        ({"a": 3, "b": B}, "lacks dtype, shape or offsets of 'a'"),
+        ({"a": {"dtype": "F32"}, "b": B}, "lacks dtype"),
         ({"a": A | {"dtype": "F33"}, "b": B}, "'a' has dtype 'F33'; known: F64, F32"),
         ({"a": A | {"dtype": [1]}, "b": B}, "has dtype"),
         ({"a": A | {"shape": [-2]}, "b": B}, "no numbers"),

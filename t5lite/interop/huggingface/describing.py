@@ -1,4 +1,4 @@
-"""How a spec is said in Hugging Face's terms, and what of it cannot be said."""
+"""A spec in Hugging Face's terms, and the errors for what these cannot express."""
 
 import dataclasses
 import re
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
 
 def describe(spec: ModelSpec) -> Plan:
-    """Returns how a spec is written.
+    """Returns a spec in Hugging Face's terms.
 
     Raises:
       InputError: see `save`.
@@ -123,7 +123,7 @@ def without_embedding(spec: ModelSpec) -> ModelSpec:
 
 
 class _StandIn:
-    """What a file will hold, before it is written: no two tensors are alike."""
+    """Stands in for a file that is not written yet: no two tensors are equal."""
 
     def __init__(self, tensors: list[Tensor]):
         self._shapes = {

@@ -1,4 +1,4 @@
-"""Whether a model that is about to be trained can be written for transformers afterwards."""
+"""Whether transformers has a class for a model, checked before training."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _ACTIVATIONS = ("tanh", "gelu", "relu")  # of poolers in transformers
 
 
 def export_note(spec: ModelSpec) -> str | None:
-    """Returns why a head will not be written for transformers, and what to set; None if it will.
+    """Returns why a head cannot be exported to transformers, and the fix; None if it can.
 
     Says nothing of models that are no family of transformers', or without such heads.
 

@@ -47,7 +47,7 @@ _METADATA = "__metadata__"
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies.
+    """The location of a tensor.
 
     Args:
       path: of the file, local or remote.
@@ -63,18 +63,18 @@ class Entry(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """The byte behind its last."""
+        """The byte after its last."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(path: Any) -> dict[str, Entry]:
-    """Reads which tensors a file holds, and checks that it holds all of them.
+    """Reads the header of a file, and checks that all of its tensors are there.
 
     Args:
       path: of the file, `pathlib`'s or, of a remote one, `etils`'s.
 
     Returns:
-      Where each lies, by name, in the header's order.
+      The location of each tensor by name, in the header's order.
 
     Raises:
       InputError: if the file cannot be opened, is truncated or damaged, or has a dtype that we do
@@ -158,13 +158,13 @@ def _parse(path: Any, encoded: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header cannot be read ({str(error)[:80]})") from error
     if not isinstance(header, dict):
-        raise _damaged(path, "its header is no table of tensors")
+        raise _damaged(path, "its header is not a table of tensors")
     return header
 
 
 def _entry(path: Any, name: str, fields: Any, begin: int) -> Entry:
     if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
-        raise _damaged(path, f"its header does not say dtype, shape and place of {name!r}")
+        raise _damaged(path, f"its header lacks dtype, shape or offsets of {name!r}")
     code, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
         raise InputError(

@@ -78,7 +78,7 @@ def open_tensors(folder: str | os.PathLike) -> Safetensors:
     if path.name.endswith(".json"):
         return Safetensors(_indexed(path))
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is no .safetensors file; {_ADVICE}")
+        raise InputError(f"{path} is not a .safetensors file; {_ADVICE}")
     return Safetensors(read_header(path))
 
 
@@ -204,7 +204,7 @@ def _no_weights(folder: Any) -> InputError:
     if others := [name for name in names if name.endswith(_OTHERS)]:
         return InputError(f"{message}\n{others[0]} cannot be read: {_ADVICE}")
     if direct := [name for name in names if name.endswith(".safetensors")]:
-        # A folder is what `load` takes: of a file alone nobody knows the config.
+        # `load` takes a folder: a file alone lacks the config.
         return InputError(f"{message}\nif {direct[0]} is the model's, rename it to {WEIGHTS}")
     return InputError(message)
 

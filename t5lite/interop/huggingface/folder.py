@@ -77,7 +77,7 @@ def open_model(
       vocabulary: instead of the folder's own.
 
     Raises:
-      InputError: no config, a `model_type` that is not known (those that are are listed), an
+      InputError: no config, an unknown `model_type` (the known ones are listed), an
         architecture or option that is not, pickles, or damaged files.
     """
     outer = as_path(folder)
@@ -121,7 +121,7 @@ def open_model(
 
 
 def _prompts(spec: ModelSpec, vocabulary: Vocabulary | None) -> Prompts | None:
-    """Returns how a decoder is prompted whose tokenizer ends texts too; None where nothing says."""
+    """Returns the prompts of a decoder whose tokenizer ends texts; None otherwise."""
     if spec.topology != "decoder" or vocabulary is None:
         return None
     if not vocabulary.frame.after and len(vocabulary.frame.before) < 2:
@@ -198,9 +198,9 @@ def _never_padding(
     spec: ModelSpec,
     vocabulary: Vocabulary | None,
 ) -> GenerationDefaults | None:
-    """Returns how a model writes, without the ids above its vocabulary, which are padding rows.
+    """Returns generation options that suppress the ids above the vocabulary, padding rows.
 
-    They are never written here, and in transformers only where they are suppressed by name.
+    t5lite never generates them; transformers does unless they are suppressed by name.
     """
     padding = range(spec.vocab if vocabulary is None else vocabulary.size, spec.vocab)
     if not padding or spec.decoder is None or "lm" not in {head.kind for head in spec.heads}:
@@ -308,7 +308,7 @@ def _same_sentences(
 
 
 def _generation_of(origin: Origin) -> GenerationDefaults | None:
-    """Returns how the model of an origin writes."""
+    """Returns the default generation options of an origin."""
     return read_defaults(origin.folder, origin.config())
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders that have no `tokenizer.json`: the parts in their files."""
+"""Tokenizers of Hugging Face folders without a `tokenizer.json`."""
 
 import json
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ def read_marian(root: Any, settings: Settings) -> Vocabulary:
     if settings.options.get("separate_vocabs"):
         raise InputError(
             f"{root / 'tokenizer_config.json'} says separate_vocabs: sources and targets have ids "
-            "of their own, and t5lite has one vocabulary; there is no way to open this model"
+            "of their own, which is not supported: a t5lite model has one vocabulary"
         )
     ids = read_json(root / "vocab.json")
     eos, unk, pad = (

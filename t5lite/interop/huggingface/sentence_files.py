@@ -50,7 +50,7 @@ _ACTIVATIONS = {
 
 
 class Sentences(NamedTuple):
-    """What sentence-transformers' files say.
+    """The content of sentence-transformers' files.
 
     Attributes:
       heads: the head for embeddings, if the files describe one that is known.

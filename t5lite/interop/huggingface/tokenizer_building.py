@@ -14,7 +14,7 @@ from t5lite.interop.huggingface.tokenizer_settings import NAMED, Settings, Token
 
 @dataclasses.dataclass
 class Parts:
-    """What the files of a folder have of a tokenizer.
+    """The parts of a tokenizer in a folder's files.
 
     Attributes:
       vocab: the ids of pieces, or of a unigram model pairs of piece and score, in order.

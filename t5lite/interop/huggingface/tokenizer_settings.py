@@ -1,4 +1,4 @@
-"""What the JSON files beside a Hugging Face tokenizer say of it."""
+"""The settings of a Hugging Face tokenizer, from the JSON files beside it."""
 
 import json
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ _WHOLE = {
 
 
 class Settings(NamedTuple):
-    """What is known of a tokenizer beside its vocabulary.
+    """The settings of a tokenizer, its vocabulary apart.
 
     Attributes:
       kind: transformers' class that reads it, without "Tokenizer" and "Fast"; "" for the one that
@@ -95,7 +95,7 @@ class Settings(NamedTuple):
 
 
 def read_settings(root: Any) -> Settings:
-    """Returns what the files of a folder say, as transformers 5 understands them.
+    """Returns the settings in a folder's files, as transformers 5 understands them.
 
     Args:
       root: a path of the folder.

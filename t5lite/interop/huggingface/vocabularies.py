@@ -164,6 +164,6 @@ def _chosen(made: Made) -> dict[str, Any]:
         "eos": known.get("eos", known.get("sep")),
         "bos": known.get("bos", known.get("cls")),
         "mask": known.get("mask"),
-        # Some name a token of the text for padding, which nobody could tell from it.
+        # Some name a token of the text for padding, which could not be told apart.
         "pad": known["pad"] if known.get("pad") in special else None,
     }

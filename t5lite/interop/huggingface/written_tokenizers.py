@@ -20,7 +20,7 @@ _SENTINEL = r"(?<!\s)<extra_id_(?=(?:0|[1-9][0-9]*)>)"
 
 
 class _Files(NamedTuple):
-    """What is written.
+    """The files to be written.
 
     Attributes:
       content: of files by name.

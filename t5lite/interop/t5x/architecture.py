@@ -17,7 +17,7 @@ _SELF_ATTENTION = {"encoder": "attention", "decoder": "self_attention"}
 
 
 class Form(NamedTuple):
-    """How T5X's code stores parameters; the models are the same.
+    """The layout of T5X's parameters; the models are the same.
 
     Args:
       scanned: layers in one array, along its second axis (`scalable_t5`), rather than one by one.
@@ -153,7 +153,7 @@ def _t5x_model_like(spec: ModelSpec) -> ModelSpec:
 def _stacks(shapes: Mapping[str, Any]) -> list[str]:
     stacks = [name for name in ("encoder", "decoder") if _below(shapes, f"target.{name}.")]
     if "decoder" not in stacks:
-        raise InputError("T5X checkpoint: there is no target.decoder, and T5X has no such models")
+        raise InputError("T5X checkpoint: it lacks target.decoder, which all T5X models have")
     return stacks
 
 

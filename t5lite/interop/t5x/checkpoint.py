@@ -83,7 +83,7 @@ def save(
       The folder `checkpoint_N`.
 
     Raises:
-      InputError: if T5X has no such model (the reason is said), the parameters are spread over
+      InputError: if T5X has no such model (with the reason), the parameters are sharded over
         several processes, or the folder exists.
       CheckpointError: if it cannot be written.
     """

@@ -1,4 +1,4 @@
-"""T5X's checkpoints as files: their arrays by name, listed without being read."""
+"""The files of T5X checkpoints: their arrays by name, listed without being read."""
 
 import json
 import math
@@ -86,7 +86,7 @@ class T5XSource:
 
 
 def find_checkpoint(folder: epath.PathLike) -> epath.Path | None:
-    """Returns the folder of one checkpoint of T5X's; None if there is nothing like one.
+    """Returns the folder of a T5X checkpoint; None if there is none.
 
     Args:
       folder: that folder, or one with `checkpoint_1000`, `checkpoint_2000`, … in it, of which the
@@ -115,12 +115,12 @@ def open_checkpoint(folder: epath.PathLike) -> T5XSource:
       folder: `checkpoint_N`, or the folder that holds them, of which the last is opened.
 
     Raises:
-      InputError: if it is no checkpoint of T5X's, or one without parameters.
+      InputError: if it is not a T5X checkpoint, or has no parameters.
       CheckpointError: if it is damaged, or folders are missing.
     """
     root = find_checkpoint(folder)
     if root is None:
-        raise InputError(f"{os.fspath(folder)!r} is no checkpoint of T5X's: {_contents(folder)}")
+        raise InputError(f"{os.fspath(folder)!r} is not a T5X checkpoint: {_contents(folder)}")
     item = _item(root)
     if (root / "checkpoint").exists():
         leaves = _from_msgpack(root)
@@ -129,11 +129,11 @@ def open_checkpoint(folder: epath.PathLike) -> T5XSource:
     elif item is not None:
         leaves = _from_orbax(item)
     else:
-        raise InputError(f"{str(root)!r} is no checkpoint of T5X's: {_contents(root)}")
+        raise InputError(f"{str(root)!r} is not a T5X checkpoint: {_contents(root)}")
     if not any(name.startswith("target.") for name in leaves):
         parts = sorted({name.split(".")[0] for name in leaves})
         raise InputError(
-            f"{str(root)!r} holds no parameters of T5X's: there is no `target` in it, only "
+            f"{str(root)!r} holds no T5X parameters: it lacks `target`, and has "
             f"{', '.join(parts) or 'nothing'}"
         )
     return T5XSource(root, leaves, step=_step(root, leaves))
@@ -282,7 +282,7 @@ def _described(spec: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype] | No
 def _check_folders(
     folder: epath.Path, leaves: Mapping[str, Any], unknown: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Raises unless there is a folder for every parameter; states may have been left behind."""
+    """Raises unless there is a folder for every parameter; states may be missing."""
     stored = {child.name for child in folder.iterdir()}
     specs = {name: leaf.spec for name, leaf in leaves.items() if isinstance(leaf, Stored)}
     missing = [

@@ -29,7 +29,7 @@ _PLACEHOLDER = np.zeros(1, np.float32)  # what T5X has for a moment that it does
 
 
 class Means:
-    """A checkpoint's moments, and means of those that T5X did not factor and we do."""
+    """A checkpoint's moments, with means of those that T5X does not factor."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

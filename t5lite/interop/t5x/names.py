@@ -1,4 +1,4 @@
-"""T5X's parameters of a model: their names, their shapes and where they are among ours."""
+"""T5X's parameters of a model: their names, their shapes and their mapping to ours."""
 
 import math
 from collections.abc import Iterator
@@ -21,16 +21,16 @@ _NORMS = {"cross_attention": "pre_cross_attention_layer_norm", "mlp": "pre_mlp_l
 class Leaf(NamedTuple):
     """A parameter of T5X's.
 
-    A matrix has two sides, T5X's axes before and behind `split`; ours are the same, in the same
+    A matrix has two sides, T5X's axes before and after `split`; ours are the same, in the same
     order, but perhaps cut differently into axes.
 
     Args:
-      name: as T5X has it, behind `target.`.
+      name: as T5X has it, after `target.`.
       places: path of ours and entry along its axis `layers` (or None), for each layer in it.
       shape: in T5X, of one layer.
       own_shape: in ours, of one layer.
       scanned: whether layers are stacked along T5X's second axis; otherwise there is one place.
-      split: how many of T5X's axes are rows; None for what is no matrix.
+      split: how many of T5X's axes are rows; None unless it is a matrix.
       own_split: the same of ours.
       rows_are_embed: whether the rows are the residual stream, which T5X's factor rules ask.
       alias: another name of it, in other checkpoints.

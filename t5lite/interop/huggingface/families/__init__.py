@@ -1,4 +1,4 @@
-"""Model families: each a spec from a config, a config from a spec, and where tensors stand."""
+"""Model families: specs from configs, configs from specs, and the mapping of tensors."""
 
 import importlib
 import re
@@ -59,10 +59,10 @@ def model_type_of(architecture: str) -> str | None:
 
 
 def family_of(model_type: str) -> Family:
-    """Returns what a `model_type` is.
+    """Returns the family of a `model_type`.
 
     Raises:
-      InputError: if it is none of `MODULES`, with those.
+      InputError: if it is not one of `MODULES`.
     """
     if model_type not in MODULES:
         raise unknown("model_type", model_type, MODULES)

@@ -1,4 +1,4 @@
-"""What transformers calls the activations that we have."""
+"""transformers' names of activations."""
 
 from t5lite.interop.huggingface.families.family import unsupported
 

@@ -136,7 +136,7 @@ def check(config: family.Config, model_type: str) -> None:
     embed, vocab = config["d_model"], config["vocab_size"]
     for name in ("encoder_attention_heads", "decoder_attention_heads"):
         if embed % config[name]:
-            raise InputError(f"d_model = {embed} is no multiple of {name} = {config[name]}")
+            raise InputError(f"d_model = {embed} is not a multiple of {name} = {config[name]}")
     if SWITCHES[model_type]["static_position_embeddings"] and embed % 2:
         raise InputError(f"d_model = {embed}: must be even with sinusoidal positions")
     decoder_vocab = config.get("decoder_vocab_size") or vocab

@@ -1,4 +1,4 @@
-"""Where the tensors of BART, mBART, PEGASUS and Marian stand among our parameters."""
+"""The tensors of BART, mBART, PEGASUS and Marian."""
 
 import functools
 from typing import Any

@@ -29,7 +29,7 @@ _DISTILBERT_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """How a `model_type` names classes, config fields and tensors.
+    """The names of a `model_type`'s classes, config fields and tensors.
 
     Args:
       classes: what its architectures begin with.

@@ -1,4 +1,4 @@
-"""What configs and files of decoder-only families have in common."""
+"""The common part of decoder-only families."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What configs and files of BERT, RoBERTa, DistilBERT, ALBERT and ELECTRA have in common."""
+"""The common part of BERT, RoBERTa, DistilBERT, ALBERT and ELECTRA."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Heads of fine-tuned encoders: what configs say of labels, and the linear layers behind."""
+"""Heads with labels: their fields in configs, and their linear layers."""
 
 import re
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What each layer of a config sees, everything or a window, and the pattern that repeats."""
+"""Full or windowed attention by layer, and the pattern that repeats."""
 
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families.family import Config

@@ -1,4 +1,4 @@
-"""How PyTorch's modules lay out the tensors of ours: linear layers, attention, norms, tables."""
+"""The tensors of PyTorch's modules: linear layers, attention, norms, tables, stacks of layers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -78,7 +78,7 @@ def attention(
 def attention_output(
     name: str, path: str, spec: AttentionSpec, embed: int, *, layer: int | None = None
 ) -> list[Tensor]:
-    """Returns the tensors of the linear layer behind attention's heads."""
+    """Returns the tensors of attention's output projection."""
     view = split_in(spec.num_heads, spec.head_dim)
     kernel = Part(f"{path}/output/kernel", layer, view)
     tensors = [Tensor(f"{name}.weight", (embed, spec.num_heads * spec.head_dim), (kernel,))]

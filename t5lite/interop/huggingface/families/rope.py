@@ -1,4 +1,4 @@
-"""How configs say rotary positions: `rope_theta` and `rope_scaling`, or `rope_parameters`."""
+"""Rotary positions in configs: `rope_theta` and `rope_scaling`, or `rope_parameters`."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def rotary_spec(config: Config, *, theta: float = 10_000.0, fraction: float = 1.
         the file leaves it out) stands in for the length in pre-training where a scaling does not
         say it.
       theta: where it has none.
-      fraction: of features turned, where it has none.
+      fraction: of the features that are rotated, where it has none.
 
     Raises:
       InputError: for a scaling that is none of `KINDS`, or lacks a number.
@@ -46,7 +46,7 @@ def rope_config(spec: RotarySpec | None) -> dict[str, Any]:
     Returns:
       `rope_theta` and `rope_scaling`, which transformers 4 and 5 read; for llama3 and yarn
       `max_position_embeddings` too, which has to be beyond the length of pre-training; and
-      `partial_rotary_factor` if not all is turned. Nothing for None.
+      `partial_rotary_factor` if not all features are rotated. Nothing for None.
     """
     if spec is None:
         return {}

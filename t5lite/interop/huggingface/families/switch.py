@@ -111,7 +111,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "router_jitter_noise": moe.router_jitter_rate,
         "router_bias": False,
         "router_dtype": "float32",
-        # A table of their own for the logits is told by the file having it.
+        # Untied logits show in the file: it has their table.
         "tie_word_embeddings": True,
     }
 
