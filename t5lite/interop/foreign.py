@@ -58,7 +58,14 @@ class ForeignCheckpoint(Opened):
         self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
     ) -> dict[str, Any]:
         """Reads parameters piece by piece, each straight into its shards; see `Opened`."""
-        return read_params(wanted, self.source, self.tensors, where=self.where, progress=progress)
+        return read_params(
+            wanted,
+            self.source,
+            self.tensors,
+            ignored=self.ignored,
+            where=self.where,
+            progress=progress,
+        )
 
     def _stored_dtypes(self) -> dict[str, np.dtype]:
         """Returns the dtype of each parameter; of one that is stored in several, the widest."""

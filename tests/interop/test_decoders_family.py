@@ -106,7 +106,7 @@ def test_precision_is_no_part_of_the_model():
         ({**LLAMA, "hidden_act": "quick_gelu"}, "hidden_act = 'quick_gelu'"),
         (
             {**LLAMA, "architectures": ["LlamaForMultipleChoice"]},
-            "LlamaForMultipleChoice.*LlamaForCausalLM, LlamaModel, LlamaForQ",
+            "LlamaForMultipleChoice.*LlamaForCausalLM, LlamaModel, LlamaForS",
         ),
         (
             {**MISTRAL, "sliding_window": 4, "layer_types": ["full_attention"]},
