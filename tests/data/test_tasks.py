@@ -1,5 +1,6 @@
 """SeqIO tasks by name, and vocabularies beside SeqIO's. The one file here that needs TensorFlow."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,15 +9,19 @@ import pytest
 
 import t5lite
 from t5lite import configuration
+from t5lite.data import TaskData
 from t5lite.data.demo import python_docs
 from t5lite.data.demo import vocabulary as demo_vocabulary
+from t5lite.data.demo.tasks import DemoTask
 from t5lite.data.importing import import_seqio
 from t5lite.data.tasks import registry as tasks
+from t5lite.data.tasks import task_data
 from t5lite.data.tasks.registry import get_task
 from t5lite.data.tasks.twins import from_seqio
 from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.data.vocabularies.sentence_pieces import SentencePiece
 from t5lite.errors import InputError
+from t5lite.objectives import Seq2Seq, SpanCorruption
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -245,3 +250,42 @@ def test_a_missing_seqio_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "seqio", None)
     with pytest.raises(InputError, match="need seqio, which is not installed"):
         get_task("c4")
+
+
+@pytest.mark.parametrize("name", ["python_docs_bytes", "docstring_summary"])
+def test_the_embedded_corpus_is_read_alike_with_and_without_seqio(seqio, monkeypatch, name):
+    lengths, batch = {"inputs": 256, "targets": 64}, {"batch_size": 8, "window": 50}
+    ours = TaskData(name, lengths=lengths, **batch)
+    monkeypatch.setattr(task_data, "demo_task", DemoTask)
+    assert isinstance(ours.provider, DemoTask)
+    theirs = TaskData(get_task(name), lengths=lengths, **batch)
+    objective = Seq2Seq() if name.startswith("docstring") else SpanCorruption()
+    assert ours.vocabulary().fingerprint == theirs.vocabulary().fingerprint
+    assert ours.add_eos() == theirs.add_eos()
+    assert ours.describe() == theirs.describe()
+    for split in ("train", "validation"):
+        assert ours.num_examples(split) == theirs.num_examples(split)
+    one, other = (data.train_batches(objective, seed=3) for data in (ours, theirs))
+    for _ in range(5):
+        expected = next(other)
+        for name, values in next(one).items():
+            np.testing.assert_array_equal(values, expected[name])
+    assert one.state_dict() == other.state_dict()
+    for batches in (one, other):
+        batches.close()
+
+
+def test_the_embedded_corpus_imports_no_tensorflow():
+    code = (
+        "import sys\n"
+        "from t5lite.data import TaskData\n"
+        "from t5lite.objectives import SpanCorruption\n"
+        "lengths = {'inputs': 64, 'targets': 32}\n"
+        "data = TaskData('python_docs_bytes', lengths=lengths, batch_size=8, window=50)\n"
+        "data.describe(), data.metric_tasks(), data.num_examples('train')\n"
+        "batches = data.train_batches(SpanCorruption(), seed=0)\n"
+        "next(batches)\n"
+        "batches.close()\n"
+        "assert not {'tensorflow', 'seqio', 'tensorflow_datasets'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -4,23 +4,18 @@ The built-in tasks give token ids without EOS, which the objective adds: `Seq2Se
 with `seqio.Feature.add_eos`, objectives of texts always. Tasks written for T5X often end with
 `seqio.preprocessors.append_eos`, which is as well: an objective never adds a second one.
 
-| task | features | vocabulary |
-|---|---|---|
-| `python_docs` | targets | unigram of 4,096, trained on its own train split |
-| `docstring_summary` | inputs, targets | the same, so that a model of `python_docs` can go on |
-| `python_docs_bytes`, `docstring_summary_bytes` | as above | ByT5's bytes |
-| `c4` | targets | T5's published one (`gs://`); the text from TFDS |
+They are those of `demo.tasks`, and `c4`: its text from TFDS, T5's published vocabulary (`gs://`).
 """
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from t5lite.data.demo import python_docs
-from t5lite.data.demo.vocabulary import python_docs_vocabulary
+from t5lite.data.demo.tasks import NAMES, DemoTask
 from t5lite.data.importing import import_seqio, import_user_module
 from t5lite.data.tasks.twins import from_seqio
-from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import unknown
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
@@ -53,6 +48,14 @@ def get_task(name: str, *, module: str | Sequence[str] | None = None) -> Any:
     return seqio.get_mixture_or_task(name)
 
 
+def demo_task(name: str) -> DemoTask | None:
+    """Returns a task of the embedded corpus, unless SeqIO was imported and has one of that name."""
+    seqio = sys.modules.get("seqio")
+    if name not in NAMES or (seqio and name in seqio.TaskRegistry.names()):
+        return None
+    return DemoTask(name)
+
+
 def describe(task: Any) -> str:
     """Returns a line or two on what a Task or Mixture holds, as far as that is known unread."""
     features = ", ".join(
@@ -60,7 +63,7 @@ def describe(task: Any) -> str:
         for name, feature in task.output_features.items()
     )
     line = f"task {task.name}: {features}"
-    if _BUILT_IN.get(task.name) in (_add_python_docs, _add_docstring_summary):
+    if task.name in NAMES:
         line += f"\n{python_docs.describe()}"
     return line
 
@@ -70,39 +73,26 @@ def _num_ids(vocabulary: Any) -> int:
     return vocabulary.vocab_size if twin is None else twin.size
 
 
-def _add_python_docs(name: str) -> None:
-    def read(split: str) -> dict[str, list[str]]:
-        return {"targets": python_docs.documents(split)}
-
-    _add(name, read, {split: len(python_docs.documents(split)) for split in python_docs.SPLITS})
-
-
-def _add_docstring_summary(name: str) -> None:
-    def read(split: str) -> dict[str, list[str]]:
-        inputs, targets = zip(*python_docs.pairs(split), strict=True)
-        return {"inputs": list(inputs), "targets": list(targets)}
-
-    _add(name, read, {split: len(python_docs.pairs(split)) for split in python_docs.SPLITS})
-
-
-def _add(name: str, read: Callable[[str], dict[str, list[str]]], sizes: dict[str, int]) -> None:
-    """Registers a task whose examples are lists of strings in memory."""
+def _add_demo(name: str) -> None:
+    """Registers a task of the embedded corpus, whose examples are lists of strings in memory."""
     seqio = import_seqio()
     import tensorflow as tf
 
+    task = DemoTask(name)
+
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> Any:
         del shuffle_files, seed  # one source in one order; whoever reads it shuffles
-        return tf.data.Dataset.from_tensor_slices(read(split))
+        return tf.data.Dataset.from_tensor_slices(task.columns(split))
 
-    vocabulary = Bytes() if name.endswith("_bytes") else python_docs_vocabulary()
-    columns = read(python_docs.SPLITS[0])
-    # Of a pair both sides end with EOS; how a text alone ends is the objective's to say.
-    feature = seqio.Feature(vocabulary.as_seqio(), add_eos="inputs" in columns)
+    sizes = {split: len(task.columns(split)["targets"]) for split in task.splits}
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=list(sizes), num_input_examples=sizes),
         preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()],
-        output_features=dict.fromkeys(columns, feature),
+        output_features={
+            feature: seqio.Feature(each.vocabulary.as_seqio(), add_eos=each.add_eos)
+            for feature, each in task.output_features.items()
+        },
     )
 
 
@@ -121,10 +111,4 @@ def _add_c4(name: str) -> None:
     )
 
 
-_BUILT_IN: dict[str, Callable[[str], None]] = {
-    "python_docs": _add_python_docs,
-    "python_docs_bytes": _add_python_docs,
-    "docstring_summary": _add_docstring_summary,
-    "docstring_summary_bytes": _add_docstring_summary,
-    "c4": _add_c4,
-}
+_BUILT_IN: dict[str, Callable[[str], None]] = {**dict.fromkeys(NAMES, _add_demo), "c4": _add_c4}

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from t5lite.data.batches import Objective
 from t5lite.data.dataset import Dataset
+from t5lite.data.demo.tasks import DemoTask, TextSource
 from t5lite.data.importing import import_seqio
 from t5lite.data.paths import as_path
 from t5lite.data.sources import NoSplit, Source
 from t5lite.data.tasks.metric_tasks import MetricTask
 from t5lite.data.tasks.preprocessing import BAD_TEXTS
+from t5lite.data.tasks.registry import demo_task, describe, get_task
 from t5lite.data.tasks.source import SeqioSource
+from t5lite.data.tasks.twins import from_seqio
 from t5lite.data.user_code import user_error
 from t5lite.errors import InputError, unknown
 
@@ -62,8 +65,6 @@ class TaskData(Dataset):
 
     def describe(self) -> str:
         """Returns the task's features, and what the built-in corpus is on this machine."""
-        from t5lite.data.tasks.registry import describe
-
         return describe(self.provider)
 
     def add_eos(self) -> dict[str, bool]:
@@ -77,9 +78,7 @@ class TaskData(Dataset):
     def num_examples(self, split: str) -> int | None:
         """Returns how many examples a split has, of all tasks; None if a source does not say."""
         counts = [
-            SeqioSource(task, split, use_cached=self.use_cached).num_examples
-            for task in self._tasks
-            if split in task.splits
+            self._source(task, split).num_examples for task in self._tasks if split in task.splits
         ]
         known = [count for count in counts if count is not None]
         return sum(known) if known and len(known) == len(counts) else None
@@ -95,20 +94,17 @@ class TaskData(Dataset):
 
     @functools.cached_property
     def provider(self) -> Any:
-        """The `seqio.Task` or `seqio.Mixture`."""
+        """The `seqio.Task` or `seqio.Mixture`; of the embedded corpus, what does without SeqIO."""
         if self.cache_dirs:
             folders = [self.cache_dirs] if isinstance(self.cache_dirs, str) else self.cache_dirs
             import_seqio().add_global_cache_dirs([str(as_path(folder)) for folder in folders])
         if not isinstance(self.task, str):
             return self.task
-        from t5lite.data.tasks.registry import get_task
-
-        return get_task(self.task, module=self.module)
+        demo = None if self.module or self.use_cached else demo_task(self.task)
+        return demo or get_task(self.task, module=self.module)
 
     @functools.cached_property
     def _vocabulary(self) -> "Vocabulary | None":
-        from t5lite.data.tasks.twins import from_seqio
-
         found: list[tuple[str, Any]] = []
         for task in self._tasks:
             for name, feature in task.output_features.items():
@@ -179,15 +175,21 @@ class TaskData(Dataset):
                     f"mixture {self.provider.name!r} gives task {task.name!r} the rate {rate}; "
                     "rates must be > 0: leave the task out of the mixture"
                 )
-            source = SeqioSource(
-                task,
-                split,
-                sequence_length=sequence_length,
-                use_cached=self.use_cached,
-                bad_texts=self.bad_texts,
-            )
-            sources.append((source, rate))
+            sources.append((self._source(task, split, sequence_length), rate))
         return sources
+
+    def _source(
+        self, task: Any, split: str, sequence_length: Mapping[str, int] | None = None
+    ) -> Source:
+        if isinstance(task, DemoTask):
+            return TextSource(f"{task.name}:{split}", task.columns(split), task.output_features)
+        return SeqioSource(
+            task,
+            split,
+            sequence_length=sequence_length,
+            use_cached=self.use_cached,
+            bad_texts=self.bad_texts,
+        )
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ def from_seqio(vocabulary: Any) -> Vocabulary | None:
 
     Args:
       vocabulary: a SeqIO SentencePieceVocabulary, ByteVocabulary or PassThroughVocabulary, or what
-        `as_seqio` returned.
+        `as_seqio` returned, or a vocabulary of t5lite.
 
     Returns:
       The twin; None for PassThroughVocabulary, whose examples are ids already and have no text.
@@ -21,6 +21,8 @@ def from_seqio(vocabulary: Any) -> Vocabulary | None:
     Raises:
       InputError: for any other vocabulary or one with options that change the ids.
     """
+    if Vocabulary in type(vocabulary).__mro__:  # not isinstance: SeqIO's raise when looked at
+        return vocabulary
     if isinstance(twin := getattr(vocabulary, "twin", None), Vocabulary):
         return twin
     kind = type(vocabulary).__name__
