@@ -1,7 +1,10 @@
 """What a user can fix, what ended a run, and messages with the nearest names."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+
+_flags: Collection[str] = ()  # of the command line that is being run
 
 
 class InputError(ValueError):
@@ -17,9 +20,49 @@ class InputError(ValueError):
         super().__init__(message)
         self.field = field
 
+    @property
+    def parameter(self) -> str:
+        """The field without its class; "" for none."""
+        return (self.field or "").rpartition(".")[2]
+
+    def called(self, name: str) -> "InputError":
+        """Returns the error with its field, if the message begins with it, called `name`."""
+        for spelling in filter(None, (self.field, self.parameter)):
+            rest = str(self).removeprefix(spelling)
+            if rest != str(self) and not rest[:1].isidentifier():
+                return InputError(f"{name}{rest}", field=self.field)
+        return self
+
 
 class RunError(RuntimeError):
     """A failure whose message says what to do next. The command line exits with 1."""
+
+
+@contextlib.contextmanager
+def options_as_flags(flags: Collection[str]) -> Iterator[None]:
+    """Spells options as the flags of a command line, such as `--truncate`, in errors inside."""
+    global _flags
+    before, _flags = _flags, flags
+    try:
+        yield
+    except InputError as error:
+        flag = f"--{error.parameter}"
+        raise error.called(flag) if flag in flags else error  # noqa: B904
+    finally:
+        _flags = before
+
+
+def option(name: str, value: object = None) -> str:
+    """Returns an option as its user types it: `truncate=True` in Python, or a flag.
+
+    Args:
+      name: of the option.
+      value: None for the name alone.
+    """
+    flag = f"--{name}"
+    if flag not in _flags:
+        return name if value is None else f"{name}={value!r}"
+    return flag if value is None or value is True else f"{flag}={value}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import t5lite
-from t5lite.commands.typed import naming_options
-from t5lite.errors import InputError, RunError, unknown
+from t5lite.errors import InputError, RunError, options_as_flags, unknown
 
 COMMANDS = {
     "train": "train a model from a configuration, or resume a run",
@@ -105,9 +104,9 @@ def _dispatch(arguments: list[str]) -> int | None:
     rest, bindings = split_bindings(rest)
     options, extra = parser.parse_known_args(rest)
     options.bindings = bindings
+    flags = re.findall(r"--[\w.-]+", parser.format_usage())
     if extra:
-        flag = extra[0].partition("=")[0]
-        raise unknown("argument", flag, re.findall(r"--[\w.-]+", parser.format_usage()))
+        raise unknown("argument", extra[0].partition("=")[0], flags)
 
     _keep_compilations()
     from t5lite import configuration
@@ -118,8 +117,8 @@ def _dispatch(arguments: list[str]) -> int | None:
             options.layout = configuration.layout_of(options.layout, search_paths)
         configured = configuration.parse(options.gin_file, bindings, search_paths)
         # With a configuration, a name is that of a parameter there.
-        typed = contextlib.nullcontext() if configured.source.statements else naming_options(parser)
-        with typed, _processes(options, preemptible=verb == "train"):
+        spelled = options_as_flags(() if configured.source.statements else flags)
+        with _processes(options, preemptible=verb == "train"), spelled:
             return command.run(options, configured)
 
 

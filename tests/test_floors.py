@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -219,8 +220,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 def test_no_imports_go_in_a_circle():
     """Lazy imports and those for type checkers included: the first file to read is one of them."""
-    graph = edges(ROOT)
-    assert circle(graph) == []
+    assert circle(edges(ROOT)) == []
 
 
 def test_no_verb_imports_another():
@@ -316,3 +316,66 @@ def test_jax_ground_is_free_of_tensorflow_and_gin(tmp_path, ground):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_error_text_is_matched_above_the_rooms():
+    """Configuration, main and commands know errors by their `field` and by structure."""
+    wrong = []
+    for path in sorted((ROOT / "t5lite").rglob("*.py")):
+        room = path.relative_to(ROOT / "t5lite").with_suffix("").parts[0]
+        if room in ("configuration", "main", "commands"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            wrong += [f"{path.relative_to(ROOT)}:{line}" for line in matched_errors(tree)]
+    assert wrong == []
+
+
+MATCHING = {"startswith", "endswith", "find", "index", "split", "partition", "removeprefix"}
+
+
+def matched_errors(tree: ast.AST) -> Iterator[int]:
+    """Yields the lines where the text of a caught exception, or of an argument that is one, is
+    searched, compared or split."""
+    for function in ast.walk(tree):
+        names: set[str] = set()
+        if isinstance(function, ast.ExceptHandler) and function.name:
+            names = {function.name}
+        elif isinstance(function, ast.FunctionDef):
+            arguments = [*function.args.args, *function.args.kwonlyargs]
+            names = {
+                each.arg
+                for each in arguments
+                if each.annotation is not None
+                and re.search(r"Error\b|Exception", ast.unparse(each.annotation))
+            }
+        for node in ast.walk(function) if names else ():
+            texts = {f"str({name})" for name in names} | {f"{name}.args[0]" for name in names}
+            if isinstance(node, ast.Compare):
+                operands = [node.left, *node.comparators]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                library = ast.unparse(node.func.value) == "re"
+                if not library and node.func.attr not in (
+                    "startswith",
+                    "endswith",
+                    "find",
+                    "index",
+                ):
+                    continue
+                operands = [*node.args, *([] if library else [node.func.value])]
+            else:
+                continue
+            if texts & {ast.unparse(each) for each in operands}:
+                yield node.lineno
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("try: f()\nexcept E as error:\n  re.search('x', str(error))", [3]),
+        ("try: f()\nexcept E as error:\n  if 'x' in str(error): g()", [3]),
+        ("try: f()\nexcept E as error:\n  str(error).startswith('x')", [3]),
+        ("def f(error: InputError):\n  return re.match('x', str(error))", [2]),
+        ("def f(error: InputError):\n  return error.field == 'x', f'{error}'", []),
+    ],
+)
+def test_matched_errors_are_found(text, expected):
+    assert [*matched_errors(ast.parse(text))] == expected

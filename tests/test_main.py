@@ -43,7 +43,9 @@ class Optimizer:
 
     def __post_init__(self):
         if not isinstance(self.learning_rate, float):
-            raise InputError(f"learning_rate must be a float, not {self.learning_rate!r}")
+            raise InputError(
+                f"learning_rate must be a float, not {self.learning_rate!r}", field="learning_rate"
+            )
         if self.decay < 0:
             raise ValueError("negative decay")
 
@@ -87,13 +89,16 @@ def train(
 ):
     del decay, data, callbacks
     if fail == "rows":
-        raise InputError("Rows.files = 'data/x.csv': unknown file")
+        raise InputError("Rows.files = 'data/x.csv': unknown file", field="Rows.files")
     if fail in ERRORS:
         raise ERRORS[fail]
     if fail:
-        raise {"bad": InputError("model_dir='/x' cannot be written"), "stop": SystemExit(143)}.get(
-            fail
-        ) or {"bug": RuntimeError("the first line\nthe second"), "keys": KeyboardInterrupt()}[fail]
+        raise {
+            "bad": InputError("model_dir='/x' cannot be written", field="model_dir"),
+            "stop": SystemExit(143),
+            "bug": RuntimeError("the first line\nthe second"),
+            "keys": KeyboardInterrupt(),
+        }[fail]
     print(f"trained {steps} in {model_dir} with {optimizer}")
     return {"steps": steps, "optimizer": optimizer, "model_dir": model_dir}
 
@@ -410,7 +415,7 @@ RUN = (
         (
             "test_main.train.data = @test_main.Rows()\ntest_main.train.fail = 'rows'",
             [],
-            ["t5lite: Rows.files = 'data/x.csv': unknown file"],
+            ["run.gin:6: Rows.files = 'data/x.csv': unknown file"],
         ),
         ("", ["--gin.STEP=3"], ["--gin.STEP=3: unknown macro 'STEP'", "STEPS?"]),
         ("", ["--gin.test_main.train.stepz=3"], ["--gin.test_main.train.stepz=3:", "steps?"]),
@@ -435,31 +440,31 @@ def test_a_mistake_costs_a_few_lines(here, capsys, text, flags, expected):
 
 
 @pytest.mark.parametrize(
-    ("said", "typed"),
+    ("said", "field", "typed"),
     [
-        ("shorten it, or set truncate=True", "shorten it, or set --truncate"),
-        ("max_new_tokens = 0: must be at least 1", "--max_new_tokens = 0: must be at least 1"),
-        ("lower it or max_new_tokens", "lower it or --max_new_tokens"),
-        ("a prompt of the prefix", "a prompt of the prefix"),
-        ("prompt = 'x': unknown", "--prompt = 'x': unknown"),
-        ("--max_new_tokens=3 and Options.max_new_tokens = 3", None),
-        ("run.gin:3: max_new_tokens = 3", None),
-        ("prompt=None is fine", "--prompt=None is fine"),
+        ("max_new_tokens = 0: must be at least 1", "max_new_tokens", "--max_new_tokens = 0: must"),
+        ("prompt = 'x': unknown", "prompt", "--prompt = 'x': unknown"),
+        ("prompts are short", "prompt", "prompts are short"),
+        ("prompt = 'x': unknown", None, "prompt = 'x': unknown"),
+        ("times = 3: unknown", "times", "times = 3: unknown"),
     ],
 )
-def test_errors_name_options_as_flags(here, capsys, monkeypatch, said, typed):
+def test_errors_name_options_as_flags(here, capsys, monkeypatch, said, field, typed):
     def add(parser):
         parser.add_argument("--max_new_tokens")
         parser.add_argument("--truncate", action="store_true")
         parser.add_argument("--prompt")
 
     def run(options, given):
-        raise InputError(said, field="x")
+        raise InputError(f"{said}, or set {errors.option('truncate', True)}", field=field)
 
     command = SimpleNamespace(add_arguments=add, run=run)
     monkeypatch.setitem(sys.modules, "t5lite.commands.train", command)
     assert main.main(["train"]) == 2
-    assert capsys.readouterr().err == f"t5lite: {typed or said}\n"
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"t5lite: {typed}")
+    assert printed.endswith(", or set --truncate\n")
+    assert errors.option("truncate", True) == "truncate=True"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from typing import Any
 
 from t5lite.commands.examples import Failures, answered, data_file, write_line
 from t5lite.commands.resumable import Resumable, keep
-from t5lite.commands.typed import as_typed
 from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError
 
@@ -62,7 +61,7 @@ class Job:
     def written(self, line: Line, found: Any) -> Row:
         """Returns what is written of a line: its answer's record, or its error."""
         if isinstance(found, InputError):
-            return {"line": line.number, "error": as_typed(found)}
+            return {"line": line.number, "error": str(found)}
         return self.record(line, found)
 
 

@@ -82,7 +82,8 @@ def cache_tasks(data: Any, folder: str, *, seed: int = 0) -> None:
     provider = getattr(data, "provider", None)
     if provider is None:
         raise InputError(
-            f"format = seqio: {type(data).__name__} reads no SeqIO task; use --format=packed"
+            f"format = seqio: {type(data).__name__} reads no SeqIO task; use --format=packed",
+            field="format",
         )
     for task in getattr(provider, "tasks", [provider]):
         with Bar(unit="examples") as bar:

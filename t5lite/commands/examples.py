@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from t5lite.commands.typed import as_typed
 from t5lite.data.files.readers import DataFile, Line, Row, find_files, format_of
 from t5lite.data.paths import whole_file
 from t5lite.errors import InputError
@@ -111,8 +110,8 @@ class Failures:
     def add(self, line: Line, error: InputError) -> Row:
         """Returns what is written in a line's place."""
         self.count += 1
-        self.first = self.first or f"line {line.number}: {as_typed(error)}"
-        return {"line": line.number, "error": as_typed(error)}
+        self.first = self.first or f"line {line.number}: {error}"
+        return {"line": line.number, "error": str(error)}
 
     def exit_code(self) -> int:
         """Returns 1 if a line has failed, and says so."""

@@ -16,7 +16,6 @@ from t5lite.commands.prompts import (
     prompts_of,
 )
 from t5lite.commands.session import converse, show
-from t5lite.commands.typed import as_typed
 from t5lite.data import decode_text
 from t5lite.data.files.readers import Line
 from t5lite.data.files.templates import SHOTS
@@ -105,7 +104,7 @@ def answer_lines(
     for line, found in answered(lines, read, answer, at_once=batch_size):
         if isinstance(found, InputError):
             failed = True
-            print(f"t5lite: line {line.number}: {as_typed(found)}", file=sys.stderr)
+            print(f"t5lite: line {line.number}: {found}", file=sys.stderr)
             print("\n" * (options.num_samples - 1), flush=True)
         else:
             print_answers(found)

@@ -2,10 +2,6 @@
 
 import contextlib
 import difflib
-import importlib
-import inspect
-import re
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +9,19 @@ from typing import Any
 import gin
 from gin import config_parser
 
+from t5lite.configuration.diagnosis import (
+    last_call,
+    raised_by_gin,
+    refused,
+    unset,
+    without_gin,
+)
 from t5lite.configuration.source import Source, at, find
 from t5lite.configuration.unused import check_used
 from t5lite.errors import InputError, unknown
-from t5lite.public_names import PUBLIC, ROOMS
+from t5lite.public_names import PUBLIC
 
 _DYNAMIC = "from __gin__ import dynamic_registration"
-_WHERE = re.compile(r"\n  In (?:file \"(.*?)\",|bindings string) line (\d+)")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Configuration:
         try:
             yield
         except InputError as error:
-            raise at(self.source.place_of(function.__name__, error), error) from error
+            raise at(self.source.place_of(function.__name__, error.field), error) from error
 
     @contextlib.contextmanager
     def _explained(self, function: Callable) -> Iterator[None]:
@@ -80,28 +82,22 @@ class Configuration:
 
     def _call_error(self, error: Exception, name: str) -> Exception:
         """Returns an InputError if the configuration is to blame, `error` itself if `name` is."""
-        # gin appends a line for each of its calls that the error passed through.
-        message, *_ = re.split(r"\n  (?:In call to|No values supplied)", str(error))
-        calls = re.findall(r"\n  In call to configurable '([\w.]+)'", str(error)) or [name]
-        missing = re.search(r"missing \d+ required .*?arguments?: (.*)", message)
-        if isinstance(error, InputError):
-            pass
-        elif missing and _raised_by_gin(error):
-            message = f"{calls[0]} needs {missing[1]}, which no file or flag binds"
-        elif calls[0] != name and isinstance(error, TypeError | ValueError):
-            message = f"{calls[0]} refused its arguments: {type(error).__name__}: {message}"
-        elif not _raised_by_gin(error):
-            return _before_gin(error)
-        blamed = InputError(message, field=getattr(error, "field", None))
-        return at(self.source.place_of(calls[0], blamed), blamed)
-
-
-def _before_gin(error: BaseException) -> Any:
-    """Returns an exception without the lines that gin appends: those make it one of a subclass."""
-    inner = error.__context__
-    if error.__suppress_context__ and inner is not None and type(inner) in type(error).__bases__:
-        return _before_gin(inner)
-    return error
+        cause, call = without_gin(error), last_call(error)
+        called = call.name if call else name
+        missing = call.missing() if call and isinstance(cause, TypeError) else []
+        if isinstance(cause, InputError):
+            blamed = InputError(str(cause), field=cause.field)
+        elif missing:
+            needed = " and ".join(map(repr, missing))
+            blamed = InputError(f"{called} needs {needed}, which no file or flag binds")
+        elif called != name and isinstance(cause, TypeError | ValueError):
+            refusal = f"{type(cause).__name__}: {cause}"
+            blamed = InputError(f"{called} refused its arguments: {refusal}")
+        elif raised_by_gin(error):
+            blamed = InputError(str(cause))
+        else:
+            return cause
+        return at(self.source.place_of(called, blamed.field), blamed)
 
 
 def parse(
@@ -130,6 +126,8 @@ def parse(
     for name, place in source.used_macros.items():
         if name not in source.macros and not _is_constant(name):
             raise _undefined(source, name, place)
+    if error := unset(source):
+        raise error
     with _placed(source):
         gin.finalize()
     return Configuration(source)
@@ -202,51 +200,19 @@ def _reading(search_paths: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _placed(source: Source, place: str = "") -> Iterator[None]:
-    """Turns what gin refuses, and imports that fail, into an InputError at its place."""
+    """Raises what gin refuses, and imports that fail, as an InputError at its place."""
     try:
         yield
     except SyntaxError as error:
         place = place or f"{error.filename}:{error.lineno}"
         raise at(place, InputError(str(error.msg).partition("\n")[0])) from error
     except Exception as error:
-        if not isinstance(error, InputError | ImportError) and not _raised_by_gin(error):
+        if not isinstance(error, InputError | ImportError) and not raised_by_gin(error):
             raise
-        where = _WHERE.search(str(error))
-        message = str(error)[: where.start() if where else None]
-        if where and not place:
-            place = f"{where[1]}:{where[2]}"
-        raise at(place, _clearer(message, source)) from error
-
-
-def _clearer(message: str, source: Source) -> InputError:
-    """Says what gin said, with the nearest names that would have been right."""
-    if found := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", message):
-        target, _ = source.resolve(found[1])
-        if target is not None:
-            return unknown(f"{found[1]} parameter", found[2], inspect.signature(target).parameters)
-    if found := re.match(r"Couldn't resolve selector (\S+);", message):
-        target, name = source.resolve(found[1])
-        public = getattr(target, "__all__", [known for known in dir(target) if known[0] != "_"])
-        return unknown(f"{found[1].partition(f'.{name}')[0]} name", name, public)
-    if found := re.match(r"'(\w+)' was not provided by an import", message):
-        if found[1] in PUBLIC:
-            return InputError(f"{found[1]} is not imported; write t5lite.{found[1]}")
-        for room in ROOMS:
-            if hasattr(importlib.import_module(f"t5lite.{room}"), found[1]):
-                return InputError(f"{found[1]} is not imported; write t5lite.{room}.{found[1]}")
-        return unknown("import", found[1], source.imports)
-    if re.match("No configurable matching", message):
-        return InputError(f"{message}\n  start the file with: {_DYNAMIC}")
-    if found := re.match(r"(.+) set to `%gin.REQUIRED`", message):
-        name = found[1].removesuffix("/macro.value")
-        place = source.macros.get(name, "")
-        for each in source.bindings:  # gin shortens t5lite.train to train
-            if f".{each.name}".endswith(f".{name}"):
-                name, place = each.name, each.place
-        return at(place, InputError(f"{name} has no value yet; add --gin.{name}=..."))
-    return InputError(message.partition("\n")[0])
-
-
-def _raised_by_gin(error: Exception) -> bool:
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] in ("gin", "inspect")
+        if diagnosed := refused(source, place=place):
+            raise diagnosed from error
+        message = str(without_gin(error)).partition("\n")[0]
+        if "dynamic_registration" not in source.imports:
+            message += f"\n  start the file with: {_DYNAMIC}"
+            place = place or next((each.place for each in source.statements), "")
+        raise at(place, InputError(message)) from error

@@ -78,13 +78,16 @@ class Source:
       search_paths: folders where files are looked up after the current one.
       statements: macros defined and parameters bound, in order.
       imports: each name that an import makes, with gin's statement.
+      import_places: the place of each import.
       includes: the files named by `include`.
     """
 
     search_paths: Sequence[str] = ()
     statements: list[Binding] = field(default_factory=list)
     imports: dict[str, Any] = field(default_factory=dict)
+    import_places: dict[str, str] = field(default_factory=dict)
     includes: list[str] = field(default_factory=list)
+    _of_files: dict[str, set[str]] = field(default_factory=dict)
 
     @property
     def bindings(self) -> list[Binding]:
@@ -151,6 +154,8 @@ class Source:
     def _note(self, statement: Any, place: str, *, carried: bool = False) -> None:
         if isinstance(statement, config_parser.ImportStatement):
             self.imports[statement.bound_name()] = statement
+            self.import_places[statement.bound_name()] = place
+            self._of_files.setdefault(place.rpartition(":")[0], set()).add(statement.bound_name())
         elif isinstance(statement, config_parser.BindingStatement):
             scope, selector, parameter, value, _ = statement
             names = list(_names(value))
@@ -167,30 +172,25 @@ class Source:
                 )
             )
 
-    def place_of(self, configurable: str, error: InputError | str) -> str:
+    def place_of(self, configurable: str, field: str | None) -> str:
         """Returns the place to blame for an error raised by a call to `configurable`, or "".
 
-        That is the binding of the error's `field`; of an error that has none, the `Class.name` that
-        its message names, or the parameter that it begins with or sets. A value that is a macro is
-        blamed where that is defined.
+        That is the binding of the field; without one, the place where `configurable` is referred
+        to. A value that is a macro is blamed where that is defined.
+
+        Args:
+          configurable: its name.
+          field: of the error: `name` of the configurable's parameter or `Class.name` of another's.
         """
-        owner, _, field = (getattr(error, "field", None) or self._named(error)).rpartition(".")
-        if owner and owner != configurable and (place := self._place_of(owner, field, error)):
-            return place
-        return self._place_of(configurable, "" if owner else field, error)
+        owner, _, name = (field or "").rpartition(".")
+        places = [self._place_of(owner, name)] if owner not in ("", configurable) else []
+        places += [self._place_of(configurable, name if owner in ("", configurable) else "")]
+        return next(filter(None, places), "")
 
-    def _named(self, error: InputError | str) -> str:
-        """Returns the first bound `Class.name` that a message gives a value or a verb."""
-        bound = {(each.selector.split(".")[-1], each.parameter) for each in self.bindings}
-        for name in re.finditer(r"(?<![\w.])([A-Z]\w*)\.(\w+)(?= ?=| is | must )", str(error)):
-            if name.groups() in bound:
-                return name[0]
-        return ""
-
-    def _place_of(self, configurable: str, field: str, error: InputError | str) -> str:
+    def _place_of(self, configurable: str, field: str) -> str:
         bound = [item for item in self.bindings if item.selector.split(".")[-1] == configurable]
         for item in reversed(bound):
-            if field == item.parameter if field else _blames(str(error), item.parameter):
+            if field == item.parameter:
                 return self._origin(item).place
         built_at = [
             item.place
@@ -210,6 +210,11 @@ class Source:
                 break
             binding = macros[binding.macro]
         return binding
+
+    def imports_at(self, place: str) -> set[str]:
+        """Returns the imported names that a statement may use: its file's; of a flag, all."""
+        own = self._of_files.get(place.rpartition(":")[0], set())
+        return set(self.imports) if place.startswith("--gin.") else own
 
     def target(self, selector: str) -> Any:
         """Returns what a selector names; the last of its names if no import leads there."""
@@ -255,10 +260,6 @@ def find(name: str, search_paths: Iterable[str] = ()) -> Path | None:
             roots = spec.submodule_search_locations if spec else None
             candidates += [Path(root, file) for root in roots or ()]
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _blames(message: str, parameter: str) -> bool:
-    return bool(re.search(rf"(^|[.`'\"]){parameter}\b(?!/)|\b{parameter} ?=", message))
 
 
 def _is_carried(path: Path) -> bool:

@@ -36,9 +36,13 @@ def mixing_rates(
       temperature-scaled mixing; `maximum` is their artificial data set size limit, K).
     """
     if not 0 < temperature < math.inf:
-        raise InputError(f"temperature = {temperature!r}: must be a finite number above 0")
+        raise InputError(
+            f"temperature = {temperature!r}: must be a finite number above 0", field="temperature"
+        )
     if maximum is not None and maximum < 1:
-        raise InputError(f"maximum = {maximum!r}: must be at least 1 example, or None")
+        raise InputError(
+            f"maximum = {maximum!r}: must be at least 1 example, or None", field="maximum"
+        )
     for name, size in sizes.items():
         if size < 1:
             raise InputError(f"part {name!r} has {size} examples; leave it out of the mixture")
@@ -78,7 +82,10 @@ class MixtureData(Dataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.parts:
-            raise InputError("MixtureData.parts is empty: name at least one set of data")
+            raise InputError(
+                "MixtureData.parts is empty: name at least one set of data",
+                field="MixtureData.parts",
+            )
         for name, part in _named(self.parts).items():
             if not isinstance(part, Dataset):
                 raise InputError(
@@ -238,7 +245,8 @@ def _shares(weights: Mapping[str, float], *, field: str) -> dict[str, float]:
         if not share:
             raise InputError(
                 f"{field}: the share of part {name!r} is too small for a float; make the parts "
-                "more equal, or leave it out of the mixture"
+                "more equal, or leave it out of the mixture",
+                field=field,
             )
     return shares
 

@@ -97,7 +97,9 @@ def check_folder(path: object, *, field: str) -> None:
       InputError: if it is no path, is empty or blank, is a file, or the root of a file system.
     """
     if not isinstance(path, str | os.PathLike):
-        raise InputError(f"{field} = {path!r}: must be the path of a folder, such as 'runs/first'")
+        raise InputError(
+            f"{field} = {path!r}: must be the path of a folder, such as 'runs/first'", field=field
+        )
     text = os.fspath(path)
     wrong = None
     if text.strip() != text or not text:
@@ -109,7 +111,9 @@ def check_folder(path: object, *, field: str) -> None:
     elif target.exists() and not target.is_dir():
         wrong = "cannot be written: it is a file"
     if wrong:
-        raise InputError(f"{field} = {text!r} {wrong}; name a folder, such as 'runs/first'")
+        raise InputError(
+            f"{field} = {text!r} {wrong}; name a folder, such as 'runs/first'", field=field
+        )
 
 
 def require_writable(path: str | os.PathLike) -> None:

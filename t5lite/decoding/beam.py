@@ -105,15 +105,21 @@ def beam_search(
     `_beam_search` of transformers 5.
     """
     if num_beams < 1:
-        raise InputError(f"num_beams={num_beams} must be at least 1")
+        raise InputError(f"num_beams={num_beams} must be at least 1", field="num_beams")
     if not 1 <= num_samples <= num_beams:
-        raise InputError(f"num_samples={num_samples} must be in 1..{num_beams}, which is num_beams")
+        raise InputError(
+            f"num_samples={num_samples} must be in 1..{num_beams}, which is num_beams",
+            field="num_samples",
+        )
     if capacity < 1:
-        raise InputError(f"capacity={capacity} must be at least 1")
+        raise InputError(f"capacity={capacity} must be at least 1", field="capacity")
     if settings.sampling.temperature is not None:
         raise InputError("beam search draws nothing: leave temperature out, or set num_beams=1")
     if early_stopping not in (False, True, None):
-        raise InputError(f"early_stopping={early_stopping!r} must be False, True or None (never)")
+        raise InputError(
+            f"early_stopping={early_stopping!r} must be False, True or None (never)",
+            field="early_stopping",
+        )
     batch = first.shape[0]
     limits = capacity if settings.limits is None else settings.limits
     limits = jnp.minimum(limits, capacity)
@@ -138,7 +144,10 @@ def beam_search(
         logits, cache = step_fn(search.last[:, None], search.cache)
         vocab = logits.shape[-1]
         if num_beams > vocab:
-            raise InputError(f"num_beams={num_beams} is more than the vocabulary's {vocab} tokens")
+            raise InputError(
+                f"num_beams={num_beams} is more than the vocabulary's {vocab} tokens",
+                field="num_beams",
+            )
         log_probabilities = jax.nn.log_softmax(logits[:, 0].astype(jnp.float32))
         log_probabilities = log_probabilities.reshape(batch, num_beams, vocab)
         # One NaN or infinity makes all of a softmax NaN.

@@ -146,7 +146,7 @@ def start(
       InputError: a capacity below 1.
     """
     if capacity < 1:
-        raise InputError(f"capacity={capacity} must be at least 1")
+        raise InputError(f"capacity={capacity} must be at least 1", field="capacity")
     rows = first.shape[0]
     top = None
     if num_top:

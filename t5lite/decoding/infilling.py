@@ -61,7 +61,7 @@ def infill(
     tokens anew; the linear schedule is theirs.
     """
     if isinstance(turns, int) and turns < 1:
-        raise InputError(f"turns={turns} must be at least 1")
+        raise InputError(f"turns={turns} must be at least 1", field="turns")
     used = ("banned", "bias_ids", "bias")
     rules = dataclasses.replace(settings.constraints, **dict.fromkeys(used))
     others = {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}

@@ -50,7 +50,7 @@ class Sampling:
         ):
             value = getattr(self, name)  # of any kind when JAX rebuilds the tree
             if isinstance(value, int | float) and not good(value):
-                raise InputError(f"{name}={value} must be {allowed}")
+                raise InputError(f"{name}={value} must be {allowed}", field=name)
 
 
 def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:

@@ -178,7 +178,7 @@ class PromptLookup:
 
     def __post_init__(self) -> None:
         if self.ngram < 1:
-            raise InputError(f"ngram={self.ngram} must be at least 1")
+            raise InputError(f"ngram={self.ngram} must be at least 1", field="ngram")
 
     def propose(
         self, memory: Any, state: State, settings: Settings, keys: jax.Array | None, *, length: int
@@ -281,7 +281,7 @@ def speculate(
     arXiv:2302.01318, algorithm 2.
     """
     if draft_length < 1:
-        raise InputError(f"draft_length={draft_length} must be at least 1")
+        raise InputError(f"draft_length={draft_length} must be at least 1", field="draft_length")
     most = speculation.state.output.tokens.shape[1] if steps is None else steps
     flags = settings.flags()
 

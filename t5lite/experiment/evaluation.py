@@ -72,7 +72,8 @@ def evaluate(
     """
     if not callbacks:
         raise InputError(
-            "train.callbacks is empty; add what measures, such as @t5lite.evaluation.HeldOut()"
+            "train.callbacks is empty; add what measures, such as @t5lite.evaluation.HeldOut()",
+            field="train.callbacks",
         )
     found = locate(choose(model_dir, checkpoint, checkpoints))
     known = Description.read(found.home)

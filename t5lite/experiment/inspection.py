@@ -45,7 +45,7 @@ def report(given: Experiment, *, examples: int = 5, split: str = "train") -> str
       InputError: for whatever `train` would refuse.
     """
     if examples < 0:
-        raise InputError(f"examples = {examples}: must be at least 0")
+        raise InputError(f"examples = {examples}: must be at least 0", field="examples")
     check_folder(given.model_dir, field="train.model_dir")
     mesh = _abstract_mesh(given.layout)
     program = given.program(mesh)

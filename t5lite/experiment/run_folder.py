@@ -68,7 +68,8 @@ def check_files(folder: epath.Path, of_writers: Collection[str]) -> None:
     if foreign:
         raise InputError(
             f"model_dir = {str(folder)!r} holds {', '.join(foreign)}, which no run of t5lite wrote "
-            "and this one would overwrite\nchoose another folder, or move the files away"
+            "and this one would overwrite\nchoose another folder, or move the files away",
+            field="model_dir",
         )
 
 

@@ -30,12 +30,14 @@ def check_settings(
             names = f"{type(prefixes[prefix]).__name__} and {type(callback).__name__}"
             raise InputError(
                 f"train.callbacks: {names} have the same prefix, {prefix!r}, "
-                "and hide each other's metrics; give each its own"
+                "and hide each other's metrics; give each its own",
+                field="train.callbacks",
             )
     if profile is not None and duration.steps is not None and profile.steps[0] > duration.steps:
         raise InputError(
             f"Profile.steps = {profile.steps}: the run ends at train.steps = {duration.steps}, "
-            "before the first of them; begin earlier"
+            "before the first of them; begin earlier",
+            field="Profile.steps",
         )
 
 
@@ -44,7 +46,10 @@ def check_model(
 ) -> None:
     """Raises an InputError for what would go wrong only later, or silently."""
     if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 1:
-        raise InputError(f"train.log_every = {log_every!r}: must be a whole number of at least 1")
+        raise InputError(
+            f"train.log_every = {log_every!r}: must be a whole number of at least 1",
+            field="train.log_every",
+        )
     for callback in callbacks:
         every = getattr(callback, "every", None)
         if not callable(callback) or not isinstance(every, int) or every < 1:
@@ -62,7 +67,8 @@ def check_model(
         if getattr(head, field, num_classes) < num_classes:
             raise InputError(
                 f"{type(head).__name__}.{field} = {getattr(head, field)}: the data have "
-                f"{num_classes} classes; set it to at least {num_classes}"
+                f"{num_classes} classes; set it to at least {num_classes}",
+                field=f"{type(head).__name__}.{field}",
             )
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from t5lite.errors import InputError
+from t5lite.errors import InputError, option
 from t5lite.inference.batching import (
     Placed,
     check_count,
@@ -113,7 +113,7 @@ class Embedder:
         if most is not None and len(ids) + frame.size > most and not self.truncate:
             raise InputError(
                 f"a text of {len(ids) + frame.size} tokens: the model takes {most}; shorten it, or "
-                "set truncate=True"
+                f"set {option('truncate', True)}"
             )
         if not ids and not frame.size:
             raise InputError("the text is empty: it has no token to embed")

@@ -285,7 +285,8 @@ class Engine:
             if several:
                 raise InputError(
                     f"{name}: an answer that is only complete at the end cannot be streamed; set "
-                    f"{name.split()[0]} to {'False' if request.fill else 1}, or use generate"
+                    f"{name.split()[0]} to {'False' if request.fill else 1}, or use generate",
+                    field=name.split()[0],
                 )
         return self._pieces(self.prepare(params), request, draft, draft_length)
 
@@ -470,7 +471,8 @@ class Engine:
             taken, most = _longest(requests), self._positions("encoder", [])
             if taken > cache_length:
                 raise InputError(
-                    f"cache_length = {cache_length}: a request asks for {taken} new tokens"
+                    f"cache_length = {cache_length}: a request asks for {taken} new tokens",
+                    field="cache_length",
                 )
             return most
         start = 0 if self.model.start_id is None else 1
@@ -478,7 +480,8 @@ class Engine:
         if longest + start - 1 > cache_length:
             raise InputError(
                 f"cache_length = {cache_length}: a request takes {longest + start - 1} tokens, "
-                "prompt and max_new_tokens together"
+                "prompt and max_new_tokens together",
+                field="cache_length",
             )
         return cache_length - start
 

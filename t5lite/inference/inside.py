@@ -161,7 +161,8 @@ def _read(loaded: Loaded, text: str, targets: str | None) -> _Reading:
     if targets is not None and topology != "encoder_decoder":
         raise InputError(
             f"targets = {targets!r}: are for encoder-decoders, and {loaded.folder} holds one "
-            f"{topology}; give the text alone"
+            f"{topology}; give the text alone",
+            field="targets",
         )
     outputs, mask_id = encode(text, vocabulary), None
     if not outputs:

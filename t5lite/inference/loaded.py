@@ -185,7 +185,7 @@ class Loaded:
         if isinstance(texts, str):
             raise InputError("texts is one string; put it in a list: [text]")
         if not texts:
-            raise InputError("texts is empty; give at least one text")
+            raise InputError("texts is empty; give at least one text", field="texts")
         check_count("batch_size", batch_size)
         reader = self.reader(
             fill=fill, prompt=prompt, truncate=truncate, draft=draft, draft_length=draft_length
@@ -280,7 +280,9 @@ class Loaded:
         if draft is None or draft == "prompt":
             return
         if not isinstance(draft, Loaded):
-            raise InputError(f"draft = {draft!r}: must be a loaded model, or 'prompt'")
+            raise InputError(
+                f"draft = {draft!r}: must be a loaded model, or 'prompt'", field="draft"
+            )
         if draft.model.topology != self.model.topology:
             raise InputError(
                 f"the draft is {draft.model.topology}, the model {self.model.topology}: both must "
@@ -330,7 +332,7 @@ class Loaded:
             prompt_name=prompt_name,
         )
         if isinstance(texts, str) or not texts:
-            raise InputError("texts must be a list of at least one text")
+            raise InputError("texts must be a list of at least one text", field="texts")
         requests = each("texts", embedder.read, texts)
         outcomes = self.engine.embed(self.params, requests, batch_size=batch_size)
         return np.stack(settled("texts", outcomes))
@@ -380,7 +382,7 @@ class Loaded:
             or an argument out of range.
         """
         if isinstance(texts, str) or not texts:
-            raise InputError("texts must be a list of at least one text")
+            raise InputError("texts must be a list of at least one text", field="texts")
         predictor = Predictor(
             self,
             head=head,
@@ -439,7 +441,7 @@ class Loaded:
         scorer = Scorer(self, prompt=prompt, eos=eos, truncate=truncate)
         for name, column in (("texts", texts), ("targets", targets or texts)):
             if isinstance(column, str) or not column:
-                raise InputError(f"{name} must be a list of at least one text")
+                raise InputError(f"{name} must be a list of at least one text", field=name)
         if targets is not None and len(targets) != len(texts):
             raise InputError(f"{len(texts)} texts and {len(targets)} targets: give each text one")
         requests = each("texts", scorer.read, *((texts,) if targets is None else (texts, targets)))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5lite.data import Vocabulary
-from t5lite.errors import InputError, unknown
+from t5lite.errors import InputError, option, unknown
 from t5lite.framing import Frame
 from t5lite.inference.defaults import Rules, options_with, rules_of
 from t5lite.inference.expression import Expression, expressed
@@ -146,9 +146,10 @@ class Reader:
                 )
             if not self.truncate or left < 1:
                 more = f", and {beyond} new ones" if beyond else ""
+                max_new, truncate = option("max_new_tokens"), option("truncate", True)
                 raise InputError(
                     f"a text of {len(ids) + frame.size} tokens{more}: the model takes {most}; "
-                    f"shorten {'it or max_new_tokens' if beyond else 'it'}, or set truncate=True"
+                    f"shorten {f'it or {max_new}' if beyond else 'it'}, or set {truncate}"
                 )
             ids = ids[-left:] if self.continues else ids[:left]
         if topology == "encoder_decoder":

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from t5lite.errors import InputError, unknown
+from t5lite.errors import InputError, option, unknown
 from t5lite.framing import Frame
 from t5lite.inference.batching import Placed, bucket, by_size, check_count, num_rows, padded
 from t5lite.inference.context import split_pair
@@ -191,7 +191,8 @@ class Scorer:
             if ids and not 0 <= min(ids) <= max(ids) < self.source.model.spec.vocab:
                 raise InputError(
                     f"{name}: ids must be in 0..{self.source.model.spec.vocab - 1}, of which "
-                    f"{min(ids)}..{max(ids)} are not all"
+                    f"{min(ids)}..{max(ids)} are not all",
+                    field=name,
                 )
         sides = {"decoder": [*context, *target]}
         if self._topology == "encoder_decoder":
@@ -287,9 +288,10 @@ class Scorer:
         if most is None or len(ids) + beside <= most:
             return ids
         if not self.truncate or most <= beside:
+            truncate = option("truncate", True)
             raise InputError(
                 f"a text of {len(ids) + beside} tokens: the model takes {most}; shorten it"
-                + (", or set truncate=True" if not self.truncate and most > beside else "")
+                + (f", or set {truncate}" if not self.truncate and most > beside else "")
             )
         return ids[: most - beside] if end else ids[beside - most :]
 

@@ -41,7 +41,10 @@ class EmbeddingDefaults:
             return self.prompts.get(self.default_prompt or "", "")
         if name not in self.prompts:
             if not self.prompts:
-                raise InputError(f"prompt_name = {name!r}: the model has no prompts; leave it out")
+                raise InputError(
+                    f"prompt_name = {name!r}: the model has no prompts; leave it out",
+                    field="prompt_name",
+                )
             raise unknown("prompt_name", name, self.prompts)
         return self.prompts[name]
 

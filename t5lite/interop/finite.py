@@ -37,7 +37,9 @@ def check_dtype(dtype: Any) -> None:
     except TypeError:
         known = False
     if not known:
-        raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}, or None")
+        raise InputError(
+            f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}, or None", field="dtype"
+        )
 
 
 def check_compute(family: str, dtype: str) -> None:
@@ -109,6 +111,7 @@ def fault(
                 return InputError(
                     f"dtype = {kind.name!r}: {name} of {where} has numbers up to {largest:,.6g}, "
                     f"beyond its largest, {most:,.6g}; choose "
-                    f"{'bfloat16 or float32' if kind == jnp.float16 else 'float32'}"
+                    f"{'bfloat16 or float32' if kind == jnp.float16 else 'float32'}",
+                    field="dtype",
                 )
     return None

@@ -101,5 +101,6 @@ def check_revision(folder: Any, revision: str | None) -> None:
     if revision is not None:
         raise InputError(
             f"revision = {revision!r}: is for models of the Hugging Face hub, and "
-            f"{str(folder)!r} is a folder"
+            f"{str(folder)!r} is a folder",
+            field="revision",
         )

@@ -38,10 +38,14 @@ def open_model(
     """
     kind, path = kind_of(where, revision=revision)
     if spec is not None and kind != "t5x":
-        raise InputError(f"spec = …: is for T5X checkpoints alone, and {path} says what it holds")
+        raise InputError(
+            f"spec = …: is for T5X checkpoints alone, and {path} says what it holds", field="spec"
+        )
     if kind == "huggingface":
         if step is not None:
-            raise InputError(f"step = {step}: {path} is a Hugging Face folder, which has no steps")
+            raise InputError(
+                f"step = {step}: {path} is a Hugging Face folder, which has no steps", field="step"
+            )
         return huggingface.open_model(path, vocabulary=vocabulary)
     if kind == "t5x":
         return t5x.open_model(path, spec=spec, step=step, vocabulary=vocabulary)
@@ -121,7 +125,9 @@ def _downloaded(text: str, revision: str | None) -> str:
         )
     model, own = name
     if own is not None and revision not in (None, own):
-        raise InputError(f"revision = {revision!r}: {text!r} names another; give one of them")
+        raise InputError(
+            f"revision = {revision!r}: {text!r} names another; give one of them", field="revision"
+        )
     folder = epath.Path(from_hub(model, revision=own or revision))
     check_adapter(folder, weights=huggingface.has_weights(folder))
     if not huggingface.is_folder(folder):

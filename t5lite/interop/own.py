@@ -65,7 +65,8 @@ def locate(folder: epath.PathLike, *, step: int | None = None) -> Located:
         if step not in saved:
             steps = ", ".join(map(str, sorted(saved))) or "none"
             raise InputError(
-                f"step = {step}: {str(folder)!r} has no such checkpoint; it has {steps}"
+                f"step = {step}: {str(folder)!r} has no such checkpoint; it has {steps}",
+                field="step",
             )
         step_folder = saved[step]
     for home in (step_folder, *step_folder.parents[:2]):

@@ -40,7 +40,8 @@ def check_prompts(objective: Any, prompts: Prompts | None, *, where: str) -> Non
         name, ours = type(objective).__name__, objective.bidirectional_inputs
         raise InputError(
             f"{name}.bidirectional_inputs = {ours}: {where} was trained with {not ours}; set "
-            f"{name}.bidirectional_inputs = {not ours} to go on, or choose another model_dir"
+            f"{name}.bidirectional_inputs = {not ours} to go on, or choose another model_dir",
+            field=f"{name}.bidirectional_inputs",
         )
 
 

@@ -38,7 +38,10 @@ class Decoder(Transformer):
         tokens = batch["decoder_input_tokens"]
         num_rows, length = tokens.shape
         if length > max_length:
-            raise InputError(f"max_length = {max_length}: prompts are up to {length} tokens long")
+            raise InputError(
+                f"max_length = {max_length}: prompts are up to {length} tokens long",
+                field="max_length",
+            )
         check_room(self.spec.decoder, max_length)
         # The last token of each prompt is fed again, for its logits; those behind are padding.
         kept = batch["decoder_lengths"] - 1

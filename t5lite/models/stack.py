@@ -185,7 +185,8 @@ class Stack(nn.Module):
             if not block.rewindable:
                 raise InputError(
                     f"draft_length = {draft_length}: {type(block).__name__} keeps a state that "
-                    "cannot take tokens back; decode without a draft"
+                    "cannot take tokens back; decode without a draft",
+                    field="draft_length",
                 )
         if spec.position_bias is not None:  # it goes by slots: there is one for every token
             draft_length = max_length

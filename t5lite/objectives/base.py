@@ -246,13 +246,15 @@ class Objective:
         if topology in self.refusals:
             raise InputError(
                 f"objective = {name}: does not fit the topology {topology!r}: "
-                f"{self.refusals[topology]}"
+                f"{self.refusals[topology]}",
+                field="objective",
             )
         if self.head is not None and self.head not in model.heads:
             raise InputError(
                 f"objective = {name}: needs a head of kind {self.head!r} and the model has "
                 f"{', '.join(model.heads) or 'none'}: add "
-                f"{HEADS.get(self.head, 'one')} to ModelSpec.heads"
+                f"{HEADS.get(self.head, 'one')} to ModelSpec.heads",
+                field="objective",
             )
         started = {name: model for name, where in self.references.items() if where == "start"}
         return dataclasses.replace(
@@ -281,7 +283,8 @@ def bind(objective: Any, model: Model, references: Mapping[str, Any] = NOTHING) 
     if not isinstance(objective, Objective):
         raise InputError(
             f"objective = {objective!r}: must be an objective; one of your own extends "
-            "t5lite.objectives.Objective, or one of its subclasses"
+            "t5lite.objectives.Objective, or one of its subclasses",
+            field="objective",
         )
     return objective.bind(model, references)
 

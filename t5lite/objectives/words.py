@@ -33,7 +33,8 @@ def word_starts(vocabulary: Vocabulary) -> np.ndarray:
     if not begins.any():
         raise InputError(
             "whole_word = True: no piece of the vocabulary starts with ##, ▁ or Ġ, so nobody "
-            "knows where words begin; set it to False"
+            "knows where words begin; set it to False",
+            field="whole_word",
         )
     return begins
 

@@ -26,20 +26,22 @@ def require_number(name: str, value: object, interval: str) -> None:
         or isinstance(value, bool)
         or not _INTERVALS[interval](float(value))
     ):
-        raise InputError(f"{name} = {value!r}: must be a number in {interval}")
+        raise InputError(f"{name} = {value!r}: must be a number in {interval}", field=name)
 
 
 def require_count(name: str, value: object, *, minimum: int = 0) -> None:
     """Raises an InputError unless `value` is a whole number of at least `minimum`."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < minimum:
         hint = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else ""
-        raise InputError(f"{name} = {value!r}: must be a whole number >= {minimum}{hint}")
+        raise InputError(
+            f"{name} = {value!r}: must be a whole number >= {minimum}{hint}", field=name
+        )
 
 
 def require_flag(name: str, value: object) -> None:
     """Raises an InputError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise InputError(f"{name} = {value!r}: must be True or False")
+        raise InputError(f"{name} = {value!r}: must be True or False", field=name)
 
 
 def require_rate(name: str, value: object) -> None:
@@ -50,7 +52,8 @@ def require_rate(name: str, value: object) -> None:
         except InputError:
             raise InputError(
                 f"{name} = {value!r}: must be a number in [0, inf) or a schedule,"
-                " a function from step to learning rate"
+                " a function from step to learning rate",
+                field=name,
             ) from None
 
 
@@ -58,4 +61,4 @@ def require_dtype(name: str, value: object) -> None:
     """Raises an InputError unless `value` names float32 or bfloat16."""
     # None would be float64 to NumPy.
     if value is None or value not in (jnp.float32, jnp.bfloat16, "float32", "bfloat16"):
-        raise InputError(f"{name} = {value!r}: must be 'float32' or 'bfloat16'")
+        raise InputError(f"{name} = {value!r}: must be 'float32' or 'bfloat16'", field=name)

@@ -37,7 +37,8 @@ class FromOptax:
         if not callable(self.make):
             raise InputError(
                 f"FromOptax.make = {self.make!r}: must be a function of the learning rate,"
-                " e.g. optax.adabelief without brackets"
+                " e.g. optax.adabelief without brackets",
+                field="FromOptax.make",
             )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:

@@ -41,7 +41,8 @@ class DecayMask:
                     re.compile(pattern)
             except (re.error, TypeError) as error:
                 raise InputError(
-                    f"DecayMask.{field} = {pattern!r}: not a regular expression ({error})"
+                    f"DecayMask.{field} = {pattern!r}: not a regular expression ({error})",
+                    field=f"DecayMask.{field}",
                 ) from error
 
     def __call__(self, params: Any, axes: Any) -> Any:
@@ -56,7 +57,8 @@ class DecayMask:
         if self.include and not any(re.search(self.include, path) for path in paths):
             raise InputError(
                 f"DecayMask.include = {self.include!r}: matches no parameter;"
-                f" they look like {', '.join(paths[:3])}"
+                f" they look like {', '.join(paths[:3])}",
+                field="DecayMask.include",
             )
         return jax.tree_util.tree_map_with_path(self._chooses, params, matrix_views(params, axes))
 

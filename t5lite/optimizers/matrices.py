@@ -52,7 +52,9 @@ def matrix_view(names: PartitionSpec, shape: tuple[int, ...]) -> MatrixView:
       InputError: if there are more names than axes.
     """
     if len(names) > len(shape):
-        raise InputError(f"axes = {names}: more names than a parameter of shape {shape} has axes")
+        raise InputError(
+            f"axes = {names}: more names than a parameter of shape {shape} has axes", field="axes"
+        )
     padded = [*names, *[None] * (len(shape) - len(names))]
     dimensions: list[tuple[int, ...]] = []
     for axis, name in enumerate(padded):

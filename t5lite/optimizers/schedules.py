@@ -166,5 +166,6 @@ def _check_total(name: str, total_steps: int, **phases: int) -> None:
         shorter = f"t5lite.optimizers.schedules.{name}.{largest} = {total_steps // 10}"
         raise InputError(
             f"{name}.total_steps = {total_steps}: must be at least {needed}, as {spelt} come first"
-            f"\n  train for longer (TRAIN_STEPS), or set {shorter}"
+            f"\n  train for longer (TRAIN_STEPS), or set {shorter}",
+            field=f"{name}.total_steps",
         )

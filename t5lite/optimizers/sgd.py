@@ -40,7 +40,10 @@ class SGD:
         require_flag("SGD.nesterov", self.nesterov)
         require_dtype("SGD.mu_dtype", self.mu_dtype)
         if self.nesterov and not self.momentum:
-            raise InputError("SGD.nesterov = True: needs a momentum, e.g. SGD.momentum = 0.9")
+            raise InputError(
+                "SGD.nesterov = True: needs a momentum, e.g. SGD.momentum = 0.9",
+                field="SGD.nesterov",
+            )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
         """Returns the transformation, the same for all axes and shapes."""

@@ -121,7 +121,9 @@ class Layout:
             if not isinstance(size, int) or (size < 1 and size != -1):
                 raise InputError(f"Layout.mesh[{axis!r}] = {size!r}: must be a size or -1")
         if list(self.mesh.values()).count(-1) > 1:
-            raise InputError(f"Layout.mesh = {dict(self.mesh)}: only one axis may be -1")
+            raise InputError(
+                f"Layout.mesh = {dict(self.mesh)}: only one axis may be -1", field="Layout.mesh"
+            )
         for table in (self.parameters, self.optimizer, self.gradients, self.activations):
             for _, target in table or ():
                 for axis in (target,) if isinstance(target, str) else target or ():
@@ -171,7 +173,8 @@ def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Me
         sizes[sizes.index(-1)] = len(devices) // known
     elif -1 in sizes or known != len(devices):
         raise InputError(
-            f"Layout.mesh = {dict(layout.mesh)} does not multiply to the {len(devices)} devices"
+            f"Layout.mesh = {dict(layout.mesh)} does not multiply to the {len(devices)} devices",
+            field="Layout.mesh",
         )
     types = (jax.sharding.AxisType.Auto,) * len(sizes)
     outer = [(layout.slices or {}).get(axis, 1) for axis in MESH_AXES]
@@ -224,7 +227,8 @@ def in_memory(placed: Any, kind: str) -> Any:
             known = sorted(memory.kind for memory in device.addressable_memories())
             raise InputError(
                 f"Layout.optimizer_memory = {kind!r}: a {device.device_kind} has "
-                f"{', '.join(known) or 'no choice of memories'}"
+                f"{', '.join(known) or 'no choice of memories'}",
+                field="Layout.optimizer_memory",
             ) from error
 
     return jax.tree.map(moved, placed)

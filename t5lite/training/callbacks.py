@@ -160,5 +160,6 @@ def _check_ids(name: str, rows: np.ndarray, limits: Mapping[str, int]) -> None:
     }.get(name, "the head's classes")
     raise InputError(
         f"{name} = {largest}: labels outside the head's classes, of which there are {limit} (0 to "
-        f"{limit - 1}); set {field} to at least {largest + 1}, or mend the data"
+        f"{limit - 1}); set {field} to at least {largest + 1}, or mend the data",
+        field=name,
     )

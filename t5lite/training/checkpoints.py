@@ -88,15 +88,25 @@ class Checkpoints:
         number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
         if minutes is not None and not (number and 0 < minutes < math.inf):
             raise InputError(
-                f"Checkpoints.every_minutes = {minutes!r}: must be a number above 0, or None"
+                f"Checkpoints.every_minutes = {minutes!r}: must be a number above 0, or None",
+                field="Checkpoints.every_minutes",
             )
         if self.best_mode not in ("min", "max"):
-            raise InputError(f"Checkpoints.best_mode = {self.best_mode!r}: must be 'min' or 'max'")
+            raise InputError(
+                f"Checkpoints.best_mode = {self.best_mode!r}: must be 'min' or 'max'",
+                field="Checkpoints.best_mode",
+            )
         if self.restore_mapping and not self.restore_from:
-            raise InputError("Checkpoints.restore_mapping: needs restore_from, what it maps")
+            raise InputError(
+                "Checkpoints.restore_mapping: needs restore_from, what it maps",
+                field="Checkpoints.restore_mapping",
+            )
         check_mapping(self.restore_mapping)
         if self.frozen not in ("save", "refer"):
-            raise InputError(f"Checkpoints.frozen = {self.frozen!r}: must be 'save' or 'refer'")
+            raise InputError(
+                f"Checkpoints.frozen = {self.frozen!r}: must be 'save' or 'refer'",
+                field="Checkpoints.frozen",
+            )
         if self.frozen == "refer" and (self.restore_from is None or self.restore_mapping):
             raise InputError(
                 "Checkpoints.frozen = 'refer': needs restore_from, the folder that is read again, "
@@ -450,11 +460,13 @@ def _check_writable(folder: epath.Path) -> None:
     except OSError as error:
         raise InputError(
             f"model_dir = {str(folder.parent)!r} cannot be written: {error.strerror or error}\n"
-            "choose another folder or change its permissions"
+            "choose another folder or change its permissions",
+            field="model_dir",
         ) from error
     if not all(seen):
         raise InputError(
             f"model_dir = {str(folder.parent)!r}: what process 0 writes there, process "
             f"{seen.index(False)} does not see\n"
-            "choose a folder that all hosts share, such as one of gs://"
+            "choose a folder that all hosts share, such as one of gs://",
+            field="model_dir",
         )

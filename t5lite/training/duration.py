@@ -36,7 +36,9 @@ class Duration:
             valid = isinstance(value, int if whole else (int, float))
             if not valid or isinstance(value, bool) or not 0 < value < math.inf:
                 wanted = "a whole number of at least 1" if whole else "a number above 0"
-                raise InputError(f"train.{name} = {value!r}: must be {wanted}")
+                raise InputError(
+                    f"train.{name} = {value!r}: must be {wanted}", field=f"train.{name}"
+                )
 
     def check(self, epoch: float | None) -> None:
         """Raises an InputError if data that tell this epoch cannot tell when to stop."""
@@ -45,12 +47,14 @@ class Duration:
         if epoch is None:
             raise InputError(
                 f"train.epochs = {self.epochs}: these data do not count epochs; "
-                "set train.steps or train.tokens"
+                "set train.steps or train.tokens",
+                field="train.epochs",
             )
         if isinstance(epoch, int) and self.epochs != int(self.epochs):
             raise InputError(
                 f"train.epochs = {self.epochs}: must be whole, as these data count whole epochs "
-                "only; round it, or set train.steps or train.tokens"
+                "only; round it, or set train.steps or train.tokens",
+                field="train.epochs",
             )
 
     def share(self, position: Position) -> float:

@@ -55,7 +55,10 @@ class LossScale:
             ("growth_steps", self.growth_steps >= 1, "at least 1"),
         ):
             if not good:
-                raise InputError(f"LossScale.{name} = {getattr(self, name)!r}: must be {wanted}")
+                raise InputError(
+                    f"LossScale.{name} = {getattr(self, name)!r}: must be {wanted}",
+                    field=f"LossScale.{name}",
+                )
 
     def start(self) -> Tree:
         """Returns the first `scale` (float32) and `good_steps` (int32) since it last changed."""

@@ -29,7 +29,8 @@ class Profile:
     def __post_init__(self):
         if len(self.steps) != 2 or any(type(n) is not int or n < 1 for n in self.steps):
             raise InputError(
-                f"Profile.steps = {self.steps!r}: must be (first, how many), both >= 1"
+                f"Profile.steps = {self.steps!r}: must be (first, how many), both >= 1",
+                field="Profile.steps",
             )
 
     def open(

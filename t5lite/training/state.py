@@ -79,7 +79,8 @@ def transformation(
         if not callable(optimizer):
             raise InputError(
                 f"optimizer = {optimizer!r}: neither make(axes, shapes) nor an "
-                "optax.GradientTransformation"
+                "optax.GradientTransformation",
+                field="optimizer",
             )
         optimizer = optimizer(axes, shapes)
     return optax.with_extra_args_support(optimizer)

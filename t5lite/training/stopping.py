@@ -73,7 +73,8 @@ class Watch:
             error = unknown(f"metric at step {step}", self.metric, run.metrics)
             raise InputError(
                 f"{type(self).__name__}.metric = {self.metric!r}: {error}\n"
-                "a callback before this one must measure it, at this step or earlier"
+                "a callback before this one must measure it, at this step or earlier",
+                field=f"{type(self).__name__}.metric",
             )
         value, measured_at = run.metrics[self.metric], run.measured_at.get(self.metric, step)
         if measured_at <= self._looked:
@@ -98,7 +99,10 @@ class Watch:
     def _require(self, name: str, valid: bool, wanted: str) -> None:
         if not valid:
             value = getattr(self, name)
-            raise InputError(f"{type(self).__name__}.{name} = {value!r}: must be {wanted}")
+            raise InputError(
+                f"{type(self).__name__}.{name} = {value!r}: must be {wanted}",
+                field=f"{type(self).__name__}.{name}",
+            )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -217,7 +221,8 @@ def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None =
             hint = unknown("metric", metric, known) if known else "no callback measures any"
             raise InputError(
                 f"{field} = {metric!r}: {hint}\nwatch one that a callback of this run measures, "
-                "or add the callback, such as @t5lite.evaluation.HeldOut()"
+                "or add the callback, such as @t5lite.evaluation.HeldOut()",
+                field=field,
             )
 
 
@@ -230,9 +235,11 @@ def _check_meeting(callbacks: Sequence[Callback], watching: int, measuring: int)
     if watch.every % other.every:
         raise InputError(
             f"{name}.every = {watch.every}: {measures} every {other.every} steps; "
-            f"set a multiple of {other.every}"
+            f"set a multiple of {other.every}",
+            field=f"{name}.every",
         )
     if watching < measuring:
         raise InputError(
-            f"train.callbacks: {measures} after {name} has looked at it; put {name} last"
+            f"train.callbacks: {measures} after {name} has looked at it; put {name} last",
+            field="train.callbacks",
         )

@@ -284,7 +284,10 @@ class Answer(Column):
         if "{" not in self.context:
             _check_columns("Answer.context", [self.context], columns)
         elif not self.template.slots:
-            raise InputError(f"Answer.context = {self.context!r}: has no slot that holds answers")
+            raise InputError(
+                f"Answer.context = {self.context!r}: has no slot that holds answers",
+                field="Answer.context",
+            )
         self.template.check(columns)
         _check_columns("Answer.answer or Answer.start", self._named, columns)
 
@@ -420,14 +423,17 @@ def _given(classes: Sequence[Any] | None) -> list[str]:
 def _check_classes(field: str, classes: Sequence[Any] | None) -> None:
     given = _given(classes)
     if twice := {name for name in given if given.count(name) > 1}:
-        raise InputError(f"{field} = {list(classes or ())}: {min(twice)!r} is there twice")
+        raise InputError(
+            f"{field} = {list(classes or ())}: {min(twice)!r} is there twice", field=field
+        )
 
 
 def _check_names(field: str, own: Sequence[str], names: Sequence[str]) -> None:
     if own and list(own) != list(names):
         raise InputError(
             f"{field} = {list(own)}: the model's labels are {list(names)}; "
-            "set these, in this order, or leave the field out"
+            "set these, in this order, or leave the field out",
+            field=field,
         )
 
 

@@ -89,20 +89,31 @@ class FileData(Dataset):
         super().__post_init__()
         share, shots = self.validation_share, self.shots
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-            raise InputError(f"validation_share = {share!r}: must be at least 0 and less than 1")
+            raise InputError(
+                f"validation_share = {share!r}: must be at least 0 and less than 1",
+                field="validation_share",
+            )
         if self.bad_lines not in ("stop", "skip"):
             raise unknown("bad_lines", self.bad_lines, ("stop", "skip"))
         if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
-            raise InputError(f"shots = {shots!r}: must be a whole number of at least 0")
+            raise InputError(
+                f"shots = {shots!r}: must be a whole number of at least 0", field="shots"
+            )
         if bool(self.shots) != bool(self.shot):
             raise InputError(
                 f"shots = {self.shots} and shot = {self.shot!r}: set both (how many examples, and "
-                "the template of one), or neither"
+                "the template of one), or neither",
+                field="shots",
             )
         if self.split_by is not None and not self.split_by:
-            raise InputError(f"split_by = {self.split_by!r}: name a column, or set it to None")
+            raise InputError(
+                f"split_by = {self.split_by!r}: name a column, or set it to None", field="split_by"
+            )
         if not self.features:
-            raise InputError("features is empty: name at least one, such as {'inputs': '{text}'}")
+            raise InputError(
+                "features is empty: name at least one, such as {'inputs': '{text}'}",
+                field="features",
+            )
 
     def vocabulary(self) -> Vocabulary:
         """Returns the vocabulary that texts are encoded with.
@@ -190,7 +201,8 @@ class FileData(Dataset):
             vocab = open_vocabulary(vocab)
         if not isinstance(vocab, Vocabulary):
             raise InputError(
-                f"vocab = {vocab!r}: must be a vocabulary, what returns one, or the path of one"
+                f"vocab = {vocab!r}: must be a vocabulary, what returns one, or the path of one",
+                field="vocab",
             )
         return vocab
 
@@ -258,7 +270,8 @@ class FileData(Dataset):
         if self.shots and self.shots > (most := most_shots(**index.tables)):
             raise InputError(
                 f"shots = {self.shots}: must be at most {most}, the number of different training "
-                "rows that may stand beside any row: not of its own split_by"
+                "rows that may stand beside any row: not of its own split_by",
+                field="shots",
             )
         return index
 
@@ -377,9 +390,13 @@ class FileData(Dataset):
             for column in columns.values()
         )
         if self.shots and not taken:
-            raise InputError(f"shots = {self.shots}: no template has the slot {{{SHOTS}}}")
+            raise InputError(
+                f"shots = {self.shots}: no template has the slot {{{SHOTS}}}", field="shots"
+            )
         if self.shot is not None and SHOTS in Template(self.shot).slots:
-            raise InputError(f"shot = {self.shot!r}: must not have the slot {{{SHOTS}}} itself")
+            raise InputError(
+                f"shot = {self.shot!r}: must not have the slot {{{SHOTS}}} itself", field="shot"
+            )
 
     def _num_cut_answers(self) -> int:
         """Returns how many of the first training rows have an answer past the length."""

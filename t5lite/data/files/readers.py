@@ -102,7 +102,9 @@ def _matches(path: str, field: str) -> list[str]:
     if path.startswith(PREFIX):
         return [tfds_file(path)]
     if "://" in path:
-        raise InputError(f"{field} = {path!r}: must be on this machine's disk; copy it there")
+        raise InputError(
+            f"{field} = {path!r}: must be on this machine's disk; copy it there", field=field
+        )
     names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
     files = [name for name in names if os.path.isfile(name)]
     if not files:
@@ -112,13 +114,17 @@ def _matches(path: str, field: str) -> list[str]:
 
 def _no_file(field: str, path: str) -> InputError:
     if os.path.isdir(path):
-        return InputError(f"{field} = {path!r}: is a folder; write {path.rstrip('/')}/*.csv, say")
+        return InputError(
+            f"{field} = {path!r}: is a folder; write {path.rstrip('/')}/*.csv, say", field=field
+        )
     folder, name = os.path.split(path)
     if glob.has_magic(path):
-        return InputError(f"{field} = {path!r}: no file matches (from {os.getcwd()})")
+        return InputError(f"{field} = {path!r}: no file matches (from {os.getcwd()})", field=field)
     if not os.path.isdir(folder or "."):
-        return InputError(f"{field} = {path!r}: there is no folder {folder!r}")
-    return InputError(f"{field} = {path!r}: {unknown('file', name, os.listdir(folder or '.'))}")
+        return InputError(f"{field} = {path!r}: there is no folder {folder!r}", field=field)
+    return InputError(
+        f"{field} = {path!r}: {unknown('file', name, os.listdir(folder or '.'))}", field=field
+    )
 
 
 def format_of(path: str, format: str | None) -> str:

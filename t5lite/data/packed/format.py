@@ -105,7 +105,8 @@ def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
     target = local_folder(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            f"output = {str(folder)!r}: exists; delete it first, or choose another folder"
+            f"output = {str(folder)!r}: exists; delete it first, or choose another folder",
+            field="output",
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,8 @@ def local_folder(folder: str | os.PathLike) -> Path:
     if not isinstance(path, Path):
         raise InputError(
             f"folder = {str(folder)!r}: a packed cache is memory-mapped and must be on a local "
-            "disk; copy it there"
+            "disk; copy it there",
+            field="folder",
         )
     return path.absolute()
 
@@ -151,7 +153,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(
             f"folder = {str(folder)!r}: holds no packed cache ({error.strerror}: {path.name}); "
-            "write one with t5lite cache"
+            "write one with t5lite cache",
+            field="folder",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error!r}; write the cache again") from error

@@ -173,7 +173,8 @@ class PackedData(Dataset):
         if self.vocab is not None and self.vocab.fingerprint != cached:
             raise InputError(
                 f"vocab = {self.vocab!r}: the cache {self.folder} was made with another vocabulary "
-                f"(sha256 {str(cached)[:12]}, not {self.vocab.fingerprint[:12]}); write it again"
+                f"(sha256 {str(cached)[:12]}, not {self.vocab.fingerprint[:12]}); write it again",
+                field="vocab",
             )
         if cached is None:
             return None
@@ -201,13 +202,15 @@ class PackedData(Dataset):
                 was, now = _differing(cached, value)
                 raise InputError(
                     f"{name} = {now}: the cache {self.folder} was made with {was}; "
-                    "write it again with t5lite cache, or ask for what it holds"
+                    "write it again with t5lite cache, or ask for what it holds",
+                    field=name,
                 )
         columns = self._description["passes"]["train"][0]["columns"]
         if self._needs_segments() and not any(name.endswith("_segment_ids") for name in columns):
             raise InputError(
                 f"folder = {self.folder!r}: the cache was made by a version that took id 0 for "
-                "padding, which it is not in this vocabulary; write it again with t5lite cache"
+                "padding, which it is not in this vocabulary; write it again with t5lite cache",
+                field="folder",
             )
 
     def _num_shards(self) -> int:

@@ -50,7 +50,7 @@ def write_packed(
       InputError: for whatever of the data or the folder cannot be used.
     """
     if epochs < 1:
-        raise InputError(f"epochs = {epochs}: must be at least 1")
+        raise InputError(f"epochs = {epochs}: must be at least 1", field="epochs")
     lengths, digest = data._row_lengths(objective), packed_files.new_digest()
     passes: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
     with packed_files.whole_folder(folder) as writing:

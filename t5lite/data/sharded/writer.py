@@ -108,10 +108,12 @@ def write_shards(
     check_folder(folder, field="folder")
     for name, value in (("num_shards", num_shards), ("group", group)):
         if value < 1:
-            raise InputError(f"{name} = {value}: must be at least 1")
+            raise InputError(f"{name} = {value}: must be at least 1", field=name)
     root = as_path(folder)
     if root.exists() and any(root.iterdir()):
-        raise InputError(f"folder = {str(folder)!r}: holds files; choose another, or delete it")
+        raise InputError(
+            f"folder = {str(folder)!r}: holds files; choose another, or delete it", field="folder"
+        )
     features: dict[str, str] = {}
     written: dict[str, tuple[Shard, ...]] = {}
     for split, examples in splits.items():

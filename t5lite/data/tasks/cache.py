@@ -51,7 +51,7 @@ def write_seqio_cache(
     """
     seqio = import_seqio()
     if num_shards < 1:
-        raise InputError(f"num_shards = {num_shards}: must be at least 1")
+        raise InputError(f"num_shards = {num_shards}: must be at least 1", field="num_shards")
     if not task.supports_caching:
         raise InputError(
             f"task {task.name!r} says not what to cache: put seqio.CacheDatasetPlaceholder() "

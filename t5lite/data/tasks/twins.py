@@ -47,6 +47,7 @@ def from_seqio(vocabulary: Any) -> Vocabulary | None:
         raise InputError(
             f"extra_ids = {vocabulary.extra_ids}: {twin.model_file} has {twin.num_sentinels} "
             "sentinels of its own, which SeqIO would define twice; open it with "
-            "SentencePieceVocabulary(..., extra_ids=0)"
+            "SentencePieceVocabulary(..., extra_ids=0)",
+            field="extra_ids",
         )
     return twin

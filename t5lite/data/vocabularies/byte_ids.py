@@ -35,7 +35,9 @@ class Bytes(Vocabulary):
 
     def __init__(self, num_sentinels: int = 125, *, spelled: bool = False, ascending: bool = False):
         if num_sentinels < 0:
-            raise InputError(f"num_sentinels={num_sentinels} must be at least 0")
+            raise InputError(
+                f"num_sentinels={num_sentinels} must be at least 0", field="num_sentinels"
+            )
         self.num_sentinels = num_sentinels
         self.size = 3 + 256 + num_sentinels
         self.pad_id, self.eos_id, self.unk_id = 0, 1, 2

@@ -37,7 +37,9 @@ class SentencePiece(Vocabulary):
         self.model_file = str(as_path(model_file))
         self._model = read_file(as_path(model_file), "SentencePiece model file")
         if num_sentinels < 0:
-            raise InputError(f"num_sentinels={num_sentinels} must be at least 0")
+            raise InputError(
+                f"num_sentinels={num_sentinels} must be at least 0", field="num_sentinels"
+            )
         self._processor = open_sentencepiece(self._model, self.model_file)
         own = _count_sentinels(self._processor)
         self._num_added = 0 if own else num_sentinels

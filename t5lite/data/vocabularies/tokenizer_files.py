@@ -71,9 +71,11 @@ class _Tokenizer(Vocabulary):
         **options: Any,
     ):
         if num_sentinels < 0:
-            raise InputError(f"num_sentinels={num_sentinels} must be at least 0")
+            raise InputError(
+                f"num_sentinels={num_sentinels} must be at least 0", field="num_sentinels"
+            )
         if offset not in (0, 1):
-            raise InputError(f"offset={offset} must be 0 or 1")
+            raise InputError(f"offset={offset} must be 0 or 1", field="offset")
         self.file, self._content, self._tokenizer = str(file), content, tokenizer
         named = {"bos": bos, "mask": mask, "pad": pad}
         # What is not given is left out: fingerprints are what they were before there were any.
@@ -424,5 +426,6 @@ def _add_sentinels(tokenizer: Any, count: int, *, first_id: int) -> None:
     if found != list(range(first_id, first_id + count)):
         raise InputError(
             f"num_sentinels={count}: the tokenizer's ids have gaps, or some sentinels are among "
-            "them already; add all of them to the file itself"
+            "them already; add all of them to the file itself",
+            field="num_sentinels",
         )

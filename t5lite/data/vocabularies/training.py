@@ -83,7 +83,8 @@ def _train(documents: list[str], options: dict[str, Any], num_sentinels: int) ->
     if options["vocab_size"] < 4:
         raise InputError(
             f"size={options['vocab_size'] + num_sentinels} leaves no pieces beside "
-            f"{num_sentinels} sentinels; use a larger size"
+            f"{num_sentinels} sentinels; use a larger size",
+            field="size",
         )
     lines = [line for document in documents for line in document.splitlines() if line.strip()]
     if not lines:

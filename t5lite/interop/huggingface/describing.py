@@ -41,7 +41,8 @@ def describe(spec: ModelSpec) -> Plan:
     if spec.family not in MODULES:
         raise InputError(
             f"ModelSpec.family = {spec.family!r}: transformers has no class of that name that is "
-            f"known here; known: {', '.join(sorted(MODULES))}"
+            f"known here; known: {', '.join(sorted(MODULES))}",
+            field="ModelSpec.family",
         )
     family = family_of(spec.family)
     for head in spec.heads:

@@ -289,7 +289,8 @@ def write_sentences(
         if layer.activation not in names:
             raise InputError(
                 f"EmbeddingHeadSpec.dense: activation = {layer.activation!r} has no counterpart in "
-                "sentence-transformers"
+                "sentence-transformers",
+                field="EmbeddingHeadSpec.dense",
             )
         config = {
             "in_features": head.dense[number - 1].size if number else width,

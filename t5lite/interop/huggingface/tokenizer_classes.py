@@ -248,7 +248,9 @@ def _t5(parts: Parts, settings: Settings) -> Draft:
     if not listed:
         additional += sentinels
     elif count > 0 and count != len(listed):
-        raise InputError(f"extra_ids = {count}, and {len(listed)} sentinels are listed")
+        raise InputError(
+            f"extra_ids = {count}, and {len(listed)} sentinels are listed", field="extra_ids"
+        )
     tokenizer = library.Tokenizer(library.models.Unigram(scores, unk_id=2))
     if parts.charsmap:
         tokenizer.normalizer = library.normalizers.Precompiled(parts.charsmap)

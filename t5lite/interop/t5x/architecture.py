@@ -35,7 +35,10 @@ def check(spec: ModelSpec) -> None:
     T5X's: it must be configured to the same.
     """
     if spec.encoder is not None and spec.decoder is None:
-        raise InputError("ModelSpec.decoder = None: T5X has no models that are an encoder alone")
+        raise InputError(
+            "ModelSpec.decoder = None: T5X has no models that are an encoder alone",
+            field="ModelSpec.decoder",
+        )
     for name in ("encoder", "decoder"):
         stack = getattr(spec, name)
         if stack is None:

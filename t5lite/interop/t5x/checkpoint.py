@@ -88,13 +88,14 @@ def save(
       CheckpointError: if it cannot be written.
     """
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise InputError(f"step = {step!r}: must be a whole number, at least 0")
+        raise InputError(f"step = {step!r}: must be a whole number, at least 0", field="step")
     form = Form(scanned, not scanned if joined is None else joined)
     target = tensors(spec, scanned=form.scanned, joined=form.joined)
     if adafactor is not None and int(adafactor.count) != step:
         raise InputError(
             f"step = {step}, but the state of Adafactor has done {int(adafactor.count)} updates: "
-            "T5X has one number for both"
+            "T5X has one number for both",
+            field="step",
         )
     made = tensors_from(params, target)
 

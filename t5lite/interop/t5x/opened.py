@@ -34,7 +34,9 @@ def open_model(
     if step is not None:
         path = absolute(folder) / f"checkpoint_{step}"
         if not path.exists():
-            raise InputError(f"step = {step}: {str(folder)!r} has no checkpoint_{step}")
+            raise InputError(
+                f"step = {step}: {str(folder)!r} has no checkpoint_{step}", field="step"
+            )
         folder = path
     source = open_checkpoint(folder)
     stored = source.tensors()

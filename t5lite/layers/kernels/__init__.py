@@ -60,7 +60,10 @@ def attention(
         kernel = _choice(request)
     reason = _REFUSALS[kernel](request) if kernel in _REFUSALS else None
     if reason is not None:
-        raise InputError(f"ComputeSpec.attention = {kernel!r}: {reason}; use 'auto'")
+        raise InputError(
+            f"ComputeSpec.attention = {kernel!r}: {reason}; use 'auto'",
+            field="ComputeSpec.attention",
+        )
     return KERNELS[kernel](request)
 
 

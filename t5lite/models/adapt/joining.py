@@ -62,7 +62,9 @@ def to_encoder_decoder(
     Source: Zhang et al. 2025, arXiv:2504.06225, §3; Rothe et al. 2020, arXiv:1907.12461, §2.
     """
     if spec.topology == "encoder_decoder":
-        raise InputError("spec must be that of an encoder or a decoder alone: it has both already")
+        raise InputError(
+            "spec must be that of an encoder or a decoder alone: it has both already", field="spec"
+        )
     if cross_attention is None:
         cross_attention = "copied" if spec.decoder is not None else "fresh"
     if shared_embedding is None:
@@ -106,11 +108,15 @@ def join(
     (BERT2GPT).
     """
     if decoder[0].topology == "encoder_decoder":
-        raise InputError("decoder must be a decoder or an encoder alone: it has an encoder already")
+        raise InputError(
+            "decoder must be a decoder or an encoder alone: it has an encoder already",
+            field="decoder",
+        )
     if encoder[0].vocab != decoder[0].vocab:
         raise InputError(
             f"vocab must be the same in both: {encoder[0].vocab} in the encoder's model, "
-            f"{decoder[0].vocab} in the decoder's; use extend_vocabulary or replace_vocabulary"
+            f"{decoder[0].vocab} in the decoder's; use extend_vocabulary or replace_vocabulary",
+            field="vocab",
         )
     sources = _without_types(encoder), _without_types(decoder)
     return _joined(*sources, cross_attention, shared_embedding, heads, family, rng)
@@ -161,11 +167,13 @@ def _check(encoder: Source, decoder: Source, cross_attention: str, shared: bool)
         if spec.embedding_size is not None:
             raise InputError(
                 f"embedding_size = {spec.embedding_size}: a model with a decoder has none; choose "
-                "a model whose embedding is as wide as its layers"
+                "a model whose embedding is as wide as its layers",
+                field="embedding_size",
             )
     if cross_attention not in CROSS_ATTENTION:
         raise InputError(
-            f"cross_attention must be one of {', '.join(CROSS_ATTENTION)}, not {cross_attention!r}"
+            f"cross_attention must be one of {', '.join(CROSS_ATTENTION)}, not {cross_attention!r}",
+            field="cross_attention",
         )
     widths = _encoder_width(encoder[0]), decoder[0].embed
     if widths[0] == widths[1]:
@@ -177,7 +185,8 @@ def _check(encoder: Source, decoder: Source, cross_attention: str, shared: bool)
         if value != fix:
             raise InputError(
                 f"{name} must be {fix!r} where encoder and decoder differ in width "
-                f"({widths[0]} and {widths[1]})"
+                f"({widths[0]} and {widths[1]})",
+                field=name,
             )
 
 
@@ -237,7 +246,8 @@ def _without_types(source: Source) -> Source:
         if not isinstance(stack.position_embedding, LearnedPositionsSpec):
             raise InputError(
                 "num_token_types must be None, or there must be learned positions to add the "
-                f"embedding of token type 0 to: {name} has none"
+                f"embedding of token type 0 to: {name} has none",
+                field="num_token_types",
             )
         table = params[name]["position_embedding"]["embedding"]
         row = jnp.asarray(params["token_type_embedding"]["embedding"])[:1]

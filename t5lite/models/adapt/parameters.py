@@ -67,7 +67,7 @@ def completed(spec: ModelSpec, params: Params, *, rng: jax.Array | None) -> Para
     missing = [path for path in shapes_of(spec) if path not in leaves]
     if missing:
         if rng is None:
-            raise InputError(f"rng must be a PRNG key: {missing[0]} has to be drawn")
+            raise InputError(f"rng must be a PRNG key: {missing[0]} has to be drawn", field="rng")
 
         def draw(key: jax.Array) -> dict[str, jax.Array]:
             drawn = flat(Model(spec).init(key))

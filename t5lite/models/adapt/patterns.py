@@ -25,7 +25,10 @@ def with_blocks(stack: StackSpec, blocks: Sequence[TransformerBlockSpec]) -> Sta
       InputError: if layers that share their parameters would have different blocks.
     """
     if len(blocks) != stack.num_layers:
-        raise InputError(f"blocks must be {stack.num_layers}, one a layer; there are {len(blocks)}")
+        raise InputError(
+            f"blocks must be {stack.num_layers}, one a layer; there are {len(blocks)}",
+            field="blocks",
+        )
     num_first = len(stack.first_blocks)
     first, rest = tuple(blocks[:num_first]), tuple(blocks[num_first:])
     if not rest:
@@ -39,7 +42,8 @@ def with_blocks(stack: StackSpec, blocks: Sequence[TransformerBlockSpec]) -> Sta
         if not repeats(period):
             raise InputError(
                 "layers must be the same in each turn of the pattern, where shared_layers has all "
-                f"turns use the same parameters: choose all, or some of the first {period}"
+                f"turns use the same parameters: choose all, or some of the first {period}",
+                field="layers",
             )
     else:
         period = next(n for n in range(1, len(rest) + 1) if repeats(n))
@@ -64,7 +68,8 @@ def repattern(stack_params: Params, old: StackSpec, new: StackSpec) -> Params:
     """
     if old.num_layers != new.num_layers:
         raise InputError(
-            f"num_layers must stay {old.num_layers} in another pattern; it is {new.num_layers}"
+            f"num_layers must stay {old.num_layers} in another pattern; it is {new.num_layers}",
+            field="num_layers",
         )
     members: dict[str, list[int]] = {}
     for layer in range(new.num_layers):
@@ -75,7 +80,10 @@ def repattern(stack_params: Params, old: StackSpec, new: StackSpec) -> Params:
         sources = [old.place(layer) for layer in layers]
         if new.place(layers[0])[1] is None:  # no leading axis
             if any(source != sources[0] for source in sources):
-                raise InputError("shared_layers must stay False: layers have their own parameters")
+                raise InputError(
+                    "shared_layers must stay False: layers have their own parameters",
+                    field="shared_layers",
+                )
             block = _layer(stack_params, *sources[0])
         else:
             block = _stacked([_layer(stack_params, *source) for source in sources], path)
@@ -93,5 +101,7 @@ def _stacked(layers: list[dict[str, jax.Array]], path: str) -> dict[str, jax.Arr
         return {name: leaf.shape for name, leaf in layer.items()}
 
     if any(kinds(layer) != kinds(layers[0]) for layer in layers):
-        raise InputError(f"blocks must be equal where they share a place in the pattern: {path}")
+        raise InputError(
+            f"blocks must be equal where they share a place in the pattern: {path}", field="blocks"
+        )
     return {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}

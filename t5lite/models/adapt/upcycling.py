@@ -69,11 +69,15 @@ def upcycle(
     """
     check_parameters(spec, params)
     if not 0 <= noise_stddev < math.inf:
-        raise InputError(f"noise_stddev must be at least 0, not {noise_stddev}")
+        raise InputError(
+            f"noise_stddev must be at least 0, not {noise_stddev}", field="noise_stddev"
+        )
     there = [name for name in STACKS if getattr(spec, name) is not None]
     chosen = there if stacks is None else list(stacks)
     if not chosen or any(name not in there for name in chosen):
-        raise InputError(f"stacks must be some of {', '.join(there)}, not {stacks!r}")
+        raise InputError(
+            f"stacks must be some of {', '.join(there)}, not {stacks!r}", field="stacks"
+        )
     if normalize_weights is None:
         normalize_weights = top_k > 1
     fields = options | {
@@ -142,7 +146,9 @@ def _sparse(
     block: TransformerBlockSpec, fields: dict[str, Any], where: str
 ) -> TransformerBlockSpec:
     if not isinstance(block.mlp, MlpSpec):
-        raise InputError(f"layers must be dense before they are upcycled: {where} is not")
+        raise InputError(
+            f"layers must be dense before they are upcycled: {where} is not", field="layers"
+        )
     return block.replace(mlp=MoeSpec(expert=block.mlp, **fields))
 
 
@@ -159,6 +165,7 @@ def _numbers(
     if not numbers or not all(isinstance(n, int) and 0 <= n < count for n in numbers):
         raise InputError(
             f"layers must be 'alternate', 'all', or numbers in 0 .. {count - 1}, the layers of the "
-            f"{name}, not {layers!r}"
+            f"{name}, not {layers!r}",
+            field="layers",
         )
     return {int(n) for n in numbers}

@@ -106,7 +106,9 @@ def with_vectors(
         )
     widths = {np.shape(vector) for vector in vectors.values()}
     if len(widths) != 1 or any(len(shape) != 1 for shape in widths):
-        raise InputError(f"vectors must all have one width; there are shapes {sorted(widths)}")
+        raise InputError(
+            f"vectors must all have one width; there are shapes {sorted(widths)}", field="vectors"
+        )
     found = [(row, word) for row, piece in enumerate(pieces) if (word := _known(piece, vectors))]
     if not found:
         return spec, params, 0
@@ -127,7 +129,8 @@ def _fitted(values: jax.Array, old: jax.Array, rng: jax.Array | None) -> jax.Arr
     if width != embed:
         if rng is None:
             raise InputError(
-                f"rng must be a PRNG key: vectors are {width} wide and the embedding {embed}"
+                f"rng must be a PRNG key: vectors are {width} wide and the embedding {embed}",
+                field="rng",
             )
         turn = jax.random.orthogonal(rng, max(width, embed))
         values = values @ turn[:width, :embed]

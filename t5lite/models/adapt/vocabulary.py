@@ -85,9 +85,11 @@ def extend_vocabulary(
     pieces: Sequence[str | None]
     if isinstance(new_tokens, int):
         if decompose is not None:
-            raise InputError("decompose must be None, or new_tokens the pieces to decompose")
+            raise InputError(
+                "decompose must be None, or new_tokens the pieces to decompose", field="decompose"
+            )
         if new_tokens < 0:
-            raise InputError(f"new_tokens must be at least 0, not {new_tokens}")
+            raise InputError(f"new_tokens must be at least 0, not {new_tokens}", field="new_tokens")
         pieces = [None] * new_tokens
     else:
         pieces = list(new_tokens)
@@ -134,7 +136,7 @@ def replace_vocabulary(
     """
     num_pieces = _num_pieces(spec, len(old_pieces), field="old_pieces")
     if not new_pieces:
-        raise InputError("new_pieces must be at least one")
+        raise InputError("new_pieces must be at least one", field="new_pieces")
     places: dict[str, int] = {}
     for index, piece in enumerate(old_pieces):
         places.setdefault(piece, index)
@@ -147,7 +149,9 @@ def replace_vocabulary(
     if start_id is None:
         start_id = _start_id(spec, old_pieces, new_pieces)
     elif not 0 <= start_id < len(new_pieces):
-        raise InputError(f"start_id must be in 0 .. {len(new_pieces) - 1}, not {start_id}")
+        raise InputError(
+            f"start_id must be in 0 .. {len(new_pieces) - 1}, not {start_id}", field="start_id"
+        )
     plan = _Plan(num_pieces, source, parts, init, rng)
     new_spec, new_params = _applied(spec, params, plan, start_id=start_id)
     counts = {
@@ -169,9 +173,9 @@ def _applied(
 ) -> tuple[ModelSpec, Params]:
     check_parameters(spec, params)
     if plan.init not in INITS:
-        raise InputError(f"init must be one of {', '.join(INITS)}, not {plan.init!r}")
+        raise InputError(f"init must be one of {', '.join(INITS)}, not {plan.init!r}", field="init")
     if plan.init == "normal" and plan.rng is None and len(plan.drawn):
-        raise InputError("rng must be a PRNG key where init is 'normal'")
+        raise InputError("rng must be a PRNG key where init is 'normal'", field="rng")
     new_spec = spec.replace(vocab=len(plan.source), **changes)
     leaves = flat(params)
     for path, axis in tables(spec).items():
@@ -240,14 +244,15 @@ def _num_pieces(spec: ModelSpec, num_pieces: int | None, *, field: str = "num_pi
     if not 1 <= num_pieces <= spec.vocab:
         raise InputError(
             f"{field}: there must be 1 to {spec.vocab}, the rows of the model's embedding, "
-            f"and there are {num_pieces}"
+            f"and there are {num_pieces}",
+            field=field,
         )
     return num_pieces
 
 
 def _rounded(size: int, multiple_of: int) -> int:
     if multiple_of < 1:
-        raise InputError(f"multiple_of must be at least 1, not {multiple_of}")
+        raise InputError(f"multiple_of must be at least 1, not {multiple_of}", field="multiple_of")
     return -(-size // multiple_of) * multiple_of
 
 
@@ -262,5 +267,6 @@ def _start_id(spec: ModelSpec, old_pieces: Sequence[str], new_pieces: Sequence[s
         return 0
     raise InputError(
         f"start_id must be given: the decoder reads {old} first, which is no piece of the new "
-        "vocabulary"
+        "vocabulary",
+        field="start_id",
     )

@@ -131,19 +131,25 @@ def check(config: family.Config, model_type: str) -> None:
             raise InputError(
                 f"{name} = {config[name]!r}: a model of model_type {model_type!r} has {value!r}, "
                 "and transformers 4 and 5 do not read the field; remove it from config.json if the "
-                "model works there"
+                "model works there",
+                field=name,
             )
     embed, vocab = config["d_model"], config["vocab_size"]
     for name in ("encoder_attention_heads", "decoder_attention_heads"):
         if embed % config[name]:
-            raise InputError(f"d_model = {embed} is not a multiple of {name} = {config[name]}")
+            raise InputError(
+                f"d_model = {embed} is not a multiple of {name} = {config[name]}", field="d_model"
+            )
     if SWITCHES[model_type]["static_position_embeddings"] and embed % 2:
-        raise InputError(f"d_model = {embed}: must be even with sinusoidal positions")
+        raise InputError(
+            f"d_model = {embed}: must be even with sinusoidal positions", field="d_model"
+        )
     decoder_vocab = config.get("decoder_vocab_size") or vocab
     if not config["share_encoder_decoder_embeddings"] and decoder_vocab != vocab:
         raise InputError(
             f"decoder_vocab_size = {decoder_vocab}: must equal vocab_size = {vocab}, for encoder "
-            "and decoder have one vocabulary"
+            "and decoder have one vocabulary",
+            field="decoder_vocab_size",
         )
 
 

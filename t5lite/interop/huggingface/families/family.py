@@ -96,7 +96,8 @@ def unsupported(field: str, value: Any, supported: Iterable[Any], why: str = "")
     """Returns the error for a value of a config that no spec expresses."""
     known = ", ".join(item if isinstance(item, str) else repr(item) for item in supported)
     return InputError(
-        f"{field} = {value!r} is not supported{why and f' ({why})'}; supported: {known}"
+        f"{field} = {value!r} is not supported{why and f' ({why})'}; supported: {known}",
+        field=field,
     )
 
 

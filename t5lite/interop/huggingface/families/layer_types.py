@@ -18,7 +18,10 @@ def layer_types(config: Config, default: list[str]) -> list[str]:
     """
     kinds = config.get("layer_types") or default
     if len(kinds) != len(default) or not set(kinds) <= {FULL, SLIDING}:
-        raise InputError(f"layer_types = {kinds!r}: must name {len(default)} of {FULL}, {SLIDING}")
+        raise InputError(
+            f"layer_types = {kinds!r}: must name {len(default)} of {FULL}, {SLIDING}",
+            field="layer_types",
+        )
     return list(kinds)
 
 

@@ -140,5 +140,5 @@ def _first(parameters: Mapping[str, Any], config: Config, name: str, default: fl
 def _number(parameters: Mapping[str, Any], name: str, field: str) -> float:
     value = parameters.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{field}: {name} must be a number, not {value!r}")
+        raise InputError(f"{field}: {name} must be a number, not {value!r}", field=field)
     return float(value)
