@@ -39,9 +39,11 @@ from t5lite.experiment.start import (
     Start,
     check_folder_of_run,
     check_references,
+    check_referred,
     first_state,
     open_references,
     plan_start,
+    referred_frozen,
     spec_of,
 )
 from t5lite.interop import Description, Opened
@@ -227,6 +229,8 @@ class Experiment:
         start = plan_start(
             self.checkpoints, self.network, self.bound, data=self.data, resumes=resumes
         )
+        if start and self.checkpoints.frozen == "refer":
+            check_referred(start, self.tuning, self.network, field="Checkpoints.frozen")
         self.check_model()
         check_references(
             self.references, self.reference_models, objective=self.bound, data=self.data
@@ -290,7 +294,11 @@ class Experiment:
                     self.folder, warn=say, writable=False, optimizer=name_of(self.optimizer)
                 )
             )
-            restored = checkpointer.restore(program.state, extra=program.extra)
+            restored = checkpointer.restore(
+                program.state,
+                extra=program.extra,
+                frozen=lambda folder: referred_frozen(folder, program, self.references),
+            )
             if restored:
                 state = restored.state
             else:

@@ -17,7 +17,7 @@ from t5lite.experiment.run_folder import check_described
 from t5lite.interop import Opened, open_model
 from t5lite.interop.prompts import check_prompts, read_prompts
 from t5lite.models import Model, ModelSpec, differences, load_spec, named_spec
-from t5lite.training import Checkpoints, Program, TrainState, Tuning
+from t5lite.training import Checkpoints, Program, TrainState, Tuning, frozen_of
 from t5lite.training.restore import (
     Rule,
     absolute,
@@ -28,6 +28,7 @@ from t5lite.training.restore import (
     source_of,
 )
 from t5lite.training.restore import differences as misfits
+from t5lite.training.tuning import nest
 
 _FIELD = "Checkpoints.restore_from"
 _HEAD = re.compile(r"(\w+_head)/")
@@ -199,16 +200,58 @@ def first_state(
     params = program.draw(seed) if start is None else start.params(program, seed=seed)
     for line in start.lines() if start else ():
         say(line)
+    for name, opened in references.items():
+        say(f"reference {name} from {opened.where}")
+    return program.start_from(params, seed, _references(program, references, start=params))
+
+
+def referred_frozen(
+    folder: str, program: Program, references: Mapping[str, Opened]
+) -> dict[str, Any]:
+    """Returns `TrainState.frozen` of a run whose checkpoints refer to where it started.
+
+    Args:
+      folder: that it started from.
+      program: of the run.
+      references: see `first_state`.
+
+    Raises:
+      InputError: if the folder lacks a parameter, or cannot be opened.
+    """
+    opened = _opened(folder, averaged=False, field=_FIELD)
+    wanted = named(program.params)
+    if program.state.frozen["references"].keys() <= references.keys():  # no copy of the start
+        wanted = {name: wanted[name] for name in named(program.state.frozen["params"])}
+    params = nest(opened.read(wanted))
+    _, frozen = program.tuning.split(params)
+    return frozen_of(frozen, _references(program, references, start=params))
+
+
+def check_referred(start: Start, tuning: Tuning, model: Model, *, field: str) -> None:
+    """Raises an InputError if a frozen parameter is not in the folder that is to be read again."""
+    shapes = model.shapes()
+    _, frozen = tuning.bind(model.axes(), shapes).split(shapes)
+    if fresh := sorted(named(frozen).keys() & start.fresh.keys()):
+        raise InputError(
+            f"{field} = 'refer': {fresh[0]} is frozen and drawn, not read from "
+            f"{start.opened.where}; set 'save', or train it",
+            field=field,
+        )
+
+
+def _references(
+    program: Program, references: Mapping[str, Opened], *, start: Any
+) -> dict[str, Any]:
+    """Reads the parameters of references; those without a checkpoint are a copy of the start's."""
     read = {}
-    for name, shapes in wanted.items():
+    for name, shapes in program.state.frozen["references"].items():
         if name not in references:
-            read[name] = jax.tree.map(jnp.copy, params)
+            read[name] = jax.tree.map(jnp.copy, start)
             continue
         values = references[name].read(named(shapes))
         leaves = [values[path] for path in named(shapes)]
         read[name] = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        say(f"reference {name} from {references[name].where}")
-    return program.start_from(params, seed, read)
+    return read
 
 
 def open_references(objective: Any) -> dict[str, Opened]:

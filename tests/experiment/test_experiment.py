@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ from t5lite.errors import InputError
 from t5lite.experiment import Experiment
 from t5lite.experiment.description import count
 from t5lite.experiment.inspection import report
-from t5lite.models import override
+from t5lite.experiment.start import check_referred
+from t5lite.models import Model, override
 from t5lite.objectives import Seq2Seq
 from t5lite.optimizers import AdamW
 from t5lite.parallel import make_mesh
-from t5lite.training import ByPath, Update
+from t5lite.training import ByPath, Checkpoints, Update
 from t5lite.training.restore import named
 
 DECODER = ByPath(include="^decoder/")
@@ -75,6 +77,35 @@ def test_frozen_parameters_stay_and_the_run_resumes_and_opens(tmp_path, capsys):
     loaded = named(t5lite.load(tmp_path / "run").params)
     assert {*loaded} == {*named(second.model.shapes())}
     assert all(np.array_equal(loaded[name], after[name]) for name in after)
+
+
+def test_frozen_parameters_can_be_read_again_from_where_a_run_started(tmp_path):
+    train(tmp_path / "base", steps=1, seed=5)
+    refer = Checkpoints(restore_from=str(tmp_path / "base"), frozen="refer")
+    options = {"tuning": DECODER, "objective": Near(references={"start": "start"})}
+    train(
+        tmp_path / "saved",
+        steps=4,
+        **options,
+        checkpoints=dataclasses.replace(refer, frozen="save"),
+    )
+    train(tmp_path / "run", steps=2, **options, checkpoints=refer)
+    train(tmp_path / "run", steps=4, **options, checkpoints=refer)
+    assert (tmp_path / "saved" / "frozen").exists()
+    assert not (tmp_path / "run" / "frozen").exists()
+    one, other = (named(t5lite.load(tmp_path / name).params) for name in ("run", "saved"))
+    assert all(np.array_equal(one[name], other[name]) for name in other)
+    steps = metrics_of(tmp_path / "run"), metrics_of(tmp_path / "saved")
+    assert steps[0][4]["train/from_start"] == steps[1][4]["train/from_start"] > 0
+
+
+def test_a_drawn_parameter_cannot_be_read_again():
+    model = Model(SPEC)
+    name = next(name for name in named(model.shapes()) if name.startswith("encoder/"))
+    start = types.SimpleNamespace(fresh={name: 1}, opened=types.SimpleNamespace(where="base"))
+    with pytest.raises(InputError, match=f"{name} is frozen and drawn, not read from base"):
+        check_referred(start, DECODER, model, field="Checkpoints.frozen")
+    check_referred(start, ByPath(include=name), model, field="Checkpoints.frozen")
 
 
 def test_a_run_is_not_resumed_with_another_tuning(tmp_path):
