@@ -17,12 +17,9 @@ from t5lite.layers.heads import (
     ReplacedTokensHeadSpec,
     SpansHeadSpec,
     TokenLabelsHeadSpec,
-    pool,
-    unit_length,
 )
 from t5lite.layers.initializers import (
     FanInInitSpec,
-    Initializers,
     InitSpec,
     NormalInitSpec,
     SmallInitSpec,
@@ -41,6 +38,7 @@ from t5lite.layers.norms import (
     layer_norm,
     rms_norm,
 )
+from t5lite.layers.pooling import POOLINGS, pool, unit_length
 from t5lite.layers.position_biases import (
     AlibiSpec,
     PositionBiasSpec,
@@ -55,7 +53,7 @@ from t5lite.layers.position_embeddings import (
     PositionEmbeddingSpec,
     SinusoidalPositionsSpec,
 )
-from t5lite.layers.projection import projection
+from t5lite.layers.projection import Projection, product
 from t5lite.layers.rotary import (
     LinearScalingSpec,
     Llama3ScalingSpec,
@@ -65,10 +63,22 @@ from t5lite.layers.rotary import (
     rotate,
 )
 from t5lite.layers.spec import Spec
+from t5lite.layers.weights import (
+    AdapterSpec,
+    Affine,
+    Leaf,
+    Matrix,
+    StorageSpec,
+    Weights,
+    parameter_path,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "KERNELS",
+    "POOLINGS",
+    "AdapterSpec",
+    "Affine",
     "AlibiSpec",
     "Attention",
     "AttentionMask",
@@ -80,14 +90,15 @@ __all__ = [
     "FanInInitSpec",
     "HeadSpec",
     "InitSpec",
-    "Initializers",
     "KeyValues",
     "LMHeadSpec",
     "LayerNormSpec",
+    "Leaf",
     "LearnedPositionsSpec",
     "LinearScalingSpec",
     "Llama3ScalingSpec",
     "MaskedLMHeadSpec",
+    "Matrix",
     "Mlp",
     "MlpSpec",
     "MoeSpec",
@@ -96,6 +107,7 @@ __all__ = [
     "PoolerHeadSpec",
     "PositionBiasSpec",
     "PositionEmbeddingSpec",
+    "Projection",
     "RMSNorm",
     "RMSNormSpec",
     "RegressionHeadSpec",
@@ -110,9 +122,11 @@ __all__ = [
     "SmallInitSpec",
     "SpansHeadSpec",
     "Spec",
+    "StorageSpec",
     "TokenEmbedding",
     "TokenLabelsHeadSpec",
     "TruncatedNormalInitSpec",
+    "Weights",
     "YarnScalingSpec",
     "alibi_slopes",
     "attended_saveable",
@@ -120,8 +134,9 @@ __all__ = [
     "broadcast",
     "drop_residual",
     "layer_norm",
+    "parameter_path",
     "pool",
-    "projection",
+    "product",
     "relative_buckets",
     "rms_norm",
     "rotate",

@@ -11,14 +11,14 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.layers.cache import KeyValues
 from t5lite.layers.dropout import Dropout
-from t5lite.layers.initializers import Initializers
 from t5lite.layers.kernels import attention, dot
 from t5lite.layers.kernels.request import Request
 from t5lite.layers.masks import AttentionMask
 from t5lite.layers.norms import NormSpec
-from t5lite.layers.projection import projection
+from t5lite.layers.projection import Projection
 from t5lite.layers.rotary import RotarySpec, rotate
 from t5lite.layers.spec import Spec, positive
+from t5lite.layers.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +100,10 @@ class AttentionSpec(Spec):
         dtype: jnp.dtype,
         dropout_rate: float,
         kernel: str = "auto",
-        init: Initializers = Initializers(),
+        weights: Weights = Weights(),
     ) -> "Attention":
         """Returns the module for inputs of width `embed`; see `kernels.attention` for `kernel`."""
-        return Attention(self, embed, dtype, dropout_rate, kernel, init)
+        return Attention(self, embed, dtype, dropout_rate, kernel, weights)
 
 
 class Attention(nn.Module):
@@ -118,23 +118,25 @@ class Attention(nn.Module):
     dtype: jnp.dtype
     dropout_rate: float
     kernel: str
-    init_: Initializers
+    weights: Weights
 
     def setup(self) -> None:
         spec = self.spec
         heads, kv_heads = (spec.num_heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
         axes = ("embed", "heads", "kv")
         # Where fan-in decides: logits of unit variance at initialisation, whatever the scale.
-        gain, init = spec.head_dim**-0.5 / spec.scale, self.init_.kernel
-        project = functools.partial(projection, dtype=self.dtype, use_bias=spec.use_bias)
-        self.query = project(axes, heads, init=init("query", gain))
-        self.key = project(("embed", spec.kv_axis, "kv"), kv_heads, init=init("key"))
-        self.value = project(("embed", spec.kv_axis, "kv"), kv_heads, init=init("value"))
+        gain = spec.head_dim**-0.5 / spec.scale
+        project = functools.partial(
+            Projection, weights=self.weights, dtype=self.dtype, use_bias=spec.use_bias
+        )
+        self.query = project(axes, heads, role="query", gain=gain)
+        self.key = project(("embed", spec.kv_axis, "kv"), kv_heads, role="key")
+        self.value = project(("embed", spec.kv_axis, "kv"), kv_heads, role="value")
         self.output = project(
             ("heads", "kv", "embed"),
             (self.embed,),
             num_contracted=2,
-            init=init("attention_output"),
+            role="attention_output",
         )
         if spec.query_key_norm is not None:
             self.query_norm = spec.query_key_norm.make(self.dtype, axis="kv")

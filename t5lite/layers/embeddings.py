@@ -1,6 +1,7 @@
 """Embeddings, and the logits that may share a table of theirs."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.layers.gradients import Weight, reduce_scatter_over_batch, weight
-from t5lite.layers.initializers import Initializer, Initializers
+from t5lite.layers.initializers import Table
 from t5lite.layers.projection import product
+from t5lite.layers.weights import Matrix, Weights, declare
 
 
 class _Lookup(NamedTuple):
-    """What of a lookup is static."""
+    """The static arguments of a lookup."""
 
     dtype: Any
     table_shape: tuple[int, int]
@@ -81,36 +83,61 @@ class TokenEmbedding(nn.Module):
       vocab: rows.
       embed: their width.
       dtype: of the result.
-      table_init: draws the table.
+      weights: how the table is drawn, adapted and stored.
+      table: what it is for, which `weights.init` goes by.
       axis: logical name of the rows.
     """
 
     vocab: int
     embed: int
     dtype: jnp.dtype
-    table_init: Initializer = Initializers().table("tokens")
+    weights: Weights = Weights()
+    table: Table = "tokens"
     axis: str = "vocab"
 
     def setup(self) -> None:
         self.axes = (self.axis, "embed")
-        init = nn.with_logical_partitioning(self.table_init, self.axes)
-        self.embedding: Any = self.param("embedding", init, (self.vocab, self.embed))
+        self.embedding = declare(
+            self,
+            "embedding",
+            self.weights,
+            Matrix((self.vocab, self.embed), self.axes),
+            init=self.weights.table(self.table),
+            contracted=(-1,),
+        )
 
     def __call__(
         self, tokens: Int32[Array, "batch length"]
     ) -> Float[Array, "batch length {self.embed}"]:
-        """Looks up `tokens` `[batch, length]` int32, giving `[batch, length, embed]`."""
-        embedded = lookup(self.embedding, tokens, self.dtype, self.axes)
-        return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
+        """Looks up tokens."""
+        return nn.with_logical_constraint(self.rows(tokens), ("batch", "length", "embed"))
+
+    def rows(self, ids: Int32[Array, "batch length"]) -> Float[Array, "batch length {self.embed}"]:
+        """Returns rows of the table, wherever the layout has them."""
+        table = self.embedding
+
+        def looked_up(ids: jax.Array) -> jax.Array:
+            if table.storage is None:
+                return lookup(table.leaves, ids, self.dtype, self.axes)
+            rows = jax.tree.map(lambda leaf: jnp.take(leaf, ids, axis=0), table.leaves)
+            return table.storage.decode(rows, self.dtype)
+
+        adapted: Callable[[jax.Array], jax.Array] = looked_up
+        for adapter, leaves in table.adapters:
+            adapted = functools.partial(adapter.lookup, leaves, inner=adapted)
+        return adapted(ids)
 
     def attend(
         self, x: Float[Array, "batch length {self.embed}"]
     ) -> Float32[Array, "batch length {self.vocab}"]:
-        """Dots `x` `[batch, length, embed]` with every row: `[batch, length, vocab]` float32."""
-        return product(
-            x.astype(self.dtype),
-            self.embedding,
+        """Dots `x` with every row: tied logits."""
+        adapted: Callable[[jax.Array], jax.Array] = functools.partial(
+            product,
+            kernel=self.embedding.decoded(self.dtype),
             dtype=jnp.float32,
             weight=weight(self.axes),
             features_first=True,
         )
+        for adapter, leaves in self.embedding.adapters:
+            adapted = functools.partial(adapter.attend, leaves, inner=adapted)
+        return adapted(x.astype(self.dtype))

@@ -1,7 +1,6 @@
-"""Heads: what is read off a model's hidden states. A model has at most one of each kind."""
+"""Heads: outputs read off a model's hidden states. A model has at most one of each kind."""
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -9,35 +8,96 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from t5lite.errors import unknown
 from t5lite.layers.dropout import Dropout
 from t5lite.layers.embeddings import TokenEmbedding
-from t5lite.layers.initializers import Initializers
 from t5lite.layers.kernels.dot import softcapped
 from t5lite.layers.mlp import ACTIVATIONS
 from t5lite.layers.norms import LayerNormSpec, NormSpec
-from t5lite.layers.projection import projection
-from t5lite.layers.spec import Spec, positive
-
-# Ways to one vector for a text; the last three are sentence-transformers'.
-POOLINGS = ("first", "mean", "last", "max", "mean_sqrt_length", "weighted_mean")
+from t5lite.layers.pooling import POOLINGS, pool, unit_length
+from t5lite.layers.projection import Projection
+from t5lite.layers.spec import Spec, choice, positive
+from t5lite.layers.weights import Weights
 
 
 class HeadSpec(Spec):
-    """Any head; subclass it for one of your own.
+    """Any head; subclass it for one of your own, and override `read` or `make`.
 
-    `kind` is what objectives ask for. Heads of kind "lm" give logits over the vocabulary; their
-    module is called with hidden states and the token embedding. Others are called with hidden
-    states and `valid` `[batch, length]` bool, the tokens that exist.
+    `kind` is its name among a model's heads, which objectives choose by. Heads of kind "lm" give
+    logits over the vocabulary and read hidden states and the token embedding; others read hidden
+    states and `valid` `[batch, length]` bool, the tokens that are not padding.
     """
 
     kind: ClassVar[str]
 
     def make(
-        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+        self, embed: int, vocab: int, dtype: jnp.dtype, weights: Weights = Weights()
     ) -> nn.Module:
         """Returns the module for hidden states of width `embed`; its output is float32."""
-        raise NotImplementedError(f"{type(self).__name__}.make")
+        return Head(self, embed, vocab, dtype, weights)
+
+    def read(self, head: "Head", hidden: Float[Array, "batch length embed"], other: Any) -> Any:
+        """Returns the output, float32.
+
+        Args:
+          head: the module, whose layers are declared by its methods.
+          hidden: in the dtype of the computation.
+          other: the token embedding or `valid`, by `kind`.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.read")
+
+
+class Head(nn.Module):
+    """The module of a head, and the layers that heads are made of."""
+
+    spec: Any
+    embed: int
+    vocab: int
+    dtype: jnp.dtype
+    weights: Weights
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, other: Any) -> jax.Array:
+        return self.spec.read(self, hidden, other)
+
+    def project(
+        self,
+        x: Float[Array, "*batch _"],
+        size: int,
+        name: str,
+        *,
+        axis: str = "mlp",
+        use_bias: bool = True,
+        float32_output: bool = False,
+    ) -> Float[Array, "*batch {size}"]:
+        """Returns a linear layer's output, whose new axis has the logical name `axis`."""
+        layer = Projection(
+            ("embed", axis),
+            (size,),
+            weights=self.weights,
+            dtype=self.dtype,
+            use_bias=use_bias,
+            float32_output=float32_output,
+            name=name,
+        )
+        return layer(x)
+
+    def classify(
+        self, x: Float[Array, "*batch _"], size: int, *, use_bias: bool = True
+    ) -> Float32[Array, "*batch {size}"]:
+        """Returns the last linear layer's output."""
+        y = self.project(x, size, "projection", axis="classes", use_bias=use_bias)
+        return y.astype(jnp.float32)
+
+    def dropout(self, x: Float[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
+        if not rate or not self.has_rng("dropout"):
+            return x
+        return Dropout(self.make_rng("dropout"), rate)(x)
+
+    def vocab_bias(self, logits: Float32[Array, "*batch vocab"]) -> Float32[Array, "*batch vocab"]:
+        """Returns logits with a bias for each token."""
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+        bias: Any = self.param("bias", init, (self.vocab,))
+        return logits + jnp.broadcast_to(bias.astype(jnp.float32), logits.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +122,26 @@ class LMHeadSpec(HeadSpec):
         super().__post_init__()
         self.require(self.softcap is None or self.softcap > 0, "softcap", "above 0, or None")
 
-    def make(
-        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
-    ) -> nn.Module:
-        """Returns the module; see `HeadSpec`."""
-        return LMHead(self, vocab, dtype, init)
+    def read(
+        self, head: Head, hidden: Float[Array, "batch length embed"], other: TokenEmbedding
+    ) -> Float32[Array, "batch length vocab"]:
+        """See `HeadSpec.read`."""
+        if self.tied:
+            logits = other.attend(hidden)
+            logits = head.vocab_bias(logits) if self.use_bias else logits
+        else:
+            logits = head.project(
+                hidden,
+                head.vocab,
+                "projection",
+                axis="vocab",
+                use_bias=self.use_bias,
+                float32_output=True,
+            )
+        scale = hidden.shape[-1] ** -0.5 if self.logits_scale is None else self.logits_scale
+        if scale != 1.0:
+            logits = logits * jnp.float32(scale)
+        return logits if self.softcap is None else softcapped(logits, self.softcap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,45 +157,51 @@ class MaskedLMHeadSpec(HeadSpec):
     """
 
     kind: ClassVar[str] = "lm"
-    activation: str = "gelu"
+    activation: str = choice(ACTIVATIONS, "gelu")
     norm: NormSpec = LayerNormSpec(1e-12)
     use_bias: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.activation not in ACTIVATIONS:
-            raise unknown("activation", self.activation, ACTIVATIONS)
-
     def make(
-        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
+        self, embed: int, vocab: int, dtype: jnp.dtype, weights: Weights = Weights()
     ) -> nn.Module:
         """Returns the module; see `HeadSpec`."""
-        return MaskedLMHead(self, vocab, dtype, init)
+        return MaskedLMHead(self, embed, vocab, dtype, weights)
+
+    def read(
+        self, head: Head, hidden: Float[Array, "batch length embed"], other: TokenEmbedding
+    ) -> Float32[Array, "batch length vocab"]:
+        """See `HeadSpec.read`."""
+        x = head.project(hidden, other.embed, "dense", use_bias=self.use_bias)
+        x = head.norm(ACTIVATIONS[self.activation](x))
+        return head.vocab_bias(other.attend(x))
+
+
+class MaskedLMHead(Head):
+    """The module of `MaskedLMHeadSpec`."""
+
+    def setup(self) -> None:
+        self.norm = self.spec.norm.make(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReplacedTokensHeadSpec(HeadSpec):
-    """ELECTRA's: for each token, the logit of its not being the text's own, `[batch, length]`.
+    """ELECTRA's: for each token, the logit that it was replaced, `[batch, length]`.
 
     Args:
-      activation: one of `ACTIVATIONS`, behind a dense layer.
+      activation: one of `ACTIVATIONS`, after a dense layer.
 
     Source: Clark et al. 2020, arXiv:2003.10555, §2, and the authors' `run_pretraining.py`.
     """
 
     kind: ClassVar[str] = "replaced_tokens"
-    activation: str = "gelu"
+    activation: str = choice(ACTIVATIONS, "gelu")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.activation not in ACTIVATIONS:
-            raise unknown("activation", self.activation, ACTIVATIONS)
-
-    def make(
-        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
-    ) -> nn.Module:
-        """Returns the module; see `HeadSpec`."""
-        return ReplacedTokensHead(self, embed, dtype, init)
+    def read(
+        self, head: Head, hidden: Float[Array, "batch length embed"], other: jax.Array
+    ) -> Float32[Array, "batch length"]:
+        """See `HeadSpec.read`."""
+        x = ACTIVATIONS[self.activation](head.project(hidden, head.embed, "dense"))
+        return head.classify(x, 1)[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,18 +215,19 @@ class PoolerHeadSpec(HeadSpec):
     """
 
     kind: ClassVar[str] = "pooler"
-    activation: str = "tanh"
+    activation: str = choice(ACTIVATIONS, "tanh")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.activation not in ACTIVATIONS:
-            raise unknown("activation", self.activation, ACTIVATIONS)
-
-    def make(
-        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
-    ) -> nn.Module:
-        """Returns the module; see `HeadSpec`."""
-        return PoolerHead(self, embed, dtype, init)
+    def read(
+        self,
+        head: Head,
+        hidden: Float[Array, "batch length embed"],
+        other: Bool[Array, "batch length"],
+    ) -> Float32[Array, "batch embed"]:
+        """See `HeadSpec.read`."""
+        x = pool(hidden, other, "first").astype(head.dtype)
+        return ACTIVATIONS[self.activation](head.project(x, head.embed, "dense")).astype(
+            jnp.float32
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,47 +235,43 @@ class _PooledHeadSpec(HeadSpec):
     """A linear layer on one vector for each text.
 
     Args:
-      pooling: which: that of the first token, of the last, or the mean of all.
+      pooling: one of `POOLINGS`.
       pooler: whether a dense layer and an activation come before, as in BERT.
       dropout_rate: before the linear layer.
       pooler_activation: of that dense layer, one of `ACTIVATIONS`.
       use_bias: whether the linear layer has a bias; transformers' decoders have none.
     """
 
-    pooling: str = "mean"
+    pooling: str = choice(POOLINGS, "mean")
     pooler: bool = False
     dropout_rate: float = 0.0
-    pooler_activation: str = "tanh"
+    pooler_activation: str = choice(ACTIVATIONS, "tanh")
     use_bias: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}")
-        if self.pooler_activation not in ACTIVATIONS:
-            raise unknown("pooler_activation", self.pooler_activation, ACTIVATIONS)
 
     @property
     def num_outputs(self) -> int:
         raise NotImplementedError
 
-    def make(
-        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
-    ) -> nn.Module:
-        """Returns the module; see `HeadSpec`."""
-        return PooledHead(self, embed, dtype, init)
+    def read(
+        self,
+        head: Head,
+        hidden: Float[Array, "batch length embed"],
+        other: Bool[Array, "batch length"],
+    ) -> Float32[Array, "batch outputs"]:
+        """See `HeadSpec.read`."""
+        x = pool(hidden, other, self.pooling).astype(head.dtype)
+        if self.pooler:
+            x = ACTIVATIONS[self.pooler_activation](head.project(x, head.embed, "pooler"))
+        x = head.dropout(x, self.dropout_rate)
+        return head.classify(x, self.num_outputs, use_bias=self.use_bias)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationHeadSpec(_PooledHeadSpec):
-    """Logits of classes for a text, `[batch, num_classes]`.
+    """Logits of classes for a text, `[batch, num_classes]`; further fields as `_PooledHeadSpec`'s.
 
     Args:
-      num_classes: how many, at least 2.
-      pooling: `first`, `mean` or `last`: the vector that stands for the text.
-      pooler: whether a dense layer and an activation come before, as in BERT.
-      dropout_rate: before the linear layer.
-      pooler_activation: of that dense layer, one of `ACTIVATIONS`.
-      use_bias: whether the linear layer has a bias; transformers' decoders have none.
+      num_classes: at least 2.
     """
 
     kind: ClassVar[str] = "classification"
@@ -210,15 +288,10 @@ class ClassificationHeadSpec(_PooledHeadSpec):
 
 @dataclasses.dataclass(frozen=True)
 class RegressionHeadSpec(_PooledHeadSpec):
-    """Numbers for a text, `[batch, num_targets]`.
+    """Numbers for a text, `[batch, num_targets]`; further fields as `_PooledHeadSpec`'s.
 
     Args:
-      num_targets: how many.
-      pooling: `first`, `mean` or `last`: the vector that stands for the text.
-      pooler: whether a dense layer and an activation come before, as in BERT.
-      dropout_rate: before the linear layer.
-      pooler_activation: of that dense layer, one of `ACTIVATIONS`.
-      use_bias: whether the linear layer has a bias; transformers' decoders have none.
+      num_targets: at least 1.
     """
 
     kind: ClassVar[str] = "regression"
@@ -230,26 +303,11 @@ class RegressionHeadSpec(_PooledHeadSpec):
 
 
 @dataclasses.dataclass(frozen=True)
-class _TokenHeadSpec(HeadSpec):
-    """A linear layer on the vector of each token."""
-
-    @property
-    def num_outputs(self) -> int:
-        raise NotImplementedError
-
-    def make(
-        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
-    ) -> nn.Module:
-        """Returns the module; see `HeadSpec`."""
-        return TokenHead(self.num_outputs, getattr(self, "dropout_rate", 0.0), dtype, init)
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenLabelsHeadSpec(_TokenHeadSpec):
+class TokenLabelsHeadSpec(HeadSpec):
     """Logits of labels for each token, named entities say, `[batch, length, num_labels]`.
 
     Args:
-      num_labels: how many, at least 2.
+      num_labels: at least 2.
       dropout_rate: before the linear layer.
     """
 
@@ -265,9 +323,15 @@ class TokenLabelsHeadSpec(_TokenHeadSpec):
     def num_outputs(self) -> int:
         return self.num_labels
 
+    def read(
+        self, head: Head, hidden: Float[Array, "batch length embed"], other: jax.Array
+    ) -> Float32[Array, "batch length labels"]:
+        """See `HeadSpec.read`."""
+        return head.classify(head.dropout(hidden, self.dropout_rate), self.num_labels)
+
 
 @dataclasses.dataclass(frozen=True)
-class SpansHeadSpec(_TokenHeadSpec):
+class SpansHeadSpec(HeadSpec):
     """Logits of a span's first and last token, `[batch, length, 2]`.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, §4.2.
@@ -275,9 +339,11 @@ class SpansHeadSpec(_TokenHeadSpec):
 
     kind: ClassVar[str] = "spans"
 
-    @property
-    def num_outputs(self) -> int:
-        return 2
+    def read(
+        self, head: Head, hidden: Float[Array, "batch length embed"], other: jax.Array
+    ) -> Float32[Array, "batch length 2"]:
+        """See `HeadSpec.read`."""
+        return head.classify(hidden, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,13 +357,8 @@ class DenseSpec(Spec):
     """
 
     size: int = positive()
-    activation: str | None = "tanh"
+    activation: str | None = choice(ACTIVATIONS, "tanh")
     use_bias: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.activation is not None and self.activation not in ACTIVATIONS:
-            raise unknown("activation", self.activation, ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,224 +384,22 @@ class EmbeddingHeadSpec(HeadSpec):
         self.require(known, "pooling", f"one of {', '.join(POOLINGS)}, or some joined by +")
         self.require(self.size is None or not self.dense, "size", "None with dense layers")
 
-    def make(
-        self, embed: int, vocab: int, dtype: jnp.dtype, init: Initializers = Initializers()
-    ) -> nn.Module:
-        """Returns the module; see `HeadSpec`."""
-        return EmbeddingHead(self, dtype, init)
-
-
-def pool(
-    hidden: Float[Array, "batch length embed"], valid: Bool[Array, "batch length"], pooling: str
-) -> Float32[Array, "batch embed"]:
-    """Returns one vector for each text.
-
-    Args:
-      hidden: `[batch, length, embed]`.
-      valid: `[batch, length]` bool. A row without any gives zeros or its first vector.
-      pooling: one of `POOLINGS`. `mean_sqrt_length` divides the sum by the root of the number of
-        tokens, `weighted_mean` weighs tokens by their place, from 1.
-
-    Returns:
-      `[batch, embed]` float32.
-    """
-    hidden = hidden.astype(jnp.float32)
-    inside = valid.astype(jnp.float32)
-    if pooling == "max":
-        highest = jnp.where(valid[..., None], hidden, -jnp.inf).max(axis=1)
-        return jnp.where(valid.any(axis=1)[:, None], highest, 0.0)
-    if pooling == "weighted_mean":
-        inside = inside * jnp.arange(1, valid.shape[1] + 1, dtype=jnp.float32)[None]
-    if pooling in ("mean", "weighted_mean"):
-        weights = inside / jnp.maximum(inside.sum(axis=1, keepdims=True), 1.0)
-    elif pooling == "mean_sqrt_length":
-        weights = inside / jnp.sqrt(jnp.maximum(inside.sum(axis=1, keepdims=True), 1.0))
-    else:
-        length = valid.shape[1]
-        at = valid.argmax(axis=1) if pooling == "first" else length - 1 - valid[:, ::-1].argmax(1)
-        weights = jax.nn.one_hot(at, length, dtype=jnp.float32)
-    return jnp.einsum("bl,ble->be", weights, hidden)
-
-
-def unit_length(x: Float32[Array, "*batch size"]) -> Float32[Array, "*batch size"]:
-    """Returns float32 vectors `[..., size]` at length 1; zeros stay zeros."""
-    # Below a length that training never sees, so that a row of padding has a gradient.
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + jnp.float32(1e-12))
-
-
-class LMHead(nn.Module):
-    spec: LMHeadSpec
-    vocab: int
-    dtype: jnp.dtype
-    init_: Initializers
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array, embedding: TokenEmbedding) -> jax.Array:
-        spec = self.spec
-        if spec.tied:
-            logits = embedding.attend(hidden)
-            if spec.use_bias:
-                logits = logits + jnp.broadcast_to(_vocab_bias(self), logits.shape)
-        else:
-            # Named after the module that it is all of.
-            logits = projection(
-                ("embed", "vocab"),
-                (self.vocab,),
-                dtype=self.dtype,
-                use_bias=spec.use_bias,
-                float32_output=True,
-                init=self.init_.kernel("dense"),
-                name="projection",
-            )(hidden).astype(jnp.float32)
-        scale = hidden.shape[-1] ** -0.5 if spec.logits_scale is None else spec.logits_scale
-        if scale != 1.0:
-            logits = logits * jnp.float32(scale)
-        return logits if spec.softcap is None else softcapped(logits, spec.softcap)
-
-
-class MaskedLMHead(nn.Module):
-    spec: MaskedLMHeadSpec
-    vocab: int
-    dtype: jnp.dtype
-    init_: Initializers
-
-    def setup(self) -> None:
-        self.norm = self.spec.norm.make(self.dtype)
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array, embedding: TokenEmbedding) -> jax.Array:
-        spec = self.spec
-        dense = projection(
-            ("embed", "mlp"),
-            (embedding.embed,),
-            dtype=self.dtype,
-            use_bias=spec.use_bias,
-            init=self.init_.kernel("dense"),
-            name="dense",
-        )
-        x = ACTIVATIONS[spec.activation](dense(hidden))
-        logits = embedding.attend(self.norm(x))
-        return logits + jnp.broadcast_to(_vocab_bias(self), logits.shape)
-
-
-class ReplacedTokensHead(nn.Module):
-    spec: ReplacedTokensHeadSpec
-    embed: int
-    dtype: jnp.dtype
-    init_: Initializers
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        del valid
-        project = functools.partial(
-            projection, dtype=self.dtype, use_bias=True, init=self.init_.kernel("dense")
-        )
-        x = project(("embed", "mlp"), (self.embed,), name="dense")(hidden)
-        x = ACTIVATIONS[self.spec.activation](x)
-        return project(("embed", "classes"), (1,), name="projection")(x)[..., 0].astype(jnp.float32)
-
-
-class PoolerHead(nn.Module):
-    spec: PoolerHeadSpec
-    embed: int
-    dtype: jnp.dtype
-    init_: Initializers
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        x = pool(hidden, valid, "first").astype(self.dtype)
-        dense = projection(
-            ("embed", "mlp"),
-            (self.embed,),
-            dtype=self.dtype,
-            use_bias=True,
-            init=self.init_.kernel("dense"),
-            name="dense",
-        )
-        return ACTIVATIONS[self.spec.activation](dense(x)).astype(jnp.float32)
-
-
-class PooledHead(nn.Module):
-    spec: _PooledHeadSpec
-    embed: int
-    dtype: jnp.dtype
-    init_: Initializers
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        spec = self.spec
-        project = functools.partial(projection, dtype=self.dtype, init=self.init_.kernel("dense"))
-        x = pool(hidden, valid, spec.pooling).astype(self.dtype)
-        if spec.pooler:
-            dense = project(("embed", "mlp"), (self.embed,), use_bias=True, name="pooler")
-            x = ACTIVATIONS[spec.pooler_activation](dense(x))
-        x = _dropped(self, x, spec.dropout_rate)
-        output = project(
-            ("embed", "classes"), (spec.num_outputs,), use_bias=spec.use_bias, name="projection"
-        )
-        return output(x).astype(jnp.float32)
-
-
-class TokenHead(nn.Module):
-    num_outputs: int
-    dropout_rate: float
-    dtype: jnp.dtype
-    init_: Initializers
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        del valid
-        x = _dropped(self, hidden, self.dropout_rate)
-        output = projection(
-            ("embed", "classes"),
-            (self.num_outputs,),
-            dtype=self.dtype,
-            use_bias=True,
-            init=self.init_.kernel("dense"),
-            name="projection",
-        )
-        return output(x).astype(jnp.float32)
-
-
-class EmbeddingHead(nn.Module):
-    spec: EmbeddingHeadSpec
-    dtype: jnp.dtype
-    init_: Initializers
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        poolings = self.spec.pooling.split("+")
-        x = jnp.concatenate([pool(hidden, valid, each) for each in poolings], axis=-1)
-        for number, layer in enumerate(self.spec.dense):
-            dense = projection(
-                ("embed", "mlp"),
-                (layer.size,),
-                dtype=self.dtype,
-                use_bias=layer.use_bias,
-                init=self.init_.kernel("dense"),
-                name=f"dense_{number}",
+    def read(
+        self,
+        head: Head,
+        hidden: Float[Array, "batch length embed"],
+        other: Bool[Array, "batch length"],
+    ) -> Float32[Array, "batch size"]:
+        """See `HeadSpec.read`."""
+        poolings = [pool(hidden, other, pooling) for pooling in self.pooling.split("+")]
+        x = jnp.concatenate(poolings, axis=-1)
+        for index, layer in enumerate(self.dense):
+            y = head.project(
+                x.astype(head.dtype), layer.size, f"dense_{index}", use_bias=layer.use_bias
             )
-            x = dense(x.astype(self.dtype)).astype(jnp.float32)
+            x = y.astype(jnp.float32)
             x = x if layer.activation is None else ACTIVATIONS[layer.activation](x)
-        if self.spec.size is not None:
-            output = projection(
-                ("embed", "mlp"),
-                (self.spec.size,),
-                dtype=self.dtype,
-                init=self.init_.kernel("dense"),
-                name="projection",
-            )
-            x = output(x.astype(self.dtype)).astype(jnp.float32)
-        return unit_length(x) if self.spec.normalized else x
-
-
-def _dropped(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
-    if not rate or not module.has_rng("dropout"):
-        return x
-    return Dropout(module.make_rng("dropout"), rate)(x)
-
-
-def _vocab_bias(module: "LMHead | MaskedLMHead") -> Any:
-    init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-    bias: Any = module.param("bias", init, (module.vocab,))
-    return bias.astype(jnp.float32)
+        if self.size is not None:
+            y = head.project(x.astype(head.dtype), self.size, "projection", use_bias=False)
+            x = y.astype(jnp.float32)
+        return unit_length(x) if self.normalized else x

@@ -192,28 +192,3 @@ class SmallInitSpec(InitSpec):
             return nn.initializers.normal(math.sqrt(2 / (5 * shape[-1])))(key, shape, dtype)
 
         return draw
-
-
-@dataclasses.dataclass(frozen=True)
-class Initializers:
-    """A rule in a stack of known depth, as layers ask it.
-
-    Args:
-      spec: the rule.
-      num_updates: see `InitSpec.kernel`.
-    """
-
-    spec: InitSpec = FanInInitSpec()
-    num_updates: int = 1
-
-    def kernel(self, role: Role, gain: float = 1.0) -> Initializer:
-        """Returns the initializer of a matrix."""
-        return self.spec.kernel(role, gain=gain, num_updates=self.num_updates)
-
-    def table(self, table: Table) -> Initializer:
-        """Returns the initializer of an embedding."""
-        return self.spec.table(table)
-
-    def position_bias(self, distances: np.ndarray) -> Initializer:
-        """Returns the initializer of a table of position biases."""
-        return self.spec.position_bias(distances)

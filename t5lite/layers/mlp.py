@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from t5lite.errors import unknown
-from t5lite.layers.initializers import Initializers
-from t5lite.layers.projection import projection
-from t5lite.layers.spec import Spec, positive
+from t5lite.layers.projection import Projection
+from t5lite.layers.spec import Spec, choice, positive
+from t5lite.layers.weights import Weights
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -37,14 +36,9 @@ class MlpSpec(Spec):
     """
 
     hidden: int = positive()
-    activation: str = "relu"
+    activation: str = choice(ACTIVATIONS, "relu")
     gated: bool = False
     use_bias: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.activation not in ACTIVATIONS:
-            raise unknown("activation", self.activation, ACTIVATIONS)
 
     def make(
         self,
@@ -52,10 +46,10 @@ class MlpSpec(Spec):
         *,
         dtype: jnp.dtype,
         dropout_rate: float,
-        init: Initializers = Initializers(),
+        weights: Weights = Weights(),
     ) -> nn.Module:
         """Returns the module for inputs of width `embed`."""
-        return Mlp(self, embed, dtype, dropout_rate, init)
+        return Mlp(self, embed, dtype, dropout_rate, weights)
 
     def flops(self, embed: int, length: int) -> int:
         """Returns multiply-adds × 2 of the matrix products over one row of `length` tokens."""
@@ -69,18 +63,19 @@ class Mlp(nn.Module):
     embed: int
     dtype: jnp.dtype
     dropout_rate: float
-    init_: Initializers = Initializers()
+    weights: Weights = Weights()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch length {self.embed}"]
     ) -> Float[Array, "batch length {self.embed}"]:
         spec, activation = self.spec, ACTIVATIONS[self.spec.activation]
-        project = functools.partial(projection, dtype=self.dtype, use_bias=spec.use_bias)
+        project = functools.partial(
+            Projection, weights=self.weights, dtype=self.dtype, use_bias=spec.use_bias
+        )
 
         def into(name: str) -> jax.Array:
-            init = self.init_.kernel("up")
-            hidden = project(("embed", "mlp"), (spec.hidden,), init=init, name=name)(x)
+            hidden = project(("embed", "mlp"), (spec.hidden,), role="up", name=name)(x)
             return checkpoint_name(hidden, name)
 
         # Of an activation only what goes into it is kept: the rest is quickly computed again.
@@ -91,6 +86,5 @@ class Mlp(nn.Module):
             hidden = jax.checkpoint(activation)(into("up"))
         hidden = nn.Dropout(self.dropout_rate, deterministic=not self.has_rng("dropout"))(hidden)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
-        init = self.init_.kernel("down")
-        y = project(("mlp", "embed"), (self.embed,), init=init, name="down")(hidden)
+        y = project(("mlp", "embed"), (self.embed,), role="down", name="down")(hidden)
         return checkpoint_name(y, "down")

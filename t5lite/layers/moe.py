@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from t5lite.layers.initializers import Initializers
 from t5lite.layers.mlp import Mlp, MlpSpec
-from t5lite.layers.projection import projection
+from t5lite.layers.projection import Projection
 from t5lite.layers.spec import Spec, positive
+from t5lite.layers.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +106,10 @@ class MoeSpec(Spec):
         *,
         dtype: jnp.dtype,
         dropout_rate: float,
-        init: Initializers = Initializers(),
+        weights: Weights = Weights(),
     ) -> "Moe":
         """Returns the module for inputs of width `embed`; dropout is that inside the experts."""
-        return Moe(self, embed, dtype, dropout_rate, init)
+        return Moe(self, embed, dtype, dropout_rate, weights)
 
 
 class Moe(nn.Module):
@@ -123,7 +123,7 @@ class Moe(nn.Module):
     embed: int
     dtype: jnp.dtype
     dropout_rate: float
-    init_: Initializers
+    weights: Weights
 
     @nn.compact
     def __call__(
@@ -160,11 +160,12 @@ class Moe(nn.Module):
             low, high = 1 - spec.router_jitter_rate, 1 + spec.router_jitter_rate
             key = self.make_rng("dropout")
             x = x * jax.random.uniform(key, x.shape, minval=low, maxval=high)
-        router = projection(
+        router = Projection(
             ("embed", "experts"),
             (spec.num_experts,),
             dtype=jnp.dtype("float32"),
-            init=self.init_.kernel("router"),
+            weights=self.weights,
+            role="router",
             # Accelerators would round to bfloat16 or TF32, and send tokens elsewhere than a CPU.
             precision=jax.lax.Precision.HIGHEST,
             name="router",
@@ -189,7 +190,7 @@ class Moe(nn.Module):
                 self.embed,
                 self.dtype,
                 self.dropout_rate,
-                self.init_,
+                self.weights,
                 name="experts",
             )(x)
         return nn.with_logical_constraint(x, names)

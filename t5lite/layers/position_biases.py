@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from t5lite.layers.initializers import Initializers
 from t5lite.layers.spec import Spec, positive
+from t5lite.layers.weights import Weights
 
 
 class PositionBiasSpec(Spec):
@@ -23,7 +23,7 @@ class PositionBiasSpec(Spec):
     per_layer: bool
 
     def make(
-        self, num_heads: int, *, bidirectional: bool, init: Initializers = Initializers()
+        self, num_heads: int, *, bidirectional: bool, weights: Weights = Weights()
     ) -> nn.Module:
         """Returns the module, called as `RelativeBias` is, for `num_heads` heads."""
         raise NotImplementedError(f"{type(self).__name__}.make")
@@ -51,10 +51,10 @@ class RelativeBiasSpec(PositionBiasSpec):
         self.require(self.max_distance > self.num_buckets, "max_distance", "above num_buckets")
 
     def make(
-        self, num_heads: int, *, bidirectional: bool, init: Initializers = Initializers()
+        self, num_heads: int, *, bidirectional: bool, weights: Weights = Weights()
     ) -> "RelativeBias":
         """Returns the module with one table for `num_heads` heads."""
-        return RelativeBias(self, num_heads, bidirectional, init)
+        return RelativeBias(self, num_heads, bidirectional, weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +68,9 @@ class AlibiSpec(PositionBiasSpec):
 
     per_layer = False  # not a field: there is nothing that layers could differ in
 
-    def make(
-        self, num_heads: int, *, bidirectional: bool, init: Initializers = Initializers()
-    ) -> "Alibi":
+    def make(self, num_heads: int, *, bidirectional: bool, weights: Weights = Weights()) -> "Alibi":
         """Returns the module for `num_heads` heads."""
-        del bidirectional, init  # keys ahead are masked where it matters
+        del bidirectional, weights  # keys ahead are masked where it matters
         return Alibi(num_heads)
 
 
@@ -114,7 +112,7 @@ class RelativeBias(nn.Module):
     spec: RelativeBiasSpec
     num_heads: int
     bidirectional: bool
-    init_: Initializers = Initializers()
+    weights: Weights = Weights()
 
     @nn.compact
     def __call__(
@@ -128,7 +126,7 @@ class RelativeBias(nn.Module):
           q_length: number of queries.
           kv_length: number of keys.
         """
-        init = self.init_.position_bias(
+        init = self.weights.position_bias(
             nearest_distances(self.spec, bidirectional=self.bidirectional)
         )
         table: Any = self.param(

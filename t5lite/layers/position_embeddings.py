@@ -1,7 +1,6 @@
 """Positions as vectors that are added to token embeddings: learned or sinusoidal."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,15 +8,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from t5lite.errors import InputError
-from t5lite.layers.embeddings import lookup
-from t5lite.layers.initializers import Initializers
+from t5lite.layers.embeddings import TokenEmbedding
+from t5lite.layers.initializers import Table
 from t5lite.layers.spec import Spec, positive
+from t5lite.layers.weights import Weights
 
 
 class PositionEmbeddingSpec(Spec):
     """Any vectors by position; subclass it for some of your own."""
 
-    def make(self, embed: int, dtype: jnp.dtype, init: Initializers = Initializers()) -> nn.Module:
+    def make(self, embed: int, dtype: jnp.dtype, weights: Weights = Weights()) -> nn.Module:
         """Returns the module: positions `[batch or 1, length]` int32 → `[…, length, embed]`."""
         raise NotImplementedError(f"{type(self).__name__}.make")
 
@@ -43,9 +43,9 @@ class LearnedPositionsSpec(PositionEmbeddingSpec):
         super().__post_init__()
         self.require(self.offset >= 0, "offset", "at least 0")
 
-    def make(self, embed: int, dtype: jnp.dtype, init: Initializers = Initializers()) -> nn.Module:
+    def make(self, embed: int, dtype: jnp.dtype, weights: Weights = Weights()) -> nn.Module:
         """Returns the module; see `PositionEmbeddingSpec.make`."""
-        return LearnedPositions(self, embed, dtype, init)
+        return LearnedPositions(self.max_length + self.offset, embed, dtype, weights, spec=self)
 
     def check(self, length: int) -> None:
         """Raises an InputError if `length` is above `max_length`."""
@@ -64,28 +64,24 @@ class SinusoidalPositionsSpec(PositionEmbeddingSpec):
     Source: Vaswani et al. 2017, arXiv:1706.03762, §3.5.
     """
 
-    def make(self, embed: int, dtype: jnp.dtype, init: Initializers = Initializers()) -> nn.Module:
+    def make(self, embed: int, dtype: jnp.dtype, weights: Weights = Weights()) -> nn.Module:
         """Returns the module; see `PositionEmbeddingSpec.make`."""
-        del init
+        del weights
         return SinusoidalPositions(embed, dtype)
 
 
-class LearnedPositions(nn.Module):
-    spec: LearnedPositionsSpec
-    embed: int
-    dtype: jnp.dtype
-    init_: Initializers
+class LearnedPositions(TokenEmbedding):
+    """The table, whose rows are looked up by position."""
 
-    @nn.compact
+    table: Table = "positions"
+    axis: str = "positions"
+    spec: LearnedPositionsSpec = LearnedPositionsSpec(1)
+
     def __call__(
         self, positions: Int32[Array, "batch length"]
     ) -> Float[Array, "batch length {self.embed}"]:
         self.spec.check(positions.shape[1])
-        axes = ("positions", "embed")
-        init = nn.with_logical_partitioning(self.init_.table("positions"), axes)
-        num_rows = self.spec.max_length + self.spec.offset
-        table: Any = self.param("embedding", init, (num_rows, self.embed))
-        return lookup(table, positions + self.spec.offset, self.dtype, axes)
+        return self.rows(positions + self.spec.offset)
 
 
 class SinusoidalPositions(nn.Module):

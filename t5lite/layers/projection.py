@@ -1,22 +1,24 @@
-"""The one linear projection, with named axes."""
+"""The linear map of every weight matrix, and its product with a derivative written out."""
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from t5lite.layers import gradients
 from t5lite.layers.gradients import Weight, reduce_scatter_over_batch
-from t5lite.layers.initializers import Initializer, Initializers
+from t5lite.layers.initializers import Role
+from t5lite.layers.weights import Affine, Matrix, Weights, declare
 
 
 class _Product(NamedTuple):
-    """What of a product is static."""
+    """The static arguments of a product."""
 
     num_contracted: int
     dtype: Any
@@ -109,14 +111,19 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 class Projection(nn.Module):
-    """Maps the last axes of its input onto new ones, and adds a bias if asked to.
+    """The linear map of every weight matrix: contracts the last axes of its input.
+
+    The kernel is `[*contracted, *features]` float32, drawn as a matrix `[in, out]`; how it is
+    drawn, adapted and stored is a matter of `weights`, by its path.
 
     Args:
       axes: the kernel's logical axis names, contracted ones first.
       features: sizes of the new axes.
+      weights: the policies.
+      dtype: of the computation.
+      role: what the kernel is for, which `weights.init` goes by.
       num_contracted: how many trailing axes of the input are contracted.
-      dtype: of the computation; parameters are float32.
-      kernel_init: of the kernel, drawn as a matrix `[contracted, features]`.
+      gain: see `InitSpec.kernel`.
       use_bias: whether a bias is added, initially 0, whose axes are the kernel's new ones.
       float32_output: whether sums stay in float32 rather than being rounded to `dtype`.
       precision: of the factors, see `product`.
@@ -124,76 +131,54 @@ class Projection(nn.Module):
 
     axes: tuple[str, ...]
     features: tuple[int, ...]
-    num_contracted: int
+    weights: Weights
     dtype: jnp.dtype
-    kernel_init: Callable[..., jax.Array]
-    use_bias: bool
-    float32_output: bool
-    precision: lax.Precision | None
+    role: Role = "dense"
+    num_contracted: int = 1
+    gain: float = 1.0
+    use_bias: bool = False
+    float32_output: bool = False
+    precision: lax.Precision | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         n, axes = self.num_contracted, self.axes
+        matrix = Matrix((*x.shape[x.ndim - n :], *self.features), axes, n)
+        init = self.weights.kernel(self.role, self.gain)
 
-        def drawn(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            matrix = math.prod(shape[:n]), math.prod(shape[n:])
-            return self.kernel_init(key, matrix).reshape(shape)
+        def flat(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+            return init(key, (math.prod(shape[:n]), math.prod(shape[n:])), dtype).reshape(shape)
 
-        kernel: Any = self.param(
+        declared = declare(
+            self,
             "kernel",
-            nn.with_logical_partitioning(drawn, axes),
-            (*x.shape[x.ndim - n :], *self.features),
+            self.weights,
+            matrix,
+            init=flat,
+            contracted=range(-len(axes), n - len(axes)),
         )
-        y = product(
-            x.astype(self.dtype),
-            kernel,
+        kernel = declared.decoded(self.dtype)
+        bias: Any = None
+        if self.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes[n:])
+            bias = self.param("bias", zeros, self.features)
+        named = "attention_kernel" if {"heads", "shared_head"} & set(axes) else "kernel"
+        multiply = functools.partial(
+            product,
+            kernel=kernel,
             num_contracted=n,
             dtype=jnp.float32 if self.float32_output else self.dtype,
             precision=self.precision,
-            weight=gradients.weight(
-                axes, "attention_kernel" if {"heads", "shared_head"} & set(axes) else "kernel"
-            ),
+            weight=gradients.weight(axes, named),
         )
-        if not self.use_bias:
-            return y
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes[n:])
-        bias: Any = self.param("bias", zeros, self.features)
-        return y + gradients.broadcast(bias, y.shape, y.dtype)
 
+        def affine(x: jax.Array) -> jax.Array:
+            y = multiply(x)
+            return y if bias is None else y + gradients.broadcast(bias, y.shape, y.dtype)
 
-def projection(
-    axes: Sequence[str],
-    features: Sequence[int],
-    *,
-    num_contracted: int = 1,
-    dtype: jnp.dtype,
-    init: Initializer = Initializers().kernel("dense"),
-    use_bias: bool = False,
-    float32_output: bool = False,
-    precision: lax.Precision | None = None,
-    name: str | None = None,
-) -> Projection:
-    """Returns a linear projection of the last axes onto `features`.
-
-    Args:
-      axes: the kernel's logical axis names, contracted ones first.
-      features: sizes of the new axes.
-      num_contracted: how many trailing axes of the input are contracted.
-      dtype: of the computation; the kernel is float32.
-      init: draws the kernel, flat: `[contracted, features]`.
-      use_bias: whether a bias is added, initially 0, whose axes are the kernel's new ones.
-      float32_output: whether sums stay in float32 rather than being rounded to `dtype`.
-      precision: of the factors, see `product`.
-      name: of the submodule.
-    """
-    return Projection(
-        tuple(axes),
-        tuple(features),
-        num_contracted,
-        dtype,
-        init,
-        use_bias,
-        float32_output,
-        precision,
-        name=name,
-    )
+        adapted: Callable[[jax.Array], jax.Array] = affine
+        for adapter, leaves in declared.adapters:
+            adapted = functools.partial(
+                adapter.apply, leaves, inner=adapted, affine=Affine(kernel, bias, multiply)
+            )
+        return adapted(x.astype(self.dtype))

@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
 
 from t5lite.errors import InputError, unknown
@@ -51,6 +51,9 @@ class Spec:
                 )
             if field.name.startswith("num_") or field.metadata.get("positive"):
                 self.require(value is None or value >= 1, field.name, "at least 1")
+            choices = field.metadata.get("choices")
+            if choices is not None and value is not None and value not in choices:
+                raise unknown(f"{type(self).__name__}.{field.name}", value, choices)
             if field.name.endswith("_rate"):
                 self.require(0 <= value < 1, field.name, "in [0, 1)")
 
@@ -65,9 +68,15 @@ class Spec:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-able dictionary; `type` holds the class name of each spec in it."""
+        """Returns a JSON-able dictionary; `type` holds the class name of each spec in it.
+
+        `module` says where a class of your own is from: for people, nothing ever imports it.
+        """
+        kind = {"type": type(self).__name__}
+        if not type(self).__module__.startswith("t5lite."):
+            kind["module"] = type(self).__module__
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"type": type(self).__name__} | {k: _encode(v) for k, v in fields.items()}
+        return kind | {k: _encode(v) for k, v in fields.items()}
 
     @staticmethod
     def from_json(encoded: Mapping[str, Any]) -> Any:
@@ -77,6 +86,11 @@ class Spec:
           InputError: if the type is not a registered spec or has no such field.
         """
         return _decode(encoded)
+
+
+def choice(choices: Collection[str], default: str | None) -> Any:
+    """A dataclass field that must be one of `choices`, or None where its type has it."""
+    return dataclasses.field(default=default, metadata={"choices": choices})
 
 
 def positive(default: Any = dataclasses.MISSING) -> Any:
@@ -96,8 +110,13 @@ def _decode(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     fields = dict(value)
-    name = fields.pop("type", None)
+    name, module = fields.pop("type", None), fields.pop("module", None)
     cls = Spec.registry.get(name)
+    if cls is None and module is not None:
+        raise InputError(
+            f"spec type {name!r} is defined in {module}: import that module first, where the "
+            "model is opened"
+        )
     if cls is None:
         raise unknown("spec type", name, Spec.registry)
     known = {field.name for field in dataclasses.fields(cls)}

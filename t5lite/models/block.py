@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from t5lite.layers import (
     AttentionMask,
     AttentionSpec,
-    Initializers,
     MlpSpec,
     MoeSpec,
     NormSpec,
@@ -19,6 +18,7 @@ from t5lite.layers import (
     RMSNormSpec,
     Slots,
     Spec,
+    Weights,
     drop_residual,
 )
 
@@ -41,7 +41,7 @@ class BlockSpec(Spec):
         causal: bool,
         position_bias: PositionBiasSpec | None,
         kernel: str,
-        init: Initializers = Initializers(),
+        weights: Weights = Weights(),
     ) -> nn.Module:
         """Returns the module.
 
@@ -52,7 +52,7 @@ class BlockSpec(Spec):
           causal: whether a token sees only those before it.
           position_bias: the layer's own; None where the stack has it, or there is none.
           kernel: of attention, see `layers.attention`.
-          init: draws its parameters.
+          weights: the policies of its parameters.
         """
         raise NotImplementedError
 
@@ -164,10 +164,10 @@ class TransformerBlockSpec(BlockSpec):
         causal: bool,
         position_bias: PositionBiasSpec | None,
         kernel: str,
-        init: Initializers = Initializers(),
+        weights: Weights = Weights(),
     ) -> "Block":
         """See `BlockSpec.make`."""
-        return Block(self, embed, dtype, dropout_rate, causal, position_bias, kernel, init)
+        return Block(self, embed, dtype, dropout_rate, causal, position_bias, kernel, weights)
 
     def empty_cache(self, batch: int, size: int, dtype: jnp.dtype, *, draft_length: int) -> Slots:
         """Returns slots for `size` tokens, or for those that a window sees; see `BlockSpec`."""
@@ -249,18 +249,18 @@ class Block(nn.Module):
     causal: bool
     position_bias_spec: PositionBiasSpec | None
     kernel: str
-    init_: Initializers
+    weights: Weights
 
     def setup(self) -> None:
         spec = self.spec
         sizes: Any = {
             "dtype": self.dtype,
             "dropout_rate": self.dropout_rate,
-            "init": self.init_,
+            "weights": self.weights,
         }
         if self.position_bias_spec is not None:
             self.position_bias = self.position_bias_spec.make(
-                spec.attention.num_heads, bidirectional=not self.causal, init=self.init_
+                spec.attention.num_heads, bidirectional=not self.causal, weights=self.weights
             )
         if spec.attention_norm:
             self.attention_norm = spec.norm.make(self.dtype)

@@ -1,5 +1,7 @@
-"""How much arithmetic a model needs: its matrix products, counted from the spec."""
+"""FLOPs of a forward pass: its matrix products, counted from the spec."""
 
+from t5lite.layers import LMHeadSpec, Weights
+from t5lite.models.model import Model
 from t5lite.models.spec import ModelSpec, StackSpec
 
 
@@ -36,6 +38,30 @@ def forward_flops(
         length = decoder_length if spec.decoder is not None else encoder_length
         num_logits = length if any(head.kind == "lm" for head in spec.heads) else 0
     total += 2 * num_logits * (spec.embedding_size or spec.embed) * spec.vocab
+    if spec.adapters:
+        total += _adapters(spec, {"encoder": encoder_length, "decoder": decoder_length}, num_logits)
+    return total
+
+
+def _adapters(spec: ModelSpec, lengths: dict[str, int], num_logits: int) -> int:
+    """Returns the FLOPs of all adapters; those of rows that are looked up are not counted."""
+    weights, total = Weights(adapters=spec.adapters), 0
+    for path, matrix in Model(spec).matrices().items():
+        flops = sum(adapter.flops(matrix) for adapter in weights.adapting(path))
+        side, *names = path.split("/")
+        if side not in lengths:
+            tied = any(isinstance(head, LMHeadSpec) and head.tied for head in spec.heads)
+            logits = side == "lm_head" or (side == "token_embedding" and tied)
+            total += num_logits * flops * logits
+            continue
+        stack, length = getattr(spec, side), lengths[side]
+        if "cross_attention" in names and names[-2] in ("key", "value"):
+            length = lengths["encoder"]
+        if "experts" in names:
+            blocks = stack.first_blocks if names[0] == "first" else stack.blocks
+            moe = blocks[int(names[1].removeprefix("block_"))].mlp
+            length = moe.num_experts * moe.slots(length)
+        total += flops * length * (stack.num_periods if names[0] == "layers" else 1)
     return total
 
 

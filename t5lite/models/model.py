@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.errors import InputError
-from t5lite.layers import HeadSpec
+from t5lite.layers import HeadSpec, Matrix, Weights, parameter_path
 from t5lite.models.cache import Cache
 from t5lite.models.decoder import Decoder
 from t5lite.models.encoder import Encoder
@@ -108,8 +108,25 @@ class Model:
             unstacked[side] = own
         return unstacked
 
+    def store(self, params: Params) -> Params:
+        """Returns parameters as `compute.storage` keeps them.
+
+        Args:
+          params: float arrays, stacked as this model's are.
+        """
+        compute = self.compute
+        plain = dataclasses.replace(self, compute=compute.replace(storage=()))
+        weights = Weights(storage=compute.storage)
+
+        def stored(path: Any, box: Any, leaf: Any) -> Any:
+            contracted = getattr(box, "contracted", ())
+            spec = weights.stored(parameter_path(*(key.key for key in path)))
+            return spec.encode(leaf, contracted) if spec and contracted else leaf
+
+        return jax.tree_util.tree_map_with_path(stored, _boxes(plain), params, is_leaf=_is_box)
+
     def init(self, rng: jax.Array) -> Params:
-        """Draws float32 parameters from the published initialisers.
+        """Draws parameters from the published initialisers: float32, or as they are stored.
 
         Args:
           rng: a PRNG key.
@@ -123,6 +140,19 @@ class Model:
     def axes(self) -> Params:
         """Returns the parameters' logical axis names, a `PartitionSpec` each."""
         return nn.get_partition_spec(_boxes(self))
+
+    def matrices(self) -> dict[str, Matrix]:
+        """Returns the shapes of all weight matrices by path, those of one layer and expert each."""
+        plain = Model(self.spec.replace(adapters=()), self.compute.replace(storage=()))
+        matrices = {}
+        for path, box in jax.tree_util.tree_leaves_with_path(_boxes(plain), is_leaf=_is_box):
+            contracted = getattr(box, "contracted", ())
+            if contracted:
+                at = next(i for i, axis in enumerate(box.names) if axis not in _SCANNED)
+                matrices[parameter_path(*(key.key for key in path))] = Matrix(
+                    box.value.shape[at:], box.names[at:], len(contracted)
+                )
+        return matrices
 
     def hidden(
         self,
@@ -262,6 +292,10 @@ def _of_each_layer(stack: StackSpec, sown: Mapping[str, Any], module: str) -> li
 def _boxes(model: Model) -> Params:
     """Returns shapes with axis names: tracing a model takes a good part of a second."""
     return jax.eval_shape(model._module.init, jax.random.key(0), _tiny_batch())["params"]
+
+
+# The leading axes of parameters of which every layer, or expert, has its own.
+_SCANNED = ("layers", "experts")
 
 
 def _is_box(leaf: Any) -> bool:

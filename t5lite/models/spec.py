@@ -10,6 +10,7 @@ from etils import epath
 from t5lite.errors import InputError
 from t5lite.layers import (
     KERNELS,
+    AdapterSpec,
     FanInInitSpec,
     HeadSpec,
     InitSpec,
@@ -19,13 +20,14 @@ from t5lite.layers import (
     PositionEmbeddingSpec,
     RMSNormSpec,
     Spec,
+    StorageSpec,
 )
 from t5lite.layers.spec import positive
 from t5lite.models.block import BlockSpec
 from t5lite.models.remat import POLICIES
 
-FORMAT_VERSION = 5
-_READ = (3, 4, FORMAT_VERSION)
+FORMAT_VERSION = 6
+_READ = (3, 4, 5, FORMAT_VERSION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,7 @@ class ModelSpec(Spec):
       num_token_types: of embeddings that say which part of the input a token is in (BERT); None for
         none.
       init: how parameters are drawn.
+      adapters: parameters beside weight matrices, which change what those compute.
     """
 
     family: str
@@ -176,6 +179,7 @@ class ModelSpec(Spec):
     start_id: int | None = 0
     num_token_types: int | None = None
     init: InitSpec = FanInInitSpec()
+    adapters: tuple[AdapterSpec, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -257,12 +261,15 @@ class ComputeSpec(Spec):
       scan: one compiled layer in a loop, rather than layers unrolled; parameters are the same.
       attention: the kernel, one of `layers.KERNELS`, or "auto"; see `layers.attention`. Results are
         equal but for rounding.
+      storage: how weight matrices lie in memory, each by the first spec whose pattern fits its
+        path; float arrays otherwise.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
     attention: str = "auto"
+    storage: tuple[StorageSpec, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

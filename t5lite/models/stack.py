@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.layers import Initializers, Slots, broadcast, projection
+from t5lite.layers import Projection, Slots, Weights, broadcast
 from t5lite.models.block import BlockSpec, Context
 from t5lite.models.remat import POLICIES
 from t5lite.models.spec import ComputeSpec, StackSpec
@@ -32,7 +32,7 @@ class Period(nn.Module):
     blocks: tuple[BlockSpec, ...]
     embed: int
     compute: ComputeSpec
-    init_: Initializers
+    weights: Weights
 
     def setup(self) -> None:
         spec, bias = self.spec, self.spec.position_bias
@@ -44,7 +44,7 @@ class Period(nn.Module):
                 causal=spec.causal,
                 position_bias=bias if bias is not None and bias.per_layer else None,
                 kernel=self.compute.attention,
-                init=self.init_,
+                weights=self.weights,
             )
             for block in self.blocks
         ]
@@ -84,7 +84,7 @@ class Stack(nn.Module):
     embedding_size: int | None
     compute: ComputeSpec
     stacked: bool = True
-    init_: Initializers = Initializers()
+    weights: Weights = Weights()
 
     def setup(self) -> None:
         spec, compute = self.spec, self.compute
@@ -92,22 +92,22 @@ class Stack(nn.Module):
         bias = spec.position_bias
         if bias is not None and not bias.per_layer:
             self.position_bias = bias.make(
-                spec.num_biased_heads, bidirectional=not spec.causal, init=self.init_
+                spec.num_biased_heads, bidirectional=not spec.causal, weights=self.weights
             )
         if spec.position_embedding is not None:
             self.position_embedding = spec.position_embedding.make(
-                embedding_size, compute.jax_dtype, self.init_
+                embedding_size, compute.jax_dtype, self.weights
             )
         if spec.embedding_norm is not None:
             self.embedding_norm = spec.embedding_norm.make(compute.jax_dtype)
 
         if self.embedding_size is not None:
-            self.embedding_projection = projection(
+            self.embedding_projection = Projection(
                 ("embedding", "embed"),
                 (self.embed,),
+                weights=self.weights,
                 dtype=compute.jax_dtype,
                 use_bias=True,
-                init=self.init_.kernel("dense"),
             )
         num_periods, rest = spec.num_periods, spec.blocks[: spec.num_rest]
 
@@ -139,7 +139,7 @@ class Stack(nn.Module):
         parts: dict[str, Any] = {}  # in order
         if spec.first_blocks:
             self.first = period(scanned=False)(
-                spec, spec.first_blocks, self.embed, compute, self.init_
+                spec, spec.first_blocks, self.embed, compute, self.weights
             )
             parts["first"] = self.first
         if num_periods and self.stacked:
@@ -150,20 +150,23 @@ class Stack(nn.Module):
                     "cross_slots": scan(in_axes=(nn.broadcast,)),
                 },
             )
-            self.layers = scanned(spec, spec.blocks, self.embed, compute, self.init_)
+            self.layers = scanned(spec, spec.blocks, self.embed, compute, self.weights)
             parts["layers"] = self.layers
         elif num_periods and spec.shared_layers:
-            self.layers = period(scanned=False)(spec, spec.blocks, self.embed, compute, self.init_)
+            self.layers = period(scanned=False)(
+                spec, spec.blocks, self.embed, compute, self.weights
+            )
             parts |= {f"layers_{turn}": self.layers for turn in range(num_periods)}
         elif num_periods:
             one = period(scanned=False)
             layers = [
-                one(spec, spec.blocks, self.embed, compute, self.init_) for _ in range(num_periods)
+                one(spec, spec.blocks, self.embed, compute, self.weights)
+                for _ in range(num_periods)
             ]
             self.layers = layers  # type: ignore[assignment]
             parts |= {f"layers_{turn}": layer for turn, layer in enumerate(self.layers)}
         if rest:
-            self.remainder = period(scanned=False)(spec, rest, self.embed, compute, self.init_)
+            self.remainder = period(scanned=False)(spec, rest, self.embed, compute, self.weights)
             parts["remainder"] = self.remainder
         self.parts = parts
         if spec.final_norm is not None:

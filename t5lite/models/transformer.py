@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t5lite.layers import Initializers, TokenEmbedding
+from t5lite.layers import TokenEmbedding, Weights
 from t5lite.models.spec import ComputeSpec, ModelSpec, StackSpec
 from t5lite.models.stack import Stack
 
@@ -23,10 +23,8 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         spec, dtype = self.spec, self.compute.jax_dtype
-        width, init = spec.embedding_size or spec.embed, Initializers(spec.init)
-        table = functools.partial(
-            TokenEmbedding, spec.vocab, dtype=dtype, table_init=init.table("tokens")
-        )
+        width, weights = spec.embedding_size or spec.embed, self.weights()
+        table = functools.partial(TokenEmbedding, spec.vocab, dtype=dtype, weights=weights)
         self.token_embedding = table(width)
         if not spec.shared_embedding:
             assert spec.encoder is not None
@@ -36,17 +34,22 @@ class Transformer(nn.Module):
                 spec.num_token_types,
                 width,
                 dtype,
-                table_init=init.table("token_types"),
+                weights,
+                table="token_types",
                 axis="token_types",
             )
         for head in spec.heads:
-            setattr(self, f"{head.kind}_head", head.make(spec.embed, spec.vocab, dtype, init))
+            setattr(self, f"{head.kind}_head", head.make(spec.embed, spec.vocab, dtype, weights))
+
+    def weights(self, num_updates: int = 1) -> Weights:
+        """Returns the policies of weights; see `InitSpec.kernel` for `num_updates`."""
+        return Weights(self.spec.init, num_updates, self.spec.adapters, self.compute.storage)
 
     def stack(self, spec: StackSpec, *, stacked: bool = True) -> Stack:
         """Returns the module of a stack of this model."""
         embed = spec.embed or self.spec.embed
-        init = Initializers(self.spec.init, spec.num_updates)
-        return Stack(spec, embed, self.spec.embedding_size, self.compute, stacked, init)
+        weights = self.weights(spec.num_updates)
+        return Stack(spec, embed, self.spec.embedding_size, self.compute, stacked, weights)
 
     def embed(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
         """Looks up `tokens` `[batch, length]` and their types, all 0 by default."""

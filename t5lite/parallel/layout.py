@@ -37,6 +37,7 @@ PARAMETERS: Rules = (
     ("token_types", None),
     ("classes", None),
     ("embedding", None),
+    ("rank", None),  # of low-rank adapters
 )
 
 ACTIVATIONS: Rules = (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.layers import FanInInitSpec, TokenEmbedding, projection
+from t5lite.layers import FanInInitSpec, Projection, TokenEmbedding, Weights
 from t5lite.models import Model, override
 
 VOCAB, EMBED = 11, 4
@@ -74,12 +74,12 @@ def test_the_table_begins_with_unit_rows_and_names():
 def test_projections_begin_with_the_fan_in_spread(
     axes, features, num_contracted, x_shape, fan_in, distribution
 ):
-    layer = projection(
+    layer = Projection(
         axes,
         features,
         num_contracted=num_contracted,
         dtype=jnp.dtype("float32"),
-        init=FanInInitSpec(0.25, distribution).kernel("dense", gain=1.0, num_updates=1),
+        weights=Weights(FanInInitSpec(0.25, distribution)),
     )
     params = layer.init(jax.random.key(0), jnp.zeros(x_shape))["params"]
     assert set(params) == {"kernel"}  # no bias
@@ -95,8 +95,12 @@ def test_projections_begin_with_the_fan_in_spread(
 
 @pytest.mark.parametrize("float32_output", [False, True])
 def test_a_projection_can_keep_its_sums_in_float32(float32_output):
-    layer = projection(
-        ("embed", "vocab"), (5,), dtype=jnp.dtype("bfloat16"), float32_output=float32_output
+    layer = Projection(
+        ("embed", "vocab"),
+        (5,),
+        Weights(),
+        dtype=jnp.dtype("bfloat16"),
+        float32_output=float32_output,
     )
     x = jnp.asarray([[256, 1, 1, 0.5]], jnp.bfloat16)
     y = layer.apply({"params": {"kernel": np.ones((4, 5), np.float32)}}, x)

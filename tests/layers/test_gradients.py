@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.layers import LayerNormSpec, LearnedPositionsSpec, TokenEmbedding, broadcast, projection
+from t5lite.layers import (
+    LayerNormSpec,
+    LearnedPositionsSpec,
+    Projection,
+    TokenEmbedding,
+    Weights,
+    broadcast,
+)
 from t5lite.layers.projection import product
 
 ROWS, LENGTH, EMBED = 2000, 5, 4  # 10⁴ tokens
@@ -23,7 +30,7 @@ def positions(packed):
 
 
 def biased():
-    return projection(("embed", "mlp"), (EMBED,), dtype=DTYPE, use_bias=True), ONES
+    return Projection(("embed", "mlp"), (EMBED,), Weights(), dtype=DTYPE, use_bias=True), ONES
 
 
 ONES = np.ones((ROWS, LENGTH, EMBED), DTYPE)

@@ -12,11 +12,11 @@ from t5lite.layers import (
     AlibiSpec,
     FanInInitSpec,
     RelativeBiasSpec,
+    Weights,
     alibi_slopes,
     relative_buckets,
     toeplitz,
 )
-from t5lite.layers.initializers import Initializers
 
 OFFSETS = np.arange(-300, 301)
 SPECS = {
@@ -177,8 +177,8 @@ def test_biases_may_start_lower_beyond_a_window(bidirectional):
     spec = RelativeBiasSpec(16, 32)
 
     def bias(window):
-        init = Initializers(FanInInitSpec(position_bias_window=window))
-        module = spec.make(3, bidirectional=bidirectional, init=init)
+        weights = Weights(FanInInitSpec(position_bias_window=window))
+        module = spec.make(3, bidirectional=bidirectional, weights=weights)
         return np.asarray(module.init_with_output(jax.random.key(0), None, 20, 20)[0])[0]
 
     distance = np.abs(np.arange(20)[:, None] - np.arange(20))

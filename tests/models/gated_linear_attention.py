@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.errors import InputError
-from t5lite.layers import Initializers, MlpSpec, NormSpec, RMSNormSpec, projection
+from t5lite.layers import MlpSpec, NormSpec, Projection, RMSNormSpec, Weights
 from t5lite.models import BlockSpec
 
 TEMPERATURE = 16.0  # of the gates, §4.4
@@ -41,12 +41,12 @@ class GatedLinearAttentionSpec(BlockSpec):
         causal,
         position_bias,
         kernel,
-        init=Initializers(),
+        weights=Weights(),
     ):
         """See `BlockSpec.make`."""
         if not causal or position_bias is not None:
             raise InputError("GatedLinearAttentionSpec is causal and takes no position bias")
-        return GatedLinearAttention(self, embed, dtype, dropout_rate, init)
+        return GatedLinearAttention(self, embed, dtype, dropout_rate, weights)
 
     def empty_cache(self, batch, size, dtype, *, draft_length):
         """Returns the state, `[batch, heads, key, value]` float32, of whatever length."""
@@ -76,7 +76,7 @@ class GatedLinearAttention(nn.Module):
     embed: int
     dtype: jnp.dtype
     dropout_rate: float
-    init_: Initializers
+    weights: Weights
 
     @nn.compact
     def __call__(self, x, context, cached=None, cross=None, drop_rate=None):
@@ -85,9 +85,10 @@ class GatedLinearAttention(nn.Module):
 
         def into(name):
             heads = (spec.num_heads, spec.head_dim)
-            axes, init = ("embed", "heads", "kv"), self.init_.kernel("dense")
-            projected = projection(axes, heads, dtype=self.dtype, init=init, name=name)(normed)
-            return projected.astype(jnp.float32)
+            projected = Projection(
+                ("embed", "heads", "kv"), heads, self.weights, self.dtype, name=name
+            )
+            return projected(normed).astype(jnp.float32)
 
         query, key, value = (into(name) for name in ("query", "key", "value"))
         gate = jax.nn.sigmoid(into("gate")) ** jnp.float32(1 / TEMPERATURE)
@@ -107,16 +108,17 @@ class GatedLinearAttention(nn.Module):
         by_time = [jnp.moveaxis(each, 1, 0) for each in (query, key, value, gate)]
         state, mixed = jax.lax.scan(step, state, tuple(by_time))
         mixed = jnp.moveaxis(mixed, 0, 1).astype(self.dtype)
-        x = x + projection(
+        x = x + Projection(
             ("heads", "kv", "embed"),
             (self.embed,),
             num_contracted=2,
             dtype=self.dtype,
-            init=self.init_.kernel("attention_output"),
+            weights=self.weights,
+            role="attention_output",
             name="output",
         )(mixed)
         mlp = spec.mlp.make(
-            self.embed, dtype=self.dtype, dropout_rate=self.dropout_rate, init=self.init_
+            self.embed, dtype=self.dtype, dropout_rate=self.dropout_rate, weights=self.weights
         )
         x = x + mlp(spec.norm.make(self.dtype)(x))
         return x, None if cached is None else state

@@ -7,8 +7,7 @@ from t5lite.errors import InputError
 from t5lite.interop.huggingface.describing import describe
 from t5lite.interop.huggingface.families import MODULES
 from t5lite.interop.huggingface.families.labels import SUFFIXES
-from t5lite.layers import HeadSpec
-from t5lite.layers.heads import POOLINGS
+from t5lite.layers import POOLINGS, HeadSpec
 from t5lite.models import ModelSpec
 
 _ACTIVATIONS = ("tanh", "gelu", "relu")  # of poolers in transformers
