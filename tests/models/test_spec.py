@@ -29,7 +29,7 @@ ALL = PRESETS | SPECS | VARIED
 def test_a_spec_survives_its_file(tmp_path, spec):
     save_spec(tmp_path / "model.json", spec)
     assert load_spec(tmp_path / "model.json") == spec
-    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == 5
+    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == 6
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_file_from_before_blocks_were_a_protocol_opens(tmp_path):
     path = tmp_path / "model.json"
     save_spec(path, PRESETS["t5_small"])
     text = path.read_text().replace('"TransformerBlockSpec"', '"BlockSpec"')
-    path.write_text(text.replace('"format_version": 5', '"format_version": 4'))
+    path.write_text(text.replace('"format_version": 6', '"format_version": 4'))
     assert load_spec(path) == PRESETS["t5_small"]
 
 
@@ -181,3 +181,12 @@ def test_a_name_belongs_to_one_module():
         with pytest.raises(InputError, match=f"{module}.{name}: a spec of this name is defined by"):
             type(name, (Spec,), {"__module__": module})
     assert Spec.registry["TestOnlyTwiceSpec"] is again
+
+
+def test_a_file_from_before_adapters_opens(tmp_path):
+    path = tmp_path / "model.json"
+    save_spec(path, PRESETS["t5_small"])
+    content = json.loads(path.read_text())
+    del content["model"]["adapters"]
+    path.write_text(json.dumps(content | {"format_version": 5}))
+    assert load_spec(path) == PRESETS["t5_small"]
