@@ -64,8 +64,9 @@ class Stops:
         """Replaces whole rows; see `State.insert`."""
         more = max(0, self.texts.shape[-1] - new.texts.shape[-1])
         texts = jnp.pad(new.texts, ((0, 0), (0, 0), (more, 0)), constant_values=-1)
-        return dataclasses.replace(
-            self,
+        some = jnp.any(jnp.asarray(new.texts) >= 0)  # batches without stops have an empty table
+        return Stops(
+            token_bytes=jnp.where(some, new.token_bytes, self.token_bytes),
             texts=insert_rows("stops", self.texts, rows, texts, fill=-1),
             fresh=insert_rows("fresh", self.fresh, rows, new.fresh),
         )

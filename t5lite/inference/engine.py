@@ -163,7 +163,7 @@ class Engine:
         """Replaces whole rows of a running batch, so that requests enter it between two steps.
 
         Args:
-          running: a `State` or its `Settings`; its memory is reused.
+          running: a `State`, whose memory is reused, or its `Settings`.
           rows: that the new ones replace; those out of range are dropped.
           new: a state or settings of `len(rows)` rows.
 
@@ -171,7 +171,10 @@ class Engine:
           InputError: another cache length, or prompts, outputs or rules longer than there is room
             for in the running batch.
         """
-        return self.functions.insert(running, np.asarray(rows, np.int32), new)
+        functions, at = self.functions, np.asarray(rows, np.int32)
+        if isinstance(running, Settings):
+            return functions.insert_settings(running, at, new)
+        return functions.insert(running, at, new)
 
     def answers(self, requests: Sequence[Request], state: State) -> list[Answer]:
         """Returns what the first rows of a state hold as the answers to requests, one row each."""

@@ -186,6 +186,7 @@ class Functions(NamedTuple):
     search: Callable
     infill: Callable
     insert: Callable
+    insert_settings: Callable
 
 
 @functools.lru_cache(maxsize=16)
@@ -236,6 +237,7 @@ def functions_of(model: Model, layout: Layout, mesh: Mesh) -> Functions:
         ),
         infill=compiled(functools.partial(infill, model), out_shardings=whole),
         insert=compiled(inserted, donate_argnums=0),
+        insert_settings=compiled(inserted),  # small, and in part shared by all batches
     )
 
 

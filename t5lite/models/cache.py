@@ -67,3 +67,77 @@ class Cache:
     def repeat(self, n: int) -> "Cache":
         """Returns each row `n` times, next to each other, all with the encoder's one row."""
         return self.reorder(jnp.repeat(jnp.arange(len(self.lengths), dtype=jnp.int32), n))
+
+    def insert(self, rows: jax.Array, other: "Cache") -> "Cache":
+        """Replaces whole rows, so that no value of the former ones is left.
+
+        Args:
+          rows: `[n]` int32, rows that those of `other` replace; out of range: dropped.
+          other: of `n` rows, of the same model, size and `draft_length`, and of at most the same
+            encoder length.
+
+        Raises:
+          InputError: another size, a longer encoder length, or rows of this cache that share the
+            encoder's output (`repeat`).
+        """
+        if self.draft_length != other.draft_length:
+            raise InputError(
+                f"draft_length = {other.draft_length}: this cache has {self.draft_length}"
+            )
+        own = {part: _inserted(part, self.own[part], rows, other.own[part]) for part in self.own}
+        cross, segments = self.cross, self.encoder_segments
+        if cross is not None:
+            assert segments is not None
+            assert other.cross is not None
+            assert other.encoder_segments is not None
+            if len(segments) < len(self.lengths):
+                raise InputError(
+                    "rows of this cache share the encoder's output, and none can be replaced: "
+                    "start it with num_samples=1"
+                )
+            if segments.shape[1] < other.encoder_segments.shape[1]:
+                raise InputError(
+                    f"an input of {other.encoder_segments.shape[1]} tokens: this cache has room "
+                    f"for {segments.shape[1]}"
+                )
+            n = len(other.lengths) // len(other.encoder_segments)
+            # Further places are those of padding, which the segments mask.
+            cross = {
+                part: _inserted(part, cross[part], rows, other.cross[part], repeat=n)
+                for part in cross
+            }
+            segments = _inserted("", segments, rows, other.encoder_segments, repeat=n)
+        return dataclasses.replace(
+            self,
+            lengths=self.lengths.at[rows].set(other.lengths, mode="drop"),
+            own=own,
+            cross=cross,
+            encoder_segments=segments,
+        )
+
+
+def _inserted(part: str, old: Any, rows: jax.Array, new: Any, *, repeat: int = 0) -> Any:
+    """Returns the arrays of a part with some rows replaced.
+
+    Args:
+      part: of a `StackCache`, which tells the batch axis; "" for axis 0.
+      old, new: trees of arrays.
+      rows: `[n]` int32.
+      repeat: times each new row is taken; above 0, shorter arrays are padded.
+    """
+    axis = batch_axis(part)
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        if repeat > 1:
+            new = jnp.repeat(new, repeat, axis=axis)
+        short = [ours - theirs for ours, theirs in zip(old.shape, new.shape, strict=True)]
+        short[axis] = 0
+        if any(short) and not repeat:
+            raise InputError(
+                f"rows of a cache of shape {list(new.shape)}: this one is {list(old.shape)}; "
+                "give both the same cache_length"
+            )
+        new = jnp.pad(new, [(0, size) for size in short]).astype(old.dtype)
+        return old.at[(slice(None),) * axis + (rows,)].set(new, mode="drop")
+
+    return jax.tree.map(put, old, new)
