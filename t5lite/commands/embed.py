@@ -92,8 +92,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     lines, num_bytes = given(rows, arguments.input_file)
     ending = ".jsonl" if arguments.output_file is None else Path(arguments.output_file).suffix
 
-    from t5lite.inference import embedding
     from t5lite.inference.batching import check_count
+    from t5lite.inference.embedding import Embedder
     from t5lite.reporting.bars import Bar
 
     check_count("--batch_size", arguments.batch_size)
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     texts: list[str] = []
     with output(arguments.output_file) as file, Bar("embedded") as bar:
         loaded = placed(arguments)
-        embedder = embedding.Embedder(
+        embedder = Embedder(
             loaded,
             max_length=arguments.max_length,
             truncate=arguments.truncate,
@@ -117,9 +117,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
         def embed(pairs: list[tuple[Any, str]]) -> Iterator[Any]:
             requests, texts = zip(*pairs, strict=True)
-            outcomes = embedding.embed(
-                loaded, loaded.params, requests, batch_size=arguments.batch_size
-            )
+            outcomes = loaded.engine.embed(loaded.params, requests, batch_size=arguments.batch_size)
             for outcome, text in zip(outcomes, texts, strict=True):
                 yield outcome if isinstance(outcome, InputError) else (outcome, text)
 

@@ -175,10 +175,10 @@ def _job(loaded: "Loaded", predictor: "Predictor", arguments: argparse.Namespace
         row = check_row(line)
         return predictor.read(row if rows else row["text"])
 
-    from t5lite.inference.predict import predict
-
     def answer(requests: list[Any]) -> list["Prediction | InputError"]:
-        return predict(loaded, loaded.params, predictor, requests, batch_size=arguments.batch_size)
+        return loaded.engine.predict(
+            loaded.params, predictor, requests, batch_size=arguments.batch_size
+        )
 
     def record(line: Line, prediction: "Prediction") -> Row:
         return {"line": line.number, "input": line.row, **prediction.record()}

@@ -76,15 +76,15 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     check_output(arguments.output_file, [".jsonl"])
     lines, num_bytes = given(_rows(arguments), arguments.input_file)
 
-    from t5lite.inference import scoring
     from t5lite.inference.batching import check_count
+    from t5lite.inference.scoring import Scorer
     from t5lite.reporting.bars import Bar
 
     check_count("--batch_size", arguments.batch_size)
     totals, failures = Totals(), Failures()
     with output(arguments.output_file) as file, Bar("scored") as bar:
         loaded = placed(arguments)
-        scorer = scoring.Scorer(
+        scorer = Scorer(
             loaded, prompt=arguments.prompt, eos=arguments.eos, truncate=arguments.truncate
         )
 
@@ -99,13 +99,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
         def score(pairs: list[tuple[Any, str]]) -> "Iterator[InputError | tuple[Score, str]]":
             requests, texts = zip(*pairs, strict=True)
-            scores = scoring.score(
-                loaded,
-                loaded.params,
-                requests,
-                vocabulary=loaded.vocabulary,
-                batch_size=arguments.batch_size,
-            )
+            scores = loaded.engine.score(loaded.params, requests, batch_size=arguments.batch_size)
             for outcome, text in zip(scores, texts, strict=True):
                 yield outcome if isinstance(outcome, InputError) else (outcome, text)
 

@@ -14,6 +14,7 @@ from t5lite.decoding import token_log_probabilities
 from t5lite.errors import InputError
 from t5lite.inference.gaps import encode
 from t5lite.inference.loaded import Loaded
+from t5lite.inference.requirements import require
 from t5lite.models import Model
 from t5lite.objectives import start_of
 from t5lite.objectives.masked_lm import mask_of
@@ -153,11 +154,7 @@ class _Reading:
 
 def _read(loaded: Loaded, text: str, targets: str | None) -> _Reading:
     model, topology = loaded.model, loaded.model.topology
-    vocabulary: Any = loaded.vocabulary
-    if vocabulary is None:
-        raise InputError(
-            f"no vocabulary beside {loaded.folder}; give one: load(folder, vocabulary=...)"
-        )
+    vocabulary: Any = require(loaded, to="look inside")
     if targets is not None and topology != "encoder_decoder":
         raise InputError(
             f"targets = {targets!r}: are for encoder-decoders, and {loaded.folder} holds one "

@@ -248,7 +248,7 @@ def test_no_vocabulary():
     one = loaded("decoder")
     engine = dataclasses.replace(one.engine, vocabulary=None)
     bare = Loaded(engine, one.params, Description(one.spec), folder="here")
-    with pytest.raises(InputError, match="no vocabulary beside here"):
+    with pytest.raises(InputError, match="no tokenizer in here"):
         attention_maps(bare, "a")
 
 
