@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from t5lite.errors import InputError
@@ -36,6 +36,7 @@ class Samples:
       prompt_length: tokens that are given of a text without inputs or prefix.
       seed: of the objective's randomness in preparing them.
       prefix: of the metric's name.
+      batch_size: most examples answered at once.
     """
 
     every: int
@@ -44,12 +45,13 @@ class Samples:
     prompt_length: int = 32
     seed: int = 0
     prefix: str = "samples"
-    _prepared: tuple[Any, list[rows.Example], Callable] | None = dataclasses.field(
+    batch_size: int = 64
+    _prepared: tuple[Any, list[rows.Example]] | None = dataclasses.field(
         default=None, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_examples", "prompt_length"):
+        for name in ("num_examples", "prompt_length", "batch_size"):
             check_count(f"Samples.{name}", getattr(self, name))
 
     def check(self, run: Any) -> None:
@@ -74,34 +76,34 @@ class Samples:
           InputError: the model is an encoder, or the split is empty.
         """
         if self._prepared is None or self._prepared[0] is not run:
-            self._prepared = run, *self._prepare(run)
-        _, held_out, answer_fn = self._prepared
+            self._prepared = run, self._prepare(run)
+        held_out = self._prepared[1]
         divided = [rows.prompt_of(each, prompt_length=self.prompt_length) for each in held_out]
-        written = rows.answers(
+        answers = rows.answers(
             run,
-            answer_fn,
             run.params(state),
-            [given for given, _ in divided],
-            prefix=rows.sees_both_ways(run.objective, held_out[0]),
+            [prompt for prompt, _ in divided],
+            max_new_tokens=max(len(target) for _, target in divided),
+            bidirectional=rows.sees_both_ways(run.objective, held_out[0]),
+            batch_size=self.batch_size,
         )
         text_of = functools.partial(readable, vocabulary=run.data.vocabulary())
-        found = [
-            Sample(text_of(given), text_of(target), text_of(each["answer"]))
-            for (given, target), each in zip(divided, written, strict=True)
+        shown = [
+            Sample(text_of(prompt), text_of(target), text_of(answer.tokens))
+            for (prompt, target), answer in zip(divided, answers, strict=True)
         ]
-        exact_match = sum(sample.prediction == sample.target for sample in found) / len(found)
-        text = format_samples(step, found[: self.count], exact_match=exact_match, total=len(found))
+        exact_match = sum(sample.prediction == sample.target for sample in shown) / len(shown)
+        text = format_samples(step, shown[: self.count], exact_match=exact_match, total=len(shown))
         show(run, step, name=f"{self.prefix}/samples", text=text)
         return {f"{self.prefix}/exact_match": exact_match}
 
-    def _prepare(self, run: Any) -> tuple[list[rows.Example], Callable]:
+    def _prepare(self, run: Any) -> list[rows.Example]:
         self.check(run)
         count = max(self.num_examples, self.count)
         held_out = run.data.examples(run.objective, split="validation", count=count, seed=self.seed)
         if not held_out:
             raise InputError("Samples: the validation split has no example; fill it")
-        targets = [rows.prompt_of(each, prompt_length=self.prompt_length)[1] for each in held_out]
-        return held_out, rows.answer_fn(run, max(map(len, targets)))
+        return held_out
 
 
 def format_samples(

@@ -1,7 +1,7 @@
 """The metrics of SeqIO tasks, computed from what the model answers."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from t5lite.data.tasks.metric_tasks import KNOWN_OUTPUTS, MetricTask
 from t5lite.errors import InputError
 from t5lite.evaluation import rows
+from t5lite.inference.batching import padded
 from t5lite.parallel import gather
 
 
@@ -32,18 +33,17 @@ class SeqioMetrics:
       num_examples: most examples of a task, drawn from its whole split; None: all.
       seed: decides which.
       prefix: of the metrics' names.
+      batch_size: most examples answered or scored at once.
     """
 
     every: int
     num_examples: int | None = None
     seed: int = 0
     prefix: str = "seqio"
+    batch_size: int = 64
     _run: Any = dataclasses.field(default=None, init=False, repr=False, compare=False)
     _prepared: list[_Prepared] = dataclasses.field(
         default_factory=list, init=False, repr=False, compare=False
-    )
-    _functions: tuple[Callable, Callable] | None = dataclasses.field(
-        default=None, init=False, repr=False, compare=False
     )
 
     def whole(self) -> Self:
@@ -99,23 +99,28 @@ class SeqioMetrics:
             )
             read = [_row(run, task, example) for example in found.examples]
             self._prepared.append(_Prepared(task, found.examples, read))
-        if self._prepared:
-            self._functions = rows.answer_fn(run, run.data.lengths["targets"]), rows.score_fn(run)
 
     def _outputs(self, run: Any, params: Any, ready: _Prepared) -> Mapping[str, Any]:
         """Returns what the model says, by SeqIO's names of it; only what the metrics need."""
-        assert self._functions is not None
-        answer_fn, score_fn = self._functions
         outputs: dict[str, Any] = {}
         if ready.task.outputs - {"SCORE"}:
             prompts = [rows.prompt_of(each, prompt_length=0)[0] for each in ready.rows]
-            both_ways = rows.sees_both_ways(run.objective, ready.rows[0])
-            answers = rows.answers(run, answer_fn, params, prompts, prefix=both_ways)
-            outputs["PREDICTION"] = np.stack([each["answer"] for each in answers])
-            scores = np.array([each["log_probability"] for each in answers])
-            outputs["PREDICTION_WITH_AUX"] = outputs["PREDICTION"], {"scores": scores}
+            length = run.data.lengths["targets"]
+            answers = rows.answers(
+                run,
+                params,
+                prompts,
+                max_new_tokens=length,
+                bidirectional=rows.sees_both_ways(run.objective, ready.rows[0]),
+                batch_size=self.batch_size,
+            )
+            ids, _ = padded([answer.tokens.tolist() for answer in answers], len(answers), length)
+            scores = np.array([answer.log_probability for answer in answers], np.float32)
+            outputs["PREDICTION"] = ids
+            outputs["PREDICTION_WITH_AUX"] = ids, {"scores": scores}
         if "SCORE" in ready.task.outputs:
-            outputs["SCORE"] = np.array(rows.scores(run, score_fn, params, ready.rows), np.float32)
+            scores = rows.target_scores(run, params, ready.rows, batch_size=self.batch_size)
+            outputs["SCORE"] = np.array([each.sum() for each in scores], np.float32)
         return outputs
 
 

@@ -2,17 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from t5lite.decoding import Settings
 from t5lite.errors import InputError
 from t5lite.evaluation import rows
-from t5lite.evaluation.metrics import Sums, collect
 from t5lite.evaluation.spans import (
     Filled,
     Sentence,
@@ -22,9 +18,8 @@ from t5lite.evaluation.spans import (
     text_of,
 )
 from t5lite.evaluation.text import show
-from t5lite.inference import answer
 from t5lite.inference.batching import check_count
-from t5lite.objectives import chunked_cross_entropy, merge, spans
+from t5lite.objectives import merge, spans
 
 _CHUNK_LENGTH = 16  # places of which the logits are in memory at once
 
@@ -36,8 +31,6 @@ class _Prepared:
     run: Any
     held_out: list[rows.Example]
     unigram: float
-    loss_fn: Callable
-    fill_fn: Callable
 
 
 @dataclasses.dataclass
@@ -62,6 +55,7 @@ class SpanFilling:
       num_train_examples: training examples whose tokens are counted, once.
       seed: of the corruption.
       prefix: of the metrics' names.
+      batch_size: most examples answered or measured at once.
     """
 
     every: int
@@ -71,12 +65,13 @@ class SpanFilling:
     num_train_examples: int = 4096
     seed: int = 0
     prefix: str = "span_filling"
+    batch_size: int = 64
     _prepared: _Prepared | None = dataclasses.field(
         default=None, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_spans", "num_examples", "num_train_examples"):
+        for name in ("max_spans", "num_examples", "num_train_examples", "batch_size"):
             check_count(f"SpanFilling.{name}", getattr(self, name))
 
     def check(self, run: Any) -> None:
@@ -101,9 +96,23 @@ class SpanFilling:
             self._prepared = self._prepare(run)
         ready, params, vocabulary = self._prepared, run.params(state), run.data.vocabulary()
 
-        def measure(examples: list[rows.Example]) -> tuple[list[dict[str, np.ndarray]], float]:
-            loss = collect(_dispatched(ready, params, examples)).means()["loss"]
-            return rows.fetch_rows(run, ready.fill_fn, params, examples), loss
+        def measure(examples: list[rows.Example]) -> tuple[list[rows.Example], float]:
+            scores = rows.target_scores(run, params, examples, batch_size=self.batch_size)
+            counted = [ordinary(example["targets"], vocabulary) for example in examples]
+            pairs = zip(scores, counted, strict=True)
+            nats = -sum(float(score[is_word].sum(dtype=float)) for score, is_word in pairs)
+            answers = rows.answers(
+                run,
+                params,
+                [example["inputs"] for example in examples],
+                max_new_tokens=run.data.lengths["targets"],
+                batch_size=self.batch_size,
+            )
+            answered = [
+                {**example, "answer": answer.tokens}
+                for example, answer in zip(examples, answers, strict=True)
+            ]
+            return answered, nats / sum(int(each.sum()) for each in counted)
 
         own, loss = measure(ready.held_out)
         others, shuffled = measure(exchange_inputs(ready.held_out))
@@ -140,17 +149,15 @@ class SpanFilling:
                 "SpanFilling needs a vocabulary with sentinels, which this data has not: set "
                 "num_sentinels, or remove SpanFilling from the callbacks"
             )
-        ask = functools.partial(rows.examples, run, seed=self.seed, asker="SpanFilling")
-        held_out = ask(split="validation", count=self.num_examples)
+        prepared = functools.partial(rows.examples, run, seed=self.seed, caller="SpanFilling")
+        held_out = prepared(split="validation", count=self.num_examples)
         if len(held_out) < 2:
             raise InputError("SpanFilling needs at least 2 held-out examples to exchange inputs")
-        train = ask(split="train", count=self.num_train_examples)
+        train = prepared(split="train", count=self.num_train_examples)
         return _Prepared(
             run,
             held_out,
             unigram_cross_entropy(train, held_out, vocabulary),
-            run.jit(_loss_fn(run.model)),
-            run.jit(_fill_fn(run, vocabulary.eos_id)),
         )
 
 
@@ -231,42 +238,3 @@ def num_exact(answered: Sequence[dict[str, np.ndarray]], vocabulary: Any) -> int
 def _special(vocabulary: Any) -> list[int]:
     sentinels = [vocabulary.sentinel(index) for index in range(vocabulary.num_sentinels)]
     return [vocabulary.pad_id, *vocabulary.frame(vocabulary.target_frame([])), *sentinels]
-
-
-def _dispatched(ready: _Prepared, params: Any, examples: Sequence[rows.Example]) -> Iterator[Sums]:
-    run = ready.run
-    for batch in rows.unpacked_batches(run, examples):
-        counted = ordinary(batch["decoder_target_tokens"], run.data.vocabulary())
-        weights = batch["decoder_loss_weights"] * counted
-        batch = {**batch, "decoder_loss_weights": weights.astype(np.float32)}
-        yield ready.loss_fn(params, rows.place(run, batch))
-
-
-def _loss_fn(model: Any) -> Callable:
-    def loss(params: Any, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-        hidden, _ = model.hidden(params, batch, train=False)
-        tokens = chunked_cross_entropy(
-            functools.partial(model.logits, params),
-            hidden,
-            batch["decoder_target_tokens"],
-            chunk_length=_CHUNK_LENGTH,
-        )
-        weights = batch["decoder_loss_weights"]
-        return {"loss": (jnp.sum(tokens.negative_log_likelihood * weights), jnp.sum(weights))}
-
-    return loss
-
-
-def _fill_fn(run: Any, eos_id: int) -> Callable:
-    settings, length = Settings(eos_ids=(eos_id,)), run.data.lengths["targets"]
-
-    def fill(params: Any, batch: Any) -> dict[str, jax.Array]:
-        made = answer(run.model, params, batch, max_new_tokens=length, settings=settings)
-        found = {
-            "inputs": batch["encoder_input_tokens"],
-            "targets": batch["decoder_target_tokens"],
-            "answer": made.tokens,
-        }
-        return rows.replicate(run, found)
-
-    return fill

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t5lite.inference.answer import Answer
-    from t5lite.inference.answers import answer
     from t5lite.inference.batching import prompt_batch
     from t5lite.inference.defaults import Rules
     from t5lite.inference.embedding import nearest
@@ -37,7 +36,6 @@ _HOME = {
     "Score": "scoring",
     "TagSpan": "predictions",
     "Tagged": "predictions",
-    "answer": "answers",
     "attention_maps": "inside",
     "attribution": "inside",
     "load": "loaded",
@@ -62,7 +60,6 @@ __all__ = [
     "Score",
     "TagSpan",
     "Tagged",
-    "answer",
     "attention_maps",
     "attribution",
     "load",

@@ -299,7 +299,7 @@ class Engine:
         self, params: Any, requests: Sequence[ScoreRequest], *, batch_size: int = 32
     ) -> list[Score | InputError]:
         """Returns how likely the model finds each text; see `scoring.score`."""
-        return score(self, params, requests, vocabulary=self.words, batch_size=batch_size)
+        return score(self, params, requests, vocabulary=self.vocabulary, batch_size=batch_size)
 
     def embed(
         self, params: Any, requests: Sequence[EmbedRequest], *, batch_size: int = 32

@@ -310,7 +310,7 @@ def score(
       placed: the model, its layout and mesh.
       params: of the model.
       requests: as `Scorer` makes them.
-      vocabulary: of the ids.
+      vocabulary: of the ids, which an encoder needs; without one, pieces are numbers.
       batch_size: most rows at once, of which an encoder needs one for every token.
 
     Raises:
@@ -338,7 +338,8 @@ def score(
             for row, (index, positions) in enumerate(part):
                 at = positions[0] - requests[index].scored.start
                 values[index][:, at : at + len(positions)] = computed[:, row, : len(positions)]
-    pieces = [[vocabulary.piece(token) for token in request.tokens] for request in requests]
+    piece = str if vocabulary is None else vocabulary.piece
+    pieces = [[piece(token) for token in request.tokens] for request in requests]
     return [
         not_finite(Source(params, placed.model), "the model's logits")
         if np.isnan(log_probabilities).any()

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bag_model import BagModel
 
 from t5lite.framing import Frame
 from t5lite.objectives import Seq2Seq
+from t5lite.parallel import Layout, make_mesh
 from t5lite.reporting import Writers
 
 TEXT = "<pad> </s> <unk> ▁the ▁cat s ▁sat ▁on ▁a ▁mat ▁and ▁dog ▁ran . ▁red ▁hat"
@@ -37,47 +39,6 @@ class Words:
         return "".join(self.piece(token) for token in ids if token).replace("▁", " ").strip()
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class BagCache:
-    lengths: jax.Array
-    bag: jax.Array
-
-
-class BagModel:
-    """Logits: a table of the last decoder token, plus the mean of a table over the inputs."""
-
-    topology = "encoder_decoder"
-    start_id = 0
-
-    def hidden(self, params, batch, *, rngs=None, train=False):
-        assert not train
-        tokens, given = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
-        inside = (tokens > 0).astype(jnp.float32)
-        seen = jnp.broadcast_to(inside[:, None], (*given.shape, tokens.shape[1]))
-        if "decoder_segment_ids" in batch:
-            same = batch["decoder_segment_ids"][:, :, None] == batch["encoder_segment_ids"][:, None]
-            seen = seen * same.astype(jnp.float32)
-        share = seen / jnp.maximum(seen.sum(axis=-1, keepdims=True), 1)
-        bag = jnp.einsum("bde,bev->bdv", share, params["encoder"][tokens])
-        return params["decoder"][given] + bag, {}
-
-    def logits(self, params, hidden):
-        return hidden
-
-    def start(self, params, batch, *, max_length):
-        first = {
-            **batch,
-            "decoder_input_tokens": jnp.zeros((len(batch["encoder_input_tokens"]), 1), int),
-        }
-        bag = self.hidden(params, first)[0][:, 0] - params["decoder"][0][None]
-        return BagCache(jnp.zeros(len(bag), jnp.int32), bag)
-
-    def extend(self, params, tokens, cache):
-        lengths = cache.lengths + tokens.shape[1]
-        return params["decoder"][tokens] + cache.bag[:, None], BagCache(lengths, cache.bag)
-
-
 @dataclasses.dataclass
 class FakeData:
     batches: list = dataclasses.field(default_factory=list)
@@ -99,12 +60,13 @@ class FakeData:
 
 
 class FakeRun:
-    rows, shards = slice(None), None  # all
+    shards = None  # all
 
     def __init__(self, data, *, objective=None, model=None):
         self.data, self.objective = data, objective or Seq2Seq()
         self.model = model or BagModel()
-        self.mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+        self.layout = Layout()
+        self.mesh = make_mesh(self.layout)
         self.said, self.written, self.traces = [], [], 0
         keeps_text = types.SimpleNamespace(text=lambda *text: self.written.append(text))
         self.writers = Writers([types.SimpleNamespace(write=None), keeps_text])
