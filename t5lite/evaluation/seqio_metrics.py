@@ -119,8 +119,8 @@ class SeqioMetrics:
             outputs["PREDICTION"] = ids
             outputs["PREDICTION_WITH_AUX"] = ids, {"scores": scores}
         if "SCORE" in ready.task.outputs:
-            scores = rows.target_scores(run, params, ready.rows, batch_size=self.batch_size)
-            outputs["SCORE"] = np.array([each.sum() for each in scores], np.float32)
+            tokens = rows.target_scores(run, params, ready.rows, batch_size=self.batch_size)
+            outputs["SCORE"] = np.array([each.sum() for each in tokens], np.float32)
         return outputs
 
 
