@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from t5lite.errors import InputError
 
@@ -50,8 +49,7 @@ def fill(leaf: jax.ShapeDtypeStruct, pieces: Iterable[Piece], copied: Callable[[
     Returns:
       A jax.Array or a NumPy array.
     """
-    shards = regions(leaf)
-    buffers = {region: _aligned(region, leaf.dtype) for region in shards}
+    buffers = {region: _aligned(region, leaf.dtype) for region in regions(leaf)}
     for piece in pieces:
         index = index_of(piece.layer)
         due = [region for region in buffers if _holds(region, index)]
@@ -60,28 +58,23 @@ def fill(leaf: jax.ShapeDtypeStruct, pieces: Iterable[Piece], copied: Callable[[
             copied(sum(_copy(values, buffers[region], region, index) for region in due))
     if leaf.sharding is None:
         return next(iter(buffers.values()))
-    kind = leaf.sharding.memory_kind
-    arrays = [
-        # Devices that hold the same region share the buffer if their memory is the host's.
-        jax.device_put(buffers[region], SingleDeviceSharding(device, memory_kind=kind))
-        for region, devices in shards.items()
-        for device in devices
-    ]
-    array = jax.make_array_from_single_device_arrays(
-        leaf.shape, leaf.sharding, arrays, dtype=leaf.dtype
+    # Devices that hold the same region share the buffer if their memory is the host's.
+    array = jax.make_array_from_callback(
+        leaf.shape,
+        leaf.sharding,
+        lambda index: buffers[_region(index, leaf.shape)],
+        dtype=leaf.dtype,
     )
     # Until the devices have their copies the buffers live: the next leaf's must not join them.
     return jax.block_until_ready(array)
 
 
-def regions(leaf: jax.ShapeDtypeStruct) -> dict[Region, list[Any]]:
-    """Returns the parts of an array that this process holds, each with the devices that do."""
+def regions(leaf: jax.ShapeDtypeStruct) -> list[Region]:
+    """Returns the regions of an array that this process's devices hold, each once."""
     if leaf.sharding is None:
-        return {tuple((0, size) for size in leaf.shape): []}
-    devices: dict[Region, list[Any]] = {}
-    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
-        devices.setdefault(_region(index, leaf.shape), []).append(device)
-    return devices
+        return [tuple((0, size) for size in leaf.shape)]
+    indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+    return list(dict.fromkeys(_region(index, leaf.shape) for index in indices))
 
 
 def local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
