@@ -186,8 +186,8 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
 
     from t5lite.commands.configured import experiment_of
     from t5lite.evaluation.rows import prompt_of, sees_both_ways
+    from t5lite.experiment.prompts import as_trained
     from t5lite.interop import open_model
-    from t5lite.interop.prompts import as_trained
     from t5lite.models import Model, named_spec
     from t5lite.objectives import bind
 

@@ -14,11 +14,11 @@ from t5lite.data.paths import write_whole
 from t5lite.data.sources import NoSplit
 from t5lite.errors import InputError
 from t5lite.experiment.cuts import count_cuts
+from t5lite.experiment.prompts import as_trained
 from t5lite.experiment.run_folder import check_described
 from t5lite.experiment.settings import check_model
 from t5lite.inference import Loaded, load
 from t5lite.interop import Description, locate
-from t5lite.interop.prompts import as_trained
 from t5lite.models import ComputeSpec, Model, ModelSpec, named_spec
 from t5lite.objectives import bind
 from t5lite.parallel import Layout, check_batch, make_mesh

@@ -20,6 +20,7 @@ from t5lite.experiment.cost import num_places, step_flops
 from t5lite.experiment.cuts import count_cuts
 from t5lite.experiment.description import headline, named_shapes, versions
 from t5lite.experiment.preview import example_texts
+from t5lite.experiment.prompts import prompts_of
 from t5lite.experiment.run_end import end_text
 from t5lite.experiment.run_folder import (
     check_files,
@@ -48,7 +49,6 @@ from t5lite.experiment.start import (
 )
 from t5lite.interop import Description, Opened
 from t5lite.interop.huggingface import export_note
-from t5lite.interop.prompts import prompts_of
 from t5lite.models import ComputeSpec, Model, ModelSpec
 from t5lite.objectives import bind
 from t5lite.parallel import Layout, gather, make_mesh, noted

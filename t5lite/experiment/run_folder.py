@@ -88,8 +88,8 @@ def check_described(
     labels: Labels,
     *,
     tuning: Tuning | None = None,
-) -> None:
-    """Raises an InputError if a folder's description differs: model, vocabulary, labels, tuning.
+) -> Description | None:
+    """Returns a folder's description; None if it has none.
 
     Args:
       folder: of the run.
@@ -97,9 +97,12 @@ def check_described(
       vocabulary: of the data.
       labels: of the data.
       tuning: which parameters are trained; None: any.
+
+    Raises:
+      InputError: if it is of another model, vocabulary, labels or tuning.
     """
     if not (folder / MODEL).exists():
-        return
+        return None
     known = Description.read(folder)
     changed = differences(known.spec, spec)
     if changed:
@@ -121,6 +124,7 @@ def check_described(
             field="train.tuning",
         )
     check_labels(labels, known.labels, where=f"the run in {folder}")
+    return known
 
 
 def description_of(

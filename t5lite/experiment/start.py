@@ -13,9 +13,9 @@ from etils import epath
 
 from t5lite.data.labels import check_labels
 from t5lite.errors import InputError
+from t5lite.experiment.prompts import check_prompts
 from t5lite.experiment.run_folder import check_described
 from t5lite.interop import Opened, open_model
-from t5lite.interop.prompts import check_prompts, read_prompts
 from t5lite.models import Model, ModelSpec, differences, load_spec, named_spec
 from t5lite.training import Checkpoints, Program, TrainState, Tuning, frozen_of
 from t5lite.training.restore import (
@@ -170,9 +170,8 @@ def check_folder_of_run(
     """
     if not saved_steps(folder / "checkpoints"):
         return False
-    check_described(folder, spec, data.vocabulary(), data.labels(), tuning=tuning)
-    known = read_prompts(folder, data.vocabulary(), topology=spec.topology)
-    check_prompts(objective, known, where=f"the run in {folder}")
+    known = check_described(folder, spec, data.vocabulary(), data.labels(), tuning=tuning)
+    check_prompts(objective, known and known.prompts, where=f"the run in {folder}")
     return True
 
 

@@ -12,13 +12,14 @@ from saved_models import save_model
 
 from t5lite.data import ArrayData, Bytes, HuggingFaceTokenizer, train_sentencepiece
 from t5lite.errors import InputError
+from t5lite.experiment.prompts import as_trained, check_prompts, prompts_of
 from t5lite.framing import Frame
 from t5lite.inference import Engine, Loaded, load
 from t5lite.inference.embedding import Embedder
 from t5lite.inference.generator import Generator
 from t5lite.inference.scoring import Scorer
 from t5lite.interop import Description
-from t5lite.interop.prompts import as_trained, check_prompts, prompts_of, read_prompts, save_prompts
+from t5lite.interop.prompts import read_prompts, save_prompts
 from t5lite.models import Model, override
 from t5lite.objectives import (
     AnswerSpans,
