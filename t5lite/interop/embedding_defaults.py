@@ -20,7 +20,7 @@ class EmbeddingDefaults:
       prompts: texts to put in front of others, by name: `{"query": "query: "}`.
       default_prompt: the name of the one that is put there where none is named; None for none.
       includes_prompt: whether the tokens of a prompt are pooled like others.
-      max_length: most tokens of a text, special ones included; None for as many as there is room.
+      max_length: most tokens of a text, special ones included; None for the model's positions.
       refusal: what the files say that `embed` does not do, so that it does nothing; None for
         nothing.
     """

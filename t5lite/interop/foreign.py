@@ -83,13 +83,13 @@ def mapping_lines(tensors: Sequence[Tensor], params: Any) -> list[tuple[str, str
     """Returns a row for each tensor: its name, its shape, and the parameters in it."""
     shapes = named(params)
 
-    def place(path: str, layer: Layer) -> str:
+    def indexed(path: str, layer: Layer) -> str:
         index = ", ".join(map(str, index_of(layer)))
         return f"{path}[{index}]" if index else path
 
     rows = []
     for tensor in tensors:
-        ours = ", ".join(place(part.path, part.layer) for part in tensor.parts)
+        ours = ", ".join(indexed(part.path, part.layer) for part in tensor.parts)
         if strange := [part.path for part in tensor.parts if part.path not in shapes]:
             raise ValueError(f"{tensor.name}: the model has no {strange[0]}")
         rows.append((tensor.name, str(list(tensor.shape)), ours or "(not written)"))

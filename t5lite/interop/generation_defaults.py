@@ -45,7 +45,7 @@ class GenerationDefaults:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer; () where nothing is said: the vocabulary's EOS."""
+        """The tokens that end an answer; () for the vocabulary's EOS alone."""
         return self.ids("eos_token_id")
 
 
@@ -74,9 +74,11 @@ def read_defaults(
         content = {name: value for name, value in content.items() if name not in skipped}
     else:
         nested: Any = next((config[k] for k in _NESTED if isinstance(config.get(k), dict)), {})
-        said = [{k: v for k, v in part.items() if v is not None} for part in (nested, config)]
+        layers = [{k: v for k, v in part.items() if v is not None} for part in (nested, config)]
         fields = _FIELDS.split()
-        content = {name: value for name, value in {**said[0], **said[1]}.items() if name in fields}
+        content = {
+            name: value for name, value in {**layers[0], **layers[1]}.items() if name in fields
+        }
         path = as_path(folder) / "config.json"
     content = {name: value for name, value in content.items() if value is not None}
     for name in _ID_LISTS:

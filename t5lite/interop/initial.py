@@ -45,10 +45,10 @@ def _vocabulary(folder: str | os.PathLike) -> Vocabulary | None:
     path = as_path(folder)
     if path.is_file() or (path / "vocabulary.json").exists():
         return open_vocabulary(folder)
-    kind, place = kind_of(folder)
+    kind, root = kind_of(folder)
     if kind != "t5lite":
-        return open_model(place).vocabulary
-    home = as_path(str(locate(place).home)) / "vocabulary"
+        return open_model(root).vocabulary
+    home = as_path(str(locate(root).home)) / "vocabulary"
     return open_vocabulary(home) if home.exists() else None
 
 

@@ -80,13 +80,15 @@ def folded(lines: Iterable[str]) -> list[str]:
     `h.0.w`, `h.1.w`, `h.2.w`, `h.7.w` become `h.{0-2,7}.w`. Nothing is left out.
     """
     rows = [re.split(r"(?<=\.)(\d{1,6})(?=\.)", line) for line in lines]
-    for place in range(1, max(map(len, rows), default=0), 2):
+    for position in range(1, max(map(len, rows), default=0), 2):
         groups: dict[tuple[str, ...], list[str]] = {}
         for row in rows:
-            beside = (*row[:place], "", *row[place + 1 :]) if len(row) > place else (*row,)
-            groups.setdefault(beside, []).extend(row[place : place + 1])
+            beside = (*row[:position], "", *row[position + 1 :]) if len(row) > position else (*row,)
+            groups.setdefault(beside, []).extend(row[position : position + 1])
         rows = [
-            [*beside[:place], _ranges(numbers), *beside[place + 1 :]] if numbers else [*beside]
+            [*beside[:position], _ranges(numbers), *beside[position + 1 :]]
+            if numbers
+            else [*beside]
             for beside, numbers in groups.items()
         ]
     return ["".join(row) for row in rows]

@@ -133,12 +133,12 @@ def _entry(array: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
 
 def _holds(region: Region, index: tuple[int, ...]) -> bool:
     sides = zip(index, region, strict=False)
-    return all(start <= place < stop for place, (start, stop) in sides)
+    return all(start <= at < stop for at, (start, stop) in sides)
 
 
 def _within(region: Region, index: tuple[int, ...]) -> tuple[int, ...]:
     """Returns where in a region an entry is that it holds."""
-    return tuple(place - start for place, (start, _) in zip(index, region, strict=False))
+    return tuple(at - start for at, (start, _) in zip(index, region, strict=False))
 
 
 def _copy(values: np.ndarray, buffer: np.ndarray, region: Region, index: tuple[int, ...]) -> int:

@@ -60,7 +60,7 @@ def save(
 
 
 def losses(description: Description, *, kind: str) -> list[str]:
-    """Returns which parts of a description a layout has no place for, one line each.
+    """Returns the parts of a description that a layout cannot store, one line each.
 
     Args:
       description: of the checkpoint to be converted.
@@ -84,7 +84,7 @@ def losses(description: Description, *, kind: str) -> list[str]:
             "config.json": description.origin,
         }
         names = [name for name, part in parts.items() if part is not None]
-        lines += [f"{name}: T5X's layout has no place for it" for name in names]
+        lines += [f"{name}: not stored in T5X checkpoints" for name in names]
     return lines
 
 

@@ -272,7 +272,7 @@ def attention(spec, **changes):
     return blocks(spec, "decoder", lambda b: {"attention": b.attention.replace(**changes)})
 
 
-# What transformers' class of the name has no place for, and which fields that concerns.
+# Specs that transformers' class of the name does not support, and the fields concerned.
 UNSAYABLE = {
     "epsilon of one norm": (
         "t5_1_1",

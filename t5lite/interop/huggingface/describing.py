@@ -15,7 +15,7 @@ from t5lite.interop.tensors import Tensor
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import Difference, ModelSpec, differences
 
-# What changes training alone, and has no place in their configs.
+# Fields that change training alone; their configs lack them.
 _ABSENT = "absent"
 _NOT_SAID = re.compile(r"(encoder|decoder|heads\.\d+)\.(stochastic_depth_rate|dropout_rate)")
 
@@ -151,5 +151,5 @@ def _without(tensor: Tensor, prefix: str) -> Tensor:
 def _cannot(spec: ModelSpec, what: str) -> str:
     return (
         f"a model of family {spec.family!r} cannot be written as transformers' class of that name, "
-        f"which has no place for {what}"
+        f"which does not support {what}"
     )

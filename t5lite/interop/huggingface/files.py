@@ -257,14 +257,14 @@ def _listed(names: Sequence[str]) -> str:
 def _split(tensors: Sequence[Written], max_file_bytes: int) -> dict[str, list[Written]]:
     """Returns the tensors of each file by its name."""
     files: list[list[Written]] = [[]]
-    room = max_file_bytes
+    free_bytes = max_file_bytes
     for tensor in tensors:
         size = num_bytes(tensor[1])
-        if files[-1] and size > room:
+        if files[-1] and size > free_bytes:
             files.append([])
-            room = max_file_bytes
+            free_bytes = max_file_bytes
         files[-1].append(tensor)
-        room -= size
+        free_bytes -= size
     for content in files:  # wide types first, so that each begins at a multiple of its width
         content.sort(key=lambda tensor: -np.dtype(tensor[1].dtype).itemsize)
     if len(files) == 1:

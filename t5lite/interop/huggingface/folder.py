@@ -205,7 +205,7 @@ def _never_padding(
     padding = range(spec.vocab if vocabulary is None else vocabulary.size, spec.vocab)
     if not padding or spec.decoder is None or "lm" not in {head.kind for head in spec.heads}:
         return generation
-    if generation is None:  # a file of its own takes the place of what config.json says
+    if generation is None:  # the file replaces the fields in config.json
         fields = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
         known = {name: config[name] for name in fields if config.get(name) is not None}
         generation = GenerationDefaults(known)
@@ -315,7 +315,7 @@ def _generation_of(origin: Origin) -> GenerationDefaults | None:
 def _frame(spec: ModelSpec, vocabulary: Vocabulary, prompts: Prompts | None) -> Frame:
     """Returns the special tokens around a text that the model reads, a start token included."""
     writes = any(head.kind == "lm" for head in spec.heads) or not spec.heads
-    if spec.topology == "encoder" or not writes:  # what is said of whole texts is framed so
+    if spec.topology == "encoder" or not writes:  # heads on whole texts see this frame
         return vocabulary.frame
     if prompts is None:
         prompts = Prompts.by_default(vocabulary, topology=spec.topology, start_id=spec.start_id)

@@ -87,12 +87,12 @@ def read_sentences(folder: Any) -> Sentences:
         return Sentences()
     modules, own = _modules(folder), read_json(folder / _PROMPTS)
     inner = transformer_folder(folder)
-    given = next(filter(None, (read_json(inner / name) for name in _TRANSFORMER)), {})
-    most = given.get("max_seq_length") or read_json(inner / "tokenizer_config.json").get(
+    limits = next(filter(None, (read_json(inner / name) for name in _TRANSFORMER)), {})
+    most = limits.get("max_seq_length") or read_json(inner / "tokenizer_config.json").get(
         "model_max_length"
     )
     kinds = [kind for kind, _ in modules]
-    refusal = _refusal(kinds, given, own)
+    refusal = _refusal(kinds, limits, own)
     heads: tuple[EmbeddingHeadSpec, ...] = ()
     dense: list[Any] = []
     includes = True
@@ -116,7 +116,7 @@ def read_sentences(folder: Any) -> Sentences:
         max_length=int(most) if most is not None and most < 10**9 else None,
         refusal=refusal and f"{folder} says {refusal}, which is not known here",
     )
-    return Sentences(heads, defaults, bool(given.get("do_lower_case", False)), dense)
+    return Sentences(heads, defaults, bool(limits.get("do_lower_case", False)), dense)
 
 
 class _UnknownError(Exception):
@@ -131,17 +131,19 @@ def _modules(folder: Any) -> list[tuple[str, str]]:
         modules = [(each["type"].rpartition(".")[2], str(each["path"])) for each in content]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error!r}; copy the folder again") from error
-    for _, place in modules:
-        if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
-            raise InputError(f"{path} names {place!r}, outside its folder; copy the folder again")
+    for _, path_inside in modules:
+        if PurePosixPath(path_inside).is_absolute() or ".." in PurePosixPath(path_inside).parts:
+            raise InputError(
+                f"{path} names {path_inside!r}, outside its folder; copy the folder again"
+            )
     return modules
 
 
-def _refusal(kinds: Sequence[str], given: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+def _refusal(kinds: Sequence[str], limits: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
     """Returns what the modules, or the settings `own` of all, say that is not known; else None."""
     if own.get("truncate_dim") is not None:
         return f"truncate_dim = {own['truncate_dim']!r}"
-    task = given.get("transformer_task", "feature-extraction")
+    task = limits.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
         return f"transformer_task = {task!r}"
     expected = ["Transformer", "Pooling", *["Dense"] * kinds.count("Dense")]
@@ -285,7 +287,7 @@ def write_sentences(
     width = len(head.pooling.split("+")) * embed
     for number, layer in enumerate(head.dense):
         modules.append((f"{number + 2}_Dense", "Dense"))
-        place = folder / modules[-1][0]
+        layer_folder = folder / modules[-1][0]
         if layer.activation not in names:
             raise InputError(
                 f"EmbeddingHeadSpec.dense: activation = {layer.activation!r} has no counterpart in "
@@ -298,11 +300,11 @@ def write_sentences(
             "bias": layer.use_bias,
             "activation_function": names[layer.activation],
         }
-        place.mkdir(parents=True, exist_ok=True)
+        layer_folder.mkdir(parents=True, exist_ok=True)
         own = params["embedding_head"][f"dense_{number}"]
         layer_params = {"embedding_head": {f"dense_{number}": own}}
-        write_tensors(place, tensors_from(layer_params, dense_tensors(head, embed, number)))
-        write_whole(place / CONFIG, _json(config))
+        write_tensors(layer_folder, tensors_from(layer_params, dense_tensors(head, embed, number)))
+        write_whole(layer_folder / CONFIG, _json(config))
     if head.normalized:
         modules.append((f"{len(modules)}_Normalize", "Normalize"))
     modes = {ours: theirs for theirs, ours in _POOLINGS.items()}

@@ -93,8 +93,8 @@ def finish(draft: Draft, parts: Parts, settings: Settings) -> Made:
         tokenizer.post_processor = parts.post_processor
     # The template of a tokenizer.json overrules these two.
     named = {} if parts.whole else settings.options
-    said = {"add_bos_token", "add_eos_token"} & {*named} or draft.adds_bos is not None
-    if said or tokenizer.post_processor is None:
+    configured = {"add_bos_token", "add_eos_token"} & {*named} or draft.adds_bos is not None
+    if configured or tokenizer.post_processor is None:
         begins = named.get("add_bos_token", bool(draft.adds_bos)) and "bos" in texts
         ends = named.get("add_eos_token", False) and "eos" in texts
         tokenizer.post_processor = template(
@@ -145,8 +145,8 @@ def _add(
     for token in (*named, *extra):
         if token["content"] not in known and token not in due:
             due.append(token)
-    said = [*settings.added.values(), *settings.tokens.values(), *(settings.extra or ())]
-    said_texts = {token["content"] for token in said if token is not None}
+    listed = [*settings.added.values(), *settings.tokens.values(), *(settings.extra or ())]
+    said_texts = {token["content"] for token in listed if token is not None}
     names = {token["content"] for token in named}
     tokens, size = [], max([tokenizer.get_vocab_size() - 1, *settings.added]) + 1
     for token in due:

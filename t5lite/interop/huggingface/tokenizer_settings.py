@@ -71,7 +71,7 @@ class Settings(NamedTuple):
       kind: transformers' class that reads it, without "Tokenizer" and "Fast"; "" for the one that
         takes a `tokenizer.json` as it is.
       options: `tokenizer_config.json`, with what `special_tokens_map.json` overrides.
-      tokens: the special tokens by name, `NAMED` first; None for one that is said not to be.
+      tokens: the special tokens by name, `NAMED` first; None for one that is disabled.
       added: by id, tokens that were added to the vocabulary.
       extra: more special tokens; None where nothing lists any.
       additional: the same, of a `special_tokens_map.json`, which `extra` overrules.
@@ -172,8 +172,8 @@ def _tokens(
     tokens: dict[str, Token | None] = {}
     for name in NAMED:
         if _key(name) in options:
-            given = options[_key(name)]
-            token = None if given is None else _token(given)
+            declared = options[_key(name)]
+            token = None if declared is None else _token(declared)
             tokens[name] = token and by_text.get(token["content"], token)
     others = {
         key.removesuffix("_token"): value

@@ -243,11 +243,11 @@ def _orbax_spec(
 ) -> dict[str, Any]:
     if ocdbt is None:
         ocdbt = (folder / "manifest.ocdbt").exists()
-    place = kvstore(folder, name)
+    store = kvstore(folder, name)
     if ocdbt:
         base = kvstore(folder.parent, folder.name)
-        place = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-    return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": place}
+        store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+    return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": store}
 
 
 def _flat(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -29,7 +29,7 @@ class Leaf(NamedTuple):
       places: path of ours and entry along its axis `layers` (or None), for each layer in it.
       shape: in T5X, of one layer.
       own_shape: in ours, of one layer.
-      scanned: whether layers are stacked along T5X's second axis; otherwise there is one place.
+      scanned: whether layers are stacked along T5X's second axis; otherwise `places` has one entry.
       split: how many of T5X's axes are rows; None unless it is a matrix.
       own_split: the same of ours.
       rows_are_embed: whether the rows are the residual stream, which T5X's factor rules ask.
@@ -145,8 +145,8 @@ def _stack(name: str, stack: StackSpec, embed: int, form: Form) -> Iterator[Leaf
             scanned = f"{name}.{name}.{leaf.name}"
             yield leaf._replace(name=scanned, places=tuple(places), scanned=True)
         else:
-            for layer, place in enumerate(places):
-                yield leaf._replace(name=f"{name}.layers_{layer}.{leaf.name}", places=(place,))
+            for layer, location in enumerate(places):
+                yield leaf._replace(name=f"{name}.layers_{layer}.{leaf.name}", places=(location,))
     if not bias_of(name, stack).per_layer:
         bias = _bias(name, stack)
         path = f"{name}/{bias.places[0][0]}"

@@ -1,6 +1,6 @@
 """BART, mBART, PEGASUS and Marian: one layout of tensors, and a few switches that the class sets.
 
-Early configs said the switches themselves; transformers 4 and 5 go by `model_type` alone.
+Early configs had the switches themselves; transformers 4 and 5 go by `model_type` alone.
 """
 
 import functools
@@ -251,7 +251,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "init_std": family.initial_stddev(spec),
         "scale_embedding": encoder.embedding_scale != 1.0,
         "max_position_embeddings": encoder.max_length or COMPUTED_POSITIONS,
-        # Where the file has tables of their own, transformers 5 heeds that; told False, it would
+        # Where the file has tables of their own, transformers 5 heeds that; with False, it would
         # look for three of them, whichever are shared.
         "tie_word_embeddings": True,
         "is_encoder_decoder": True,

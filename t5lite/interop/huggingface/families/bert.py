@@ -144,13 +144,13 @@ _DEFAULTS: dict[str, Any] = {
 def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
     names = NAMES[model_type]
-    given = dict(config)
+    fields = dict(config)
     if model_type == "distilbert":
-        given |= {
-            ours: given[theirs] for ours, theirs in _DISTILBERT_FIELDS.items() if theirs in given
+        fields |= {
+            ours: fields[theirs] for ours, theirs in _DISTILBERT_FIELDS.items() if theirs in fields
         }
-        given |= {"type_vocab_size": None, "layer_norm_eps": 1e-12}
-    config = {**_DEFAULTS, **names.defaults, **given}
+        fields |= {"type_vocab_size": None, "layer_norm_eps": 1e-12}
+    config = {**_DEFAULTS, **names.defaults, **fields}
     encoder_only.check(config)
     family.check_fields(config, sinusoidal_pos_embds=(False, True, None))  # a table in either case
     offset = config["pad_token_id"] + 1 if "roberta" in model_type else 0

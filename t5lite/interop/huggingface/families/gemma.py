@@ -150,7 +150,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "pad_token_id": 0,
     }
     if spec.family == "gemma":
-        # What the class has no place for must not look as if it had.
+        # Fields that the class lacks.
         for field in ("sliding_window", "layer_types", "attn_logit_softcapping"):
             del fields[field]
         del fields["query_pre_attn_scalar"]

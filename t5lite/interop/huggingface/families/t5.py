@@ -128,10 +128,10 @@ def is_tied(source: Source) -> bool:
 def lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
     """Returns the head of the architecture with logits."""
     tied, model_type = is_tied(source), config["model_type"]
-    said = config.get("tie_word_embeddings") is not False
+    declared_tied = config.get("tie_word_embeddings") is not False
     # transformers 4.57 looked at tie_word_embeddings; 5.23 overwrites it, and UMT5's logits were
     # then scaled that its training never did.
-    scaled = config.get("scale_decoder_outputs", said and (tied or model_type == "t5"))
+    scaled = config.get("scale_decoder_outputs", declared_tied and (tied or model_type == "t5"))
     scaled = scaled and model_type != "mt5"
     return (LMHeadSpec(tied=tied, logits_scale=None if scaled else 1.0),)
 
