@@ -171,7 +171,8 @@ def check_folder_of_run(
     if not saved_steps(folder / "checkpoints"):
         return False
     known = check_described(folder, spec, data.vocabulary(), data.labels(), tuning=tuning)
-    check_prompts(objective, known and known.prompts, where=f"the run in {folder}")
+    prompts = known.prompts if known else None
+    check_prompts(objective, prompts, where=f"the run in {folder}")
     return True
 
 

@@ -58,13 +58,12 @@ def fill(leaf: jax.ShapeDtypeStruct, pieces: Iterable[Piece], copied: Callable[[
             copied(sum(_copy(values, buffers[region], region, index) for region in due))
     if leaf.sharding is None:
         return next(iter(buffers.values()))
+
+    def shard(index: Any) -> np.ndarray:
+        return buffers[_region(index, leaf.shape)]
+
     # Devices that hold the same region share the buffer if their memory is the host's.
-    array = jax.make_array_from_callback(
-        leaf.shape,
-        leaf.sharding,
-        lambda index: buffers[_region(index, leaf.shape)],
-        dtype=leaf.dtype,
-    )
+    array = jax.make_array_from_callback(leaf.shape, leaf.sharding, shard, dtype=leaf.dtype)
     # Until the devices have their copies the buffers live: the next leaf's must not join them.
     return jax.block_until_ready(array)
 
