@@ -86,6 +86,16 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
         ) from error
 
 
+def write_changed(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a whole file unless it has this content already; see `write_whole`.
+
+    An unchanged file stays untouched: other processes may be reading it.
+    """
+    target = as_path(path)
+    if not (target.exists() and target.read_bytes() == content):
+        write_whole(target, content)
+
+
 def check_folder(path: object, *, field: str) -> None:
     """Refuses what nobody can mean as the folder of a run, a model or a cache.
 

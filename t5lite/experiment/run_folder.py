@@ -10,7 +10,7 @@ from etils import epath
 
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels, check_labels
-from t5lite.data.paths import write_whole
+from t5lite.data.paths import write_changed
 from t5lite.errors import InputError
 from t5lite.interop import Description
 from t5lite.interop.description import FILES, MODEL
@@ -179,9 +179,8 @@ def describe(
     files = sorted(_own_files(folder).union(_FILES, of_writers))
     describe_run(folder, files=files, started=time.time(), **facts)
     description.write(folder)
-    text, target = (config or "").encode(), folder / "config.gin"
-    if config is not None and not (target.exists() and target.read_bytes() == text):
-        write_whole(target, text)
+    if config is not None:
+        write_changed(folder / "config.gin", config.encode())
 
 
 def last_saved(model_dir: epath.PathLike) -> str:

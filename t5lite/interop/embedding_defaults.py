@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from t5lite.data.paths import as_path, read_file, write_whole
+from t5lite.data.paths import as_path, read_file, write_changed
 from t5lite.errors import InputError, unknown
 
 FILE = "embedding.json"
@@ -73,4 +73,4 @@ def save_embedding(folder: Any, defaults: EmbeddingDefaults | None) -> None:
     """Writes `embedding.json`; None: writes nothing."""
     if defaults is not None:
         content = {"format": _FORMAT, **dataclasses.asdict(defaults)}
-        write_whole(as_path(folder) / FILE, (json.dumps(content, indent=2) + "\n").encode())
+        write_changed(as_path(folder) / FILE, (json.dumps(content, indent=2) + "\n").encode())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from t5lite.data.paths import as_path, read_file, write_whole
+from t5lite.data.paths import as_path, read_file, write_changed
 from t5lite.errors import InputError
 
 FILE = "generation_config.json"
@@ -95,7 +95,7 @@ def save_defaults(folder: Any, defaults: GenerationDefaults | None) -> None:
     """Writes `generation_config.json`; None: writes nothing."""
     if defaults is not None:
         text = json.dumps(dict(defaults.content), indent=2, sort_keys=True)
-        write_whole(as_path(folder) / FILE, (text + "\n").encode())
+        write_changed(as_path(folder) / FILE, (text + "\n").encode())
 
 
 def _check_ids(path: Any, name: str, value: Any) -> None:

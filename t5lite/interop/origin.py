@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from t5lite.data import Vocabulary
-from t5lite.data.paths import as_path, write_whole
+from t5lite.data.paths import as_path, write_changed
 from t5lite.errors import InputError
 
 FOLDER = "origin"
@@ -103,7 +103,7 @@ class Origin:
     def copy(self, folder: Any, names: Iterable[str]) -> None:
         """Copies files, byte for byte."""
         for name in names:
-            write_whole(as_path(folder) / name, (self.folder / name).read_bytes())
+            write_changed(as_path(folder) / name, (self.folder / name).read_bytes())
 
 
 def keep(folder: Any, origin: Origin | None) -> None:

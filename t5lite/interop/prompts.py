@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from t5lite.data import Vocabulary
-from t5lite.data.paths import as_path, read_file, write_whole
+from t5lite.data.paths import as_path, read_file, write_changed
 from t5lite.errors import InputError
 from t5lite.framing import Frame
 from t5lite.objectives import PROMPTS, Prompts
@@ -15,11 +15,10 @@ _FORMAT = 1
 
 
 def save_prompts(folder: Any, prompts: Prompts | None) -> None:
-    """Writes `prompts.json` unless it says the same already; None: writes nothing."""
-    path = as_path(folder) / FILE
-    if prompts is not None and not (path.exists() and _parsed(path) == prompts):
+    """Writes `prompts.json`; None: writes nothing."""
+    if prompts is not None:
         content = {"format": _FORMAT, **dataclasses.asdict(prompts)}
-        write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+        write_changed(as_path(folder) / FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_prompts(folder: Any, vocabulary: Vocabulary | None, *, topology: str) -> Prompts | None:

@@ -561,7 +561,7 @@ def test_a_checkpoint_without_parameters_is_told(tmp_path):
         checkpointer.save(
             tmp_path / "state", args=ocp.args.PyTreeSave({"params": {"a": np.ones(2)}})
         )
-    with pytest.raises(InputError, match="no `target` in it, only params"):
+    with pytest.raises(InputError, match="lacks `target`, and has params"):
         t5x.open_checkpoint(tmp_path)
 
 
@@ -606,7 +606,7 @@ def test_other_parameters_are_told(tmp_path):
         load(tmp_path / "whole", spec=override(spec, {"*.blocks.*.mlp.hidden": 32}))
     norm, table = arrays["encoder.encoder_norm.scale"], arrays["token_embedder.embedding"]
     made.released(tmp_path / "encoder", {"encoder.encoder_norm.scale": norm})
-    with pytest.raises(InputError, match=r"no target\.decoder"):
+    with pytest.raises(InputError, match=r"lacks target\.decoder"):
         load(tmp_path / "encoder")
     made.released(
         tmp_path / "other", {"decoder.blocks.kernel": norm, "token_embedder.embedding": table}
