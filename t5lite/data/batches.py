@@ -21,6 +21,7 @@ import numpy as np
 from t5lite.data.like_lengths import Groups, cut
 from t5lite.data.sources import Example
 from t5lite.data.streams.rows import concatenate
+from t5lite.data.workers import Rows, Taken, WorkerPool, Workers, take
 from t5lite.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -55,21 +56,6 @@ class Objective(Protocol):
     def batch(self, rows: Batch) -> Batch: ...
 
 
-class Rows(Protocol):
-    """What a shard gives: rows, and a position that is valid JSON."""
-
-    @property
-    def epoch(self) -> float: ...
-
-    # Perhaps also `vanished`, the raw examples of which the objective made nothing.
-
-    def take(self, count: int) -> Batch: ...
-
-    def state(self) -> Any: ...
-
-    def load(self, state: Any) -> None: ...
-
-
 class _Delivery(NamedTuple):
     """A batch, and where the data is after it."""
 
@@ -93,6 +79,7 @@ class Batches:
       prefetch: batches made ahead, >= 1.
       cut_together: features whose rows lose columns that hold only padding, see `like_lengths`.
       period: batches in which rows of all lengths come.
+      workers: processes that prepare the shards; None: threads of this one.
       earlier: number of shards by default in 0.1.0, and what makes the same batches of them, for
         positions with that number.
     """
@@ -108,15 +95,16 @@ class Batches:
         prefetch: int = 2,
         cut_together: Groups = (),
         period: int = 1,
+        workers: Workers | None = None,
         earlier: tuple[int, Callable[[], "Batches"]] | None = None,
     ):
-        self._earlier = earlier
+        self._earlier, self._workers = earlier, workers
         self._cut_together, self.period = cut_together, period
         self._names = tuple(objective.features if names is None else names)
         self._shards, self._rows_per_shard = dict(shards), rows_per_shard
         self._objective, self._fingerprint = objective, dict(fingerprint)
         self._prefetch = prefetch
-        self._last = _delivery({}, self._shards, 0, 0)
+        self._last = self._here()
         self._thread: _Thread | None = None
         self._closed = False
 
@@ -129,14 +117,18 @@ class Batches:
             raise RuntimeError("these batches are closed")
         if self._thread is None:
             # The thread gets everything but this object, which can be collected while it runs.
+            pool = None
+            if self._workers is not None:
+                states = {number: rows.state() for number, rows in self._shards.items()}
+                pool = WorkerPool(self._workers, states, self._rows_per_shard)
             produced = _produce(
-                self._shards,
-                self._rows_per_shard,
+                pool or _taken(self._shards, self._rows_per_shard),
+                tuple(self._shards),
                 self._objective,
                 self._names,
                 cut_together=self._cut_together,
             )
-            self._thread = _Thread(produced, self._prefetch)
+            self._thread = _Thread(produced, self._prefetch, stop=pool and pool.close)
             # Also at exit: a thread that is inside TensorFlow then can hang the process.
             weakref.finalize(self, self._thread.stop)
         delivery = self._thread.get()
@@ -193,7 +185,17 @@ class Batches:
             rows.load(state["shards"][str(shard)])
         if note := _EARLIER_ORDERS[state["format"]]:
             warnings.warn(f"the data position is of an earlier version, {note}", stacklevel=2)
-        self._last = _delivery({}, self._shards, 0, 0)
+        self._last = self._here()
+
+    def _here(self) -> _Delivery:
+        """Returns where the data is, without a batch."""
+        taken = [Taken({}, rows.state(), rows.epoch, 0) for rows in self._shards.values()]
+        return _delivery({}, self._shards, taken, 0, 0)
+
+    @property
+    def shards(self) -> dict[int, Rows]:
+        """The rows of each virtual shard."""
+        return self._shards
 
     @property
     def epoch(self) -> float:
@@ -335,7 +337,10 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 class _Thread:
     """Runs an iterator in a daemon thread, some items ahead."""
 
-    def __init__(self, items: Iterator[_Delivery], ahead: int):
+    def __init__(
+        self, items: Iterator[_Delivery], ahead: int, *, stop: Callable[[], None] | None = None
+    ):
+        self._stop_items = stop
         self._queue: queue.Queue[_Delivery | Exception] = queue.Queue(maxsize=ahead)
         self._stopping = threading.Event()
         self._failure: Exception | None = None
@@ -358,6 +363,8 @@ class _Thread:
         self._stopping.set()
         with contextlib.suppress(queue.Empty):
             self._queue.get_nowait()  # it may be waiting for room
+        if self._stop_items is not None:
+            self._stop_items()
         if threading.current_thread() is not self._thread:  # the collector can run anywhere
             self._thread.join()
 
@@ -383,37 +390,44 @@ class _Thread:
         return False
 
 
+def _taken(shards: Mapping[int, Rows], rows_per_shard: int) -> Iterator[list[Taken]]:
+    """Yields each batch's rows of all shards, made by threads."""
+    # TensorFlow and tokenisers leave Python meanwhile, and often wait.
+    num_threads = min(len(shards), 4 * (os.cpu_count() or 1))
+    with concurrent.futures.ThreadPoolExecutor(num_threads, "t5lite-shards") as threads:
+        while True:
+            yield list(threads.map(lambda shard: take(shard, rows_per_shard), shards.values()))
+
+
 def _produce(
-    shards: Mapping[int, Rows],
-    rows_per_shard: int,
+    batches: Iterable[list[Taken]],
+    shards: Sequence[int],
     objective: Objective,
     names: Sequence[str],
     *,
     cut_together: Groups,
 ) -> Iterator[_Delivery]:
     tokens = places = 0
-    # TensorFlow and tokenisers leave Python meanwhile, and often wait.
-    num_workers = min(len(shards), 4 * (os.cpu_count() or 1))
-    with concurrent.futures.ThreadPoolExecutor(num_workers, "t5lite-shards") as workers:
-        while True:
-            taken = workers.map(lambda shard: shard.take(rows_per_shard), shards.values())
-            rows = concatenate(list(taken))
-            rows = cut(rows, cut_together) if cut_together else rows
-            for name in names:
-                tokens += int(np.count_nonzero(rows.get(f"{name}_segment_ids", rows[name])))
-                places += rows[name].size
-            yield _delivery(objective.batch(rows), shards, tokens, places)
+    for taken in batches:
+        rows = concatenate([each.rows for each in taken])
+        rows = cut(rows, cut_together) if cut_together else rows
+        for name in names:
+            tokens += int(np.count_nonzero(rows.get(f"{name}_segment_ids", rows[name])))
+            places += rows[name].size
+        yield _delivery(objective.batch(rows), shards, taken, tokens, places)
 
 
-def _delivery(batch: Batch, shards: Mapping[int, Rows], tokens: int, places: int) -> _Delivery:
-    states = {str(shard): rows.state() for shard, rows in shards.items()}
-    vanished = sum(getattr(rows, "vanished", 0) for rows in shards.values())
-    return _Delivery(batch, states, mean_epoch(shards.values()), vanished, tokens, places)
+def _delivery(
+    batch: Batch, shards: Iterable[int], taken: Sequence[Taken], tokens: int, places: int
+) -> _Delivery:
+    states = {str(shard): each.state for shard, each in zip(shards, taken, strict=True)}
+    vanished = sum(each.vanished for each in taken)
+    return _Delivery(batch, states, mean_epoch(taken), vanished, tokens, places)
 
 
-def mean_epoch(shards: Iterable[Rows]) -> float:
+def mean_epoch(shards: Iterable[Rows | Taken]) -> float:
     """Returns the epoch of some shards together; see `Batches.epoch`."""
-    epochs = [rows.epoch for rows in shards]
+    epochs = [each.epoch for each in shards]
     if all(isinstance(epoch, float) for epoch in epochs):
         return math.fsum(epochs) / len(epochs)
     return min(int(epoch) for epoch in epochs)

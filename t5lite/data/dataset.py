@@ -12,6 +12,7 @@ once in it; where rows are packed, a shard with larger examples is a little behi
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from t5lite.data.streams.examples import ExampleStream, Prepare, Stream
 from t5lite.data.streams.mixture import MixtureStream
 from t5lite.data.streams.rows import RowStream
 from t5lite.data.validation import Validation, joined, num_rows
+from t5lite.data.workers import Rows, Workers
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class Dataset:
       like_lengths: whether training batches of an objective that is not `packable` are of rows of
         like lengths, cut to few lengths: see `data.like_lengths`.
       prefetch: batches made ahead.
+      workers: processes that prepare training batches, which are the same with any number; 0: this
+        one does it, in threads.
     """
 
     lengths: Mapping[str, int]
@@ -74,6 +78,11 @@ class Dataset:
     block_rows: int | None = None
     prefetch: int = 2
     like_lengths: bool = True
+    workers: int = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the fields alone: what they opened belongs to this process."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "prefetch"):
@@ -81,6 +90,8 @@ class Dataset:
         for name in ("num_shards", "window", "block_rows"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
+        if self.workers != 0:
+            _check_positive("workers", self.workers)
         for name, length in self.lengths.items():
             _check_positive(f"lengths[{name!r}]", length)
         if self.num_shards is not None and self.batch_size % self.num_shards:
@@ -239,6 +250,7 @@ class Dataset:
             prefetch=self.prefetch,
             cut_together=groups if len(streams) == num_shards else (),
             period=_GROUPS if groups else 1,
+            workers=self._workers(objective, seed) if self.workers else None,
             earlier=(of_then, earlier) if of_then < num_shards else None,
         )
 
@@ -344,6 +356,10 @@ class Dataset:
     def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
         """Returns what a split is read from, each with its rate."""
         raise NotImplementedError
+
+    def _workers(self, objective: Objective, seed: int) -> Workers:
+        data = dataclasses.replace(self, workers=0)
+        return Workers(self.workers, functools.partial(_opened, data, objective, seed))
 
     def _num_shards(self) -> int:
         return self.num_shards or math.gcd(self.batch_size, _MOST_SHARDS)
@@ -466,6 +482,12 @@ class Dataset:
             for source, _ in sources
         ]
         return streams[0] if len(streams) == 1 else MixtureStream(streams, None)
+
+
+def _opened(
+    data: Dataset, objective: Objective, seed: int, shards: Sequence[int]
+) -> Mapping[int, Rows]:
+    return data.train_batches(objective, seed=seed, shards=shards).shards
 
 
 def _check_positive(name: str, value: Any) -> None:
