@@ -128,7 +128,7 @@ class Batches:
                 self._names,
                 cut_together=self._cut_together,
             )
-            self._thread = _Thread(produced, self._prefetch, stop=pool and pool.close)
+            self._thread = _Thread(produced, self._prefetch, stop=pool.close if pool else None)
             # Also at exit: a thread that is inside TensorFlow then can hang the process.
             weakref.finalize(self, self._thread.stop)
         delivery = self._thread.get()

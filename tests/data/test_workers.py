@@ -172,8 +172,8 @@ from small_data import Copy, make
 if __name__ == "__main__":
     batches = make(workers=2).train_batches(Copy(), seed=0)
     next(batches)
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
