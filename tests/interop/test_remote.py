@@ -104,7 +104,10 @@ def test_what_is_wrong_there_is_told(bucket):
     with pytest.raises(InputError, match=r"no folder 'gs://b/none'; list its bucket"):
         t5lite.load("gs://b/none")
     for fails, expected in (
-        ("", r"gs://b/model cannot be reached: a token has expired\ncheck the network and the login"),
+        (
+            "",
+            r"gs://b/model cannot be reached: a token has expired\ncheck the network and the login",
+        ),
         ("model.safetensors", r"cannot read gs://b/model/model.safetensors: a token has expired"),
     ):
         bucket.fails = fails

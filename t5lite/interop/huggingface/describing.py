@@ -44,25 +44,10 @@ def describe(spec: ModelSpec) -> Plan:
             f"known here; known: {', '.join(sorted(MODULES))}",
             field="ModelSpec.family",
         )
-    family = family_of(spec.family)
     for head in spec.heads:
         if isinstance(head, EmbeddingHeadSpec) and head.size is not None:
             raise InputError(_cannot(spec, "an embedding head with a layer of its own"))
-    plain = without_embedding(spec)
-    # Whether there is a start token says the tokenizer there.
-    starts = plain.start_id is not None
-    plain = plain if starts else plain.replace(start_id=0)
-    try:
-        config = family.config(plain)
-        tensors = family.tensors(plain)
-        again = family.spec(config, _StandIn(tensors))
-    except Unsupported as error:
-        raise InputError(_cannot(spec, str(error)), field=error.field) from error
-    except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        what = "blocks, positions or heads of these kinds"
-        raise InputError(_cannot(spec, what)) from error
+    plain, config, tensors, again = _both_ways(spec)
     changed = [
         f"  {change.path}: {change.old} would become {change.new}"
         for change in _changes(plain, again)
@@ -70,11 +55,39 @@ def describe(spec: ModelSpec) -> Plan:
     ]
     if changed:
         raise InputError("\n".join([_cannot(spec, "these values"), *changed]))
-    if not starts:
+    if spec.start_id is None:
         config |= {"bos_token_id": None, "eos_token_id": None}
+    family = family_of(spec.family)
     if config["architectures"] == [family.base]:
         tensors = [_without(tensor, family.prefix) for tensor in tensors]
     return Plan(config, tensors)
+
+
+def read_back(spec: ModelSpec) -> ModelSpec:
+    """Returns the nearest spec that transformers has a class for; its heads may be others.
+
+    Raises:
+      InputError: if there is none.
+    """
+    return _both_ways(spec)[-1]
+
+
+def _both_ways(spec: ModelSpec) -> tuple[ModelSpec, dict[str, Any], list[Tensor], ModelSpec]:
+    """Returns a spec without embedding heads, its config and tensors, and the spec of these."""
+    family, plain = family_of(spec.family), without_embedding(spec)
+    if plain.start_id is None:  # which the tokenizer says there
+        plain = plain.replace(start_id=0)
+    try:
+        config = family.config(plain)
+        tensors = family.tensors(plain)
+        return plain, config, tensors, family.spec(config, _StandIn(tensors))
+    except Unsupported as error:
+        raise InputError(_cannot(spec, str(error)), field=error.field) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        what = "blocks, positions or heads of these kinds"
+        raise InputError(_cannot(spec, what)) from error
 
 
 def _changes(old: ModelSpec, new: ModelSpec) -> list[Difference]:

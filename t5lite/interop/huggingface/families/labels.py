@@ -174,6 +174,6 @@ def tensors(
         result += modules.linear(pooler, f"{path}/pooler", embed, embed, use_bias=True)
     of_tokens = {SpansHeadSpec: "qa_outputs", TokenLabelsHeadSpec: tagger}
     name = of_tokens.get(type(head), classifier)
-    size: int = head.num_outputs  # type: ignore[attr-defined]
+    size = getattr(head, "num_outputs", 2)  # of a span its first and last token
     use_bias = getattr(head, "use_bias", True)
     return result + modules.linear(name, f"{path}/projection", embed, size, use_bias=use_bias)
