@@ -7,6 +7,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from t5lite.layers import (
     AttentionMask,
@@ -279,31 +280,31 @@ class Block(nn.Module):
         self.mlp = spec.mlp.make(self.embed, **sizes)
         self.dropout = nn.Dropout(self.dropout_rate)
 
-    def cross_slots(self, encoded: jax.Array) -> Slots:
+    def cross_slots(self, encoded: Float[Array, "batch length embed"]) -> Slots:
         """Projects the encoder's output once, for all later steps of decoding."""
         return Slots.of(self.cross_attention.key_values(encoded))
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "batch length {self.embed}"],
         context: Context,
         cached: Slots | None = None,
         cross: Slots | None = None,
-        drop_rate: jax.Array | None = None,
-    ) -> tuple[jax.Array, Slots | None]:
+        drop_rate: Float32[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch length {self.embed}"], Slots | None]:
         """Runs the layer.
 
         Args:
-          x: `[batch, length, embed]`.
+          x: the residual stream.
           context: what all layers of the stack share.
           cached: keys and values of the tokens before `x`; None without a cache. Where the context
             has `kept` there are none before, and it is filled.
           cross: the encoder's keys and values; None to project `context.encoded`. A row of them
             serves `batch / rows` rows of `x` next to each other.
-          drop_rate: float32 scalar, of stochastic depth; None for none.
+          drop_rate: of stochastic depth; None for none.
 
         Returns:
-          `[batch, length, embed]`, and `cached` with those of `x` appended.
+          The residual stream, and `cached` with the keys and values of `x` appended.
         """
 
         def attend(x: jax.Array) -> jax.Array:

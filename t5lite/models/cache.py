@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int32
 
 from t5lite.errors import InputError
 from t5lite.models.stack import StackCache, batch_axis
@@ -43,14 +44,14 @@ class Cache:
                 f"{self.draft_length + 1}; start(..., draft_length={n - 1})"
             )
 
-    def rewind(self, lengths: jax.Array) -> "Cache":
-        """Forgets all but the first `lengths` `[batch]` int32 tokens of each row.
+    def rewind(self, lengths: Int32[Array, " batch"]) -> "Cache":
+        """Forgets all but the first `lengths` tokens of each row.
 
         Of what windows see, no more than `draft_length` tokens can be taken back.
         """
         return dataclasses.replace(self, lengths=lengths)
 
-    def reorder(self, rows: jax.Array) -> "Cache":
+    def reorder(self, rows: Int32[Array, " rows"]) -> "Cache":
         """Row i becomes what row `rows[i]` was, `rows` `[batch]` int32, as beams change places.
 
         Beams belong to one input, so the encoder's keys and values stay where they are.

@@ -1,6 +1,7 @@
 """The decoder alone: GPT's topology."""
 
 import jax
+from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.errors import InputError
 from t5lite.layers import AttentionMask
@@ -24,8 +25,8 @@ class Decoder(Transformer):
         assert self.spec.decoder is not None
         self.decoder = self.stack(self.spec.decoder, stacked=self.stacked)
 
-    def hidden(self, batch: Batch) -> jax.Array:
-        """Returns the decoder's output `[batch, length, embed]`."""
+    def hidden(self, batch: Batch) -> Float[Array, "batch length embed"]:
+        """Returns the decoder's output."""
         x = self.embed(batch["decoder_input_tokens"], batch.get("token_types"))
         context = Context(
             mask=AttentionMask.within(decoder_segments(batch), causal=True, prefix=_prefix(batch)),
@@ -55,8 +56,10 @@ class Decoder(Transformer):
         assert own is not None
         return Cache(kept, own, draft_length=self.decoder.limit(draft_length))
 
-    def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Decodes `tokens` `[batch, n]` behind those in the cache."""
+    def extend(
+        self, tokens: Int32[Array, "batch n"], cache: Cache
+    ) -> tuple[Float32[Array, "batch n vocab"], Cache]:
+        """Decodes tokens after those in the cache."""
         n = tokens.shape[1]
         cache.check(n)
         context = Context(mask=None, positions=cache.lengths[:, None] + order_of(tokens))

@@ -1,6 +1,6 @@
 """The encoder alone: BERT's topology."""
 
-import jax
+from jaxtyping import Array, Float
 
 from t5lite.errors import InputError
 from t5lite.layers import AttentionMask
@@ -17,8 +17,8 @@ class Encoder(Transformer):
         assert self.spec.encoder is not None
         self.encoder = self.stack(self.spec.encoder, stacked=self.stacked)
 
-    def hidden(self, batch: Batch) -> jax.Array:
-        """Returns the encoder's output `[batch, length, embed]`."""
+    def hidden(self, batch: Batch) -> Float[Array, "batch length embed"]:
+        """Returns the encoder's output."""
         x = self.embed(batch["encoder_input_tokens"], batch.get("token_types"))
         context = Context(
             mask=AttentionMask.within(encoder_segments(batch), causal=False),

@@ -1,7 +1,7 @@
 """The encoder-decoder: T5's topology."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.layers import AttentionMask
 from t5lite.models.block import Context
@@ -27,8 +27,8 @@ class EncoderDecoder(Transformer):
         self.encoder = self.stack(self.spec.encoder, stacked=self.stacked)
         self.decoder = self.stack(self.spec.decoder, stacked=self.stacked)
 
-    def encode(self, batch: Batch) -> jax.Array:
-        """Returns the encoder's output `[batch, encoder_length, embed]`."""
+    def encode(self, batch: Batch) -> Float[Array, "batch encoder_length embed"]:
+        """Returns the encoder's output."""
         context = Context(
             mask=AttentionMask.within(encoder_segments(batch), causal=False),
             positions=positions_of(batch, "encoder"),
@@ -36,8 +36,8 @@ class EncoderDecoder(Transformer):
         x = self.embed_inputs(batch["encoder_input_tokens"], batch.get("token_types"))
         return self.encoder(x, context)[0]
 
-    def hidden(self, batch: Batch) -> jax.Array:
-        """Returns the decoder's output `[batch, decoder_length, embed]`."""
+    def hidden(self, batch: Batch) -> Float[Array, "batch length embed"]:
+        """Returns the decoder's output."""
         segments = decoder_segments(batch)
         context = Context(
             mask=AttentionMask.within(segments, causal=True),
@@ -59,8 +59,10 @@ class EncoderDecoder(Transformer):
             draft_length=self.decoder.limit(draft_length),
         )
 
-    def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Decodes `tokens` `[batch, n]` behind those in the cache."""
+    def extend(
+        self, tokens: Int32[Array, "batch n"], cache: Cache
+    ) -> tuple[Float32[Array, "batch n vocab"], Cache]:
+        """Decodes tokens after those in the cache."""
         n = tokens.shape[1]
         cache.check(n)
         context = Context(

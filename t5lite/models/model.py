@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from t5lite.errors import InputError
 from t5lite.layers import HeadSpec, Matrix, Weights, parameter_path
@@ -161,7 +162,7 @@ class Model:
         *,
         rngs: Mapping[str, jax.Array] | None = None,
         train: bool = False,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[Float[Array, "batch length embed"], dict[str, jax.Array]]:
         """Runs the model up to, but without, its logits.
 
         Args:
@@ -171,9 +172,8 @@ class Model:
           train: whether dropout applies.
 
         Returns:
-          `[batch, length, embed]` in the compute dtype, and auxiliary losses by name: float32
-          scalars, the mean of all layers with experts (see `layers.MoeSpec`), as in T5X; none
-          without experts.
+          Hidden states in the compute dtype, and auxiliary losses by name: float32 scalars, the
+          mean of all layers with experts (see `layers.MoeSpec`), as in T5X; none without experts.
         """
         rngs = dict(rngs) if rngs and train else None
         if not self.spec.num_expert_layers:
@@ -215,27 +215,29 @@ class Model:
                 )
         return found
 
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Returns `[batch, length, vocab]` float32 for `hidden` `[batch, length, embed]`."""
+    def logits(
+        self, params: Params, hidden: Float[Array, "batch length embed"]
+    ) -> Float32[Array, "batch length {self.spec.vocab}"]:
+        """Returns the logits over the vocabulary."""
         return self._apply("logits", params, hidden)
 
     def output(
         self,
         params: Params,
         kind: str,
-        hidden: jax.Array,
-        valid: jax.Array,
+        hidden: Float[Array, "batch length embed"],
+        valid: Bool[Array, "batch length"],
         *,
         rngs: Mapping[str, jax.Array] | None = None,
         train: bool = False,
-    ) -> jax.Array:
+    ) -> Float32[Array, " batch *output"]:
         """Returns what the head of a kind other than "lm" says; see `layers.heads` for shapes.
 
         Args:
           params: as `init` returns them.
           kind: of the head.
-          hidden: `[batch, length, embed]`, as `hidden` returns them.
-          valid: `[batch, length]` bool, the tokens that exist.
+          hidden: as `hidden` returns them.
+          valid: the tokens that are not padding.
           rngs: `{"dropout": key}`, for the head's dropout.
           train: whether dropout applies.
         """
@@ -263,11 +265,13 @@ class Model:
         """
         return self._apply("start", params, dict(batch), max_length, draft_length)
 
-    def extend(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Decodes `tokens` `[batch, n]` int32 behind those in the cache.
+    def extend(
+        self, params: Params, tokens: Int32[Array, "batch n"], cache: Cache
+    ) -> tuple[Float32[Array, "batch n {self.spec.vocab}"], Cache]:
+        """Decodes tokens after those in the cache.
 
         Returns:
-          Logits `[batch, n, vocab]` float32, those at i predicting token i + 1, and the cache.
+          Logits, those at i predicting token i + 1, and the cache.
         """
         return self._apply("extend", params, tokens, cache)
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from t5lite.errors import InputError
 from t5lite.layers import Projection, Slots, Weights, broadcast
@@ -214,22 +215,22 @@ class Stack(nn.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "batch length embedding"],
         context: Context,
         *,
         cached: StackCache | None = None,
         cross: StackCache | None = None,
-    ) -> tuple[jax.Array, StackCache | None]:
+    ) -> tuple[Float[Array, "batch length {self.embed}"], StackCache | None]:
         """Runs all layers.
 
         Args:
-          x: `[batch, length, embed]` (or `embedding_size`) embedded tokens.
+          x: embedded tokens, of width `embed` or `embedding_size`.
           context: masks and whatever else the layers share; its bias is filled in here.
           cached: keys and values of the tokens before `x`; see `Block`.
           cross: the encoder's keys and values.
 
         Returns:
-          `[batch, length, embed]` normed, and `cached` with those of `x` appended.
+          Hidden states after the last norm, and `cached` with the keys and values of `x` appended.
         """
         bias = self.spec.position_bias
         if bias is not None and not bias.per_layer:

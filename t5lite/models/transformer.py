@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.layers import TokenEmbedding, Weights
 from t5lite.models.spec import ComputeSpec, ModelSpec, StackSpec
@@ -51,11 +52,19 @@ class Transformer(nn.Module):
         weights = self.weights(spec.num_updates)
         return Stack(spec, embed, self.spec.embedding_size, self.compute, stacked, weights)
 
-    def embed(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
+    def embed(
+        self,
+        tokens: Int32[Array, "batch length"],
+        types: Int32[Array, "batch length"] | None = None,
+    ) -> Float[Array, "batch length embed"]:
         """Looks up `tokens` `[batch, length]` and their types, all 0 by default."""
         return self._typed(self.token_embedding(tokens), tokens, types)
 
-    def embed_inputs(self, tokens: jax.Array, types: jax.Array | None = None) -> jax.Array:
+    def embed_inputs(
+        self,
+        tokens: Int32[Array, "batch length"],
+        types: Int32[Array, "batch length"] | None = None,
+    ) -> Float[Array, "batch length embed"]:
         """Does the same for the encoder of an encoder-decoder."""
         own = not self.spec.shared_embedding
         x = (self.encoder_embedding if own else self.token_embedding)(tokens)
@@ -66,8 +75,10 @@ class Transformer(nn.Module):
             x = x + self.token_type_embedding(jnp.zeros_like(tokens) if types is None else types)
         return x
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns `[batch, length, vocab]` float32."""
+    def logits(
+        self, hidden: Float[Array, "batch length embed"]
+    ) -> Float32[Array, "batch length {self.spec.vocab}"]:
+        """Returns the logits over the vocabulary."""
         logits = self.lm_head(hidden, self.token_embedding)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
@@ -86,8 +97,8 @@ class Transformer(nn.Module):
             for head in self.spec.heads
         }
 
-    def hidden(self, batch: Batch) -> jax.Array:
-        """Returns the last stack's output `[batch, length, embed]`."""
+    def hidden(self, batch: Batch) -> Float[Array, "batch length embed"]:
+        """Returns the last stack's output."""
         raise NotImplementedError
 
     def start(self, batch: Batch, max_length: int, draft_length: int) -> Any:
