@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from t5lite.commands.examples import (
-    Failures,
-    answered,
-    check_output,
-    given,
-    is_table,
-    output,
-    write_line,
-)
+from t5lite.commands.examples import check_output, given, is_table, output
 from t5lite.commands.placement import add_model, placed
 from t5lite.commands.prompts import Prompts
 from t5lite.data.files.readers import DataFile, Line
 from t5lite.data.files.templates import Template
 from t5lite.errors import InputError
+from t5lite.inference.batch_job import Failures, answered, write_line
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

@@ -1,17 +1,16 @@
 """Examples of a command line or of a file, and what becomes of each, in order and in place."""
 
+import argparse
 import contextlib
-import dataclasses
-import itertools
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from t5lite.data.files.readers import DataFile, Line, Row, find_files, format_of
 from t5lite.data.paths import whole_file
 from t5lite.errors import InputError
+from t5lite.inference.batch_job import Lines
 
 
 def given(rows: Sequence[Row], input_file: str | None) -> tuple[Iterator[Line], int]:
@@ -71,56 +70,6 @@ def _some(lines: Iterator[Line], path: str) -> Iterator[Line]:
     yield from lines
 
 
-def answered(
-    lines: Iterable[Line],
-    read: Callable[[Line], Any],
-    answer: Callable[[list[Any]], Iterable[Any]],
-    *,
-    at_once: int,
-) -> Iterator[tuple[Line, Any]]:
-    """Yields each line with its answer, or with the InputError of `read` or `answer`.
-
-    Args:
-      lines: in order.
-      read: makes of a line what `answer` takes.
-      answer: gives an answer, or an InputError, to each of several, at least one.
-      at_once: most lines held at a time.
-    """
-    lines = iter(lines)
-    while chunk := list(itertools.islice(lines, at_once)):
-        found: list[Any] = []
-        for line in chunk:
-            try:
-                found.append(read(line))
-            except InputError as error:
-                found.append(error)
-        good = [each for each in found if not isinstance(each, InputError)]
-        answers = iter(answer(good) if good else ())
-        for line, each in zip(chunk, found, strict=True):
-            yield line, each if isinstance(each, InputError) else next(answers)
-
-
-@dataclasses.dataclass
-class Failures:
-    """The lines that have an error in place of an answer."""
-
-    count: int = 0
-    first: str = ""
-
-    def add(self, line: Line, error: InputError) -> Row:
-        """Returns what is written in a line's place."""
-        self.count += 1
-        self.first = self.first or f"line {line.number}: {error}"
-        return {"line": line.number, "error": str(error)}
-
-    def exit_code(self) -> int:
-        """Returns 1 if a line has failed, and says so."""
-        if self.count:
-            others = f" ({self.count - 1:,} more failed)" if self.count > 1 else ""
-            print(f"t5lite: {self.first}{others}", file=sys.stderr)
-        return int(self.count > 0)
-
-
 def check_output(path: str | None, endings: Sequence[str]) -> None:
     """Raises an InputError unless a file's name ends in one of `endings`, or there is none."""
     if path is not None and Path(path).suffix not in endings:
@@ -147,8 +96,39 @@ def output(path: str | None) -> Iterator[BinaryIO]:
         yield file
 
 
-def write_line(file: BinaryIO, record: Row) -> None:
-    """Writes a JSON line, at once where somebody may be waiting for it."""
-    file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-    if file is sys.stdout.buffer:
-        file.flush()
+def lines_of(path: str) -> Lines:
+    """Returns the lines of `--input_file`, which is read once for their number and digest."""
+    file = data_file(path)
+    count = sum(1 for _ in file.scan())
+    if not count:
+        raise InputError(f"--input_file={file.path} is empty")
+    return Lines(file.scan, count, file.digest)
+
+
+def shard_of(shard: str | None) -> tuple[int, int]:
+    """Returns which part of how many: of the flag, or else of JAX's processes.
+
+    Raises:
+      InputError: if it is no `I/N`, with I below N.
+    """
+    if shard is None:
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise InputError(f"--shard={shard}: must be I/N, I of 0..N-1, such as 0/4")
+    return int(index), int(count)
+
+
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    """Declares which part of the lines, and whether to start anew."""
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="answer the I-th, from 0, of N parts of the lines, into FILE-0000I-of-0000N.jsonl, "
+        "which `cat` puts together in order (of several processes of JAX, each one's)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew, whatever an earlier command wrote"
+    )

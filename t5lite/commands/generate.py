@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5lite.commands.examples import answered, given, is_table
+from t5lite.commands.examples import given, is_table
 from t5lite.commands.placement import add_model
 from t5lite.commands.prompts import (
     Prompts,
@@ -20,6 +20,7 @@ from t5lite.data import decode_text
 from t5lite.data.files.readers import Line
 from t5lite.data.files.templates import SHOTS
 from t5lite.errors import InputError
+from t5lite.inference.batch_job import answered
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

@@ -3,42 +3,26 @@
 import argparse
 import dataclasses
 import hashlib
-import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.batch_job import (
-    Job,
-    Lines,
-    add_shard,
-    check_row,
-    lines_of,
-    part_name,
-    shard_of,
-    write,
-)
-from t5lite.commands.examples import check_output, is_table
+from t5lite.commands.examples import add_shard, check_output, is_table, lines_of, shard_of
 from t5lite.commands.placement import add_model, description
 from t5lite.commands.processes import add_processes
 from t5lite.commands.prompts import (
-    Prompts,
     add_answering,
     given_options,
     open_generator,
     prompts_of,
 )
-from t5lite.commands.resumable import Resumable
-from t5lite.data.files.readers import Line, Row
-from t5lite.errors import InputError, unknown
+from t5lite.data.files.readers import Line
+from t5lite.errors import InputError
+from t5lite.inference.batch_job import Lines
 from t5lite.inference.options import FLAGS
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
-    from t5lite.inference.answer import Answer
-    from t5lite.inference.generator import Generator
-    from t5lite.inference.options import Options
-    from t5lite.inference.request import Request
 
 _PROMPT_LENGTH = 32  # tokens that are given of a task's text without inputs
 
@@ -86,21 +70,37 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
     from t5lite.inference.batching import check_count
     from t5lite.inference.defaults import options_with
+    from t5lite.inference.infer import LineReader, infer
     from t5lite.inference.options import Options
 
     Options(**chosen)  # refuses what is out of range
     check_count("--batch_size", arguments.batch_size)
     model = source.model
+    about = model.description
     options = options_with(
-        model.description.generation, chosen, spec=model.spec, draft=arguments.draft is not None
+        about.generation, chosen, spec=model.spec, draft=arguments.draft is not None
     )
     rows = not configured and is_table(arguments.input_file)
+
+    def open_reader() -> LineReader:
+        generator = open_generator(
+            arguments,
+            model,  # as it was opened: a run may save another step meanwhile
+            prompt=source.prompt,
+            devices=jax.local_devices(),  # each process answers its own lines
+        )
+        generator.check(options)
+        texts = prompts if configured else prompts.as_trained(about.inputs, rows=rows)
+        return LineReader(
+            generator, texts.text, options, chosen, source.ids, is_option=texts.leaves_options
+        )
+
     flags = ("batch_size", "fill", "truncate", "draft", "draft_length")
-    output = Resumable(
-        part_name(arguments.output_file, *shard),
-        {
-            "input": source.lines.digest,
-            "lines": [*source.lines.part(*shard)],
+    return infer(
+        arguments.output_file,
+        source.lines,
+        open_reader,
+        made_of={
             "model": str(model.where),
             "step": model.step,
             "examples": prompts.made_of,
@@ -108,34 +108,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             **{name: getattr(options, name) for name in FLAGS},
             **description(arguments),
             "prompt": arguments.prompt or source.prompt,
-            "template": arguments.template or (model.description.inputs.template if rows else None),
+            "template": arguments.template or (about.inputs.template if rows else None),
         },
-    )
-    if not arguments.overwrite and output.is_whole():
-        print(f"{output.path} is complete", file=sys.stderr)
-        return 0
-    generator = open_generator(
-        arguments,
-        model,  # as it was opened: a run may save another step meanwhile
-        prompt=source.prompt,
-        devices=jax.local_devices(),  # each process answers its own lines
-    )
-    generator.check(options)
-    if not configured:
-        prompts = prompts.as_trained(model.description.inputs, rows=rows)
-    reader = Reader(generator, prompts, options, chosen, source.ids)
-
-    def answer(
-        questions: list["Request"],
-    ) -> "Iterator[InputError | tuple[Request, list[Answer]]]":
-        found = generator.outcomes(questions, batch_size=arguments.batch_size)
-        for question, each in zip(questions, found, strict=True):
-            yield each if isinstance(each, InputError) else (question, each)
-
-    return write(
-        output,
-        source.lines,
-        Job(reader.read, answer, record, num_tokens, "tokens", is_rate=True),
         shard=shard,
         batch_size=arguments.batch_size,
         overwrite=arguments.overwrite,
@@ -217,71 +191,3 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
         prompt = "prefix" if sees_both_ways(objective, examples[0]) else "continue"
     digest = hashlib.sha256(repr(ids).encode()).hexdigest()
     return Source(Lines(lambda: iter(lines), len(lines), digest), model, prompt, ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """Makes questions of lines.
-
-    Args:
-      generator: answers them.
-      prompts: makes their texts.
-      options: of lines that have none of their own.
-      chosen: by the flags, by name.
-      ids: see `Source`.
-    """
-
-    generator: "Generator"
-    prompts: Prompts
-    options: "Options"
-    chosen: Mapping[str, Any]
-    ids: Mapping[int, Sequence[int]]
-
-    def read(self, line: Line) -> "Request":
-        """Returns the question of a line; its draws depend on its number alone.
-
-        Raises:
-          InputError: a broken line, or whatever `Prompts.text` and `Generator.read` refuse.
-        """
-        row, number, text = check_row(line), line.number - 1, self.prompts.text(line)
-        if line.number in self.ids:
-            ids = self.ids[line.number]
-            return self.generator.read_ids(ids, self.options_of(row), number=number, text=text)
-        return self.generator.read(text, self.options_of(row), number=number)
-
-    def options_of(self, row: Row) -> "Options":
-        """Returns the options of a row, those of its own object `options` first."""
-        own = row.get("options")
-        template = self.prompts.template or self.prompts.inputs.of_rows(row)
-        if not isinstance(own, dict) or (template is not None and "options" in template.slots):
-            return self.options
-        for name in own:
-            if name not in FLAGS:
-                raise unknown("option", name, FLAGS)
-        return self.generator.options({**self.chosen, **own})
-
-
-def record(line: Line, found: "tuple[Request, list[Answer]]") -> Row:
-    """Returns what is written of a line; of several samples, lists; null is what is no number."""
-    question, answers = found
-    columns: dict[str, list[Any]] = {
-        "output": [answer.text for answer in answers],
-        "num_tokens": [len(answer.tokens) for answer in answers],
-        "log_probability": [_finite(answer.log_probability) for answer in answers],
-    }
-    if question.options.num_beams > 1:
-        columns["score"] = [_finite(answer.score) for answer in answers]
-    several = len(answers) > 1
-    return {"line": line.number, "input": line.row} | {
-        name: values if several else values[0] for name, values in columns.items()
-    }
-
-
-def num_tokens(written: Row) -> int:
-    """Returns how many tokens were written to answer a line."""
-    counts = written["num_tokens"]
-    return sum(counts) if isinstance(counts, list) else counts
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -6,25 +6,24 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.batch_job import (
+from t5lite.commands.examples import add_shard, check_output, is_table, lines_of, shard_of
+from t5lite.commands.placement import add_model, description, placed
+from t5lite.commands.processes import add_processes
+from t5lite.commands.prompts import say_template
+from t5lite.data.files.readers import Line, Row
+from t5lite.errors import InputError
+from t5lite.inference.batch_job import (
     AT_ONCE,
     Job,
     Lines,
     Totals,
-    add_shard,
+    answered,
     check_row,
-    lines_of,
     part_name,
-    shard_of,
     write,
+    write_line,
 )
-from t5lite.commands.examples import answered, check_output, is_table, write_line
-from t5lite.commands.placement import add_model, description, placed
-from t5lite.commands.processes import add_processes
-from t5lite.commands.prompts import say_template
-from t5lite.commands.resumable import Resumable
-from t5lite.data.files.readers import Line, Row
-from t5lite.errors import InputError
+from t5lite.inference.resumable import Resumable
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

@@ -64,6 +64,11 @@ class Prompts:
             row = row | {SHOTS: self.shots.texts([row])[0]}
         return self.template.render(row)
 
+    def leaves_options(self, row: Row) -> bool:
+        """Whether a row's column `options` is no part of its text."""
+        template = self.template or self.inputs.of_rows(row)
+        return template is None or "options" not in template.slots
+
     def as_trained(self, inputs: InputFormat, *, rows: bool) -> "Prompts":
         """Returns the same with a run's template for rows, and says so; not over one of its own.
 

@@ -7,18 +7,12 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.examples import (
-    Failures,
-    answered,
-    check_output,
-    given,
-    output,
-    write_line,
-)
+from t5lite.commands.examples import check_output, given, output
 from t5lite.commands.placement import add_model, placed
 from t5lite.data.files.readers import Line, Row
 from t5lite.data.input_format import InputFormat, text_in
 from t5lite.errors import InputError
+from t5lite.inference.batch_job import Failures, answered, write_line
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

@@ -16,10 +16,10 @@ from saved_models import save_model
 from small_folders import add_tokenizer, copied
 
 import t5lite
-from t5lite.commands.resumable import Resumable
 from t5lite.data import ArrayData, open_vocabulary
 from t5lite.errors import InputError
 from t5lite.inference.generator import Generator
+from t5lite.inference.resumable import Resumable
 from t5lite.main import main
 from t5lite.models import override, preset
 
@@ -222,7 +222,7 @@ def test_other_settings_do_not_go_on(infer, tmp_path, change, name, end):
         change = []
     code, said = infer(*flags(), *change)
     assert code == 2
-    assert f"out.jsonl{end} was made with {name}" in said
+    assert f"out.jsonl{end} was written with {name}" in said
     assert "--overwrite starts anew" in said
     assert len(said.splitlines()) == 1
     assert (tmp_path / f"out.jsonl{end}").read_bytes() == before
@@ -236,7 +236,7 @@ def test_a_file_of_others_is_left_alone(infer, tmp_path):
     (tmp_path / "out.jsonl").write_text("mine")
     code, said = infer(*flags())
     assert (code, (tmp_path / "out.jsonl").read_text()) == (2, "mine")
-    assert "out.jsonl is there, and nothing says how it was made" in said
+    assert "out.jsonl exists without out.jsonl.json" in said
 
 
 def test_two_writers_do_not_mix(tmp_path):
@@ -256,7 +256,7 @@ def test_a_description_of_others_is_left_alone(content, tmp_path):
     output = Resumable(str(tmp_path / "out.jsonl"), {"a": 1})
     for overwrite in (False, True):
         with (
-            pytest.raises(InputError, match=r"out\.jsonl\.json is there"),
+            pytest.raises(InputError, match=r"out\.jsonl\.json exists"),
             output.open(block=1, overwrite=overwrite),
         ):
             pass
@@ -471,3 +471,21 @@ def test_killed_at_any_moment_no_line_is_lost_or_doubled(folder, tmp_path):
     assert (tmp_path / "out.jsonl").read_bytes() == whole
     assert [line["line"] for line in read(tmp_path / "out.jsonl")] == [*range(1, 301)]
     assert len(sizes) > 2
+
+
+def test_log_probabilities_of_tokens(infer, loaded, tmp_path):
+    put(tmp_path / "in.jsonl", [{"inputs": "cats"}])
+    flags = (f"--input_file={tmp_path}/in.jsonl", "--output_file=out.jsonl", *FEW)
+    assert infer(*flags, "--num_log_probabilities=2")[0] == 0
+    (line,) = read(tmp_path / "out.jsonl")
+    (answer,) = loaded.answers(["cats"], max_new_tokens=6, num_log_probabilities=2)[0]
+    assert line["token_log_probabilities"] == pytest.approx(answer.token_log_probabilities.tolist())
+    assert len(line["top_log_probabilities"]) == len(line["pieces"]) == line["num_tokens"]
+    assert line["finish_reason"] == answer.finish_reason
+    for piece, value, best in zip(
+        line["pieces"], line["token_log_probabilities"], line["top_log_probabilities"], strict=True
+    ):
+        assert len(best) == 2
+        assert best[0][1] >= best[1][1]
+        if piece == best[0][0]:
+            assert value == pytest.approx(best[0][1], abs=1e-5)

@@ -190,7 +190,7 @@ FLAGS = ("--input_file=in.jsonl", "--batch_size=2")  # eight lines at a time
 
 
 def test_an_interrupted_run_goes_on(predict, whole, tmp_path, monkeypatch):
-    predict_, calls = t5lite.inference.predict.predict, []
+    predict_, calls = t5lite.inference.engine.predict, []
 
     def stopped(placed, params, predictor, requests, **options):
         calls.append(len(requests))
@@ -199,7 +199,7 @@ def test_an_interrupted_run_goes_on(predict, whole, tmp_path, monkeypatch):
         return predict_(placed, params, predictor, requests, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("t5lite.inference.predict.predict", stopped)
+        patch.setattr("t5lite.inference.engine.predict", stopped)
         assert predict(*FLAGS, "--output_file=out.jsonl")[0] == 130
     lines = whole.splitlines(keepends=True)
     assert (tmp_path / "out.jsonl.part").read_bytes() == b"".join(lines[:16])
@@ -223,7 +223,7 @@ def test_an_interrupted_run_goes_on(predict, whole, tmp_path, monkeypatch):
 def test_other_settings_do_not_go_on(predict, whole, flag, name):
     code, _, said = predict(*FLAGS, "--output_file=whole.jsonl", flag)
     assert code == 2
-    assert f"whole.jsonl was made with {name}" in said
+    assert f"whole.jsonl was written with {name}" in said
     assert predict(*FLAGS, "--output_file=whole.jsonl", flag, "--overwrite")[0] == 1
 
 

@@ -23,7 +23,7 @@ SAID = 'rows with the columns of training are read by its template: "the {noun} 
 def writer(tmp_path_factory):
     folder = add_tokenizer(copied("t5_1_1", tmp_path_factory.mktemp("models") / "t5"), ends=())
     loaded = t5lite.load(folder, devices=jax.devices()[:1])
-    return dataclasses.replace(loaded, inputs=INPUTS)
+    return dataclasses.replace(loaded, description=loaded.description.replace(inputs=INPUTS))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def embedder(tmp_path_factory):
     folder = add_tokenizer(copied("bert_base_model", tmp_path_factory.mktemp("models") / "bert"))
     add_pooling(folder, {"pooling_mode_mean_tokens": True})
     loaded = t5lite.load(folder, devices=jax.devices()[:1])
-    return dataclasses.replace(loaded, inputs=INPUTS)
+    return dataclasses.replace(loaded, description=loaded.description.replace(inputs=INPUTS))
 
 
 @pytest.fixture

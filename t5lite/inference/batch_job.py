@@ -1,6 +1,5 @@
-"""Lines of a file answered to JSON lines, in shards; stopped at any moment, a job goes on."""
+"""Resumable jobs: lines of a file, answered to JSON lines, in shards."""
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -8,23 +7,22 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from t5lite.commands.examples import Failures, answered, data_file, write_line
-from t5lite.commands.resumable import Resumable, keep
 from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError
+from t5lite.inference.resumable import Resumable, keep
 
 AT_ONCE = 4  # batches that are written together, and shared out by length
 
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """The lines to answer, in an order that is always the same.
+    """Lines to answer, in a fixed order.
 
     Args:
-      scan: gives them, from the first.
-      count: of them.
+      scan: yields them, from the first.
+      count: number of lines.
       digest: of their content.
     """
 
@@ -40,15 +38,15 @@ class Lines:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is done with each line.
+    """How lines are answered and recorded.
 
     Args:
-      read: makes of a line what `answer` takes; its InputError is written in the line's place.
-      answer: gives an answer, or an InputError, to each of several.
-      record: returns what is written of a line and its answer.
-      tally: counts something in what was written; the sum is said at the end.
-      unit: what it counts.
-      is_rate: whether so many a second are shown meanwhile.
+      read: returns the request of a line; its InputError is written in the line's place.
+      answer: returns an answer, or an InputError, to each of several requests.
+      record: returns the JSON object of a line and its answer.
+      tally: counts something in such an object; the sum is printed at the end.
+      unit: of that count.
+      is_rate: whether the count a second is shown meanwhile.
     """
 
     read: Callable[[Line], Any]
@@ -58,20 +56,11 @@ class Job:
     unit: str
     is_rate: bool = False
 
-    def written(self, line: Line, found: Any) -> Row:
-        """Returns what is written of a line: its answer's record, or its error."""
-        if isinstance(found, InputError):
-            return {"line": line.number, "error": str(found)}
-        return self.record(line, found)
-
-
-def lines_of(path: str) -> Lines:
-    """Returns the lines of `--input_file`, which is read once for their number and digest."""
-    file = data_file(path)
-    count = sum(1 for _ in file.scan())
-    if not count:
-        raise InputError(f"--input_file={file.path} is empty")
-    return Lines(file.scan, count, file.digest)
+    def written(self, line: Line, outcome: Any) -> Row:
+        """Returns the JSON object of a line: its answer's record, or its error."""
+        if isinstance(outcome, InputError):
+            return {"line": line.number, "error": str(outcome)}
+        return self.record(line, outcome)
 
 
 def check_row(line: Line) -> Row:
@@ -89,28 +78,69 @@ def check_row(line: Line) -> Row:
     return line.row
 
 
-def shard_of(shard: str | None) -> tuple[int, int]:
-    """Returns which part of how many: of the flag, or else of JAX's processes.
-
-    Raises:
-      InputError: if it is no `I/N`, with I below N.
-    """
-    if shard is None:
-        import jax
-
-        return jax.process_index(), jax.process_count()
-    index, slash, count = shard.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise InputError(f"--shard={shard}: must be I/N, I of 0..N-1, such as 0/4")
-    return int(index), int(count)
-
-
 def part_name(path: str, index: int, count: int) -> str:
     """Returns the name of a part of a file; of the only one, the file's own."""
     if count == 1:
         return path
     place = Path(path)
     return str(place.with_name(f"{place.stem}-{index:05d}-of-{count:05d}{place.suffix}"))
+
+
+def answered(
+    lines: Iterable[Line],
+    read: Callable[[Line], Any],
+    answer: Callable[[list[Any]], Iterable[Any]],
+    *,
+    at_once: int,
+) -> Iterator[tuple[Line, Any]]:
+    """Yields each line with its answer, or with the InputError of `read` or `answer`.
+
+    Args:
+      lines: in order.
+      read: makes of a line what `answer` takes.
+      answer: gives an answer, or an InputError, to each of several, at least one.
+      at_once: most lines held at a time.
+    """
+    lines = iter(lines)
+    while chunk := list(itertools.islice(lines, at_once)):
+        requests: list[Any] = []
+        for line in chunk:
+            try:
+                requests.append(read(line))
+            except InputError as error:
+                requests.append(error)
+        good = [each for each in requests if not isinstance(each, InputError)]
+        answers = iter(answer(good) if good else ())
+        for line, each in zip(chunk, requests, strict=True):
+            yield line, each if isinstance(each, InputError) else next(answers)
+
+
+@dataclasses.dataclass
+class Failures:
+    """The lines that have an error in place of an answer."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, line: Line, error: InputError) -> Row:
+        """Returns what is written in a line's place."""
+        self.count += 1
+        self.first = self.first or f"line {line.number}: {error}"
+        return {"line": line.number, "error": str(error)}
+
+    def exit_code(self) -> int:
+        """Returns 1 if a line has failed, and says so."""
+        if self.count:
+            others = f" ({self.count - 1:,} more failed)" if self.count > 1 else ""
+            print(f"t5lite: {self.first}{others}", file=sys.stderr)
+        return int(self.count > 0)
+
+
+def write_line(file: BinaryIO, record: Row) -> None:
+    """Writes a JSON line, at once where somebody may be waiting for it."""
+    file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    if file is sys.stdout.buffer:
+        file.flush()
 
 
 def write(
@@ -189,15 +219,3 @@ class Totals:
     def __str__(self) -> str:
         tally = f"{self.tally:,} {self.job.unit}"
         return f"{self.lines:,} lines, {tally}, {self.failures.count:,} failed"
-
-
-def add_shard(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="answer the I-th, from 0, of N parts of the lines, into FILE-0000I-of-0000N.jsonl, "
-        "which `cat` puts together in order (of several processes of JAX, each one's)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start anew, whatever an earlier command wrote"
-    )

@@ -1,4 +1,4 @@
-"""A file of lines that is written in blocks and, after any interruption, goes on with the next."""
+"""Resumable files of lines: written in blocks, continued after any interruption."""
 
 import contextlib
 import json
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from t5lite.data.paths import write_whole
-from t5lite.errors import InputError
+from t5lite.errors import InputError, option
 
 
 class Resumable:
-    """A file in the making.
+    """A file that is being written.
 
-    It is `FILE.part` until it is whole; `FILE.json` beside it says what it is made of, so that none
-    goes on with another's lines, and stays.
+    It is `FILE.part` until it is complete; `FILE.json` beside it describes its content, so that no
+    job continues another's lines, and stays.
 
     Args:
       path: FILE, on this machine's disk.
-      made_of: by name, all that decides its lines; values that JSON can say.
+      made_of: everything that determines its lines, by name; JSON values.
 
     Raises:
       InputError: if the path is not on this machine's disk.
@@ -27,17 +27,17 @@ class Resumable:
 
     def __init__(self, path: str, made_of: Mapping[str, Any]):
         if "://" in path:
-            raise InputError(f"--output_file={path}: must be on this machine's disk")
+            raise InputError(f"{option('output_file', path)}: must be on this machine's disk")
         self.path = Path(path).expanduser()
         self.part = self.path.with_name(f"{self.path.name}.part")
         self._description = self.path.with_name(f"{self.path.name}.json")
         self._made_of = json.loads(json.dumps(made_of))
 
     def is_whole(self) -> bool:
-        """Whether there is nothing left to write.
+        """Whether the file is complete.
 
         Raises:
-          InputError: if what is there was made of something else.
+          InputError: if it, or its part, was made of something else.
         """
         begun = self.part.exists() and self.part.stat().st_size > 0
         if begun or self.path.exists():
@@ -49,14 +49,16 @@ class Resumable:
             found = json.loads(self._description.read_bytes())
         except (OSError, ValueError):
             found = None
-        anew = "--overwrite starts anew, another --output_file leaves it"
+        overwrite, other = option("overwrite", True), option("output_file")
+        anew = f"{overwrite} starts anew, another {other} leaves it"
         if not isinstance(found, dict):
-            raise InputError(f"{there} is there, and nothing says how it was made; {anew}")
+            raise InputError(f"{there} exists without {self._description.name}; {anew}")
         for name in self._made_of | found:
             was, now = found.get(name), self._made_of.get(name)
             if was != now:
                 raise InputError(
-                    f"{there} was made with {name} = {_said(was)}, now {_said(now)}; {anew}"
+                    f"{there} was written with {option(name)} = {_shown(was)}, now "
+                    f"{_shown(now)}; {anew}"
                 )
 
     def _check_description(self) -> None:
@@ -69,8 +71,8 @@ class Resumable:
                 own = False
             if not own:
                 raise InputError(
-                    f"{self._description} is there, and would be overwritten; "
-                    "choose another --output_file"
+                    f"{self._description} exists and would be overwritten; choose another "
+                    f"{option('output_file')}"
                 )
 
     @contextlib.contextmanager
@@ -125,5 +127,5 @@ def _end_of_blocks(file: BinaryIO, block: int) -> int:
     return file.seek(end)
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False)[:60]

@@ -1,0 +1,151 @@
+"""Resumable batch inference: lines in, JSON lines of answers out."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from t5lite.data.files.readers import Line, Row
+from t5lite.errors import InputError, unknown
+from t5lite.inference.answer import Answer
+from t5lite.inference.batch_job import Job, Lines, check_row, part_name, write
+from t5lite.inference.generator import Generator
+from t5lite.inference.options import FLAGS, Options
+from t5lite.inference.request import Request
+from t5lite.inference.resumable import Resumable
+
+
+@dataclasses.dataclass(frozen=True)
+class LineReader:
+    """Makes requests of lines.
+
+    Args:
+      generator: of the model.
+      text_of: returns the text of a line.
+      options: of lines without their own.
+      chosen: options by name that precede the model's own.
+      ids: what the model reads of a line, by its number, if that is not its text.
+      is_option: whether a row's object `options` holds options, rather than a column of its text.
+    """
+
+    generator: Generator
+    text_of: Callable[[Line], str]
+    options: Options
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ids: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+    is_option: Callable[[Row], bool] = lambda row: True
+
+    def read(self, line: Line) -> Request:
+        """Returns the request of a line, whose samples depend on its number alone.
+
+        Raises:
+          InputError: a broken line, or one that `text_of` or `Generator.read` refuses.
+        """
+        row, number, text = check_row(line), line.number - 1, self.text_of(line)
+        if line.number in self.ids:
+            ids = self.ids[line.number]
+            return self.generator.read_ids(ids, self.options_of(row), number=number, text=text)
+        return self.generator.read(text, self.options_of(row), number=number)
+
+    def options_of(self, row: Row) -> Options:
+        """Returns the options of a row: its own object `options` precedes the others."""
+        own = row.get("options")
+        if not isinstance(own, dict) or not self.is_option(row):
+            return self.options
+        for name in own:
+            if name not in FLAGS:
+                raise unknown("option", name, FLAGS)
+        return self.generator.options({**self.chosen, **own})
+
+
+def infer(
+    output_file: str,
+    lines: Lines,
+    open_reader: Callable[[], LineReader],
+    *,
+    made_of: Mapping[str, Any],
+    shard: tuple[int, int] = (0, 1),
+    batch_size: int = 32,
+    overwrite: bool = False,
+) -> int:
+    """Answers the lines of a shard that have no answer yet.
+
+    Stopped or killed, the same call continues where it was, and writes the same bytes.
+
+    Args:
+      output_file: FILE.jsonl; of several shards FILE-0000I-of-0000N.jsonl.
+      lines: to answer.
+      open_reader: opens the model; not called if nothing is left to answer.
+      made_of: whatever else determines the answers, by name; JSON values.
+      shard: which part of the lines, from 0, and of how many.
+      batch_size: most lines answered at once.
+      overwrite: whether to start anew.
+
+    Returns:
+      The exit code: 1 if a line failed, in this call or an earlier one.
+
+    Raises:
+      InputError: if the file was written with something else, or cannot be written.
+    """
+    output = Resumable(
+        part_name(output_file, *shard),
+        {"input": lines.digest, "lines": [*lines.part(*shard)], **made_of},
+    )
+    if not overwrite and output.is_whole():
+        print(f"{output.path} is complete", file=sys.stderr)
+        return 0
+    reader = open_reader()
+    generator = reader.generator
+
+    def answer(requests: list[Request]) -> Iterator[InputError | tuple[Request, list[Answer]]]:
+        outcomes = generator.outcomes(requests, batch_size=batch_size)
+        for request, outcome in zip(requests, outcomes, strict=True):
+            yield outcome if isinstance(outcome, InputError) else (request, outcome)
+
+    piece = generator.loaded.engine.words.piece
+    job = Job(
+        reader.read,
+        answer,
+        lambda line, pair: record(line, *pair, piece=piece),
+        num_tokens,
+        "tokens",
+        is_rate=True,
+    )
+    return write(output, lines, job, shard=shard, batch_size=batch_size, overwrite=overwrite)
+
+
+def record(
+    line: Line, request: Request, answers: Sequence[Answer], *, piece: Callable[[int], str]
+) -> Row:
+    """Returns the JSON object of a line: lists for several samples, null for what is not finite."""
+    columns: dict[str, list[Any]] = {
+        "output": [answer.text for answer in answers],
+        "num_tokens": [len(answer.tokens) for answer in answers],
+        "log_probability": [_finite(answer.log_probability) for answer in answers],
+    }
+    if request.options.num_beams > 1:
+        columns["score"] = [_finite(answer.score) for answer in answers]
+    if request.options.num_log_probabilities:
+        columns["pieces"] = [[piece(int(token)) for token in each.tokens] for each in answers]
+        columns["token_log_probabilities"] = [
+            [_finite(float(value)) for value in each.token_log_probabilities] for each in answers
+        ]
+        columns["top_log_probabilities"] = [
+            [[[piece(token), value] for token, value in best.items()] for best in each.top]
+            for each in answers
+        ]
+        columns["finish_reason"] = [each.finish_reason for each in answers]
+    return {"line": line.number, "input": line.row} | {
+        name: values if len(answers) > 1 else values[0] for name, values in columns.items()
+    }
+
+
+def num_tokens(written: Row) -> int:
+    """Returns the number of generated tokens of a line."""
+    counts = written["num_tokens"]
+    return sum(counts) if isinstance(counts, list) else counts
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
