@@ -85,7 +85,7 @@ def test_infer(command, writer):
     # Another template is another job, also if the earlier one was not a flag.
     code, _, said = command(writer, "infer", "--input_file=rows.jsonl", *flags, "--template={noun}")
     assert code == 2
-    assert 'made with --template = "the {noun} {verb}", now "{noun}"' in said
+    assert 'written with --template = "the {noun} {verb}", now "{noun}"' in said
     flags = ("--max_new_tokens=5", "--output_file=texts.jsonl")
     code, _, said = command(writer, "infer", "--input_file=texts.txt", *flags)
     assert json.loads(Path("texts.jsonl").read_text())["output"] == expected
