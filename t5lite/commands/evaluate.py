@@ -26,21 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Calls `evaluate` with what is bound to `train`, as far as it concerns evaluation."""
-
+    """Evaluates a checkpoint of the configured run."""
     from t5lite.commands.configured import experiment_of
+    from t5lite.experiment import train
     from t5lite.experiment.evaluation import evaluate
 
     experiment = experiment_of(configuration, optimizer=None)
-    evaluate(
-        experiment.model_dir,
-        model=experiment.model,
-        objective=experiment.objective,
-        data=experiment.data,
-        callbacks=experiment.callbacks,
-        layout=experiment.layout,
-        compute=experiment.compute,
-        checkpoints=experiment.checkpoints,
-        checkpoint=arguments.checkpoint,
-        sample=arguments.sample,
-    )
+    with configuration.placing(train):
+        evaluate(experiment, checkpoint=arguments.checkpoint, sample=arguments.sample)

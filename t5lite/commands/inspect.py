@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5lite.data.paths import write_whole
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ def draw_attention(arguments: argparse.Namespace, configuration: "Configuration"
 
     from t5lite.inference import attention_maps, attribution, load
     from t5lite.reporting.attention_page import check, render
-    from t5lite.reporting.files import replace_text
 
     name, text = Path(arguments.model_dir).expanduser().resolve().name, arguments.attention
     output = epath.Path(arguments.output or f"attention-{name}.html").expanduser()
@@ -79,12 +79,5 @@ def draw_attention(arguments: argparse.Namespace, configuration: "Configuration"
     inside = attention_maps(loaded, text, arguments.targets)
     check(inside)
     shares = None if inside.no_losses else attribution(loaded, text, inside.targets)
-    page = render(inside, shares, name=name, text=text)
-    try:
-        replace_text(output, page)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"--output={output}: cannot be written: {reason}; choose another"
-        ) from error
+    write_whole(output, render(inside, shares, name=name, text=text).encode())
     print(output)

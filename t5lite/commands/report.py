@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5lite.data.paths import write_whole
 from t5lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     if configuration.source.bindings or configuration.source.macros:
         raise InputError("report reads no gin configuration; name the runs' folders")
 
-    from t5lite.reporting.files import replace_text
     from t5lite.reporting.report import read_record, render
 
     output = target(arguments.runs, arguments.output)
@@ -37,14 +37,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     records = [
         read_record(folder, name=name) for folder, name in zip(arguments.runs, names, strict=True)
     ]
-    page = render(records)
-    try:
-        replace_text(output, page)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"--output={output}: cannot be written: {reason}; choose another"
-        ) from error
+    write_whole(output, render(records).encode())
     print(output)
 
 

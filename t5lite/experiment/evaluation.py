@@ -1,30 +1,30 @@
 """Evaluation of a checkpoint: a run's callbacks, once."""
 
+import dataclasses
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from t5lite.data.paths import write_whole
 from t5lite.data.sources import NoSplit
 from t5lite.errors import InputError
 from t5lite.experiment.cuts import count_cuts
+from t5lite.experiment.experiment import Experiment
 from t5lite.experiment.prompts import as_trained
 from t5lite.experiment.run_folder import check_described
-from t5lite.experiment.settings import check_model
 from t5lite.inference import Loaded, load
 from t5lite.interop import Description, locate
-from t5lite.models import ComputeSpec, Model, ModelSpec, named_spec
-from t5lite.objectives import bind
-from t5lite.parallel import Layout, check_batch, make_mesh
+from t5lite.parallel import check_batch, shardings
 from t5lite.text import metric_lines
-from t5lite.training import Callback, Checkpoints, Edit, Run, Stop, TrainState, process_shards
-from t5lite.training.restore import absolute, saved_steps
+from t5lite.training import Checkpoints, Edit, Stop, TrainState, process_shards
+from t5lite.training.restore import absolute, named, read_arrays, saved_steps
 from t5lite.training.state import frozen_of
 
 _CHECKED = 1024  # examples, for texts that are cut
@@ -32,17 +32,7 @@ _READABLE = 40  # characters of a data set's name in that of a file
 
 
 def evaluate(
-    model_dir: str,
-    *,
-    model: str | ModelSpec | None = None,
-    objective: Any,
-    data: Any,
-    callbacks: Sequence[Callback],
-    layout: Layout = Layout(),
-    compute: ComputeSpec = ComputeSpec(),
-    checkpoints: Checkpoints = Checkpoints(),
-    checkpoint: str = "latest",
-    sample: bool = False,
+    experiment: Experiment, *, checkpoint: str = "latest", sample: bool = False
 ) -> dict[str, float]:
     """Runs each callback once on a checkpoint's parameters; the averaged ones where there are some.
 
@@ -51,14 +41,10 @@ def evaluate(
     a run may go on meanwhile. Callbacks with a method `whole() -> Callback` read the whole split.
 
     Args:
-      model_dir: of the run; see `train` for it and the others.
-      model: must be what the checkpoint holds; None: whatever it holds.
-      objective: what is measured.
-      data: its validation split; its labels have the ids that they had in training.
-      callbacks: evaluators and others; their `every` is ignored.
-      layout: mesh and sharding, which need not be those of training.
-      compute: dtype and so on.
-      checkpoints: `best` and `best_mode` say which one `"best"` is.
+      experiment: the run. Its `model` must be what the checkpoint holds, if it is set; its data are
+        a validation split, whose labels get the ids of training; `every` of callbacks is ignored;
+        `checkpoints.best` and `best_mode` say which checkpoint is `"best"`; the layout need not be
+        that of training.
       checkpoint: `"latest"`, `"best"`, a step, or the folder of any checkpoint.
       sample: whether callbacks read the samples that they read in training, where they do.
 
@@ -70,61 +56,74 @@ def evaluate(
         callback.
       CheckpointError: if the checkpoint is damaged.
     """
-    if not callbacks:
+    if not experiment.callbacks:
         raise InputError(
             "train.callbacks is empty; add what measures, such as @t5lite.evaluation.HeldOut()",
             field="train.callbacks",
         )
-    found = locate(choose(model_dir, checkpoint, checkpoints))
+    found = locate(choose(experiment.model_dir, checkpoint, experiment.checkpoints))
     known = Description.read(found.home)
-    spec = known.spec if model is None else named_spec(model)
-    the_model = Model(spec, compute)
-    objective = bind(objective, the_model)
-    data = data.with_labels(known.labels)
-    objective = as_trained(objective, known.prompts)
-    check_model(the_model, objective, data=data, log_every=1, callbacks=callbacks)
-    check_described(found.home, spec, data.vocabulary(), data.labels())
+    experiment = dataclasses.replace(
+        experiment,
+        model=known.spec if experiment.model is None else experiment.model,
+        data=experiment.data.with_labels(known.labels),
+    )
+    data, layout = experiment.data, experiment.layout
+    objective = as_trained(experiment.bound, known.prompts)
+    experiment.check_model()
+    check_described(found.home, experiment.spec, data.vocabulary(), data.labels())
     shapes = data.batch_shapes(objective)
-    mesh = make_mesh(layout)
+    mesh = experiment.mesh()
     check_batch(layout, mesh, {name: tuple(each.shape) for name, each in shapes.items()})
     process_shards(data, layout, mesh)
 
-    loaded = load(found.step_folder, compute=compute, layout=layout)
+    loaded = load(found.step_folder, compute=experiment.compute, layout=layout)
     assert loaded.step is not None  # a run's own checkpoint says it
-    run_ = Run(
-        model_dir=str(epath.Path(model_dir).expanduser()),
-        model=loaded.model,
-        objective=objective,
-        data=data,
-        layout=layout,
-        mesh=loaded.mesh,
-        steps=loaded.step,
-        limits=loaded.model.limits,
-        say=print if jax.process_index() == 0 else lambda text: None,
-    )
-    run_.say(f"evaluating {found.step_folder}")
+    say = print if jax.process_index() == 0 else lambda text: None
+    run = experiment.run(loaded.mesh, say=say)
+    run.objective, run.steps = objective, loaded.step
+    run.say(f"evaluating {found.step_folder}")
     name, cut = _validation(data, objective) if jax.process_index() == 0 else ("", "")
     if cut:
-        run_.say(f"note: {cut}")
+        run.say(f"note: {cut}")
     if data.labels() and not known.labels:
-        run_.say(f"{found.home} has no labels.json: labels are numbered as in these data")
-    state = state_of(loaded)
-    for callback in callbacks:
+        run.say(f"{found.home} has no labels.json: labels are numbered as in these data")
+    references = _references(experiment, found.step_folder, loaded.mesh)
+    state = _state(loaded.step, loaded.params, references)
+    for callback in experiment.callbacks:
         whole = getattr(callback, "whole", None)
         if whole is not None and not sample:
             callback = whole()
-        result = callback(run_, state, step=loaded.step)
+        result = callback(run, state, step=loaded.step)
         if result and not isinstance(result, Stop | Edit):
-            run_.metrics.update({name: float(value) for name, value in result.items()})
-    if not run_.metrics:
-        run_.say("no callback returned a metric")
+            run.metrics.update({name: float(value) for name, value in result.items()})
+    if not run.metrics:
+        run.say("no callback returned a metric")
         return {}
-    run_.say("\n".join([f"\nmetrics at step {loaded.step:,}", *metric_lines(run_.metrics)]))
+    run.say("\n".join([f"\nmetrics at step {loaded.step:,}", *metric_lines(run.metrics)]))
     if jax.process_index() == 0:
-        path = absolute(model_dir) / f"evaluation-{loaded.step}{_suffix(name)}.json"
-        write(path, loaded, run_.metrics, data=name)
-        run_.say(f"written to {path}")
-    return run_.metrics
+        path = experiment.folder / f"evaluation-{loaded.step}{_suffix(name)}.json"
+        write(path, loaded, run.metrics, data=name)
+        run.say(f"written to {path}")
+    return run.metrics
+
+
+def _references(experiment: Experiment, step_folder: epath.Path, mesh: Mesh) -> dict[str, Any]:
+    """Returns the parameters of the objective's references; of "start", those kept by the run."""
+    found = {}
+    for name, model in experiment.reference_models.items():
+        shapes = model.shapes()
+        placed = named(shardings(model.axes(), experiment.layout.parameters, mesh))
+        wanted = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path])
+            for path, leaf in named(shapes).items()
+        }
+        if name in experiment.references:
+            values = experiment.references[name].read(wanted)
+        else:
+            values = read_arrays(step_folder, wanted, prefix=f"frozen/references/{name}/")
+        found[name] = jax.tree.unflatten(jax.tree.structure(shapes), list(values.values()))
+    return found
 
 
 def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.Path:
@@ -167,12 +166,12 @@ def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.P
     return steps[int(checkpoint)]
 
 
-def state_of(loaded: Loaded) -> TrainState:
-    """Returns a state with all that `Run.params` reads, and nothing else: optimizers are large."""
+def _state(step: int, params: Any, references: Mapping[str, Any]) -> TrainState:
+    """Returns a state with all that callbacks read, and nothing else: optimizers are large."""
     return TrainState(
-        step=jax.numpy.int32(loaded.step),
-        params=loaded.params,
-        frozen=frozen_of(),
+        step=jax.numpy.int32(step),
+        params=params,
+        frozen=frozen_of({}, references),
         opt_state={},
         rng=jax.random.key_data(jax.random.key(0)),
         extra={},

@@ -9,6 +9,7 @@ import pytest
 
 from t5lite.data import ArrayData, Bytes
 from t5lite.evaluation import HeldOut
+from t5lite.experiment import Experiment
 from t5lite.experiment.evaluation import evaluate
 from t5lite.main import main
 from t5lite.models import override
@@ -88,6 +89,11 @@ def trained(tmp_path_factory):
     }
 
 
+def measure(folder, *, checkpoint="latest", sample=False, **options):
+    run = Experiment(str(folder), optimizer=None, **options)
+    return evaluate(run, checkpoint=checkpoint, sample=sample)
+
+
 def flags(folder):
     return [f"--gin_file={folder}/run.gin", f"--gin.MODEL_DIR='{folder}/run'"]
 
@@ -124,8 +130,8 @@ def test_evaluation_finds_what_training_found(trained, capsys, which, step):
 
 def test_any_checkpoint_by_its_folder(trained, tmp_path):
     folder, expected = trained
-    metrics = evaluate(
-        str(tmp_path / "mine"),
+    metrics = measure(
+        tmp_path / "mine",
         model=model(),
         objective=Seq2Seq(),
         data=data(),
@@ -145,15 +151,15 @@ def test_everything_is_read_and_every_data_set_has_a_file_of_its_own(trained, tm
     validation = [*data().validation] * 4
     many = dataclasses.replace(data(), validation=validation)
     other = dataclasses.replace(data(), validation=validation[1:])
-    whole = evaluate(str(tmp_path), data=many, **arguments)
+    whole = measure(tmp_path, data=many, **arguments)
     said = capsys.readouterr().out
     assert f"measured on all {len(validation)} validation examples" in said
     assert "lose the end" not in said
-    part = evaluate(str(tmp_path), data=many, sample=True, **arguments)
+    part = measure(tmp_path, data=many, sample=True, **arguments)
     assert f"of {len(validation)} validation examples" in capsys.readouterr().out
     assert part != whole
     short = dataclasses.replace(other, lengths={**other.lengths, "targets": 3})
-    evaluate(str(tmp_path), data=short, **arguments)
+    measure(tmp_path, data=short, **arguments)
     assert "lose the end of targets" in capsys.readouterr().out
     assert len([*tmp_path.glob("evaluation-2-*.json")]) == 2
 
@@ -210,7 +216,7 @@ def test_metrics_that_are_no_numbers_are_null(trained, tmp_path):
 
     arguments = {"model": model(), "objective": Seq2Seq(), "data": data()}
     checkpoint = str(folder / "run")
-    evaluate(str(tmp_path), callbacks=[Broken()], checkpoint=checkpoint, **arguments)
+    measure(tmp_path, callbacks=[Broken()], checkpoint=checkpoint, **arguments)
     (path,) = tmp_path.glob("evaluation-4-*.json")
     written = json.loads(path.read_text())
     assert written["metrics"] == {"a": None, "b": 2.0}

@@ -23,6 +23,7 @@ from t5lite.data import (
 from t5lite.data.labels import check_labels, load_labels, save_labels
 from t5lite.errors import InputError
 from t5lite.evaluation import HeldOut
+from t5lite.experiment import Experiment
 from t5lite.experiment.evaluation import evaluate
 from t5lite.experiment.preview import example_texts
 from t5lite.experiment.run_folder import check_described
@@ -79,14 +80,16 @@ def data(folder, classes, column=None):
 
 def test_evaluation_numbers_classes_as_training_did(saved, spec, tmp_path):
     def accuracy(classes):
-        metrics = evaluate(
+        run = Experiment(
             str(saved),
             model=spec,
             objective=Classification(),
             data=data(tmp_path, classes),
+            optimizer=None,
             callbacks=[HeldOut(every=1)],
             layout=LAYOUT,
         )
+        metrics = evaluate(run)
         return metrics["held_out/accuracy"]
 
     assert accuracy(["pos"]) == 1  # its own number would be 0, as a file of other classes has it

@@ -19,6 +19,7 @@ import t5lite
 from t5lite.data import Bytes, Class, FileData
 from t5lite.data.input_format import InputFormat
 from t5lite.evaluation import HeldOut
+from t5lite.experiment import Experiment
 from t5lite.experiment.evaluation import evaluate
 from t5lite.layers import ClassificationHeadSpec, SpansHeadSpec
 from t5lite.main import main
@@ -118,7 +119,9 @@ def predict(trained, loaded, monkeypatch, capsysbinary, tmp_path):
 
 def test_a_trained_classifier_predicts_what_evaluation_measures(trained, predict):
     folder, what = trained
-    metrics = evaluate(str(folder / "run"), **what, callbacks=[HeldOut(every=1)])
+    metrics = evaluate(
+        Experiment(str(folder / "run"), **what, callbacks=[HeldOut(every=1)], optimizer=None)
+    )
     code, printed, said = predict(
         f"--input_file={folder / 'held-out.csv'}", "--output_file=out.jsonl", "--batch_size=3"
     )

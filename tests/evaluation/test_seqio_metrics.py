@@ -13,6 +13,7 @@ from t5lite.data import TaskData
 from t5lite.data.tasks.metric_tasks import MetricExamples
 from t5lite.errors import InputError
 from t5lite.evaluation import SeqioMetrics
+from t5lite.experiment import Experiment
 from t5lite.experiment.evaluation import evaluate
 from t5lite.models import override
 from t5lite.objectives import Seq2Seq, SpanCorruption
@@ -63,7 +64,7 @@ def test_metrics_are_of_what_the_run_says(topology, bidirectional, tmp_path):
     in_training = dict(seen)
 
     loaded = t5lite.load(tmp_path)
-    found = evaluate(str(tmp_path), **options)
+    found = evaluate(Experiment(str(tmp_path), optimizer=None, **options))
     names = {"seqio/of_texts/length", "seqio/of_texts/likelihood"}
     assert names == set(found)
     assert trained.metrics == pytest.approx(found, rel=1e-5)

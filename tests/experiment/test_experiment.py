@@ -13,8 +13,10 @@ from tiny_runs import OBJECTIVE, SPEC, array_data, train
 
 import t5lite
 from t5lite.errors import InputError
+from t5lite.evaluation import HeldOut
 from t5lite.experiment import Experiment
 from t5lite.experiment.description import count
+from t5lite.experiment.evaluation import evaluate
 from t5lite.experiment.inspection import report
 from t5lite.experiment.start import check_referred
 from t5lite.models import Model, override
@@ -184,3 +186,14 @@ def test_a_reference_may_be_of_another_size(tmp_path):
         sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.frozen)
     ]
     assert sizes[1] > sizes[0]
+
+
+def test_evaluation_reads_the_references_of_the_run(tmp_path):
+    train(tmp_path / "teacher", steps=1, seed=7, update=Update())
+    near = Near(references={"start": "start", "teacher": str(tmp_path / "teacher")})
+    options = {"objective": near, "update": Update(), "optimizer": AdamW(0.01)}
+    options["callbacks"] = [HeldOut(every=2)]
+    found = train(tmp_path / "run", steps=2, **options).metrics
+    assert found["held_out/from_start"] > 0
+    measured = evaluate(experiment(tmp_path / "run", model=None, **options))
+    assert measured == pytest.approx(found, rel=1e-5)
