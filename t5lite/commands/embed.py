@@ -12,7 +12,8 @@ import numpy as np
 
 from t5lite.commands.examples import check_output, given, is_table, output
 from t5lite.commands.placement import add_model, placed
-from t5lite.commands.prompts import Prompts
+from t5lite.commands.prompts import with_trained_template
+from t5lite.data.files.line_texts import LineTexts
 from t5lite.data.files.readers import DataFile, Line
 from t5lite.data.files.templates import Template
 from t5lite.errors import InputError
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         return search(arguments)
     check_output(arguments.output_file, ENDINGS)
     template = None if arguments.template is None else Template(arguments.template)
-    prompts = Prompts(template, columns=("text", "inputs"))
+    prompts = LineTexts(template, columns=("text", "inputs"))
     rows = [{"text": text} for text in arguments.texts]
     lines, num_bytes = given(rows, arguments.input_file)
     ending = ".jsonl" if arguments.output_file is None else Path(arguments.output_file).suffix
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             prompt=arguments.prompt,
             prompt_name=arguments.prompt_name,
         )
-        prompts = prompts.as_trained(loaded.inputs, rows=is_table(arguments.input_file))
+        prompts = with_trained_template(prompts, loaded.inputs, rows=is_table(arguments.input_file))
 
         def read(line: Line) -> tuple[Any, str]:
             text = prompts.text(line)

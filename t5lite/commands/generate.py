@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from t5lite.commands.examples import given, is_table
 from t5lite.commands.placement import add_model
 from t5lite.commands.prompts import (
-    Prompts,
     add_answering,
     given_options,
     open_generator,
     prompts_of,
+    with_trained_template,
 )
 from t5lite.commands.session import converse, show
 from t5lite.data import decode_text
+from t5lite.data.files.line_texts import LineTexts
 from t5lite.data.files.readers import Line
 from t5lite.data.files.templates import SHOTS
 from t5lite.errors import InputError
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     options = generator.options(chosen)
     generator.check(options)
     rows = is_table(arguments.input_file)
-    prompts = prompts.as_trained(generator.loaded.inputs, rows=rows)
+    prompts = with_trained_template(prompts, generator.loaded.inputs, rows=rows)
     if not lines:
         return converse(generator, prompts, chosen)
     if len(arguments.texts) == 1:
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
 def answer_lines(
     generator: "Generator",
-    prompts: Prompts,
+    prompts: LineTexts,
     options: "Options",
     lines: Iterable[Line],
     *,

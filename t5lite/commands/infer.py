@@ -15,6 +15,7 @@ from t5lite.commands.prompts import (
     given_options,
     open_generator,
     prompts_of,
+    with_trained_template,
 )
 from t5lite.data.files.readers import Line
 from t5lite.errors import InputError
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
             devices=jax.local_devices(),  # each process answers its own lines
         )
         generator.check(options)
-        texts = prompts if configured else prompts.as_trained(about.inputs, rows=rows)
+        texts = prompts if configured else with_trained_template(prompts, about.inputs, rows=rows)
         return LineReader(
             generator, texts.text, options, chosen, source.ids, is_option=texts.leaves_options
         )

@@ -1,20 +1,14 @@
-"""What lines are to a model, and what answers them, as the flags of `generate` and `infer` say."""
+"""Texts of lines and their generator, as the flags of `generate` and `infer` say."""
 
 import argparse
 import dataclasses
-import hashlib
 import json
-import re
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.examples import data_file
 from t5lite.commands.placement import placed
-from t5lite.data.files.columns import Text
-from t5lite.data.files.index import Hashes, hash_of, scan
-from t5lite.data.files.readers import Line, Row
-from t5lite.data.files.source import Shots, most_shots
+from t5lite.data.files.line_texts import LineTexts, few_shot
 from t5lite.data.files.templates import SHOTS, Template
 from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError
@@ -23,63 +17,19 @@ from t5lite.inference.options import FLAGS, from_words
 if TYPE_CHECKING:
     from t5lite.inference.generator import Generator
 
-_ANSWERS = ("targets", "answer")  # columns
-_SLOT = re.compile(r"(?<!\{)\{shots\}(?!\})")
 
-
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """Makes of lines the texts that a model answers.
+def with_trained_template(texts: LineTexts, inputs: InputFormat, *, rows: bool) -> LineTexts:
+    """Returns texts with a run's template for rows, and says so; not over a template of their own.
 
     Args:
-      template: of a text; None: a line has it, as `inputs` or `text`.
-      shots: fills the template's slot `{shots}`; None where it has none.
-      made_of: says where the shots come from: equal ones give equal texts.
-      inputs: how training made texts of rows, where there is no template.
-      columns: of which the first that a row has is its text, where there is neither.
+      texts: of the command line.
+      inputs: of the run.
+      rows: whether there are columns; plain texts are read as they are.
     """
-
-    template: Template | None = None
-    shots: Shots | None = None
-    made_of: str = ""
-    inputs: InputFormat = InputFormat()
-    columns: Sequence[str] = ("inputs", "text")
-
-    def text(self, line: Line) -> str:
-        """Returns the text of a line.
-
-        Raises:
-          InputError: a broken line, or a column that is missing or no text.
-        """
-        if line.row is None:
-            raise InputError(line.problem)
-        row = line.row
-        if self.template is None:
-            return self.inputs.text(row, *self.columns)
-        if SHOTS in self.template.slots:
-            row = row | {SHOTS: ""}
-        if problem := Text(self.template).problem(row):
-            raise InputError(problem)
-        if self.shots is not None:
-            row = row | {SHOTS: self.shots.texts([row])[0]}
-        return self.template.render(row)
-
-    def leaves_options(self, row: Row) -> bool:
-        """Whether a row's column `options` is no part of its text."""
-        template = self.template or self.inputs.of_rows(row)
-        return template is None or "options" not in template.slots
-
-    def as_trained(self, inputs: InputFormat, *, rows: bool) -> "Prompts":
-        """Returns the same with a run's template for rows, and says so; not over one of its own.
-
-        Args:
-          inputs: of the run.
-          rows: whether there are columns; plain texts are read as they are.
-        """
-        if self.template is not None:
-            return self
-        say_template(inputs, rows=rows)
-        return dataclasses.replace(self, inputs=inputs) if rows else self
+    if texts.template is not None:
+        return texts
+    say_template(inputs, rows=rows)
+    return dataclasses.replace(texts, inputs=inputs) if rows else texts
 
 
 def say_template(inputs: InputFormat, *, rows: bool) -> None:
@@ -100,7 +50,7 @@ def say_template(inputs: InputFormat, *, rows: bool) -> None:
     print(f"t5lite: {how} (--template changes that)", file=sys.stderr)
 
 
-def prompts_of(arguments: argparse.Namespace) -> Prompts:
+def prompts_of(arguments: argparse.Namespace) -> LineTexts:
     """Returns what makes texts, as `--template`, `--examples` and `--shots` say.
 
     Raises:
@@ -115,35 +65,8 @@ def prompts_of(arguments: argparse.Namespace) -> Prompts:
             "give all three, or none"
         )
     if template is None or not slot:
-        return Prompts(template)
-    return _with_shots(template, arguments.examples, arguments.shots)
-
-
-def _with_shots(template: Template, path: str, count: int) -> Prompts:
-    behind = _SLOT.split(template.text)[-1].lstrip()
-    slots = Template(behind).slots
-    if not slots:
-        raise InputError(f"--template={template.text!r}: no slot behind {{shots}} for a question")
-    file = data_file(path, flag="--examples")
-    first = next((line.row for line in file.scan() if line.row is not None), {})
-    answer = next((name for name in _ANSWERS if name in first), _ANSWERS[0])
-    space = "" if behind[-1].isspace() else " "
-    shot = Template(f"{behind}{space}{{{answer}}}")
-
-    def hashes(row: Row) -> Hashes:  # a question is never told beside itself
-        return Hashes(*[hash_of(row, slots)] * 3)
-
-    index = scan([file], {"shot": Text(shot)}, lambda *_: "train", hashes=hashes)
-    if index.num_broken:
-        raise InputError(f"--examples={path}: {index.broken()}")
-    most = most_shots(**index.tables)
-    if not 1 <= count <= most:
-        raise InputError(
-            f"--shots={count}: must be 1..{most}, one less than there are different examples"
-        )
-    shots = Shots(index.tables["train"], count=count, template=shot, hashes=hashes)
-    made_of = hashlib.sha256(f"{file.digest} {count}".encode()).hexdigest()
-    return Prompts(template, shots, made_of)
+        return LineTexts(template)
+    return few_shot(template, data_file(arguments.examples, flag="--examples"), arguments.shots)
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -402,12 +402,16 @@ def test_a_real_terminal(folder):
         (["--template={txt}", "a"], b"", "did you mean text"),
         (["--template={shots} {text}", "a"], b"", "go together"),
         (["--examples=x.jsonl", "--shots=2", "a"], b"", "go together"),
-        (["--template={text} {shots}", "--examples=x", "--shots=1", "a"], b"", "no slot behind"),
+        (
+            ["--template={text} {shots}", "--examples=x", "--shots=1", "a"],
+            b"",
+            "no slot for a question after",
+        ),
         (["--template={shots}{text}", "--examples=x.jsonl", "--shots=1", "a"], b"", "--examples ="),
         (
             ["--template={shots}{question}", "--examples={examples}", "--shots=4", "a"],
             b"",
-            "--shots=4: must be 1..3",
+            "--shots = 4: must be 1..3",
         ),
         (
             ["--template={shots}{text}", "--examples={examples}", "--shots=1", "a"],
