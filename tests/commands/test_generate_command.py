@@ -20,6 +20,7 @@ import pytest
 from small_folders import add_tokenizer, copied
 
 import t5lite
+import t5lite.inference.generator
 from t5lite.commands import generate as generate_command
 from t5lite.commands import infer, session
 from t5lite.commands.prompts import given_options, prompts_of
@@ -403,7 +404,7 @@ def test_a_real_terminal(folder):
         (["--template={shots} {text}", "a"], b"", "go together"),
         (["--examples=x.jsonl", "--shots=2", "a"], b"", "go together"),
         (
-            ["--template={text} {shots}", "--examples=x", "--shots=1", "a"],
+            ["--template={text} {shots}", "--examples={examples}", "--shots=1", "a"],
             b"",
             "no slot for a question after",
         ),
