@@ -26,6 +26,7 @@ from t5lite.training.restore import (
     named,
     read_arrays,
     read_document,
+    read_together,
     saved_arrays,
     saved_steps,
 )
@@ -164,6 +165,9 @@ class OwnCheckpoint(Opened):
           InputError: if that folder cannot be opened or holds other parameters now.
         """
         assert self.open_base is not None
+        due = self._split(wanted)[1]
+        if not due:
+            return {}
         where, shapes = self._base["folder"], named(Model(self.spec).shapes())
         try:
             base = self.open_base(where, averaged=False)
@@ -182,14 +186,13 @@ class OwnCheckpoint(Opened):
                 f"the frozen parameters of {self.where} are those of {where}, which has changed "
                 "since\nrestore that folder; Checkpoints.frozen = 'save' keeps a copy in the run"
             )
-        return {
-            name: frozen[name].astype(leaf.dtype) for name, leaf in self._split(wanted)[1].items()
-        }
+        return {name: frozen[name].astype(leaf.dtype) for name, leaf in due.items()}
 
     @functools.cached_property
     def _base(self) -> dict[str, str]:
         """The folder and fingerprints of frozen parameters that are not saved; {} if they are."""
-        entry = read_document(self.step_folder).get("frozen") or {}
+        document = read_together(self.step_folder, lambda: read_document(self.step_folder))
+        entry = document.get("frozen") or {}
         return entry if "folder" in entry else {}
 
     def _parts(self) -> tuple[str, str]:
@@ -210,7 +213,7 @@ class OwnCheckpoint(Opened):
 
     @functools.cached_property
     def _saved(self) -> dict[str, Any]:
-        return saved_arrays(self.step_folder)
+        return read_together(self.step_folder, lambda: saved_arrays(self.step_folder))
 
     @functools.cached_property
     def _tuning(self) -> Tuning:

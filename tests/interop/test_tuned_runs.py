@@ -13,7 +13,7 @@ from t5lite import interop
 from t5lite.errors import InputError
 from t5lite.models import Model, override
 from t5lite.parallel import Layout, make_mesh
-from t5lite.training import Checkpoints, TrainState
+from t5lite.training import CheckpointError, Checkpoints, TrainState
 from t5lite.training.restore import named
 from t5lite.training.state import frozen_of
 from t5lite.training.tuning import ByPath
@@ -142,6 +142,13 @@ def test_frozen_parameters_are_read_from_the_base(referring):
     wanted = {name: jax.ShapeDtypeStruct(named(expected)[name].shape, jnp.bfloat16)}
     read = interop.open_model(folder / "run").read(wanted)[name]
     np.testing.assert_array_equal(read, named(expected)[name].astype(jnp.bfloat16))
+
+
+def test_a_damaged_step_is_named(tmp_path):
+    save(tmp_path, TUNINGS["by name"], drawn(5))
+    (tmp_path / "checkpoints/3/progress/metadata").write_text("{")
+    with pytest.raises(CheckpointError, match=r"the checkpoint .*checkpoints/3 is damaged"):
+        t5lite.load(tmp_path)
 
 
 def test_a_base_that_has_changed_is_refused(referring):

@@ -9,7 +9,13 @@ from typing import Any
 
 from t5lite.data.vocabularies.tokenizer_files import import_tokenizers
 from t5lite.interop.huggingface.sentencepiece_files import SentencePieceFile
-from t5lite.interop.huggingface.tokenizer_building import Draft, Made, Parts, finish
+from t5lite.interop.huggingface.tokenizer_building import (
+    Draft,
+    Made,
+    Parts,
+    byte_pair_merges,
+    finish,
+)
 from t5lite.interop.huggingface.tokenizer_settings import Settings
 
 
@@ -66,9 +72,14 @@ def plain_sentencepiece(
         scores = [(text, piece.score) for text, piece in zip(texts, read.pieces, strict=True)]
         model = library.models.Unigram(scores, read.unk_id, read.byte_fallback)
     else:
+        ranks = {
+            text: (-piece.score, number)
+            for number, (text, piece) in enumerate(zip(texts, read.pieces, strict=True))
+            if piece.is_normal
+        }
         model = library.models.BPE(
             {text: number for number, text in enumerate(texts)},
-            _ranked_merges(read, texts),
+            byte_pair_merges(ranks),
             unk_token=read.unk_piece,
             fuse_unk=True,
             byte_fallback=read.byte_fallback,
@@ -104,19 +115,3 @@ def plain_sentencepiece(
         decoders.append(library.decoders.Strip(content=" ", left=1))
     tokenizer.decoder = library.decoders.Sequence(decoders)
     return tokenizer
-
-
-def _ranked_merges(read: SentencePieceFile, texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns merges by the scores of what they give; only pieces learned from text are merged."""
-    normal = {
-        text: (-piece.score, number)
-        for number, (text, piece) in enumerate(zip(texts, read.pieces, strict=True))
-        if piece.is_normal
-    }
-    ranked = [
-        (*rank, text[:at], text[at:])
-        for text, rank in normal.items()
-        for at in range(1, len(text))
-        if text[:at] in normal and text[at:] in normal
-    ]
-    return [(left, right) for *_, left, right in sorted(ranked)]

@@ -160,12 +160,16 @@ def _add(
         tokenizer.add_tokens(tokens)
 
 
-def byte_pair_merges(ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Returns the merges of a SentencePiece BPE model, whose ids are in the order of merging."""
+def byte_pair_merges(ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the merges of a SentencePiece BPE model, in order.
+
+    Args:
+      ranks: of the pieces learned from text: the lower, the earlier merged.
+    """
     merges = [
-        (number, at, piece[:at], piece[at:])
-        for piece, number in ids.items()
+        (rank, at, piece[:at], piece[at:])
+        for piece, rank in ranks.items()
         for at in range(1, len(piece))
-        if piece[:at] in ids and piece[at:] in ids
+        if piece[:at] in ranks and piece[at:] in ranks
     ]
     return [(left, right) for _, _, left, right in sorted(merges, key=lambda merge: merge[:2])]
