@@ -1,16 +1,14 @@
 """One training step: loss, gradient, update. Nothing else trains a model here."""
 
-import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from t5lite.training.guards import after_loss, is_spike
+from t5lite.training.microbatches import sum_over_microbatches
 from t5lite.training.state import TrainState
 from t5lite.training.tuning import Everything, Tuning
 from t5lite.training.update import Update
@@ -63,7 +61,7 @@ def train_step(
     constrain_gradients: Callable[[Tree], Tree] = lambda gradients: gradients,
     learning_rate: Callable[[Tree], jax.Array | None] = lambda opt_state: None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Does one update, or none if the loss or its gradient is not fit for one.
+    """Applies one update, or skips it if loss or gradients are non-finite or spike.
 
     Args:
       state: before the step; donate it.
@@ -79,114 +77,64 @@ def train_step(
 
     Returns:
       The state after the step, and metrics: float32 scalars `loss`, `gradient_norm`,
-      `parameter_norm`, `update_scale`, where it is known `learning_rate` (times `update_scale`),
-      and of float16 `loss_scale`; int32 `tokens`, see `counted`; bool `applied`, `finite` and
-      `spike`, see `Verdict`; and `sums`, the objective's `name: (sum, weight)`.
+      `parameter_norm` (of trained parameters), `update_scale`, `learning_rate` where it is known
+      (times `update_scale`), and `loss_scale` of float16; int32 `tokens`, see `counted`; bool
+      `applied`, `finite` and `spike`, see `Verdict`; and the objective's `sums` as `name: (sum,
+      weight)`.
     """
-    loss, sums, gradients = _accumulated_gradients(
-        state, batch, model, objective, update.num_microbatches, tuning, constrain_gradients
+    # Gradients of the trained parameters.
+    loss, sums, gradients = loss_gradients(
+        state,
+        batch,
+        model=model,
+        objective=objective,
+        tuning=tuning,
+        num_microbatches=update.num_microbatches,
+        constrain_gradients=constrain_gradients,
     )
     gradient_norm = optax.tree.norm(gradients)
-    verdict, guards = _judge(state.extra, loss, gradient_norm, update)
-    if update.clip_norm is not None:
-        factor = jnp.minimum(1.0, update.clip_norm / jnp.maximum(gradient_norm, 1e-12))
-        gradients = jax.tree.map(lambda g: g * factor, gradients)
-    # Optax's own code relies on implicit promotion here and there.
+    verdict, guards = update.judge(state.extra, loss, gradient_norm)
+    gradients = update.clip(gradients, gradient_norm)
+
+    # Update. Optax's own code relies on implicit promotion here and there.
+    scale = state.extra["update_scale"]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
-        updates = optax.tree.scale(state.extra["update_scale"], updates)
-        params = optax.apply_updates(state.params, updates)
-    average = {}
-    if update.ema_decay is not None:
-        ema = optax.incremental_update(params, state.extra["ema"], 1 - update.ema_decay)
-        average = {"ema": ema}
+        params = optax.apply_updates(state.params, optax.tree.scale(scale, updates))
+    new = state.replace(params=params, opt_state=opt_state, extra=update.average(state, params))
+    # A skipped update leaves parameters, moments and average as they were, to the last bit.
+    new = jax.tree.map(lambda after, before: jnp.where(verdict.applied, after, before), new, state)
+    new = new.replace(step=state.step + 1, extra=new.extra | guards)
 
-    kept = (state.params, state.opt_state, {name: state.extra[name] for name in average})
-    params, opt_state, average = jax.tree.map(
-        lambda new, old: jnp.where(verdict.applied, new, old), (params, opt_state, average), kept
-    )
+    # Metrics.
+    tokens = [jnp.count_nonzero(rows).astype(jnp.int32) for rows in counted(batch)]
     metrics = {
         "loss": loss,
         "gradient_norm": gradient_norm,
-        "parameter_norm": optax.tree.norm(params),
-        "tokens": sum(
-            (jnp.count_nonzero(tokens).astype(jnp.int32) for tokens in counted(batch)), jnp.int32(0)
-        ),
-        "update_scale": state.extra["update_scale"],
+        "parameter_norm": optax.tree.norm(new.params),
+        "tokens": sum(tokens, jnp.int32(0)),
+        "update_scale": scale,
         **verdict._asdict(),
         "sums": sums,
     }
     if update.loss_scale is not None:
         metrics["loss_scale"] = state.extra["loss_scale"]["scale"]
     if (rate := learning_rate(state.opt_state)) is not None:
-        metrics["learning_rate"] = rate * state.extra["update_scale"]
-    state = state.replace(
-        step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        extra={**state.extra, **guards, **average},
-    )
-    return state, metrics
+        metrics["learning_rate"] = rate * scale
+    return new, metrics
 
 
-def counted(batch: Mapping[str, Any]) -> list[Any]:
-    """Returns the arrays of token ids that count as seen: every text once.
-
-    What a decoder reads is what it writes, one to the right; what an encoder is to say of its
-    tokens stands where they stand.
-    """
-    again = {"encoder_target_tokens"}
-    if "decoder_target_tokens" in batch:
-        again.add("decoder_input_tokens")
-    return [rows for name, rows in batch.items() if name.endswith("_tokens") and name not in again]
-
-
-class Verdict(NamedTuple):
-    """What is to be done with a step's gradient; bool scalars.
-
-    Args:
-      applied: whether the update counts; otherwise all but `step` and the guards stays as it was.
-      finite: False if loss or gradient is NaN or infinite, except where only the loss scale was too
-        high, which the guard sees to itself.
-      spike: whether the loss is finite but far above those before it.
-    """
-
-    applied: jax.Array
-    finite: jax.Array
-    spike: jax.Array
-
-
-def _judge(
-    extra: Tree, loss: jax.Array, gradient_norm: jax.Array, update: Update
-) -> tuple[Verdict, dict[str, Tree]]:
-    """Returns the verdict, and the guards' part of `extra` after it."""
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-    failed, spike, guards = ~finite, jnp.bool_(False), {}
-    if update.spike_threshold is not None:
-        spike = finite & is_spike(
-            extra["spike"],
-            loss,
-            threshold=update.spike_threshold,
-            warmup_steps=update.spike_warmup_steps,
-        )
-        guards["spike"] = after_loss(
-            extra["spike"], loss, finite=finite, spike=spike, decay=update.spike_decay
-        )
-    if update.loss_scale is not None:
-        failed &= extra["loss_scale"]["scale"] <= update.loss_scale.minimum
-        guards["loss_scale"] = update.loss_scale.after(extra["loss_scale"], finite)
-    return Verdict(applied=finite & ~spike, finite=~failed, spike=spike), guards
-
-
-def _accumulated_gradients(
+def loss_gradients(
     state: TrainState,
     batch: Batch,
+    *,
     model: Any,
     objective: Objective,
-    num_microbatches: int,
     tuning: Tuning,
+    num_microbatches: int,
     constrain_gradients: Callable[[Tree], Tree],
 ) -> tuple[jax.Array, Sums, Tree]:
+    """Returns loss, the objective's sums and gradients of the whole batch; see `train_step`."""
     # The whole batch's weights first: with them the sums of the parts add up to the whole's mean.
     weights = objective.weights(batch)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -201,14 +149,11 @@ def _accumulated_gradients(
             rngs=random_streams(objective.streams, jax.random.fold_in(key, index)),
             train=True,
         )
-        unweighted = jnp.float32(num_microbatches)
-        loss = functools.reduce(
-            jnp.add,
-            [
-                jnp.float32(coefficient) * total / jnp.maximum(weights.get(name, unweighted), 1e-8)
-                for name, (total, coefficient) in terms.items()
-            ],
-        )
+        # A term without a weight is a mean already: the parts' average.
+        parts = jnp.float32(num_microbatches)
+        loss = jnp.float32(0)
+        for name, (total, coefficient) in terms.items():
+            loss += jnp.float32(coefficient) * total / jnp.maximum(weights.get(name, parts), 1e-8)
         return (loss if scale is None else loss * scale), (loss, sums)
 
     def part_gradients(part: Batch, index: jax.Array) -> tuple[jax.Array, Sums, Tree]:
@@ -221,18 +166,16 @@ def _accumulated_gradients(
 
     if num_microbatches == 1:
         return part_gradients(batch, jnp.int32(0))
-
-    def accumulate(total: Tree, part_and_index: tuple[Batch, jax.Array]) -> tuple[Tree, None]:
-        return jax.tree.map(jnp.add, total, part_gradients(*part_and_index)), None
-
-    parts = jax.tree.map(lambda rows: _split_rows(rows, num_microbatches), dict(batch))
-    shapes = jax.eval_shape(part_gradients, jax.tree.map(lambda p: p[0], parts), jnp.int32(0))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    indices = jnp.arange(num_microbatches, dtype=jnp.int32)
-    return lax.scan(accumulate, zeros, (parts, indices))[0]
+    return sum_over_microbatches(part_gradients, batch, num_microbatches)
 
 
-def _split_rows(rows: jax.Array, num_parts: int) -> jax.Array:
-    """`[batch, …]` to `[num_parts, batch / num_parts, …]`, every device keeping its own rows."""
-    batch, *rest = rows.shape
-    return jnp.moveaxis(rows.reshape(batch // num_parts, num_parts, *rest), 1, 0)
+def counted(batch: Mapping[str, Any]) -> list[Any]:
+    """Returns the arrays of token ids that count as seen: every text once.
+
+    What a decoder reads is what it writes, one to the right; what an encoder is to say of its
+    tokens stands where they stand.
+    """
+    again = {"encoder_target_tokens"}
+    if "decoder_target_tokens" in batch:
+        again.add("decoder_input_tokens")
+    return [rows for name, rows in batch.items() if name.endswith("_tokens") and name not in again]

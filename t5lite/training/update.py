@@ -1,13 +1,29 @@
 """How gradients become an update, whatever the optimizer: the settings of a step."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from t5lite.errors import InputError
-from t5lite.training.guards import LossScale, spike_start
+from t5lite.training.guards import LossScale, after_loss, is_spike, spike_start
+
+
+class Verdict(NamedTuple):
+    """What becomes of a step's gradients; bool scalars.
+
+    Args:
+      applied: whether the update counts; otherwise all but `step` and the guards stays as it was.
+      finite: False if loss or gradient is NaN or infinite, except where only the loss scale was too
+        high, which the guard sees to itself.
+      spike: whether the loss is finite but far above those before it.
+    """
+
+    applied: jax.Array
+    finite: jax.Array
+    spike: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +106,44 @@ class Update:
         if self.loss_scale is not None:
             extra["loss_scale"] = self.loss_scale.start()
         return extra
+
+    def average(self, state: Any, params: Any) -> dict[str, Any]:
+        """Returns `state.extra` with its average of the parameters, if any, one update further."""
+        if self.ema_decay is None:
+            return dict(state.extra)
+        ema = optax.incremental_update(params, state.extra["ema"], 1 - self.ema_decay)
+        return state.extra | {"ema": ema}
+
+    def clip(self, gradients: Any, norm: jax.Array) -> Any:
+        """Returns gradients of at most `clip_norm`; `norm` is their global norm, float32 scalar."""
+        if self.clip_norm is None:
+            return gradients
+        factor = jnp.minimum(1.0, self.clip_norm / jnp.maximum(norm, 1e-12))
+        return jax.tree.map(lambda g: g * factor, gradients)
+
+    def judge(
+        self, extra: Any, loss: jax.Array, gradient_norm: jax.Array
+    ) -> tuple[Verdict, dict[str, Any]]:
+        """Returns the verdict on a step, and the guards' part of `extra` after it.
+
+        Args:
+          extra: `TrainState.extra` before the step.
+          loss: float32 scalar.
+          gradient_norm: float32 scalar.
+        """
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        failed, spike, guards = ~finite, jnp.bool_(False), {}
+        if self.spike_threshold is not None:
+            spike = finite & is_spike(
+                extra["spike"],
+                loss,
+                threshold=self.spike_threshold,
+                warmup_steps=self.spike_warmup_steps,
+            )
+            guards["spike"] = after_loss(
+                extra["spike"], loss, finite=finite, spike=spike, decay=self.spike_decay
+            )
+        if self.loss_scale is not None:
+            failed &= extra["loss_scale"]["scale"] <= self.loss_scale.minimum
+            guards["loss_scale"] = self.loss_scale.after(extra["loss_scale"], finite)
+        return Verdict(applied=finite & ~spike, finite=~failed, spike=spike), guards

@@ -39,6 +39,9 @@ from t5lite.training import (
 from t5lite.training.restore import named
 from t5lite.training.tuning import check_tuning, from_json, write_tuning
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"  # of Orbax, where it meets damage
+)
 MODEL = Model(SPEC)
 HALF = ByPath(exclude=["^encoder/", "^token_embedding/"])
 TOP = ByPath(exclude="embedding$", layers=(1, None))
