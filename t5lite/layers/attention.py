@@ -33,12 +33,12 @@ class AttentionSpec(Spec):
       logits_scale: factor on query · key; None for `head_dim**-0.5`. T5 has 1.0 and carries the
         factor in the query's initialiser instead.
       use_bias: whether each projection adds a bias.
-      rotary: how queries and keys are turned by their positions; None for not at all.
+      rotary: rotation of queries and keys by their positions; None for none.
       window: the largest distance, in tokens, at which a query sees a key of its own sequence; None
         for any. (Mistral's `sliding_window` counts the keys that are seen: one more.)
         Source: Beltagy et al. 2020, arXiv:2004.05150, §3.1.
       logits_softcap: see `kernels.Request`; None for none.
-      query_key_norm: of each head's queries and keys, before they are turned; None for none.
+      query_key_norm: of each head's queries and keys, before rotation; None for none.
         Source: Henry et al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442, §2.
     """
 
@@ -57,9 +57,11 @@ class AttentionSpec(Spec):
         self.require(self.num_heads % self.kv_heads == 0, "num_kv_heads", "a divisor of num_heads")
         if self.num_kv_heads == self.num_heads:  # one way to say it
             object.__setattr__(self, "num_kv_heads", None)
-        turned = 2 if self.rotary is None else self.rotary.size(self.head_dim)
+        rotary_size = 2 if self.rotary is None else self.rotary.size(self.head_dim)
         self.require(
-            turned >= 2 and turned % 2 == 0, "head_dim", "even, and not 0, in what rotary turns"
+            rotary_size >= 2 and rotary_size % 2 == 0,
+            "head_dim",
+            "even, and not 0, in its rotary fraction",
         )
         softcap = self.logits_softcap
         self.require(softcap is None or softcap > 0, "logits_softcap", "above 0, or None")
@@ -70,7 +72,7 @@ class AttentionSpec(Spec):
 
     @property
     def kv_axis(self) -> str:
-        """Logical name of the key and value heads: one for all queries cannot be spread as they."""
+        """Logical name of the key and value heads: a single shared one cannot be sharded."""
         return "shared_head" if self.kv_heads == 1 < self.num_heads else "heads"
 
     @property
@@ -109,8 +111,7 @@ class AttentionSpec(Spec):
 class Attention(nn.Module):
     """Queries from one sequence over keys and values projected from the same or another.
 
-    Keys and values come in two steps, `key_values` and then the call, so that a cache is between
-    them and attention never hears of it.
+    `key_values` and the call are two steps with a cache between them, unknown to attention.
     """
 
     spec: AttentionSpec
@@ -187,12 +188,12 @@ class Attention(nn.Module):
         if mask is not None:
             mask = mask.within_window(spec.window)
         request = Request(query, kv, bias, mask, dropout, spec.scale, spec.logits_softcap)
-        if self.is_mutable_collection("intermediates"):  # somebody looks inside
+        if self.is_mutable_collection("intermediates"):  # `Model.attention`
             self.sow("intermediates", "weights", dot.weights(request))
         return self._named(self.output(attention(request, kernel=self.kernel)), "output")
 
     def _named(self, x: jax.Array, name: str) -> jax.Array:
-        """Names what a policy of rematerialisation may keep, `cross_…` of cross-attention."""
+        """Names an activation for rematerialisation policies, `cross_…` in cross-attention."""
         return checkpoint_name(x, f"cross_{name}" if self.name == "cross_attention" else name)
 
     def _rotated(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:

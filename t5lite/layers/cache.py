@@ -1,4 +1,4 @@
-"""Keys and values, and the slots in which a decoding cache keeps them."""
+"""Keys and values of attention, and their slots in a decoding cache."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ class KeyValues:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Keys and values that are kept from step to step.
+    """Keys and values of earlier steps.
 
     A ring: the token at position p is in slot `p % size`, so that a layer that sees a window needs
     few of them, and one with a slot for every position is the same thing. Heads are outside, since
@@ -66,7 +66,7 @@ class Slots:
 
         Args:
           new: all tokens of the rows, from position 0 on.
-          lengths: `[batch]` int32, how many of them are to be kept; what lies behind is padding.
+          lengths: `[batch]` int32, the tokens to keep; those after them are padding.
         """
         size, length = self.size, new.key.shape[1]
         if length <= size:  # position p is in slot p, and padding is never seen

@@ -1,7 +1,7 @@
 """Weights as a layout shards them: gathered where they are used, their gradients reduce-scattered.
 
-Sums over a batch are long: 10⁴ terms and more, of which bfloat16 holds the first 256. Within a
-device they are always added up in float32; between devices as `Layout.gradient_dtype` says.
+Sums over a batch have 10⁴ terms and more, and bfloat16 stops growing at 256 equal ones. Within a
+device they are always float32; between devices the dtype is `Layout.gradient_dtype`.
 """
 
 import functools
@@ -87,12 +87,12 @@ def reduce_scatter_over_batch(
 ) -> jax.Array:
     """Returns `fn(*arrays)`, a weight's gradient, sharded as the layout has it.
 
-    Left to itself XLA adds the devices' parts up everywhere and throws most of the sum away: twice
-    the bytes of what is done here, a reduce-scatter by name.
+    XLA alone would all-reduce the devices' partial sums and discard most of the total: twice the
+    bytes of the reduce-scatter here.
 
     Args:
-      fn: adds something up over the rows of `arrays`, in float32.
-      arrays: `[batch, ...]` each.
+      fn: sums over the rows of `arrays`, in float32.
+      arrays: `[batch, ...]`.
       sharding: of the total; None leaves it to XLA, and so do rows that do not divide.
       dtype: of the computation.
     """
@@ -101,7 +101,7 @@ def reduce_scatter_over_batch(
         array.shape[0] % math.prod(sizes[axis] for axis in sharding.batch) for array in arrays
     ):
         return fn(*arrays)
-    whole = tuple(
+    unsharded = tuple(
         axis for axis in sharding.batch if not any(axis in over for over in sharding.axes)
     )
 
@@ -111,7 +111,7 @@ def reduce_scatter_over_batch(
         for at, over in enumerate(sharding.axes):
             if over:
                 total = _scattered(total, at, over)
-        total = lax.psum(total, whole) if whole else total
+        total = lax.psum(total, unsharded) if unsharded else total
         return total.astype(jnp.float32)
 
     return jax.shard_map(
@@ -124,12 +124,12 @@ def reduce_scatter_over_batch(
 
 
 def _scattered(part: jax.Array, at: int, over: Sequence[str]) -> jax.Array:
-    """Returns a device's share, along axis `at`, of the sum of all devices' parts.
+    """Returns a device's shard, along axis `at`, of the sum of all devices' parts.
 
-    A TPU's compiler sends everything everywhere unless the parts are rows, of whole lanes, and
-    their sum goes along one side of the slice after the other.
+    XLA on TPUs turns a scatter into an all-reduce unless its operand is `[rows, n, 128]`, whole
+    lanes, and each mesh axis is reduced by itself.
     """
-    rows = jnp.moveaxis(part, at, 0)
+    rows = jnp.moveaxis(part, at, 0)  # [scattered, ...]
     shape = rows.shape[1:]
     lanes = 128 if math.prod(shape) % 128 == 0 else 1
     rows = rows.reshape(rows.shape[0], -1, lanes)
@@ -139,7 +139,7 @@ def _scattered(part: jax.Array, at: int, over: Sequence[str]) -> jax.Array:
 
 
 def broadcast(array: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-    """Repeats what all rows share, a bias say, and adds its gradient up in float32.
+    """Broadcasts what all rows share, such as a bias; its gradient is summed in float32.
 
     Args:
       array: any float dtype, broadcastable to `shape`.
@@ -166,7 +166,7 @@ def _broadcast_backward(
 ) -> tuple[jax.Array]:
     del dtype
     own = (1,) * (len(shape) - len(own_shape)) + own_shape
-    repeated = tuple(at for at, (n, whole) in enumerate(zip(own, shape, strict=True)) if n < whole)
+    repeated = tuple(i for i, (n, size) in enumerate(zip(own, shape, strict=True)) if n < size)
     total = jnp.sum(gradient.astype(jnp.float32), axis=repeated)
     return (total.reshape(own_shape).astype(own_dtype),)
 

@@ -29,6 +29,11 @@ class HeadSpec(Spec):
 
     kind: ClassVar[str]
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """Exclusive upper bounds of the labels that it is trained on, by their name in a batch."""
+        return {}
+
     def make(
         self, embed: int, vocab: int, dtype: jnp.dtype, weights: Weights = Weights()
     ) -> nn.Module:
@@ -285,6 +290,11 @@ class ClassificationHeadSpec(_PooledHeadSpec):
     def num_outputs(self) -> int:
         return self.num_classes
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """Those of `labels`."""
+        return {"labels": self.num_classes}
+
 
 @dataclasses.dataclass(frozen=True)
 class RegressionHeadSpec(_PooledHeadSpec):
@@ -322,6 +332,11 @@ class TokenLabelsHeadSpec(HeadSpec):
     @property
     def num_outputs(self) -> int:
         return self.num_labels
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Those of `token_labels`."""
+        return {"token_labels": self.num_labels}
 
     def read(
         self, head: Head, hidden: Float[Array, "batch length embed"], other: jax.Array

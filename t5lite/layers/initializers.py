@@ -12,14 +12,14 @@ import numpy as np
 from t5lite.layers.spec import Spec
 
 Initializer = nn.initializers.Initializer
-# What a matrix is for; `down` and `attention_output` write to the residual stream.
+# The use of a matrix; `down` and `attention_output` write to the residual stream.
 Role = Literal["query", "key", "value", "attention_output", "up", "down", "router", "dense"]
 _ATTENTION = ("query", "key", "value", "attention_output")
 _RESIDUAL = ("attention_output", "down")
 Table = Literal["tokens", "positions", "token_types"]
 # Fedus et al. 2021, Switch, arXiv:2101.03961, §2.4.
 _ROUTER_SCALE = 0.1
-_FALL = 2.0  # nats
+_FAR_OFFSET = 2.0  # nats
 
 
 class InitSpec(Spec):
@@ -99,12 +99,12 @@ class FanInInitSpec(InitSpec):
         if window is None:
             return drawn
         # No lower: optimizers that step in proportion to a table's size would shake it.
-        fall = np.where(distances > window, _FALL, 0.0)
+        offset = np.where(distances > window, _FAR_OFFSET, 0.0)
 
         def draw(
             key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
         ) -> jax.Array:
-            return drawn(key, shape, dtype) - jnp.asarray(fall, dtype)[None]
+            return drawn(key, shape, dtype) - jnp.asarray(offset, dtype)[None]
 
         return draw
 
@@ -144,9 +144,9 @@ class NormalInitSpec(InitSpec):
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedNormalInitSpec(NormalInitSpec):
-    """`NormalInitSpec` without what is more than two standard deviations off.
+    """`NormalInitSpec`, truncated at two standard deviations.
 
-    As in TensorFlow, `stddev` is that of the whole distribution: 0.88 of it is left.
+    As in TensorFlow, `stddev` is that before truncation, which leaves 0.88 of it.
 
     Args:
       stddev: before truncation.

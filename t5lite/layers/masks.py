@@ -1,4 +1,4 @@
-"""Which keys a query may see, kept as structure: kernels need the rule, not the matrix."""
+"""Attention masks as structure: kernels need the rule, not the matrix."""
 
 import dataclasses
 
@@ -13,22 +13,22 @@ from t5lite.layers.cache import Slots
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionMask:
-    """A rule that says which keys each query sees; parts that are None do not restrict.
+    """The keys that each query sees; fields that are None do not restrict.
 
     Args:
       q_segments: `[batch or 1, q_length]` int32; a query sees the keys of its own segment.
-      kv_segments: `[batch or 1, kv_length]` int32; 0 is padding, which nobody sees. Without
-        `q_segments` every other key is seen.
-      q_order: `[batch or 1, q_length]` int32, where queries stand in the row; None where neither
-        `causal` nor `window` asks for it.
-      kv_order: `[batch or 1, kv_length]` int32, where keys stand.
+      kv_segments: `[batch or 1, kv_length]` int32; 0 is padding, which no query sees.
+        Without `q_segments` every other key is seen.
+      q_order: `[batch or 1, q_length]` int32, positions of queries in the row; None where neither
+        `causal` nor `window` needs it.
+      kv_order: `[batch or 1, kv_length]` int32, positions of keys.
       q_prefix: `[batch or 1, q_length]` bool; with `kv_prefix`, queries and keys of a prefix see
         each other in both directions.
       kv_prefix: `[batch or 1, kv_length]` bool.
-      causal: whether a query sees no keys behind its own place.
+      causal: whether a query sees no keys after its own position.
       window: the largest distance, in tokens, at which a query sees a key; None for any. A causal
         query then sees `window + 1` keys, its own included.
-      whole: whether queries and keys are the same whole rows, in order.
+      self_attention: whether queries and keys are the same whole rows, in order.
     """
 
     q_segments: jax.Array | None = None
@@ -39,7 +39,7 @@ class AttentionMask:
     kv_prefix: jax.Array | None = None
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
-    whole: bool = dataclasses.field(default=False, metadata={"static": True})
+    self_attention: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
     def within(
@@ -49,7 +49,7 @@ class AttentionMask:
         causal: bool,
         prefix: Bool[Array, "batch length"] | None = None,
     ) -> "AttentionMask":
-        """Returns the rule of self-attention over whole rows.
+        """Returns the mask of self-attention over whole rows.
 
         Args:
           segments: `[batch, length]` int32, 0 for padding; an unpacked row is segment 1.
@@ -57,11 +57,13 @@ class AttentionMask:
           prefix: `[batch, length]` bool, tokens that see each other nevertheless.
         """
         order = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
-        return cls(segments, segments, order, order, prefix, prefix, causal=causal, whole=True)
+        return cls(
+            segments, segments, order, order, prefix, prefix, causal=causal, self_attention=True
+        )
 
     @classmethod
     def over_slots(cls, positions: Int32[Array, "batch n"], slots: Slots) -> "AttentionMask":
-        """Returns the rule of causal self-attention over a cache.
+        """Returns the mask of causal self-attention over a cache.
 
         Args:
           positions: `[batch, n]` int32 of the queries, whose own keys are in the cache already.
@@ -72,11 +74,11 @@ class AttentionMask:
         return cls(q_order=positions, kv_order=jnp.where(held < 0, never, held), causal=True)
 
     def within_window(self, window: int | None) -> "AttentionMask":
-        """Returns the rule with a window; None for the rule as it is."""
+        """Returns the mask with a window, unchanged for None."""
         return self if window is None else dataclasses.replace(self, window=window)
 
     def queries(self, start: Int32[Array, ""], size: int) -> "AttentionMask":
-        """Returns the rule for `size` queries from number `start` on."""
+        """Returns the mask of `size` queries from index `start` on."""
 
         def part(array: jax.Array | None) -> jax.Array | None:
             return None if array is None else lax.dynamic_slice_in_dim(array, start, size, axis=1)
@@ -86,7 +88,7 @@ class AttentionMask:
             q_segments=part(self.q_segments),
             q_order=part(self.q_order),
             q_prefix=part(self.q_prefix),
-            whole=False,
+            self_attention=False,
         )
 
     def array(self) -> Bool[Array, "batch_or_1 1 q_length_or_1 kv_length"] | None:
@@ -104,8 +106,8 @@ class AttentionMask:
                 ordered = _or(ordered, both)
             seen = ordered if seen is None else _and(seen, ordered)
         if self.window is not None:
-            near = jnp.abs(self._distance()) <= self.window
-            seen = near if seen is None else _and(seen, near)
+            within = jnp.abs(self._distance()) <= self.window
+            seen = within if seen is None else _and(seen, within)
         return None if seen is None else seen[:, None]
 
     def _distance(self) -> Int32[Array, "batch_or_1 q_length kv_length"]:

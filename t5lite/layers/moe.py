@@ -1,7 +1,7 @@
 """Mixtures of experts: a router sends each token to a few of many feed-forward layers.
 
-Routing is done with indices and fixed shapes: each expert has so many slots a row, tokens are
-gathered into them and gathered back, and nothing is multiplied by one-hot matrices.
+Routing by indices and fixed shapes: an expert has a fixed number of slots per row, tokens are
+gathered into them and back, and nothing is multiplied by one-hot matrices.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class MoeSpec(Spec):
     """Experts and their router; the defaults train as ST-MoE does, but for `top_k` = 2 there.
 
     An expert takes `capacity` tokens of a row, or capacity_factor * top_k * length / num_experts of
-    them, rounded up. A token that comes too late is dropped: the layer gives zeros, and only the
+    them, rounded up. A token beyond the capacity is dropped: the layer gives zeros, and only the
     residual connection carries it on. First choices come before second ones, then tokens in their
     order, so that with `top_k` = 1 no token depends on later ones, whatever is dropped. **With more
     it does**: a later token's first choice can take the place of an earlier one's second, so that a
@@ -93,7 +93,7 @@ class MoeSpec(Spec):
         return router + self.expert.flops(embed, self.num_experts * self.slots(length))
 
     def slots(self, length: int) -> int:
-        """Returns how many tokens of a row of `length` an expert has room for."""
+        """Returns an expert's capacity in tokens for a row of `length`."""
         if self.capacity_factor is not None:
             slots = math.ceil(self.capacity_factor * self.top_k * length / self.num_experts)
         else:
@@ -138,18 +138,19 @@ class Moe(nn.Module):
         self._sow("router_z", spec.router_z_coefficient, router_z(logits))
 
         num_slots = spec.slots(length)
-        places = assign(chosen, num_slots)
-        occupants = invert(places, spec.num_experts * num_slots)
+        slot_of_token = assign(chosen, num_slots)  # [batch, top_k * length]
+        token_of_slot = invert(slot_of_token, spec.num_experts * num_slots)
+        # Gathers stay on the row's device, [batch, experts * slots, embed]; what the experts read
+        # and write is exchanged between devices.
         rows = ("batch", None, "embed")
-        # Where the row is, both ways; what travels is what experts read and write.
-        sent = move(jnp.tile(x, (1, spec.top_k, 1)), occupants, places)
-        sent = nn.with_logical_constraint(sent, rows)
-        sent = sent.reshape(batch, spec.num_experts, num_slots, self.embed).swapaxes(0, 1)
-        done = self._run_experts(sent).swapaxes(0, 1)
-        done = done.reshape(batch, spec.num_experts * num_slots, self.embed)
-        done = nn.with_logical_constraint(done, rows)
-        back = move(done, places, occupants).reshape(batch, spec.top_k, length, self.embed)
-        y = jnp.sum(back.astype(jnp.float32) * weights[..., None], axis=1)
+        dispatched = move(jnp.tile(x, (1, spec.top_k, 1)), token_of_slot, slot_of_token)
+        dispatched = nn.with_logical_constraint(dispatched, rows)
+        shape = batch, spec.num_experts, num_slots, self.embed
+        outputs = self._run_experts(dispatched.reshape(shape).swapaxes(0, 1)).swapaxes(0, 1)
+        outputs = nn.with_logical_constraint(outputs.reshape(dispatched.shape), rows)
+        combined = move(outputs, slot_of_token, token_of_slot)
+        combined = combined.reshape(batch, spec.top_k, length, self.embed)
+        y = jnp.sum(combined.astype(jnp.float32) * weights[..., None], axis=1)
         return y.astype(self.dtype)
 
     def _router_logits(self, x: jax.Array) -> jax.Array:
@@ -209,7 +210,7 @@ class Moe(nn.Module):
 def choose(
     probabilities: Float32[Array, "batch length experts"], top_k: int, *, normalize: bool
 ) -> tuple[Bool[Array, "batch {top_k} length experts"], Float32[Array, "batch {top_k} length"]]:
-    """Finds each token's experts, and how much each of them counts.
+    """Returns the experts of each token, and their weights.
 
     Args:
       probabilities: `[batch, length, experts]` float32, the router's; of equal ones the first wins.
@@ -220,12 +221,12 @@ def choose(
       `[batch, top_k, length, experts]` bool, the best one first, and weights
       `[batch, top_k, length]` float32.
     """
-    left, chosen = probabilities, []
+    remaining, chosen = probabilities, []
     for _ in range(top_k):
         # Comparisons and reductions alone split along any axis, where a top-k would not.
-        best = jnp.argmax(left, axis=-1)
-        chosen.append(jax.nn.one_hot(best, left.shape[-1], dtype=bool))
-        left = jnp.where(chosen[-1], jnp.float32(-1), left)
+        best = jnp.argmax(remaining, axis=-1)
+        chosen.append(jax.nn.one_hot(best, remaining.shape[-1], dtype=bool))
+        remaining = jnp.where(chosen[-1], jnp.float32(-1), remaining)
     masks = jnp.stack(chosen, axis=1)
     weights = jnp.sum(jnp.where(masks, probabilities[:, None], 0.0), axis=-1)
     if normalize:
@@ -236,15 +237,15 @@ def choose(
 def assign(
     chosen: Bool[Array, "batch top_k length experts"], num_slots: int
 ) -> Int32[Array, "batch top_k*length"]:
-    """Gives every choice a slot of its expert, in the order of their rank and then of tokens.
+    """Returns the slot of each choice: first choices before second ones, then in token order.
 
     Args:
       chosen: `[batch, top_k, length, experts]` bool, one expert each.
       num_slots: slots that an expert has for each row.
 
     Returns:
-      `[batch, top_k * length]` int32: slot s of expert e is e * num_slots + s, and those who get
-      none have the first number that is not a slot's, experts * num_slots.
+      `[batch, top_k * length]` int32: slot s of expert e is e * num_slots + s; experts * num_slots
+      for a dropped token.
     """
     batch, top_k, length, num_experts = chosen.shape
     chosen = chosen.reshape(batch, top_k * length, num_experts)
@@ -254,23 +255,25 @@ def assign(
     return jnp.where(slot < num_slots, expert * num_slots + slot, num_experts * num_slots)
 
 
-def invert(places: Int32[Array, "batch n"], num_places: int) -> Int32[Array, "batch {num_places}"]:
-    """Returns who is where: the inverse of a map from things to places, row by row.
+def invert(
+    slot_of_token: Int32[Array, "batch n"], num_slots: int
+) -> Int32[Array, "batch {num_slots}"]:
+    """Returns the token in each slot, the inverse of a row's map from tokens to slots.
 
     Args:
-      places: `[batch, n]` int32, each below `num_places` at most once in a row.
-      num_places: how many there are.
+      slot_of_token: each slot below `num_slots` occurs at most once in a row.
+      num_slots: of all experts.
 
     Returns:
-      `[batch, num_places]` int32 in 0 .. n, n where there is nobody.
+      In 0 .. n, n for an empty slot.
     """
-    things = jnp.arange(places.shape[1], dtype=jnp.int32)
+    tokens = jnp.arange(slot_of_token.shape[1], dtype=jnp.int32)
 
-    def one(places: jax.Array) -> jax.Array:
-        nobody = jnp.full((num_places,), things.size, jnp.int32)
-        return nobody.at[places].set(things, mode="drop")
+    def invert_row(slots: jax.Array) -> jax.Array:
+        empty = jnp.full((num_slots,), tokens.size, jnp.int32)
+        return empty.at[slots].set(tokens, mode="drop")
 
-    return jax.vmap(one)(places)
+    return jax.vmap(invert_row)(slot_of_token)
 
 
 @jax.custom_vjp
@@ -279,18 +282,15 @@ def move(
     sources: Int32[Array, "batch m"],
     targets: Int32[Array, "batch n"],
 ) -> Float[Array, "batch m embed"]:
-    """Moves vectors to other places in their row; what comes from nowhere is zeros.
+    """Gathers vectors within each row; zeros where the source is n.
 
-    Its derivative moves back, which is faster than the scatter that JAX would derive, and adds
-    nothing up in an order that may change.
+    Its derivative is the inverse gather: faster than the scatter that JAX would derive, and without
+    additions whose order may change.
 
     Args:
-      x: `[batch, n, embed]`.
-      sources: `[batch, m]` int32, where the result's vectors come from, n for nowhere.
-      targets: `[batch, n]` int32, where those of `x` go, m for nowhere; the inverse of `sources`.
-
-    Returns:
-      `[batch, m, embed]`.
+      x: the vectors.
+      sources: index into `x` of each result, n for none.
+      targets: index into the result of each vector of `x`, m for none; the inverse of `sources`.
     """
     del targets
     return jnp.take_along_axis(x, sources[..., None], axis=1, mode="fill", fill_value=0)
@@ -316,7 +316,7 @@ def load_balancing(
     probabilities: Float32[Array, "batch length experts"],
     chosen: Bool[Array, "batch top_k length experts"],
 ) -> Float32[Array, ""]:
-    """Returns the load-balancing loss of all tokens: 1 if every expert is used as much as any.
+    """Returns the load-balancing loss of all tokens: 1 if all experts are used equally.
 
     It is num_experts * Σ f_i P_i, where P_i is the mean probability of expert i and f_i its share
     of all choices, before any are dropped. For `top_k` > 1 all choices count, as in Flaxformer;
@@ -346,10 +346,10 @@ def router_z(logits: Float32[Array, "batch length experts"]) -> Float32[Array, "
 
 @contextmanager
 def _rules_beside_experts() -> Iterator[Any]:
-    """Keeps the mesh axes that have the experts free of anything else; yields those axes.
+    """Reserves the experts' mesh axes for them alone; yields those axes.
 
-    Inside an expert a `batch` of rows is spread over what is left of the batch's axes, and slots,
-    which an `Mlp` calls the `length`, over none. Gradients there are left to XLA: a `shard_map`
+    Inside an expert a `batch` of rows is sharded over the other axes of the batch, and slots, which
+    an `Mlp` calls the `length`, over none. Gradients there are left to XLA: a `shard_map`
     that is not over the experts' mesh axes cannot be inside a `vmap` that is.
     """
     rules = nn.get_logical_axis_rules()

@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys are turned by an angle that grows with their position."""
+"""Rotary positions: queries and keys are rotated by an angle proportional to their position."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ class RotaryScalingSpec(Spec):
 
     @property
     def magnitude(self) -> float:
-        """Factor on turned queries and keys."""
+        """Factor on rotated queries and keys."""
         return 1.0
 
 
@@ -71,8 +71,8 @@ class Llama3ScalingSpec(RotaryScalingSpec):
     def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
         """Returns the scaled frequencies; see `RotaryScalingSpec`."""
         low, high = self.low_frequency_factor, self.high_frequency_factor
-        turns = self.original_length * frequencies / (2 * math.pi)  # in a text of pre-training
-        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        rotations = self.original_length * frequencies / (2 * math.pi)  # in a pre-training text
+        kept = np.clip((rotations - low) / (high - low), 0.0, 1.0)
         return frequencies * (kept + (1 - kept) / self.factor)
 
 
@@ -83,9 +83,9 @@ class YarnScalingSpec(RotaryScalingSpec):
     Args:
       factor: by which texts are longer than in pre-training.
       original_length: tokens in the longest texts of pre-training.
-      beta_fast: pairs that turn more often than this in such a text are kept.
-      beta_slow: those that turn less often are divided by `factor`.
-      attention_factor: on turned queries and keys; None for `0.1 ln(factor) + 1`.
+      beta_fast: pairs with more rotations than this in such a text are kept.
+      beta_slow: pairs with fewer are divided by `factor`.
+      attention_factor: on rotated queries and keys; None for `0.1 ln(factor) + 1`.
       truncate: whether the borders between pairs are rounded outwards to whole pairs.
 
     Source: Peng et al. 2023, arXiv:2309.00071, §3.2 to §3.4, and the released code (for borders).
@@ -109,7 +109,7 @@ class YarnScalingSpec(RotaryScalingSpec):
 
     @property
     def magnitude(self) -> float:
-        """Factor on turned queries and keys."""
+        """Factor on rotated queries and keys."""
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0
@@ -118,11 +118,11 @@ class YarnScalingSpec(RotaryScalingSpec):
         """Returns the scaled frequencies; see `RotaryScalingSpec`."""
         half = len(frequencies)
 
-        def pair_that_turns(times: float) -> float:
-            wavelength = self.original_length / (times * 2 * math.pi)
+        def pair_with(rotations: float) -> float:
+            wavelength = self.original_length / (rotations * 2 * math.pi)
             return half * math.log(wavelength) / math.log(theta)
 
-        first, last = pair_that_turns(self.beta_fast), pair_that_turns(self.beta_slow)
+        first, last = pair_with(self.beta_fast), pair_with(self.beta_slow)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, 2 * half - 1)
@@ -136,9 +136,9 @@ class RotarySpec(Spec):
     """Rotation of each pair of a head's features by `position * theta**(-2i / size)`.
 
     Args:
-      theta: the slowest pair turns by about one radian in `theta` positions.
-      fraction: of a head's features, counted from the first, that are turned, in (0, 1]; GPT-NeoX
-        turns a quarter.
+      theta: the slowest pair rotates by about one radian in `theta` positions.
+      fraction: of a head's features, counted from the first, that are rotated, in (0, 1]; a
+        quarter in GPT-NeoX.
       scaling: of the frequencies, for longer texts; None for none.
 
     Source: Su et al. 2021, arXiv:2104.09864, §3.2.2.
@@ -154,7 +154,7 @@ class RotarySpec(Spec):
         self.require(0 < self.fraction <= 1, "fraction", "above 0 and at most 1")
 
     def size(self, head_dim: int) -> int:
-        """Returns how many features of a head are turned."""
+        """Returns the number of rotated features of a head."""
         return int(head_dim * self.fraction)
 
     def frequencies(self, head_dim: int) -> np.ndarray:
@@ -169,12 +169,12 @@ def rotate(
     positions: Int32[Array, "#batch length"],
     spec: RotarySpec,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Turns queries or keys; their dot products then depend on distances alone.
+    """Rotates queries or keys; their dot products then depend on distances alone.
 
     Feature i is paired with feature i + size / 2, as in LLaMA's published weights.
 
     Args:
-      x: `[batch, length, heads, kv]`, kv (the turned part of it) even.
+      x: `[batch, length, heads, kv]`, kv (the rotated part of it) even.
       positions: `[batch or 1, length]` int32.
       spec: the frequencies.
 
@@ -189,7 +189,7 @@ def rotate(
     sin, cos = (
         jnp.broadcast_to(fn(angles) * jnp.float32(magnitude), shape) for fn in (jnp.sin, jnp.cos)
     )
-    turning, rest = x[..., :size], x[..., size:]
-    first, second = jnp.split(turning.astype(jnp.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)
+    rotary, rest = x[..., :size], x[..., size:]
+    first, second = jnp.split(rotary.astype(jnp.float32), 2, axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate([*(part.astype(x.dtype) for part in rotated), rest], axis=-1)

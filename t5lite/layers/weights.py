@@ -189,7 +189,7 @@ class Weights:
     Args:
       init: how they are drawn.
       num_updates: see `InitSpec.kernel`.
-      adapters: parameters beside them; each one whose pattern fits, the last one outermost.
+      adapters: parameters beside them: all whose pattern fits, the last one outermost.
       storage: how they lie in memory; the first whose pattern fits, otherwise as float arrays.
     """
 

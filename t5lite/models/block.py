@@ -58,13 +58,13 @@ class BlockSpec(Spec):
         raise NotImplementedError
 
     def empty_cache(self, batch: int, size: int, dtype: jnp.dtype, *, draft_length: int) -> Any:
-        """Returns what the layer keeps between steps of decoding, before the first token.
+        """Returns the layer's decoding state before the first token.
 
         Args:
           batch: rows.
           size: most tokens of a row.
           dtype: of the computation.
-          draft_length: most tokens that are taken back, and that a step has beyond its first.
+          draft_length: most tokens that are rewound, and that a step has beyond its first.
 
         Returns:
           A pytree of arrays `[batch, …]`.
@@ -86,12 +86,12 @@ class BlockSpec(Spec):
 
     @property
     def rewindable(self) -> bool:
-        """Whether its cache can forget the last tokens, which speculative decoding asks for."""
+        """Whether its cache can forget the last tokens, as speculative decoding needs."""
         return True
 
     @property
     def windowed(self) -> bool:
-        """Whether its cache has slots for a window alone, so that steps are limited."""
+        """Whether its cache has slots for a window only, which limits the length of a step."""
         return False
 
     @property
@@ -106,7 +106,7 @@ class BlockSpec(Spec):
 
     @property
     def num_updates(self) -> int:
-        """How often the layer adds to the residual stream."""
+        """Number of additions to the residual stream."""
         return 1
 
     @property
@@ -218,7 +218,7 @@ class TransformerBlockSpec(BlockSpec):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What all layers of a stack share in one call; None where it does not apply.
+    """The inputs that all layers of a stack share in one call; None where not applicable.
 
     Args:
       mask: which keys a token sees in self-attention; None where the cache says it.
@@ -356,7 +356,7 @@ class Block(nn.Module):
         sublayer: Callable[[jax.Array], jax.Array],
         drop_rate: jax.Array | None,
     ) -> jax.Array:
-        """Returns what a sublayer adds to the residual stream `x`."""
+        """Returns a sublayer's update of the residual stream `x`."""
         placement, deterministic = self.spec.norm_placement, not self.has_rng("dropout")
         update = sublayer(x if placement == "after" else self._norm(f"{name}_norm", x))
         if placement == "around":

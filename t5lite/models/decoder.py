@@ -44,7 +44,7 @@ class Decoder(Transformer):
                 field="max_length",
             )
         check_room(self.spec.decoder, max_length)
-        # The last token of each prompt is fed again, for its logits; those behind are padding.
+        # The last token of each prompt is fed again, for its logits; padding follows it.
         kept = batch["decoder_lengths"] - 1
         context = Context(
             mask=AttentionMask.within(decoder_segments(batch), causal=True, prefix=_prefix(batch)),

@@ -61,12 +61,9 @@ class Model:
 
     @property
     def limits(self) -> dict[str, int]:
-        """Below what the ids in a batch must be: `tokens`, and `labels`, `token_labels` if any."""
-        limits = {"tokens": self.spec.vocab}
-        for kind, name in (("classification", "labels"), ("token_labels", "token_labels")):
-            if kind in self.heads:
-                limits[name] = self.heads[kind].num_outputs  # type: ignore[attr-defined]
-        return limits
+        """Exclusive upper bounds of the ids in a batch: of `tokens`, and of labels by name."""
+        labels = {name: n for head in self.spec.heads for name, n in head.limits.items()}
+        return {"tokens": self.spec.vocab} | labels
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raises an InputError if a batch's rows are longer than the model has positions for.
@@ -89,7 +86,7 @@ class Model:
         return dataclasses.replace(self, stacked=False)
 
     def unstack(self, params: Params) -> Params:
-        """Returns the parameters with arrays of its own for each layer.
+        """Returns the parameters with separate arrays for each layer.
 
         A step of decoding reads every weight once, and would copy each layer's out of a stack
         before it does: on a CPU that takes 2.5 times as long as the products themselves.
@@ -104,8 +101,8 @@ class Model:
                 continue
             own = dict(params[side])
             layers = own.pop("layers")
-            for turn in range(stack.num_periods):
-                own[f"layers_{turn}"] = jax.tree.map(lambda leaf, turn=turn: leaf[turn], layers)
+            for step in range(stack.num_periods):
+                own[f"layers_{step}"] = jax.tree.map(lambda leaf, step=step: leaf[step], layers)
             unstacked[side] = own
         return unstacked
 
@@ -187,7 +184,7 @@ class Model:
         return hidden, {name: total / num_layers for name, total in totals.items()}
 
     def attention(self, params: Params, batch: Batch) -> dict[str, list[jax.Array]]:
-        """Returns how much each token takes from which others, in every layer and head.
+        """Returns the attention weights of every layer and head.
 
         Args:
           params: as `init` returns them.
@@ -195,14 +192,14 @@ class Model:
 
         Returns:
           By kind an array a layer, from the first to the last, `[batch, heads, q_length,
-          kv_length]` float32, behind mask and softmax, before dropout: `encoder` and `decoder` of
+          kv_length]` float32, after mask and softmax, before dropout: `encoder` and `decoder` of
           the stacks that there are, over themselves; `cross` of the decoder over the encoder.
 
         Raises:
           InputError: if a block of your own has no `Attention` of that name to look into.
         """
         _, sown = self._apply("hidden", params, dict(batch), mutable=["intermediates"])
-        found = {}
+        weights = {}
         for kind, side, module in (
             ("encoder", "encoder", "attention"),
             ("decoder", "decoder", "attention"),
@@ -210,10 +207,10 @@ class Model:
         ):
             stack = getattr(self.spec, side)
             if stack is not None and (kind != "cross" or self.spec.encoder is not None):
-                found[kind] = _of_each_layer(
+                weights[kind] = _layer_weights(
                     stack, sown.get("intermediates", {}).get(side, {}), module
                 )
-        return found
+        return weights
 
     def logits(
         self, params: Params, hidden: Float[Array, "batch length embed"]
@@ -231,7 +228,7 @@ class Model:
         rngs: Mapping[str, jax.Array] | None = None,
         train: bool = False,
     ) -> Float32[Array, " batch *output"]:
-        """Returns what the head of a kind other than "lm" says; see `layers.heads` for shapes.
+        """Returns the output of the head of a kind other than "lm"; see `layers.heads` for shapes.
 
         Args:
           params: as `init` returns them.
@@ -279,16 +276,16 @@ class Model:
         return self._module.apply({"params": params}, *arguments, method=method, **options)
 
 
-def _of_each_layer(stack: StackSpec, sown: Mapping[str, Any], module: str) -> list[jax.Array]:
+def _layer_weights(stack: StackSpec, sown: Mapping[str, Any], module: str) -> list[jax.Array]:
     """Returns the attention weights of a stack's layers, in order."""
     weights, first, pattern = [], len(stack.first_blocks), len(stack.blocks)
     for layer in range(stack.num_layers):
         part, block = stack.place(layer)[0].split("/")
         if module not in sown.get(part, {}).get(block, {}):
             raise InputError(f"layer {layer} has no attention called {module!r} to look into")
-        (each,) = sown[part][block][module]["weights"]
-        # A scan has one array for all of its turns, whether or not they share parameters.
-        weights.append(each[(layer - first) // pattern] if part == "layers" else each)
+        (stacked,) = sown[part][block][module]["weights"]
+        # A scan has one array for all of its steps, whether or not they share parameters.
+        weights.append(stacked[(layer - first) // pattern] if part == "layers" else stacked)
     return weights
 
 

@@ -1,6 +1,6 @@
 """Rematerialisation policies: which activations each layer saves for its backward pass.
 
-Layers name what is worth saving (`jax.ad_checkpoint.checkpoint_name`): the projections' outputs
+Layers name what may be saved (`jax.ad_checkpoint.checkpoint_name`): the projections' outputs
 `query key value output` of attention, `cross_…` of cross-attention, `gate up down` of the MLP, and
 of weights `kernel` and `attention_kernel`, as they are multiplied. What attention mixes, with the
 statistics of its softmax, every kernel marks in its own way: see `layers.attended_saveable`. The
@@ -45,7 +45,7 @@ POLICIES: dict[str, Callable[..., Any] | None] = {
     # What each sublayer adds to the residual stream.
     "save_out": _policies.save_only_these_names(*_OUTPUTS),
     # What attention mixed, and weights (or attention's alone) as they are multiplied: where storage
-    # is spread (FSDP) they are sent once a step, rather than for each pass. All layers' stay.
+    # is sharded (FSDP) they are gathered once a step instead of once a pass; all layers' stay.
     "save_gathered": _attended_and("kernel", "attention_kernel"),
     "save_gathered_attention": _attended_and("attention_kernel"),
     # What attention mixed: everything is computed again but attention's forward pass.

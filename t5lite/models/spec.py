@@ -39,7 +39,7 @@ class StackSpec(Spec):
       blocks: the pattern that repeats, e.g. two blocks alternate; `BlockSpec`s or your own.
       causal: whether a token sees only those before it.
       first_blocks: layers before the pattern, once each (ModernBERT's first layer).
-      shared_layers: whether all turns of the pattern use the same parameters (Lan et al. 2019,
+      shared_layers: whether all repeats of the pattern use the same parameters (Lan et al. 2019,
         ALBERT, arXiv:1909.11942, §3.1).
       embed: width of the residual stream, where it is not the model's.
       position_bias: added to attention logits, by distance; None for none.
@@ -80,7 +80,7 @@ class StackSpec(Spec):
         self.require(
             not self.shared_layers or self.num_rest == 0,
             "num_layers",
-            "whole turns of the pattern, where its layers are shared",
+            "whole repeats of the pattern, where its layers are shared",
         )
         self.require(
             self.position_bias is None
@@ -92,12 +92,12 @@ class StackSpec(Spec):
 
     @property
     def num_periods(self) -> int:
-        """Turns of the pattern."""
+        """Repeats of the pattern."""
         return (self.num_layers - len(self.first_blocks)) // len(self.blocks)
 
     @property
     def num_rest(self) -> int:
-        """Layers behind the last whole turn."""
+        """Layers after the last whole repeat of the pattern."""
         return (self.num_layers - len(self.first_blocks)) % len(self.blocks)
 
     @property
@@ -122,7 +122,7 @@ class StackSpec(Spec):
         return max(1, sum(block.num_updates for block in self.every_block))
 
     def place(self, layer: int) -> tuple[str, int | None]:
-        """Returns where a layer's parameters are.
+        """Returns the path of a layer's parameters.
 
         Args:
           layer: 0 .. num_layers - 1.
@@ -194,7 +194,7 @@ class ModelSpec(Spec):
             self.require(stack.causal == causal, name, direction)
             if any(block.reads_encoder != crosses for block in stack.every_block):
                 raise InputError(
-                    "cross_attention belongs in every block of a decoder behind an encoder, "
+                    "cross_attention belongs in every block of a decoder after an encoder, "
                     f"and in no other: see ModelSpec.{name}"
                 )
         self._check_widths()
@@ -217,7 +217,7 @@ class ModelSpec(Spec):
                 )
 
     def _check_widths(self) -> None:
-        """Checks that whoever shares an embedding has its width."""
+        """Checks that stacks that share an embedding have its width."""
         encoder, decoder = self.encoder, self.decoder
         both = encoder is not None and decoder is not None
         self.require(both or self.shared_embedding, "shared_embedding", "True for one stack alone")
@@ -252,12 +252,12 @@ class ModelSpec(Spec):
 
 @dataclasses.dataclass(frozen=True)
 class ComputeSpec(Spec):
-    """How a model is computed, which changes speed, memory and rounding but not the model.
+    """How a model is computed: speed, memory and rounding, not the model.
 
     Args:
       dtype: of activations; parameters, norms, softmax and logits stay float32.
-      remat: what of a layer is kept for the backward pass, which computes the rest again; one of
-        `remat.POLICIES`, from `none` (all is kept) to `full` (nothing is).
+      remat: the activations that each layer saves for the backward pass, which recomputes the
+        others; one of `remat.POLICIES`, from `none` (all saved) to `full` (nothing saved).
       scan: one compiled layer in a loop, rather than layers unrolled; parameters are the same.
       attention: the kernel, one of `layers.KERNELS`, or "auto"; see `layers.attention`. Results are
         equal but for rounding.

@@ -15,9 +15,9 @@ from t5lite.models.block import BlockSpec, Context
 from t5lite.models.remat import POLICIES
 from t5lite.models.spec import ComputeSpec, StackSpec
 
-# What every layer keeps between steps: {"first": [per block], "layers": [per block of the pattern,
-# stacked], "remainder": [per block]}, of which a stack has those that it has layers in. Where
-# layers are not stacked, "layers_0", "layers_1", … hold what "layers" does.
+# The state of every layer between decoding steps: {"first": [per block], "layers": [per block of
+# the pattern, stacked], "remainder": [per block]}, without parts that have no layers. Where layers
+# are not stacked, "layers_0", "layers_1", … in place of "layers".
 StackCache = dict[str, list[Any]]
 
 
@@ -27,7 +27,7 @@ def batch_axis(part: str) -> int:
 
 
 class Period(nn.Module):
-    """Some blocks in a row: the repeating pattern, which is what one turn of the scan runs."""
+    """The repeating pattern of blocks, one step of the scan."""
 
     spec: StackSpec
     blocks: tuple[BlockSpec, ...]
@@ -75,7 +75,7 @@ class Period(nn.Module):
 
 
 class Stack(nn.Module):
-    """Positions and the norm before the layers, all layers, and the norm after them.
+    """Embeddings' positions and norm, all layers, and the final norm.
 
     Not `stacked`, each layer has parameters of its own: `layers_0` is the first slice of `layers`.
     """
@@ -182,7 +182,7 @@ class Stack(nn.Module):
         """Returns room for `max_length` tokens a row in every layer; see `BlockSpec.empty_cache`.
 
         Raises:
-          InputError: if tokens are to be taken back, and a block keeps a state that cannot go back.
+          InputError: if a draft is to be rewound, and a block keeps a state that cannot be.
         """
         spec, dtype = self.spec, self.compute.jax_dtype
         for block in spec.every_block if draft_length else ():

@@ -1,4 +1,4 @@
-"""What all topologies share: the token embedding, and the heads."""
+"""The base of all topologies: token embedding and heads."""
 
 import functools
 from typing import Any
@@ -83,7 +83,7 @@ class Transformer(nn.Module):
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
     def output(self, kind: str, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        """Returns what the head of a kind other than "lm" says, float32."""
+        """Returns the output of the head of a kind other than "lm", float32."""
         return getattr(self, f"{kind}_head")(hidden, valid)
 
     def __call__(self, batch: Batch) -> dict[str, jax.Array]:

@@ -209,7 +209,7 @@ def test_halves_keep_their_dtype_and_are_turned_in_float32():
         (lambda: YarnScalingSpec(2.0, original_length=0), "original_length = 0: must be at least"),
         (
             lambda: AttentionSpec(4, 20, rotary=RotarySpec(fraction=0.25)),
-            "head_dim = 20: must be even, and not 0, in what rotary turns",
+            "head_dim = 20: must be even, and not 0, in its rotary fraction",
         ),
     ],
 )

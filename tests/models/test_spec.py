@@ -76,7 +76,7 @@ def test_a_missing_file_is_refused(tmp_path):
         (lambda: override("t5_nano", {"decoder.blocks.2.mlp.hidden": 4}), "neither"),
         (lambda: override("t5_nano", {"embed.size": 4}), "nothing below"),
         (lambda: override("t5_nano", {"encoder.blocks.*.cross_attention": AttentionSpec(4, 8)}),
-         "behind an encoder, and in no other: see ModelSpec.encoder"),
+         "after an encoder, and in no other: see ModelSpec.encoder"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(make, message):
@@ -110,7 +110,7 @@ FEWER_HEADS = block(attention=AttentionSpec(2, 8))
         (lambda: decoder(num_layers=1, first_blocks=(block(), block())),
          "num_layers = 1: must be at least its first_blocks"),
         (lambda: decoder(num_layers=4, shared_layers=True),
-         "num_layers = 4: must be whole turns of the pattern, where its layers are shared"),
+         "num_layers = 4: must be whole repeats of the pattern, where its layers are shared"),
         (lambda: decoder(blocks=()), "at least one block"),
         (lambda: decoder(first_blocks=(FEWER_HEADS,), position_bias=RelativeBiasSpec(8, 16)),
          "of equally many heads where they share one position bias"),
@@ -131,7 +131,7 @@ FEWER_HEADS = block(attention=AttentionSpec(2, 8))
          "StackSpec.embed = 24: must be None with a shared embedding"),
         (lambda: CAPPED_IN_WINDOWS.replace(
              decoder=decoder(first_blocks=(block(cross_attention=AttentionSpec(4, 8)),))),
-         "behind an encoder, and in no other: see ModelSpec.decoder"),
+         "after an encoder, and in no other: see ModelSpec.decoder"),
     ],
 )  # fmt: skip
 def test_layers_that_do_not_go_together_are_named(make, message):

@@ -1,4 +1,4 @@
-"""Attention kernels: the same function computed in different ways, and the choice among them."""
+"""Attention kernels: implementations of one function, and the choice among them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,17 +19,17 @@ KERNELS: dict[str, Callable[[Request], jax.Array]] = {
 }
 # Why a kernel does not apply to a request; None where it does.
 _REFUSALS = {"splash": splash.refusal, "cudnn": cudnn.refusal}
-# From so many logits a head on, "auto" does not hold those of a whole row.
+# From this many logits per head on, "auto" does not hold those of a whole row.
 _MANY_LOGITS = 2048 * 2048
 
 _named_attended = jax.checkpoint_policies.save_only_these_names(ATTENDED)
 
 
 def attended_saveable(primitive: Any, *shapes: Any, **params: Any) -> Any:
-    """A policy of rematerialisation: saves what attention mixes, and the statistics of its softmax.
+    """A rematerialisation policy: saves attention's output and the statistics of its softmax.
 
-    With them no kernel runs its forward pass again for the backward pass, which computes no more
-    of it than logits and their exponentials.
+    With them no kernel repeats its forward pass in the backward pass, which recomputes logits and
+    their exponentials alone.
     """
     named = _named_attended(primitive, *shapes, **params)
     return named or primitive.name == cudnn.FORWARD
@@ -41,7 +41,7 @@ def attention(
     """Computes softmax attention.
 
     Args:
-      request: queries, keys and values, and all that shapes their logits.
+      request: queries, keys, values, and everything that enters their logits.
       kernel: one of `KERNELS`, or "auto": splash on TPUs and cuDNN on GPUs where they apply,
         chunked from 2,048 × 2,048 logits a head on, rows where logits do not fit a cache, dot
         otherwise. "splash" is for whole rows over themselves: what a cache or an encoder holds is
@@ -51,12 +51,12 @@ def attention(
       `[batch, q_length, heads, kv]` of the query's dtype.
 
     Raises:
-      InputError: if the kernel that is asked for does not apply, with the reason.
+      InputError: if the requested kernel does not apply, with the reason.
     """
     if kernel not in (*KERNELS, "auto"):
         raise unknown("ComputeSpec.attention", kernel, (*KERNELS, "auto"))
-    whole = request.mask is not None and request.mask.whole
-    if kernel == "auto" or (kernel == "splash" and not whole):
+    self_attention = request.mask is not None and request.mask.self_attention
+    if kernel == "auto" or (kernel == "splash" and not self_attention):
         kernel = _choice(request)
     reason = _REFUSALS[kernel](request) if kernel in _REFUSALS else None
     if reason is not None:
@@ -71,8 +71,8 @@ def _choice(request: Request) -> str:
     fast = {"tpu": "splash", "gpu": "cudnn"}.get(platform())
     if fast is not None and _REFUSALS[fast](request) is None:
         return fast
-    a_head = request.query.shape[1] * request.kv.key.shape[1]
-    if a_head >= _MANY_LOGITS:
+    logits_per_head = request.query.shape[1] * request.kv.key.shape[1]
+    if logits_per_head >= _MANY_LOGITS:
         return "chunked"
     batch, _, heads, _ = request.query.shape
-    return "rows" if 4 * batch * heads * a_head > rows.MAX_BYTES["cpu"][0] else "dot"
+    return "rows" if 4 * batch * heads * logits_per_head > rows.MAX_BYTES["cpu"][0] else "dot"

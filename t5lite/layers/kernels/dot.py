@@ -74,7 +74,7 @@ def mixed(
     *,
     dtype: Any = None,
 ) -> Float[Array, "batch q_length heads head_dim"]:
-    """Returns `[batch, q_length, heads, kv]`, the values in their weights' proportions.
+    """Returns the weighted sums of values.
 
     Args:
       weights: `[batch, heads, q_length, kv_length]`.

@@ -1,4 +1,4 @@
-"""What an attention kernel is asked to compute, and over which mesh axes it is spread."""
+"""The arguments of attention kernels, and the mesh axes that they are sharded over."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ from t5lite.layers.cache import KeyValues
 from t5lite.layers.dropout import Dropout
 from t5lite.layers.masks import AttentionMask
 
-# Under which policies of rematerialisation may save what attention mixes, with the statistics of
-# the softmax that its backward pass needs; each kernel names its own.
+# The checkpoint name of attention's output and of the softmax statistics that its backward pass
+# needs; each kernel names its own.
 ATTENDED = "attended"
 
 
@@ -28,7 +28,7 @@ class Request:
       dropout: of the probabilities; None for none.
       scale: factor on the logits.
       softcap: after scaling, logits x become `softcap * tanh(x / softcap)`, before the bias; None
-        for not at all. Source: Gemma Team 2024, arXiv:2408.00118, §2.
+        for none. Source: Gemma Team 2024, arXiv:2408.00118, §2.
     """
 
     query: jax.Array
@@ -41,8 +41,7 @@ class Request:
 
 
 def platform() -> str:
-    """Returns what is computed on, `cpu`, `gpu` or `tpu`: the mesh's devices, which need not be
-    here."""
+    """Returns `cpu`, `gpu` or `tpu`: the platform of the mesh, whose devices may be elsewhere."""
     described = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if described is None else described.platform
 

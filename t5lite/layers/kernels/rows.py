@@ -1,5 +1,4 @@
-"""Attention some rows at a time, whose logits stay close to the processor: in a CPU's cache, or in
-a TPU's vector memory.
+"""Attention over a few batch rows at a time, so that logits stay in a CPU's cache or a TPU's VMEM.
 
 The backward pass is written by hand: it keeps the output and the logarithm of each softmax's
 normaliser, computes the logits again, and needs no sum over the keys.
@@ -58,8 +57,8 @@ def attention(
     )
     bias = request.bias
     if bias is not None and bias.shape[0] == 1 and num_shards > 1:
-        # One for each device: what its rows say of the bias is added up there, and over devices
-        # only in the end, rather than at every turn of the loop.
+        # One copy for each device, [shards, heads, q_length, kv_length]: its gradient is summed
+        # over the device's own rows in the loop, and over devices once after it.
         bias = jnp.broadcast_to(bias, (num_shards, *bias.shape[1:]))
         bias = nn.with_logical_constraint(bias, ("batch", "heads", None, None))
         request = dataclasses.replace(request, bias=bias)
@@ -83,12 +82,13 @@ def _forward(
         weights = jnp.exp(logits - highest)
         mixed, total = _mixed_and_total(request, numbers, weights)
         output = (mixed / jnp.swapaxes(total, 1, 2)).astype(request.query.dtype)
-        # Not as one sum: where all keys are masked it would lose the smaller of the two.
-        # Without their last axis, of one, which a TPU would fill up to 128 lanes.
+        # Maximum and log total apart, [rows, heads, q_length] each: their sum would lose the
+        # smaller one where all keys are masked (-1e9). A last axis of size 1 would be padded to
+        # 128 lanes on TPUs.
         return None, (output, highest[..., 0], jnp.log(total)[..., 0])
 
     numbers = jnp.arange(request.query.shape[0], dtype=jnp.int32)
-    _, kept = _each_part(part, None, (request, numbers), num_parts=num_parts)
+    _, kept = _scan_parts(part, None, (request, numbers), num_parts=num_parts)
     kept = tuple(checkpoint_name(array, ATTENDED) for array in kept)
     return kept[0], (request, numbers, *kept)
 
@@ -118,7 +118,7 @@ def _backward(forward_parts: int, num_parts: int, kept: Any, gradient: jax.Array
         return total, (d_query, d_key, d_value, d_bias)
 
     zeros = jnp.zeros_like(request.bias) if shared else None
-    total, (d_query, d_key, d_value, d_bias) = _each_part(
+    total, (d_query, d_key, d_value, d_bias) = _scan_parts(
         part, zeros, (*kept, gradient), num_parts=num_parts
     )
     d_bias = total if shared else d_bias
@@ -142,7 +142,7 @@ def _logits(request: Request) -> jax.Array:
 def _mixed(request: Request, numbers: jax.Array, weights: jax.Array, value: jax.Array) -> jax.Array:
     dropout = request.dropout
     if dropout is not None:
-        # Draws of each row's own: however many rows are in a part, they are the same.
+        # A key for each row, so that draws do not depend on how many rows a part has.
         weights = jax.vmap(lambda row, number: dropout.fold_in(number)(row))(weights, numbers)
     return dot.mixed(weights.astype(request.query.dtype), value)
 
@@ -150,28 +150,29 @@ def _mixed(request: Request, numbers: jax.Array, weights: jax.Array, value: jax.
 def _mixed_and_total(
     request: Request, numbers: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns what the weights mix, and their sums over the keys, `[rows, heads, q_length, 1]`."""
+    """Returns the weighted values, and the sums of weights `[rows, heads, q_length, 1]`."""
     value = request.kv.value
     if value.dtype == jnp.float32 or request.dropout is not None or value.shape[-1] % 128 == 0:
         total = jnp.sum(weights, axis=-1, keepdims=True)
         return _mixed(request, numbers, weights, value).astype(jnp.float32), total
-    # One more column, of ones: the sums come out of the product, whose unit takes values by 128.
+    # A column of ones beside the values, [..., kv + 1]: the matrix unit, 128 wide, returns the sums
+    # with the product.
     ones = jnp.ones((*value.shape[:-1], 1), value.dtype)
     wider = jnp.concatenate([value, ones], axis=-1)
     mixed = dot.mixed(weights.astype(value.dtype), wider, dtype=jnp.float32)
     return mixed[..., :-1], jnp.swapaxes(mixed[..., -1:], 1, 2)
 
 
-def _each_part(
+def _scan_parts(
     fn: Callable[[Any, Any], tuple[Any, Any]], carry: Any, tree: Any, *, num_parts: int
 ) -> tuple[Any, Any]:
-    """Runs `fn` on some rows after the others.
+    """Scans `fn` over parts of the rows.
 
     Args:
       fn: `(carry, part of tree) -> (carry, arrays of the part's rows)`.
       carry: at first.
-      tree: a `Request` and arrays of all rows. What has an axis for rows is split so that every
-        device keeps its own; what has not is given to all parts.
+      tree: a `Request` and arrays of all rows. Leaves with a row axis are split so that every
+        device keeps its own rows; the others are passed to all parts.
       num_parts: how many.
 
     Returns:
@@ -183,22 +184,24 @@ def _each_part(
     if num_parts == 1:
         return fn(carry, tree)
 
-    def turn(carry: Any, part: Any) -> tuple[Any, Any]:
+    def step(carry: Any, part: Any) -> tuple[Any, Any]:
         rows = iter(part)
-        own = [next(rows) if mine else leaf for leaf, mine in zip(leaves, split, strict=True)]
+        own = [
+            next(rows) if is_split else leaf for leaf, is_split in zip(leaves, split, strict=True)
+        ]
         return fn(carry, jax.tree.unflatten(structure, own))
 
     rows = [
         _own_rows(jnp.moveaxis(leaf.reshape(batch // num_parts, num_parts, *leaf.shape[1:]), 1, 0))
-        for leaf, mine in zip(leaves, split, strict=True)
-        if mine
+        for leaf, is_split in zip(leaves, split, strict=True)
+        if is_split
     ]
-    carry, parts = lax.scan(turn, carry, rows)
+    carry, parts = lax.scan(step, carry, rows)
     return carry, jax.tree.map(
         lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(batch, *leaf.shape[2:]), parts
     )
 
 
 def _own_rows(parts: jax.Array) -> jax.Array:
-    """Says of `[num_parts, rows, ...]` that every device keeps its own rows."""
+    """Constrains `[num_parts, rows, ...]` so that every device keeps its own rows."""
     return nn.with_logical_constraint(parts, (None, "batch", *(None,) * (parts.ndim - 2)))

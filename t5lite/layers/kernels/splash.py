@@ -23,7 +23,7 @@ def refusal(request: Request) -> str | None:
         return "splash attention adds no position bias"
     if request.dropout is not None:
         return "attention has dropout"
-    if request.mask is None or not request.mask.whole or request.mask.q_prefix is not None:
+    if request.mask is None or not request.mask.self_attention or request.mask.q_prefix is not None:
         return "splash attention is for whole rows over themselves, without prefixes or a cache"
     if q_length % LANES:
         return f"rows are {q_length} long: a multiple of {LANES} is needed"
@@ -37,7 +37,7 @@ def refusal(request: Request) -> str | None:
 def attention(
     request: Request, *, interpret: bool = False
 ) -> Float[Array, "batch q_length heads head_dim"]:
-    """Returns `[batch, q_length, heads, kv]`; places in padding mean nothing.
+    """Returns `[batch, q_length, heads, kv]`; padding positions hold arbitrary values.
 
     Args:
       request: one that `refusal` has nothing against.
