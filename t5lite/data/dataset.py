@@ -361,6 +361,18 @@ class Dataset:
         data = dataclasses.replace(self, workers=0)
         return Workers(self.workers, functools.partial(_opened, data, objective, seed))
 
+    def _suffices(self, source: Source, objective: Objective) -> bool:
+        """Whether the objective can prepare example 0 of a source whose raw examples are numbers.
+
+        It may make features that it names; an example tells, before any batch does.
+        """
+        rng = np.random.default_rng(0)
+        try:
+            next(self._prepare(objective)(source.examples(np.arange(1), seed=0), rng), None)
+        except (InputError, KeyError):
+            return False
+        return True
+
     def _num_shards(self) -> int:
         return self.num_shards or math.gcd(self.batch_size, _MOST_SHARDS)
 

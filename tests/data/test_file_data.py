@@ -12,6 +12,7 @@ from small_data import close, open_all, same, take
 import t5lite
 from t5lite.data import Answer, Class, FileData, MixtureData, Number, Tags
 from t5lite.data.batches import merge_states
+from t5lite.data.files import file_data
 from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import InputError
 
@@ -484,3 +485,15 @@ def test_gin_alone_is_enough(file):
         assert data.class_counts("train")["labels"].keys() == {"a", "b", "c"}
     finally:
         gin.clear_config()
+
+
+def test_more_than_files_are_meant_for_is_said_and_much_more_refused(file, monkeypatch):
+    monkeypatch.setattr(file_data, "_MEANT_GB", 1e-9)
+    assert "FileData is meant for 1e-09: write the rows once with t5lite.data.write_shards" in (
+        make(file).describe()
+    )
+    monkeypatch.setattr(file_data, "_MOST_GB", 1e-9)
+    monkeypatch.setattr(file_data, "cached_index", None)  # nothing is read
+    with pytest.raises(InputError, match="train on them with ShardedData") as error:
+        make(file).describe()
+    assert error.value.field == "FileData.files"

@@ -14,6 +14,7 @@ from t5lite.data import Bytes, ShardedData, write_shards
 from t5lite.data.batches import merge_states
 from t5lite.data.sharded.manifest import Manifest, decoded, encoded
 from t5lite.errors import InputError
+from t5lite.objectives import Seq2Seq, SpanCorruption
 
 LENGTHS = {"inputs": 16, "targets": 9}
 COUNT = 203
@@ -265,3 +266,14 @@ def test_no_tensorflow(corpus):
         "assert not {'tensorflow', 'jax', 'seqio'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_an_objective_makes_the_features_that_it_can_and_others_are_refused(tmp_path):
+    texts = [{"targets": Bytes().encode("a text of some length")}] * 4
+    write_shards({"train": texts}, tmp_path / "c", vocabulary=Bytes(), num_shards=1)
+    given = data(tmp_path / "c", num_shards=1)
+    batches = given.train_batches(SpanCorruption(), seed=0)
+    assert (next(batches)["encoder_input_tokens"] > 0).any()
+    batches.close()
+    with pytest.raises(InputError, match=r"unknown feature of .*/c 'inputs'; known: targets"):
+        given.train_batches(Seq2Seq(), seed=0)

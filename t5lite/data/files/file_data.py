@@ -7,14 +7,19 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
-
 from t5lite.data.batches import Objective
 from t5lite.data.dataset import Dataset
 from t5lite.data.files.columns import Answer, Class, Column, Side, Tags, Text, as_column
 from t5lite.data.files.index import SPLITS, Hashes, Index, Table, hash_of, scan
 from t5lite.data.files.index_cache import cached_index
-from t5lite.data.files.readers import DataFile, Row, file_id, find_files, format_of
+from t5lite.data.files.readers import (
+    DataFile,
+    Row,
+    file_id,
+    find_files,
+    format_of,
+    status_of,
+)
 from t5lite.data.files.source import FileSource, Shots, most_shots
 from t5lite.data.files.templates import SHOTS, Template
 from t5lite.data.input_format import InputFormat
@@ -26,6 +31,8 @@ from t5lite.errors import InputError, unknown
 
 _SHOWN = 5  # classes
 _CHECKED = 1000  # rows whose answers are looked for
+_MEANT_GB, _MOST_GB = 10, 100  # of files
+_SHARDS = "write the rows once with t5lite.data.write_shards and train on them with ShardedData"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,8 +45,9 @@ class FileData(Dataset):
     resume on it.
 
     Rows are found at some 10 MB a second, and kept in the cache (48 bytes a row) with the sizes and
-    times of the files: later starts read none of it. More than about 10 GB, or files on a slow
-    network disk, are better off as a `TaskData`. A field of CSV has at most 16,777,216 characters.
+    times of the files: later starts read none of it. It is meant for up to 10 GB, on a disk where
+    single rows are read fast; more than 100 GB are refused. `write_shards` and `ShardedData` are for
+    more, and for object stores. A field of CSV has at most 16,777,216 characters.
 
     A value is missing where a JSON or Parquet row has none, null or NaN, and a row that lacks one
     that a feature needs is a broken line. An empty field of CSV is an empty text to a template, and
@@ -149,6 +157,10 @@ class FileData(Dataset):
             )
         if index.num_broken:
             lines.append(f"skipped: {index.broken()}")
+        if (size := self._gigabytes()) > _MEANT_GB:
+            lines.append(
+                f"{size:,.0f} GB of files, and FileData is meant for {_MEANT_GB}: {_SHARDS}"
+            )
         if self._repeated:
             name, first = next(iter(self._repeated.items()))
             more = f" and {len(self._repeated) - 1:,} more" if len(self._repeated) > 1 else ""
@@ -233,6 +245,12 @@ class FileData(Dataset):
     def _index(self) -> Index:
         """The rows of all files, found and checked; those to train on in the order of hashes."""
         train, validation = self._paths
+        if (size := self._gigabytes()) > _MOST_GB:
+            raise InputError(
+                f"files hold {size:,.0f} GB, and FileData would take days to find its rows in more "
+                f"than {_MOST_GB}: {_SHARDS}",
+                field="FileData.files",
+            )
         files = [
             {
                 "path": path,
@@ -274,6 +292,9 @@ class FileData(Dataset):
                 field="shots",
             )
         return index
+
+    def _gigabytes(self) -> float:
+        return sum(status_of(path)[0] for paths in self._paths for path in paths) / 1e9
 
     @functools.cached_property
     def _columns_read(self) -> list[str]:
@@ -353,15 +374,6 @@ class FileData(Dataset):
                 f"{unknown('feature', missing[0], made)}"
             )
         return [(source, 1.0)]
-
-    def _suffices(self, source: "FileSource", objective: Objective) -> bool:
-        """Whether the objective can prepare the source's first example."""
-        rng = np.random.default_rng(0)
-        try:
-            next(self._prepare(objective)(source.examples(np.arange(1), seed=0), rng), None)
-        except (InputError, KeyError):
-            return False
-        return True
 
     def _source(self, split: str, table: Table, wanted: Sequence[str]) -> "FileSource":
         shots = None

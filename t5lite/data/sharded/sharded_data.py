@@ -119,13 +119,13 @@ class ShardedData(Dataset):
             raise NoSplit(
                 f"{self.folder} has no split {split!r}; it has {', '.join(self._manifest.splits)}"
             )
-        for name in objective.features:
-            if name not in self._names:
-                raise self._unknown(name, self._names)
         if split not in self._opened:
             self._opened[split] = ShardedSource(
                 self.folder, self._manifest, split, names=self._names, vocabulary=self.vocabulary()
             )
+        missing = [name for name in objective.features if name not in self._names]
+        if missing and not self._suffices(self._opened[split], objective):
+            raise self._unknown(missing[0], self._names)
         return [(self._opened[split], 1.0)]
 
 
