@@ -46,8 +46,8 @@ class FileData(Dataset):
 
     Rows are found at some 10 MB a second, and kept in the cache (48 bytes a row) with the sizes and
     times of the files: later starts read none of it. It is meant for up to 10 GB, on a disk where
-    single rows are read fast; more than 100 GB are refused. `write_shards` and `ShardedData` are for
-    more, and for object stores. A field of CSV has at most 16,777,216 characters.
+    single rows are read fast; more than 100 GB are refused. `write_shards` and `ShardedData` are
+    for more, and for object stores. A field of CSV has at most 16,777,216 characters.
 
     A value is missing where a JSON or Parquet row has none, null or NaN, and a row that lacks one
     that a feature needs is a broken line. An empty field of CSV is an empty text to a template, and
