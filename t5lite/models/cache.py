@@ -139,6 +139,6 @@ def _inserted(part: str, old: Any, rows: jax.Array, new: Any, *, repeat: int = 0
                 "give both the same cache_length"
             )
         new = jnp.pad(new, [(0, size) for size in short]).astype(old.dtype)
-        return old.at[(slice(None),) * axis + (rows,)].set(new, mode="drop")
+        return jnp.asarray(old).at[(slice(None),) * axis + (rows,)].set(new, mode="drop")
 
     return jax.tree.map(put, old, new)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import logits, random_params
+from tiny_models import logits, random_params, tiny
 from varied_models import VARIED
 
 from t5lite.data import Bytes
@@ -49,6 +49,26 @@ def test_windows_keep_what_they_see_and_what_drafts_may_take():
     )
     size = WINDOW + 1 + DRAFT_LENGTH
     assert {leaf.shape for leaf in jax.tree.leaves(cache.own)} == {(2, ROWS, 1, size, 8)}
+
+
+@pytest.mark.parametrize("name", ["t5_1_1_nano", "llama_nano"])
+def test_reordered_and_inserted_rows_are_rows_and_never_layers(name):
+    """There are as many rows as layers in the stack."""
+    spec = WINDOWED if name == "llama_nano" else tiny(name)
+    model, params, rows = Model(spec), random_params(spec), spec.decoder.num_layers
+    rng = np.random.default_rng(2)
+    batch = prompts_of(rng.integers(1, 50, (rows, 4)).astype(np.int32), [4] * rows)
+    if spec.encoder is not None:
+        batch = {"encoder_input_tokens": batch["decoder_input_tokens"]}
+    cache = model.start(params, batch, max_length=8)
+    tokens = rng.integers(1, 50, (rows, 1)).astype(np.int32)
+    order = jnp.arange(rows)[::-1].astype(jnp.int32)
+    expected = model.extend(params, tokens, cache)[0]
+    got = model.extend(params, tokens[::-1], cache.insert(order, cache))[0]
+    np.testing.assert_allclose(got[::-1], expected, atol=1e-5)
+    if spec.encoder is None:  # beams keep the encoder's row of their input
+        got = model.extend(params, tokens[::-1], cache.reorder(order))[0]
+        np.testing.assert_allclose(got[::-1], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("prompt_lengths", [(9, 2, 5), (1, 1, 1)], ids=["ragged", "one_token"])
