@@ -20,7 +20,7 @@ import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Here alone are annotations checked, shapes and dtypes of arrays among them.
-install_import_hook(["t5lite.layers", "t5lite.models"], "shape_types.checked")
+install_import_hook(["t5lite.layers", "t5lite.models", "t5lite.decoding"], "shape_types.checked")
 
 gc.set_threshold(50_000, 50, 100)  # traces are many objects, and few of them garbage
 jax.config.update("jax_numpy_dtype_promotion", "strict")

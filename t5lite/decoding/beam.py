@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32, Shaped
 
 from t5lite.decoding.generate import StepFn
 from t5lite.decoding.output import Output
@@ -56,7 +57,7 @@ class _Search(NamedTuple):
 def beam_search(
     step_fn: StepFn,
     cache: Any,
-    first: jax.Array,
+    first: Shaped[Array, " batch"],
     settings: Settings,
     *,
     num_beams: int,
@@ -200,7 +201,9 @@ def beam_search(
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), best)
 
 
-def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def top_k(
+    scores: Float32[Array, "rows n"], k: int
+) -> tuple[Float32[Array, "rows k"], Int32[Array, "rows k"]]:
     """Returns what `jax.lax.top_k` does, sooner where rows are long.
 
     The k best are in the k chunks with the highest maxima: one pass, and few elements to order. On
@@ -215,7 +218,8 @@ def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """
     rows, n = scores.shape
     if n <= k * CHUNK:
-        return jax.lax.top_k(scores, k)
+        values, places = jax.lax.top_k(scores, k)
+        return values, places
     padding = ((0, 0), (0, -n % CHUNK))
     chunks = jnp.pad(scores, padding, constant_values=-jnp.inf).reshape(rows, -1, CHUNK)
     held = jnp.sort(jax.lax.top_k(chunks.max(axis=-1), k)[1], axis=-1)

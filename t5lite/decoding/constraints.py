@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from t5lite.decoding.output import Output, insert_rows
 from t5lite.decoding.stops import Stops
@@ -127,13 +128,13 @@ class Constraints:
 
     def apply(
         self,
-        logits: jax.Array,
+        logits: Float[Array, "rows vocab"],
         output: Output,
         *,
-        eos_ids: jax.Array,
+        eos_ids: Int32[Array, "any n"],
         limits: jax.Array | int | None = None,
         flags: Flags | None = None,
-    ) -> jax.Array:
+    ) -> Float32[Array, "rows vocab"]:
         """Returns the logits under these rules.
 
         Args:
@@ -169,7 +170,9 @@ class Constraints:
             logits = when(flags["forced_last"], self._forced_last, logits, output, most)
         return logits
 
-    def without_banned(self, logits: jax.Array, output: Output) -> jax.Array:
+    def without_banned(
+        self, logits: Float[Array, "rows vocab"], output: Output
+    ) -> Float32[Array, "rows vocab"]:
         """Returns the logits as float32, -inf at `banned` and `banned_first` tokens."""
         logits = logits.astype(jnp.float32)
         if self.banned is not None:
@@ -182,7 +185,7 @@ class Constraints:
             logits = jnp.where(here & jnp.atleast_2d(self.banned_first), -jnp.inf, logits)
         return logits
 
-    def stopped(self, output: Output, flags: Flags | None = None) -> jax.Array:
+    def stopped(self, output: Output, flags: Flags | None = None) -> Bool[Array, " rows"]:
         """Returns `[rows]` bool: rows whose last token completes a stop."""
         none = jnp.zeros(output.lengths.shape, bool)
         if self.stops is None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 from t5lite.decoding.constraints import Flags
 from t5lite.decoding.output import Output, insert_rows, set_next
@@ -123,7 +124,7 @@ class State:
 
 def start(
     cache: Any,
-    first: jax.Array,
+    first: Shaped[Array, " rows"],
     *,
     capacity: int,
     pad_id: int = 0,
@@ -298,7 +299,7 @@ def _with_top(state: State, logits: jax.Array, going: jax.Array, flags: Flags) -
 def generate(
     step_fn: StepFn,
     cache: Any,
-    first: jax.Array,
+    first: Shaped[Array, " rows"],
     settings: Settings,
     *,
     capacity: int,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
 
 from t5lite.decoding.constraints import Constraints
 from t5lite.decoding.output import Output
@@ -33,8 +34,8 @@ Loop = tuple[jax.Array, jax.Array, Infilled]  # turns taken, the gaps left, and 
 
 def infill(
     logits_fn: Callable[[jax.Array], jax.Array],
-    tokens: jax.Array,
-    masked: jax.Array,
+    tokens: Int32[Array, "rows length"],
+    masked: Bool[Array, "rows length"],
     settings: Settings,
     *,
     turns: jax.Array | int = 1,

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
 
 from t5lite.errors import InputError
 
@@ -34,19 +35,21 @@ class Output:
         return cls(tokens, jnp.zeros(rows, jnp.int32), prompts)
 
     @property
-    def valid(self) -> jax.Array:
+    def valid(self) -> Bool[Array, "rows capacity"]:
         """`[rows, capacity]` bool, entries that hold a token."""
         places = jnp.arange(self.tokens.shape[1], dtype=jnp.int32)[None]
         return jnp.broadcast_to(places, self.tokens.shape) < self.lengths[:, None]
 
-    def text(self, *, before: jax.Array | None = None) -> jax.Array:
+    def text(self, *, before: Int32[Array, "rows m"] | None = None) -> Int32[Array, "rows n"]:
         """Returns `[rows, n]` int32: `before` `[rows, m]`, the prompts and the tokens, without
         gaps, aligned to the right with -1 in front."""
         parts = [part for part in (before, self.prompts) if part is not None]
         tokens = jnp.where(self.valid, self.tokens, -1)
         return align_right(jnp.concatenate([*parts, tokens], axis=1), -1)
 
-    def append(self, tokens: jax.Array, where: jax.Array | bool = True) -> "Output":
+    def append(
+        self, tokens: Int32[Array, " rows"], where: Bool[Array, " rows"] | bool = True
+    ) -> "Output":
         """Appends one token a row.
 
         Args:
@@ -60,7 +63,7 @@ class Output:
             lengths=self.lengths + where.astype(jnp.int32),
         )
 
-    def insert(self, rows: jax.Array, new: "Output") -> "Output":
+    def insert(self, rows: Int32[Array, " n"], new: "Output") -> "Output":
         """Replaces whole rows; see `State.insert`."""
         prompts = self.prompts
         if prompts is not None and new.prompts is not None:

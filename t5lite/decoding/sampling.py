@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.errors import InputError
 
@@ -53,7 +54,9 @@ class Sampling:
                 raise InputError(f"{name}={value} must be {allowed}", field=name)
 
 
-def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
+def filtered(
+    logits: Float[Array, "rows vocab"], sampling: Sampling
+) -> Float32[Array, "rows vocab"]:
     """Returns the logits of the distribution that `choose` draws from.
 
     Args:
@@ -117,7 +120,9 @@ def _typical_p(logits: jax.Array, p: jax.Array) -> jax.Array:
     return (p >= 1) | _highest(typical, probabilities, p)
 
 
-def choose(logits: jax.Array, sampling: Sampling, keys: jax.Array | None = None) -> jax.Array:
+def choose(
+    logits: Float[Array, "rows vocab"], sampling: Sampling, keys: jax.Array | None = None
+) -> Int32[Array, " rows"]:
     """Chooses one token a row.
 
     Args:
@@ -136,8 +141,8 @@ def choose(logits: jax.Array, sampling: Sampling, keys: jax.Array | None = None)
 
 
 def draw(
-    logits: jax.Array, sampling: Sampling, keys: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+    logits: Float[Array, "rows vocab"], sampling: Sampling, keys: jax.Array | None
+) -> tuple[Int32[Array, " rows"], Float32[Array, " rows"]]:
     """Does as `choose`, and returns log-probabilities as well; nothing is drawn if all is greedy.
 
     Args:
@@ -164,12 +169,12 @@ def draw(
     return jax.lax.cond(jnp.any(_column(sampling.temperature) > 0), drawn, greedy, logits)
 
 
-def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
+def categorical(keys: jax.Array, logits: Float[Array, "rows vocab"]) -> Int32[Array, " rows"]:
     """Draws `[rows]` int32 from `logits` `[rows, vocab]`, each row with its own key `[rows]`."""
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-def likeliest(logits: jax.Array) -> jax.Array:
+def likeliest(logits: Float[Array, "*rows vocab"]) -> Int32[Array, "*rows"]:
     """Returns `[...]` int32, the first place of the maximum of `logits` `[..., vocab]`.
 
     `jnp.argmax` in two reductions, each of which runs at full width: a quarter of its time on CPUs.
@@ -180,7 +185,9 @@ def likeliest(logits: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(highest, places, jnp.int32(last)), axis=-1)
 
 
-def token_log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+def token_log_probabilities(
+    logits: Float[Array, "*rows vocab"], tokens: Int32[Array, "*rows"]
+) -> Float32[Array, "*rows"]:
     """Returns log softmax(logits) at `tokens`.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from t5lite.decoding.constraints import Constraints, Flags
 from t5lite.decoding.output import Output, insert_rows
@@ -138,7 +139,7 @@ class Settings:
         )
 
     @property
-    def ends(self) -> jax.Array:
+    def ends(self) -> Int32[Array, "any n"]:
         """`[1 or rows, n]` int32, the tokens that end a row."""
         return jnp.atleast_2d(jnp.asarray(self.eos_ids, jnp.int32))
 
@@ -151,7 +152,9 @@ class Settings:
             flags["num_top"] = jnp.any(self.num_top > 0)
         return flags
 
-    def adjusted(self, logits: jax.Array, output: Output, flags: Flags | None = None) -> jax.Array:
+    def adjusted(
+        self, logits: Float[Array, "rows vocab"], output: Output, flags: Flags | None = None
+    ) -> Float32[Array, "rows vocab"]:
         """Returns the model's logits after `constraints` and `logits_fn`.
 
         Args:
@@ -167,12 +170,12 @@ class Settings:
         )
         return logits if self.logits_fn is None else self.logits_fn(logits, output)
 
-    def ended(self, output: Output, flags: Flags | None = None) -> jax.Array:
+    def ended(self, output: Output, flags: Flags | None = None) -> Bool[Array, " rows"]:
         """Returns `[rows]` bool: rows whose last token is an EOS or completes a stop, and those at
         their limit. Every row must have a token."""
         return self.complete(output) | self.constraints.stopped(output, flags)
 
-    def complete(self, output: Output) -> jax.Array:
+    def complete(self, output: Output) -> Bool[Array, " rows"]:
         """Returns `[rows]` bool: rows that end with an EOS, or at their limit."""
         last = jnp.take_along_axis(output.tokens, output.lengths[:, None] - 1, axis=1)[:, 0]
         limits = output.tokens.shape[1] if self.limits is None else self.limits

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from t5lite.decoding.output import Output, align_right, insert_rows
 
@@ -36,7 +37,7 @@ class Stops:
     texts: jax.Array
     fresh: jax.Array
 
-    def found(self, output: Output) -> jax.Array:
+    def found(self, output: Output) -> Bool[Array, " rows"]:
         """Returns `[rows]` bool: rows whose last token completes a stop; prompts do not count.
 
         Missed are stops in the middle of a token of more than `WIDTH` bytes, and those in which
