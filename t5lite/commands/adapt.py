@@ -1,4 +1,4 @@
-"""`t5lite adapt`: a trained model as the beginning of another one."""
+"""`t5lite adapt`: initialises one model from another: topology, experts, vocabulary."""
 
 import argparse
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`t5lite bench`: a run's own steps, measured on the devices that are here; nothing is kept."""
+"""`t5lite bench`: a benchmark of a run's steps on the local devices; nothing is kept."""
 
 import argparse
 import json
@@ -48,14 +48,14 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
         require_writable(arguments.json)
     experiment = experiment_of(configuration)
     with configuration.placing(train):
-        found = benchmark(experiment, steps=arguments.steps, warmup=arguments.warmup)
+        numbers = benchmark(experiment, steps=arguments.steps, warmup=arguments.warmup)
     if jax.process_index() != 0:
         return
-    text = json.dumps(found, indent=1)
+    text = json.dumps(numbers, indent=1)
     if arguments.json == "-":
         print(text)
         return
-    print(benchmark_text(found))
+    print(benchmark_text(numbers))
     if arguments.json:
         write_whole(arguments.json, f"{text}\n".encode())
         print(f"\nwritten: {arguments.json}")

@@ -1,4 +1,4 @@
-"""`t5lite cache`: the tokenising, preparing and packing of a run, done once and kept."""
+"""`t5lite cache`: tokenises, prepares and packs a run's data once."""
 
 import argparse
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The run that a configuration binds to `train`, for verbs that look at it instead of training."""
+"""The experiment of a configuration, for verbs other than train."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any

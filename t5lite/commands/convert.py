@@ -1,4 +1,4 @@
-"""`t5lite convert`: a checkpoint of one layout as one of another."""
+"""`t5lite convert`: converts checkpoints between t5lite, Hugging Face and T5X."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Examples of a command line or of a file, and what becomes of each, in order and in place."""
+"""Input rows of a command line or file, and output files."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""`t5lite plan`: a run's own step, compiled for TPUs that are not here.
+"""`t5lite plan`: a run's step, compiled ahead of time for a TPU slice.
 
 Every compilation is a process of its own: a compiler that aborts takes that process with it and
 nothing else, and a search can give one up.
@@ -92,14 +92,14 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     if arguments.search:
         plan |= search(experiment, on, compile_, minutes=arguments.budget or 30.0)
     else:
-        found = compile_({}, title=f"{experiment.spec.family}'s step for {on.name}")
-        plan |= {"plans": [found]}
-        print(report(found, on, price=arguments.price, power=arguments.power))
-    for found in plan["plans"]:
-        found |= {"run": whole_run(found, on, price=arguments.price, power=arguments.power)}
+        result = compile_({}, title=f"{experiment.spec.family}'s step for {on.name}")
+        plan |= {"plans": [result]}
+        print(report(result, on, price=arguments.price, power=arguments.power))
+    for result in plan["plans"]:
+        result |= {"run": whole_run(result, on, price=arguments.price, power=arguments.power)}
     write_whole(arguments.output, (json.dumps(plan, indent=1) + "\n").encode())
     print(f"\nwritten: {arguments.output}")
-    return 0 if any(found.get("fits") for found in plan["plans"]) else 1
+    return 0 if any(result.get("fits") for result in plan["plans"]) else 1
 
 
 def _same_run(arguments: argparse.Namespace) -> list[str]:

@@ -1,4 +1,4 @@
-"""Binding values with gin, calling with them, and saying in short what gin refuses."""
+"""Binding and calling with gin, with short errors at the place of the mistake."""
 
 import contextlib
 import difflib

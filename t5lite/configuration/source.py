@@ -1,4 +1,4 @@
-"""What gin files and flags say, and where: read without binding or importing anything."""
+"""Statements of gin files and flags with their places, read without binding or importing."""
 
 import contextlib
 import importlib.util

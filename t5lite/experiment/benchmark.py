@@ -1,4 +1,4 @@
-"""A run's own training steps, timed on the devices that are here; nothing is kept."""
+"""Benchmark of a run's training steps on the local devices; nothing is kept."""
 
 import contextlib
 import dataclasses
@@ -74,22 +74,26 @@ def _hbm() -> int | None:
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
-def benchmark_text(found: Mapping[str, Any]) -> str:
+def benchmark_text(numbers: Mapping[str, Any]) -> str:
     """Returns the numbers as text of at most 100 characters a line."""
     return titled(
         {
-            "the run": run_lines(found, f"{found['devices']} × {found['device_kind']}"),
-            "memory of a device, by the compiler": memory_lines(found),
-            "collectives of a step, each device": collective_lines(found, several=False),
-            "measured": _measured_lines(found),
+            "the run": run_lines(numbers, f"{numbers['devices']} × {numbers['device_kind']}"),
+            "memory of a device, by the compiler": memory_lines(numbers),
+            "collectives of a step, each device": collective_lines(numbers, several=False),
+            "measured": _measured_lines(numbers),
         }
     )
 
 
-def _measured_lines(found: Mapping[str, Any]) -> list[str]:
-    measured = found["measured"]
+def _measured_lines(numbers: Mapping[str, Any]) -> list[str]:
+    measured = numbers["measured"]
     count = len(measured["step_seconds"])
-    flops, rate, peak = found["flops_per_step"], measured["steps_per_second"], found["peak_flops"]
+    flops, rate, peak = (
+        numbers["flops_per_step"],
+        measured["steps_per_second"],
+        numbers["peak_flops"],
+    )
     waits = sorted(measured["input_seconds"])
     used = f"{100 * flops * rate / peak:.1f} % of the devices' bfloat16 FLOP/s, " if peak else ""
     low, median, high = (measured[name] for name in ("first_quartile", "median", "third_quartile"))
@@ -99,7 +103,7 @@ def _measured_lines(found: Mapping[str, Any]) -> list[str]:
         f"{1000 * high:.3g} ms; its batch took {1000 * waits[count // 2]:.3g} ms",
         "a stretch": f"{count} steps of {1000 / rate:.3g} ms, {100 * measured['input_wait']:.1f} % "
         "of it waiting for batches",
-        "tokens": f"{found['tokens_per_step'] * rate:,.0f} /s with padding, "
+        "tokens": f"{numbers['tokens_per_step'] * rate:,.0f} /s with padding, "
         f"{measured['tokens_per_step'] * rate:,.0f} /s without",
         "arithmetic": f"{used}{in_flops(flops * rate)}/s of matrix products",
         "memory": f"{devices}{in_bytes(measured['process_bytes'])} in this process at most",

@@ -1,4 +1,4 @@
-"""What a resumed run says of its settings: which are others than those it was begun with."""
+"""Differences between the settings of a resumed run and those it was started with."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -73,15 +73,15 @@ def _callables(values: Mapping[str, str]) -> list[str]:
 
 def settings(text: str) -> dict[str, str]:
     """Returns name → value, as written but on one line, of a configuration that gin wrote."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
         if line[:1].isspace():  # goes on
-            found[name] += " " + line.strip()
+            values[name] += " " + line.strip()
         elif " = " in line and not line.startswith("#"):
             name, _, value = line.partition(" = ")
-            found[name] = value.strip().removesuffix("\\").strip()
-    return {name: value.strip() for name, value in found.items() if name not in _OF_PLACE}
+            values[name] = value.strip().removesuffix("\\").strip()
+    return {name: value.strip() for name, value in values.items() if name not in _OF_PLACE}
 
 
 def _short(value: str) -> str:

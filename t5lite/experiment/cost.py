@@ -1,4 +1,4 @@
-"""What a training step costs: FLOPs and token positions, from shapes."""
+"""FLOPs and token positions of a training step, from shapes."""
 
 import functools
 import math

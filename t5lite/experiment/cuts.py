@@ -1,4 +1,4 @@
-"""How many texts are longer than the room that a run gives them, and lose their end."""
+"""Truncation: the number of texts that are longer than a feature's length."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ _SPECIAL = 64  # more special tokens than any text has around it
 
 
 class Cut(NamedTuple):
-    """The texts of one feature that were cut.
+    """The truncated texts of one feature.
 
     Args:
       texts: how many.
@@ -27,16 +27,16 @@ class Cut(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """What was found in some examples.
+    """Truncated texts among some examples.
 
     Args:
       features: by name, of those that were cut.
-      seen: examples that were looked at.
+      num_seen: examples that were looked at.
       total: examples that there are; None if unknown.
     """
 
     features: Mapping[str, Cut]
-    seen: int
+    num_seen: int
     total: int | None
 
     def text(self) -> str:
@@ -48,15 +48,15 @@ class Cuts(NamedTuple):
             f"{cut.room:,})"
             for name, cut in self.features.items()
         ]
-        sample = f"of {self.seen:,} examples"
-        if self.total is None or self.seen < self.total:
+        sample = f"of {self.num_seen:,} examples"
+        if self.total is None or self.num_seen < self.total:
             total = "" if self.total is None else f" of {self.total:,}"
-            sample = f"of a sample of {self.seen:,}{total} examples"
+            sample = f"of a sample of {self.num_seen:,}{total} examples"
         return f"{sample}, {' and '.join(parts)}; raise TASK_FEATURE_LENGTHS to keep more of them"
 
 
 def count_cuts(data: Any, objective: Any, *, split: str, most: int, seed: int) -> Cuts | None:
-    """Prepares some examples with the room that there is, and with room for all of them.
+    """Counts truncated texts, by preparing examples with the run's lengths and with longer ones.
 
     Args:
       data: as for `train`.
@@ -73,13 +73,13 @@ def count_cuts(data: Any, objective: Any, *, split: str, most: int, seed: int) -
         return None
     probe = _Probe(objective)
     try:
-        seen = len(data.examples(probe, split=split, count=most, seed=seed))
+        num_seen = len(data.examples(probe, split=split, count=most, seed=seed))
     except NoSplit:
         return None
     if not probe.cuts.prepared:
         return None
     known = getattr(data, "num_examples", None)
-    return Cuts(probe.cuts.features, seen, known(split) if known else None)
+    return Cuts(probe.cuts.features, num_seen, known(split) if known else None)
 
 
 @dataclasses.dataclass
@@ -89,7 +89,7 @@ class _Found:
 
 
 class _Probe:
-    """An objective that gives examples as they are, and notes what its own would cut of them."""
+    """An objective that yields unprepared examples, and counts what the wrapped one truncates."""
 
     def __init__(self, wrapped: Any, cuts: _Found | None = None):
         self.wrapped, self.cuts = wrapped, cuts or _Found()

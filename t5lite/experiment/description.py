@@ -1,4 +1,4 @@
-"""What identifies a run: its model in one line, its parameters' shapes, its libraries' versions."""
+"""Identification of a run: model in one line, shapes of parameters, versions of libraries."""
 
 import contextlib
 import importlib.metadata
@@ -39,10 +39,10 @@ def named_shapes(model: Model) -> Iterator[tuple[str, tuple[int, ...], tuple[str
 
 
 def versions() -> dict[str, str]:
-    """Returns what a run's numbers depend on besides its configuration."""
-    found = {"python": platform.python_version()}
+    """Returns the version of Python and of each library that a run's numbers depend on."""
+    installed = {"python": platform.python_version()}
     for name in ("t5lite", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         # A checkout may run without being installed.
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed

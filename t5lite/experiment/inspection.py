@@ -1,4 +1,4 @@
-"""What a run would do, from shapes and a look at its data: a report that computes no parameters."""
+"""Report of a run before it starts: data, batches, model and cost, from shapes alone."""
 
 import dataclasses
 import functools
@@ -28,13 +28,13 @@ from t5lite.training.restore import saved_steps
 from t5lite.training.stopping import check_watched
 
 
-def report(given: Experiment, *, examples: int = 5, split: str = "train") -> str:
-    """Says what a run's `train` would do; computes no parameters and writes nothing.
+def report(experiment: Experiment, *, examples: int = 5, split: str = "train") -> str:
+    """Returns a report of what a run's `train` would do; computes no parameters, writes nothing.
 
     Data that cannot be reached from here is said so, and the rest goes without it.
 
     Args:
-      given: the run.
+      experiment: the run.
       examples: how many to show.
       split: of the data, that they are from.
 
@@ -46,37 +46,45 @@ def report(given: Experiment, *, examples: int = 5, split: str = "train") -> str
     """
     if examples < 0:
         raise InputError(f"examples = {examples}: must be at least 0", field="examples")
-    check_folder(given.model_dir, field="train.model_dir")
-    mesh = _abstract_mesh(given.layout)
-    program = given.program(mesh)
-    seen, missing, start = _look(given, split=split, count=examples)
-    axes = given.network.axes()
+    check_folder(experiment.model_dir, field="train.model_dir")
+    mesh = _abstract_mesh(experiment.layout)
+    program = experiment.program(mesh)
+    preview, missing, start = _look(experiment, split=split, count=examples)
+    axes = experiment.network.axes()
     lengths = token_lengths(program.batch)
-    tokens = given.data.batch_size * sum(lengths)
-    sections: dict[str, Iterable[str]] = {"the run": _the_run(given, mesh, seen, lengths, start)}
+    tokens = experiment.data.batch_size * sum(lengths)
+    sections: dict[str, Iterable[str]] = {
+        "the run": _the_run(experiment, mesh, preview, lengths, start)
+    }
     if missing is not None:
         sections["data"] = wrapped("cannot be read here: ", missing, max_lines=3)
-    elif seen and seen.texts:
-        sections[f"{len(seen.texts)} examples of {split!r}"] = example_lines(seen)
-    counts = given.data.class_counts(split) if seen and hasattr(given.data, "class_counts") else {}
+    elif preview and preview.texts:
+        sections[f"{len(preview.texts)} examples of {split!r}"] = example_lines(preview)
+    counts = (
+        experiment.data.class_counts(split)
+        if preview and hasattr(experiment.data, "class_counts")
+        else {}
+    )
     if counts:
         sections["class balance"] = balance_lines(counts)
-    sections["the batch"] = batch_lines(program.batch, seen)
-    note = export_note(given.spec)
+    sections["the batch"] = batch_lines(program.batch, preview)
+    note = export_note(experiment.spec)
     parameters = parameter_lines(program, axes)
     sections["the model"] = [*parameters, *(["", *wrapped("note: ", note)] if note else [])]
-    footprint = given.footprint(program)
+    footprint = experiment.footprint(program)
     sections["the cost"] = [
-        *memory_lines(program, axes, layout=given.layout),
+        *memory_lines(program, axes, layout=experiment.layout),
         "",
-        *footprint.lines(stream_bytes(given.spec, given.compute, program.batch)),
-        *arithmetic_lines(step_flops(given.spec, given.bound, program.batch), tokens=tokens),
+        *footprint.lines(stream_bytes(experiment.spec, experiment.compute, program.batch)),
+        *arithmetic_lines(
+            step_flops(experiment.spec, experiment.bound, program.batch), tokens=tokens
+        ),
     ]
     return titled(sections)
 
 
 def _look(
-    given: Experiment, *, split: str, count: int
+    experiment: Experiment, *, split: str, count: int
 ) -> tuple[Preview | None, str | None, Start | None]:
     """Returns a look at the data or why there is none, and the folder that the run starts from.
 
@@ -85,14 +93,16 @@ def _look(
     """
     start = None
     try:
-        start = given.check()
-        files = [name for each in given.writers for name in getattr(each, "files", ())]
-        check_files(given.folder, files)
+        start = experiment.check()
+        files = [name for each in experiment.writers for name in getattr(each, "files", ())]
+        check_files(experiment.folder, files)
         # Metrics are the same on any mesh.
-        run_ = given.run(make_mesh(Layout(), devices=jax.devices()[:1]))
-        check_watched(given.callbacks, run_, best=given.checkpoints.best)
-        seen = look(given.data, given.bound, split=split, count=count, seed=given.seed)
-        return seen, None, start
+        run_ = experiment.run(make_mesh(Layout(), devices=jax.devices()[:1]))
+        check_watched(experiment.callbacks, run_, best=experiment.checkpoints.best)
+        preview = look(
+            experiment.data, experiment.bound, split=split, count=count, seed=experiment.seed
+        )
+        return preview, None, start
     except Exception as error:
         # A mistake has no cause but a mistake, or a module; what lies elsewhere has another.
         mistakes = InputError | ImportError | None
@@ -112,45 +122,49 @@ def _abstract_mesh(layout: Layout) -> Any:
 
 
 def _the_run(
-    given: Experiment, mesh: Any, seen: Preview | None, lengths: Sequence[int], start: Start | None
+    experiment: Experiment,
+    mesh: Any,
+    preview: Preview | None,
+    lengths: Sequence[int],
+    start: Start | None,
 ) -> list[str]:
-    compute, checkpoints = given.compute, given.checkpoints
+    compute, checkpoints = experiment.compute, experiment.checkpoints
     layers = "scanned" if compute.scan else "unrolled"
     best = f", and the best {checkpoints.best}" if checkpoints.best else ""
     minutes = checkpoints.every_minutes
     often = f"every {checkpoints.every:,} steps" + (f" or {minutes:g} minutes" if minutes else "")
     facts = {
-        "model_dir": f"{given.model_dir}: {_start(given, start)}",
-        "model": _model_name(given.spec),
-        "objective": _brief(given.bound),
-        "data": _brief(given.data, leave_out=("lengths", "batch_size")),
-        "length": _length(given, seen, lengths),
-        "optimizer": _brief(given.optimizer, leave_out=("learning_rate",)),
-        "learning rate": _rates(given.optimizer, _num_steps(given, seen, lengths)),
-        "update": _brief(given.update),
+        "model_dir": f"{experiment.model_dir}: {_start(experiment, start)}",
+        "model": _model_name(experiment.spec),
+        "objective": _brief(experiment.bound),
+        "data": _brief(experiment.data, leave_out=("lengths", "batch_size")),
+        "length": _length(experiment, preview, lengths),
+        "optimizer": _brief(experiment.optimizer, leave_out=("learning_rate",)),
+        "learning rate": _rates(experiment.optimizer, _num_steps(experiment, preview, lengths)),
+        "update": _brief(experiment.update),
         "compute": f"{compute.dtype}, layers {layers}, remat {compute.remat}",
-        "callbacks": " · ".join(map(_brief, given.callbacks)) or "none",
+        "callbacks": " · ".join(map(_brief, experiment.callbacks)) or "none",
         "checkpoints": f"{often}, the last {checkpoints.keep} kept{best}",
-        "devices": _devices(given.layout, mesh),
+        "devices": _devices(experiment.layout, mesh),
     }
-    if given.update == Update():
+    if experiment.update == Update():
         del facts["update"]
     return [line for label, text in facts.items() for line in wrapped(f"{label:15}", text)]
 
 
-def _start(given: Experiment, start: Start | None) -> str:
-    done = max(saved_steps(given.folder / "checkpoints"), default=None)
+def _start(experiment: Experiment, start: Start | None) -> str:
+    done = max(saved_steps(experiment.folder / "checkpoints"), default=None)
     if done is None:
-        source = given.checkpoints.restore_from
+        source = experiment.checkpoints.restore_from
         if source is None:
             return "a new run"
         lines = [*start.lines()][1:] if start else []
         return "; ".join([f"a new run, from the parameters of {source}", *lines])
-    if given.steps is None:
+    if experiment.steps is None:
         return f"would resume at step {done:,}, unless it is at its end"
-    if done >= given.steps:
-        return f"finished, at step {done:,} of {given.steps:,}"
-    return f"would resume at step {done:,} of {given.steps:,}"
+    if done >= experiment.steps:
+        return f"finished, at step {done:,} of {experiment.steps:,}"
+    return f"would resume at step {done:,} of {experiment.steps:,}"
 
 
 def _model_name(spec: ModelSpec) -> str:
@@ -168,33 +182,35 @@ def _some(changed: Sequence[Difference]) -> str:
     return "; ".join(map(str, changed[:2])) + more
 
 
-def _length(given: Experiment, seen: Preview | None, lengths: Sequence[int]) -> str:
+def _length(experiment: Experiment, preview: Preview | None, lengths: Sequence[int]) -> str:
     """Returns when the run ends, and what that comes to in steps, tokens and epochs."""
-    rows = given.data.batch_size
+    rows = experiment.data.batch_size
     tokens = rows * sum(lengths)
     shape = f"{rows:,} rows × ({' + '.join(map(str, lengths))}) tokens = {tokens:,} a step"
-    ends = {"steps": given.steps, "tokens": given.tokens, "epochs": given.epochs}
+    ends = {"steps": experiment.steps, "tokens": experiment.tokens, "epochs": experiment.epochs}
     limits = [f"{value:,} {unit}" for unit, value in ends.items() if value is not None]
     whole = "" if limits[0].endswith("steps") and len(limits) == 1 else f"{' or '.join(limits)}: "
-    steps = _num_steps(given, seen, lengths)
+    steps = _num_steps(experiment, preview, lengths)
     if steps is None:
         return f"{whole}{shape}, padding included"
-    about = "" if steps == given.steps else "about "
+    about = "" if steps == experiment.steps else "about "
     text = f"{whole}{about}{steps:,} × {shape}, {steps * tokens:,} in all, padding included"
-    if seen is not None and seen.epochs_per_row is not None:
-        text += f"; about {steps * rows * seen.epochs_per_row:.2g} epochs"
+    if preview is not None and preview.epochs_per_row is not None:
+        text += f"; about {steps * rows * preview.epochs_per_row:.2g} epochs"
     return text
 
 
-def _num_steps(given: Experiment, seen: Preview | None, lengths: Sequence[int]) -> int | None:
+def _num_steps(
+    experiment: Experiment, preview: Preview | None, lengths: Sequence[int]
+) -> int | None:
     """Returns after how many steps the run ends, about, or None where that cannot be said."""
-    rows, ends = given.data.batch_size, [given.steps]
-    if seen is not None and given.tokens is not None:
-        filled = zip(lengths, seen.padding.values(), strict=False)
+    rows, ends = experiment.data.batch_size, [experiment.steps]
+    if preview is not None and experiment.tokens is not None:
+        filled = zip(lengths, preview.padding.values(), strict=False)
         tokens = rows * sum(length * (1 - padding) for length, padding in filled)
-        ends.append(math.ceil(given.tokens / tokens))
-    if seen is not None and given.epochs is not None and seen.epochs_per_row:
-        ends.append(math.ceil(given.epochs / (rows * seen.epochs_per_row)))
+        ends.append(math.ceil(experiment.tokens / tokens))
+    if preview is not None and experiment.epochs is not None and preview.epochs_per_row:
+        ends.append(math.ceil(experiment.epochs / (rows * preview.epochs_per_row)))
     return min((end for end in ends if end is not None), default=None)
 
 

@@ -1,4 +1,4 @@
-"""A run compiled for a slice that is not here, and variations of it."""
+"""Ahead-of-time compilation of a run for a TPU slice, and a search over its variations."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +30,12 @@ def compile_for(experiment: Experiment, on: Slice, *, tell: Callable[..., None])
     Args:
       experiment: the run.
       on: the slices to compile for.
-      tell: is called with `stage=`, for each stage, and with `found=`, a plan as JSON has it.
+      tell: is called with `stage=`, for each stage, and with `result=`, a plan as JSON has it.
     """
     mesh = make_mesh(experiment.layout, on.devices())
     program = experiment.program(mesh)
     places = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
-    found = facts(experiment, program, mesh) | {
+    result = facts(experiment, program, mesh) | {
         "topology": f"{on.kind}:{on.shape}",
         "num_slices": on.num_slices,
         "chips": on.num_chips,
@@ -49,19 +49,19 @@ def compile_for(experiment: Experiment, on: Slice, *, tell: Callable[..., None])
             stage=lambda name: tell(stage=name),
         )
     except DoesNotFit as error:
-        found |= {
+        result |= {
             "fits": False,
             "needed": error.needed,
             "available": error.available,
             "compiler": str(error),
             "advice": list(_advice(experiment, program, on, error.needed, error.available)),
         }
-        return tell(found=found)
+        return tell(result=result)
     estimates = estimate(
-        compiled, on, flops=found["flops_per_step"], tokens=found["tokens_per_step"]
+        compiled, on, flops=result["flops_per_step"], tokens=result["tokens_per_step"]
     )
-    found |= {"fits": True, "estimate": dict(estimates), **dataclasses.asdict(compiled)}
-    return tell(found=found)
+    result |= {"fits": True, "estimate": dict(estimates), **dataclasses.asdict(compiled)}
+    return tell(result=result)
 
 
 def _reading(experiment: Experiment, mesh: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A look at the data of a run: examples as text, and how full its batches are."""
+"""Preview of a run's data: examples as text, and the padding of its batches."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ _CLASSES, _BAR = 20, 40  # classes with a line of their own; the longest bar's w
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """What some examples and batches say.
+    """Examples and measurements of a few batches.
 
     Args:
       examples: prepared ones.
@@ -194,7 +194,7 @@ def batch_lines(batch: Mapping[str, Any], seen: Preview | None) -> list[str]:
     measured = f"{padding}; {seen.examples_per_row:.2f} examples a row ({source})"
     lines += ["", *wrapped("padding  ", measured)]
     if seen.cuts is not None:
-        none = f"nothing, of {seen.cuts.seen:,} examples"
+        none = f"nothing, of {seen.cuts.num_seen:,} examples"
         lines += wrapped("cut      ", seen.cuts.text() or none)
     return lines
 

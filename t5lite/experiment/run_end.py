@@ -1,4 +1,4 @@
-"""What a run says when it has ended: its held-out metrics, its folder, and what to do next."""
+"""The last lines of a run: held-out metrics, folder, and commands to continue with."""
 
 import shlex
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The folder of a run: which of its files are the run's own, and what describes the run in it."""
+"""The folder of a run: ownership of its files, and the description of the run."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""Settings of a run that are valid one by one, but not together: refused, or said before step 1."""
+"""Checks of settings against each other: errors, and notes before the first step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -80,7 +80,7 @@ def notes(
     optimizer: Optimizer,
     update: Update,
 ) -> Iterator[str]:
-    """Yields what is legitimate, but more often a mistake that makes a run useless."""
+    """Yields notes on settings that are valid, but usually a mistake."""
     steps = duration.steps
     watched = [(type(each).__name__, "mode", each) for each in callbacks if isinstance(each, Watch)]
     for name, mode, each in watched:
@@ -112,7 +112,7 @@ def _wrong_way(field: str, metric: str, mode: str) -> Iterator[str]:
 
 
 def _of_schedule(optimizer: Optimizer, steps: int) -> Iterator[str]:
-    """Yields what is odd about a learning rate at the end of a run."""
+    """Yields a note if the learning rate is zero or still rising at the end of a run."""
     schedule = getattr(optimizer, "learning_rate", None)
     if not callable(schedule) or steps < 2:
         return

@@ -1,4 +1,4 @@
-"""Where a new run starts: at the parameters of another folder, checked before any are read."""
+"""Initial parameters of a run from another checkpoint, checked before any are read."""
 
 import dataclasses
 import math
@@ -62,7 +62,7 @@ def spec_of(
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A folder that a run starts from, and what becomes of each parameter.
+    """A checkpoint that a run starts from, with the source of each parameter.
 
     Args:
       opened: the checkpoint in the folder.
@@ -79,7 +79,7 @@ class Start:
     changed: Sequence[str] = ()
 
     def lines(self) -> Iterator[str]:
-        """Yields what a person should know."""
+        """Yields the lines to print: read, fresh and dropped parameters."""
         yield f"parameters from {self.opened.where}"
         for what, sizes in (("fresh", self.fresh), ("dropped", self.dropped)):
             if sizes:

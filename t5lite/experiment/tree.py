@@ -1,4 +1,4 @@
-"""A model as a tree to read, and what it weighs: from shapes and shardings alone."""
+"""Tables of a model's parameters and memory, from shapes and shardings alone."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -154,7 +154,7 @@ def memory_lines(program: Program, axes: Any, *, layout: Layout) -> list[str]:
 
 
 def arithmetic_lines(step: float, *, tokens: int) -> list[str]:
-    """Returns what a token costs.
+    """Returns the FLOPs of a token and a step.
 
     Args:
       step: FLOPs of a training step, forward and backward.

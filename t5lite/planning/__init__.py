@@ -1,5 +1,6 @@
-"""Planning: a run compiled for slices that are not here, and measured on the devices that are."""
+"""Planning: ahead-of-time compilation for TPU slices, and measurements on local devices."""
 
+from t5lite.planning.capacity import Capacity, capacity
 from t5lite.planning.compiled import (
     Compiled,
     DoesNotFit,
@@ -11,7 +12,6 @@ from t5lite.planning.compiled import (
     step_memory,
 )
 from t5lite.planning.measured import Measured, measure
-from t5lite.planning.room import Room, room
 from t5lite.planning.search import (
     Variation,
     abstract,
@@ -25,16 +25,17 @@ from t5lite.planning.topology import ENVIRONMENT, KINDS, ChipKind, Slice
 __all__ = [
     "ENVIRONMENT",
     "KINDS",
+    "Capacity",
     "ChipKind",
     "Compiled",
     "DoesNotFit",
     "Measured",
     "Memory",
-    "Room",
     "Slice",
     "Variation",
     "abstract",
     "candidates",
+    "capacity",
     "compile_step",
     "device_bytes",
     "does_not_fit",
@@ -43,6 +44,5 @@ __all__ = [
     "measure",
     "meshes",
     "own_rows",
-    "room",
     "step_memory",
 ]

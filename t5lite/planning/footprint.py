@@ -1,4 +1,4 @@
-"""Whether a run fits the memory that is here, and what would need less."""
+"""Memory of a run against that of the local devices, and advice to save some."""
 
 import contextlib
 import math
@@ -10,8 +10,8 @@ import jax
 from t5lite.errors import InputError, RunError
 from t5lite.models import ComputeSpec, ModelSpec
 from t5lite.parallel import Layout
+from t5lite.planning.capacity import Capacity, capacity
 from t5lite.planning.compiled import DoesNotFit, device_bytes, does_not_fit, step_memory
-from t5lite.planning.room import Room, room
 from t5lite.planning.search import least_bytes, own_rows
 from t5lite.text import in_bytes, wrapped
 from t5lite.training import Program, Update
@@ -20,7 +20,7 @@ _MOST = 3  # pieces of advice in an error
 
 
 class Footprint:
-    """Compares a run's program with the memory of this process's devices.
+    """Memory of a run's program, compared with that of this process's devices.
 
     Args:
       program: built for the devices.
@@ -49,9 +49,9 @@ class Footprint:
 
     def check_state(self) -> None:
         """Raises an InputError if not even the state fits; allocates and compiles nothing."""
-        found = room(jax.local_devices()[0])
-        if found is not None and (state := device_bytes(self._program.state)) > found.bytes:
-            raise InputError(self._too_large("parameters and optimizer state need", state, found))
+        here = capacity(jax.local_devices()[0])
+        if here is not None and (state := device_bytes(self._program.state)) > here.bytes:
+            raise InputError(self._too_large("parameters and optimizer state need", state, here))
 
     def check_step(self) -> None:
         """Raises an InputError if a step needs more than there is; compiles it, see `step_memory`.
@@ -59,18 +59,18 @@ class Footprint:
         To be called with the state in place: it has taken its part of a host's memory.
         """
         device = jax.local_devices()[0]
-        found = room(device)
+        here = capacity(device)
         try:
             memory = step_memory(self._program)
         except DoesNotFit as error:
             needed, available = error.needed, error.available
             if needed is None or available is None:
                 raise InputError(self._advised(f"a step does not fit: {error}")) from error
-            size = Room(int(available), f"a {device.device_kind}")
+            size = Capacity(int(available), f"a {device.device_kind}")
             raise InputError(self._too_large("a step needs", needed, size)) from error
-        if found is not None:
+        if here is not None:
             taken = device_bytes(self._program.state) if device.platform == "cpu" else 0
-            size = found._replace(bytes=found.bytes + taken)
+            size = here._replace(bytes=here.bytes + taken)
             if memory.total > size.bytes:
                 raise InputError(self._too_large("a step needs", memory.total, size))
 
@@ -81,23 +81,23 @@ class Footprint:
           stream: see `stream_bytes`.
         """
         device = jax.local_devices()[0]
-        if (found := room(device)) is None:
+        if (here := capacity(device)) is None:
             return []
         least = least_bytes(
             self._program, stream=stream, num_microbatches=self._settings["update"].num_microbatches
         )
         text = f"at least {in_bytes(least)} a device with activations; "
-        if least <= found.bytes:
-            return wrapped("memory  ", f"{text}{found.where} has {in_bytes(found.bytes)}")
-        short, *advice = self._too_large("", least, found).strip().splitlines()
-        refused = device_bytes(self._program.state) > found.bytes
+        if least <= here.bytes:
+            return wrapped("memory  ", f"{text}{here.where} has {in_bytes(here.bytes)}")
+        short, *advice = self._too_large("", least, here).strip().splitlines()
+        refused = device_bytes(self._program.state) > here.bytes
         end = "train would refuse it here" if refused else "train may fail here"
         lines = wrapped("memory  ", f"{text}{short.partition(', ')[2]}: {end}")
-        return lines + [line for each in advice for line in wrapped("        - ", each)]
+        return lines + [line for tip in advice for line in wrapped("        - ", tip)]
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Says of a device that runs out of memory inside what would need less."""
+        """Adds advice to the error of a device that runs out of memory inside."""
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
@@ -106,15 +106,15 @@ class Footprint:
                 raise
             raise RunError(self._advised(f"a device ran out of memory: {failure}")) from error
 
-    def _too_large(self, what: str, needed: float, found: Room) -> str:
+    def _too_large(self, what: str, needed: float, here: Capacity) -> str:
         return self._advised(
-            f"{what} {in_bytes(needed)} a device, {in_bytes(needed - found.bytes)} more than the "
-            f"{in_bytes(found.bytes)} of {found.where}"
+            f"{what} {in_bytes(needed)} a device, {in_bytes(needed - here.bytes)} more than the "
+            f"{in_bytes(here.bytes)} of {here.where}"
         )
 
     def _advised(self, message: str) -> str:
-        found = room(jax.local_devices()[0])
-        advice = savings(self._program, bytes_here=found and found.bytes, **self._settings)
+        here = capacity(jax.local_devices()[0])
+        advice = savings(self._program, bytes_here=here and here.bytes, **self._settings)
         return "\n  ".join([message, *list(advice)[:_MOST]])
 
 
@@ -143,7 +143,7 @@ def savings(
     optimizer: Any,
     bytes_here: float | None,
 ) -> Iterator[str]:
-    """Yields what would need less memory and is not done yet, the cheapest first.
+    """Yields advice that saves memory and is not followed yet, the cheapest first.
 
     Flags work as they stand: each also binds what it is a setting of.
 
@@ -174,7 +174,7 @@ def savings(
     everywhere: Any = program.state.step.sharding
     if dict(layout.mesh).get("fsdp", 1) == 1 and everywhere.mesh.size > 1:
         yield (
-            "spread the state over the devices: --gin_file=gin/partitioning/fsdp.gin, after "
+            "shard the state over the devices: --gin_file=gin/partitioning/fsdp.gin, after "
             "the other files"
         )
     if getattr(optimizer, "mu_dtype", None) == "float32":

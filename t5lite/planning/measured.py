@@ -1,4 +1,4 @@
-"""A run's steps, measured on the devices that are here."""
+"""Timing of a run's steps on local devices."""
 
 import dataclasses
 import resource

@@ -1,4 +1,4 @@
-"""What a plan looks like in a terminal."""
+"""Plans as text for a terminal."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,53 +10,53 @@ from t5lite.text import in_bytes, in_flops, table, titled, wrapped
 _MOST_PROCESSES = 8  # whose rows are shown
 
 
-def report(found: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None) -> str:
+def report(plan: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None) -> str:
     """Returns a plan as text of at most 100 characters a line.
 
     Args:
-      found: by a compilation.
+      plan: by a compilation.
       on: the slices.
       price: of a chip-hour.
       power: of a chip, in watts.
     """
-    if "aborted" in found:
-        return "\n".join([found["aborted"], *(f"  {line}" for line in found.get("said", ()))])
-    sections = {"the run": run_lines(found, f"{on.name}, {found['chips']} chips")}
-    sections["what each process reads"] = _reading_lines(found)
-    if found["fits"]:
-        sections["memory of a device"] = memory_lines(found)
+    if "aborted" in plan:
+        return "\n".join([plan["aborted"], *(f"  {line}" for line in plan.get("said", ()))])
+    sections = {"the run": run_lines(plan, f"{on.name}, {plan['chips']} chips")}
+    sections["what each process reads"] = _reading_lines(plan)
+    if plan["fits"]:
+        sections["memory of a device"] = memory_lines(plan)
         sections["collectives of a step, each device"] = collective_lines(
-            found, several=on.num_slices > 1
+            plan, several=on.num_slices > 1
         )
-        sections["estimated by the compiler, not measured"] = _estimate_lines(found, on)
-        sections["the whole run, estimated"] = _whole_lines(found, on, price=price, power=power)
+        sections["estimated by the compiler, not measured"] = _estimate_lines(plan, on)
+        sections["the whole run, estimated"] = _whole_lines(plan, on, price=price, power=power)
     else:
-        sections["it does not fit"] = _excess_lines(found)
+        sections["it does not fit"] = _excess_lines(plan)
     return titled(sections)
 
 
-def run_lines(found: Mapping[str, Any], devices: str) -> list[str]:
+def run_lines(plan: Mapping[str, Any], devices: str) -> list[str]:
     """Returns what runs on what."""
-    sizes = " × ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
-    lengths = " + ".join(map(str, found["lengths"]))
+    sizes = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    lengths = " + ".join(map(str, plan["lengths"]))
     facts = {
         "devices": devices + (f", as {sizes}" if sizes else ""),
-        "model": f"{found['parameters']:,} parameters"
-        + (f", {found['trained']:,} trained" if found["trained"] < found["parameters"] else ""),
-        "step": f"{found['batch_size']:,} rows × ({lengths}) tokens, {found['microbatches']} "
-        f"microbatch{'es' * (found['microbatches'] > 1)}, {found['dtype']}, "
-        f"remat {found['remat']}, {in_flops(found['flops_per_step'])}",
+        "model": f"{plan['parameters']:,} parameters"
+        + (f", {plan['trained']:,} trained" if plan["trained"] < plan["parameters"] else ""),
+        "step": f"{plan['batch_size']:,} rows × ({lengths}) tokens, {plan['microbatches']} "
+        f"microbatch{'es' * (plan['microbatches'] > 1)}, {plan['dtype']}, "
+        f"remat {plan['remat']}, {in_flops(plan['flops_per_step'])}",
     }
-    if found["fits"]:
-        seconds = found["lowering_seconds"] + found["compile_seconds"]
+    if plan["fits"]:
+        seconds = plan["lowering_seconds"] + plan["compile_seconds"]
         facts["compiled"] = f"in {seconds:.1f} s; it fits"
     return [line for label, text in facts.items() for line in wrapped(f"{label:10}", text)]
 
 
-def _reading_lines(found: Mapping[str, Any]) -> list[str]:
+def _reading_lines(plan: Mapping[str, Any]) -> list[str]:
     """Returns a table of the rows and shards of the first processes."""
-    processes = found["processes"]
-    rows = [("process", f"rows of {found['batch_size']:,}", "virtual shards")]
+    processes = plan["processes"]
+    rows = [("process", f"rows of {plan['batch_size']:,}", "virtual shards")]
     for process, reads in enumerate(processes[:_MOST_PROCESSES]):
         rows.append((str(process), _ranges(reads["rows"]), _ranges(reads["shards"])))
     left = len(processes) - _MOST_PROCESSES
@@ -68,9 +68,9 @@ def _ranges(runs: Sequence[Sequence[int]]) -> str:
     return textwrap.shorten(", ".join(ends), 40, placeholder=" …")
 
 
-def memory_lines(found: Mapping[str, Any]) -> list[str]:
+def memory_lines(plan: Mapping[str, Any]) -> list[str]:
     """Returns a table of what lies in each device's memory, by part."""
-    memory, hbm = found["memory"], found["hbm"]
+    memory, hbm = plan["memory"], plan["hbm"]
     names = {
         "parameters": "parameters",
         "optimizer": "optimizer state",
@@ -91,9 +91,9 @@ def memory_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def collective_lines(found: Mapping[str, Any], *, several: bool) -> list[str]:
+def collective_lines(plan: Mapping[str, Any], *, several: bool) -> list[str]:
     """Returns a table of what each device sends in a step; between slices if there are several."""
-    collectives = found["program"]["collectives"]
+    collectives = plan["program"]["collectives"]
     if not collectives:
         return ["none"]
     rows = [("", "times", "bytes sent", *(("between slices",) if several else ()))]
@@ -106,8 +106,8 @@ def collective_lines(found: Mapping[str, Any], *, several: bool) -> list[str]:
     return table(rows, right=1)
 
 
-def _estimate_lines(found: Mapping[str, Any], on: Slice) -> list[str]:
-    estimates, program = found["estimate"], found["program"]
+def _estimate_lines(plan: Mapping[str, Any], on: Slice) -> list[str]:
+    estimates, program = plan["estimate"], plan["program"]
     lines = []
     if estimates.get("step") is None:
         lines += wrapped("", f"the clock of a {on.kind} is not known: no estimate of time")
@@ -136,15 +136,15 @@ def _estimate_lines(found: Mapping[str, Any], on: Slice) -> list[str]:
 
 
 def whole_run(
-    found: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None
+    plan: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None
 ) -> dict[str, Any] | None:
     """Returns what all steps would take, or None where that cannot be said."""
-    step = (found.get("estimate") or {}).get("step")
-    if not step or not found["steps"]:
+    step = (plan.get("estimate") or {}).get("step")
+    if not step or not plan["steps"]:
         return None
-    hours = found["steps"] * step / 3600
+    hours = plan["steps"] * step / 3600
     chip_hours = hours * on.num_chips
-    whole = {"steps": found["steps"], "hours": hours, "chip_hours": chip_hours}
+    whole = {"steps": plan["steps"], "hours": hours, "chip_hours": chip_hours}
     if price is not None:
         whole["cost"] = chip_hours * price
     if power is not None:
@@ -153,12 +153,12 @@ def whole_run(
 
 
 def _whole_lines(
-    found: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None
+    plan: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None
 ) -> list[str]:
-    whole = whole_run(found, on, price=price, power=power)
+    whole = whole_run(plan, on, price=price, power=power)
     if whole is None:
         return ["not known: the run's length in steps, or the time of one, is not"]
-    tokens = whole["steps"] * found["tokens_per_step"]
+    tokens = whole["steps"] * plan["tokens_per_step"]
     facts = {
         "time": f"{whole['steps']:,} steps, {tokens:.3g} tokens with padding: "
         f"{_figure(whole['hours'])} hours, nothing overlapped, nothing lost",
@@ -178,17 +178,17 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
 
 
-def excess(found: Mapping[str, Any]) -> str:
+def excess(plan: Mapping[str, Any]) -> str:
     """Returns by how much a run is too large."""
-    if not found["needed"]:
+    if not plan["needed"]:
         return "the compiler does not say by how much"
-    needed, available = found["needed"], found["available"]
+    needed, available = plan["needed"], plan["available"]
     return f"{in_bytes(needed)} of {in_bytes(available)}: {in_bytes(needed - available)} too much"
 
 
-def _excess_lines(found: Mapping[str, Any]) -> list[str]:
-    lines = [excess(found), *wrapped("the compiler: ", found["compiler"], max_lines=3)]
-    if found["advice"]:
+def _excess_lines(plan: Mapping[str, Any]) -> list[str]:
+    lines = [excess(plan), *wrapped("the compiler: ", plan["compiler"], max_lines=3)]
+    if plan["advice"]:
         lines += ["", "what would need less:"]
-        lines += [line for text in found["advice"] for line in wrapped("- ", text)]
+        lines += [line for text in plan["advice"] for line in wrapped("- ", text)]
     return lines

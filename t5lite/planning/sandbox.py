@@ -1,4 +1,4 @@
-"""A compilation in a process of its own, which may abort or be given up without ending this one."""
+"""Compilation in a subprocess, which may abort or be cancelled without ending this process."""
 
 import json
 import os
@@ -38,7 +38,7 @@ class Sandbox:
     def __call__(
         self, changes: Mapping[str, Any], *, title: str, seconds: float | None = None
     ) -> dict[str, Any]:
-        """Returns what was found; `aborted` says why there is nothing.
+        """Returns the plan; its `aborted` is the reason for none.
 
         Args:
           changes: mesh, remat and num_microbatches instead of the run's; empty for the run itself.
@@ -49,11 +49,11 @@ class Sandbox:
           InputError: for what the user can fix.
         """
         command = [*self._command, f"--worker={json.dumps(changes)}"]
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
             process = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=stderr,
                 text=True,
                 env={**os.environ, **ENVIRONMENT},
             )
@@ -69,7 +69,7 @@ class Sandbox:
                     timer.start()
                 assert process.stdout is not None
                 with process.stdout:
-                    found = _last_found(process.stdout, title)
+                    result = _result(process.stdout, title)
                 code = process.wait()
             finally:
                 if timer:
@@ -77,10 +77,10 @@ class Sandbox:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-            said.seek(0)
-            lines = said.read().splitlines()
-        if found is not None:
-            return found
+            stderr.seek(0)
+            lines = stderr.read().splitlines()
+        if result is not None:
+            return result
         if late.is_set() and code < 0:
             return {"aborted": f"not finished within {seconds:.0f} s"}
         ours = [at for at, line in enumerate(lines) if line.startswith("t5lite: ")]
@@ -92,12 +92,12 @@ class Sandbox:
         return {"aborted": f"the compiler ended {end}", "said": kept}
 
 
-def _last_found(stream: Any, title: str) -> dict[str, Any] | None:
+def _result(stream: Any, title: str) -> dict[str, Any] | None:
     """Reads a compilation's events, and shows the stage and the time while it waits."""
-    found = None
+    result = None
     with stages(title) as show:
         for line in stream:
             event = json.loads(line)
             show(event.get("stage", ""))
-            found = event.get("found", found)
-    return found
+            result = event.get("result", result)
+    return result

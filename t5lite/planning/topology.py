@@ -1,4 +1,4 @@
-"""Slices of TPUs that need not be here: their devices, as the TPU's compiler describes them."""
+"""TPU slices and their device topologies, as the TPU compiler describes them; no TPU needed."""
 
 import dataclasses
 import importlib.util

@@ -15,7 +15,7 @@ from t5lite.text import in_bytes, table
 
 _MIN_SECONDS = 20  # a compilation that would have less time is not begun
 
-# Compiles a run with changes, `title=` shown meanwhile, given up after `seconds=`: what was found.
+# Compiles a run with changes, shows `title=`, gives up after `seconds=`; returns the plan.
 Compile = Callable[..., dict[str, Any]]
 
 
@@ -39,7 +39,7 @@ def try_all(
         if variation and any(known.needs_no_more_than(variation) for known in too_large):
             left_out["need more than what did not fit"] += 1
             continue
-        if variation and any(_same(variation, found) for _, found in tried):
+        if variation and any(_same(variation, result) for _, result in tried):
             left_out["is the run as it is"] += 1
             continue
         if (left := end - time.monotonic()) < _MIN_SECONDS:
@@ -50,17 +50,17 @@ def try_all(
         )
         name = _name_of(variation)
         try:
-            found = compile_(changes, title=f"{number}. {name}", seconds=left)
+            result = compile_(changes, title=f"{number}. {name}", seconds=left)
         except KeyboardInterrupt:
             interrupted = True
             left_out["not tried, interrupted"] += len(order) - number + 1
             break
         except InputError as error:
-            found = {"aborted": str(error)}
-        tried.append((variation, found))
-        if variation and found.get("fits") is False:
+            result = {"aborted": str(error)}
+        tried.append((variation, result))
+        if variation and result.get("fits") is False:
             too_large.append(variation)
-        print(f"{number:3}. {name}: {_outcome(found)}", flush=True)
+        print(f"{number:3}. {name}: {_outcome(result)}", flush=True)
     fits = [pair for pair in tried if pair[1].get("fits")]
     fits.sort(key=lambda pair: pair[1]["estimate"].get("step") or math.inf)
     print()
@@ -70,11 +70,13 @@ def try_all(
         print(f"{count} {reason}")
     if interrupted:
         print("interrupted: this is what was done until then")
-    plans = [found | {"flags": variation.flags() if variation else []} for variation, found in fits]
+    plans = [
+        result | {"flags": variation.flags() if variation else []} for variation, result in fits
+    ]
     others = [
-        (dataclasses.asdict(variation) if variation else {}) | found
-        for variation, found in tried
-        if not found.get("fits")
+        (dataclasses.asdict(variation) if variation else {}) | result
+        for variation, result in tried
+        if not result.get("fits")
     ]
     return {"plans": plans, "did_not_fit": others, "left_out": dict(left_out)}
 
@@ -83,20 +85,20 @@ def _name_of(variation: Variation | None) -> str:
     return variation.name if variation else "as configured"
 
 
-def _same(variation: Variation, found: Mapping[str, Any]) -> bool:
+def _same(variation: Variation, result: Mapping[str, Any]) -> bool:
     """Whether a variation is what was compiled already."""
     return (dict(variation.mesh), variation.remat, variation.num_microbatches) == tuple(
-        found.get(name) for name in ("mesh", "remat", "microbatches")
+        result.get(name) for name in ("mesh", "remat", "microbatches")
     )
 
 
-def _outcome(found: Mapping[str, Any]) -> str:
-    if "aborted" in found:
-        return found["aborted"].splitlines()[0]
-    if not found["fits"]:
-        return f"does not fit, {excess(found)}"
-    step = found["estimate"].get("step")
-    memory = in_bytes(found["memory"]["total"])
+def _outcome(result: Mapping[str, Any]) -> str:
+    if "aborted" in result:
+        return result["aborted"].splitlines()[0]
+    if not result["fits"]:
+        return f"does not fit, {excess(result)}"
+    step = result["estimate"].get("step")
+    memory = in_bytes(result["memory"]["total"])
     return f"{memory} a device" + (f", {1000 * step:.3g} ms estimated" if step else "")
 
 
@@ -104,13 +106,13 @@ def _ranking(fits: Sequence[tuple[Variation | None, Mapping[str, Any]]], on: Sli
     if not fits:
         return ["nothing that was compiled fits"]
     rows = [("", "mesh, remat, microbatches", "memory", "step", "utilisation", "tokens/s/chip")]
-    for place, (variation, found) in enumerate(fits, 1):
-        estimates = found["estimate"]
+    for rank, (variation, result) in enumerate(fits, 1):
+        estimates = result["estimate"]
         rows.append(
             (
-                f"{place}.",
+                f"{rank}.",
                 _name_of(variation),
-                in_bytes(found["memory"]["total"]),
+                in_bytes(result["memory"]["total"]),
                 *(
                     (
                         f"{1000 * estimates['step']:.3g} ms",

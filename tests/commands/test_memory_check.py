@@ -14,11 +14,11 @@ from t5lite.errors import InputError, RunError
 from t5lite.models import ComputeSpec
 from t5lite.optimizers import AdamW
 from t5lite.parallel import Layout
-from t5lite.planning import Room, device_bytes, step_memory
+from t5lite.planning import Capacity, device_bytes, step_memory
+from t5lite.planning import capacity as capacity_here
 from t5lite.planning import footprint as memory
-from t5lite.planning import room as room_here
+from t5lite.planning.capacity import host_bytes
 from t5lite.planning.footprint import Footprint
-from t5lite.planning.room import host_bytes
 from t5lite.text import in_bytes
 from t5lite.training import Update
 
@@ -42,7 +42,7 @@ def footprint(built):
 
 def small(monkeypatch, count):
     """Makes the memory of each device so small."""
-    monkeypatch.setattr(memory, "room", lambda device: Room(int(count), "this host"))
+    monkeypatch.setattr(memory, "capacity", lambda device: Capacity(int(count), "this host"))
 
 
 def refused(check):
@@ -147,7 +147,7 @@ def test_inspect_compares_with_the_memory_here(tmp_path, monkeypatch):
 
 
 def test_a_host_tells_its_memory_and_devices_share_it():
-    found = room_here(jax.local_devices()[0])
+    found = capacity_here(jax.local_devices()[0])
     assert found is not None
     assert 2**20 < found.bytes * len(jax.local_devices()) < 2**50
     assert host_bytes() is not None

@@ -33,7 +33,7 @@ def test_each_feature_is_counted_whatever_the_topology(topology):
     cuts = counted(Seq2Seq(), topology, inputs=21, targets=4)
     # With EOS, inputs of 21 to 40 tokens and targets of 4 are too long.
     assert cuts.features == {"inputs": Cut(20, 41, 21), "targets": Cut(10, 5, 4)}
-    assert (cuts.seen, cuts.total) == (40, 40)
+    assert (cuts.num_seen, cuts.total) == (40, 40)
     assert "of 40 examples, 20 lose the end of inputs (up to 41 tokens, room for 21)" in cuts.text()
 
 

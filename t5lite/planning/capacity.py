@@ -1,4 +1,4 @@
-"""How much memory there is here: on a device, or on the host whose processor is the device."""
+"""Memory capacity of a local device, or of the host whose processor is the device."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ _SHARE = 0.9  # of the host's: Linux kills a program that takes more than there 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """Memory for one device of this process.
 
     Args:
@@ -23,7 +23,7 @@ class Room(NamedTuple):
     where: str
 
 
-def room(device: Any) -> Room | None:
+def capacity(device: Any) -> Capacity | None:
     """Returns the memory of a local device; None if it does not tell.
 
     Of an accelerator it is all that JAX may take, and of processors, which share the host's, each
@@ -31,28 +31,28 @@ def room(device: Any) -> Room | None:
     """
     if device.platform != "cpu":
         limit = (device.memory_stats() or {}).get("bytes_limit")
-        return None if limit is None else Room(int(limit), f"a {device.device_kind}")
+        return None if limit is None else Capacity(int(limit), f"a {device.device_kind}")
     available = host_bytes()
     if available is None:
         return None
     count = len(jax.local_devices(backend="cpu"))
     parts = f" for {count} devices" if count > 1 else ""
-    return Room(int(_SHARE * available) // count, f"this host{parts} (a tenth is kept free)")
+    return Capacity(int(_SHARE * available) // count, f"this host{parts} (a tenth is kept free)")
 
 
 def host_bytes() -> int | None:
     """Returns the bytes that this process could still take; None where nothing tells."""
-    found = []
+    total = []
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable:"))
-        found.append(int(line.split()[1]) * 1024)
+        total.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):  # of a container; "max": no limit
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
         cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        found.append(max(limit - used + int(cached.get("inactive_file", 0)), 0))
-    if not found:
+        total.append(max(limit - used + int(cached.get("inactive_file", 0)), 0))
+    if not total:
         with contextlib.suppress(OSError, ValueError):  # macOS tells how much there is in all
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(found, default=None)
+            total.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(total, default=None)
