@@ -7,6 +7,8 @@ from typing import overload
 
 import numpy as np
 
+from t5lite.errors import InputError, option
+
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
@@ -48,6 +50,43 @@ class Frame:
             before, after = self._arrays
             return np.concatenate([before, np.asarray(ids, np.int32), after])
         return [*self.before, *ids, *self.after]
+
+    def fit(
+        self,
+        ids: list[int],
+        most: int | None,
+        *,
+        beside: int = 0,
+        end: bool = True,
+        truncate: bool = False,
+        note: str = "",
+        fix: str = "it",
+    ) -> list[int]:
+        """Returns the ids of a text, without special tokens, that leave room for them.
+
+        Args:
+          ids: `[n]`, of a text.
+          most: positions of the model; None for any number.
+          beside: further tokens that need positions.
+          end: whether a longer text loses its end, rather than its beginning.
+          truncate: whether a longer text is truncated; otherwise it is refused.
+          note: what the tokens beside it are, for the error; "" counts them as the text's.
+          fix: what to shorten, for the error.
+
+        Raises:
+          InputError: a longer text that is not truncated, or of which nothing would be left.
+        """
+        size = len(ids) + self.size
+        if most is None or size + beside <= most:
+            return ids
+        left = most - self.size - beside
+        if not truncate or left < 1:
+            advice = "" if truncate or left < 1 else f", or set {option('truncate', True)}"
+            raise InputError(
+                f"a text of {size if note else size + beside} tokens{note}: the model takes "
+                f"{most}; shorten {fix}{advice}"
+            )
+        return ids[:left] if end else ids[-left:]
 
     @functools.cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:

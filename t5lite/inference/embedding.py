@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from t5lite.errors import InputError, option
+from t5lite.errors import InputError
 from t5lite.inference.batching import (
     Placed,
     check_count,
@@ -110,14 +110,10 @@ class Embedder:
         ids, frame, most = vocabulary.encode(self._prompt + text), vocabulary.frame, self._most
         if self.source.model.topology == "decoder":
             ids = frame.without(ids)  # a start that the text spells is read once
-        if most is not None and len(ids) + frame.size > most and not self.truncate:
-            raise InputError(
-                f"a text of {len(ids) + frame.size} tokens: the model takes {most}; shorten it, or "
-                f"set {option('truncate', True)}"
-            )
         if not ids and not frame.size:
             raise InputError("the text is empty: it has no token to embed")
-        return EmbedRequest(frame(ids, most), self._unpooled)
+        ids = frame.fit(ids, most, truncate=self.truncate)
+        return EmbedRequest(frame(ids), self._unpooled)
 
 
 def embed(

@@ -98,7 +98,7 @@ def _texts(help: str, **rule: Any) -> Any:
 class Options:
     """How one request is answered; each field's metadata holds its `Rule`.
 
-    `docs/generation_options.md` lists them, from the same table.
+    `docs/reference/generation_options.md` lists them, from the same table.
 
     Raises:
       InputError: a value out of range, or two options that contradict each other.
@@ -193,7 +193,7 @@ class Options:
         needs="num_beams",
     )
     stop: tuple[str, ...] = _texts(
-        "ends a response, and is left out of its text; repeatable. A newline in bash: $'\\n'",
+        "ends a response, and is left out of its text; repeatable. A newline in bash: $'\\n'"
     )
     banned: tuple[str | int, ...] = _texts(
         "a token that is never written, as text (in Python also an id); repeatable", encoder=True
@@ -201,16 +201,10 @@ class Options:
     forced: str | None = _option(None, "text that a response begins with", "TEXT", kind=str)
     choices: tuple[str, ...] = _texts("a whole response, one of which is written; repeatable")
     refinement_steps: int = _integer(
-        1,
-        1,
-        "encoders: mask-predict iterations, most confident tokens first (1)",
-        encoder=True,
+        1, 1, "encoders: mask-predict iterations, most confident tokens first (1)", encoder=True
     )
     num_log_probabilities: int = _integer(
-        0,
-        0,
-        "most probable tokens reported with each token of a response (0)",
-        "K",
+        0, 0, "most probable tokens reported with each token of a response (0)", "K"
     )
     logits_fn: Callable[..., Any] | None = _option(
         None,

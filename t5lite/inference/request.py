@@ -136,22 +136,21 @@ class Reader:
         most = self.positions("decoder" if topology == "decoder" else "encoder")
         new = options.max_new_tokens + self.draft_length
         beyond = new if topology == "decoder" else 0
-        if most is not None and len(ids) + frame.size + beyond > most:
-            left = most - beyond - frame.size
-            if beyond and left < 1:  # truncation would not help
-                names = "max_new_tokens" + (" and draft_length" if self.draft_length else "")
-                raise InputError(
-                    f"{names}: {beyond} new tokens and a text of at least {frame.size + 1}; the "
-                    f"model takes {most}: choose at most {most - frame.size - 1} new ones"
-                )
-            if not self.truncate or left < 1:
-                more = f", and {beyond} new ones" if beyond else ""
-                max_new, truncate = option("max_new_tokens"), option("truncate", True)
-                raise InputError(
-                    f"a text of {len(ids) + frame.size} tokens{more}: the model takes {most}; "
-                    f"shorten {f'it or {max_new}' if beyond else 'it'}, or set {truncate}"
-                )
-            ids = ids[-left:] if self.continues else ids[:left]
+        if beyond and most is not None and most - beyond - frame.size < 1:
+            names = "max_new_tokens" + (" and draft_length" if self.draft_length else "")
+            raise InputError(
+                f"{names}: {beyond} new tokens and a text of at least {frame.size + 1}; the model "
+                f"takes {most}: choose at most {most - frame.size - 1} new ones"
+            )
+        ids = frame.fit(
+            ids,
+            most,
+            beside=beyond,
+            end=not self.continues,
+            truncate=self.truncate,
+            note=f", and {beyond} new ones" if beyond else "",
+            fix=f"it or {option('max_new_tokens')}" if beyond else "it",
+        )
         if topology == "encoder_decoder":
             most = self.positions("decoder")
             if most is not None and new > most:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from t5lite.errors import InputError, option, unknown
+from t5lite.errors import InputError, unknown
 from t5lite.framing import Frame
 from t5lite.inference.batching import Placed, bucket, by_size, check_count, num_rows, padded
 from t5lite.inference.context import split_pair
@@ -233,7 +233,7 @@ class Scorer:
     def _masked(self, ids: list[int]) -> ScoreRequest:
         """Returns the request of every token of a text, given all others."""
         frame = self._vocabulary.frame
-        kept = self._cut(ids, self._positions("encoder"), frame.size)
+        kept = frame.fit(ids, self._positions("encoder"), truncate=self.truncate)
         scored = range(len(frame.before), len(frame.before) + len(kept))
         return ScoreRequest(frame(kept), [], scored, cut=len(kept) < len(ids))
 
@@ -241,7 +241,7 @@ class Scorer:
         """Returns the request of every token of a text, given those before it."""
         if self.eos:
             ids = [*ids, self._vocabulary.eos_id]
-        kept = self._cut(ids, self._positions("decoder"))
+        kept = Frame().fit(ids, self._positions("decoder"), truncate=self.truncate)
         first = 1 if self._start_id is None else 0
         if len(kept) <= first:
             raise InputError(
@@ -267,9 +267,8 @@ class Scorer:
         if not decoder:
             most = self._positions("encoder")
         # A text that is continued goes on from its end, and loses its beginning.
-        beside = frame.size + (len(target) if decoder else 0)
-        ids = self._cut(ids, most, beside, end=prompt.kind == "inputs")
-        return frame(ids)
+        beside, end = len(target) if decoder else 0, prompt.kind == "inputs"
+        return frame(frame.fit(ids, most, beside=beside, end=end, truncate=self.truncate))
 
     def _after(self, inputs: list[int], target: list[int]) -> ScoreRequest:
         """Returns the request of a target after what is read before it."""
@@ -280,20 +279,6 @@ class Scorer:
 
     def _positions(self, side: str) -> int | None:
         return getattr(self.source.model.spec, side).max_length
-
-    def _cut(
-        self, ids: list[int], most: int | None, beside: int = 0, *, end: bool = True
-    ) -> list[int]:
-        """Returns the ids of a text that fit beside so many others; see `Frame`."""
-        if most is None or len(ids) + beside <= most:
-            return ids
-        if not self.truncate or most <= beside:
-            truncate = option("truncate", True)
-            raise InputError(
-                f"a text of {len(ids) + beside} tokens: the model takes {most}; shorten it"
-                + (f", or set {truncate}" if not self.truncate and most > beside else "")
-            )
-        return ids[: most - beside] if end else ids[beside - most :]
 
 
 def score(

@@ -76,13 +76,14 @@ def pairs():
 def compilations():
     """Counts the programs that XLA compiles."""
     events = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: (
-            events.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
-        )
-    )
+
+    def listen(name, *_, **__):
+        if name == "/jax/core/compile/backend_compile_duration":
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     yield events
-    jax.monitoring.clear_event_listeners()
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def loaded_of(run, params):
