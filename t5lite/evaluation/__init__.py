@@ -1,4 +1,4 @@
-"""Callbacks that look at a run's model on held-out data, in numbers and in text."""
+"""Callbacks that evaluate a run on held-out data: losses, metrics, generated text."""
 
 from t5lite.evaluation.held_out import HeldOut
 from t5lite.evaluation.metrics import Means, collect

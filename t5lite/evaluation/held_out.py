@@ -22,15 +22,14 @@ _MAX_EXPONENT = 700.0  # exp of more overflows
 class HeldOut:
     """Evaluates the objective on every validation batch, without dropout.
 
-    Returns each metric's weighted mean over all batches under the objective's own name for it, and
-    each term's share of what the training step minimises. `prefix/loss` is the objective's metric
+    Returns each metric's weighted mean over all batches, by the objective's name, and each term's
+    share of the minimised loss. `prefix/loss` is the objective's metric
     of that name, else the sum of the shares. An objective with a `cross_entropy` term has a
     `prefix/perplexity` too: exp(loss).
 
     Args:
       every: steps between two evaluations.
-      max_batches: at most so many batches, a random sample of the split that is the same each time;
-        None for the whole split.
+      max_batches: most batches, a fixed random sample of the split; None for the whole split.
       prefix: of the metrics' names.
     """
 
@@ -48,7 +47,7 @@ class HeldOut:
         return dataclasses.replace(self, max_batches=None)
 
     def check(self, run: Any) -> None:
-        """Raises an InputError, before the first step, if there is nothing to evaluate on."""
+        """Raises an InputError, before the first step, if the validation split is empty."""
         # Whole batches, whichever part of them is this process's: all must come to one verdict.
         for batch in run.data.validation_batches(run.objective, max_batches=1):
             if any(rows.any() for rows in batch.values()):
@@ -68,7 +67,7 @@ class HeldOut:
         return {f"{self.prefix}/{name}" for name in _summary(dict.fromkeys(sums, 0.0))}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
-        """Returns the held-out metrics of `state`; says once how much of the split they are of.
+        """Returns the held-out metrics of `state`; prints once which part of the split they cover.
 
         Raises:
           InputError: the validation split has no batch, or nothing in it is weighed.
@@ -105,7 +104,7 @@ class HeldOut:
         return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
     def _say_size(self, run: Any, batches: Any, num_batches: int) -> None:
-        """Says how many examples there are, and how many of them `max_batches` leaves."""
+        """Prints the number of examples, and how many of them `max_batches` leaves."""
         total = getattr(batches, "num_examples", None)
         if total is None:
             run.say(f"{self.prefix}: measured on {num_batches:,} validation batches")
@@ -140,12 +139,12 @@ def _sums(objective: Any, model: Any) -> Callable:
         terms, metrics = objective.loss(
             model, params, batch, frozen=references, rngs=rngs, train=False
         )
-        found = dict(metrics)
+        named = dict(metrics)
         for name, (total, coefficient) in terms.items():
             # A term without a weight is a batch's own value: average it over the batches.
             weight = weights.get(name, jnp.float32(1.0))
-            found[_TERM + name] = (jnp.asarray(total, jnp.float32) * coefficient, weight)
-        return found
+            named[_TERM + name] = (jnp.asarray(total, jnp.float32) * coefficient, weight)
+        return named
 
     return sums
 

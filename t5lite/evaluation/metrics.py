@@ -1,4 +1,4 @@
-"""Means over many batches, from each batch's sums and weights."""
+"""Weighted means over batches, from sums and weights."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What the model answers to a few validation examples."""
+"""The model's answers to a few validation examples."""
 
 import dataclasses
 import functools
@@ -25,15 +25,15 @@ class Sample(NamedTuple):
 class Samples:
     """Answers or continues validation examples greedily, shows a few, and counts exact matches.
 
-    An encoder-decoder is given an example's inputs; a decoder its prefix, or the beginning of a
-    text that has none. Returns `prefix/exact_match`, the share in [0, 1] of answers whose text
+    The prompt of an encoder-decoder is an example's inputs; of a decoder its prefix, or the
+    beginning of a text without one. Returns `prefix/exact_match`, the share in [0, 1] of answers whose text
     equals the target's.
 
     Args:
       every: steps between two calls.
       count: examples shown.
       num_examples: examples answered; the first of them are shown.
-      prompt_length: tokens that are given of a text without inputs or prefix.
+      prompt_length: tokens of the prompt of a text without inputs or prefix.
       seed: of the objective's randomness in preparing them.
       prefix: of the metric's name.
       batch_size: most examples answered at once.
@@ -55,12 +55,14 @@ class Samples:
             check_count(f"Samples.{name}", getattr(self, name))
 
     def check(self, run: Any) -> None:
-        """Raises an InputError, before the first step, if there is nothing that writes text."""
+        """Raises an InputError, before the first step, if the model or objective generates no text."""
         if run.model.topology == "encoder":
-            raise InputError("Samples: an encoder cannot write; remove Samples from the callbacks")
+            raise InputError(
+                "Samples: an encoder cannot generate; remove Samples from the callbacks"
+            )
         if (run.objective.head or "lm") != "lm":
             raise InputError(
-                f"Samples: {type(run.objective).__name__} does not train to write text; remove "
+                f"Samples: {type(run.objective).__name__} does not train text generation; remove "
                 "Samples from the callbacks"
             )
 

@@ -1,4 +1,4 @@
-"""The metrics of SeqIO tasks, computed from what the model answers."""
+"""Metrics of SeqIO tasks, computed from the model's answers and scores."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ class SeqioMetrics:
         return dataclasses.replace(self, num_examples=None)
 
     def check(self, run: Any) -> None:
-        """Reads the examples, and says how many there are, before the first step."""
+        """Reads the examples and prints their number, before the first step."""
         self._prepare(run)
 
     def metric_names(self, run: Any) -> set[str]:
@@ -90,18 +90,18 @@ class SeqioMetrics:
             if reason := _unfit(run, task):
                 run.say(f"SeqioMetrics: the metrics of task {task.name} are left out: {reason}")
                 continue
-            found = task.examples(count=self.num_examples, seed=self.seed)
-            if not found.examples:
+            drawn = task.examples(count=self.num_examples, seed=self.seed)
+            if not drawn.examples:
                 raise InputError(f"SeqioMetrics: {task.name}:{task.split} has no example; fill it")
             run.say(
-                f"SeqioMetrics: {task.name} on {len(found.examples):,} of {found.total:,} examples"
-                + (f", {found.truncated:,} of them truncated" if found.truncated else "")
+                f"SeqioMetrics: {task.name} on {len(drawn.examples):,} of {drawn.total:,} examples"
+                + (f", {drawn.truncated:,} of them truncated" if drawn.truncated else "")
             )
-            read = [_row(run, task, example) for example in found.examples]
-            self._prepared.append(_Prepared(task, found.examples, read))
+            read = [_row(run, task, example) for example in drawn.examples]
+            self._prepared.append(_Prepared(task, drawn.examples, read))
 
     def _outputs(self, run: Any, params: Any, ready: _Prepared) -> Mapping[str, Any]:
-        """Returns what the model says, by SeqIO's names of it; only what the metrics need."""
+        """Returns the model's outputs that the metrics need, by SeqIO's names."""
         outputs: dict[str, Any] = {}
         if ready.task.outputs - {"SCORE"}:
             prompts = [rows.prompt_of(each, prompt_length=0)[0] for each in ready.rows]
@@ -132,7 +132,7 @@ def _unfit(run: Any, task: MetricTask) -> str | None:
     """Returns why a model cannot answer a task's inputs; None if it can."""
     objective, name = run.objective, type(run.objective).__name__
     if run.model.topology == "encoder" or (objective.head or "lm") != "lm":
-        return "the model does not write text"
+        return "the model does not generate text"
     if {*objective.features} != {"inputs", "targets"} or getattr(objective, "whole_texts", False):
         return f"{name} does not answer inputs; use Seq2Seq"
     if missing := {"inputs", "targets"} - {*task.task.output_features}:

@@ -1,4 +1,4 @@
-"""Does a span-corruption model read its inputs, and what does it write into the gaps?"""
+"""Accuracy and loss of filled gaps, with an example's own inputs and with another's."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ _CHUNK_LENGTH = 16  # places of which the logits are in memory at once
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """What one run's calls have in common."""
+    """Examples of a run, read once."""
 
     run: Any
     held_out: list[rows.Example]

@@ -1,4 +1,4 @@
-"""Filled-in gaps as text: what was taken out, what the model wrote, and how both are shown."""
+"""Filled gaps as text: the removed spans and the model's, for a terminal."""
 
 import textwrap
 from collections.abc import Sequence

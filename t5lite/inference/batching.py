@@ -1,4 +1,4 @@
-"""Rows of ids as batches of few sizes, so that there are few compilations."""
+"""Batches of few sizes, so that few programs are compiled."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -81,7 +81,7 @@ def prompt_batch(
 
     Returns:
       `encoder_input_tokens` and `encoder_segment_ids` `[num_rows, length]` int32; or for a decoder
-      `decoder_input_tokens` `[num_rows, length + 1]`, behind the start token, or `[num_rows,
+      `decoder_input_tokens` `[num_rows, length + 1]`, after the start token, or `[num_rows,
       length]` if there is none, `decoder_lengths`
       `[num_rows]` and, with `prefix`, `decoder_causal_attention`. With `seeds`, `seeds`
       `[num_rows, 2]` uint32.
@@ -161,13 +161,13 @@ def check_max_length(max_length: int | None, *, special: int, positions: int | N
 
 def each(name: str, read: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
     """Returns `read` of each row of the columns; its errors say which: `name[3]: ...`."""
-    found = []
+    values = []
     for index, row in enumerate(zip(*columns, strict=True)):
         try:
-            found.append(read(*row))
+            values.append(read(*row))
         except InputError as error:
             raise InputError(f"{name}[{index}]: {error}") from error
-    return found
+    return values
 
 
 def settled(name: str, outcomes: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What a checkpoint's own files say of generation, as options and rules; and what is ignored."""
+"""Generation defaults of a checkpoint's files, as options and rules; and the ignored ones."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ _RULES = (
     "begin_suppress_tokens",
     "bad_words_ids",
 )
-# What has no effect on what is written, or none at these values.
+# Fields without effect on the tokens, or without effect at these values.
 _SILENT = frozenset(["pad_token_id", "bos_token_id", "use_cache", "is_assistant", "low_memory"])
 _SILENT_BEGINNINGS = (
     "_",
@@ -49,7 +49,7 @@ _SEARCH = ("num_beams", "length_penalty", "early_stopping")
 
 
 class Rules(NamedTuple):
-    """Tokens that a model's files end, begin and bar answers with.
+    """Tokens that end, begin or are banned from responses, by the model's files.
 
     Args:
       eos_ids: end an answer, at least one.
@@ -67,7 +67,7 @@ class Rules(NamedTuple):
 
 
 def rules_of(defaults: GenerationDefaults | None, vocabulary: Any, *, topology: str) -> Rules:
-    """Returns the rules of a model that writes; those of the vocabulary where nothing is said."""
+    """Returns the rules of a model that generates; by default the vocabulary's EOS."""
     if defaults is None or topology == "encoder":
         return Rules((vocabulary.eos_id,))
     exists = range(vocabulary.size).__contains__
@@ -123,27 +123,27 @@ def options_with(
 
 
 def _own(defaults: GenerationDefaults | None, spec: Any) -> dict[str, Any]:
-    """Returns the options that files say, by our names."""
+    """Returns the options in the files, by t5lite's names."""
     if defaults is None or spec.decoder is None:
         return {}
     content = defaults.content
-    found = {ours: content[theirs] for theirs, ours in _OPTIONS.items() if theirs in content}
+    options = {ours: content[theirs] for theirs, ours in _OPTIONS.items() if theirs in content}
     if spec.encoder is not None:  # the start token counts there
         for name in ("max", "min"):
             length = content.get(f"{name}_length")
             if isinstance(length, int) and length > 1:
-                found.setdefault(f"{name}_new_tokens", length - 1)
-        if spec.decoder.max_length is not None and "max_new_tokens" in found:
-            found["max_new_tokens"] = _at_most(found["max_new_tokens"], spec.decoder.max_length)
-    if found.get("early_stopping") == "never":
-        found["early_stopping"] = None
-    if not found.get("no_repeat_ngram_size"):
-        found.pop("no_repeat_ngram_size", None)
-    if found.get("repetition_penalty") == 1:
-        del found["repetition_penalty"]
-    if found.get("num_beams", 1) == 1:
-        found = {name: value for name, value in found.items() if name not in _SEARCH}
-    return found
+                options.setdefault(f"{name}_new_tokens", length - 1)
+        if spec.decoder.max_length is not None and "max_new_tokens" in options:
+            options["max_new_tokens"] = _at_most(options["max_new_tokens"], spec.decoder.max_length)
+    if options.get("early_stopping") == "never":
+        options["early_stopping"] = None
+    if not options.get("no_repeat_ngram_size"):
+        options.pop("no_repeat_ngram_size", None)
+    if options.get("repetition_penalty") == 1:
+        del options["repetition_penalty"]
+    if options.get("num_beams", 1) == 1:
+        options = {name: value for name, value in options.items() if name not in _SEARCH}
+    return options
 
 
 def _at_most(value: Any, most: Any) -> Any:
@@ -152,7 +152,7 @@ def _at_most(value: Any, most: Any) -> Any:
 
 
 def check_defaults(defaults: GenerationDefaults | None, *, spec: Any, where: Any) -> None:
-    """Raises an InputError that names the file if what it says of options is out of range."""
+    """Raises an InputError that names the file if an option in it is out of range."""
     try:
         options_with(defaults, {}, spec=spec)
     except InputError as error:
@@ -160,7 +160,7 @@ def check_defaults(defaults: GenerationDefaults | None, *, spec: Any, where: Any
 
 
 def ignored(defaults: GenerationDefaults | None, spec: Any) -> list[str]:
-    """Returns what files say of generation that has no effect here, as `name = value`."""
+    """Returns the fields that are ignored, as `name = value`."""
     if defaults is None or spec.decoder is None:
         return []
     content = defaults.content

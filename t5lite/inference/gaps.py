@@ -1,4 +1,4 @@
-"""Gaps in texts: `<extra_id_0>` and so on, T5's sentinels written out, and what belongs there."""
+"""Sentinels in texts, `<extra_id_0>` and so on: encoding them, and filling them in."""
 
 import re
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ def fill_in(inputs: Sequence[int], answer: np.ndarray, vocabulary: Vocabulary) -
 
     Args:
       inputs: ids, with sentinels.
-      answer: `[n]` ids, spans behind their sentinels. A sentinel that it lacks stays.
+      answer: `[n]` ids, spans after their sentinels. A sentinel without a span stays.
       vocabulary: knows the sentinels.
     """
-    said = spans(answer, vocabulary)
+    filled = spans(answer, vocabulary)
     ids = [np.empty(0, np.int32)]
     for piece in merge(np.asarray(inputs), answer, vocabulary):
-        if piece.span is None or piece.span in said:
+        if piece.span is None or piece.span in filled:
             ids.append(piece.tokens)
         else:
             ids.append(np.array([vocabulary.sentinel(piece.span)], np.int32))

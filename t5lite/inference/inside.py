@@ -1,4 +1,4 @@
-"""Looking inside a model: where its tokens look, what each one costs, and what it is due to."""
+"""Attention maps, per-token losses and gradient×input attribution of one text."""
 
 import dataclasses
 import functools
@@ -26,20 +26,20 @@ Sizes = tuple[tuple[str, int], ...]  # how many tokens each stack reads: (("enco
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inside:
-    """What `attention_maps` finds.
+    """Attention and losses of one text.
 
     Args:
-      tokens: pieces by stack, `encoder` and `decoder` of those that there are, as they are read:
-        with the start token, EOS and such.
+      tokens: pieces that each stack of the model reads, special ones included, by `encoder` and
+        `decoder`.
       maps: attention weights by kind, `encoder`, `decoder` and `cross`, a float32 array `[heads,
         q_length, kv_length]` a layer, whose rows sum to 1; see `Model.attention`.
       outputs: the pieces that are predicted.
-      places: `[outputs]` int32, which token of the last stack tells each of them.
+      places: `[outputs]` int32, the position in the last stack that predicts each of them.
       losses: `[outputs]` float32, their -log probability in nats. Of an encoder, with that one
         token masked: Salazar et al. 2020, arXiv:1910.14659, §2.
-      alternatives: the likeliest pieces instead of each output, with their probabilities, falling.
-      targets: what the decoder of an encoder-decoder was told to write; None for other models.
-      no_losses: why nothing is predicted; None if something is.
+      alternatives: the most probable pieces at each output, with their probabilities, descending.
+      targets: text that the decoder of an encoder-decoder predicts; None for other models.
+      no_losses: why nothing is predicted; None for a model that predicts.
     """
 
     tokens: dict[str, list[str]]
@@ -53,7 +53,7 @@ class Inside:
 
 
 def attention_maps(loaded: Loaded, text: str, targets: str | None = None) -> Inside:
-    """Runs a model over one text, and returns what goes on inside.
+    """Computes attention maps and losses of one text.
 
     A decoder reads its start token and the text; an encoder the text with what its vocabulary puts
     around it; an encoder-decoder that, and writes `targets`. Compiles for each number of tokens.
@@ -72,8 +72,8 @@ def attention_maps(loaded: Loaded, text: str, targets: str | None = None) -> Ins
     maps = jax.device_get(_weights(model, reading.sizes, loaded.params, reading.ids))
     losses, likeliest, ids = np.zeros(0, np.float32), np.zeros((0, 0)), np.zeros((0, 0), int)
     if reading.no_losses is None:
-        found = _losses(model, reading.sizes, loaded.params, *reading.predictions)
-        losses, likeliest, ids = jax.device_get(found)
+        computed = _losses(model, reading.sizes, loaded.params, *reading.predictions)
+        losses, likeliest, ids = jax.device_get(computed)
     return Inside(
         tokens={
             stack: [vocabulary.piece(token) for token in part]
@@ -113,10 +113,9 @@ def attribution(loaded: Loaded, text: str, targets: str | None = None) -> np.nda
     """
     reading = _read(loaded, text, targets)
     if reading.no_losses is not None:
-        raise InputError(f"there is no output to attribute: {reading.no_losses}")
+        raise InputError(f"nothing is predicted: {reading.no_losses}")
     model = _plain(loaded.model)
-    found = _attribution(model, reading.sizes, loaded.params, *reading.predictions)
-    return np.asarray(found)
+    return np.asarray(_attribution(model, reading.sizes, loaded.params, *reading.predictions))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -228,7 +227,7 @@ def _batch(sizes: Sizes, ids: jax.Array) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _weights(model: Model, sizes: Sizes, params: Any, ids: jax.Array) -> Any:
-    return jax.tree.map(lambda each: each[0], model.attention(params, _batch(sizes, ids)))
+    return jax.tree.map(lambda weights: weights[0], model.attention(params, _batch(sizes, ids)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

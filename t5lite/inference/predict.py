@@ -101,28 +101,28 @@ class Predictor:
 
     @functools.cached_property
     def kind(self) -> str:
-        """The kind of head that is asked.
+        """The kind of the head.
 
         Raises:
-          InputError: if there is none, or several and none is named.
+          InputError: no such head, or several without a name.
         """
         heads, topology = self.source.model.heads, self.source.model.topology
-        there = [kind for kind in HEADS if kind in heads and topology != "encoder_decoder"]
-        if not there:
+        fitting = [kind for kind in HEADS if kind in heads and topology != "encoder_decoder"]
+        if not fitting:
             uses = [
                 f"its head {kind!r} is for {_INSTEAD[kind]}" for kind in _INSTEAD if kind in heads
             ]
             stacks = "an encoder-decoder" if topology == "encoder_decoder" else f"one {topology}"
             advice = "; ".join(uses) or "train one, as configs/classify_csv.gin does"
             raise InputError(
-                f"{self.source.folder} holds {stacks} without a head that predicts "
+                f"{self.source.folder} holds {stacks} without a predicting head "
                 f"({', '.join(HEADS)}): {advice}"
             )
-        if self.head is not None and self.head not in there:
-            raise unknown(f"head of {self.source.folder}", self.head, there)
-        if self.head is None and len(there) > 1:
-            raise InputError(f"head: the model has {', '.join(there)}; name one of them")
-        return self.head or there[0]
+        if self.head is not None and self.head not in fitting:
+            raise unknown(f"head of {self.source.folder}", self.head, fitting)
+        if self.head is None and len(fitting) > 1:
+            raise InputError(f"head: the model has {', '.join(fitting)}; name one of them")
+        return self.head or fitting[0]
 
     @property
     def names(self) -> Sequence[str]:
@@ -151,7 +151,7 @@ class Predictor:
     # Reading.
 
     def read(self, row: str | Mapping[str, Any]) -> PredictRequest:
-        """Returns a text, or a row of columns, as the model reads it.
+        """Returns the request of a text, or of a row of columns.
 
         Raises:
           InputError: neither, a column that is missing, or a text without a token.
@@ -179,7 +179,7 @@ class Predictor:
         return self._read(text, within=(start, start + len(Template(f"{{{slot}}}").render(row))))
 
     def _read(self, text: str, *, within: Place | None = None) -> PredictRequest:
-        """Returns a text; offsets are those of tokens in a part of it, and count from there."""
+        """Returns the request of a text; offsets are those of tokens within a part of it."""
         if self.kind in ("classification", "regression"):
             return self._framed(text, self._vocabulary.encode(text))
         if self.kind == "token_labels":
@@ -199,10 +199,10 @@ class Predictor:
         return request._replace(start=start, offsets=part[first:last][:fits])
 
     def _read_words(self, value: Any, words: Sequence[Place] | None = None) -> PredictRequest:
-        """Returns words as `Tags` reads them: one text with a space between two."""
+        """Returns the request of words, joined by spaces as in training on `Tags`."""
         if isinstance(value, str):
             text = value
-            words = words or [found.span() for found in _WORD.finditer(text)]
+            words = words or [match.span() for match in _WORD.finditer(text)]
             pieces = [text[start:end] for start, end in words]
         else:
             pieces = [Template("{word}").render({"word": word}) for word in value]

@@ -1,4 +1,4 @@
-"""What heads say of texts: classes, numbers, tags of spans, answers."""
+"""Predictions: classes, numbers, tagged spans, answers."""
 
 import dataclasses
 from typing import Any
@@ -12,13 +12,13 @@ class Prediction:
     """Any prediction.
 
     Attributes:
-      num_cut: tokens that the text lost at its end, because the model reads no more.
+      num_cut: tokens by which the text was truncated.
     """
 
     num_cut: int = dataclasses.field(default=0, kw_only=True)
 
     def record(self) -> dict[str, Any]:
-        """Returns what a JSON line says of it; `num_cut` only where it is not 0."""
+        """Returns the JSON object of a prediction; with `num_cut` only if it is not 0."""
         return self._fields() | ({"num_cut": self.num_cut} if self.num_cut else {})
 
     def _fields(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Answers(Prediction):
 
     Attributes:
       answers: the likeliest, the likeliest first; () where no token can be one.
-      no_answer: the probability that there is none; None where the model was not trained to say so.
+      no_answer: the probability of no answer; None for a model that was not trained for it.
     """
 
     answers: tuple[AnswerSpan, ...]

@@ -37,7 +37,7 @@ def split_words(text: str) -> list[Place]:
 
     In `(U.S.-based "firm"),` they are `(`, `U.S.-based`, `"`, `firm`, `"`, `)` and `,`.
     """
-    return [place for found in re.finditer(r"\S+", text) for place in _split(text, *found.span())]
+    return [place for match in re.finditer(r"\S+", text) for place in _split(text, *match.span())]
 
 
 def _split(text: str, start: int, end: int) -> Iterator[Place]:
@@ -65,15 +65,15 @@ def _is_punctuation(character: str) -> bool:
 
 def without_spaces(text: str, words: Sequence[Place]) -> list[Place]:
     """Returns words cut at the characters of scripts without spaces, of which each is a word."""
-    found: list[Place] = []
+    places: list[Place] = []
     for start, end in words:
         at = start
         for each in _UNSPACED.finditer(text, start, end):
-            found += [(at, each.start())] * (at < each.start())
-            found.append(each.span())
+            places += [(at, each.start())] * (at < each.start())
+            places.append(each.span())
             at = each.end()
-        found += [(at, end)] * (at < end)
-    return found
+        places += [(at, end)] * (at < end)
+    return places
 
 
 def tokens_of_words(words: Sequence[Place], offsets: Sequence[Place]) -> list[int]:
@@ -86,13 +86,13 @@ def tokens_of_words(words: Sequence[Place], offsets: Sequence[Place]) -> list[in
     ends = [0, *(end for _, end in words)]
     begins = [start - (start > end) for (start, _), end in zip(words, ends, strict=False)]
     starts = [start for start, _ in offsets]
-    found = []
+    chosen = []
     for begin, (_, end) in zip(begins, words, strict=True):
         token = bisect.bisect_left(starts, begin)
         if token == len(starts) or starts[token] >= end:  # the word before has its characters too
             token = next((at for at in range(token)[::-1] if offsets[at][1] > begin), -1)
-        found.append(token)
-    return found
+        chosen.append(token)
+    return chosen
 
 
 def tags_at(
@@ -107,13 +107,13 @@ def tags_at(
       names: of the labels; of further ones the numbers are their names.
     """
     shares = softmax(logits)
-    found = []
+    tags = []
     for (start, end), token in zip(places, tokens, strict=True):
         if 0 <= token < len(shares):
             label = int(shares[token].argmax())
             name = names[label] if label < len(names) else label
-            found.append(Tag(start, end, name, float(shares[token, label])))
-    return found
+            tags.append(Tag(start, end, name, float(shares[token, label])))
+    return tags
 
 
 def joined(text: str, tags: Sequence[Tag], names: Sequence[str]) -> tuple[TagSpan, ...]:
