@@ -26,8 +26,8 @@ class Samples:
     """Answers or continues validation examples greedily, shows a few, and counts exact matches.
 
     The prompt of an encoder-decoder is an example's inputs; of a decoder its prefix, or the
-    beginning of a text without one. Returns `prefix/exact_match`, the share in [0, 1] of answers whose text
-    equals the target's.
+    beginning of a text without one. Returns `prefix/exact_match`, the share in [0, 1] of answers
+    whose text equals the target's.
 
     Args:
       every: steps between two calls.
@@ -55,10 +55,10 @@ class Samples:
             check_count(f"Samples.{name}", getattr(self, name))
 
     def check(self, run: Any) -> None:
-        """Raises an InputError, before the first step, if the model or objective generates no text."""
+        """Raises an InputError, before the first step, unless model and objective generate text."""
         if run.model.topology == "encoder":
             raise InputError(
-                "Samples: an encoder cannot generate; remove Samples from the callbacks"
+                "Samples: encoders generate no text; remove Samples from the callbacks"
             )
         if (run.objective.head or "lm") != "lm":
             raise InputError(

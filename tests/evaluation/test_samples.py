@@ -120,7 +120,7 @@ def test_a_decoder_continues_its_prefix_or_the_beginning_of_a_text(fake_run, obj
 
 def test_bad_requests_say_what_to_do(fake_run, next_word):
     encoder = types.SimpleNamespace(topology="encoder")
-    with pytest.raises(InputError, match="an encoder cannot write; remove Samples"):
+    with pytest.raises(InputError, match="encoders generate no text; remove Samples"):
         Samples(every=1).check(fake_run(model=encoder))
     with pytest.raises(InputError, match="validation split has no example"):
         Samples(every=1)(fake_run(splits={"validation": []}), next_word, step=1)

@@ -324,7 +324,7 @@ def test_mistakes(several, options, message):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("t5_1_1", "an encoder-decoder without a head that predicts"),
+        ("t5_1_1", "an encoder-decoder without a predicting head"),
         ("gpt2", "its head 'lm' is for `generate` and `score`"),
         ("bert_base_model", "its head 'pooler' is for `embed`"),
     ],
