@@ -1,4 +1,7 @@
-"""Callbacks that evaluate a run on held-out data: losses, metrics, generated text."""
+"""Callbacks that evaluate a run on held-out data: losses, metrics, generated text.
+
+They evaluate `run.params(state)`, the averaged parameters where a run keeps an average.
+"""
 
 from t5lite.evaluation.held_out import HeldOut
 from t5lite.evaluation.metrics import Means, collect

@@ -102,6 +102,10 @@ class Run:
         """Returns the parameters to evaluate, whole: averaged where an average is kept."""
         return whole_params(state, self.tuning)
 
+    def live_params(self, state: TrainState) -> Any:
+        """Returns the parameters that the optimizer updates, whole and never averaged."""
+        return self.tuning.merge(state.params, state.frozen["params"])
+
     def references(self, state: TrainState) -> Mapping[str, Any]:
         """Returns the parameters of the objective's references, by name."""
         return state.frozen["references"]  # type: ignore[no-any-return]
