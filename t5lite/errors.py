@@ -34,6 +34,14 @@ class InputError(ValueError):
         return self
 
 
+def require_integer(name: str, value: object, *, least: int = 1, field: str | None = None) -> None:
+    """Refuses what is not an integer of at least `least`; `field` as for `InputError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(
+            f"{name} is {value!r}; it must be an integer of at least {least}", field=field or name
+        )
+
+
 class RunError(RuntimeError):
     """A failure whose message says what to do next. The command line exits with 1."""
 

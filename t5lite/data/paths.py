@@ -97,14 +97,14 @@ def write_changed(path: str | os.PathLike, content: bytes) -> None:
 
 
 def check_folder(path: object, *, field: str) -> None:
-    """Refuses what nobody can mean as the folder of a run, a model or a cache.
+    """Refuses a path that cannot be the folder of a run, a model or a cache.
 
     Args:
       path: as given by the user.
       field: what to call it in messages.
 
     Raises:
-      InputError: if it is no path, is empty or blank, is a file, or the root of a file system.
+      InputError: if it is not a path, is empty or blank, is a file, or the root of a file system.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(
@@ -140,11 +140,12 @@ def require_writable(path: str | os.PathLike) -> None:
         return
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a folder")
-    there = next(each for each in (target, *target.absolute().parents) if each.exists())
-    if there != target and not there.is_dir():
-        raise InputError(f"cannot write {target}: {there} is no folder")
-    if not os.access(there, os.W_OK):
-        raise InputError(f"cannot write {target}: {there} is not yours to write")
+    parents = (target, *target.absolute().parents)
+    existing = next(path for path in parents if path.exists())
+    if existing != target and not existing.is_dir():
+        raise InputError(f"cannot write {target}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"cannot write {target}: no write permission for {existing}")
 
 
 def decode_text(raw: bytes, *, where: str) -> str:

@@ -243,7 +243,7 @@ def test_files_that_cannot_be_used_are_named(json_file, vocab_file, tmp_path, mo
             WordPiece(vocab_file)
     for options, message in (
         ({"offset": 2}, "offset=2"),
-        ({"num_sentinels": -1}, "num_sentinels=-1"),
+        ({"num_sentinels": -1}, "num_sentinels is -1"),
         ({"offset": 1, "eos": "<|endoftex|>"}, "did you mean"),
     ):
         with pytest.raises(InputError, match=message):

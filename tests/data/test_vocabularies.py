@@ -249,9 +249,9 @@ def test_missing_and_damaged_model_files(sentencepiece, tmp_path):
         (tmp_path / "bad.model").write_bytes(content)
         with pytest.raises(InputError, match=r"bad\.model is not a SentencePiece model"):
             SentencePiece(tmp_path / "bad.model")
-    with pytest.raises(InputError, match="num_sentinels=-1"):
+    with pytest.raises(InputError, match="num_sentinels is -1"):
         SentencePiece(sentencepiece.model_file, num_sentinels=-1)
-    with pytest.raises(InputError, match="num_sentinels=-1"):
+    with pytest.raises(InputError, match="num_sentinels is -1"):
         Bytes(-1)
 
 
@@ -316,7 +316,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("kept")
     for path, message in [
         (tmp_path, "it is a folder"),
-        (tmp_path / "file" / "below" / "new", f"{tmp_path}/file is no folder"),
+        (tmp_path / "file" / "below" / "new", f"{tmp_path}/file is not a folder"),
     ]:
         with pytest.raises(InputError, match=f"cannot write {path}: {message}"):
             paths.require_writable(path)

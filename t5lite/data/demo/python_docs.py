@@ -203,7 +203,7 @@ def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
 
 
 def _clean(text: str) -> str:
-    text = text.encode(errors="ignore").decode()  # a lone surrogate is no text
+    text = text.encode(errors="ignore").decode()  # a lone surrogate is not text
     lines = inspect.cleandoc(text).splitlines()
     return "\n".join(line.rstrip() for line in lines).strip()
 
@@ -214,7 +214,7 @@ def _without_docstring(node: ast.AST, lines: list[str]) -> str:
     Empty when there is nothing else, or the docstring shares a line with code.
     """
     if not isinstance(node, _FUNCTIONS):
-        raise TypeError(f"{node!r} is no function")
+        raise TypeError(f"{node!r} is not a function")
     docstring = node.body[0]
     if len(node.body) == 1:
         return ""

@@ -343,8 +343,8 @@ class Answer(Column):
 
 
 @dataclasses.dataclass(frozen=True)
-class Side(Column):
-    """What decides the side of a row, train or validation: it must be there, and makes nothing."""
+class SplitKey(Column):
+    """The columns that decide the split of a row; they must be there, and make no feature."""
 
     columns: Sequence[str]
 

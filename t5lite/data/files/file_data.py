@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from t5lite.data.batches import Objective
 from t5lite.data.dataset import Dataset
-from t5lite.data.files.columns import Answer, Class, Column, Side, Tags, Text, as_column
+from t5lite.data.files.columns import Answer, Class, Column, SplitKey, Tags, Text, as_column
 from t5lite.data.files.index import SPLITS, Hashes, Index, Table, hash_of, scan
 from t5lite.data.files.index_cache import cached_index
 from t5lite.data.files.readers import (
@@ -267,7 +267,7 @@ class FileData(Dataset):
         if self.shot is not None:
             columns["shot"] = Text(Template(self.shot))
         if self._split_by is not None:
-            columns["split_by"] = Side(self._split_by)
+            columns["split_by"] = SplitKey(self._split_by)
 
         def side(number: int, hashes: Hashes) -> str:
             if self.validation_files is not None:

@@ -284,7 +284,7 @@ class DataFile:
             row, problem = None, ""
             try:
                 row = _parsed(raw.decode())
-                if b"\\ud" in raw.lower():  # half a surrogate pair is no text
+                if b"\\ud" in raw.lower():  # half a surrogate pair is not text
                     json.dumps(row, ensure_ascii=False).encode()
                 if not isinstance(row, dict):
                     row, problem = None, "JSON, but not an object in braces with a column a key"
@@ -369,7 +369,7 @@ def _said(error: Exception) -> str:
         byte = error.object[error.start]
         return f"not UTF-8: byte 0x{byte:02x} at its byte {error.start + 1}"
     if isinstance(error, UnicodeEncodeError):
-        return "half a surrogate pair, which is no text"
+        return "half a surrogate pair, which is not text"
     if isinstance(error, json.JSONDecodeError):
         return f"broken JSON: {error.msg} at character {error.colno}"
     known = {

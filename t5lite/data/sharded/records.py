@@ -44,7 +44,7 @@ class Records:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, numbers: np.ndarray) -> list[bytes]:
-        """Returns records by number, in the order asked for.
+        """Returns records by number, in the order of `numbers`.
 
         Raises:
           InputError: if a shard is missing, damaged, or not what the manifest describes.

@@ -54,8 +54,8 @@ def write_seqio_cache(
         raise InputError(f"num_shards = {num_shards}: must be at least 1", field="num_shards")
     if not task.supports_caching:
         raise InputError(
-            f"task {task.name!r} says not what to cache: put seqio.CacheDatasetPlaceholder() "
-            "among its preprocessors, behind those whose work is to be kept"
+            f"task {task.name!r} has no seqio.CacheDatasetPlaceholder(): put one among its "
+            "preprocessors, after the last one whose work is cached"
         )
     target = as_path(folder) / seqio.utils.get_task_dir_from_name(task.name)
     if (target / "COMPLETED").exists():

@@ -11,8 +11,8 @@ _WAITING = 256  # raw examples that a shard may leave lying, at least
 class Dealing:
     """Deals the examples of one reading to shards, every `num_shards`-th one to each.
 
-    Shards take theirs about equally fast, so that little is held. Those that never come, as other
-    processes have them, and those that fall far behind are given up.
+    Shards take theirs about equally fast, so that little is held. Shards of other processes, and
+    shards that are far slower, are given up.
 
     Args:
       examples: arrays of raw examples, in the order of the reading.

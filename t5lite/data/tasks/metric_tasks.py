@@ -13,7 +13,7 @@ from t5lite.data.tasks.preprocessing import SEQIO_SEED
 from t5lite.data.user_code import user_error
 from t5lite.errors import InputError
 
-# SeqIO's names of what a metric is computed from, and those that a model here gives.
+# SeqIO's names of the model outputs that metrics are computed from.
 KNOWN_OUTPUTS = ("PREDICTION", "SCORE", "PREDICTION_WITH_AUX")
 _SEED = 42  # `seqio.Evaluator`'s own
 

@@ -1,4 +1,4 @@
-"""SeqIO tasks by name: those that come with t5lite, and anybody's.
+"""SeqIO tasks by name: built-in ones and users' own.
 
 The built-in tasks give token ids without EOS, which the objective adds: `Seq2Seq` to the features
 with `seqio.Feature.add_eos`, objectives of texts always. Tasks written for T5X often end with

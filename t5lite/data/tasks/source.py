@@ -141,7 +141,7 @@ class SeqioSource:
                 rows = self._arrays(rest, max(1024, 4 * num_shards))
                 dealing = Dealing(rows, num_shards, size)
                 dealing.begin(shard)
-                # Shards come to the next epoch one by one; nobody comes to the one before the last.
+                # Shards begin the next epoch one by one; no shard is two epochs late.
                 self._dealings = dict([*self._dealings.items(), (key, dealing)][-_DEALINGS:])
         while (window := dealing.window(shard)) is not None:
             if not len(window):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskData(Dataset):
-    """A SeqIO Task or Mixture: t5lite's own, or anybody's that was written for T5X.
+    """A SeqIO Task or Mixture: t5lite's own, or one that was written for T5X.
 
     Attributes:
       task: name of a task or mixture, or the object itself.
@@ -35,7 +35,7 @@ class TaskData(Dataset):
       split: the split to train on.
       validation_split: the split to validate on; None: there is none.
       use_cached: read what `t5lite cache --format=seqio` or `seqio_cache_tasks` wrote.
-      cache_dirs: folders to look for it in, beside those that SeqIO knows already.
+      cache_dirs: folders to look for it in, besides SeqIO's own.
       bad_texts: what to do about text that is not UTF-8: `"stop"`, `"skip"` the example, or
         `"replace"` the wrong bytes by U+FFFD; how many there were is logged. May change when a run
         resumes.

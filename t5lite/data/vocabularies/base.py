@@ -5,13 +5,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from t5lite.data.paths import as_path, write_whole
-from t5lite.errors import InputError
+from t5lite.errors import InputError, require_integer
 from t5lite.framing import Frame
 
 FORMAT = 1
@@ -63,7 +63,7 @@ class Vocabulary(Protocol):
         return [self.encode(text) for text in texts]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the ids of `text` and, for each, its first character and the one behind it.
+        """Returns the ids of `text` and, for each, its first character and the one after it.
 
         Raises:
           InputError: if the vocabulary cannot tell.
@@ -119,6 +119,38 @@ class Vocabulary(Protocol):
                 "use a larger num_sentinels, or shorter sequences or longer spans"
             )
         return self.size - 1 - index
+
+
+def own_sentinels(
+    piece: Callable[[int], str | None],
+    size: int,
+    prefixes: Sequence[str],
+    *,
+    wanted: int,
+    name: str,
+) -> int:
+    """Returns how many sentinels, in T5's order, the ids of a file end with.
+
+    Args:
+      piece: of an id.
+      size: number of ids.
+      prefixes: that a sentinel may have.
+      wanted: the sentinels that a user asks for.
+      name: of the file, for messages.
+
+    Raises:
+      InputError: if the file has some, and fewer than wanted.
+    """
+    require_integer("num_sentinels", wanted, least=0)
+    count = 0
+    while count < size and piece(size - 1 - count) in {f"{p}<extra_id_{count}>" for p in prefixes}:
+        count += 1
+    if count and wanted > count:
+        raise InputError(
+            f"num_sentinels={wanted}: {name} has {count} sentinels of its own; use at most {count}",
+            field="num_sentinels",
+        )
+    return count
 
 
 def text_ids(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:

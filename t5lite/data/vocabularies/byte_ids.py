@@ -14,7 +14,7 @@ from t5lite.data.vocabularies.base import (
     write_description,
 )
 from t5lite.data.vocabularies.seqio_class import seqio_class
-from t5lite.errors import InputError
+from t5lite.errors import require_integer
 
 
 class Bytes(Vocabulary):
@@ -34,10 +34,7 @@ class Bytes(Vocabulary):
     """
 
     def __init__(self, num_sentinels: int = 125, *, spelled: bool = False, ascending: bool = False):
-        if num_sentinels < 0:
-            raise InputError(
-                f"num_sentinels={num_sentinels} must be at least 0", field="num_sentinels"
-            )
+        require_integer("num_sentinels", num_sentinels, least=0)
         self.num_sentinels = num_sentinels
         self.size = 3 + 256 + num_sentinels
         self.pad_id, self.eos_id, self.unk_id = 0, 1, 2

@@ -27,7 +27,7 @@ class MappedSentencePiece(Vocabulary):
       ids: the id of each piece and special token; what is in none of them is unknown.
       tokens: the names of `eos` and `unk`, perhaps also of `pad`, `bos` and `mask`.
       before: tokens that stand before a text that a model reads as input.
-      after: tokens that stand behind it.
+      after: tokens that follow it.
       target_file: the model that `targets` is encoded, and everything decoded with; None: the same.
       origin: what other programs call a vocabulary of this kind.
       whole: tokens that are tokens also where a text spells them; spellings of others are text.

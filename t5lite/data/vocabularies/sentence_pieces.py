@@ -10,6 +10,7 @@ from t5lite.data.vocabularies.base import (
     PADDING,
     Vocabulary,
     fingerprint_of,
+    own_sentinels,
     text_ids,
     write_description,
 )
@@ -30,24 +31,16 @@ class SentencePiece(Vocabulary):
         (mT5's does). Its own then count.
 
     Raises:
-      InputError: if the file is missing, is no SentencePiece model, or has no EOS.
+      InputError: if the file is missing, is not a SentencePiece model, or has no EOS.
     """
 
     def __init__(self, model_file: str | os.PathLike, num_sentinels: int = 100):
         self.model_file = str(as_path(model_file))
         self._model = read_file(as_path(model_file), "SentencePiece model file")
-        if num_sentinels < 0:
-            raise InputError(
-                f"num_sentinels={num_sentinels} must be at least 0", field="num_sentinels"
-            )
         self._processor = open_sentencepiece(self._model, self.model_file)
-        own = _count_sentinels(self._processor)
+        piece, size = self._processor.id_to_piece, self._processor.get_piece_size()
+        own = own_sentinels(piece, size, ("▁",), wanted=num_sentinels, name=self.model_file)
         self._num_added = 0 if own else num_sentinels
-        if own and num_sentinels > own:
-            raise InputError(
-                f"{self.model_file} has {own} sentinels of its own, num_sentinels={num_sentinels} "
-                f"asks for more; use at most {own}"
-            )
         if self._num_added:
             self._processor = open_sentencepiece(
                 self._model + _sentinel_pieces(num_sentinels), self.model_file
@@ -88,7 +81,7 @@ class SentencePiece(Vocabulary):
 
     @property
     def sentinels_were_added(self) -> bool:
-        """Whether the sentinels stand behind the model file's own pieces."""
+        """Whether the sentinels follow the model file's own pieces."""
         return self._num_added > 0
 
     @property
@@ -115,14 +108,6 @@ def _sentinel_pieces(count: int) -> bytes:
         )  # 4: user defined
         pieces += b"\x0a" + bytes([len(body)]) + body
     return pieces
-
-
-def _count_sentinels(processor: Any) -> int:
-    """Returns how many sentinels, in T5's order, the model ends with."""
-    size, count = processor.get_piece_size(), 0
-    while count < size and processor.id_to_piece(size - 1 - count) == f"▁<extra_id_{count}>":
-        count += 1
-    return count
 
 
 def open_sentencepiece(model: bytes, name: str) -> Any:

@@ -1,6 +1,6 @@
 """Vocabularies of the `tokenizers` library: any `tokenizer.json`, and BERT's `vocab.txt`.
 
-Ids are those of the file, plus `offset`; sentinels come behind them, as everywhere in t5lite. Id 0
+Ids are those of the file, plus `offset`; sentinels follow them, as everywhere in t5lite. Id 0
 may be a token of the text: batches then say by segment ids which places hold tokens. In SeqIO tasks
 these vocabularies run through `tf.numpy_function`: as exact as any, in graphs and from caches.
 """
@@ -17,6 +17,7 @@ from t5lite.data.vocabularies.base import (
     PADDING,
     Vocabulary,
     fingerprint_of,
+    own_sentinels,
     text_ids,
     write_description,
 )
@@ -70,10 +71,6 @@ class _Tokenizer(Vocabulary):
         cleans_up: bool = False,
         **options: Any,
     ):
-        if num_sentinels < 0:
-            raise InputError(
-                f"num_sentinels={num_sentinels} must be at least 0", field="num_sentinels"
-            )
         if offset not in (0, 1):
             raise InputError(f"offset={offset} must be 0 or 1", field="offset")
         self.file, self._content, self._tokenizer = str(file), content, tokenizer
@@ -85,12 +82,9 @@ class _Tokenizer(Vocabulary):
         self.cleans_up = cleans_up
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        own, num_tokens = _count_sentinels(tokenizer), max(tokenizer.get_vocab().values()) + 1
-        if own and num_sentinels > own:
-            raise InputError(
-                f"{file} has {own} sentinels of its own, num_sentinels={num_sentinels} asks for "
-                f"more; use at most {own}"
-            )
+        piece, num_tokens = tokenizer.id_to_token, max(tokenizer.get_vocab().values()) + 1
+        # mT5's begin with a mark of white space.
+        own = own_sentinels(piece, num_tokens, ("", "▁"), wanted=num_sentinels, name=str(file))
         self.offset, self.num_sentinels = offset, own or num_sentinels
         self.size = num_tokens + offset + (0 if own else num_sentinels)
         if not own:
@@ -237,7 +231,7 @@ class HuggingFaceTokenizer(_Tokenizer):
 
     Args:
       file: local or remote path.
-      num_sentinels: how many sentinels to add behind the file's ids; a file that ends with its own,
+      num_sentinels: how many sentinels to add after the file's ids; a file that ends with its own,
         as T5's does, keeps those.
       offset: 1 raises all ids by one, so that 0 is padding also where the file's id 0 is not
         (GPT-2's is `!`); a model that was trained without then needs its embeddings moved down.
@@ -324,7 +318,7 @@ class WordPiece(_Tokenizer):
 
     Args:
       file: local or remote path.
-      num_sentinels: how many sentinels to add behind the file's ids.
+      num_sentinels: how many sentinels to add after the file's ids.
       lowercase: whether text is lower-cased and loses its accents, as for "uncased" models.
       offset: see `HuggingFaceTokenizer`; BERT's own id 0 is padding.
       eos: the end-of-sequence token.
@@ -405,17 +399,6 @@ def _cleaned(text: str) -> str:
     for written in ("n't", "'m", "'s", "'ve", "'re"):
         text = text.replace(f" {written}", written)
     return text
-
-
-def _count_sentinels(tokenizer: Any) -> int:
-    """Returns how many sentinels, in T5's order, the ids end with."""
-    size, count = max(tokenizer.get_vocab().values()) + 1, 0
-    while count < size and tokenizer.id_to_token(size - 1 - count) in (
-        f"<extra_id_{count}>",
-        f"▁<extra_id_{count}>",  # as mT5 has them
-    ):
-        count += 1
-    return count
 
 
 def _add_sentinels(tokenizer: Any, count: int, *, first_id: int) -> None:
