@@ -24,19 +24,19 @@ from t5lite.errors import InputError, RunError, options_as_flags, unknown
 
 COMMANDS = {
     "train": "train a model from a configuration, or resume a run",
-    "evaluate": "measure a trained model on held-out data",
-    "generate": "turn text into text with a trained model",
-    "infer": "answer a file or a task, to JSON lines",
-    "predict": "say what a trained head predicts: classes, numbers, tags, answers",
-    "score": "say how likely a trained model finds texts",
-    "embed": "turn texts into vectors, and find the nearest to a query",
-    "convert": "write a checkpoint in another layout: t5lite, Hugging Face, T5X",
-    "adapt": "make a trained model the beginning of another one",
+    "evaluate": "evaluate a checkpoint on held-out data",
+    "generate": "generate text with a trained model",
+    "infer": "generate for a file or a task, as JSON lines; resumable",
+    "predict": "predict with a trained head: classes, numbers, tags, answer spans",
+    "score": "log-probabilities and perplexity of texts",
+    "embed": "embed texts, and find the nearest neighbours of a query",
+    "convert": "convert a checkpoint between t5lite, Hugging Face and T5X",
+    "adapt": "initialise a model from another: topology, experts, vocabulary",
     "cache": "tokenise, prepare and pack a run's data once",
-    "inspect": "show what a run would do, without doing it",
-    "plan": "compile a run for TPUs that are not here: does it fit, what would it take",
-    "bench": "measure a run's steps on the devices that are here",
-    "report": "draw a run, or several, as one HTML page",
+    "inspect": "show a run's data, model, memory and cost before training",
+    "plan": "compile a run ahead of time for a TPU slice: memory, time, cost",
+    "bench": "benchmark a run's training steps on the local devices",
+    "report": "draw one or more runs as an HTML page",
 }
 _ERROR_LINES = 5
 

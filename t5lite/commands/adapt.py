@@ -31,15 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="from self-attention, or drawn (copied of a decoder; otherwise fresh)",
     )
     parser.add_argument(
-        "--experts", type=int, metavar="N", help="a mixture of N copies of each MLP that changes"
+        "--experts",
+        type=int,
+        metavar="N",
+        help="turn each selected MLP into N experts (sparse upcycling)",
     )
-    parser.add_argument(
-        "--top_k", type=int, metavar="K", help="experts that a token is sent to (2)"
-    )
+    parser.add_argument("--top_k", type=int, metavar="K", help="experts per token (2)")
     parser.add_argument(
         "--expert_layers",
         choices=("alternate", "all"),
-        help="which layers change (alternate)",
+        help="layers whose MLPs become experts (alternate)",
     )
     parser.add_argument(
         "--vocabulary",
@@ -50,13 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--start_id",
         type=int,
         metavar="ID",
-        help="what a decoder reads first of the new vocabulary (what is to it as the old one was)",
+        help="decoder start token id (default: the token with the same role in the new vocabulary)",
     )
-    parser.add_argument("--new_tokens", type=int, metavar="N", help="make room for N tokens more")
+    parser.add_argument(
+        "--new_tokens", type=int, metavar="N", help="add N tokens to the vocabulary and embeddings"
+    )
     parser.add_argument(
         "--vectors", metavar="FILE", help="embeddings from a text file of word2vec or GloVe"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of parameters that are drawn (0)"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (as stored)"
     )

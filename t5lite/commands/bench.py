@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=10,
         metavar="N",
-        help="timed one by one, then as many again (10)",
+        help="steps timed one by one, and as many again in a row (10)",
     )
-    parser.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before those (3)")
+    parser.add_argument(
+        "--warmup", type=int, default=3, metavar="N", help="untimed steps before those (3)"
+    )
     parser.add_argument(
         "--json", metavar="FILE", help="also write the numbers as JSON; - prints them alone"
     )

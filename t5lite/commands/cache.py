@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="passes over the training data to keep, each with other masks (1)",
+        help="epochs of the training data to cache, each with its own masks (1)",
     )
     parser.add_argument(
         "--format",

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample",
         action="store_true",
-        help="measure on the samples of training, HeldOut.max_batches say (on everything)",
+        help="evaluate on the samples of training, e.g. HeldOut.max_batches (the whole split)",
     )
     add_processes(parser)
 

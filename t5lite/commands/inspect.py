@@ -20,22 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         'inside a trained model: t5lite inspect --model_dir=DIR --attention "The cat sat."'
     )
-    parser.add_argument("--examples", type=int, default=5, help="how many to show (5)")
-    parser.add_argument("--split", default="train", help="where the examples are from (train)")
+    parser.add_argument("--examples", type=int, default=5, help="number of examples to show (5)")
+    parser.add_argument("--split", default="train", help="split of the examples (train)")
     parser.add_argument(
         "--attention",
         metavar="TEXT",
-        help="instead, draw what goes on in a model as it reads this: attention of every head, "
-        "each token's loss, and what it is due to",
+        help="instead, draw a trained model's attention maps of this text, the loss of each token "
+        "and its attribution to the inputs",
+    )
+    parser.add_argument("--model_dir", metavar="DIR", help="checkpoint of the model, in any layout")
+    parser.add_argument(
+        "--targets", metavar="TEXT", help="targets of an encoder-decoder (its own response)"
     )
     parser.add_argument(
-        "--model_dir", metavar="DIR", help="the model, in any folder of a checkpoint"
-    )
-    parser.add_argument(
-        "--targets", metavar="TEXT", help="what an encoder-decoder writes (its own answer)"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", help="where the page goes (attention-NAME.html, here)"
+        "--output", metavar="FILE", help="where to write the page (attention-NAME.html)"
     )
 
 

@@ -27,16 +27,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology", required=True, metavar="KIND:SHAPE", help="a slice in chips, such as v5e:4x4"
     )
     parser.add_argument(
-        "--num_slices", type=int, default=1, metavar="N", help="so many of them, joined (1)"
+        "--num_slices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of slices, joined by the data-centre network (1)",
     )
     parser.add_argument(
-        "--price", type=float, metavar="PRICE", help="of a chip for an hour, in any currency"
+        "--price", type=float, metavar="PRICE", help="price of a chip-hour, in any currency"
     )
     parser.add_argument(
-        "--power", type=float, metavar="WATTS", help="of a chip with its share of everything else"
+        "--power",
+        type=float,
+        metavar="WATTS",
+        help="power of a chip with its share of host and cooling",
     )
     parser.add_argument(
-        "--output", default="plan.json", metavar="FILE", help="of it all, as JSON (plan.json, here)"
+        "--output",
+        default="plan.json",
+        metavar="FILE",
+        help="where to write the plan as JSON (plan.json)",
     )
     parser.add_argument(
         "--search",
@@ -44,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="try meshes (data, FSDP, tensor), remat and microbatches, and rank what fits",
     )
     parser.add_argument(
-        "--budget", type=float, metavar="MINUTES", help="of a search (30); one under way is ended"
+        "--budget",
+        type=float,
+        metavar="MINUTES",
+        help="time limit of a search (30); a running compilation is cancelled",
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # the process that compiles
 

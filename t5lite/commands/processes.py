@@ -7,18 +7,19 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     """Declares what several processes need to find each other."""
     processes = parser.add_argument_group(
         "several processes",
-        "the same command on every host; on TPU virtual machines, Kubernetes and SLURM without "
-        "any of these",
+        "run the same command on every host; TPU VMs, Kubernetes and SLURM need no such flags",
     )
     processes.add_argument(
-        "--coordinator_address", metavar="HOST:PORT", help="of process 0, the port a free one"
+        "--coordinator_address", metavar="HOST:PORT", help="host of process 0 and a free port there"
     )
-    processes.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    processes.add_argument("--process_id", type=int, metavar="I", help="which this is, from 0")
+    processes.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
+    processes.add_argument(
+        "--process_id", type=int, metavar="I", help="index of this process, from 0"
+    )
     processes.add_argument(
         "--coordinator_timeout",
         type=float,
         default=300.0,
         metavar="SECONDS",
-        help="to wait for the others (300)",
+        help="how long to wait for the other processes (300)",
     )

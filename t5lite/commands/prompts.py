@@ -122,22 +122,22 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
         "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
     )
     parser.add_argument(
-        "--fill", action="store_true", help="answer with the texts, their gaps filled in"
+        "--fill", action="store_true", help="respond with the whole text, its gaps filled in"
     )
     parser.add_argument(
         "--prompt",
         choices=("inputs", "continue", "prefix"),
-        help="what a text is to the model: inputs to answer, a beginning to continue, or one that "
-        "is seen in both directions (as it was trained; else inputs, of decoders continue)",
+        help="role of a text: inputs to respond to, a beginning to continue, or a prefix with "
+        "bidirectional attention (as in training; else inputs, for decoders continue)",
     )
     parser.add_argument(
-        "--truncate", action="store_true", help="cut texts that are too long for the model"
+        "--truncate", action="store_true", help="truncate texts that are too long for the model"
     )
     parser.add_argument(
         "--draft",
         metavar="DIR",
-        help="a smaller model of the same vocabulary that proposes tokens; or `prompt`: they are "
-        "looked up in the text and the answer",
+        help="draft model of the same vocabulary, for speculative decoding; or `prompt`: n-grams "
+        "of the text and the response are the draft",
     )
     parser.add_argument(
         "--draft_length", type=int, metavar="N", help="tokens proposed at a time (4)"
@@ -151,9 +151,13 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples",
         metavar="FILE",
-        help="rows with `targets` or `answer` too, for the template's slot {shots}: told as what "
-        "stands behind it, each with its answer, an empty line between them",
+        help="few-shot examples for the template's slot {shots}: rows with `targets` or `answer`, "
+        "each rendered with the template text after {shots} and followed by its answer, separated "
+        "by blank lines",
     )
     parser.add_argument(
-        "--shots", type=int, metavar="N", help="how many of --examples a text gets; not itself"
+        "--shots",
+        type=int,
+        metavar="N",
+        help="number of few-shot examples; a text is never among its own",
     )

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="where the page goes (RUN/report.html; of several runs, report.html here)",
+        help="where to write the page (RUN/report.html; for several runs, report.html)",
     )
 
 
