@@ -10,43 +10,35 @@ import numpy as np
 
 from t5lite.data.batches import Objective
 from t5lite.data.dataset import Dataset
-from t5lite.data.sources import Example, NoSplit, Source, dealt, next_epoch
+from t5lite.data.sources import Example, NoSplit, NumberedSource, Source
 
 if TYPE_CHECKING:
     from t5lite.data.vocabularies.base import Vocabulary
 
 
-class ArraySource:
+class ArraySource(NumberedSource):
     """Examples that are arrays already. Needs no TensorFlow."""
 
     def __init__(self, name: str, arrays: Sequence[Mapping[str, np.ndarray]]):
         self.name, self.num_examples = name, len(arrays)
-        self._raw = np.empty(len(arrays), object)
-        for i, example in enumerate(arrays):
-            self._raw[i] = {key: np.asarray(value) for key, value in example.items()}
+        self._arrays = [
+            {key: np.asarray(value) for key, value in example.items()} for example in arrays
+        ]
 
     @functools.cached_property
     def content(self) -> str:
         """Hex digest of all arrays."""
         digest = hashlib.sha256()
-        for example in self._raw:
+        for example in self._arrays:
             for name, values in example.items():
                 digest.update(f"{name} {values.dtype.str} {values.shape} ".encode())
                 digest.update(values.tobytes())
         return digest.hexdigest()[:16]
 
-    def windows(self, **which: int) -> Iterator[np.ndarray]:
-        """Yields a shard's windows; see `Source.windows`."""
-        return (self._raw[numbers] for numbers in dealt(self.num_examples, self.name, **which))
-
-    def next_epoch(self, **which: int) -> int:
-        """Returns the next epoch in which a shard has examples; see `Source`."""
-        return next_epoch(self.num_examples, self.name, **which)
-
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the arrays as they are."""
         del seed
-        return iter(window)
+        return (self._arrays[number] for number in window.tolist())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

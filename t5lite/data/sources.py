@@ -25,6 +25,7 @@ class Source(Protocol):
     """Raw examples by shard, and what becomes of them. Several threads may read different shards.
 
     It may have `content`, JSON: what the name leaves open, and must be the same to resume;
+    `seekable`, whether it begins at any window at no cost; False if it must read all before it;
     `count() -> int | None`, where counting the raw examples takes more than knowing `num_examples`;
     and `next_epoch(*, shard, num_shards, epoch) -> int`, the first epoch from `epoch` on in which a
     shard has examples, where that saves trying.
@@ -122,3 +123,25 @@ def _first_place(num_examples: int, name: str, shard: int, num_shards: int, epoc
     """Returns where in an epoch a shard's first example stands; beyond its end if it has none."""
     # By name, so that small parts of a mixture do not all begin at shard 0.
     return (shard + zlib.crc32(name.encode()) - epoch * num_examples) % num_shards
+
+
+class NumberedSource:
+    """Base of sources whose raw examples are numbers, any of which can be read at once.
+
+    Attributes:
+      seekable: that it is so.
+      name: as for `Source`; set by the class that derives from this one.
+      num_examples: likewise.
+    """
+
+    seekable = True
+    name: str
+    num_examples: int
+
+    def windows(self, **which: int) -> Iterator[np.ndarray]:
+        """Yields a shard's windows of example numbers; see `Source.windows`."""
+        return dealt(self.num_examples, self.name, **which)
+
+    def next_epoch(self, **which: int) -> int:
+        """Returns the next epoch in which a shard has examples; see `Source`."""
+        return next_epoch(self.num_examples, self.name, **which)

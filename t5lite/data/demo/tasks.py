@@ -16,7 +16,7 @@ import numpy as np
 
 from t5lite.data.demo import python_docs
 from t5lite.data.demo.vocabulary import python_docs_vocabulary
-from t5lite.data.sources import Example, dealt, next_epoch
+from t5lite.data.sources import Example, NumberedSource
 from t5lite.data.vocabularies.base import Vocabulary
 from t5lite.data.vocabularies.byte_ids import Bytes
 
@@ -60,7 +60,7 @@ class DemoTask:
         return {"inputs": list(inputs), "targets": list(targets)}
 
 
-class TextSource:
+class TextSource(NumberedSource):
     """Texts in memory, in the order that `SeqioSource` reads a task of them in.
 
     Args:
@@ -75,14 +75,6 @@ class TextSource:
         self.name, self._columns, self._features = name, columns, features
         self.num_examples = len(next(iter(columns.values())))
         self.add_eos = {feature: each.add_eos for feature, each in features.items()}
-
-    def windows(self, **which: int) -> Iterator[np.ndarray]:
-        """Yields a shard's windows of example numbers; see `Source.windows`."""
-        return dealt(self.num_examples, self.name, **which)
-
-    def next_epoch(self, **which: int) -> int:
-        """Returns the next epoch in which a shard has examples; see `Source`."""
-        return next_epoch(self.num_examples, self.name, **which)
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the token ids of texts."""

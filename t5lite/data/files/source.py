@@ -8,7 +8,7 @@ from t5lite.data.files.columns import Column
 from t5lite.data.files.index import Hashes, Table
 from t5lite.data.files.readers import Row
 from t5lite.data.files.templates import SHOTS, Template
-from t5lite.data.sources import Example, dealt, next_epoch
+from t5lite.data.sources import Example, NumberedSource
 from t5lite.data.vocabularies.base import Vocabulary
 
 
@@ -49,7 +49,7 @@ class Shots:
         return list(chosen.values())
 
 
-class FileSource:
+class FileSource(NumberedSource):
     """The rows of one split as examples; a raw example is a row's number.
 
     Args:
@@ -74,14 +74,6 @@ class FileSource:
         self.name, self.num_examples = name, len(table)
         self._table, self._columns, self._wanted = table, columns, wanted
         self._vocabulary, self._shots = vocabulary, shots
-
-    def windows(self, **which: int) -> Iterator[np.ndarray]:
-        """Yields a shard's windows; see `Source.windows`."""
-        return dealt(self.num_examples, self.name, **which)
-
-    def next_epoch(self, **which: int) -> int:
-        """Returns the next epoch in which a shard has examples; see `Source`."""
-        return next_epoch(self.num_examples, self.name, **which)
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the rows' features; a window's texts are encoded together."""

@@ -12,7 +12,7 @@ from t5lite.data.dataset import Dataset
 from t5lite.data.paths import as_path
 from t5lite.data.sharded.manifest import TEXT, Manifest, decoded
 from t5lite.data.sharded.records import Records
-from t5lite.data.sources import Example, NoSplit, Source, dealt, next_epoch
+from t5lite.data.sources import Example, NoSplit, NumberedSource, Source, dealt, next_epoch
 from t5lite.data.vocabularies.opening import load_vocabulary, open_vocabulary
 from t5lite.errors import InputError, unknown
 
@@ -129,7 +129,7 @@ class ShardedData(Dataset):
         return [(self._opened[split], 1.0)]
 
 
-class ShardedSource:
+class ShardedSource(NumberedSource):
     """One split of a sharded corpus; a raw example is a record's number.
 
     Args:

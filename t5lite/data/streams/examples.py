@@ -5,6 +5,7 @@ the work since the last border (of a window, of a block) and drops what was give
 stream is a function of the source, the seed and its shard alone, never of hosts, threads or time.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -22,6 +23,7 @@ _ORDER, _SOURCE, _PREPARE, MIX = range(4)
 _FEWEST_FRUITLESS, _FRUITLESS = 500, 10_000
 _FRUITLESS_PASSES = 1000  # likewise, however many examples the source claims to have
 
+_log = logging.getLogger(__name__)
 Prepare = Callable[[Iterator[Example], np.random.Generator], Iterator[Example]]
 
 
@@ -147,6 +149,11 @@ class ExampleStream:
         """Returns the raw examples of the window that the state names, or of the next pass."""
         while True:
             if self._raw_windows is None:
+                if self._window and not getattr(self._source, "seekable", True):
+                    _log.info(
+                        "%s cannot seek: shard %d reads its first %d examples again to resume",
+                        *(self._source.name, self._shard, self._window * self._size),
+                    )
                 self._raw_windows = iter(
                     self._source.windows(
                         shard=self._shard,

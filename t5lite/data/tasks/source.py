@@ -88,6 +88,11 @@ class SeqioSource:
         except KeyError:  # it tells for other splits
             return None
 
+    @property
+    def seekable(self) -> bool:
+        """Whether any window can be read at once: of what is in memory."""
+        return self._memory is not None
+
     def count(self) -> int | None:
         """Raw examples of the split, read to be counted if it is small; None if unknown."""
         if self.num_examples is None:
