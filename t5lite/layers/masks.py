@@ -97,33 +97,19 @@ class AttentionMask:
         if self.kv_segments is not None:
             seen = (self.kv_segments > 0)[:, None]
             if self.q_segments is not None:
-                same = self.q_segments[:, :, None] == self.kv_segments[:, None]
-                seen = same & jnp.broadcast_to(seen, same.shape)
+                seen = seen & (self.q_segments[:, :, None] == self.kv_segments[:, None])
         if self.causal:
             ordered = self._distance() >= 0
             if self.q_prefix is not None and self.kv_prefix is not None:
-                both = self.q_prefix[:, :, None] & self.kv_prefix[:, None]
-                ordered = _or(ordered, both)
-            seen = ordered if seen is None else _and(seen, ordered)
+                ordered = ordered | (self.q_prefix[:, :, None] & self.kv_prefix[:, None])
+            seen = ordered if seen is None else seen & ordered
         if self.window is not None:
             within = jnp.abs(self._distance()) <= self.window
-            seen = within if seen is None else _and(seen, within)
+            seen = within if seen is None else seen & within
         return None if seen is None else seen[:, None]
 
     def _distance(self) -> Int32[Array, "batch_or_1 q_length kv_length"]:
         """Returns `[batch or 1, q_length, kv_length]` int32: tokens from key to query."""
         assert self.q_order is not None, "causal and windowed masks need an order"
         assert self.kv_order is not None
-        q_order, kv_order = self.q_order[:, :, None], self.kv_order[:, None]
-        shape = jnp.broadcast_shapes(q_order.shape, kv_order.shape)
-        return jnp.broadcast_to(q_order, shape) - jnp.broadcast_to(kv_order, shape)
-
-
-def _and(a: jax.Array, b: jax.Array) -> jax.Array:
-    shape = jnp.broadcast_shapes(a.shape, b.shape)
-    return jnp.broadcast_to(a, shape) & jnp.broadcast_to(b, shape)
-
-
-def _or(a: jax.Array, b: jax.Array) -> jax.Array:
-    shape = jnp.broadcast_shapes(a.shape, b.shape)
-    return jnp.broadcast_to(a, shape) | jnp.broadcast_to(b, shape)
+        return self.q_order[:, :, None] - self.kv_order[:, None]

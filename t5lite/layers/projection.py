@@ -176,9 +176,9 @@ class Projection(nn.Module):
             y = multiply(x)
             return y if bias is None else y + gradients.broadcast(bias, y.shape, y.dtype)
 
+        draw = functools.partial(self.make_rng, "dropout") if self.has_rng("dropout") else None
+        parts = Affine(kernel, bias, multiply, draw)
         adapted: Callable[[jax.Array], jax.Array] = affine
         for adapter, leaves in declared.adapters:
-            adapted = functools.partial(
-                adapter.apply, leaves, inner=adapted, affine=Affine(kernel, bias, multiply)
-            )
+            adapted = functools.partial(adapter.apply, leaves, inner=adapted, affine=parts)
         return adapted(x.astype(self.dtype))

@@ -51,11 +51,13 @@ class Affine(NamedTuple):
       kernel: `[*contracted, *features]`, as it is multiplied, any float dtype.
       bias: `[*features]`; None for none.
       product: `[..., *contracted]` → `[..., *features]`, without the bias.
+      dropout_key: returns a new PRNG key; None outside of training.
     """
 
     kernel: jax.Array
     bias: jax.Array | None
     product: Callable[[jax.Array], jax.Array]
+    dropout_key: Callable[[], jax.Array] | None
 
 
 Leaves = Mapping[str, jax.Array]

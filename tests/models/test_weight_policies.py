@@ -53,7 +53,7 @@ def paths(params):
     return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
 
 
-@pytest.mark.light("unequal_widths_and_experts", "shared_on_both_sides")
+@pytest.mark.light("unequal_widths_and_experts")
 @pytest.mark.parametrize("name", VARIED)
 def test_an_adapter_at_its_start_is_the_base_model(name):
     spec = VARIED[name]
