@@ -18,7 +18,7 @@ VOCAB, LENGTH, ROWS, STEPS = 64, 12, 16, 30
 class Words:
     """A vocabulary by the protocol: ids are words, the last ones sentinels."""
 
-    eos_id, unk_id, size, num_sentinels = 1, 2, VOCAB, 8
+    pad_id, eos_id, unk_id, size, num_sentinels = 0, 1, 2, VOCAB, 8
     pad_id, bos_id, mask_id = 0, None, None
     frame = target_frame = Frame(after=(1,))
 
@@ -245,7 +245,7 @@ def test_packed_loss_is_unpacked_loss_on_a_decoder(name):
     lengths = {"inputs": 24, "targets": 24} if name != "CausalLM" else {"targets": 48}
     source = data_of(name, lengths=lengths)
     found = source.examples(objective, split="train", count=9, seed=3)
-    rows = objective.row_lengths(lengths)
+    rows = objective.rows(lengths)
 
     @jax.jit
     def mean_loss(batch):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from t5lite.data.batches import Objective
 from t5lite.data.dataset import Dataset
-from t5lite.data.sources import Example, NoSplit, NumberedSource, Source
+from t5lite.data.sources import Component, Example, NoSplit, NumberedSource
+from t5lite.rows import HostHalf
 
 if TYPE_CHECKING:
     from t5lite.data.vocabularies.base import Vocabulary
@@ -72,8 +72,7 @@ class ArrayData(Dataset):
     def _opened(self) -> dict[str, ArraySource]:
         return {}
 
-    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
-        del objective
+    def _components(self, split: str, objective: HostHalf) -> list[Component]:
         splits = {"train": self.train, "validation": self.validation}
         if not len(splits.get(split, ())):
             full = [name for name, arrays in splits.items() if len(arrays)]
@@ -82,4 +81,4 @@ class ArrayData(Dataset):
             )
         if split not in self._opened:  # kept for its digest
             self._opened[split] = ArraySource(f"arrays:{split}", splits[split])
-        return [(self._opened[split], 1.0)]
+        return [Component(self._opened[split], 1.0, objective)]

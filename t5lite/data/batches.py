@@ -2,27 +2,25 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import hashlib
 import json
 import math
 import os
 import queue
-import re
 import reprlib
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5lite.data.like_lengths import Groups, cut
-from t5lite.data.sources import Example
+from t5lite.data.like_lengths import cut
 from t5lite.data.streams.rows import concatenate
 from t5lite.data.workers import Rows, Taken, WorkerPool, Workers, take
 from t5lite.errors import InputError
+from t5lite.rows import HostHalf, RowSpec, token_names
 
 Batch = dict[str, np.ndarray]
 _STATE_FORMAT = 3
@@ -34,26 +32,6 @@ _EARLIER_ORDERS = {
     "ones are packed tighter; no example is lost or repeated",
     _STATE_FORMAT: "",
 }
-
-
-class Objective(Protocol):
-    """What the pipeline asks of an objective; `t5lite.objectives.Objective` says more."""
-
-    @property
-    def features(self) -> tuple[str, ...]: ...
-
-    # Perhaps also `row_lengths(lengths) -> dict[str, int]` and `packable: bool`.
-
-    def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[Example]: ...
-
-    def batch(self, rows: Batch) -> Batch: ...
 
 
 class _Delivery(NamedTuple):
@@ -74,10 +52,10 @@ class Batches:
       shards: the rows of each virtual shard that this process makes, by number.
       rows_per_shard: rows of a batch that come from one shard.
       objective: gives rows the names that the model knows.
-      names: of the rows' tokens, whose padding is counted; None: the objective's features.
+      specs: of the rows.
       fingerprint: JSON values that must be the same where a state is loaded.
       prefetch: batches made ahead, >= 1.
-      cut_together: features whose rows lose columns that hold only padding, see `like_lengths`.
+      cuts: whether rows lose columns that hold only padding, see `like_lengths`.
       period: batches in which rows of all lengths come.
       workers: processes that prepare the shards; None: threads of this one.
       earlier: number of shards by default in 0.1.0, and what makes the same batches of them, for
@@ -88,19 +66,19 @@ class Batches:
         self,
         shards: Mapping[int, Rows],
         rows_per_shard: int,
-        objective: Objective,
+        objective: HostHalf,
         *,
         fingerprint: Mapping[str, Any],
-        names: Sequence[str] | None = None,
+        specs: Mapping[str, RowSpec],
         prefetch: int = 2,
-        cut_together: Groups = (),
+        cuts: bool = False,
         period: int = 1,
         workers: Workers | None = None,
         earlier: tuple[int, Callable[[], "Batches"]] | None = None,
     ):
         self._earlier, self._workers = earlier, workers
-        self._cut_together, self.period = cut_together, period
-        self._names = tuple(objective.features if names is None else names)
+        self._cuts, self.period = cuts, period
+        self._specs = dict(specs)
         self._shards, self._rows_per_shard = dict(shards), rows_per_shard
         self._objective, self._fingerprint = objective, dict(fingerprint)
         self._prefetch = prefetch
@@ -125,8 +103,8 @@ class Batches:
                 pool or _taken(self._shards, self._rows_per_shard),
                 tuple(self._shards),
                 self._objective,
-                self._names,
-                cut_together=self._cut_together,
+                self._specs,
+                cuts=self._cuts,
             )
             self._thread = _Thread(produced, self._prefetch, stop=pool.close if pool else None)
             # Also at exit: a thread that is inside TensorFlow then can hang the process.
@@ -162,7 +140,9 @@ class Batches:
             self._stop()
             vars(self).update(vars(self._earlier[1]()))
         state = _upgraded(state)
-        if changed := dict(_differences(state.get("data", {}), self._fingerprint)):
+        saved = dict(state.get("data", {}))
+        saved.pop("rows", None)  # of earlier versions: objective and lengths decide them
+        if changed := dict(_differences(saved, self._fingerprint)):
             more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
             fix = "set what changed to what it was"
             # By default, batch_size decides the shards, and they the window.
@@ -221,7 +201,7 @@ class Batches:
 
     def keep_lengths(self) -> None:
         """Leaves all rows at their full length; to be called before the first batch."""
-        self._cut_together = ()
+        self._cuts = False
 
     def close(self) -> None:
         """Ends the thread. The state can still be read."""
@@ -232,35 +212,6 @@ class Batches:
         if self._thread is not None:
             self._thread.stop()
             self._thread = None
-
-
-def identity(objective: Any) -> dict[str, Any]:
-    """Returns what of an objective decides the rows it prepares, as JSON.
-
-    Its class and, of a dataclass, the fields that are not None, without those that `loss_fields`
-    names: they concern the loss alone.
-    """
-    objective = getattr(objective, "wrapped", objective)
-    fields = {}
-    if dataclasses.is_dataclass(objective):
-        loss_fields = getattr(objective, "loss_fields", ())
-        fields = {
-            field.name: getattr(objective, field.name)
-            for field in dataclasses.fields(objective)
-            if field.name not in loss_fields and getattr(objective, field.name) is not None
-        }
-    name = getattr(objective, "former_name", None) or type(objective).__qualname__
-    return {"class": name} | json.loads(json.dumps(fields, default=_text))
-
-
-def start_of(objective: Any) -> int | None:
-    """Returns what a decoder reads first, which `prepare` leaves out of texts; None for nothing.
-
-    Beside `identity`, and not in it: positions and caches of earlier versions lack it.
-    """
-    objective = getattr(objective, "wrapped", objective)
-    reads = hasattr(objective, "prompts") and getattr(objective, "topology", "") != "encoder"
-    return getattr(objective, "start_id", None) if reads else None
 
 
 def _upgraded(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -275,11 +226,6 @@ def _upgraded(state: Mapping[str, Any]) -> Mapping[str, Any]:
             return {**state, "data": data, "format": _STATE_FORMAT}
         shards = {shard: {**rows, "first_fit": block_rows} for shard, rows in shards.items()}
     return {**state, "data": data, "shards": shards}
-
-
-def _text(value: Any) -> str:
-    """Returns what an object calls itself, without its place in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _differences(saved: Any, mine: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -402,18 +348,20 @@ def _taken(shards: Mapping[int, Rows], rows_per_shard: int) -> Iterator[list[Tak
 def _produce(
     batches: Iterable[list[Taken]],
     shards: Sequence[int],
-    objective: Objective,
-    names: Sequence[str],
+    objective: HostHalf,
+    specs: Mapping[str, RowSpec],
     *,
-    cut_together: Groups,
+    cuts: bool,
 ) -> Iterator[_Delivery]:
     tokens = places = 0
+    names = token_names(specs)
     for taken in batches:
         rows = concatenate([each.rows for each in taken])
-        rows = cut(rows, cut_together) if cut_together else rows
+        rows = cut(rows, specs) if cuts else rows
         for name in names:
-            tokens += int(np.count_nonzero(rows.get(f"{name}_segment_ids", rows[name])))
-            places += rows[name].size
+            segments = rows[f"{name}_segment_ids"]
+            tokens += int(np.count_nonzero(segments))
+            places += segments.size
         yield _delivery(objective.batch(rows), shards, taken, tokens, places)
 
 

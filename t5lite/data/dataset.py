@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from t5lite.data.batches import Batch, Batches, Objective, identity, mean_epoch, start_of
+from t5lite.data.batches import Batch, Batches, mean_epoch
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels, check_labels
-from t5lite.data.like_lengths import Groups
-from t5lite.data.sources import Example, Source, count_of
+from t5lite.data.packing import empty_rows
+from t5lite.data.sources import Component, Example, Source, count_of
 from t5lite.data.streams.examples import ExampleStream, Prepare, Stream
 from t5lite.data.streams.mixture import MixtureStream
 from t5lite.data.streams.rows import RowStream
 from t5lite.data.validation import Validation, joined, num_rows
 from t5lite.data.workers import Rows, Workers
 from t5lite.errors import InputError
+from t5lite.rows import HostHalf
 
 if TYPE_CHECKING:
     import jax
@@ -113,14 +114,14 @@ class Dataset:
         del split
         return None
 
-    def validation_name(self, objective: Objective) -> str:
+    def validation_name(self, objective: HostHalf) -> str:
         """Returns what the validation split is read from: it tells data sets apart.
 
         Raises:
           InputError: if there is no such split.
         """
-        sources = self._sources(self._validation_split(), objective)
-        known = ([source.name, getattr(source, "content", None)] for source, _ in sources)
+        found = self._components(self._validation_split(), objective)
+        known = ([each.source.name, getattr(each.source, "content", None)] for each in found)
         return " + ".join(":".join(filter(None, each)) for each in known)
 
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
@@ -183,7 +184,7 @@ class Dataset:
         return []
 
     def train_batches(
-        self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None
+        self, objective: HostHalf, *, seed: int, shards: Sequence[int] | None = None
     ) -> Batches:
         """Starts reading the training data.
 
@@ -195,44 +196,43 @@ class Dataset:
         Raises:
           InputError: if a split, feature or length is missing or numbers do not divide.
         """
-        lengths = self._row_lengths(objective)
-        sources = self._sources(self._train_split(), objective)
+        specs, packed = objective.rows(self.lengths), self._packs(objective)
+        components = self._components(self._train_split(), objective)
         num_shards = self._num_shards()
-        groups = self._cut_together(objective)
+        ordered = self.like_lengths and objective.like_lengths and not packed
         group_rows = self.batch_size // num_shards
-        block_rows = max(self._block_rows(), _GROUPS * group_rows if groups else 0)
+        block_rows = max(self._block_rows(), _GROUPS * group_rows if ordered else 0)
         streams = {}
         for shard in self._chosen(shards):
-            examples = self._endless(
-                objective, sources, seed=seed, shard=shard, num_shards=num_shards
-            )
-            streams[shard] = self._rows(
-                examples,
-                lengths,
-                objective,
+            streams[shard] = RowStream(
+                self._endless(components, seed=seed, shard=shard, num_shards=num_shards),
+                specs,
+                packed=packed,
                 block_rows=block_rows,
-                like_lengths=groups,
+                like_lengths=ordered,
                 group_rows=group_rows,
                 seed=seed,
             )
         fingerprint = {
-            "sources": [[source.name, rate] for source, rate in sources],
+            "sources": [[each.source.name, each.rate] for each in components],
             "sources_content": [
                 # Somebody's own source may know neither.
-                [getattr(source, "num_examples", None), getattr(source, "content", None)]
-                for source, _ in sources
+                [getattr(each.source, "num_examples", None), getattr(each.source, "content", None)]
+                for each in components
             ],
             "seed": seed,
             "num_shards": num_shards,
             "lengths": dict(self.lengths),
-            "rows": lengths,
-            "pack": self._packs(objective),
-            "objective": identity(objective),
-            "start_id": start_of(objective),
+            "pack": packed,
+            "objective": objective.identity(),
+            "objectives": [
+                each.objective.identity() for each in components if each.objective is not objective
+            ],
+            "start_id": objective.first_id,
             "vocabulary": getattr(self.vocabulary(), "fingerprint", None),
             "window": self._window(),
             "block_rows": block_rows,
-            "like_lengths": bool(groups),
+            "like_lengths": ordered,
         }
 
         def earlier() -> Batches:
@@ -245,22 +245,23 @@ class Dataset:
             streams,
             group_rows,
             objective,
-            names=tuple(lengths),
+            specs=specs,
             fingerprint=fingerprint,
             prefetch=self.prefetch,
-            cut_together=groups if len(streams) == num_shards else (),
-            period=_GROUPS if groups else 1,
+            cuts=ordered and len(streams) == num_shards,
+            period=_GROUPS if ordered else 1,
             workers=self._workers(objective, seed) if self.workers else None,
             earlier=(of_then, earlier) if of_then < num_shards else None,
         )
 
     def validation_batches(
         self,
-        objective: Objective,
+        objective: HostHalf,
         *,
         max_batches: int | None = None,
         shards: Sequence[int] | None = None,
         agree: Callable[[bool], bool] = bool,
+        part: str | None = None,
     ) -> Validation:
         """Reads the whole validation split once, in a fixed random order; the same on every call.
 
@@ -273,6 +274,7 @@ class Dataset:
           shards: as in `train_batches`.
           agree: tells, before each batch, whether any process has more rows, from whether this one
             has; of several processes all must call it.
+          part: of a mixture, one of `validation_parts`; None: all of it.
 
         Returns:
           This process's rows of every batch; can be iterated over again. Rows of zeros fill the
@@ -281,34 +283,32 @@ class Dataset:
         Raises:
           InputError: if there is no such split, or it has no examples.
         """
-        lengths = self._row_lengths(objective)
-        sources = self._sources(self._validation_split(), objective)
+        specs, packed = objective.rows(self.lengths), self._packs(objective)
+        components = self._components(self._validation_split(), objective)
+        components = [each for each in components if part in (None, each.part)]
         mine, num_shards = self._chosen(shards), self._num_shards()
         size = self.batch_size // num_shards
         # No more rows are made than are wanted, where that is less than a block of every shard.
         block = min(self._block_rows(), size * (max_batches or self._block_rows()))
 
-        def rows_of(shard: int, num_shards: int) -> RowStream:
-            examples = self._once(objective, sources, seed=0, shard=shard, num_shards=num_shards)
-            return self._rows(examples, lengths, objective, block_rows=block)
+        def rows_of(shard: int) -> RowStream:
+            examples = self._once(components, seed=0, shard=shard, num_shards=num_shards)
+            return RowStream(examples, specs, packed=packed, block_rows=block)
 
         def begin() -> Iterator[tuple[Batch, float | None]]:
-            streams = [rows_of(shard, num_shards) for shard in mine]
-            like: Batch | None = None
+            streams = [rows_of(shard) for shard in mine]
             for number in itertools.islice(itertools.count(), max_batches):
                 parts = [stream.take(size) for stream in streams]
-                like = like or next(filter(num_rows, parts), None)
                 if not agree(any(map(num_rows, parts))):
                     if not number:
-                        names = ", ".join(source.name for source, _ in sources)
+                        names = ", ".join(each.source.name for each in components)
                         raise InputError(f"{names} has no examples, or preprocessing left none")
                     break
-                like = like or rows_of(0, 1).take(1)  # all that there is went to other processes
                 epoch = mean_epoch(streams)
                 share = epoch if isinstance(epoch, float) else None
-                yield objective.batch(joined(parts, size, like=like)), share
+                yield objective.batch(joined(parts, size)), share
 
-        counts = [count_of(source) for source, _ in sources]
+        counts = [count_of(each.source) for each in components]
         known = [count for count in counts if count is not None]
         return Validation(
             begin,
@@ -316,7 +316,12 @@ class Dataset:
             num_examples=sum(known) if len(known) == len(counts) else None,
         )
 
-    def examples(self, objective: Objective, *, split: str, count: int, seed: int) -> list[Example]:
+    def validation_parts(self, objective: HostHalf) -> list[str]:
+        """Returns the parts of a mixture that have a validation split; [] of other data."""
+        del objective
+        return []
+
+    def examples(self, objective: HostHalf, *, split: str, count: int, seed: int) -> list[Example]:
         """Returns some prepared examples from all over a split, in random order.
 
         Args:
@@ -325,26 +330,18 @@ class Dataset:
           count: how many; fewer if the split is smaller.
           seed: decides which.
         """
-        stream = self._once(objective, self._sources(split, objective), seed=seed)
+        stream = self._once(self._components(split, objective), seed=seed)
         return list(itertools.islice(stream, count))
 
-    def batch_shapes(self, objective: Objective) -> "dict[str, jax.ShapeDtypeStruct]":
+    def batch_shapes(self, objective: HostHalf) -> "dict[str, jax.ShapeDtypeStruct]":
         """Returns the shapes and types of a global batch, without reading any data."""
         import jax
 
-        suffixes: tuple[str, ...] = ("",)
-        if self._packs(objective):
-            suffixes = ("", "_segment_ids", "_positions")
-        elif self._needs_segments():
-            suffixes = ("", "_segment_ids")
-        row = {
-            name + suffix: np.zeros((1, length), np.int32)
-            for name, length in self._row_lengths(objective).items()
-            for suffix in suffixes
-        }
+        specs = objective.rows(self.lengths)
+        batch = objective.batch(empty_rows(specs, 1, packed=self._packs(objective)))
         return {
-            name: jax.ShapeDtypeStruct((self.batch_size, *value.shape[1:]), value.dtype)
-            for name, value in objective.batch(row).items()
+            name: jax.ShapeDtypeStruct((self.batch_size, *rows.shape[1:]), rows.dtype)
+            for name, rows in batch.items()
         }
 
     def _train_split(self) -> str:
@@ -353,15 +350,15 @@ class Dataset:
     def _validation_split(self) -> str:
         return "validation"
 
-    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
-        """Returns what a split is read from, each with its rate."""
+    def _components(self, split: str, objective: HostHalf) -> list[Component]:
+        """Returns the sources of a split, each with its rate and what prepares its examples."""
         raise NotImplementedError
 
-    def _workers(self, objective: Objective, seed: int) -> Workers:
+    def _workers(self, objective: HostHalf, seed: int) -> Workers:
         data = dataclasses.replace(self, workers=0)
         return Workers(self.workers, functools.partial(_opened, data, objective, seed))
 
-    def _suffices(self, source: Source, objective: Objective) -> bool:
+    def _suffices(self, source: Source, objective: HostHalf) -> bool:
         """Whether the objective can prepare example 0 of a source whose raw examples are numbers.
 
         It may make features that it names; an example tells, before any batch does.
@@ -391,113 +388,69 @@ class Dataset:
         size = self.batch_size // self._num_shards()
         return (np.asarray(shards, int)[:, np.newaxis] * size + np.arange(size)).ravel()
 
-    def _row_lengths(self, objective: Objective) -> dict[str, int]:
-        """Returns the names and lengths of what the objective prepares; features, by default."""
-        row_lengths = getattr(objective, "row_lengths", None)
-        if row_lengths is not None:
-            return {name: int(length) for name, length in row_lengths(self.lengths).items()}
-        for name in objective.features:
-            if name not in self.lengths:
-                raise InputError(
-                    f"lengths (TASK_FEATURE_LENGTHS) lacks the feature {name!r} of "
-                    f"{type(objective).__name__}; it has {', '.join(sorted(self.lengths))}"
-                )
-        return {name: int(self.lengths[name]) for name in objective.features}
+    def _packs(self, objective: HostHalf) -> bool:
+        return self.pack and objective.packable
 
-    def _packs(self, objective: Objective) -> bool:
-        return self.pack and getattr(objective, "packable", True)
-
-    def _rows(
-        self,
-        examples: Stream,
-        lengths: Mapping[str, int],
-        objective: Objective,
-        *,
-        block_rows: int | None = None,
-        **order: Any,
-    ) -> RowStream:
-        return RowStream(
-            examples,
-            lengths,
-            packed=self._packs(objective),
-            segments=self._needs_segments(),
-            block_rows=block_rows or self._block_rows(),
-            **order,
-        )
-
-    def _cut_together(self, objective: Objective) -> Groups:
-        """Returns the features by whose lengths rows are ordered, and what is cut with them."""
-        if not self.like_lengths or self._packs(objective):
-            return ()
-        return getattr(objective, "cut_together", ())
-
-    def _needs_segments(self) -> bool:
-        """Whether rows need segment ids because 0, which fills them up, is a token too."""
-        return bool(getattr(self.vocabulary(), "zero_is_token", False))
-
-    def _prepare(self, objective: Objective, source: Source | None = None) -> Prepare:
+    def _prepare(self, objective: HostHalf, add_eos: Mapping[str, bool] | None = None) -> Prepare:
         vocabulary = self.vocabulary()
-        bind, add_eos = getattr(objective, "for_features", None), getattr(source, "add_eos", None)
-        if bind is not None and add_eos is not None:
-            objective = bind(add_eos)
+        if add_eos is not None:
+            objective = objective.for_features(add_eos)
 
         def prepare(examples: Iterator[Example], rng: np.random.Generator) -> Iterator[Example]:
             return objective.prepare(examples, lengths=self.lengths, vocabulary=vocabulary, rng=rng)
 
         return prepare
 
-    def _endless(
+    def _streams(
         self,
-        objective: Objective,
-        sources: Sequence[tuple[Source, float]],
+        components: Sequence[Component],
         *,
         seed: int,
-        shard: int = 0,
-        num_shards: int = 1,
-    ) -> Stream:
-        """Returns a shard's training examples, pass after pass, drawn at the sources' rates."""
-        streams = [
-            ExampleStream(
-                source,
-                self._prepare(objective, source),
-                shard=shard,
-                num_shards=num_shards,
-                seed=seed,
-                window=self._window(),
+        shard: int,
+        num_shards: int,
+        repeat: bool,
+    ) -> list[Stream]:
+        streams: list[Stream] = []
+        seen: dict[str, int] = {}
+        for component in components:
+            source = component.source
+            again = seen[source.name] = seen.get(source.name, -1) + 1
+            streams.append(
+                ExampleStream(
+                    source,
+                    self._prepare(component.objective, getattr(source, "add_eos", None)),
+                    shard=shard,
+                    num_shards=num_shards,
+                    seed=seed + again,  # a source of two components has two orders
+                    window=self._window(),
+                    repeat=repeat,
+                )
             )
-            for source, _ in sources
-        ]
+        return streams
+
+    def _endless(
+        self, components: Sequence[Component], *, seed: int, shard: int = 0, num_shards: int = 1
+    ) -> Stream:
+        """Returns a shard's training examples, pass after pass, drawn at the components' rates."""
+        streams = self._streams(
+            components, seed=seed, shard=shard, num_shards=num_shards, repeat=True
+        )
         if len(streams) == 1:
             return streams[0]
-        return MixtureStream(streams, [rate for _, rate in sources], seed=seed, shard=shard)
+        return MixtureStream(streams, [each.rate for each in components], seed=seed, shard=shard)
 
     def _once(
-        self,
-        objective: Objective,
-        sources: Sequence[tuple[Source, float]],
-        *,
-        seed: int,
-        shard: int = 0,
-        num_shards: int = 1,
+        self, components: Sequence[Component], *, seed: int, shard: int = 0, num_shards: int = 1
     ) -> Stream:
         """Returns one pass over a shard of whole sources, in random order."""
-        streams = [
-            ExampleStream(
-                source,
-                self._prepare(objective, source),
-                shard=shard,
-                num_shards=num_shards,
-                seed=seed,
-                window=self._window(),
-                repeat=False,
-            )
-            for source, _ in sources
-        ]
+        streams = self._streams(
+            components, seed=seed, shard=shard, num_shards=num_shards, repeat=False
+        )
         return streams[0] if len(streams) == 1 else MixtureStream(streams, None)
 
 
 def _opened(
-    data: Dataset, objective: Objective, seed: int, shards: Sequence[int]
+    data: Dataset, objective: HostHalf, seed: int, shards: Sequence[int]
 ) -> Mapping[int, Rows]:
     return data.train_batches(objective, seed=seed, shards=shards).shards
 

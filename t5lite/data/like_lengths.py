@@ -11,14 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from t5lite.data.sources import Example
-
-Groups = Sequence[Sequence[str]]
-"""Features whose rows are cut together, the first of which has the tokens."""
+from t5lite.rows import Example, Rows, RowSpec, token_names
 
 _PARTS = 4  # lengths that batches are cut to: quarters of the full one
 _SHORT, _LONG = 8, 128  # lengths are multiples of these; of the second from 512 on
-_SUFFIXES = ("", "_segment_ids", "_positions")
 
 
 def cut_lengths(length: int) -> list[int]:
@@ -30,8 +26,7 @@ def cut_lengths(length: int) -> list[int]:
 
 def order_by_length(
     examples: Sequence[Example],
-    lengths: Mapping[str, int],
-    groups: Groups,
+    specs: Mapping[str, RowSpec],
     *,
     size: int,
     seed: Sequence[int],
@@ -39,36 +34,35 @@ def order_by_length(
     """Returns examples sorted by the share of their rows that they fill, in shuffled groups.
 
     Args:
-      examples: arrays by feature.
-      lengths: of the rows.
-      groups: whose first features count.
+      examples: arrays by name.
+      specs: of the rows, whose tokens count.
       size: of a group of neighbours, which stay together.
       seed: decides the order of the groups.
     """
-    firsts = [names[0] for names in groups]
-    shares = [max(len(each[name]) / lengths[name] for name in firsts) for each in examples]
+    names = token_names(specs)
+    shares = [max(len(each[name]) / specs[name].length for name in names) for each in examples]
     order = np.argsort(np.asarray(shares), kind="stable")
     starts = np.random.default_rng(list(seed)).permutation(-(-len(order) // size)) * size
     return [examples[index] for start in starts for index in order[start : start + size]]
 
 
-def cut(rows: Mapping[str, np.ndarray], groups: Groups) -> dict[str, np.ndarray]:
+def cut(rows: Rows, specs: Mapping[str, RowSpec]) -> Rows:
     """Returns a batch's rows without the columns that hold only padding, as far as `cut_lengths`.
 
     Args:
-      rows: `[batch, length]` by feature, with `_segment_ids` where 0 is a token.
-      groups: which features are cut together; all groups are cut to the same part of their length.
+      rows: as `packing.pad` makes them.
+      specs: of the rows; all tokens, with what lies along them, are cut to the same part of their
+        length.
     """
-    part = 0
-    for first, *_ in groups:
-        tokens = rows.get(f"{first}_segment_ids", rows[first])
-        places = np.flatnonzero(tokens.any(axis=0))
-        used = int(places[-1]) + 1 if places.size else 0
-        part = max(part, int(np.searchsorted(cut_lengths(tokens.shape[1]), used)))
-    found = dict(rows)
-    for names in groups:
-        length = cut_lengths(rows[names[0]].shape[1])[part]
-        for name in (f"{name}{suffix}" for name in names for suffix in _SUFFIXES):
-            if name in found:
-                found[name] = found[name][:, :length]
-    return found
+    part, tokens = 0, token_names(specs)
+    for name in tokens:
+        columns = np.flatnonzero(rows[f"{name}_segment_ids"].any(axis=0))
+        used = int(columns[-1]) + 1 if columns.size else 0
+        part = max(part, int(np.searchsorted(cut_lengths(specs[name].length), used)))
+    shorter = dict(rows)
+    for name, spec in specs.items():
+        if spec.kind != "per_example":
+            length = cut_lengths(spec.length)[part]
+            for array in (name, f"{name}_segment_ids") if name in tokens else (name,):
+                shorter[array] = rows[array][:, :length]
+    return shorter

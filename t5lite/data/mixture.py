@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from t5lite.data.batches import Objective
 from t5lite.data.dataset import Dataset
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
-from t5lite.data.sources import NoSplit, Source
+from t5lite.data.sources import Component, NoSplit
 from t5lite.errors import InputError, unknown
+from t5lite.rows import HostHalf, RowSpec
 
 if TYPE_CHECKING:
     from t5lite.data.tasks.metric_tasks import MetricTask
@@ -56,6 +56,20 @@ def mixing_rates(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a mixture whose examples an objective of its own prepares.
+
+    Attributes:
+      data: of any kind.
+      objective: its host half makes the same rows as that of the run's objective, whose device half
+        trains on all parts: SpanCorruption and PrefixLM (UL2), say, or a task's Seq2Seq.
+    """
+
+    data: Dataset
+    objective: HostHalf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class MixtureData(Dataset):
     """Parts of any kind in one stream: SeqIO tasks, files and arrays, each at its rate.
 
@@ -66,8 +80,8 @@ class MixtureData(Dataset):
     `lengths`, `batch_size` and the like are the mixture's; those of the parts have no effect.
 
     Attributes:
-      parts: by name, or a sequence, whose parts are called by their numbers. All have the same
-        vocabulary.
+      parts: by name, or a sequence, whose parts are called by their numbers: data, or a `Part`
+        with an objective of its own. All have the same vocabulary.
       rates: relative, > 0, by name or in order; None: from the parts' numbers of examples.
       temperature: see `mixing_rates`; for when there are no `rates`.
       maximum: likewise.
@@ -87,10 +101,11 @@ class MixtureData(Dataset):
                 field="MixtureData.parts",
             )
         for name, part in _named(self.parts).items():
-            if not isinstance(part, Dataset):
+            if not isinstance(_data(part), Dataset):
                 raise InputError(
-                    f"part {name!r} is {type(part).__name__}: must be TaskData, FileData, "
-                    "ArrayData or another MixtureData"
+                    f"part {name!r} is {type(_data(part)).__name__}: must be TaskData, FileData, "
+                    "ArrayData or another MixtureData, or a Part with one",
+                    field="MixtureData.parts",
                 )
         if self.rates is None:
             mixing_rates({"any": 1}, temperature=self.temperature, maximum=self.maximum)
@@ -141,7 +156,12 @@ class MixtureData(Dataset):
 
     def with_labels(self, labels: Labels) -> Self:
         """Returns the mixture with every part's labels numbered as a model's are."""
-        parts = {name: part.with_labels(labels) for name, part in _named(self.parts).items()}
+        parts = {
+            name: dataclasses.replace(part, data=part.data.with_labels(labels))
+            if isinstance(part, Part)
+            else part.with_labels(labels)
+            for name, part in _named(self.parts).items()
+        }
         return dataclasses.replace(self, parts=parts)
 
     def input_format(self) -> InputFormat:
@@ -157,7 +177,10 @@ class MixtureData(Dataset):
     def _parts(self) -> dict[str, Dataset]:
         # Preprocessors may cut to the lengths, which are the mixture's.
         own = {"lengths": self.lengths, "batch_size": self.batch_size, "num_shards": None}
-        return {name: dataclasses.replace(part, **own) for name, part in _named(self.parts).items()}
+        return {
+            name: dataclasses.replace(_data(part), **own)
+            for name, part in _named(self.parts).items()
+        }
 
     @functools.cached_property
     def _vocabulary(self) -> "Vocabulary | None":
@@ -188,26 +211,53 @@ class MixtureData(Dataset):
             sizes[name] = size
         return mixing_rates(sizes, temperature=self.temperature, maximum=self.maximum)
 
-    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+    def validation_parts(self, objective: HostHalf) -> list[str]:
+        """Returns the names of the parts that have a validation split, if there are several."""
+        components = self._components(self._validation_split(), objective)
+        names = list(dict.fromkeys(str(each.part) for each in components))
+        return names if len(names) > 1 else []
+
+    def _components(self, split: str, objective: HostHalf) -> list[Component]:
         self.vocabulary()  # several are refused before anything is read
-        sources: list[tuple[Source, float]] = []
+        components: list[Component] = []
         classes: dict[str, tuple[str, list[str]]] = {}
         missing: NoSplit | None = None
         for name, part in self._parts.items():
             try:
                 own = _own_split(part, split)
-                found = part._sources(own, objective)
+                found = part._components(own, self._objective_of(name, objective))
             except InputError as error:
                 if split != "validation" or not isinstance(error, NoSplit):
                     raise InputError(f"part {name!r}: {error}") from error
                 missing = error
                 continue
             _check_classes(name, part.class_counts(own), classes)
-            total = sum(rate for _, rate in found)
-            sources += [(source, self._rates[name] * rate / total) for source, rate in found]
-        if not sources and missing is not None:
+            total = sum(each.rate for each in found)
+            components += [
+                each._replace(rate=self._rates[name] * each.rate / total, part=name)
+                for each in found
+            ]
+        if not components and missing is not None:
             raise missing
-        return sources
+        return components
+
+    def _objective_of(self, name: str, objective: HostHalf) -> HostHalf:
+        """Returns what prepares a part's examples.
+
+        Raises: InputError if it makes other rows than the run's objective.
+        """
+        part = _named(self.parts)[name]
+        if not isinstance(part, Part):
+            return objective
+        own = part.objective.alike(objective)
+        rows, wanted = own.rows(self.lengths), objective.rows(self.lengths)
+        if rows != wanted:
+            raise InputError(
+                f"{type(own).__name__} makes the rows {_shown(rows)}, and the run's "
+                f"{type(objective).__name__} {_shown(wanted)}: parts need the same rows",
+                field="MixtureData.parts",
+            )
+        return own
 
     def _of_parts(self, split: str, ask: Callable[[Dataset, str], Any]) -> list[Any]:
         """Returns what each part says of its split; those without validation say nothing."""
@@ -272,6 +322,14 @@ def _named(values: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     if isinstance(values, Mapping):
         return dict(values)
     return {str(number): value for number, value in enumerate(values)}
+
+
+def _data(part: Any) -> Any:
+    return part.data if isinstance(part, Part) else part
+
+
+def _shown(specs: Mapping[str, RowSpec]) -> str:
+    return ", ".join(f"{name} {[spec.length, *spec.inner]}" for name, spec in specs.items())
 
 
 def _own_split(part: Dataset, split: str) -> str:

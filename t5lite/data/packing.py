@@ -1,139 +1,170 @@
-"""Examples into rows: packed, several to a row, or padded, one to a row. Pure numpy."""
+"""Examples into rows: packed, several to a row, or padded, one to a row. Pure NumPy."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from t5lite.errors import InputError
-
-Example = Mapping[str, np.ndarray]
+from t5lite.rows import Example, Rows, RowSpec, token_names
 
 
 def pack(
-    examples: Sequence[Example], lengths: Mapping[str, int], *, decreasing: bool = True
-) -> dict[str, np.ndarray]:
+    examples: Sequence[Example], specs: Mapping[str, RowSpec], *, decreasing: bool = True
+) -> Rows:
     """Packs examples into few rows by first-fit decreasing, no example divided or lost.
 
-    Each example goes to the first row with room for all of its features, after the examples that
-    are there; the largest first, unless that takes more rows, as it may with several features.
+    Each example goes to the first row with room for all of its arrays, after the examples that
+    are there; the largest first, unless that takes more rows, as it may with several arrays.
     Time is O(tokens), plus O(examples * rows) of the cheapest kind for finding the row: give it
     some hundreds of examples at a time.
 
     Args:
-      examples: 1-D integer (or float) arrays by feature, each at most `lengths[feature]` long.
-      lengths: the features to pack and the length of their rows, in tokens.
+      examples: arrays by name, `[n, *inner]`; of `per_example` specs `[*inner]`.
+      specs: the arrays to pack.
       decreasing: whether the largest examples may go first; False: always in their own order.
 
     Returns:
-      For every feature `name`, `[rows, length]` int32 arrays: `name`, the tokens, 0 behind them
-      (float32, if the examples hold floats);
-      `name_segment_ids`, 1.. for the first, second .. example of the row, 0 behind them (one
-      example has one number in all features); `name_positions`, 0.. from each example's start.
+      For each of `specs` an array `[rows, length, *inner]` of its dtype under its name, 0 on
+      padding. Tokens also have `name_segment_ids` `[rows, length]` int32: 1.. on the first, second
+      .. example of the row, the same number in all arrays, and 0 on padding. The value of segment i
+      of a `per_example` array is number i - 1.
 
     Raises:
-      InputError: if a feature is missing or too long.
+      InputError: if an array is missing, too long or of another shape or type.
     """
-    sizes = token_counts(examples, lengths)
-    limits = np.array(list(lengths.values()))
-    orders = [np.argsort(-(sizes / limits).max(axis=1, initial=0), kind="stable")]
-    if not decreasing or len(lengths) > 1:
+    sizes = sizes_of(examples, specs)
+    # What lies along tokens fits where they do.
+    columns = [column for column, spec in enumerate(specs.values()) if spec.along is None]
+    limits = np.array([spec.length for spec in specs.values()])[columns]
+    fitted = sizes[:, columns]
+    orders = [np.argsort(-(fitted / limits).max(axis=1, initial=0), kind="stable")]
+    if not decreasing or len(limits) > 1:
         orders[:] = [np.arange(len(examples)), *orders[:decreasing]]
-    fits = [_first_fit(sizes, limits, order.tolist()) for order in orders]
-    num_rows, (rows, offsets, segments) = min(fits, key=lambda fit: fit[0])
-    packed = {}
-    for column, (name, length) in enumerate(lengths.items()):
-        size = sizes[:, column]
-        starts = np.cumsum(size) - size
-        within = np.arange(size.sum()) - np.repeat(starts, size)
-        places = np.repeat(rows * length + offsets[:, column], size) + within
-        for suffix, values in (
-            ("", _joined(examples, name)),
-            ("_segment_ids", np.repeat(segments, size)),
-            ("_positions", within),
-        ):
-            flat = np.zeros(num_rows * length, values.dtype if not suffix else np.int32)
-            flat[places] = values
-            packed[name + suffix] = flat.reshape(num_rows, length)
-    return packed
+    fits = [_first_fit(fitted, limits, order.tolist()) for order in orders]
+    _, (rows, offsets, segments) = min(fits, key=lambda fit: fit[0])
+    names = [name for name, spec in specs.items() if spec.along is None]
+    starts = {name: offsets[:, column] for column, name in enumerate(names)}
+    return _placed(examples, specs, sizes, rows=rows, starts=starts, segments=segments)
 
 
-def pad_with_segments(
-    examples: Sequence[Example], lengths: Mapping[str, int]
-) -> dict[str, np.ndarray]:
-    """Gives each example a row of its own, and says which places it fills.
-
-    For vocabularies whose id 0 is a token: nothing else tells it from what fills the rows up.
-
-    Args:
-      examples: as `pad` takes them.
-      lengths: likewise.
-
-    Returns:
-      What `pad` does, and for every feature `name_segment_ids`, `[examples, length]` int32: 1 on
-      the tokens, 0 behind them.
-
-    Raises:
-      InputError: if a feature is missing or too long.
-    """
-    sizes, rows = token_counts(examples, lengths), pad(examples, lengths)
-    for column, (name, length) in enumerate(lengths.items()):
-        filled = np.arange(length) < sizes[:, column, None]
-        rows[f"{name}_segment_ids"] = filled.astype(np.int32)
-    return rows
-
-
-def pad(examples: Sequence[Example], lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
+def pad(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> Rows:
     """Gives each example a row of its own.
 
     Args:
-      examples: 1-D integer (or float) arrays by feature, each at most `lengths[feature]` long.
-      lengths: the features to take and the length of their rows, in tokens.
+      examples: as `pack` takes them.
+      specs: likewise.
 
     Returns:
-      For every feature an `[examples, length]` int32 array (float32, if the examples hold
-      floats), 0 behind the tokens.
+      What `pack` does, but `[rows, 1, *inner]` of `per_example` arrays, and for tokens
+      `name_lengths` `[rows]` int32, which says that a row holds one example.
 
     Raises:
-      InputError: if a feature is missing or too long.
+      InputError: if an array is missing, too long or of another shape or type.
     """
-    sizes = token_counts(examples, lengths)
-    padded = {}
-    for column, (name, length) in enumerate(lengths.items()):
-        values = _joined(examples, name)
-        padded[name] = np.zeros((len(examples), length), values.dtype)
-        padded[name][np.arange(length) < sizes[:, column, None]] = values
-    return padded
+    sizes = sizes_of(examples, specs)
+    placed = _placed(
+        examples,
+        specs,
+        sizes,
+        rows=np.arange(len(examples)),
+        starts=dict.fromkeys(specs, np.zeros(len(examples), np.int64)),
+        segments=None,
+    )
+    columns = {name: column for column, name in enumerate(specs)}
+    lengths = {f"{n}_lengths": sizes[:, columns[n]].astype(np.int32) for n in token_names(specs)}
+    return placed | lengths
 
 
-def token_counts(examples: Sequence[Example], lengths: Mapping[str, int]) -> np.ndarray:
-    """Counts tokens.
+def empty_rows(specs: Mapping[str, RowSpec], num_rows: int, *, packed: bool) -> Rows:
+    """Returns rows that hold no example, as `pack` or `pad` has them."""
+    rows = (pack if packed else pad)([], specs)
+    return {
+        name: np.zeros((num_rows, *values.shape[1:]), values.dtype) for name, values in rows.items()
+    }
+
+
+def sizes_of(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> np.ndarray:
+    """Returns the positions that each example takes in each array's rows.
 
     Returns:
-      `[examples, features]` int64, features in the order of `lengths`.
+      `[examples, arrays]` int64, arrays in the order of `specs`.
 
     Raises:
-      InputError: if a feature is missing, or too long for a row.
+      InputError: if an array is missing, too long for a row, or of another shape or type.
     """
-    counts = np.zeros((len(examples), len(lengths)), np.int64)
-    for i, example in enumerate(examples):
-        for column, (name, length) in enumerate(lengths.items()):
+    sizes = np.ones((len(examples), len(specs)), np.int64)
+    for column, (name, spec) in enumerate(specs.items()):
+        for example in examples:
             if name not in example:
                 raise InputError(
                     f"an example lacks the feature {name!r}: it has {', '.join(sorted(example))}"
                 )
-            counts[i, column] = size = example[name].size
-            if size > length:
+        arrays = [example[name] for example in examples]
+        outer = 0 if spec.kind == "per_example" else 1
+        for shape, kind in {(values.shape[outer:], values.dtype.kind) for values in arrays}:
+            if shape != spec.inner:
                 raise InputError(
-                    f"feature {name!r} of an example has {size} tokens and a row has room for "
-                    f"{length}; raise lengths[{name!r}] or let the objective's prepare() cut it"
+                    f"feature {name!r} of an example has values of shape {list(shape)}, not "
+                    f"{list(spec.inner)}: declare their shape in the objective's rows()"
                 )
-    return counts
+            if kind == "f" and np.dtype(spec.dtype).kind in "iub":
+                raise InputError(
+                    f"feature {name!r} of an example holds floats and its rows {spec.dtype}: "
+                    "declare the dtype in the objective's rows()"
+                )
+        if outer and arrays:
+            sizes[:, column] = [len(values) for values in arrays]
+            if (longest := int(sizes[:, column].max())) > spec.length:
+                raise InputError(
+                    f"feature {name!r} of an example has {longest} tokens and a row has room for "
+                    f"{spec.length}; raise lengths[{name!r}] or let the objective's prepare() cut "
+                    "it"
+                )
+    columns = {name: column for column, name in enumerate(specs)}
+    for name, spec in specs.items():
+        if spec.along and not np.array_equal(
+            sizes[:, columns[name]], sizes[:, columns[spec.along]]
+        ):
+            raise InputError(
+                f"feature {name!r} of an example has not a value for each token of {spec.along!r}: "
+                "its prepare() must give both the same length"
+            )
+    return sizes
+
+
+def _placed(
+    examples: Sequence[Example],
+    specs: Mapping[str, RowSpec],
+    sizes: np.ndarray,
+    *,
+    rows: np.ndarray,
+    starts: Mapping[str, np.ndarray],
+    segments: np.ndarray | None,
+) -> Rows:
+    """Returns rows with each example at its `row [n]`, from its `starts [n]` there."""
+    num_rows, packed = int(rows.max(initial=-1)) + 1, segments is not None
+    placed = {}
+    for column, (name, spec) in enumerate(specs.items()):
+        size, filled = sizes[:, column], spec.zeros(num_rows, packed=packed)
+        length = filled.shape[1]
+        before = np.cumsum(size) - size
+        begins = rows * length + starts[spec.along or name]
+        places = np.arange(size.sum()) + np.repeat(begins - before, size)
+        if examples:
+            join = np.stack if spec.kind == "per_example" else np.concatenate
+            filled.reshape(-1, *spec.inner)[places] = join([each[name] for each in examples])
+        placed[name] = filled
+        if spec.kind == "tokens":
+            ids = np.zeros(num_rows * length, np.int32)
+            ids[places] = 1 if segments is None else np.repeat(segments, size)
+            placed[f"{name}_segment_ids"] = ids.reshape(num_rows, length)
+    return placed
 
 
 def _first_fit(
     sizes: np.ndarray, limits: np.ndarray, order: Sequence[int]
 ) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Finds how many rows, and each example's `row [n]`, `offset [n, features]`, `segment [n]`."""
+    """Finds how many rows, and each example's `row [n]`, `offset [n, arrays]`, `segment [n]`."""
     # By row; there are never more rows than examples. Features apart are faster than an axis.
     first, *others = (np.zeros(len(sizes), np.int64) for _ in limits)
     starts: list[list[int]] = [[0] * len(limits) for _ in range(len(sizes))]  # room used, by row
@@ -163,11 +194,3 @@ def _first_fit(
         np.array(offsets, int).reshape(shape),
         np.array(segments, int),
     )
-
-
-def _joined(examples: Sequence[Example], name: str) -> np.ndarray:
-    """Returns all values of a feature, one example behind the other, int32 or float32."""
-    if not examples:
-        return np.zeros(0, np.int32)
-    values = np.concatenate([example[name] for example in examples])
-    return values.astype(np.float32 if values.dtype.kind == "f" else np.int32, copy=False)

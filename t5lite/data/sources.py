@@ -7,18 +7,35 @@ arguments, which is all that resuming needs: nothing of TensorFlow's state is ev
 
 import zlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from t5lite.data.order import permuted
 from t5lite.errors import InputError
+from t5lite.rows import HostHalf
 
 Example = dict[str, np.ndarray]
 
 
 class NoSplit(InputError):
     """There is no such split, or it is empty: a mixture does without, where it can."""
+
+
+class Component(NamedTuple):
+    """A source of a dataset, and how it is used.
+
+    Attributes:
+      source: the raw examples.
+      rate: of draws, relative to the other components.
+      objective: prepares its examples.
+      part: of a mixture that it belongs to, by name.
+    """
+
+    source: "Source"
+    rate: float
+    objective: HostHalf
+    part: str | None = None
 
 
 class Source(Protocol):

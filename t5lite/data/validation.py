@@ -50,19 +50,15 @@ class Validation:
             self._kept = batches
 
 
-def joined(
-    parts: Sequence[Mapping[str, np.ndarray]], size: int, *, like: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def joined(parts: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
     """Returns `[parts * size, ...]`: each part's rows, filled up with rows of zeros.
 
     Args:
       parts: at most `size` rows each, by name.
       size: rows of a part.
-      like: any rows, whose types are taken; parts without rows know none.
     """
     return {
-        name: np.concatenate([filled_up(part[name], size).astype(rows.dtype) for part in parts])
-        for name, rows in like.items()
+        name: np.concatenate([filled_up(part[name], size) for part in parts]) for name in parts[0]
     }
 
 

@@ -71,7 +71,7 @@ def prompt_of(example: Example, *, prompt_length: int) -> tuple[np.ndarray, np.n
 
 def sees_both_ways(objective: Any, example: Example) -> bool:
     """Whether a decoder sees the prompt of a prepared example in both directions."""
-    return "prefix" in example and getattr(objective, "bidirectional_inputs", True)
+    return "prefix" in example and objective.bidirectional_inputs
 
 
 def answers(

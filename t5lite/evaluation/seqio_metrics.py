@@ -133,7 +133,7 @@ def _unfit(run: Any, task: MetricTask) -> str | None:
     objective, name = run.objective, type(run.objective).__name__
     if run.model.topology == "encoder" or (objective.head or "lm") != "lm":
         return "the model does not generate text"
-    if {*objective.features} != {"inputs", "targets"} or getattr(objective, "whole_texts", False):
+    if {*objective.features} != {"inputs", "targets"} or objective.whole_texts:
         return f"{name} does not answer inputs; use Seq2Seq"
     if missing := {"inputs", "targets"} - {*task.task.output_features}:
         return f"the task has no {' and no '.join(sorted(missing))}"

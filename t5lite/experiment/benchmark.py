@@ -44,8 +44,8 @@ def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, A
         bar.rename("training")
 
         def placed(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-            shapes = {name: rows.shape for name, rows in batch.items()}
-            placed = batch_shardings(experiment.layout, mesh, shapes)
+            axes = experiment.bound.axes()
+            placed = batch_shardings(experiment.layout, mesh, axes, batch)
             return place(batch, placed, num_rows=experiment.data.batch_size)
 
         measured = measure(

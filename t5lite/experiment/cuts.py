@@ -69,7 +69,7 @@ def count_cuts(data: Any, objective: Any, *, split: str, most: int, seed: int) -
       None where nothing can be told: the split is empty, the objective divides long texts, or a
       cache holds what is prepared already.
     """
-    if getattr(objective, "whole_texts", False) or getattr(objective, "joins_texts", False):
+    if objective.whole_texts or objective.joins_texts:
         return None
     probe = _Probe(objective)
     try:
@@ -98,8 +98,7 @@ class _Probe:
         return getattr(self.wrapped, name)
 
     def for_features(self, add_eos: Mapping[str, bool]) -> "_Probe":
-        bind = getattr(self.wrapped, "for_features", None)
-        return _Probe(bind(add_eos) if bind else self.wrapped, self.cuts)
+        return _Probe(self.wrapped.for_features(add_eos), self.cuts)
 
     def prepare(
         self,

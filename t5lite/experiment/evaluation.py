@@ -74,7 +74,8 @@ def evaluate(
     check_described(found.home, experiment.spec, data.vocabulary(), data.labels())
     shapes = data.batch_shapes(objective)
     mesh = experiment.mesh()
-    check_batch(layout, mesh, {name: tuple(each.shape) for name, each in shapes.items()})
+    sizes = {name: tuple(each.shape) for name, each in shapes.items()}
+    check_batch(layout, mesh, sizes, objective.axes())
     process_shards(data, layout, mesh)
 
     loaded = load(found.step_folder, compute=experiment.compute, layout=layout)

@@ -16,7 +16,7 @@ from t5lite.data.batches import joint_state
 from t5lite.data.input_format import InputFormat
 from t5lite.data.paths import check_folder
 from t5lite.experiment.changes import changes
-from t5lite.experiment.cost import num_places, step_flops
+from t5lite.experiment.cost import num_positions, step_flops
 from t5lite.experiment.cuts import count_cuts
 from t5lite.experiment.description import headline, named_shapes, versions
 from t5lite.experiment.preview import example_texts
@@ -317,7 +317,8 @@ class Experiment:
                 Meter(peak=peak_flops(mesh.devices.flat)),
                 progress,
                 update=self.update,
-                flops=step_flops(self.spec, self.bound, program.batch) / num_places(program.batch),
+                flops=step_flops(self.spec, self.bound, program.batch)
+                / num_positions(self.bound, program.batch),
                 log_every=self.log_every,
             )
             saver = Saver(
@@ -377,7 +378,6 @@ class Experiment:
             writers=writers,
             tuning=tuning,
             say=say,
-            limits=self.network.limits,
         )
 
     def batches(self, mesh: Mesh) -> Any:

@@ -51,7 +51,7 @@ def report(experiment: Experiment, *, examples: int = 5, split: str = "train") -
     program = experiment.program(mesh)
     preview, missing, start = _look(experiment, split=split, count=examples)
     axes = experiment.network.axes()
-    lengths = token_lengths(program.batch)
+    lengths = token_lengths(experiment.bound, program.batch)
     tokens = experiment.data.batch_size * sum(lengths)
     sections: dict[str, Iterable[str]] = {
         "the run": _the_run(experiment, mesh, preview, lengths, start)

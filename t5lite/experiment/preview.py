@@ -9,6 +9,7 @@ import numpy as np
 
 from t5lite.evaluation.text import readable
 from t5lite.experiment.cuts import Cuts, count_cuts
+from t5lite.rows import token_names
 from t5lite.text import shorten, table, wrapped
 
 Example = Mapping[str, np.ndarray]
@@ -68,9 +69,9 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
 
     Args:
       data: as for `train`.
-      objective: prepares the examples. `show(example, vocabulary) -> Sequence[str]`, which it may
-        have, gives the texts that a person reads; without it, or a vocabulary, each feature is one.
-        If it reads `labels`, and the data have names for them, it is given those too, as `names`.
+      objective: prepares the examples; its `show` gives the texts that a person reads, or without
+        a vocabulary each array is one. If it reads `labels`, and the data have names for them,
+        `show` is given those as `names`.
       split: of the examples.
       count: of examples; fewer if the split is smaller.
       seed: the run's; the batches are those that it would train on.
@@ -85,11 +86,10 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
         rows = list(itertools.islice(batches, num_batches))
     finally:
         batches.close()
-    # A token's segment is 1, 2, …; without segments a row holds one example.
-    texts = [name for name in rows[0] if name in ("inputs", "targets")] or [*rows[0]][:1]
     # Batches may be of several lengths.
     segments = {
-        name: [each.get(f"{name}_segment_ids", each[name] != 0) for each in rows] for name in texts
+        name: [each[f"{name}_segment_ids"] for each in rows]
+        for name in token_names(objective.rows(data.lengths))
     }
     most = {
         name: np.concatenate([each.max(axis=1) for each in found])
@@ -217,8 +217,7 @@ class _Counting:
         return getattr(self.wrapped, name)
 
     def for_features(self, add_eos: Mapping[str, bool]) -> "_Counting":
-        bind = getattr(self.wrapped, "for_features", None)
-        return _Counting(bind(add_eos) if bind else self.wrapped, self.counts)
+        return _Counting(self.wrapped.for_features(add_eos), self.counts)
 
     def prepare(self, examples: Iterator[Example], **arguments: Any) -> Iterator[Example]:
         def counted() -> Iterator[Example]:

@@ -18,7 +18,7 @@ def facts(experiment: Experiment, program: Program, mesh: Any) -> dict[str, Any]
       program: built for the mesh.
       mesh: its devices.
     """
-    lengths = token_lengths(program.batch)
+    lengths = token_lengths(experiment.bound, program.batch)
     return {
         "devices": mesh.size,
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},

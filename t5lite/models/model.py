@@ -304,5 +304,5 @@ def _is_box(leaf: Any) -> bool:
 
 
 def _tiny_batch() -> dict[str, jax.Array]:
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens}
+    tokens, sides = jnp.zeros((1, 1), jnp.int32), ("encoder", "decoder")
+    return {f"{side}_{name}": tokens for side in sides for name in ("input_tokens", "segment_ids")}

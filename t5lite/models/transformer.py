@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from t5lite.layers import TokenEmbedding, Weights
@@ -116,22 +117,33 @@ def order_of(tokens: jax.Array) -> jax.Array:
 
 
 def positions_of(batch: Batch, side: str) -> jax.Array:
-    """Returns each token's place in its text, `[batch or 1, length]` int32."""
-    return batch.get(f"{side}_positions", order_of(batch[f"{side}_input_tokens"]))
+    """Returns each token's position in its text, `[batch or 1, length]` int32."""
+    order = order_of(batch[f"{side}_input_tokens"])
+    if f"{side}_lengths" in batch or f"{side}_segment_ids" not in batch:
+        return order  # a row holds one text, at its beginning
+    segments = batch[f"{side}_segment_ids"]
+    begins = jnp.diff(segments, axis=1, prepend=jnp.zeros_like(segments[:, :1])) != 0
+    first = jnp.where(begins, jnp.broadcast_to(order, segments.shape), 0)
+    return jnp.broadcast_to(order, segments.shape) - lax.cummax(first, axis=1)
 
 
 def encoder_segments(batch: Batch) -> jax.Array:
-    """Returns segment ids; in a row without packing, every token but padding is segment 1."""
-    tokens = batch["encoder_input_tokens"]
-    return batch.get("encoder_segment_ids", (tokens > 0).astype(jnp.int32))
+    """Returns the segment ids `[batch, length]` of the encoder's tokens, 0 on padding.
+
+    A batch without them, which no objective makes, has no padding: each row is one text.
+    """
+    return batch.get("encoder_segment_ids", jnp.ones_like(batch["encoder_input_tokens"]))
 
 
 def decoder_segments(batch: Batch) -> jax.Array:
-    """Returns segment ids; a row without packing is one segment up to its end.
+    """Returns the segment ids `[batch, length]` of the decoder's tokens.
 
-    The start token shares id 0 with padding, and targets cannot see what follows them anyway.
+    A row that holds one text, at its beginning, is one segment to its end: its tokens see nothing
+    after them, so that the causal mask alone will do, which is no array of the batch's.
     """
-    return batch.get("decoder_segment_ids", jnp.ones_like(batch["decoder_input_tokens"]))
+    if "decoder_lengths" in batch or "decoder_segment_ids" not in batch:
+        return jnp.ones_like(batch["decoder_input_tokens"])
+    return batch["decoder_segment_ids"]
 
 
 def check_room(spec: StackSpec | None, max_length: int) -> None:

@@ -13,6 +13,7 @@ from t5lite.objectives.head_objective import HeadObjective
 from t5lite.objectives.inputs_to_targets import InputsToTargets
 from t5lite.objectives.losses import (
     TokenLosses,
+    chunked,
     chunked_cross_entropy,
     cross_entropy,
     normalized_weights,
@@ -27,6 +28,7 @@ from t5lite.objectives.rows import (
     join_pair,
     prefix_lm_batch,
     split_pair,
+    with_segments,
 )
 from t5lite.objectives.seq2seq import Seq2Seq
 from t5lite.objectives.span_corruption import SpanCorruption, marked_text, merge, spans
@@ -56,6 +58,7 @@ __all__ = [
     "TokenLosses",
     "Vocabulary",
     "bind",
+    "chunked",
     "chunked_cross_entropy",
     "cross_entropy",
     "decoder_batch",
@@ -69,4 +72,5 @@ __all__ = [
     "spans",
     "split_pair",
     "start_of",
+    "with_segments",
 ]

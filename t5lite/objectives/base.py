@@ -32,7 +32,7 @@ import dataclasses
 import numbers
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,9 @@ import numpy as np
 
 from t5lite.errors import InputError
 from t5lite.framing import Frame
+from t5lite.rows import Example, HostHalf, RowSpec, feature_length
 
-Example = Mapping[str, np.ndarray]
+SIDES = ("encoder", "decoder")
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -52,13 +53,13 @@ class Vocabulary(Protocol):
     @property
     def eos_id(self) -> int: ...
     @property
+    def pad_id(self) -> int: ...
+    @property
     def num_sentinels(self) -> int: ...
     @property
     def frame(self) -> Frame: ...
     @property
     def target_frame(self) -> Frame: ...
-
-    # Perhaps also `zero_is_token: bool`.
 
     def sentinel(self, index: int) -> int: ...
     def decode(self, ids: Any) -> str: ...
@@ -70,7 +71,7 @@ class BareIds:
     It has no text and no sentinels.
     """
 
-    eos_id, num_sentinels = 1, 0
+    pad_id, eos_id, num_sentinels = 0, 1, 0
     frame = target_frame = Frame(after=(1,))
 
 
@@ -106,38 +107,51 @@ class Model(Protocol):
         """Returns what another head says, float32; `valid` `[batch, length]` bool: true tokens."""
 
 
+class IdLimit(NamedTuple):
+    """How many ids an array of a batch may hold.
+
+    Attributes:
+      size: ids are in `[0, size)`.
+      what: the model has as many of.
+      fix: what to do about a larger id.
+    """
+
+    size: int
+    what: str
+    fix: str
+
+
+TOKENS = ("batch", "length")
+_AXES: dict[str, tuple[str | None, ...]] = {
+    **{f"encoder_{name}": TOKENS for name in ("input_tokens", "target_tokens", "loss_weights")},
+    **{f"decoder_{name}": TOKENS for name in ("input_tokens", "target_tokens", "loss_weights")},
+    **dict.fromkeys(("encoder_segment_ids", "decoder_segment_ids"), TOKENS),
+    **dict.fromkeys(("encoder_lengths", "decoder_lengths"), ("batch",)),
+    **dict.fromkeys(("encoder_target_positions", "decoder_causal_attention"), TOKENS),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
+class Objective(HostHalf):
     """The contract between an objective, the data pipeline and the train step; the base of all.
 
-    Class attributes:
-      features: names of the arrays that are read from examples, each with a length.
+    Class attributes, beside those of `HostHalf`:
       head: the kind of head that is needed; None for none of its own.
-      packable: whether rows may hold several examples.
-      whole_texts: whether texts longer than a row are divided here, and must not be cut before.
-      joins_texts: whether an example may be made of several texts together.
-      like_lengths: whether rows that are not packed come in batches of like lengths.
       min_rows: the fewest rows of a microbatch.
       streams: names of the random streams that `loss` draws from.
       refusals: the topologies that do not fit, and why: the reason, and what to do.
-      loss_fields: the fields that do not concern `prepare`: rows are cached whatever they are.
 
     Attributes:
       topology: of the model; set by `bind`.
-      start_id: what the decoder reads in front of every text, None for nothing; set by `bind` to
-        the model's own.
+      start_id: the token that a decoder reads first, None for that of the text itself; set by
+        `bind` to the model's own.
       references: further models that the loss compares with, such as a teacher: folder or
         Hugging Face name by name, opened as `checkpoints.initial_checkpoint_path` is, or "start"
         for the parameters that the run starts from. They are not trained.
       reference_models: the models of the references, by name; set by `bind`.
     """
 
-    features: ClassVar[tuple[str, ...]]
     head: ClassVar[str | None] = None
-    packable: ClassVar[bool] = True
-    whole_texts: ClassVar[bool] = False
-    joins_texts: ClassVar[bool] = False
-    like_lengths: ClassVar[bool] = False
     min_rows: ClassVar[int] = 1
     streams: ClassVar[tuple[str, ...]] = ("dropout",)
     refusals: ClassVar[Mapping[str, str]] = NOTHING
@@ -150,47 +164,25 @@ class Objective:
         default_factory=dict, hash=False, repr=False
     )
 
-    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
-        """Returns names and lengths of what `prepare` yields, from those of the features."""
-        return {name: feature_length(lengths, name) for name in self.features}
+    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
+        """Returns the arrays that `prepare` yields; here, the features as tokens."""
+        return {name: RowSpec(feature_length(lengths, name)) for name in self.features}
 
-    def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Makes trainable examples, on the host.
+    def axes(self) -> dict[str, tuple[str | None, ...]]:
+        """Returns the logical axes of the arrays that a batch may have, by name."""
+        return _AXES
 
-        Runs are resumed by repeating this, so that it must depend on its arguments alone, take
-        `examples` one by one and draw from nothing but `rng`.
+    @property
+    def token_arrays(self) -> tuple[str, ...]:
+        """The segment ids of a batch whose entries above 0 count as tokens seen."""
+        sides = SIDES if self.topology == "encoder_decoder" else (self.topology,)
+        return tuple(f"{side}_segment_ids" for side in sides)
 
-        Args:
-          examples: tokenised examples as SeqIO tasks give them: 1-D integer arrays by feature.
-          lengths: the room there is for each feature, in tokens, EOS included.
-          vocabulary: eos_id, sentinels, and text for humans; None if the data is ids alone.
-          rng: the only source of chance.
-
-        Yields:
-          One 1-D int32 array for each of `row_lengths(lengths)`, not empty and at most so long.
-        """
-        raise NotImplementedError(f"{type(self).__name__}.prepare")
-
-    def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Gives rows the names the model knows, on the host; works on rows of zeros too.
-
-        Args:
-          rows: `name [batch, length]` int32 (float32, where examples hold floats) for each of
-            `row_lengths(lengths)`, and, if rows hold several examples, `name_segment_ids` (0
-            padding, 1.. the examples) and `name_positions`. Where id 0 is a token, all rows have
-            `name_segment_ids`; then nothing else tells tokens from padding.
-
-        Returns:
-          `[batch, ...]` int32 and float32 arrays under SeqIO's batch names.
-        """
-        raise NotImplementedError(f"{type(self).__name__}.batch")
+    def limits(self, model: Any) -> dict[str, IdLimit]:
+        """Returns how many ids there are, for each array of a batch that holds some."""
+        fix = "was it tokenised with another vocabulary?"
+        names = (f"{side}_{kind}_tokens" for side in SIDES for kind in ("input", "target"))
+        return dict.fromkeys(names, IdLimit(model.limits["tokens"], "embeddings", fix))
 
     def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the divisor of each term's sum, from the whole global batch, on device.
@@ -232,6 +224,27 @@ class Objective:
         """Returns the texts of a prepared example for a person to read: each feature as one."""
         return [vocabulary.decode(values.tolist()) for values in example.values()]
 
+    @property
+    def first_id(self) -> int | None:
+        """The token that a decoder reads first, which `prepare` leaves out of texts, or None."""
+        return self.start_id if self.head == "lm" and self.topology != "encoder" else None
+
+    def alike(self, other: Any) -> Self:
+        """Returns the objective for the model that another one is for.
+
+        Raises: InputError if the topology does not fit.
+        """
+        self._check_topology(other.topology)
+        return dataclasses.replace(self, topology=other.topology, start_id=other.start_id)
+
+    def _check_topology(self, topology: str) -> None:
+        if topology in self.refusals:
+            raise InputError(
+                f"objective = {type(self).__name__}: does not fit the topology {topology!r}: "
+                f"{self.refusals[topology]}",
+                field="objective",
+            )
+
     def bind(self, model: Model, references: Mapping[str, Any] = NOTHING) -> Self:
         """Returns the objective for a model's topology, and for the models of its references.
 
@@ -242,24 +255,18 @@ class Objective:
 
         Raises: InputError if the topology does not fit, or the model lacks the head.
         """
-        name, topology = type(self).__name__, model.topology
-        if topology in self.refusals:
-            raise InputError(
-                f"objective = {name}: does not fit the topology {topology!r}: "
-                f"{self.refusals[topology]}",
-                field="objective",
-            )
+        self._check_topology(model.topology)
         if self.head is not None and self.head not in model.heads:
             raise InputError(
-                f"objective = {name}: needs a head of kind {self.head!r} and the model has "
-                f"{', '.join(model.heads) or 'none'}: add "
+                f"objective = {type(self).__name__}: needs a head of kind {self.head!r} and the "
+                f"model has {', '.join(model.heads) or 'none'}: add "
                 f"{HEADS.get(self.head, 'one')} to ModelSpec.heads",
                 field="objective",
             )
         started = {name: model for name, where in self.references.items() if where == "start"}
         return dataclasses.replace(
             self,
-            topology=topology,
+            topology=model.topology,
             start_id=getattr(model, "start_id", self.start_id),
             reference_models=started | dict(references),
         )
@@ -314,38 +321,17 @@ def feature(example: Example, name: str, objective: object, advice: str) -> np.n
     return np.asarray(example[name])
 
 
-def feature_length(lengths: Mapping[str, int], name: str, *, at_least: int = 2) -> int:
-    """Returns the room for a feature.
-
-    Raises: InputError if it is not given, or is less than `at_least`.
-    """
-    if name not in lengths:
-        raise InputError(
-            f"TASK_FEATURE_LENGTHS has no {name!r} (it has {sorted(lengths)}): "
-            "give each feature of the objective a length"
-        )
-    if lengths[name] < at_least:
-        raise InputError(
-            f"TASK_FEATURE_LENGTHS[{name!r}] is {lengths[name]}: it must be at least {at_least}"
-        )
-    return lengths[name]
-
-
 def known(vocabulary: Any) -> Any:
     """Returns the vocabulary, or what stands for one where the data are ids alone."""
     return BareIds() if vocabulary is None else vocabulary
 
 
-def zero_is_token(vocabulary: Any) -> bool:
-    """Whether id 0 is a token of texts; it is padding where the vocabulary does not say."""
-    return bool(getattr(vocabulary, "zero_is_token", False))
-
-
 def unpadded(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
-    """Returns `[n]` int32: an example's tokens without the zeros that fill it up."""
+    """Returns `[n]` int32: an example's tokens without padding at their end."""
     tokens = np.asarray(tokens, np.int32)
-    if tokens.size and tokens[-1] == 0 and not zero_is_token(vocabulary):
-        tokens = np.trim_zeros(tokens, "b")
+    if tokens.size and tokens[-1] == (pad_id := known(vocabulary).pad_id):
+        kept = np.flatnonzero(tokens != pad_id)
+        tokens = tokens[: kept[-1] + 1] if kept.size else tokens[:0]
     return tokens
 
 
@@ -362,10 +348,10 @@ def documents(
 
     Raises: InputError if an example has none.
     """
-    keeps_zeros = zero_is_token(vocabulary)
+    pad_id = known(vocabulary).pad_id
     for example in examples:
         tokens = feature(example, "targets", objective, "name the text's feature 'targets'")
-        yield unended(tokens if keeps_zeros else tokens[tokens != 0], vocabulary)
+        yield unended(tokens[tokens != pad_id], vocabulary)
 
 
 def check_number(owner: object, name: str, valid: Callable[[Any], bool], allowed: str) -> None:

@@ -1,4 +1,4 @@
-"""Every token from those before it."""
+"""Causal language modelling."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

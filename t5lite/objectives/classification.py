@@ -1,21 +1,22 @@
-"""A class for a text."""
+"""Text classification."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.objectives.base import NOTHING, Example, Model, Terms, check_number
-from t5lite.objectives.head_objective import Batch, HeadObjective, pair
+from t5lite.objectives.base import NOTHING, IdLimit, Model, Terms, check_number
+from t5lite.objectives.head_objective import Batch, HeadObjective, existing, pair
 from t5lite.objectives.losses import cross_entropy
+from t5lite.rows import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(HeadObjective):
-    """Says which class a text is of, from `labels` `[1]`: a class from 0, -1 where unknown.
+    """Predicts the class of a text, from `labels` `[1]`: a class from 0, -1 where unknown.
 
     Attributes:
       label_smoothing: probability in `[0, 1)` taken from the class and given to all others.
@@ -30,37 +31,29 @@ class Classification(HeadObjective):
     def __post_init__(self) -> None:
         check_number(self, "label_smoothing", lambda x: 0 <= x < 1, "a number in [0, 1)")
 
-    def num_labels(self, lengths: Mapping[str, int]) -> int:
-        return 1
+    def limits(self, model: Any) -> dict[str, IdLimit]:
+        """Returns the numbers of ids and of classes."""
+        fix = "set ClassificationHeadSpec.num_classes to more, or fix the data"
+        limit = IdLimit(model.limits["labels"], "classes", fix)
+        return super().limits(model) | {"labels": limit}
 
-    def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Yields `inputs`, and `labels` one higher than the class; see `Objective.prepare`."""
-        del rng
-        for example in examples:
-            yield {
-                "inputs": self.framed(self.inputs_of(example), lengths, vocabulary),
-                "labels": self.labels_of(example).astype(np.int32) + 1,
-            }
+    def prepared(
+        self, example: Example, lengths: Mapping[str, int], vocabulary: Any
+    ) -> dict[str, np.ndarray]:
+        """Returns `inputs`, and `labels`, the class, as a number."""
+        return {
+            "inputs": self.framed(self.inputs_of(example), lengths, vocabulary),
+            "labels": self.labels_of(example).astype(np.int32)[0],
+        }
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the texts, labels `[batch]` int32 and label_weights `[batch]` float32."""
         labels = rows["labels"][:, 0]
         return {
             **self.named(rows),
-            "labels": np.maximum(labels - 1, 0).astype(np.int32),
-            "label_weights": (labels > 0).astype(np.float32),
+            "labels": np.maximum(labels, 0),
+            "label_weights": existing(rows) * (labels >= 0).astype(np.float32),
         }
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the number of labelled texts."""
-        return {"classification": jnp.sum(batch["label_weights"])}
 
     def loss(
         self,
@@ -73,7 +66,7 @@ class Classification(HeadObjective):
         train: bool = False,
     ) -> tuple[Terms, Terms]:
         """Returns the classes' cross entropy; metrics `loss` (nats, unsmoothed) and `accuracy`."""
-        logits, others = self.ask(model, params, batch, rngs=rngs, train=train)
+        logits, others = self.output(model, params, batch, rngs=rngs, train=train)
         found = cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
         weights = batch["label_weights"]
         terms = {"classification": (jnp.sum(weights * found.cross_entropy), jnp.float32(1))}
@@ -85,5 +78,5 @@ class Classification(HeadObjective):
 
     def show_labels(self, labels: np.ndarray, names: Sequence[str]) -> str:
         """Returns the class's name or number."""
-        number = int(labels[0]) - 1
+        number = int(labels[0])
         return names[number] if 0 <= number < len(names) else f"class {number}"

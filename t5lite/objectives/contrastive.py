@@ -1,8 +1,8 @@
-"""Texts that belong together are close, all others apart."""
+"""Contrastive learning: texts that belong together are close, all others apart."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -11,17 +11,18 @@ import numpy as np
 
 from t5lite.objectives.base import (
     NOTHING,
-    Example,
+    TOKENS,
+    IdLimit,
     Model,
     Terms,
     Vocabulary,
     check_number,
     feature,
-    feature_length,
 )
 from t5lite.objectives.head_objective import Batch, HeadObjective, pair
 from t5lite.objectives.losses import cross_entropy
-from t5lite.objectives.rows import packing_of
+from t5lite.objectives.rows import segments_of
+from t5lite.rows import Example, RowSpec, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Contrastive(HeadObjective):
 
     features: ClassVar[tuple[str, ...]] = ("inputs", "targets")
     head: ClassVar[str] = "embedding"
-    cut_together: ClassVar[tuple[tuple[str, ...], ...]] = (("inputs",), ("targets",))
+    per_row: ClassVar[tuple[str, ...]] = ()
     min_rows: ClassVar[int] = 2  # the other rows are a row's negatives
 
     temperature: float = 0.05
@@ -51,30 +52,44 @@ class Contrastive(HeadObjective):
     def __post_init__(self) -> None:
         check_number(self, "temperature", lambda x: 0 < x < math.inf, "a number > 0")
 
-    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
-        """Returns the lengths of both texts."""
-        return {name: feature_length(lengths, name, at_least=3) for name in self.features}
+    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
+        """Returns the rows of both texts."""
+        return {name: RowSpec(feature_length(lengths, name, at_least=3)) for name in self.features}
 
-    def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Yields both texts, ended and cut; see `Objective.prepare`."""
-        del rng
+    def axes(self) -> dict[str, tuple[str | None, ...]]:
+        """Returns the logical axes of a batch's arrays, by name."""
+        tokens = dict.fromkeys(("other_input_tokens", "other_segment_ids"), TOKENS)
+        return super().axes() | tokens | {"other_lengths": ("batch",)}
+
+    @property
+    def token_arrays(self) -> tuple[str, ...]:
+        """The segment ids of both texts."""
+        return (*super().token_arrays, "other_segment_ids")
+
+    def limits(self, model: Any) -> dict[str, IdLimit]:
+        """Returns the numbers of ids."""
+        limits = super().limits(model)
+        return limits | {"other_input_tokens": limits["encoder_input_tokens"]}
+
+    def prepared(
+        self, example: Example, lengths: Mapping[str, int], vocabulary: Any
+    ) -> dict[str, np.ndarray]:
+        """Returns both texts, framed and cut.
+
+        Raises: InputError if one is missing.
+        """
         advice = "name the two texts that belong together 'inputs' and 'targets'"
-        for example in examples:
-            yield {
-                name: self.framed(feature(example, name, self, advice), lengths, vocabulary, name)
-                for name in self.features
-            }
+        return {
+            name: self.framed(feature(example, name, self, advice), lengths, vocabulary, name)
+            for name in self.features
+        }
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the first texts under the side's name, the second as other_input_tokens."""
-        others = {"other_input_tokens": rows["targets"], **packing_of(rows, "targets", "other")}
+        others = {
+            "other_input_tokens": rows["targets"],
+            **segments_of(rows, "targets", "other"),
+        }
         return self.named(rows) | others
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
@@ -96,7 +111,7 @@ class Contrastive(HeadObjective):
         pairs = (_of(batch, self.side, self.side), _of(batch, "other", self.side))
         (one, terms), (other, other_terms) = (
             # Each with dropout of its own: it is what tells a text from itself (SimCSE).
-            self.ask(model, params, each, rngs=_folded(rngs, index), train=train)
+            self.output(model, params, each, rngs=_folded(rngs, index), train=train)
             for index, each in enumerate(pairs)
         )
         exists = self.valid(batch).any(axis=1)
@@ -129,11 +144,8 @@ class Contrastive(HeadObjective):
 
 
 def _of(batch: Batch, side: str, name: str) -> dict[str, jax.Array]:
-    """Returns the texts of one side of a batch, and their segment ids if any, as those of `name`.
-
-    They are packed nowhere, so that there are no positions.
-    """
-    arrays = ("input_tokens", "segment_ids")
+    """Returns the texts of one side of a batch as those of `name`."""
+    arrays = ("input_tokens", "segment_ids", "lengths")
     return {
         f"{name}_{each}": batch[f"{side}_{each}"] for each in arrays if f"{side}_{each}" in batch
     }

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from t5lite.objectives.base import Example, Vocabulary, feature_length
+from t5lite.objectives.base import Vocabulary
 from t5lite.objectives.prompts import Frames, Prompts, frames_of, start_of
 from t5lite.objectives.rows import encoder_decoder_batch, join_pair, prefix_lm_batch, split_pair
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
+from t5lite.rows import Example, RowSpec, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,12 +66,16 @@ class InputsToTargets(TokenCrossEntropy):
         """Yields `inputs` and `targets`, 1-D int32, by the rules of `Objective.prepare`."""
         raise NotImplementedError(f"{type(self).__name__}.pairs")
 
-    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
-        """Returns the lengths of both, or of the row that a decoder alone reads them in."""
-        rooms = {name: feature_length(lengths, name, at_least=1) for name in ("inputs", "targets")}
+    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
+        """Returns the rows of both, or the one that a decoder alone reads them in."""
+        both = {name: feature_length(lengths, name, at_least=1) for name in ("inputs", "targets")}
         if self.topology != "decoder":
-            return rooms
-        return dict.fromkeys(("targets", "prefix"), sum(rooms.values()))
+            return {name: RowSpec(length) for name, length in both.items()}
+        length = sum(both.values())
+        return {
+            "targets": RowSpec(length),
+            "prefix": RowSpec(length, kind="aligned", along="targets"),
+        }
 
     def prepare(
         self,

@@ -4,14 +4,14 @@ Everything here is per token, `[batch, length]` float32: whoever sums decides th
 same numbers serve training, held-out perplexity and a score over some of the tokens only.
 """
 
-import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+Tree = Any
 LOSS_NORMALIZING_FACTORS = (
     "NUM_REAL_TARGET_TOKENS",
     "NUM_TOTAL_TARGET_TOKENS",
@@ -80,32 +80,23 @@ def _smoothing_entropy(label_smoothing: float, num_others: int) -> float:
     return -(confidence * math.log(confidence) + num_others * low * math.log(low + 1e-20))
 
 
-def chunked_cross_entropy(
-    logits_fn: Callable[[jax.Array], jax.Array],
-    hidden: jax.Array,
-    targets: jax.Array,
-    *,
-    label_smoothing: float = 0.0,
-    chunk_length: int | None = None,
-) -> TokenLosses:
-    """Computes `cross_entropy(logits_fn(hidden), targets)` a stretch of positions at a time.
+def chunked(fn: Callable[..., Tree], *arrays: jax.Array, chunk_length: int | None) -> Tree:
+    """Computes a function of each position for a chunk of positions at a time.
 
-    Only one chunk's logits exist at once, forwards and backwards; the price is that the backward
-    pass computes them again.
+    Only one chunk's intermediate values (its logits, say) exist at once, forwards and backwards;
+    the price is that the backward pass computes them again.
 
     Args:
-      logits_fn: `[batch, n, embed] -> [batch, n, vocab]`, position by position.
-      hidden: `[batch, length, embed]`, any float dtype.
-      targets: `[batch, length]` int32.
-      label_smoothing: see `cross_entropy`.
+      fn: `[batch, n, ...]` arrays → a tree of `[batch, n, ...]` arrays, position by position.
+      *arrays: `[batch, length, ...]`.
       chunk_length: the most positions at once, >= 1; None takes them all and recomputes nothing.
 
     Returns:
-      The losses of every position.
+      What `fn(*arrays)` does.
     """
-    batch, length, _ = hidden.shape
+    batch, length = arrays[0].shape[:2]
     if chunk_length is None or chunk_length >= length:
-        return cross_entropy(logits_fn(hidden), targets, label_smoothing=label_smoothing)
+        return fn(*arrays)
     num_chunks = -(-length // chunk_length)
     size = -(-length // num_chunks)  # even chunks: a last one that is nearly empty wastes the most
 
@@ -114,15 +105,37 @@ def chunked_cross_entropy(
         array = jnp.pad(array, padding).reshape(batch, num_chunks, size, *array.shape[2:])
         return jnp.moveaxis(array, 1, 0)
 
+    def join(chunks: jax.Array) -> jax.Array:  # to [batch, length, ...]
+        whole = jnp.moveaxis(chunks, 0, 1).reshape(batch, num_chunks * size, *chunks.shape[3:])
+        return whole[:, :length]
+
     # Inside a scan nothing can be shared with the forward pass, so the barrier is not needed.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def chunk_losses(hidden: jax.Array, targets: jax.Array) -> TokenLosses:
+    computed = jax.checkpoint(lambda chunk: fn(*chunk), prevent_cse=False)
+    return jax.tree.map(join, jax.lax.map(computed, tuple(map(split, arrays))))
+
+
+def chunked_cross_entropy(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    hidden: jax.Array,
+    targets: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    chunk_length: int | None = None,
+) -> TokenLosses:
+    """Computes `cross_entropy(logits_fn(hidden), targets)` in chunks of positions.
+
+    Args:
+      logits_fn: `[batch, n, embed] -> [batch, n, vocab]`, position by position.
+      hidden: `[batch, length, embed]`, any float dtype.
+      targets: `[batch, length]` int32.
+      label_smoothing: see `cross_entropy`.
+      chunk_length: see `chunked`.
+    """
+
+    def losses(hidden: jax.Array, targets: jax.Array) -> TokenLosses:
         return cross_entropy(logits_fn(hidden), targets, label_smoothing=label_smoothing)
 
-    chunks = jax.lax.map(lambda chunk: chunk_losses(*chunk), (split(hidden), split(targets)))
-    return jax.tree.map(
-        lambda loss: jnp.moveaxis(loss, 0, 1).reshape(batch, num_chunks * size)[:, :length], chunks
-    )
+    return chunked(losses, hidden, targets, chunk_length=chunk_length)
 
 
 def normalized_weights(

@@ -1,4 +1,4 @@
-"""BERT's pretraining: tokens of a text are hidden, and the encoder says what they were."""
+"""Masked language modelling: BERT's pretraining."""
 
 import dataclasses
 import functools
@@ -10,11 +10,12 @@ import numpy as np
 
 from t5lite.errors import InputError
 from t5lite.objectives import base
-from t5lite.objectives.base import Example, check_number, documents, feature_length
-from t5lite.objectives.rows import packing_of
+from t5lite.objectives.base import check_number, documents
+from t5lite.objectives.rows import segments_of
 from t5lite.objectives.span_corruption import Piece, join_pieces
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
 from t5lite.objectives.words import word_starts
+from t5lite.rows import Example, RowSpec, feature_length
 
 
 class Vocabulary(base.Vocabulary, Protocol):
@@ -22,8 +23,6 @@ class Vocabulary(base.Vocabulary, Protocol):
 
     @property
     def size(self) -> int: ...
-    @property
-    def pad_id(self) -> int: ...
     @property
     def unk_id(self) -> int: ...
     @property
@@ -45,11 +44,11 @@ class MaskedLM(TokenCrossEntropy):
 
     Attributes:
       mask_rate: the share of tokens, in (0, 1), to predict; at least one of a piece.
-      whole_word: whether words are asked for as a whole; words begin at pieces that do not start
+      whole_word: whether words are predicted as a whole; words begin at pieces that do not start
         with `##` or, in vocabularies without it, at those that start with `▁` or `Ġ`.
-      max_predictions_per_row: the most tokens that are asked for in a row, so that the logits of
-        all others need not be computed; any that a row has beyond stay hidden, and nobody asks.
-        None: all are asked for, and all logits are computed.
+      max_predictions_per_row: the most tokens that are predicted in a row, so that the logits of
+        all others need not be computed; surplus masked tokens get no loss. None: all are predicted,
+        and all logits are computed.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, §3.1; whole words: the authors' repository.
     """
@@ -85,15 +84,19 @@ class MaskedLM(TokenCrossEntropy):
                 "None or int >= 1",
             )
 
-    def row_lengths(self, lengths: Mapping[str, int]) -> dict[str, int]:
-        """Returns the length of a row, twice: as it is read, and what is asked for."""
+    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
+        """Returns the rows of masked text, of the text itself, and of what is predicted."""
         length = feature_length(lengths, "targets", at_least=4)
         if self.max_predictions_per_row is not None and self.max_predictions_per_row > length:
             raise InputError(
                 f"MaskedLM.max_predictions_per_row is {self.max_predictions_per_row}: it must be "
                 f"at most TASK_FEATURE_LENGTHS['targets'], {length}"
             )
-        return dict.fromkeys(("inputs", "targets"), length)
+        return {
+            "inputs": RowSpec(length),
+            "targets": RowSpec(length, kind="aligned", along="inputs"),
+            "predicted": RowSpec(length, dtype="bool", kind="aligned", along="inputs"),
+        }
 
     def prepare(
         self,
@@ -103,74 +106,71 @@ class MaskedLM(TokenCrossEntropy):
         vocabulary: Vocabulary | None,
         rng: np.random.Generator,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Yields `inputs`, and `targets` that are 0 where nothing is asked for.
-
-        Where id 0 is a token and asked for, targets are -1.
+        """Yields `inputs`, `targets` and `predicted`: masked text, the text, what has a loss.
 
         Raises: InputError if there is no vocabulary, or nothing in it to mask with.
         """
-        length = self.row_lengths(lengths)["inputs"]
+        length = self.rows(lengths)["inputs"].length
         if vocabulary is None:
             raise InputError(
                 "MaskedLM needs a vocabulary, to know what to mask with: give the data one"
             )
         mask_id, ordinary = mask_of(vocabulary), ordinary_ids(vocabulary)
         frame = vocabulary.frame
-        room, unasked = length - frame.size, frame.filled(0)
+        room, unmasked = length - frame.size, frame.filled(0)
 
-        def masked() -> Iterator[dict[str, np.ndarray]]:
+        def prepared() -> Iterator[dict[str, np.ndarray]]:
             for text in documents(examples, self, vocabulary):
                 for start in range(0, text.size, room):
                     piece = text[start : start + room]
-                    asked = self._asked(piece, vocabulary, rng)
-                    seen = _hidden(piece, asked, mask_id, ordinary, rng)
-                    targets = np.where(asked, _marked(piece), 0)
-                    yield {"inputs": frame(seen), "targets": unasked(targets)}
+                    predicted = self._predicted(piece, vocabulary, rng)
+                    masked = _masked(piece, predicted, mask_id, ordinary, rng)
+                    yield {
+                        "inputs": frame(masked),
+                        "targets": frame(piece),
+                        "predicted": unmasked(predicted.astype(np.int32)).astype(bool),
+                    }
 
-        return masked()
+        return prepared()
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Names rows for an encoder; see `Objective.batch`."""
-        targets, chosen = rows["targets"], {}
+        targets, predicted, positions = rows["targets"], rows["predicted"], {}
         if self.max_predictions_per_row is not None:
-            # Stable, so that what is asked for comes first and in order, and then places of none.
-            places = np.argsort(targets == 0, axis=1, kind="stable")
-            places = places[:, : self.max_predictions_per_row].astype(np.int32)
-            targets = np.take_along_axis(targets, places, axis=1)
-            chosen = {"encoder_target_positions": places}
+            # Stable, so that predicted positions come first and in order.
+            chosen = np.argsort(~predicted, axis=1, kind="stable")
+            chosen = chosen[:, : self.max_predictions_per_row].astype(np.int32)
+            targets, predicted = (np.take_along_axis(a, chosen, 1) for a in (targets, predicted))
+            positions = {"encoder_target_positions": chosen}
         return {
             "encoder_input_tokens": rows["inputs"],
-            "encoder_target_tokens": np.maximum(targets, 0),
-            "encoder_loss_weights": (targets != 0).astype(np.float32),
-            **chosen,
-            **packing_of(rows, "inputs", "encoder"),
+            "encoder_target_tokens": np.where(predicted, targets, 0),
+            "encoder_loss_weights": predicted.astype(np.float32),
+            **positions,
+            **segments_of(rows, "inputs", "encoder"),
         }
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
-        """Returns a prepared example for a person to read: its text, what is asked for «marked»."""
-        inputs, targets = example["inputs"], example["targets"]
-        inputs = inputs[inputs != vocabulary.eos_id]
-        # A cache of padded rows gives them back without the zeros at their end.
-        targets = np.pad(targets, (0, max(inputs.size - targets.size, 0)))[: inputs.size]
-        asked = targets != 0
-        text = np.where(asked, np.maximum(targets, 0), inputs)
-        bounds = [0, *(np.flatnonzero(np.diff(asked)) + 1).tolist(), text.size]
+        """Returns a prepared example for a person to read: the text, predictions «marked»."""
+        kept = example["inputs"] != vocabulary.eos_id
+        text, predicted = example["targets"][kept], example["predicted"][kept]
+        bounds = [0, *(np.flatnonzero(np.diff(predicted)) + 1).tolist(), text.size]
         pieces = [
-            Piece(text[start:end], 0 if asked[start] else None)
+            Piece(text[start:end], 0 if predicted[start] else None)
             for start, end in itertools.pairwise(bounds)
             if end > start
         ]
         return [join_pieces(pieces, vocabulary)]
 
-    def _asked(
+    def _predicted(
         self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
     ) -> np.ndarray:
         """Returns `[n]` bool: words, or else tokens, in random order until there are enough."""
         count = max(1, round(tokens.size * self.mask_rate))
-        asked = np.zeros(tokens.size, bool)
+        predicted = np.zeros(tokens.size, bool)
         if not self.whole_word:
-            asked[rng.choice(tokens.size, count, replace=False, shuffle=False)] = True
-            return asked
+            predicted[rng.choice(tokens.size, count, replace=False, shuffle=False)] = True
+            return predicted
         begins = word_starts(vocabulary)[tokens]
         begins[0] = True
         words = np.cumsum(begins) - 1
@@ -185,23 +185,20 @@ class MaskedLM(TokenCrossEntropy):
         return chosen[words]
 
 
-def _marked(tokens: np.ndarray) -> np.ndarray:
-    """Returns the tokens as targets that are asked for: -1 for id 0, which would say "not"."""
-    return np.where(tokens == 0, np.int32(-1), tokens)
-
-
-def _hidden(
+def _masked(
     tokens: np.ndarray,
-    asked: np.ndarray,
+    predicted: np.ndarray,
     mask_id: int,
     ordinary: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Returns the tokens with 80 % of those asked for masked and 10 % replaced."""
+    """Returns the tokens with 80 % of the predicted ones masked and 10 % replaced."""
     chance = rng.random(tokens.size)
     others = rng.choice(ordinary, tokens.size)
     return np.select(
-        [asked & (chance < 0.8), asked & (chance < 0.9)], [np.int32(mask_id), others], tokens
+        [predicted & (chance < 0.8), predicted & (chance < 0.9)],
+        [np.int32(mask_id), others],
+        tokens,
     ).astype(np.int32)
 
 
@@ -225,7 +222,5 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
     """Returns the ids `[n]` int32 that stand for text: no padding, EOS, mask, sentinel or such."""
     special = {vocabulary.eos_id, vocabulary.bos_id, vocabulary.unk_id, vocabulary.pad_id}
     special |= {mask_of(vocabulary), *vocabulary.frame.before, *vocabulary.frame.after}
-    if not base.zero_is_token(vocabulary):
-        special.add(0)
     special |= {vocabulary.sentinel(i) for i in range(vocabulary.num_sentinels)}
     return np.array([i for i in range(vocabulary.size) if i not in special], np.int32)

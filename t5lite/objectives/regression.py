@@ -1,7 +1,7 @@
-"""Numbers for a text."""
+"""Text regression."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import NOTHING, Example, Model, Terms
+from t5lite.objectives.base import NOTHING, Model, Terms
 from t5lite.objectives.head_objective import Batch, HeadObjective, existing, pair
+from t5lite.rows import Example, RowSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regression(HeadObjective):
-    """Says some numbers of a text, from `labels` `[num_targets]` float32, by the squared error.
+    """Predicts numbers of a text, from `labels` `[num_targets]` float32, by the squared error.
 
     Attributes:
-      num_targets: how many numbers; set by `bind` to as many as the model's head gives.
+      num_targets: how many numbers; set by `bind` to those of the model's head.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, §4.1, as the authors train STS-B.
     """
@@ -32,40 +33,30 @@ class Regression(HeadObjective):
         bound = super().bind(model, references)
         return dataclasses.replace(bound, num_targets=model.heads[self.head].num_targets)
 
-    def num_labels(self, lengths: Mapping[str, int]) -> int:
-        return self.num_targets
+    def label_spec(self, lengths: Mapping[str, int]) -> RowSpec:
+        """Returns the declaration of `labels`, float32 numbers."""
+        return RowSpec(1, (self.num_targets,), "float32", "per_example")
 
-    def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Yields `inputs` int32 and `labels` float32; see `Objective.prepare`.
+    def prepared(
+        self, example: Example, lengths: Mapping[str, int], vocabulary: Any
+    ) -> dict[str, np.ndarray]:
+        """Returns `inputs` int32 and `labels` float32.
 
-        Raises: InputError if an example does not have as many numbers as the model gives.
+        Raises: InputError if an example does not have as many numbers as the model's head.
         """
-        del rng
-        for example in examples:
-            labels = self.labels_of(example).astype(np.float32)
-            if labels.shape != (self.num_targets,):
-                raise InputError(
-                    f"Regression: an example has labels of shape {labels.shape} and the model's "
-                    f"head gives {self.num_targets}: set RegressionHeadSpec.num_targets"
-                )
-            inputs = self.framed(self.inputs_of(example), lengths, vocabulary)
-            yield {"inputs": inputs, "labels": labels}
+        labels = self.labels_of(example).astype(np.float32)
+        if labels.shape != (self.num_targets,):
+            raise InputError(
+                f"Regression: an example has labels of shape {labels.shape} and the model's "
+                f"head gives {self.num_targets}: set RegressionHeadSpec.num_targets"
+            )
+        inputs = self.framed(self.inputs_of(example), lengths, vocabulary)
+        return {"inputs": inputs, "labels": labels}
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the texts, labels `[batch, num_targets]` and label_weights `[batch]` float32."""
-        labels = rows["labels"].astype(np.float32)
+        labels = rows["labels"][:, 0]
         return {**self.named(rows), "labels": labels, "label_weights": existing(rows)}
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the number of texts."""
-        return {"regression": jnp.sum(batch["label_weights"])}
 
     def loss(
         self,
@@ -78,8 +69,8 @@ class Regression(HeadObjective):
         train: bool = False,
     ) -> tuple[Terms, Terms]:
         """Returns the mean squared error; metrics `loss` and `mse`, which are that too."""
-        said, others = self.ask(model, params, batch, rngs=rngs, train=train)
-        squared = jnp.mean(jnp.square(said - batch["labels"]), axis=-1)
+        output, others = self.output(model, params, batch, rngs=rngs, train=train)
+        squared = jnp.mean(jnp.square(output - batch["labels"]), axis=-1)
         error = pair(squared, batch["label_weights"])
         terms = {"regression": (error[0], jnp.float32(1))} | others
         return terms, {"loss": error, "mse": error}

@@ -1,10 +1,10 @@
-"""Rows under the names that models know, SeqIO's. Pure numpy; rows of zeros have no weight.
+"""Rows under the names that models know, SeqIO's. Pure NumPy; rows of zeros have no weight.
 
-Which places hold tokens, segment ids say; only rows without them are asked where they are not 0.
+A batch has the segment ids of every token (0 on padding), from which models derive positions; and
+where each row holds one text, at its beginning, the lengths of the texts.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -12,48 +12,33 @@ Rows = Mapping[str, np.ndarray]
 Batch = dict[str, np.ndarray]
 
 
-def packing_of(rows: Rows, name: str, side: str) -> Batch:
-    """Returns segment ids and positions of rows, for a side of the model; {} if not packed."""
-    return {
-        f"{side}_{suffix}": rows[f"{name}_{suffix}"]
-        for suffix in ("segment_ids", "positions")
-        if f"{name}_{suffix}" in rows
-    }
+def segments_of(rows: Rows, name: str, side: str) -> Batch:
+    """Returns the segment ids of a feature, and its lengths if any, for a side of the model."""
+    segments = {f"{side}_segment_ids": rows[f"{name}_segment_ids"]}
+    lengths = rows.get(f"{name}_lengths")
+    return segments if lengths is None else segments | {f"{side}_lengths": lengths}
 
 
-def holds_tokens(rows: Mapping[str, Any], name: str) -> Any:
-    """Returns `[batch, length]` bool: which places of a feature's rows hold a token.
-
-    Args:
-      rows: of numpy or of JAX, with `name_segment_ids` or, where 0 is padding, without.
-      name: of the feature.
-    """
-    return rows.get(f"{name}_segment_ids", rows[name]) > 0
+def weights_of(rows: Rows, name: str) -> np.ndarray:
+    """Returns `[batch, length]` float32: 1 on the tokens of a feature."""
+    return (rows[f"{name}_segment_ids"] > 0).astype(np.float32)
 
 
-def shifted_right(rows: Rows, name: str, *, start: int = 0) -> np.ndarray:
-    """Returns `[batch, length]`: each value one to the right within its segment, behind `start`."""
-    values = rows[name]
+def shifted_right(values: np.ndarray, segments: np.ndarray, *, start: int = 0) -> np.ndarray:
+    """Returns `[batch, length]`: each value one to the right within its segment, after `start`."""
     shifted = np.zeros_like(values)
     shifted[:, 1:] = values[:, :-1]
-    segments = rows.get(f"{name}_segment_ids")
-    if segments is None:
-        shifted[:, 0] = start
-        return shifted
     begins = np.diff(segments, axis=1, prepend=0) != 0
     shifted[begins] = 0
     shifted[begins & (segments > 0)] = start
     return shifted
 
 
-def shifted_left(rows: Rows, name: str) -> np.ndarray:
+def shifted_left(values: np.ndarray, segments: np.ndarray) -> np.ndarray:
     """Returns `[batch, length]`: each value one to the left within its segment, 0 at its end."""
-    values = rows[name]
     shifted = np.zeros_like(values)
     shifted[:, :-1] = values[:, 1:]
-    segments = rows.get(f"{name}_segment_ids")
-    if segments is not None:
-        shifted[np.diff(segments, axis=1, append=0) != 0] = 0
+    shifted[np.diff(segments, axis=1, append=0) != 0] = 0
     return shifted
 
 
@@ -61,28 +46,27 @@ def decoder_batch(rows: Rows, *, start_id: int | None = 0) -> Batch:
     """Names rows of `targets` for a decoder that predicts all of them, as SeqIO's LM converter.
 
     Args:
-      rows: `targets` `[batch, length]` int32; if packed, `_segment_ids` and `_positions` too.
-      start_id: what the decoder reads in front of every text. None: nothing, so that its first
-        token is not predicted; each place then predicts the token after it.
+      rows: `targets` `[batch, length]` int32 and their segment ids.
+      start_id: the token that the decoder reads before every text. None: none, so that its first
+        token is not predicted; each position then predicts the token after it.
 
     Returns:
       decoder_target_tokens, decoder_input_tokens (the targets one to the right within their
-      segment, behind `start_id`), decoder_loss_weights (float32, 1 on targets); if packed,
-      decoder_segment_ids and decoder_positions too.
+      segment, after `start_id`), decoder_loss_weights (float32, 1 on targets), decoder_segment_ids
+      and, of rows that are not packed, decoder_lengths.
     """
+    targets, segments = rows["targets"], rows["targets_segment_ids"]
+    weights = weights_of(rows, "targets")
     if start_id is None:
-        inside = {**rows, "targets": holds_tokens(rows, "targets").astype(np.float32)}
-        return {
-            "decoder_target_tokens": shifted_left(rows, "targets"),
-            "decoder_input_tokens": rows["targets"],
-            "decoder_loss_weights": shifted_left(inside, "targets"),
-            **packing_of(rows, "targets", "decoder"),
-        }
+        inputs, targets = targets, shifted_left(targets, segments)
+        weights = shifted_left(weights, segments)
+    else:
+        inputs = shifted_right(targets, segments, start=start_id)
     return {
-        "decoder_target_tokens": rows["targets"],
-        "decoder_input_tokens": shifted_right(rows, "targets", start=start_id),
-        "decoder_loss_weights": holds_tokens(rows, "targets").astype(np.float32),
-        **packing_of(rows, "targets", "decoder"),
+        "decoder_target_tokens": targets,
+        "decoder_input_tokens": inputs,
+        "decoder_loss_weights": weights,
+        **segments_of(rows, "targets", "decoder"),
     }
 
 
@@ -90,15 +74,14 @@ def encoder_decoder_batch(rows: Rows, *, start_id: int | None = 0) -> Batch:
     """Names rows of `inputs` and `targets` for an encoder-decoder, as SeqIO's converter does.
 
     Args:
-      rows: `inputs` and `targets` `[batch, length]` int32; if packed, their `_segment_ids` and
-        `_positions` too.
+      rows: `inputs` and `targets` `[batch, length]` int32 and their segment ids.
       start_id: as `decoder_batch` takes it.
 
     Returns:
-      What `decoder_batch` does, and encoder_input_tokens; if packed, encoder_segment_ids and
-      encoder_positions too.
+      Those of `decoder_batch`, encoder_input_tokens, encoder_segment_ids and, of rows that are not
+      packed, encoder_lengths.
     """
-    encoder = {"encoder_input_tokens": rows["inputs"], **packing_of(rows, "inputs", "encoder")}
+    encoder = {"encoder_input_tokens": rows["inputs"], **segments_of(rows, "inputs", "encoder")}
     return encoder | decoder_batch(rows, start_id=start_id)
 
 
@@ -107,27 +90,45 @@ def prefix_lm_batch(rows: Rows, *, start_id: int | None = 0, bidirectional: bool
 
     Args:
       rows: what `join_pair` made, padded or packed: `targets` `[batch, length]` int32, inputs and
-        targets one behind the other, and `prefix`, 1 on the inputs; if packed, their
-        `_segment_ids` and `_positions` too.
+        targets in one, their segment ids, and `prefix`, 1 on the inputs.
       start_id: as `decoder_batch` takes it.
       bidirectional: whether inputs are seen in both directions.
 
     Returns:
-      What `decoder_batch` does, with no weight on inputs; if `bidirectional`, also
-      decoder_causal_attention, int32: 1 on the inputs as the decoder reads them, the start token in
-      front included, as SeqIO has it: the last input is where the first target is predicted.
+      Those of `decoder_batch`, without weights on inputs; if `bidirectional`, also
+      decoder_causal_attention, int32: 1 on the inputs as the decoder reads them, the start token
+      included, as SeqIO has it: the last input is where the first target is predicted.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1; `seqio.PrefixLMFeatureConverter`.
     """
     batch, prefix = decoder_batch(rows, start_id=start_id), rows["prefix"]
-    if start_id is None:
-        given = shifted_left({**rows, "targets": prefix}, "targets")
-        batch["decoder_loss_weights"] *= 1 - given.astype(np.float32)
-        return batch | ({"decoder_causal_attention": prefix} if bidirectional else {})
-    batch["decoder_loss_weights"] *= 1 - prefix.astype(np.float32)
+    segments = rows["targets_segment_ids"]
+    predicted_prefix = shifted_left(prefix, segments) if start_id is None else prefix
+    batch["decoder_loss_weights"] *= 1 - predicted_prefix.astype(np.float32)
     if bidirectional:
-        batch["decoder_causal_attention"] = prefix | shifted_right(rows, "prefix")
+        read = prefix if start_id is None else prefix | shifted_right(prefix, segments)
+        batch["decoder_causal_attention"] = read
     return batch
+
+
+def with_segments(batch: Rows) -> Batch:
+    """Adds segment ids and lengths to an unpacked batch of SeqIO's own feature converters.
+
+    Args:
+      batch: arrays `[batch, length]` under SeqIO's names, 0 on padding. Those of packed batches
+        keep their segment ids and lose their positions, which models derive.
+    """
+    named = {name: rows for name, rows in batch.items() if not name.endswith("_positions")}
+    for side in ("encoder", "decoder"):
+        # A decoder's first input may be 0: its targets tell tokens from padding.
+        names = [f"{side}_{name}_tokens" for name in ("target", "input")]
+        tokens = [batch[name] for name in names[side == "encoder" :] if name in batch]
+        if not tokens or f"{side}_segment_ids" in batch:
+            continue
+        filled = np.cumsum(tokens[0][:, ::-1] != 0, axis=1)[:, ::-1] > 0  # zeros inside count
+        named[f"{side}_segment_ids"] = filled.astype(np.int32)
+        named[f"{side}_lengths"] = filled.sum(axis=1, dtype=np.int32)
+    return named
 
 
 def join_pair(pair: Rows) -> Batch:

@@ -23,7 +23,6 @@ from t5lite.objectives.base import (
     check_number,
     documents,
     feature_length,
-    zero_is_token,
 )
 from t5lite.objectives.inputs_to_targets import InputsToTargets
 from t5lite.objectives.words import word_bounds
@@ -298,10 +297,7 @@ def join_pieces(
 def _before_end(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """Returns the tokens in front of the first EOS or padding."""
     tokens = np.asarray(tokens, np.int32)
-    ended = tokens == vocabulary.eos_id
-    if not zero_is_token(vocabulary):
-        ended |= tokens == 0
-    ends = np.flatnonzero(ended)
+    ends = np.flatnonzero((tokens == vocabulary.eos_id) | (tokens == vocabulary.pad_id))
     return tokens[: ends[0]] if ends.size else tokens
 
 

@@ -20,20 +20,20 @@ from t5lite.objectives.losses import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenCrossEntropy(Objective):
-    """The device half of objectives that predict tokens, `{side}_target_tokens` of the batch.
+    """Token cross entropy: the device half of objectives that predict `{side}_target_tokens`.
 
-    They stand one behind the other, or where `{side}_target_positions` of the batch says: then no
-    other place's logits are computed.
+    Targets have the positions of the inputs, or those of the batch's `{side}_target_positions`:
+    then the logits of other positions are not computed.
 
     Class attributes:
-      side: whose output says the tokens, `decoder` or `encoder`.
+      side: the stack whose output predicts tokens, `decoder` or `encoder`.
 
     Attributes:
       label_smoothing: probability in `[0, 1)` taken from the target and given to all others.
       z_loss: coefficient, >= 0, of the squared log of the softmax's normaliser.
       loss_normalizing_factor: what the loss is divided by: None (the number of target tokens), a
         number > 0, or one of `LOSS_NORMALIZING_FACTORS`; see `losses.normalized_weights`.
-      chunk_length: how many positions have their logits in memory at once; None: all of them.
+      chunk_length: positions whose logits are in memory at once; None: all of them.
     """
 
     head: ClassVar[str] = "lm"
@@ -66,7 +66,7 @@ class TokenCrossEntropy(Objective):
             check_number(self, "loss_normalizing_factor", lambda x: 0 < x < math.inf, "> 0")
 
     def _at_targets(self, rows: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Returns what stands in rows `[batch, length, …]` where a token is to be predicted."""
+        """Returns the values of rows `[batch, length, …]` at the positions to predict."""
         positions = batch.get(f"{self.side}_target_positions")
         if positions is None:
             return rows
@@ -75,7 +75,8 @@ class TokenCrossEntropy(Objective):
 
     def _token_weights(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         factor = self.loss_normalizing_factor
-        segment_ids = batch.get(f"{self.side}_segment_ids")
+        packed = f"{self.side}_lengths" not in batch
+        segment_ids = batch[f"{self.side}_segment_ids"] if packed else None
         return normalized_weights(
             batch[f"{self.side}_loss_weights"],
             factor.upper() if isinstance(factor, str) else factor,

@@ -1,7 +1,7 @@
 """Host arrays to global device arrays, and programs that know the layout."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from t5lite.errors import InputError
+from t5lite.errors import InputError, unknown
 from t5lite.parallel.layout import MESH_AXES, Layout, shardings
+
+Axes = Sequence[str | None]
 
 
 def batch_sharding(layout: Layout, mesh: Mesh) -> NamedSharding:
@@ -19,29 +21,34 @@ def batch_sharding(layout: Layout, mesh: Mesh) -> NamedSharding:
 
 
 def batch_shardings(
-    layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]
+    layout: Layout, mesh: Mesh, axes: Mapping[str, Axes], names: Iterable[str]
 ) -> dict[str, NamedSharding]:
     """Returns the sharding of each array of a batch.
 
     Args:
       layout: its `activations` are the rules.
       mesh: the devices.
-      shapes: of the batch's arrays, local or global: `[batch, length]` of tokens and what belongs
-        to them; `[batch]`, and `labels` and others named so of any rank, of what belongs to a row.
+      axes: the logical axes of the arrays that a batch may have, see `Objective.axes`; those that
+        an array has beyond are replicated.
+      names: of the arrays.
+
+    Raises: InputError if an array has no axes.
     """
-    tokens = batch_sharding(layout, mesh)
-    rows = shardings(PartitionSpec("batch"), layout.activations, mesh)
-    return {
-        name: rows if len(shape) == 1 or name.startswith("label") else tokens
-        for name, shape in shapes.items()
-    }
+    placed = {}
+    for name in names:
+        if name not in axes:
+            raise unknown("array of a batch, without axes in the objective's axes():", name, axes)
+        placed[name] = shardings(PartitionSpec(*axes[name]), layout.activations, mesh)
+    return placed
 
 
-def check_batch(layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_batch(
+    layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]
+) -> None:
     """Raises an InputError unless each array's global shape divides over the mesh."""
-    placed = batch_shardings(layout, mesh, shapes)
+    placed = batch_shardings(layout, mesh, axes, shapes)
     for name, shape in shapes.items():
-        for size, axis, label in zip(shape, placed[name].spec, ("batch", "length"), strict=False):
+        for size, axis, label in zip(shape, placed[name].spec, axes[name], strict=False):
             names = (axis,) if isinstance(axis, str) else axis or ()
             parts = int(np.prod([mesh.shape[part] for part in names], dtype=int))
             if size % parts:

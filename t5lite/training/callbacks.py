@@ -75,7 +75,6 @@ class Run:
       writers: where metrics go; becomes one `Writers`, which the first process alone writes to.
       tuning: of the run, bound to the model.
       say: prints a text above the progress bar.
-      limits: what ids in batches must be below, see `models.Model.limits`.
       metrics: the latest held-out metrics of all callbacks.
       measured_at: the step of each of them.
     """
@@ -91,7 +90,6 @@ class Run:
     writers: Any = ()
     tuning: Tuning = Everything()
     say: Callable[[str], None] = print
-    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     measured_at: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -119,10 +117,13 @@ class Run:
         ready = {name: rows for name, rows in batch.items() if isinstance(rows, jax.Array)}
         local = {name: np.asarray(rows) for name, rows in batch.items() if name not in ready}
         for name, rows in local.items():
-            _check_ids(name, rows, self.limits)
-        shapes = {name: rows.shape for name, rows in local.items()}
-        placed = batch_shardings(self.layout, self.mesh, shapes)
+            _check_ids(name, rows, self._limits)
+        placed = batch_shardings(self.layout, self.mesh, self.objective.axes(), local)
         return place(local, placed, num_rows=self.data.batch_size) | ready
+
+    @functools.cached_property
+    def _limits(self) -> Mapping[str, Any]:
+        return self.objective.limits(self.model)  # type: ignore[no-any-return]
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
@@ -146,24 +147,12 @@ class Run:
         return with_layout(fn, self.layout, self.mesh, **options)
 
 
-def _check_ids(name: str, rows: np.ndarray, limits: Mapping[str, int]) -> None:
-    limit = limits.get("tokens" if name.endswith("_tokens") else name)
-    if limit is None or not np.issubdtype(rows.dtype, np.integer):
+def _check_ids(name: str, rows: np.ndarray, limits: Mapping[str, Any]) -> None:
+    limit = limits.get(name)
+    if limit is None or rows.dtype.kind not in "iu":
         return
-    largest = int(rows.max(initial=0))
-    if largest < limit:
-        return
-    if name.endswith("_tokens"):
+    if (largest := int(rows.max(initial=0))) >= limit.size:
         raise InputError(
-            f"{name} holds the token id {largest}, but the model has only {limit} embeddings; "
-            "was it tokenised with another vocabulary?"
+            f"{name} holds the id {largest}, but the model has only {limit.size} {limit.what} "
+            f"(0 to {limit.size - 1}); {limit.fix}"
         )
-    field = {
-        "labels": "ClassificationHeadSpec.num_classes",
-        "token_labels": "TokenLabelsHeadSpec.num_labels",
-    }.get(name, "the head's classes")
-    raise InputError(
-        f"{name} = {largest}: labels outside the head's classes, of which there are {limit} (0 to "
-        f"{limit - 1}); set {field} to at least {largest + 1}, or mend the data",
-        field=name,
-    )

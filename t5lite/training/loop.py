@@ -17,7 +17,7 @@ from t5lite.training.notices import noticing
 from t5lite.training.profiling import Profiler
 from t5lite.training.saving import Saver
 from t5lite.training.state import TrainState
-from t5lite.training.step import counted
+from t5lite.training.step import segment_arrays
 
 Rows = Mapping[str, np.ndarray | jax.Array]
 StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
@@ -82,7 +82,7 @@ class Loop:
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.step(state, batch)
                 profiler.after_step(step, state)
-                places = sum(tokens.size for tokens in counted(batch))
+                places = sum(tokens.size for tokens in segment_arrays(self.run.objective, batch))
                 ledger.push(Dispatched(step, metrics, rows, places, self._epoch))
 
                 # Read once: the signal may also come while callbacks run.

@@ -119,7 +119,7 @@ def build(
     placed = state_shardings(
         state, axes, layout=layout, mesh=mesh, optimizer=optimizer, frozen=frozen_axes
     )
-    batch_placed = batch_shardings(layout, mesh, shapes)
+    batch_placed = batch_shardings(layout, mesh, objective.axes(), shapes)
     gradient_sharding = shardings(axes, layout.gradients or layout.parameters, mesh)
     placed = placed.replace(opt_state=_kept(placed.opt_state, state.opt_state, layout))
     _check_divides(state, placed)
@@ -189,13 +189,15 @@ def _check_batch(
     update: Update,
 ) -> None:
     """Raises an InputError unless batch and microbatches divide over the mesh."""
-    check_batch(layout, mesh, shapes)
+    axes = objective.axes()
+    check_batch(layout, mesh, shapes, axes)
     rows, parts = next(iter(shapes.values()))[0], update.num_microbatches
     if rows % parts:
         raise InputError(
             f"batch size {rows} does not divide into Update.num_microbatches = {parts}"
         )
-    check_batch(layout, mesh, {name: (s[0] // parts, *s[1:]) for name, s in shapes.items()})
+    parted = {name: (shape[0] // parts, *shape[1:]) for name, shape in shapes.items()}
+    check_batch(layout, mesh, parted, axes)
     min_rows = objective.min_rows
     if rows // parts < min_rows:
         raise InputError(

@@ -27,6 +27,11 @@ class Objective(Protocol):
     @property
     def min_rows(self) -> int: ...
 
+    @property
+    def token_arrays(self) -> tuple[str, ...]: ...
+
+    def axes(self) -> Mapping[str, tuple[str | None, ...]]: ...
+
     def weights(self, batch: Batch) -> Mapping[str, jax.Array]: ...
 
     def loss(
@@ -78,9 +83,9 @@ def train_step(
     Returns:
       The state after the step, and metrics: float32 scalars `loss`, `gradient_norm`,
       `parameter_norm` (of trained parameters), `update_scale`, `learning_rate` where it is known
-      (times `update_scale`), and `loss_scale` of float16; int32 `tokens`, see `counted`; bool
-      `applied`, `finite` and `spike`, see `Verdict`; and the objective's `sums` as `name: (sum,
-      weight)`.
+      (times `update_scale`), and `loss_scale` of float16; int32 `tokens`, see
+      `segment_arrays`; bool `applied`, `finite` and `spike`, see `Verdict`; and the objective's
+      `sums` as `name: (sum, weight)`.
     """
     # Gradients of the trained parameters.
     loss, sums, gradients = loss_gradients(
@@ -107,7 +112,9 @@ def train_step(
     new = new.replace(step=state.step + 1, extra=new.extra | guards)
 
     # Metrics.
-    tokens = [jnp.count_nonzero(rows).astype(jnp.int32) for rows in counted(batch)]
+    tokens = [
+        jnp.count_nonzero(rows).astype(jnp.int32) for rows in segment_arrays(objective, batch)
+    ]
     metrics = {
         "loss": loss,
         "gradient_norm": gradient_norm,
@@ -169,13 +176,6 @@ def loss_gradients(
     return sum_over_microbatches(part_gradients, batch, num_microbatches)
 
 
-def counted(batch: Mapping[str, Any]) -> list[Any]:
-    """Returns the arrays of token ids that count as seen: every text once.
-
-    What a decoder reads is what it writes, one to the right; what an encoder is to say of its
-    tokens stands where they stand.
-    """
-    again = {"encoder_target_tokens"}
-    if "decoder_target_tokens" in batch:
-        again.add("decoder_input_tokens")
-    return [rows for name, rows in batch.items() if name.endswith("_tokens") and name not in again]
+def segment_arrays(objective: Objective, batch: Mapping[str, Any]) -> list[Any]:
+    """Returns the segment ids whose entries above 0 count as tokens seen."""
+    return [batch[name] for name in objective.token_arrays]

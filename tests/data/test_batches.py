@@ -36,6 +36,7 @@ from t5lite.data.mixture import MixtureData
 from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import InputError
 from t5lite.objectives import SpanCorruption
+from t5lite.rows import RowSpec
 
 
 def different(left, right):
@@ -291,8 +292,9 @@ def test_needs_neither_tensorflow_nor_jax_and_exits_with_the_thread_running():
 import sys
 import numpy as np
 from t5lite.data import ArrayData
+from t5lite.rows import HostHalf
 
-class Plain:
+class Plain(HostHalf):
     features = ("targets",)
     def prepare(self, examples, *, lengths, vocabulary, rng):
         return examples
@@ -403,8 +405,8 @@ class Valued(Copy):
         for example in examples:
             yield {**example, "labels": np.float32([example["inputs"][0] / 7])}
 
-    def row_lengths(self, lengths):
-        return {**lengths, "labels": 1}
+    def rows(self, lengths):
+        return super().rows(lengths) | {"labels": RowSpec(1, (1,), "float32", "per_example")}
 
     def batch(self, rows):
         return {**rows}
@@ -545,7 +547,7 @@ def test_bad_numbers_and_names_are_said():
         make(batch_size=0)
     with pytest.raises(InputError, match=r"lengths\['inputs'\] is 2.5"):
         make(lengths={"inputs": 2.5})
-    with pytest.raises(InputError, match="lacks the feature 'targets' of Copy; it has inputs"):
+    with pytest.raises(InputError, match="has no 'targets'"):
         make(lengths={"inputs": 9}).train_batches(Copy(), seed=0)
     with pytest.raises(InputError, match="no examples in split 'validation'; it has train"):
         ArrayData(arrays(3), lengths=LENGTHS, batch_size=2).validation_batches(Copy())

@@ -15,11 +15,12 @@ from t5lite.data.batches import merge_states
 from t5lite.data.files import file_data
 from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import InputError
+from t5lite.rows import HostHalf
 
 LENGTHS = {"inputs": 32, "targets": 8, "labels": 1}
 
 
-class Objective:
+class Objective(HostHalf):
     """Examples as they are, cut to their lengths."""
 
     def __init__(self, *features, chance=False):

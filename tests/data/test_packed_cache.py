@@ -38,6 +38,7 @@ from t5lite.objectives import (
     Seq2Seq,
     TokenLabels,
 )
+from t5lite.rows import RowSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Valued(Plain):
     features = ("inputs", "labels")
     packable = False
 
-    def row_lengths(self, lengths):
-        return {"inputs": lengths["inputs"], "labels": 2}
+    def rows(self, lengths):
+        labels = RowSpec(1, (2,), "float32", "per_example")
+        return {"inputs": RowSpec(lengths["inputs"]), "labels": labels}
 
     def prepare(self, examples, *, lengths, vocabulary, rng):
         for example in examples:
@@ -174,7 +176,7 @@ def test_values_keep_their_type_and_tokens_the_smallest(tmp_path):
     batch = next(batches)
     batches.close()
     assert batch["model_inputs"].dtype == np.int32
-    np.testing.assert_array_equal(batch["model_labels"], np.full((16, 2), np.float32([0.25, 0])))
+    np.testing.assert_array_equal(batch["model_labels"], np.full((16, 1, 2), np.float32([0.25, 0])))
     assert batch["model_labels"].dtype == np.float32
     (shown,) = cache.examples(Valued(), split="train", count=1, seed=0)
     assert shown["labels"].tolist() == [0.25, 0.0]
@@ -317,7 +319,7 @@ def test_damaged_caches_are_named(tmp_path):
         opened(tmp_path).train_batches(Plain(), seed=0)
     description = tmp_path / "cache" / packed_files.DESCRIPTION
     kept = json.loads(description.read_text())
-    cut = json.dumps({"format": 1, "rows": {}})
+    cut = json.dumps({"format": 2, "rows": {}})
     for text, message in (
         ("{", "damaged"),
         (cut, "lacks .*'passes'"),

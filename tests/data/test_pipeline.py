@@ -25,12 +25,13 @@ from t5lite.data.tasks.task_data import TaskData
 from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import InputError
 from t5lite.objectives import Seq2Seq
+from t5lite.rows import HostHalf, RowSpec
 
 LENGTHS = {"inputs": 24, "targets": 12}
 SIZE = {"train": 90, "validation": 21, "empty": 0}
 
 
-class Plain:
+class Plain(HostHalf):
     """Cuts examples to their lengths."""
 
     features = ("inputs", "targets")
@@ -239,7 +240,7 @@ def test_large_tasks_are_streamed(make_task, monkeypatch):
     monkeypatch.setattr(seqio_source, "_MEMORY_EXAMPLES", 50)
     data = make_data(make_task())
     check_continuation(data, seeds=3)
-    ((source, _),) = data._sources("train", Plain())
+    ((source, *_),) = data._components("train", Plain())
     assert source._memory is None
     opened = []
     monkeypatch.setattr(
@@ -403,7 +404,7 @@ def test_lengths_reach_tasks_that_make_what_the_objective_trains_on(seqio, make_
     assert max(example["targets"].size for example in shown) == LENGTHS["targets"]
     assert all(example["targets"][-1] == 1 for example in shown)
     dividing = type("Dividing", (Plain,), {"whole_texts": True})()
-    raw = make_data(whole)._sources("train", dividing)[0][0]
+    raw = make_data(whole)._components("train", dividing)[0].source
     assert max(example["targets"].size for example in examples_of(raw)) > LENGTHS["targets"]
     text = make_task(cut, add_eos=True, features=("targets",))
     shown = make_data(text).examples(TargetsOnly(), split="train", count=90, seed=0)
@@ -550,8 +551,10 @@ def test_single_numbers_are_sequences_of_one(seqio, tf, make_task):
         features = ("inputs", "labels", "score")
         packable = False
 
-        def row_lengths(self, lengths):
-            return {"inputs": lengths["inputs"], "labels": 1, "score": 1}
+        def rows(self, lengths):
+            number = RowSpec(1, (1,), kind="per_example")
+            score = dataclasses.replace(number, dtype="float32")
+            return {"inputs": RowSpec(lengths["inputs"]), "labels": number, "score": score}
 
         def prepare(self, examples, *, lengths, vocabulary, rng):
             for example in examples:
@@ -1020,7 +1023,7 @@ def test_rates_by_numbers_of_examples_count_what_sources_do_not_know(seqio, make
         (seqio.Mixture("by_size", [tasks[0]], default_rate=seqio.mixing_rate_num_examples), 90),
         (seqio.Mixture("by_size_outer", [(inner, 2)]), 2),
     ):
-        ((source, found),) = make_data(mixture)._sources("train", Plain())
+        ((source, found, *_),) = make_data(mixture)._components("train", Plain())
         assert (source.name, found) == ("unknown:train", rate)
         assert tasks[0].source.num_input_examples("train") is None
     mixture = seqio.Mixture("wrong", [tasks[0]], default_rate=lambda task: task.size)

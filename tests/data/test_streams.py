@@ -16,8 +16,10 @@ from t5lite.data.streams.mixture import MixtureStream
 from t5lite.data.streams.rows import RowStream
 from t5lite.data.tasks.dealing import Dealing
 from t5lite.errors import InputError
+from t5lite.rows import RowSpec
 
 LENGTHS = {"inputs": 12, "targets": 6}
+SPECS = {name: RowSpec(length) for name, length in LENGTHS.items()}
 
 
 def source(count, name="arrays", first=0):
@@ -131,7 +133,7 @@ def test_a_loaded_stream_continues(seed):
 def test_loaded_rows_continue(seed, packed):
     def rows():
         stream = ExampleStream(source(60), noisy, seed=seed, window=16)
-        return RowStream(stream, LENGTHS, packed=packed, block_rows=3)
+        return RowStream(stream, SPECS, packed=packed, block_rows=3)
 
     rng = np.random.default_rng(seed)
     stream = rows()
@@ -144,7 +146,7 @@ def test_loaded_rows_continue(seed, packed):
 
 def test_the_size_of_takes_changes_nothing():
     def rows():
-        return RowStream(ExampleStream(source(60), noisy), LENGTHS, packed=True, block_rows=3)
+        return RowStream(ExampleStream(source(60), noisy), SPECS, packed=True, block_rows=3)
 
     whole, stream = rows().take(40), rows()
     parts = [stream.take(count) for count in (1, 7, 2, 30)]
@@ -156,7 +158,7 @@ def test_the_size_of_takes_changes_nothing():
 @pytest.mark.parametrize("packed", [True, False])
 def test_rows_of_one_pass_hold_all_tokens_once(packed):
     stream = ExampleStream(source(90), as_it_is, window=8, repeat=False)
-    rows = RowStream(stream, LENGTHS, packed=packed, block_rows=4)
+    rows = RowStream(stream, SPECS, packed=packed, block_rows=4)
     taken = rows.take(1000)
     counts = Counter(taken["inputs"][taken["inputs"] > 0].tolist())
     assert counts == {i + 1: 1 + i % 11 for i in range(90)}

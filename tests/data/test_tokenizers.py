@@ -19,6 +19,7 @@ from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.data.vocabularies.opening import load_vocabulary
 from t5lite.data.vocabularies.tokenizer_files import HuggingFaceTokenizer, WordPiece
 from t5lite.errors import InputError
+from t5lite.rows import HostHalf
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -27,7 +28,7 @@ PIECES += ["the", "cat", "##s", "sat", "on", "mat", "."]
 TEXTS = [f"The cats sat on {'the ' * (i % 5)}mat. <extra_id_1> {i}" for i in range(40)]
 
 
-class Plain:
+class Plain(HostHalf):
     """Cuts examples to their length."""
 
     features = ("targets",)

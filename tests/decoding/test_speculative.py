@@ -358,7 +358,9 @@ def test_models_with_caches_of_their_own(topology):
     rng = np.random.default_rng(6)
     texts = jnp.asarray(rng.integers(2, 40, (3, 6)), jnp.int32)
     if topology == "encoder_decoder":
-        batch = {"encoder_input_tokens": texts.at[1, 4:].set(0)}
+        tokens = texts.at[1, 4:].set(0)
+        segments = (tokens > 0).astype(jnp.int32)
+        batch = {"encoder_input_tokens": tokens, "encoder_segment_ids": segments}
         first, longest = jnp.zeros(3, jnp.int32), 1
     else:
         lengths = jnp.array([6, 3, 1], jnp.int32)

@@ -3,9 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5lite.data.packing import pad
+from t5lite.data.validation import filled_up
 from t5lite.errors import InputError
 from t5lite.evaluation import HeldOut
 from t5lite.objectives import Objective, Seq2Seq, encoder_decoder_batch
+from t5lite.rows import RowSpec
 
 EXAMPLES = [  # inputs, targets
     ([3, 4, 6, 1], [3, 1]),
@@ -16,17 +19,16 @@ EXAMPLES = [  # inputs, targets
 
 
 def unpacked(examples, rows=8):
-    batch = {"inputs": np.zeros((rows, 10), np.int32), "targets": np.zeros((rows, 8), np.int32)}
-    for row, (inputs, targets) in enumerate(examples):
-        batch["inputs"][row, : len(inputs)] = inputs
-        batch["targets"][row, : len(targets)] = targets
-    return encoder_decoder_batch(batch)
+    names = ("inputs", "targets")
+    examples = [dict(zip(names, map(np.array, example), strict=True)) for example in examples]
+    padded = pad(examples, {"inputs": RowSpec(10), "targets": RowSpec(8)})
+    return encoder_decoder_batch({name: filled_up(each, rows) for name, each in padded.items()})
 
 
 def packed(pairs, rows=8):
     batch = {}
     for side, name, length in (0, "inputs", 10), (1, "targets", 8):
-        for part in ("", "_segment_ids", "_positions"):
+        for part in ("", "_segment_ids"):
             batch[name + part] = np.zeros((rows, length), np.int32)
         for row, examples in enumerate(pairs):
             start = 0
@@ -34,7 +36,6 @@ def packed(pairs, rows=8):
                 span = slice(start, start + len(example[side]))
                 batch[name][row, span] = example[side]
                 batch[name + "_segment_ids"][row, span] = segment
-                batch[name + "_positions"][row, span] = np.arange(len(example[side]))
                 start = span.stop
     return encoder_decoder_batch(batch)
 

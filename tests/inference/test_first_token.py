@@ -156,7 +156,6 @@ def test_without_a_start_token_each_place_predicts_the_next_one():
     rows = {
         "targets": np.array([[5, 6, 7, 8, 9, 0]], np.int32),
         "targets_segment_ids": np.array([[1, 1, 1, 2, 2, 0]], np.int32),
-        "targets_positions": np.array([[0, 1, 2, 0, 1, 0]], np.int32),
         "prefix": np.array([[1, 1, 0, 1, 0, 0]], np.int32),
     }
     batch = decoder_batch(rows, start_id=None)

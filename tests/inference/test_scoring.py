@@ -10,6 +10,7 @@ import pytest
 from small_folders import add_tokenizer, copied
 
 import t5lite
+from t5lite.data.packing import pad
 from t5lite.errors import InputError
 from t5lite.inference import scoring
 from t5lite.inference.scoring import perplexity
@@ -238,12 +239,7 @@ def test_the_sum_is_the_training_loss(models, topology, objective, prompt):
             for text, target in pairs
         ]
     rows = list(objective.prepare(examples, lengths=lengths, vocabulary=vocabulary, rng=None))
-    batch = objective.batch(
-        {
-            name: np.stack([np.pad(row[name], (0, length - row[name].size)) for row in rows])
-            for name, length in objective.row_lengths(lengths).items()
-        }
-    )
+    batch = objective.batch(pad(rows, objective.rows(lengths)))
     _, metrics = jax.jit(objective.loss, static_argnums=0)(loaded.model, loaded.params, batch)
     scores = loaded.score(TEXTS, **options)
     total, count = metrics["loss"]

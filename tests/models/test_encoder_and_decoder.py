@@ -94,7 +94,7 @@ def pack(rows):
     """Two rows in one, as packing has them."""
     _, length = rows.shape
     ids = jnp.repeat(jnp.arange(1, 3, dtype=jnp.int32), length)[None]
-    return rows.reshape(1, -1), ids, jnp.tile(jnp.arange(length, dtype=jnp.int32), 2)[None]
+    return rows.reshape(1, -1), ids
 
 
 # Encoders.
@@ -115,7 +115,8 @@ def test_padding_changes_nothing_of_an_encoder(spec):
     params, rows = random_params(spec), tokens()
     padded = jnp.pad(rows, ((0, 0), (0, 5)))
     expected = logits(spec, params, {"encoder_input_tokens": rows})
-    found = logits(spec, params, {"encoder_input_tokens": padded})
+    segments = {"encoder_segment_ids": (padded > 0).astype(jnp.int32)}
+    found = logits(spec, params, {"encoder_input_tokens": padded, **segments})
     np.testing.assert_allclose(found[:, :LENGTH], expected, atol=2e-5)
 
 
@@ -123,11 +124,10 @@ def test_padding_changes_nothing_of_an_encoder(spec):
 def test_packed_texts_of_an_encoder_are_as_if_alone(spec):
     params, rows = random_params(spec), tokens()
     alone = logits(spec, params, {"encoder_input_tokens": rows})
-    together, segments, positions = pack(rows)
+    together, segments = pack(rows)
     packed = {
         "encoder_input_tokens": together,
         "encoder_segment_ids": segments,
-        "encoder_positions": positions,
     }
     found = logits(spec, params, packed).reshape(alone.shape)
     np.testing.assert_allclose(found, alone, atol=2e-5)
@@ -177,8 +177,8 @@ def test_tokens_of_a_prefix_see_each_other_and_nothing_behind_it(spec):
 def test_packed_texts_of_a_decoder_are_as_if_alone(spec):
     params, rows = random_params(spec), read(tokens())
     inside = jnp.zeros_like(rows).at[:, :4].set(1)
-    together, segments, positions = pack(rows)
-    where = {"decoder_segment_ids": segments, "decoder_positions": positions}
+    together, segments = pack(rows)
+    where = {"decoder_segment_ids": segments}
     for prefix in ({}, {"decoder_causal_attention": inside}):
         alone = logits(spec, params, {"decoder_input_tokens": rows} | prefix)
         packed = {name: each.reshape(1, -1) for name, each in prefix.items()} | where

@@ -51,8 +51,7 @@ def check(spec, *, kernel="dot", packed=False):
     row = np.array([[3, 5, 3]], np.int32)
     batch = {f"{side}_input_tokens": row for side in spec.topology.split("_")}
     if packed:
-        positions = np.array([[0, 0, 1]], np.int32)
-        batch |= {"encoder_positions": positions, "encoder_segment_ids": positions + 1}
+        batch["encoder_segment_ids"] = np.array([[1, 1, 2]], np.int32)
     batch = {name: np.repeat(tokens, MANY, axis=0) for name, tokens in batch.items()}
 
     @jax.jit

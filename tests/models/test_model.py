@@ -7,6 +7,7 @@ import pytest
 from tiny_models import SPECS, derivative, extend, logits, random_batch, random_params, start, tiny
 
 from t5lite.models import PRESETS, ComputeSpec, Model, forward_flops, preset
+from t5lite.models.transformer import positions_of
 
 
 @pytest.mark.light("tied")
@@ -31,14 +32,15 @@ def test_padding_of_the_encoder_changes_nothing(spec):
     params, batch = random_params(spec), random_batch()
     longer = jnp.pad(batch["encoder_input_tokens"], ((0, 0), (0, 4)))
     expected = logits(spec, params, batch)
-    np.testing.assert_allclose(
-        logits(spec, params, batch | {"encoder_input_tokens": longer}), expected, atol=1e-5
-    )
+    segments = (longer > 0).astype(jnp.int32)
+    padded = batch | {"encoder_input_tokens": longer, "encoder_segment_ids": segments}
+    np.testing.assert_allclose(logits(spec, params, padded), expected, atol=1e-5)
 
 
 def test_packed_rows_give_what_single_rows_give(spec):
     params, batch = random_params(spec), random_batch(batch=2)
     batch["encoder_input_tokens"] = batch["encoder_input_tokens"].at[0, -3:].set(7)
+    batch["encoder_segment_ids"] = jnp.ones_like(batch["encoder_input_tokens"])
     alone = logits(spec, params, batch)
 
     def one_row(tokens):
@@ -189,3 +191,13 @@ def test_flops_are_those_of_an_unrolled_compile(spec):
     counted = 2 * forward_flops(spec, encoder_length=9, decoder_length=7)  # two rows
     # XLA counts norms, softmax and masks too, which weigh much in a model this small.
     assert counted < compiled.cost_analysis()["flops"] < 1.6 * counted
+
+
+def test_positions_are_those_within_each_segment():
+    segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2]], jnp.int32)
+    batch = {"encoder_input_tokens": jnp.zeros_like(segments), "encoder_segment_ids": segments}
+    expected = [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]]
+    assert positions_of(batch, "encoder").tolist() == expected
+    # Rows of one text each have the same positions, whatever the ids: no array of the batch's.
+    batch["encoder_lengths"] = jnp.array([3, 8], jnp.int32)
+    assert positions_of(batch, "encoder").tolist() == [list(range(8))]

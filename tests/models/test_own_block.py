@@ -68,14 +68,12 @@ def test_a_token_depends_on_no_later_one():
 def test_packed_texts_are_as_if_alone():
     params, tokens = random_params(SPEC), tokens_of(1)
     segments = jnp.asarray([[1] * 4 + [2] * 5 + [0]], jnp.int32)
-    places = jnp.asarray([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]], jnp.int32)
     packed = logits(
         SPEC,
         params,
         {
             "decoder_input_tokens": tokens,
             "decoder_segment_ids": segments,
-            "decoder_positions": places,
         },
     )
     for begin, end in ((0, 4), (4, 9)):

@@ -40,14 +40,13 @@ def draw_tokens(seed, *shape):
     return np.random.default_rng(seed).integers(3, VOCAB, shape).astype(np.int32)
 
 
-def make_batch(spec, tokens=None, *, segments=None, positions=None, prefix=0):
+def make_batch(spec, tokens=None, *, segments=None, prefix=0):
     """A batch with all parts that the model reads; each argument stands for every side's.
 
     Args:
       spec: the model's.
       tokens: `[2, LENGTH]`; drawn if None.
       segments: likewise; one text a row if None.
-      positions: likewise; from 0 in every row if None.
       prefix: `[2, LENGTH]`, or how many tokens of every row are in its prefix.
     """
     shape = (2, LENGTH)
@@ -56,7 +55,6 @@ def make_batch(spec, tokens=None, *, segments=None, positions=None, prefix=0):
     for seed, side in enumerate(sides(spec)):
         batch[f"{side}_input_tokens"] = draw_tokens(seed, *shape) if tokens is None else tokens
         batch[f"{side}_segment_ids"] = np.ones(shape, np.int32) if segments is None else segments
-        batch[f"{side}_positions"] = places if positions is None else positions
     if spec.topology == "decoder":
         inside = places < prefix if isinstance(prefix, int) else prefix
         batch["decoder_causal_attention"] = np.asarray(inside, np.int32)
@@ -141,7 +139,6 @@ def test_packed_texts_are_as_if_alone_and_padding_is_unseen(spec):
         spec,
         np.stack([np.concatenate([a, b]), np.concatenate([b, a])]),
         segments=np.stack([np.repeat([1, 2], [7, 5]), np.repeat([1, 2], [5, 7])]).astype(np.int32),
-        positions=np.stack([places(a, b), places(b, a)]),
         prefix=np.stack([places(a, b), places(b, a)]) < 3,
     )
     junk = draw_tokens(12, LENGTH)

@@ -57,6 +57,7 @@ def random_batch(seed: int = 0, *, batch: int = 2, encoder: int = 9, decoder: in
     inputs[0, -3:] = 0
     return {
         "encoder_input_tokens": jnp.asarray(inputs),
+        "encoder_segment_ids": jnp.asarray(inputs > 0, jnp.int32),
         "decoder_input_tokens": jnp.asarray(np.pad(targets[:, :-1], ((0, 0), (1, 0)))),
         "decoder_target_tokens": jnp.asarray(targets),
     }

@@ -45,7 +45,7 @@ def prepare(objective, examples, *, lengths, vocabulary, seed=0):
 
 def batches(objective, prepared, lengths, *, fillers=2):
     """Returns the batch of prepared examples, one a row, with rows of zeros behind them."""
-    rows = pad(prepared, objective.row_lengths(lengths))
+    rows = pad(prepared, objective.rows(lengths))
     rows = {
         k: np.concatenate([v, np.zeros_like(v, shape=(fillers, *v.shape[1:]))])
         for k, v in rows.items()
@@ -54,7 +54,7 @@ def batches(objective, prepared, lengths, *, fillers=2):
 
 
 def packed(objective, prepared, lengths):
-    return objective.batch(pack(prepared, objective.row_lengths(lengths)))
+    return objective.batch(pack(prepared, objective.rows(lengths)))
 
 
 def random_texts(count, *, seed=0, low=6, high=58, longest=70):

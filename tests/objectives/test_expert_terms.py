@@ -64,10 +64,11 @@ def targets(side):
         f"{side}_input_tokens": TOKENS,
         f"{side}_target_tokens": TOKENS,
         f"{side}_loss_weights": ONES,
+        f"{side}_segment_ids": TOKENS,
     }
 
 
-TEXTS = {"encoder_input_tokens": TOKENS, "label_weights": EACH}
+TEXTS = {"encoder_input_tokens": TOKENS, "encoder_segment_ids": TOKENS, "label_weights": EACH}
 NUMBERS = np.arange(ROWS, dtype=np.int32) % 3
 CASES = {
     "causal_lm": (CausalLM(topology="decoder"), targets("decoder")),
@@ -79,7 +80,10 @@ CASES = {
         TEXTS | {"token_labels": TOKENS % 3, "token_weights": ONES},
     ),
     "spans": (AnswerSpans(), TEXTS | {"span_starts": NUMBERS, "span_ends": NUMBERS + 1}),
-    "contrastive": (Contrastive(), TEXTS | {"other_input_tokens": TOKENS[:, ::-1] * 2 % VOCAB}),
+    "contrastive": (
+        Contrastive(),
+        TEXTS | {"other_input_tokens": TOKENS[:, ::-1] * 2 % VOCAB, "other_segment_ids": TOKENS},
+    ),
 }
 
 
@@ -114,12 +118,14 @@ def test_the_step_averages_them_over_microbatches(num_microbatches):
     frozen = {name: leaf for name, leaf in PARAMS.items() if name != "router"}
     objective = types.SimpleNamespace(
         streams=("dropout",),
+        token_arrays=(),
         weights=objective.weights,
         loss=lambda model, params, part, **options: objective_terms(params, frozen, part),
     )
     optimizer = optax.with_extra_args_support(optax.sgd(1.0))
     params = {"router": jnp.float32(0.7)}
-    state = initial_state(params, optimizer, rng=jax.random.key(0))
+    extra = {"update_scale": jnp.float32(1)}
+    state = initial_state(params, optimizer, rng=jax.random.key(0), extra=extra)
     after, metrics = jax.jit(
         lambda state, batch: train_step(
             state,

@@ -10,6 +10,7 @@ from objective_texts import BertWords, T5Words, batches, packed, prepare
 
 from t5lite.errors import InputError
 from t5lite.objectives import AnswerSpans, Classification, Contrastive, Regression, TokenLabels
+from t5lite.rows import RowSpec
 
 BERT, T5 = BertWords(), T5Words()
 LENGTHS = {"inputs": 8, "targets": 6}
@@ -77,7 +78,8 @@ def test_texts_are_framed_as_the_vocabulary_has_it(vocabulary, stored, expected)
 @pytest.mark.parametrize("topology", ["encoder", "decoder"])
 def test_classes_and_their_weights(topology):
     batch = batch_of(Classification(topology=topology), [[0], [2], [-1]])
-    assert set(batch) == {f"{topology}_input_tokens", "labels", "label_weights"}
+    text = {f"{topology}_{name}" for name in ("input_tokens", "segment_ids", "lengths")}
+    assert set(batch) == text | {"labels", "label_weights"}
     assert batch["labels"].tolist() == [0, 2, 0, 0, 0]
     assert batch["label_weights"].tolist() == [1, 1, 0, 0, 0]
     assert batch["labels"].dtype == np.int32
@@ -118,15 +120,15 @@ def test_regression_is_the_mean_squared_error_of_existing_rows():
 @pytest.mark.parametrize(("vocabulary", "before"), [(BERT, 1), (T5, 0)])
 def test_token_labels_stay_with_their_tokens(vocabulary, before):
     (example,) = examples_of(TokenLabels(), [[0, 2, -1, 1]], vocabulary)
-    assert example["labels"].tolist() == [0] * before + [1, 3, 0, 2, 0]
+    assert example["labels"].tolist() == [-1] * before + [0, 2, -1, 1, -1]
     assert example["labels"].size == example["inputs"].size
     long = np.arange(7, 20)
     (cut,) = examples_of(TokenLabels(), [np.arange(13)], vocabulary, long)
-    np.testing.assert_array_equal(cut["labels"][before:-1], cut["inputs"][before:-1] - 6)
+    np.testing.assert_array_equal(cut["labels"][before:-1], cut["inputs"][before:-1] - 7)
     (with_eos,) = examples_of(
         TokenLabels(), [[1] * 5], vocabulary, np.array([*TEXT, vocabulary.eos_id])
     )
-    assert with_eos["labels"][-1] == 0
+    assert with_eos["labels"][-1] == -1
     with pytest.raises(InputError, match="3 labels for 4 tokens"):
         examples_of(TokenLabels(), [[1, 1, 1]], vocabulary)
 
@@ -201,16 +203,21 @@ def test_contrastive_batches_have_both_texts():
     objective = Contrastive(topology="decoder")
     found = prepare(objective, COUPLES, lengths=LENGTHS, vocabulary=BERT)
     batch = batches(objective, found, LENGTHS, fillers=0)
-    assert set(batch) == {"decoder_input_tokens", "other_input_tokens"}
+    arrays = ("input_tokens", "segment_ids", "lengths")
+    assert set(batch) == {f"{side}_{name}" for side in ("decoder", "other") for name in arrays}
+    assert objective.token_arrays == ("decoder_segment_ids", "other_segment_ids")
     assert batch["decoder_input_tokens"][0].tolist() == [2, 10, 3, 0, 0, 0, 0, 0]
     assert batch["other_input_tokens"][0].tolist() == [2, 20, 3, 0, 0, 0]
 
 
 def test_labels_need_no_lengths_of_their_own():
-    assert Classification().row_lengths({"inputs": 8}) == {"inputs": 8, "labels": 1}
-    assert AnswerSpans().row_lengths({"inputs": 8}) == {"inputs": 8, "labels": 2}
-    assert TokenLabels().row_lengths({"inputs": 8}) == {"inputs": 8, "labels": 8}
-    assert Regression(num_targets=3).row_lengths({"inputs": 8}) == {"inputs": 8, "labels": 3}
+    for objective, labels in (
+        (Classification(), RowSpec(1, kind="per_example")),
+        (AnswerSpans(), RowSpec(1, (2,), kind="per_example")),
+        (TokenLabels(), RowSpec(8, kind="aligned", along="inputs")),
+        (Regression(num_targets=3), RowSpec(1, (3,), "float32", "per_example")),
+    ):
+        assert objective.rows({"inputs": 8}) == {"inputs": RowSpec(8), "labels": labels}
 
 
 @pytest.mark.parametrize(
@@ -222,7 +229,7 @@ def test_missing_features_and_lengths_are_named(make):
         with pytest.raises(InputError, match=rf"{make.__name__} needs the feature '{missing}'"):
             prepare(make(), [{there: np.array([1])}], lengths=LENGTHS, vocabulary=T5)
     with pytest.raises(InputError, match="has no 'inputs'"):
-        make().row_lengths({"targets": 5})
+        make().rows({"targets": 5})
 
 
 @pytest.mark.parametrize(
@@ -265,6 +272,7 @@ def test_the_two_texts_of_a_pair_have_dropout_of_their_own():
             return seen[-1]
 
     tokens = jnp.ones((3, 5), jnp.int32)
-    batch = {"encoder_input_tokens": tokens, "other_input_tokens": tokens}
+    names = ("input_tokens", "segment_ids")
+    batch = {f"{side}_{name}": tokens for side in ("encoder", "other") for name in names}
     Contrastive().loss(Noisy(), None, batch, rngs={"dropout": jax.random.key(0)}, train=True)
     assert not np.allclose(*seen)

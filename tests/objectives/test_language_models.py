@@ -16,6 +16,7 @@ from t5lite.objectives import (
     SpanCorruption,
     split_pair,
 )
+from t5lite.rows import RowSpec
 
 WORDS = T5Words()
 TEXTS = random_texts(40)
@@ -86,9 +87,9 @@ def test_full_pieces_of_a_prefix_lm_fill_their_rows(topology):
     objective, lengths = PrefixLM(topology=topology), {"inputs": 32, "targets": 34}
     text = {"targets": np.full(64 * objective.piece_length(lengths, WORDS), 7)}
     found = prepare(objective, [text], lengths=lengths, vocabulary=WORDS)
-    rows = pack(found, objective.row_lengths(lengths))
+    rows = pack(found, objective.rows(lengths))
     assert len(rows["targets"]) == (64 if topology == "decoder" else 32)
-    assert all((rows[name + "_segment_ids"] > 0).all() for name in objective.row_lengths(lengths))
+    assert all((rows[name] > 0).all() for name in rows if name.endswith("_segment_ids"))
 
 
 @pytest.mark.parametrize("make", [PrefixLM, Seq2Seq, SpanCorruption])
@@ -100,8 +101,9 @@ def test_a_decoder_gets_the_same_pairs_in_one_row(make):
     objective = make(**spread, topology="decoder")
     pairs = list(objective.pairs(iter(texts), **kind, rng=np.random.default_rng(0)))
     rows = prepare(objective, texts, **kind)
-    assert objective.row_lengths(lengths) == {"targets": 26, "prefix": 26}
-    assert make(**spread).row_lengths(lengths) == lengths
+    joined = {"targets": RowSpec(26), "prefix": RowSpec(26, kind="aligned", along="targets")}
+    assert objective.rows(lengths) == joined
+    assert make(**spread).rows(lengths) == {name: RowSpec(n) for name, n in lengths.items()}
     assert len(rows) == len(pairs) > 20
     for row, pair in zip(rows, pairs, strict=True):
         assert row["targets"].tolist() == [*pair["inputs"].tolist(), *pair["targets"].tolist()]
@@ -132,7 +134,7 @@ def test_missing_features_and_lengths_are_named(make):
     with pytest.raises(InputError, match="has no 'targets'"):
         prepare(make(), [], lengths={"inputs": 4}, vocabulary=WORDS)
     with pytest.raises(InputError, match="has no 'targets'"):
-        make().row_lengths({"inputs": 4})
+        make().rows({"inputs": 4})
 
 
 def test_examples_are_shown_as_text():

@@ -36,10 +36,12 @@ def test_pieces_are_framed_and_no_token_is_lost(vocabulary, before):
         assert inputs[: len(before)].tolist() == before
         assert inputs[-1] == vocabulary.eos_id
         assert np.count_nonzero(inputs == vocabulary.eos_id) == 1
-        assert not targets[: len(before)].any()
-        assert not targets[-1]
-        text = np.where(targets > 0, targets, inputs)
-        tokens += text[len(before) : -1].tolist()
+        predicted = example["predicted"]
+        assert predicted.dtype == bool
+        assert not predicted[: len(before)].any()
+        assert not predicted[-1]
+        np.testing.assert_array_equal(inputs[~predicted], targets[~predicted])
+        tokens += targets[len(before) : -1].tolist()
     assert tokens == np.concatenate(texts).tolist()
 
 
@@ -50,7 +52,7 @@ def test_of_15_percent_80_are_masked_10_replaced_and_10_kept(vocabulary, mask):
     inputs = np.concatenate([example["inputs"] for example in examples])
     targets = np.concatenate([example["targets"] for example in examples])
     whole = 22 * len(texts)
-    asked = targets > 0
+    asked = np.concatenate([example["predicted"] for example in examples])
     assert asked.sum() == 3 * len(texts)  # round(0.15 * 22)
     seen, true = inputs[asked], targets[asked]
     masked, kept = seen == mask, seen == true
@@ -72,7 +74,7 @@ def test_whole_words_are_asked_for_wholly(vocabulary):
     for example, text in zip(
         found(MaskedLM(whole_word=True), texts, vocabulary), texts, strict=True
     ):
-        asked = example["targets"][(vocabulary.bos_id is not None) : -1] > 0
+        asked = example["predicted"][(vocabulary.bos_id is not None) : -1]
         goes_on = text % 3 == 0
         goes_on[0] = False
         assert (asked[1:] == asked[:-1])[goes_on[1:]].all()
@@ -104,7 +106,7 @@ def test_words_of_byte_level_vocabularies_begin_at_their_space():
 def test_tokens_are_drawn_anew_by_the_generator_alone():
     text = random_texts(1, longest=400) * 2
     one, again, other = (
-        [example["targets"].tolist() for example in found(MaskedLM(), text, seed=seed)]
+        [example["predicted"].tolist() for example in found(MaskedLM(), text, seed=seed)]
         for seed in (1, 1, 2)
     )
     assert one == again != other
@@ -115,8 +117,9 @@ def test_batches_name_what_is_asked_for_and_fillers_have_no_weight():
     examples = found(MaskedLM(), random_texts(5, longest=20))
     batch = batches(MaskedLM(), examples, LENGTHS)
     assert {name: rows.shape for name, rows in batch.items()} == dict.fromkeys(
-        ("encoder_input_tokens", "encoder_target_tokens", "encoder_loss_weights"), (7, 24)
-    )
+        [f"encoder_{n}" for n in ("input_tokens", "target_tokens", "loss_weights", "segment_ids")],
+        (7, 24),
+    ) | {"encoder_lengths": (7,)}
     assert batch["encoder_loss_weights"].dtype == np.float32
     assert (batch["encoder_loss_weights"] == (batch["encoder_target_tokens"] > 0)).all()
     assert not any(rows[5:].any() for rows in batch.values())
@@ -128,8 +131,8 @@ def test_batches_name_what_is_asked_for_and_fillers_have_no_weight():
 def test_logits_of_asked_tokens_alone_give_the_same_loss_and_gradient():
     model = Model(override("bert_nano", {"vocab": 60, "embed": 16, "*.num_layers": 1}))
     params = jax.jit(model.init)(jax.random.key(0))
-    rows = pack(found(MaskedLM(), random_texts(9, longest=20)), MaskedLM().row_lengths(LENGTHS))
-    assert (rows["targets"] > 0).sum(axis=1).max() <= 8
+    rows = pack(found(MaskedLM(), random_texts(9, longest=20)), MaskedLM().rows(LENGTHS))
+    assert rows["predicted"].sum(axis=1).max() <= 8
 
     def loss_and_gradient(objective):
         batch = objective.batch(rows)
@@ -154,20 +157,20 @@ def test_logits_of_asked_tokens_alone_give_the_same_loss_and_gradient():
 
 
 def test_what_a_row_has_beyond_the_most_predictions_is_not_asked_for():
-    rows = {"inputs": np.full((1, 6), 7), "targets": np.array([[0, 8, 9, 0, 10, 11]])}
+    (tokens, text) = np.full((1, 6), 7), np.array([[6, 8, 9, 6, 10, 11]])
+    rows = {"inputs": tokens, "targets": text, "predicted": text > 6, "inputs_segment_ids": tokens}
     batch = MaskedLM(max_predictions_per_row=3).batch(rows)
     assert batch["encoder_target_tokens"].tolist() == [[8, 9, 10]]
     assert batch["encoder_target_positions"].tolist() == [[1, 2, 4]]
     assert batch["encoder_target_positions"].dtype == np.int32
     with pytest.raises(InputError, match=r"max_predictions_per_row is 25: .* at most .* 24"):
-        MaskedLM(max_predictions_per_row=25).row_lengths(LENGTHS)
+        MaskedLM(max_predictions_per_row=25).rows(LENGTHS)
 
 
 def test_a_text_is_shown_with_what_is_asked_for_marked():
-    example = {"inputs": np.array([2, 7, 5, 5, 9, 3]), "targets": np.array([0, 0, 8, 20, 0, 0])}
+    example = {"inputs": np.array([2, 7, 5, 5, 9, 3]), "targets": np.array([2, 7, 8, 20, 9, 3])}
+    example["predicted"] = np.array([False, False, True, True, False, False])
     assert MaskedLM().show(example, BERT) == ["w2 w7 «w8 w20» w9"]
-    trimmed = example | {"targets": example["targets"][:4]}
-    assert MaskedLM().show(trimmed, BERT) == ["w2 w7 «w8 w20» w9"]
 
 
 def test_without_a_mask_it_is_refused():

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5lite.data.packing import empty_rows, pad
 from t5lite.errors import InputError
+from t5lite.models.transformer import positions_of
 from t5lite.objectives import (
     Objective,
     Seq2Seq,
@@ -20,6 +22,7 @@ from t5lite.objectives import (
     bind,
     encoder_decoder_batch,
 )
+from t5lite.rows import RowSpec
 
 VOCAB, EMBED = 13, 4
 
@@ -33,10 +36,9 @@ class Toy:
 
     def hidden(self, params, batch, *, rngs=None, train=False):
         tokens, inputs = batch["decoder_input_tokens"], batch["encoder_input_tokens"]
-        places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        places = batch.get("decoder_positions", places)
-        sources = batch.get("encoder_segment_ids", (inputs > 0).astype(jnp.int32))
-        sinks = batch.get("decoder_segment_ids", jnp.ones_like(tokens))
+        places, sources = positions_of(batch, "decoder"), batch["encoder_segment_ids"]
+        places = jnp.broadcast_to(places, tokens.shape)
+        sinks = batch["decoder_segment_ids"]
         sees = (sinks[:, :, None] == sources[:, None, :]) & (sources > 0)[:, None, :]
         seen = jnp.einsum("bts,bse->bte", sees.astype(jnp.float32), params["token"][inputs])
         hidden = params["token"][tokens] + params["position"][places] + seen
@@ -63,7 +65,7 @@ def rows_of(groups, lengths):
     """Packs groups of examples into rows with segment ids and positions, one example at a time."""
     rows = {}
     for name, length in lengths.items():
-        for suffix in ("", "_segment_ids", "_positions"):
+        for suffix in ("", "_segment_ids"):
             rows[name + suffix] = np.zeros((len(groups), length), np.int32)
         for row, group in enumerate(groups):
             at = 0
@@ -71,14 +73,13 @@ def rows_of(groups, lengths):
                 end = at + len(example[name])
                 rows[name][row, at:end] = example[name]
                 rows[name + "_segment_ids"][row, at:end] = segment
-                rows[name + "_positions"][row, at:end] = np.arange(end - at)
                 at = end
     return rows
 
 
 def unpacked(examples):
-    rows = rows_of([[example] for example in examples], {"inputs": 6, "targets": 5})
-    return {name: rows[name] for name in ("inputs", "targets")}
+    examples = [{name: np.array(ids, np.int32) for name, ids in each.items()} for each in examples]
+    return pad(examples, {"inputs": RowSpec(6), "targets": RowSpec(5)})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -113,12 +114,10 @@ def test_packed_batch_is_seqios():
     expected = {
         "encoder_input_tokens": [7, 8, 5, 1, 8, 4, 9, 3, 1, 0],
         "encoder_segment_ids": [1, 1, 1, 1, 2, 2, 2, 2, 2, 0],
-        "encoder_positions": [0, 1, 2, 3, 0, 1, 2, 3, 4, 0],
         "decoder_target_tokens": [3, 9, 1, 4, 1, 0, 0],
         "decoder_input_tokens": [0, 3, 9, 0, 4, 0, 0],
         "decoder_loss_weights": [1, 1, 1, 1, 1, 0, 0],
         "decoder_segment_ids": [1, 1, 1, 2, 2, 0, 0],
-        "decoder_positions": [0, 1, 2, 0, 1, 0, 0],
     }
     assert set(batch) == set(expected)
     for name, row in expected.items():
@@ -127,23 +126,24 @@ def test_packed_batch_is_seqios():
 
 
 def test_unpacked_batch_is_seqios():
-    batch = encoder_decoder_batch(
-        {"inputs": np.array([[7, 1, 0]], np.int32), "targets": np.array([[3, 9, 1, 0]], np.int32)}
-    )
+    example = {"inputs": np.array([7, 1]), "targets": np.array([3, 9, 1])}
+    batch = encoder_decoder_batch(pad([example], {"inputs": RowSpec(3), "targets": RowSpec(4)}))
     assert {name: rows.tolist() for name, rows in batch.items()} == {
         "encoder_input_tokens": [[7, 1, 0]],
+        "encoder_segment_ids": [[1, 1, 0]],
+        "encoder_lengths": [2],
         "decoder_target_tokens": [[3, 9, 1, 0]],
-        "decoder_input_tokens": [[0, 3, 9, 1]],
+        "decoder_input_tokens": [[0, 3, 9, 0]],
+        "decoder_segment_ids": [[1, 1, 1, 0]],
+        "decoder_lengths": [3],
         "decoder_loss_weights": [[1, 1, 1, 0]],
     }
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_rows_of_zeros_make_a_batch_without_weight(packed):
-    rows = rows_of([[], []], {"inputs": 6, "targets": 5})
-    if not packed:
-        rows = {name: rows[name] for name in ("inputs", "targets")}
-    batch = encoder_decoder_batch(rows)
+    specs = {"inputs": RowSpec(6), "targets": RowSpec(5)}
+    batch = encoder_decoder_batch(empty_rows(specs, 2, packed=packed))
     assert all(len(value) == 2 and not value.any() for value in batch.values())
 
 
@@ -253,7 +253,8 @@ def test_the_example_in_the_docstring_trains(params, monkeypatch):
     assert np.isfinite(loss)
     # And on a decoder alone, with nothing more written.
     fitted = bind(objective, types.SimpleNamespace(topology="decoder", heads={"lm": None}))
-    assert fitted.row_lengths({"inputs": 6, "targets": 5}) == {"targets": 11, "prefix": 11}
+    specs = fitted.rows({"inputs": 6, "targets": 5})
+    assert {name: spec.length for name, spec in specs.items()} == {"targets": 11, "prefix": 11}
 
 
 def test_an_objective_that_says_nothing_of_models_is_for_all_of_them():

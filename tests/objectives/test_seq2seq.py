@@ -12,7 +12,7 @@ from t5lite.objectives import Seq2Seq
 EOS = 9  # not T5's, so that a hard-coded 1 would show
 LENGTHS = {"inputs": 5, "targets": 3}
 ENDED = Frame(after=(EOS,))
-WORDS = types.SimpleNamespace(eos_id=EOS, frame=ENDED, target_frame=ENDED)
+WORDS = types.SimpleNamespace(pad_id=0, eos_id=EOS, frame=ENDED, target_frame=ENDED)
 
 
 def prepare(*examples, lengths=None, vocabulary=None, objective=None):

@@ -15,7 +15,7 @@ from t5lite.objectives.span_corruption import SpanCounts, _replace_runs
 class Words:
     """A vocabulary by the protocol: id 3 is ` w3`; the last ids are sentinels, downwards."""
 
-    eos_id = 1
+    pad_id, eos_id = 0, 1
     frame = target_frame = Frame(after=(1,))
 
     def __init__(self, size=1100, num_sentinels=100):

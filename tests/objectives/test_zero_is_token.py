@@ -142,7 +142,7 @@ def test_heads_say_what_they_say_where_all_ids_are_one_higher(vocabulary, object
     objective = bind(objective, model)
     found = total(objective, model, params, data_of(vocabulary))
     shifted = HuggingFaceTokenizer.from_json(vocabulary.to_json(), "bytes", offset=1)
-    assert (vocabulary.zero_is_token, shifted.zero_is_token) == (True, False)
+    assert (vocabulary.pad_id, shifted.pad_id) == (-1, 0)
     moved = jax.tree.map(lambda x: jnp.roll(x, 1, 0) if x.shape[0] == TINY["vocab"] else x, params)
     expected = total(objective, model, moved, data_of(shifted))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -194,9 +194,10 @@ def test_a_cache_gives_back_texts_whole(vocabulary, pack, tmp_path):
 
 
 def test_texts_are_shown_with_tokens_of_id_0(vocabulary):
-    example = {"inputs": np.array(vocabulary.encode("!a!")), "targets": np.array([-1, 0, 0])}
+    text = np.array(vocabulary.encode("!a!"))
+    example = {"inputs": text, "targets": text, "predicted": np.array([True, False, False])}
     assert MaskedLM().show(example, vocabulary) == ["«!»a!"]
-    labels = {"inputs": np.array([0, 64, 0]), "labels": np.array([1, 2])}
+    labels = {"inputs": np.array([0, 64, 0]), "labels": np.array([0, 1])}
     assert AnswerSpans().show(labels, vocabulary) == ["«!a»!"]
 
 
@@ -231,13 +232,3 @@ def test_rows_are_cached_for_the_start_token_that_they_leave_out(vocabulary, tmp
                 cache.validation_batches(other)
         else:
             assert next(iter(cache.validation_batches(other)))
-
-
-def test_a_cache_that_took_id_0_for_padding_is_refused(vocabulary, tmp_path, monkeypatch):
-    data = data_of(vocabulary, pack=False)
-    with monkeypatch.context() as then:
-        then.setattr(type(data), "_needs_segments", lambda self: False)
-        write_packed(data, CausalLM(), tmp_path / "cache")
-    cache = PackedData(str(tmp_path / "cache"), lengths=LENGTHS, batch_size=8, pack=False)
-    with pytest.raises(InputError, match="took id 0 for padding"):
-        cache.validation_batches(CausalLM())

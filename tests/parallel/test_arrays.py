@@ -24,10 +24,15 @@ from t5lite.parallel import (
 LAYOUT = Layout({"data": 2, "fsdp": 2, "seq": 2})
 
 
+AXES = dict.fromkeys(("tokens", "others"), ("batch", "length")) | dict.fromkeys(
+    ("labels", "label_weights", "span_starts"), ("batch",)
+)
+
+
 def test_every_device_gets_its_rows_and_columns():
     mesh = make_mesh(LAYOUT)
     rows = np.arange(8 * 6, dtype=np.int32).reshape(8, 6)
-    placed = batch_shardings(LAYOUT, mesh, {"tokens": rows.shape})
+    placed = batch_shardings(LAYOUT, mesh, AXES, ["tokens"])
     (name, array), *none = place({"tokens": rows}, placed, num_rows=8).items()
     assert (name, none) == ("tokens", [])
     np.testing.assert_array_equal(np.asarray(array), rows)
@@ -45,14 +50,14 @@ def test_what_belongs_to_a_row_is_divided_by_rows_alone():
         "span_starts": np.arange(8, dtype=np.int32),
     }
     shapes = {name: array.shape for name, array in rows.items()}
-    check_batch(LAYOUT, mesh, shapes)
-    arrays = place(rows, batch_shardings(LAYOUT, mesh, shapes), num_rows=8)
+    check_batch(LAYOUT, mesh, shapes, AXES)
+    arrays = place(rows, batch_shardings(LAYOUT, mesh, AXES, shapes), num_rows=8)
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(array), rows[name])
         for shard in array.addressable_shards:
             assert shard.data.shape == (2, *shapes[name][1:])
     with pytest.raises(InputError, match="batch size 6 of span_starts"):
-        check_batch(LAYOUT, mesh, {"span_starts": (6,)})
+        check_batch(LAYOUT, mesh, {"span_starts": (6,)}, AXES)
 
 
 @pytest.mark.parametrize(
@@ -64,13 +69,13 @@ def test_what_belongs_to_a_row_is_divided_by_rows_alone():
 )
 def test_batches_that_do_not_divide(shape, message):
     with pytest.raises(InputError, match=message):
-        check_batch(LAYOUT, make_mesh(LAYOUT), {"tokens": shape})
+        check_batch(LAYOUT, make_mesh(LAYOUT), {"tokens": shape}, AXES)
 
 
 def test_batches_that_divide():
-    check_batch(LAYOUT, make_mesh(LAYOUT), {"tokens": (4, 2), "others": (8, 6)})
+    check_batch(LAYOUT, make_mesh(LAYOUT), {"tokens": (4, 2), "others": (8, 6)}, AXES)
     alone = Layout()
-    check_batch(alone, make_mesh(alone, jax.devices()[:1]), {"tokens": (7, 5)})
+    check_batch(alone, make_mesh(alone, jax.devices()[:1]), {"tokens": (7, 5)}, AXES)
 
 
 def double(x):

@@ -39,7 +39,9 @@ def check_rows(layout, mesh):
     if mesh.shape["seq"] == mesh.shape["tensor"] == 1:
         assert sum(map(len, rows.values())) == data.batch_size
     of_process = {}
-    (sharding,) = batch_shardings(layout, mesh, {"tokens": shape}).values()
+    (sharding,) = batch_shardings(
+        layout, mesh, {"tokens": ("batch", "length")}, ["tokens"]
+    ).values()
     for device, (held, _) in sharding.devices_indices_map(shape).items():
         start, stop, _ = held.indices(data.batch_size)
         of_process.setdefault(device.process_index, set()).add((start, stop))

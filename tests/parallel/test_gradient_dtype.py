@@ -41,7 +41,8 @@ def equations(jaxpr):
 def traced(mesh, gradient_dtype, dtype="bfloat16"):
     layout = Layout(mesh, gradient_dtype=gradient_dtype)
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
-    shapes = dict.fromkeys(("encoder_input_tokens", "encoder_target_tokens"), tokens)
+    names = ("encoder_input_tokens", "encoder_target_tokens", "encoder_segment_ids")
+    shapes = dict.fromkeys(names, tokens)
     weights = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
     program = build(
         Model(SPEC, ComputeSpec(dtype=dtype)),

@@ -46,6 +46,11 @@ class Line:
 
 
 class Product(Objective):
+    token_arrays = ()
+
+    def axes(self):
+        return {"features": ("batch",)}
+
     def weights(self, batch):
         return {"product": jnp.float32(batch["features"].size)}
 

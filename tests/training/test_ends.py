@@ -12,7 +12,7 @@ from t5lite.models import override
 from t5lite.parallel import Layout, make_mesh
 from t5lite.reporting import JsonLines
 from t5lite.training import Checkpoints
-from t5lite.training.step import counted
+from t5lite.training.step import segment_arrays
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,9 @@ def test_a_run_ends_with_its_tokens_and_once(tmp_path, capsys):
     stream = array_data().train_batches(OBJECTIVE, seed=0)
     batches = [next(stream) for _ in tokens]
     stream.close()
-    seen = [sum(int((rows > 0).sum()) for rows in counted(batch)) for batch in batches]
+    seen = [
+        sum(int((rows > 0).sum()) for rows in segment_arrays(OBJECTIVE, batch)) for batch in batches
+    ]
     assert tokens == [sum(seen[:end]) for end in range(1, len(seen) + 1)]
 
     capsys.readouterr()

@@ -16,6 +16,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from t5lite.errors import InputError
+from t5lite.objectives import Classification, Contrastive, MaskedLM, Regression, TokenLabels
 from t5lite.parallel import Layout, make_mesh
 from t5lite.reporting import Meter, Progress
 from t5lite.training import (
@@ -36,6 +37,12 @@ from t5lite.training.saving import SaveTimes
 
 LAYOUT = Layout()
 DATA = types.SimpleNamespace(batch_size=8)
+MODEL = types.SimpleNamespace()
+OBJECTIVE = types.SimpleNamespace(
+    token_arrays=("encoder_input_tokens",),
+    axes=lambda: {"encoder_input_tokens": ("batch", "length"), "tokens": ("batch", "length")},
+    limits=lambda model: {},
+)
 
 
 class Counting:
@@ -165,8 +172,8 @@ def make(
     memory = Memory(events)
     run = Run(
         model_dir=str(tmp_path),
-        model=None,
-        objective=None,
+        model=MODEL,
+        objective=OBJECTIVE,
         data=DATA,
         layout=LAYOUT,
         mesh=make_mesh(LAYOUT),
@@ -768,23 +775,40 @@ def test_the_profiler_surrounds_every_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "message"),
+    ("objective", "name", "row", "message"),
     [
-        ("encoder_input_tokens", [8, 9], "token id 9, but the model has only 9 embeddings"),
-        ("other_input_tokens", [9, 0], "other_input_tokens holds the token id 9"),
-        ("labels", 4, r"^labels = 4: .*outside the head's classes, .* 4 \(0 to 3\); .*num_classes"),
-        ("token_labels", [1, 7], r"^token_labels = 7: .* 3 \(0 to 2\); .*num_labels to at least 8"),
+        (MaskedLM(), "encoder_input_tokens", [8, 9], "id 9, but the model has only 9 embeddings"),
+        (
+            Contrastive(),
+            "other_input_tokens",
+            [9, 0],
+            "other_input_tokens holds the id 9, .*only 9",
+        ),
+        (Classification(), "labels", 4, r"^labels .* 4, .* 4 classes \(0 to 3\); .*num_classes"),
+        (
+            TokenLabels(),
+            "token_labels",
+            [1, 7],
+            r"^token_labels .* 7, .* 3 .*\(0 to 2\); .*num_labels",
+        ),
     ],
 )
-def test_ids_beyond_what_the_model_has_are_refused(name, row, message):
-    limits = {"tokens": 9, "labels": 4, "token_labels": 3}
-    run = Run("", None, None, DATA, LAYOUT, make_mesh(LAYOUT), 1, limits=limits)
+def test_ids_beyond_what_the_model_has_are_refused(objective, name, row, message):
+    model = types.SimpleNamespace(limits={"tokens": 9, "labels": 4, "token_labels": 3})
+    run = Run("", model, objective, DATA, LAYOUT, make_mesh(LAYOUT), 1)
     rows = np.array([np.zeros_like(row)] * 7 + [row], np.int32)
     with pytest.raises(InputError, match=message):
         run.place({name: rows})
     run.place({name: np.maximum(rows - 7, 0)})
-    run.place({"labels": np.full((8, 1), 100, np.float32)})  # a regression's
-    run.place({"encoder_segment_ids": rows})
+    run.place({"encoder_segment_ids": np.full((8, 2), 100, np.int32)})
+    with pytest.raises(InputError, match=r"without axes in the objective's axes\(\): 'mine'"):
+        run.place({"mine": rows})
+
+
+def test_numbers_of_a_regression_are_no_ids():
+    model = types.SimpleNamespace(limits={"tokens": 9})
+    run = Run("", model, Regression(), DATA, LAYOUT, make_mesh(LAYOUT), 1)
+    run.place({"labels": np.full((8, 1), 100, np.float32)})
 
 
 class Pairing(Tuning):
@@ -794,7 +818,7 @@ class Pairing(Tuning):
 
 def test_a_run_evaluates_the_average_where_there_is_one():
     mesh = make_mesh(LAYOUT)
-    run = Run("", None, None, DATA, LAYOUT, mesh, None, tuning=Pairing())
+    run = Run("", MODEL, OBJECTIVE, DATA, LAYOUT, mesh, None, tuning=Pairing())
     state = types.SimpleNamespace(params="params", frozen={"params": "frozen"}, extra={})
     assert run.params(state) == ("params", "frozen")
     state.extra["ema"] = "average"

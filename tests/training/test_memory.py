@@ -46,9 +46,12 @@ def program(
     spec=SPEC,
 ):
     tokens = jax.ShapeDtypeStruct((batch_size, LENGTH), jnp.int32)
-    names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
-    shapes = dict.fromkeys(names, tokens) | {
-        "decoder_loss_weights": jax.ShapeDtypeStruct((batch_size, LENGTH), jnp.float32)
+    sides = ("encoder", "decoder")
+    names = [f"{side}_{name}" for side in sides for name in ("input_tokens", "segment_ids")]
+    rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    shapes = dict.fromkeys(["decoder_target_tokens", *names], tokens) | {
+        **{f"{side}_lengths": rows for side in sides},
+        "decoder_loss_weights": jax.ShapeDtypeStruct((batch_size, LENGTH), jnp.float32),
     }
     return build(
         Model(spec, ComputeSpec(remat=remat)),

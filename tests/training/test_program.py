@@ -29,7 +29,9 @@ from t5lite.training import Update, build
 
 def make(layout, *, model=SPEC, batch_size=8, length=16, num_devices=8, **options):
     tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
-    names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+    sides = ("encoder", "decoder")
+    names = [f"{side}_{name}" for side in sides for name in ("input_tokens", "segment_ids")]
+    names.append("decoder_target_tokens")
     shapes = dict.fromkeys(names, tokens)
     shapes["decoder_loss_weights"] = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
     return build(
@@ -119,6 +121,12 @@ class Scores:
 
 
 class Squares(Objective):
+    token_arrays = ()
+
+    def axes(self):
+        rows = dict.fromkeys(("labels", "label_weights"), ("batch",))
+        return rows | {"features": ("batch", "length")}
+
     def weights(self, batch):
         return {"square": jnp.sum(batch["label_weights"])}
 

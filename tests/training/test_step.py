@@ -23,7 +23,7 @@ from tiny_runs import (
 
 from t5lite.errors import InputError
 from t5lite.models import Model
-from t5lite.objectives import Objective
+from t5lite.objectives import Contrastive, MaskedLM, Objective, Seq2Seq
 from t5lite.training import (
     LossScale,
     TrainState,
@@ -33,7 +33,7 @@ from t5lite.training import (
     initial_state,
     transformation,
 )
-from t5lite.training.step import counted, train_step
+from t5lite.training.step import segment_arrays, train_step
 
 WHOLE, HALVES, QUARTERS = (Update(num_microbatches=n) for n in (1, 2, 4))
 
@@ -140,6 +140,8 @@ def test_poisoned_parameters_stay_and_are_told():
 class Line(Objective):
     """Its squared error, a term without weight, and what chance there was."""
 
+    token_arrays = ()
+
     def weights(self, batch):
         return {"error": jnp.sum(batch["weight"])}
 
@@ -182,6 +184,7 @@ def line_step(
     frozen=None,
     references=None,
     extra=None,
+    objective=None,
     **options,
 ):
     """Takes steps and returns every state and metrics."""
@@ -192,7 +195,7 @@ def line_step(
     frozen = frozen_of(frozen or {}, references or {})
     state = initial_state(params, optimizer, rng=jax.random.key(seed), frozen=frozen, extra=extra)
     step = functools.partial(
-        train_step, model=None, objective=Line(), optimizer=optimizer, **options
+        train_step, model=None, objective=objective or Line(), optimizer=optimizer, **options
     )
     step, states, metrics = jax.jit(step), [state], []
     for _ in range(steps):
@@ -295,6 +298,8 @@ def guarded(update, values, objective):
 class Told(Objective):
     """Its loss is `y`, with a gradient of 1."""
 
+    token_arrays = ()
+
     def weights(self, batch):
         return {}
 
@@ -359,6 +364,8 @@ def test_the_running_mean_forgets():
 
 class Half(Objective):
     """Its loss is `y · shift`, in float16: there the gradient is `y` times the loss scale."""
+
+    token_arrays = ()
 
     def weights(self, batch):
         return {}
@@ -442,18 +449,21 @@ def test_every_text_is_counted_once_without_padding():
         "decoder_target_tokens": np.array([[8, 1, 0]] * 8),
         "decoder_loss_weights": np.array([[1.0, 1, 0]] * 8),
         "encoder_segment_ids": np.array([[1, 1, 0]] * 8),
+        "decoder_segment_ids": np.array([[1, 1, 0]] * 8),
     }
 
-    def count(*names):
-        return sum(np.count_nonzero(tokens) for tokens in counted({n: rows[n] for n in names}))
+    def count(objective, **more):
+        return sum(map(np.count_nonzero, segment_arrays(objective, rows | more)))
 
-    assert count(*rows) == 8 * 4
-    assert count("decoder_input_tokens", "encoder_segment_ids") == 8
-    both = {"other_input_tokens": rows["encoder_input_tokens"], **rows}
-    assert sum(map(np.count_nonzero, counted(both))) == 8 * 6
-    masked = {"encoder_target_tokens": rows["decoder_target_tokens"]}
-    assert sum(map(np.count_nonzero, counted(rows | masked))) == 8 * 4
-    _, (metrics,) = line_step(batch=BATCH | {"one_tokens": jnp.array([[0], [3], [0], [1]])})
+    assert count(Seq2Seq()) == 8 * 4
+    assert count(Seq2Seq(topology="decoder")) == count(MaskedLM()) == 8 * 2
+    assert count(Contrastive(), other_segment_ids=rows["encoder_segment_ids"]) == 8 * 4
+
+    class Counting(Line):
+        token_arrays = ("mine",)
+
+    mine = {"mine": jnp.array([[0], [3], [0], [1]])}
+    _, (metrics,) = line_step(batch=BATCH | mine, objective=Counting())
     assert metrics["tokens"] == 2
     _, (metrics,) = line_step()
     assert metrics["tokens"] == 0

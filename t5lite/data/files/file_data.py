@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from t5lite.data.batches import Objective
 from t5lite.data.dataset import Dataset
 from t5lite.data.files.columns import Answer, Class, Column, SplitKey, Tags, Text, as_column
 from t5lite.data.files.index import SPLITS, Hashes, Index, Table, hash_of, scan
@@ -24,10 +23,11 @@ from t5lite.data.files.source import FileSource, Shots, most_shots
 from t5lite.data.files.templates import SHOTS, Template
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
-from t5lite.data.sources import NoSplit, Source
+from t5lite.data.sources import Component, NoSplit
 from t5lite.data.vocabularies.base import Vocabulary
 from t5lite.data.vocabularies.opening import open_vocabulary
 from t5lite.errors import InputError, unknown
+from t5lite.rows import HostHalf
 
 _SHOWN = 5  # classes
 _CHECKED = 1000  # rows whose answers are looked for
@@ -361,7 +361,7 @@ class FileData(Dataset):
             raise NoSplit(f"FileData has no rows in split {split!r}: {fix}")
         return table
 
-    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+    def _components(self, split: str, objective: HostHalf) -> list[Component]:
         table, columns = self._table(split), self._columns
         made = {name for feature in columns for name in columns[feature].features(feature)}
         wanted = [name for name in objective.features if name in made]
@@ -373,7 +373,7 @@ class FileData(Dataset):
                 f"FileData.features lacks what {type(objective).__name__} reads: "
                 f"{unknown('feature', missing[0], made)}"
             )
-        return [(source, 1.0)]
+        return [Component(source, 1.0, objective)]
 
     def _source(self, split: str, table: Table, wanted: Sequence[str]) -> "FileSource":
         shots = None

@@ -3,7 +3,7 @@
 DIR/packed.json            the description, written last
 DIR/vocabulary/            what `load_vocabulary` reads, where there is one
 DIR/use.gin                trains on the cache, after the configuration that it was made from
-DIR/train-0/NAME.npy       [rows, length] in the smallest integer type that holds the values;
+DIR/train-0/NAME.npy       [rows, ...], integers in the smallest type that holds the values;
                            one folder for each cached pass, `validation-0` likewise
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from t5lite.data.paths import as_path
 from t5lite.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION = "packed.json"
 _KEYS = {
     "objective",
@@ -53,16 +53,16 @@ class RowWriter:
         folder.mkdir(parents=True)
         self._folder, self._digest = folder, digest
         self._files: dict[str, Any] = {}
-        self._shapes: dict[str, tuple[int, np.dtype]] = {}
+        self._shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         self._bounds: dict[str, tuple[int, int]] = {}
         self.num_rows = 0
 
     def append(self, rows: Rows) -> None:
-        """Writes `[n, length]` int32 or float32 rows of the same names each time."""
+        """Writes `[n, ...]` rows, of the same names, shapes and types each time."""
         for name, values in rows.items():
             if name not in self._files:
                 self._files[name] = open(self._folder / f"{name}.part", "wb")  # noqa: SIM115
-                self._shapes[name] = (values.shape[1], values.dtype)
+                self._shapes[name] = (values.shape[1:], values.dtype)
             content = np.ascontiguousarray(values).tobytes()
             try:
                 self._files[name].write(content)
@@ -78,15 +78,13 @@ class RowWriter:
         """Turns what was written into arrays of the smallest type."""
         for name, file in self._files.items():
             file.close()
-            length, dtype = self._shapes[name]
+            shape, dtype = self._shapes[name]
             small = np.min_scalar_type(self._bounds.get(name, (0, 0))[1])
-            if dtype.kind != "i":
+            if dtype.kind != "i" or self._bounds.get(name, (0, 0))[0] < 0:
                 small = dtype
-            elif self._bounds.get(name, (0, 0))[0] < 0:
-                small = np.dtype(np.int32)
             wide = np.memmap(self._folder / f"{name}.part", dtype, "r").reshape(-1)
             narrow = np.lib.format.open_memmap(
-                self._folder / f"{name}.npy", "w+", small, (self.num_rows, length)
+                self._folder / f"{name}.npy", "w+", small, (self.num_rows, *shape)
             )
             flat = narrow.reshape(-1)
             for start in range(0, flat.size, _CHUNK):
@@ -174,34 +172,31 @@ def open_rows(folder: Path, columns: Mapping[str, Any], num_rows: int) -> dict[s
 
     Args:
       folder: of the pass.
-      columns: length by name, as described.
+      columns: `[shape of a row, dtype]` by name, as described.
       num_rows: as described.
 
     Raises:
       InputError: if a file is missing or is not as described.
     """
     rows = {}
-    for name, length in columns.items():
+    for name, (shape, _) in columns.items():
         path = folder / f"{name}.npy"
         try:
             # A plain view: indexing numpy.memmap makes an object of that class each time.
             rows[name] = np.load(path, mmap_mode="r").view(np.ndarray)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path} is damaged: {error}; write the cache again") from error
-        if rows[name].shape != (num_rows, length):
+        if rows[name].shape != (num_rows, *shape):
             raise InputError(
                 f"{path} is damaged: it has shape {rows[name].shape}, described as "
-                f"{(num_rows, length)}; write the cache again"
+                f"{(num_rows, *shape)}; write the cache again"
             )
     return rows
 
 
-def widened(rows: Rows, which: Any) -> dict[str, np.ndarray]:
-    """Returns chosen rows as int32, or float32."""
-    return {
-        name: values[which].astype(np.float32 if values.dtype.kind == "f" else np.int32)
-        for name, values in rows.items()
-    }
+def widened(rows: Rows, which: Any, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns chosen rows in the types that they had before they were written."""
+    return {name: values[which].astype(columns[name][1]) for name, values in rows.items()}
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:

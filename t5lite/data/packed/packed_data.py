@@ -2,27 +2,27 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5lite.data.batches import Batch, Batches, Objective, identity, start_of
+from t5lite.data.batches import Batch, Batches
 from t5lite.data.dataset import Dataset
 from t5lite.data.input_format import InputFormat
 from t5lite.data.order import permuted
 from t5lite.data.packed import format as packed_files
 from t5lite.data.packed.format import Rows
-from t5lite.data.sources import Example, NoSplit, Source
+from t5lite.data.sources import Component, Example, NoSplit
 from t5lite.data.streams.rows import concatenate
 from t5lite.data.validation import Validation, joined
 from t5lite.errors import InputError
+from t5lite.rows import HostHalf, RowSpec
 
 if TYPE_CHECKING:
     from t5lite.data.vocabularies.base import Vocabulary
 
-_TEXTS = ("inputs", "targets")
 _ORDERED = 8192  # rows whose order is computed at a time
 _SHOWN_ROWS = 64  # likewise
 
@@ -72,7 +72,7 @@ class PackedData(Dataset):
         passes = self._description["passes"].get(split)
         return passes[0]["examples"] if passes else None
 
-    def validation_name(self, objective: Objective) -> str:
+    def validation_name(self, objective: HostHalf) -> str:
         """Returns the cache's folder, and what tells its content from others'."""
         del objective
         self._passes("validation")
@@ -93,39 +93,45 @@ class PackedData(Dataset):
         return super().input_format() if kept is None else InputFormat(**kept)
 
     def train_batches(
-        self, objective: Objective, *, seed: int, shards: Sequence[int] | None = None
+        self, objective: HostHalf, *, seed: int, shards: Sequence[int] | None = None
     ) -> Batches:
         """Starts reading the training rows; see `Dataset.train_batches`."""
         self._check(objective)
         key = (seed, self._description["sha256"])
         mine = self._rows_of(self._chosen(shards))
-        rows = ShuffledRows(self._passes("train"), key=key, rows=mine, batch_size=self.batch_size)
+        rows = ShuffledRows(
+            self._passes("train"),
+            self._columns("train"),
+            key=key,
+            rows=mine,
+            batch_size=self.batch_size,
+        )
         fingerprint = {
             "sources": [[f"packed:{self._description['sha256']}", 1.0]],
             "seed": seed,
             "lengths": dict(self.lengths),
         }
-        names = tuple(self._description["rows"])
         # One order for all, so one position: each process takes its rows of the batch at it.
         return Batches(
             {0: rows},
             len(mine),
             objective,
-            names=names,
+            specs=objective.rows(self.lengths),
             fingerprint=fingerprint,
             prefetch=self.prefetch,
         )
 
     def validation_batches(
         self,
-        objective: Objective,
+        objective: HostHalf,
         *,
         max_batches: int | None = None,
         shards: Sequence[int] | None = None,
         agree: Callable[[bool], bool] = bool,
+        part: str | None = None,
     ) -> Validation:
         """Reads the cached rows once, in a fixed random order; see `Dataset.validation_batches`."""
-        del agree  # all processes know how many rows there are
+        del agree, part  # all processes know how many rows there are; and a cache has no parts
         self._check(objective)
         mine = self._rows_of(self._chosen(shards))
         (rows,) = self._passes("validation")
@@ -136,14 +142,14 @@ class PackedData(Dataset):
             for start in range(0, num_rows, self.batch_size)[:max_batches]:
                 wanted = start + mine
                 order = permuted(wanted[wanted < num_rows], num_rows, "validation")
-                found = packed_files.widened(rows, order)
-                batch = objective.batch(joined([found], len(mine), like=found))
+                found = packed_files.widened(rows, order, self._columns("validation"))
+                batch = objective.batch(joined([found], len(mine)))
                 yield batch, min((start + self.batch_size) / num_rows, 1.0)
 
-        part = len(mine) / self.batch_size
-        return Validation(begin, part=part, num_examples=described["examples"])
+        share = len(mine) / self.batch_size
+        return Validation(begin, part=share, num_examples=described["examples"])
 
-    def examples(self, objective: Objective, *, split: str, count: int, seed: int) -> list[Example]:
+    def examples(self, objective: HostHalf, *, split: str, count: int, seed: int) -> list[Example]:
         """Returns the examples of random rows; see `Dataset.examples`."""
         self._check(objective)
         rows = self._passes(split)[0]
@@ -152,7 +158,8 @@ class PackedData(Dataset):
         for start in range(0, num_rows, _SHOWN_ROWS):
             places = np.arange(start, min(start + _SHOWN_ROWS, num_rows))
             for row in permuted(places, num_rows, "examples", seed):
-                found += _unpacked(packed_files.widened(rows, [row]), self._description["rows"])
+                whole = packed_files.widened(rows, [row], self._columns(split))
+                found += _unpacked(whole, objective.rows(self.lengths))
                 if len(found) >= count:
                     return found[:count]
         return found
@@ -186,14 +193,14 @@ class PackedData(Dataset):
             )
         return found
 
-    def _check(self, objective: Objective) -> None:
+    def _check(self, objective: HostHalf) -> None:
         """Raises an InputError if the cache holds other rows than the objective would make."""
         self.vocabulary()
         asked = {
-            "objective": identity(objective),
-            "start_id": start_of(objective),
+            "objective": objective.identity(),
+            "start_id": objective.first_id,
             "lengths": dict(self.lengths),
-            "rows": self._row_lengths(objective),
+            "rows": _specs(objective.rows(self.lengths)),
             "pack": self._packs(objective),
         }
         for name, value in asked.items():
@@ -205,16 +212,12 @@ class PackedData(Dataset):
                     "write it again with t5lite cache, or ask for what it holds",
                     field=name,
                 )
-        columns = self._description["passes"]["train"][0]["columns"]
-        if self._needs_segments() and not any(name.endswith("_segment_ids") for name in columns):
-            raise InputError(
-                f"folder = {self.folder!r}: the cache was made by a version that took id 0 for "
-                "padding, which it is not in this vocabulary; write it again with t5lite cache",
-                field="folder",
-            )
 
     def _num_shards(self) -> int:
         return self.batch_size
+
+    def _columns(self, split: str) -> dict[str, Any]:
+        return self._description["passes"][split][0]["columns"]
 
     def _passes(self, split: str) -> list[Rows]:
         passes = self._description["passes"].get(split)
@@ -228,7 +231,7 @@ class PackedData(Dataset):
             for number, each in enumerate(passes)
         ]
 
-    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+    def _components(self, split: str, objective: HostHalf) -> list[Component]:
         raise InputError(
             f"the packed cache {self.folder} holds rows, which cannot be mixed or cached again; "
             "mix what it was made from, and cache the mixture"
@@ -240,6 +243,7 @@ class ShuffledRows:
 
     Args:
       passes: the cached passes; epoch `e` reads pass `e % len(passes)`.
+      columns: their columns, as described.
       key: decides the order of each epoch.
       rows: which ones of a batch this process takes, ascending, in `[0, batch_size)`.
       batch_size: rows that all processes together take at a time.
@@ -251,12 +255,14 @@ class ShuffledRows:
     def __init__(
         self,
         passes: Sequence[Rows],
+        columns: Mapping[str, Any],
         *,
         key: tuple[int | str, ...],
         rows: np.ndarray,
         batch_size: int,
     ):
-        self._passes, self._key, self._rows, self._batch_size = list(passes), key, rows, batch_size
+        self._passes, self._columns, self._key = list(passes), columns, key
+        self._rows, self._batch_size = rows, batch_size
         self._sizes = [len(next(iter(rows.values()))) for rows in passes]
         self._order: tuple[tuple[int, int], np.ndarray] | None = None
         self.load([0, 0])
@@ -275,14 +281,15 @@ class ShuffledRows:
         self._pass, self._row = state
 
     def take(self, count: int) -> dict[str, np.ndarray]:
-        """Returns this process's `[count, length]` rows of the next batch, by name."""
+        """Returns this process's `[count, ...]` rows of the next batch, by name."""
         if count != len(self._rows):
             raise ValueError(f"take({count}): this process has {len(self._rows)} rows of a batch")
         taken, start = [], 0
         for rows, order in self._walk(self._batch_size):  # several, where a block ends within
             first, end = np.searchsorted(self._rows, (start, start + len(order)))
             if first < end:
-                taken.append(packed_files.widened(rows, order[self._rows[first:end] - start]))
+                which = order[self._rows[first:end] - start]
+                taken.append(packed_files.widened(rows, which, self._columns))
             start += len(order)
         return taken[0] if len(taken) == 1 else concatenate(taken)
 
@@ -309,25 +316,23 @@ class ShuffledRows:
         return self._order[1]
 
 
-def _unpacked(row: Rows, names: Iterable[str]) -> Iterator[Example]:
-    """Yields the examples of one row `[1, length]`."""
-    names = list(names)
+def _unpacked(row: Rows, specs: Mapping[str, RowSpec]) -> Iterator[Example]:
+    """Yields the examples of one row `[1, ...]`."""
     segments = {
-        name: row[f"{name}_segment_ids"][0] for name in names if f"{name}_segment_ids" in row
+        name: row[f"{spec.along or name}_segment_ids"][0]
+        for name, spec in specs.items()
+        if spec.kind != "per_example"
     }
-    if not segments:
-        trimmed = {name: np.trim_zeros(row[name][0], "b") for name in _TEXTS if name in row}
-        # Padding inside says that it is no text, but what is asked of one.
-        sizes = {name: tokens.size for name, tokens in trimmed.items() if tokens.all()}
-        # Integers that are as many as a text has lie along it; a class, say, or a span stays.
-        along = {row[name].shape: size for name, size in sizes.items()}
-        for name in names:
-            if row[name].dtype.kind != "f":
-                sizes.setdefault(name, along.get(row[name].shape))
-        yield {name: row[name][0][: sizes.get(name)] for name in names}
-        return
     for segment in range(1, max(int(each.max()) for each in segments.values()) + 1):
-        yield {name: row[name][0][segments[name] == segment] for name in names}
+        yield {
+            name: row[name][0][segments[name] == segment if name in segments else segment - 1]
+            for name in specs
+        }
+
+
+def _specs(specs: Mapping[str, RowSpec]) -> dict[str, Any]:
+    """Returns declarations as JSON."""
+    return {name: {**vars(spec), "inner": list(spec.inner)} for name, spec in specs.items()}
 
 
 def _differing(cached: Any, asked: Any) -> tuple[Any, Any]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.data.batches import Objective, identity, start_of
 from t5lite.data.dataset import Dataset
 from t5lite.data.packed import format as packed_files
 from t5lite.data.sources import Example, NoSplit
 from t5lite.data.streams.examples import Stream
 from t5lite.data.streams.rows import RowStream
 from t5lite.errors import InputError
+from t5lite.rows import HostHalf, token_names
 
 _SPLITS = ("train", "validation")
 _WRITTEN_ROWS = 256
@@ -23,7 +23,7 @@ _WRITTEN_ROWS = 256
 
 def write_packed(
     data: Dataset,
-    objective: Objective,
+    objective: HostHalf,
     folder: str | os.PathLike,
     *,
     epochs: int = 1,
@@ -51,40 +51,42 @@ def write_packed(
     """
     if epochs < 1:
         raise InputError(f"epochs = {epochs}: must be at least 1", field="epochs")
-    lengths, digest = data._row_lengths(objective), packed_files.new_digest()
+    specs, digest = objective.rows(data.lengths), packed_files.new_digest()
     passes: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
     with packed_files.whole_folder(folder) as writing:
 
         def write(split: str, examples: Stream) -> None:
-            rows = data._rows(examples, lengths, objective)
+            rows = RowStream(
+                examples, specs, packed=data._packs(objective), block_rows=data._block_rows()
+            )
             writer = packed_files.RowWriter(writing / f"{split}-{len(passes[split])}", digest)
             note = functools.partial(progress, split)
-            passes[split].append(_write_rows(rows, writer, names=lengths, progress=note))
+            passes[split].append(_write_rows(rows, writer, names=token_names(specs), progress=note))
 
-        train = data._sources(data._train_split(), objective)
+        train = data._components(data._train_split(), objective)
         for epoch in range(epochs):
-            stream = data._endless(objective, train, seed=seed)
+            stream = data._endless(train, seed=seed)
             write("train", _OnePass(stream, epoch))
         try:
-            validation = data._sources(data._validation_split(), objective)
+            validation = data._components(data._validation_split(), objective)
         except NoSplit:  # and the cache has none
             validation = []
         if validation:
-            write("validation", data._once(objective, validation, seed=0))
+            write("validation", data._once(validation, seed=0))
         vocabulary = data.vocabulary()
         if vocabulary is not None:
             vocabulary.save(writing / "vocabulary")
         description = {
             "format": packed_files.FORMAT,
-            "objective": identity(objective),
-            "start_id": start_of(objective),
+            "objective": objective.identity(),
+            "start_id": objective.first_id,
             "vocabulary": vocabulary and vocabulary.fingerprint,
             "add_eos": data.add_eos(),
             "lengths": dict(data.lengths),
-            "rows": lengths,
+            "rows": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
             "pack": data._packs(objective),
             "seed": seed,
-            "sources": {source.name: rate for source, rate in train},
+            "sources": {each.source.name: each.rate for each in train},
             "described": data.describe(),
             "classes": {"train": data.class_counts(data._train_split())},
             "labels": data.labels(),
@@ -133,10 +135,10 @@ def _write_rows(
         num_rows = len(next(iter(found.values())))
         if not num_rows:
             break
-        columns = {name: values.shape[1] for name, values in found.items()}
+        columns = {name: (v.shape[1:], str(v.dtype)) for name, v in found.items()}
         per_row = np.ones(num_rows, np.int64)
         for name in names:
-            segments = found.get(f"{name}_segment_ids", found[name] != 0)
+            segments = found[f"{name}_segment_ids"]
             tokens[name] = tokens.get(name, 0) + int(np.count_nonzero(segments))
             per_row = np.maximum(per_row, segments.max(axis=1))
         num_examples += int(per_row.sum())

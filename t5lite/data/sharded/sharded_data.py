@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5lite.data.batches import Objective
 from t5lite.data.dataset import Dataset
 from t5lite.data.paths import as_path
 from t5lite.data.sharded.manifest import TEXT, Manifest, decoded
 from t5lite.data.sharded.records import Records
-from t5lite.data.sources import Example, NoSplit, NumberedSource, Source, dealt, next_epoch
+from t5lite.data.sources import Component, Example, NoSplit, NumberedSource, dealt, next_epoch
 from t5lite.data.vocabularies.opening import load_vocabulary, open_vocabulary
 from t5lite.errors import InputError, unknown
+from t5lite.rows import HostHalf
 
 if TYPE_CHECKING:
     from t5lite.data.vocabularies.base import Vocabulary
@@ -114,7 +114,7 @@ class ShardedData(Dataset):
     def _opened(self) -> "dict[str, ShardedSource]":
         return {}
 
-    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+    def _components(self, split: str, objective: HostHalf) -> list[Component]:
         if not self._manifest.splits.get(split):
             raise NoSplit(
                 f"{self.folder} has no split {split!r}; it has {', '.join(self._manifest.splits)}"
@@ -126,7 +126,7 @@ class ShardedData(Dataset):
         missing = [name for name in objective.features if name not in self._names]
         if missing and not self._suffices(self._opened[split], objective):
             raise self._unknown(missing[0], self._names)
-        return [(self._opened[split], 1.0)]
+        return [Component(self._opened[split], 1.0, objective)]
 
 
 class ShardedSource(NumberedSource):

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.data.like_lengths import Groups, order_by_length
-from t5lite.data.packing import pack, pad, pad_with_segments
-from t5lite.data.sources import Example
+from t5lite.data.like_lengths import order_by_length
+from t5lite.data.packing import empty_rows, pack, pad
 from t5lite.data.streams.examples import Stream
+from t5lite.rows import Example, Rows, RowSpec
 
 
 class RowStream:
@@ -19,12 +19,11 @@ class RowStream:
 
     Args:
       examples: the stream.
-      lengths: the features to take and the length of their rows, in tokens.
+      specs: of the rows.
       packed: whether a row may hold several examples.
-      segments: whether rows that are not packed say which places hold tokens, too.
       block_rows: larger packs tighter and starts later.
-      like_lengths: of rows that are not packed: which features' lengths they are ordered by in a
-        block, see `like_lengths`; () for the stream's own order.
+      like_lengths: whether rows that are not packed are ordered by length in a block, see
+        `like_lengths`.
       group_rows: neighbours in that order that stay together: those of one batch.
       seed: decides the order of the groups.
 
@@ -38,19 +37,17 @@ class RowStream:
     def __init__(
         self,
         examples: Stream,
-        lengths: Mapping[str, int],
+        specs: Mapping[str, RowSpec],
         *,
         packed: bool,
-        segments: bool = False,
         block_rows: int = 64,
-        like_lengths: Groups = (),
+        like_lengths: bool = False,
         group_rows: int = 1,
         seed: int = 0,
     ):
-        self._examples, self._lengths = examples, dict(lengths)
+        self._examples, self._specs = examples, dict(specs)
         self._like_lengths, self._group_rows, self._seed = like_lengths, group_rows, seed
         self._packed, self._block_rows = packed, block_rows
-        self._pad = pad_with_segments if segments else pad
         self.load({"block": examples.state(), "rows": 0})
 
     @property
@@ -78,7 +75,7 @@ class RowStream:
         self.epoch = state.get("epoch", self.epoch)  # the stream finds out only when it reads
 
     def _start_block(self, *, taken: int) -> None:
-        self._block: dict[str, np.ndarray] | None = None
+        self._block: Rows | None = None
         self._reads: list[int] = []  # by then, after each example of the block
         self._first_fit = 0
         self._block_start, self._taken = self._examples.state(), taken
@@ -88,8 +85,8 @@ class RowStream:
         size = self._examples.pass_size
         return self._examples.passes if size is None else read / size
 
-    def take(self, count: int) -> dict[str, np.ndarray]:
-        """Returns the next `[count, length]` rows by name; fewer if the stream has ended."""
+    def take(self, count: int) -> Rows:
+        """Returns the next `[count, ...]` rows by name; fewer if the stream has ended."""
         parts, missing = [], count
         while missing:
             if self._block is None:
@@ -109,9 +106,9 @@ class RowStream:
             else:
                 self._number += 1
                 self._start_block(taken=0)
-        return concatenate(parts) if parts else self._as_rows([])
+        return concatenate(parts) if parts else empty_rows(self._specs, 0, packed=self._packed)
 
-    def _next_block(self) -> dict[str, np.ndarray]:
+    def _next_block(self) -> Rows:
         block: list[Example] = []
         filled, end, size = 0.0, None, self._first_fit or self._block_rows
         # The second bound is for examples of next to nothing.
@@ -128,17 +125,13 @@ class RowStream:
         if self._like_lengths and block:
             block = order_by_length(
                 block,
-                self._lengths,
-                self._like_lengths,
+                self._specs,
                 size=self._group_rows,
                 seed=(self._seed, self._number),
             )
-        return self._as_rows(block)
-
-    def _as_rows(self, block: Sequence[Example]) -> dict[str, np.ndarray]:
         if self._packed:
-            return pack(block, self._lengths, decreasing=not self._first_fit)
-        return self._pad(block, self._lengths)
+            return pack(block, self._specs, decreasing=not self._first_fit)
+        return pad(block, self._specs)
 
     def _end_of_pass(self) -> int | None:
         """Returns the raw examples read by the end of the last one's pass, if a block ends there.
@@ -166,13 +159,13 @@ class RowStream:
         if not self._packed:
             return 1.0
         shares = (
-            example[name].size / length
-            for name, length in self._lengths.items()
+            (1 if spec.kind == "per_example" else len(example[name])) / spec.length
+            for name, spec in self._specs.items()
             if name in example  # a missing one is packing's to report
         )
         return max(shares, default=1.0)
 
 
-def concatenate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def concatenate(parts: Sequence[Rows]) -> Rows:
     """Joins rows of the same names, `[n, ...]` each, along the first axis."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -7,12 +7,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from t5lite.data.batches import Objective
 from t5lite.data.dataset import Dataset
 from t5lite.data.demo.tasks import DemoTask, TextSource
 from t5lite.data.importing import import_seqio
 from t5lite.data.paths import as_path
-from t5lite.data.sources import NoSplit, Source
+from t5lite.data.sources import Component, NoSplit, Source
 from t5lite.data.tasks.metric_tasks import MetricTask
 from t5lite.data.tasks.preprocessing import BAD_TEXTS
 from t5lite.data.tasks.registry import demo_task, describe, get_task
@@ -20,6 +19,7 @@ from t5lite.data.tasks.source import SeqioSource
 from t5lite.data.tasks.twins import from_seqio
 from t5lite.data.user_code import user_error
 from t5lite.errors import InputError, unknown
+from t5lite.rows import HostHalf
 
 if TYPE_CHECKING:
     from t5lite.data.vocabularies.base import Vocabulary
@@ -135,16 +135,15 @@ class TaskData(Dataset):
             raise NoSplit("validation_split is None; name the split to validate on")
         return self.validation_split
 
-    def _sources(self, split: str, objective: Objective) -> list[tuple[Source, float]]:
+    def _components(self, split: str, objective: HostHalf) -> list[Component]:
         # Preprocessors that know `sequence_length` cut to it. That is meant for tasks that make
         # what the objective trains on, and would rob one that makes it itself out of long texts.
-        whole_texts = getattr(objective, "whole_texts", False)
         made_here = set(objective.features) <= set(self.provider.output_features)
-        knows_lengths = made_here and not whole_texts
+        knows_lengths = made_here and not objective.whole_texts
         key = (split, knows_lengths)
         if key not in self._opened:  # kept for what they have in memory
             self._opened[key] = self._open(split, self.lengths if knows_lengths else None)
-        return self._opened[key]
+        return [Component(source, rate, objective) for source, rate in self._opened[key]]
 
     def _rate(self, task: Any) -> float:
         """Returns a task's rate in the mixture; if it is computed from sizes, they are counted."""
