@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from t5lite.inference.batching import prompt_batch
     from t5lite.inference.defaults import Rules
     from t5lite.inference.embedding import nearest
-    from t5lite.inference.engine import Draft, Engine
+    from t5lite.inference.engine import Engine
+    from t5lite.inference.generation import Draft
     from t5lite.inference.inside import Inside, attention_maps, attribution
     from t5lite.inference.loaded import Loaded, load, place
     from t5lite.inference.options import Options
@@ -24,7 +25,7 @@ _HOME = {
     "AnswerSpan": "predictions",
     "Answers": "predictions",
     "Classes": "predictions",
-    "Draft": "engine",
+    "Draft": "generation",
     "Engine": "engine",
     "Inside": "inside",
     "Loaded": "loaded",

@@ -7,7 +7,7 @@ from typing import Any
 
 from t5lite.errors import InputError
 from t5lite.inference.answer import Answer
-from t5lite.inference.engine import Draft
+from t5lite.inference.generation import Draft
 from t5lite.inference.loaded import Loaded, draft_of
 from t5lite.inference.options import Options
 from t5lite.inference.request import Reader, Request

@@ -19,7 +19,8 @@ from t5lite.inference.answer import Answer
 from t5lite.inference.batching import check_count, each, settled
 from t5lite.inference.defaults import check_defaults, ignored
 from t5lite.inference.embedding import Embedder
-from t5lite.inference.engine import Draft, Engine
+from t5lite.inference.engine import Engine
+from t5lite.inference.generation import Draft
 from t5lite.inference.options import options_of
 from t5lite.inference.predict import Predictor
 from t5lite.inference.request import Reader, Request

@@ -12,6 +12,7 @@ from test_generation import SPECS, TEXTS, VOCABULARY, make
 from t5lite.errors import InputError
 from t5lite.inference import Engine, Options, Reader, Request, Rules
 from t5lite.inference.functions import decode, functions_of, prefill
+from t5lite.inference.sizes import prompts_of
 from t5lite.models import Model
 from t5lite.parallel import Layout, make_mesh
 
@@ -364,7 +365,7 @@ def test_rows_enter_a_running_speculation(writers, topology):
 
     def started(requests):
         sizes = {"cache_length": 64, "capacity": 16, "draft_length": 3}
-        batch = engine._prompts(requests, limit=32, rows=len(requests))
+        batch = prompts_of(engine, requests, limit=32, rows=len(requests))
         cache = draft.engine.functions.prefill(theirs, batch, **sizes).cache
         state = engine.functions.prefill(params, batch, **sizes)
         return Speculation.of(state, DraftMemory.of(cache))
