@@ -339,7 +339,7 @@ def test_on_its_own_device_a_kernel_refuses_what_it_cannot_do(
     np.testing.assert_array_equal(attention(request), KERNELS["dot"](request))
 
 
-def test_splash_is_for_whole_rows_and_leaves_what_is_in_a_cache_to_others():
+def test_splash_computes_whole_rows_and_other_kernels_read_caches():
     rng = np.random.default_rng(0)
     query, *kv = (jnp.asarray(rng.standard_normal((1, n, 2, 8)), jnp.float32) for n in (1, 6, 6))
     order = jnp.arange(6, dtype=jnp.int32)[None]
@@ -365,7 +365,7 @@ def test_rotary_dot_products_depend_on_the_distance_alone():
     assert product(7, 7) == pytest.approx(float(jnp.sum(query * key)), abs=1e-5)
 
 
-def test_rotary_turns_each_pair_by_its_own_angle():
+def test_rotary_rotates_pairs_by_their_frequencies():
     x = np.zeros((1, 2, 1, 4), np.float32)
     x[..., 0] = x[..., 1] = 1.0  # the first features of both pairs
     turned = rotate(jnp.asarray(x), jnp.asarray([[0, 3]], jnp.int32), RotarySpec(theta=100.0))
@@ -436,7 +436,7 @@ class SelfAttention(nn.Module):
         return self.attention(x, slots.read(), mask=mask, positions=places), slots
 
 
-def test_biases_have_the_names_of_what_they_are_added_to():
+def test_biases_have_the_axis_names_of_the_projections_output():
     module = SelfAttention(AttentionSpec(4, 8, 2, use_bias=True))
     params = jax.eval_shape(module.init, jax.random.key(0), draw(0, BATCH, 5, EMBED))
     found = {
@@ -503,7 +503,7 @@ def test_through_a_cache_token_by_token_it_is_the_causal_one(options):
 
 
 @pytest.mark.parametrize("logits_scale", [None, 1.0])
-def test_logits_begin_with_unit_variance_whatever_the_scale(logits_scale):
+def test_initial_logits_have_unit_variance_at_any_scale(logits_scale):
     spec = AttentionSpec(16, 8, logits_scale=logits_scale)
     x = jnp.asarray(draw(0, 1, 200, EMBED))
     params = jax.jit(SelfAttention(spec).init)(jax.random.key(0), x)["params"]["attention"]

@@ -7,7 +7,7 @@ import numpy as np
 from t5lite.layers import Dropout, drop_residual
 
 
-def test_dropout_scales_what_it_keeps():
+def test_dropout_scales_kept_elements():
     x = jnp.ones((100, 100))
     out = Dropout(jax.random.key(0), 0.25)(x)
     np.testing.assert_allclose(np.unique(out), [0, 4 / 3], rtol=1e-6)

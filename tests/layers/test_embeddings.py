@@ -55,7 +55,7 @@ def test_tied_logits_of_a_model_are_scaled_down():
     np.testing.assert_allclose(model.logits(params, hidden), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_table_begins_with_unit_rows_and_names():
+def test_the_initial_table_has_unit_variance_and_axis_names():
     table = TokenEmbedding(512, 64, jnp.dtype("float32")).init(jax.random.key(0), TOKENS)
     table = table["params"]["embedding"]
     assert table.names == ("vocab", "embed")
@@ -71,7 +71,7 @@ def test_the_table_begins_with_unit_rows_and_names():
     ],
 )
 @pytest.mark.parametrize("distribution", ["normal", "truncated_normal"])
-def test_projections_begin_with_the_fan_in_spread(
+def test_initial_projections_have_the_fan_in_standard_deviation(
     axes, features, num_contracted, x_shape, fan_in, distribution
 ):
     layer = Projection(

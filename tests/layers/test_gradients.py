@@ -79,7 +79,7 @@ def test_a_product_has_the_gradient_that_jax_derives(features_first):
     def theirs(x, kernel):
         return jnp.sum(weights * jnp.einsum(equation, x, kernel))
 
-    found, expected = (jax.value_and_grad(f, (0, 1))(x, kernel) for f in (ours, theirs))
+    actual, expected = (jax.value_and_grad(f, (0, 1))(x, kernel) for f in (ours, theirs))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected
     )

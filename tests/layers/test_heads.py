@@ -98,15 +98,15 @@ def test_parameters_may_be_bfloat16_while_computing_in_float32(spec):
     shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), HIDDEN, VALID))
     half = jax.tree.map(lambda leaf: draw(next(seeds), *leaf.shape).astype(jnp.bfloat16), shapes)
     full = jax.tree.map(lambda leaf: leaf.astype(np.float32), half)
-    found, expected = (module.apply(params, HIDDEN, VALID) for params in (half, full))
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    actual, expected = (module.apply(params, HIDDEN, VALID) for params in (half, full))
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_unit_length_is_along_the_last_axis():
-    found = np.asarray(unit_length(jnp.asarray(HIDDEN * 30)))
+    actual = np.asarray(unit_length(jnp.asarray(HIDDEN * 30)))
     expected = HIDDEN / np.linalg.norm(HIDDEN, axis=-1, keepdims=True)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
     assert not np.any(unit_length(jnp.zeros((2, 8))))
 
 
@@ -119,17 +119,17 @@ def test_a_replaced_token_is_seen_in_its_own_vector():
         "dense": {"kernel": draw(1, 8, 8), "bias": draw(2, 8)},
         "projection": {"kernel": draw(3, 8, 1), "bias": draw(4, 1)},
     }
-    found = run(ReplacedTokensHeadSpec("relu"), HIDDEN, VALID, params={"params": params})
+    actual = run(ReplacedTokensHeadSpec("relu"), HIDDEN, VALID, params={"params": params})
     dense = np.maximum(HIDDEN @ params["dense"]["kernel"] + params["dense"]["bias"], 0)
     expected = dense @ params["projection"]["kernel"][:, 0] + params["projection"]["bias"]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_pooler_reads_the_first_token():
     params = {"dense": {"kernel": draw(1, 8, 8), "bias": draw(2, 8)}}
-    found = run(PoolerHeadSpec(), HIDDEN, np.ones_like(VALID), params={"params": params})
+    actual = run(PoolerHeadSpec(), HIDDEN, np.ones_like(VALID), params={"params": params})
     expected = np.tanh(HIDDEN[:, 0] @ params["dense"]["kernel"] + params["dense"]["bias"])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 class WithTable(nn.Module):
@@ -174,8 +174,8 @@ def test_a_masked_lm_head_is_its_formula_in_the_tables_width(use_bias, width):
     x = x - x.mean(axis=-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-3) * head["norm"]["scale"]
     expected = x @ params["table"]["embedding"].T + head["bias"]
-    found = module.apply({"params": params}, HIDDEN)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    actual = module.apply({"params": params}, HIDDEN)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_without_a_rule_there_is_no_array():
     assert AttentionMask().array() is None
 
 
-def test_causal_shows_a_query_its_own_place_and_those_before():
+def test_a_causal_query_sees_itself_and_earlier_keys():
     whole = AttentionMask.within(jnp.ones((1, 4), jnp.int32), causal=True)
     np.testing.assert_array_equal(whole.array(), np.tri(4, dtype=bool)[None, None])
     # Rows of a cache stand at different places among the same slots.

@@ -58,9 +58,9 @@ def test_parameters_have_names_and_are_float32_whatever_the_compute_dtype():
     module = make("silu", gated=True, dtype="bfloat16")
     y, variables = module.init_with_output(jax.random.key(0), X)
     assert y.dtype == jnp.bfloat16
-    found = {name: leaf["kernel"].names for name, leaf in variables["params"].items()}
+    actual = {name: leaf["kernel"].names for name, leaf in variables["params"].items()}
     into, out = ("embed", "mlp"), ("mlp", "embed")
-    assert found == {"up": into, "gate": into, "down": out}
+    assert actual == {"up": into, "gate": into, "down": out}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 

@@ -88,12 +88,12 @@ def by_hand(spec, params, x):
 def test_it_is_the_loop_over_tokens(spec):
     y, dropped = by_hand(spec, parameters(), X)
     assert dropped.any() == (spec.slots(LENGTH) < LENGTH)
-    found, _ = run(spec, parameters(), X)
-    np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-5)
+    actual, _ = run(spec, parameters(), X)
+    np.testing.assert_allclose(actual, y, rtol=1e-4, atol=1e-5)
     nothing = dropped.all(axis=1)
     assert nothing.any() or spec.top_k == 2 or spec.slots(LENGTH) == LENGTH
-    assert np.all(np.asarray(found)[nothing] == 0)
-    assert np.all(np.any(np.asarray(found)[~nothing] != 0, axis=-1))
+    assert np.all(np.asarray(actual)[nothing] == 0)
+    assert np.all(np.any(np.asarray(actual)[~nothing] != 0, axis=-1))
 
 
 @pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
@@ -250,11 +250,11 @@ def test_losses_train_the_router_towards_balance():
     assert loss(kernel - 0.1 * gradient / jnp.linalg.norm(gradient)) < loss(kernel)
 
 
-def test_nothing_is_sown_where_nobody_asks():
+def test_losses_are_sown_into_mutable_collections_only():
     assert make(TOP_1).apply({"params": parameters()}, X).shape == X.shape
 
 
-def test_parameters_have_names_and_each_expert_its_own_draw():
+def test_parameters_have_axis_names_and_experts_differ():
     variables = make(TOP_1, dtype="bfloat16").init(jax.random.key(0), X)["params"]
     into, out = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
     assert {k: v["kernel"].names for k, v in variables["experts"].items()} == {
@@ -295,7 +295,7 @@ def test_jitter_is_for_training():
     assert np.any(one != other)
 
 
-def test_dropout_is_inside_the_experts_and_each_has_its_own():
+def test_dropout_is_inside_the_experts_and_differs_between_them():
     # Two equal experts, who cannot see what the router sees: signs that send half a row to each.
     module = make(MoeSpec(MlpSpec(64), 2), dropout_rate=0.5)
     x = np.ones((1, LENGTH, EMBED), np.float32)
@@ -347,13 +347,13 @@ def test_a_scan_over_layers_is_one_after_the_other():
     expected, losses = X, []
     for layer in range(3):
         own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["layers"]["Moe_0"])
-        update, found = run(TOP_2, own, expected)
-        expected, losses = expected + update, [*losses, found]
+        update, actual = run(TOP_2, own, expected)
+        expected, losses = expected + update, [*losses, actual]
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     # T5X takes the mean over the layers that have experts.
     mean = jax.tree.map(lambda *each: sum(each) / 3, *losses)
-    found = jax.tree.map(jnp.mean, sown["losses"]["layers"]["Moe_0"])
-    assert found == {name: pytest.approx(float(value), rel=1e-5) for name, value in mean.items()}
+    actual = jax.tree.map(jnp.mean, sown["losses"]["layers"]["Moe_0"])
+    assert actual == {name: pytest.approx(float(value), rel=1e-5) for name, value in mean.items()}
 
     def loss(params):
         y, sown = module.apply({"params": params}, X, mutable=["losses"])
@@ -400,9 +400,9 @@ def test_one_device_equals_eight(spec, mesh, activations):
     placed = jax.device_put(parameters(), shardings(axes, layout.parameters, devices))
     rows = shardings(PartitionSpec("batch", "length"), layout.activations, devices)
     sharded = with_layout(step, layout, devices)
-    found = sharded(placed, jax.device_put(x, rows))
+    actual = sharded(placed, jax.device_put(x, rows))
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), actual, expected
     )
     if "expert" in mesh:  # tokens travel to the experts and back, and so do their gradients
         text = sharded.lower(placed, jax.device_put(x, rows)).compile().as_text()
@@ -425,7 +425,7 @@ def test_one_device_equals_eight(spec, mesh, activations):
         ({"router_jitter_rate": 1.0}, r"router_jitter_rate = 1.0: must be in \[0, 1\)"),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message):
+def test_impossible_specs_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         TOP_1.replace(**changes)
 

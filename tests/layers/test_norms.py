@@ -39,7 +39,7 @@ def test_a_row_of_zeros_stays_zero_with_a_finite_gradient():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_module_begins_as_the_identity_on_unit_rows(dtype):
+def test_the_initial_module_is_the_identity_on_unit_rows(dtype):
     module = RMSNorm(1e-6, False, jnp.dtype(dtype))
     x = jnp.asarray(reference(X, 1.0, 0.0), dtype)
     y, variables = module.init_with_output(jax.random.key(0), x)
@@ -77,7 +77,7 @@ def test_a_unit_offset_is_added_to_the_parameter_in_float32(dtype):
 
 
 @pytest.mark.parametrize("spec", [RMSNormSpec(unit_offset=True), RMSNormSpec(), LayerNormSpec()])
-def test_all_begin_with_a_factor_of_one_on_a_named_axis(spec):
+def test_initial_scales_are_one_on_a_named_axis(spec):
     module = spec.make(jnp.dtype("float32"), axis="kv")
     y, variables = module.init_with_output(jax.random.key(0), jnp.asarray(X))
     centred = X - X.mean(axis=-1, keepdims=True) * isinstance(spec, LayerNormSpec)

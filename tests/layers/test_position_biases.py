@@ -114,11 +114,11 @@ def bias(bidirectional, positions, q_length, kv_length):
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_a_bias_is_the_table_at_the_bucket_of_key_minus_query(bidirectional):
-    found = np.asarray(bias(bidirectional, None, LENGTH, LENGTH))
-    assert found.shape == (1, HEADS, LENGTH, LENGTH)
+    actual = np.asarray(bias(bidirectional, None, LENGTH, LENGTH))
+    assert actual.shape == (1, HEADS, LENGTH, LENGTH)
     for query, key in [(0, 0), (0, 39), (39, 0), (20, 19), (3, 20)]:
         at = bucket(key - query, SPECS["T5"], bidirectional=bidirectional)
-        np.testing.assert_array_equal(found[0, :, query, key], TABLE[:, at])
+        np.testing.assert_array_equal(actual[0, :, query, key], TABLE[:, at])
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -129,7 +129,7 @@ def test_queries_anywhere_get_the_rows_of_the_whole(bidirectional):
     np.testing.assert_array_equal(some, np.moveaxis(whole[:, positions], 0, 1))
 
 
-def test_the_table_has_names_and_the_spread_of_t5():
+def test_the_table_has_axis_names_and_the_standard_deviation_of_t5():
     module = SPECS["T5"].make(64, bidirectional=True)
     table = module.init(jax.random.key(0), None, 2, 2)["params"]["embedding"]
     assert table.names == ("heads", "relpos_buckets")
@@ -167,9 +167,9 @@ def test_alibi_falls_with_the_distance_and_has_no_parameters(bidirectional):
         np.testing.assert_allclose(head, -slope * distance, rtol=1e-6)
     somewhere = jnp.array([[4, 1], [0, 2]], jnp.int32)
     whole = module.apply({}, None, 5, 5)[0]
-    found = module.apply({}, somewhere, 2, 5)
+    actual = module.apply({}, somewhere, 2, 5)
     expected = np.moveaxis(np.asarray(whole)[:, somewhere], 0, 1)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -19,7 +19,7 @@ def test_learned_positions_are_rows_of_a_named_table():
     np.testing.assert_array_equal(out, table.value[PLACES])
 
 
-def test_rows_before_an_offset_are_nobodys():
+def test_rows_before_the_offset_are_never_read():
     module = LearnedPositionsSpec(4, offset=2).make(3, jnp.dtype("float32"))
     out, params = module.init_with_output(jax.random.key(0), PLACES)
     table = params["params"]["embedding"].value

@@ -28,8 +28,8 @@ def plain(theta=THETA, size=HEAD_DIM):
 def test_linear_scaling_puts_positions_closer_together():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 3, 2, HEAD_DIM)), jnp.float32)
     near, far = (jnp.asarray([[0, 5, 9]], jnp.int32) * factor for factor in (1, 4))
-    found = rotate(x, far, RotarySpec(scaling=LinearScalingSpec(4.0)))
-    np.testing.assert_allclose(found, rotate(x, near, RotarySpec()), atol=1e-5)
+    actual = rotate(x, far, RotarySpec(scaling=LinearScalingSpec(4.0)))
+    np.testing.assert_allclose(actual, rotate(x, near, RotarySpec()), atol=1e-5)
 
 
 def llama3(frequency, scaling):
@@ -51,9 +51,9 @@ def llama3(frequency, scaling):
 def test_llama_3_keeps_blends_and_stretches(scaling):
     frequencies = plain(500_000.0, 64)
     expected = [llama3(frequency, scaling) for frequency in frequencies]
-    found = RotarySpec(500_000.0, scaling=scaling).frequencies(64)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    shares = found / frequencies
+    actual = RotarySpec(500_000.0, scaling=scaling).frequencies(64)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    shares = actual / frequencies
     assert shares[0] == 1.0
     assert shares[-1] == pytest.approx(1 / scaling.factor)
     assert np.any((shares < 0.99) & (shares > 1.01 / scaling.factor))
@@ -76,7 +76,7 @@ def yarn(scaling, size):
     if scaling.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, size - 1)
-    found = []
+    actual = []
     for pair, frequency in enumerate(plain(size=size)):
         if pair <= first:
             divided = 0.0
@@ -84,8 +84,8 @@ def yarn(scaling, size):
             divided = 1.0
         else:
             divided = (pair - first) / (last - first)
-        found.append((1 - divided) * frequency + divided * frequency / scaling.factor)
-    return found
+        actual.append((1 - divided) * frequency + divided * frequency / scaling.factor)
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def yarn(scaling, size):
     ],
 )
 def test_yarn_interpolates_by_parts(scaling):
-    found = RotarySpec(scaling=scaling).frequencies(64)
-    np.testing.assert_allclose(found, yarn(scaling, 64), rtol=1e-9)
+    actual = RotarySpec(scaling=scaling).frequencies(64)
+    np.testing.assert_allclose(actual, yarn(scaling, 64), rtol=1e-9)
     if not scaling.truncate:  # the paper's own words, of whole pairs
         turns = scaling.original_length * np.array(plain(size=64)) / (2 * math.pi)
-        shares = found / plain(size=64)
+        shares = actual / plain(size=64)
         np.testing.assert_allclose(shares[turns > scaling.beta_fast], 1.0, rtol=1e-12)
         np.testing.assert_allclose(shares[turns < scaling.beta_slow], 1 / scaling.factor)
 
@@ -164,24 +164,24 @@ def test_frequencies_are_those_of_published_code(spec, head_dim, magnitude, expe
 
 
 @pytest.mark.parametrize("scaling", [None, YarnScalingSpec(4.0, 64)])
-def test_a_fraction_is_turned_as_a_head_of_that_size_and_the_rest_is_untouched(scaling):
+def test_a_fraction_is_rotated_as_a_head_of_that_size_and_the_rest_is_unchanged(scaling):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 2, 24)), jnp.float32)
     places = jnp.asarray([[0, 5, 9], [7, 8, 9]], jnp.int32)
-    found = rotate(x, places, RotarySpec(fraction=0.25, scaling=scaling))
-    np.testing.assert_array_equal(found[..., 6:], x[..., 6:])
+    actual = rotate(x, places, RotarySpec(fraction=0.25, scaling=scaling))
+    np.testing.assert_array_equal(actual[..., 6:], x[..., 6:])
     whole = rotate(x[..., :6], places, RotarySpec(scaling=scaling))
-    np.testing.assert_array_equal(found[..., :6], whole)
-    assert np.all(np.abs(found[1, :, :, :6] - x[1, :, :, :6]).max(axis=-1) > 0.1)
+    np.testing.assert_array_equal(actual[..., :6], whole)
+    assert np.all(np.abs(actual[1, :, :, :6] - x[1, :, :, :6]).max(axis=-1) > 0.1)
 
 
-def test_halves_keep_their_dtype_and_are_turned_in_float32():
+def test_half_precision_inputs_are_rotated_in_float32():
     """At position 1,000 bfloat16 could not tell an angle from the next."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 1, 8)), jnp.bfloat16)
     places = jnp.asarray([[1001, 1003]], jnp.int32)
-    found = jax.jit(rotate, static_argnums=2)(x, places, RotarySpec(fraction=0.5))
-    assert found.dtype == jnp.bfloat16
+    actual = jax.jit(rotate, static_argnums=2)(x, places, RotarySpec(fraction=0.5))
+    assert actual.dtype == jnp.bfloat16
     expected = rotate(x.astype(jnp.float32), places, RotarySpec(fraction=0.5))
-    np.testing.assert_allclose(np.float32(found), expected, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(np.float32(actual), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(

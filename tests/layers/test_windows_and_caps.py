@@ -80,9 +80,9 @@ def test_some_queries_at_a_time_are_all_of_them_and_so_are_their_gradients(causa
         return gradient(one.query, one.kv)
 
     expected = outcome(KERNELS["dot"])
-    found = outcome(lambda request: chunked.attention(request, chunk=8))
+    actual = outcome(lambda request: chunked.attention(request, chunk=8))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected
     )
 
 
@@ -92,8 +92,8 @@ def test_some_queries_at_a_time_are_all_of_them_and_so_are_their_gradients(causa
 def test_the_tpu_kernel_run_step_by_step_equals_dot(causal, window, softcap):
     """Of three blocks of 128, of which a window of 20 leaves some out."""
     one = request(causal=causal, window=window, softcap=softcap, length=384, heads=1, width=128)
-    found = jax.jit(lambda request: splash.attention(request, interpret=True))(one)
-    np.testing.assert_allclose(found, KERNELS["dot"](one), rtol=2e-3, atol=2e-3)
+    actual = jax.jit(lambda request: splash.attention(request, interpret=True))(one)
+    np.testing.assert_allclose(actual, KERNELS["dot"](one), rtol=2e-3, atol=2e-3)
 
 
 def test_cudnn_leaves_capped_logits_to_others(monkeypatch):
@@ -150,8 +150,8 @@ def test_queries_and_keys_are_normed_head_by_head(norm):
     weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     mixed = np.einsum("bhqk,bkhd->bqhd", weights, value)
     expected = np.einsum("bqhd,hde->bqe", mixed, params["output"]["kernel"])
-    found = jax.jit(lambda params, x: module.apply({"params": params}, x, method=run))(params, x)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    actual = jax.jit(lambda params, x: module.apply({"params": params}, x, method=run))(params, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,8 @@ def assert_fits(spec, params):
     assert len({id(leaf) for leaf in leaves}) == len(leaves)
 
 
-def close(found, expected, atol=2e-5):
-    np.testing.assert_allclose(found, expected, atol=atol)
+def close(actual, expected, atol=2e-5):
+    np.testing.assert_allclose(actual, expected, atol=atol)
 
 
 # Encoder-decoders.
@@ -236,7 +236,7 @@ def test_an_encoder_becomes_an_encoder_decoder():
     close(logits(new_spec, zeroed(new_params, *CROSS_OUTPUT), batch), expected)
 
 
-def test_relative_biases_of_a_new_decoder_are_those_behind():
+def test_relative_biases_of_a_new_decoder_are_those_of_earlier_keys():
     """The last token of one layer sees all others from behind, in a decoder as in an encoder."""
     spec = override(
         BERT,
@@ -251,10 +251,10 @@ def test_relative_biases_of_a_new_decoder_are_those_behind():
     new_spec, new_params = to_encoder_decoder(spec, params, cross_attention="copied")
     assert new_spec.decoder.position_bias.num_buckets == 4
     batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": inputs}
-    found = hidden(new_spec, zeroed(new_params, *CROSS_OUTPUT), batch)
+    actual = hidden(new_spec, zeroed(new_params, *CROSS_OUTPUT), batch)
     expected = hidden(spec, params, {"encoder_input_tokens": inputs})
-    close(found[:, -1], expected[:, -1])
-    assert not np.allclose(found[:, 0], expected[:, 0], atol=1e-2)
+    close(actual[:, -1], expected[:, -1])
+    assert not np.allclose(actual[:, 0], expected[:, 0], atol=1e-2)
 
 
 def test_heads_that_the_old_model_has_are_kept_and_others_drawn():
@@ -390,7 +390,7 @@ DENSE = {
     [*((name, "alternate") for name in DENSE), ("t5_tied", "all"), ("gpt2", (0, 2))],
 )
 @pytest.mark.light("t5_tied-all")
-def test_experts_that_are_copies_say_what_the_dense_model_says(name, layers):
+def test_experts_that_are_copies_compute_the_dense_model(name, layers):
     spec = DENSE[name]
     params, batch = random_params(spec), both()
     new_spec, new_params = upcycle(
@@ -413,7 +413,7 @@ def test_every_other_layer_repeats_with_period_two():
     assert spec.decoder.blocks[1].mlp.capacity_factor == 2.0
 
 
-def test_routers_differ_between_layers_and_have_the_papers_spread():
+def test_routers_differ_between_layers_and_have_the_papers_standard_deviation():
     wide = override(GPT, {"embed": 64})
     params = upcycle(wide, random_params(wide), num_experts=64, layers="all", rng=KEY)[1]
     kernel = params["decoder"]["layers"]["block_0"]["mlp"]["router"]["kernel"]
@@ -422,7 +422,7 @@ def test_routers_differ_between_layers_and_have_the_papers_spread():
     assert abs(float(kernel.std()) - 0.02) < 0.001
 
 
-def test_noise_tells_experts_apart_by_as_much_as_asked():
+def test_noise_separates_experts_by_its_standard_deviation():
     spec = override(T5, {"*.blocks.*.mlp.hidden": 200})
     dense = random_params(spec)
     noisy = upcycle(spec, dense, num_experts=3, layers="all", noise_stddev=0.1, rng=KEY)[1]

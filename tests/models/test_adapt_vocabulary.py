@@ -65,8 +65,8 @@ def assert_fits(spec, params):
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, wanted)
 
 
-def exactly(found, expected):
-    np.testing.assert_array_equal(found, expected)
+def exactly(actual, expected):
+    np.testing.assert_array_equal(actual, expected)
 
 
 @every_model
@@ -76,11 +76,11 @@ def test_logits_of_old_tokens_stay_to_the_bit(spec):
     new_spec, new = extend_vocabulary(spec, params, 9, num_pieces=45, multiple_of=8)
     assert new_spec == spec.replace(vocab=56)
     assert_fits(new_spec, new)
-    found, expected = logits(new_spec, new, batch()), logits(spec, params, batch())
-    exactly(found[..., :45], expected[..., :45])
+    actual, expected = logits(new_spec, new, batch()), logits(spec, params, batch())
+    exactly(actual[..., :45], expected[..., :45])
     # The mean row has the mean of the logits, biases included.
     mean = np.mean(expected[..., :45], axis=-1, keepdims=True)
-    np.testing.assert_allclose(found[..., 45:54], np.broadcast_to(mean, (2, LENGTH, 9)), atol=2e-5)
+    np.testing.assert_allclose(actual[..., 45:54], np.broadcast_to(mean, (2, LENGTH, 9)), atol=2e-5)
 
 
 def test_two_tables_grow_alike():
@@ -160,8 +160,8 @@ def test_another_vocabulary_keeps_the_pieces_of_both(spec):
     ids = jnp.asarray(rng.integers(1, 21, (2, LENGTH)), jnp.int32)
     there = {f"{side}_input_tokens": ids for side in ("encoder", "decoder")}
     here = dict.fromkeys(there, 31 - ids)
-    found, expected = logits(new_spec, made, there), logits(spec, params, here)
-    np.testing.assert_allclose(found[..., 1:21], expected[..., 30:10:-1], atol=1e-6)
+    actual, expected = logits(new_spec, made, there), logits(spec, params, here)
+    np.testing.assert_allclose(actual[..., 1:21], expected[..., 30:10:-1], atol=1e-6)
 
 
 def test_the_start_token_moves_with_its_piece():
@@ -289,8 +289,8 @@ def word_vectors(width):
 @pytest.mark.parametrize("spec", [GPT, LLAMA], ids=["tied", "untied"])
 def test_rows_of_known_pieces_are_their_vectors_in_the_old_rows_length(spec):
     params, vectors = random_params(spec), word_vectors(16)
-    same, new, found = with_vectors(spec, params, PIECES, vectors)
-    assert (same, found) == (spec, 6)
+    same, new, actual = with_vectors(spec, params, PIECES, vectors)
+    assert (same, actual) == (spec, 6)
     rows, old = table(new), table(params)
     others = [row for row in range(VOCAB) if row not in FOUND]
     exactly(rows[others], old[others])
@@ -303,10 +303,10 @@ def test_rows_of_known_pieces_are_their_vectors_in_the_old_rows_length(spec):
 
 
 @pytest.mark.parametrize("width", [10, 24])
-def test_vectors_of_another_width_are_turned_or_projected(width):
+def test_vectors_of_another_width_are_rotated_or_projected(width):
     params, vectors = random_params(GPT), word_vectors(width)
-    _, new, found = with_vectors(GPT, params, PIECES, vectors, rng=KEY)
-    assert found == 6
+    _, new, actual = with_vectors(GPT, params, PIECES, vectors, rng=KEY)
+    assert actual == 6
     rows = table(new)[list(FOUND)]
     source = np.stack([vectors[word] for word in FOUND.values()])
 
@@ -320,10 +320,10 @@ def test_vectors_of_another_width_are_turned_or_projected(width):
     exactly(table(again), table(new))
 
 
-def test_nothing_found_changes_nothing():
+def test_no_match_changes_nothing():
     params = random_params(GPT)
-    _, new, found = with_vectors(GPT, params, ["nothing"], word_vectors(16))
-    assert found == 0
+    _, new, actual = with_vectors(GPT, params, ["nothing"], word_vectors(16))
+    assert actual == 0
     exactly(table(new), table(params))
 
 

@@ -86,7 +86,7 @@ def test_norms_and_sums_are_where_the_spec_has_them(spec):
     params = jax.tree.map(
         lambda leaf: jnp.asarray(RNG.standard_normal(leaf.shape), jnp.float32), shapes
     )
-    found, cached = jax.jit(lambda params: block.apply({"params": params}, X, CONTEXT))(params)
+    actual, cached = jax.jit(lambda params: block.apply({"params": params}, X, CONTEXT))(params)
     assert cached is None
     expected = jax.jit(lambda params: by_hand(spec, params, X))(params)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)

@@ -73,7 +73,7 @@ def test_reordered_and_inserted_rows_are_rows_and_never_layers(name):
 
 @pytest.mark.parametrize("prompt_lengths", [(9, 2, 5), (1, 1, 1)], ids=["ragged", "one_token"])
 @pytest.mark.light("one_token")
-def test_what_is_rewound_leaves_no_trace(prompt_lengths):
+def test_rewound_tokens_leave_no_trace(prompt_lengths):
     """Behind prompts longer than the window, rows keep different parts of each draft."""
     model, params = Model(WINDOWED), random_params(WINDOWED)
     rng, length = np.random.default_rng(1), 24
@@ -92,10 +92,10 @@ def test_what_is_rewound_leaves_no_trace(prompt_lengths):
         fed = rng.integers(1, 50, (ROWS, n)).astype(np.int32)
         for row in range(ROWS):
             fed[row, : kept[row]] = tokens[row, at[row] :][: kept[row]]
-        found, cache = extend(params, fed, cache)
+        actual, cache = extend(params, fed, cache)
         for row in range(ROWS):
             expected = whole[row, at[row] :][: kept[row]]
-            np.testing.assert_allclose(found[row, : kept[row]], expected, atol=5e-5)
+            np.testing.assert_allclose(actual[row, : kept[row]], expected, atol=5e-5)
         at = at + kept
         cache = cache.rewind(jnp.asarray(at, jnp.int32))
     with pytest.raises(InputError, match=r"a step of 4 tokens: .* start\(..., draft_length=3\)"):
@@ -117,8 +117,8 @@ def test_unstacked_it_is_the_same_model(name):
     }
     if spec.num_token_types is not None:
         batch["token_types"] = jnp.zeros((2, 5), jnp.int32)
-    found, _ = jax.jit(model.unstacked.hidden)(apart, batch)
-    np.testing.assert_allclose(found, jax.jit(model.hidden)(params, batch)[0], atol=1e-5)
+    actual, _ = jax.jit(model.unstacked.hidden)(apart, batch)
+    np.testing.assert_allclose(actual, jax.jit(model.hidden)(params, batch)[0], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -144,8 +144,8 @@ def test_hypotheses_share_their_input():
         first, cache = extend(params, tokens, cache)
         return first, extend(params, tokens[:, :1], cache.reorder(order))[0]
 
-    for found, expected in zip(two_steps(shared), two_steps(alone), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    for actual, expected in zip(two_steps(shared), two_steps(alone), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 OF_BYTES = {
@@ -182,7 +182,7 @@ LIGHT = {("encoder_decoder", "drafted"), ("decoder", "drawn")}
     ],
 )
 @pytest.mark.slow
-def test_eight_devices_write_what_one_does(topology, way):
+def test_eight_devices_generate_the_text_of_one(topology, way):
     model, rng = Model(SPREAD[topology]), np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), jnp.float32),
@@ -197,7 +197,7 @@ def test_eight_devices_write_what_one_does(topology, way):
         return loaded.answers(texts, max_new_tokens=12, **WAYS[way])
 
     spread = answers(Layout({"data": 2, "fsdp": 2, "tensor": 2}))
-    for found, expected in zip(spread, answers(Layout(), jax.devices()[:1]), strict=True):
-        for one, other in zip(found, expected, strict=True):
+    for actual, expected in zip(spread, answers(Layout(), jax.devices()[:1]), strict=True):
+        for one, other in zip(actual, expected, strict=True):
             np.testing.assert_array_equal(one.tokens, other.tokens)
             assert one.score == pytest.approx(other.score, rel=1e-4)

@@ -133,7 +133,7 @@ def test_packed_texts_of_an_encoder_are_as_if_alone(spec):
     np.testing.assert_allclose(found, alone, atol=2e-5)
 
 
-def test_token_types_are_told_apart_and_are_0_by_default():
+def test_token_types_differ_and_are_0_by_default():
     spec, rows = ENCODERS["bert"], tokens()
     params = random_params(spec)
 
@@ -164,7 +164,7 @@ def test_a_token_of_a_decoder_sees_only_those_before_it(spec):
 
 @every_decoder
 @pytest.mark.light("llama")
-def test_tokens_of_a_prefix_see_each_other_and_nothing_behind_it(spec):
+def test_tokens_of_a_prefix_see_each_other_and_nothing_after_it(spec):
     inside = jnp.broadcast_to(jnp.arange(LENGTH)[None] < 6, (2, LENGTH)).astype(jnp.int32)
     batch = {"decoder_input_tokens": read(tokens()), "decoder_causal_attention": inside}
     assert moved_by(spec, batch, "decoder_input_tokens", 5) == [True] * LENGTH

@@ -168,7 +168,7 @@ def test_every_parameter_axis_has_a_name(name):
     jax.tree.map(check, model.axes(), model.shapes(), is_leaf=is_spec)
 
 
-def test_initialisers_have_the_published_spread():
+def test_initialisers_have_the_published_standard_deviations():
     params = jax.jit(Model(preset("t5_1_1_nano")).init)(jax.random.key(0))
     layer = params["encoder"]["layers"]["block_0"]
     embed, heads, head_dim = 128, 4, 32

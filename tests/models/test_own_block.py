@@ -176,6 +176,6 @@ def test_it_writes_and_a_draft_is_refused(tmp_path):
         )
 
 
-def test_what_is_not_a_block_is_refused():
+def test_a_spec_that_is_not_a_block_is_refused():
     with pytest.raises(InputError, match=r"StackSpec.blocks = .*: must be a tuple of BlockSpecs"):
         StackSpec(2, (MLP,), causal=True)

@@ -65,17 +65,17 @@ def work(kernel, policy):
 
 
 def count(jaxpr):
-    found = Counter()
+    actual = Counter()
     for equation in jaxpr.eqns:
-        found[equation.primitive.name] += 1
+        actual[equation.primitive.name] += 1
         if equation.primitive.name == "pallas_call":
             continue
         for value in equation.params.values():
             for inner in value if isinstance(value, (tuple, list)) else [value]:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    found += count(inner)
-    return found
+                    actual += count(inner)
+    return actual
 
 
 # What of attention only its forward pass runs, and how many of its products are computed again:
@@ -110,18 +110,18 @@ def test_every_policy_is_in_the_table():
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("policy", [name for name in PROMISED if name != "none"])
 @pytest.mark.light("save_attended", "full", "cudnn")
-def test_a_policy_saves_what_it_promises_whatever_the_kernel(kernel, policy):
+def test_a_policy_saves_its_activations_with_every_kernel(kernel, policy):
     saved, num_projections = PROMISED[policy]
     forward, again_if_saved, again = KERNELS[kernel]
-    found, everything = work(kernel, policy), work(kernel, "none")
-    assert found[forward] - everything[forward] == (0 if saved else 1)
-    products = found["dot_general"] - everything["dot_general"]
+    actual, everything = work(kernel, policy), work(kernel, "none")
+    assert actual[forward] - everything[forward] == (0 if saved else 1)
+    products = actual["dot_general"] - everything["dot_general"]
     assert products == num_projections + (again_if_saved if saved else again)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_product_is_computed_again_that_is_to_be_saved(kernel):
-    found, everything = work(kernel, "save_dots"), work(kernel, "none")
+    actual, everything = work(kernel, "save_dots"), work(kernel, "none")
     forward, *_ = KERNELS[kernel]
     for primitive in ("dot_general", forward):
-        assert found[primitive] <= everything[primitive]
+        assert actual[primitive] <= everything[primitive]

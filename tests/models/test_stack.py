@@ -87,8 +87,8 @@ def test_a_stack_is_its_layers_one_after_the_other(name):
         (x, _), sown = module(spec).apply({"params": params}, X, CONTEXT, mutable=["losses"])
         return x, sum(jnp.sum(leaf) for leaf in jax.tree.leaves(sown))
 
-    (found, loss), (expected, losses) = jax.jit(lambda p: (together(p), one_by_one(p)))(params)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    (actual, loss), (expected, losses) = jax.jit(lambda p: (together(p), one_by_one(p)))(params)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(loss, losses, rtol=1e-5)
     assert (float(losses) > 0) == any(block is SPARSE for block in spec.every_block)
 
@@ -119,7 +119,7 @@ def test_every_parameter_is_at_the_place_of_one_layer(spec):
 
 
 @every_stack
-def test_each_layer_is_left_out_as_often_as_its_depth_asks(spec):
+def test_layers_are_dropped_at_a_rate_that_grows_with_depth(spec):
     """Layer l of L with the rate times l / L, laid out as its keys and values are."""
     deep = spec.replace(stochastic_depth_rate=0.6)
     rates = module(deep)._drop_rates()

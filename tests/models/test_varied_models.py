@@ -68,14 +68,14 @@ def outcome(spec, params, batch, compute=ComputeSpec()):
     """Hidden states, what heads say (but for poolers, which mix texts) and auxiliary losses."""
     model = Model(spec, compute)
     hidden, aux = model.hidden(params, batch)
-    found = {"hidden": hidden.astype(jnp.float32)}
+    actual = {"hidden": hidden.astype(jnp.float32)}
     valid = jnp.ones(hidden.shape[:2], bool)
     for kind in model.heads:
         if kind == "lm":
-            found["lm"] = model.logits(params, hidden)
+            actual["lm"] = model.logits(params, hidden)
         else:
-            found[kind] = model.output(params, kind, hidden, valid)
-    return found, aux
+            actual[kind] = model.output(params, kind, hidden, valid)
+    return actual, aux
 
 
 def hidden(spec, batch):
@@ -120,11 +120,11 @@ def test_layers_of_windows_alone_see_as_far_as_their_windows_together(side):
         **{side: stack.replace(num_layers=2, blocks=stack.blocks[:1], first_blocks=())}
     )
     place = 4
-    found = moved(spec, make_batch(spec), f"{side}_input_tokens", place)
-    assert found == [other - place in reach for other in range(LENGTH)]
+    actual = moved(spec, make_batch(spec), f"{side}_input_tokens", place)
+    assert actual == [other - place in reach for other in range(LENGTH)]
     if side == "decoder":  # a prefix opens what is ahead, within the window
-        found = moved(spec, make_batch(spec, prefix=LENGTH), f"{side}_input_tokens", 8)
-        assert found == [abs(other - 8) <= 6 for other in range(LENGTH)]
+        actual = moved(spec, make_batch(spec, prefix=LENGTH), f"{side}_input_tokens", 8)
+        assert actual == [abs(other - 8) <= 6 for other in range(LENGTH)]
 
 
 @every_model
@@ -151,13 +151,13 @@ def test_packed_texts_are_as_if_alone_and_padding_is_unseen(spec):
     if spec.num_token_types is not None:
         together["token_types"] = apart["token_types"] = np.zeros((2, LENGTH), np.int32)
     packed, alone = hidden(spec, together), hidden(spec, apart)
-    for found, expected in (
+    for actual, expected in (
         (packed[0, :7], alone[0, :7]),
         (packed[1, 5:], alone[0, :7]),
         (packed[0, 7:], alone[1, :5]),
         (packed[1, :5], alone[1, :5]),
     ):
-        np.testing.assert_allclose(found, expected, atol=5e-5)
+        np.testing.assert_allclose(actual, expected, atol=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_cached_decoding_is_the_full_forward_pass(name, prefix):
     cache, at = start(model, params, prompts), lengths - 1
     for _ in range(2):
         ahead = at[:, None] + np.arange(2)[None]
-        found, cache = extend(model, params, np.take_along_axis(tokens, ahead, 1), cache)
+        actual, cache = extend(model, params, np.take_along_axis(tokens, ahead, 1), cache)
         wanted = np.take_along_axis(np.asarray(expected), ahead[..., None], 1)
-        np.testing.assert_allclose(found, wanted, atol=5e-5)
+        np.testing.assert_allclose(actual, wanted, atol=5e-5)
         at = at + 2
     assert cache.lengths.tolist() == at.tolist()
 
@@ -203,19 +203,19 @@ def step(spec, compute):
     """Loss, all outcomes and gradients, of parameters and a batch."""
 
     def loss(params, batch):
-        found, aux = outcome(spec, params, batch, compute)
-        total = sum(jnp.mean(jnp.sin(each)) for each in found.values())
-        return total + 10 * sum(aux.values(), jnp.float32(0)), (found, aux)
+        actual, aux = outcome(spec, params, batch, compute)
+        total = sum(jnp.mean(jnp.sin(each)) for each in actual.values())
+        return total + 10 * sum(aux.values(), jnp.float32(0)), (actual, aux)
 
     return jax.value_and_grad(loss, has_aux=True)
 
 
-def close(found, expected, **tolerances):
+def close(actual, expected, **tolerances):
     jax.tree.map(
         functools.partial(
             np.testing.assert_allclose, **({"rtol": 1e-3, "atol": 2e-5} | tolerances)
         ),
-        found,
+        actual,
         expected,
     )
 
@@ -256,8 +256,8 @@ def test_on_eight_devices_values_are_the_same():
     def run(params, batch):
         return outcome(spec, params, batch)
 
-    found, aux = on_eight_devices(run, spec, params, batch)
-    close((jax.tree.map(lambda rows: rows[2:], found), aux), outcome(spec, params, batch))
+    actual, aux = on_eight_devices(run, spec, params, batch)
+    close((jax.tree.map(lambda rows: rows[2:], actual), aux), outcome(spec, params, batch))
 
 
 @pytest.mark.slow
@@ -266,8 +266,8 @@ def test_on_eight_devices_and_computed_again_gradients_are_the_same():
     params, batch = random_params(spec), make_batch(spec)
     (expected, _), gradients = jax.jit(step(spec, ComputeSpec()))(params, batch)
     again = step(spec, ComputeSpec(remat="full"))
-    (found, _), found_gradients = on_eight_devices(again, spec, params, batch)
-    close((found, found_gradients), (expected, gradients))
+    (actual, _), actual_gradients = on_eight_devices(again, spec, params, batch)
+    close((actual, actual_gradients), (expected, gradients))
 
 
 @every_model
@@ -277,9 +277,9 @@ def test_parameters_may_be_bfloat16_while_computing_in_float32(spec):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(spec))
     full = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
     batch = make_batch(spec)
-    found, expected = outcome(spec, half, batch), outcome(spec, full, batch)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
-    close(found, expected, rtol=1e-5, atol=1e-5)
+    actual, expected = outcome(spec, half, batch), outcome(spec, full, batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {jnp.dtype("float32")}
+    close(actual, expected, rtol=1e-5, atol=1e-5)
     rounded = np.abs(expected[0]["hidden"] - hidden(spec, batch)).max()
     assert rounded > 1e-3  # so that this could fail
 
@@ -287,8 +287,8 @@ def test_parameters_may_be_bfloat16_while_computing_in_float32(spec):
 def test_bfloat16_is_close():
     spec = UNEQUAL_WIDTHS_AND_EXPERTS
     batch = make_batch(spec)
-    found, _ = outcome(spec, random_params(spec), batch, ComputeSpec("bfloat16"))
-    assert np.mean(np.abs(found["hidden"] - hidden(spec, batch))) < 0.05
+    actual, _ = outcome(spec, random_params(spec), batch, ComputeSpec("bfloat16"))
+    assert np.mean(np.abs(actual["hidden"] - hidden(spec, batch))) < 0.05
 
 
 @pytest.mark.parametrize(

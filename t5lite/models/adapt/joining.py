@@ -193,8 +193,8 @@ def _check(encoder: Source, decoder: Source, cross_attention: str, shared: bool)
 def _turned(source: Source, *, causal: bool) -> tuple[StackSpec, Params]:
     """Returns a stack of a model, made to see one side or both, and its parameters."""
     spec, params = source
-    wanted, other = ("decoder", "encoder") if causal else ("encoder", "decoder")
-    side = wanted if getattr(spec, wanted) is not None else other
+    preferred, other = ("decoder", "encoder") if causal else ("encoder", "decoder")
+    side = preferred if getattr(spec, preferred) is not None else other
     stack, tree = getattr(spec, side), params[side]
     bias = stack.position_bias
     if stack.causal == causal:
@@ -219,7 +219,7 @@ def _crossed(block: TransformerBlockSpec) -> TransformerBlockSpec:
 def _crossing(spec: ModelSpec, decoder: Params, *, copied: bool) -> dict[str, jax.Array]:
     """Returns, by their paths, the parameters that cross-attention takes from self-attention."""
     assert spec.decoder is not None
-    wanted = shapes_of(spec)
+    expected = shapes_of(spec)
     taken = {}
     for place in {spec.decoder.place(layer)[0] for layer in range(spec.decoder.num_layers)}:
         for path, leaf in flat(below(decoder, place)).items():
@@ -227,7 +227,7 @@ def _crossing(spec: ModelSpec, decoder: Params, *, copied: bool) -> dict[str, ja
             new = f"decoder/{place}/cross_{path}"
             if (
                 sublayer.startswith("attention")
-                and new in wanted
+                and new in expected
                 and (copied or sublayer != "attention")
             ):
                 taken[new] = leaf

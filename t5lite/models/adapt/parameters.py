@@ -35,20 +35,20 @@ def below(tree: Params, path: str) -> Params:
 
 def check_parameters(spec: ModelSpec, params: Params) -> None:
     """Raises an InputError unless `params` has exactly the names and shapes that `spec` makes."""
-    wanted = shapes_of(spec)
+    expected = shapes_of(spec)
     found = flat(params)
-    odd = sorted(wanted.keys() ^ found.keys())
+    odd = sorted(expected.keys() ^ found.keys())
     if odd:
-        which = "lacks" if odd[0] in wanted else "has"
+        which = "lacks" if odd[0] in expected else "has"
         raise InputError(
             f"params {which} {odd[0]} ({len(odd)} such names in all): give the spec and the "
             "parameters of the same model"
         )
     for path, leaf in found.items():
-        if tuple(leaf.shape) != tuple(wanted[path].shape):
+        if tuple(leaf.shape) != tuple(expected[path].shape):
             raise InputError(
                 f"params: {path} has shape {tuple(leaf.shape)} where the spec makes "
-                f"{tuple(wanted[path].shape)}: give the spec and the parameters of the same model"
+                f"{tuple(expected[path].shape)}: give the spec and the parameters of the same model"
             )
 
 

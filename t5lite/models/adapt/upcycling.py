@@ -111,7 +111,7 @@ def _with_experts(
     spec: ModelSpec, name: str, stack_params: Params, *, noise_stddev: float, rng: jax.Array
 ) -> Params:
     """Returns a stack's parameters with experts and routers in the layers that `spec` has them."""
-    stack, wanted = getattr(spec, name), shapes_of(spec)
+    stack, expected = getattr(spec, name), shapes_of(spec)
     leaves = flat(stack_params)
     places = {stack.place(layer): block.mlp for layer, block in enumerate(stack.every_block)}
     sparse = {
@@ -120,22 +120,22 @@ def _with_experts(
         if isinstance(mlp, MoeSpec)
     }
     for number, (path, (num_experts, axis)) in enumerate(sparse.items()):
-        own = jax.random.split(jax.random.fold_in(rng, number))
+        keys = jax.random.split(jax.random.fold_in(rng, number))
         prefix = f"{path}/mlp/"
         dense = {leaf.removeprefix(prefix) for leaf in leaves if leaf.startswith(prefix)}
-        for each, leaf in enumerate(sorted(dense)):
+        for index, leaf in enumerate(sorted(dense)):
             values = jnp.repeat(jnp.expand_dims(leaves.pop(prefix + leaf), axis), num_experts, axis)
             if noise_stddev and leaf.endswith("kernel"):
-                values = _noisy(values, noise_stddev, axis, jax.random.fold_in(own[0], each))
+                values = _noisy(values, noise_stddev, axis, jax.random.fold_in(keys[0], index))
             leaves[f"{prefix}experts/{leaf}"] = values
-        kernel = wanted[f"{name}/{prefix}router/kernel"]
-        router = ROUTER_STDDEV * jax.random.normal(own[1], kernel.shape, kernel.dtype)
+        kernel = expected[f"{name}/{prefix}router/kernel"]
+        router = ROUTER_STDDEV * jax.random.normal(keys[1], kernel.shape, kernel.dtype)
         leaves[f"{prefix}router/kernel"] = router
     return nested(leaves)
 
 
 def _noisy(values: jax.Array, stddev: float, axis: int, rng: jax.Array) -> jax.Array:
-    """Adds noise to kernels `[…, experts, …, …]`, in proportion to each one's own spread."""
+    """Adds noise to kernels `[…, experts, …, …]`, in proportion to their standard deviations."""
     inner = tuple(range(axis + 1, values.ndim))
     spread = jnp.std(values.astype(jnp.float32), axis=inner, keepdims=True) * stddev
     noise = jax.random.normal(rng, values.shape) * jnp.broadcast_to(spread, values.shape)

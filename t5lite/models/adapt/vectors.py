@@ -77,7 +77,7 @@ def with_vectors(
     """Sets the embeddings of the pieces that word vectors are known for; other rows stay.
 
     A piece is looked up as it is, then without the mark that begins or continues a word, then in
-    lower case. Vectors are scaled together, so that those found are as long, in the mean, as the
+    lower case. Vectors are scaled together, so that those matched are as long, in the mean, as the
     old rows. Where their width is not the embedding's, they are turned into a random subspace that
     is as wide as the embedding, which changes no angle between them, or projected onto a random one
     of its width, which changes angles at random.
@@ -90,7 +90,7 @@ def with_vectors(
       rng: a PRNG key; needed only where widths differ.
 
     Returns:
-      The spec, the parameters, and how many pieces were found.
+      The spec, the parameters, and how many pieces were matched.
 
     Raises:
       InputError: if there are more pieces than rows, if vectors differ in width, if `rng` is
@@ -109,18 +109,18 @@ def with_vectors(
         raise InputError(
             f"vectors must all have one width; there are shapes {sorted(widths)}", field="vectors"
         )
-    found = [(row, word) for row, piece in enumerate(pieces) if (word := _known(piece, vectors))]
-    if not found:
+    matched = [(row, word) for row, piece in enumerate(pieces) if (word := _known(piece, vectors))]
+    if not matched:
         return spec, params, 0
-    rows = np.array([row for row, _ in found], np.int32)
-    values = jnp.asarray(np.stack([vectors[word] for _, word in found]).astype(np.float32))
+    rows = np.array([row for row, _ in matched], np.int32)
+    values = jnp.asarray(np.stack([vectors[word] for _, word in matched]).astype(np.float32))
     leaves = flat(params)
     for path, axis in tables(spec).items():
         table = leaves[path] = jnp.asarray(leaves[path])
         if axis == 0 and table.ndim == 2:  # looked up, rather than giving logits
             fitted = _fitted(values, table[: len(pieces)].astype(jnp.float32), rng)
             leaves[path] = table.at[rows].set(fitted.astype(table.dtype))
-    return spec, nested(leaves), len(found)
+    return spec, nested(leaves), len(matched)
 
 
 def _fitted(values: jax.Array, old: jax.Array, rng: jax.Array | None) -> jax.Array:
