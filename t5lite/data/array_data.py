@@ -72,7 +72,7 @@ class ArrayData(Dataset):
     def _opened(self) -> dict[str, ArraySource]:
         return {}
 
-    def _components(self, split: str, objective: HostHalf) -> list[Component]:
+    def components(self, split: str, objective: HostHalf) -> list[Component]:
         splits = {"train": self.train, "validation": self.validation}
         if not len(splits.get(split, ())):
             full = [name for name, arrays in splits.items() if len(arrays)]

@@ -1,4 +1,4 @@
-"""Batches for training and validation: what all kinds of data share, and arrays in memory.
+"""Batches for training and validation: the base of all datasets.
 
 Every global batch is made of a fixed number of virtual shards: rows `[s * B/V, (s + 1) * B/V)` are
 shard `s`'s, which has its own examples, order and packing. A process makes the rows that its
@@ -30,7 +30,7 @@ from t5lite.data.streams.mixture import MixtureStream
 from t5lite.data.streams.rows import RowStream
 from t5lite.data.validation import Validation, joined, num_rows
 from t5lite.data.workers import Rows, Workers
-from t5lite.errors import InputError
+from t5lite.errors import InputError, require_integer
 from t5lite.rows import HostHalf
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ _BLOCKS, _BLOCK, _SMALLEST_BLOCK = 4096, 64, 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """What both kinds of data share: everything behind the sources.
+    """Base of all datasets: turns sources of examples into packed, resumable batches.
+
+    A dataset of one's own derives from it and gives `vocabulary`, `describe` and `components`: the
+    sources of a split, such as a `NumberedSource`. All else follows: shuffling, packing, any number
+    of processes and workers, resuming, validation, mixtures, caches.
 
     Attributes:
       lengths: the room for each of the objective's features, in tokens, EOS included.
@@ -87,14 +91,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "prefetch"):
-            _check_positive(name, getattr(self, name))
+            require_integer(name, getattr(self, name))
         for name in ("num_shards", "window", "block_rows"):
             if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
+                require_integer(name, getattr(self, name))
         if self.workers != 0:
-            _check_positive("workers", self.workers)
+            require_integer("workers", self.workers)
         for name, length in self.lengths.items():
-            _check_positive(f"lengths[{name!r}]", length)
+            require_integer(f"lengths[{name!r}]", length)
         if self.num_shards is not None and self.batch_size % self.num_shards:
             raise InputError(
                 f"batch_size {self.batch_size} is not a multiple of num_shards "
@@ -120,7 +124,7 @@ class Dataset:
         Raises:
           InputError: if there is no such split.
         """
-        found = self._components(self._validation_split(), objective)
+        found = self.components(self.split_of("validation"), objective)
         known = ([each.source.name, getattr(each.source, "content", None)] for each in found)
         return " + ".join(":".join(filter(None, each)) for each in known)
 
@@ -196,16 +200,16 @@ class Dataset:
         Raises:
           InputError: if a split, feature or length is missing or numbers do not divide.
         """
-        specs, packed = objective.rows(self.lengths), self._packs(objective)
-        components = self._components(self._train_split(), objective)
+        specs, packed = objective.rows(self.lengths), self.packs(objective)
+        components = self.components(self.split_of("train"), objective)
         num_shards = self._num_shards()
         ordered = self.like_lengths and objective.like_lengths and not packed
         group_rows = self.batch_size // num_shards
-        block_rows = max(self._block_rows(), _GROUPS * group_rows if ordered else 0)
+        block_rows = max(self.rows_per_block(), _GROUPS * group_rows if ordered else 0)
         streams = {}
         for shard in self._chosen(shards):
             streams[shard] = RowStream(
-                self._endless(components, seed=seed, shard=shard, num_shards=num_shards),
+                self.stream(components, seed=seed, shard=shard, num_shards=num_shards),
                 specs,
                 packed=packed,
                 block_rows=block_rows,
@@ -283,16 +287,18 @@ class Dataset:
         Raises:
           InputError: if there is no such split, or it has no examples.
         """
-        specs, packed = objective.rows(self.lengths), self._packs(objective)
-        components = self._components(self._validation_split(), objective)
+        specs, packed = objective.rows(self.lengths), self.packs(objective)
+        components = self.components(self.split_of("validation"), objective)
         components = [each for each in components if part in (None, each.part)]
         mine, num_shards = self._chosen(shards), self._num_shards()
         size = self.batch_size // num_shards
         # No more rows are made than are wanted, where that is less than a block of every shard.
-        block = min(self._block_rows(), size * (max_batches or self._block_rows()))
+        block = min(self.rows_per_block(), size * (max_batches or self.rows_per_block()))
 
         def rows_of(shard: int) -> RowStream:
-            examples = self._once(components, seed=0, shard=shard, num_shards=num_shards)
+            examples = self.stream(
+                components, seed=0, shard=shard, num_shards=num_shards, repeat=False
+            )
             return RowStream(examples, specs, packed=packed, block_rows=block)
 
         def begin() -> Iterator[tuple[Batch, float | None]]:
@@ -330,7 +336,7 @@ class Dataset:
           count: how many; fewer if the split is smaller.
           seed: decides which.
         """
-        stream = self._once(self._components(split, objective), seed=seed)
+        stream = self.stream(self.components(split, objective), seed=seed, repeat=False)
         return list(itertools.islice(stream, count))
 
     def batch_shapes(self, objective: HostHalf) -> "dict[str, jax.ShapeDtypeStruct]":
@@ -338,27 +344,33 @@ class Dataset:
         import jax
 
         specs = objective.rows(self.lengths)
-        batch = objective.batch(empty_rows(specs, 1, packed=self._packs(objective)))
+        batch = objective.batch(empty_rows(specs, 1, packed=self.packs(objective)))
         return {
             name: jax.ShapeDtypeStruct((self.batch_size, *rows.shape[1:]), rows.dtype)
             for name, rows in batch.items()
         }
 
-    def _train_split(self) -> str:
-        return "train"
+    def components(self, split: str, objective: HostHalf) -> list[Component]:
+        """Returns the sources of a split, each with its rate and what prepares its examples.
 
-    def _validation_split(self) -> str:
-        return "validation"
+        Raises:
+          NoSplit: if there is no such split, or it is empty.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.components")
 
-    def _components(self, split: str, objective: HostHalf) -> list[Component]:
-        """Returns the sources of a split, each with its rate and what prepares its examples."""
-        raise NotImplementedError
+    def split_of(self, use: str) -> str:
+        """Returns the split that is read to "train" or for "validation"; others are their own.
+
+        Raises:
+          NoSplit: if there is none.
+        """
+        return use
 
     def _workers(self, objective: HostHalf, seed: int) -> Workers:
         data = dataclasses.replace(self, workers=0)
         return Workers(self.workers, functools.partial(_opened, data, objective, seed))
 
-    def _suffices(self, source: Source, objective: HostHalf) -> bool:
+    def can_prepare(self, source: Source, objective: HostHalf) -> bool:
         """Whether the objective can prepare example 0 of a source whose raw examples are numbers.
 
         It may make features that it names; an example tells, before any batch does.
@@ -376,7 +388,8 @@ class Dataset:
     def _window(self) -> int:
         return self.window or max(min(_WINDOW, _WINDOWS // self._num_shards()), 1)
 
-    def _block_rows(self) -> int:
+    def rows_per_block(self) -> int:
+        """Returns the rows of a shard that are packed together."""
         fair = max(_BLOCKS // self._num_shards(), _SMALLEST_BLOCK)
         return self.block_rows or min(_BLOCK, fair)
 
@@ -388,7 +401,8 @@ class Dataset:
         size = self.batch_size // self._num_shards()
         return (np.asarray(shards, int)[:, np.newaxis] * size + np.arange(size)).ravel()
 
-    def _packs(self, objective: HostHalf) -> bool:
+    def packs(self, objective: HostHalf) -> bool:
+        """Returns whether rows hold several examples."""
         return self.pack and objective.packable
 
     def _prepare(self, objective: HostHalf, add_eos: Mapping[str, bool] | None = None) -> Prepare:
@@ -401,60 +415,48 @@ class Dataset:
 
         return prepare
 
-    def _streams(
+    def stream(
         self,
         components: Sequence[Component],
         *,
         seed: int,
-        shard: int,
-        num_shards: int,
-        repeat: bool,
-    ) -> list[Stream]:
+        shard: int = 0,
+        num_shards: int = 1,
+        repeat: bool = True,
+    ) -> Stream:
+        """Returns a shard's prepared examples.
+
+        Args:
+          components: what is read.
+          seed: of order and preparation.
+          shard: in `[0, num_shards)`.
+          num_shards: among how many the components are dealt.
+          repeat: whether passes follow one another, components being drawn at their rates; False:
+            one pass over all of them.
+        """
         streams: list[Stream] = []
-        seen: dict[str, int] = {}
+        uses: dict[str, int] = {}
         for component in components:
             source = component.source
-            again = seen[source.name] = seen.get(source.name, -1) + 1
+            use = uses[source.name] = uses.get(source.name, -1) + 1
             streams.append(
                 ExampleStream(
                     source,
                     self._prepare(component.objective, getattr(source, "add_eos", None)),
                     shard=shard,
                     num_shards=num_shards,
-                    seed=seed + again,  # a source of two components has two orders
+                    seed=seed + use,  # a source of two components has two orders
                     window=self._window(),
                     repeat=repeat,
                 )
             )
-        return streams
-
-    def _endless(
-        self, components: Sequence[Component], *, seed: int, shard: int = 0, num_shards: int = 1
-    ) -> Stream:
-        """Returns a shard's training examples, pass after pass, drawn at the components' rates."""
-        streams = self._streams(
-            components, seed=seed, shard=shard, num_shards=num_shards, repeat=True
-        )
         if len(streams) == 1:
             return streams[0]
-        return MixtureStream(streams, [each.rate for each in components], seed=seed, shard=shard)
-
-    def _once(
-        self, components: Sequence[Component], *, seed: int, shard: int = 0, num_shards: int = 1
-    ) -> Stream:
-        """Returns one pass over a shard of whole sources, in random order."""
-        streams = self._streams(
-            components, seed=seed, shard=shard, num_shards=num_shards, repeat=False
-        )
-        return streams[0] if len(streams) == 1 else MixtureStream(streams, None)
+        rates = [component.rate for component in components] if repeat else None
+        return MixtureStream(streams, rates, seed=seed, shard=shard)
 
 
 def _opened(
     data: Dataset, objective: HostHalf, seed: int, shards: Sequence[int]
 ) -> Mapping[int, Rows]:
     return data.train_batches(objective, seed=seed, shards=shards).shards
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value!r}; it must be an integer of at least 1")

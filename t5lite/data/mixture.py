@@ -103,8 +103,8 @@ class MixtureData(Dataset):
         for name, part in _named(self.parts).items():
             if not isinstance(_data(part), Dataset):
                 raise InputError(
-                    f"part {name!r} is {type(_data(part)).__name__}: must be TaskData, FileData, "
-                    "ArrayData or another MixtureData, or a Part with one",
+                    f"part {name!r} is {type(_data(part)).__name__}: must be a Dataset: TaskData, "
+                    "FileData, ShardedData, ArrayData, MixtureData or your own, or a Part with one",
                     field="MixtureData.parts",
                 )
         if self.rates is None:
@@ -202,7 +202,7 @@ class MixtureData(Dataset):
             return _shares({name: rates[name] for name in self._parts}, field="MixtureData.rates")
         sizes = {}
         for name, part in self._parts.items():
-            size = part.num_examples(_own_split(part, "train"))
+            size = part.num_examples(part.split_of("train"))
             if size is None:
                 raise InputError(
                     f"part {name!r} does not know how many examples it has; "
@@ -213,19 +213,19 @@ class MixtureData(Dataset):
 
     def validation_parts(self, objective: HostHalf) -> list[str]:
         """Returns the names of the parts that have a validation split, if there are several."""
-        components = self._components(self._validation_split(), objective)
+        components = self.components(self.split_of("validation"), objective)
         names = list(dict.fromkeys(str(each.part) for each in components))
         return names if len(names) > 1 else []
 
-    def _components(self, split: str, objective: HostHalf) -> list[Component]:
+    def components(self, split: str, objective: HostHalf) -> list[Component]:
         self.vocabulary()  # several are refused before anything is read
         components: list[Component] = []
         classes: dict[str, tuple[str, list[str]]] = {}
         missing: NoSplit | None = None
         for name, part in self._parts.items():
             try:
-                own = _own_split(part, split)
-                found = part._components(own, self._objective_of(name, objective))
+                own = part.split_of(split)
+                found = part.components(own, self._objective_of(name, objective))
             except InputError as error:
                 if split != "validation" or not isinstance(error, NoSplit):
                     raise InputError(f"part {name!r}: {error}") from error
@@ -264,7 +264,7 @@ class MixtureData(Dataset):
         answers = []
         for part in self._parts.values():
             try:
-                answers.append(ask(part, _own_split(part, split)))
+                answers.append(ask(part, part.split_of(split)))
             except NoSplit:
                 if split != "validation":
                     raise
@@ -330,10 +330,3 @@ def _data(part: Any) -> Any:
 
 def _shown(specs: Mapping[str, RowSpec]) -> str:
     return ", ".join(f"{name} {[spec.length, *spec.inner]}" for name, spec in specs.items())
-
-
-def _own_split(part: Dataset, split: str) -> str:
-    """Returns the split that the part itself trains or validates on."""
-    if split == "train":
-        return part._train_split()
-    return part._validation_split() if split == "validation" else split

@@ -433,7 +433,7 @@ def test_what_a_vocabulary_may_be(tmp_path, file):
         ({"format": "cvs"}, "did you mean csv"),
         ({"files": "nothing*.csv"}, "FileData.files = 'nothing.*no file matches"),
         ({"validation_files": "no.csv"}, "FileData.validation_files = 'no.csv'"),
-        ({"lengths": {"inputs": 4}}, "lacks the feature 'targets'"),
+        ({"lengths": {"inputs": 4}}, "TASK_FEATURE_LENGTHS has no 'targets'"),
     ],
 )
 def test_mistakes_are_told_before_any_batch(file, change, words):

@@ -134,10 +134,10 @@ def test_validation_reads_every_part_that_has_one_once():
 
 def test_only_a_missing_validation_split_is_passed_over(tmp_path):
     class Damaged(ArrayData):
-        def _components(self, split, objective):
+        def components(self, split, objective):
             if split == "validation":
                 raise InputError("its file is damaged")
-            return super()._components(split, objective)
+            return super().components(split, objective)
 
     damaged = Damaged(arrays(5), lengths=LENGTHS, batch_size=4)
     data = mix([some(20, 0), damaged])

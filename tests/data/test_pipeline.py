@@ -240,7 +240,7 @@ def test_large_tasks_are_streamed(make_task, monkeypatch):
     monkeypatch.setattr(seqio_source, "_MEMORY_EXAMPLES", 50)
     data = make_data(make_task())
     check_continuation(data, seeds=3)
-    ((source, *_),) = data._components("train", Plain())
+    ((source, *_),) = data.components("train", Plain())
     assert source._memory is None
     opened = []
     monkeypatch.setattr(
@@ -404,7 +404,7 @@ def test_lengths_reach_tasks_that_make_what_the_objective_trains_on(seqio, make_
     assert max(example["targets"].size for example in shown) == LENGTHS["targets"]
     assert all(example["targets"][-1] == 1 for example in shown)
     dividing = type("Dividing", (Plain,), {"whole_texts": True})()
-    raw = make_data(whole)._components("train", dividing)[0].source
+    raw = make_data(whole).components("train", dividing)[0].source
     assert max(example["targets"].size for example in examples_of(raw)) > LENGTHS["targets"]
     text = make_task(cut, add_eos=True, features=("targets",))
     shown = make_data(text).examples(TargetsOnly(), split="train", count=90, seed=0)
@@ -1023,7 +1023,7 @@ def test_rates_by_numbers_of_examples_count_what_sources_do_not_know(seqio, make
         (seqio.Mixture("by_size", [tasks[0]], default_rate=seqio.mixing_rate_num_examples), 90),
         (seqio.Mixture("by_size_outer", [(inner, 2)]), 2),
     ):
-        ((source, found, *_),) = make_data(mixture)._components("train", Plain())
+        ((source, found, *_),) = make_data(mixture).components("train", Plain())
         assert (source.name, found) == ("unknown:train", rate)
         assert tasks[0].source.num_input_examples("train") is None
     mixture = seqio.Mixture("wrong", [tasks[0]], default_rate=lambda task: task.size)

@@ -67,7 +67,7 @@ def test_the_manifest_says_what_the_shards_hold(corpus):
 @pytest.mark.parametrize("group", [1, 4, 300])
 def test_each_epoch_is_a_permutation_of_its_own_dealt_to_the_shards(tmp_path, num_shards, group):
     write_shards({"train": examples()}, tmp_path / "c", num_shards=5, group=group)
-    ((source, _),) = data(tmp_path / "c")._sources("train", Plain())
+    ((source, *_),) = data(tmp_path / "c").components("train", Plain())
     orders = []
     for epoch in range(3):
         order = [
@@ -124,7 +124,7 @@ def test_texts_are_encoded_when_read(tmp_path):
     write_shards({"train": [{"text": text} for text in texts]}, tmp_path / "c", num_shards=2)
     options = {"lengths": {"targets": 32}, "batch_size": 1, "features": {"targets": "text"}}
     given = ShardedData(str(tmp_path / "c"), vocab=Bytes(), **options)
-    ((source, _),) = given._sources("train", type("One", (Plain,), {"features": ("targets",)})())
+    ((source, *_),) = given.components("train", type("One", (Plain,), {"features": ("targets",)})())
     read = [each["targets"].tolist() for each in source.examples(np.arange(3), seed=0)]
     assert sorted(read) == sorted(Bytes().encode(text) for text in texts)
     with pytest.raises(InputError, match="holds texts, which need a vocabulary"):
@@ -200,7 +200,7 @@ def test_a_shard_of_another_number_of_records_is_refused(corpus, tmp_path):
     first, *rest = manifest.splits["train"]
     splits = {"train": (dataclasses.replace(first, records=40), *rest)}
     dataclasses.replace(manifest, splits=splits).save(folder)
-    ((source, _),) = data(folder)._sources("train", Plain())
+    ((source, *_),) = data(folder).components("train", Plain())
     with pytest.raises(InputError, match="has changed: 41 records instead of 40"):
         list(source.examples(np.arange(3), seed=0))
 
@@ -235,7 +235,7 @@ def test_examples_that_cannot_be_written_leave_no_corpus(tmp_path, splits, messa
 
 
 def test_a_source_goes_to_another_process(corpus):
-    ((source, _),) = data(corpus)._sources("train", Plain())
+    ((source, *_),) = data(corpus).components("train", Plain())
     list(source.examples(np.arange(9), seed=0))  # open readers stay behind
     again = pickle.loads(pickle.dumps(source))
     window = np.arange(0, COUNT, 7)

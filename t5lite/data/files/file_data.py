@@ -361,14 +361,14 @@ class FileData(Dataset):
             raise NoSplit(f"FileData has no rows in split {split!r}: {fix}")
         return table
 
-    def _components(self, split: str, objective: HostHalf) -> list[Component]:
+    def components(self, split: str, objective: HostHalf) -> list[Component]:
         table, columns = self._table(split), self._columns
         made = {name for feature in columns for name in columns[feature].features(feature)}
         wanted = [name for name in objective.features if name in made]
         source = self._source(split, table, wanted)
         missing = [name for name in objective.features if name not in made]
         # An objective may also make what it names; one example tells, before any batch does.
-        if missing and not (wanted and self._suffices(source, objective)):
+        if missing and not (wanted and self.can_prepare(source, objective)):
             raise InputError(
                 f"FileData.features lacks what {type(objective).__name__} reads: "
                 f"{unknown('feature', missing[0], made)}"

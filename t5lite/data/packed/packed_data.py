@@ -201,7 +201,7 @@ class PackedData(Dataset):
             "start_id": objective.first_id,
             "lengths": dict(self.lengths),
             "rows": _specs(objective.rows(self.lengths)),
-            "pack": self._packs(objective),
+            "pack": self.packs(objective),
         }
         for name, value in asked.items():
             cached = self._description.get(name, value)  # an earlier version knew fewer
@@ -231,7 +231,7 @@ class PackedData(Dataset):
             for number, each in enumerate(passes)
         ]
 
-    def _components(self, split: str, objective: HostHalf) -> list[Component]:
+    def components(self, split: str, objective: HostHalf) -> list[Component]:
         raise InputError(
             f"the packed cache {self.folder} holds rows, which cannot be mixed or cached again; "
             "mix what it was made from, and cache the mixture"

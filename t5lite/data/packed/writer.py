@@ -57,22 +57,22 @@ def write_packed(
 
         def write(split: str, examples: Stream) -> None:
             rows = RowStream(
-                examples, specs, packed=data._packs(objective), block_rows=data._block_rows()
+                examples, specs, packed=data.packs(objective), block_rows=data.rows_per_block()
             )
             writer = packed_files.RowWriter(writing / f"{split}-{len(passes[split])}", digest)
             note = functools.partial(progress, split)
             passes[split].append(_write_rows(rows, writer, names=token_names(specs), progress=note))
 
-        train = data._components(data._train_split(), objective)
+        train = data.components(data.split_of("train"), objective)
         for epoch in range(epochs):
-            stream = data._endless(train, seed=seed)
+            stream = data.stream(train, seed=seed)
             write("train", _OnePass(stream, epoch))
         try:
-            validation = data._components(data._validation_split(), objective)
+            validation = data.components(data.split_of("validation"), objective)
         except NoSplit:  # and the cache has none
             validation = []
         if validation:
-            write("validation", data._once(validation, seed=0))
+            write("validation", data.stream(validation, seed=0, repeat=False))
         vocabulary = data.vocabulary()
         if vocabulary is not None:
             vocabulary.save(writing / "vocabulary")
@@ -84,11 +84,11 @@ def write_packed(
             "add_eos": data.add_eos(),
             "lengths": dict(data.lengths),
             "rows": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
-            "pack": data._packs(objective),
+            "pack": data.packs(objective),
             "seed": seed,
             "sources": {each.source.name: each.rate for each in train},
             "described": data.describe(),
-            "classes": {"train": data.class_counts(data._train_split())},
+            "classes": {"train": data.class_counts(data.split_of("train"))},
             "labels": data.labels(),
             "inputs": dataclasses.asdict(data.input_format()),
             "passes": passes,

@@ -114,7 +114,7 @@ class ShardedData(Dataset):
     def _opened(self) -> "dict[str, ShardedSource]":
         return {}
 
-    def _components(self, split: str, objective: HostHalf) -> list[Component]:
+    def components(self, split: str, objective: HostHalf) -> list[Component]:
         if not self._manifest.splits.get(split):
             raise NoSplit(
                 f"{self.folder} has no split {split!r}; it has {', '.join(self._manifest.splits)}"
@@ -124,7 +124,7 @@ class ShardedData(Dataset):
                 self.folder, self._manifest, split, names=self._names, vocabulary=self.vocabulary()
             )
         missing = [name for name in objective.features if name not in self._names]
-        if missing and not self._suffices(self._opened[split], objective):
+        if missing and not self.can_prepare(self._opened[split], objective):
             raise self._unknown(missing[0], self._names)
         return [Component(self._opened[split], 1.0, objective)]
 

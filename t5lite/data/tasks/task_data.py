@@ -127,15 +127,13 @@ class TaskData(Dataset):
     def _opened(self) -> dict[tuple[str, bool], list[tuple[Source, float]]]:
         return {}
 
-    def _train_split(self) -> str:
-        return self.split
-
-    def _validation_split(self) -> str:
-        if self.validation_split is None:
+    def split_of(self, use: str) -> str:
+        """Returns `split` or `validation_split`; others are their own."""
+        if use == "validation" and self.validation_split is None:
             raise NoSplit("validation_split is None; name the split to validate on")
-        return self.validation_split
+        return {"train": self.split, "validation": self.validation_split or ""}.get(use, use)
 
-    def _components(self, split: str, objective: HostHalf) -> list[Component]:
+    def components(self, split: str, objective: HostHalf) -> list[Component]:
         # Preprocessors that know `sequence_length` cut to it. That is meant for tasks that make
         # what the objective trains on, and would rob one that makes it itself out of long texts.
         made_here = set(objective.features) <= set(self.provider.output_features)
