@@ -224,7 +224,7 @@ def test_an_encoder_without_logits_shows_its_weights():
     assert inside.no_losses == "here has no head for tokens"
     assert (inside.outputs, len(inside.losses), inside.alternatives) == ([], 0, [])
     np.testing.assert_allclose(inside.maps["encoder"][1], looked_into("encoder").maps["encoder"][1])
-    with pytest.raises(InputError, match="no output to attribute: here has no head"):
+    with pytest.raises(InputError, match="nothing is predicted: here has no head"):
         attribution(bare, "dogs")
 
 

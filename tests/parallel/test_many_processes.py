@@ -227,6 +227,26 @@ def test_two_processes_measure_as_one(alone: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_generate_as_one(alone: Path, capsys: Any) -> None:
+    samples = [
+        "--gin.t5lite.train.callbacks=[@t5lite.evaluation.Samples()]",
+        "--gin.t5lite.evaluation.Samples.every=1",
+        "--gin.t5lite.evaluation.Samples.num_examples=6",
+    ]
+    capsys.readouterr()
+    assert main(["evaluate", *arguments(alone), *samples]) == 0
+    shown = samples_in(capsys.readouterr().out)
+    assert shown.count("model") == 4
+    processes = Processes(2, alone, *samples, verb="evaluate")
+    assert processes.wait() == [0, 0], processes.said(0)[-2000:]
+    assert samples_in(processes.said(0)) == shown
+
+
+def samples_in(printed: str) -> str:
+    return printed.partition("samples at step")[2].partition("metrics at step")[0].strip()
+
+
+@pytest.mark.slow
 def test_without_process_0_the_others_end(tmp_path: Path) -> None:
     processes = Processes(4, tmp_path / "run", STEPS=200, SECONDS=0.2)
     processes.wait_for(tmp_path / "run" / "process_3_step_2")
