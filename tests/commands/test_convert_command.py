@@ -209,7 +209,7 @@ def test_progress_on_a_terminal_alone(sources, tmp_path, capsys, monkeypatch):
 def test_a_run_starts_from_it(sources, whole, tmp_path, capsys, monkeypatch):
     assert run(capsys, sources / "huggingface", tmp_path / "ours")[0] == 0
     monkeypatch.setattr(
-        "t5lite.experiment.experiment.make_mesh", lambda each: make_mesh(each, jax.devices()[:1])
+        "t5lite.experiment.definition.make_mesh", lambda each: make_mesh(each, jax.devices()[:1])
     )
     trained = train(
         tmp_path / "run",

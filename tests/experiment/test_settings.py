@@ -202,7 +202,7 @@ def test_a_longer_schedule_is_said_and_the_best_stays(tmp_path, capsys):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "t5lite.experiment.experiment.make_mesh",
+            "t5lite.experiment.definition.make_mesh",
             lambda each: make_mesh(each, jax.devices()[:1]),
         )
         assert "note:" not in once(4)

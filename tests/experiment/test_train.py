@@ -71,7 +71,7 @@ def one_device():
     """What is tested here has nothing to do with devices, and two cores feel eight of them."""
     with pytest.MonkeyPatch.context() as patch:
         first = functools.partial(make_mesh, devices=jax.devices()[:1])
-        patch.setattr("t5lite.experiment.experiment.make_mesh", first)
+        patch.setattr("t5lite.experiment.definition.make_mesh", first)
         yield
 
 

@@ -18,7 +18,7 @@ from t5lite.training.step import segment_arrays
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     first = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr("t5lite.experiment.experiment.make_mesh", first)
+    monkeypatch.setattr("t5lite.experiment.definition.make_mesh", first)
 
 
 OPTIONS = {
