@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # also read by `_homes`
     from t5lite.data.files.columns import Answer, Class, Number, Tags
     from t5lite.data.files.file_data import FileData
     from t5lite.data.files.templates import Template
-    from t5lite.data.mixture import MixtureData, mixing_rates
+    from t5lite.data.mixture import MixtureData, Part, mixing_rates
     from t5lite.data.packed.packed_data import PackedData
     from t5lite.data.packed.writer import write_packed
     from t5lite.data.paths import decode_text
@@ -57,6 +57,7 @@ __all__ = [
     "Number",
     "NumberedSource",
     "PackedData",
+    "Part",
     "SentencePiece",
     "ShardedData",
     "Tags",

@@ -435,17 +435,15 @@ class Dataset:
             one pass over all of them.
         """
         streams: list[Stream] = []
-        uses: dict[str, int] = {}
         for component in components:
             source = component.source
-            use = uses[source.name] = uses.get(source.name, -1) + 1
             streams.append(
                 ExampleStream(
                     source,
                     self._prepare(component.objective, getattr(source, "add_eos", None)),
                     shard=shard,
                     num_shards=num_shards,
-                    seed=seed + use,  # a source of two components has two orders
+                    seed=seed + component.order,
                     window=self._window(),
                     repeat=repeat,
                 )

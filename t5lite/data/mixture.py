@@ -233,10 +233,13 @@ class MixtureData(Dataset):
                 continue
             _check_classes(name, part.class_counts(own), classes)
             total = sum(each.rate for each in found)
-            components += [
-                each._replace(rate=self._rates[name] * each.rate / total, part=name)
-                for each in found
-            ]
+            for each in found:
+                rate, names = (
+                    self._rates[name] * each.rate / total,
+                    [c.source.name for c in components],
+                )
+                order = names.count(each.source.name)
+                components.append(each._replace(rate=rate, part=name, order=order))
         if not components and missing is not None:
             raise missing
         return components

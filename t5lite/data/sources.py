@@ -30,12 +30,14 @@ class Component(NamedTuple):
       rate: of draws, relative to the other components.
       objective: prepares its examples.
       part: of a mixture that it belongs to, by name.
+      order: which of its orders, where several components have one source.
     """
 
     source: "Source"
     rate: float
     objective: HostHalf
     part: str | None = None
+    order: int = 0
 
 
 class Source(Protocol):

@@ -23,9 +23,9 @@ class HeldOut:
     """Evaluates the objective on every validation batch, without dropout.
 
     Returns each metric's weighted mean over all batches, by the objective's name, and each term's
-    share of the minimised loss. `prefix/loss` is the objective's metric
-    of that name, else the sum of the shares. An objective with a `cross_entropy` term has a
-    `prefix/perplexity` too: exp(loss).
+    share of the minimised loss. `prefix/loss` is the objective's metric of that name, else the sum
+    of the shares. An objective with a `cross_entropy` term has a `prefix/perplexity` too:
+    exp(loss). Each part of a mixture has a `prefix/part/loss` too, from a pass of its own.
 
     Args:
       every: steps between two evaluations.
@@ -64,7 +64,8 @@ class HeldOut:
         batch = run.data.batch_shapes(run.objective)
         sums = run.jit(_sums(run.objective, run.model))
         sums = sums.trace(run.model.shapes(), references, batch).out_info
-        return {f"{self.prefix}/{name}" for name in _summary(dict.fromkeys(sums, 0.0))}
+        parts = {f"{part}/loss" for part in run.data.validation_parts(run.objective)}
+        return {f"{self.prefix}/{name}" for name in {*_summary(dict.fromkeys(sums, 0.0)), *parts}}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Returns the held-out metrics of `state`; prints once which part of the split they cover.
@@ -74,33 +75,39 @@ class HeldOut:
         """
         first = self._ready is None or self._ready.run is not run
         if first:
-            batches = run.data.validation_batches(
-                run.objective,
-                max_batches=self.max_batches,
-                shards=run.shards,
-                agree=lambda more: any(gather(more)),
-            )
+            batches = {
+                part: run.data.validation_batches(
+                    run.objective,
+                    max_batches=self.max_batches,
+                    shards=run.shards,
+                    agree=lambda more: any(gather(more)),
+                    part=part,
+                )
+                for part in [None, *run.data.validation_parts(run.objective)]
+            }
             self._ready = _Ready(run, run.jit(_sums(run.objective, run.model)), batches)
         assert self._ready is not None
         params, ready = run.params(state), self._ready
         references = run.references(state)
         num_batches = 0
 
-        def measured() -> Iterator[Any]:
+        def measured(part: str | None) -> Iterator[Any]:
             nonlocal num_batches
-            for batch in ready.batches:
-                num_batches += 1
+            for batch in ready.batches[part]:
+                num_batches += part is None
                 yield ready.sums(params, references, run.place(batch))
 
-        means = collect(measured())
+        means = collect(measured(None))
         if first:
-            self._say_size(run, ready.batches, num_batches)
+            self._say_size(run, ready.batches[None], num_batches)
         metrics = _summary(means.means())
         if not any(weight for _, weight in means.totals.values()):
             raise InputError(
                 f"{self.prefix}: the validation split gave no targets; fill it, lower the batch "
                 "size, or remove HeldOut from the callbacks"
             )
+        for part in filter(None, ready.batches):
+            metrics[f"{part}/loss"] = _summary(collect(measured(part)).means())["loss"]
         return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
     def _say_size(self, run: Any, batches: Any, num_batches: int) -> None:
@@ -123,11 +130,11 @@ class HeldOut:
 
 
 class _Ready(NamedTuple):
-    """What one run evaluates with: the compiled sums, and this process's batches."""
+    """The compiled sums of a run, and this process's batches: of all parts (None) and of each."""
 
     run: Any
     sums: Callable
-    batches: Any
+    batches: Mapping[str | None, Any]
 
 
 def _sums(objective: Any, model: Any) -> Callable:

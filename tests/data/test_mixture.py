@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from small_data import LENGTHS, Copy, Plain, arrays, close, open_all, same, take
 
+from t5lite.data import Part
 from t5lite.data.array_data import ArrayData
 from t5lite.data.batches import merge_states
 from t5lite.data.files.columns import Class
@@ -15,6 +16,7 @@ from t5lite.data.mixture import MixtureData, mixing_rates
 from t5lite.data.packed.writer import write_packed
 from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.errors import InputError
+from t5lite.objectives import CausalLM, MaskedLM, PrefixLM, Seq2Seq, SpanCorruption
 
 
 def some(count, first, **changes):
@@ -226,3 +228,65 @@ def test_parts_that_do_not_go_together_are_refused():
     ):
         mix([some(3, 0), unknown]).train_batches(Copy(), seed=0)
     assert mix([some(3, 0), unknown]).num_examples("train") is None
+
+
+# Parts with objectives of their own.
+
+
+def texts(count, low, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{"targets": rng.integers(low, low + 90, 60).astype(np.int32)} for _ in range(count)]
+
+
+def supervised(count):
+    return [{"inputs": np.arange(40, 50), "targets": np.full(3, 39)} for _ in range(count)]
+
+
+def of_parts():
+    """UL2's mixture of denoisers over one text, and a supervised task."""
+    sizes = {"lengths": {"inputs": 40, "targets": 40}, "batch_size": 8}
+    source = ArrayData(texts(60, 100), texts(20, 100, 1), vocab=Bytes(), **sizes)
+    task = ArrayData(supervised(60), supervised(20), vocab=Bytes(), **sizes)
+    parts = {
+        "short": source,
+        "long": Part(source, SpanCorruption(mean_noise_span_length=8.0, noise_density=0.3)),
+        "prefix": Part(source, PrefixLM()),
+        "task": Part(task, Seq2Seq()),
+    }
+    return MixtureData(parts, rates=dict.fromkeys(parts, 1), **sizes)
+
+
+@pytest.mark.parametrize("topology", ["encoder_decoder", "decoder"])
+def test_parts_have_objectives_of_their_own(topology):
+    data, objective = of_parts(), SpanCorruption(topology=topology)
+    assert data.validation_parts(objective) == ["short", "long", "prefix", "task"]
+    stream = data.train_batches(objective, seed=0)
+    batches = [next(stream) for _ in range(8)]
+    state = stream.state_dict()
+    later = next(stream)
+    stream.close()
+    tokens = np.concatenate([batch["decoder_target_tokens"].ravel() for batch in batches])
+    assert (tokens == 39).sum() > 10  # the task's answers
+    again = data.train_batches(objective, seed=0)
+    again.load_state_dict(state)
+    for name, rows in next(again).items():
+        np.testing.assert_array_equal(rows, later[name])
+    again.close()
+
+    def weighed(part):
+        batches = list(data.validation_batches(objective, part=part))
+        answers = sum(int((batch["decoder_target_tokens"] == 39).sum()) for batch in batches)
+        assert bool(answers) == (part in ("task", None))
+        return sum(int(batch["decoder_loss_weights"].sum()) for batch in batches)
+
+    parts = {part: weighed(part) for part in data.validation_parts(objective)}
+    assert weighed(None) == sum(parts.values())
+    assert parts["long"] != parts["short"]
+
+
+def test_a_part_that_makes_other_rows_is_refused():
+    sizes = {"lengths": {"targets": 24}, "batch_size": 8}
+    part = Part(ArrayData(texts(5, 9), **sizes), CausalLM())
+    data = MixtureData({"mine": part}, rates={"mine": 1}, **sizes)
+    with pytest.raises(InputError, match=r"part 'mine': CausalLM makes the rows .*the same rows"):
+        data.train_batches(MaskedLM(topology="decoder"), seed=0)

@@ -51,8 +51,13 @@ class FakeData:
     def vocabulary(self):
         return self.words
 
-    def validation_batches(self, objective, *, max_batches=None, shards=None, agree=bool):
+    def validation_batches(
+        self, objective, *, max_batches=None, shards=None, agree=bool, part=None
+    ):
         return self.batches[:max_batches]
+
+    def validation_parts(self, objective):
+        return []
 
     def examples(self, objective, *, split, count, seed):
         self.asked.append((split, count, seed))
