@@ -114,7 +114,7 @@ class Batches:
         return delivery.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position behind the last batch that was delivered: small, valid JSON."""
+        """Returns the position after the last batch that was delivered: small, valid JSON."""
         return {
             "format": _STATE_FORMAT,
             "data": dict(self._fingerprint),
@@ -182,7 +182,7 @@ class Batches:
         """The passes over the data that all batches amount to, judged by this process's shards.
 
         A float is examples read by examples in all, those of all parts of a mixture together; an
-        integer, where nobody has counted the examples, the passes that every shard has completed.
+        integer, where the examples are not counted, the passes that every shard has completed.
         """
         return self._last.epoch
 

@@ -220,7 +220,7 @@ class Dataset:
         fingerprint = {
             "sources": [[each.source.name, each.rate] for each in components],
             "sources_content": [
-                # Somebody's own source may know neither.
+                # A user's own source may lack both.
                 [getattr(each.source, "num_examples", None), getattr(each.source, "content", None)]
                 for each in components
             ],

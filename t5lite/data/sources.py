@@ -92,8 +92,8 @@ class Source(Protocol):
 
 
 def count_of(source: Source) -> int | None:
-    """Returns how many raw examples a source has; None if nobody has counted them."""
-    count = getattr(source, "count", None)  # somebody's own source may know neither
+    """Returns how many raw examples a source has; None if they are not counted."""
+    count = getattr(source, "count", None)  # a user's own source may lack both
     found: int | None = count() if count else getattr(source, "num_examples", None)
     return found
 

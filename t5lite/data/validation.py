@@ -7,7 +7,7 @@ import numpy as np
 from t5lite.data.batches import Batch
 
 _KEPT_BYTES = 2**28  # of the batches of all processes together
-# A batch, and the share of the split that was read by then; None if nobody has counted it.
+# A batch, and the share of the split that was read by then; None if it is not counted.
 Batches = Iterator[tuple[Batch, float | None]]
 
 
@@ -19,7 +19,7 @@ class Validation:
     Args:
       begin: starts a pass.
       part: the share of a batch's rows that this process makes.
-      num_examples: of the split, before the objective; None if nobody has counted them.
+      num_examples: of the split, before the objective; None if they are not counted.
 
     Attributes:
       share: of the split, in `[0, 1]`, that the latest pass has read so far, judged by this

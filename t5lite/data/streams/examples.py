@@ -32,8 +32,8 @@ class Stream(Protocol):
 
     Attributes:
       read: raw examples taken since the beginning of the run, whatever became of them.
-      pass_size: raw examples of this shard in an epoch, on average over the shards; None if nobody
-        has counted them.
+      pass_size: raw examples of this shard in an epoch, on average over the shards; None if they
+        are not counted.
       passes: completed ones, over all that this shard reads.
       vanished: raw examples of which the objective made nothing, since the start or the last load.
     """

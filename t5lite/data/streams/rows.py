@@ -29,7 +29,7 @@ class RowStream:
 
     Attributes:
       epoch: the passes over the data that the rows given out amount to, as every shard has its part
-        of a pass; an integer, the completed ones, where nobody has counted the examples.
+        of a pass; an integer, the completed ones, where the examples are not counted.
     """
 
     epoch: float
