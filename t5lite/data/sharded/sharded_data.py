@@ -165,9 +165,9 @@ class ShardedSource(NumberedSource):
         self._num_groups = int(groups.sum())
         self._end_record = self._first_record + records
 
-    def windows(self, *, size: int, **which: int) -> Iterator[np.ndarray]:
+    def windows(self, **which: int) -> Iterator[np.ndarray]:
         """Yields a shard's windows of whole groups; see `Source.windows`."""
-        groups = max(size // self._group, 1)
+        groups = max(which.pop("size") // self._group, 1)
         return map(self._members, dealt(self._num_groups, self.name, size=groups, **which))
 
     def next_epoch(self, **which: int) -> int:
