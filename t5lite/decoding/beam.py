@@ -1,4 +1,4 @@
-"""Beam search: the answers that score best among those a few hypotheses a row lead to."""
+"""Beam search: the best answers among the continuations of a few hypotheses a row."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ CHUNK = 128
 
 
 class Beams(NamedTuple):
-    """What was found, prompts left out.
+    """Finished answers, without prompts.
 
     Args:
       tokens: `[rows, capacity]` int32, the EOS included and `pad_id` after it.
@@ -69,11 +69,10 @@ def beam_search(
 ) -> Beams:
     """Writes the answers that score best, following `num_beams` of them at a time.
 
-    Each turn the best continuations of an input's beams are looked at, `num_beams` and as many for
-    each EOS. Those among
-    the best `num_beams` that end are kept as finished, and the best that do not end run on. What
-    ends, when it stops and ties are as in transformers, so the tokens are the same; an input's
-    answers depend on no other input.
+    Each step ranks the best continuations of an input's beams, `num_beams` of them and as many more
+    for each EOS. Those among the best `num_beams` that end are kept as finished, and the best that
+    do not end run on. Ends, stopping and ties are as in transformers, so the tokens are the same;
+    an input's answers depend on no other input.
 
     Pure and traceable: wrap the caller in `jax.jit`, with the parameters as its argument.
 
@@ -82,7 +81,7 @@ def beam_search(
       cache: of the model, `batch` rows; see `start`. Its `repeat(n)` puts n of each row side by
         side, and its `reorder(rows)` makes row i what row `rows[i]` was.
       first: `[batch]` int32, the last token of each prompt.
-      settings: how answers are written, values by row being `[batch]`; nothing is drawn.
+      settings: of the answers, values by row being `[batch]`; nothing is drawn.
       num_beams: hypotheses followed for an input, at most the vocabulary; 1 is greedy, unless
         `early_stopping` is None.
       capacity: see `start`.

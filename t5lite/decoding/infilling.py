@@ -1,4 +1,4 @@
-"""Masked-language-model infilling: an encoder fills the gaps of a text."""
+"""Infilling by a masked language model: an encoder fills the mask tokens of a text."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from t5lite.errors import InputError
 
 
 class Infilled(NamedTuple):
-    """A text without gaps.
+    """A text without mask tokens.
 
     Args:
       tokens: `[rows, length]` int32.

@@ -18,13 +18,13 @@ from t5lite.errors import InputError
 
 
 class Proposals(NamedTuple):
-    """What a draft proposes.
+    """Proposed tokens.
 
     Args:
       tokens: `[rows, length]` int32, each a token that the model knows.
-      probabilities: `[rows, length, vocab]` float32, what each token was drawn from, given those
+      probabilities: `[rows, length, vocab]` float32, the distribution of each token, given those
         before it; None where nothing was drawn.
-      memory: of the draft, now that it has proposed.
+      memory: of the draft after it proposed.
     """
 
     tokens: jax.Array
@@ -33,17 +33,17 @@ class Proposals(NamedTuple):
 
 
 class Draft(Protocol):
-    """What proposes tokens. Its memory is a pytree of its own."""
+    """A proposer of tokens, whose memory is a pytree of its own."""
 
     def propose(
         self, memory: Any, state: State, settings: Settings, keys: jax.Array | None, *, length: int
     ) -> Proposals:
-        """Proposes tokens behind those that are written.
+        """Proposes tokens after the output.
 
         Args:
-          memory: as at the beginning, or as `rewind` returned it.
+          memory: the initial one, or as `rewind` returned it.
           state: of the model's rows.
-          settings: how they are written.
+          settings: of these rows.
           keys: `[rows]` PRNG keys, for this turn; None where nothing is drawn.
           length: tokens a row.
         """
@@ -54,7 +54,7 @@ class Draft(Protocol):
 
         Args:
           memory: as `propose` returned it.
-          kept: `[rows]` int32 in [0, length + 1], tokens that were written: proposals, and one more
+          kept: `[rows]` int32 in [0, length + 1], tokens that became output: proposals and one more
             of the model's own unless the row ended; 0 in rows that had ended before.
           length: as given to `propose`.
         """
@@ -64,7 +64,7 @@ class Draft(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DraftMemory:
-    """What a `ModelDraft` has read.
+    """The tokens that a `ModelDraft` has read.
 
     Args:
       cache: of the draft.
@@ -158,7 +158,7 @@ class ModelDraft:
 
 @dataclasses.dataclass(frozen=True)
 class PromptLookup:
-    """Proposes what followed the last tokens where they stood before; needs no model or memory.
+    """Proposes what followed an earlier occurrence of the last tokens; needs no model or memory.
 
     It looks in `references`, in the prompts (see `Output`) and in the output, for the longest
     match up to `ngram` tokens, and takes the latest of those; text that runs into its own end goes

@@ -111,7 +111,7 @@ def prompt_batch(
 
 
 def by_size(sizes: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
-    """Yields which rows go together, `[n]`: those of like size, so that little is padding."""
+    """Yields the rows of each batch, `[n]`: those of like size, so that little is padding."""
     order = np.argsort(np.asarray(sizes, np.int64), kind="stable")
     for start in range(0, order.size, batch_size):
         yield order[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Text in context: the tokens of a text as they stand behind another, and the text of tokens."""
+"""Text in context: the tokens of a text after another one, and the text of tokens."""
 
 import functools
 import itertools
@@ -17,10 +17,10 @@ _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def continuation(text: str, more: str, vocabulary: Vocabulary) -> list[int] | None:
-    """Returns the ids of `more` as they stand behind `text`; None where it cannot be written there.
+    """Returns the ids of `more` after `text`; None if the vocabulary cannot express it there.
 
     They are the rest of encode(text + more) after encode(text). Where a token lies across the
-    border, the ids are those that decode to `more` behind the ids of `text`.
+    border, the ids are those that decode to `more` after the ids of `text`.
     """
     before, whole = encode(text, vocabulary), encode(text + more, vocabulary)
     if len(whole) > len(before) and whole[: len(before)] == before:
@@ -40,7 +40,7 @@ def continuation(text: str, more: str, vocabulary: Vocabulary) -> list[int] | No
 def split_pair(text: str, target: str, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     """Returns the ids of a text and of a target that continues it: encode(text + target), split.
 
-    The split is behind encode(text) where the whole begins with it. Where a token lies across the
+    The split is after encode(text) where the whole begins with it. Where a token lies across the
     border it is as in lm-evaluation-harness: white space at the end of the text is the target's,
     and the split at len(encode(text)); or if nothing were left of the target there, at the first
     token that encode(text) does not have.
@@ -60,7 +60,7 @@ def text_after(
 
     Args:
       prompt: ids; [] where the new ones begin a text of their own.
-      new: ids behind it.
+      new: ids after it.
       vocabulary: of both.
     """
     new = [int(token) for token in new]
@@ -83,7 +83,7 @@ def _common(one: Sequence, other: Sequence) -> int:
 
 
 def certain(text: str, stops: Sequence[str], *, cleans_up: bool = False) -> str:
-    """Returns what further tokens will not change: no half of a character, and of no stop.
+    """Returns the text that further tokens cannot change: without partial characters and stops.
 
     Args:
       text: so far.
