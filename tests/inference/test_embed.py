@@ -188,9 +188,7 @@ def test_a_head_is_written_and_read(model, tmp_path, pooling, normalized):
 
 def test_a_head_with_a_layer_cannot_be_written(model, tmp_path):
     spec = model.spec.replace(heads=(EmbeddingHeadSpec(size=8),))
-    with pytest.raises(
-        InputError, match="not support an embedding head with a layer of its own"
-    ):
+    with pytest.raises(InputError, match="not support an embedding head with a layer of its own"):
         save_huggingface(tmp_path / "new", spec, model.params)
     assert not (tmp_path / "new").exists()
 
