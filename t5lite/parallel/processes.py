@@ -258,27 +258,27 @@ class _Lines:
 
 def _connected(which: Group) -> dict[int, socket.socket]:
     """Returns process 0's connections to all others, or theirs to process 0, by process."""
-    found: dict[int, socket.socket] = {}
+    lines: dict[int, socket.socket] = {}
     if jax.process_index() == 0:
         with socket.create_server(("", 0)) as server:
             server.settimeout(_CONNECT_SECONDS)
             hosts = [which.address.rpartition(":")[0]] if which.address else []
             gather([[*hosts, _own_address(), socket.gethostname()], server.getsockname()[1]])
             with contextlib.suppress(TimeoutError):
-                while len(found) < jax.process_count() - 1:
+                while len(lines) < jax.process_count() - 1:
                     line, _ = server.accept()
-                    found[int.from_bytes(line.recv(4), "big")] = line
+                    lines[int.from_bytes(line.recv(4), "big")] = line
     else:
         hosts, port = gather(None)[0]
         for host in dict.fromkeys(hosts):
             with contextlib.suppress(OSError):
-                found[0] = socket.create_connection((host, port), timeout=_CONNECT_SECONDS / 2)
-                found[0].sendall(jax.process_index().to_bytes(4, "big"))
+                lines[0] = socket.create_connection((host, port), timeout=_CONNECT_SECONDS / 2)
+                lines[0].sendall(jax.process_index().to_bytes(4, "big"))
                 break
-    for line in found.values():
+    for line in lines.values():
         _keep_alive(line)
         line.settimeout(None)
-    return found
+    return lines
 
 
 def _print_end(failure: _Failure) -> None:

@@ -1,4 +1,4 @@
-"""What a run does besides stepping: callbacks, and what they are given."""
+"""Callbacks of the training loop, their results, and the run that they see."""
 
 import dataclasses
 import functools
@@ -61,7 +61,7 @@ class Callback(Protocol):
 
 @dataclasses.dataclass
 class Run:
-    """What a run is made of, for those who look at it from a callback.
+    """The parts of a run, as callbacks see them.
 
     Args:
       model_dir: where everything is written.

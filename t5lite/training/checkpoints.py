@@ -157,9 +157,9 @@ class Restored:
 
     Args:
       step: number of updates done.
-      state: the train state, placed as it was asked for.
-      progress: what was given to `save`.
-      metrics: what was given to `save`, less NaN and infinities.
+      state: the train state, in the wanted shardings.
+      progress: as passed to `save`.
+      metrics: as passed to `save`, less NaN and infinities.
     """
 
     step: int
@@ -327,14 +327,14 @@ class Checkpointer:
     ) -> Restored | None:
         """Returns the newest readable checkpoint, or None if there is none at all.
 
-        A damaged newest one is told to `warn` and the one before is taken. It is deleted once a
+        A damaged newest one is reported to `warn` and the one before is taken. It is deleted once a
         later save has succeeded.
 
         Args:
           abstract_state: the wanted pytree, its leaves `jax.ShapeDtypeStruct` or arrays. Their
             shardings may be on another mesh than the saved ones; without one, numpy is returned.
           extra: params → `TrainState.extra` as it starts; with it, parts of it may come and go
-            between two runs, which is told to `warn`.
+            between two runs, which is reported to `warn`.
           frozen: the folder that a run refers to → `TrainState.frozen`, read from there.
 
         Raises:

@@ -106,7 +106,7 @@ def claimed(
     Args:
       claims: folder of the claims, local, `gs://` or `s3://`; the same for all who write the thing.
       name: what is claimed, for messages.
-      say: told when a claim from another machine has to be watched.
+      say: called when a claim from another machine has to be watched.
 
     Raises:
       InputError: if another living process holds it, with process id, host and start time; or if
@@ -152,11 +152,11 @@ def _refuse_others(claim: Claim, say: Callable[[str], object]) -> None:
 
 def _claims(mine: epath.Path) -> dict[epath.Path, dict[str, Any]]:
     """Returns path → content of the other claims on the same thing, in the order of their start."""
-    found = {}
+    contents = {}
     for path in sorted(mine.parent.glob("*.json")) if mine.parent.exists() else ():
         if path != mine and (content := _read(path)) is not None:
-            found[path] = content
-    return found
+            contents[path] = content
+    return contents
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""How long a run is, in steps, tokens or epochs, and how far it has come."""
+"""Duration of a run in steps, tokens or epochs, and the position in it."""
 
 import dataclasses
 import math
@@ -11,8 +11,8 @@ from t5lite.reporting import Position
 class Duration:
     """When a run ends: after the first step that reaches one of these.
 
-    A schedule that needs the number of steps is given it by whoever configures it: without `steps`
-    nobody knows it before the end.
+    A schedule that needs the number of steps has a field of its own: without `steps` it is unknown
+    before the end.
 
     Args:
       steps: updates in all.
@@ -28,10 +28,10 @@ class Duration:
     epochs: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
-        if not given:
+        limits = {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+        if not limits:
             raise InputError("train.steps, train.tokens or train.epochs: one must say when to stop")
-        for name, value in given.items():
+        for name, value in limits.items():
             whole = name != "epochs"
             valid = isinstance(value, int if whole else (int, float))
             if not valid or isinstance(value, bool) or not 0 < value < math.inf:

@@ -39,7 +39,7 @@ class Epochs:
         last_step, last_epoch = self._last
         self._last = step, agreed
         pace = max((agreed - last_epoch) / max(step - last_step, 1), agreed / max(step, 1))
-        # Without a pace, nobody has counted the data, or it has just begun.
+        # Without a pace, the data are uncounted, or the run has just begun.
         steps = (self._end - agreed) / (2 * pace) if pace else min(step, 10)
         self._next = step + max(math.floor(steps), 1)
         return agreed

@@ -1,4 +1,4 @@
-"""What keeps an update from being applied: a spike of the loss, a gradient beyond float16.
+"""Guards that skip updates: loss spikes, and gradients beyond float16.
 
 Each guard keeps a few scalars in `TrainState.extra`: a tree from its start, `…_start`, to the next,
 pure and on the device, so that every process comes to the same verdict.
@@ -20,7 +20,7 @@ _LARGEST_SCALE = 2.0**31
 
 @dataclasses.dataclass(frozen=True)
 class LossScale:
-    """Multiplies the loss so that gradients survive float16, as much as they stand.
+    """Dynamic loss scaling: the largest scale that does not overflow float16.
 
     The gradient of the scaled loss is divided by the scale again, in float32, before anything else
     sees it. Where it is not finite, the update is skipped and the scale falls.

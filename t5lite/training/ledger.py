@@ -1,4 +1,4 @@
-"""What a run has to show for its steps: counts, averages, lines of metrics and bad batches."""
+"""Ledger of finished steps: counts, averages, lines of metrics, and batches of bad losses."""
 
 import dataclasses
 import math
@@ -51,7 +51,7 @@ class Ledger:
       meter: rates.
       progress: the bar.
       update: what a NaN does, and how many skipped updates in a row end the run.
-      flops: of a place for a token, for display: batches may be cut to shorter rows.
+      flops: of one token position, for display: batches may be cut to shorter rows.
       log_every: steps between two lines.
     """
 
@@ -103,7 +103,7 @@ class Ledger:
             self.progress.update(self._position, rates=self._write())
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what is needed to go on as if nothing had happened, valid JSON."""
+        """Returns the counts and sums to resume from, valid JSON."""
         return {
             "tokens": self.tokens,
             "num_skipped": self._num_skipped,
@@ -143,7 +143,7 @@ class Ledger:
         self.progress.update(self._position, metrics=_means(sums) | self._facts, rates=rates)
 
     def _facts_now(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Returns what is not averaged over steps."""
+        """Returns the metrics that are not averaged over steps."""
         _, tokens, epoch = self._position
         facts = {"tokens": float(tokens)}
         if epoch is not None:
@@ -168,7 +168,7 @@ class Ledger:
         return rates
 
     def _explain(self, dispatched: Dispatched, metrics: Mapping[str, Any]) -> None:
-        """Says why an update was skipped and keeps its batch, unless only the loss scale fell."""
+        """Reports a skipped update and keeps its batch, unless only the loss scale fell."""
         loss, step = float(metrics["loss"]), dispatched.step
         if metrics["spike"]:
             what = f"the loss {loss:.3f} is a spike, far above those before it"

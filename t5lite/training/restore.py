@@ -48,7 +48,7 @@ def load_params(
     mapping: Sequence[Rule] = (),
     part: str = "params",
 ) -> Loaded:
-    r"""Reads only the parameters of a checkpoint, under other names if asked to.
+    r"""Reads only the parameters of a checkpoint, under other names where `mapping` says so.
 
     Names are paths joined by "/", such as `encoder/layers/block_0/attention/query/kernel`. Every
     wanted name and every saved name must be accounted for: by being the same, or by a rule. Rules
@@ -257,14 +257,14 @@ def read_checked(
             for name in group
         }
         read = read_together(folder, functools.partial(read_arrays, folder, leaves, prefix=prefix))
-        found = checksums({name: array for name, array in read.items() if name in sums})
-        read_together(folder, functools.partial(_compare, found, sums))
+        read_sums = checksums({name: array for name, array in read.items() if name in sums})
+        read_together(folder, functools.partial(_compare, read_sums, sums))
         arrays |= {name: _cast(array, wanted[name].dtype) for name, array in read.items()}
     return {name: arrays[name] for name in wanted}
 
 
-def _compare(found: Mapping[str, Checksum], sums: Mapping[str, Checksum]) -> None:
-    differing = [name for name, value in found.items() if value != list(sums[name])]
+def _compare(read: Mapping[str, Checksum], sums: Mapping[str, Checksum]) -> None:
+    differing = [name for name, value in read.items() if value != list(sums[name])]
     if differing:
         raise ValueError(f"{differing[0]} is not what was saved")
 

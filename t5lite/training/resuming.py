@@ -1,4 +1,4 @@
-"""Which arrays of a checkpoint a run takes over whose settings have changed since."""
+"""Resuming with changed settings: which arrays of the checkpoint a run takes over."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ _EXTRA = "extra/"
 
 
 class Plan(NamedTuple):
-    """What to read, and what else becomes of a state.
+    """The arrays to read, and the other changes of a state.
 
     Args:
       read: name → leaf, of the arrays that are read.
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     optimizers: tuple[str, str] | None = None
 
     def says(self, step: int) -> list[str]:
-        """Returns a line for each thing that is not as it was."""
+        """Returns a line for each change."""
         lines = []
         if self.optimizers:
             was, now = self.optimizers

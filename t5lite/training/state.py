@@ -1,4 +1,4 @@
-"""All that a training step reads and writes, and the logical axis names of each part."""
+"""The train state, and the logical axis names and sharding of each part."""
 
 import dataclasses
 import functools
@@ -109,7 +109,7 @@ def next_learning_rate(optimizer: Optimizer, opt_state: Tree) -> jax.Array | Non
 
 
 def name_of(optimizer: Optimizer) -> str:
-    """Returns what an optimizer is called: its class or function."""
+    """Returns the name of an optimizer: its class or function."""
     if isinstance(optimizer, optax.GradientTransformation):
         return "an Optax transformation"
     made = getattr(optimizer, "make", None)  # of FromOptax, in which another one is

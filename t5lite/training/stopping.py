@@ -48,7 +48,7 @@ class Watch:
         self._require("mode", self.mode in ("min", "max"), "'min' or 'max'")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what was seen so far, valid JSON."""
+        """Returns the measurements so far, valid JSON."""
         return {
             "metric": self.metric,
             "best": self._best,
@@ -67,7 +67,7 @@ class Watch:
         """Takes in the metric's latest value; returns whether it is a new one.
 
         Raises:
-          InputError: if nobody has measured it yet.
+          InputError: if it was not measured yet.
         """
         if self.metric not in run.metrics:
             error = unknown(f"metric at step {step}", self.metric, run.metrics)
@@ -172,7 +172,7 @@ class ReduceOnPlateau(Watch):
         return Edit(state.replace(extra={**state.extra, "update_scale": array}))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what was seen so far, valid JSON."""
+        """Returns the measurements so far, valid JSON."""
         return super().state_dict() | {"cooling": self._cooling}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -190,33 +190,33 @@ def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None =
 
     Args:
       callbacks: of the run.
-      run: what they are given.
+      run: passed to them.
       best: `Checkpoints.best`.
 
     Raises:
       InputError: naming the nearest metrics, or the period that would do.
     """
     watching: list[tuple[str, str, int | None]] = [
-        (f"{type(each).__name__}.metric", each.metric, place)
-        for place, each in enumerate(callbacks)
+        (f"{type(each).__name__}.metric", each.metric, index)
+        for index, each in enumerate(callbacks)
         if isinstance(each, Watch)
     ]
     watching += [("Checkpoints.best", best, None)] if best is not None else []
     if not watching:
         return
     known = {
-        name: place
-        for place, callback in enumerate(callbacks)
+        name: index
+        for index, callback in enumerate(callbacks)
         if hasattr(callback, "metric_names")
         for name in callback.metric_names(run)
     }
     tell = [isinstance(each, Watch) or hasattr(each, "metric_names") for each in callbacks]
-    for field, metric, place in watching:
+    for field, metric, index in watching:
         # A name that ends with * stands for all that begin so.
         measuring = [at for name, at in known.items() if fnmatch.fnmatchcase(metric, name)]
         if measuring:
-            if place is not None:
-                _check_meeting(callbacks, place, measuring[0])
+            if index is not None:
+                _check_meeting(callbacks, index, measuring[0])
         elif all(tell):
             hint = unknown("metric", metric, known) if known else "no callback measures any"
             raise InputError(

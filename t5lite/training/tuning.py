@@ -158,16 +158,16 @@ class ByPath(Tuning):
         included = not self.include or any(re.search(pattern, name) for pattern in self.include)
         if not included or any(re.search(pattern, name) for pattern in self.exclude):
             return None
-        place = _LAYER.match(name)
-        if self.layers is None or place is None:
+        match = _LAYER.match(name)
+        if self.layers is None or match is None:
             return _WHOLE
-        if place["part"] == "layers" and "layers" not in axes:
+        if match["part"] == "layers" and "layers" not in axes:
             raise InputError(
                 f"ByPath.layers = {self.layers}: all layers share {name}; train or freeze them all",
                 field="ByPath.layers",
             )
-        stack = stacks[place["stack"]]
-        numbers = stack.numbers(place["part"], int(place["block"]))
+        stack = stacks[match["stack"]]
+        numbers = stack.numbers(match["part"], int(match["block"]))
         trained = range(stack.num_layers)[slice(*self.layers)]
         chosen = [index for index, number in enumerate(numbers) if number in trained]
         if not chosen:
@@ -190,7 +190,7 @@ _WHOLE = _Cut(0, 0, 0)
 
 @dataclasses.dataclass
 class _Stack:
-    """How many blocks lie in each part of a stack, see `models.StackSpec.place`."""
+    """Number of blocks in each part of a stack, see `models.StackSpec.place`."""
 
     first: int = 0
     pattern: int = 0
@@ -213,10 +213,10 @@ class _Stack:
 def _stacks(axes: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, _Stack]:
     stacks: dict[str, _Stack] = {}
     for name, leaf in leaves.items():
-        if place := _LAYER.match(name):
-            stack = stacks.setdefault(place["stack"], _Stack())
-            field = "pattern" if place["part"] == "layers" else place["part"]
-            setattr(stack, field, max(getattr(stack, field), int(place["block"]) + 1))
+        if match := _LAYER.match(name):
+            stack = stacks.setdefault(match["stack"], _Stack())
+            field = "pattern" if match["part"] == "layers" else match["part"]
+            setattr(stack, field, max(getattr(stack, field), int(match["block"]) + 1))
             if "layers" in (names := tuple(axes[name])):
                 stack.periods = leaf.shape[names.index("layers")]
     return stacks

@@ -1,4 +1,4 @@
-"""How gradients become an update, whatever the optimizer: the settings of a step."""
+"""Settings of a step: microbatches, clipping, averaging and guards, whatever the optimizer."""
 
 import dataclasses
 from typing import Any, NamedTuple
