@@ -76,7 +76,8 @@ def test_a_rewound_cache_forgets_and_a_reordered_one_swaps():
     spec = SPECS["two_kinds_of_blocks"]
     params, batch = random_params(spec), random_batch()
     # Same inputs in both rows, as for two beams.
-    batch["encoder_input_tokens"] = jnp.tile(batch["encoder_input_tokens"][1:], (2, 1))
+    for name in ("encoder_input_tokens", "encoder_segment_ids"):
+        batch[name] = jnp.tile(batch[name][1:], (2, 1))
     model, tokens = Model(spec), batch["decoder_input_tokens"]
     empty = start(model, params, batch)
     _, three = extend(model, params, tokens[:, :3], empty)
