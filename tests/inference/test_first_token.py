@@ -13,12 +13,14 @@ from saved_models import save_model
 
 import t5lite
 from t5lite.data import HuggingFaceTokenizer
+from t5lite.data.packing import pad
 from t5lite.errors import InputError
 from t5lite.inference.inside import attention_maps
 from t5lite.inference.scoring import Scorer
 from t5lite.models import load_spec, save_spec
 from t5lite.objectives import CausalLM, Seq2Seq, bind
 from t5lite.objectives.rows import decoder_batch, prefix_lm_batch
+from t5lite.rows import RowSpec
 
 installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 live = pytest.mark.skipif(not installed, reason="pip install 't5lite[parity]' for transformers")
@@ -95,7 +97,8 @@ def test_continuations_and_losses_are_those_of_transformers(name, tmp_path):
         assert skipped == (0 if begins else len(text.split()[0]))
         np.testing.assert_allclose(score.log_probability / -score.num_tokens, loss, rtol=1e-4)
         data = bind(CausalLM(), ours.model)
-        row = {"targets": np.array([ours.vocabulary.encode(text)], np.int32)}
+        example = {"targets": np.array(ours.vocabulary.encode(text), np.int32)}
+        row = pad([example], {"targets": RowSpec(example["targets"].size)})
         batch = {key: jax.numpy.asarray(value) for key, value in data.batch(row).items()}
         _, metrics = data.loss(ours.model, ours.params, batch)
         total, count = metrics["loss"]
@@ -130,7 +133,7 @@ def test_a_start_that_a_text_spells_is_read_once(tmp_path):
                 vocabulary=ours.vocabulary,
                 rng=np.random.default_rng(0),
             )
-            (row,) = [{name: values[None] for name, values in row.items()} for row in rows]
+            row = pad(list(rows), fitted.rows(dict.fromkeys(columns, 9)))
             read = fitted.batch(row)["decoder_input_tokens"][0].tolist()
             assert read[:3] == [0, *ours.vocabulary.encode(plain)]
     with pytest.raises(InputError, match="single token: the model reads nothing before it"):
