@@ -176,7 +176,7 @@ def test_help_of_a_verb_imports_no_jax_either(verb, tmp_path):
     code = (
         "import sys; from t5lite.main import main\n"
         f"try: main([{verb!r}, '--help'])\n"
-        "finally: assert not {'jax', 'tensorflow', 'seqio'} & set(sys.modules)"
+        "finally: assert not {'jax', 'numpy', 'tensorflow', 'seqio'} & set(sys.modules)"
     )
     done = python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

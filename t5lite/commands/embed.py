@@ -8,18 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-
 from t5lite.commands.examples import check_output, given, is_table, output
 from t5lite.commands.placement import add_model, placed
 from t5lite.commands.prompts import with_trained_template
-from t5lite.data.files.line_texts import LineTexts
 from t5lite.data.files.readers import DataFile, Line
 from t5lite.data.files.templates import Template
 from t5lite.errors import InputError
 from t5lite.inference.batch_job import Failures, answered, write_line
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from t5lite.configuration import Configuration
 
 ENDINGS = (".npz", ".npy", ".jsonl")
@@ -79,6 +78,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         raise InputError("embed reads no gin configuration; the model is --model_dir=DIR")
     if arguments.query is not None or arguments.among is not None:
         return search(arguments)
+
+    from t5lite.data.files.line_texts import LineTexts
+
     check_output(arguments.output_file, ENDINGS)
     template = None if arguments.template is None else Template(arguments.template)
     prompts = LineTexts(template, columns=("text", "inputs"))
@@ -142,6 +144,8 @@ def save(file: BinaryIO, ending: str, vectors: list[Any], texts: list[str]) -> N
     `text_offsets` `[n + 1]` int64: text i is `text_bytes[text_offsets[i]:text_offsets[i + 1]]`. An
     array of strings would give every text the size of the longest.
     """
+    import numpy as np
+
     size = next(vector.size for vector in vectors if vector is not None)
     none = np.full(size, np.nan, np.float32)
     embeddings = np.stack([none if vector is None else vector for vector in vectors])
@@ -184,12 +188,14 @@ def search(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_vectors(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
+def read_vectors(path: str | os.PathLike) -> tuple["np.ndarray", list[str]]:
     """Returns vectors `[n, size]` float32 and their texts, of an `.npy` their places from 0.
 
     Raises:
       InputError: if it is no such file.
     """
+    import numpy as np
+
     place = Path(path).expanduser()
     if place.suffix not in ENDINGS:
         raise InputError(f"--among={path}: must end in {' or '.join(ENDINGS)}")

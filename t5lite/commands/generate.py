@@ -17,7 +17,6 @@ from t5lite.commands.prompts import (
 )
 from t5lite.commands.session import converse, show
 from t5lite.data import decode_text
-from t5lite.data.files.line_texts import LineTexts
 from t5lite.data.files.readers import Line
 from t5lite.data.files.templates import SHOTS
 from t5lite.errors import InputError
@@ -25,6 +24,7 @@ from t5lite.inference.batch_job import answered
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
+    from t5lite.data.files.line_texts import LineTexts
     from t5lite.inference.answer import Answer
     from t5lite.inference.generator import Generator
     from t5lite.inference.options import Options
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
 def answer_lines(
     generator: "Generator",
-    prompts: LineTexts,
+    prompts: "LineTexts",
     options: "Options",
     lines: Iterable[Line],
     *,

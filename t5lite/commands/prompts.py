@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from t5lite.commands.examples import data_file
 from t5lite.commands.placement import placed
-from t5lite.data.files.line_texts import LineTexts, few_shot
 from t5lite.data.files.templates import SHOTS, Template
-from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError
 from t5lite.inference.options import FLAGS, from_words
 
 if TYPE_CHECKING:
+    from t5lite.data.files.line_texts import LineTexts
+    from t5lite.data.input_format import InputFormat
     from t5lite.inference.generator import Generator
 
 
-def with_trained_template(texts: LineTexts, inputs: InputFormat, *, rows: bool) -> LineTexts:
+def with_trained_template(texts: "LineTexts", inputs: "InputFormat", *, rows: bool) -> "LineTexts":
     """Returns texts with a run's template for rows, and says so; not over a template of their own.
 
     Args:
@@ -32,7 +32,7 @@ def with_trained_template(texts: LineTexts, inputs: InputFormat, *, rows: bool) 
     return dataclasses.replace(texts, inputs=inputs) if rows else texts
 
 
-def say_template(inputs: InputFormat, *, rows: bool) -> None:
+def say_template(inputs: "InputFormat", *, rows: bool) -> None:
     """Says on standard error how texts are read, where training read more than a column's text.
 
     Args:
@@ -50,13 +50,15 @@ def say_template(inputs: InputFormat, *, rows: bool) -> None:
     print(f"t5lite: {how} (--template changes that)", file=sys.stderr)
 
 
-def prompts_of(arguments: argparse.Namespace) -> LineTexts:
+def prompts_of(arguments: argparse.Namespace) -> "LineTexts":
     """Returns what makes texts, as `--template`, `--examples` and `--shots` say.
 
     Raises:
       InputError: a template that is none, one of the three without the others, or examples that
         cannot be read, lack a column or are too few.
     """
+    from t5lite.data.files.line_texts import LineTexts, few_shot
+
     template = None if arguments.template is None else Template(arguments.template)
     slot = template is not None and SHOTS in template.slots
     if len({slot, arguments.examples is not None, arguments.shots is not None}) > 1:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from t5lite.commands.examples import check_output, given, output
 from t5lite.commands.placement import add_model, placed
 from t5lite.data.files.readers import Line, Row
-from t5lite.data.input_format import InputFormat, text_in
 from t5lite.errors import InputError
 from t5lite.inference.batch_job import Failures, answered, write_line
 
@@ -70,6 +69,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     check_output(arguments.output_file, [".jsonl"])
     lines, num_bytes = given(_rows(arguments), arguments.input_file)
 
+    from t5lite.data.input_format import InputFormat, text_in
     from t5lite.inference.batching import check_count
     from t5lite.inference.scoring import Scorer
     from t5lite.reporting.bars import Bar

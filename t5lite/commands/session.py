@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from t5lite.data.files.line_texts import LineTexts
 from t5lite.data.files.readers import Line
 from t5lite.errors import InputError, unknown
 from t5lite.inference.options import FLAGS, Options
 
 if TYPE_CHECKING:
+    from t5lite.data.files.line_texts import LineTexts
     from t5lite.inference.generator import Generator
 
 HELP = """\
@@ -23,7 +23,7 @@ Ctrl-C           stops an answer
 Ctrl-D           ends the session"""
 
 
-def converse(generator: "Generator", prompts: LineTexts, chosen: dict[str, Any]) -> int:
+def converse(generator: "Generator", prompts: "LineTexts", chosen: dict[str, Any]) -> int:
     """Answers what is typed until its end; returns the exit code.
 
     Args:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from t5lite.data.files.tfds_files import PREFIX, tfds_file
 from t5lite.data.paths import cache_folder, whole_file
 from t5lite.errors import InputError, unknown
 
@@ -99,7 +98,9 @@ def file_id(path: str) -> tuple[int, int]:
 
 
 def _matches(path: str, field: str) -> list[str]:
-    if path.startswith(PREFIX):
+    if path.startswith("tfds:"):
+        from t5lite.data.files.tfds_files import tfds_file  # only now: it needs NumPy
+
         return [tfds_file(path)]
     if "://" in path:
         raise InputError(
