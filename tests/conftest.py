@@ -3,6 +3,8 @@
 import gc
 import importlib.metadata
 import os
+import resource
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = [
@@ -25,6 +27,23 @@ install_import_hook(["t5lite.layers", "t5lite.models", "t5lite.decoding"], "shap
 gc.set_threshold(50_000, 50, 100)  # traces are many objects, and few of them garbage
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+_STATM = Path("/proc/self/statm")  # Linux
+_room = {"bytes": 4e9}  # of a worker, until its compiled functions are dropped
+
+
+@pytest.hookimpl
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Drops compiled functions now and then: by the end of the suite they would be 10 GB."""
+    if nextitem is not None and _STATM.exists() and _resident_bytes() > _room["bytes"]:
+        jax.clear_caches()
+        gc.collect()
+        _room["bytes"] = max(_room["bytes"], _resident_bytes() + 1e9)
+
+
+def _resident_bytes() -> int:
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
