@@ -60,8 +60,10 @@ def marian(tmp_path):
 
 def test_sources_and_targets_have_pieces_of_their_own(marian):
     assert isinstance(marian, Vocabulary)
-    assert (marian.zero_is_token, marian.eos_id) == (True, 0)
-    assert marian.pad_id == marian.size - 1
+    assert (marian.pad_id, marian.eos_id) == (marian.size - 1, 0)
+    for token in range(marian.size):
+        assert marian.id_of(marian.piece(token)) == token
+    assert marian.id_of("no such piece") is None
     for text in TARGETS:
         ids = marian.targets.encode(text)
         assert marian.decode([*ids, marian.pad_id, 0, 5]) == text
@@ -134,4 +136,4 @@ def test_tokens_without_an_id_are_named(tmp_path):
         MappedSentencePiece(tmp_path / "a.model", ids, tokens=TOKENS)
     tokens = {name: TOKENS[name] for name in ("eos", "unk")}
     found = MappedSentencePiece(tmp_path / "a.model", ids, tokens=tokens)
-    assert (found.zero_is_token, found.pad_id, found.frame([7])) == (True, -1, [7])
+    assert (found.pad_id, found.frame([7])) == (-1, [7])

@@ -98,6 +98,8 @@ def test_sentinels_are_the_last_ids_descending_and_read_in_text(vocabulary):
     pieces = [vocabulary.piece(np.int32(token)) for token in range(vocabulary.size)]
     assert len(set(pieces)) == vocabulary.size
     assert vocabulary.piece(vocabulary.size) == f"<id_{vocabulary.size}>"
+    assert [vocabulary.id_of(piece) for piece in pieces] == [*range(vocabulary.size)]
+    assert vocabulary.id_of("no such piece") is None
 
 
 def test_saving_loading_copying_and_seqio_give_the_same_ids(vocabulary, tmp_path):
@@ -160,33 +162,33 @@ def test_an_offset_makes_room_for_padding(json_file):
 
 def test_id_0_may_be_a_token_of_the_text(json_file, vocab_file):
     own = HuggingFaceTokenizer(json_file)
-    assert (own.zero_is_token, own.pad_id, own.piece(0)) == (True, -1, "!")
+    assert (own.pad_id, own.piece(0)) == (-1, "!")
     assert own.encode("!the!")[::3][0] == 0
     for text in ["!", "!!", *TEXTS]:
         assert own.decode(own.encode(text)) == text
     twin = own.as_seqio()
     assert (twin.pad_id, twin.encode("!!"), twin.decode([0, 0])) == (-1, [0, 0], "!!")
     for vocabulary in (HuggingFaceTokenizer(json_file, offset=1), WordPiece(vocab_file)):
-        assert (vocabulary.zero_is_token, vocabulary.pad_id) == (False, 0)
+        assert vocabulary.pad_id == 0
 
 
 @pytest.mark.parametrize(
     ("tokens", "options", "expected"),
     [
-        (["<s>", "<pad>", "</s>", "<unk>"], {}, (True, 1, 2, 0)),  # RoBERTa
-        (["</s>", "<unk>", "<pad>"], {}, (True, 2, 0, None)),  # Marian
-        (["<unk>", "<s>", "</s>"], {}, (True, -1, 2, 1)),  # LLaMA
-        (["<unk>", "<s>", "</s>"], {"pad": "<unk>"}, (True, -1, 2, 1)),
-        (["<|endoftext|>", "<|padding|>"], {}, (True, 1, 0, None)),  # GPT-NeoX
-        (["<pad>", "</s>", "<unk>"], {}, (False, 0, 1, None)),  # T5
-        (["@", "%", "<eod>"], {"pad": "@", "eos": "<eod>", "bos": "%"}, (False, 0, 2, 1)),
+        (["<s>", "<pad>", "</s>", "<unk>"], {}, (1, 2, 0)),  # RoBERTa
+        (["</s>", "<unk>", "<pad>"], {}, (2, 0, None)),  # Marian
+        (["<unk>", "<s>", "</s>"], {}, (-1, 2, 1)),  # LLaMA
+        (["<unk>", "<s>", "</s>"], {"pad": "<unk>"}, (-1, 2, 1)),
+        (["<|endoftext|>", "<|padding|>"], {}, (1, 0, None)),  # GPT-NeoX
+        (["<pad>", "</s>", "<unk>"], {}, (0, 1, None)),  # T5
+        (["@", "%", "<eod>"], {"pad": "@", "eos": "<eod>", "bos": "%"}, (0, 2, 1)),
     ],
 )
 def test_what_pads_begins_and_ends_is_read_off_the_names(tokens, options, expected):
     model = tokenizers.models.WordLevel({token: i for i, token in enumerate(tokens)}, "<unk>")
     content = tokenizers.Tokenizer(model).to_str()
     found = HuggingFaceTokenizer.from_json(content, "names", **options)
-    assert (found.zero_is_token, found.pad_id, found.eos_id, found.bos_id) == expected
+    assert (found.pad_id, found.eos_id, found.bos_id) == expected
     assert found.unk_id == (tokens.index("<unk>") if "<unk>" in tokens else -1)
 
 

@@ -83,6 +83,9 @@ def test_every_id_has_a_piece_and_ids_beyond_the_vocabulary_do_no_harm(vocabular
     assert len(set(pieces)) == vocabulary.size
     assert pieces[:3] == ["<pad>", "</s>", "<unk>"]
     assert vocabulary.piece(vocabulary.size) == f"<id_{vocabulary.size}>"
+    assert [vocabulary.id_of(piece) for piece in pieces] == [*range(vocabulary.size)]
+    for piece in ("no such piece", vocabulary.piece(vocabulary.size), ""):
+        assert vocabulary.id_of(piece) is None
     assert "banana" in vocabulary.decode([vocabulary.size + 27, *vocabulary.encode("banana")])
 
 

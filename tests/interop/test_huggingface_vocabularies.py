@@ -54,7 +54,6 @@ def test_ids_are_those_of_transformers(name, tmp_path):
             assert vocabulary.decode(ids) == said
     bert = name.startswith("bert")
     assert vocabulary.eos_id == (3 if bert else case["eos"])
-    assert vocabulary.zero_is_token == (case["pad"] != 0)
     assert vocabulary.pad_id == (-1 if case["pad"] is None else case["pad"])
     if case["mask"] is not None:
         assert vocabulary.mask_id == case["mask"]
@@ -67,7 +66,7 @@ def same(one, other):
     for text in TEXTS:
         assert one.encode(text) == other.encode(text)
         assert one.frame(one.encode(text)) == other.frame(other.encode(text))
-    for name in ("size", "num_sentinels", "eos_id", "unk_id", "pad_id", "zero_is_token"):
+    for name in ("size", "num_sentinels", "eos_id", "unk_id", "pad_id"):
         assert getattr(one, name) == getattr(other, name), name
     for name in ("bos_id", "mask_id"):
         assert getattr(one, name, None) == getattr(other, name, None), name
@@ -143,7 +142,7 @@ def test_an_offset_moves_templates_and_unigrams_too(tmp_path):
         write_vocabulary(tmp_path, shifted)
         found = read_vocabulary(tmp_path)
         assert found.frame(found.encode("ab?")) == [3, 4, 5, 1, 2]
-        assert (found.unk_id, found.pad_id, found.zero_is_token) == (1, 0, False)
+        assert (found.unk_id, found.pad_id) == (1, 0)
 
 
 def test_tokens_that_were_added_have_their_ids(tmp_path):
@@ -216,7 +215,7 @@ def test_what_has_no_tokenizer_or_an_unknown_one(tmp_path):
 def test_what_transformers_has_no_class_for_is_refused(tmp_path):
     read = read_vocabulary(folder_of("llama", tmp_path))
     llama = SentencePiece(tmp_path / "tokenizer.model", num_sentinels=0)
-    assert (llama.zero_is_token, llama.pad_id, llama.eos_id) == (True, -1, 2)
+    assert (llama.pad_id, llama.eos_id) == (-1, 2)
     write_vocabulary(tmp_path / "sentencepiece", llama)
     found = read_vocabulary(tmp_path / "sentencepiece")
     for text in TEXTS:

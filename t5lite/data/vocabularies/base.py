@@ -28,10 +28,9 @@ class Vocabulary(Protocol):
     Attributes:
       size: number of ids, sentinels included.
       num_sentinels: how many of the last ids are sentinels.
-      pad_id: what stands for no token: 0, as everywhere in SeqIO, or where `zero_is_token` the
-        file's own, -1 if it has none.
-      zero_is_token: whether id 0 is a token like any other. Rows are filled up with 0 all the same,
-        so that only their segment ids say which places hold tokens.
+      pad_id: what stands for no token: 0, as everywhere in SeqIO, or where id 0 is a token like any
+        other the file's own, -1 if it has none. Rows are filled up with 0 all the same: their
+        segment ids say which positions hold tokens.
       eos_id: end of sequence.
       unk_id: what the vocabulary cannot express; -1 where it expresses everything.
       bos_id: begin of sequence; None if there is none.
@@ -45,7 +44,6 @@ class Vocabulary(Protocol):
     eos_id: int
     unk_id: int
     fingerprint: str
-    zero_is_token: bool = False
     bos_id: int | None = None
     mask_id: int | None = None
 
@@ -96,6 +94,10 @@ class Vocabulary(Protocol):
     def piece(self, token_id: int) -> str:
         """Returns one id in readable form."""
         ...
+
+    def id_of(self, piece: str) -> int | None:
+        """Returns the id whose `piece` this is, the inverse of `piece`; None if there is none."""
+        return next((token for token in range(self.size) if self.piece(token) == piece), None)
 
     def as_seqio(self) -> Any:
         """Returns SeqIO's vocabulary with the same ids (imports TensorFlow)."""

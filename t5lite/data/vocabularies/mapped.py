@@ -78,8 +78,7 @@ class MappedSentencePiece(Vocabulary):
         self.bos_id, self.mask_id = (
             ids[tokens[name]] if name in tokens else None for name in ("bos", "mask")
         )
-        pad_id = ids[tokens["pad"]] if "pad" in tokens else -1
-        self.zero_is_token, self.pad_id = pad_id != 0, pad_id
+        self.pad_id = ids[tokens["pad"]] if "pad" in tokens else -1
         described = json.dumps([self._options, self.ids], sort_keys=True).encode()
         content = b"".join([described, *self.models])
         self.fingerprint = fingerprint_of(type(self).__name__, 0, content)
@@ -155,6 +154,9 @@ class MappedSentencePiece(Vocabulary):
 
     def piece(self, token_id: int) -> str:
         return self._pieces.get(int(token_id), f"<id_{int(token_id)}>")
+
+    def id_of(self, piece: str) -> int | None:
+        return self.ids.get(piece)
 
     def as_seqio(self) -> Any:
         from t5lite.data.vocabularies.seqio_class import seqio_class

@@ -48,8 +48,7 @@ class SentencePiece(Vocabulary):
         self.num_sentinels = own or num_sentinels
         self.size = self._processor.get_piece_size()
         first = self._processor.id_to_piece(0)
-        self.zero_is_token = self._processor.pad_id() != 0 and not PADDING.fullmatch(first)
-        self.pad_id = self._processor.pad_id() if self.zero_is_token else 0
+        self.pad_id = 0 if PADDING.fullmatch(first) else self._processor.pad_id()
         self.eos_id, self.unk_id = self._processor.eos_id(), self._processor.unk_id()
         if self.eos_id < 0:
             raise InputError(f"{self.model_file} has no end-of-sequence piece; train it with one")
@@ -75,6 +74,10 @@ class SentencePiece(Vocabulary):
     def piece(self, token_id: int) -> str:
         token = int(token_id)
         return self._processor.id_to_piece(token) if 0 <= token < self.size else f"<id_{token}>"
+
+    def id_of(self, piece: str) -> int | None:
+        token = self._processor.piece_to_id(piece)  # of the unknown token where there is none
+        return token if self.piece(token) == piece else None
 
     def as_seqio(self) -> Any:
         return import_seqio().SentencePieceVocabulary(self.model_file, extra_ids=self._num_added)

@@ -105,8 +105,8 @@ class _Tokenizer(Vocabulary):
         if pad_id in (self.eos_id, self.bos_id, self.unk_id):
             pad_id = None  # a token that texts have too cannot be told from it
         first = None if offset else tokenizer.id_to_token(0)
-        self.zero_is_token = not (first is None or pad_id == 0 or PADDING.fullmatch(first))
-        self.pad_id = (-1 if pad_id is None else pad_id) if self.zero_is_token else 0
+        zero_is_padding = first is None or pad_id == 0 or PADDING.fullmatch(first)
+        self.pad_id = 0 if zero_is_padding else -1 if pad_id is None else pad_id
         described = json.dumps(self._options, sort_keys=True).encode()
         kind = type(self).__name__
         self.fingerprint = fingerprint_of(kind, self.num_sentinels, described + content)
@@ -183,6 +183,9 @@ class _Tokenizer(Vocabulary):
             return "<pad>"
         piece = self._tokenizer.id_to_token(token) if token >= 0 else None
         return f"<id_{int(token_id)}>" if piece is None else piece
+
+    def id_of(self, piece: str) -> int | None:
+        return 0 if self.offset and piece == "<pad>" else self._first_of([piece])
 
     def as_seqio(self) -> Any:
         from t5lite.data.vocabularies.seqio_class import seqio_class
