@@ -70,7 +70,9 @@ def model_of(topology):
 def state_of(topology):
     @jax.jit
     def init(key):
-        return training.initial_state(model_of(topology).init(key), OPTIMIZER, rng=key)
+        params = model_of(topology).init(key)
+        extra = training.Update().extra(params)
+        return training.initial_state(params, OPTIMIZER, rng=key, extra=extra)
 
     return init(jax.random.key(0))
 
@@ -220,7 +222,8 @@ def test_a_decoder_sees_later_inputs_only_where_that_is_chosen(bidirectional):
     objective = objectives.bind(objectives.Seq2Seq(**chosen), model)
     inputs, targets = np.arange(10, 16, dtype=np.int32), np.arange(20, 24, dtype=np.int32)
     row = objectives.join_pair({"inputs": inputs, "targets": targets})
-    batch = objective.batch({name: values[None] for name, values in row.items()})
+    specs = objective.rows({"inputs": inputs.size, "targets": targets.size})
+    batch = objective.batch(data.packing.pad([row], specs))
     assert ("decoder_causal_attention" in batch) == bidirectional
 
     @jax.jit

@@ -173,7 +173,7 @@ def test_examples_are_shown_with_names(tmp_path):
         data(tmp_path, ["pos", "neu"]), Classification(), split="train", count=5, seed=0
     )
     assert {text.split("→ ")[1] for text in texts} <= {"pos", "neu"}
-    example = {"inputs": np.array([100, 101, 1]), "labels": np.array([1, 2, 0])}
+    example = {"inputs": np.array([100, 101, 1]), "labels": np.array([0, 1, -1])}
     assert TokenLabels().show(example, Bytes(), ["O", "X"])[1] == "b=X"
     assert Regression().show_labels(np.array([1.5, 2]), ["x", "y"]) == "x=1.5 y=2"
 

@@ -578,8 +578,8 @@ def test_single_numbers_are_sequences_of_one(seqio, tf, make_task):
     batches.close()
     assert {"inputs", "labels", "score"} <= set(batch)  # one example a row, though pack is True
     sizes = np.count_nonzero(batch["inputs"], axis=1)
-    np.testing.assert_array_equal(batch["labels"].ravel(), sizes)
-    np.testing.assert_array_equal(batch["score"].ravel(), sizes.astype(np.float32) / 2)
+    np.testing.assert_array_equal(batch["labels"], sizes[:, None, None])
+    np.testing.assert_array_equal(batch["score"], sizes[:, None, None].astype(np.float32) / 2)
     assert batch["score"].dtype == np.float32
     assert {name: each.shape for name, each in data.batch_shapes(Labelled()).items()} == {
         name: each.shape for name, each in batch.items()

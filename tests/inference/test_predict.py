@@ -123,7 +123,7 @@ def metrics_of(loaded, objective, data):
     (batch,) = list(data.validation_batches(objective))
     batch = {name: jnp.asarray(rows) for name, rows in batch.items()}
     _, metrics = objective.loss(loaded.model, loaded.params, batch)
-    said, _ = objective.ask(loaded.model, loaded.params, batch)
+    said, _ = objective.output(loaded.model, loaded.params, batch)
     means = {name: float(total / weight) for name, (total, weight) in metrics.items()}
     return means, np.asarray(said), batch
 
