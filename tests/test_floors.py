@@ -294,6 +294,48 @@ def test_private_names_are_found(tmp_path, text, expected):
     assert [line.rpartition(" ")[2] for line in private_imports(tmp_path)] == expected
 
 
+SPELLING_TESTS = {"startswith", "endswith", "removeprefix", "removesuffix", "fullmatch"}
+ARRAY_NAMES = re.compile(
+    r"label.*|(encoder|decoder|input|target)s?_.*"
+    r"|.*_(tokens|segment_ids|positions|loss_weights|lengths|labels)"
+)
+
+
+def spelling_guesses(tree: ast.AST) -> Iterator[int]:
+    """Yields the lines where what an array of a batch is gets guessed from its name's spelling."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr in SPELLING_TESTS:
+            parts = [inner for each in node.args for inner in ast.walk(each)]
+            texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+            if any(isinstance(text, str) and ARRAY_NAMES.fullmatch(text) for text in texts):
+                yield node.lineno
+
+
+def test_no_array_is_known_by_the_spelling_of_its_name():
+    """Objectives declare them: `rows`, `axes`, `token_arrays` and `limits`."""
+    wrong = []
+    for path in sorted((ROOT / "t5lite").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        wrong += [f"{path.relative_to(ROOT)}:{line}" for line in spelling_guesses(tree)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[x for name in batch\n if name.endswith('_tokens')]", [2]),
+        ("name.startswith('label')", [1]),
+        ("name.endswith(('_segment_ids', '_b'))", [1]),
+        ("name.startswith(f'encoder_{kind}')", [1]),
+        ("name.endswith('.gin') or name == 'labels' or 'labels' in batch", []),
+    ],
+)
+def test_spelling_guesses_are_found(text, expected):
+    assert [*spelling_guesses(ast.parse(text))] == expected
+
+
 def test_gin_and_configs_are_no_packages():
     """A gin/ folder with an __init__.py would shadow the library."""
     found = [path for kind in ("gin", "configs") for path in (ROOT / kind).rglob("*.py")]
@@ -327,9 +369,6 @@ def test_no_error_text_is_matched_above_the_rooms():
             tree = ast.parse(path.read_text(encoding="utf-8"))
             wrong += [f"{path.relative_to(ROOT)}:{line}" for line in matched_errors(tree)]
     assert wrong == []
-
-
-MATCHING = {"startswith", "endswith", "find", "index", "split", "partition", "removeprefix"}
 
 
 def matched_errors(tree: ast.AST) -> Iterator[int]:

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 
 from t5lite.data.paths import check_folder
 from t5lite.errors import InputError
-from t5lite.experiment.cost import step_flops, token_lengths
+from t5lite.experiment.cost import num_positions, step_flops, token_lengths
 from t5lite.experiment.experiment import Experiment
 from t5lite.experiment.preview import Preview, balance_lines, batch_lines, example_lines, look
 from t5lite.experiment.run_folder import check_files
@@ -72,10 +72,13 @@ def report(experiment: Experiment, *, examples: int = 5, split: str = "train") -
     parameters = parameter_lines(program, axes)
     sections["the model"] = [*parameters, *(["", *wrapped("note: ", note)] if note else [])]
     footprint = experiment.footprint(program)
+    positions = num_positions(experiment.bound, program.batch)
     sections["the cost"] = [
         *memory_lines(program, axes, layout=experiment.layout),
         "",
-        *footprint.lines(stream_bytes(experiment.spec, experiment.compute, program.batch)),
+        *footprint.lines(
+            stream_bytes(experiment.spec, experiment.compute, num_positions=positions)
+        ),
         *arithmetic_lines(
             step_flops(experiment.spec, experiment.bound, program.batch), tokens=tokens
         ),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.experiment.cost import step_flops
+from t5lite.experiment.cost import num_positions, step_flops
 from t5lite.experiment.experiment import Experiment
 from t5lite.experiment.step_facts import facts
 from t5lite.parallel import make_mesh, process_rows
@@ -139,7 +139,11 @@ def search(
         return varied(experiment, changes).program(abstract(mesh))
 
     batch = experiment.data.batch_shapes(experiment.bound)
-    stream = stream_bytes(experiment.spec, experiment.compute, batch)
+    stream = stream_bytes(
+        experiment.spec,
+        experiment.compute,
+        num_positions=num_positions(experiment.bound, batch),
+    )
     devices = on.num_chips * on.chip.devices
     order, cannot = candidates(
         program,

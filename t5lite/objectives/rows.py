@@ -118,8 +118,9 @@ def with_segments(batch: Rows) -> Batch:
       batch: arrays `[batch, length]` under SeqIO's names, 0 on padding. Those of packed batches
         keep their segment ids and lose their positions, which models derive.
     """
-    named = {name: rows for name, rows in batch.items() if not name.endswith("_positions")}
+    named = dict(batch)
     for side in ("encoder", "decoder"):
+        named.pop(f"{side}_positions", None)
         # A decoder's first input may be 0: its targets tell tokens from padding.
         names = [f"{side}_{name}_tokens" for name in ("target", "input")]
         tokens = [batch[name] for name in names[side == "encoder" :] if name in batch]

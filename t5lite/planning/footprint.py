@@ -1,8 +1,7 @@
 """Memory of a run against that of the local devices, and advice to save some."""
 
 import contextlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -118,20 +117,17 @@ class Footprint:
         return "\n  ".join([message, *list(advice)[:_MOST]])
 
 
-def stream_bytes(spec: ModelSpec, compute: ComputeSpec, batch: Mapping[str, Any]) -> float:
+def stream_bytes(spec: ModelSpec, compute: ComputeSpec, *, num_positions: int) -> float:
     """Returns the bytes of the residual stream at each layer: what every policy keeps of a batch.
 
     Args:
       spec: of the model.
       compute: gives the type of activations.
-      batch: the global batch, or its shapes.
+      num_positions: of the global batch, padding included.
     """
     stacks = [stack for stack in (spec.encoder, spec.decoder) if stack is not None]
     num_layers = sum(stack.num_layers for stack in stacks) / len(stacks)
-    tokens = sum(
-        math.prod(rows.shape[:2]) for name, rows in batch.items() if name.endswith("_input_tokens")
-    )
-    return num_layers * tokens * spec.embed * compute.jax_dtype.itemsize
+    return num_layers * num_positions * spec.embed * compute.jax_dtype.itemsize
 
 
 def savings(

@@ -347,7 +347,9 @@ def test_an_id_that_the_model_has_no_embedding_for(name, tmp_path):
     example = {"inputs": np.arange(2, 6), "targets": np.arange(2, 6)}
     example[name] = np.array([3, VOCAB])
     data = ArrayData([example] * 9, lengths={"inputs": 8, "targets": 8}, batch_size=8)
-    with pytest.raises(InputError, match=f"token id {VOCAB}.* only {VOCAB} embeddings"):
+    with pytest.raises(
+        InputError, match=f"tokens holds the id {VOCAB}, .* only {VOCAB} embeddings"
+    ):
         train(tmp_path, data=data, model=SMALL)
 
 

@@ -76,9 +76,8 @@ def test_sums_over_rows_are_float32_and_travel_as_asked(gradient_dtype):
     scattered = dtypes(found, "reduce_scatter")
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(program.state.params)]
     matrices = [path for path in paths if path[-1].key in ("kernel", "embedding")]
-    # One for each matrix and table, and one more for the table that the logits share; positions
-    # are the same for all rows, whose number is not that of devices.
-    assert len(scattered) == len(matrices) + 1 - 1
+    # One for each matrix and table, and one more for the table that the logits share.
+    assert len(scattered) == len(matrices) + 1
     assert set(scattered) == {travels}
     # What travels was added up in float32 on each device.
     parts = [each for each in found if each.primitive.name == "shard_map"]

@@ -87,7 +87,9 @@ def batch_of(topology):
     sides = topology.split("_")
     batch = {f"{side}_input_tokens": tokens() for side in sides}
     side = sides[-1]
-    return batch | {f"{side}_target_tokens": tokens(), f"{side}_loss_weights": weights}
+    segments = {f"{side}_segment_ids": np.ones((BATCH, LENGTH), np.int32) for side in sides}
+    batch |= {f"{side}_target_tokens": tokens(), f"{side}_loss_weights": weights}
+    return batch | segments
 
 
 def program_of(topology, layout, devices, *, experts=False, update=Update()):

@@ -51,6 +51,9 @@ class Product(Objective):
     def axes(self):
         return {"features": ("batch",)}
 
+    def limits(self, model):
+        return {}
+
     def weights(self, batch):
         return {"product": jnp.float32(batch["features"].size)}
 
@@ -103,7 +106,7 @@ def test_only_metrics_of_the_step_before_are_waited_for(tmp_path):
     kept = []
     mesh, data = make_mesh(LAYOUT, jax.devices()[:1]), mock.Mock(batch_size=2)
     duration, batches = Duration(STEPS), Features()
-    run = Run(str(tmp_path), None, None, data, LAYOUT, mesh, STEPS, say=lambda text: None)
+    run = Run(str(tmp_path), None, Product(), data, LAYOUT, mesh, STEPS, say=lambda text: None)
     ledger = Ledger(run, Meter(), Progress(duration, active=False))
     checkpointer = mock.Mock(**{"is_best.return_value": False})
     saver = Saver(checkpointer, run=run, batches=batches, ledger=ledger, every=10 * STEPS)
