@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, family, labels, modules
+from t5lite.interop.huggingface.families import encoder_only, family, labels
 from t5lite.interop.huggingface.families.activations import activation
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
@@ -15,15 +15,30 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec
 
-NAMES = encoder_only.layer_names(
-    query="attention.query",
-    key="attention.key",
-    value="attention.value",
-    output="attention.dense",
-    attention_norm="attention.LayerNorm",
-    up="ffn",
-    down="ffn_output",
-    mlp_norm="full_layer_layer_norm",
+NAMES = encoder_only.Names(
+    "Albert",
+    "albert.",
+    encoder_only.layer_names(
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        output="attention.dense",
+        attention_norm="attention.LayerNorm",
+        up="ffn",
+        down="ffn_output",
+        mlp_norm="full_layer_layer_norm",
+    ),
+    (
+        "predictions.dense",
+        "predictions.LayerNorm",
+        "predictions.decoder.weight",
+        "predictions.bias",
+        "predictions.decoder.bias",
+    ),
+    pooler="pooler",
+    text_pooler="albert.pooler",
+    classifier="classifier",
+    projection="encoder.embedding_hidden_mapping_in",
 )
 # What transformers' config class fills in.
 DEFAULTS: dict[str, Any] = {
@@ -91,20 +106,13 @@ HEADS: dict[str, family.Heads] = {
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    content, encoder = encoder_only.fields(spec), family.stack_of(spec, "encoder")
-    kinds = {type(head): head for head in spec.heads}
-    suffix = "ForMaskedLM" if MaskedLMHeadSpec in kinds else "Model"
-    for kind, head in kinds.items():
-        if kind in labels.SUFFIXES:
-            both = MaskedLMHeadSpec in kinds and kind is ClassificationHeadSpec
-            suffix = "ForPreTraining" if both else labels.SUFFIXES[kind]
-            content |= labels.fields(head)
-            if hasattr(head, "dropout_rate"):
-                content["classifier_dropout_prob"] = head.dropout_rate
+    content = encoder_only.fields(spec, "Albert", rate="classifier_dropout_prob")
+    if {MaskedLMHeadSpec, ClassificationHeadSpec} <= {type(head) for head in spec.heads}:
+        content["architectures"] = ["AlbertForPreTraining"]
+    encoder = family.stack_of(spec, "encoder")
     inner = len(encoder.blocks)
     turns = encoder.num_layers // inner
     return content | {
-        "architectures": [f"Albert{suffix}"],
         "num_hidden_layers": turns,
         "num_hidden_groups": 1 if encoder.shared_layers else turns,
         "inner_group_num": inner,
@@ -115,40 +123,15 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, kinds = family.stack_of(spec, "encoder"), {type(head) for head in spec.heads}
-    masked = MaskedLMHeadSpec in kinds
-    result = encoder_only.embedding_tensors(
-        spec,
-        "albert.",
-        projection="encoder.embedding_hidden_mapping_in",
-        aliases=("predictions.decoder.weight",) if masked else (),
-    )
-    inner = len(encoder.blocks)
+    inner, names = len(family.stack_of(spec, "encoder").blocks), NAMES
+    if any(isinstance(head, MaskedLMHeadSpec) for head in spec.heads):
+        names = dataclasses.replace(names, classifier="sop_classifier.classifier")
 
     def layer_name(layer: int) -> str:
         group, number = divmod(layer, inner)
         return f"albert.encoder.albert_layer_groups.{group}.albert_layers.{number}"
 
-    num_layers = inner if encoder.shared_layers else None
-    result += modules.stack_tensors(
-        encoder, "encoder", spec.embed, layer_name, NAMES, num_layers=num_layers
-    )
-    result += encoder_only.masked_lm_tensors(
-        spec,
-        "predictions.dense",
-        "predictions.LayerNorm",
-        "predictions.bias",
-        "predictions.decoder.bias",
-    )
-    if PoolerHeadSpec in kinds:
-        sizes = (spec.embed, spec.embed)
-        result += modules.linear("albert.pooler", "pooler_head/dense", *sizes, use_bias=True)
-    for head in spec.heads:
-        for tensor in labels.tensors(head, spec.embed, pooler="albert.pooler"):
-            if masked and tensor.name.startswith("classifier."):
-                tensor = dataclasses.replace(tensor, name=f"sop_classifier.{tensor.name}")
-            result.append(tensor)
-    return result
+    return encoder_only.tensors(spec, names, layer_name)
 
 
 FAMILIES = {
@@ -157,7 +140,6 @@ FAMILIES = {
         config,
         tensors,
         "Albert",
-        HEADS,
         prefix="albert.",
         ignored=(
             # Buffers, and what the released files have beside the masked-LM head.

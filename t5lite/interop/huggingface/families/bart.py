@@ -279,7 +279,6 @@ def _family(model_type: str) -> family.Family:
         config,
         tensors,
         ARCHITECTURES[model_type][0],
-        heads(model_type),
         prefix="model.",
         ignored=(r"model\.(encoder|decoder)\.version",),  # fairseq's
     )

@@ -1,17 +1,17 @@
 """BERT, RoBERTa, XLM-RoBERTa and DistilBERT: one architecture, with tensors of other names."""
 
 import dataclasses
-import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, family, labels, modules
+from t5lite.interop.huggingface.families import encoder_only, family, labels
 from t5lite.interop.huggingface.families.activations import activation
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
+    ClassificationHeadSpec,
     HeadSpec,
-    MaskedLMHeadSpec,
     NormalInitSpec,
     PoolerHeadSpec,
+    RegressionHeadSpec,
     TruncatedNormalInitSpec,
 )
 from t5lite.models import ModelSpec
@@ -27,33 +27,6 @@ _DISTILBERT_FIELDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """The names of a `model_type`'s classes, config fields and tensors.
-
-    Args:
-      classes: what its architectures begin with.
-      prefix: of the base model's tensors.
-      layer: of a layer's.
-      sublayers: of a layer's modules.
-      masked_lm: of that head: dense, norm, bias, and the aliases of table and bias.
-      pooler: of the linear layer before a text's labels.
-      pooler_activation: of that layer.
-      classifier: of the linear layer that gives them.
-      defaults: of the config's class, where it is not BERT's.
-    """
-
-    classes: str
-    prefix: str
-    layer: str
-    sublayers: dict[str, Any]
-    masked_lm: dict[str, str]
-    pooler: str
-    pooler_activation: str = "tanh"
-    classifier: str = "classifier"
-    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
 LAYER = encoder_only.layer_names(
     query="attention.self.query",
     key="attention.self.key",
@@ -64,46 +37,36 @@ LAYER = encoder_only.layer_names(
     down="output.dense",
     mlp_norm="output.LayerNorm",
 )
-_BERT = Names(
-    "Bert",
-    "bert.",
-    "encoder.layer",
-    LAYER,
-    {
-        "dense": "cls.predictions.transform.dense",
-        "norm": "cls.predictions.transform.LayerNorm",
-        "bias": "cls.predictions.bias",
-        "bias_alias": "cls.predictions.decoder.bias",
-        "table_alias": "cls.predictions.decoder.weight",
-    },
-    pooler="bert.pooler.dense",
-)
-_ROBERTA = Names(
-    "Roberta",
-    "roberta.",
-    "encoder.layer",
-    LAYER,
-    {
-        "dense": "lm_head.dense",
-        "norm": "lm_head.layer_norm",
-        "bias": "lm_head.bias",
-        "bias_alias": "lm_head.decoder.bias",
-        "table_alias": "lm_head.decoder.weight",
-    },
-    pooler="classifier.dense",
-    classifier="classifier.out_proj",
-    defaults={"vocab_size": 50265, "pad_token_id": 1},
-)
 NAMES = {
-    "bert": _BERT,
-    "roberta": _ROBERTA,
-    "xlm-roberta": dataclasses.replace(
-        _ROBERTA, classes="XLMRoberta", defaults={"vocab_size": 30522, "pad_token_id": 1}
+    "bert": encoder_only.Names(
+        "Bert",
+        "bert.",
+        LAYER,
+        (
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.decoder.weight",
+            "cls.predictions.bias",
+            "cls.predictions.decoder.bias",
+        ),
+        text_pooler="bert.pooler.dense",
+        classifier="classifier",
     ),
-    "distilbert": Names(
+    "roberta": encoder_only.Names(
+        "Roberta",
+        "roberta.",
+        LAYER,
+        (
+            "lm_head.dense",
+            "lm_head.layer_norm",
+            "lm_head.decoder.weight",
+            "lm_head.bias",
+            "lm_head.decoder.bias",
+        ),
+    ),
+    "distilbert": encoder_only.Names(
         "DistilBert",
         "distilbert.",
-        "transformer.layer",
         encoder_only.layer_names(
             query="attention.q_lin",
             key="attention.k_lin",
@@ -114,18 +77,13 @@ NAMES = {
             down="ffn.lin2",
             mlp_norm="output_layer_norm",
         ),
-        {
-            "dense": "vocab_transform",
-            "norm": "vocab_layer_norm",
-            "bias": "vocab_projector.bias",
-            "bias_alias": "",
-            "table_alias": "vocab_projector.weight",
-        },
-        pooler="pre_classifier",
-        pooler_activation="relu",
-        defaults={"num_hidden_layers": 6, "type_vocab_size": None},
+        ("vocab_transform", "vocab_layer_norm", "vocab_projector.weight", "vocab_projector.bias"),
+        layer="transformer.layer",
+        text_pooler="pre_classifier",
+        classifier="classifier",
     ),
 }
+NAMES["xlm-roberta"] = dataclasses.replace(NAMES["roberta"], classes="XLMRoberta")
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
     "hidden_size": 768,
@@ -139,18 +97,25 @@ _DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "pad_token_id": 0,
 }
+# Where they are not BERT's.
+_OWN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {"vocab_size": 50265, "pad_token_id": 1},
+    "distilbert": {"num_hidden_layers": 6},
+    "xlm-roberta": {"pad_token_id": 1},
+}
 
 
-def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
-    names = NAMES[model_type]
+    model_type = config["model_type"]
     fields = dict(config)
     if model_type == "distilbert":
         fields |= {
             ours: fields[theirs] for ours, theirs in _DISTILBERT_FIELDS.items() if theirs in fields
         }
         fields |= {"type_vocab_size": None, "layer_norm_eps": 1e-12}
-    config = {**_DEFAULTS, **names.defaults, **fields}
+    config = {**_DEFAULTS, **_OWN_DEFAULTS[model_type], **fields}
     encoder_only.check(config)
     family.check_fields(config, sinusoidal_pos_embds=(False, True, None))  # a table in either case
     offset = config["pad_token_id"] + 1 if "roberta" in model_type else 0
@@ -161,51 +126,46 @@ def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec
         vocab=config["vocab_size"],
         embed=config["hidden_size"],
         encoder=encoder_only.stack(config, config["num_hidden_layers"], offset=offset),
-        heads=family.heads_of(names.classes, _heads(names), config, source),
+        heads=family.heads_of(NAMES[model_type].classes, _heads(model_type), config, source),
         num_token_types=config["type_vocab_size"] or None,
         init=kind(config.get("initializer_range", 0.02)),
     )
 
 
-def _heads(names: Names) -> dict[str, family.Heads]:
+def _heads(model_type: str) -> dict[str, family.Heads]:
     """Returns the heads by architecture."""
 
     def masked_lm(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
-        # RoBERTa's and DistilBERT's heads have activations and norms that no config changes.
-        name = "gelu" if names is not _BERT else config["hidden_act"]
-        if names.classes == "DistilBert":
-            name, config = config["hidden_act"], {**config, "layer_norm_eps": 1e-12}
+        # RoBERTa's head has an activation that no config changes.
+        name = "gelu" if "roberta" in model_type else config["hidden_act"]
         return encoder_only.masked_lm_head(config, activation(name, "hidden_act"))
 
     def model(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
-        pooled = f"{names.prefix}pooler.dense.weight" in source.tensors()
+        pooled = f"{NAMES[model_type].prefix}pooler.dense.weight" in source.tensors()
         return (PoolerHeadSpec(),) if pooled else ()
 
     table: dict[str, family.Heads] = {"ForMaskedLM": masked_lm, "Model": model}
-    if names is _BERT:
+    if model_type == "bert":
         table["ForPreTraining"] = masked_lm
-    text_rate = None
-    if names.classes == "DistilBert":
-        text_rate = lambda config: float(config.get("seq_classif_dropout", 0.2))  # noqa: E731
-    activation_ = names.pooler_activation
-    rate = labels.classifier_rate
-    return table | labels.makers(rate, text_rate=text_rate, pooler_activation=activation_)
+    if model_type != "distilbert":
+        return table | labels.makers(labels.classifier_rate)
+
+    def text_rate(config: family.Config) -> float:
+        return float(config.get("seq_classif_dropout", 0.2))
+
+    return table | labels.makers(
+        labels.classifier_rate, text_rate=text_rate, pooler_activation="relu"
+    )
 
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    names, head = NAMES[spec.family], spec.heads[0] if spec.heads else None
-    suffix = "ForMaskedLM" if isinstance(head, MaskedLMHeadSpec) else "Model"
-    suffix = labels.SUFFIXES.get(type(head), suffix)  # type: ignore[arg-type]
-    content = encoder_only.fields(spec) | {"architectures": [names.classes + suffix]}
+    names, distilled = NAMES[spec.family], spec.family == "distilbert"
+    of_text = any(isinstance(h, ClassificationHeadSpec | RegressionHeadSpec) for h in spec.heads)
+    rate = "seq_classif_dropout" if distilled and of_text else "classifier_dropout"
+    content = encoder_only.fields(spec, names.classes, rate=rate)
     del content["embedding_size"]
-    dropout_rate = getattr(head, "dropout_rate", None)
-    if dropout_rate is not None:
-        pooled = spec.family == "distilbert" and suffix == "ForSequenceClassification"
-        content["seq_classif_dropout" if pooled else "classifier_dropout"] = dropout_rate
-    if head is not None:
-        content |= labels.fields(head)
-    if spec.family == "distilbert":
+    if distilled:
         del content["type_vocab_size"], content["layer_norm_eps"]
         for ours, theirs in _DISTILBERT_FIELDS.items():
             content[theirs] = content.pop(ours)
@@ -215,30 +175,15 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    names, encoder, embed = NAMES[spec.family], family.stack_of(spec, "encoder"), spec.embed
-    heads, masked = {head.kind: head for head in spec.heads}, names.masked_lm
-    aliases = (masked["table_alias"],) if "lm" in heads else ()
-    result = encoder_only.embedding_tensors(spec, names.prefix, aliases=aliases)
-    layer_name = f"{names.prefix}{names.layer}.{{}}".format
-    result += modules.stack_tensors(encoder, "encoder", embed, layer_name, names.sublayers)
-    bias = (masked["bias"], *filter(None, [masked["bias_alias"]]))
-    result += encoder_only.masked_lm_tensors(spec, masked["dense"], masked["norm"], *bias)
-    if "pooler" in heads:
-        name = f"{names.prefix}pooler.dense"
-        result += modules.linear(name, "pooler_head/dense", embed, embed, use_bias=True)
-    for head in spec.heads:
-        result += labels.tensors(head, embed, pooler=names.pooler, classifier=names.classifier)
-    return result
+    return encoder_only.tensors(spec, NAMES[spec.family])
 
 
-def _family(model_type: str) -> family.Family:
-    names = NAMES[model_type]
+def _family(names: encoder_only.Names) -> family.Family:
     return family.Family(
-        functools.partial(spec, model_type=model_type),
+        spec,
         config,
         tensors,
         names.classes,
-        _heads(names),
         prefix=names.prefix,
         ignored=(
             # Buffers; BERT's head for next sentences; poolers that some heads leave out.
@@ -254,4 +199,4 @@ def _family(model_type: str) -> family.Family:
     )
 
 
-FAMILIES = {model_type: _family(model_type) for model_type in NAMES}
+FAMILIES = {model_type: _family(names) for model_type, names in NAMES.items()}

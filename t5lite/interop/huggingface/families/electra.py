@@ -8,12 +8,22 @@ from t5lite.interop.huggingface.families.bert import LAYER
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
     HeadSpec,
-    MaskedLMHeadSpec,
     ReplacedTokensHeadSpec,
     TruncatedNormalInitSpec,
 )
 from t5lite.models import ModelSpec
 
+NAMES = encoder_only.Names(
+    "Electra",
+    "electra.",
+    LAYER,
+    (
+        "generator_predictions.dense",
+        "generator_predictions.LayerNorm",
+        "generator_lm_head.weight",
+        "generator_lm_head.bias",
+    ),
+)
 # What transformers' config class fills in.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
@@ -73,46 +83,16 @@ def _named(config: family.Config, source: Source) -> family.Config:
 
 def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
-    content, head = encoder_only.fields(spec), spec.heads[0] if spec.heads else None
-    suffixes: dict[type, str] = {
-        ReplacedTokensHeadSpec: "ForPreTraining",
-        MaskedLMHeadSpec: "ForMaskedLM",
-        **labels.SUFFIXES,
-    }
-    content["architectures"] = [f"Electra{suffixes.get(type(head), 'Model')}"]
-    if head is not None:
-        content |= labels.fields(head)
-        if hasattr(head, "dropout_rate"):
-            content["classifier_dropout"] = head.dropout_rate
-    return content
+    return encoder_only.fields(spec, "Electra", suffixes={ReplacedTokensHeadSpec: "ForPreTraining"})
 
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    encoder, kinds = family.stack_of(spec, "encoder"), {type(head) for head in spec.heads}
-    masked, embed = MaskedLMHeadSpec in kinds, spec.embed
-    result = encoder_only.embedding_tensors(
-        spec,
-        "electra.",
-        projection="embeddings_project",
-        aliases=("generator_lm_head.weight",) if masked else (),
-    )
-    result += modules.stack_tensors(
-        encoder, "encoder", embed, "electra.encoder.layer.{}".format, LAYER
-    )
-    name = "generator_predictions"
-    result += encoder_only.masked_lm_tensors(
-        spec, f"{name}.dense", f"{name}.LayerNorm", "generator_lm_head.bias"
-    )
-    if ReplacedTokensHeadSpec in kinds:
-        name, path = "discriminator_predictions", "replaced_tokens_head"
-        result += modules.linear(f"{name}.dense", f"{path}/dense", embed, embed, use_bias=True)
-        result += modules.linear(
-            f"{name}.dense_prediction", f"{path}/projection", embed, 1, use_bias=True
-        )
-    for head in spec.heads:
-        pooled = ("classifier.dense", "classifier.out_proj")
-        result += labels.tensors(head, embed, pooler=pooled[0], classifier=pooled[1])
+    result, embed = encoder_only.tensors(spec, NAMES), spec.embed
+    if any(isinstance(head, ReplacedTokensHeadSpec) for head in spec.heads):
+        for name, part, size in (("dense", "dense", embed), ("dense_prediction", "projection", 1)):
+            name, path = f"discriminator_predictions.{name}", f"replaced_tokens_head/{part}"
+            result += modules.linear(name, path, embed, size, use_bias=True)
     return result
 
 
@@ -122,7 +102,6 @@ FAMILIES = {
         config,
         tensors,
         "Electra",
-        HEADS,
         prefix="electra.",
         ignored=(r"electra\.embeddings\.(position_ids|token_type_ids)",),
     )

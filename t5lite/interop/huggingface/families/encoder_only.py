@@ -1,9 +1,11 @@
 """The common part of BERT, RoBERTa, DistilBERT, ALBERT and ELECTRA."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from t5lite.interop.huggingface.families import family, modules
+from t5lite.interop.huggingface.families import family, labels, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import (
@@ -12,8 +14,36 @@ from t5lite.layers import (
     LearnedPositionsSpec,
     MaskedLMHeadSpec,
     MlpSpec,
+    PoolerHeadSpec,
 )
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """The names of a `model_type`'s classes and tensors.
+
+    Args:
+      classes: what its architectures begin with.
+      prefix: of the base model's tensors.
+      sublayers: of a layer's modules; see `layer_names`.
+      masked_lm: of that head: its layer, its norm, the logits' table and bias, aliases of the bias.
+      layer: of the layers.
+      pooler: of the base model's pooler.
+      text_pooler: of the linear layer before a text's labels.
+      classifier: of the linear layer that gives them.
+      projection: of the layer from the embedding's width to that of the layers.
+    """
+
+    classes: str
+    prefix: str
+    sublayers: dict[str, Any]
+    masked_lm: tuple[str, ...]
+    layer: str = "encoder.layer"
+    pooler: str = "pooler.dense"
+    text_pooler: str = "classifier.dense"
+    classifier: str = "classifier.out_proj"
+    projection: str = "embeddings_project"
 
 
 def check(config: family.Config) -> None:
@@ -74,18 +104,28 @@ def masked_lm_head(config: family.Config, name: str) -> tuple[MaskedLMHeadSpec]:
     return (MaskedLMHeadSpec(name, LayerNormSpec(config["layer_norm_eps"])),)
 
 
-def fields(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the fields of a config that these families share."""
-    encoder = family.stack_of(spec, "encoder")
-    block = encoder.blocks[0]
-    mlp, norm = (
-        family.expect(block.mlp, MlpSpec, "mlp"),
-        family.expect(block.norm, LayerNormSpec, "norm"),
-    )
-    positions = family.expect(
-        encoder.position_embedding, LearnedPositionsSpec, "position_embedding"
-    )
-    return {
+def fields(
+    spec: ModelSpec,
+    classes: str,
+    *,
+    suffixes: Mapping[type, str] = MappingProxyType({}),
+    rate: str = "classifier_dropout",
+) -> dict[str, Any]:
+    """Returns the fields of a config that these families share.
+
+    Args:
+      spec: of the model.
+      classes: what its architectures begin with.
+      suffixes: how they end with heads that some families alone have.
+      rate: the field of the dropout rate before a head's linear layer.
+    """
+    encoder, head = family.stack_of(spec, "encoder"), spec.heads[-1] if spec.heads else None
+    block, positions = encoder.blocks[0], _positions(encoder)
+    mlp = family.expect(block.mlp, MlpSpec, "mlp")
+    norm = family.expect(block.norm, LayerNormSpec, "norm")
+    suffixes = {MaskedLMHeadSpec: "ForMaskedLM", **labels.SUFFIXES, **suffixes}
+    content = {
+        "architectures": [classes + suffixes.get(type(head), "Model")],
         "model_type": spec.family,
         "vocab_size": spec.vocab,
         "embedding_size": spec.embedding_size or spec.embed,
@@ -102,36 +142,62 @@ def fields(spec: ModelSpec) -> dict[str, Any]:
         "layer_norm_eps": norm.epsilon,
         "pad_token_id": positions.offset - 1 if positions.offset else 0,
     }
+    if hasattr(head, "dropout_rate"):
+        content[rate] = head.dropout_rate
+    return content if head is None else content | labels.fields(head)
 
 
-def embedding_tensors(
-    spec: ModelSpec, prefix: str, *, projection: str = "", aliases: tuple[str, ...] = ()
+def _positions(encoder: StackSpec) -> LearnedPositionsSpec:
+    return family.expect(encoder.position_embedding, LearnedPositionsSpec, "position_embedding")
+
+
+def tensors(
+    spec: ModelSpec, names: Names, layer_name: Callable[[int], str] | None = None
 ) -> list[Tensor]:
-    """Returns the tensors before the first layer.
+    """Returns the tensors of a spec but for heads that one family alone has.
 
     Args:
       spec: of the model.
-      prefix: of the base model's tensors.
-      projection: the name of the layer from the embedding's width to that of the layers.
-      aliases: other names of the token embedding.
+      names: of its family.
+      layer_name: the name of a layer by its number, if it is not `names.layer` and the number.
     """
+    encoder, embed = family.stack_of(spec, "encoder"), spec.embed
+    dense, norm, table, bias, *aliases = names.masked_lm
+    masked = [head for head in spec.heads if isinstance(head, MaskedLMHeadSpec)]
+    result = _embedding_tensors(spec, names, aliases=(table,) if masked else ())
+    layer_name = layer_name or f"{names.prefix}{names.layer}.{{}}".format
+    result += modules.stack_tensors(encoder, "encoder", embed, layer_name, names.sublayers)
+    for masked_lm in masked:
+        width = spec.embedding_size or embed
+        result += modules.linear(dense, "lm_head/dense", embed, width, use_bias=True)
+        result += modules.norm(norm, "lm_head/norm", masked_lm.norm, width)
+        vector = modules.vector(bias, "lm_head/bias", spec.vocab)
+        result.append(dataclasses.replace(vector, aliases=tuple(aliases)))
+    for head in spec.heads:
+        if isinstance(head, PoolerHeadSpec):
+            name = f"{names.prefix}{names.pooler}"
+            result += modules.linear(name, "pooler_head/dense", embed, embed, use_bias=True)
+        result += labels.tensors(head, embed, pooler=names.text_pooler, classifier=names.classifier)
+    return result
+
+
+def _embedding_tensors(spec: ModelSpec, names: Names, *, aliases: tuple[str, ...]) -> list[Tensor]:
+    """Returns the tensors before the first layer; `aliases` are those of the token embedding."""
     encoder, width = family.stack_of(spec, "encoder"), spec.embedding_size or spec.embed
-    positions = family.expect(
-        encoder.position_embedding, LearnedPositionsSpec, "position_embedding"
+    positions, name = _positions(encoder), f"{names.prefix}embeddings"
+    result = modules.table(
+        f"{name}.word_embeddings.weight", "token_embedding", spec.vocab, width, aliases=aliases
     )
-    names, rows = f"{prefix}embeddings", positions.max_length + positions.offset
-    table = (f"{names}.word_embeddings.weight", "token_embedding", spec.vocab, width)
-    result = modules.table(*table, aliases=aliases)
-    path = "encoder/position_embedding"
-    result += modules.table(f"{names}.position_embeddings.weight", path, rows, width)
+    path, rows = "encoder/position_embedding", positions.max_length + positions.offset
+    result += modules.table(f"{name}.position_embeddings.weight", path, rows, width)
     if spec.num_token_types is not None:
-        types = (f"{names}.token_type_embeddings.weight", "token_type_embedding")
+        types = (f"{name}.token_type_embeddings.weight", "token_type_embedding")
         result += modules.table(*types, spec.num_token_types, width)
     norm = family.expect(encoder.embedding_norm, LayerNormSpec, "embedding_norm")
-    result += modules.norm(f"{names}.LayerNorm", "encoder/embedding_norm", norm, width)
+    result += modules.norm(f"{name}.LayerNorm", "encoder/embedding_norm", norm, width)
     if spec.embedding_size is not None:
-        path = "encoder/embedding_projection"
-        result += modules.linear(f"{prefix}{projection}", path, width, spec.embed, use_bias=True)
+        name, path = f"{names.prefix}{names.projection}", "encoder/embedding_projection"
+        result += modules.linear(name, path, width, spec.embed, use_bias=True)
     return result
 
 
@@ -146,23 +212,3 @@ def layer_names(**names: str) -> dict[str, Any]:
         part: {name: names.pop(name) for name in members} for part, members in groups.items()
     }
     return grouped | names
-
-
-def masked_lm_tensors(
-    spec: ModelSpec, dense: str, norm: str, bias: str, *aliases: str
-) -> list[Tensor]:
-    """Returns the tensors of a masked-LM head, if the model has one.
-
-    Args:
-      spec: of the model.
-      dense, norm, bias: names of its layer, of its norm, and of the logits' bias.
-      *aliases: other names of the bias.
-    """
-    width, result = spec.embedding_size or spec.embed, list[Tensor]()
-    for head in spec.heads:
-        if isinstance(head, MaskedLMHeadSpec):
-            result += modules.linear(dense, "lm_head/dense", spec.embed, width, use_bias=True)
-            result += modules.norm(norm, "lm_head/norm", head.norm, width)
-            vector = modules.vector(bias, "lm_head/bias", spec.vocab)
-            result.append(dataclasses.replace(vector, aliases=aliases))
-    return result

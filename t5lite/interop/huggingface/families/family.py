@@ -37,7 +37,6 @@ class Family:
         express: `describe` compares the spec with the one that comes back.
       tensors: maps each tensor of a model with a head to parameters.
       classes: the beginning of its architectures' names.
-      heads: the heads of an architecture by the rest of its name, the default first.
       prefix: of the base model's tensors in a file of a model with a head.
       ignored: regular expressions of names that files may have although the spec says all that is
         in them: buffers, and heads that are left out.
@@ -48,7 +47,6 @@ class Family:
     config: Callable[[ModelSpec], dict[str, Any]]
     tensors: Callable[[ModelSpec], list[Tensor]]
     classes: str
-    heads: Mapping[str, Heads]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()

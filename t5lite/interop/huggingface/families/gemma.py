@@ -247,7 +247,6 @@ FAMILIES = {
         tensors,
         prefix="model.",
         classes=NAMES[name],
-        heads=HEADS[name],
         # Frequencies, which older versions saved.
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     )

@@ -180,7 +180,6 @@ FAMILIES = {
         config,
         tensors,
         CLASSES,
-        HEADS,
         prefix="transformer.",
         # Causal masks, which older versions saved.
         ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),

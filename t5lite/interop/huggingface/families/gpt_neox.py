@@ -150,7 +150,6 @@ FAMILIES = {
         config,
         tensors,
         CLASSES,
-        HEADS,
         prefix="gpt_neox.",
         # Causal masks and frequencies, which older versions saved.
         ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),

@@ -159,7 +159,6 @@ FAMILIES = {
         tensors,
         prefix="model.",
         classes=NAMES[name],
-        heads=HEADS,
         # Frequencies, which older versions saved.
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
         renamed=((r"^transformer\.", "model."),),

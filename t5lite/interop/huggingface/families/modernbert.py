@@ -216,4 +216,4 @@ def _fused_mlp(name: str, path: str, spec: Any, embed: int, *, layer: int | None
     return result + modules.linear(*down, use_bias=spec.use_bias, layer=layer)
 
 
-FAMILIES = {"modernbert": family.Family(spec, config, tensors, CLASSES, HEADS, prefix="model.")}
+FAMILIES = {"modernbert": family.Family(spec, config, tensors, CLASSES, prefix="model.")}

@@ -151,7 +151,6 @@ def stack_tensors(
     attention: Callable[..., list[Tensor]] = attention,
     mlp: Callable[..., list[Tensor]] = mlp,
     kv_embed: int | None = None,
-    num_layers: int | None = None,
 ) -> list[Tensor]:
     """Returns the tensors of a stack's layers.
 
@@ -165,9 +164,9 @@ def stack_tensors(
       attention: makes the tensors of attention; see `attention` above.
       mlp: makes those of an MLP; see `mlp` above.
       kv_embed: width of what cross-attention reads, if not `embed`.
-      num_layers: that the file has; None for all.
     """
     result: list[Tensor] = []
+    num_layers = len(stack.blocks) if stack.shared_layers else stack.num_layers
     for layer, block in enumerate(stack.every_block[:num_layers]):
         place, index = stack.place(layer)
         for part, inner in names.items():

@@ -148,6 +148,4 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     return t5.tensors(spec, mlp, "mlp")
 
 
-FAMILIES = {
-    FAMILY: family.Family(spec, config, tensors, NAME, HEADS, ignored=t5.FAMILIES["t5"].ignored)
-}
+FAMILIES = {FAMILY: family.Family(spec, config, tensors, NAME, ignored=t5.FAMILIES["t5"].ignored)}

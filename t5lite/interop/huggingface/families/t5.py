@@ -296,7 +296,6 @@ FAMILIES = {
         config,
         tensors,
         NAMES[name],
-        HEADS,
         # Released T5 files hold a bias of cross-attention that nothing reads.
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
     )

@@ -138,4 +138,4 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     return result + modules.lm_head(spec, LOGITS)
 
 
-FAMILIES = {"t5gemma": family.Family(spec, config, tensors, CLASSES, HEADS, prefix="model.")}
+FAMILIES = {"t5gemma": family.Family(spec, config, tensors, CLASSES, prefix="model.")}
