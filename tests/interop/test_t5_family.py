@@ -45,7 +45,8 @@ APART = Weights(shared__weight=OURS, lm_head__weight=OURS + 1)
 
 
 def spec(model_type, config=None, weights=TIED, **changes):
-    return family_of(model_type).spec({**SMALL, **(config or {}), **changes}, weights)
+    content = {"model_type": model_type, **SMALL, **(config or {}), **changes}
+    return family_of(model_type).spec(content, weights)
 
 
 @pytest.mark.parametrize(

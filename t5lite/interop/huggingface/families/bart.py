@@ -3,8 +3,7 @@
 Early configs had the switches themselves; transformers 4 and 5 go by `model_type` alone.
 """
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,31 +41,22 @@ ARCHITECTURES = {
     "pegasus": ("Pegasus", "ForConditionalGeneration"),
     "marian": ("Marian", "MTModel"),
 }
+
+
+class Switches(NamedTuple):
+    """The fields of early configs that a class sets."""
+
+    normalize_before: bool
+    normalize_embedding: bool
+    add_final_layer_norm: bool
+    static_position_embeddings: bool
+
+
 SWITCHES = {
-    "bart": {
-        "normalize_before": False,
-        "normalize_embedding": True,
-        "add_final_layer_norm": False,
-        "static_position_embeddings": False,
-    },
-    "mbart": {
-        "normalize_before": True,
-        "normalize_embedding": True,
-        "add_final_layer_norm": True,
-        "static_position_embeddings": False,
-    },
-    "pegasus": {
-        "normalize_before": True,
-        "normalize_embedding": False,
-        "add_final_layer_norm": True,
-        "static_position_embeddings": True,
-    },
-    "marian": {
-        "normalize_before": False,
-        "normalize_embedding": False,
-        "add_final_layer_norm": False,
-        "static_position_embeddings": True,
-    },
+    "bart": Switches(False, True, False, False),
+    "mbart": Switches(True, True, True, False),
+    "pegasus": Switches(True, False, True, True),
+    "marian": Switches(False, False, False, True),
 }
 # Of transformers' config classes: what equals them may be left out of config.json.
 DEFAULTS: dict[str, Any] = {
@@ -101,22 +91,23 @@ TOKENS: dict[str, dict[str, Any]] = {
 NORM = LayerNormSpec(1e-5)
 
 
-def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
-    config = {**DEFAULTS, **TOKENS[model_type], **config}
+    model_type = config["model_type"]
+    config, switches = {**DEFAULTS, **TOKENS[model_type], **config}, SWITCHES[model_type]
     check(config, model_type)
-    if SWITCHES[model_type]["static_position_embeddings"]:
+    if switches.static_position_embeddings:
         check_sinusoids(source, config["d_model"])
+    classes, lm = ARCHITECTURES[model_type]
+    heads: dict[str, family.Heads] = {lm: lm_head, "Model": family.no_heads}
     return ModelSpec(
         family=model_type,
         vocab=config["vocab_size"],
         embed=config["d_model"],
-        encoder=stack(config, "encoder", **SWITCHES[model_type]),
-        decoder=stack(config, "decoder", **SWITCHES[model_type]),
+        encoder=stack(config, "encoder", switches),
+        decoder=stack(config, "decoder", switches),
         # mBART and PEGASUS began as subclasses of BART, and some of their configs name it.
-        heads=family.heads_of(
-            ARCHITECTURES[model_type][0], heads(model_type), config, source, also="Bart"
-        ),
+        heads=family.heads_of(classes, heads, config, source, also="Bart"),
         shared_embedding=is_shared(config, source),
         # mBART's config may not say it: that is the language's token, or the sentence's end.
         start_id=family.first_id(config, "decoder_start_token_id", "eos_token_id"),
@@ -126,7 +117,7 @@ def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec
 
 def check(config: family.Config, model_type: str) -> None:
     """Raises an InputError for what no spec of ours is, or what contradicts the class."""
-    for name, value in SWITCHES[model_type].items():
+    for name, value in SWITCHES[model_type]._asdict().items():
         if config.get(name, value) != value:
             raise InputError(
                 f"{name} = {config[name]!r}: a model of model_type {model_type!r} has {value!r}, "
@@ -140,7 +131,7 @@ def check(config: family.Config, model_type: str) -> None:
             raise InputError(
                 f"d_model = {embed} is not a multiple of {name} = {config[name]}", field="d_model"
             )
-    if SWITCHES[model_type]["static_position_embeddings"] and embed % 2:
+    if SWITCHES[model_type].static_position_embeddings and embed % 2:
         raise InputError(
             f"d_model = {embed}: must be even with sinusoidal positions", field="d_model"
         )
@@ -164,15 +155,7 @@ def check_sinusoids(source: Source, embed: int) -> None:
                 raise InputError(f"{name} differs from the sinusoids that the class computes")
 
 
-def stack(
-    config: family.Config,
-    side: str,
-    *,
-    normalize_before: bool,
-    normalize_embedding: bool,
-    add_final_layer_norm: bool,
-    static_position_embeddings: bool,
-) -> StackSpec:
+def stack(config: family.Config, side: str, switches: Switches) -> StackSpec:
     """Returns the encoder or the decoder."""
     embed, num_heads = config["d_model"], config[f"{side}_attention_heads"]
     attention = AttentionSpec(num_heads, embed // num_heads, use_bias=True)
@@ -185,10 +168,10 @@ def stack(
         ),
         norm=NORM,
         cross_attention=attention if side == "decoder" else None,
-        norm_placement="before" if normalize_before else "after",
+        norm_placement="before" if switches.normalize_before else "after",
     )
     positions: PositionEmbeddingSpec = SinusoidalPositionsSpec()
-    if not static_position_embeddings:
+    if not switches.static_position_embeddings:
         positions = LearnedPositionsSpec(config["max_position_embeddings"], offset=2)
     return StackSpec(
         config[f"{side}_layers"],
@@ -196,26 +179,20 @@ def stack(
         causal=side == "decoder",
         position_embedding=positions,
         embedding_scale=embed**0.5 if config["scale_embedding"] else 1.0,
-        embedding_norm=NORM if normalize_embedding else None,
-        final_norm=NORM if add_final_layer_norm else None,
+        embedding_norm=NORM if switches.normalize_embedding else None,
+        final_norm=NORM if switches.add_final_layer_norm else None,
         dropout_rate=config["dropout"],
     )
 
 
-def heads(model_type: str) -> dict[str, family.Heads]:
-    """Returns the heads by architecture.
+def lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
+    """Returns the head of the architecture with logits.
 
     A bias of the logits is there if the file has one: transformers' is zero otherwise. Their table
     is their own if the config says so, or if it is there and differs, which transformers 5 heeds.
     """
-
-    def lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
-        tied = config["tie_word_embeddings"] and same_values(
-            source, LOGITS, _table(source, "decoder")
-        )
-        return (LMHeadSpec(tied=bool(tied), use_bias=BIAS in source.tensors()),)
-
-    return {ARCHITECTURES[model_type][1]: lm_head, "Model": family.no_heads}
+    tied = config["tie_word_embeddings"] and same_values(source, LOGITS, _table(source, "decoder"))
+    return (LMHeadSpec(tied=bool(tied), use_bias=BIAS in source.tensors()),)
 
 
 def is_shared(config: family.Config, source: Source) -> bool:
@@ -273,15 +250,14 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     return content
 
 
-def _family(model_type: str) -> family.Family:
-    return family.Family(
-        functools.partial(spec, model_type=model_type),
+FAMILIES = {
+    model_type: family.Family(
+        spec,
         config,
         tensors,
-        ARCHITECTURES[model_type][0],
+        classes,
         prefix="model.",
         ignored=(r"model\.(encoder|decoder)\.version",),  # fairseq's
     )
-
-
-FAMILIES = {model_type: _family(model_type) for model_type in ARCHITECTURES}
+    for model_type, (classes, _) in ARCHITECTURES.items()
+}

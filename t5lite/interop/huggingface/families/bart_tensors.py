@@ -44,14 +44,14 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
             shape = (COMPUTED_POSITIONS, spec.embed)
             constant = functools.partial(sinusoids, *shape)
             result.append(Tensor(POSITIONS[side], shape, (), constant=constant))
-        for name, path, norm in (
-            ("layernorm_embedding", "embedding_norm", stack.embedding_norm),
-            ("layer_norm", "final_norm", stack.final_norm),
-        ):
-            if norm is not None:
-                result += modules.norm(f"model.{side}.{name}", f"{side}/{path}", norm, spec.embed)
-        layer_name = f"model.{side}.layers.{{}}".format
-        result += modules.stack_tensors(stack, side, spec.embed, layer_name, NAMES[side])
+        prefix, norm = f"model.{side}.", stack.embedding_norm
+        if norm is not None:
+            name, path = f"{prefix}layernorm_embedding", f"{side}/embedding_norm"
+            result += modules.norm(name, path, norm, spec.embed)
+        layer_name, names = f"{prefix}layers.{{}}".format, NAMES[side]
+        result += modules.stack_tensors(
+            stack, side, spec.embed, layer_name, names, final_norm=f"{prefix}layer_norm"
+        )
     return result
 
 

@@ -1,9 +1,8 @@
 """Gemma and Gemma 2; their layers serve T5Gemma, LLaMA and Mistral too."""
 
-import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, family, modules
+from t5lite.interop.huggingface.families import decoder_only, family
 from t5lite.interop.huggingface.families.activations import activation, activation_name
 from t5lite.interop.huggingface.families.layer_types import (
     FULL,
@@ -16,12 +15,19 @@ from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-NAMES = {"gemma": "Gemma", "gemma2": "Gemma2"}
+CLASSES = {"gemma": "Gemma", "gemma2": "Gemma2"}
 HEADS = {
     "gemma": decoder_only.heads(spans=False),
     "gemma2": decoder_only.heads(softcap="final_logit_softcapping", spans=False),
 }
-PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
+NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+NORMS_AROUND = {
+    "attention_norm": "input_layernorm",
+    "attention_output_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_output_norm": "post_feedforward_layernorm",
+}
+_PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
 # Of transformers' config classes: what equals them may be left out of config.json.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma": {
@@ -56,17 +62,18 @@ DEFAULTS["gemma2"] = {
 }
 
 
-def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Attention's dropout stands for all dropout."""
+    model_type = config["model_type"]
     config = {**DEFAULTS[model_type], **config}
     family.check_fields(config, use_bidirectional_attention=(None,))
-    return ModelSpec(
-        family=model_type,
-        vocab=config["vocab_size"],
+    return decoder_only.model_spec(
+        config,
+        source,
+        CLASSES[model_type],
+        HEADS[model_type],
         embed=config["hidden_size"],
         decoder=stack_spec(config, around=model_type == "gemma2", causal=True),
-        heads=family.heads_of(NAMES[model_type], HEADS[model_type], config, source),
-        start_id=family.first_id(config, "bos_token_id", "eos_token_id"),
         init=NormalInitSpec(config["initializer_range"]),
     )
 
@@ -139,13 +146,9 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the config of a spec; see `Family`."""
     decoder = family.stack_of(spec, "decoder")
     fields = {
-        "model_type": spec.family,
-        **decoder_only.head_fields(spec, NAMES[spec.family]),
+        **decoder_only.fields(spec, CLASSES[spec.family]),
         **stack_config(decoder, spec.embed, causal=True),
-        "vocab_size": spec.vocab,
-        "initializer_range": family.initial_stddev(spec),
         "attention_dropout": decoder.dropout_rate,
-        "bos_token_id": spec.start_id,
         "eos_token_id": 1,
         "pad_token_id": 0,
     }
@@ -190,65 +193,43 @@ def stack_config(stack: StackSpec, embed: int, *, causal: bool) -> dict[str, Any
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder = family.stack_of(spec, "decoder")
-    tied = ("lm_head.weight",) if modules.is_tied(spec) else ()
-    result = modules.table(
-        "model.embed_tokens.weight", "token_embedding", spec.vocab, spec.embed, aliases=tied
+    around = family.stack_of(spec, "decoder").blocks[0].norm_placement == "around"
+    return decoder_only.tensors(spec, names(NORMS_AROUND if around else NORMS))
+
+
+def names(norms: dict[str, str]) -> decoder_only.Names:
+    """Returns the names of a decoder's tensors; see `layer_names`."""
+    return decoder_only.Names(
+        "model.embed_tokens.weight",
+        "model.layers.{}",
+        "model.norm",
+        layer_names(norms),
+        ("lm_head.weight",),
+        tagger="score",
     )
-    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    if decoder.blocks[0].norm_placement == "around":
-        norms = {
-            "attention_norm": "input_layernorm",
-            "attention_output_norm": "post_attention_layernorm",
-            "mlp_norm": "pre_feedforward_layernorm",
-            "mlp_output_norm": "post_feedforward_layernorm",
-        }
-    result += stack_tensors("model", "decoder", decoder, spec.embed, norms=norms)
-    result += decoder_only.labelled_tensors(spec, tagger="score")
-    return result + modules.lm_head(spec, "lm_head.weight")
 
 
-def stack_tensors(
-    theirs: str,
-    ours: str,
-    stack: StackSpec,
-    embed: int,
-    *,
-    norms: dict[str, str],
-    kv_embed: int | None = None,
-) -> list[Tensor]:
-    """Returns the tensors of a stack's layers and its last norm.
-
-    Args:
-      theirs: the stack's name, before `layers` and `norm`.
-      ours: its path.
-      stack: its spec.
-      embed: its width.
-      norms: our norms in a layer, and what they call them.
-      kv_embed: width of what cross-attention reads; None for no cross-attention.
-    """
+def layer_names(norms: dict[str, str], *, crossed: bool = False) -> dict[str, Any]:
+    """Returns the names of a layer's modules; `norms` are those of its norms by ours."""
     names: dict[str, Any] = {
-        "attention": {part: f"self_attn.{name}" for part, name in PROJECTIONS.items()},
+        "attention": {part: f"self_attn.{name}" for part, name in _PROJECTIONS.items()},
         "mlp": {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
         **norms,
     }
-    if kv_embed is not None:
-        names["cross_attention"] = {p: f"cross_attn.{name}" for p, name in PROJECTIONS.items()}
-    layer_name = (theirs + ".layers.{}").format
-    result = modules.stack_tensors(stack, ours, embed, layer_name, names, kv_embed=kv_embed)
-    final = stack.final_norm or RMSNormSpec()
-    return result + modules.norm(f"{theirs}.norm", f"{ours}/final_norm", final, embed)
+    if crossed:
+        names["cross_attention"] = {p: f"cross_attn.{name}" for p, name in _PROJECTIONS.items()}
+    return names
 
 
 FAMILIES = {
     name: family.Family(
-        functools.partial(spec, model_type=name),
+        spec,
         config,
         tensors,
         prefix="model.",
-        classes=NAMES[name],
+        classes=CLASSES[name],
         # Frequencies, which older versions saved.
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     )
-    for name in NAMES
+    for name in CLASSES
 }

@@ -18,6 +18,13 @@ from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 CLASSES, LM = "GPT2", "LMHeadModel"
 HEADS = decoder_only.heads(LM)
+NAMES = decoder_only.Names(
+    "transformer.wte.weight",
+    "transformer.h.{}",
+    "transformer.ln_f",
+    {"attention": "attn", "mlp": "mlp", "attention_norm": "ln_1", "mlp_norm": "ln_2"},
+    ("lm_head.weight",),
+)
 # Of transformers' config class: what equals them may be left out of config.json.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
@@ -60,14 +67,9 @@ def spec(config: family.Config, source: Source) -> ModelSpec:
         final_norm=norm,
         dropout_rate=config["resid_pdrop"],
     )
-    return ModelSpec(
-        family="gpt2",
-        vocab=config["vocab_size"],
-        embed=config["n_embd"],
-        decoder=decoder,
-        heads=family.heads_of(CLASSES, HEADS, config, source),
-        start_id=family.first_id(config, "bos_token_id", "eos_token_id"),
-        init=NormalInitSpec(config["initializer_range"], scaled_residuals=True),
+    init = NormalInitSpec(config["initializer_range"], scaled_residuals=True)
+    return decoder_only.model_spec(
+        config, source, CLASSES, HEADS, embed=config["n_embd"], decoder=decoder, init=init
     )
 
 
@@ -89,9 +91,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     block = decoder.blocks[0]
     mlp = family.expect(block.mlp, MlpSpec, "mlp")
     return {
-        "model_type": "gpt2",
-        **decoder_only.head_fields(spec, CLASSES, LM),
-        "vocab_size": spec.vocab,
+        **decoder_only.fields(spec, CLASSES, LM),
         "n_positions": decoder.max_length or DEFAULTS["n_positions"],
         "n_embd": spec.embed,
         "n_layer": decoder.num_layers,
@@ -102,31 +102,18 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "embd_pdrop": decoder.dropout_rate,
         "attn_pdrop": decoder.dropout_rate,
         "layer_norm_epsilon": decoder_only.epsilon(block.norm),
-        "initializer_range": family.initial_stddev(spec),
         "scale_attn_weights": block.attention.logits_scale is None,
         "scale_attn_by_inverse_layer_idx": len(decoder.blocks) > 1,
-        "bos_token_id": spec.start_id,
         "eos_token_id": spec.start_id,  # one token is both
     }
 
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder, embed = family.stack_of(spec, "decoder"), spec.embed
-    tied = ("lm_head.weight",) if modules.is_tied(spec) else ()
-    result = modules.table(
-        "transformer.wte.weight", "token_embedding", spec.vocab, embed, aliases=tied
-    )
-    length = decoder.max_length or 0
-    result += modules.table("transformer.wpe.weight", "decoder/position_embedding", length, embed)
-    names = {"attention": "attn", "mlp": "mlp", "attention_norm": "ln_1", "mlp_norm": "ln_2"}
-    result += modules.stack_tensors(
-        decoder, "decoder", embed, "transformer.h.{}".format, names, attention=attention, mlp=mlp
-    )
-    final = decoder.final_norm or LayerNormSpec()
-    result += modules.norm("transformer.ln_f", "decoder/final_norm", final, embed)
-    result += decoder_only.labelled_tensors(spec, tagger="classifier")
-    return result + modules.lm_head(spec, "lm_head.weight")
+    length = family.stack_of(spec, "decoder").max_length or 0
+    positions = ("transformer.wpe.weight", "decoder/position_embedding", length, spec.embed)
+    table, *others = decoder_only.tensors(spec, NAMES, attention=attention, mlp=mlp)
+    return [table, *modules.table(*positions), *others]
 
 
 def attention(

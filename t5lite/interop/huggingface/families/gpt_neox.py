@@ -14,6 +14,19 @@ from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 CLASSES = "GPTNeoX"
 HEADS = decoder_only.heads()
+NAMES = decoder_only.Names(
+    "gpt_neox.embed_in.weight",
+    "gpt_neox.layers.{}",
+    "gpt_neox.final_layer_norm",
+    {
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+        "attention": {"fused": "attention.query_key_value", "output": "attention.dense"},
+        "mlp": {"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
+    },
+    # Of versions 4 and 5 of transformers, which both read the first.
+    ("embed_out.weight", "lm_head.weight"),
+)
 # Of transformers' config class: what equals them may be left out of config.json.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50432,
@@ -58,9 +71,11 @@ def spec(config: family.Config, source: Source) -> ModelSpec:
         norm=norm,
         parallel=config["use_parallel_residual"],
     )
-    return ModelSpec(
-        family="gpt_neox",
-        vocab=config["vocab_size"],
+    return decoder_only.model_spec(
+        config,
+        source,
+        CLASSES,
+        HEADS,
         embed=embed,
         decoder=StackSpec(
             config["num_hidden_layers"],
@@ -69,8 +84,6 @@ def spec(config: family.Config, source: Source) -> ModelSpec:
             final_norm=norm,
             dropout_rate=config["hidden_dropout"],
         ),
-        heads=family.heads_of(CLASSES, HEADS, config, source),
-        start_id=family.first_id(config, "bos_token_id", "eos_token_id"),
         init=SmallInitSpec(),
     )
 
@@ -85,9 +98,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     rope["rotary_emb_base"] = rope.pop("rope_theta", DEFAULTS["rotary_emb_base"])
     rope["rotary_pct"] = rope.pop("partial_rotary_factor", 1.0)
     return {
-        "model_type": "gpt_neox",
-        **decoder_only.head_fields(spec, CLASSES),
-        "vocab_size": spec.vocab,
+        **decoder_only.fields(spec, CLASSES),
         "hidden_size": spec.embed,
         "num_hidden_layers": decoder.num_layers,
         "num_attention_heads": block.attention.num_heads,
@@ -96,10 +107,8 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "hidden_dropout": decoder.dropout_rate,
         "attention_dropout": decoder.dropout_rate,
         "layer_norm_eps": decoder_only.epsilon(block.norm),
-        "initializer_range": DEFAULTS["initializer_range"],
         "use_parallel_residual": block.parallel,
         "attention_bias": block.attention.use_bias,
-        "bos_token_id": spec.start_id,
         "eos_token_id": spec.start_id,  # one token is both
         **rope,
     }
@@ -107,25 +116,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    decoder, embed = family.stack_of(spec, "decoder"), spec.embed
-    # Versions 4 and 5 of transformers call the logits' table differently; both read the first name.
-    tied = ("embed_out.weight", "lm_head.weight") if modules.is_tied(spec) else ()
-    result = modules.table(
-        "gpt_neox.embed_in.weight", "token_embedding", spec.vocab, embed, aliases=tied
-    )
-    names = {
-        "attention_norm": "input_layernorm",
-        "mlp_norm": "post_attention_layernorm",
-        "attention": {"fused": "attention.query_key_value", "output": "attention.dense"},
-        "mlp": {"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
-    }
-    result += modules.stack_tensors(
-        decoder, "decoder", embed, "gpt_neox.layers.{}".format, names, attention=attention
-    )
-    final = decoder.final_norm or LayerNormSpec()
-    result += modules.norm("gpt_neox.final_layer_norm", "decoder/final_norm", final, embed)
-    result += decoder_only.labelled_tensors(spec, tagger="classifier")
-    return result + modules.lm_head(spec, "embed_out.weight", aliases=("lm_head.weight",))
+    return decoder_only.tensors(spec, NAMES, attention=attention)
 
 
 def attention(

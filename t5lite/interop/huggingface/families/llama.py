@@ -1,17 +1,16 @@
 """LLaMA (1 to 3.2) and Mistral."""
 
 import dataclasses
-import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, family, gemma, modules
+from t5lite.interop.huggingface.families import decoder_only, family, gemma
 from t5lite.interop.huggingface.families.activations import activation, activation_name
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import AttentionSpec, MlpSpec, NormalInitSpec, RMSNormSpec, SpansHeadSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-NAMES = {"llama": "Llama", "mistral": "Mistral"}
+CLASSES = {"llama": "Llama", "mistral": "Mistral"}
 HEADS = decoder_only.heads()
 # Of transformers' config classes: what equals them may be left out of config.json.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -49,8 +48,9 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 
 
-def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`. Attention's dropout stands for all dropout."""
+    model_type = config["model_type"]
     config = {**DEFAULTS[model_type], **config, **FIXED[model_type]}
     norm = RMSNormSpec(config["rms_norm_eps"])
     block = TransformerBlockSpec(
@@ -63,9 +63,11 @@ def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec
         ),
         norm=norm,
     )
-    return ModelSpec(
-        family=model_type,
-        vocab=config["vocab_size"],
+    return decoder_only.model_spec(
+        config,
+        source,
+        CLASSES[model_type],
+        HEADS,
         embed=config["hidden_size"],
         decoder=StackSpec(
             config["num_hidden_layers"],
@@ -74,8 +76,6 @@ def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec
             final_norm=norm,
             dropout_rate=config["attention_dropout"],
         ),
-        heads=family.heads_of(NAMES[model_type], HEADS, config, source),
-        start_id=family.first_id(config, "bos_token_id", "eos_token_id"),
         init=NormalInitSpec(config["initializer_range"]),
     )
 
@@ -108,9 +108,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     block = decoder.blocks[0]
     attention, mlp = block.attention, family.expect(block.mlp, MlpSpec, "mlp")
     fields = {
-        "model_type": spec.family,
-        **decoder_only.head_fields(spec, NAMES[spec.family]),
-        "vocab_size": spec.vocab,
+        **decoder_only.fields(spec, CLASSES[spec.family]),
         "hidden_size": spec.embed,
         "intermediate_size": mlp.hidden,
         "num_hidden_layers": decoder.num_layers,
@@ -119,9 +117,7 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "hidden_act": activation_name(mlp.activation, gelu_tanh="gelu_pytorch_tanh"),
         "rms_norm_eps": decoder_only.epsilon(block.norm),
-        "initializer_range": family.initial_stddev(spec),
         "attention_dropout": decoder.dropout_rate,
-        "bos_token_id": spec.start_id,
         # Of all that are published, the end follows the beginning.
         "eos_token_id": min((spec.start_id or 0) + 1, spec.vocab - 1),
         **rope_config(attention.rotary),
@@ -134,34 +130,29 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    tied = ("lm_head.weight",) if modules.is_tied(spec) else ()
-    result = modules.table(
-        "model.embed_tokens.weight", "token_embedding", spec.vocab, spec.embed, aliases=tied
-    )
-    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    decoder = family.stack_of(spec, "decoder")
-    result += gemma.stack_tensors("model", "decoder", decoder, spec.embed, norms=norms)
-    if spec.family == "llama" and any(isinstance(head, SpansHeadSpec) for head in spec.heads):
-        # LlamaForQuestionAnswering alone calls its base so.
-        result = [
-            dataclasses.replace(tensor, name=f"transformer.{name}", aliases=(tensor.name,))
-            for tensor in result
-            for name in [tensor.name.removeprefix("model.")]
-        ]
-    result += decoder_only.labelled_tensors(spec, tagger="score")
-    return result + modules.lm_head(spec, "lm_head.weight")
+    result = decoder_only.tensors(spec, gemma.names(gemma.NORMS))
+    if spec.family == "mistral" or not any(isinstance(head, SpansHeadSpec) for head in spec.heads):
+        return result
+    # LlamaForQuestionAnswering alone calls its base so.
+    renamed = ((tensor, tensor.name.removeprefix("model.")) for tensor in result)
+    return [
+        tensor
+        if tensor.name == name
+        else dataclasses.replace(tensor, name=f"transformer.{name}", aliases=(tensor.name,))
+        for tensor, name in renamed
+    ]
 
 
 FAMILIES = {
     name: family.Family(
-        functools.partial(spec, model_type=name),
+        spec,
         config,
         tensors,
         prefix="model.",
-        classes=NAMES[name],
+        classes=CLASSES[name],
         # Frequencies, which older versions saved.
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
         renamed=((r"^transformer\.", "model."),),
     )
-    for name in NAMES
+    for name in CLASSES
 }

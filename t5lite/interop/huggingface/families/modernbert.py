@@ -156,9 +156,8 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     aliases = ("decoder.weight",) if head is not None else ()
     name = "model.embeddings.tok_embeddings.weight"
     result = modules.table(name, "token_embedding", spec.vocab, embed, aliases=aliases)
-    for name, part in (("embeddings.norm", "embedding_norm"), ("final_norm", "final_norm")):
-        norm = family.expect(getattr(encoder, part), LayerNormSpec, part)
-        result += modules.norm(f"model.{name}", f"encoder/{part}", norm, embed)
+    norm = family.expect(encoder.embedding_norm, LayerNormSpec, "embedding_norm")
+    result += modules.norm("model.embeddings.norm", "encoder/embedding_norm", norm, embed)
     names = {
         "attention_norm": "attn_norm",
         "mlp_norm": "mlp_norm",
@@ -173,6 +172,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         names,
         attention=_fused_attention,
         mlp=_fused_mlp,
+        final_norm="model.final_norm",
     )
     if isinstance(head, MaskedLMHeadSpec):
         result += modules.linear(

@@ -151,8 +151,9 @@ def stack_tensors(
     attention: Callable[..., list[Tensor]] = attention,
     mlp: Callable[..., list[Tensor]] = mlp,
     kv_embed: int | None = None,
+    final_norm: str = "",
 ) -> list[Tensor]:
-    """Returns the tensors of a stack's layers.
+    """Returns the tensors of a stack's layers and, where it has a name, of its last norm.
 
     Args:
       stack: the encoder or decoder.
@@ -164,6 +165,7 @@ def stack_tensors(
       attention: makes the tensors of attention; see `attention` above.
       mlp: makes those of an MLP; see `mlp` above.
       kv_embed: width of what cross-attention reads, if not `embed`.
+      final_norm: the name of the norm after the last layer.
     """
     result: list[Tensor] = []
     num_layers = len(stack.blocks) if stack.shared_layers else stack.num_layers
@@ -186,6 +188,8 @@ def stack_tensors(
                 )
             elif part != "attention_norm" or block.attention_norm:
                 result += norm(name, path, block.norm, embed, layer=index)
+    if final_norm and stack.final_norm is not None:
+        result += norm(final_norm, f"{side}/final_norm", stack.final_norm, embed)
     return result
 
 

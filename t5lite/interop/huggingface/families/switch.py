@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
 
 def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
-    config = {**DEFAULTS, **config, "model_type": FAMILY}
+    config = {**DEFAULTS, **config}
     family.check_fields(config, router_bias=(False,), router_dtype=("float32",))
     suffix = family.suffix_of(NAME, HEADS, config)
     sides = ("encoder",) if suffix == t5.ENCODER else ("encoder", "decoder")

@@ -1,6 +1,5 @@
 """T5, mT5 and UMT5; ByT5, FLAN-T5 and the LM-adapted T5 are T5 by their configs."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -146,9 +145,10 @@ HEADS: dict[str, family.Heads] = {
 }
 
 
-def spec(config: family.Config, source: Source, *, model_type: str) -> ModelSpec:
+def spec(config: family.Config, source: Source) -> ModelSpec:
     """Returns the spec of a config; see `Family`."""
-    config = {**DEFAULTS[model_type], **config, "model_type": model_type}
+    model_type = config["model_type"]
+    config = {**DEFAULTS[model_type], **config}
     # UMT5's were saved under T5's name before it was known by its own.
     suffix = family.suffix_of(NAMES[model_type], HEADS, config, also="T5")
     mlp = mlp_spec(config)
@@ -250,10 +250,11 @@ def tensors(
         layer_name = f"{prefix}{side}.block.{{}}.layer".format
         names, last = dict(_ATTENTIONS[side]), len(_ATTENTIONS[side]) // 2
         names |= {"mlp": f"{last}.{mlp_name}", "mlp_norm": f"{last}.layer_norm"}
-        result += modules.stack_tensors(stack, side, spec.embed, layer_name, names, mlp=mlp)
+        norm = f"{prefix}{side}.final_layer_norm"
+        result += modules.stack_tensors(
+            stack, side, spec.embed, layer_name, names, mlp=mlp, final_norm=norm
+        )
         result += _bias_tensors(layer_name, stack, side)
-        name = f"{prefix}{side}.final_layer_norm"
-        result += modules.norm(name, f"{side}/final_norm", stack.final_norm, spec.embed)
     result += modules.lm_head(spec, "lm_head.weight")
     return result + (labels.tensors(head, spec.embed) if head is not None else [])
 
@@ -292,7 +293,7 @@ _ATTENTIONS["decoder"] = _ATTENTIONS["encoder"] | {
 }
 FAMILIES = {
     name: family.Family(
-        functools.partial(spec, model_type=name),
+        spec,
         config,
         tensors,
         NAMES[name],

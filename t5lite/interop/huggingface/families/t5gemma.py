@@ -77,35 +77,30 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     head = spec.heads[0] if spec.heads else LMHeadSpec(tied=True, softcap=30.0)
     head = family.expect(head, LMHeadSpec, "heads")
     shared = {
-        "model_type": "t5_gemma_module",
         "vocab_size": spec.vocab,
         "initializer_range": family.initial_stddev(spec),
-        "final_logit_softcapping": head.softcap,
         "bos_token_id": spec.start_id,
         "eos_token_id": 1,
         "pad_token_id": 0,
         "dropout_rate": decoder.dropout_rate,
         "tie_word_embeddings": head.tied,
     }
+    module = {"model_type": "t5_gemma_module", "final_logit_softcapping": head.softcap}
     width = encoder.embed or spec.embed
     return {
+        **shared,
         "architectures": [CLASSES + (LM if spec.heads else "Model")],
         "model_type": "t5gemma",
         "is_encoder_decoder": True,
-        "vocab_size": spec.vocab,
-        "initializer_range": family.initial_stddev(spec),
-        "dropout_rate": decoder.dropout_rate,
-        "tie_word_embeddings": head.tied,
-        "bos_token_id": spec.start_id,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
         "encoder": {
             **shared,
+            **module,
             **gemma.stack_config(encoder, width, causal=False),
             "is_decoder": False,
         },
         "decoder": {
             **shared,
+            **module,
             **gemma.stack_config(decoder, spec.embed, causal=True),
             "is_decoder": True,
             "cross_attention_hidden_size": width,
@@ -126,15 +121,19 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     )
     name = "model.encoder.embed_tokens.weight"
     result += modules.table(name, "encoder_embedding", spec.vocab, width)
-    result += gemma.stack_tensors("model.encoder", "encoder", encoder, width, norms=NORMS)
-    result += gemma.stack_tensors(
-        "model.decoder",
-        "decoder",
-        decoder,
-        spec.embed,
-        norms=NORMS | CROSS_NORMS,
-        kv_embed=width,
-    )
+    for side, stack, names in (
+        ("encoder", encoder, gemma.layer_names(NORMS)),
+        ("decoder", decoder, gemma.layer_names(NORMS | CROSS_NORMS, crossed=True)),
+    ):
+        result += modules.stack_tensors(
+            stack,
+            side,
+            stack.embed or spec.embed,
+            f"model.{side}.layers.{{}}".format,
+            names,
+            kv_embed=width,
+            final_norm=f"model.{side}.norm",
+        )
     return result + modules.lm_head(spec, LOGITS)
 
 
