@@ -95,12 +95,7 @@ class Source(Protocol):
 
 
 def check_tensors(
-    like: Any,
-    source: Source,
-    tensors: Sequence[Tensor],
-    *,
-    ignored: Sequence[str] = (),
-    where: str,
+    like: Any, source: Source, tensors: Sequence[Tensor], *, ignored: Sequence[str] = (), where: str
 ) -> None:
     """Raises the errors of `read_params` about names, shapes and dtypes, reading nothing."""
     leaves = named(like)

@@ -3,13 +3,7 @@
 from t5lite.interop.huggingface.describing import describe
 from t5lite.interop.huggingface.exporting import export_note
 from t5lite.interop.huggingface.families import MODULES
-from t5lite.interop.huggingface.folder import (
-    has_weights,
-    is_folder,
-    losses,
-    open_model,
-    save,
-)
+from t5lite.interop.huggingface.folder import has_weights, is_folder, losses, open_model, save
 
 __all__ = [
     "MODULES",

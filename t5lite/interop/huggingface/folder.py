@@ -22,11 +22,7 @@ from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.finite import stays_float32
 from t5lite.interop.foreign import ForeignCheckpoint
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults, save_defaults
-from t5lite.interop.huggingface.describing import (
-    Plan,
-    agrees,
-    describe,
-)
+from t5lite.interop.huggingface.describing import Plan, agrees, describe
 from t5lite.interop.huggingface.families import MODULES, family_of, model_type_of
 from t5lite.interop.huggingface.families.family import Family
 from t5lite.interop.huggingface.families.labels import labels_of, named_labels
@@ -40,13 +36,7 @@ from t5lite.interop.huggingface.sentence_files import (
 )
 from t5lite.interop.huggingface.vocabularies import read_vocabulary
 from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
-from t5lite.interop.origin import (
-    CONFIG,
-    GENERATION,
-    Origin,
-    merged,
-    same_vocabulary,
-)
+from t5lite.interop.origin import CONFIG, GENERATION, Origin, merged, same_vocabulary
 from t5lite.interop.tensors import Source, tensors_from
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import ModelSpec

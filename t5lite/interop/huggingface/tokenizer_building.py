@@ -98,9 +98,7 @@ def finish(draft: Draft, parts: Parts, settings: Settings) -> Made:
         begins = named.get("add_bos_token", bool(draft.adds_bos)) and "bos" in texts
         ends = named.get("add_eos_token", False) and "eos" in texts
         tokenizer.post_processor = template(
-            tokenizer,
-            [texts["bos"]] if begins else [],
-            [texts["eos"]] if ends else [],
+            tokenizer, [texts["bos"]] if begins else [], [texts["eos"]] if ends else []
         )
     return Made(tokenizer, texts)
 

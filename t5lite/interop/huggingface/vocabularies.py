@@ -11,12 +11,7 @@ from t5lite.data.paths import as_path, read_file
 from t5lite.data.vocabularies.tokenizer_files import import_tokenizers
 from t5lite.errors import InputError
 from t5lite.interop.huggingface import older_tokenizers
-from t5lite.interop.huggingface.older_tokenizers import (
-    ADVICE,
-    MODELS,
-    SOURCE,
-    TARGET,
-)
+from t5lite.interop.huggingface.older_tokenizers import ADVICE, MODELS, SOURCE, TARGET
 from t5lite.interop.huggingface.tokenizer_building import Draft, Made, Parts, finish
 from t5lite.interop.huggingface.tokenizer_classes import CLASSES, UNKNOWN, build
 from t5lite.interop.huggingface.tokenizer_settings import JSON, Settings, read_settings

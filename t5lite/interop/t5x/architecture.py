@@ -111,12 +111,7 @@ def infer_form(shapes: Mapping[str, Any]) -> Form:
 
 
 def _model(
-    vocab: int,
-    embed: int,
-    *,
-    tied: bool,
-    decoder: StackSpec,
-    encoder: StackSpec | None = None,
+    vocab: int, embed: int, *, tied: bool, decoder: StackSpec, encoder: StackSpec | None = None
 ) -> ModelSpec:
     return ModelSpec(
         family="t5",

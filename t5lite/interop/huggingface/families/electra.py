@@ -6,11 +6,7 @@ from t5lite.interop.huggingface.families import encoder_only, family, labels, mo
 from t5lite.interop.huggingface.families.activations import activation
 from t5lite.interop.huggingface.families.bert import LAYER
 from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import (
-    HeadSpec,
-    ReplacedTokensHeadSpec,
-    TruncatedNormalInitSpec,
-)
+from t5lite.layers import HeadSpec, ReplacedTokensHeadSpec, TruncatedNormalInitSpec
 from t5lite.models import ModelSpec
 
 NAMES = encoder_only.Names(

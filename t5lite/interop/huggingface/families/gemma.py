@@ -4,12 +4,7 @@ from typing import Any
 
 from t5lite.interop.huggingface.families import decoder_only, family
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.layer_types import (
-    FULL,
-    SLIDING,
-    layer_types,
-    period,
-)
+from t5lite.interop.huggingface.families.layer_types import FULL, SLIDING, layer_types, period
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec

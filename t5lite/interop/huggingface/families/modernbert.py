@@ -7,12 +7,7 @@ import numpy as np
 
 from t5lite.interop.huggingface.families import family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.layer_types import (
-    FULL,
-    SLIDING,
-    layer_types,
-    period,
-)
+from t5lite.interop.huggingface.families.layer_types import FULL, SLIDING, layer_types, period
 from t5lite.interop.tensors import Part, Source, Tensor, View
 from t5lite.layers import (
     AttentionSpec,
