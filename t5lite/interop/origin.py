@@ -18,22 +18,10 @@ from t5lite.errors import InputError
 FOLDER = "origin"
 CONFIG, GENERATION, MODULES = "config.json", "generation_config.json", "modules.json"
 TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "sentencepiece.model",
-    "source.spm",
-    "target.spm",
-    "target_vocab.json",
-    "chat_template.jinja",
-    "chat_template.json",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model"),
+    *("sentencepiece.bpe.model", "sentencepiece.model", "source.spm", "target.spm"),
+    *("target_vocab.json", "chat_template.jinja", "chat_template.json"),
 )
 _TEMPLATES = "additional_chat_templates"
 _SENTENCES = (

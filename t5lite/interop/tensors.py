@@ -94,6 +94,23 @@ class Source(Protocol):
         """Returns a tensor, if possible mapped from its file rather than read."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """A `Source` of other sources' tensors, or of computed ones.
+
+    Args:
+      shapes: shape and dtype of each by name.
+      read: returns one by name.
+    """
+
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    read: Callable[[str], np.ndarray]
+
+    def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Returns shape and dtype of each tensor by name."""
+        return self.shapes
+
+
 def check_tensors(
     like: Any, source: Source, tensors: Sequence[Tensor], *, ignored: Sequence[str] = (), where: str
 ) -> None:

@@ -67,7 +67,7 @@ def test_what_decoders_read_first():
 
 def test_early_configs_that_name_bart():
     assert spec({**cases.MBART, "architectures": cases.BART["architectures"]}) == spec(cases.MBART)
-    switches = bart.SWITCHES["mbart"]
+    switches = bart.SWITCHES["mbart"]._asdict()
     assert spec({**cases.MBART, **switches}) == spec(cases.MBART)
 
 

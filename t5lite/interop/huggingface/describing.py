@@ -11,7 +11,7 @@ import numpy as np
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import MODULES, family_of
 from t5lite.interop.huggingface.families.family import Unsupported
-from t5lite.interop.tensors import Tensor
+from t5lite.interop.tensors import Arrays, Source, Tensor
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import Difference, ModelSpec, differences
 
@@ -80,7 +80,7 @@ def _both_ways(spec: ModelSpec) -> tuple[ModelSpec, dict[str, Any], list[Tensor]
     try:
         config = family.config(plain)
         tensors = family.tensors(plain)
-        return plain, config, tensors, family.spec(config, _StandIn(tensors))
+        return plain, config, tensors, family.spec(config, _stand_in(tensors))
     except Unsupported as error:
         raise InputError(_cannot(spec, str(error)), field=error.field) from error
     except (AttributeError, TypeError, ValueError) as error:
@@ -115,7 +115,7 @@ def _changes(old: ModelSpec, new: ModelSpec) -> list[Difference]:
 def agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]:
     """Returns whether a config describes a spec, as it is or as `plan` says it."""
     family, plain = family_of(spec.family), without_embedding(spec)
-    source = _StandIn(family.tensors(plain))
+    source = _stand_in(family.tensors(plain))
 
     def read(config: Mapping[str, Any]) -> ModelSpec | None:
         try:
@@ -136,21 +136,14 @@ def without_embedding(spec: ModelSpec) -> ModelSpec:
     return spec.replace(heads=heads)
 
 
-class _StandIn:
-    """Stands in for a file that is not written yet: no two tensors are equal."""
-
-    def __init__(self, tensors: list[Tensor]):
-        self._shapes = {
-            tensor.name: jax.ShapeDtypeStruct(tensor.shape, np.float32)
-            for tensor in tensors
-            if tensor.parts
-        }
-
-    def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        return self._shapes
-
-    def read(self, name: str) -> np.ndarray:
-        return np.array([list(self._shapes).index(name)])
+def _stand_in(tensors: list[Tensor]) -> Source:
+    """Returns what stands in for a file that is not written yet: no two tensors are equal."""
+    shapes = {
+        tensor.name: jax.ShapeDtypeStruct(tensor.shape, np.float32)
+        for tensor in tensors
+        if tensor.parts
+    }
+    return Arrays(shapes, lambda name: np.array([list(shapes).index(name)]))
 
 
 def _without(tensor: Tensor, prefix: str) -> Tensor:

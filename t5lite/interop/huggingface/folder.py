@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from t5lite.data import Vocabulary
@@ -37,12 +36,15 @@ from t5lite.interop.huggingface.sentence_files import (
 from t5lite.interop.huggingface.vocabularies import read_vocabulary
 from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
 from t5lite.interop.origin import CONFIG, GENERATION, Origin, merged, same_vocabulary
-from t5lite.interop.tensors import Source, tensors_from
+from t5lite.interop.tensors import Arrays, Source, tensors_from
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import ModelSpec
 from t5lite.objectives import Prompts, frames_of
 from t5lite.training.restore import named
 
+# What names of heads' tensors begin with.
+_HEADS = ("lm_head.", "embed_out.", "cls.", "score.", "qa_outputs.", "classifier.")
+_HEADS += ("pre_classifier.",)
 _POSITIONS = "max_position_embeddings"
 
 
@@ -80,7 +82,7 @@ def open_model(
         config = {**config, "decoder_start_token_id": start}
     tensors = open_tensors(root)
     check_merged(tensors.tensors(), where=str(folder))
-    source: Source = _Renamed(tensors, family)
+    source = _renamed(tensors, family)
     spec = family.spec(config, source)
     lowercase = sentences.lowercase
     own = read_vocabulary(root, lowercase=lowercase) if vocabulary is None else None
@@ -347,27 +349,16 @@ def read_config(folder: Any) -> dict[str, Any]:
     return config
 
 
-class _Renamed:
-    """A folder's tensors by the names that a file of today with a head would have."""
-
-    def __init__(self, source: Source, family: Family):
-        names = {name: name for name in source.tensors()}
-        for pattern, replacement in family.renamed:
-            names = {re.sub(pattern, replacement, new): old for new, old in names.items()}
-        if family.prefix and not any(name.startswith(family.prefix) for name in names):
-            heads = (
-                *("lm_head.", "embed_out.", "cls.", "score.", "qa_outputs."),
-                *("classifier.", "pre_classifier."),
-            )
-            names = {
-                new if new.startswith(heads) else family.prefix + new: old
-                for new, old in names.items()
-            }
-        self._source, self._names = source, names
-
-    def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        stored = self._source.tensors()
-        return {new: stored[old] for new, old in self._names.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self._source.read(self._names[name])
+def _renamed(source: Source, family: Family) -> Source:
+    """Returns a folder's tensors by the names that a file of today with a head would have."""
+    stored = source.tensors()
+    names = {name: name for name in stored}
+    for pattern, replacement in family.renamed:
+        names = {re.sub(pattern, replacement, new): old for new, old in names.items()}
+    if family.prefix and not any(name.startswith(family.prefix) for name in names):
+        names = {
+            new if new.startswith(_HEADS) else family.prefix + new: old
+            for new, old in names.items()
+        }
+    shapes = {new: stored[old] for new, old in names.items()}
+    return Arrays(shapes, lambda name: source.read(names[name]))

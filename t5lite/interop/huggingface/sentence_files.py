@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from t5lite.data.paths import as_path, write_whole
@@ -13,7 +12,7 @@ from t5lite.errors import InputError
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.interop.huggingface.files import open_tensors, write_tensors
 from t5lite.interop.huggingface.tokenizer_settings import read_json
-from t5lite.interop.tensors import Part, Source, Tensor, tensors_from, transposed
+from t5lite.interop.tensors import Arrays, Part, Source, Tensor, tensors_from, transposed
 from t5lite.layers import DenseSpec, EmbeddingHeadSpec
 
 MODULES, CONFIG = "modules.json", "config.json"
@@ -202,33 +201,20 @@ def _dense(folder: Any) -> DenseSpec:
 # Tensors of the dense layers, which have files of their own.
 
 
-class _Joined:
-    """The tensors of a model and, by a prefix, of its dense layers."""
-
-    def __init__(self, source: Source, others: Mapping[str, Source]):
-        self._source, self._others = source, others
-
-    def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        shapes = dict(self._source.tensors())
-        for prefix, other in self._others.items():
-            shapes |= {f"{prefix}/{name}": shape for name, shape in other.tensors().items()}
-        return shapes
-
-    def read(self, name: str) -> np.ndarray:
-        prefix, _, inner = name.partition("/")
-        return (
-            self._others[prefix].read(inner)
-            if prefix in self._others
-            else (self._source.read(name))
-        )
-
-
 def with_dense(source: Source, folders: Sequence[Any]) -> Source:
     """Returns the tensors of a model and of its dense layers: `dense_0/linear.weight`."""
     if not folders:
         return source
     others = {f"dense_{at}": open_tensors(layer_folder) for at, layer_folder in enumerate(folders)}
-    return _Joined(source, others)
+    shapes = dict(source.tensors())
+    for prefix, other in others.items():
+        shapes |= {f"{prefix}/{name}": shape for name, shape in other.tensors().items()}
+
+    def read(name: str) -> np.ndarray:
+        prefix, _, inner = name.partition("/")
+        return others[prefix].read(inner) if prefix in others else source.read(name)
+
+    return Arrays(shapes, read)
 
 
 def dense_tensors(

@@ -11,57 +11,46 @@ NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 JSON = "tokenizer.json"
 Token = Mapping[str, Any]  # what `tokenizers.AddedToken` takes, by name
 
+
+def _inverted(names: Mapping[str, str]) -> dict[str, str]:
+    """Returns the key of each word in a table of words."""
+    return {word: name for name, words in names.items() for word in words.split()}
+
+
 # transformers' class of the tokenizer by model_type; "" reads tokenizer.json as it is.
-_CLASSES = {
-    "albert": "Albert",
-    "bart": "Roberta",
-    "bert": "Bert",
-    "distilbert": "Bert",
-    "electra": "Bert",
-    "gemma": "Gemma",
-    "gemma2": "Gemma",
-    "gpt2": "GPT2",
-    "gpt_neox": "GPTNeoX",
-    "longformer": "Roberta",
-    "marian": "Marian",
-    "mbart": "MBart",
-    "mistral": "",
-    "modernbert": "",
-    "mt5": "T5",
-    "opt": "GPT2",
-    "pegasus": "Pegasus",
-    "roberta": "Roberta",
-    "switch_transformers": "T5",
-    "t5": "T5",
-    "t5gemma": "Gemma",
-    "umt5": "",
-    "xlm-roberta": "XLMRoberta",
-}
+_CLASSES = _inverted(
+    {
+        "": "mistral modernbert umt5",
+        "Albert": "albert",
+        "Bert": "bert distilbert electra",
+        "GPT2": "gpt2 opt",
+        "GPTNeoX": "gpt_neox",
+        "Gemma": "gemma gemma2 t5gemma",
+        "MBart": "mbart",
+        "Marian": "marian",
+        "Pegasus": "pegasus",
+        "Roberta": "bart longformer roberta",
+        "T5": "mt5 switch_transformers t5",
+        "XLMRoberta": "xlm-roberta",
+    }
+)
 # Names of one class.
-_SAME = {
-    "Bart": "Roberta",
-    "DistilBert": "Bert",
-    "Electra": "Bert",
-    "LED": "Roberta",
-    "LayoutLM": "Bert",
-    "Longformer": "Roberta",
-    "Lxmert": "Bert",
-    "MobileBert": "Bert",
-    "Mvp": "Roberta",
-    "Phi3": "Llama",
-    "SqueezeBert": "Bert",
-}
-# Names of classes that read a tokenizer.json as it is, and of what they do without one.
-_WHOLE = {
-    "Bloom": "",
-    "ConvBert": "Bert",
-    "FNet": "Albert",
-    "MT5": "T5",
-    "PreTrained": "",
-    "PythonBackend": "",
-    "TokenizersBackend": "",
-    "UMT5": "T5",
-}
+_SAME = _inverted(
+    {
+        "Bert": "DistilBert Electra LayoutLM Lxmert MobileBert SqueezeBert",
+        "Llama": "Phi3",
+        "Roberta": "Bart LED Longformer Mvp",
+    }
+)
+# Names of classes that read a tokenizer.json as it is, by what they do without one.
+_WHOLE = _inverted(
+    {
+        "": "PreTrained PythonBackend TokenizersBackend Bloom",
+        "Albert": "FNet",
+        "Bert": "ConvBert",
+        "T5": "MT5 UMT5",
+    }
+)
 
 
 class Settings(NamedTuple):

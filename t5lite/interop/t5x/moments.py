@@ -17,7 +17,7 @@ import numpy as np
 from t5lite.errors import InputError
 from t5lite.interop.t5x.architecture import Form
 from t5lite.interop.t5x.names import Leaf, inserted, leaves
-from t5lite.interop.tensors import Source, Tensor, tensors_from
+from t5lite.interop.tensors import Arrays, Source, Tensor, tensors_from
 from t5lite.models import Model, ModelSpec
 from t5lite.optimizers import AdafactorState
 from t5lite.optimizers.matrices import matrix_view
@@ -26,35 +26,6 @@ from t5lite.training.restore import named
 MOMENTS = ("v_row", "v_col", "v", "m")
 _PREFIX = "state.param_states."
 _PLACEHOLDER = np.zeros(1, np.float32)  # what T5X has for a moment that it does not need
-
-
-class Means:
-    """A checkpoint's moments, with means of those that T5X does not factor."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._shapes: dict[str, jax.ShapeDtypeStruct] = {}
-        self._means: dict[str, tuple[str, tuple[int, ...]]] = {}
-
-    def add(self, tensor: Tensor, mean_of: tuple[str, tuple[int, ...]] | None = None) -> None:
-        """Adds a tensor that is there, or the mean of one over some of its axes."""
-        stored = self._source.tensors()
-        if mean_of is not None:
-            self._means[tensor.name] = mean_of
-            self._shapes[tensor.name] = jax.ShapeDtypeStruct(tensor.shape, np.float32)
-        elif tensor.name in stored:
-            self._shapes[tensor.name] = stored[tensor.name]
-
-    def tensors(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shape and dtype of each."""
-        return self._shapes
-
-    def read(self, name: str) -> np.ndarray:
-        """Reads one, or computes it."""
-        if name not in self._means:
-            return self._source.read(name)
-        full, axes = self._means[name]
-        return self._source.read(full).mean(axes, dtype=np.float32)
 
 
 class _Side(NamedTuple):
@@ -83,7 +54,7 @@ class _Side(NamedTuple):
 
 def wanted(
     source: Source, spec: ModelSpec, state: AdafactorState, *, axes: Any, form: Form, where: str
-) -> tuple[Means, list[Tensor]]:
+) -> tuple[Source, list[Tensor]]:
     """Returns what of a checkpoint makes our state, and where it goes.
 
     Args:
@@ -104,11 +75,24 @@ def wanted(
             "parameters alone"
         )
     firsts = _own_firsts(axes)
-    means, tensors = Means(source), []
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    means: dict[str, tuple[str, tuple[int, ...]]] = {}  # of moments that T5X does not factor
+    tensors: list[Tensor] = []
 
     def add(tensor: Tensor, mean_of: tuple[str, tuple[int, ...]] | None = None) -> None:
-        means.add(tensor, mean_of)
+        """Adds a tensor that is stored, or the mean of one over some of its axes."""
         tensors.append(tensor)
+        if mean_of is not None:
+            means[tensor.name] = mean_of
+            shapes[tensor.name] = jax.ShapeDtypeStruct(tensor.shape, np.float32)
+        elif tensor.name in stored:
+            shapes[tensor.name] = stored[tensor.name]
+
+    def read(name: str) -> np.ndarray:
+        if name not in means:
+            return source.read(name)
+        whole_name, averaged = means[name]
+        return source.read(whole_name).mean(averaged, dtype=np.float32)
 
     for leaf in leaves(spec, form):
         path, base = leaf.places[0][0], _base(leaf, stored)
@@ -126,7 +110,7 @@ def wanted(
         if f"m/{path}" in own:
             _require(stored, f"{base}.m", where, "Adafactor.beta1 = None does without it")
             add(_same(leaf, base, "m"))
-    return means, tensors
+    return Arrays(shapes, read), tensors
 
 
 def saved(

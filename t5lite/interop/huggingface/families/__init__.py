@@ -8,54 +8,33 @@ from t5lite.interop.huggingface.families.family import Family
 
 # model_type -> the module that knows it.
 MODULES = {
-    "albert": "albert",
-    "bart": "bart",
-    "bert": "bert",
-    "distilbert": "bert",
-    "electra": "electra",
-    "gemma": "gemma",
-    "gemma2": "gemma",
-    "gpt2": "gpt2",
-    "gpt_neox": "gpt_neox",
-    "llama": "llama",
-    "marian": "bart",
-    "mbart": "bart",
-    "mistral": "llama",
-    "modernbert": "modernbert",
-    "mt5": "t5",
-    "pegasus": "bart",
-    "roberta": "bert",
-    "switch_transformers": "switch",
-    "t5": "t5",
-    "t5gemma": "t5gemma",
-    "umt5": "t5",
-    "xlm-roberta": "bert",
-}
-
-
-# What classes are called, for configs of years ago that name no model_type.
-CLASSES = {
-    "Albert": "albert",
-    "Bart": "bart",
-    "Bert": "bert",
-    "DistilBert": "distilbert",
-    "Electra": "electra",
-    "GPT2": "gpt2",
-    "MBart": "mbart",
-    "MT5": "mt5",
-    "Marian": "marian",
-    "Pegasus": "pegasus",
-    "Roberta": "roberta",
-    "T5": "t5",
-    "UMT5": "umt5",
-    "XLMRoberta": "xlm-roberta",
+    model_type: module
+    for module, model_types in {
+        "albert": "albert",
+        "bart": "bart marian mbart pegasus",
+        "bert": "bert distilbert roberta xlm-roberta",
+        "electra": "electra",
+        "gemma": "gemma gemma2",
+        "gpt2": "gpt2",
+        "gpt_neox": "gpt_neox",
+        "llama": "llama mistral",
+        "modernbert": "modernbert",
+        "switch": "switch_transformers",
+        "t5": "mt5 t5 umt5",
+        "t5gemma": "t5gemma",
+    }.items()
+    for model_type in model_types.split()
 }
 
 
 def model_type_of(architecture: str) -> str | None:
-    """Returns the model_type of a class of transformers'; None if its name does not tell."""
-    name = re.split(r"For|Model|LMHead|Encoder|MTModel", architecture)[0]
-    return CLASSES.get(name)
+    """Returns the model_type of a class of transformers', for configs of years ago without one.
+
+    None if its name does not tell.
+    """
+    name = re.split(r"For|Model|LMHead|Encoder|MTModel", architecture)[0].lower()
+    model_type = "xlm-roberta" if name == "xlmroberta" else name
+    return model_type if model_type in MODULES else None
 
 
 def family_of(model_type: str) -> Family:
