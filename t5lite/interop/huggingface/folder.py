@@ -43,8 +43,10 @@ from t5lite.objectives import Prompts, frames_of
 from t5lite.training.restore import named
 
 # What names of heads' tensors begin with.
-_HEADS = ("lm_head.", "embed_out.", "cls.", "score.", "qa_outputs.", "classifier.")
-_HEADS += ("pre_classifier.",)
+_HEADS = (
+    *("lm_head.", "embed_out.", "cls.", "score.", "qa_outputs."),
+    *("classifier.", "pre_classifier."),
+)
 _POSITIONS = "max_position_embeddings"
 
 

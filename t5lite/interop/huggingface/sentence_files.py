@@ -30,10 +30,11 @@ _POOLINGS = {
     "mean_sqrt_len_tokens": "mean_sqrt_length",
     "weightedmean": "weighted_mean",
 }
+# In the order in which vectors are joined.
 _FLAGS = {
     "cls_token": "cls",
-    "mean_tokens": "mean",
     "max_tokens": "max",
+    "mean_tokens": "mean",
     "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "weightedmean_tokens": "weightedmean",
     "lasttoken": "lasttoken",
@@ -168,15 +169,11 @@ def _pooling(config: Mapping[str, Any]) -> str:
     else:
         flag = "pooling_mode_"
         on = [key.removeprefix(flag) for key, on in config.items() if key.startswith(flag) and on]
-        modes = sorted((_FLAGS.get(name, name) for name in on), key=[*_ORDER, *on].index)
+        modes = sorted((_FLAGS.get(name, name) for name in on), key=[*_FLAGS.values(), *on].index)
     modes = modes or ["mean"]
     if not {*modes} <= _POOLINGS.keys():
         raise _UnknownError(f"pooling by {' and '.join(modes)}")
     return "+".join(_POOLINGS[mode] for mode in modes)
-
-
-# In which vectors are joined where ways to pool are flags.
-_ORDER = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
 def _dense(folder: Any) -> DenseSpec:
@@ -299,7 +296,7 @@ def write_sentences(
     flags = {f"pooling_mode_{flag}": mode in chosen for flag, mode in _FLAGS.items()}
     pooling: dict[str, Any] = {"word_embedding_dimension": embed, **flags}
     pooling["include_prompt"] = defaults.includes_prompt
-    if sorted(chosen, key=_ORDER.index) != chosen:
+    if sorted(chosen, key=[*_FLAGS.values()].index) != chosen:
         pooling = {"embedding_dimension": embed, "pooling_mode": chosen}
         pooling["include_prompt"] = defaults.includes_prompt
     write_whole(folder / "1_Pooling" / CONFIG, _json(pooling))

@@ -7,6 +7,7 @@ Source: transformers 5, `models/*/tokenization_*.py` and `convert_slow_tokenizer
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -153,16 +154,8 @@ def _llama(parts: Parts, settings: Settings, *, unk: bool = False) -> Draft:
     return Draft(tokenizer, {"bos": "<s>", "eos": "</s>", "unk": "<unk>"})
 
 
-def _mbart(parts: Parts, settings: Settings) -> Draft:
-    return _fairseq_languages(parts, settings, _MBART)
-
-
-def _mbart50(parts: Parts, settings: Settings) -> Draft:
-    return _fairseq_languages(parts, settings, _MBART50)
-
-
-def _fairseq_languages(parts: Parts, settings: Settings, codes: Sequence[str]) -> Draft:
-    library, is_50 = import_tokenizers(), codes is _MBART50
+def _mbart(parts: Parts, settings: Settings, *, is_50: bool = False) -> Draft:
+    library, codes = import_tokenizers(), _MBART50 if is_50 else _MBART
     scores = _fairseq(parts, settings, codes)
     tokenizer = library.Tokenizer(library.models.Unigram(scores, unk_id=3))
     if is_50:
@@ -279,7 +272,7 @@ CLASSES: dict[str, Callable[[Parts, Settings], Draft]] = {
     "Gemma": _gemma,
     "Llama": _llama,
     "MBart": _mbart,
-    "MBart50": _mbart50,
+    "MBart50": functools.partial(_mbart, is_50=True),
     "Pegasus": _pegasus,
     "Roberta": _roberta,
     "T5": _t5,

@@ -95,8 +95,14 @@ class Names(NamedTuple):
     tagger: str = "classifier"
 
 
-def tensors(spec: ModelSpec, names: Names, **makers: Callable[..., list[Tensor]]) -> list[Tensor]:
-    """Returns the tensors of a spec; `makers` are those that `modules.stack_tensors` takes."""
+def tensors(
+    spec: ModelSpec,
+    names: Names,
+    *,
+    attention: Callable[..., list[Tensor]] = modules.attention,
+    mlp: Callable[..., list[Tensor]] = modules.mlp,
+) -> list[Tensor]:
+    """Returns the tensors of a spec; for `attention` and `mlp` see `modules.stack_tensors`."""
     decoder, embed = family.stack_of(spec, "decoder"), spec.embed
     tied = names.logits if modules.is_tied(spec) else ()
     result = modules.table(names.table, "token_embedding", spec.vocab, embed, aliases=tied)
@@ -106,8 +112,9 @@ def tensors(spec: ModelSpec, names: Names, **makers: Callable[..., list[Tensor]]
         embed,
         names.layer.format,
         names.modules,
+        attention=attention,
+        mlp=mlp,
         final_norm=names.final_norm,
-        **makers,
     )
     for head in spec.heads:
         result += labels.tensors(head, embed, classifier="score", tagger=names.tagger)

@@ -142,8 +142,8 @@ def fields(
         "layer_norm_eps": norm.epsilon,
         "pad_token_id": positions.offset - 1 if positions.offset else 0,
     }
-    if hasattr(head, "dropout_rate"):
-        content[rate] = head.dropout_rate
+    if (dropout_rate := getattr(head, "dropout_rate", None)) is not None:
+        content[rate] = dropout_rate
     return content if head is None else content | labels.fields(head)
 
 

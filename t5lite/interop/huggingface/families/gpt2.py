@@ -1,12 +1,12 @@
 """GPT-2 and DistilGPT2."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from t5lite.interop.huggingface.families import decoder_only, family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.tensors import Part, Source, Tensor, View
+from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import (
     AttentionSpec,
     LayerNormSpec,
@@ -22,7 +22,12 @@ NAMES = decoder_only.Names(
     "transformer.wte.weight",
     "transformer.h.{}",
     "transformer.ln_f",
-    {"attention": "attn", "mlp": "mlp", "attention_norm": "ln_1", "mlp_norm": "ln_2"},
+    {
+        "attention": {"fused": "attn.c_attn", "output": "attn.c_proj"},
+        "mlp": {"up": "mlp.c_fc", "down": "mlp.c_proj"},
+        "attention_norm": "ln_1",
+        "mlp_norm": "ln_2",
+    },
     ("lm_head.weight",),
 )
 # Of transformers' config class: what equals them may be left out of config.json.
@@ -112,53 +117,24 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
     length = family.stack_of(spec, "decoder").max_length or 0
     positions = ("transformer.wpe.weight", "decoder/position_embedding", length, spec.embed)
-    table, *others = decoder_only.tensors(spec, NAMES, attention=attention, mlp=mlp)
+    table, *others = decoder_only.tensors(
+        spec, NAMES, attention=conv1d(modules.fused_attention), mlp=conv1d(modules.mlp)
+    )
     return [table, *modules.table(*positions), *others]
 
 
-def attention(
-    name: str, path: str, spec: AttentionSpec, embed: int, *, layer: int | None
-) -> list[Tensor]:
-    """Returns the tensors of attention: queries, keys and values side by side in `c_attn`."""
-    joined = spec.num_heads * spec.head_dim
-    kernels, biases = [], []
-    for third, part in enumerate(("query", "key", "value")):
-        columns = slice(third * joined, (third + 1) * joined)
-        kernels.append(Part(f"{path}/{part}/kernel", layer, split_columns(columns, spec)))
-        biases.append(Part(f"{path}/{part}/bias", layer, split_columns(columns, spec)))
+def conv1d(make: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """Returns what makes the tensors of `Conv1D`s, `[in, out]`, where `make` has linear layers."""
 
-    def split_rows(array: np.ndarray) -> np.ndarray:
-        return array.reshape(spec.num_heads, spec.head_dim, embed)
+    def flipped(tensor: Tensor) -> Tensor:
+        if len(tensor.shape) == 1:
+            return tensor
+        parts = (
+            part._replace(view=lambda array, view=part.view: view(array.T)) for part in tensor.parts
+        )
+        return dataclasses.replace(tensor, shape=tensor.shape[::-1], parts=tuple(parts))
 
-    output = Part(f"{path}/output/kernel", layer, split_rows)
-    return [
-        Tensor(f"{name}.c_attn.weight", (embed, 3 * joined), tuple(kernels)),
-        Tensor(f"{name}.c_attn.bias", (3 * joined,), tuple(biases)),
-        Tensor(f"{name}.c_proj.weight", (joined, embed), (output,)),
-        modules.vector(f"{name}.c_proj.bias", f"{path}/output/bias", embed, layer=layer),
-    ]
-
-
-def split_columns(columns: slice, spec: AttentionSpec) -> View:
-    """Returns the view of some of `[..., 3 * heads * head_dim]` as `[..., heads, head_dim]`."""
-
-    def view(array: np.ndarray) -> np.ndarray:
-        return array[..., columns].reshape(*array.shape[:-1], spec.num_heads, spec.head_dim)
-
-    return view
-
-
-def mlp(name: str, path: str, spec: Any, embed: int, *, layer: int | None) -> list[Tensor]:
-    """Returns the tensors of an MLP of two `Conv1D`s."""
-    hidden = family.expect(spec, MlpSpec, "mlp").hidden
-    up = conv1d(f"{name}.c_fc", f"{path}/up", embed, hidden, layer)
-    return up + conv1d(f"{name}.c_proj", f"{path}/down", hidden, embed, layer)
-
-
-def conv1d(name: str, path: str, into: int, out: int, layer: int | None) -> list[Tensor]:
-    """Returns the tensors of a `Conv1D`: a weight `[into, out]`, as ours is, and a bias."""
-    weight = Tensor(f"{name}.weight", (into, out), (Part(f"{path}/kernel", layer),))
-    return [weight, modules.vector(f"{name}.bias", f"{path}/bias", out, layer=layer)]
+    return lambda *arguments, **options: [flipped(t) for t in make(*arguments, **options)]
 
 
 FAMILIES = {

@@ -1,14 +1,12 @@
 """GPT-NeoX: GPT-NeoX-20B and Pythia."""
 
-from collections.abc import Mapping
+import functools
 from typing import Any
-
-import numpy as np
 
 from t5lite.interop.huggingface.families import decoder_only, family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
-from t5lite.interop.tensors import Source, Tensor, View
+from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, SmallInitSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
@@ -116,23 +114,9 @@ def config(spec: ModelSpec) -> dict[str, Any]:
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    return decoder_only.tensors(spec, NAMES, attention=attention)
-
-
-def attention(
-    names: Mapping[str, str], path: str, spec: AttentionSpec, embed: int, *, layer: int | None
-) -> list[Tensor]:
-    """Returns the tensors of attention: each head's query, key and value follow each other."""
-
-    def third(number: int) -> View:
-        # [heads * 3 * head_dim, embed] → [embed, heads, head_dim], or the same without `embed`.
-        def view(array: np.ndarray) -> np.ndarray:
-            split = array.reshape(spec.num_heads, 3, spec.head_dim, *array.shape[1:])[:, number]
-            return split if array.ndim == 1 else split.transpose(2, 0, 1)
-
-        return view
-
-    return modules.fused_attention(names, path, spec, embed, third, layer=layer)
+    return decoder_only.tensors(
+        spec, NAMES, attention=functools.partial(modules.fused_attention, by_head=True)
+    )
 
 
 FAMILIES = {

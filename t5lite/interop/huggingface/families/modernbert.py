@@ -1,9 +1,6 @@
 """ModernBERT: rotary positions of two bases, windows in two layers of three, gated MLPs."""
 
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from t5lite.interop.huggingface.families import family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
@@ -165,7 +162,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         embed,
         "model.layers.{}".format,
         names,
-        attention=_fused_attention,
+        attention=modules.fused_attention,
         mlp=_fused_mlp,
         final_norm="model.final_norm",
     )
@@ -176,22 +173,6 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         result += modules.norm("head.norm", "lm_head/norm", head.norm, embed)
         result.append(modules.vector("decoder.bias", "lm_head/bias", spec.vocab))
     return result
-
-
-def _fused_attention(
-    names: Mapping[str, str], path: str, spec: AttentionSpec, embed: int, *, layer: int | None
-) -> list[Tensor]:
-    """Returns attention whose `Wqkv` has the rows of queries, then keys, then values."""
-
-    def third(number: int) -> View:
-        # [3 * heads * head_dim, embed] → [embed, heads, head_dim], or the same without `embed`.
-        def view(array: np.ndarray) -> np.ndarray:
-            split = array.reshape(3, spec.num_heads, spec.head_dim, *array.shape[1:])[number]
-            return split if array.ndim == 1 else split.transpose(2, 0, 1)
-
-        return view
-
-    return modules.fused_attention(names, path, spec, embed, third, layer=layer)
 
 
 def _fused_mlp(name: str, path: str, spec: Any, embed: int, *, layer: int | None) -> list[Tensor]:

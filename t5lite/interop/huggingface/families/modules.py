@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from t5lite.interop.huggingface.families.family import expect
 from t5lite.interop.placing import Layer
 from t5lite.interop.tensors import Part, Tensor, View, transposed
@@ -121,8 +123,8 @@ def fused_attention(
     path: str,
     spec: AttentionSpec,
     embed: int,
-    view: Callable[[int], View],
     *,
+    by_head: bool = False,
     layer: int | None = None,
 ) -> list[Tensor]:
     """Returns the tensors of attention whose queries, keys and values are one linear layer.
@@ -130,14 +132,28 @@ def fused_attention(
     Args:
       names: of the modules, "fused" and "output".
       path, spec, embed, layer: see `attention`.
-      view: of queries (0), keys (1) or values (2) in the fused weight or bias.
+      by_head: whether each head's query, key and value follow each other, rather than all queries,
+        all keys and all values.
     """
-    parts, rows = list(enumerate(("query", "key", "value"))), 3 * spec.num_heads * spec.head_dim
-    kernels = tuple(Part(f"{path}/{part}/kernel", layer, view(n)) for n, part in parts)
-    result = [Tensor(f"{names['fused']}.weight", (rows, embed), kernels)]
+    sizes = (spec.num_heads, 3, spec.head_dim) if by_head else (3, spec.num_heads, spec.head_dim)
+
+    def third(number: int) -> View:
+        # [3 * heads * head_dim, embed] → [embed, heads, head_dim], or the same without `embed`.
+        def view(array: np.ndarray) -> np.ndarray:
+            split = array.reshape(*sizes, *array.shape[1:])
+            split = split[:, number] if by_head else split[number]
+            return split if array.ndim == 1 else split.transpose(2, 0, 1)
+
+        return view
+
+    def parts(name: str) -> tuple[Part, ...]:
+        projections = enumerate(("query", "key", "value"))
+        return tuple(Part(f"{path}/{part}/{name}", layer, third(n)) for n, part in projections)
+
+    rows = 3 * spec.num_heads * spec.head_dim
+    result = [Tensor(f"{names['fused']}.weight", (rows, embed), parts("kernel"))]
     if spec.use_bias:
-        biases = tuple(Part(f"{path}/{part}/bias", layer, view(n)) for n, part in parts)
-        result.append(Tensor(f"{names['fused']}.bias", (rows,), biases))
+        result.append(Tensor(f"{names['fused']}.bias", (rows,), parts("bias")))
     return result + attention_output(names["output"], path, spec, embed, layer=layer)
 
 
