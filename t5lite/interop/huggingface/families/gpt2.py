@@ -6,7 +6,7 @@ from typing import Any
 
 from t5lite.interop.huggingface.families import decoder_only, family, modules
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.tensors import Source, Tensor
+from t5lite.interop.tensors import Source, Tensor, View
 from t5lite.layers import (
     AttentionSpec,
     LayerNormSpec,
@@ -126,15 +126,16 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
 def conv1d(make: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
     """Returns what makes the tensors of `Conv1D`s, `[in, out]`, where `make` has linear layers."""
 
-    def flipped(tensor: Tensor) -> Tensor:
+    def flipped(view: View) -> View:
+        return lambda array: view(array.T)
+
+    def conv(tensor: Tensor) -> Tensor:
         if len(tensor.shape) == 1:
             return tensor
-        parts = (
-            part._replace(view=lambda array, view=part.view: view(array.T)) for part in tensor.parts
-        )
-        return dataclasses.replace(tensor, shape=tensor.shape[::-1], parts=tuple(parts))
+        parts = tuple(part._replace(view=flipped(part.view)) for part in tensor.parts)
+        return dataclasses.replace(tensor, shape=tensor.shape[::-1], parts=parts)
 
-    return lambda *arguments, **options: [flipped(t) for t in make(*arguments, **options)]
+    return lambda *arguments, **options: [*map(conv, make(*arguments, **options))]
 
 
 FAMILIES = {
