@@ -103,16 +103,8 @@ def _code_llama(parts: Parts, settings: Settings) -> Draft:
 
 
 def _gemma(parts: Parts, settings: Settings) -> Draft:
-    library = import_tokenizers()
-    tokenizer = library.Tokenizer(
-        library.models.BPE(
-            vocab=parts.ids,
-            merges=list(parts.merges),
-            fuse_unk=True,
-            unk_token=settings.text("unk", "<unk>"),
-            byte_fallback=True,
-        )
-    )
+    library, unk = import_tokenizers(), settings.text("unk", "<unk>")
+    tokenizer = _bpe(parts, fuse_unk=True, unk_token=unk, byte_fallback=True)
     tokenizer.normalizer = library.normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = library.pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = _bytes_decoder(strips=False)
@@ -136,15 +128,8 @@ def _llama(parts: Parts, settings: Settings, *, unk: bool = False) -> Draft:
     library, options = import_tokenizers(), settings.options
     spaced = options.get("add_prefix_space")
     spaced = True if spaced is None else spaced
-    tokenizer = library.Tokenizer(
-        library.models.BPE(
-            vocab=parts.ids,
-            merges=list(parts.merges),
-            fuse_unk=True,
-            byte_fallback=True,
-            **({"unk_token": settings.text("unk", "<unk>")} if unk else {}),
-        )
-    )
+    named = {"unk_token": settings.text("unk", "<unk>")} if unk else {}
+    tokenizer = _bpe(parts, fuse_unk=True, byte_fallback=True, **named)
     legacy = options.get("legacy", False) and not unk
     scheme = ("always" if legacy else "first") if spaced else "never"
     tokenizer.pre_tokenizer = library.pre_tokenizers.Metaspace(
@@ -230,7 +215,7 @@ def _roberta(parts: Parts, settings: Settings) -> Draft:
 
 
 def _t5(parts: Parts, settings: Settings) -> Draft:
-    library, count = import_tokenizers(), settings.options.get("extra_ids", 100)
+    count = settings.options.get("extra_ids", 100)
     sentinels = [f"<extra_id_{number}>" for number in range(count)]
     scores = parts.scores
     additional: list[Any] = [*(parts.additional or ())]
@@ -244,20 +229,14 @@ def _t5(parts: Parts, settings: Settings) -> Draft:
         raise InputError(
             f"extra_ids = {count}, and {len(listed)} sentinels are listed", field="extra_ids"
         )
-    tokenizer = library.Tokenizer(library.models.Unigram(scores, unk_id=2))
-    if parts.charsmap:
-        tokenizer.normalizer = library.normalizers.Precompiled(parts.charsmap)
+    tokenizer = _unigram(scores, 2, parts.charsmap)
     _by_word(tokenizer)
     tokens = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
     return Draft(tokenizer, tokens, additional, _around(None, "eos"))
 
 
 def _xlm_roberta(parts: Parts, settings: Settings) -> Draft:
-    library = import_tokenizers()
-    scores = _fairseq(parts, settings)
-    tokenizer = library.Tokenizer(library.models.Unigram(scores, unk_id=3))
-    if parts.charsmap:
-        tokenizer.normalizer = library.normalizers.Precompiled(parts.charsmap)
+    tokenizer = _unigram(_fairseq(parts, settings), 3, parts.charsmap)
     _by_word(tokenizer, prefixed=settings.options.get("add_prefix_space", True))
     tokens = _XLM_ROBERTA_TOKENS | {"mask": "<mask>"}
     return Draft(tokenizer, tokens, processor=_around("bos", "eos"))
@@ -288,14 +267,8 @@ _UNKNOWN = (
     "Siglip2 Speech2Text SpeechT5 Splinter Tapas Tipsv2 Udop VideoPrism Whisper XGLM XLM XLNet"
 )
 UNKNOWN = frozenset(_UNKNOWN.split())
-_XLM_ROBERTA_TOKENS: dict[str, Any] = {
-    "bos": "<s>",
-    "eos": "</s>",
-    "unk": "<unk>",
-    "sep": "</s>",
-    "pad": "<pad>",
-    "cls": "<s>",
-}
+_XLM_ROBERTA_TOKENS: dict[str, Any] = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+_XLM_ROBERTA_TOKENS |= {"sep": "</s>", "pad": "<pad>", "cls": "<s>"}
 
 
 def _fairseq(
@@ -313,17 +286,23 @@ def _fairseq(
     return [*first_four, *parts.scores[3:], *((text, 0.0) for text in last)]
 
 
+def _bpe(parts: Parts, **options: Any) -> Any:
+    library = import_tokenizers()
+    return library.Tokenizer(library.models.BPE(parts.ids, list(parts.merges), **options))
+
+
+def _unigram(scores: Sequence[tuple[str, float]], unk_id: int, charsmap: bytes | None) -> Any:
+    """Returns a tokenizer with SentencePiece's precompiled normalization, if there is one."""
+    library = import_tokenizers()
+    tokenizer = library.Tokenizer(library.models.Unigram(scores, unk_id=unk_id))
+    if charsmap:
+        tokenizer.normalizer = library.normalizers.Precompiled(charsmap)
+    return tokenizer
+
+
 def _byte_level(parts: Parts, settings: Settings) -> Any:
     library = import_tokenizers()
-    tokenizer = library.Tokenizer(
-        library.models.BPE(
-            vocab=parts.ids,
-            merges=list(parts.merges),
-            continuing_subword_prefix="",
-            end_of_word_suffix="",
-            fuse_unk=False,
-        )
-    )
+    tokenizer = _bpe(parts, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
     spaced = bool(settings.options.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     tokenizer.decoder = library.decoders.ByteLevel()

@@ -1,5 +1,6 @@
 """The files of T5X checkpoints: their arrays by name, listed without being read."""
 
+import contextlib
 import json
 import math
 import os
@@ -65,15 +66,9 @@ class T5XSource:
         leaf = self._leaves[name]
         if not isinstance(leaf, Stored):
             return leaf
-        try:
+        with _damage(self.folder, name):
             store = ts.open(leaf.spec, open=True, read=True).result()
             array = store.read().result()
-        except MemoryError:
-            raise
-        except Exception as error:  # TensorStore raises anything, bare Exception included
-            raise CheckpointError(
-                f"the checkpoint {self.folder} is damaged: {name}: {reason(error)}"
-            ) from error
         _check_chunks(leaf, store, name)
         if array.dtype == np.uint16 and leaf.dtype == _BFLOAT16:
             array = array.view(_BFLOAT16)
@@ -190,15 +185,11 @@ def _from_msgpack(folder: epath.Path) -> dict[str, np.ndarray | Stored]:
             f"{str(folder)!r} holds a TensorFlow checkpoint of the old T5 library; T5X's script "
             "convert_tf_checkpoint makes one of T5X's of it"
         )
-    try:
+    with _damage(folder, "its file `checkpoint`"):
         tree = serialization.msgpack_restore(content)
         # Before versions were written there was no `optimizer` around it.
         tree = tree.get("optimizer", tree)
         leaves_by_path = list(_flat(tree, ()))
-    except Exception as error:  # msgpack raises its own, ValueError, UnicodeDecodeError, …
-        raise CheckpointError(
-            f"the checkpoint {folder} is damaged: its file `checkpoint`: {reason(error)}"
-        ) from error
     leaves: dict[str, np.ndarray | Stored] = {}
     unknown: dict[str, dict[str, Any]] = {}
     for path, value in leaves_by_path:
@@ -221,7 +212,7 @@ def _from_msgpack(folder: epath.Path) -> dict[str, np.ndarray | Stored]:
 
 def _from_orbax(folder: epath.Path) -> dict[str, np.ndarray | Stored]:
     """Lists the arrays that Orbax's file `_METADATA` names."""
-    try:
+    with _damage(folder, "its file `_METADATA`"):
         content = json.loads((folder / "_METADATA").read_text())
         names = [
             ".".join(str(key["key"]) for key in leaf["key_metadata"])
@@ -229,10 +220,6 @@ def _from_orbax(folder: epath.Path) -> dict[str, np.ndarray | Stored]:
             if not leaf["value_metadata"].get("skip_deserialize")
             and leaf["value_metadata"].get("value_type") not in ("string", "None")
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"the checkpoint {folder} is damaged: its file `_METADATA`: {reason(error)}"
-        ) from error
     ocdbt, zarr3 = content.get("use_ocdbt"), bool(content.get("use_zarr3"))
     specs = {name: _orbax_spec(folder, name, ocdbt=ocdbt, zarr3=zarr3) for name in names}
     return dict(_opened(folder, specs))
@@ -289,7 +276,7 @@ def _check_folders(
         path
         for name, spec in {**specs, **unknown}.items()
         if name.startswith("target.") and spec["kvstore"]["driver"] != "ocdbt"
-        if (path := spec["kvstore"]["path"].rstrip("/").rsplit("/", 1)[-1]) not in stored
+        if (path := _last(spec)) not in stored
     ]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -304,16 +291,25 @@ def _opened(folder: epath.Path, specs: Mapping[str, dict[str, Any]]) -> dict[str
     opening = {name: ts.open(spec, open=True, read=True) for name, spec in specs.items()}
     stored = {}
     for name, future in opening.items():
-        try:
+        with _damage(folder, name):
             store = future.result()
-        except Exception as error:  # TensorStore raises anything, bare Exception included
-            raise CheckpointError(
-                f"the checkpoint {folder} is damaged: {name}: {reason(error)}"
-            ) from error
         dtype = np.dtype(store.dtype.numpy_dtype)
         dtype = _BFLOAT16 if dtype == np.uint16 else dtype
         stored[name] = Stored(specs[name], tuple(store.shape), dtype)
     return stored
+
+
+@contextlib.contextmanager
+def _damage(folder: epath.Path, name: str) -> Iterator[None]:
+    """Raises what is raised inside as a CheckpointError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # msgpack and TensorStore raise anything, bare Exception included
+        raise CheckpointError(
+            f"the checkpoint {folder} is damaged: {name}: {reason(error)}"
+        ) from error
 
 
 def _check_chunks(leaf: Stored, store: ts.TensorStore, name: str) -> None:

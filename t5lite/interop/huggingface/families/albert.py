@@ -42,19 +42,16 @@ NAMES = encoder_only.Names(
 )
 # What transformers' config class fills in.
 DEFAULTS: dict[str, Any] = {
+    **encoder_only.DEFAULTS,
     "vocab_size": 30000,
     "embedding_size": 128,
     "hidden_size": 4096,
-    "num_hidden_layers": 12,
     "num_hidden_groups": 1,
     "num_attention_heads": 64,
     "intermediate_size": 16384,
     "inner_group_num": 1,
     "hidden_act": "gelu_new",
     "hidden_dropout_prob": 0.0,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
     "classifier_dropout_prob": 0.1,
 }
 

@@ -84,19 +84,6 @@ NAMES = {
     ),
 }
 NAMES["xlm-roberta"] = dataclasses.replace(NAMES["roberta"], classes="XLMRoberta")
-_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
-}
 # Where they are not BERT's.
 _OWN_DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -115,7 +102,7 @@ def spec(config: family.Config, source: Source) -> ModelSpec:
             ours: fields[theirs] for ours, theirs in _DISTILBERT_FIELDS.items() if theirs in fields
         }
         fields |= {"type_vocab_size": None, "layer_norm_eps": 1e-12}
-    config = {**_DEFAULTS, **_OWN_DEFAULTS[model_type], **fields}
+    config = {**encoder_only.DEFAULTS, **_OWN_DEFAULTS[model_type], **fields}
     encoder_only.check(config)
     family.check_fields(config, sinusoidal_pos_embds=(False, True, None))  # a table in either case
     offset = config["pad_token_id"] + 1 if "roberta" in model_type else 0

@@ -22,17 +22,11 @@ NAMES = encoder_only.Names(
 )
 # What transformers' config class fills in.
 DEFAULTS: dict[str, Any] = {
-    "vocab_size": 30522,
+    **encoder_only.DEFAULTS,
     "embedding_size": 128,
     "hidden_size": 256,
-    "num_hidden_layers": 12,
     "num_attention_heads": 4,
     "intermediate_size": 1024,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
 }
 
 

@@ -18,6 +18,21 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
+# What transformers' class of BERT's config fills in.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Names:
