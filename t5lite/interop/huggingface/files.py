@@ -118,22 +118,25 @@ def write_tensors(
         name: header_of(((key, tensor) for key, tensor, _ in content), metadata)
         for name, content in files.items()
     }
-    report = _Progress(sum(num_bytes(tensor) for _, tensor, _ in due), progress)
+    total, done = sum(num_bytes(tensor) for _, tensor, _ in due), 0
     try:
         # They take their places at the end, last to first: the index when its files are there.
         with contextlib.ExitStack() as stack:
             if len(files) > 1:
                 index = stack.enter_context(whole_file(root / INDEX))
-                index.write(_index(files, total_size=report.total))
+                index.write(_index(files, total_size=total))
             opened = {name: stack.enter_context(whole_file(root / name)) for name in files}
             for name, content in files.items():
                 opened[name].write(headers[name])
-                _write(opened[name], content, report)
+                for written_tensor in content:
+                    done += _write(opened[name], *written_tensor)
+                    if progress is not None:
+                        progress(done, total)
         written = [*files, *([INDEX] if len(files) > 1 else [])]
         _remove_others(root, keep=written)
     except OSError as error:
         raise InputError(
-            f"cannot write {report.total:,} bytes to {root}: {error.strerror or error}; "
+            f"cannot write {total:,} bytes to {root}: {error.strerror or error}; "
             "choose another folder"
         ) from error
     return [root / name for name in written]
@@ -152,18 +155,6 @@ def local(folder: str | os.PathLike) -> Path:
             "local folder, and copy it from there"
         )
     return path
-
-
-class _Progress:
-    """Counts bytes."""
-
-    def __init__(self, total: int, report: Callable[[int, int], None] | None):
-        self.total, self._done, self._report = total, 0, report
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._report is not None:
-            self._report(self._done, self.total)
 
 
 _ADVICE = (
@@ -276,18 +267,19 @@ def _split(tensors: Sequence[Written], max_file_bytes: int) -> dict[str, list[Wr
     }
 
 
-def _write(file: BinaryIO, content: Iterable[Written], report: _Progress) -> None:
-    for name, tensor, make in content:
-        array = make()
-        if array.shape != tensor.shape or array.dtype != tensor.dtype:
-            raise RuntimeError(
-                f"internal error: {name} came as {array.dtype}{list(array.shape)}, announced as "
-                f"{np.dtype(tensor.dtype)}{list(tensor.shape)}"
-            )
-        # As bytes, for bfloat16 has no buffer protocol; `tobytes` would copy all of it.
-        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[call-overload]
-        report.add(array.nbytes)
-        del array  # before the next is made
+def _write(
+    file: BinaryIO, name: str, tensor: jax.ShapeDtypeStruct, make: Callable[[], np.ndarray]
+) -> int:
+    """Makes a tensor, writes it, and returns its bytes."""
+    array = make()
+    if array.shape != tensor.shape or array.dtype != tensor.dtype:
+        raise RuntimeError(
+            f"internal error: {name} came as {array.dtype}{list(array.shape)}, announced as "
+            f"{np.dtype(tensor.dtype)}{list(tensor.shape)}"
+        )
+    # As bytes, for bfloat16 has no buffer protocol; `tobytes` would copy all of it.
+    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[call-overload]
+    return array.nbytes
 
 
 def _index(files: Mapping[str, Sequence[Written]], *, total_size: int) -> bytes:

@@ -175,8 +175,9 @@ def save(
         origin.copy(root, origin.sentence_files())
     elif heads:
         write_sentences(root, heads[0], params, embed=spec.embed, defaults=description.embedding)
-    unchanged = origin is not None and generation == _generation_of(origin)
-    if origin is not None and (unchanged or spec.decoder is None):
+    if origin is not None and (
+        spec.decoder is None or generation == read_defaults(origin.folder, origin.config())
+    ):
         origin.copy(root, [name for name in origin.names() if name == GENERATION])
     else:
         save_defaults(root, _never_padding(generation, content.config, spec, vocabulary))
@@ -220,7 +221,9 @@ def losses(description: Description) -> list[str]:
             "texts one by one"
         )
     if origin is None:
-        if _POSITIONS not in content.config and spec.decoder is not None and _is_rotary(spec):
+        blocks = () if spec.decoder is None else spec.decoder.every_block
+        rotary = any(block.attention.rotary is not None for block in blocks)
+        if rotary and _POSITIONS not in content.config:
             lines.append(f"{_POSITIONS}: not known, so that transformers takes its class's default")
         return lines
     if content.lost:
@@ -281,29 +284,14 @@ def _with_related_origin(description: Description) -> Description:
     return description.replace(origin=None)
 
 
-def _is_rotary(spec: ModelSpec) -> bool:
-    decoder = spec.decoder
-    return decoder is not None and any(
-        block.attention.rotary is not None for block in decoder.every_block
-    )
-
-
 def _same_sentences(
     origin: Origin, heads: Sequence[EmbeddingHeadSpec], embedding: EmbeddingDefaults | None
 ) -> bool:
     """Whether an origin's files of sentence-transformers are those of a head without layers."""
     sentences = read_sentences(origin.folder)
-    same = (
-        sentences.heads == tuple(heads)
-        and sentences.defaults == embedding
-        and not sentences.lowercase
-    )
-    return same and not sentences.dense
-
-
-def _generation_of(origin: Origin) -> GenerationDefaults | None:
-    """Returns the default generation options of an origin."""
-    return read_defaults(origin.folder, origin.config())
+    if sentences.lowercase or sentences.dense:
+        return False
+    return (sentences.heads, sentences.defaults) == (tuple(heads), embedding)
 
 
 def _frame(spec: ModelSpec, vocabulary: Vocabulary, prompts: Prompts | None) -> Frame:

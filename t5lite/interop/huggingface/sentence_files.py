@@ -10,9 +10,10 @@ import numpy as np
 from t5lite.data.paths import as_path, write_whole
 from t5lite.errors import InputError
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
+from t5lite.interop.huggingface.families.modules import linear
 from t5lite.interop.huggingface.files import open_tensors, write_tensors
 from t5lite.interop.huggingface.tokenizer_settings import read_json
-from t5lite.interop.tensors import Arrays, Part, Source, Tensor, tensors_from, transposed
+from t5lite.interop.tensors import Arrays, Source, Tensor, tensors_from
 from t5lite.layers import DenseSpec, EmbeddingHeadSpec
 
 MODULES, CONFIG = "modules.json", "config.json"
@@ -221,16 +222,7 @@ def dense_tensors(
     before = len(head.pooling.split("+")) * embed
     width = head.dense[number - 1].size if number else before
     layer, path = head.dense[number], f"embedding_head/dense_{number}"
-    result = [
-        Tensor(
-            f"{prefix}linear.weight",
-            (layer.size, width),
-            (Part(f"{path}/kernel", None, transposed),),
-        )
-    ]
-    if layer.use_bias:
-        result.append(Tensor(f"{prefix}linear.bias", (layer.size,), (Part(f"{path}/bias"),)))
-    return result
+    return linear(f"{prefix}linear", path, width, layer.size, use_bias=layer.use_bias)
 
 
 def all_dense_tensors(heads: Sequence[Any], embed: int) -> list[Tensor]:

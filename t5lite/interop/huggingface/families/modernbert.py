@@ -94,10 +94,8 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     encoder, head = family.stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
     blocks = encoder.every_block
     block, kinds = blocks[0], [SLIDING if b.attention.window else FULL for b in blocks]
-    mlp, norm = (
-        family.expect(block.mlp, MlpSpec, "mlp"),
-        family.expect(block.norm, LayerNormSpec, "norm"),
-    )
+    mlp = family.expect(block.mlp, MlpSpec, "mlp")
+    norm = family.expect(block.norm, LayerNormSpec, "norm")
     thetas, windows = dict(_THETAS), [b.attention.window for b in blocks if b.attention.window]
     for kind, layer_block in zip(kinds, blocks, strict=True):
         thetas[kind] = family.expect(layer_block.attention.rotary, RotarySpec, "rotary").theta
@@ -127,14 +125,9 @@ def config(spec: ModelSpec) -> dict[str, Any]:
         "global_rope_theta": thetas[FULL],
         "local_rope_theta": thetas[SLIDING],
     }
-    for name, default in (
-        ("pad", 50283),
-        ("bos", 50281),
-        ("eos", 50282),
-        ("cls", 50281),
-        ("sep", 50282),
-    ):
-        content[f"{name}_token_id"] = default if default < spec.vocab else 0
+    tokens = {"pad": 50283, "bos": 50281, "eos": 50282, "cls": 50281, "sep": 50282}
+    for name, token in tokens.items():
+        content[f"{name}_token_id"] = token if token < spec.vocab else 0
     if isinstance(head, MaskedLMHeadSpec):
         content["classifier_activation"] = activation_name(head.activation)
         content["classifier_bias"] = head.use_bias

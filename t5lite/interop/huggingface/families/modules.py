@@ -7,7 +7,7 @@ import numpy as np
 
 from t5lite.interop.huggingface.families.family import expect
 from t5lite.interop.placing import Layer
-from t5lite.interop.tensors import Part, Tensor, View, transposed
+from t5lite.interop.tensors import Part, Tensor, View, transposed, whole
 from t5lite.layers import AttentionSpec, LayerNormSpec, LMHeadSpec, MlpSpec, NormSpec
 from t5lite.models import ModelSpec, StackSpec
 
@@ -18,7 +18,15 @@ def vector(name: str, path: str, size: int, *, layer: Layer = None) -> Tensor:
 
 
 def linear(
-    name: str, path: str, into: int, out: int, *, use_bias: bool, layer: Layer = None
+    name: str,
+    path: str,
+    into: int,
+    out: int,
+    *,
+    use_bias: bool,
+    layer: Layer = None,
+    kernel: View = transposed,
+    bias: View = whole,
 ) -> list[Tensor]:
     """Returns the tensors of an `nn.Linear`: a weight `[out, into]`, and a bias if there is one.
 
@@ -28,11 +36,12 @@ def linear(
       into: features it reads.
       out: features it writes.
       use_bias: whether it has a bias.
-      layer: see `Part`.
+      layer, kernel, bias: see `Part`.
     """
-    weight = Tensor(f"{name}.weight", (out, into), (Part(f"{path}/kernel", layer, transposed),))
-    bias = vector(f"{name}.bias", f"{path}/bias", out, layer=layer)
-    return [weight, bias] if use_bias else [weight]
+    weight = Tensor(f"{name}.weight", (out, into), (Part(f"{path}/kernel", layer, kernel),))
+    if not use_bias:
+        return [weight]
+    return [weight, Tensor(f"{name}.bias", (out,), (Part(f"{path}/bias", layer, bias),))]
 
 
 def norm(
@@ -64,29 +73,31 @@ def attention(
       kv_embed: width of what keys and values are projected from, if not `embed`.
       layer: see `Part`.
     """
-    tensors = []
+    result = []
     for part in ("query", "key", "value"):
         heads = spec.num_heads if part == "query" else spec.kv_heads
-        into = embed if part == "query" else kv_embed or embed
-        joined = heads * spec.head_dim
-        kernel = Part(f"{path}/{part}/kernel", layer, split_out(heads, spec.head_dim))
-        tensors.append(Tensor(f"{names[part]}.weight", (joined, into), (kernel,)))
-        if spec.use_bias:
-            bias = Part(f"{path}/{part}/bias", layer, split_vector(heads, spec.head_dim))
-            tensors.append(Tensor(f"{names[part]}.bias", (joined,), (bias,)))
-    return tensors + attention_output(names["output"], path, spec, embed, layer=layer)
+        result += linear(
+            names[part],
+            f"{path}/{part}",
+            embed if part == "query" else kv_embed or embed,
+            heads * spec.head_dim,
+            use_bias=spec.use_bias,
+            layer=layer,
+            kernel=split_out(heads, spec.head_dim),
+            bias=split_vector(heads, spec.head_dim),
+        )
+    return result + attention_output(names["output"], path, spec, embed, layer=layer)
 
 
 def attention_output(
     name: str, path: str, spec: AttentionSpec, embed: int, *, layer: int | None = None
 ) -> list[Tensor]:
     """Returns the tensors of attention's output projection."""
-    view = split_in(spec.num_heads, spec.head_dim)
-    kernel = Part(f"{path}/output/kernel", layer, view)
-    tensors = [Tensor(f"{name}.weight", (embed, spec.num_heads * spec.head_dim), (kernel,))]
-    if spec.use_bias:
-        tensors.append(vector(f"{name}.bias", f"{path}/output/bias", embed, layer=layer))
-    return tensors
+    heads, head_dim = spec.num_heads, spec.head_dim
+    sizes, kernel = (heads * head_dim, embed), split_in(heads, head_dim)
+    return linear(
+        name, f"{path}/output", *sizes, use_bias=spec.use_bias, layer=layer, kernel=kernel
+    )
 
 
 def mlp(

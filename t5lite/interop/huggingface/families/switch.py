@@ -5,7 +5,7 @@ from typing import Any
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import family, modules, t5
 from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.tensors import Part, Source, Tensor, transposed
+from t5lite.interop.tensors import Source, Tensor
 from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, MoeSpec
 from t5lite.models import ModelSpec, StackSpec
 
@@ -129,9 +129,8 @@ def mlp(
     """Returns the tensors of an MLP, or of a router and its experts."""
     if isinstance(spec, MlpSpec):
         return modules.mlp(_names(name), path, spec, embed, layer=layer)
-    router = Part(f"{path}/router/kernel", layer, transposed)
-    shape = (spec.num_experts, embed)
-    result = [Tensor(f"{name}.router.classifier.weight", shape, (router,))]
+    router = (f"{name}.router.classifier", f"{path}/router", embed, spec.num_experts)
+    result = modules.linear(*router, use_bias=False, layer=layer)
     for number in range(spec.num_experts):
         index = (number,) if layer is None else (layer, number)
         names = _names(f"{name}.experts.expert_{number}")

@@ -111,8 +111,8 @@ def stacks(
 
 def num_decoder_layers(config: family.Config) -> int:
     """Returns the depth of the decoder: the encoder's unless the config says otherwise."""
-    given = config.get("num_decoder_layers")
-    return config["num_layers"] if given is None else given
+    depth = config.get("num_decoder_layers")
+    return config["num_layers"] if depth is None else depth
 
 
 def is_tied(source: Source) -> bool:
