@@ -126,8 +126,8 @@ def agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]
         return spec_read.replace(start_id=0) if spec_read.topology == "decoder" else spec_read
 
     wanted = plain.replace(start_id=0) if plain.topology == "decoder" else plain
-    known = (wanted, read(plan.config))
-    return lambda config: read(config) in known
+    specs = (wanted, read(plan.config))
+    return lambda config: read(config) in specs
 
 
 def without_embedding(spec: ModelSpec) -> ModelSpec:

@@ -87,18 +87,18 @@ def open_model(
     source = _renamed(tensors, family)
     spec = family.spec(config, source)
     lowercase = sentences.lowercase
-    own = read_vocabulary(root, lowercase=lowercase) if vocabulary is None else None
-    if spec.topology == "decoder" and own is not None:
+    tokenizer = read_vocabulary(root, lowercase=lowercase) if vocabulary is None else None
+    if spec.topology == "decoder" and tokenizer is not None:
         # A text begins as the tokenizer says, with BOS or without, whatever the config has.
-        spec = spec.replace(start_id=next(iter(own.frame.before), None))
+        spec = spec.replace(start_id=next(iter(tokenizer.frame.before), None))
     if spec.topology != "encoder_decoder":
         spec = spec.replace(heads=(*spec.heads, *sentences.heads))
         source = with_dense(source, sentences.dense)
     description = Description(
         spec,
-        own if vocabulary is None else vocabulary,
+        tokenizer if vocabulary is None else vocabulary,
         labels=labels_of(config, spec),
-        prompts=_prompts(spec, own),
+        prompts=_prompts(spec, tokenizer),
         inputs=load_input_format(outer, name=AMONG_OTHERS),
         generation=None if spec.decoder is None else generation,
         embedding=sentences.defaults,
@@ -202,8 +202,8 @@ def _never_padding(
         return generation
     if generation is None:  # the file replaces the fields in config.json
         fields = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-        known = {name: config[name] for name in fields if config.get(name) is not None}
-        generation = GenerationDefaults(known)
+        ids = {name: config[name] for name in fields if config.get(name) is not None}
+        generation = GenerationDefaults(ids)
     suppressed = sorted({*generation.ids("suppress_tokens"), *padding})
     return GenerationDefaults({**generation.content, "suppress_tokens": suppressed})
 
@@ -271,8 +271,12 @@ class _Content:
         same, lost = False, list[str]()
         if origin is not None:
             same = same_vocabulary(origin, vocabulary, read_vocabulary)
-            known = same or vocabulary is None
-            config, lost = merged(config, origin.config(), agrees=agrees(spec, plan), ids=known)
+            config, lost = merged(
+                config,
+                origin.config(),
+                agrees=agrees(spec, plan),
+                ids=same or vocabulary is None,
+            )
         return cls(config | named_labels(config, description.labels), same, lost)
 
 

@@ -124,10 +124,9 @@ def as_token(token: Any) -> Token:
 
 def _special_tokens(draft: Draft, settings: Settings) -> dict[str, Token]:
     """Returns the special tokens by name: the folder's, else the class's."""
-    own = {name: as_token(token) for name, token in draft.tokens.items()}
-    named = {name: token for name in NAMED if (token := {**own, **settings.tokens}.get(name))}
-    others = {**own, **settings.tokens}
-    return named | {name: token for name, token in others.items() if token is not None}
+    tokens = {name: as_token(token) for name, token in draft.tokens.items()} | {**settings.tokens}
+    ordered = {name: tokens.get(name) for name in NAMED} | tokens
+    return {name: token for name, token in ordered.items() if token is not None}
 
 
 def _add(
@@ -137,23 +136,24 @@ def _add(
 
     Tokens of the class alone are left out where the model has no embedding for them.
     """
-    due = [token for _, token in sorted(settings.added.items())]
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    known |= {token["content"] for token in due}
+    candidates = [token for _, token in sorted(settings.added.items())]
+    texts = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    texts |= {token["content"] for token in candidates}
     for token in (*named, *extra):
-        if token["content"] not in known and token not in due:
-            due.append(token)
+        if token["content"] not in texts and token not in candidates:
+            candidates.append(token)
     listed = [*settings.added.values(), *settings.tokens.values(), *(settings.extra or ())]
-    said_texts = {token["content"] for token in listed if token is not None}
+    listed_texts = {token["content"] for token in listed if token is not None}
     names = {token["content"] for token in named}
     tokens, size = [], max([tokenizer.get_vocab_size() - 1, *settings.added]) + 1
-    for token in due:
-        if tokenizer.token_to_id(token["content"]) is None and token["content"] not in said_texts:
+    for token in candidates:
+        text = token["content"]
+        if tokenizer.token_to_id(text) is None and text not in listed_texts:
             if settings.num_embeddings is not None and size >= settings.num_embeddings:
                 continue
             size += 1
         tokens.append(import_tokenizers().AddedToken(**token))
-        tokens[-1].special = tokens[-1].special or tokens[-1].content in names
+        tokens[-1].special = tokens[-1].special or text in names
     if tokens:
         tokenizer.add_tokens(tokens)
 
