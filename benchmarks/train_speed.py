@@ -46,6 +46,10 @@ def batch(case: dict[str, Any], number: int) -> dict[str, np.ndarray]:
         "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
         "decoder_target_tokens": targets,
         "decoder_loss_weights": np.ones(rows[1], np.float32),
+        "encoder_segment_ids": np.ones(rows[0], np.int32),
+        "decoder_segment_ids": np.ones(rows[1], np.int32),
+        "encoder_lengths": np.full(rows[0][0], rows[0][1], np.int32),
+        "decoder_lengths": np.full(rows[1][0], rows[1][1], np.int32),
     }
 
 

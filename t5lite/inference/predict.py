@@ -40,7 +40,7 @@ from t5lite.parallel import Layout, with_layout
 HEADS = ("classification", "regression", "token_labels", "spans")
 AGGREGATIONS = ("first", "simple")
 _WORD = re.compile(r"\S+")
-_PAIRS = {"spans": ("request", "context")}  # columns; of other heads:
+_PAIRS = {"spans": ("question", "context")}  # columns; of other heads:
 _PAIR = ("text", "text_pair")
 _INSTEAD = {"lm": "`generate` and `score`", "embedding": "`embed`", "pooler": "`embed`"}
 

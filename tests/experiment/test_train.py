@@ -111,7 +111,7 @@ def test_a_copy_goes_through_cross_attention(copier):
             cache,
             jnp.zeros(len(inputs), jnp.int32),
             Settings(eos_ids=(EOS,)),
-            room=LENGTH + 1,
+            capacity=LENGTH + 1,
         ).tokens
 
     written = np.asarray(decode(params, inputs))

@@ -279,7 +279,9 @@ def test_averages_guards_and_callbacks_come_and_go(finished, capsys):
         f"resuming {finished} at step {STEPS}",
     ):
         assert line in said
-    assert [name for name in everything(finished) if "extra" in name] == ["extra/update_scale"]
+    assert [name for name in everything(finished) if "extra" in name] == [
+        "['extra']['update_scale']"
+    ]
 
     before = load_params(finished).params
     train(finished, steps=STEPS + 2)
