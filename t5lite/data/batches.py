@@ -57,7 +57,8 @@ class Batches:
       prefetch: batches made ahead, >= 1.
       cuts: whether rows lose columns that hold only padding, see `like_lengths`.
       period: batches in which rows of all lengths come.
-      workers: processes that prepare the shards; None: threads of this one.
+      workers: processes that prepare the shards; None: this one does.
+      threads: whether this process prepares shards in threads, see `Source.waits`.
       earlier: number of shards by default in 0.1.0, and what makes the same batches of them, for
         positions with that number.
     """
@@ -74,9 +75,10 @@ class Batches:
         cuts: bool = False,
         period: int = 1,
         workers: Workers | None = None,
+        threads: bool = False,
         earlier: tuple[int, Callable[[], "Batches"]] | None = None,
     ):
-        self._earlier, self._workers = earlier, workers
+        self._earlier, self._workers, self._threads = earlier, workers, threads
         self._cuts, self.period = cuts, period
         self._specs = dict(specs)
         self._shards, self._rows_per_shard = dict(shards), rows_per_shard
@@ -100,7 +102,7 @@ class Batches:
                 states = {number: rows.state() for number, rows in self._shards.items()}
                 pool = WorkerPool(self._workers, states, self._rows_per_shard)
             produced = _produce(
-                pool or _taken(self._shards, self._rows_per_shard),
+                pool or _taken(self._shards, self._rows_per_shard, threads=self._threads),
                 tuple(self._shards),
                 self._objective,
                 self._specs,
@@ -336,13 +338,17 @@ class _Thread:
         return False
 
 
-def _taken(shards: Mapping[int, Rows], rows_per_shard: int) -> Iterator[list[Taken]]:
-    """Yields each batch's rows of all shards, made by threads."""
-    # TensorFlow and tokenisers leave Python meanwhile, and often wait.
-    num_threads = min(len(shards), 4 * (os.cpu_count() or 1))
-    with concurrent.futures.ThreadPoolExecutor(num_threads, "t5lite-shards") as threads:
+def _taken(
+    shards: Mapping[int, Rows], rows_per_shard: int, *, threads: bool
+) -> Iterator[list[Taken]]:
+    """Yields each batch's rows of all shards."""
+    if not threads:  # they would only compete for Python's lock
         while True:
-            yield list(threads.map(lambda shard: take(shard, rows_per_shard), shards.values()))
+            yield [take(shard, rows_per_shard) for shard in shards.values()]
+    num_threads = min(len(shards), 4 * (os.cpu_count() or 1))
+    with concurrent.futures.ThreadPoolExecutor(num_threads, "t5lite-shards") as executor:
+        while True:
+            yield list(executor.map(lambda shard: take(shard, rows_per_shard), shards.values()))
 
 
 def _produce(

@@ -71,8 +71,8 @@ class Dataset:
       like_lengths: whether training batches of an objective that is not `packable` are of rows of
         like lengths, cut to few lengths: see `data.like_lengths`.
       prefetch: batches made ahead.
-      workers: processes that prepare training batches, which are the same with any number; 0: this
-        one does it, in threads.
+      workers: processes that prepare training batches, which are the same with any number; 0: the
+        main process, in one thread, or in several if a source `waits`.
     """
 
     lengths: Mapping[str, int]
@@ -255,6 +255,7 @@ class Dataset:
             cuts=ordered and len(streams) == num_shards,
             period=_GROUPS if ordered else 1,
             workers=self._workers(objective, seed) if self.workers else None,
+            threads=any(getattr(each.source, "waits", False) for each in components),
             earlier=(of_then, earlier) if of_then < num_shards else None,
         )
 

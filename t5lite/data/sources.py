@@ -45,6 +45,8 @@ class Source(Protocol):
 
     It may have `content`, JSON: what the name leaves open, and must be the same to resume;
     `seekable`, whether it begins at any window at no cost; False if it must read all before it;
+    `waits`, whether it mostly waits for TensorFlow or a remote disk, so that shards are prepared in
+    threads; without it they are prepared in one, which is faster for all that Python does;
     `count() -> int | None`, where counting the raw examples takes more than knowing `num_examples`;
     and `next_epoch(*, shard, num_shards, epoch) -> int`, the first epoch from `epoch` on in which a
     shard has examples, where that saves trying.

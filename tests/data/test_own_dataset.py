@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -80,3 +81,33 @@ def test_it_is_part_of_a_mixture():
     values = np.concatenate([next(batches)["model_inputs"].ravel() for _ in range(5)])
     batches.close()
     assert {1, 2} < set(values.tolist())
+
+
+def test_only_sources_that_wait_are_read_in_threads():
+    readers = set()
+
+    class Observed(Squares):
+        def examples(self, window, *, seed):
+            readers.add(threading.current_thread().name.rpartition("_")[0])
+            return super().examples(window, seed=seed)
+
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class ObservedData(SquareData):
+        waits: bool | None = None
+
+        def components(self, split, objective):
+            sources = [Observed("first", 1, 90), Observed("second", 90, 120)]
+            if self.waits is not None:
+                sources[0].waits = self.waits  # one of several is enough
+            return [Component(source, 1.0, objective) for source in sources]
+
+    seen = {}
+    for waits in (None, False, True):
+        readers.clear()
+        options = {"lengths": {"inputs": 16, "targets": 8}, "batch_size": 16, "num_shards": 8}
+        batches = ObservedData(**options, waits=waits).train_batches(Copy(), seed=0)
+        seen[waits] = take([batches], 9)
+        batches.close()
+        assert readers == ({"t5lite-shards"} if waits else {""}), waits
+    same(seen[True], seen[None])
+    same(seen[False], seen[None])

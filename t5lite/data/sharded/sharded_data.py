@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,6 +155,7 @@ class ShardedSource(NumberedSource):
     ):
         shards: Sequence[Any] = manifest.splits[split]
         self.name, self.content = f"{as_path(folder).name}:{split}", manifest.digest(split)
+        self.waits = not isinstance(as_path(folder), Path)  # for an object store
         self._records, self._features = Records(folder, shards), manifest.features
         self._names, self._vocabulary, self._group = dict(names), vocabulary, manifest.group
         self.num_examples = len(self._records)

@@ -45,6 +45,8 @@ class SeqioSource:
       InputError: if the task has no such split, or must be cached and is not.
     """
 
+    waits = True  # for TensorFlow
+
     def __init__(
         self,
         task: Any,
