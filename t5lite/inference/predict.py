@@ -175,7 +175,7 @@ class Predictor:
         if self.kind != "spans" or template is None or not template.slots:
             return self._read(text)
         slot = template.slots[-1]
-        start = template.place(slot, row)
+        start = template.start_of(slot, row)
         return self._read(text, within=(start, start + len(Template(f"{{{slot}}}").render(row))))
 
     def _read(self, text: str, *, within: Place | None = None) -> PredictRequest:

@@ -154,7 +154,7 @@ def test_every_kind_of_data_says_its_labels_and_takes_a_models(tmp_path):
         lambda names: Class("a", classes=names),
         lambda names: Tags("a", "b", classes=names),
     ):
-        with pytest.raises(InputError, match="'x' is there twice"):
+        with pytest.raises(InputError, match="'x' is repeated"):
             make(["x", "y", "x"])
 
 

@@ -214,10 +214,10 @@ def test_answers_must_be_in_the_context():
     row = {"text": "a cat", "answer": "cat"}
     assert "not at character 1" in column.problem(row | {"start": 1})
     assert "not at character -3" in column.problem(row | {"start": -3})
-    assert "is 'x', not a whole number" in column.problem(row | {"start": "x"})
+    assert "is 'x', not an integer" in column.problem(row | {"start": "x"})
     for start in (2.5, "1_0", True, None):
-        assert f"is {start!r}, not a whole number" in column.problem(row | {"start": start})
-    assert "is inf, not a whole number" in column.problem(row | {"start": float("inf")})
+        assert f"is {start!r}, not an integer" in column.problem(row | {"start": start})
+    assert "is inf, not an integer" in column.problem(row | {"start": float("inf")})
     assert column.problem(row | {"start": 2}) == column.problem(row | {"start": 2.0}) == ""
 
 

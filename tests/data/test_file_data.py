@@ -423,7 +423,7 @@ def test_what_a_vocabulary_may_be(tmp_path, file):
         ({"features": {"inputs": Tags("a", "b"), "labels": Class("kind")}}, "both make 'labels'"),
         ({"shots": 2}, "set both"),
         ({"shots": 2, "shot": "{answer}"}, "no template has the slot {shots}"),
-        ({"shots": -1, "shot": "x"}, "must be a whole number of at least 0"),
+        ({"shots": -1, "shot": "x"}, "shots is -1; it must be an integer of at least 0"),
         (
             {"shots": 999, "shot": "{answer}", "features": {"inputs": "{shots}", "targets": "x"}},
             "shots = 999: must be at most 0",

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from t5lite.data.files import readers
-from t5lite.data.files.readers import DataFile, find_files, format_of
+from t5lite.data.files.finding import find_files, format_of
+from t5lite.data.files.readers import DataFile
 from t5lite.errors import InputError
 
 ROWS = [{"text": f'é {i}, "so"' + "\nit went" * (i % 3), "label": "ab"[i % 2]} for i in range(20)]

@@ -34,10 +34,10 @@ def test_a_slot_without_a_column_names_the_nearest():
 
 
 @pytest.mark.parametrize("text", ["{b}", "x {a} y {b} z", "{b} {a}{b}!", "{{{b}"])
-def test_a_slots_place_is_where_its_value_begins(text):
+def test_a_slot_starts_at_its_value(text):
     row = {"a": "some", "b": "answer"}
     template = Template(text)
-    place = template.place("b", row)
+    place = template.start_of("b", row)
     assert template.render(row)[place:].startswith("answer")
     assert template.render(row).rindex("answer") == place
 

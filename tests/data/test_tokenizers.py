@@ -223,7 +223,7 @@ def test_a_file_with_sentinels_of_its_own_gets_no_others(vocab_file, tmp_path):
     vocab_file.write_text("\n".join([*PIECES, "<extra_id_1>", "<extra_id_0>"]) + "\n")
     own = WordPiece(vocab_file)
     assert (own.size, own.num_sentinels, own.sentinel(0)) == (len(PIECES) + 2, 2, len(PIECES) + 1)
-    with pytest.raises(InputError, match="has 2 sentinels of its own"):
+    with pytest.raises(InputError, match="already has 2 sentinels"):
         WordPiece(vocab_file, num_sentinels=3)
 
 

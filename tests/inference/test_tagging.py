@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from t5lite.data.files.columns import _at_first_tokens
+from t5lite.data.files.columns import labels_at_first_tokens
 from t5lite.inference.answer_places import likeliest
 from t5lite.inference.tagging import (
     Tag,
@@ -55,7 +55,7 @@ def test_the_token_of_a_word_is_that_of_training(seed):
     offsets = list(itertools.pairwise(cuts))
     if rng.random() < 0.5:
         offsets = [trimmed(text, *place) for place in offsets if text[slice(*place)].strip()]
-    labels = _at_first_tokens(np.arange(len(words)), words, offsets)
+    labels = labels_at_first_tokens(np.arange(len(words)), words, offsets)
     found = tokens_of_words(places, offsets)
     for word, token in enumerate(found):
         trained = np.flatnonzero(labels == word)

@@ -1,4 +1,4 @@
-"""Data in files of one's own: columns to features, split by hash or by file, and shown by class."""
+"""Data in files: columns to features, split by hash or by file, classes counted."""
 
 import dataclasses
 import functools
@@ -9,16 +9,10 @@ from typing import Any, Self
 
 from t5lite.data.dataset import Dataset
 from t5lite.data.files.columns import Answer, Class, Column, SplitKey, Tags, Text, as_column
+from t5lite.data.files.finding import file_id, find_files, format_of, status_of
 from t5lite.data.files.index import SPLITS, Hashes, Index, Table, hash_of, scan
 from t5lite.data.files.index_cache import cached_index
-from t5lite.data.files.readers import (
-    DataFile,
-    Row,
-    file_id,
-    find_files,
-    format_of,
-    status_of,
-)
+from t5lite.data.files.readers import DataFile, Row
 from t5lite.data.files.source import FileSource, Shots, most_shots
 from t5lite.data.files.templates import SHOTS, Template
 from t5lite.data.input_format import InputFormat
@@ -26,11 +20,11 @@ from t5lite.data.labels import Labels
 from t5lite.data.sources import Component, NoSplit
 from t5lite.data.vocabularies.base import Vocabulary
 from t5lite.data.vocabularies.opening import open_vocabulary
-from t5lite.errors import InputError, unknown
+from t5lite.errors import InputError, require_integer, unknown
 from t5lite.rows import HostHalf
 
 _SHOWN = 5  # classes
-_CHECKED = 1000  # rows whose answers are looked for
+_CHECKED = 1000  # rows whose answers are compared with the length
 _MEANT_GB, _MOST_GB = 10, 100  # of files
 _SHARDS = "write the rows once with t5lite.data.write_shards and train on them with ShardedData"
 
@@ -39,19 +33,18 @@ _SHARDS = "write the rows once with t5lite.data.write_shards and train on them w
 class FileData(Dataset):
     """CSV, TSV, JSON-lines, Parquet and text files, columns made into features.
 
-    Files are read once at the start, to find and check their rows, and then row by row. Every
-    epoch has all training rows in a random order of its own, so that files sorted by class do no
-    harm, and the files' own does not matter. A job stops at a file that has changed, and does not
-    resume on it.
+    Files are scanned once at the start, to index and check their rows, and then read row by row.
+    Every epoch has all training rows in a new random order, which does not depend on the order in
+    the files. A job stops at a file that has changed, and does not resume on it.
 
-    Rows are found at some 10 MB a second, and kept in the cache (48 bytes a row) with the sizes and
-    times of the files: later starts read none of it. It is meant for up to 10 GB, on a disk where
-    single rows are read fast; more than 100 GB are refused. `write_shards` and `ShardedData` are
-    for more, and for object stores. A field of CSV has at most 16,777,216 characters.
+    Scanning takes a second for some 10 MB; the index is cached (48 bytes a row) with the files'
+    sizes and times, so that later starts scan nothing. FileData is meant for up to 10 GB on a disk
+    with fast random access, and refuses more than 100 GB: `write_shards` and `ShardedData` are for
+    more, and for object stores. A field of CSV has at most 16,777,216 characters.
 
-    A value is missing where a JSON or Parquet row has none, null or NaN, and a row that lacks one
-    that a feature needs is a broken line. An empty field of CSV is an empty text to a template, and
-    missing to `Class`, `Number` and `split_by`. "NA", "null" and the like are text.
+    A value is missing where a JSON or Parquet row has none, null or NaN; a row without a value that
+    a feature needs is broken. An empty field of CSV is an empty text to a template, and missing to
+    `Class`, `Number` and `split_by`. "NA", "null" and the like are text.
 
     Attributes:
       files: paths or patterns (`data/*.csv`, `**/*.txt`), or names of TensorFlow Datasets
@@ -60,21 +53,21 @@ class FileData(Dataset):
         column `text`.
       features: for each feature a template of columns (`"question: {question}"`), or a `Class`,
         `Number`, `Tags` or `Answer`. `Tags` and `Answer` also make `labels`.
-      vocab: a vocabulary, what returns one, or the path of a saved vocabulary, a SentencePiece
-        model, a `tokenizer.json` or a `vocab.txt`.
+      vocab: a vocabulary, a function that returns one, or the path of a saved vocabulary, a
+        SentencePiece model, a `tokenizer.json` or a `vocab.txt`.
       validation_files: likewise `files`; None: `validation_share` of the rows of `files`.
-      validation_share: in `[0, 1)`. A row's side depends on its content alone.
-      split_by: the columns that decide the side, so that rows that share them stay together; None:
+      validation_share: in `[0, 1)`. A row's split depends on its content alone.
+      split_by: the columns that decide the split, so that rows that share them stay together; None:
         all.
       format: `csv`, `tsv`, `jsonl`, `parquet`, `text` (a row a line) or `document` (a row a file);
         None: by the file's ending.
       column_names: of CSV and TSV files without a first line of names.
       quotes: whether CSV and TSV fields may be in double quotes; False: quotes are text.
-      skip_spaces: whether spaces at the start of CSV and TSV fields are left out, so that
+      skip_spaces: whether spaces at the start of CSV and TSV fields are dropped, so that
         `a, "b, c"` has two.
       bad_lines: "stop" at broken lines, or "skip" and count them.
-      shots: how many other training rows, told by `shot`, fill a template's slot `{shots}`; none
-        shares the row's `split_by`, or all that features read.
+      shots: number of other training rows, rendered by `shot`, in a template's slot `{shots}`; none
+        shares the row's `split_by`, or all columns that features read.
       shot: the template of one of them.
     """
 
@@ -95,18 +88,15 @@ class FileData(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share, shots = self.validation_share, self.shots
+        share = self.validation_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
             raise InputError(
                 f"validation_share = {share!r}: must be at least 0 and less than 1",
                 field="validation_share",
             )
         if self.bad_lines not in ("stop", "skip"):
-            raise unknown("bad_lines", self.bad_lines, ("stop", "skip"))
-        if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
-            raise InputError(
-                f"shots = {shots!r}: must be a whole number of at least 0", field="shots"
-            )
+            raise unknown("bad_lines", self.bad_lines, ("stop", "skip"), field="bad_lines")
+        require_integer("shots", self.shots, least=0)
         if bool(self.shots) != bool(self.shot):
             raise InputError(
                 f"shots = {self.shots} and shot = {self.shot!r}: set both (how many examples, and "
@@ -124,24 +114,26 @@ class FileData(Dataset):
             )
 
     def vocabulary(self) -> Vocabulary:
-        """Returns the vocabulary that texts are encoded with.
+        """Returns the vocabulary that encodes texts.
 
         Raises:
-          InputError: if `vocab` names none.
+          InputError: if `vocab` is not a vocabulary, or cannot be opened.
         """
         return self._vocabulary
 
     def describe(self) -> str:
-        """Returns the files, the rows of each split, the classes, and what was left out."""
-        index, names = self._index, self._paths[0]
-        more = f" and {len(names) - 1} more files" if len(names) > 1 else ""
+        """Returns the files, the rows of each split, the classes, and the skipped rows."""
+        index, paths = self._index, self._paths[0]
+        split_by_hash = self.validation_files is None
         train, validation = (len(index.tables[split]) for split in SPLITS)
-        how = "by hash" if self.validation_files is None else "from validation_files"
-        lines = [f"{names[0]}{more}: {train:,} rows to train on, {validation:,} to test ({how})"]
+        lines = [
+            f"{paths[0]}{_and_more(paths, ' files')}: {train:,} rows to train on, {validation:,} "
+            f"to test ({'by hash' if split_by_hash else 'from validation_files'})"
+        ]
         if index.num_shared:
             fix = (
                 f"but for columns that no feature reads; set split_by = {self._columns_read}"
-                if self.validation_files is None
+                if split_by_hash
                 else "as far as features read them"
             )
             lines.append(f"{index.num_shared:,} of the rows to test are also trained on, {fix}")
@@ -163,28 +155,27 @@ class FileData(Dataset):
             )
         if self._repeated:
             name, first = next(iter(self._repeated.items()))
-            more = f" and {len(self._repeated) - 1:,} more" if len(self._repeated) > 1 else ""
-            lines.append(f"named twice, read once: {name} (as {first}){more}")
+            lines.append(f"named twice, read once: {name} (as {first}){_and_more(self._repeated)}")
         return "\n".join(lines)
 
     def num_examples(self, split: str) -> int | None:
-        """Returns how many rows a split has."""
+        """Returns the number of rows of a split."""
         return len(self._table(split))
 
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
-        """Returns how often each class of a label feature occurs, in the order of the classes."""
+        """Returns the count of each class, by label feature, in the order of the classes."""
         self._table(split)
         return {
             column.features(feature)[-1]: {
                 name: self._index.classes[split][feature].get(name, (0, ""))[0]
-                for name in column.classes
+                for name in column.names()
             }
             for feature, column in self._columns.items()
-            if isinstance(column, Class | Tags) and column.classes is not None
+            if isinstance(column, Class | Tags)
         }
 
     def labels(self) -> dict[str, list[str]]:
-        """Returns the names of each label feature's labels, in the order of their ids."""
+        """Returns the names of each label feature's labels, by id."""
         named = {
             column.features(name)[-1]: column.names() for name, column in self._columns.items()
         }
@@ -192,63 +183,71 @@ class FileData(Dataset):
 
     def input_format(self) -> InputFormat:
         """Returns the template of `inputs`, and their length."""
-        value = self.features.get("inputs")
-        column = None if value is None else as_column("inputs", value)
+        column = self._listed.get("inputs")
         return InputFormat.of(column, length=self.lengths.get("inputs"))
 
     def with_labels(self, labels: Labels) -> Self:
-        """Returns the same data with its labels numbered as a model's are; others are refused."""
-        columns = {name: as_column(name, value) for name, value in self.features.items()}
-        for name, column in columns.items():
-            if known := labels.get(column.features(name)[-1]):
-                columns[name] = column.with_names(known)
+        """Returns the same data with its labels numbered as a model's are.
+
+        Raises:
+          InputError: if the labels have other names.
+        """
+        columns = {
+            name: column.with_names(labels[label]) if labels.get(label) else column
+            for name, column in self._listed.items()
+            for label in column.features(name)[-1:]
+        }
         return dataclasses.replace(self, features=columns)
 
     @functools.cached_property
     def _vocabulary(self) -> Vocabulary:
-        vocab = self.vocab
-        if callable(vocab):
-            vocab = vocab()
+        vocab = self.vocab() if callable(self.vocab) else self.vocab
         if isinstance(vocab, str | os.PathLike):
             vocab = open_vocabulary(vocab)
         if not isinstance(vocab, Vocabulary):
             raise InputError(
-                f"vocab = {vocab!r}: must be a vocabulary, what returns one, or the path of one",
+                f"vocab = {vocab!r}: must be a vocabulary, a function that returns one, or the "
+                "path of one",
                 field="vocab",
             )
         return vocab
 
     @functools.cached_property
+    def _listed(self) -> dict[str, Column]:
+        """The columns as listed, without the classes of the training rows."""
+        return {name: as_column(name, value) for name, value in self.features.items()}
+
+    @functools.cached_property
     def _repeated(self) -> dict[str, str]:
-        """Other names of files that are read once, under their first name; see `_paths`."""
+        """Omitted names of files, each with the name that it repeats; filled by `_paths`."""
         return {}
 
     @functools.cached_property
     def _paths(self) -> tuple[list[str], list[str]]:
-        """The files to train on (and to split), and those to validate on."""
-        given, repeated = self.validation_files, self._repeated
-        train = find_files(self.files, field="FileData.files", repeated=repeated)
-        validation = []
-        if given is not None:
-            field = "FileData.validation_files"
-            validation = find_files(given, field=field, repeated=repeated)
-        both = {*map(file_id, train)} & {*map(file_id, validation)}
+        """The training files (to be split), and the validation files."""
+        fields = {"FileData.files": self.files, "FileData.validation_files": self.validation_files}
+        train, validation = (
+            [] if files is None else find_files(files, field=field, repeated=self._repeated)
+            for field, files in fields.items()
+        )
+        trained = {*map(file_id, train)}
         for path in validation:
-            if file_id(path) in both:
+            if file_id(path) in trained:
                 raise InputError(
                     f"validation_files has {path!r}, which is also among FileData.files: it would "
-                    "test on what was trained on; leave it out of one of them"
+                    "test on what was trained on; leave it out of one of them",
+                    field="validation_files",
                 )
         return train, validation
 
     @functools.cached_property
     def _index(self) -> Index:
-        """The rows of all files, found and checked; those to train on in the order of hashes."""
+        """The rows of all files, checked; training rows sorted by hash."""
         train, validation = self._paths
         if (size := self._gigabytes()) > _MOST_GB:
             raise InputError(
-                f"files hold {size:,.0f} GB, and FileData would take days to find its rows in more "
-                f"than {_MOST_GB}: {_SHARDS}",
+                f"files hold {size:,.0f} GB, and FileData would take days to index more than "
+                f"{_MOST_GB}: {_SHARDS}",
                 field="FileData.files",
             )
         files = [
@@ -261,7 +260,7 @@ class FileData(Dataset):
             }
             for path in (*train, *validation)
         ]
-        columns = {name: as_column(name, value) for name, value in self.features.items()}
+        columns = dict(self._listed)
         _check_features(columns)
         self._check_shots(columns)
         if self.shot is not None:
@@ -269,26 +268,28 @@ class FileData(Dataset):
         if self._split_by is not None:
             columns["split_by"] = SplitKey(self._split_by)
 
-        def side(number: int, hashes: Hashes) -> str:
+        def split_of(number: int, hashes: Hashes) -> str:
             if self.validation_files is not None:
                 return "train" if number < len(train) else "validation"
             return "validation" if hashes.group / 2**64 < self.validation_share else "train"
 
         def scanned(opened: Sequence[DataFile]) -> Index:
             extra = [SHOTS] if self.shots else []
-            return scan(opened, columns, side, hashes=self._hashes_of, extra=extra, by_hash=True)
+            return scan(
+                opened, columns, split_of, hashes=self._hashes_of, extra=extra, by_hash=True
+            )
 
         splits = [len(train), len(validation), self.validation_share, self._split_by]
-        # What a column of a user's own does, only its code says.
-        known = all(type(column).__module__ == Column.__module__ for column in columns.values())
-        recipe = repr([columns, splits, self.shots]) if known else None
+        # The repr of a user's own column does not say what its code does.
+        own = any(type(column).__module__ != Column.__module__ for column in columns.values())
+        recipe = None if own else repr([columns, splits, self.shots])
         index = cached_index(files, recipe, scanned)
         if index.num_broken and self.bad_lines == "stop":
             raise InputError(f"{index.broken()}\nfix them, or set FileData.bad_lines = 'skip'")
         if self.shots and self.shots > (most := most_shots(**index.tables)):
             raise InputError(
                 f"shots = {self.shots}: must be at most {most}, the number of different training "
-                "rows that may stand beside any row: not of its own split_by",
+                "rows outside the largest group of split_by",
                 field="shots",
             )
         return index
@@ -299,8 +300,8 @@ class FileData(Dataset):
     @functools.cached_property
     def _columns_read(self) -> list[str]:
         """The columns that features read, sorted."""
-        columns = (as_column(name, value) for name, value in self.features.items())
-        return sorted({read for column in columns for read in column.columns_read()} - {SHOTS})
+        names = {name for column in self._listed.values() for name in column.columns_read()}
+        return sorted(names - {SHOTS})
 
     def _hashes_of(self, row: Row) -> Hashes:
         whole, read, split_by = hash_of(row), self._columns_read, self._split_by
@@ -309,19 +310,18 @@ class FileData(Dataset):
 
     @functools.cached_property
     def _columns(self) -> dict[str, Column]:
-        """What makes each feature, its classes known."""
+        """The columns with their classes."""
         columns = {}
-        for feature, value in self.features.items():
-            found = {split: self._index.classes[split][feature] for split in SPLITS}
-            given = as_column(feature, value)
-            columns[feature] = column = given.with_classes(found["train"])
-            for split in SPLITS:
-                known = getattr(column, "classes", None) or ()
-                for name, (count, where) in found[split].items():
-                    if name not in known:
-                        why = "not among the known" if given.names() else "in none of train"
+        for feature, listed in self._listed.items():
+            classes = {split: self._index.classes[split][feature] for split in SPLITS}
+            columns[feature] = column = listed.with_classes(classes["train"])
+            for split in SPLITS if isinstance(column, Class | Tags) else ():
+                for name, (count, location) in classes[split].items():
+                    if name not in column.names():
+                        why = "not among the classes" if listed.names() else "in none of train"
+                        kind = f"class of {feature!r}"
                         raise InputError(
-                            f"{where}: {unknown(f'class of {feature!r}', name, known)}\n"
+                            f"{location}: {unknown(kind, name, column.names())}\n"
                             f"it is in {count:,} rows of {split} and {why}"
                         )
         return columns
@@ -345,7 +345,7 @@ class FileData(Dataset):
         """Returns the rows of a split.
 
         Raises:
-          InputError: if there is no such split, or it is empty.
+          InputError: if the split is unknown or empty.
         """
         if split not in SPLITS:
             raise unknown("split of FileData", split, SPLITS)
@@ -364,44 +364,44 @@ class FileData(Dataset):
     def components(self, split: str, objective: HostHalf) -> list[Component]:
         table, columns = self._table(split), self._columns
         made = {name for feature in columns for name in columns[feature].features(feature)}
-        wanted = [name for name in objective.features if name in made]
-        source = self._source(split, table, wanted)
+        features = [name for name in objective.features if name in made]
+        source = self._source(split, table, features)
         missing = [name for name in objective.features if name not in made]
-        # An objective may also make what it names; one example tells, before any batch does.
-        if missing and not (wanted and self.can_prepare(source, objective)):
+        # The objective may make the rest: an example shows it, before any batch does.
+        if missing and not (features and self.can_prepare(source, objective)):
             raise InputError(
                 f"FileData.features lacks what {type(objective).__name__} reads: "
-                f"{unknown('feature', missing[0], made)}"
+                f"{unknown('feature', missing[0], made)}",
+                field="FileData.features",
             )
         return [Component(source, 1.0, objective)]
 
-    def _source(self, split: str, table: Table, wanted: Sequence[str]) -> "FileSource":
+    def _source(self, split: str, table: Table, features: Sequence[str]) -> FileSource:
         shots = None
         if self.shots and self.shot is not None:
-            train = self._index.tables["train"]
-            template = Template(self.shot)
+            train, template = self._index.tables["train"], Template(self.shot)
             shots = Shots(train, count=self.shots, template=template, hashes=self._hashes_of)
         columns = {
             feature: column
             for feature, column in self._columns.items()
-            if set(column.features(feature)) & set(wanted)
+            if set(column.features(feature)) & set(features)
         }
         return FileSource(
             f"{os.path.basename(self._paths[0][0])}:{split}:{self._digest}",
             table,
             columns,
-            wanted=wanted,
+            features=features,
             vocabulary=self._vocabulary,
             shots=shots,
         )
 
     def _check_shots(self, columns: Mapping[str, Column]) -> None:
-        """Refuses shots that no template takes."""
-        taken = any(
+        """Refuses shots without a slot for them."""
+        used = any(
             isinstance(column, Text) and SHOTS in column.template.slots
             for column in columns.values()
         )
-        if self.shots and not taken:
+        if self.shots and not used:
             raise InputError(
                 f"shots = {self.shots}: no template has the slot {{{SHOTS}}}", field="shots"
             )
@@ -418,18 +418,23 @@ class FileData(Dataset):
         for feature, column in self._columns.items():
             if isinstance(column, Answer) and feature in self.lengths:
                 room = self.lengths[feature] - self._vocabulary.frame.size
-                made = column.arrays(feature, rows, vocabulary=self._vocabulary)
-                count += sum(int(last) >= room for _, last in made["labels"])
+                arrays = column.arrays(feature, rows, vocabulary=self._vocabulary)
+                count += sum(int(last) >= room for _, last in arrays["labels"])
         return count
 
 
 def _check_features(columns: Mapping[str, Column]) -> None:
-    """Refuses features that are made twice."""
-    made: dict[str, str] = {}
+    """Refuses features that two columns make."""
+    owners: dict[str, str] = {}
     for feature, column in columns.items():
         for name in column.features(feature):
-            if name in made:
+            if name in owners:
                 raise InputError(
-                    f"features: {made[name]!r} and {feature!r} both make {name!r}; remove one"
+                    f"features: {owners[name]!r} and {feature!r} both make {name!r}; remove one",
+                    field="features",
                 )
-            made[name] = feature
+            owners[name] = feature
+
+
+def _and_more(items: Sequence | Mapping, what: str = "") -> str:
+    return f" and {len(items) - 1:,} more{what}" if len(items) > 1 else ""

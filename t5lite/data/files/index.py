@@ -1,4 +1,4 @@
-"""The rows of each split, by number, in files that may be larger than memory."""
+"""The index of data files: positions and hashes of the rows of each split."""
 
 import array
 import dataclasses
@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5lite.data.files.columns import Column
-from t5lite.data.files.readers import DataFile, Line, Row
+from t5lite.data.files.readers import DataFile, Row
 from t5lite.errors import InputError
 
 SPLITS = ("train", "validation")
 _SHOWN = 5
-_PLACE, _HASHES = slice(0, 3), slice(3, 6)  # columns of an index
+_SPAN, _HASHES = slice(0, 3), slice(3, 6)  # columns of `Index.rows`
 _encoded = json.JSONEncoder(sort_keys=True).encode
 
 
 class Hashes(NamedTuple):
-    """Of a row, or of many: integers of 64 bits, `[rows]` uint64. Equal columns have equal ones.
+    """64-bit hashes of a row's columns, or `[rows]` uint64 of many.
 
     Attributes:
       row: of all columns.
-      content: of those that features read.
-      group: of those that decide the split.
+      content: of the columns that features read.
+      group: of the columns that decide the split.
     """
 
     row: Any
@@ -35,10 +35,10 @@ class Hashes(NamedTuple):
 
 
 class Table:
-    """Rows that are known by their places in files and hashes.
+    """Rows by number, in files that may be larger than memory.
 
     Args:
-      files: that they are in.
+      files: with the rows.
       rows: `[rows, 6]` int64, see `Index.rows`; may be memory-mapped.
     """
 
@@ -50,7 +50,7 @@ class Table:
 
     @property
     def hashes(self) -> Hashes:
-        """Those of all rows."""
+        """The hashes of all rows."""
         return Hashes(*self._rows[:, _HASHES].view(np.uint64).T)
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> list[Row]:
@@ -60,20 +60,20 @@ class Table:
           InputError: if a file has changed.
         """
         by_file: dict[int, list[tuple[int, int, int]]] = {}
-        places = self._rows[np.asarray(numbers, np.int64), _PLACE].tolist()
-        for i, (file, start, end) in enumerate(places):
+        spans = self._rows[np.asarray(numbers, np.int64), _SPAN].tolist()
+        for i, (file, start, end) in enumerate(spans):
             by_file.setdefault(file, []).append((start, end, i))
-        rows: list[Row] = [{}] * len(places)
+        rows: list[Row] = [{}] * len(spans)
         for file, parts in by_file.items():
             parts.sort()  # forwards through the file
-            found = self._files[file].read([(start, end) for start, end, _ in parts])
-            for (_, _, i), row in zip(parts, found, strict=True):
+            content = self._files[file].read([(start, end) for start, end, _ in parts])
+            for (_, _, i), row in zip(parts, content, strict=True):
                 rows[i] = row
         return rows
 
 
 def hash_of(row: Row, columns: Iterable[str] | None = None) -> int:
-    """Returns 64 bits that depend on the values of a row alone, or of some of its columns."""
+    """Returns a 64-bit hash of a row's values, or of some columns'."""
     values = row if columns is None else {column: row.get(column) for column in columns}
     content = _encoded(values).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
@@ -84,18 +84,18 @@ Classes = Mapping[str, Mapping[str, Mapping[str, tuple[int, str]]]]
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What one reading of all files finds: the rows of each split, their classes, broken lines.
+    """Result of scanning all files.
 
     Attributes:
-      files: that were read.
-      rows: `[rows, 6]` int64, those to train on first: a row's file, first byte and the byte after
-        it, and the bits of its `Hashes`.
-      num_train: rows to train on.
-      classes: how often each class occurs and where first, by split, feature and class.
+      files: the scanned files.
+      rows: `[rows, 6]` int64, training rows first: the number of a row's file, its first byte, the
+        byte after it, and the bits of its `Hashes`.
+      num_train: training rows.
+      classes: count and first location of each class, by split, feature and class.
       num_lines: rows, broken ones included.
-      num_broken: rows that are broken.
-      first_broken: some of them, and what is wrong.
-      num_shared: rows to validate on whose content is trained on as well.
+      num_broken: broken rows.
+      first_broken: location and problem of the first ones.
+      num_shared: validation rows whose content is trained on too.
     """
 
     files: Sequence[DataFile]
@@ -120,7 +120,7 @@ class Index:
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def broken(self) -> str:
-        """Returns how many lines are broken, and the first of them."""
+        """Returns the number of broken rows, and the first of them."""
         more = self.num_broken - len(self.first_broken)
         listed = [*self.first_broken, *([f"and {more:,} more"] if more else [])]
         head = f"{self.num_broken:,} of {self.num_lines:,} rows are broken:"
@@ -130,7 +130,7 @@ class Index:
 def scan(
     files: Sequence[DataFile],
     columns: Mapping[str, Column],
-    side: Callable[[int, Hashes], str],
+    split_of: Callable[[int, Hashes], str],
     *,
     hashes: Callable[[Row], Hashes],
     extra: Iterable[str] = (),
@@ -140,91 +140,71 @@ def scan(
 
     Args:
       files: to read.
-      columns: what is made of rows, by feature; decides which rows are broken.
-      side: the split of a row, given the number of its file and its hashes.
+      columns: by feature; decide which rows are broken.
+      split_of: the split of a row, from the number of its file and its hashes.
       hashes: of a row.
-      extra: columns that rows get later.
-      by_hash: whether rows to train on come in the order of their hashes, and not in the files'.
+      extra: columns that are added to rows later.
+      by_hash: whether training rows are sorted by their hashes, rather than as in the files.
 
     Raises:
       InputError: if a file lacks a column.
     """
-    scanning = _Scanning(columns, side, hashes, dict.fromkeys(extra, ""))
+    rows = {split: array.array("Q") for split in SPLITS}
+    classes: dict[str, dict[str, dict[str, tuple[int, str]]]] = {
+        split: {feature: {} for feature in columns} for split in SPLITS
+    }
+    added: Row = dict.fromkeys(extra, "")
+    num_lines, num_broken, first_broken = 0, 0, list[str]()
     for number, file in enumerate(files):
         checked = False
         for line in file.scan():
+            num_lines += 1
             if file.columns and not checked:  # JSON's are known at the end
-                scanning.check_columns(file)
+                _check_columns(file, columns, added)
                 checked = True
-            scanning.take(number, file, line)
+            problem = line.problem or _problem({**(line.row or {}), **added}, columns)
+            if problem or line.row is None:
+                num_broken += 1
+                if num_broken <= _SHOWN:
+                    first_broken.append(f"{file.path}:{line.number}: {problem}")
+                continue
+            row_hashes = hashes(line.row)
+            split = split_of(number, row_hashes)
+            rows[split].extend((number, line.start, line.end, *row_hashes))
+            for feature, column in columns.items():
+                counts = classes[split][feature]
+                for name in column.classes_in(line.row):
+                    count, first = counts.get(name) or (0, f"{file.path}:{line.number}")
+                    counts[name] = count + 1, first
         if file.columns:
-            scanning.check_columns(file)
+            _check_columns(file, columns, added)
     train, validation = (
-        np.array(scanning.rows[split], np.uint64).view(np.int64).reshape(-1, 6) for split in SPLITS
+        np.array(rows[split], np.uint64).view(np.int64).reshape(-1, 6) for split in SPLITS
     )
     if by_hash:
         train = train[np.argsort(Table(files, train).hashes.row, kind="stable")]
-    trained, tested = (Table(files, rows).hashes.content for rows in (train, validation))
+    contents = [Table(files, split).hashes.content for split in (train, validation)]
     return Index(
         files,
         np.concatenate([train, validation]),
         len(train),
-        scanning.classes,
-        scanning.num_lines,
-        scanning.num_broken,
-        scanning.first_broken,
-        int(np.isin(tested, trained).sum()),
+        classes,
+        num_lines,
+        num_broken,
+        first_broken,
+        int(np.isin(contents[1], contents[0]).sum()),
     )
 
 
-class _Scanning:
-    """What was found up to now; see `scan` and `Index`."""
+def _problem(row: Row, columns: Mapping[str, Column]) -> str:
+    return next((problem for column in columns.values() if (problem := column.problem(row))), "")
 
-    def __init__(
-        self,
-        columns: Mapping[str, Column],
-        side: Callable[[int, Hashes], str],
-        hashes: Callable[[Row], Hashes],
-        extra: Mapping[str, str],
-    ):
-        self._columns, self._side, self._hashes, self._extra = columns, side, hashes, extra
-        self.rows = {split: array.array("Q") for split in SPLITS}
-        self.classes: dict[str, dict[str, dict[str, tuple[int, str]]]] = {
-            split: {feature: {} for feature in columns} for split in SPLITS
-        }
-        self.num_lines = self.num_broken = 0
-        self.first_broken: list[str] = []
 
-    def check_columns(self, file: DataFile) -> None:
-        for feature, column in self._columns.items():
-            try:
-                column.check((*file.columns, *self._extra))
-            except InputError as error:
-                raise InputError(
-                    f"{file.path}, feature {feature!r}: {error}",
-                    field=error.field or "FileData.features",
-                ) from error
-
-    def take(self, number: int, file: DataFile, line: Line) -> None:
-        self.num_lines += 1
-        problem = line.problem or self._problem(line.row or {})
-        if problem or line.row is None:
-            self.num_broken += 1
-            if len(self.first_broken) < _SHOWN:
-                self.first_broken.append(f"{file.path}:{line.number}: {problem}")
-            return
-        hashes = self._hashes(line.row)
-        split = self._side(number, hashes)
-        self.rows[split].extend((number, line.start, line.end, *hashes))
-        for feature, column in self._columns.items():
-            classes = self.classes[split][feature]
-            for name in column.classes_in(line.row):
-                count, where = classes.get(name) or (0, f"{file.path}:{line.number}")
-                classes[name] = count + 1, where
-
-    def _problem(self, row: Row) -> str:
-        extended = {**row, **self._extra} if self._extra else row
-        for column in self._columns.values():
-            if problem := column.problem(extended):
-                return problem
-        return ""
+def _check_columns(file: DataFile, columns: Mapping[str, Column], added: Iterable[str]) -> None:
+    for feature, column in columns.items():
+        try:
+            column.check((*file.columns, *added))
+        except InputError as error:
+            field = error.field or "FileData.features"
+            message = f"{file.path}, feature {feature!r}: {error}"
+            raise InputError(message, field=field) from error

@@ -1,4 +1,4 @@
-"""Texts of lines, and few-shot prompts: examples rendered with a template before each question."""
+"""Input texts of lines, and few-shot prompts."""
 
 import dataclasses
 import hashlib
@@ -19,14 +19,14 @@ _SLOT = re.compile(r"(?<!\{)\{shots\}(?!\})")
 
 @dataclasses.dataclass(frozen=True)
 class LineTexts:
-    """Makes the texts that a model reads from the lines of a file.
+    """Makes a model's input texts from the lines of a file.
 
     Args:
-      template: of a text; None: a line has it, as `inputs` or `text`.
-      shots: fills the template's slot `{shots}`; None where it has none.
-      made_of: says where the shots come from: equal ones give equal texts.
-      inputs: how training made texts of rows, where there is no template.
-      columns: of which the first that a row has is its text, where there is neither.
+      template: of a text; None: the text is in a column.
+      shots: fills the template's slot `{shots}`; None for a template without it.
+      made_of: identifies the examples of the shots: equal ones give equal texts.
+      inputs: the input format of training, where there is no template.
+      columns: where there is neither, the first of these in a row is its text.
     """
 
     template: Template | None = None
@@ -39,7 +39,7 @@ class LineTexts:
         """Returns the text of a line.
 
         Raises:
-          InputError: a broken line, or a column that is missing or no text.
+          InputError: if the line is broken, or a column is missing or not a text.
         """
         if line.row is None:
             raise InputError(line.problem)
@@ -55,7 +55,7 @@ class LineTexts:
         return self.template.render(row)
 
     def leaves_options(self, row: Row) -> bool:
-        """Whether a row's column `options` is no part of its text."""
+        """Whether a row's column `options` stays out of its text."""
         template = self.template or self.inputs.of_rows(row)
         return template is None or "options" not in template.slots
 
@@ -63,16 +63,17 @@ class LineTexts:
 def few_shot(template: Template, file: DataFile, count: int) -> LineTexts:
     """Returns texts with examples of a file in the template's slot `{shots}`.
 
-    Each example is rendered with the template text after that slot, followed by its answer, the
-    column `targets` or `answer`.
+    An example is the template's text after that slot, followed by its answer, the column `targets`
+    or `answer`.
 
     Args:
       template: of a text, with the slot.
       file: the examples.
-      count: of examples before each question, which is not among them.
+      count: shots of each question, which is not among them.
 
     Raises:
-      InputError: no slot for a question, or examples that lack a column or are too few.
+      InputError: if the template has no slot for a question, or examples lack a column or are too
+        few.
     """
     question = _SLOT.split(template.text)[-1].lstrip()
     slots = Template(question).slots
@@ -83,8 +84,7 @@ def few_shot(template: Template, file: DataFile, count: int) -> LineTexts:
         )
     first = next((line.row for line in file.scan() if line.row is not None), {})
     answer = next((name for name in _ANSWERS if name in first), _ANSWERS[0])
-    space = "" if question[-1].isspace() else " "
-    shot = Template(f"{question}{space}{{{answer}}}")
+    shot = Template(f"{question}{'' if question[-1].isspace() else ' '}{{{answer}}}")
 
     def hashes(row: Row) -> Hashes:  # a question is not among its own examples
         return Hashes(*[hash_of(row, slots)] * 3)

@@ -1,4 +1,4 @@
-"""The rows of files as examples, and other rows told as examples in their prompts."""
+"""Rows of files as examples, and few-shot examples for their prompts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -17,8 +17,8 @@ class Shots:
 
     Args:
       train: the rows to choose from, in an order that does not depend on the files'.
-      count: how many for a row; at most `most_shots`.
-      template: how one is told.
+      count: shots of each row; at most `most_shots`.
+      template: of one shot.
       hashes: of a row.
     """
 
@@ -26,37 +26,45 @@ class Shots:
         self, train: Table, *, count: int, template: Template, hashes: Callable[[Row], Hashes]
     ):
         self._train, self._count, self._template = train, count, template
-        self._known, self._hashes_of = train.hashes, hashes
+        self._hashes, self._hashes_of = train.hashes, hashes
 
     def texts(self, rows: Sequence[Row]) -> list[str]:
-        """Returns the examples for each row, an empty line between them.
+        """Returns the shots of each row, all different, with an empty line between them.
 
-        They are all different. None has the row's content, or is of its group: either would tell
-        in training what is not told in use.
+        None has the row's content or group, either of which would leak the answer in training.
         """
         chosen = [self._choose(self._hashes_of(row)) for row in rows]
-        found = iter(self._train.read([number for each in chosen for number in each]))
-        return ["\n\n".join(self._template.render(next(found)) for _ in each) for each in chosen]
+        shots = iter(self._train.read([number for numbers in chosen for number in numbers]))
+        return [
+            "\n\n".join(self._template.render(next(shots)) for _ in numbers) for numbers in chosen
+        ]
 
     def _choose(self, own: Hashes) -> list[int]:
-        rng, known = np.random.default_rng(own.row), self._known
+        rng, train = np.random.default_rng(own.row), self._hashes
         chosen: dict[int, int] = {}
         while len(chosen) < self._count:
-            number = int(rng.integers(len(known.row)))
-            content, group = int(known.content[number]), int(known.group[number])
+            number = int(rng.integers(len(train.row)))
+            content, group = int(train.content[number]), int(train.group[number])
             if content != own.content and group != own.group:
                 chosen.setdefault(content, number)
         return list(chosen.values())
+
+
+def most_shots(train: Table, validation: Table) -> int:
+    """Returns the number of different training rows outside the largest group."""
+    groups = [np.stack(table.hashes[1:], axis=1) for table in (train, validation)]
+    _, sizes = np.unique(np.unique(np.concatenate(groups), axis=0)[:, 1], return_counts=True)
+    return max(len(np.unique(train.hashes.content)) - int(sizes.max(initial=0)), 0)
 
 
 class FileSource(NumberedSource):
     """The rows of one split as examples; a raw example is a row's number.
 
     Args:
-      name: says what is read; part of every random key.
+      name: part of every random key.
       table: the rows.
-      columns: what makes each feature.
-      wanted: the features to give.
+      columns: by the feature that they make.
+      features: names of the features to yield.
       vocabulary: encodes texts.
       shots: fills the slot of templates.
     """
@@ -67,12 +75,12 @@ class FileSource(NumberedSource):
         table: Table,
         columns: Mapping[str, Column],
         *,
-        wanted: Sequence[str],
+        features: Sequence[str],
         vocabulary: Vocabulary,
         shots: Shots | None = None,
     ):
         self.name, self.num_examples = name, len(table)
-        self._table, self._columns, self._wanted = table, columns, wanted
+        self._table, self._columns, self._features = table, columns, features
         self._vocabulary, self._shots = vocabulary, shots
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
@@ -82,21 +90,9 @@ class FileSource(NumberedSource):
         if self._shots is not None:
             texts = self._shots.texts(rows)
             rows = [row | {SHOTS: text} for row, text in zip(rows, texts, strict=True)]
-        made: dict[str, list[np.ndarray]] = {}
+        arrays: dict[str, list[np.ndarray]] = {}
         for feature, column in self._columns.items():
-            written = feature == "targets"
-            vocabulary = self._vocabulary.targets if written else self._vocabulary
-            made |= column.arrays(feature, rows, vocabulary=vocabulary)
-        arrays = [made[name] for name in self._wanted]
-        for values in zip(*arrays, strict=True):
-            yield dict(zip(self._wanted, values, strict=True))
-
-
-def most_shots(train: Table, validation: Table) -> int:
-    """Returns how many different training rows there are for any row, without those of its group.
-
-    A row's own content is among its group's; so the largest group leaves the fewest.
-    """
-    sides = [np.stack(table.hashes[1:], axis=1) for table in (train, validation)]
-    _, sizes = np.unique(np.unique(np.concatenate(sides), axis=0)[:, 1], return_counts=True)
-    return max(len(np.unique(train.hashes.content)) - int(sizes.max(initial=0)), 0)
+            vocabulary = self._vocabulary.targets if feature == "targets" else self._vocabulary
+            arrays |= column.arrays(feature, rows, vocabulary=vocabulary)
+        for values in zip(*(arrays[name] for name in self._features), strict=True):
+            yield dict(zip(self._features, values, strict=True))

@@ -12,16 +12,15 @@ _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class Template:
-    """A text with slots, each the name of a column in braces.
+    """A text with slots: column names in braces.
 
-    `{{` and `}}` are braces of the text. The slot `{shots}` takes examples for few-shot prompts,
-    where the data makes some.
+    `{{` and `}}` are braces of the text. The slot `{shots}` takes the examples of few-shot prompts.
 
     Args:
       text: such as `"question: {question} context: {context}"`.
 
     Attributes:
-      slots: the columns it needs, in order, `shots` included.
+      slots: column names, in order, `shots` included.
 
     Raises:
       InputError: if a brace has no partner or a slot no name.
@@ -29,21 +28,21 @@ class Template:
 
     def __init__(self, text: str):
         self.text = text
-        # Literal text and slots take turns, as in [literal, slot, literal, slot, literal].
-        self._parts, at = [""], 0
-        for found in _TOKEN.finditer(text):
-            self._parts[-1] += text[at : found.start()]
-            at = found.end()
-            if found[0] in ("{{", "}}"):
-                self._parts[-1] += found[0][0]
-            elif found[1]:
-                self._parts += [found[1], ""]
+        # Literal text and slots alternate: [literal, slot, literal, slot, literal].
+        self._parts, end = [""], 0
+        for token in _TOKEN.finditer(text):
+            self._parts[-1] += text[end : token.start()]
+            end = token.end()
+            if token[0] in ("{{", "}}"):
+                self._parts[-1] += token[0][0]
+            elif token[1]:
+                self._parts += [token[1], ""]
             else:
                 raise InputError(
-                    f"template {text!r}: {found[0]!r} at character {found.start()} names no "
+                    f"template {text!r}: {token[0]!r} at character {token.start()} names no "
                     "column; write {{ or }} for a brace of the text"
                 )
-        self._parts[-1] += text[at:]
+        self._parts[-1] += text[end:]
         self.slots = tuple(self._parts[1::2])
 
     def __repr__(self) -> str:
@@ -51,11 +50,11 @@ class Template:
 
     @property
     def is_slot(self) -> bool:
-        """Whether it is one slot and nothing around it."""
+        """Whether it is a single slot without text around it."""
         return len(self.slots) == 1 and not any(self._parts[::2])
 
     def check(self, columns: Iterable[str]) -> None:
-        """Raises an InputError, with the nearest names, at a slot without a column."""
+        """Raises an InputError, with the nearest names, if a slot is not a column."""
         for slot in self.slots:
             if slot not in columns:
                 raise InputError(f"template {self.text!r}: {unknown('column', slot, columns)}")
@@ -66,19 +65,15 @@ class Template:
         parts[1::2] = [plain(row[slot]) for slot in self.slots]
         return "".join(parts)
 
-    def place(self, slot: str, row: Mapping[str, Any]) -> int:
-        """Returns the character of the rendered text at which the last use of a slot begins."""
+    def start_of(self, slot: str, row: Mapping[str, Any]) -> int:
+        """Returns the first character of a slot's last use in the rendered text."""
         last = len(self.slots) - 1 - self.slots[::-1].index(slot)
         parts = self._parts[: 2 * last + 1]
         return sum(len(plain(row[part]) if i % 2 else part) for i, part in enumerate(parts))
 
 
 def plain(value: Any) -> str:
-    """Returns a value as a person would write it.
-
-    Text is itself, 3.0 is `3`, nothing is empty, the items of a list are joined by spaces, and a
-    mapping is JSON.
-    """
+    """Returns a value as text: 3.0 is `3`, None is empty, lists are joined by spaces."""
     if isinstance(value, str):
         return value
     if value is None:

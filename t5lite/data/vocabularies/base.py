@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -17,22 +17,21 @@ from t5lite.framing import Frame
 FORMAT = 1
 DESCRIPTION = "vocabulary.json"
 
-# What a padding token is called: "<pad>", "[PAD]", "<|padding|>".
+# Names of padding tokens: "<pad>", "[PAD]", "<|padding|>".
 PADDING = re.compile(r"\W*pad(ding)?\W*", re.IGNORECASE)
 
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What the rest of the house asks of a vocabulary.
+    """Base of all vocabularies.
 
     Attributes:
       size: number of ids, sentinels included.
-      num_sentinels: how many of the last ids are sentinels.
-      pad_id: what stands for no token: 0, as everywhere in SeqIO, or where id 0 is a token like any
-        other the file's own, -1 if it has none. Rows are filled up with 0 all the same: their
-        segment ids say which positions hold tokens.
+      num_sentinels: the number of sentinels, which are the last ids.
+      pad_id: the padding token: 0, as in SeqIO; where id 0 is a regular token, the file's own, or
+        -1 if it has none. Batches are padded with 0 in any case and marked by segment ids.
       eos_id: end of sequence.
-      unk_id: what the vocabulary cannot express; -1 where it expresses everything.
+      unk_id: the unknown token; -1 where every text can be encoded.
       bos_id: begin of sequence; None if there is none.
       mask_id: the mask token; None if there is none.
       fingerprint: hex sha256 of the content: equal fingerprints give equal ids.
@@ -49,7 +48,7 @@ class Vocabulary(Protocol):
 
     @property
     def targets(self) -> "Vocabulary":
-        """The vocabulary of the same ids that encodes texts to be written; by default this one."""
+        """The vocabulary of the same ids that encodes target texts; by default this one."""
         return self
 
     def encode(self, text: str) -> list[int]:
@@ -61,10 +60,10 @@ class Vocabulary(Protocol):
         return [self.encode(text) for text in texts]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the ids of `text` and, for each, its first character and the one after it.
+        """Returns the ids of `text` and the character span `(start, end)` of each.
 
         Raises:
-          InputError: if the vocabulary cannot tell.
+          InputError: if the vocabulary does not track characters.
         """
         raise InputError(
             f"{type(self).__name__} does not say which characters a token stands for, which spans "
@@ -73,19 +72,16 @@ class Vocabulary(Protocol):
 
     @functools.cached_property
     def frame(self) -> Frame:
-        """The special tokens around a text that a model reads; by default EOS after it.
-
-        `frame(ids)` is a text as a model reads it, in training as in inference.
-        """
+        """The special tokens around a model's input, in training and inference; by default EOS."""
         return Frame(after=(self.eos_id,))
 
     @functools.cached_property
     def target_frame(self) -> Frame:
-        """The special tokens around a text that a decoder learns to write, which EOS ends."""
+        """The special tokens around a decoder's text, which ends with EOS."""
         return Frame(self.frame.before, (self.eos_id,))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text, without the special tokens in front of it and up to EOS.
+        """Returns the text up to EOS, without the special tokens in front of it.
 
         Padding vanishes, sentinels show as `<extra_id_N>`.
         """
@@ -96,15 +92,17 @@ class Vocabulary(Protocol):
         ...
 
     def id_of(self, piece: str) -> int | None:
-        """Returns the id whose `piece` this is, the inverse of `piece`; None if there is none."""
+        """Returns the id of a `piece`, the inverse of `piece()`; None if it has none."""
         return next((token for token in range(self.size) if self.piece(token) == piece), None)
 
     def as_seqio(self) -> Any:
         """Returns SeqIO's vocabulary with the same ids (imports TensorFlow)."""
-        ...
+        from t5lite.data.vocabularies.seqio_class import seqio_class
+
+        return seqio_class()(self)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes what `load_vocabulary` reads."""
+        """Writes the files that `load_vocabulary` reads."""
         ...
 
     def sentinel(self, index: int) -> int:
@@ -123,40 +121,63 @@ class Vocabulary(Protocol):
         return self.size - 1 - index
 
 
+class FileVocabulary(Vocabulary):
+    """A vocabulary that one file and its constructor's options describe.
+
+    Attributes:
+      file_name: of the file in a saved folder.
+      content: of the file.
+      options: keyword arguments of the constructor.
+    """
+
+    file_name: ClassVar[str]
+    content: bytes
+    options: dict[str, Any]
+
+    def save(self, folder: str | os.PathLike) -> None:
+        write_whole(as_path(folder) / self.file_name, self.content)
+        write_description(self, folder, **self.options)
+
+    @classmethod
+    def load(cls, folder: Any, num_sentinels: int, **options: Any) -> Self:
+        """Returns the vocabulary that `save` wrote, with the options of its description."""
+        return cls(folder / cls.file_name, num_sentinels, **options)  # type: ignore[call-arg]
+
+
 def own_sentinels(
     piece: Callable[[int], str | None],
     size: int,
     prefixes: Sequence[str],
     *,
-    wanted: int,
+    expected: int,
     name: str,
 ) -> int:
-    """Returns how many sentinels, in T5's order, the ids of a file end with.
+    """Returns the number of sentinels, in T5's order, that a file's ids end with.
 
     Args:
       piece: of an id.
       size: number of ids.
-      prefixes: that a sentinel may have.
-      wanted: the sentinels that a user asks for.
+      prefixes: of sentinels.
+      expected: `num_sentinels` of the user.
       name: of the file, for messages.
 
     Raises:
-      InputError: if the file has some, and fewer than wanted.
+      InputError: if the file has sentinels, but fewer than expected.
     """
-    require_integer("num_sentinels", wanted, least=0)
+    require_integer("num_sentinels", expected, least=0)
     count = 0
     while count < size and piece(size - 1 - count) in {f"{p}<extra_id_{count}>" for p in prefixes}:
         count += 1
-    if count and wanted > count:
+    if count and expected > count:
         raise InputError(
-            f"num_sentinels={wanted}: {name} has {count} sentinels of its own; use at most {count}",
+            f"num_sentinels={expected}: {name} already has {count} sentinels; use at most {count}",
             field="num_sentinels",
         )
     return count
 
 
 def text_ids(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
-    """Returns the ids of the text itself: without its frame's first tokens, and up to EOS."""
+    """Returns the ids of the text itself: up to EOS, without the frame's first tokens."""
     tokens = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).tolist()
     for token in vocabulary.frame.before:
         if tokens[:1] == [token]:
@@ -165,12 +186,12 @@ def text_ids(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
 
 
 def fingerprint_of(kind: str, num_sentinels: int, content: bytes) -> str:
-    """Returns the hex sha256 of what decides the ids."""
+    """Returns the hex sha256 of everything that decides the ids."""
     return hashlib.sha256(f"{kind} {num_sentinels} ".encode() + content).hexdigest()
 
 
 def write_description(vocabulary: Vocabulary, folder: str | os.PathLike, **options: Any) -> None:
-    """Writes what `load_vocabulary` needs to know beside the files, with the loader's options."""
+    """Writes `vocabulary.json`: the class, its options and the fingerprint."""
     description = {
         "format": FORMAT,
         "kind": type(vocabulary).__name__,

@@ -7,14 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from t5lite.data.importing import import_seqio
-from t5lite.data.vocabularies.base import (
-    Vocabulary,
-    fingerprint_of,
-    text_ids,
-    write_description,
-)
-from t5lite.data.vocabularies.seqio_class import seqio_class
+from t5lite.data.vocabularies.base import Vocabulary, fingerprint_of, text_ids, write_description
 from t5lite.errors import require_integer
+
+_SPECIAL = ("<pad>", "</s>", "<unk>")
+_SPELLED = re.compile(r"\s*(<pad>|</s>|<unk>)\s*|<extra_id_(0|[1-9][0-9]*)>")
 
 
 class Bytes(Vocabulary):
@@ -25,9 +22,9 @@ class Bytes(Vocabulary):
     258, 257, ..., as their sentinels; the ids from 259 on are unused there.)
 
     Args:
-      num_sentinels: how many sentinels; 125 gives the 384 ids of the published models.
-      spelled: whether special tokens and sentinels are tokens where a text spells them, `</s>` with
-        the white space around it, as in transformers' ByT5Tokenizer.
+      num_sentinels: number of sentinels; 125 gives the 384 ids of the published models.
+      spelled: whether special tokens and sentinels are recognised where a text spells them, `</s>`
+        with the white space around it, as in transformers' ByT5Tokenizer.
       ascending: whether sentinels ascend from 259, as there.
 
     Source: Xue et al. 2021, arXiv:2105.13626, §3.
@@ -35,11 +32,11 @@ class Bytes(Vocabulary):
 
     def __init__(self, num_sentinels: int = 125, *, spelled: bool = False, ascending: bool = False):
         require_integer("num_sentinels", num_sentinels, least=0)
-        self.num_sentinels = num_sentinels
+        self.num_sentinels, self._spelled, self._ascending = num_sentinels, spelled, ascending
         self.size = 3 + 256 + num_sentinels
         self.pad_id, self.eos_id, self.unk_id = 0, 1, 2
-        self._options = {"spelled": True} if spelled else {}
-        self._options |= {"ascending": True} if ascending else {}
+        options = {"spelled": spelled, "ascending": ascending}
+        self._options = {name: True for name, value in options.items() if value}
         content = json.dumps(self._options).encode() if self._options else b""
         self.fingerprint = fingerprint_of("Bytes", num_sentinels, content)
 
@@ -50,56 +47,54 @@ class Bytes(Vocabulary):
         return self.encode_with_offsets(text)[0] if self._options else _bytes(text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        ids, offsets, at = list[int](), list[tuple[int, int]](), 0
-        found = _SPELLED.finditer(text) if "spelled" in self._options else ()
-        for token in [*found, None]:
-            end = len(text) if token is None else token.start()
-            ids += _bytes(text[at:end])
-            offsets += [(at, at + 1) for at in range(at, end) for _ in text[at].encode()]
-            if token is None:
-                break
-            name, number = token.group(1), token.group(2)
-            special = ("<pad>", "</s>", "<unk>").index(name) if number is None else None
-            if special is None and int(number) >= self.num_sentinels:
-                at = end  # as it is: there is no such sentinel
-                continue
-            at = token.end()
-            ids.append(self.sentinel(int(number)) if special is None else special)
-            offsets.append((end, at))
+        ids, offsets, start = list[int](), list[tuple[int, int]](), 0
+        for match in [*(_SPELLED.finditer(text) if self._spelled else ()), None]:
+            end = len(text) if match is None else match.start()
+            ids += _bytes(text[start:end])
+            offsets += [(at, at + 1) for at in range(start, end) for _ in text[at].encode()]
+            start = end
+            if match is not None and (token := self._special(match)) is not None:
+                start = match.end()
+                ids.append(token)
+                offsets.append((end, start))
         return ids, offsets
+
+    def _special(self, match: re.Match[str]) -> int | None:
+        """Returns the id of a spelled token; None where there is no such sentinel."""
+        name, number = match.groups()
+        if name:
+            return _SPECIAL.index(name)
+        return self.sentinel(int(number)) if int(number) < self.num_sentinels else None
 
     def sentinel(self, index: int) -> int:
         descending = super().sentinel(index)
-        return 259 + index if "ascending" in self._options else descending
+        return 259 + index if self._ascending else descending
 
     def decode(self, ids: Iterable[int]) -> str:
         text = bytearray()
         for token in text_ids(self, ids):
             if 3 <= token < 259:
                 text.append(token - 3)
-            elif 259 <= token < self.size or (token == self.unk_id and "spelled" in self._options):
+            elif 259 <= token < self.size or (token == self.unk_id and self._spelled):
                 text += self.piece(token).encode()
         return text.decode("utf-8", errors="ignore")
 
     def piece(self, token_id: int) -> str:
         token = int(token_id)
         if 0 <= token < 3:
-            return ("<pad>", "</s>", "<unk>")[token]
+            return _SPECIAL[token]
         if 3 <= token < 259:
             return chr(token - 3) if 32 <= token - 3 < 127 else f"\\x{token - 3:02x}"
-        index = token - 259 if "ascending" in self._options else self.size - 1 - token
+        index = token - 259 if self._ascending else self.size - 1 - token
         return f"<extra_id_{index}>" if 0 <= token < self.size else f"<id_{token}>"
 
     def as_seqio(self) -> Any:
         if self._options:
-            return seqio_class()(self)
+            return super().as_seqio()
         return import_seqio().ByteVocabulary(extra_ids=self.num_sentinels)
 
     def save(self, folder: str | os.PathLike) -> None:
         write_description(self, folder, **self._options)
-
-
-_SPELLED = re.compile(r"\s*(<pad>|</s>|<unk>)\s*|<extra_id_(0|[1-9][0-9]*)>")
 
 
 def _bytes(text: str) -> list[int]:

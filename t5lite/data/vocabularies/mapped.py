@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from t5lite.data.paths import as_path, read_file, write_whole
@@ -18,24 +18,24 @@ _MODEL, _TARGET_MODEL, _IDS = "sentencepiece.model", "target.model", "ids.json"
 
 
 class MappedSentencePiece(Vocabulary):
-    """The pieces of a SentencePiece model, under ids of their own.
+    """The pieces of a SentencePiece model under ids that a table maps them to.
 
     A text may begin with a language code such as `>>fra<<`, if that is among the ids.
 
     Args:
       model_file: local or remote path.
-      ids: the id of each piece and special token; what is in none of them is unknown.
+      ids: the id of each piece and special token; pieces without one are unknown.
       tokens: the names of `eos` and `unk`, perhaps also of `pad`, `bos` and `mask`.
-      before: tokens that stand before a text that a model reads as input.
-      after: tokens that follow it.
-      target_file: the model that `targets` is encoded, and everything decoded with; None: the same.
-      origin: what other programs call a vocabulary of this kind.
-      whole: tokens that are tokens also where a text spells them; spellings of others are text.
+      before: special tokens in front of a model's input.
+      after: special tokens after it.
+      target_file: the model that encodes target texts and decodes all; None: the same.
+      origin: the name of this kind of vocabulary in other programs.
+      whole: special tokens that are recognised where a text spells them; others are text.
 
     Attributes:
-      targets: the vocabulary of the same ids that texts to be written are encoded with.
-      tokens: as given.
-      models: the model files, that for targets last.
+      targets: the vocabulary of the same ids that encodes target texts.
+      tokens: the argument.
+      models: the model files' contents, that for targets last.
 
     Raises:
       InputError: if a file is missing or damaged, or a token has no id.
@@ -56,14 +56,17 @@ class MappedSentencePiece(Vocabulary):
         whole: Sequence[str] = (),
     ):
         self.model_file, self.ids, self.origin = str(model_file), dict(ids), origin
-        self._options = {"tokens": dict(tokens), "before": list(before), "after": list(after)}
+        self.tokens = dict(tokens)
+        self._options = {"tokens": self.tokens, "before": list(before), "after": list(after)}
         self._options |= {"origin": origin} if origin else {}
         self._options |= {"whole": list(whole)} if whole else {}
         longest = sorted(map(re.escape, whole), key=len, reverse=True)
         self._whole = re.compile(f"({'|'.join(longest)})") if whole else None
         missing = [name for name in (*tokens.values(), *before, *after, *whole) if name not in ids]
         if missing:
-            raise InputError(f"the ids of {model_file} lack {', '.join(missing)}; add them")
+            raise InputError(
+                f"ids of {model_file} lack {', '.join(missing)}; add them", field="ids"
+            )
         files = [model_file] if target_file is None else [model_file, target_file]
         self.models = [read_file(as_path(file), "SentencePiece model file") for file in files]
         self._processors = [
@@ -73,7 +76,6 @@ class MappedSentencePiece(Vocabulary):
         self._encoder = self._processors[0]
         self._pieces = {number: piece for piece, number in self.ids.items()}
         self.size = max(self._pieces) + 1
-        self.tokens = dict(tokens)
         self.eos_id, self.unk_id = ids[tokens["eos"]], ids[tokens["unk"]]
         self.bos_id, self.mask_id = (
             ids[tokens[name]] if name in tokens else None for name in ("bos", "mask")
@@ -93,75 +95,62 @@ class MappedSentencePiece(Vocabulary):
         return twin
 
     def encode(self, text: str) -> list[int]:
-        found = []
-        for part, is_token in self._parts(text):
-            if is_token:
-                found.append(self.ids[part])
-                continue
-            code, part = self._language_code(part)
-            found += code + self._ids_of(self._encoder.encode(part, out_type=str))
-        return found
+        ids = list[int]()
+        for special, rest, _ in self._segments(text):
+            ids += special + self._ids_of(self._encoder.encode(rest, out_type=str))
+        return ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        ids: list[int] = []
-        found: list[tuple[int, int]] = []
-        at = 0
-        for part, is_token in self._parts(text):
-            end = at + len(part)
-            code, rest = ([self.ids[part]], "") if is_token else self._language_code(part)
-            pieces, offsets = pieces_with_offsets(self._encoder, rest)
-            ids += code + self._ids_of([piece.piece for piece in pieces])
-            found += [(at, end - len(rest))] * len(code)
-            found += [(end - len(rest) + first, end - len(rest) + last) for first, last in offsets]
-            at = end
-        return ids, found
+        ids, offsets, start = list[int](), list[tuple[int, int]](), 0
+        for special, rest, end in self._segments(text):
+            pieces, spans = pieces_with_offsets(self._encoder, rest)
+            middle = end - len(rest)
+            ids += special + self._ids_of([piece.piece for piece in pieces])
+            offsets += [(start, middle)] * len(special)
+            offsets += [(middle + first, middle + last) for first, last in spans]
+            start = end
+        return ids, offsets
 
-    def _parts(self, text: str) -> list[tuple[str, bool]]:
-        """Returns a text in parts, and of each whether it is a token as it is."""
-        if self._whole is None:
-            return [(text, False)]
-        parts = enumerate(self._whole.split(text))
-        return [(part, number % 2 == 1) for number, part in parts if part]
+    def _segments(self, text: str) -> Iterator[tuple[list[int], str, int]]:
+        """Yields the id of a special token or language code, the text after it, and its end."""
+        end = 0
+        for number, part in enumerate([text] if self._whole is None else self._whole.split(text)):
+            end += len(part)
+            code = part[: part.find("<<") + 2]
+            if number % 2:  # a token of `whole`
+                yield [self.ids[part]], "", end
+            elif code.startswith(">>") and code in self.ids:
+                yield [self.ids[code]], part[len(code) :], end
+            elif part:
+                yield [], part, end
 
     @functools.cached_property
     def frame(self) -> Frame:
-        return Frame(
-            *(
-                tuple(self.ids[token] for token in self._options[side])
-                for side in ("before", "after")
-            )
+        before, after = (
+            tuple(self.ids[token] for token in self._options[side]) for side in ("before", "after")
         )
+        return Frame(before, after)
 
     def decode(self, ids: Iterable[int]) -> str:
-        unknown = self._pieces[self.unk_id]
-        kept = (token for token in text_ids(self, ids) if token != self.pad_id)
-        pieces = [self._pieces.get(token, unknown) for token in kept]
-        if self._whole is not None:
-            return self._text(pieces)
-        # Pieces that only the other model has come back as they are, with their mark of a space.
-        return self._processors[-1].decode_pieces(pieces).removeprefix("▁").replace("▁", " ")
-
-    def _text(self, pieces: Sequence[str]) -> str:
-        """Returns the text of pieces of which some are tokens as they are."""
+        tokens = (token for token in text_ids(self, ids) if token != self.pad_id)
+        pieces = [self._pieces.get(token, self._pieces[self.unk_id]) for token in tokens]
+        decode = self._processors[-1].decode_pieces
+        if self._whole is None:
+            # Pieces that only the other model has come back unchanged, with their mark of a space.
+            return decode(pieces).removeprefix("▁").replace("▁", " ")
         text, part = "", list[str]()
-        for piece in [*pieces, ""]:
-            if piece and piece not in self._options["whole"]:
+        for piece in pieces:
+            if piece in self._options["whole"]:
+                text, part = f"{text}{decode(part)}{piece} ", []
+            else:
                 part.append(piece)
-                continue
-            text += self._processors[-1].decode_pieces(part) + (f"{piece} " if piece else "")
-            part = []
-        return text.replace("▁", " ").strip()
+        return (text + decode(part)).replace("▁", " ").strip()
 
     def piece(self, token_id: int) -> str:
         return self._pieces.get(int(token_id), f"<id_{int(token_id)}>")
 
     def id_of(self, piece: str) -> int | None:
         return self.ids.get(piece)
-
-    def as_seqio(self) -> Any:
-        from t5lite.data.vocabularies.seqio_class import seqio_class
-
-        return seqio_class()(self)
 
     def save(self, folder: str | os.PathLike) -> None:
         root = as_path(folder)
@@ -172,7 +161,7 @@ class MappedSentencePiece(Vocabulary):
 
     @classmethod
     def load(cls, folder: Any, num_sentinels: int, **options: Any) -> "MappedSentencePiece":
-        """Returns what `save` wrote into a folder, given what the description says."""
+        """Returns the vocabulary that `save` wrote, with the options of its description."""
         del num_sentinels
         content = read_file(folder / _IDS, "ids")
         try:
@@ -181,13 +170,6 @@ class MappedSentencePiece(Vocabulary):
             raise InputError(f"{folder / _IDS} is damaged: {error}; restore it") from error
         target = folder / _TARGET_MODEL
         return cls(folder / _MODEL, ids, target_file=target if target.exists() else None, **options)
-
-    def _language_code(self, text: str) -> tuple[list[int], str]:
-        """Returns the id of the code that a text begins with, if any, and the rest of the text."""
-        end = text.find("<<") + 2
-        if text.startswith(">>") and end > 2 and text[:end] in self.ids:
-            return [self.ids[text[:end]]], text[end:]
-        return [], text
 
     def _ids_of(self, pieces: Sequence[str]) -> list[int]:
         return [self.ids.get(piece, self.unk_id) for piece in pieces]

@@ -8,45 +8,41 @@ from t5lite.data.paths import as_path, read_file
 from t5lite.data.vocabularies.base import DESCRIPTION, FORMAT, Vocabulary
 from t5lite.data.vocabularies.byte_ids import Bytes
 from t5lite.data.vocabularies.mapped import MappedSentencePiece
-from t5lite.data.vocabularies.sentence_pieces import SENTENCEPIECE_FILE, SentencePiece
+from t5lite.data.vocabularies.sentence_pieces import SentencePiece
 from t5lite.data.vocabularies.tokenizer_files import HuggingFaceTokenizer, WordPiece
 from t5lite.errors import InputError, unknown
 
-# The kinds that a description may name; nothing else is ever instantiated from a file.
+# The only classes that a description can instantiate.
 _LOADERS: dict[str, Callable[..., Vocabulary]] = {
-    "SentencePiece": lambda folder, num_sentinels: SentencePiece(
-        folder / SENTENCEPIECE_FILE, num_sentinels
-    ),
     "Bytes": lambda folder, num_sentinels, **options: Bytes(num_sentinels, **options),
+    "SentencePiece": SentencePiece.load,
     "HuggingFaceTokenizer": HuggingFaceTokenizer.load,
     "WordPiece": WordPiece.load,
     "MappedSentencePiece": MappedSentencePiece.load,
 }
+_BY_ENDING = {".json": HuggingFaceTokenizer, ".txt": WordPiece}
 
 
 def open_vocabulary(path: str | os.PathLike) -> Vocabulary:
-    """Returns the vocabulary of a folder that `save` wrote, or of a file, by its name's end.
+    """Returns the vocabulary of a saved folder or of a file, by its ending.
 
     Args:
       path: a folder; or a `tokenizer.json`, a `vocab.txt` (WordPiece) or a SentencePiece model.
 
     Raises:
-      InputError: if it is missing, damaged, or lacks what a vocabulary needs.
+      InputError: if it is missing, damaged, or lacks an EOS token.
     """
-    place = as_path(path)
-    if place.is_dir():
-        return load_vocabulary(place)
-    if place.suffix in (".json", ".txt"):
-        kind = HuggingFaceTokenizer if place.suffix == ".json" else WordPiece
-        return kind(place)
-    return SentencePiece(place)
+    location = as_path(path)
+    if location.is_dir():
+        return load_vocabulary(location)
+    return _BY_ENDING.get(location.suffix, SentencePiece)(location)
 
 
 def load_vocabulary(folder: str | os.PathLike) -> Vocabulary:
     """Returns the vocabulary that `save` wrote into `folder`.
 
     Raises:
-      InputError: if it is missing, damaged, or of a kind this version does not know.
+      InputError: if it is missing, damaged, or of an unknown class.
     """
     root = as_path(folder)
     path = root / DESCRIPTION
@@ -69,7 +65,5 @@ def load_vocabulary(folder: str | os.PathLike) -> Vocabulary:
     except TypeError as error:
         raise InputError(f"{path} is damaged: {error}; restore the file") from error
     if vocabulary.fingerprint != fingerprint:
-        raise InputError(
-            f"{root} is damaged: the vocabulary in it is not the one that {DESCRIPTION} describes"
-        )
+        raise InputError(f"{root} is damaged: its vocabulary differs from its {DESCRIPTION}")
     return vocabulary

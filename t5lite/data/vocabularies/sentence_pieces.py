@@ -5,54 +5,55 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from t5lite.data.importing import import_seqio
-from t5lite.data.paths import as_path, read_file, write_whole
+from t5lite.data.paths import as_path, read_file
 from t5lite.data.vocabularies.base import (
     PADDING,
-    Vocabulary,
+    FileVocabulary,
     fingerprint_of,
     own_sentinels,
     text_ids,
-    write_description,
 )
 from t5lite.errors import InputError
 
-SENTENCEPIECE_FILE = "sentencepiece.model"
 
-
-class SentencePiece(Vocabulary):
-    """An existing SentencePiece model file with T5's sentinels after its pieces.
+class SentencePiece(FileVocabulary):
+    """A SentencePiece model file with T5's sentinels after its pieces.
 
     The ids, also those of sentinels written out in the text, are those of
     `seqio.SentencePieceVocabulary`.
 
     Args:
       model_file: local or remote (`gs://`) path.
-      num_sentinels: how many sentinels; nothing is added to a file that already ends with its own
-        (mT5's does). Its own then count.
+      num_sentinels: number of sentinels to add; a file that ends with sentinels, such as mT5's,
+        keeps those.
+
+    Attributes:
+      sentinels_were_added: whether the sentinels follow the model file's own pieces.
 
     Raises:
       InputError: if the file is missing, is not a SentencePiece model, or has no EOS.
     """
 
+    file_name = "sentencepiece.model"
+
     def __init__(self, model_file: str | os.PathLike, num_sentinels: int = 100):
-        self.model_file = str(as_path(model_file))
-        self._model = read_file(as_path(model_file), "SentencePiece model file")
-        self._processor = open_sentencepiece(self._model, self.model_file)
+        self.model_file, self.options = str(as_path(model_file)), {}
+        self.content = read_file(as_path(model_file), "SentencePiece model file")
+        self._processor = open_sentencepiece(self.content, self.model_file)
         piece, size = self._processor.id_to_piece, self._processor.get_piece_size()
-        own = own_sentinels(piece, size, ("▁",), wanted=num_sentinels, name=self.model_file)
-        self._num_added = 0 if own else num_sentinels
-        if self._num_added:
-            self._processor = open_sentencepiece(
-                self._model + _sentinel_pieces(num_sentinels), self.model_file
-            )
+        own = own_sentinels(piece, size, ("▁",), expected=num_sentinels, name=self.model_file)
         self.num_sentinels = own or num_sentinels
+        self.sentinels_were_added = self.num_sentinels > own
+        if self.sentinels_were_added:
+            extended = self.content + _sentinel_pieces(num_sentinels)
+            self._processor = open_sentencepiece(extended, self.model_file)
         self.size = self._processor.get_piece_size()
         first = self._processor.id_to_piece(0)
         self.pad_id = 0 if PADDING.fullmatch(first) else self._processor.pad_id()
         self.eos_id, self.unk_id = self._processor.eos_id(), self._processor.unk_id()
         if self.eos_id < 0:
             raise InputError(f"{self.model_file} has no end-of-sequence piece; train it with one")
-        self.fingerprint = fingerprint_of("SentencePiece", self.num_sentinels, self._model)
+        self.fingerprint = fingerprint_of("SentencePiece", self.num_sentinels, self.content)
 
     def __repr__(self) -> str:
         return f"SentencePiece({self.model_file!r}, num_sentinels={self.num_sentinels})"
@@ -68,33 +69,20 @@ class SentencePiece(Vocabulary):
         return [piece.id for piece in pieces], offsets
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = (token if 0 <= token < self.size else self.unk_id for token in text_ids(self, ids))
-        return self._processor.decode([token for token in known if token != self.pad_id])
+        valid = (token if 0 <= token < self.size else self.unk_id for token in text_ids(self, ids))
+        return self._processor.decode([token for token in valid if token != self.pad_id])
 
     def piece(self, token_id: int) -> str:
         token = int(token_id)
         return self._processor.id_to_piece(token) if 0 <= token < self.size else f"<id_{token}>"
 
     def id_of(self, piece: str) -> int | None:
-        token = self._processor.piece_to_id(piece)  # of the unknown token where there is none
+        token = self._processor.piece_to_id(piece)  # the unknown token if there is none
         return token if self.piece(token) == piece else None
 
     def as_seqio(self) -> Any:
-        return import_seqio().SentencePieceVocabulary(self.model_file, extra_ids=self._num_added)
-
-    @property
-    def sentinels_were_added(self) -> bool:
-        """Whether the sentinels follow the model file's own pieces."""
-        return self._num_added > 0
-
-    @property
-    def model(self) -> bytes:
-        """The model file, without the sentinels that were added to its pieces."""
-        return self._model
-
-    def save(self, folder: str | os.PathLike) -> None:
-        write_whole(as_path(folder) / SENTENCEPIECE_FILE, self._model)
-        write_description(self, folder)
+        extra_ids = self.num_sentinels if self.sentinels_were_added else 0
+        return import_seqio().SentencePieceVocabulary(self.model_file, extra_ids=extra_ids)
 
 
 def _sentinel_pieces(count: int) -> bytes:
@@ -106,9 +94,7 @@ def _sentinel_pieces(count: int) -> bytes:
     pieces = b""
     for index in reversed(range(count)):
         text = f"▁<extra_id_{index}>".encode()
-        body = (
-            b"\x0a" + bytes([len(text)]) + text + b"\x15\0\0\0\0" + b"\x18\x04"
-        )  # 4: user defined
+        body = b"\x0a" + bytes([len(text)]) + text + b"\x15\0\0\0\0\x18\x04"  # 4: user defined
         pieces += b"\x0a" + bytes([len(body)]) + body
     return pieces
 
@@ -128,13 +114,12 @@ def open_sentencepiece(model: bytes, name: str) -> Any:
 
 
 def pieces_with_offsets(processor: Any, text: str) -> tuple[list[Any], list[tuple[int, int]]]:
-    """Returns SentencePiece's pieces of a text, and the first and last character of each."""
+    """Returns SentencePiece's pieces of a text and their character spans `(start, end)`."""
     # SentencePiece 0.2.2 renamed this, and counts bytes where it counted characters.
-    new = hasattr(processor, "encode_as_proto")
-    name = "encode_as_proto" if new else "encode_as_immutable_proto"
-    pieces, offsets, at = getattr(processor, name)(text).pieces, [], 0
+    encode = getattr(processor, "encode_as_proto", None) or processor.encode_as_immutable_proto
+    pieces, offsets, end = encode(text).pieces, [], 0
     for piece in pieces:
-        begin = text.find(piece.surface, at)
-        at = begin + len(piece.surface)
-        offsets.append((begin, at))
+        start = text.find(piece.surface, end)
+        end = start + len(piece.surface)
+        offsets.append((start, end))
     return list(pieces), offsets

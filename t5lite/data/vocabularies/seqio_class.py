@@ -1,6 +1,7 @@
-"""Vocabularies that SeqIO does not know, in its tasks: Python's ids, in TensorFlow's graphs too."""
+"""Vocabularies of t5lite in SeqIO tasks: the same ids in TensorFlow graphs."""
 
 import functools
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,12 +12,12 @@ from t5lite.data.importing import import_seqio
 
 @functools.cache
 def seqio_class() -> type:
-    """Returns SeqIO's side of these vocabularies; the class it derives from comes late."""
+    """Returns the class that wraps a vocabulary for SeqIO (imports TensorFlow)."""
     seqio = import_seqio()
     import tensorflow as tf
 
     class TokenizersVocabulary(seqio.Vocabulary):  # type: ignore[name-defined]
-        """A vocabulary of ours in SeqIO's place, in Python and in TensorFlow's graphs."""
+        """A `seqio.Vocabulary` that delegates to its `twin`."""
 
         def __init__(self, twin: Any):
             self.twin = twin
@@ -45,7 +46,7 @@ def seqio_class() -> type:
             return self.twin.decode(ids)
 
         def decode(self, ids: Iterable[int]) -> str:
-            return self.twin.decode(ids)  # SeqIO's own would turn sentinels into unknowns
+            return self.twin.decode(ids)  # SeqIO's own maps sentinels to unknown
 
         def _encode_tf(self, s: Any) -> Any:
             """Encodes one string as `[length]`, or `[n]` strings as ragged `[n, None]`, int32."""
@@ -68,13 +69,13 @@ def seqio_class() -> type:
             return self._decode_tf(ids)
 
         def _encode_one(self, text: bytes) -> np.ndarray:
-            # As SentencePiece: what is not UTF-8 is found where the text is read.
+            # As SentencePiece; invalid UTF-8 is reported where the text is read.
             return np.asarray(self.twin.encode(text.decode(errors="replace")), np.int32)
 
         def _encode_many(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             ids = self.twin.encode_all([text.decode(errors="replace") for text in texts])
-            values = [token for each in ids for token in each]
-            return np.array(values, np.int32), np.array([len(each) for each in ids], np.int64)
+            values = np.array([*itertools.chain(*ids)], np.int32)
+            return values, np.array([*map(len, ids)], np.int64)
 
         def _decode_many(self, ids: np.ndarray) -> Any:
             if ids.ndim == 1:

@@ -1,8 +1,7 @@
 """Vocabularies of the `tokenizers` library: any `tokenizer.json`, and BERT's `vocab.txt`.
 
-Ids are those of the file, plus `offset`; sentinels follow them, as everywhere in t5lite. Id 0
-may be a token of the text: batches then say by segment ids which places hold tokens. In SeqIO tasks
-these vocabularies run through `tf.numpy_function`: as exact as any, in graphs and from caches.
+Ids are the file's plus `offset`, followed by the sentinels. Id 0 may be a regular token: segment
+ids mark padding. In SeqIO tasks these vocabularies run through `tf.numpy_function`.
 """
 
 import functools
@@ -12,14 +11,13 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from t5lite.data.paths import as_path, read_file, write_whole
+from t5lite.data.paths import as_path, read_file
 from t5lite.data.vocabularies.base import (
     PADDING,
-    Vocabulary,
+    FileVocabulary,
     fingerprint_of,
     own_sentinels,
     text_ids,
-    write_description,
 )
 from t5lite.errors import InputError, unknown
 from t5lite.framing import Frame
@@ -32,14 +30,14 @@ _BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Pair(NamedTuple):
-    """Two texts as a model reads them in one row.
+    """Two texts framed as one row.
 
     Attributes:
       ids: of both, with the special tokens around them.
       types: a token type for each id: 0 for the first text, in BERT 1 for the second.
-      start: the second text's first id.
-      offsets: the first character of each of its tokens, and the one after it, in it.
-      num_cut: tokens that it lost.
+      start: position of the second text's first token.
+      offsets: character spans of the second text's tokens, in it.
+      num_cut: tokens by which the second text was truncated.
     """
 
     ids: list[int]
@@ -49,11 +47,13 @@ class Pair(NamedTuple):
     num_cut: int
 
 
-class _Tokenizer(Vocabulary):
-    """What all of the library's tokenizers share.
+class _Tokenizer(FileVocabulary):
+    """Base of the library's tokenizers.
 
     Attributes:
-      offset: by how much ids are above the file's.
+      file: the path, or a name for messages.
+      offset: 0 or 1, added to the file's ids.
+      cleans_up: whether decoded texts are cleaned up.
     """
 
     def __init__(
@@ -64,52 +64,65 @@ class _Tokenizer(Vocabulary):
         *,
         num_sentinels: int,
         offset: int,
-        eos: str | None,
-        bos: str | None = None,
-        mask: str | None = None,
-        pad: str | None = None,
         cleans_up: bool = False,
         **options: Any,
     ):
         if offset not in (0, 1):
             raise InputError(f"offset={offset} must be 0 or 1", field="offset")
-        self.file, self._content, self._tokenizer = str(file), content, tokenizer
-        named = {"bos": bos, "mask": mask, "pad": pad}
-        # What is not given is left out: fingerprints are what they were before there were any.
-        named = {name: token for name, token in named.items() if token is not None}
-        options |= {"cleans_up": True} if cleans_up else {}
-        self._options = {"offset": offset, "eos": eos, **named, **options}
-        self.cleans_up = cleans_up
+        self.file, self.content, self._tokenizer = str(file), content, tokenizer
+        self.offset, self.cleans_up = offset, cleans_up
+        # Options at their default stay out, so that fingerprints of earlier versions hold.
+        optional = {"bos", "mask", "pad"}
+        self.options = {"offset": offset} | {
+            name: value
+            for name, value in options.items()
+            if name not in optional or value is not None
+        }
+        self.options |= {"cleans_up": True} if cleans_up else {}
         tokenizer.no_padding()
         tokenizer.no_truncation()
         piece, num_tokens = tokenizer.id_to_token, max(tokenizer.get_vocab().values()) + 1
         # mT5's begin with a mark of white space.
-        own = own_sentinels(piece, num_tokens, ("", "▁"), wanted=num_sentinels, name=str(file))
-        self.offset, self.num_sentinels = offset, own or num_sentinels
+        own = own_sentinels(piece, num_tokens, ("", "▁"), expected=num_sentinels, name=self.file)
+        self.num_sentinels = own or num_sentinels
         self.size = num_tokens + offset + (0 if own else num_sentinels)
         if not own:
             _add_sentinels(tokenizer, num_sentinels, first_id=num_tokens)
-        self.eos_id = self._eos(eos)
-        before, has_template = self.frame.before, tokenizer.post_processor is not None
+        self._set_special_ids(**{name: options.get(name) for name in ("eos", *optional)})
+        described = json.dumps(self.options, sort_keys=True).encode()
+        kind = type(self).__name__
+        self.fingerprint = fingerprint_of(kind, self.num_sentinels, described + content)
+
+    def _set_special_ids(
+        self, *, eos: str | None, bos: str | None, mask: str | None, pad: str | None
+    ) -> None:
+        eos_id = self._first_of(_EOS if eos is None else [eos])
+        if eos_id is None and eos is not None:
+            raise unknown(f"eos token of {self.file}", eos, self._tokenizer.get_vocab())
+        if eos_id is None:
+            raise InputError(
+                f"{self.file} has none of the end-of-sequence tokens {', '.join(_EOS)}; "
+                "name the one that it has: eos='...'",
+                field="eos",
+            )
+        self.eos_id = eos_id
         self.bos_id = self._first_of(_STARTS if bos is None else [bos])
-        if bos is None and has_template and self.frame.size:
-            self.bos_id = before[0] if before else None
+        if bos is None and self._tokenizer.post_processor is not None and self.frame.size:
+            self.bos_id = next(iter(self.frame.before), None)
         self.mask_id = self._first_of(_MASKS if mask is None else [mask])
-        unk = getattr(tokenizer.model, "unk_token", None)
+        model = self._tokenizer.model
+        unk = getattr(model, "unk_token", None)
         unk_id = None if unk is None else self._first_of([unk])
-        if type(tokenizer.model).__name__ == "Unigram":  # which does not show it
-            unk_id = json.loads(tokenizer.to_str())["model"]["unk_id"]
-            unk_id = None if unk_id is None else unk_id + offset
+        if type(model).__name__ == "Unigram":  # which does not expose it
+            unk_id = json.loads(self._tokenizer.to_str())["model"]["unk_id"]
+            unk_id = None if unk_id is None else unk_id + self.offset
         self.unk_id = -1 if unk_id is None else unk_id
         pad_id = self._first_of(_PADS if pad is None else [pad])
         if pad_id in (self.eos_id, self.bos_id, self.unk_id):
-            pad_id = None  # a token that texts have too cannot be told from it
-        first = None if offset else tokenizer.id_to_token(0)
+            pad_id = None  # texts contain that token too
+        first = None if self.offset else self._tokenizer.id_to_token(0)
         zero_is_padding = first is None or pad_id == 0 or PADDING.fullmatch(first)
         self.pad_id = 0 if zero_is_padding else -1 if pad_id is None else pad_id
-        described = json.dumps(self._options, sort_keys=True).encode()
-        kind = type(self).__name__
-        self.fingerprint = fingerprint_of(kind, self.num_sentinels, described + content)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.file!r}, num_sentinels={self.num_sentinels})"
@@ -119,39 +132,35 @@ class _Tokenizer(Vocabulary):
         return [token + self.offset for token in ids] if self.offset else ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [[token + self.offset for token in each.ids] for each in found]
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [[token + self.offset for token in encoding.ids] for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        found = self._tokenizer.encode(text, add_special_tokens=False)
-        return [token + self.offset for token in found.ids], list(found.offsets)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [token + self.offset for token in encoding.ids], list(encoding.offsets)
 
     def encode_pair(self, first: str, second: str, room: int | None = None) -> Pair:
-        """Returns two texts as one row of ids; see `Pair`.
-
-        Args:
-          room: most ids, the second text losing its end; None for any number.
+        """Returns two texts framed as one row, the second truncated to `room` ids in all.
 
         Raises:
           InputError: if nothing of the second text fits.
         """
         both = self._tokenizer.encode(first, second)
-        places = [at for at, text in enumerate(both.sequence_ids) if text == 1]
-        cut = 0 if room is None else max(len(both.ids) - room, 0)
-        if cut and cut >= len(places):
+        seconds = [at for at, text in enumerate(both.sequence_ids) if text == 1]
+        num_cut = 0 if room is None else max(len(both.ids) - room, 0)
+        if num_cut and num_cut >= len(seconds):
             raise InputError(
                 f"a pair of {len(both.ids)} tokens: the model takes {room}, and the first text "
                 "leaves no room for the second; shorten it"
             )
-        left_out = set(places[len(places) - cut :])
-        kept = [at for at in range(len(both.ids)) if at not in left_out]
-        offsets = [both.offsets[at] for at in kept if both.sequence_ids[at] == 1]
+        cut = set(seconds[len(seconds) - num_cut :])
+        positions = [at for at in range(len(both.ids)) if at not in cut]
         return Pair(
-            [both.ids[at] + self.offset for at in kept],
-            [both.type_ids[at] for at in kept],
-            places[0] if places else 0,
-            offsets,
-            cut,
+            [both.ids[at] + self.offset for at in positions],
+            [both.type_ids[at] for at in positions],
+            seconds[0] if seconds else 0,
+            [both.offsets[at] for at in positions if both.sequence_ids[at] == 1],
+            num_cut,
         )
 
     @functools.cached_property
@@ -169,12 +178,12 @@ class _Tokenizer(Vocabulary):
         return Frame(shifted[:start], shifted[start + len(inside) :])
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = [
+        tokens = [
             token - self.offset
             for token in text_ids(self, ids)
             if 0 <= token < self.size and token != self.pad_id
         ]
-        text = self._tokenizer.decode(known, skip_special_tokens=False)
+        text = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return _cleaned(text) if self.cleans_up else text
 
     def piece(self, token_id: int) -> str:
@@ -187,41 +196,14 @@ class _Tokenizer(Vocabulary):
     def id_of(self, piece: str) -> int | None:
         return 0 if self.offset and piece == "<pad>" else self._first_of([piece])
 
-    def as_seqio(self) -> Any:
-        from t5lite.data.vocabularies.seqio_class import seqio_class
-
-        return seqio_class()(self)
-
-    def save(self, folder: str | os.PathLike) -> None:
-        write_whole(as_path(folder) / self.file_name, self._content)
-        write_description(self, folder, **self._options)
-
-    file_name: str
-
-    @classmethod
-    def load(cls, folder: Any, num_sentinels: int, **options: Any) -> "Vocabulary":
-        """Returns what `save` wrote into a folder, given what the description says."""
-        return cls(folder / cls.file_name, num_sentinels=num_sentinels, **options)  # type: ignore
-
     def _first_of(self, tokens: Sequence[str]) -> int | None:
         """Returns the id of the first token that exists."""
         ids = (self._tokenizer.token_to_id(token) for token in tokens)
-        return next((found + self.offset for found in ids if found is not None), None)
-
-    def _eos(self, eos: str | None) -> int:
-        found = self._first_of(_EOS if eos is None else [eos])
-        if found is None and eos is not None:
-            raise unknown(f"eos token of {self.file}", eos, self._tokenizer.get_vocab())
-        if found is None:
-            raise InputError(
-                f"{self.file} has none of the end-of-sequence tokens {', '.join(_EOS)}; "
-                "name the one that it has: eos='...'"
-            )
-        return found
+        return next((token + self.offset for token in ids if token is not None), None)
 
     @property
     def added(self) -> set[int]:
-        """Ids of tokens that are tokens also where a text spells them."""
+        """Ids of the special tokens, which are recognised where a text spells them."""
         return {token + self.offset for token in self._tokenizer.get_added_tokens_decoder()}
 
     def to_json(self) -> str:
@@ -230,22 +212,23 @@ class _Tokenizer(Vocabulary):
 
 
 class HuggingFaceTokenizer(_Tokenizer):
-    """A `tokenizer.json` file, whose template of special tokens only `frame` adds.
+    """A `tokenizer.json` file; the special tokens of its template are added by `frame` alone.
 
     Args:
       file: local or remote path.
-      num_sentinels: how many sentinels to add after the file's ids; a file that ends with its own,
-        as T5's does, keeps those.
+      num_sentinels: number of sentinels to add; a file that ends with sentinels, such as T5's,
+        keeps those.
       offset: 1 raises all ids by one, so that 0 is padding also where the file's id 0 is not
-        (GPT-2's is `!`); a model that was trained without then needs its embeddings moved down.
+        (GPT-2's is `!`); a model that was trained without it needs its embeddings moved by one row.
       eos: the end-of-sequence token; None: the first of `</s>`, `<|endoftext|>`, `<eos>`,
-        `<|end_of_text|>`, `[EOS]`, `[SEP]` that there is.
-      bos: the token that texts start with; None: the one that the file's template starts with, or
-        without a template the first of `<s>`, `<bos>`, `<|begin_of_text|>`, `[CLS]` that there is.
-      mask: the token that masks; None: `[MASK]` or `<mask>`.
+        `<|end_of_text|>`, `[EOS]`, `[SEP]` in the file.
+      bos: the token that texts start with; None: the first token of the file's template, or without
+        a template the first of `<s>`, `<bos>`, `<|begin_of_text|>`, `[CLS]` in the file.
+      mask: the mask token; None: `[MASK]` or `<mask>`.
       pad: the padding token; None: `<pad>`, `[PAD]`, `<|padding|>` or `<|pad|>`.
       cleans_up: whether decoded texts lose the spaces before punctuation and English contractions,
-        as where a folder of transformers has `clean_up_tokenization_spaces`.
+        as with transformers' `clean_up_tokenization_spaces`.
+      content: of the file, if it is read already; `file` is then a name for messages.
 
     Raises:
       InputError: if the file is missing or damaged, or has no EOS.
@@ -264,56 +247,24 @@ class HuggingFaceTokenizer(_Tokenizer):
         mask: str | None = None,
         pad: str | None = None,
         cleans_up: bool = False,
+        content: bytes | None = None,
     ):
-        self._open(
-            file,
-            read_file(as_path(file), "tokenizer file"),
-            num_sentinels=num_sentinels,
-            offset=offset,
-            eos=eos,
-            bos=bos,
-            mask=mask,
-            pad=pad,
-            cleans_up=cleans_up,
-        )
-
-    @classmethod
-    def from_json(
-        cls,
-        content: str,
-        name: str,
-        *,
-        num_sentinels: int = 0,
-        offset: int = 0,
-        cleans_up: bool = False,
-        **tokens: str | None,
-    ) -> "HuggingFaceTokenizer":
-        """Returns the vocabulary of what would stand in a `tokenizer.json`.
-
-        Args:
-          content: the JSON.
-          name: for messages, in place of a path.
-          num_sentinels: as for the class.
-          offset: as for the class.
-          cleans_up: as for the class.
-          **tokens: `eos`, `bos`, `mask`, `pad`, as for the class.
-        """
-        made = cls.__new__(cls)
-        tokens.setdefault("eos", None)
-        options: dict[str, Any] = {"num_sentinels": num_sentinels, "offset": offset}
-        made._open(name, content.encode(), cleans_up=cleans_up, **options, **tokens)
-        return made
-
-    def _open(self, file: str | os.PathLike, content: bytes, **options: Any) -> None:
+        content = read_file(as_path(file), "tokenizer file") if content is None else content
+        library = import_tokenizers()
         try:
-            tokenizer = import_tokenizers().Tokenizer.from_buffer(content)
-        except InputError:
-            raise
+            tokenizer = library.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(
                 f"{file} is not a tokenizer.json, or is damaged: {error}; restore it"
             ) from error
+        options: dict[str, Any] = {"offset": offset, "eos": eos, "bos": bos, "mask": mask}
+        options |= {"pad": pad, "num_sentinels": num_sentinels, "cleans_up": cleans_up}
         super().__init__(tokenizer, file, content, **options)
+
+    @classmethod
+    def from_json(cls, content: str, name: str, **options: Any) -> "HuggingFaceTokenizer":
+        """Returns the vocabulary of a `tokenizer.json`'s content; `name` is for messages."""
+        return cls(name, content=content.encode(), **options)
 
 
 class WordPiece(_Tokenizer):
@@ -321,7 +272,7 @@ class WordPiece(_Tokenizer):
 
     Args:
       file: local or remote path.
-      num_sentinels: how many sentinels to add after the file's ids.
+      num_sentinels: number of sentinels to add after the file's ids.
       lowercase: whether text is lower-cased and loses its accents, as for "uncased" models.
       offset: see `HuggingFaceTokenizer`; BERT's own id 0 is padding.
       eos: the end-of-sequence token.
@@ -360,22 +311,14 @@ class WordPiece(_Tokenizer):
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
         if "[CLS]" in pieces and "[SEP]" in pieces:
-            ends = [(token, pieces[token]) for token in ("[CLS]", "[SEP]")]
             tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
                 single="[CLS] $A [SEP]",
                 pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-                special_tokens=ends,
+                special_tokens=[(token, pieces[token]) for token in ("[CLS]", "[SEP]")],
             )
         tokenizer.add_special_tokens([token for token in _BERT_TOKENS if token in pieces])
-        super().__init__(
-            tokenizer,
-            file,
-            content,
-            num_sentinels=num_sentinels,
-            offset=offset,
-            eos=eos,
-            lowercase=lowercase,
-        )
+        options: dict[str, Any] = {"offset": offset, "eos": eos, "lowercase": lowercase}
+        super().__init__(tokenizer, file, content, num_sentinels=num_sentinels, **options)
 
 
 def import_tokenizers() -> Any:
@@ -396,11 +339,11 @@ def import_tokenizers() -> Any:
 
 def _cleaned(text: str) -> str:
     """Returns a text without spaces before punctuation, as transformers cleans it."""
-    for written in (".", "?", "!", ","):
-        text = text.replace(f" {written}", written)
+    for mark in (".", "?", "!", ","):
+        text = text.replace(f" {mark}", mark)
     text = text.replace(" ' ", "'")
-    for written in ("n't", "'m", "'s", "'ve", "'re"):
-        text = text.replace(f" {written}", written)
+    for ending in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {ending}", ending)
     return text
 
 
@@ -408,8 +351,7 @@ def _add_sentinels(tokenizer: Any, count: int, *, first_id: int) -> None:
     token = import_tokenizers().AddedToken
     names = [f"<extra_id_{index}>" for index in reversed(range(count))]
     tokenizer.add_tokens([token(name, normalized=False) for name in names])
-    found = [tokenizer.token_to_id(name) for name in names]
-    if found != list(range(first_id, first_id + count)):
+    if [*map(tokenizer.token_to_id, names)] != [*range(first_id, first_id + count)]:
         raise InputError(
             f"num_sentinels={count}: the tokenizer's ids have gaps, or some sentinels are among "
             "them already; add all of them to the file itself",

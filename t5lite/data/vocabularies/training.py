@@ -24,7 +24,7 @@ def train_sentencepiece(
     num_sentinels: int = 100,
     cache_folder: str | os.PathLike | None = None,
 ) -> SentencePiece:
-    """Trains a unigram vocabulary with T5's conventions, once: the same text gives the cached one.
+    """Trains a unigram vocabulary with T5's conventions, or returns the cached one of equal text.
 
     Padding is 0, EOS 1, unknown 2, there is no BOS; text is NFKC-normalised and runs of white
     space, newlines included, become one space, as in T5's own vocabulary.
@@ -32,11 +32,8 @@ def train_sentencepiece(
     Args:
       texts: documents; bytes must be UTF-8. All are held in memory.
       size: number of ids in all, sentinels included.
-      num_sentinels: how many of them are sentinels.
-      cache_folder: where to keep it; by default `t5lite.data.paths.cache_folder()`.
-
-    Returns:
-      The vocabulary, its model file in the cache folder.
+      num_sentinels: number of sentinels among them.
+      cache_folder: of the model file; by default `t5lite.data.paths.cache_folder()`.
 
     Raises:
       InputError: if the text is empty, not UTF-8 or too little for `size`, or the cache cannot be
@@ -50,8 +47,7 @@ def train_sentencepiece(
         else text
         for index, text in enumerate(texts)
     ]
-    # Every option that shapes the result is in the key; so is the thread count, a constant since
-    # sums are taken per thread.
+    # All are part of the key; the number of threads too, since sums are taken per thread.
     options = {
         "vocab_size": size - num_sentinels,
         "model_type": "unigram",
@@ -71,13 +67,13 @@ def train_sentencepiece(
     folder = paths.cache_folder() if cache_folder is None else Path(cache_folder)
     path = folder / "vocabularies" / f"unigram_{size}_{digest.hexdigest()[:24]}.model"
     if not path.exists():
-        # Two processes may both train; the results are the same and each lands whole.
+        # Two processes may both train: the results are equal, and each is written whole.
         write_whole(path, _train(documents, options, num_sentinels))
     return SentencePiece(path, num_sentinels)
 
 
 def _train(documents: list[str], options: dict[str, Any], num_sentinels: int) -> bytes:
-    """Returns a newly trained SentencePiece model."""
+    """Returns a serialised SentencePiece model."""
     import sentencepiece
 
     if options["vocab_size"] < 4:
@@ -88,7 +84,7 @@ def _train(documents: list[str], options: dict[str, Any], num_sentinels: int) ->
         )
     lines = [line for document in documents for line in document.splitlines() if line.strip()]
     if not lines:
-        raise InputError("there is no text to train a vocabulary on; the split is empty")
+        raise InputError("no text to train a vocabulary on; the split is empty")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

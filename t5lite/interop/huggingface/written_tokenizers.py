@@ -58,7 +58,7 @@ def write_vocabulary(
     elif isinstance(vocabulary, SentencePiece):
         files = _whole(_sentencepiece(vocabulary), vocabulary, frame)
         if vocabulary.eos_id == 1:  # for programs that read T5's own file
-            files.content["spiece.model"] = vocabulary.model
+            files.content["spiece.model"] = vocabulary.content
     elif isinstance(vocabulary, MappedSentencePiece):
         files = _mapped_files(vocabulary, frame)
     elif isinstance(vocabulary, Bytes) and frame == Frame(after=(vocabulary.eos_id,)):
@@ -123,7 +123,7 @@ def _tokenizer(vocabulary: HuggingFaceTokenizer | WordPiece) -> Any:
 def _sentencepiece(vocabulary: SentencePiece) -> Any:
     """Returns a tokenizer with the ids of SentencePiece itself, and of sentinels in texts."""
     library, count = import_tokenizers(), vocabulary.num_sentinels
-    read = read_sentencepiece_file(vocabulary.model, vocabulary.model_file)
+    read = read_sentencepiece_file(vocabulary.content, vocabulary.model_file)
     if vocabulary.sentinels_were_added:
         names = [f"▁<extra_id_{index}>" for index in reversed(range(count))]
         added = [Piece(name, 0.0, kind=4) for name in names]
