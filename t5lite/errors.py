@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import numbers
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 _flags: Collection[str] = ()  # of the command line that is being run
 
@@ -40,6 +42,59 @@ def require_integer(name: str, value: object, *, least: int = 1, field: str | No
         raise InputError(
             f"{name} is {value!r}; it must be an integer of at least {least}", field=field or name
         )
+
+
+def check_fields(owner: object, **rules: Any) -> None:
+    """Refuses an object whose fields break their rules; errors name `Class.field`.
+
+    Args:
+      owner: the object.
+      **rules: field → rule, see `check_value`.
+    """
+    for name, rule in rules.items():
+        check_value(f"{type(owner).__name__}.{name}", getattr(owner, name), rule)
+
+
+def check_value(field: str, value: Any, rule: Any) -> None:
+    """Refuses a value that breaks a rule.
+
+    Args:
+      field: see `InputError`.
+      value: of the field.
+      rule: `bool`; a tuple of the allowed values; or a kind and an interval, such as
+        `"number in [0, 1)"` or `"integer in [1, inf)"`, with ` or None` where None is allowed.
+
+    Raises:
+      InputError: naming field, value and rule.
+    """
+    if rule is bool:
+        valid, text = isinstance(value, bool), "True or False"
+    elif isinstance(rule, tuple):
+        valid, text = value in rule, " or ".join(map(repr, rule))
+    else:
+        valid, text = _in_interval(value, *rule.removesuffix(" or None").split(" in "))
+        if rule.endswith(" or None"):
+            valid, text = valid or value is None, f"{text}, or None"
+    if not valid:
+        raise InputError(f"{field} = {value!r}: must be {text}", field=field)
+
+
+def _in_interval(value: Any, kind: str, interval: str) -> tuple[bool, str]:
+    """Returns whether a value is a number of that kind in an interval, and the rule in words."""
+    low, high = map(float, interval[1:-1].split(","))
+    numeric = numbers.Integral if kind == "integer" else numbers.Real
+    valid = isinstance(value, numeric) and not isinstance(value, bool)
+    if valid:
+        above = value > low or (value == low and interval[0] == "[")
+        valid = above and (value < high or (value == high and interval[-1] == "]"))
+    text = "a whole number" if kind == "integer" else "a number"
+    if high < float("inf"):
+        text += f" in {interval}"
+    else:
+        text += f" of at least {low:g}" if interval[0] == "[" else f" above {low:g}"
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        text += f"; write {int(value)}"
+    return valid, text
 
 
 class RunError(RuntimeError):

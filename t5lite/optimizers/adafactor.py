@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from t5lite.optimizers.checks import (
-    Schedule,
-    require_count,
-    require_dtype,
-    require_flag,
-    require_number,
-    require_rate,
-)
+from t5lite.optimizers.checks import Schedule, check_optimizer
 from t5lite.optimizers.masks import MATRICES, DecayMask
 from t5lite.optimizers.matrices import MatrixView, matrix_views, rms
 
@@ -27,12 +21,10 @@ class AdafactorState(NamedTuple):
 
     Args:
       count: updates so far, int32 scalar.
-      v_row: moments of factored parameters, averaged over the columns: their axes are gone.
-      v_col: moments of factored parameters, averaged over the rows: their axes are gone.
-      v: moments of all other parameters, of the parameter's shape.
-      m: momentum of all parameters, of the parameter's shape; None without momentum.
-
-    All moments are float32; `m` has `mu_dtype`.
+      v_row: second moments of factored parameters, float32, averaged over the columns' axes.
+      v_col: second moments of factored parameters, float32, averaged over the rows' axes.
+      v: second moments of all other parameters, float32, of the parameter's shape.
+      m: momentum, `mu_dtype`, of the parameter's shape; None without momentum.
     """
 
     count: Any
@@ -100,20 +92,20 @@ class Adafactor:
     mu_dtype: Any = "float32"
 
     def __post_init__(self) -> None:
-        require_rate("Adafactor.learning_rate", self.learning_rate)
-        for field in ("multiply_by_parameter_scale", "factored"):
-            require_flag(f"Adafactor.{field}", getattr(self, field))
-        for field in ("decay_rate", "weight_decay_rate", "weight_decay_rate_lr_exponent"):
-            require_number(f"Adafactor.{field}", getattr(self, field), "[0, inf)")
-        for field in ("epsilon1", "epsilon2"):
-            require_number(f"Adafactor.{field}", getattr(self, field), "(0, inf)")
-        if self.beta1 is not None:
-            require_number("Adafactor.beta1", self.beta1, "[0, 1)")
-        if self.clipping_threshold is not None:
-            require_number("Adafactor.clipping_threshold", self.clipping_threshold, "(0, inf)")
-        require_count("Adafactor.step_offset", self.step_offset)
-        require_count("Adafactor.min_dim_size_to_factor", self.min_dim_size_to_factor, minimum=1)
-        require_dtype("Adafactor.mu_dtype", self.mu_dtype)
+        check_optimizer(
+            self,
+            multiply_by_parameter_scale=bool,
+            beta1="number in [0, 1) or None",
+            decay_rate="number in [0, inf)",
+            step_offset="integer in [0, inf)",
+            clipping_threshold="number in (0, inf) or None",
+            weight_decay_rate="number in [0, inf)",
+            weight_decay_rate_lr_exponent="number in [0, inf)",
+            factored=bool,
+            min_dim_size_to_factor="integer in [1, inf)",
+            epsilon1="number in (0, inf)",
+            epsilon2="number in (0, inf)",
+        )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformation:
         """Returns the transformation of parameters with these logical axis names and shapes.
@@ -129,29 +121,21 @@ class Adafactor:
         )
 
     def state_axes(self, axes: Any, shapes: Any) -> AdafactorState:
-        """Returns the logical axis names of every leaf of the state.
+        """Returns the state's tree with a PartitionSpec of logical names at each leaf.
 
-        Shapes alone cannot tell which axis a factored moment of a square matrix has lost.
+        Shapes alone cannot tell which axis a factored moment of a square matrix lacks.
 
         Args:
           axes: as for `__call__`.
           shapes: the parameters, or their shapes.
-
-        Returns:
-          The tree of the state with PartitionSpec leaves.
         """
         if axes is None:
             axes = jax.tree.map(lambda _: PartitionSpec(), shapes)
 
         def named(shape: Any, names: PartitionSpec, view: MatrixView) -> _Moments:
-            m = None if self.beta1 is None else names
-            if not self._factors(view, shape.shape):
-                return _Moments(v=names, m=m)
             padded = (*names, *[None] * (len(shape.shape) - len(names)))
-            return _Moments(
-                v_row=PartitionSpec(*_without(padded, view.columns)),
-                v_col=PartitionSpec(*_without(padded, view.rows)),
-                m=m,
+            return self._moments(
+                shape.shape, view, padded, lambda names, dtype: PartitionSpec(*names)
             )
 
         moments = jax.tree.map(named, shapes, axes, matrix_views(shapes, axes))
@@ -161,16 +145,26 @@ class Adafactor:
         sizes = [math.prod(shape[axis] for axis in part) for part in (view.rows, view.columns)]
         return self.factored and view.is_matrix and min(sizes) >= self.min_dim_size_to_factor
 
+    def _moments(
+        self,
+        shape: tuple[int, ...],
+        view: MatrixView,
+        per_axis: tuple,
+        make: Callable[[tuple, Any], Any],
+    ) -> _Moments:
+        """Returns one parameter's moments, each `make(its axes' entries of per_axis, dtype)`."""
+        m = None if self.beta1 is None else make(per_axis, self.mu_dtype)
+        if not self._factors(view, shape):
+            return _Moments(v=make(per_axis, jnp.float32), m=m)
+        return _Moments(
+            v_row=make(_without(per_axis, view.columns), jnp.float32),
+            v_col=make(_without(per_axis, view.rows), jnp.float32),
+            m=m,
+        )
+
     def _init(self, views: Any, params: optax.Params) -> AdafactorState:
         def zeros(param: jax.Array, view: MatrixView) -> _Moments:
-            m = None if self.beta1 is None else jnp.zeros(param.shape, self.mu_dtype)
-            if not self._factors(view, param.shape):
-                return _Moments(v=jnp.zeros(param.shape, jnp.float32), m=m)
-            return _Moments(
-                v_row=jnp.zeros(_without(param.shape, view.columns), jnp.float32),
-                v_col=jnp.zeros(_without(param.shape, view.rows), jnp.float32),
-                m=m,
-            )
+            return self._moments(param.shape, view, param.shape, jnp.zeros)
 
         moments = jax.tree.map(zeros, params, views)
         return _state(jnp.zeros([], jnp.int32), params, moments)
@@ -184,10 +178,16 @@ class Adafactor:
         params: optax.Params,
     ) -> tuple[optax.Updates, AdafactorState]:
         rate = self._rate(state.count)
-        moment_decay = self._moment_decay(state.count)
-        weight_decay = self._weight_decay(rate)
+        # At the t-th update the moments decay by 1 - t^-c; t starts again at `step_offset`.
+        count = jnp.where(
+            state.count >= self.step_offset, state.count - self.step_offset, state.count
+        )
+        moment_decay = 1.0 - (count.astype(jnp.float32) + 1.0) ** (-self.decay_rate)
+        weight_decay: Any = self.weight_decay_rate
+        if self.weight_decay_rate_lr_exponent:
+            weight_decay = weight_decay * rate**self.weight_decay_rate_lr_exponent
 
-        def stepped(param, gradient, view, decays, *old):
+        def new_update(param, gradient, view, decays, *old):
             value = param.astype(jnp.float32)
             step, new = self._step(
                 value, gradient.astype(jnp.float32), view, _Moments(*old), moment_decay
@@ -200,7 +200,7 @@ class Adafactor:
                 step = step + weight_decay * value
             return -step.astype(param.dtype), new
 
-        both = jax.tree.map(stepped, params, gradients, views, decayed, *state[1:])
+        both = jax.tree.map(new_update, params, gradients, views, decayed, *state[1:])
         updates = jax.tree.map(lambda _, pair: pair[0], params, both)
         moments = jax.tree.map(lambda _, pair: pair[1], params, both)
         return updates, _state(optax.safe_increment(state.count), params, moments)
@@ -246,22 +246,13 @@ class Adafactor:
                 rate = rate(count)
         return jnp.asarray(rate, jnp.float32)
 
-    def _moment_decay(self, count: jax.Array) -> jax.Array:
-        since = jnp.where(count >= self.step_offset, count - self.step_offset, count)
-        return 1.0 - (since.astype(jnp.float32) + 1.0) ** (-self.decay_rate)
-
-    def _weight_decay(self, rate: jax.Array) -> jax.Array | float:
-        if not self.weight_decay_rate_lr_exponent:
-            return self.weight_decay_rate
-        return self.weight_decay_rate * rate**self.weight_decay_rate_lr_exponent
-
 
 def _without(items: tuple, positions: tuple[int, ...]) -> tuple:
     return tuple(item for position, item in enumerate(items) if position not in positions)
 
 
 def _state(count: Any, params: Any, moments: Any) -> AdafactorState:
-    """Turns a tree of moments into moments of trees."""
+    """Transposes a tree of moments into moments of trees."""
 
     def part(name: str) -> Any:
         return jax.tree.map(lambda _, moment: getattr(moment, name), params, moments)

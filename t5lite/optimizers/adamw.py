@@ -5,8 +5,8 @@ from typing import Any
 
 import optax
 
-from t5lite.optimizers.checks import Schedule, require_dtype, require_number, require_rate
-from t5lite.optimizers.float32 import in_float32
+from t5lite.optimizers.checks import Schedule, check_optimizer
+from t5lite.optimizers.from_optax import in_float32
 from t5lite.optimizers.masks import MATRICES, DecayMask
 
 
@@ -35,12 +35,13 @@ class AdamW:
     mu_dtype: Any = "float32"
 
     def __post_init__(self) -> None:
-        require_rate("AdamW.learning_rate", self.learning_rate)
-        require_number("AdamW.b1", self.b1, "[0, 1)")
-        require_number("AdamW.b2", self.b2, "[0, 1)")
-        require_number("AdamW.epsilon", self.epsilon, "(0, inf)")
-        require_number("AdamW.weight_decay", self.weight_decay, "[0, inf)")
-        require_dtype("AdamW.mu_dtype", self.mu_dtype)
+        check_optimizer(
+            self,
+            b1="number in [0, 1)",
+            b2="number in [0, 1)",
+            epsilon="number in (0, inf)",
+            weight_decay="number in [0, inf)",
+        )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
         """Returns the transformation of parameters with these logical axis names and shapes."""

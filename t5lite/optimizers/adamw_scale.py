@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t5lite.optimizers.checks import Schedule, require_dtype, require_number, require_rate
-from t5lite.optimizers.float32 import in_float32
+from t5lite.optimizers.checks import Schedule, check_optimizer
+from t5lite.optimizers.from_optax import in_float32
 from t5lite.optimizers.masks import MATRICES, DecayMask
 from t5lite.optimizers.matrices import MatrixView, matrix_views, rms
 
@@ -47,13 +47,14 @@ class AdamWScale:
     mu_dtype: Any = "float32"
 
     def __post_init__(self) -> None:
-        require_rate("AdamWScale.learning_rate", self.learning_rate)
-        require_number("AdamWScale.b1", self.b1, "[0, 1)")
-        require_number("AdamWScale.b2", self.b2, "[0, 1)")
-        require_number("AdamWScale.epsilon", self.epsilon, "(0, inf)")
-        require_number("AdamWScale.min_scale", self.min_scale, "(0, inf)")
-        require_number("AdamWScale.weight_decay", self.weight_decay, "[0, inf)")
-        require_dtype("AdamWScale.mu_dtype", self.mu_dtype)
+        check_optimizer(
+            self,
+            b1="number in [0, 1)",
+            b2="number in [0, 1)",
+            epsilon="number in (0, inf)",
+            min_scale="number in (0, inf)",
+            weight_decay="number in [0, inf)",
+        )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
         """Returns the transformation of parameters with these logical axis names and shapes."""

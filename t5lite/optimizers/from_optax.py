@@ -1,14 +1,15 @@
-"""Any Optax optimizer, with a learning rate that the training loop can log."""
+"""Optax in float32, and any Optax optimizer with a learning rate that training can log."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from t5lite.errors import InputError
-from t5lite.optimizers.checks import Schedule, require_rate
-from t5lite.optimizers.float32 import in_float32
+from t5lite.optimizers.checks import Schedule, check_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +34,11 @@ class FromOptax:
     learning_rate: float | Schedule
 
     def __post_init__(self) -> None:
-        require_rate("FromOptax.learning_rate", self.learning_rate)
+        check_optimizer(self)
         if not callable(self.make):
             raise InputError(
-                f"FromOptax.make = {self.make!r}: must be a function of the learning rate,"
-                " e.g. optax.adabelief without brackets",
+                f"FromOptax.make = {self.make!r}: must be a function of the learning rate, "
+                "e.g. optax.adabelief without brackets",
                 field="FromOptax.make",
             )
 
@@ -45,3 +46,34 @@ class FromOptax:
         """Returns the transformation, the same for all axes and shapes."""
         del axes, shapes
         return in_float32(self.make(self.learning_rate))
+
+
+def in_float32(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps a transformation so that its state and arithmetic are float32.
+
+    Gradients and parameters are cast to float32, updates to the parameters' dtype. Some of Optax's
+    transformations mix dtypes (AdamW's bias correction, its schedules), so everything runs under
+    standard promotion, whatever the caller's setting.
+    """
+    transformation = optax.with_extra_args_support(transformation)
+
+    def init(params: optax.Params) -> optax.OptState:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return transformation.init(_float32(params))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra
+    ) -> tuple[optax.Updates, optax.OptState]:
+        like = updates if params is None else params
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            params = None if params is None else _float32(params)
+            updates, state = transformation.update(_float32(updates), state, params, **extra)
+            return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, like), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

@@ -6,14 +6,13 @@ from typing import Any
 
 import jax
 
-from t5lite.errors import InputError
-from t5lite.optimizers.checks import require_flag
+from t5lite.errors import InputError, check_fields
 from t5lite.optimizers.matrices import MatrixView, matrix_views
 
 
 @dataclasses.dataclass(frozen=True)
 class DecayMask:
-    """Chooses parameters by what they are and by their path.
+    """Selects the parameters that weight decay acts on, by shape and path.
 
     A parameter is decayed if all of these hold. By default: matrices, token embeddings included,
     and neither norm scales, biases (stacked ones too) nor relative-bias tables.
@@ -25,7 +24,7 @@ class DecayMask:
       matrices_only: only parameters that are matrices, see `matrices.matrix_view`.
 
     Raises:
-      InputError: if an expression is not one; when called, if `include` matches no parameter.
+      InputError: if an expression is invalid; when called, if `include` matches no parameter.
     """
 
     include: str | None = None
@@ -33,7 +32,7 @@ class DecayMask:
     matrices_only: bool = True
 
     def __post_init__(self) -> None:
-        require_flag("DecayMask.matrices_only", self.matrices_only)
+        check_fields(self, matrices_only=bool)
         for field in ("include", "exclude"):
             pattern = getattr(self, field)
             try:
@@ -52,29 +51,29 @@ class DecayMask:
           params: tree of arrays or shapes.
           axes: the same tree with PartitionSpec leaves of logical names, or None.
         """
-        leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-        paths = [_spelt(path) for path, _ in leaves]
+        paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         if self.include and not any(re.search(self.include, path) for path in paths):
             raise InputError(
                 f"DecayMask.include = {self.include!r}: matches no parameter;"
                 f" they look like {', '.join(paths[:3])}",
                 field="DecayMask.include",
             )
-        return jax.tree_util.tree_map_with_path(self._chooses, params, matrix_views(params, axes))
 
-    def _chooses(self, path: tuple, param: Any, view: MatrixView) -> bool:
-        del param
-        spelt = _spelt(path)
-        return (
-            (view.is_matrix or not self.matrices_only)
-            and (self.include is None or re.search(self.include, spelt) is not None)
-            and (self.exclude is None or re.search(self.exclude, spelt) is None)
-        )
+        def decays(path: tuple, param: Any, view: MatrixView) -> bool:
+            del param
+            name = _name(path)
+            return (
+                (view.is_matrix or not self.matrices_only)
+                and (self.include is None or re.search(self.include, name) is not None)
+                and (self.exclude is None or re.search(self.exclude, name) is None)
+            )
+
+        return jax.tree_util.tree_map_with_path(decays, params, matrix_views(params, axes))
 
 
 MATRICES = DecayMask()
 """The default of every optimizer."""
 
 
-def _spelt(path: tuple) -> str:
+def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,8 +1,8 @@
-"""How the axes of a parameter make a matrix, so that its storage does not change its update.
+"""Matrix views of parameters, so that how a parameter is stored does not change its update.
 
-Parameters are stored as computation likes them: layers stacked, attention kernels as
-`[embed, heads, kv]`. Optimizers that look at a whole matrix (its RMS, its row and column moments)
-must see one layer's two-dimensional kernel. Logical axis names tell which axes those are.
+Layers are stored stacked and attention kernels as `[embed, heads, kv]`. Optimizers that look at a
+whole matrix (its RMS, its row and column moments) must see one layer's two-dimensional kernel.
+Logical axis names tell which axes those are.
 """
 
 from typing import Any, NamedTuple
@@ -37,12 +37,12 @@ class MatrixView(NamedTuple):
 
 
 def matrix_view(names: PartitionSpec, shape: tuple[int, ...]) -> MatrixView:
-    """Returns how a parameter makes a matrix (or a stack of them).
+    """Returns the matrix view of a parameter, which may be a stack of matrices.
 
     Stacked axes (`BATCH_AXES`) are set apart; `heads` (or a `shared_head`) followed by `kv` count
     as the one dimension they were split from. What remains is a matrix if it has two dimensions, or
     more of which exactly one is `embed`: that one against all others. A table over
-    `relpos_buckets` is none.
+    `relpos_buckets` is not a matrix.
 
     Args:
       names: logical axis names; axes beyond its length, or None, have no name.
@@ -75,7 +75,7 @@ def matrix_view(names: PartitionSpec, shape: tuple[int, ...]) -> MatrixView:
 
 
 def matrix_views(params: Any, axes: Any) -> Any:
-    """Returns the tree of `params` with the view of every parameter in its place.
+    """Returns the tree of `params` with a `MatrixView` at each leaf.
 
     Args:
       params: tree of arrays or of anything else with a `shape`.

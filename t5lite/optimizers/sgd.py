@@ -6,14 +6,8 @@ from typing import Any
 import optax
 
 from t5lite.errors import InputError
-from t5lite.optimizers.checks import (
-    Schedule,
-    require_dtype,
-    require_flag,
-    require_number,
-    require_rate,
-)
-from t5lite.optimizers.float32 import in_float32
+from t5lite.optimizers.checks import Schedule, check_optimizer
+from t5lite.optimizers.from_optax import in_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +29,7 @@ class SGD:
     mu_dtype: Any = "float32"
 
     def __post_init__(self) -> None:
-        require_rate("SGD.learning_rate", self.learning_rate)
-        require_number("SGD.momentum", self.momentum, "[0, 1)")
-        require_flag("SGD.nesterov", self.nesterov)
-        require_dtype("SGD.mu_dtype", self.mu_dtype)
+        check_optimizer(self, momentum="number in [0, 1)", nesterov=bool)
         if self.nesterov and not self.momentum:
             raise InputError(
                 "SGD.nesterov = True: needs a momentum, e.g. SGD.momentum = 0.9",

@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5lite.errors import InputError
+from t5lite.errors import InputError, check_fields
 from t5lite.parallel import gather
 from t5lite.training.checksums import checksums
 from t5lite.training.frozen import fingerprint, frozen_sums, save_frozen
@@ -79,34 +79,20 @@ class Checkpoints:
     frozen: str = "save"
 
     def __post_init__(self):
-        for field in ("every", "keep"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                name = f"Checkpoints.{field}"
-                raise InputError(f"{name} = {value!r}: must be an integer, at least 1", field=name)
-        minutes = self.every_minutes
-        number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
-        if minutes is not None and not (number and 0 < minutes < math.inf):
-            raise InputError(
-                f"Checkpoints.every_minutes = {minutes!r}: must be a number above 0, or None",
-                field="Checkpoints.every_minutes",
-            )
-        if self.best_mode not in ("min", "max"):
-            raise InputError(
-                f"Checkpoints.best_mode = {self.best_mode!r}: must be 'min' or 'max'",
-                field="Checkpoints.best_mode",
-            )
+        check_fields(
+            self,
+            every="integer in [1, inf)",
+            every_minutes="number in (0, inf) or None",
+            keep="integer in [1, inf)",
+            best_mode=("min", "max"),
+            frozen=("save", "refer"),
+        )
         if self.restore_mapping and not self.restore_from:
             raise InputError(
                 "Checkpoints.restore_mapping: needs restore_from, what it maps",
                 field="Checkpoints.restore_mapping",
             )
         check_mapping(self.restore_mapping)
-        if self.frozen not in ("save", "refer"):
-            raise InputError(
-                f"Checkpoints.frozen = {self.frozen!r}: must be 'save' or 'refer'",
-                field="Checkpoints.frozen",
-            )
         if self.frozen == "refer" and (self.restore_from is None or self.restore_mapping):
             raise InputError(
                 "Checkpoints.frozen = 'refer': needs restore_from, the folder that is read again, "

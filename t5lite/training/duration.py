@@ -1,9 +1,8 @@
 """Duration of a run in steps, tokens or epochs, and the position in it."""
 
 import dataclasses
-import math
 
-from t5lite.errors import InputError
+from t5lite.errors import InputError, check_value
 from t5lite.reporting import Position
 
 
@@ -30,15 +29,13 @@ class Duration:
     def __post_init__(self) -> None:
         limits = {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
         if not limits:
-            raise InputError("train.steps, train.tokens or train.epochs: one must say when to stop")
+            raise InputError(
+                "train.steps, train.tokens or train.epochs: one must say when to stop",
+                field="train.steps",
+            )
         for name, value in limits.items():
-            whole = name != "epochs"
-            valid = isinstance(value, int if whole else (int, float))
-            if not valid or isinstance(value, bool) or not 0 < value < math.inf:
-                wanted = "a whole number of at least 1" if whole else "a number above 0"
-                raise InputError(
-                    f"train.{name} = {value!r}: must be {wanted}", field=f"train.{name}"
-                )
+            rule = "number in (0, inf)" if name == "epochs" else "integer in [1, inf)"
+            check_value(f"train.{name}", value, rule)
 
     def check(self, epoch: float | None) -> None:
         """Raises an InputError if data that tell this epoch cannot tell when to stop."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5lite.errors import InputError
+from t5lite.errors import check_fields
 
 Tree = Any
 # After so many spikes in a row, with no update between them, it is the data that changed for good.
@@ -47,18 +47,14 @@ class LossScale:
     minimum: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
-            ("minimum", 0 < self.minimum <= _LARGEST_SCALE, f"in (0, {_LARGEST_SCALE:.0f}]"),
-            ("initial", self.minimum <= self.initial <= _LARGEST_SCALE, "at least the minimum"),
-            ("growth", self.growth > 1, "above 1"),
-            ("backoff", 0 < self.backoff < 1, "in (0, 1)"),
-            ("growth_steps", self.growth_steps >= 1, "at least 1"),
-        ):
-            if not good:
-                raise InputError(
-                    f"LossScale.{name} = {getattr(self, name)!r}: must be {wanted}",
-                    field=f"LossScale.{name}",
-                )
+        check_fields(self, minimum=f"number in (0, {_LARGEST_SCALE:.0f}]")
+        check_fields(
+            self,
+            initial=f"number in [{self.minimum}, {_LARGEST_SCALE:.0f}]",
+            growth="number in (1, inf)",
+            backoff="number in (0, 1)",
+            growth_steps="integer in [1, inf)",
+        )
 
     def start(self) -> Tree:
         """Returns the first `scale` (float32) and `good_steps` (int32) since it last changed."""

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5lite.errors import InputError, unknown
+from t5lite.errors import InputError, check_fields, unknown
 from t5lite.training.callbacks import Callback, Edit, Run, Stop
 
 
@@ -41,11 +41,13 @@ class Watch:
         self._best: float | None = None
         self._best_step = self._looked = 0
         self._waited = 0
-        for name in ("patience", "every"):
-            value = getattr(self, name)
-            self._require(name, type(value) is int and value >= 1, "a whole number of at least 1")
-        self._require("min_delta", 0 <= self.min_delta < math.inf, "finite and at least 0")
-        self._require("mode", self.mode in ("min", "max"), "'min' or 'max'")
+        check_fields(
+            self,
+            patience="integer in [1, inf)",
+            every="integer in [1, inf)",
+            min_delta="number in [0, inf)",
+            mode=("min", "max"),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the measurements so far, valid JSON."""
@@ -96,14 +98,6 @@ class Watch:
         times = "measurement" if self._waited == 1 else "measurements"
         return f"{self.metric} was not {best}{where}, in {self._waited} {times}"
 
-    def _require(self, name: str, valid: bool, wanted: str) -> None:
-        if not valid:
-            value = getattr(self, name)
-            raise InputError(
-                f"{type(self).__name__}.{name} = {value!r}: must be {wanted}",
-                field=f"{type(self).__name__}.{name}",
-            )
-
 
 @dataclasses.dataclass(kw_only=True)
 class EarlyStopping(Watch):
@@ -147,9 +141,12 @@ class ReduceOnPlateau(Watch):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._cooling = 0
-        self._require("factor", 0 < self.factor < 1, "in (0, 1)")
-        self._require("cooldown", type(self.cooldown) is int and self.cooldown >= 0, "at least 0")
-        self._require("minimum", 0 <= self.minimum < 1, "in [0, 1)")
+        check_fields(
+            self,
+            factor="number in (0, 1)",
+            cooldown="integer in [0, inf)",
+            minimum="number in [0, 1)",
+        )
 
     def __call__(self, run: Run, state: Any, *, step: int) -> Edit | None:
         """Returns a state with a lower `update_scale` once patience is over."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t5lite.errors import InputError
+from t5lite.errors import InputError, check_fields
 from t5lite.training.guards import LossScale, after_loss, is_spike, spike_start
 
 
@@ -60,36 +60,17 @@ class Update:
     loss_scale: LossScale | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_microbatches, int) or self.num_microbatches < 1:
-            raise InputError(
-                f"Update.num_microbatches = {self.num_microbatches!r}: at least 1",
-                field="Update.num_microbatches",
-            )
-        for name in ("clip_norm", "spike_threshold"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(
-                    f"Update.{name} = {value!r}: must be above 0", field=f"Update.{name}"
-                )
-        for name in ("ema_decay", "spike_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise InputError(
-                    f"Update.{name} = {value!r}: must be in (0, 1)", field=f"Update.{name}"
-                )
-        if self.on_nan not in ("stop", "skip"):
-            raise InputError(
-                f"Update.on_nan = {self.on_nan!r}: must be 'stop' or 'skip'", field="Update.on_nan"
-            )
-        if not isinstance(self.max_skips, int) or self.max_skips < 1:
-            raise InputError(
-                f"Update.max_skips = {self.max_skips!r}: at least 1", field="Update.max_skips"
-            )
-        if not isinstance(self.spike_warmup_steps, int) or self.spike_warmup_steps < 2:
-            raise InputError(
-                f"Update.spike_warmup_steps = {self.spike_warmup_steps!r}: at least 2",
-                field="Update.spike_warmup_steps",
-            )
+        check_fields(
+            self,
+            num_microbatches="integer in [1, inf)",
+            clip_norm="number in (0, inf) or None",
+            ema_decay="number in (0, 1) or None",
+            on_nan=("stop", "skip"),
+            max_skips="integer in [1, inf)",
+            spike_threshold="number in (0, inf) or None",
+            spike_decay="number in (0, 1)",
+            spike_warmup_steps="integer in [2, inf)",
+        )
         if self.loss_scale is not None and not isinstance(self.loss_scale, LossScale):
             raise InputError(
                 f"Update.loss_scale = {self.loss_scale!r}: must be a LossScale",

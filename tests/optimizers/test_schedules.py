@@ -93,7 +93,7 @@ def test_rsqrt_without_climb_is_the_t5_paper():
         ("constant", {"peak": "1e-3"}, "constant.peak = '1e-3'"),
         ("constant", {"peak": math.nan}, "constant.peak = nan"),
         ("constant", {"peak": True}, "constant.peak = True"),
-        ("constant", {"peak": 1.0, "warmup_steps": -1}, "whole number >= 0"),
+        ("constant", {"peak": 1.0, "warmup_steps": -1}, "whole number of at least 0"),
         ("linear", {"peak": 1.0, "total_steps": 1e4}, "write 10000"),
         ("linear", {"peak": 1.0, "total_steps": 5, "end": -1}, "linear.end = -1"),
         ("cosine", {"peak": 1.0, "total_steps": 10, "warmup_steps": 10}, "at least 11"),
