@@ -14,7 +14,10 @@ import numpy as np
 from t5lite.errors import InputError
 
 Example = Mapping[str, np.ndarray]
+Examples = Iterator[Example]
+Prepared = Iterator[dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
+Lengths = Mapping[str, int]  # of features, in tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ def token_names(specs: Mapping[str, RowSpec]) -> list[str]:
     return [name for name, spec in specs.items() if spec.kind == "tokens"]
 
 
-def feature_length(lengths: Mapping[str, int], name: str, *, at_least: int = 2) -> int:
+def feature_length(lengths: Lengths, name: str, *, at_least: int = 2) -> int:
     """Returns the length of a feature.
 
     Raises: InputError if there is none, or it is less than `at_least`.
@@ -94,18 +97,13 @@ class HostHalf:
     loss_fields: ClassVar[tuple[str, ...]] = ()
     former_name: ClassVar[str | None] = None
 
-    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
+    def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
         """Returns the arrays that `prepare` yields; here, the features as tokens."""
         return {name: RowSpec(feature_length(lengths, name, at_least=1)) for name in self.features}
 
     def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
+        self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
+    ) -> Prepared:
         """Makes trainable examples, on the host.
 
         Runs are resumed by repeating this, so that it must depend on its arguments alone, take
@@ -142,7 +140,7 @@ class HostHalf:
         return self
 
     def alike(self, other: Any) -> Self:
-        """Returns the objective for the model that another one is for."""
+        """Returns the objective for the model of the `other` objective."""
         del other
         return self
 
@@ -164,5 +162,5 @@ class HostHalf:
 
 
 def _text(value: Any) -> str:
-    """Returns what an object calls itself, without its place in memory."""
+    """Returns an object's `repr` without its address."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -1,6 +1,6 @@
-"""What an objective is, and the halves that most of them share.
+"""The contract of objectives, and functions that they share.
 
-An objective has a host half, which turns tokenised examples into batches with numpy, and a device
+An objective has a host half, which turns tokenised examples into batches with NumPy, and a device
 half, which turns a batch into sums with JAX. It knows neither the data pipeline, which shuffles,
 packs and pads between `prepare` and `batch`, nor the train step, which divides and differentiates.
 
@@ -13,7 +13,7 @@ batches for encoder-decoders and for decoders, loss and its options are inherite
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Deshuffling(InputsToTargets):
-        '''Gives the model a text's tokens in random order, and asks for the text.'''
+        '''Predicts a text from its tokens in random order.'''
 
         def pairs(self, examples, *, lengths, vocabulary, rng):
             frames = self.frames(vocabulary)
@@ -40,20 +40,30 @@ import numpy as np
 
 from t5lite.errors import InputError
 from t5lite.framing import Frame
-from t5lite.rows import Example, HostHalf, RowSpec, feature_length
+from t5lite.rows import Example, Examples, HostHalf, Lengths, RowSpec, feature_length
 
 SIDES = ("encoder", "decoder")
+Axes = dict[str, tuple[str | None, ...]]
+Batch = Mapping[str, jax.Array]
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Vocabulary(Protocol):
-    """What an objective asks of a vocabulary; `data.Vocabulary` says what each is."""
+    """The part of `data.Vocabulary` that objectives use."""
 
+    @property
+    def size(self) -> int: ...
     @property
     def eos_id(self) -> int: ...
     @property
     def pad_id(self) -> int: ...
+    @property
+    def unk_id(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def mask_id(self) -> int | None: ...
     @property
     def num_sentinels(self) -> int: ...
     @property
@@ -62,21 +72,20 @@ class Vocabulary(Protocol):
     def target_frame(self) -> Frame: ...
 
     def sentinel(self, index: int) -> int: ...
+    def piece(self, token_id: int) -> str: ...
     def decode(self, ids: Any) -> str: ...
+    def __hash__(self) -> int: ...
 
 
 class BareIds:
-    """The vocabulary of data that are ids alone: a text ends with id 1, as in every T5 vocabulary.
-
-    It has no text and no sentinels.
-    """
+    """The vocabulary of data that are ids alone: EOS is 1, as in T5; no text, no sentinels."""
 
     pad_id, eos_id, num_sentinels = 0, 1, 0
     frame = target_frame = Frame(after=(1,))
 
 
 class Model(Protocol):
-    """What an objective asks of a model: what it is, and pure functions."""
+    """The part of a model that objectives use: its kind, and pure functions of parameters."""
 
     @property
     def topology(self) -> str:
@@ -87,7 +96,7 @@ class Model(Protocol):
         """The specs of its heads by kind."""
 
     def hidden(
-        self, params: Any, batch: Mapping[str, jax.Array], *, rngs: Any = None, train: bool = False
+        self, params: Any, batch: Batch, *, rngs: Any = None, train: bool = False
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Returns `[batch, length, embed]` before the output projection, and auxiliary losses."""
 
@@ -104,7 +113,7 @@ class Model(Protocol):
         rngs: Any = None,
         train: bool = False,
     ) -> jax.Array:
-        """Returns what another head says, float32; `valid` `[batch, length]` bool: true tokens."""
+        """Returns another head's output, float32; `valid` `[batch, length]` bool: true tokens."""
 
 
 class IdLimit(NamedTuple):
@@ -112,20 +121,19 @@ class IdLimit(NamedTuple):
 
     Attributes:
       size: ids are in `[0, size)`.
-      what: the model has as many of.
+      noun: of the model's things that ids number, "embeddings" say.
       fix: what to do about a larger id.
     """
 
     size: int
-    what: str
+    noun: str
     fix: str
 
 
 TOKENS = ("batch", "length")
-_AXES: dict[str, tuple[str | None, ...]] = {
-    **{f"encoder_{name}": TOKENS for name in ("input_tokens", "target_tokens", "loss_weights")},
-    **{f"decoder_{name}": TOKENS for name in ("input_tokens", "target_tokens", "loss_weights")},
-    **dict.fromkeys(("encoder_segment_ids", "decoder_segment_ids"), TOKENS),
+_TOKEN_ARRAYS = ("input_tokens", "target_tokens", "loss_weights", "segment_ids")
+_AXES: Axes = {
+    **{f"{side}_{name}": TOKENS for side in SIDES for name in _TOKEN_ARRAYS},
     **dict.fromkeys(("encoder_lengths", "decoder_lengths"), ("batch",)),
     **dict.fromkeys(("encoder_target_positions", "decoder_causal_attention"), TOKENS),
 }
@@ -133,10 +141,10 @@ _AXES: dict[str, tuple[str | None, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective(HostHalf):
-    """The contract between an objective, the data pipeline and the train step; the base of all.
+    """Base of all objectives: the contract with the data pipeline and the train step.
 
     Class attributes, beside those of `HostHalf`:
-      head: the kind of head that is needed; None for none of its own.
+      head: the kind of head that the loss needs, if any.
       min_rows: the fewest rows of a microbatch.
       streams: names of the random streams that `loss` draws from.
       refusals: the topologies that do not fit, and why: the reason, and what to do.
@@ -164,11 +172,11 @@ class Objective(HostHalf):
         default_factory=dict, hash=False, repr=False
     )
 
-    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
+    def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
         """Returns the arrays that `prepare` yields; here, the features as tokens."""
         return {name: RowSpec(feature_length(lengths, name)) for name in self.features}
 
-    def axes(self) -> dict[str, tuple[str | None, ...]]:
+    def axes(self) -> Axes:
         """Returns the logical axes of the arrays that a batch may have, by name."""
         return _AXES
 
@@ -184,10 +192,10 @@ class Objective(HostHalf):
         names = (f"{side}_{kind}_tokens" for side in SIDES for kind in ("input", "target"))
         return dict.fromkeys(names, IdLimit(model.limits["tokens"], "embeddings", fix))
 
-    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the divisor of each term's sum, from the whole global batch, on device.
 
-        A term that is not named here is averaged over microbatches.
+        Terms without one are averaged over microbatches.
         """
         del batch
         return {}
@@ -196,15 +204,15 @@ class Objective(HostHalf):
         self,
         model: Model,
         params: Any,
-        batch: Mapping[str, jax.Array],
+        batch: Batch,
         *,
         frozen: Mapping[str, Any] = NOTHING,
         rngs: Mapping[str, jax.Array] = NOTHING,
         train: bool = False,
     ) -> tuple[Terms, Terms]:
-        """Computes sums over the rows at hand, which may be a part of the batch, on device.
+        """Returns sums over some rows of a batch, on device.
 
-        Sums and not means, so that microbatches and devices add up to the whole batch: the step
+        Sums, not means, so that microbatches and devices add up to the whole batch: the step
         minimises the sum of `coefficient * sum / weight` over terms.
 
         Args:
@@ -230,7 +238,7 @@ class Objective(HostHalf):
         return self.start_id if self.head == "lm" and self.topology != "encoder" else None
 
     def alike(self, other: Any) -> Self:
-        """Returns the objective for the model that another one is for.
+        """Returns the objective for the model of the `other` objective.
 
         Raises: InputError if the topology does not fit.
         """
@@ -263,7 +271,7 @@ class Objective(HostHalf):
                 f"{HEADS.get(self.head, 'one')} to ModelSpec.heads",
                 field="objective",
             )
-        started = {name: model for name, where in self.references.items() if where == "start"}
+        started = {name: model for name, path in self.references.items() if path == "start"}
         return dataclasses.replace(
             self,
             topology=model.topology,
@@ -297,13 +305,9 @@ def bind(objective: Any, model: Model, references: Mapping[str, Any] = NOTHING) 
 
 
 def expert_terms(aux: Mapping[str, jax.Array]) -> Terms:
-    """Returns a model's auxiliary losses (those of experts, see `layers.MoeSpec`) as terms.
+    """Returns the auxiliary losses of `Model.hidden`, float32 scalars by name, as terms.
 
-    No objective has weights for them: each is a mean already, that the step averages over
-    microbatches.
-
-    Args:
-      aux: float32 scalars by name, as `Model.hidden` returns them; none without experts.
+    They are means already (see `layers.MoeSpec`), without weights: averaged over microbatches.
     """
     return {name: (value, jnp.float32(1)) for name, value in aux.items()}
 
@@ -321,37 +325,41 @@ def feature(example: Example, name: str, objective: object, advice: str) -> np.n
     return np.asarray(example[name])
 
 
-def known(vocabulary: Any) -> Any:
-    """Returns the vocabulary, or what stands for one where the data are ids alone."""
+def known_vocabulary(vocabulary: Any) -> Any:
+    """Returns the vocabulary, or `BareIds` where the data are ids alone."""
     return BareIds() if vocabulary is None else vocabulary
 
 
 def unpadded(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
     """Returns `[n]` int32: an example's tokens without padding at their end."""
     tokens = np.asarray(tokens, np.int32)
-    if tokens.size and tokens[-1] == (pad_id := known(vocabulary).pad_id):
-        kept = np.flatnonzero(tokens != pad_id)
-        tokens = tokens[: kept[-1] + 1] if kept.size else tokens[:0]
+    if tokens.size and tokens[-1] == (pad_id := known_vocabulary(vocabulary).pad_id):
+        ordinary = np.flatnonzero(tokens != pad_id)
+        tokens = tokens[: ordinary[-1] + 1] if ordinary.size else tokens[:0]
     return tokens
 
 
 def unended(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
     """Returns `[n]` int32: an example's text without padding and a final EOS."""
     tokens = unpadded(tokens, vocabulary)
-    return tokens[:-1] if tokens.size and tokens[-1] == known(vocabulary).eos_id else tokens
+    return (
+        tokens[:-1] if tokens.size and tokens[-1] == known_vocabulary(vocabulary).eos_id else tokens
+    )
 
 
 def documents(
-    examples: Iterator[Example], objective: object, vocabulary: Vocabulary | None
+    examples: Examples, objective: object, vocabulary: Vocabulary | None
 ) -> Iterator[np.ndarray]:
-    """Yields each example's text, `targets`, without padding and without a final EOS.
+    """Yields each example's text, `targets` `[n]` int32, without padding and a final EOS.
 
     Raises: InputError if an example has none.
     """
-    pad_id = known(vocabulary).pad_id
+    pad_id, eos_id = (getattr(known_vocabulary(vocabulary), name) for name in ("pad_id", "eos_id"))
     for example in examples:
         tokens = feature(example, "targets", objective, "name the text's feature 'targets'")
-        yield unended(tokens[tokens != pad_id], vocabulary)
+        tokens = np.asarray(tokens, np.int32)
+        tokens = tokens[tokens != pad_id]
+        yield tokens[:-1] if tokens.size and tokens[-1] == eos_id else tokens
 
 
 def check_number(owner: object, name: str, valid: Callable[[Any], bool], allowed: str) -> None:

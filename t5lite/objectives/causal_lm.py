@@ -1,23 +1,24 @@
 """Causal language modelling."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from t5lite.objectives.base import Example, Vocabulary, documents, feature_length, known
+from t5lite.objectives.base import Vocabulary, documents, known_vocabulary
 from t5lite.objectives.prompts import Prompts, start_of
 from t5lite.objectives.rows import decoder_batch
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
+from t5lite.rows import Example, Examples, Lengths, Prepared, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CausalLM(TokenCrossEntropy):
     """Predicts every token of a text, and its one EOS, from the tokens before.
 
-    Texts (`targets` of the examples) that are longer than a row are cut into pieces that fill it; a
-    piece knows nothing of those before it. No token is lost.
+    Texts (`targets` of the examples) that are longer than a row are cut into pieces that fill it,
+    each trained without the pieces before. No token is lost.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", §2.
     """
@@ -34,20 +35,15 @@ class CausalLM(TokenCrossEntropy):
     topology: str = "decoder"
 
     def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
+        self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
+    ) -> Prepared:
         """Ends texts and cuts them into pieces; see `Objective.prepare`."""
         del rng
         length = feature_length(lengths, "targets")
         first = start_of(vocabulary, self.start_id)
-        eos = np.array([known(vocabulary).eos_id], np.int32)
+        eos = np.array([known_vocabulary(vocabulary).eos_id], np.int32)
 
-        def pieces() -> Iterator[dict[str, np.ndarray]]:
+        def pieces() -> Prepared:
             for text in documents(examples, self, vocabulary):
                 text = first.without(text)
                 if text.size:

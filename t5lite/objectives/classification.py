@@ -1,22 +1,24 @@
 """Text classification."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.objectives.base import NOTHING, IdLimit, Model, Terms, check_number
-from t5lite.objectives.head_objective import Batch, HeadObjective, existing, pair
+from t5lite.framing import Frame
+from t5lite.objectives.base import Batch, IdLimit, Terms, check_number
+from t5lite.objectives.head_objective import HeadObjective, row_weights, weighted
 from t5lite.objectives.losses import cross_entropy
-from t5lite.rows import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(HeadObjective):
     """Predicts the class of a text, from `labels` `[1]`: a class from 0, -1 where unknown.
+
+    Metrics: `loss` (nats, unsmoothed) and `accuracy`.
 
     Attributes:
       label_smoothing: probability in `[0, 1)` taken from the class and given to all others.
@@ -37,44 +39,29 @@ class Classification(HeadObjective):
         limit = IdLimit(model.limits["labels"], "classes", fix)
         return super().limits(model) | {"labels": limit}
 
-    def prepared(
-        self, example: Example, lengths: Mapping[str, int], vocabulary: Any
-    ) -> dict[str, np.ndarray]:
-        """Returns `inputs`, and `labels`, the class, as a number."""
-        return {
-            "inputs": self.framed(self.inputs_of(example), lengths, vocabulary),
-            "labels": self.labels_of(example).astype(np.int32)[0],
-        }
+    def prepared_labels(
+        self, labels: np.ndarray, text: np.ndarray, inputs: np.ndarray, frame: Frame
+    ) -> np.ndarray:
+        """Returns the class, an int32 number."""
+        return labels.astype(np.int32)[0]
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the texts, labels `[batch]` int32 and label_weights `[batch]` float32."""
         labels = rows["labels"][:, 0]
         return {
-            **self.named(rows),
+            **self.text_arrays(rows),
             "labels": np.maximum(labels, 0),
-            "label_weights": existing(rows) * (labels >= 0).astype(np.float32),
+            "label_weights": row_weights(rows) * (labels >= 0).astype(np.float32),
         }
 
-    def loss(
-        self,
-        model: Model,
-        params: Any,
-        batch: Batch,
-        *,
-        frozen: Mapping[str, Any] = NOTHING,
-        rngs: Mapping[str, jax.Array] = NOTHING,
-        train: bool = False,
-    ) -> tuple[Terms, Terms]:
-        """Returns the classes' cross entropy; metrics `loss` (nats, unsmoothed) and `accuracy`."""
-        logits, others = self.output(model, params, batch, rngs=rngs, train=train)
-        found = cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
+    def losses(self, output: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
+        """Returns the classes' cross entropy, and the metrics."""
+        classes = cross_entropy(output, batch["labels"], label_smoothing=self.label_smoothing)
         weights = batch["label_weights"]
-        terms = {"classification": (jnp.sum(weights * found.cross_entropy), jnp.float32(1))}
-        metrics = {
-            "loss": pair(found.negative_log_likelihood, weights),
-            "accuracy": pair(found.correct, weights),
+        return jnp.sum(weights * classes.cross_entropy), {
+            "loss": weighted(classes.negative_log_likelihood, weights),
+            "accuracy": weighted(classes.correct, weights),
         }
-        return terms | others, metrics
 
     def show_labels(self, labels: np.ndarray, names: Sequence[str]) -> str:
         """Returns the class's name or number."""

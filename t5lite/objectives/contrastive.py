@@ -12,17 +12,20 @@ import numpy as np
 from t5lite.objectives.base import (
     NOTHING,
     TOKENS,
+    Axes,
+    Batch,
     IdLimit,
     Model,
     Terms,
     Vocabulary,
     check_number,
     feature,
+    unended,
 )
-from t5lite.objectives.head_objective import Batch, HeadObjective, pair
+from t5lite.objectives.head_objective import HeadObjective, weighted
 from t5lite.objectives.losses import cross_entropy
 from t5lite.objectives.rows import segments_of
-from t5lite.rows import Example, RowSpec, feature_length
+from t5lite.rows import Example, Lengths, RowSpec, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class Contrastive(HeadObjective):
 
     Similarity is the dot product of the head's embeddings. Under microbatches the other texts are
     those of the microbatch, and the loss is the mean over microbatches: fewer negatives, an easier
-    task. Padding rows are excluded from the negatives.
+    task. Padding rows are excluded from the negatives. Metrics: `loss` and `accuracy`.
 
     Attributes:
       temperature: what similarities are divided by, > 0.
@@ -52,11 +55,11 @@ class Contrastive(HeadObjective):
     def __post_init__(self) -> None:
         check_number(self, "temperature", lambda x: 0 < x < math.inf, "a number > 0")
 
-    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
+    def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
         """Returns the rows of both texts."""
         return {name: RowSpec(feature_length(lengths, name, at_least=3)) for name in self.features}
 
-    def axes(self) -> dict[str, tuple[str | None, ...]]:
+    def axes(self) -> Axes:
         """Returns the logical axes of a batch's arrays, by name."""
         tokens = dict.fromkeys(("other_input_tokens", "other_segment_ids"), TOKENS)
         return super().axes() | tokens | {"other_lengths": ("batch",)}
@@ -72,25 +75,23 @@ class Contrastive(HeadObjective):
         return limits | {"other_input_tokens": limits["encoder_input_tokens"]}
 
     def prepared(
-        self, example: Example, lengths: Mapping[str, int], vocabulary: Any
+        self, example: Example, lengths: Lengths, vocabulary: Any
     ) -> dict[str, np.ndarray]:
-        """Returns both texts, framed and cut.
+        """Returns both texts, framed and truncated.
 
         Raises: InputError if one is missing.
         """
         advice = "name the two texts that belong together 'inputs' and 'targets'"
+        texts = {name: feature(example, name, self, advice) for name in self.features}
         return {
-            name: self.framed(feature(example, name, self, advice), lengths, vocabulary, name)
-            for name in self.features
+            name: self.framed(unended(text, vocabulary), lengths, vocabulary, name)
+            for name, text in texts.items()
         }
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the first texts under the side's name, the second as other_input_tokens."""
-        others = {
-            "other_input_tokens": rows["targets"],
-            **segments_of(rows, "targets", "other"),
-        }
-        return self.named(rows) | others
+        second = {"other_input_tokens": rows["targets"], **segments_of(rows, "targets", "other")}
+        return self.text_arrays(rows) | second
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns nothing: the loss is a mean already."""
@@ -107,29 +108,29 @@ class Contrastive(HeadObjective):
         rngs: Mapping[str, jax.Array] = NOTHING,
         train: bool = False,
     ) -> tuple[Terms, Terms]:
-        """Returns the mean cross entropy of the right text; metrics `loss` and `accuracy`."""
-        pairs = (_of(batch, self.side, self.side), _of(batch, "other", self.side))
-        (one, terms), (other, other_terms) = (
-            # Each with dropout of its own: it is what tells a text from itself (SimCSE).
-            self.output(model, params, each, rngs=_folded(rngs, index), train=train)
-            for index, each in enumerate(pairs)
+        """Returns the mean cross entropy of the matching text, and the metrics."""
+        texts = (_renamed(batch, self.side, self.side), _renamed(batch, "other", self.side))
+        (first, terms), (second, second_terms) = (
+            # Separate dropout keys: they are what tells a text from itself (SimCSE).
+            self.output(model, params, text, rngs=_folded(rngs, index), train=train)
+            for index, text in enumerate(texts)
         )
         exists = self.valid(batch).any(axis=1)
         # In float32 whatever the device: the temperature makes much of small differences.
-        similar = jnp.einsum("ie,je->ij", one, other, precision="highest")
+        similar = jnp.einsum("ie,je->ij", first, second, precision="highest")
         logits = similar / jnp.float32(self.temperature)
-        right = jnp.arange(len(logits), dtype=jnp.int32)
-        ways = [logits, logits.T] if self.symmetric else [logits]
-        found = [
-            cross_entropy(jnp.where(exists[None], each, jnp.float32(-1e9)), right) for each in ways
+        diagonal = jnp.arange(len(logits), dtype=jnp.int32)
+        directions = [
+            cross_entropy(jnp.where(exists[None], scores, jnp.float32(-1e9)), diagonal)
+            for scores in ([logits, logits.T] if self.symmetric else [logits])
         ]
-        losses = sum((each.cross_entropy for each in found[1:]), found[0].cross_entropy)
-        loss = pair(losses / jnp.float32(len(ways)), exists.astype(jnp.float32))
+        losses = sum((each.cross_entropy for each in directions[1:]), directions[0].cross_entropy)
+        loss = weighted(losses / jnp.float32(len(directions)), exists.astype(jnp.float32))
         mean = loss[0] / jnp.maximum(loss[1], 1.0)
-        correct = pair(found[0].correct, exists.astype(jnp.float32))
-        # Those of experts: the mean of both calls.
+        correct = weighted(directions[0].correct, exists.astype(jnp.float32))
+        # Terms of experts: the mean of both calls.
         terms = {
-            name: ((total + other_terms[name][0]) / 2, coefficient)
+            name: ((total + second_terms[name][0]) / 2, coefficient)
             for name, (total, coefficient) in terms.items()
         }
         terms["contrastive"] = (mean, jnp.float32(1))
@@ -143,12 +144,10 @@ class Contrastive(HeadObjective):
         return [vocabulary.decode(example[name].tolist()) for name in self.features]
 
 
-def _of(batch: Batch, side: str, name: str) -> dict[str, jax.Array]:
-    """Returns the texts of one side of a batch as those of `name`."""
+def _renamed(batch: Batch, side: str, name: str) -> dict[str, jax.Array]:
+    """Returns the texts of one side of a batch under the names of another side."""
     arrays = ("input_tokens", "segment_ids", "lengths")
-    return {
-        f"{name}_{each}": batch[f"{side}_{each}"] for each in arrays if f"{side}_{each}" in batch
-    }
+    return {f"{name}_{a}": batch[f"{side}_{a}"] for a in arrays if f"{side}_{a}" in batch}
 
 
 def _folded(rngs: Mapping[str, jax.Array], index: int) -> dict[str, jax.Array]:

@@ -1,28 +1,29 @@
 """The base of objectives that train a head on an encoded text."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5lite.framing import Frame
 from t5lite.objectives.base import (
     NOTHING,
+    Axes,
+    Batch,
     Model,
     Objective,
     Terms,
     Vocabulary,
     expert_terms,
     feature,
-    known,
+    known_vocabulary,
     unended,
 )
 from t5lite.objectives.rows import segments_of
-from t5lite.rows import Example, RowSpec, feature_length
-
-Batch = Mapping[str, jax.Array]
+from t5lite.rows import Example, Examples, Lengths, Prepared, RowSpec, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,11 @@ class HeadObjective(Objective):
     """Reads `inputs` with an encoder or a decoder alone, and trains a head on its output.
 
     Inputs are framed by the vocabulary (BERT's `[CLS] text [SEP]`); longer texts lose their end.
+    A subclass defines `label_spec`, `prepared_labels`, `batch`, `losses` and `show_labels`.
 
     Class attributes:
       per_row: the arrays of a batch, beside those of the text, that have a value for each row.
+      label_weights: the array of a batch that weighs the labels.
     """
 
     features: ClassVar[tuple[str, ...]] = ("inputs", "labels")
@@ -40,6 +43,7 @@ class HeadObjective(Objective):
     packable: ClassVar[bool] = False
     like_lengths: ClassVar[bool] = True
     per_row: ClassVar[tuple[str, ...]] = ("labels", "label_weights")
+    label_weights: ClassVar[str] = "label_weights"
     refusals: ClassVar[Mapping[str, str]] = {
         "encoder_decoder": "its decoder would have nothing to write: drop it by "
         'models.override(..., {"decoder": None}), or use Seq2Seq with the label as text'
@@ -52,71 +56,60 @@ class HeadObjective(Objective):
         """The stack that reads: its name in the batch."""
         return self.topology
 
-    def label_spec(self, lengths: Mapping[str, int]) -> RowSpec:
+    def label_spec(self, lengths: Lengths) -> RowSpec:
         """Returns the declaration of `labels`, which need no length of their own."""
         del lengths
         return RowSpec(1, kind="per_example")
 
-    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
+    def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
         """Returns the rows of inputs and labels."""
         inputs = RowSpec(feature_length(lengths, "inputs", at_least=3))
         return {"inputs": inputs, "labels": self.label_spec(lengths)}
 
-    def axes(self) -> dict[str, tuple[str | None, ...]]:
+    def axes(self) -> Axes:
         """Returns the logical axes of a batch's arrays, by name."""
         return super().axes() | dict.fromkeys(self.per_row, ("batch",))
 
     def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Yields what `prepared` makes of each example; see `HostHalf.prepare`."""
+        self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
+    ) -> Prepared:
+        """Yields `prepared(example)` of each example; see `HostHalf.prepare`."""
         del rng
         return (self.prepared(example, lengths, vocabulary) for example in examples)
 
     def prepared(
-        self, example: Example, lengths: Mapping[str, int], vocabulary: Any
+        self, example: Example, lengths: Lengths, vocabulary: Any
     ) -> dict[str, np.ndarray]:
-        """Returns `inputs` and `labels`.
+        """Returns `inputs`, framed and truncated, and `labels`.
 
-        Raises: InputError if the labels are not such as the objective needs.
+        Raises: InputError if either is missing, or the labels do not fit the objective.
         """
-        raise NotImplementedError(f"{type(self).__name__}.prepared")
+        text = unended(feature(example, "inputs", self, "name the text 'inputs'"), vocabulary)
+        labels = np.atleast_1d(feature(example, "labels", self, "name the labels 'labels'"))
+        inputs, frame = self.framed(text, lengths, vocabulary), known_vocabulary(vocabulary).frame
+        return {"inputs": inputs, "labels": self.prepared_labels(labels, text, inputs, frame)}
+
+    def prepared_labels(
+        self, labels: np.ndarray, text: np.ndarray, inputs: np.ndarray, frame: Frame
+    ) -> np.ndarray:
+        """Returns the labels of a `text` `[n]` that is read as `inputs`, inside `frame`."""
+        raise NotImplementedError(f"{type(self).__name__}.prepared_labels")
 
     def framed(
-        self, tokens: np.ndarray, lengths: Mapping[str, int], vocabulary: Any, name: str = "inputs"
+        self, text: np.ndarray, lengths: Lengths, vocabulary: Any, name: str = "inputs"
     ) -> np.ndarray:
-        """Returns a text `[n]` as the model reads it."""
-        frame = known(vocabulary).frame
-        length = feature_length(lengths, name, at_least=frame.size + 1)
-        return frame(unended(tokens, vocabulary), length)
+        """Returns the text `[n]` of feature `name` inside the vocabulary's frame, truncated."""
+        frame = known_vocabulary(vocabulary).frame
+        return frame(text, feature_length(lengths, name, at_least=frame.size + 1))
 
-    def labels_of(self, example: Example) -> np.ndarray:
-        """Returns an example's `labels` `[n]`.
-
-        Raises: InputError if it has none.
-        """
-        return np.atleast_1d(feature(example, "labels", self, "name the labels 'labels'"))
-
-    def inputs_of(self, example: Example) -> np.ndarray:
-        """Returns an example's `inputs`.
-
-        Raises: InputError if it has none.
-        """
-        return feature(example, "inputs", self, "name the text 'inputs'")
-
-    def named(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Names the inputs' rows for the side of the model that reads them."""
+    def text_arrays(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the rows of inputs under the batch names of the stack that reads."""
         segments = segments_of(rows, "inputs", self.side)
         return {f"{self.side}_input_tokens": rows["inputs"], **segments}
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the number of labelled texts."""
-        return {self.head: jnp.sum(batch["label_weights"])}
+        """Returns the number of labels."""
+        return {self.head: jnp.sum(batch[self.label_weights])}
 
     def output(
         self,
@@ -132,6 +125,25 @@ class HeadObjective(Objective):
         valid = self.valid(batch)
         output = model.output(params, self.head, hidden, valid, rngs=rngs, train=train)
         return output, expert_terms(aux)
+
+    def loss(
+        self,
+        model: Model,
+        params: Any,
+        batch: Batch,
+        *,
+        frozen: Mapping[str, Any] = NOTHING,
+        rngs: Mapping[str, jax.Array] = NOTHING,
+        train: bool = False,
+    ) -> tuple[Terms, Terms]:
+        """Returns `losses` of the head's output, and the terms of experts."""
+        output, experts = self.output(model, params, batch, rngs=rngs, train=train)
+        total, metrics = self.losses(output, batch)
+        return {self.head: (total, jnp.float32(1))} | experts, metrics
+
+    def losses(self, output: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
+        """Returns the sum of the labels' losses, and the metrics."""
+        raise NotImplementedError(f"{type(self).__name__}.losses")
 
     def valid(self, batch: Batch) -> jax.Array:
         """Returns `[batch, length]` bool: the positions that hold a token."""
@@ -155,11 +167,11 @@ class HeadObjective(Objective):
         raise NotImplementedError(f"{type(self).__name__}.show_labels")
 
 
-def existing(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+def row_weights(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns `[batch]` float32: 1 for rows with a text, 0 for padding rows."""
     return np.any(rows["inputs_segment_ids"] > 0, axis=1).astype(np.float32)
 
 
-def pair(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+def weighted(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns a metric: the weighted sum of `values`, and the weights' sum."""
     return jnp.sum(values * weights), jnp.sum(weights)

@@ -1,7 +1,7 @@
 """The base of objectives that map inputs to targets, with or without an encoder."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +10,7 @@ from t5lite.objectives.base import Vocabulary
 from t5lite.objectives.prompts import Frames, Prompts, frames_of, start_of
 from t5lite.objectives.rows import encoder_decoder_batch, join_pair, prefix_lm_batch, split_pair
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
-from t5lite.rows import Example, RowSpec, feature_length
+from t5lite.rows import Example, Examples, Lengths, Prepared, RowSpec, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class InputsToTargets(TokenCrossEntropy):
 
     @property
     def prompt(self) -> str:
-        """What a text is to the trained model: see `Prompts.kind`."""
+        """The kind of prompts: see `Prompts.kind`."""
         return "inputs"
 
     def frames(self, vocabulary: Any) -> Frames:
@@ -56,17 +56,12 @@ class InputsToTargets(TokenCrossEntropy):
         return Prompts(self.prompt, *frames, bidirectional=self.bidirectional_inputs)
 
     def pairs(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
+        self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
+    ) -> Prepared:
         """Yields `inputs` and `targets`, 1-D int32, by the rules of `Objective.prepare`."""
         raise NotImplementedError(f"{type(self).__name__}.pairs")
 
-    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
+    def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
         """Returns the rows of both, or the one that a decoder alone reads them in."""
         both = {name: feature_length(lengths, name, at_least=1) for name in ("inputs", "targets")}
         if self.topology != "decoder":
@@ -78,13 +73,8 @@ class InputsToTargets(TokenCrossEntropy):
         }
 
     def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
+        self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
+    ) -> Prepared:
         """Makes pairs, for a decoder alone joined; see `Objective.prepare`."""
         pairs = self.pairs(examples, lengths=lengths, vocabulary=vocabulary, rng=rng)
         if self.topology != "decoder":

@@ -1,7 +1,6 @@
-"""Losses over token ids, as pure functions of logits; the sums are taken by the objectives.
+"""Losses over token ids, as pure functions of logits.
 
-Everything here is per token, `[batch, length]` float32: whoever sums decides the weights, so the
-same numbers serve training, held-out perplexity and a score over some of the tokens only.
+All are per token, `[batch, length]` float32; objectives, perplexity and scores weigh and sum them.
 """
 
 import math
@@ -20,7 +19,7 @@ LOSS_NORMALIZING_FACTORS = (
 
 
 class TokenLosses(NamedTuple):
-    """What a position's logits say about its target, each `[batch, length]` float32.
+    """Losses of each position, `[batch, length]` float32.
 
     Attributes:
       cross_entropy: nats, with label smoothing; 0 is the best reachable value, smoothed or not.
@@ -38,16 +37,16 @@ class TokenLosses(NamedTuple):
 def cross_entropy(
     logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0
 ) -> TokenLosses:
-    """Computes the cross entropy of every position.
+    """Returns the cross entropy of every position.
 
     Gradients with respect to logits are `softmax - soft targets` plus `2 log Z softmax` for the
-    z-loss, each found without a difference of large numbers.
+    z-loss, computed without a difference of large numbers.
 
     Args:
       logits: `[batch, length, vocab]`, computed with in float32. Ids that pad the vocabulary are
         classes like any other.
       targets: `[batch, length]` int32 in `[0, vocab)`.
-      label_smoothing: the probability, in `[0, 1)`, that is spread evenly over the other classes.
+      label_smoothing: the probability, in `[0, 1)`, divided evenly among the other classes.
 
     Returns:
       The losses of every position; those of padding mean nothing until weighted with 0.
@@ -83,8 +82,8 @@ def _smoothing_entropy(label_smoothing: float, num_others: int) -> float:
 def chunked(fn: Callable[..., Tree], *arrays: jax.Array, chunk_length: int | None) -> Tree:
     """Computes a function of each position for a chunk of positions at a time.
 
-    Only one chunk's intermediate values (its logits, say) exist at once, forwards and backwards;
-    the price is that the backward pass computes them again.
+    Only one chunk's intermediate values (its logits, say) exist at once; the backward pass
+    computes them again.
 
     Args:
       fn: `[batch, n, ...]` arrays → a tree of `[batch, n, ...]` arrays, position by position.
@@ -141,7 +140,7 @@ def chunked_cross_entropy(
 def normalized_weights(
     weights: jax.Array, factor: float | str | None, *, segment_ids: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Turns a loss normalising factor into token weights and what their weighted sum is divided by.
+    """Returns the token weights of a loss normalising factor, and the divisor of their sum.
 
     Args:
       weights: `[batch, length]` float32, 0 on padding.

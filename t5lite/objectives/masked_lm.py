@@ -3,52 +3,35 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives import base
-from t5lite.objectives.base import check_number, documents
+from t5lite.objectives.base import Vocabulary, check_number, documents
 from t5lite.objectives.rows import segments_of
 from t5lite.objectives.span_corruption import Piece, join_pieces
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
 from t5lite.objectives.words import word_starts
-from t5lite.rows import Example, RowSpec, feature_length
-
-
-class Vocabulary(base.Vocabulary, Protocol):
-    """What masking asks of a vocabulary."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def unk_id(self) -> int: ...
-    @property
-    def bos_id(self) -> int | None: ...
-    @property
-    def mask_id(self) -> int | None: ...
-    def piece(self, token_id: int) -> str: ...
-    def __hash__(self) -> int: ...
+from t5lite.rows import Example, Examples, Lengths, Prepared, RowSpec, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedLM(TokenCrossEntropy):
-    """Predicts tokens of a text that are masked, replaced by others, or kept.
+    """Predicts tokens of a text that are masked, replaced or unchanged.
 
     Texts (`targets` of the examples) are cut into pieces that fill a row, each framed by the
     vocabulary (`[CLS] piece [SEP]`); special tokens are never predicted. Of the tokens to predict,
-    drawn anew in every epoch, 80 % are masked, 10 % become a random ordinary token and 10 % stay.
+    different in every epoch, 80 % are masked, 10 % become a random ordinary token and 10 % stay.
     The mask is the vocabulary's `mask_id`, or else its first sentinel.
 
     Attributes:
       mask_rate: the share of tokens, in (0, 1), to predict; at least one of a piece.
       whole_word: whether words are predicted as a whole; words begin at pieces that do not start
-        with `##` or, in vocabularies without it, at those that start with `▁` or `Ġ`.
-      max_predictions_per_row: the most tokens that are predicted in a row, so that the logits of
-        all others need not be computed; surplus masked tokens get no loss. None: all are predicted,
-        and all logits are computed.
+        with `##` or, in vocabularies without it, at pieces that start with `▁` or `Ġ`.
+      max_predictions_per_row: the most tokens that are predicted in a row, and the only ones whose
+        logits are computed; surplus masked tokens get no loss. None: no limit, all logits.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, §3.1; whole words: the authors' repository.
     """
@@ -84,8 +67,8 @@ class MaskedLM(TokenCrossEntropy):
                 "None or int >= 1",
             )
 
-    def rows(self, lengths: Mapping[str, int]) -> dict[str, RowSpec]:
-        """Returns the rows of masked text, of the text itself, and of what is predicted."""
+    def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
+        """Returns the rows of masked text, of the text itself, and of the predicted tokens."""
         length = feature_length(lengths, "targets", at_least=4)
         if self.max_predictions_per_row is not None and self.max_predictions_per_row > length:
             raise InputError(
@@ -99,16 +82,11 @@ class MaskedLM(TokenCrossEntropy):
         }
 
     def prepare(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Vocabulary | None,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Yields `inputs`, `targets` and `predicted`: masked text, the text, what has a loss.
+        self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
+    ) -> Prepared:
+        """Yields `inputs`, `targets` and `predicted`: masked text, the text, tokens with a loss.
 
-        Raises: InputError if there is no vocabulary, or nothing in it to mask with.
+        Raises: InputError without a vocabulary that has a mask or sentinels.
         """
         length = self.rows(lengths)["inputs"].length
         if vocabulary is None:
@@ -119,7 +97,7 @@ class MaskedLM(TokenCrossEntropy):
         frame = vocabulary.frame
         room, unmasked = length - frame.size, frame.filled(0)
 
-        def prepared() -> Iterator[dict[str, np.ndarray]]:
+        def prepared() -> Prepared:
             for text in documents(examples, self, vocabulary):
                 for start in range(0, text.size, room):
                     piece = text[start : start + room]
@@ -152,8 +130,8 @@ class MaskedLM(TokenCrossEntropy):
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
         """Returns a prepared example for a person to read: the text, predictions «marked»."""
-        kept = example["inputs"] != vocabulary.eos_id
-        text, predicted = example["targets"][kept], example["predicted"][kept]
+        shown = example["inputs"] != vocabulary.eos_id
+        text, predicted = example["targets"][shown], example["predicted"][shown]
         bounds = [0, *(np.flatnonzero(np.diff(predicted)) + 1).tolist(), text.size]
         pieces = [
             Piece(text[start:end], 0 if predicted[start] else None)
@@ -176,7 +154,7 @@ class MaskedLM(TokenCrossEntropy):
         words = np.cumsum(begins) - 1
         sizes = np.bincount(words)
         order = rng.permutation(sizes.size)
-        # As BERT: a word that would be too much is passed over, but for the first.
+        # As BERT: a word that would exceed the count is skipped, except the first.
         chosen, total = np.zeros(sizes.size, bool), 0
         for word in order:
             if total == 0 or total + sizes[word] <= count:
@@ -194,10 +172,10 @@ def _masked(
 ) -> np.ndarray:
     """Returns the tokens with 80 % of the predicted ones masked and 10 % replaced."""
     chance = rng.random(tokens.size)
-    others = rng.choice(ordinary, tokens.size)
+    replacements = rng.choice(ordinary, tokens.size)
     return np.select(
         [predicted & (chance < 0.8), predicted & (chance < 0.9)],
-        [np.int32(mask_id), others],
+        [np.int32(mask_id), replacements],
         tokens,
     ).astype(np.int32)
 
@@ -219,7 +197,7 @@ def mask_of(vocabulary: Vocabulary) -> int:
 
 @functools.lru_cache(maxsize=4)
 def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the ids `[n]` int32 that stand for text: no padding, EOS, mask, sentinel or such."""
+    """Returns the ids `[n]` int32 of text: no padding, EOS, mask, sentinel or such."""
     special = {vocabulary.eos_id, vocabulary.bos_id, vocabulary.unk_id, vocabulary.pad_id}
     special |= {mask_of(vocabulary), *vocabulary.frame.before, *vocabulary.frame.after}
     special |= {vocabulary.sentinel(i) for i in range(vocabulary.num_sentinels)}

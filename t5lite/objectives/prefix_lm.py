@@ -1,13 +1,13 @@
-"""The rest of a text from its beginning, which is seen in both directions."""
+"""Prefix language modelling."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from t5lite.objectives.base import Example, documents, feature_length
+from t5lite.objectives.base import documents
 from t5lite.objectives.inputs_to_targets import InputsToTargets
+from t5lite.rows import Examples, Lengths, Prepared, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,14 @@ class PrefixLM(InputsToTargets):
 
     @property
     def prompt(self) -> str:
-        """What a text is to the trained model: a beginning."""
+        """The kind of prompts, see `Prompts.kind`: a text is a beginning."""
         return "prefix" if self.bidirectional_inputs else "continue"
 
-    def piece_length(self, lengths: Mapping[str, int], vocabulary: Any) -> int:
+    def piece_length(self, lengths: Lengths, vocabulary: Any) -> int:
         """Returns L, the tokens of text in a full piece.
 
         Raises:
-          InputError: if the lengths leave no place to cut.
+          InputError: if the lengths leave no position to cut at.
         """
         around = self.frames(vocabulary).targets.size  # EOS
         if self.topology == "decoder":
@@ -49,18 +49,13 @@ class PrefixLM(InputsToTargets):
         return min(inputs, feature_length(lengths, "targets", at_least=2 * around + 2) - 2 * around)
 
     def pairs(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
+        self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
+    ) -> Prepared:
         """Splits texts into pieces and cuts each in two; see `Objective.prepare`."""
         length = self.piece_length(lengths, vocabulary)
         frame = self.frames(vocabulary).targets
 
-        def divided() -> Iterator[dict[str, np.ndarray]]:
+        def divided() -> Prepared:
             complement = 0
             for text in documents(examples, self, vocabulary):
                 for start in range(0, text.size, length):

@@ -1,12 +1,12 @@
-"""How a model that writes is prompted: as it was trained."""
+"""Prompts of models that generate: special tokens and attention as in training."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 from t5lite.framing import Frame
-from t5lite.objectives.base import known
+from t5lite.objectives.base import known_vocabulary
 
-PROMPTS = ("inputs", "continue", "prefix")  # what a text is to a model: see `Prompts.kind`
+PROMPTS = ("inputs", "continue", "prefix")  # see `Prompts.kind`
 
 
 class Frames(NamedTuple):
@@ -17,18 +17,18 @@ class Frames(NamedTuple):
 
 
 def frames_of(vocabulary: Any, *, topology: str, start_id: int | None) -> Frames:
-    """Returns the frames that a vocabulary has for a model's inputs and targets.
+    """Returns a vocabulary's frames of inputs and targets for a model.
 
     An encoder reads `frame(inputs)`; a decoder writes `target_frame(targets)`. A decoder alone
-    reads both in one row, `frame(inputs)` and then the targets, ended by EOS. The start token that
-    a decoder reads first is never repeated.
+    reads both in one row, `frame(inputs)` and then the targets and EOS. The start token that a
+    decoder reads first is never repeated.
 
     Args:
       vocabulary: of the ids; None where the data are ids alone.
       topology: of the model.
-      start_id: what a decoder reads first; None for nothing.
+      start_id: the token that a decoder reads first, if any.
     """
-    vocabulary = known(vocabulary)
+    vocabulary = known_vocabulary(vocabulary)
     if topology == "decoder":
         ended = Frame(after=(vocabulary.eos_id,))
         return Frames(vocabulary.frame.read_after(start_id), ended)
@@ -36,25 +36,24 @@ def frames_of(vocabulary: Any, *, topology: str, start_id: int | None) -> Frames
 
 
 def start_of(vocabulary: Any, start_id: int | None) -> Frame:
-    """Returns the frame of what a decoder reads first, if the vocabulary adds that to a text.
+    """Returns the frame of a decoder's start token if the vocabulary adds it to texts too.
 
-    A text that spells it, `<s>`, is not read with two: see `Frame.without`. Any other start token
-    is none of the text's.
+    A text that spells it, `<s>`, is not read with two: see `Frame.without`.
     """
-    before = known(vocabulary).frame.before
+    before = known_vocabulary(vocabulary).frame.before
     return Frame(before if before == (start_id,) else ())
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """How a model reads prompts.
+    """Prompt kinds and frames of a model.
 
     Attributes:
-      kind: what a text is to the model by default, one of `PROMPTS`. `inputs`: a whole text, with
-        the special tokens of `inputs` around it, which the model answers; `continue`: a beginning,
-        which the model continues; `prefix`: the same, seen in both directions.
+      kind: the default, one of `PROMPTS`. `inputs`: a whole text, with the special tokens of
+        `inputs` around it, which the model answers; `continue`: a beginning, which the model
+        continues; `prefix`: the same, seen in both directions.
       inputs: the special tokens around a whole text.
-      targets: those around its answer.
+      targets: the special tokens around its answer.
       bidirectional: whether a decoder sees the tokens of a whole text in both directions.
     """
 
@@ -70,7 +69,7 @@ class Prompts:
         return cls(kind, *frames_of(vocabulary, topology=topology, start_id=start_id))
 
     def of(self, kind: str | None) -> "Prompt":
-        """Returns how texts of a kind are read; None: of the default one."""
+        """Returns the prompt of a kind; None: of the default one."""
         kind = kind or self.kind
         if kind == "inputs":
             return Prompt(kind, self.inputs, self.targets, self.bidirectional)
@@ -79,12 +78,12 @@ class Prompts:
 
 
 class Prompt(NamedTuple):
-    """How texts of one kind are read.
+    """Frames and attention of one kind of prompts.
 
     Attributes:
       kind: one of `PROMPTS`.
       inputs: the special tokens around a text.
-      targets: those around what is written after it.
+      targets: the special tokens around the response.
       bidirectional: whether a decoder sees a text in both directions.
     """
 

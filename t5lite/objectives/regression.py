@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import NOTHING, Model, Terms
-from t5lite.objectives.head_objective import Batch, HeadObjective, existing, pair
-from t5lite.rows import Example, RowSpec
+from t5lite.framing import Frame
+from t5lite.objectives.base import NOTHING, Batch, Model, Terms
+from t5lite.objectives.head_objective import HeadObjective, row_weights, weighted
+from t5lite.rows import Lengths, RowSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regression(HeadObjective):
     """Predicts numbers of a text, from `labels` `[num_targets]` float32, by the squared error.
+
+    Metrics: `loss` and `mse`, both the mean squared error.
 
     Attributes:
       num_targets: how many numbers; set by `bind` to those of the model's head.
@@ -33,47 +36,34 @@ class Regression(HeadObjective):
         bound = super().bind(model, references)
         return dataclasses.replace(bound, num_targets=model.heads[self.head].num_targets)
 
-    def label_spec(self, lengths: Mapping[str, int]) -> RowSpec:
+    def label_spec(self, lengths: Lengths) -> RowSpec:
         """Returns the declaration of `labels`, float32 numbers."""
         return RowSpec(1, (self.num_targets,), "float32", "per_example")
 
-    def prepared(
-        self, example: Example, lengths: Mapping[str, int], vocabulary: Any
-    ) -> dict[str, np.ndarray]:
-        """Returns `inputs` int32 and `labels` float32.
+    def prepared_labels(
+        self, labels: np.ndarray, text: np.ndarray, inputs: np.ndarray, frame: Frame
+    ) -> np.ndarray:
+        """Returns the labels as float32.
 
         Raises: InputError if an example does not have as many numbers as the model's head.
         """
-        labels = self.labels_of(example).astype(np.float32)
         if labels.shape != (self.num_targets,):
             raise InputError(
                 f"Regression: an example has labels of shape {labels.shape} and the model's "
                 f"head gives {self.num_targets}: set RegressionHeadSpec.num_targets"
             )
-        inputs = self.framed(self.inputs_of(example), lengths, vocabulary)
-        return {"inputs": inputs, "labels": labels}
+        return labels.astype(np.float32)
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the texts, labels `[batch, num_targets]` and label_weights `[batch]` float32."""
         labels = rows["labels"][:, 0]
-        return {**self.named(rows), "labels": labels, "label_weights": existing(rows)}
+        return {**self.text_arrays(rows), "labels": labels, "label_weights": row_weights(rows)}
 
-    def loss(
-        self,
-        model: Model,
-        params: Any,
-        batch: Batch,
-        *,
-        frozen: Mapping[str, Any] = NOTHING,
-        rngs: Mapping[str, jax.Array] = NOTHING,
-        train: bool = False,
-    ) -> tuple[Terms, Terms]:
-        """Returns the mean squared error; metrics `loss` and `mse`, which are that too."""
-        output, others = self.output(model, params, batch, rngs=rngs, train=train)
+    def losses(self, output: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
+        """Returns the mean squared error, and the metrics."""
         squared = jnp.mean(jnp.square(output - batch["labels"]), axis=-1)
-        error = pair(squared, batch["label_weights"])
-        terms = {"regression": (error[0], jnp.float32(1))} | others
-        return terms, {"loss": error, "mse": error}
+        error = weighted(squared, batch["label_weights"])
+        return error[0], {"loss": error, "mse": error}
 
     def show_labels(self, labels: np.ndarray, names: Sequence[str]) -> str:
         """Returns the numbers, after their names if they have some."""

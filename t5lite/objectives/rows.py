@@ -1,7 +1,7 @@
-"""Rows under the names that models know, SeqIO's. Pure NumPy; rows of zeros have no weight.
+"""Rows under SeqIO's batch names. Pure NumPy; rows of zeros have no weight.
 
-A batch has the segment ids of every token (0 on padding), from which models derive positions; and
-where each row holds one text, at its beginning, the lengths of the texts.
+A batch has the segment ids of every token (0 on padding), from which models derive positions, and
+the lengths of texts where each row holds one.
 """
 
 from collections.abc import Mapping
@@ -121,7 +121,7 @@ def with_segments(batch: Rows) -> Batch:
     named = dict(batch)
     for side in ("encoder", "decoder"):
         named.pop(f"{side}_positions", None)
-        # A decoder's first input may be 0: its targets tell tokens from padding.
+        # A decoder's first input may be 0; its targets distinguish tokens from padding.
         names = [f"{side}_{name}_tokens" for name in ("target", "input")]
         tokens = [batch[name] for name in names[side == "encoder" :] if name in batch]
         if not tokens or f"{side}_segment_ids" in batch:

@@ -1,27 +1,27 @@
-"""Inputs in, targets out: what every SeqIO task that was written for T5X defines."""
+"""Inputs to targets, as SeqIO tasks written for T5X define them."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 
 from t5lite.errors import unknown
 from t5lite.framing import Frame
-from t5lite.objectives.base import Example, feature, feature_length, known, unended, unpadded
+from t5lite.objectives.base import feature, known_vocabulary, unended, unpadded
 from t5lite.objectives.inputs_to_targets import InputsToTargets
 from t5lite.objectives.prompts import Frames
+from t5lite.rows import Examples, Lengths, Prepared, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seq2Seq(InputsToTargets):
     """Predicts `targets` from `inputs`.
 
-    Both are framed as the vocabulary has it; what is too long for its length loses its end. An
-    example whose targets are empty even so has no weight, and is dropped.
+    The vocabulary frames both; what is too long for its length loses its end. Examples with empty
+    targets are dropped.
 
     Attributes:
-      bidirectional_inputs: whether a decoder alone sees inputs in both directions.
       add_eos: whether each feature ends with EOS, and nothing else is added to it; None: as the
         SeqIO task says, `seqio.Feature.add_eos`, or without one as the vocabulary does. As in
         SeqIO, an EOS that a task's preprocessors have appended is cut off where it does not fit.
@@ -47,7 +47,7 @@ class Seq2Seq(InputsToTargets):
 
     def frames(self, vocabulary: Any) -> Frames:
         """Returns the special tokens around inputs and targets."""
-        eos_id = known(vocabulary).eos_id
+        eos_id = known_vocabulary(vocabulary).eos_id
         own = {
             name: Frame(after=(eos_id,) if ends else ())
             for name, ends in (self.add_eos or {}).items()
@@ -55,18 +55,13 @@ class Seq2Seq(InputsToTargets):
         return super().frames(vocabulary)._replace(**own)
 
     def pairs(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Any,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
+        self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
+    ) -> Prepared:
         """Frames and cuts inputs and targets; see `Objective.prepare`.
 
         Raises: InputError if a feature has no length or an example lacks a feature.
         """
-        frames, eos_id = self.frames(vocabulary)._asdict(), known(vocabulary).eos_id
+        frames, eos_id = self.frames(vocabulary)._asdict(), known_vocabulary(vocabulary).eos_id
         rooms = {name: feature_length(lengths, name) for name in self.features}
 
         def framed(name: str, tokens: np.ndarray) -> np.ndarray:
@@ -76,7 +71,7 @@ class Seq2Seq(InputsToTargets):
                     return tokens[: rooms[name]]
             return frames[name](unended(tokens, vocabulary), rooms[name])
 
-        def prepared() -> Iterator[dict[str, np.ndarray]]:
+        def prepared() -> Prepared:
             for example in examples:
                 pair = {
                     name: framed(

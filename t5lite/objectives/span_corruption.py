@@ -1,4 +1,4 @@
-"""T5's pretraining: spans of a text give way to sentinels, and the targets say what was there.
+"""Span corruption, T5's pretraining: sentinels replace spans of a text, which are the targets.
 
 An example, of words instead of tokens:
 
@@ -11,29 +11,24 @@ import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import (
-    Example,
-    Vocabulary,
-    check_number,
-    documents,
-    feature_length,
-)
+from t5lite.objectives.base import Vocabulary, check_number, documents
 from t5lite.objectives.inputs_to_targets import InputsToTargets
 from t5lite.objectives.words import word_bounds
+from t5lite.rows import Examples, Lengths, Prepared, feature_length
 
 
 class SpanCounts(NamedTuple):
-    """How a text of some tokens is divided: all of it follows from its length.
+    """Division of a text into kept and noise spans; follows from its length alone.
 
     Attributes:
-      noise: tokens that are taken out.
-      spans: runs that they form; each is one sentinel in the inputs and one in the targets.
+      noise: tokens that are removed.
+      spans: runs of noise; each is one sentinel in the inputs and one in the targets.
       inputs: length of the inputs, EOS included.
       targets: length of the targets, EOS included.
     """
@@ -46,7 +41,7 @@ class SpanCounts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruption(InputsToTargets):
-    """Takes random spans out of text and predicts them.
+    """Removes random spans of text and predicts them.
 
     Documents (`targets` of the examples) are joined without EOS and cut into stretches of exactly
     the length that fills the inputs: 568 tokens for 512 inputs and 114 targets. The last stretch
@@ -58,10 +53,10 @@ class SpanCorruption(InputsToTargets):
     used whole.
 
     Attributes:
-      noise_density: the share of tokens, in (0, 1), that is taken out.
+      noise_density: the share of tokens, in (0, 1), that is removed.
       mean_noise_span_length: the mean length of a span in tokens, >= 1.
       whole_word: whether each span is one word of letters and digits, with a word kept on either
-        side of it. The two numbers above then say how many tokens and spans are taken at most.
+        side of it. The two numbers above are then upper bounds of tokens and spans.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4 and §3.3.4; `t5.data.preprocessors`.
     """
@@ -85,9 +80,9 @@ class SpanCorruption(InputsToTargets):
         # Python's halves to even in float64, as T5's length computation has it. T5's mask rounds in
         # float32 and differs by one token where both meet exactly a half (first at 190 tokens).
         noise = min(max(round(num_tokens * self.noise_density), 1), num_tokens - 1)
-        kept = num_tokens - noise
-        spans = min(max(round(noise / self.mean_noise_span_length), 1), kept)
-        return SpanCounts(noise, spans, kept + spans + 1, noise + spans + 1)
+        rest = num_tokens - noise
+        spans = min(max(round(noise / self.mean_noise_span_length), 1), rest)
+        return SpanCounts(noise, spans, rest + spans + 1, noise + spans + 1)
 
     def raw_length(self, inputs_length: int) -> int:
         """Returns how many tokens of text fill `inputs_length` >= 3 positions, EOS included."""
@@ -102,17 +97,12 @@ class SpanCorruption(InputsToTargets):
         return num_tokens
 
     def pairs(
-        self,
-        examples: Iterator[Example],
-        *,
-        lengths: Mapping[str, int],
-        vocabulary: Vocabulary | None,
-        rng: np.random.Generator,
-    ) -> Iterator[dict[str, np.ndarray]]:
+        self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
+    ) -> Prepared:
         """Joins, cuts and corrupts the examples' `targets`; see `Objective.prepare`.
 
-        Raises: InputError if a length is missing, the targets cannot hold what is taken out of
-          full inputs, or the vocabulary has too few sentinels.
+        Raises: InputError if a length is missing, the targets cannot hold the noise of full
+          inputs, or the vocabulary has too few sentinels.
         """
         frames = self.frames(vocabulary)
         # The counts include T5's EOS; vocabularies may have more or fewer special tokens.
@@ -136,7 +126,7 @@ class SpanCorruption(InputsToTargets):
             )
         sentinels = np.array([vocabulary.sentinel(i) for i in range(needed.spans)], np.int32)
 
-        def prepared() -> Iterator[dict[str, np.ndarray]]:
+        def prepared() -> Prepared:
             for tokens in _stretches(documents(examples, self, vocabulary), raw_length):
                 if self.whole_word:
                     noise = self._word_mask(tokens, vocabulary, rng)
@@ -156,7 +146,7 @@ class SpanCorruption(InputsToTargets):
     def show_pair(
         self, inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary
     ) -> list[str]:
-        """Returns the text for a person to read, with what is taken out «marked»."""
+        """Returns the text for a person to read, with the noise «marked»."""
         return [marked_text(inputs, targets, vocabulary, left="«", right="»")]
 
     def _noise_mask(self, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
@@ -170,7 +160,7 @@ class SpanCorruption(InputsToTargets):
     def _word_mask(
         self, tokens: np.ndarray, vocabulary: Any, rng: np.random.Generator
     ) -> np.ndarray:
-        """Returns `[num_tokens]` bool, True on the tokens of words that are taken out."""
+        """Returns `[num_tokens]` bool, True on the tokens of removed words."""
         noise, spans, _, _ = self.counts(len(tokens))
         firsts, ends = word_bounds(tokens, vocabulary)
         firsts, ends = firsts[firsts > 0], ends[firsts > 0]  # the first token is kept, as in T5
@@ -205,51 +195,52 @@ def _replace_runs(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -
 
 
 def _stretches(documents: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """Yields the joined documents in pieces of `length` tokens, then the rest if it can be used."""
-    rest = np.empty(0, np.int32)
+    """Yields the joined documents in pieces of `length` tokens, then the rest if it has two."""
+    parts, size = [np.empty(0, np.int32)], 0
     for document in documents:
-        rest = np.concatenate([rest, document])
-        whole = len(rest) - len(rest) % length
-        yield from rest[:whole].reshape(-1, length)
-        rest = rest[whole:]
-    if len(rest) >= 2:
-        yield rest
+        parts.append(document)
+        size += len(document)
+        if size >= length:
+            joined = np.concatenate(parts)
+            size %= length
+            yield from joined[: len(joined) - size].reshape(-1, length)
+            parts = [joined[len(joined) - size :]]
+    if size >= 2:
+        yield np.concatenate(parts)
 
 
 class Piece(NamedTuple):
-    """Some tokens of a text, `[n]` int32, and which span they are: None if they were kept."""
+    """Tokens of a text, `[n]` int32, and the number of their span; None outside spans."""
 
     tokens: np.ndarray
     span: int | None
 
 
 def spans(targets: np.ndarray, vocabulary: Vocabulary) -> dict[int, np.ndarray]:
-    """Reads what targets, true or a model's, say about each span.
+    """Returns the tokens of each span in targets, true or a model's, by sentinel index from 0.
+
+    Tokens before the first sentinel are left out, and so is a sentinel's second appearance.
 
     Args:
       targets: `[n]` integers; ends at EOS or padding.
-      vocabulary: knows the sentinels.
-
-    Returns:
-      The tokens behind each sentinel by its index, 0 being the first in a text. What stands before
-      any sentinel is left out, and so is a sentinel's second appearance.
+      vocabulary: has the sentinels.
     """
     tokens = _before_end(targets, vocabulary)
     marks = _sentinel_indices(tokens, vocabulary)
     starts = np.flatnonzero(marks >= 0).tolist()
-    found: dict[int, np.ndarray] = {}
+    tokens_of: dict[int, np.ndarray] = {}
     for start, end in itertools.pairwise([*starts, len(tokens)]):
-        found.setdefault(int(marks[start]), tokens[start + 1 : end])
-    return found
+        tokens_of.setdefault(int(marks[start]), tokens[start + 1 : end])
+    return tokens_of
 
 
 def merge(inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> list[Piece]:
-    """Puts the spans back into the inputs: the pieces' tokens, joined, are the text.
+    """Returns the pieces of a text, its spans put back into the inputs.
 
     Args:
       inputs: `[n]` integers, with sentinels; ends at EOS or padding.
       targets: `[m]` integers. A span they lack becomes an empty piece.
-      vocabulary: knows the sentinels.
+      vocabulary: has the sentinels.
     """
     tokens = _before_end(inputs, vocabulary)
     marks = _sentinel_indices(tokens, vocabulary)
@@ -272,14 +263,14 @@ def marked_text(
     left: str = "[",
     right: str = "]",
 ) -> str:
-    """Returns the text as one string, with what was (or would be) filled in between marks."""
+    """Returns the text as one string, with each span between marks."""
     return join_pieces(merge(inputs, targets, vocabulary), vocabulary, left=left, right=right)
 
 
 def join_pieces(
     pieces: Iterable[Piece], vocabulary: Vocabulary, *, left: str = "«", right: str = "»"
 ) -> str:
-    """Returns a text's pieces as one string, with those that are spans between marks."""
+    """Returns a text's pieces as one string, with each span between marks."""
     text, shown = "", 0
     seen = np.empty(0, np.int32)
     for piece in pieces:

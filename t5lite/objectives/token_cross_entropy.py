@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.errors import unknown
-from t5lite.objectives.base import NOTHING, Model, Objective, Terms, check_number, expert_terms
+from t5lite.objectives.base import (
+    NOTHING,
+    Batch,
+    Model,
+    Objective,
+    Terms,
+    check_number,
+    expert_terms,
+)
 from t5lite.objectives.losses import (
     LOSS_NORMALIZING_FACTORS,
     chunked_cross_entropy,
@@ -20,7 +28,7 @@ from t5lite.objectives.losses import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenCrossEntropy(Objective):
-    """Token cross entropy: the device half of objectives that predict `{side}_target_tokens`.
+    """Device half of objectives that predict `{side}_target_tokens`, by cross entropy.
 
     Targets have the positions of the inputs, or those of the batch's `{side}_target_positions`:
     then the logits of other positions are not computed.
@@ -65,7 +73,7 @@ class TokenCrossEntropy(Objective):
         elif factor is not None:
             check_number(self, "loss_normalizing_factor", lambda x: 0 < x < math.inf, "> 0")
 
-    def _at_targets(self, rows: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def _at_targets(self, rows: jax.Array, batch: Batch) -> jax.Array:
         """Returns the values of rows `[batch, length, …]` at the positions to predict."""
         positions = batch.get(f"{self.side}_target_positions")
         if positions is None:
@@ -73,7 +81,7 @@ class TokenCrossEntropy(Objective):
         positions = positions.reshape(*positions.shape, *[1] * (rows.ndim - 2))
         return jnp.take_along_axis(rows, positions, axis=1)
 
-    def _token_weights(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def _token_weights(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         factor = self.loss_normalizing_factor
         packed = f"{self.side}_lengths" not in batch
         segment_ids = batch[f"{self.side}_segment_ids"] if packed else None
@@ -83,7 +91,7 @@ class TokenCrossEntropy(Objective):
             segment_ids=None if segment_ids is None else self._at_targets(segment_ids, batch),
         )
 
-    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the divisor of both terms; see `Objective.weights`."""
         _, divisor = self._token_weights(batch)
         return {"cross_entropy": divisor, "z_loss": divisor}
@@ -92,7 +100,7 @@ class TokenCrossEntropy(Objective):
         self,
         model: Model,
         params: Any,
-        batch: Mapping[str, jax.Array],
+        batch: Batch,
         *,
         frozen: Mapping[str, Any] = NOTHING,
         rngs: Mapping[str, jax.Array] = NOTHING,

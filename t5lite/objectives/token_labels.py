@@ -1,7 +1,7 @@
 """Token classification: named entities, parts of speech."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -9,20 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.objectives.base import (
-    NOTHING,
-    TOKENS,
-    IdLimit,
-    Model,
-    Terms,
-    Vocabulary,
-    known,
-    unended,
-)
-from t5lite.objectives.head_objective import Batch, HeadObjective, pair
+from t5lite.framing import Frame
+from t5lite.objectives.base import TOKENS, Axes, Batch, IdLimit, Terms, Vocabulary
+from t5lite.objectives.head_objective import HeadObjective, weighted
 from t5lite.objectives.losses import cross_entropy
 from t5lite.objectives.rows import weights_of
-from t5lite.rows import Example, RowSpec, feature_length
+from t5lite.rows import Example, Lengths, RowSpec, feature_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +22,8 @@ class TokenLabels(HeadObjective):
     """Predicts a label for each token, from `labels` `[n]` along `inputs`: from 0, -1 for none.
 
     Label 0 means "nothing in particular" (the O of named entities): precision and recall are those
-    of all other labels together, token by token.
+    of all other labels together, token by token. Metrics: `loss`, `accuracy`, `precision`,
+    `recall`.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, §5.3.
     """
@@ -38,6 +31,7 @@ class TokenLabels(HeadObjective):
     head: ClassVar[str] = "token_labels"
     packable: ClassVar[bool] = True
     per_row: ClassVar[tuple[str, ...]] = ()
+    label_weights: ClassVar[str] = "token_weights"
 
     def limits(self, model: Any) -> dict[str, IdLimit]:
         """Returns the numbers of ids and of labels."""
@@ -45,68 +39,49 @@ class TokenLabels(HeadObjective):
         limit = IdLimit(model.limits["token_labels"], "classes", fix)
         return super().limits(model) | {"token_labels": limit}
 
-    def label_spec(self, lengths: Mapping[str, int]) -> RowSpec:
+    def label_spec(self, lengths: Lengths) -> RowSpec:
         """Returns the declaration of `labels`, which lie along the inputs."""
         return RowSpec(feature_length(lengths, "inputs"), kind="aligned", along="inputs")
 
-    def axes(self) -> dict[str, tuple[str | None, ...]]:
+    def axes(self) -> Axes:
         """Returns the logical axes of a batch's arrays, by name."""
         return super().axes() | dict.fromkeys(("token_labels", "token_weights"), TOKENS)
 
-    def prepared(
-        self, example: Example, lengths: Mapping[str, int], vocabulary: Any
-    ) -> dict[str, np.ndarray]:
-        """Returns `inputs`, and `labels` along them, -1 on special tokens.
+    def prepared_labels(
+        self, labels: np.ndarray, text: np.ndarray, inputs: np.ndarray, frame: Frame
+    ) -> np.ndarray:
+        """Returns the labels along `inputs`, -1 on special tokens.
 
         Raises: InputError if an example has fewer labels than tokens.
         """
-        text = unended(self.inputs_of(example), vocabulary)
-        labels = self.labels_of(example)[: text.size].astype(np.int32)
         if labels.size < text.size:
             raise InputError(
                 f"TokenLabels: an example has {labels.size} labels for {text.size} tokens: "
                 "give each token of 'inputs' its label, -1 for none"
             )
-        inputs = self.framed(text, lengths, vocabulary)
-        return {"inputs": inputs, "labels": known(vocabulary).frame.filled(-1)(labels, inputs.size)}
+        return frame.filled(-1)(labels[: text.size].astype(np.int32), inputs.size)
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the texts, token_labels int32 and token_weights float32 `[batch, length]`."""
         labels = rows["labels"]
         return {
-            **self.named(rows),
+            **self.text_arrays(rows),
             "token_labels": np.maximum(labels, 0),
             "token_weights": weights_of(rows, "inputs") * (labels >= 0).astype(np.float32),
         }
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the number of labels."""
-        return {self.head: jnp.sum(batch["token_weights"])}
-
-    def loss(
-        self,
-        model: Model,
-        params: Any,
-        batch: Batch,
-        *,
-        frozen: Mapping[str, Any] = NOTHING,
-        rngs: Mapping[str, jax.Array] = NOTHING,
-        train: bool = False,
-    ) -> tuple[Terms, Terms]:
-        """Returns the labels' cross entropy; metrics `loss`, `accuracy`, `precision`, `recall`."""
-        logits, others = self.output(model, params, batch, rngs=rngs, train=train)
+    def losses(self, output: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
+        """Returns the labels' cross entropy, and the metrics."""
         labels, weights = batch["token_labels"], batch["token_weights"]
-        found = cross_entropy(logits, labels)
-        predicted = jnp.argmax(logits, axis=-1)
+        tokens, predicted = cross_entropy(output, labels), jnp.argmax(output, axis=-1)
         true = ((predicted == labels) & (labels > 0)).astype(jnp.float32)
-        loss = pair(found.negative_log_likelihood, weights)
-        metrics = {
+        loss = weighted(tokens.negative_log_likelihood, weights)
+        return loss[0], {
             "loss": loss,
-            "accuracy": pair(found.correct, weights),
-            "precision": pair(true, weights * (predicted > 0).astype(jnp.float32)),
-            "recall": pair(true, weights * (labels > 0).astype(jnp.float32)),
+            "accuracy": weighted(tokens.correct, weights),
+            "precision": weighted(true, weights * (predicted > 0).astype(jnp.float32)),
+            "recall": weighted(true, weights * (labels > 0).astype(jnp.float32)),
         }
-        return {"token_labels": (loss[0], jnp.float32(1))} | others, metrics
 
     def show(
         self, example: Example, vocabulary: Vocabulary, names: Sequence[str] = ()

@@ -1,30 +1,21 @@
-"""Words among tokens: where they begin, and which pieces they are made of."""
+"""Boundaries of words among the pieces of a vocabulary."""
 
 import functools
-from typing import Protocol
 
 import numpy as np
 
 from t5lite.errors import InputError
+from t5lite.objectives.base import Vocabulary
 
 _STARTS = ("▁", "Ġ")  # SentencePiece's mark and byte-level BPE's
 _GOES_ON = "##"  # WordPiece's
-
-
-class Vocabulary(Protocol):
-    """What words ask of a vocabulary."""
-
-    @property
-    def size(self) -> int: ...
-    def piece(self, token_id: int) -> str: ...
-    def __hash__(self) -> int: ...
 
 
 @functools.lru_cache(maxsize=4)
 def word_starts(vocabulary: Vocabulary) -> np.ndarray:
     """Returns `[size]` bool: whether a word begins at each id's piece.
 
-    Raises: InputError if no piece says so.
+    Raises: InputError if the pieces do not mark beginnings.
     """
     pieces = [vocabulary.piece(i) for i in range(vocabulary.size)]
     if any(piece.startswith(_GOES_ON) for piece in pieces):
@@ -32,8 +23,8 @@ def word_starts(vocabulary: Vocabulary) -> np.ndarray:
     begins = np.array([piece.startswith(_STARTS) for piece in pieces])
     if not begins.any():
         raise InputError(
-            "whole_word = True: no piece of the vocabulary starts with ##, ▁ or Ġ, so nobody "
-            "knows where words begin; set it to False",
+            "whole_word = True: no piece of the vocabulary starts with ##, ▁ or Ġ, so word "
+            "boundaries are unknown; set it to False",
             field="whole_word",
         )
     return begins
@@ -47,17 +38,17 @@ def letters_or_digits(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def word_bounds(tokens: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where each whole word of letters and digits begins, and where it has ended.
+    """Returns the first and the end position of each whole word of letters and digits.
 
-    A word that the tokens may cut, the last one, is left out; so is what follows punctuation
-    without a space.
+    The last word is left out, which the tokens may cut; so is what follows punctuation without a
+    space.
 
     Args:
       tokens: `[n]` int32.
-      vocabulary: theirs.
+      vocabulary: of the tokens.
 
     Returns:
-      Two arrays `[words]` of places in `tokens`; words do not overlap.
+      Two arrays `[words]` of positions in `tokens`; words do not overlap.
     """
     wordlike = letters_or_digits(vocabulary)[tokens]
     begins = word_starts(vocabulary)[tokens] & wordlike

@@ -153,6 +153,6 @@ def _check_ids(name: str, rows: np.ndarray, limits: Mapping[str, Any]) -> None:
         return
     if (largest := int(rows.max(initial=0))) >= limit.size:
         raise InputError(
-            f"{name} holds the id {largest}, but the model has only {limit.size} {limit.what} "
+            f"{name} holds the id {largest}, but the model has only {limit.size} {limit.noun} "
             f"(0 to {limit.size - 1}); {limit.fix}"
         )
