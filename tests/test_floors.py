@@ -14,7 +14,7 @@ from t5lite.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    **dict.fromkeys(["errors", "framing", "rows", "platforms", "public_names", "text"], 0),
+    **dict.fromkeys(["errors", "framing", "paths", "rows", "platforms", "public_names", "text"], 0),
     **dict.fromkeys(
         ["layers", "objectives", "optimizers", "data", "parallel", "decoding", "reporting"], 1
     ),
@@ -26,7 +26,7 @@ FLOORS = {
     **dict.fromkeys(["commands", "configuration"], 7),
     **dict.fromkeys(["main", "__init__"], 8),
 }
-EVERYWHERE = {"errors", "framing", "rows", "public_names", "text"}
+EVERYWHERE = {"errors", "framing", "paths", "rows", "public_names", "text"}
 ONLY = {"models": {"layers"}, "training": {"parallel", "reporting"}}  # what else they may see
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "tfds", "grain"}
 TENSORFLOW_ROOMS = {"data", "objectives", "evaluation", "corpus"}

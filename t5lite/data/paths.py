@@ -9,16 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from t5lite.errors import InputError
-
-
-def as_path(path: str | os.PathLike) -> Any:
-    """Returns a `pathlib.Path`, or the path of `etils` for `gs://`, `s3://` and the like."""
-    text = os.fspath(path)
-    if "://" not in text:
-        return Path(text).expanduser()
-    from etils import epath
-
-    return epath.Path(text)
+from t5lite.paths import as_path
 
 
 def cache_folder() -> Path:
@@ -104,7 +95,8 @@ def check_folder(path: object, *, field: str) -> None:
       field: what to call it in messages.
 
     Raises:
-      InputError: if it is not a path, is empty or blank, is a file, or the root of a file system.
+      InputError: if it is not a path, is empty or blank, is a file, the root of a file system, or a
+        URL of an unknown scheme.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(
@@ -116,6 +108,10 @@ def check_folder(path: object, *, field: str) -> None:
         wrong = "is empty" if not text.strip() else "begins or ends with a space"
     elif "://" in text:
         wrong = None if text.partition("://")[2].strip("/") else "names no bucket"
+        try:
+            as_path(text)
+        except InputError as error:
+            raise InputError(f"{field} = {text!r}: {error}", field=field) from error
     elif not (target := Path(os.path.abspath(os.path.expanduser(text)))).name:
         wrong = "is the root of the file system"
     elif target.exists() and not target.is_dir():

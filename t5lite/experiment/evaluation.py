@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 
 from t5lite.data.paths import write_whole
 from t5lite.data.sources import NoSplit
@@ -20,11 +19,21 @@ from t5lite.experiment.experiment import Experiment
 from t5lite.experiment.prompts import as_trained
 from t5lite.experiment.run_folder import check_described
 from t5lite.inference import Loaded, load
-from t5lite.interop import Description, locate
+from t5lite.interop import Description, Opened, locate, open_model
+from t5lite.models import Model
 from t5lite.parallel import check_batch, shardings
 from t5lite.text import metric_lines
 from t5lite.training import Checkpoints, Edit, Stop, TrainState, process_shards
-from t5lite.training.restore import absolute, named, read_arrays, saved_steps
+from t5lite.training.frozen import read_referred
+from t5lite.training.restore import (
+    absolute,
+    named,
+    read_arrays,
+    read_document,
+    read_together,
+    saved_arrays,
+    saved_steps,
+)
 from t5lite.training.state import frozen_of
 
 _CHECKED = 1024  # examples, for texts that are cut
@@ -89,7 +98,7 @@ def evaluate(
         run.say(f"note: {cut}")
     if data.labels() and not known.labels:
         run.say(f"{found.home} has no labels.json: labels are numbered as in these data")
-    references = _references(experiment, found.step_folder, loaded.mesh)
+    references = _references(experiment, known, loaded)
     state = _state(loaded.step, loaded.params, references)
     for callback in experiment.callbacks:
         whole = getattr(callback, "whole", None)
@@ -109,22 +118,51 @@ def evaluate(
     return run.metrics
 
 
-def _references(experiment: Experiment, step_folder: epath.Path, mesh: Mesh) -> dict[str, Any]:
-    """Returns the parameters of the objective's references; of "start", those kept by the run."""
-    found = {}
-    for name, model in experiment.reference_models.items():
+def _references(experiment: Experiment, description: Description, loaded: Loaded) -> dict[str, Any]:
+    """Returns the parameters of the objective's references; of "start", where the run started.
+
+    Raises:
+      InputError: if the checkpoint has no such start, or the folder that it refers to has changed.
+    """
+    if not experiment.reference_models:
+        return {}
+    folder, mesh = loaded.folder, loaded.mesh
+    saved, document = read_together(folder, lambda: (saved_arrays(folder), read_document(folder)))
+    entry = document.get("frozen") or {}
+
+    def read(name: str, model: Model, base: Opened | None) -> Any:
         shapes = model.shapes()
-        placed = named(shardings(model.axes(), experiment.layout.parameters, mesh))
-        wanted = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path])
+        sharding = named(shardings(model.axes(), experiment.layout.parameters, mesh))
+        leaves = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding[path])
             for path, leaf in named(shapes).items()
         }
-        if name in experiment.references:
-            values = experiment.references[name].read(wanted)
+        prefix = f"frozen/references/{name}/"
+        if (opened := experiment.references.get(name, base)) is not None:
+            values = opened.read(leaves)
+        elif all(prefix + path in saved for path in leaves):
+            values = read_arrays(folder, leaves, prefix=prefix)
         else:
-            values = read_arrays(step_folder, wanted, prefix=f"frozen/references/{name}/")
-        found[name] = jax.tree.unflatten(jax.tree.structure(shapes), list(values.values()))
-    return found
+            field = f"{type(experiment.objective).__name__}.references"
+            raise InputError(
+                f"{field}: {name!r} is the start of a run, which {folder} does not hold; evaluate "
+                "a checkpoint of a run with this objective, or name a folder",
+                field=field,
+            )
+        return jax.tree.unflatten(jax.tree.structure(shapes), list(values.values()))
+
+    def references(base: Opened | None = None) -> dict[str, Any]:
+        models = experiment.reference_models.items()
+        return {name: read(name, model, base) for name, model in models}
+
+    def referred(base: str) -> dict[str, Any]:
+        tuning = description.tuning.bind(experiment.network.axes(), experiment.network.shapes())
+        _, frozen = tuning.split(loaded.params)
+        return frozen_of(frozen, references(open_model(base, averaged=False)))
+
+    if "folder" in entry and experiment.references.keys() < experiment.reference_models.keys():
+        return read_referred(folder, entry, referred)["references"]  # type: ignore[no-any-return]
+    return references()
 
 
 def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.Path:

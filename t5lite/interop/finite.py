@@ -47,7 +47,8 @@ def check_compute(family: str, dtype: str) -> None:
     if dtype == "float16" and family in _WIDE_FAMILIES:
         raise InputError(
             f"compute.dtype = {dtype!r}: activations of {family!r} models exceed its largest "
-            "number, 65,504, and what follows is NaN; set ComputeSpec(dtype='bfloat16')"
+            "number, 65,504, and become NaN; set ComputeSpec(dtype='bfloat16')",
+            field="compute",
         )
 
 

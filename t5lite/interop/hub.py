@@ -3,41 +3,41 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from t5lite.errors import InputError
 
-_NAME = re.compile(r"(?P<model>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
-# No pickles: what is not downloaded cannot be opened by mistake.
+_NAME = re.compile(r"(?P<model>(?!\.)[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
+# No pickles: a file that is not downloaded cannot be opened by mistake.
 _SMALL = ("*.json", "*.model", "*.txt", "*.spm", "*.jinja")
-# Weights once: not `consolidated.safetensors`, other precisions, or other programs' copies.
+# Weights once: no `consolidated.safetensors`, other precisions, or other programs' copies.
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DENSE = "*_Dense/model.safetensors"  # sentence-transformers' layer after the pooling
-_OTHERS = ("onnx/*", "openvino/*", "original/*", "coreml/*", "gguf/*", "metal/*", "flax/*")
+_COPIES = ("onnx/*", "openvino/*", "original/*", "coreml/*", "gguf/*", "metal/*", "flax/*")
 
 
-def split_name(text: str) -> tuple[str, str | None] | None:
-    """Returns the model and the revision (None: the default) of `ORGANISATION/NAME[@REVISION]`.
-
-    None for anything else: paths that begin with "." or "~", or have more or fewer parts.
-    """
-    match = _NAME.fullmatch(text)
-    if match is None or text.startswith("."):
-        return None
-    return match["model"], match["revision"]
-
-
-def from_hub(name: str, *, revision: str | None = None) -> str:
+def from_hub(text: str, *, revision: str | None = None) -> str:
     """Returns the local folder of a model, downloaded unless it is in the library's cache.
 
     Args:
-      name: `ORGANISATION/NAME`.
-      revision: a branch, a tag or a commit; None for the default branch.
+      text: `ORGANISATION/NAME[@REVISION]`.
+      revision: a branch, a tag or a commit; None for that of `text`, or the default branch.
 
     Raises:
-      InputError: if huggingface_hub is not installed, the hub cannot be reached, or has no such
-        model or revision, or does not give it to this user.
+      InputError: not such a name, huggingface_hub is not installed, the hub cannot be reached, has
+        no such model or revision, or does not give it to this user.
     """
+    match = _NAME.fullmatch(text)
+    if match is None:
+        raise InputError(
+            f"there is no folder {text!r}; give a model_dir, a Hugging Face folder, "
+            "a T5X checkpoint, or ORGANISATION/NAME of the Hugging Face hub"
+        )
+    name = match["model"]
+    if match["revision"] and revision not in (None, match["revision"]):
+        raise InputError(
+            f"revision = {revision!r}: {text!r} names another; give one of them", field="revision"
+        )
+    revision = match["revision"] or revision
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
@@ -48,20 +48,20 @@ def from_hub(name: str, *, revision: str | None = None) -> str:
 
     def fetch(*patterns: str) -> str:
         return huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(_OTHERS)
+            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(_COPIES)
         )
 
     try:
         folder = fetch(*_SMALL, _WHOLE, _DENSE)
         if not (Path(folder) / _WHOLE).exists() and (parts := _parts(Path(folder))):
             folder = fetch(*_SMALL, *parts, _DENSE)
-    except Exception as error:  # its own, Python's, and those of what it reaches the network by
+    except Exception as error:  # its own, Python's, and its network library's
         raise _failure(name, revision, error) from error
     return folder
 
 
 def _parts(folder: Path) -> list[str]:
-    """Returns the files that an index names; [] without an index, or for one that is damaged."""
+    """Returns the files that an index names; [] without an index, or for a damaged one."""
     try:
         return sorted(set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -81,8 +81,9 @@ def _failure(name: str, revision: str | None, error: Exception) -> InputError:
         )
     if "RevisionNotFoundError" in kinds:
         return InputError(
-            f"the Hugging Face hub's {name!r} has no revision {revision!r}; give a branch, a tag "
-            f"or a commit of {page}/commits/main"
+            f"revision = {revision!r}: the Hugging Face hub's {name!r} has no revision "
+            f"{revision!r}; give a branch, a tag or a commit of {page}/commits/main",
+            field="revision",
         )
     if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
         return InputError(
@@ -94,13 +95,3 @@ def _failure(name: str, revision: str | None, error: Exception) -> InputError:
         f"that name: {reason}\ncheck the network and try again, or download it elsewhere "
         f"(`hf download {name}`) and give the folder"
     )
-
-
-def check_revision(folder: Any, revision: str | None) -> None:
-    """Raises an InputError for a revision of what lies in a folder."""
-    if revision is not None:
-        raise InputError(
-            f"revision = {revision!r}: is for models of the Hugging Face hub, and "
-            f"{str(folder)!r} is a folder",
-            field="revision",
-        )

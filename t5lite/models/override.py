@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from etils import epath
-
 from t5lite.errors import InputError, unknown
 from t5lite.layers import Spec
 from t5lite.models.presets import PRESETS, preset, same_architecture
 from t5lite.models.spec import ModelSpec, StackSpec, load_spec
+from t5lite.paths import as_path, exists
 
 # `interop`, a floor above, opens other libraries' folders; it registers itself when imported.
 _FOLDER_READERS: list[Callable[[str], ModelSpec]] = []
@@ -40,9 +39,12 @@ def named_spec(model: str | ModelSpec) -> ModelSpec:
         )
     if model in PRESETS:
         return PRESETS[model]
-    folder = epath.Path(model).expanduser()
-    if (folder / "model.json").exists():
-        return load_spec(folder / "model.json")
+    try:
+        folder = as_path(model)
+        if exists(folder / "model.json"):
+            return load_spec(folder / "model.json")
+    except InputError as error:
+        raise InputError(f"model = {model!r}: {error}", field="model") from error
     if not folder.is_dir() and "/" not in model:
         return preset(model)
     if not _FOLDER_READERS:

@@ -22,7 +22,7 @@ from etils import epath
 from t5lite.errors import InputError, check_fields
 from t5lite.parallel import gather
 from t5lite.training.checksums import checksums
-from t5lite.training.frozen import fingerprint, frozen_sums, save_frozen
+from t5lite.training.frozen import fingerprint, frozen_sums, read_referred, save_frozen
 from t5lite.training.restore import (
     CheckpointError,
     Rule,
@@ -380,7 +380,7 @@ class Checkpointer:
             self._warn(line)
         state = jax.tree.unflatten(structure, list(values.values()))
         if self._frozen_in is not None:
-            state = state.replace(frozen=_read_referred(folder, entry, frozen))
+            state = state.replace(frozen=read_referred(folder, entry, frozen))
         return dataclasses.replace(empty, state=state)
 
     def close(self) -> None:
@@ -412,25 +412,6 @@ class Checkpointer:
             f"the checkpoint of step {step} could not be saved in {self.folder}: {reason(error)}\n"
             f"{last}; make room or repair the folder, then run again to resume"
         )
-
-
-def _read_referred(
-    step_folder: epath.Path, entry: Mapping[str, str], read: Callable[[str], Any] | None
-) -> Any:
-    """Returns frozen parameters from the folder that a run started from.
-
-    Raises:
-      InputError: if they are not those that the run was trained with.
-    """
-    if read is None:
-        raise InputError(f"{step_folder}: its frozen parameters are in {entry['folder']!r}")
-    frozen = read(entry["folder"])
-    if fingerprint(frozen_sums(frozen)) != entry["fingerprint"]:
-        raise InputError(
-            f"{step_folder}: its frozen parameters were read from {entry['folder']!r}, which holds "
-            "others now\nput that folder back as it was; Checkpoints.frozen = 'save' keeps a copy"
-        )
-    return frozen
 
 
 def _check_writable(folder: epath.Path) -> None:

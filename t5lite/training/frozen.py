@@ -9,12 +9,13 @@ read again where the run refers to the checkpoint it started from.
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
 
+from t5lite.errors import InputError
 from t5lite.training.checksums import Checksum, checksums
 from t5lite.training.restore import frozen_folder, named, read_description, write_document
 
@@ -61,3 +62,28 @@ def save_frozen(
                 force=True,
             )
     return entry
+
+
+def read_referred(
+    step_folder: epath.Path, entry: Mapping[str, str], read: Callable[[str], Any] | None
+) -> Any:
+    """Returns `TrainState.frozen`, read again from the folder that a run started from.
+
+    Args:
+      step_folder: the step, for messages.
+      entry: `frozen` of its document.
+      read: that folder → `TrainState.frozen`.
+
+    Raises:
+      InputError: if it differs from what the run was trained with.
+    """
+    if read is None:
+        raise InputError(f"{step_folder}: its frozen parameters are in {entry['folder']!r}")
+    frozen = read(entry["folder"])
+    if fingerprint(frozen_sums(frozen)) != entry["fingerprint"]:
+        raise InputError(
+            f"the frozen parameters of {step_folder} are those of {entry['folder']}, which has "
+            "changed since\nrestore that folder; "
+            "Checkpoints.frozen = 'save' keeps a copy in the run"
+        )
+    return frozen

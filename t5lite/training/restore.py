@@ -16,6 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from t5lite.errors import InputError, RunError
+from t5lite.paths import as_path
 from t5lite.training.checksums import Checksum, checksums
 
 Rule = tuple[str | None, str | None]
@@ -136,8 +137,12 @@ def _load_params(
 
 
 def absolute(folder: epath.PathLike) -> epath.Path:
-    """Returns a local path as an absolute one, which Orbax wants, and `gs://…` as it is."""
-    path = epath.Path(folder).expanduser()
+    """Returns a local path as an absolute one, which Orbax wants, and `gs://…` as it is.
+
+    Raises:
+      InputError: for a URL of an unknown scheme.
+    """
+    path = epath.Path(as_path(folder))
     return path if "://" in str(path) else path.resolve()
 
 

@@ -42,6 +42,7 @@ class Words:
 @dataclasses.dataclass
 class FakeData:
     batches: list = dataclasses.field(default_factory=list)
+    parts: dict = dataclasses.field(default_factory=dict)
     splits: dict = dataclasses.field(default_factory=dict)
     lengths: dict = dataclasses.field(default_factory=lambda: {"inputs": 10, "targets": 8})
     batch_size: int = 8
@@ -54,10 +55,10 @@ class FakeData:
     def validation_batches(
         self, objective, *, max_batches=None, shards=None, agree=bool, part=None
     ):
-        return self.batches[:max_batches]
+        return self.parts.get(part, self.batches)[:max_batches]
 
     def validation_parts(self, objective):
-        return []
+        return list(self.parts)
 
     def examples(self, objective, *, split, count, seed):
         self.asked.append((split, count, seed))

@@ -72,6 +72,16 @@ def test_packed_equals_unpacked(fake_run, params):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5, err_msg=name)
 
 
+def test_each_part_of_a_mixture_has_its_loss(fake_run, params):
+    parts = {"short": EXAMPLES[:2], "long": EXAMPLES[2:]}
+    batches = {name: [unpacked(examples)] for name, examples in parts.items()}
+    run = fake_run(batches=[unpacked(EXAMPLES)], parts=batches, objective=Seq2Seq(z_loss=0.0))
+    metrics = HeldOut(every=1)(run, params, step=1)
+    for name, examples in [("", EXAMPLES), *((f"{part}/", rows) for part, rows in parts.items())]:
+        loss, _ = by_hand(params, examples)
+        np.testing.assert_allclose(metrics[f"held_out/{name}loss"], loss, rtol=1e-6)
+
+
 def test_compiles_once_and_again_only_for_another_run(fake_run, params):
     held_out = HeldOut(every=1)
     run = fake_run(batches=[unpacked(EXAMPLES)] * 3)

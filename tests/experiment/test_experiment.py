@@ -3,15 +3,19 @@
 import dataclasses
 import inspect
 import json
+import shutil
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from preferences import Preferences
+from saved_models import save_model
 from tiny_runs import OBJECTIVE, SPEC, array_data, train
 
 import t5lite
+from t5lite.data import ArrayData, MixtureData
 from t5lite.errors import InputError
 from t5lite.evaluation import HeldOut
 from t5lite.experiment import Experiment
@@ -23,7 +27,7 @@ from t5lite.models import Model, override
 from t5lite.objectives import Seq2Seq
 from t5lite.optimizers import AdamW
 from t5lite.parallel import make_mesh
-from t5lite.training import ByPath, Checkpoints, Update
+from t5lite.training import ByPath, Checkpoints, Everything, Update
 from t5lite.training.restore import named
 
 DECODER = ByPath(include="^decoder/")
@@ -197,3 +201,53 @@ def test_evaluation_reads_the_references_of_the_run(tmp_path):
     assert found["held_out/from_start"] > 0
     measured = evaluate(experiment(tmp_path / "run", model=None, **options))
     assert measured == pytest.approx(found, rel=1e-5)
+
+
+@pytest.mark.parametrize("tuning", [Everything(), ByPath(include="^decoder/layers/")])
+@pytest.mark.parametrize("frozen", ["save", "refer"])
+def test_evaluation_reads_the_policy_that_preferences_start_from(tmp_path, frozen, tuning):
+    spec = override("gpt_nano", {"vocab": 40, "embed": 16, "*.num_layers": 1})
+    save_model(tmp_path / "base", spec, Model(spec).init(jax.random.key(3)))
+    rng = np.random.default_rng(0)
+    pairs = [
+        {name: rng.integers(3, 40, 6).astype(np.int32) for name in Preferences.features}
+        for _ in range(24)
+    ]
+    sizes = {"lengths": dict.fromkeys(Preferences.features, 12), "batch_size": 8, "pack": False}
+    options = {
+        "model": spec,
+        "objective": Preferences(),
+        "data": ArrayData(pairs[:16], pairs[16:], **sizes),
+        "optimizer": AdamW(0.01),
+        "tuning": tuning,
+        "checkpoints": Checkpoints(restore_from=str(tmp_path / "base"), frozen=frozen),
+        "callbacks": [HeldOut(every=4)],
+        "update": Update(),
+    }
+    run = tmp_path / "run"
+    trained = train(run, steps=4, **options).metrics
+    assert abs(trained["held_out/loss"] - np.log(2)) > 1e-5  # the policy has moved
+    assert evaluate(experiment(run, **options)) == pytest.approx(trained, rel=1e-5)
+    if frozen == "refer":
+        shutil.rmtree(tmp_path / "base")
+        save_model(tmp_path / "base", spec, Model(spec).init(jax.random.key(4)))
+        with pytest.raises(InputError, match=r"frozen.*of .*base.*which has changed since"):
+            evaluate(experiment(run, **options))
+    with pytest.raises(InputError, match=r"is the start of a run, which .* does not hold") as error:
+        evaluate(experiment(run, **options), checkpoint=str(tmp_path / "base"))
+    assert error.value.field == "Preferences.references"
+
+
+def test_evaluation_prints_the_loss_of_each_part_of_a_mixture(tmp_path, capsys):
+    data = array_data()
+    sizes = {"lengths": data.lengths, "batch_size": 8}
+    mixture = MixtureData(
+        {"one": data, "other": array_data()}, rates={"one": 1, "other": 1}, **sizes
+    )
+    train(tmp_path / "run", steps=1)
+    options = {"model": None, "data": mixture, "callbacks": [HeldOut(every=1)]}
+    metrics = evaluate(experiment(tmp_path / "run", **options))
+    printed = capsys.readouterr().out
+    for part in ("one", "other"):
+        assert metrics[f"held_out/{part}/loss"] == pytest.approx(metrics["held_out/loss"], rel=1e-5)
+        assert f"held_out/{part}/loss " in printed

@@ -10,8 +10,10 @@ from small_folders import REFERENCES, add_pooling, add_tokenizer, copied, leaves
 
 import t5lite
 from t5lite import interop
+from t5lite.data.paths import check_folder
 from t5lite.errors import InputError
 from t5lite.main import main
+from t5lite.models import named_spec
 
 ONE = jax.devices()[:1]
 
@@ -69,10 +71,10 @@ class Bucket(backend._OsPathBackend):
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    made = Bucket(tmp_path / "storage")
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", made)
+    storage = Bucket(tmp_path / "storage")
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", storage)
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-    return made
+    return storage
 
 
 @pytest.mark.parametrize("case", ["llama", "bert_base_model", "gpt2", "t5_1_1"])
@@ -99,7 +101,34 @@ def test_a_remote_folder_is_converted(bucket, tmp_path):
     assert leaves(t5lite.load(tmp_path / "t5lite", devices=ONE).params) == leaves(near.params)
 
 
-def test_what_is_wrong_there_is_told(bucket):
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://b/model", r"'http://b/model': folders of http:// cannot be read .*; copy it"),
+        ("file:///m", r"'file:///m': folders of file:// cannot be read or written; copy it to a"),
+        ("s3://b/model", r"s3://b/model.* cannot be reached: no driver\n.* copy the folder"),
+        ("https://huggingface.co/a/b/tree/main", r"is a web page; give the name of its .*'a/b'"),
+    ],
+)
+def test_urls_of_other_storage(url, expected, monkeypatch):
+    def fails(self, path):
+        raise NotImplementedError("no driver")
+
+    monkeypatch.setattr(backend._OsPathBackend, "exists", fails)
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "s3", backend.os_backend)
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+    for open_ in (interop.open_model, named_spec):
+        with pytest.raises(InputError, match=expected) as error:
+            open_(url)
+        assert "google" not in str(error.value)  # another storage's login
+    assert error.value.field == "model"
+    if "face" not in url and "s3" not in url:
+        with pytest.raises(InputError, match=rf"^train.model_dir = .*{expected}") as error:
+            check_folder(url, field="train.model_dir")
+        assert error.value.field == "train.model_dir"
+
+
+def test_errors_of_a_bucket_name_the_file_and_the_cause(bucket):
     folder = copied("llama", bucket.root / "b/model")
     with pytest.raises(InputError, match=r"no folder 'gs://b/none'; list its bucket"):
         t5lite.load("gs://b/none")

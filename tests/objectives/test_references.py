@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from preferences import Preferences
 
 from t5lite.data import ArrayData
 from t5lite.models import Model, override
-from t5lite.objectives import CausalLM, Objective, bind, chunked, decoder_batch
+from t5lite.objectives import CausalLM, bind, chunked
 from t5lite.optimizers import SGD
 from t5lite.parallel import Layout, make_mesh
 from t5lite.training import Update, build
@@ -46,64 +47,6 @@ class Distilled(CausalLM):
         losses = chunked(divergence, *hidden, chunk_length=self.chunk_length)
         total = jnp.sum(losses * batch["decoder_loss_weights"])
         return terms | {"divergence": (total, jnp.float32(1))}, metrics
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preferences(Objective):
-    """DPO's loss, whose reference is the model that the run starts from."""
-
-    features = ("chosen", "rejected")
-    head = "lm"
-    packable = False
-    token_arrays = ("chosen_segment_ids", "rejected_segment_ids")
-    references: dict = dataclasses.field(default_factory=lambda: {"policy": "start"}, hash=False)
-
-    def axes(self):
-        return {
-            f"{text}_{name}": axes
-            for text in self.features
-            for name, axes in {
-                **dict.fromkeys(("input_tokens", "target_tokens"), ("batch", "length")),
-                **dict.fromkeys(("loss_weights", "segment_ids"), ("batch", "length")),
-                "lengths": ("batch",),
-            }.items()
-        }
-
-    def prepare(self, examples, *, lengths, vocabulary, rng):
-        yield from examples
-
-    def batch(self, rows):
-        return {
-            f"{text}_{name.removeprefix('decoder_')}": array
-            for text in self.features
-            for name, array in decoder_batch(
-                {key.replace(text, "targets"): value for key, value in rows.items() if text in key}
-            ).items()
-        }
-
-    def weights(self, batch):
-        return {"preference": jnp.sum((batch["chosen_lengths"] > 0).astype(jnp.float32))}
-
-    def loss(self, model, params, batch, *, frozen, rngs, train):
-        def log_probability(model, params, text):
-            own = {
-                name.replace(text, "decoder"): array
-                for name, array in batch.items()
-                if name.startswith(text)
-            }
-            log_p = jax.nn.log_softmax(model.logits(params, model.hidden(params, own)[0]))
-            targets = own["decoder_target_tokens"][..., None]
-            log_p = jnp.take_along_axis(log_p, targets, axis=-1)[..., 0]
-            return jnp.sum(log_p * own["decoder_loss_weights"], axis=1)
-
-        policy, start = self.reference_models["policy"], frozen["policy"]
-        margin = sum(
-            sign * (log_probability(model, params, text) - log_probability(policy, start, text))
-            for sign, text in ((1.0, "chosen"), (-1.0, "rejected"))
-        )
-        exists = (batch["chosen_lengths"] > 0).astype(jnp.float32)
-        total = jnp.sum(-jax.nn.log_sigmoid(margin) * exists)
-        return {"preference": (total, jnp.float32(1))}, {}
 
 
 def examples(names, count=16):

@@ -215,6 +215,17 @@ def test_each_metric_is_drawn_once(run):
     assert set(record.series) - set(drawn) == {"train/tokens", "train/epoch"}
 
 
+def test_losses_of_a_mixtures_parts_share_a_chart(tmp_path):
+    for step in (1, 2):
+        names = ("train/loss", "held_out/loss", "held_out/books/loss", "held_out/web/en/loss")
+        JsonLines(tmp_path).write(step, dict.fromkeys(names, 1.0 / step))
+    charts = sections([read_record(tmp_path)])
+    assert list(charts) == ["Loss"]
+    chart = charts["Loss"][-1]
+    assert chart.title == "Held-out loss by part"
+    assert [line.label for line in chart.lines] == ["books", "web/en"]
+
+
 @pytest.mark.parametrize(
     ("ends", "expected"),
     [

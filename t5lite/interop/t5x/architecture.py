@@ -46,9 +46,8 @@ def check(spec: ModelSpec) -> None:
         bias_of(name, stack)
         mlp_of(name, stack)
         if any(block != stack.blocks[0] for block in stack.blocks):
-            raise InputError(
-                f"ModelSpec.{name}.blocks differ: in T5X all layers of a stack are alike"
-            )
+            field = f"ModelSpec.{name}.blocks"
+            raise InputError(f"{field} differ: in T5X all layers of a stack are alike", field=field)
     for change in differences(_t5x_model_like(spec), spec):
         if not _UNSAID.fullmatch(change.path):
             field = f"ModelSpec.{change.path}"
@@ -60,8 +59,9 @@ def bias_of(name: str, stack: StackSpec) -> RelativeBiasSpec:
     bias = stack.position_bias
     if type(bias) is RelativeBiasSpec:
         return bias
+    field = f"ModelSpec.{name}.position_bias"
     raise InputError(
-        f"ModelSpec.{name}.position_bias = {bias!r}: T5X has models with a RelativeBiasSpec alone"
+        f"{field} = {bias!r}: T5X has models with a RelativeBiasSpec alone", field=field
     )
 
 
@@ -70,9 +70,11 @@ def mlp_of(name: str, stack: StackSpec) -> MlpSpec:
     mlp = stack.blocks[0].mlp
     if type(mlp) is MlpSpec:
         return mlp
+    field = f"ModelSpec.{name}.blocks.0.mlp"
     raise InputError(
-        f"ModelSpec.{name}.blocks.0.mlp = {mlp!r}: T5X's own models have an MlpSpec, no experts "
-        "(those of its contrib/moe are Flaxformer's)"
+        f"{field} = {mlp!r}: T5X's own models have an MlpSpec, no experts (those of its "
+        "contrib/moe are Flaxformer's)",
+        field=field,
     )
 
 

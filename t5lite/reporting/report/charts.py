@@ -1,6 +1,7 @@
 """Charts of a report: the grouping of metrics into sections."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -105,9 +106,16 @@ def sections(records: Sequence[Record]) -> dict[str, list[Chart]]:
             options = {"unit": entry.unit, "log": entry.log, "noisy": entry.noisy}
             yield from chart(entry.title, {TRAIN + name: ""}, entry.note, **options)
 
-    loss = [*chart("Loss", beside("loss"), wide=True), *_gap(records, held_out)]
-    optimisation, speed = [*listed(_OPTIMISATION)], [*listed(_SPEED)]
     rest = dict.fromkeys(metric for record in records for metric in record.series)
+    # Of a mixture: `held_out/PART/loss`.
+    part_loss = re.compile(rf"{held_out or TRAIN}(.+)/loss")
+    part_losses = {name: match[1] for name in rest if (match := part_loss.fullmatch(name))}
+    loss = [
+        *chart("Loss", beside("loss"), wide=True),
+        *_gap(records, held_out),
+        *chart("Held-out loss by part", part_losses, ", ".join(part_losses.values())),
+    ]
+    optimisation, speed = [*listed(_OPTIMISATION)], [*listed(_SPEED)]
     metric_charts: list[Chart] = []
     for metric in sorted(rest, key=lambda name: (not name.startswith(held_out or TRAIN), name)):
         if metric in drawn:
