@@ -319,8 +319,8 @@ def test_one_reading_is_dealt_to_shards_that_take_turns(num_shards):
             yield np.arange(start, min(start + 60, 1000), dtype=object)[:, np.newaxis]
 
     dealing = Dealing(reading(), num_shards, 10)
-    assert [dealing.begin(shard) for shard in range(num_shards)] == [True] * num_shards
-    assert not dealing.begin(0)  # who begins again reads again
+    assert [dealing.join(shard) for shard in range(num_shards)] == [True] * num_shards
+    assert not dealing.join(0)  # who begins again reads again
     found = {shard: [] for shard in range(num_shards)}
     for _ in range(60):
         for shard, values in found.items():
@@ -332,9 +332,9 @@ def test_one_reading_is_dealt_to_shards_that_take_turns(num_shards):
 def test_shards_of_other_processes_are_not_waited_for():
     rows = (np.full((100, 1), "x", object) for _ in itertools.count())
     dealing = Dealing(rows, 4, 10)
-    assert dealing.begin(0)
+    assert dealing.join(0)
     for _ in range(300):
         assert len(dealing.window(0)) == 10
-    assert not dealing.begin(1)  # given up
-    assert sum(len(values) for values in dealing._held[0]) < 100
-    assert list(dealing._held) == [0]
+    assert not dealing.join(1)  # given up
+    assert sum(len(values) for values in dealing._waiting[0]) < 100
+    assert list(dealing._waiting) == [0]

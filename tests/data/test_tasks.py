@@ -105,7 +105,7 @@ def test_what_seqio_refuses_is_refused(seqio, own_sentinels):
     twice = seqio.SentencePieceVocabulary(own_sentinels, extra_ids=100)
     with pytest.raises(RuntimeError, match="already defined"):
         _ = twice.vocab_size
-    with pytest.raises(InputError, match=r"has 100 sentinels of its own.*extra_ids=0"):
+    with pytest.raises(InputError, match=r"already has 100 sentinels.*extra_ids=0"):
         from_seqio(twice)
 
 

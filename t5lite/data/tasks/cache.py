@@ -1,16 +1,15 @@
 """SeqIO's own offline cache, written without Beam, for any program that uses SeqIO.
 
-DIR/TASK/SPLIT.tfrecord-00000-of-00064 …   what the preprocessors before the
-                                           `seqio.CacheDatasetPlaceholder` make
-DIR/TASK/{info,stats}.SPLIT.json           shapes and types; examples and tokens
-DIR/TASK/vocabularies.json                 fingerprints by feature; SeqIO looks past it
+DIR/TASK/SPLIT.tfrecord-00000-of-00064 …   examples at the task's `seqio.CacheDatasetPlaceholder`
+DIR/TASK/{info,stats}.SPLIT.json           shapes and types; counts of examples and tokens
+DIR/TASK/vocabularies.json                 fingerprints by feature; not read by SeqIO
 DIR/TASK/COMPLETED                         written last; SeqIO sees no cache without it
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from t5lite.data.order import generator
 from t5lite.data.packed.format import whole_folder
 from t5lite.data.paths import as_path
 from t5lite.data.tasks.twins import from_seqio
-from t5lite.errors import InputError
+from t5lite.errors import InputError, require_integer
 
 _VOCABULARIES = "vocabularies.json"
 
@@ -38,20 +37,19 @@ def write_seqio_cache(
 
     Args:
       task: a `seqio.Task` with a `seqio.CacheDatasetPlaceholder` among its preprocessors.
-      folder: of all caches, local or remote; what `seqio.add_global_cache_dirs` is given.
-      num_shards: files of a split, > 0. Examples are dealt to them in turn.
-      seed: of chance in the preprocessors.
-      progress: told a split, and how many more examples of it are written.
+      folder: of all caches, local or remote; the argument of `seqio.add_global_cache_dirs`.
+      num_shards: files of a split, > 0, to which examples are dealt in turn.
+      seed: of randomness in the preprocessors.
+      progress: called with a split and the number of further examples written.
 
     Returns:
       The task's folder.
 
     Raises:
-      InputError: if the task cannot be cached, or there is something at its place already.
+      InputError: if the task cannot be cached, or has a cache already.
     """
     seqio = import_seqio()
-    if num_shards < 1:
-        raise InputError(f"num_shards = {num_shards}: must be at least 1", field="num_shards")
+    require_integer("num_shards", num_shards)
     if not task.supports_caching:
         raise InputError(
             f"task {task.name!r} has no seqio.CacheDatasetPlaceholder(): put one among its "
@@ -76,13 +74,13 @@ def write_seqio_cache(
 
 
 def check_vocabularies(task: Any) -> None:
-    """Refuses a cache of ours that was made with another vocabulary than the task now has.
+    """Refuses a cache that t5lite made with another vocabulary than the task's.
 
     Raises:
-      InputError: naming the feature, or the file that is damaged.
+      InputError: naming the feature, or the damaged file.
     """
     path = as_path(task.cache_dir) / _VOCABULARIES
-    if not path.exists():  # not written by us
+    if not path.exists():  # written by another program
         return
     try:
         cached = dict(json.loads(path.read_text()))
@@ -93,22 +91,23 @@ def check_vocabularies(task: Any) -> None:
             raise InputError(
                 f"use_cached: {task.cache_dir} was made with another vocabulary for {name!r} "
                 f"(sha256 {str(cached.get(name))[:12]}, now {fingerprint[:12]}); cache the task "
-                "again, or give it the vocabulary of then"
+                "again, or give it the vocabulary of then",
+                field="use_cached",
             )
 
 
 def _fingerprints(task: Any) -> dict[str, str]:
     """Returns the fingerprint of each feature's vocabulary that has one."""
-    found = {}
+    fingerprints = {}
     for name, feature in task.output_features.items():
         with contextlib.suppress(InputError):  # of a kind that only SeqIO knows
             if (vocabulary := from_seqio(feature.vocabulary)) is not None:
-                found[name] = vocabulary.fingerprint
-    return found
+                fingerprints[name] = vocabulary.fingerprint
+    return fingerprints
 
 
 def _writing(target: Any) -> contextlib.AbstractContextManager[Any]:
-    """Yields where to write: a store without renaming has COMPLETED as its only sign."""
+    """Yields the folder to write to, complete or absent; on object stores COMPLETED marks it."""
     if isinstance(target, Path):
         return whole_folder(target)
     target.mkdir(parents=True, exist_ok=True)
@@ -154,12 +153,12 @@ def _described(value: Any) -> dict[str, Any]:
     return {"shape": [None, *shape[1:]] if shape else [], "dtype": value.dtype.name}
 
 
-def _count_tokens(features: Mapping[str, Any], example: Any, stats: dict[str, int]) -> None:
+def _count_tokens(features: Any, example: Any, stats: dict[str, int]) -> None:
     """Counts ids that are neither padding nor EOS, in all and of the longest example."""
     for name, feature in features.items():
         if name in example and example[name].dtype.name in ("int32", "int64"):
             ids = np.asarray(getattr(example[name], "flat_values", example[name]))
-            special = [feature.vocabulary.pad_id, feature.vocabulary.eos_id]
-            tokens = int(np.sum(~np.isin(ids, [each for each in special if each is not None])))
+            special = {feature.vocabulary.pad_id, feature.vocabulary.eos_id} - {None}
+            tokens = int(np.sum(~np.isin(ids, list(special))))
             stats[f"{name}_tokens"] = stats.get(f"{name}_tokens", 0) + tokens
             stats[f"{name}_max_tokens"] = max(stats.get(f"{name}_max_tokens", 0), tokens)

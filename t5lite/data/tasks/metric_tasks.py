@@ -1,4 +1,4 @@
-"""SeqIO tasks that have metrics of their own, evaluated as `seqio.Evaluator` does it."""
+"""SeqIO tasks with metrics, evaluated as `seqio.Evaluator` does."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5lite.data.importing import import_seqio
-from t5lite.data.tasks.preprocessing import SEQIO_SEED
+from t5lite.data.tasks.windows import SEQIO_SEED
 from t5lite.data.user_code import user_error
 from t5lite.errors import InputError
 
@@ -19,12 +19,12 @@ _SEED = 42  # `seqio.Evaluator`'s own
 
 
 class MetricExamples(NamedTuple):
-    """Examples to measure on.
+    """Examples of a metric's split.
 
-    Args:
-      examples: all features of each, as SeqIO gives them to `postprocess_fn`.
+    Attributes:
+      examples: all features of each, as SeqIO passes them to `postprocess_fn`.
       total: examples of the split.
-      truncated: how many of `examples` had a feature that was cut to its length.
+      truncated: how many of `examples` have a truncated feature.
     """
 
     examples: list[dict[str, Any]]
@@ -34,12 +34,12 @@ class MetricExamples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MetricTask:
-    """A task with `metric_fns` or `metric_objs`, and the split to measure on.
+    """A task with `metric_fns` or `metric_objs`, and their split.
 
-    Args:
+    Attributes:
       task: a `seqio.Task`.
       split: one of `task.splits`.
-      lengths: of its features, in tokens; what is longer is cut.
+      lengths: of its features, in tokens; longer ones are truncated.
       use_cached: whether examples come from the task's cache.
     """
 
@@ -50,32 +50,27 @@ class MetricTask:
 
     @property
     def name(self) -> str:
-        """The task's."""
+        """The task's name."""
         return self.task.name
 
     @functools.cached_property
     def metrics(self) -> list[Any]:
-        """SeqIO's metric objects, `metric_fns` among them.
+        """SeqIO's metric objects, `metric_fns` included.
 
         Raises:
-          InputError: if a metric function has other arguments than SeqIO's.
+          InputError: if a metric function's arguments are not SeqIO's.
         """
         with self._user_code("metric_fns"):
             return list(self.task.metric_objs)
 
     @property
     def outputs(self) -> set[str]:
-        """What the metrics are computed from, by SeqIO's names: `PREDICTION`, `SCORE`, …"""
-        names = {each.name: each for each in import_seqio().metrics.ModelOutputType}
-        wanted = {each.model_output_type for each in self.metrics}
-        return {name for name, each in names.items() if each in wanted}
+        """SeqIO's names of the model outputs that the metrics need: `PREDICTION`, `SCORE`, …"""
+        types = {metric.model_output_type for metric in self.metrics}
+        return {kind.name for kind in import_seqio().metrics.ModelOutputType if kind in types}
 
     def examples(self, *, count: int | None, seed: int) -> MetricExamples:
-        """Reads the split.
-
-        Args:
-          count: most examples, drawn from all; None: all.
-          seed: decides which.
+        """Reads the split, or a random sample of at most `count` examples.
 
         Raises:
           InputError: if the task's source or preprocessors fail.
@@ -100,13 +95,13 @@ class MetricTask:
             {
                 # Single numbers have no length.
                 name: value[: lengths.get(name)] if np.ndim(value) else value
-                for name, value in each.items()
+                for name, value in example.items()
             }
-            for each in examples
+            for example in examples
         ]
         truncated = sum(
-            any(np.shape(kept[name]) != np.shape(value) for name, value in each.items())
-            for each, kept in zip(examples, cut, strict=True)
+            any(np.shape(short[name]) != np.shape(value) for name, value in example.items())
+            for example, short in zip(examples, cut, strict=True)
         )
         return MetricExamples(cut, total, truncated)
 
@@ -117,15 +112,14 @@ class MetricTask:
 
         Args:
           examples: from `examples`.
-          outputs: what the model said of them, by the names of `outputs`: predicted ids
-            `[examples, length]`, scores `[examples]`, or a pair of the first and auxiliary values
-            by name.
+          outputs: the model's, by the names in `outputs`: predicted ids `[examples, length]`,
+            scores `[examples]`, or a pair of predicted ids and auxiliary values by name.
 
         Raises:
           InputError: if a metric or `postprocess_fn` fails, or two metrics have one name.
         """
         seqio = import_seqio()
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         features, target = self.task.output_features, "targets"
         for metric in self.metrics:
             output = outputs[metric.model_output_type.name]
@@ -137,11 +131,11 @@ class MetricTask:
                     values = measured.compute()
                 values = dict(values)
             for name, value in values.items():
-                if name in found:
+                if name in results:
                     raise InputError(f"task {self.name!r} has two metrics called {name!r}")
                 scalar = isinstance(value, seqio.metrics.Scalar)
-                found[name] = value.value if scalar else value
-        return found
+                results[name] = value.value if scalar else value
+        return results
 
     @contextlib.contextmanager
     def _user_code(self, what: str) -> Iterator[None]:

@@ -1,10 +1,8 @@
-"""SeqIO tasks by name: built-in ones and users' own.
+"""SeqIO tasks by name: users' own, those of `demo.tasks`, and `c4`.
 
-The built-in tasks give token ids without EOS, which the objective adds: `Seq2Seq` to the features
-with `seqio.Feature.add_eos`, objectives of texts always. Tasks written for T5X often end with
-`seqio.preprocessors.append_eos`, which is as well: an objective never adds a second one.
-
-They are those of `demo.tasks`, and `c4`: its text from TFDS, T5's published vocabulary (`gs://`).
+Built-in tasks yield token ids without EOS, which the objective adds: `Seq2Seq` to features with
+`seqio.Feature.add_eos`, text objectives always. Tasks for T5X that end with
+`seqio.preprocessors.append_eos` work too: an objective never adds a second one.
 """
 
 import functools
@@ -24,22 +22,19 @@ T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 def get_task(name: str, *, module: str | Sequence[str] | None = None) -> Any:
     """Returns a SeqIO Task or Mixture by name.
 
-    A built-in task is registered, and its vocabulary trained, when it is first asked for; a module
-    whose mixture contains one calls `get_task` for it before `seqio.MixtureRegistry.add`.
+    A built-in task is registered, and its vocabulary trained, at its first use; a module whose
+    mixture contains one calls `get_task` before `seqio.MixtureRegistry.add`.
 
     Args:
       name: a registered or built-in name. A task of the user's own wins over a built-in one.
       module: module or modules to import first, which register tasks.
 
-    Returns:
-      The `seqio.Task` or `seqio.Mixture`.
-
     Raises:
-      InputError: if the name is unknown (says the nearest), or a module cannot be imported.
+      InputError: if the name is unknown, with the nearest, or a module cannot be imported.
     """
     seqio = import_seqio()
-    for each in [module] if isinstance(module, str) else module or ():
-        import_user_module(each)
+    for user_module in [module] if isinstance(module, str) else module or ():
+        import_user_module(user_module)
     registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in registered:
         if name not in _BUILT_IN:
@@ -57,7 +52,7 @@ def demo_task(name: str) -> DemoTask | None:
 
 
 def describe(task: Any) -> str:
-    """Returns a line or two on what a Task or Mixture holds, as far as that is known unread."""
+    """Returns a line or two on a Task or Mixture, without reading it."""
     features = ", ".join(
         f"{name} ({_num_ids(feature.vocabulary):,} ids)"
         for name, feature in task.output_features.items()
@@ -81,7 +76,7 @@ def _add_demo(name: str) -> None:
     task = DemoTask(name)
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> Any:
-        del shuffle_files, seed  # one source in one order; whoever reads it shuffles
+        del shuffle_files, seed  # in a fixed order; readers shuffle
         return tf.data.Dataset.from_tensor_slices(task.columns(split))
 
     sizes = {split: len(task.columns(split)["targets"]) for split in task.splits}
@@ -90,8 +85,8 @@ def _add_demo(name: str) -> None:
         source=seqio.FunctionDataSource(dataset, splits=list(sizes), num_input_examples=sizes),
         preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()],
         output_features={
-            feature: seqio.Feature(each.vocabulary.as_seqio(), add_eos=each.add_eos)
-            for feature, each in task.output_features.items()
+            name: seqio.Feature(feature.vocabulary.as_seqio(), add_eos=feature.add_eos)
+            for name, feature in task.output_features.items()
         },
     )
 

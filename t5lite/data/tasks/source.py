@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from t5lite.data.order import generator, permuted
 from t5lite.data.sources import Example, dealt, next_epoch
 from t5lite.data.tasks.cache import check_vocabularies
 from t5lite.data.tasks.dealing import Dealing
-from t5lite.data.tasks.preprocessing import INFINITE, Preprocessing, is_text
+from t5lite.data.tasks.preprocessing import Preprocessing
+from t5lite.data.tasks.windows import INFINITE, Window, is_text
 from t5lite.data.user_code import user_error
 from t5lite.errors import InputError
 
-# A task that is smaller is read once and then dealt to all shards from memory.
+# Smaller splits are read once and dealt to all shards from memory.
 _MEMORY_EXAMPLES = 100_000
 _MEMORY_BYTES = 2**28
 _DEALINGS = 4  # readings that shards may join
@@ -25,24 +26,24 @@ _DEALINGS = 4  # readings that shards may join
 class SeqioSource:
     """One split of a SeqIO task.
 
-    Shards are the source's own files where it has at least as many files, and examples, as there
-    are shards, and otherwise every `num_shards`-th example of one reading that they share. Raw
-    examples stay serialised tensors in here, which is general (any type and shape), cheap to
-    shuffle, and never calls from TensorFlow into Python.
+    Shards are the source's files if it has at least as many files and examples as there are shards,
+    otherwise every `num_shards`-th example of a shared reading. Raw examples stay serialised
+    tensors, which are general (any type and shape), cheap to shuffle, and need no calls from
+    TensorFlow into Python.
 
-    Preprocessors see one window of examples at a time. Chance in them is repeatable where it comes
-    through `seqio.map_over_dataset(num_seeds=...)` or fixed seeds; tf.random without a seed, or
-    `shuffle` without one, cannot be resumed.
+    Preprocessors see one window of examples at a time. Their randomness is repeatable if it comes
+    from `seqio.map_over_dataset(num_seeds=...)` or fixed seeds; tf.random or `shuffle` without a
+    seed cannot be resumed.
 
     Args:
       task: a `seqio.Task`.
       split: one of `task.splits`.
-      sequence_length: what preprocessors get for their argument of this name; None: no limit.
-      use_cached: read what `seqio_cache_tasks` wrote, and run the preprocessors after it.
+      sequence_length: the preprocessors' argument of this name; None: no limit.
+      use_cached: read the task's cache, and run the preprocessors after it.
       bad_texts: `"stop"`, `"skip"` or `"replace"`; see `Preprocessing`.
 
     Raises:
-      InputError: if the task has no such split, or must be cached and is not.
+      InputError: if the split is unknown, or the cache is required and missing.
     """
 
     waits = True  # for TensorFlow
@@ -66,13 +67,14 @@ class SeqioSource:
         if use_cached and not task.cache_dir:
             raise InputError(
                 f"use_cached: task {task.name!r} is not in any of SeqIO's cache folders; "
-                "run seqio_cache_tasks or call seqio.add_global_cache_dirs"
+                "run seqio_cache_tasks or call seqio.add_global_cache_dirs",
+                field="use_cached",
             )
         if use_cached:
             check_vocabularies(task)
-        self.content = "cached" if use_cached else None  # which has an order of its own
-        if task.requires_caching and not use_cached:
+        elif task.requires_caching:
             raise InputError(f"task {task.name!r} must be read from its cache: set use_cached")
+        self.content = "cached" if use_cached else None  # the cache has another order
         self._source = task._get_cached_source(split) if use_cached else task.source
         self._preprocessing = Preprocessing(
             task, split, sequence_length=sequence_length, cached=use_cached, bad_texts=bad_texts
@@ -84,19 +86,19 @@ class SeqioSource:
 
     @property
     def num_examples(self) -> int | None:
-        """Raw examples of the split, as far as the source tells without being read."""
+        """The number of raw examples, where the source knows it without being read."""
         try:
             return self._source.num_input_examples(self._split) or None
-        except KeyError:  # it tells for other splits
+        except KeyError:  # it knows other splits
             return None
 
     @property
     def seekable(self) -> bool:
-        """Whether any window can be read at once: of what is in memory."""
+        """Whether any window can be read at once: if the split is in memory."""
         return self._memory is not None
 
     def count(self) -> int | None:
-        """Raw examples of the split, read to be counted if it is small; None if unknown."""
+        """Returns the number of raw examples, reading small splits for it; None if unknown."""
         if self.num_examples is None:
             self._read_small()
         return self.num_examples if self._memory is None else len(self._memory)
@@ -106,10 +108,10 @@ class SeqioSource:
     ) -> Iterator[np.ndarray]:
         """Yields a shard's windows; see `Source.windows`.
 
-        In memory examples are shuffled one by one. Files are shuffled as wholes, and every epoch
-        deals them to the shards anew. What has too few files comes in its own order.
+        Splits in memory are shuffled by example, larger ones by file; every epoch deals the files
+        to other shards. With too few files, examples are in the source's order.
         """
-        which = {"shard": shard, "num_shards": num_shards, "epoch": epoch, "seed": seed}
+        selected = {"shard": shard, "num_shards": num_shards, "epoch": epoch, "seed": seed}
         files = len(self._source.list_shards(self._split))
         # With fewer examples than shards, files would leave some shards without any.
         enough = self.num_examples is None or self.num_examples >= num_shards
@@ -118,10 +120,10 @@ class SeqioSource:
         )
         if not by_files:
             self._read_small()
-        # What was counted is in memory, and dealt evenly whatever the files' sizes are.
+        # Counted splits are in memory, and dealt evenly whatever the files' sizes are.
         if (memory := self._memory) is not None:
-            numbers = dealt(len(memory), self.name, start=start, size=size, **which)
-            return (memory[each] for each in numbers)
+            windows = dealt(len(memory), self.name, start=start, size=size, **selected)
+            return (memory[numbers] for numbers in windows)
         key = (seed, self.name, epoch)
         order: dict[str, Any] = {}
         if files > 1:
@@ -139,15 +141,15 @@ class SeqioSource:
     def _dealt(
         self, shard: int, num_shards: int, *, order: Mapping[str, Any], start: int, size: int
     ) -> Iterator[np.ndarray]:
-        """Yields a shard's windows out of a reading that it shares with other shards."""
+        """Yields a shard's windows of a reading that it shares with other shards."""
         key = (num_shards, repr(order), start, size)
         with self._memory_lock:
             dealing = self._dealings.get(key)
-            if dealing is None or not dealing.begin(shard):
+            if dealing is None or not dealing.join(shard):
                 rest = self._open(**order).skip(num_shards * start * size)
                 rows = self._arrays(rest, max(1024, 4 * num_shards))
                 dealing = Dealing(rows, num_shards, size)
-                dealing.begin(shard)
+                dealing.join(shard)
                 # Shards begin the next epoch one by one; no shard is two epochs late.
                 self._dealings = dict([*self._dealings.items(), (key, dealing)][-_DEALINGS:])
         while (window := dealing.window(shard)) is not None:
@@ -158,23 +160,23 @@ class SeqioSource:
         mine = self._open(**order).shard(num_shards, shard)
         yield from self._arrays(mine.skip(start * size), size)
 
-    def next_epoch(self, *, epoch: int, **which: int) -> int:
+    def next_epoch(self, *, epoch: int, **shard: int) -> int:
         """Returns the next epoch in which a shard has examples, see `Source`."""
         if self._memory is None:
             return epoch
-        return next_epoch(len(self._memory), self.name, epoch=epoch, **which)
+        return next_epoch(len(self._memory), self.name, epoch=epoch, **shard)
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields a window's preprocessed examples: the task's output features, in a fixed order."""
-        return self._preprocessing.examples(window, self._spec, seed=seed, origin=self._origin)
+        return self._preprocessing.examples(Window(window, self._spec, seed, self._origin))
 
-    def _open(self, *, shuffle: bool = False, **which: Any) -> Any:
+    def _open(self, *, shuffle: bool = False, **options: Any) -> Any:
         with self._reading():
-            return self._source.get_dataset(split=self._split, shuffle=shuffle, **which)
+            return self._source.get_dataset(split=self._split, shuffle=shuffle, **options)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Names the task where its source fails: files that are missing or damaged, user code."""
+        """Names the task in errors of its source: missing or damaged files, user code."""
         try:
             yield
         except InputError:
@@ -211,14 +213,14 @@ class SeqioSource:
         return serialised.with_options(options)
 
     def _read_small(self) -> None:
-        """Reads the split into memory, unless it turns out to be large."""
+        """Reads the split into memory if it is small."""
         with self._memory_lock:
             if not self._tried_memory:
                 self._memory = self._small()
                 self._tried_memory = True
 
     def _small(self) -> np.ndarray | None:
-        """Returns all raw examples; None if they are many."""
+        """Returns all raw examples; None if there are too many."""
         if (self.num_examples or 0) > _MEMORY_EXAMPLES:
             return None
         dataset = self._open()
@@ -234,39 +236,36 @@ class SeqioSource:
         return np.concatenate(parts) if parts else np.empty((0, 1), object)
 
     def _origin(self, rows: np.ndarray) -> str:
-        """Returns where raw examples were read, as far as that can be told."""
+        """Describes where raw examples were read: file, line and text as far as possible."""
         files = self._source.list_shards(self._split)
         files = [str(path) for path in files] if files != [self._split] else []
-        place = f"{self.name} ({_listed(files)})" if files else self.name
+        more = f" and {len(files) - 1} more" if files[1:] else ""
+        origin = f"{self.name} ({files[0]}{more})" if files else self.name
         if len(rows) > 1:
-            return place
+            return origin
         if isinstance(self._spec, dict):
             texts = [name for name in sorted(self._spec) if is_text(self._spec[name])]
             shown = {name: _shortened(rows[0, sorted(self._spec).index(name)]) for name in texts}
-            return f"{place}, {shown}" if len(texts) == rows.shape[1] else place
+            return f"{origin}, {shown}" if len(texts) == rows.shape[1] else origin
         if not is_text(self._spec):
-            return place
+            return origin
         numbers = ((path, _line_number(path, rows[0, 0])) for path in files)
-        place = next((f"{path}:{number}" for path, number in numbers if number), place)
-        return f"{place}, {_shortened(rows[0, 0])!r}"
+        origin = next((f"{path}:{number}" for path, number in numbers if number), origin)
+        return f"{origin}, {_shortened(rows[0, 0])!r}"
 
 
 def _shortened(raw: bytes) -> str:
     return raw[:60].decode(errors="replace") + ("…" if len(raw) > 60 else "")
 
 
-def _listed(files: Sequence[str]) -> str:
-    return files[0] + (f" and {len(files) - 1} more" if files[1:] else "")
-
-
 def _line_number(path: str, line: bytes) -> int | None:
-    """Returns where a line first stands in a file, unless that takes long to find out."""
+    """Returns the number of a line in a file, unless the file is large."""
     import tensorflow as tf
 
     with contextlib.suppress(tf.errors.OpError):
         if tf.io.gfile.stat(path).length <= _MEMORY_BYTES:
             with tf.io.gfile.GFile(path, "rb") as file:
-                for number, each in enumerate(file, start=1):
-                    if each.rstrip(b"\r\n") == line:
+                for number, content in enumerate(file, start=1):
+                    if content.rstrip(b"\r\n") == line:
                         return number
     return None

@@ -27,18 +27,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskData(Dataset):
-    """A SeqIO Task or Mixture: t5lite's own, or one that was written for T5X.
+    """A SeqIO Task or Mixture: t5lite's own, or one written for T5X.
 
     Attributes:
       task: name of a task or mixture, or the object itself.
       module: module or modules to import, which register the task.
-      split: the split to train on.
-      validation_split: the split to validate on; None: there is none.
-      use_cached: read what `t5lite cache --format=seqio` or `seqio_cache_tasks` wrote.
-      cache_dirs: folders to look for it in, besides SeqIO's own.
-      bad_texts: what to do about text that is not UTF-8: `"stop"`, `"skip"` the example, or
-        `"replace"` the wrong bytes by U+FFFD; how many there were is logged. May change when a run
-        resumes.
+      split: the training split.
+      validation_split: the validation split; None for none.
+      use_cached: whether to read the cache of `t5lite cache --format=seqio` or `seqio_cache_tasks`.
+      cache_dirs: folders of caches, besides SeqIO's own.
+      bad_texts: for text that is not UTF-8: `"stop"`, `"skip"` the example, or `"replace"` the
+        wrong bytes by U+FFFD; their number is logged. May change when a run resumes.
     """
 
     task: Any
@@ -53,22 +52,23 @@ class TaskData(Dataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bad_texts not in BAD_TEXTS:
-            raise unknown("TaskData.bad_texts", self.bad_texts, BAD_TEXTS)
+            field = "TaskData.bad_texts"
+            raise unknown(field, self.bad_texts, BAD_TEXTS, field=field)
 
     def vocabulary(self) -> "Vocabulary | None":
-        """Returns the one vocabulary of the task's features.
+        """Returns the vocabulary of the task's features; None if all of them are ids.
 
         Raises:
-          InputError: if they have several, or one of a kind that is not supported.
+          InputError: if they have several vocabularies, or one that is not supported.
         """
         return self._vocabulary
 
     def describe(self) -> str:
-        """Returns the task's features, and what the built-in corpus is on this machine."""
+        """Returns the task's features, and the version of the embedded corpus."""
         return describe(self.provider)
 
     def add_eos(self) -> dict[str, bool]:
-        """Returns `seqio.Feature.add_eos` of each feature, of the first task that has it."""
+        """Returns `seqio.Feature.add_eos` of each feature, from the first task with it."""
         return {
             name: feature.add_eos
             for task in reversed(self._tasks)
@@ -76,25 +76,24 @@ class TaskData(Dataset):
         }
 
     def num_examples(self, split: str) -> int | None:
-        """Returns how many examples a split has, of all tasks; None if a source does not say."""
+        """Returns a split's number of examples in all tasks; None if a source does not know it."""
         counts = [
             self._source(task, split).num_examples for task in self._tasks if split in task.splits
         ]
-        known = [count for count in counts if count is not None]
-        return sum(known) if known and len(known) == len(counts) else None
+        return None if None in counts or not counts else sum(filter(None, counts))
 
     def metric_tasks(self) -> list[MetricTask]:
-        """Returns the tasks with metrics that have the validation split."""
-        found = [
+        """Returns the tasks with metrics and the validation split."""
+        tasks = (
             MetricTask(task, self.validation_split, self.lengths, use_cached=self.use_cached)
             for task in self._tasks
             if self.validation_split is not None and self.validation_split in task.splits
-        ]
-        return [each for each in found if each.metrics]
+        )
+        return [task for task in tasks if task.metrics]
 
     @functools.cached_property
     def provider(self) -> Any:
-        """The `seqio.Task` or `seqio.Mixture`; of the embedded corpus, what does without SeqIO."""
+        """The `seqio.Task` or `seqio.Mixture`, or a `DemoTask`, which needs no SeqIO."""
         if self.cache_dirs:
             folders = [self.cache_dirs] if isinstance(self.cache_dirs, str) else self.cache_dirs
             import_seqio().add_global_cache_dirs([str(as_path(folder)) for folder in folders])
@@ -105,18 +104,19 @@ class TaskData(Dataset):
 
     @functools.cached_property
     def _vocabulary(self) -> "Vocabulary | None":
-        found: list[tuple[str, Any]] = []
+        first, owner = None, ""
         for task in self._tasks:
             for name, feature in task.output_features.items():
                 if type(feature.vocabulary).__name__ == "PassThroughVocabulary":
                     continue  # ids from elsewhere: beside texts, they are labels and the like
-                if found and feature.vocabulary != found[0][1]:
+                if first is None:
+                    first, owner = feature.vocabulary, f"{name!r} of {task.name!r}"
+                elif feature.vocabulary != first:
                     raise InputError(
                         f"feature {name!r} of task {task.name!r} has another vocabulary than "
-                        f"{found[0][0]}; t5lite trains on one vocabulary"
+                        f"{owner}; t5lite trains on one vocabulary"
                     )
-                found.append((f"{name!r} of {task.name!r}", feature.vocabulary))
-        return from_seqio(found[0][1]) if found else None
+        return None if first is None else from_seqio(first)
 
     @property
     def _tasks(self) -> list[Any]:
@@ -128,24 +128,25 @@ class TaskData(Dataset):
         return {}
 
     def split_of(self, use: str) -> str:
-        """Returns `split` or `validation_split`; others are their own."""
+        """Returns the split for "train" or "validation"; other names are splits themselves."""
         if use == "validation" and self.validation_split is None:
-            raise NoSplit("validation_split is None; name the split to validate on")
+            field = "validation_split"
+            raise NoSplit(f"{field} is None; name the split to validate on", field=field)
         return {"train": self.split, "validation": self.validation_split or ""}.get(use, use)
 
     def components(self, split: str, objective: HostHalf) -> list[Component]:
-        # Preprocessors that know `sequence_length` cut to it. That is meant for tasks that make
-        # what the objective trains on, and would rob one that makes it itself out of long texts.
+        # Preprocessors that know `sequence_length` truncate to it: right for tasks that make the
+        # objective's features, and wrong for objectives that make them out of whole texts.
         made_here = set(objective.features) <= set(self.provider.output_features)
         knows_lengths = made_here and not objective.whole_texts
         key = (split, knows_lengths)
-        if key not in self._opened:  # kept for what they have in memory
+        if key not in self._opened:  # sources may hold examples in memory
             self._opened[key] = self._open(split, self.lengths if knows_lengths else None)
         return [Component(source, rate, objective) for source, rate in self._opened[key]]
 
     def _rate(self, task: Any) -> float:
-        """Returns a task's rate in the mixture; if it is computed from sizes, they are counted."""
-        with contextlib.suppress(Exception):  # to be raised again, if it is not for a size
+        """Returns a task's rate in the mixture; sizes that it needs are counted."""
+        with contextlib.suppress(Exception):  # raised again below, unless a size was missing
             return float(self.provider.get_rate(task))
         with _counted(self._tasks, use_cached=self.use_cached):
             try:
@@ -160,7 +161,7 @@ class TaskData(Dataset):
     ) -> list[tuple[Source, float]]:
         with_split = [task for task in self._tasks if split in task.splits]
         if not with_split:
-            splits = sorted({each for task in self._tasks for each in task.splits})
+            splits = sorted({name for task in self._tasks for name in task.splits})
             raise NoSplit(
                 f"task {self.provider.name!r} has no split {split!r}; it has {', '.join(splits)}"
             )
@@ -191,9 +192,9 @@ class TaskData(Dataset):
 
 @contextlib.contextmanager
 def _counted(tasks: Sequence[Any], *, use_cached: bool) -> Iterator[None]:
-    """Lets sources that do not know how many examples they have say so, if they are few.
+    """Gives sources without `num_input_examples` the counts of their small splits.
 
-    `seqio.mixing_rate_num_examples` asks them, also for the tasks of a mixture in a mixture.
+    `seqio.mixing_rate_num_examples` calls it, also for the tasks of a mixture in a mixture.
     """
     counts: dict[int, tuple[Any, dict[str, int | None]]] = {}
     for task in tasks:

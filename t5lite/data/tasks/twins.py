@@ -12,16 +12,16 @@ def from_seqio(vocabulary: Any) -> Vocabulary | None:
     """Returns the TensorFlow-free twin of a SeqIO vocabulary, with the same ids.
 
     Args:
-      vocabulary: a SeqIO SentencePieceVocabulary, ByteVocabulary or PassThroughVocabulary, or what
-        `as_seqio` returned, or a vocabulary of t5lite.
+      vocabulary: a SeqIO SentencePieceVocabulary, ByteVocabulary or PassThroughVocabulary, the
+        result of `as_seqio`, or a vocabulary of t5lite.
 
     Returns:
-      The twin; None for PassThroughVocabulary, whose examples are ids already and have no text.
+      The twin; None for PassThroughVocabulary, whose examples are ids without text.
 
     Raises:
       InputError: for any other vocabulary or one with options that change the ids.
     """
-    if Vocabulary in type(vocabulary).__mro__:  # not isinstance: SeqIO's raise when looked at
+    if Vocabulary in type(vocabulary).__mro__:  # not isinstance: SeqIO's properties raise
         return vocabulary
     if isinstance(twin := getattr(vocabulary, "twin", None), Vocabulary):
         return twin
@@ -45,8 +45,8 @@ def from_seqio(vocabulary: Any) -> Vocabulary | None:
     twin = SentencePiece(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
     if vocabulary.extra_ids and not twin.sentinels_were_added:
         raise InputError(
-            f"extra_ids = {vocabulary.extra_ids}: {twin.model_file} has {twin.num_sentinels} "
-            "sentinels of its own, which SeqIO would define twice; open it with "
+            f"extra_ids = {vocabulary.extra_ids}: {twin.model_file} already has "
+            f"{twin.num_sentinels} sentinels, which SeqIO would define twice; open it with "
             "SentencePieceVocabulary(..., extra_ids=0)",
             field="extra_ids",
         )
