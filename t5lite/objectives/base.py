@@ -74,7 +74,6 @@ class Vocabulary(Protocol):
     def sentinel(self, index: int) -> int: ...
     def piece(self, token_id: int) -> str: ...
     def decode(self, ids: Any) -> str: ...
-    def __hash__(self) -> int: ...
 
 
 class BareIds:
@@ -341,10 +340,8 @@ def unpadded(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
 
 def unended(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
     """Returns `[n]` int32: an example's text without padding and a final EOS."""
-    tokens = unpadded(tokens, vocabulary)
-    return (
-        tokens[:-1] if tokens.size and tokens[-1] == known_vocabulary(vocabulary).eos_id else tokens
-    )
+    tokens, eos_id = unpadded(tokens, vocabulary), known_vocabulary(vocabulary).eos_id
+    return tokens[:-1] if tokens.size and tokens[-1] == eos_id else tokens
 
 
 def documents(

@@ -141,7 +141,7 @@ class MaskedLM(TokenCrossEntropy):
         return [join_pieces(pieces, vocabulary)]
 
     def _predicted(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
+        self, tokens: np.ndarray, vocabulary: Any, rng: np.random.Generator
     ) -> np.ndarray:
         """Returns `[n]` bool: words, or else tokens, in random order until there are enough."""
         count = max(1, round(tokens.size * self.mask_rate))

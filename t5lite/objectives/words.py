@@ -1,6 +1,7 @@
 """Boundaries of words among the pieces of a vocabulary."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def letters_or_digits(vocabulary: Vocabulary) -> np.ndarray:
     return np.array([piece.lstrip("".join(_STARTS)).isalnum() for piece in pieces])
 
 
-def word_bounds(tokens: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def word_bounds(tokens: np.ndarray, vocabulary: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first and the end position of each whole word of letters and digits.
 
     The last word is left out, which the tokens may cut; so is what follows punctuation without a
