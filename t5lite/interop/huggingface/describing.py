@@ -10,7 +10,7 @@ import numpy as np
 
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import MODULES, family_of
-from t5lite.interop.huggingface.families.family import Unsupported
+from t5lite.interop.huggingface.families.fields import Unsupported
 from t5lite.interop.tensors import Arrays, Source, Tensor
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import Difference, ModelSpec, differences
@@ -40,13 +40,13 @@ def describe(spec: ModelSpec) -> Plan:
     """
     if spec.family not in MODULES:
         raise InputError(
-            f"ModelSpec.family = {spec.family!r}: transformers has no class of that name that is "
-            f"known here; known: {', '.join(sorted(MODULES))}",
+            f"ModelSpec.family = {spec.family!r}: no such class of transformers can be written; "
+            f"supported: {', '.join(sorted(MODULES))}",
             field="ModelSpec.family",
         )
     for head in spec.heads:
         if isinstance(head, EmbeddingHeadSpec) and head.size is not None:
-            raise InputError(_cannot(spec, "an embedding head with a layer of its own"))
+            raise _cannot(spec, Unsupported("EmbeddingHeadSpec.size", head.size))
     plain, config, tensors, again = _both_ways(spec)
     changed = [
         f"  {change.path}: {change.old} would become {change.new}"
@@ -54,7 +54,11 @@ def describe(spec: ModelSpec) -> Plan:
         if not _NOT_SAID.fullmatch(change.path)
     ]
     if changed:
-        raise InputError("\n".join([_cannot(spec, "these values"), *changed]))
+        heading = (
+            f"ModelSpec.family = {spec.family!r}: transformers' class of that name does not "
+            "support these values"
+        )
+        raise InputError("\n".join([heading, *changed]), field="ModelSpec.family")
     if spec.start_id is None:
         config |= {"bos_token_id": None, "eos_token_id": None}
     family = family_of(spec.family)
@@ -82,12 +86,7 @@ def _both_ways(spec: ModelSpec) -> tuple[ModelSpec, dict[str, Any], list[Tensor]
         tensors = family.tensors(plain)
         return plain, config, tensors, family.spec(config, _stand_in(tensors))
     except Unsupported as error:
-        raise InputError(_cannot(spec, str(error)), field=error.field) from error
-    except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        what = "blocks, positions or heads of these kinds"
-        raise InputError(_cannot(spec, what)) from error
+        raise _cannot(spec, error) from error
 
 
 def _changes(old: ModelSpec, new: ModelSpec) -> list[Difference]:
@@ -120,7 +119,7 @@ def agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]
     def read(config: Mapping[str, Any]) -> ModelSpec | None:
         try:
             spec_read = family.spec(config, source)
-        except (AttributeError, TypeError, ValueError, KeyError):
+        except InputError:
             return None
         # A decoder's tokenizer says how texts begin.
         return spec_read.replace(start_id=0) if spec_read.topology == "decoder" else spec_read
@@ -154,8 +153,9 @@ def _without(tensor: Tensor, prefix: str) -> Tensor:
     )
 
 
-def _cannot(spec: ModelSpec, what: str) -> str:
-    return (
-        f"a model of family {spec.family!r} cannot be written as transformers' class of that name, "
-        f"which does not support {what}"
+def _cannot(spec: ModelSpec, error: Unsupported) -> InputError:
+    return InputError(
+        f"{error}: transformers' class of ModelSpec.family = {spec.family!r} does not support it; "
+        "change it, or the family",
+        field=error.field,
     )

@@ -85,9 +85,13 @@ def open_model(
     tensors = open_tensors(root)
     check_merged(tensors.tensors(), where=str(folder))
     source = _renamed(tensors, family)
-    spec = family.spec(config, source)
-    lowercase = sentences.lowercase
-    tokenizer = read_vocabulary(root, lowercase=lowercase) if vocabulary is None else None
+    try:
+        spec = family.spec(config, source)
+    except InputError as error:
+        raise InputError(f"{error}; correct {root / CONFIG}", field=error.field) from error
+    tokenizer = None
+    if vocabulary is None:
+        tokenizer = read_vocabulary(root, lowercase=sentences.lowercase)
     if spec.topology == "decoder" and tokenizer is not None:
         # A text begins as the tokenizer says, with BOS or without, whatever the config has.
         spec = spec.replace(start_id=next(iter(tokenizer.frame.before), None))

@@ -1,6 +1,8 @@
 """transformers' names of activations."""
 
-from t5lite.interop.huggingface.families.family import unsupported
+import functools
+
+from t5lite.interop.huggingface.families.fields import Conversion, unsupported
 
 # Several names each: they differ in rounding.
 NAMES = {
@@ -19,14 +21,10 @@ NAMES = {
 
 
 def activation(name: str, field: str) -> str:
-    """Returns which of `layers.ACTIVATIONS` transformers' `name` is.
-
-    Args:
-      name: in a config.
-      field: of the config, for the message.
+    """Returns the one of `layers.ACTIVATIONS` that transformers' `name`, in `field`, stands for.
 
     Raises:
-      InputError: if it is none.
+      InputError: if there is none.
     """
     for ours, theirs in NAMES.items():
         if name in theirs:
@@ -34,7 +32,7 @@ def activation(name: str, field: str) -> str:
     raise unsupported(field, name, (alias for theirs in NAMES.values() for alias in theirs))
 
 
-def activation_name(ours: str, *, gelu_tanh: str = "gelu_new") -> str:
+def activation_name(ours: str, gelu_tanh: str = "gelu_new") -> str:
     """Returns the name to write for one of `layers.ACTIVATIONS`.
 
     Args:
@@ -43,3 +41,11 @@ def activation_name(ours: str, *, gelu_tanh: str = "gelu_new") -> str:
     """
     names = {alias: theirs[0] for alias, theirs in NAMES.items()} | {"gelu_tanh": gelu_tanh}
     return names.get(ours, ours)
+
+
+def activations(gelu_tanh: str) -> Conversion:
+    """Returns the conversion of a family whose configs call "gelu_tanh" so."""
+    return Conversion(activation, functools.partial(activation_name, gelu_tanh=gelu_tanh))
+
+
+ACTIVATION = activations("gelu_new")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from t5lite.interop.huggingface.families import modules
+from t5lite.interop.huggingface.families.fields import stack_of
 from t5lite.interop.tensors import Part, Tensor
 from t5lite.layers import LearnedPositionsSpec, LMHeadSpec
 from t5lite.models import ModelSpec
@@ -35,7 +36,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
     result = token_tables(spec)
     for side in ("encoder", "decoder"):
-        stack = getattr(spec, side)
+        stack = stack_of(spec, side)
         if isinstance(stack.position_embedding, LearnedPositionsSpec):
             positions = stack.position_embedding
             rows = positions.max_length + positions.offset

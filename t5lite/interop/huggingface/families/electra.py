@@ -1,16 +1,17 @@
 """ELECTRA: discriminators and generators."""
 
+import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, family, labels, modules
-from t5lite.interop.huggingface.families.activations import activation
+from t5lite.interop.huggingface.families import encoder_only, labels, modules
 from t5lite.interop.huggingface.families.bert import LAYER
-from t5lite.interop.tensors import Source, Tensor
+from t5lite.interop.huggingface.families.family import Family
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign, Heads
+from t5lite.interop.tensors import Tensor
 from t5lite.layers import HeadSpec, ReplacedTokensHeadSpec, TruncatedNormalInitSpec
 from t5lite.models import ModelSpec
 
 NAMES = encoder_only.Names(
-    "Electra",
     "electra.",
     LAYER,
     (
@@ -20,64 +21,51 @@ NAMES = encoder_only.Names(
         "generator_lm_head.bias",
     ),
 )
-# What transformers' config class fills in.
-DEFAULTS: dict[str, Any] = {
-    **encoder_only.DEFAULTS,
-    "embedding_size": 128,
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "intermediate_size": 1024,
+FIELDS: Fields = {
+    **encoder_only.with_defaults(hidden_size=256, num_attention_heads=4, intermediate_size=1024),
+    "embedding_size": Field(128),
 }
 
 
-def spec(config: family.Config, source: Source) -> ModelSpec:
-    """Returns the spec of a config; see `Family`."""
-    config = {**DEFAULTS, **config}
-    encoder_only.check(config)
-    size, embed = config["embedding_size"], config["hidden_size"]
-    return ModelSpec(
-        family="electra",
-        vocab=config["vocab_size"],
-        embed=embed,
-        embedding_size=None if size == embed else size,
-        encoder=encoder_only.stack(config, config["num_hidden_layers"]),
-        heads=family.heads_of("Electra", HEADS, _named(config, source), source),
-        num_token_types=config["type_vocab_size"],
-        init=TruncatedNormalInitSpec(config.get("initializer_range", 0.02)),
-    )
+def _spec_parts(foreign: Foreign) -> dict[str, Any]:
+    size, embed = foreign.config["embedding_size"], foreign.config["hidden_size"]
+    parts = encoder_only.spec_parts(foreign, TruncatedNormalInitSpec)
+    return parts | {"embedding_size": None if size == embed else size}
 
 
-def _pretraining(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
-    del source
-    return (ReplacedTokensHeadSpec(activation(config["hidden_act"], "hidden_act")),)
+def _replaced_tokens(foreign: Foreign) -> tuple[HeadSpec, ...]:
+    return (ReplacedTokensHeadSpec(foreign.parts["mlp"]["activation"]),)
 
 
-HEADS: dict[str, family.Heads] = {
-    "Model": family.no_heads,
-    "ForPreTraining": _pretraining,
-    # Neither head's activation is in any config.
-    "ForMaskedLM": lambda config, _: encoder_only.masked_lm_head(config, "gelu"),
+# Neither head's activation is in any config.
+_masked_lm = functools.partial(encoder_only.masked_lm_head, name="gelu")
+
+
+def _unnamed(foreign: Foreign) -> tuple[HeadSpec, ...]:
+    """Returns the head that the weights show, for a config without `architectures`."""
+    stored = foreign.source.tensors()
+    if foreign.config.get("architectures"):
+        return ()
+    if "generator_predictions.dense.weight" in stored:
+        return _masked_lm(foreign)
+    if "discriminator_predictions.dense.weight" in stored:
+        return _replaced_tokens(foreign)
+    return ()
+
+
+HEADS: dict[str, Heads] = {
+    "Model": _unnamed,
+    "ForPreTraining": _replaced_tokens,
+    "ForMaskedLM": _masked_lm,
     **labels.makers(labels.classifier_rate, pooler_activation="gelu"),
 }
 
 
-def _named(config: family.Config, source: Source) -> family.Config:
-    """Returns a config with `architectures`, which the weights tell if it has none."""
-    stored, suffix = source.tensors(), "Model"
-    if "discriminator_predictions.dense.weight" in stored:
-        suffix = "ForPreTraining"
-    if "generator_predictions.dense.weight" in stored:
-        suffix = "ForMaskedLM"
-    return {**config, "architectures": config.get("architectures") or [f"Electra{suffix}"]}
+def _extra(spec: ModelSpec) -> dict[str, Any]:
+    return {**encoder_only.fields(spec), "embedding_size": spec.embedding_size or spec.embed}
 
 
-def config(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the config of a spec; see `Family`."""
-    return encoder_only.fields(spec, "Electra", suffixes={ReplacedTokensHeadSpec: "ForPreTraining"})
-
-
-def tensors(spec: ModelSpec) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`."""
+def _tensors(spec: ModelSpec) -> list[Tensor]:
     result, embed = encoder_only.tensors(spec, NAMES), spec.embed
     if any(isinstance(head, ReplacedTokensHeadSpec) for head in spec.heads):
         for name, part, size in (("dense", "dense", embed), ("dense_prediction", "projection", 1)):
@@ -87,11 +75,16 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
 
 
 FAMILIES = {
-    "electra": family.Family(
-        spec,
-        config,
-        tensors,
+    "electra": Family(
         "Electra",
+        FIELDS,
+        HEADS,
+        _spec_parts,
+        _extra,
+        _tensors,
+        lm="ForMaskedLM",
+        suffixes={ReplacedTokensHeadSpec: "ForPreTraining"},
+        side="encoder",
         prefix="electra.",
         ignored=(r"electra\.embeddings\.(position_ids|token_type_ids)",),
     )

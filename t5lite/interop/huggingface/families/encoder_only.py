@@ -1,45 +1,60 @@
 """The common part of BERT, RoBERTa, DistilBERT, ALBERT and ELECTRA."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
-from t5lite.interop.huggingface.families import family, labels, modules
-from t5lite.interop.huggingface.families.activations import activation, activation_name
+from t5lite.interop.huggingface.families import labels, modules
+from t5lite.interop.huggingface.families.activations import ACTIVATION
+from t5lite.interop.huggingface.families.fields import (
+    Field,
+    Fields,
+    Foreign,
+    check_fields,
+    expect,
+    stack_of,
+)
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import (
-    AttentionSpec,
+    HeadSpec,
     LayerNormSpec,
     LearnedPositionsSpec,
     MaskedLMHeadSpec,
-    MlpSpec,
     PoolerHeadSpec,
 )
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-# What transformers' class of BERT's config fills in.
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
+FIELDS: Fields = {
+    "vocab_size": Field(30522, "vocab"),
+    "hidden_size": Field(768, "embed"),
+    "num_hidden_layers": Field(12, "stack.num_layers"),
+    "num_attention_heads": Field(12, "attention.num_heads"),
+    "intermediate_size": Field(3072, "mlp.hidden"),
+    "hidden_act": Field("gelu", "mlp.activation", ACTIVATION),
+    "hidden_dropout_prob": Field(0.1, "stack.dropout_rate"),
+    "classifier_dropout": Field(None, kind=float),
+    "max_position_embeddings": Field(512),
+    "type_vocab_size": Field(2, least=0, nullable=True),
+    "initializer_range": Field(0.02, "init.stddev"),
+    "layer_norm_eps": Field(1e-12, "norm.epsilon"),
+    "tie_word_embeddings": Field(True),
+    "pad_token_id": Field(0, nullable=True, least=0),
 }
+
+
+def with_defaults(**defaults: Any) -> dict[str, Field]:
+    """Returns `FIELDS` with other defaults, those of another class."""
+    return {
+        name: field._replace(default=defaults[name]) if name in defaults else field
+        for name, field in FIELDS.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """The names of a `model_type`'s classes and tensors.
+    """The names of a `model_type`'s tensors.
 
     Args:
-      classes: what its architectures begin with.
       prefix: of the base model's tensors.
       sublayers: of a layer's modules; see `layer_names`.
       masked_lm: of that head: its layer, its norm, the logits' table and bias, aliases of the bias.
@@ -50,7 +65,6 @@ class Names:
       projection: of the layer from the embedding's width to that of the layers.
     """
 
-    classes: str
     prefix: str
     sublayers: dict[str, Any]
     masked_lm: tuple[str, ...]
@@ -61,109 +75,101 @@ class Names:
     projection: str = "embeddings_project"
 
 
-def check(config: family.Config) -> None:
-    """Raises an InputError for options of a config that no spec expresses."""
-    family.check_fields(
-        config,
-        position_embedding_type=("absolute", None),
-        is_decoder=(False, None),
-        add_cross_attention=(False, None),
-    )
-
-
-def stack(
-    config: family.Config,
-    num_layers: int,
+def spec_parts(
+    foreign: Foreign,
+    init: Any,
     *,
     num_blocks: int = 1,
     shared: bool = False,
     offset: int = 0,
-) -> StackSpec:
-    """Returns the encoder of a config.
+) -> dict[str, Any]:
+    """Returns ModelSpec's fields of a config.
 
     Args:
-      config: with the defaults filled in.
-      num_layers: in all.
+      foreign: whose `num_hidden_layers` repeat the pattern.
+      init: kind of the initial values' distribution, by their standard deviation.
       num_blocks: in the repeating pattern, all alike.
-      shared: whether its turns have the same parameters.
+      shared: whether its repeats have the same parameters.
       offset: rows of the positions' table before the first position.
+
+    Raises:
+      InputError: for options that no spec expresses.
     """
-    embed, num_heads = config["hidden_size"], config["num_attention_heads"]
-    norm = LayerNormSpec(config["layer_norm_eps"])
-    name = activation(config["hidden_act"], "hidden_act")
+    config, absent = foreign.config, (False, None)
+    check_fields(
+        config,
+        position_embedding_type=("absolute", None),
+        is_decoder=absent,
+        add_cross_attention=absent,
+    )
+    stack, norm = foreign.parts["stack"], norm_of(foreign)
     block = TransformerBlockSpec(
-        AttentionSpec(num_heads, embed // num_heads, use_bias=True),
-        MlpSpec(config["intermediate_size"], name, use_bias=True),
+        foreign.attention(use_bias=True),
+        foreign.mlp(use_bias=True),
         norm=norm,
         norm_placement="after",
     )
-    return StackSpec(
-        num_layers,
+    encoder = StackSpec(
+        stack["num_layers"] * num_blocks,
         (block,) * num_blocks,
         causal=False,
         shared_layers=shared,
         position_embedding=LearnedPositionsSpec(config["max_position_embeddings"] - offset, offset),
         embedding_norm=norm,
         final_norm=None,
-        dropout_rate=float(config["hidden_dropout_prob"]),
+        dropout_rate=stack["dropout_rate"],
     )
+    return {
+        "encoder": encoder,
+        "num_token_types": config["type_vocab_size"] or None,
+        "init": init(**foreign.parts["init"]),
+    }
 
 
-def masked_lm_head(config: family.Config, name: str) -> tuple[MaskedLMHeadSpec]:
-    """Returns the masked-LM head of a config, with the activation of that name.
+def norm_of(foreign: Foreign) -> LayerNormSpec:
+    """Returns the one kind of norm in a model."""
+    return LayerNormSpec(**foreign.parts["norm"])
+
+
+def masked_lm_head(foreign: Foreign, name: str | None = None) -> tuple[MaskedLMHeadSpec]:
+    """Returns the masked-LM head of a config, with the layers' activation or another.
 
     Raises:
-      InputError: if its logits have a table of their own.
+      InputError: if its logits have a table apart from the embedding's.
     """
-    family.check_fields(config, tie_word_embeddings=(True, None))
-    return (MaskedLMHeadSpec(name, LayerNormSpec(config["layer_norm_eps"])),)
+    check_fields(foreign.config, tie_word_embeddings=(True, None))
+    return (MaskedLMHeadSpec(name or foreign.parts["mlp"]["activation"], norm_of(foreign)),)
 
 
-def fields(
-    spec: ModelSpec,
-    classes: str,
-    *,
-    suffixes: Mapping[type, str] = MappingProxyType({}),
-    rate: str = "classifier_dropout",
-) -> dict[str, Any]:
-    """Returns the fields of a config that these families share.
+def pooled(foreign: Foreign, weight: str) -> tuple[HeadSpec, ...]:
+    """Returns the head of a base model: a pooler if its weight is there."""
+    return (PoolerHeadSpec(),) if weight in foreign.source.tensors() else ()
+
+
+def fields(spec: ModelSpec, rate: str = "classifier_dropout") -> dict[str, Any]:
+    """Returns the fields of a config beside `FIELDS` that these families share.
 
     Args:
       spec: of the model.
-      classes: what its architectures begin with.
-      suffixes: how they end with heads that some families alone have.
       rate: the field of the dropout rate before a head's linear layer.
     """
-    encoder, head = family.stack_of(spec, "encoder"), spec.heads[-1] if spec.heads else None
-    block, positions = encoder.blocks[0], _positions(encoder)
-    mlp = family.expect(block.mlp, MlpSpec, "mlp")
-    norm = family.expect(block.norm, LayerNormSpec, "norm")
-    suffixes = {MaskedLMHeadSpec: "ForMaskedLM", **labels.SUFFIXES, **suffixes}
+    encoder, head = stack_of(spec, "encoder"), spec.heads[-1] if spec.heads else None
+    positions = positions_of(encoder)
+    expect(encoder.blocks[0].norm, LayerNormSpec, "norm")
     content = {
-        "architectures": [classes + suffixes.get(type(head), "Model")],
-        "model_type": spec.family,
-        "vocab_size": spec.vocab,
-        "embedding_size": spec.embedding_size or spec.embed,
-        "hidden_size": spec.embed,
-        "num_hidden_layers": encoder.num_layers,
-        "num_attention_heads": block.attention.num_heads,
-        "intermediate_size": mlp.hidden,
-        "hidden_act": activation_name(mlp.activation),
-        "hidden_dropout_prob": encoder.dropout_rate,
+        "type_vocab_size": spec.num_token_types,
         "attention_probs_dropout_prob": encoder.dropout_rate,
         "max_position_embeddings": positions.max_length + positions.offset,
-        "type_vocab_size": spec.num_token_types,
-        "initializer_range": family.initial_stddev(spec),
-        "layer_norm_eps": norm.epsilon,
         "pad_token_id": positions.offset - 1 if positions.offset else 0,
     }
     if (dropout_rate := getattr(head, "dropout_rate", None)) is not None:
         content[rate] = dropout_rate
-    return content if head is None else content | labels.fields(head)
+    return content
 
 
-def _positions(encoder: StackSpec) -> LearnedPositionsSpec:
-    return family.expect(encoder.position_embedding, LearnedPositionsSpec, "position_embedding")
+def positions_of(encoder: StackSpec) -> LearnedPositionsSpec:
+    """Returns the table of positions that an encoder must have."""
+    return expect(encoder.position_embedding, LearnedPositionsSpec, "position_embedding")
 
 
 def tensors(
@@ -176,7 +182,7 @@ def tensors(
       names: of its family.
       layer_name: the name of a layer by its number, if it is not `names.layer` and the number.
     """
-    encoder, embed = family.stack_of(spec, "encoder"), spec.embed
+    encoder, embed = stack_of(spec, "encoder"), spec.embed
     dense, norm, table, bias, *aliases = names.masked_lm
     masked = [head for head in spec.heads if isinstance(head, MaskedLMHeadSpec)]
     result = _embedding_tensors(spec, names, aliases=(table,) if masked else ())
@@ -198,8 +204,8 @@ def tensors(
 
 def _embedding_tensors(spec: ModelSpec, names: Names, *, aliases: tuple[str, ...]) -> list[Tensor]:
     """Returns the tensors before the first layer; `aliases` are those of the token embedding."""
-    encoder, width = family.stack_of(spec, "encoder"), spec.embedding_size or spec.embed
-    positions, name = _positions(encoder), f"{names.prefix}embeddings"
+    encoder, width = stack_of(spec, "encoder"), spec.embedding_size or spec.embed
+    positions, name = positions_of(encoder), f"{names.prefix}embeddings"
     result = modules.table(
         f"{name}.word_embeddings.weight", "token_embedding", spec.vocab, width, aliases=aliases
     )
@@ -208,7 +214,7 @@ def _embedding_tensors(spec: ModelSpec, names: Names, *, aliases: tuple[str, ...
     if spec.num_token_types is not None:
         types = (f"{name}.token_type_embeddings.weight", "token_type_embedding")
         result += modules.table(*types, spec.num_token_types, width)
-    norm = family.expect(encoder.embedding_norm, LayerNormSpec, "embedding_norm")
+    norm = expect(encoder.embedding_norm, LayerNormSpec, "embedding_norm")
     result += modules.norm(f"{name}.LayerNorm", "encoder/embedding_norm", norm, width)
     if spec.embedding_size is not None:
         name, path = f"{names.prefix}{names.projection}", "encoder/embedding_projection"

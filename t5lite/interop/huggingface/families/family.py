@@ -1,30 +1,23 @@
-"""The contract of a family of Hugging Face models, and what the families share to fulfil it."""
+"""A family of Hugging Face models: its tables, and the specs and configs made with them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from t5lite.errors import InputError
+from t5lite.interop.huggingface.families import labels
+from t5lite.interop.huggingface.families.fields import (
+    Config,
+    Field,
+    Fields,
+    Foreign,
+    Heads,
+    read,
+    unsupported,
+    write,
+)
 from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import HeadSpec
-from t5lite.models import ModelSpec, StackSpec
-
-Config = Mapping[str, Any]
-Heads = Callable[[Config, Source], tuple[HeadSpec, ...]]
-T = TypeVar("T")
-
-
-class Unsupported(InputError):
-    """A part of a spec that the files of a family cannot express.
-
-    Args:
-      field: of the spec.
-      value: the part.
-    """
-
-    def __init__(self, field: str, value: Any):
-        kind = "None" if value is None else f"a {type(value).__name__}"
-        super().__init__(f"{field} as {kind}", field=field)
+from t5lite.layers import HeadSpec, LMHeadSpec, MaskedLMHeadSpec
+from t5lite.models import ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,24 +25,79 @@ class Family:
     """One `model_type`.
 
     Args:
-      spec: makes a spec of `config.json` and the weights, which say what is tied where configs err.
-      config: makes the content of `config.json` of a spec. It need not check what the family cannot
-        express: `describe` compares the spec with the one that comes back.
-      tensors: maps each tensor of a model with a head to parameters.
       classes: the beginning of its architectures' names.
+      fields: of its config.
+      heads: by the end of an architecture's name; the first one is that of a config without any.
+      spec_parts: returns ModelSpec's fields that `fields` and `heads` do not give.
+      extra: returns the fields of a config that `fields` do not give, or give otherwise. It need
+        not check what the family cannot express: `describe` compares the spec with the one that
+        comes back.
+      tensors: maps each tensor of a model with a head to parameters.
+      lm: the end of the name of the architecture with logits.
+      suffixes: that of architectures with heads that the family alone has.
+      side: the stack that `fields` describe.
       prefix: of the base model's tensors in a file of a model with a head.
+      also: another beginning, under which some of the family's models were saved.
       ignored: regular expressions of names that files may have although the spec says all that is
         in them: buffers, and heads that are left out.
       renamed: pairs of a regular expression and its replacement for names in older files.
     """
 
-    spec: Callable[[Config, Source], ModelSpec]
-    config: Callable[[ModelSpec], dict[str, Any]]
-    tensors: Callable[[ModelSpec], list[Tensor]]
     classes: str
+    fields: Fields
+    heads: Mapping[str, Heads]
+    spec_parts: Callable[[Foreign], dict[str, Any]]
+    extra: Callable[[ModelSpec], dict[str, Any]]
+    tensors: Callable[[ModelSpec], list[Tensor]]
+    lm: str = "ForCausalLM"
+    suffixes: Mapping[type[HeadSpec], str] = dataclasses.field(default_factory=dict)
+    side: str = "decoder"
     prefix: str = ""
+    also: str = ""
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+
+    def spec(self, config: Config, source: Source) -> ModelSpec:
+        """Returns the spec of a config and the weights, which show what is tied.
+
+        Raises:
+          InputError: that begins with the config's field.
+        """
+        defaults = {name: field.default for name, field in self.fields.items()}
+        config = {**defaults, **config}
+        labels.check(config)
+        foreign = read(self.fields, config, source)
+        parts = self.spec_parts(foreign)
+        heads = self.heads[self.suffix(config)](foreign)
+        return ModelSpec(
+            family=config["model_type"], **{"heads": heads, **foreign.parts["model"], **parts}
+        )
+
+    def suffix(self, config: Config) -> str:
+        """Returns the end of a config's architecture.
+
+        Raises:
+          InputError: for an architecture that is not one of `heads`.
+        """
+        architectures = [self.classes + suffix for suffix in self.heads]
+        name = (config.get("architectures") or architectures)[0]
+        for suffix in self.heads:
+            if name in (self.classes + suffix, self.also and self.also + suffix):
+                return suffix
+        raise unsupported("architectures", [name], architectures)
+
+    def config(self, spec: ModelSpec) -> dict[str, Any]:
+        """Returns the content of `config.json`."""
+        head = spec.heads[0] if spec.heads else None
+        suffixes = {LMHeadSpec: self.lm, MaskedLMHeadSpec: self.lm} | labels.SUFFIXES
+        suffix = {**suffixes, **self.suffixes}.get(type(head), "Model")
+        return {
+            "architectures": [self.classes + suffix],
+            "model_type": spec.family,
+            **write(self.fields, spec, self.side),
+            **(labels.fields(head) if head is not None else {}),
+            **self.extra(spec),
+        }
 
     @property
     def base(self) -> str:
@@ -57,80 +105,12 @@ class Family:
         return f"{self.classes}Model"
 
 
-def suffix_of(classes: str, heads: Iterable[str], config: Config, *, also: str = "") -> str:
-    """Returns the end of a config's architecture; the first of `heads` if it names none.
-
-    Args:
-      classes: the beginning of the family's architectures.
-      heads: what may follow it.
-      config: with `architectures`, or without.
-      also: another beginning, under which some of the family's models were saved.
-
-    Raises:
-      InputError: for another architecture.
-    """
-    first, *_ = heads = tuple(heads)
-    name = (config.get("architectures") or [classes + first])[0]
-    for suffix in heads:
-        if name == classes + suffix or (also and name == also + suffix):
-            return suffix
-    raise unsupported("architectures", [name], (classes + suffix for suffix in heads))
-
-
-def heads_of(
-    classes: str, heads: Mapping[str, Heads], config: Config, source: Source, *, also: str = ""
-) -> tuple[HeadSpec, ...]:
-    """Returns the heads of a config's architecture; see `suffix_of`."""
-    return heads[suffix_of(classes, heads, config, also=also)](config, source)
-
-
-def no_heads(config: Config, source: Source) -> tuple[HeadSpec, ...]:
+def no_heads(foreign: Foreign) -> tuple[HeadSpec, ...]:
     """The heads of a base model."""
-    del config, source
+    del foreign
     return ()
 
 
-def unsupported(field: str, value: Any, supported: Iterable[Any], why: str = "") -> InputError:
-    """Returns the error for a value of a config that no spec expresses."""
-    known = ", ".join(item if isinstance(item, str) else repr(item) for item in supported)
-    return InputError(
-        f"{field} = {value!r} is not supported{why and f' ({why})'}; supported: {known}",
-        field=field,
-    )
-
-
-def check_fields(config: Config, **supported: tuple[Any, ...]) -> None:
-    """Raises an InputError unless fields, where a config has them, have supported values."""
-    for field, values in supported.items():
-        if field in config and config[field] not in values:
-            raise unsupported(field, config[field], values[:1])
-
-
-def expect(value: Any, kind: type[T], field: str) -> T:
-    """Returns a part of a spec that a family needs to be of one kind; otherwise `Unsupported`."""
-    if not isinstance(value, kind):
-        raise Unsupported(field, value)
-    return value
-
-
-def stack_of(spec: ModelSpec, side: str) -> StackSpec:
-    """Returns the encoder or the decoder of a model that must have it."""
-    return expect(getattr(spec, side), StackSpec, side)
-
-
-def initial_stddev(spec: ModelSpec) -> float:
-    """Returns the one standard deviation that a config has for all initial values."""
-    return getattr(spec.init, "stddev", 0.02)
-
-
-def first_id(config: Config, *names: str) -> int:
-    """Returns the first token id in these fields; 0 if there is none.
-
-    Ids beyond the vocabulary, which only models cut down for tests have, are passed over.
-    """
-    for name in names:
-        ids = config.get(name)
-        first = ids[0] if isinstance(ids, list | tuple) and ids else ids
-        if isinstance(first, int) and 0 <= first < config["vocab_size"]:
-            return first
-    return 0
+def tokens(**ids: int | None) -> dict[str, Field]:
+    """Returns the fields of token ids, which configs may also have as null or lists."""
+    return {f"{name}_token_id": Field(token, kind=object) for name, token in ids.items()}

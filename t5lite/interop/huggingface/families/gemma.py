@@ -2,19 +2,24 @@
 
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, family
-from t5lite.interop.huggingface.families.activations import activation, activation_name
+from t5lite.errors import InputError
+from t5lite.interop.huggingface.families import decoder_only
+from t5lite.interop.huggingface.families.activations import activation_name, activations
+from t5lite.interop.huggingface.families.family import Family, tokens
+from t5lite.interop.huggingface.families.fields import (
+    Field,
+    Fields,
+    Foreign,
+    check_fields,
+    expect,
+    stack_of,
+)
 from t5lite.interop.huggingface.families.layer_types import FULL, SLIDING, layer_types, period
-from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
-from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec
+from t5lite.interop.huggingface.families.rope import FREQUENCIES, rope_config, rotary_spec
+from t5lite.interop.tensors import Tensor
+from t5lite.layers import LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-CLASSES = {"gemma": "Gemma", "gemma2": "Gemma2"}
-HEADS = {
-    "gemma": decoder_only.heads(spans=False),
-    "gemma2": decoder_only.heads(softcap="final_logit_softcapping", spans=False),
-}
 NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 NORMS_AROUND = {
     "attention_norm": "input_layernorm",
@@ -23,172 +28,125 @@ NORMS_AROUND = {
     "mlp_output_norm": "post_feedforward_layernorm",
 }
 _PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
-# Of transformers' config classes: what equals them may be left out of config.json.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "gemma": {
-        "vocab_size": 256000,
-        "hidden_size": 3072,
-        "intermediate_size": 24576,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "head_dim": 256,
-        "max_position_embeddings": 8192,
-        "initializer_range": 0.02,
-        "rms_norm_eps": 1e-6,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": 2,
-        "eos_token_id": 1,
-        "tie_word_embeddings": True,
+_TANH = "gelu_pytorch_tanh"
+FIELDS: Fields = {
+    "vocab_size": Field(256000, "vocab"),
+    "hidden_size": Field(3072, "embed"),
+    "intermediate_size": Field(24576, "mlp.hidden"),
+    "num_hidden_layers": Field(28, "stack.num_layers"),
+    "num_attention_heads": Field(16, "attention.num_heads"),
+    "num_key_value_heads": Field(16, "attention.kv_heads", nullable=True),
+    "head_dim": Field(256, "attention.head_dim"),
+    # Gemma 1 has "gelu" as hidden_act in its releases and means this.
+    "hidden_activation": Field(_TANH, "mlp.activation", activations(_TANH), nullable=True),
+    "initializer_range": Field(0.02, "init.stddev"),
+    "rms_norm_eps": Field(1e-6, "norm.epsilon"),
+    "attention_bias": Field(False, "attention.use_bias"),
+    "attention_dropout": Field(0.0, "stack.dropout_rate", nullable=True),
+    "max_position_embeddings": Field(8192),
+    "tie_word_embeddings": Field(True),
+    "classifier_dropout": Field(None, kind=float),
+    **tokens(bos=2, eos=1),
+}
+GEMMA2_FIELDS: Fields = {
+    **FIELDS,
+    "hidden_size": Field(2304, "embed"),
+    "intermediate_size": Field(9216, "mlp.hidden"),
+    "num_hidden_layers": Field(26, "stack.num_layers"),
+    "num_attention_heads": Field(8, "attention.num_heads"),
+    "num_key_value_heads": Field(4, "attention.kv_heads", nullable=True),
+    "query_pre_attn_scalar": Field(256, nullable=True),
+    "sliding_window": Field(4096, nullable=True),
+    "final_logit_softcapping": Field(30.0, nullable=True),
+    "attn_logit_softcapping": Field(50.0, "attention.logits_softcap", nullable=True),
+}
+
+
+def _spec_parts(foreign: Foreign) -> dict[str, Any]:
+    """Returns ModelSpec's fields. Attention's dropout stands for all dropout."""
+    config = foreign.config
+    check_fields(config, use_bidirectional_attention=(None,))
+    return {
+        "decoder": stack_spec(foreign, around=config["model_type"] == "gemma2", causal=True),
+        "init": NormalInitSpec(**foreign.parts["init"]),
+        "start_id": decoder_only.start_id(foreign),
     }
-}
-DEFAULTS["gemma2"] = {
-    **DEFAULTS["gemma"],
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "final_logit_softcapping": 30.0,
-    "attn_logit_softcapping": 50.0,
-}
 
 
-def spec(config: family.Config, source: Source) -> ModelSpec:
-    """Returns the spec of a config; see `Family`. Attention's dropout stands for all dropout."""
-    model_type = config["model_type"]
-    config = {**DEFAULTS[model_type], **config}
-    family.check_fields(config, use_bidirectional_attention=(None,))
-    return decoder_only.model_spec(
-        config,
-        source,
-        CLASSES[model_type],
-        HEADS[model_type],
-        embed=config["hidden_size"],
-        decoder=stack_spec(config, around=model_type == "gemma2", causal=True),
-        init=NormalInitSpec(config["initializer_range"]),
-    )
-
-
-def stack_spec(
-    config: family.Config,
-    *,
-    around: bool,
-    causal: bool,
-    crossed: bool = False,
-    dropout: str = "attention_dropout",
-) -> StackSpec:
+def stack_spec(foreign: Foreign, *, around: bool, causal: bool, crossed: bool = False) -> StackSpec:
     """Returns a stack of Gemma layers.
 
     Args:
-      config: with its defaults.
+      foreign: config of the stack.
       around: whether norms stand on both sides of the sublayers, as from Gemma 2 on.
       causal: whether it sees one side only.
       crossed: whether it attends over an encoder.
-      dropout: the field of its rate.
     """
-    norm = RMSNormSpec(config["rms_norm_eps"], unit_offset=True)
-    # Gemma 1 has "gelu" in its releases and means this.
-    name = config.get("hidden_activation") or "gelu_pytorch_tanh"
-    mlp = MlpSpec(config["intermediate_size"], activation(name, "hidden_activation"), gated=True)
+    config, norm = foreign.config, RMSNormSpec(**foreign.parts["norm"], unit_offset=True)
+    foreign.parts["mlp"].setdefault("activation", "gelu_tanh")
+    scalar, window = config.get("query_pre_attn_scalar"), config.get("sliding_window")
+    scale = None if scalar in (None, config["head_dim"]) else scalar**-0.5
+    full = foreign.attention(rotary=rotary_spec(config), logits_scale=scale)
 
     def block(kind: str) -> TransformerBlockSpec:
-        attention = attention_spec(config, sliding=kind == SLIDING, causal=causal)
-        cross = attention.replace(rotary=None, window=None) if crossed else None
+        # One-sided, theirs counts the keys that are seen, the token's own among them; two-sided,
+        # from transformers 5 on, it is the distance (4 had one less).
+        attention = full.replace(window=window - causal) if window and kind == SLIDING else full
         placement: Any = "around" if around else "before"
         return TransformerBlockSpec(
-            attention, mlp, norm=norm, cross_attention=cross, norm_placement=placement
+            attention,
+            foreign.mlp(gated=True),
+            norm=norm,
+            cross_attention=full.replace(rotary=None) if crossed else None,
+            norm_placement=placement,
         )
 
-    num_layers = config["num_hidden_layers"]
     # Gemma 2's: a window in the first layer and every other one.
-    windowed = config.get("sliding_window") is not None
-    every_other = [SLIDING if windowed and n % 2 == 0 else FULL for n in range(num_layers)]
+    layers = range(config["num_hidden_layers"])
+    every_other = [SLIDING if window and n % 2 == 0 else FULL for n in layers]
+    kinds = layer_types(config, every_other)
+    if SLIDING in kinds and not window:
+        raise InputError(
+            f"sliding_window = {window!r}: must be an integer, for layer_types has {SLIDING}",
+            field="sliding_window",
+        )
     return StackSpec(
-        num_layers,
-        tuple(block(kind) for kind in period(layer_types(config, every_other))),
+        blocks=tuple(block(kind) for kind in period(kinds)),
         causal=causal,
         embedding_scale=config["hidden_size"] ** 0.5,
         final_norm=norm,
-        dropout_rate=float(config[dropout] or 0.0),
+        **foreign.parts["stack"],
     )
 
 
-def attention_spec(config: family.Config, *, sliding: bool, causal: bool) -> AttentionSpec:
-    """Returns the attention of a layer that sees everything, or a window."""
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    scalar, window = config.get("query_pre_attn_scalar"), None
-    if sliding:
-        # One-sided, theirs counts the keys that are seen, the token's own among them; two-sided,
-        # from transformers 5 on, it is the distance (4 had one less).
-        window = config["sliding_window"] - (1 if causal else 0)
-    return AttentionSpec(
-        heads,
-        config["head_dim"],
-        None if kv_heads == heads else kv_heads,
-        logits_scale=None if scalar in (None, config["head_dim"]) else scalar**-0.5,
-        use_bias=config["attention_bias"],
-        rotary=rotary_spec(config),
-        window=window,
-        logits_softcap=config.get("attn_logit_softcapping"),
-    )
-
-
-def config(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the config of a spec; see `Family`."""
-    decoder = family.stack_of(spec, "decoder")
-    fields = {
-        **decoder_only.fields(spec, CLASSES[spec.family]),
-        **stack_config(decoder, spec.embed, causal=True),
-        "attention_dropout": decoder.dropout_rate,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-    }
+def _extra(spec: ModelSpec) -> dict[str, Any]:
+    stack = stack_of(spec, "decoder")
+    content = {**decoder_only.fields(spec), "eos_token_id": 1, "pad_token_id": 0}
     if spec.family == "gemma":
-        # Fields that the class lacks.
-        for field in ("sliding_window", "layer_types", "attn_logit_softcapping"):
-            del fields[field]
-        del fields["query_pre_attn_scalar"]
-        fields["hidden_act"] = fields["hidden_activation"]
-    else:
-        head = spec.heads[0] if spec.heads else None
-        softcap = head.softcap if isinstance(head, LMHeadSpec) else 30.0
-        fields["final_logit_softcapping"] = softcap
-    return fields
+        mlp = expect(stack.blocks[0].mlp, MlpSpec, "mlp")
+        content["hidden_act"] = activation_name(mlp.activation, _TANH)
+        return content | rope_config(stack.blocks[0].attention.rotary)
+    head = spec.heads[0] if spec.heads else None
+    softcap = head.softcap if isinstance(head, LMHeadSpec) else 30.0
+    return content | stack_fields(stack, causal=True) | {"final_logit_softcapping": softcap}
 
 
-def stack_config(stack: StackSpec, embed: int, *, causal: bool) -> dict[str, Any]:
-    """Returns the fields of a stack's config."""
-    blocks = stack.every_block
-    block, windows = blocks[0], [b.attention.window for b in blocks if b.attention.window]
-    attention, mlp = block.attention, family.expect(block.mlp, MlpSpec, "mlp")
-    scale = attention.logits_scale
-    scalar = attention.head_dim if scale is None else scale**-2
+def stack_fields(stack: StackSpec, *, causal: bool) -> dict[str, Any]:
+    """Returns the fields of a stack's config that `GEMMA2_FIELDS` give no path."""
+    attention, scale = stack.blocks[0].attention, stack.blocks[0].attention.logits_scale
+    windows = [block.attention.window for block in stack.every_block]
+    widest = max((window for window in windows if window), default=None)
     return {
-        "hidden_size": embed,
-        "intermediate_size": mlp.hidden,
-        "num_hidden_layers": stack.num_layers,
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
-        "hidden_activation": activation_name(mlp.activation, gelu_tanh="gelu_pytorch_tanh"),
-        "rms_norm_eps": decoder_only.epsilon(block.norm),
-        "attention_bias": attention.use_bias,
         # An integer in their class.
-        "query_pre_attn_scalar": round(scalar),
-        "attn_logit_softcapping": attention.logits_softcap,
-        "sliding_window": windows[0] + (1 if causal else 0) if windows else 4096,
-        "layer_types": [SLIDING if b.attention.window else FULL for b in blocks],
+        "query_pre_attn_scalar": round(attention.head_dim if scale is None else scale**-2),
+        "sliding_window": 4096 if widest is None else widest + causal,
+        "layer_types": [SLIDING if window else FULL for window in windows],
         **rope_config(attention.rotary),
     }
 
 
-def tensors(spec: ModelSpec) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`."""
-    around = family.stack_of(spec, "decoder").blocks[0].norm_placement == "around"
+def _tensors(spec: ModelSpec) -> list[Tensor]:
+    around = stack_of(spec, "decoder").blocks[0].norm_placement == "around"
     return decoder_only.tensors(spec, names(NORMS_AROUND if around else NORMS))
 
 
@@ -217,14 +175,18 @@ def layer_names(norms: dict[str, str], *, crossed: bool = False) -> dict[str, An
 
 
 FAMILIES = {
-    name: family.Family(
-        spec,
-        config,
-        tensors,
+    name: Family(
+        classes,
+        fields,
+        decoder_only.heads(softcap=softcap, spans=False),
+        _spec_parts,
+        _extra,
+        _tensors,
         prefix="model.",
-        classes=CLASSES[name],
-        # Frequencies, which older versions saved.
-        ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+        ignored=(FREQUENCIES,),
     )
-    for name in CLASSES
+    for name, classes, fields, softcap in (
+        ("gemma", "Gemma", FIELDS, None),
+        ("gemma2", "Gemma2", GEMMA2_FIELDS, "final_logit_softcapping"),
+    )
 }

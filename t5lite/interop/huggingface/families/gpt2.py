@@ -4,20 +4,21 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, family, modules
-from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.tensors import Source, Tensor, View
-from t5lite.layers import (
-    AttentionSpec,
-    LayerNormSpec,
-    LearnedPositionsSpec,
-    MlpSpec,
-    NormalInitSpec,
+from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families.activations import ACTIVATION
+from t5lite.interop.huggingface.families.family import Family, tokens
+from t5lite.interop.huggingface.families.fields import (
+    Field,
+    Fields,
+    Foreign,
+    check_fields,
+    stack_of,
 )
+from t5lite.interop.tensors import Tensor, View
+from t5lite.layers import AttentionSpec, LayerNormSpec, LearnedPositionsSpec, NormalInitSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-CLASSES, LM = "GPT2", "LMHeadModel"
-HEADS = decoder_only.heads(LM)
+LM = "LMHeadModel"
 NAMES = decoder_only.Names(
     "transformer.wte.weight",
     "transformer.h.{}",
@@ -30,97 +31,75 @@ NAMES = decoder_only.Names(
     },
     ("lm_head.weight",),
 )
-# Of transformers' config class: what equals them may be left out of config.json.
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 50257,
-    "n_positions": 1024,
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_inner": None,
-    "activation_function": "gelu_new",
-    "resid_pdrop": 0.1,
-    "layer_norm_epsilon": 1e-5,
-    "initializer_range": 0.02,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "bos_token_id": 50256,
-    "eos_token_id": 50256,
-    "tie_word_embeddings": True,
+FIELDS: Fields = {
+    "vocab_size": Field(50257, "vocab"),
+    "n_positions": Field(1024, "positions.max_length"),
+    "n_embd": Field(768, "embed"),
+    "n_layer": Field(12, "stack.num_layers"),
+    "n_head": Field(12, "attention.num_heads"),
+    "n_inner": Field(None, "mlp.hidden", kind=int),
+    "activation_function": Field("gelu_new", "mlp.activation", ACTIVATION),
+    "resid_pdrop": Field(0.1, "stack.dropout_rate"),
+    "layer_norm_epsilon": Field(1e-5, "norm.epsilon"),
+    "initializer_range": Field(0.02, "init.stddev"),
+    "scale_attn_weights": Field(True),
+    "scale_attn_by_inverse_layer_idx": Field(False),
+    "add_cross_attention": Field(False),
+    "tie_word_embeddings": Field(True),
+    "classifier_dropout": Field(None, kind=float),
+    **tokens(bos=50256, eos=50256),
 }
 
 
-def spec(config: family.Config, source: Source) -> ModelSpec:
-    """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
-    config = {**DEFAULTS, **config}
-    family.check_fields(config, add_cross_attention=(False,))
-    norm = LayerNormSpec(config["layer_norm_epsilon"])
-    mlp = MlpSpec(
-        config["n_inner"] or 4 * config["n_embd"],
-        activation(config["activation_function"], "activation_function"),
-        use_bias=True,
-    )
+def _spec_parts(foreign: Foreign) -> dict[str, Any]:
+    """Returns ModelSpec's fields. Dropout is that of residuals, everywhere."""
+    check_fields(foreign.config, add_cross_attention=(False,))
+    foreign.parts["mlp"].setdefault("hidden", 4 * foreign.config["n_embd"])
+    norm, mlp = LayerNormSpec(**foreign.parts["norm"]), foreign.mlp(use_bias=True)
     decoder = StackSpec(
-        config["n_layer"],
-        tuple(
-            TransformerBlockSpec(layer_attention, mlp, norm=norm)
-            for layer_attention in attentions(config)
+        blocks=tuple(
+            TransformerBlockSpec(attention, mlp, norm=norm) for attention in _attentions(foreign)
         ),
         causal=True,
-        position_embedding=LearnedPositionsSpec(config["n_positions"]),
+        position_embedding=LearnedPositionsSpec(**foreign.parts["positions"]),
         final_norm=norm,
-        dropout_rate=config["resid_pdrop"],
+        **foreign.parts["stack"],
     )
-    init = NormalInitSpec(config["initializer_range"], scaled_residuals=True)
-    return decoder_only.model_spec(
-        config, source, CLASSES, HEADS, embed=config["n_embd"], decoder=decoder, init=init
-    )
+    init = NormalInitSpec(**foreign.parts["init"], scaled_residuals=True)
+    return {"decoder": decoder, "init": init, "start_id": decoder_only.start_id(foreign)}
 
 
-def attentions(config: family.Config) -> list[AttentionSpec]:
+def _attentions(foreign: Foreign) -> list[AttentionSpec]:
     """Returns attention of all layers, or of each if `scale_attn_by_inverse_layer_idx`."""
-    heads = config["n_head"]
-    head_dim = config["n_embd"] // heads
+    config = foreign.config
     scale = None if config["scale_attn_weights"] else 1.0
-    first = AttentionSpec(heads, head_dim, logits_scale=scale, use_bias=True)
+    first = foreign.attention(logits_scale=scale, use_bias=True)
     if not config["scale_attn_by_inverse_layer_idx"]:
         return [first]
     scales = [first.scale / (layer + 1) for layer in range(1, config["n_layer"])]
     return [first, *(first.replace(logits_scale=layer_scale) for layer_scale in scales)]
 
 
-def config(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the config of a spec; see `Family`."""
-    decoder = family.stack_of(spec, "decoder")
-    block = decoder.blocks[0]
-    mlp = family.expect(block.mlp, MlpSpec, "mlp")
+def _extra(spec: ModelSpec) -> dict[str, Any]:
+    decoder = stack_of(spec, "decoder")
     return {
-        **decoder_only.fields(spec, CLASSES, LM),
-        "n_positions": decoder.max_length or DEFAULTS["n_positions"],
-        "n_embd": spec.embed,
-        "n_layer": decoder.num_layers,
-        "n_head": block.attention.num_heads,
-        "n_inner": mlp.hidden,
-        "activation_function": activation_name(mlp.activation),
-        "resid_pdrop": decoder.dropout_rate,
+        **decoder_only.fields(spec),
+        "n_positions": decoder.max_length or FIELDS["n_positions"].default,
         "embd_pdrop": decoder.dropout_rate,
         "attn_pdrop": decoder.dropout_rate,
-        "layer_norm_epsilon": decoder_only.epsilon(block.norm),
-        "scale_attn_weights": block.attention.logits_scale is None,
+        "scale_attn_weights": decoder.blocks[0].attention.logits_scale is None,
         "scale_attn_by_inverse_layer_idx": len(decoder.blocks) > 1,
         "eos_token_id": spec.start_id,  # one token is both
     }
 
 
-def tensors(spec: ModelSpec) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`."""
-    length = family.stack_of(spec, "decoder").max_length or 0
+def _tensors(spec: ModelSpec) -> list[Tensor]:
+    length = stack_of(spec, "decoder").max_length or 0
     positions = ("transformer.wpe.weight", "decoder/position_embedding", length, spec.embed)
-    table, *others = decoder_only.tensors(
+    table, *rest = decoder_only.tensors(
         spec, NAMES, attention=conv1d(modules.fused_attention), mlp=conv1d(modules.mlp)
     )
-    return [table, *modules.table(*positions), *others]
+    return [table, *modules.table(*positions), *rest]
 
 
 def conv1d(make: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
@@ -139,11 +118,14 @@ def conv1d(make: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
 
 
 FAMILIES = {
-    "gpt2": family.Family(
-        spec,
-        config,
-        tensors,
-        CLASSES,
+    "gpt2": Family(
+        "GPT2",
+        FIELDS,
+        decoder_only.heads(LM),
+        _spec_parts,
+        _extra,
+        _tensors,
+        lm=LM,
         prefix="transformer.",
         # Causal masks, which older versions saved.
         ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),

@@ -3,15 +3,14 @@
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, family, modules
-from t5lite.interop.huggingface.families.activations import activation, activation_name
+from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families.activations import activations
+from t5lite.interop.huggingface.families.family import Family, tokens
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign, stack_of
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
-from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import AttentionSpec, LayerNormSpec, MlpSpec, SmallInitSpec
+from t5lite.layers import LayerNormSpec, SmallInitSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-CLASSES = "GPTNeoX"
-HEADS = decoder_only.heads()
 NAMES = decoder_only.Names(
     "gpt_neox.embed_in.weight",
     "gpt_neox.layers.{}",
@@ -25,106 +24,74 @@ NAMES = decoder_only.Names(
     # Of versions 4 and 5 of transformers, which both read the first.
     ("embed_out.weight", "lm_head.weight"),
 )
-# Of transformers' config class: what equals them may be left out of config.json.
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 50432,
-    "hidden_size": 6144,
-    "num_hidden_layers": 44,
-    "num_attention_heads": 64,
-    "intermediate_size": 24576,
-    "hidden_act": "gelu",
-    "hidden_dropout": 0.0,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-5,
-    "use_parallel_residual": True,
-    "attention_bias": True,
-    "rotary_emb_base": 10000,
-    "rotary_pct": 0.25,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
+FIELDS: Fields = {
+    "vocab_size": Field(50432, "vocab"),
+    "hidden_size": Field(6144, "embed"),
+    "num_hidden_layers": Field(44, "stack.num_layers"),
+    "num_attention_heads": Field(64, "attention.num_heads"),
+    "intermediate_size": Field(24576, "mlp.hidden"),
+    "hidden_act": Field("gelu", "mlp.activation", activations("gelu_fast")),
+    "hidden_dropout": Field(0.0, "stack.dropout_rate"),
+    "layer_norm_eps": Field(1e-5, "norm.epsilon"),
+    "use_parallel_residual": Field(True, "block.parallel"),
+    "attention_bias": Field(True, "attention.use_bias"),
+    # Fan-in decides, but configs have it.
+    "initializer_range": Field(0.02),
+    "max_position_embeddings": Field(2048),
+    "rotary_emb_base": Field(10000.0),
+    "rotary_pct": Field(0.25),
+    "tie_word_embeddings": Field(False),
+    "classifier_dropout": Field(None, kind=float),
+    **tokens(bos=0, eos=2),
 }
 
 
-def spec(config: family.Config, source: Source) -> ModelSpec:
-    """Returns the spec of a config; see `Family`. Dropout is that of residuals, everywhere."""
-    config = {**DEFAULTS, **config}
-    embed, heads = config["hidden_size"], config["num_attention_heads"]
-    norm = LayerNormSpec(config["layer_norm_eps"])
+def _spec_parts(foreign: Foreign) -> dict[str, Any]:
+    """Returns ModelSpec's fields. Dropout is that of residuals, everywhere."""
+    config, norm = foreign.config, LayerNormSpec(**foreign.parts["norm"])
+    rotary = rotary_spec(config, theta=config["rotary_emb_base"], fraction=config["rotary_pct"])
     block = TransformerBlockSpec(
-        AttentionSpec(
-            heads,
-            embed // heads,
-            use_bias=config["attention_bias"],
-            rotary=rotary_spec(
-                config, theta=config["rotary_emb_base"], fraction=config["rotary_pct"]
-            ),
-        ),
-        MlpSpec(
-            config["intermediate_size"],
-            activation(config["hidden_act"], "hidden_act"),
-            use_bias=True,
-        ),
+        foreign.attention(rotary=rotary),
+        foreign.mlp(use_bias=True),
         norm=norm,
-        parallel=config["use_parallel_residual"],
+        **foreign.parts["block"],
     )
-    return decoder_only.model_spec(
-        config,
-        source,
-        CLASSES,
-        HEADS,
-        embed=embed,
-        decoder=StackSpec(
-            config["num_hidden_layers"],
-            (block,),
-            causal=True,
-            final_norm=norm,
-            dropout_rate=config["hidden_dropout"],
+    return {
+        "decoder": StackSpec(
+            blocks=(block,), causal=True, final_norm=norm, **foreign.parts["stack"]
         ),
-        init=SmallInitSpec(),
-    )
+        "init": SmallInitSpec(),
+        "start_id": decoder_only.start_id(foreign),
+    }
 
 
-def config(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the config of a spec; see `Family`."""
-    decoder = family.stack_of(spec, "decoder")
-    block = decoder.blocks[0]
-    mlp = family.expect(block.mlp, MlpSpec, "mlp")
-    rope = rope_config(block.attention.rotary)
+def _extra(spec: ModelSpec) -> dict[str, Any]:
+    decoder = stack_of(spec, "decoder")
+    rope = rope_config(decoder.blocks[0].attention.rotary)
     # GPT-NeoX has names of its own for two of them.
-    rope["rotary_emb_base"] = rope.pop("rope_theta", DEFAULTS["rotary_emb_base"])
+    rope["rotary_emb_base"] = rope.pop("rope_theta", FIELDS["rotary_emb_base"].default)
     rope["rotary_pct"] = rope.pop("partial_rotary_factor", 1.0)
     return {
-        **decoder_only.fields(spec, CLASSES),
-        "hidden_size": spec.embed,
-        "num_hidden_layers": decoder.num_layers,
-        "num_attention_heads": block.attention.num_heads,
-        "intermediate_size": mlp.hidden,
-        "hidden_act": activation_name(mlp.activation, gelu_tanh="gelu_fast"),
-        "hidden_dropout": decoder.dropout_rate,
+        **decoder_only.fields(spec),
         "attention_dropout": decoder.dropout_rate,
-        "layer_norm_eps": decoder_only.epsilon(block.norm),
-        "use_parallel_residual": block.parallel,
-        "attention_bias": block.attention.use_bias,
+        "initializer_range": getattr(spec.init, "stddev", 0.02),
         "eos_token_id": spec.start_id,  # one token is both
         **rope,
     }
 
 
-def tensors(spec: ModelSpec) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`."""
-    return decoder_only.tensors(
-        spec, NAMES, attention=functools.partial(modules.fused_attention, by_head=True)
-    )
-
-
 FAMILIES = {
-    "gpt_neox": family.Family(
-        spec,
-        config,
-        tensors,
-        CLASSES,
+    "gpt_neox": Family(
+        "GPTNeoX",
+        FIELDS,
+        decoder_only.heads(),
+        _spec_parts,
+        _extra,
+        functools.partial(
+            decoder_only.tensors,
+            names=NAMES,
+            attention=functools.partial(modules.fused_attention, by_head=True),
+        ),
         prefix="gpt_neox.",
         # Causal masks and frequencies, which older versions saved.
         ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),

@@ -1,13 +1,13 @@
 """Heads with labels: their fields in configs, and their linear layers."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.interop.huggingface.families import modules
-from t5lite.interop.huggingface.families.family import Config, Heads, unsupported
+from t5lite.interop.huggingface.families.fields import Config, Foreign, Heads, unsupported
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import (
     ClassificationHeadSpec,
@@ -18,9 +18,10 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec
 
-_FEATURE = "labels"  # the objectives' name for what their heads say
+_FEATURE = "labels"  # the objectives' name of label features
 _NAMED = ClassificationHeadSpec | RegressionHeadSpec | TokenLabelsHeadSpec
 _UNNAMED = re.compile(r"LABEL_\d+")
+_CLASSES, _NUMBERS = "single_label_classification", "regression"
 
 SUFFIXES: dict[type[HeadSpec], str] = {
     ClassificationHeadSpec: "ForSequenceClassification",
@@ -30,11 +31,27 @@ SUFFIXES: dict[type[HeadSpec], str] = {
 }
 
 
+def check(config: Config) -> None:
+    """Raises an InputError for malformed names of architectures or labels."""
+    names, labels = config.get("architectures"), config.get("id2label")
+    if not (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))):
+        raise InputError(
+            f"architectures = {names!r}: must be a list of names", field="architectures"
+        )
+    if labels is not None and not (
+        isinstance(labels, Mapping) and all(str(index).isdecimal() for index in labels)
+    ):
+        raise InputError(
+            f"id2label = {labels!r}: must be an object of names by number", field="id2label"
+        )
+    count = config.get("num_labels")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+        raise InputError(f"num_labels = {count!r}: must be an integer", field="num_labels")
+
+
 def num_labels(config: Config) -> int:
-    """Returns how many labels a config has: two unless it says otherwise."""
-    if config.get("id2label"):
-        return len(config["id2label"])
-    return int(config.get("num_labels") or 2)
+    """Returns the number of labels of a config: two unless it says otherwise."""
+    return len(config.get("id2label") or ()) or config.get("num_labels") or 2
 
 
 def text_head(config: Config, *, dropout_rate: float, **shape: Any) -> HeadSpec:
@@ -46,22 +63,15 @@ def text_head(config: Config, *, dropout_rate: float, **shape: Any) -> HeadSpec:
       **shape: further fields of the head; by default BERT's, which reads the pooled first token.
 
     Raises:
-      InputError: for several labels at once, each with a sigmoid of its own.
+      InputError: for several labels at once, each with its own sigmoid.
     """
     count, problem = num_labels(config), config.get("problem_type")
-    if problem == "multi_label_classification":
-        known = ("single_label_classification", "regression")
-        raise unsupported("problem_type", problem, known)
-    bert: dict[str, Any] = {"pooling": "first", "pooler": True, "dropout_rate": dropout_rate}
-    shape = bert | shape
-    if problem == "regression" or (problem is None and count == 1):
+    if problem not in (None, _CLASSES, _NUMBERS):
+        raise unsupported("problem_type", problem, (_CLASSES, _NUMBERS))
+    shape = {"pooling": "first", "pooler": True, "dropout_rate": dropout_rate, **shape}
+    if problem == _NUMBERS or (problem is None and count == 1):
         return RegressionHeadSpec(num_targets=count, **shape)
     return ClassificationHeadSpec(num_classes=count, **shape)
-
-
-def token_head(config: Config, *, dropout_rate: float) -> TokenLabelsHeadSpec:
-    """Returns the head of `…ForTokenClassification`."""
-    return TokenLabelsHeadSpec(num_labels=num_labels(config), dropout_rate=dropout_rate)
 
 
 def spans_head(config: Config) -> SpansHeadSpec:
@@ -72,47 +82,48 @@ def spans_head(config: Config) -> SpansHeadSpec:
     """
     if num_labels(config) != 2:
         raise InputError(
-            f"id2label has {num_labels(config)} labels; a span has 2: its first and last token"
+            f"id2label has {num_labels(config)} labels; a span has 2: its first and last token",
+            field="id2label",
         )
     return SpansHeadSpec()
 
 
 def makers(
-    rate: Callable[[Config], float],
+    rate: Callable[[Foreign], float],
     *,
-    text_rate: Callable[[Config], float] | None = None,
+    text_rate: Callable[[Foreign], float] | None = None,
     **shape: Any,
 ) -> dict[str, Heads]:
     """Returns the heads with labels by architecture.
 
     Args:
-      rate: the dropout rate before the linear layer, of a config.
-      text_rate: that of `…ForSequenceClassification`, if it is another.
+      rate: the dropout rate before the linear layer.
+      text_rate: that of `…ForSequenceClassification`, where it differs.
       **shape: see `text_head`.
     """
     of_text = text_rate or rate
     return {
-        "ForSequenceClassification": lambda config, _: (
-            text_head(config, dropout_rate=of_text(config), **shape),
+        "ForSequenceClassification": lambda foreign: (
+            text_head(foreign.config, dropout_rate=of_text(foreign), **shape),
         ),
-        "ForTokenClassification": lambda config, _: (
-            token_head(config, dropout_rate=rate(config)),
+        "ForTokenClassification": lambda foreign: (
+            TokenLabelsHeadSpec(num_labels=num_labels(foreign.config), dropout_rate=rate(foreign)),
         ),
-        "ForQuestionAnswering": lambda config, _: (spans_head(config),),
+        "ForQuestionAnswering": lambda foreign: (spans_head(foreign.config),),
     }
 
 
-def classifier_rate(config: Config) -> float:
+def classifier_rate(foreign: Foreign) -> float:
     """Returns BERT's dropout rate before a linear layer for labels."""
-    rate = config.get("classifier_dropout")
-    return float(config["hidden_dropout_prob"] if rate is None else rate)
+    rate = foreign.config.get("classifier_dropout")
+    return float(foreign.parts["stack"]["dropout_rate"] if rate is None else rate)
 
 
 def fields(head: HeadSpec) -> dict[str, Any]:
     """Returns the fields of a config that name a head's labels."""
     problems: dict[type[HeadSpec], str] = {
-        ClassificationHeadSpec: "single_label_classification",
-        RegressionHeadSpec: "regression",
+        ClassificationHeadSpec: _CLASSES,
+        RegressionHeadSpec: _NUMBERS,
     }
     content: dict[str, Any] = {}
     if type(head) in problems:
@@ -126,7 +137,7 @@ def named_labels(config: Config, labels: Labels) -> dict[str, Any]:
     """Returns the fields of a config that name its labels as a model does; {} if it has none.
 
     Args:
-      config: made with `fields`; outputs for which there is no name keep the one they have.
+      config: made with `fields`; outputs without a name keep the one they have.
       labels: of the model, by label feature.
     """
     names = [*config.get("id2label", {}).values()]

@@ -1,7 +1,7 @@
 """Full or windowed attention by layer, and the pattern that repeats."""
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families.family import Config
+from t5lite.interop.huggingface.families.fields import Config
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

@@ -3,133 +3,85 @@
 import dataclasses
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, family, gemma
-from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
-from t5lite.interop.tensors import Source, Tensor
-from t5lite.layers import AttentionSpec, MlpSpec, NormalInitSpec, RMSNormSpec, SpansHeadSpec
+from t5lite.interop.huggingface.families import decoder_only, gemma
+from t5lite.interop.huggingface.families.activations import activations
+from t5lite.interop.huggingface.families.family import Family, tokens
+from t5lite.interop.huggingface.families.fields import (
+    Conversion,
+    Field,
+    Fields,
+    Foreign,
+    stack_of,
+    unsupported,
+)
+from t5lite.interop.huggingface.families.rope import FREQUENCIES, rope_config, rotary_spec
+from t5lite.interop.tensors import Tensor
+from t5lite.layers import NormalInitSpec, RMSNormSpec, SpansHeadSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-CLASSES = {"llama": "Llama", "mistral": "Mistral"}
-HEADS = decoder_only.heads()
-# Of transformers' config classes: what equals them may be left out of config.json.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "hidden_act": "silu",
-        "max_position_embeddings": 2048,
-        "initializer_range": 0.02,
-        "rms_norm_eps": 1e-6,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "mlp_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": False,
-    }
+FIELDS: Fields = {
+    "vocab_size": Field(32000, "vocab"),
+    "hidden_size": Field(4096, "embed"),
+    "intermediate_size": Field(11008, "mlp.hidden"),
+    "num_hidden_layers": Field(32, "stack.num_layers"),
+    "num_attention_heads": Field(32, "attention.num_heads"),
+    "num_key_value_heads": Field(None, "attention.kv_heads", kind=int),
+    "head_dim": Field(None, "attention.head_dim", kind=int),
+    "hidden_act": Field("silu", "mlp.activation", activations("gelu_pytorch_tanh")),
+    "initializer_range": Field(0.02, "init.stddev"),
+    "rms_norm_eps": Field(1e-6, "norm.epsilon"),
+    "attention_dropout": Field(0.0, "stack.dropout_rate"),
+    "max_position_embeddings": Field(2048),
+    "tie_word_embeddings": Field(False),
+    "classifier_dropout": Field(None, kind=float),
+    **tokens(bos=1, eos=2),
 }
-DEFAULTS["mistral"] = {
-    **DEFAULTS["llama"],
-    "intermediate_size": 14336,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "sliding_window": 4096,
+_BIASES: Fields = {
+    "attention_bias": Field(False, "attention.use_bias"),
+    "mlp_bias": Field(False, "mlp.use_bias"),
 }
-# What a class has no such field for.
-FIXED: dict[str, dict[str, Any]] = {
-    "llama": {"sliding_window": None},
-    "mistral": {"attention_bias": False, "mlp_bias": False},
+# Theirs counts the keys that are seen, the token's own among them.
+_WINDOW = Conversion(
+    lambda window, _: window - 1, lambda window: None if window is None else window + 1
+)
+_MISTRAL_FIELDS: Fields = {
+    **FIELDS,
+    "intermediate_size": Field(14336, "mlp.hidden"),
+    "num_key_value_heads": Field(8, "attention.kv_heads", nullable=True),
+    "max_position_embeddings": Field(131072),
+    "sliding_window": Field(4096, "attention.window", _WINDOW, nullable=True),
 }
 
 
-def spec(config: family.Config, source: Source) -> ModelSpec:
-    """Returns the spec of a config; see `Family`. Attention's dropout stands for all dropout."""
-    model_type = config["model_type"]
-    config = {**DEFAULTS[model_type], **config, **FIXED[model_type]}
-    norm = RMSNormSpec(config["rms_norm_eps"])
-    block = TransformerBlockSpec(
-        attention_spec(config),
-        MlpSpec(
-            config["intermediate_size"],
-            activation(config["hidden_act"], "hidden_act"),
-            gated=True,
-            use_bias=config["mlp_bias"],
-        ),
-        norm=norm,
-    )
-    return decoder_only.model_spec(
-        config,
-        source,
-        CLASSES[model_type],
-        HEADS,
-        embed=config["hidden_size"],
-        decoder=StackSpec(
-            config["num_hidden_layers"],
-            (block,),
-            causal=True,
-            final_norm=norm,
-            dropout_rate=config["attention_dropout"],
-        ),
-        init=NormalInitSpec(config["initializer_range"]),
-    )
-
-
-def attention_spec(config: family.Config) -> AttentionSpec:
-    """Returns the attention of a config with its defaults."""
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    window, rotary = config["sliding_window"], rotary_spec(config)
+def _spec_parts(foreign: Foreign) -> dict[str, Any]:
+    """Returns ModelSpec's fields. Attention's dropout stands for all dropout."""
+    rotary, norm = rotary_spec(foreign.config), RMSNormSpec(**foreign.parts["norm"])
     if rotary.fraction != 1.0:
-        raise family.unsupported("partial_rotary_factor", rotary.fraction, [1.0])
-    kinds = sorted(set(config.get("layer_types") or ()) - {"sliding_attention"})
-    if window is not None and kinds:
-        raise family.unsupported(
-            "layer_types", kinds, ["sliding_attention"], "beside sliding_window"
-        )
-    return AttentionSpec(
-        heads,
-        config["head_dim"] or config["hidden_size"] // heads,
-        None if kv_heads == heads else kv_heads,
-        use_bias=config["attention_bias"],
-        rotary=rotary,
-        # Theirs counts the keys that are seen, the token's own among them.
-        window=None if window is None else window - 1,
-    )
+        raise unsupported("partial_rotary_factor", rotary.fraction, [1.0])
+    attention = foreign.attention(rotary=rotary)
+    kinds = sorted(set(foreign.config.get("layer_types") or ()) - {"sliding_attention"})
+    if attention.window is not None and kinds:
+        raise unsupported("layer_types", kinds, ["sliding_attention"], "beside sliding_window")
+    block = TransformerBlockSpec(attention, foreign.mlp(gated=True), norm=norm)
+    return {
+        "decoder": StackSpec(
+            blocks=(block,), causal=True, final_norm=norm, **foreign.parts["stack"]
+        ),
+        "init": NormalInitSpec(**foreign.parts["init"]),
+        "start_id": decoder_only.start_id(foreign),
+    }
 
 
-def config(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the config of a spec; see `Family`."""
-    decoder = family.stack_of(spec, "decoder")
-    block = decoder.blocks[0]
-    attention, mlp = block.attention, family.expect(block.mlp, MlpSpec, "mlp")
-    fields = {
-        **decoder_only.fields(spec, CLASSES[spec.family]),
-        "hidden_size": spec.embed,
-        "intermediate_size": mlp.hidden,
-        "num_hidden_layers": decoder.num_layers,
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
-        "hidden_act": activation_name(mlp.activation, gelu_tanh="gelu_pytorch_tanh"),
-        "rms_norm_eps": decoder_only.epsilon(block.norm),
-        "attention_dropout": decoder.dropout_rate,
+def _extra(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        **decoder_only.fields(spec),
         # Of all that are published, the end follows the beginning.
         "eos_token_id": min((spec.start_id or 0) + 1, spec.vocab - 1),
-        **rope_config(attention.rotary),
+        **rope_config(stack_of(spec, "decoder").blocks[0].attention.rotary),
     }
-    if spec.family == "mistral":
-        window = attention.window
-        return {**fields, "sliding_window": None if window is None else window + 1}
-    return {**fields, "attention_bias": attention.use_bias, "mlp_bias": mlp.use_bias}
 
 
-def tensors(spec: ModelSpec) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`."""
+def _tensors(spec: ModelSpec) -> list[Tensor]:
     result = decoder_only.tensors(spec, gemma.names(gemma.NORMS))
     if spec.family == "mistral" or not any(isinstance(head, SpansHeadSpec) for head in spec.heads):
         return result
@@ -144,15 +96,19 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
 
 
 FAMILIES = {
-    name: family.Family(
-        spec,
-        config,
-        tensors,
+    name: Family(
+        classes,
+        fields,
+        decoder_only.heads(),
+        _spec_parts,
+        _extra,
+        _tensors,
         prefix="model.",
-        classes=CLASSES[name],
-        # Frequencies, which older versions saved.
-        ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+        ignored=(FREQUENCIES,),
         renamed=((r"^transformer\.", "model."),),
     )
-    for name in CLASSES
+    for name, classes, fields in (
+        ("llama", "Llama", {**FIELDS, **_BIASES}),
+        ("mistral", "Mistral", _MISTRAL_FIELDS),
+    )
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.interop.huggingface.families.family import expect
+from t5lite.interop.huggingface.families.fields import Unsupported, expect
 from t5lite.interop.placing import Layer
 from t5lite.interop.tensors import Part, Tensor, View, transposed, whole
 from t5lite.layers import AttentionSpec, LayerNormSpec, LMHeadSpec, MlpSpec, NormSpec
@@ -108,11 +108,13 @@ def mlp(
     Args:
       names: of the modules, by "up", "down" and, when gated, "gate".
       path: of our MLP.
-      spec: of it; `Unsupported` unless it is an MlpSpec.
+      spec: of it; `Unsupported` unless it is an MlpSpec, gated only with a name for "gate".
       embed: width of the residual stream.
       layer: see `Part`.
     """
     tensors, spec = list[Tensor](), expect(spec, MlpSpec, "mlp")
+    if spec.gated and "gate" not in names:
+        raise Unsupported("mlp.gated", True)
     for part in ("gate", "up") if spec.gated else ("up",):
         sizes = (embed, spec.hidden)
         tensors += linear(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families.family import Config, unsupported
+from t5lite.interop.huggingface.families.fields import Config, unsupported
 from t5lite.layers import (
     LinearScalingSpec,
     Llama3ScalingSpec,
@@ -14,7 +14,35 @@ from t5lite.layers import (
     YarnScalingSpec,
 )
 
-KINDS = ("default", "linear", "llama3", "yarn")
+# Tensors that older versions saved.
+FREQUENCIES = r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+_LENGTH = "original_max_position_embeddings"
+# By rope_type: our spec, and its fields by the config's names, those without a default first.
+_SCALINGS: dict[str, tuple[type[RotaryScalingSpec], dict[str, str]]] = {
+    "linear": (LinearScalingSpec, {"factor": "factor"}),
+    "llama3": (
+        Llama3ScalingSpec,
+        {
+            "factor": "factor",
+            "low_freq_factor": "low_frequency_factor",
+            "high_freq_factor": "high_frequency_factor",
+            _LENGTH: "original_length",
+        },
+    ),
+    "yarn": (
+        YarnScalingSpec,
+        {
+            "factor": "factor",
+            _LENGTH: "original_length",
+            "beta_fast": "beta_fast",
+            "beta_slow": "beta_slow",
+            "attention_factor": "attention_factor",
+            "truncate": "truncate",
+        },
+    ),
+}
+_OPTIONAL = ("beta_fast", "beta_slow", "attention_factor", "truncate")
+KINDS = ("default", *_SCALINGS)
 
 
 def rotary_spec(config: Config, *, theta: float = 10_000.0, fraction: float = 1.0) -> RotarySpec:
@@ -33,9 +61,18 @@ def rotary_spec(config: Config, *, theta: float = 10_000.0, fraction: float = 1.
     """
     field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     parameters = config.get(field) or {}
+    if not isinstance(parameters, Mapping):
+        raise InputError(f"{field} = {parameters!r}: must be an object", field=field)
+
+    def value(name: str, default: float) -> float:
+        for fields, prefix in ((parameters, f"{field}: "), (config, "")):
+            if fields.get(name) is not None:
+                return _number(fields[name], prefix + name)
+        return default
+
     return RotarySpec(
-        float(parameters.get("rope_theta") or config.get("rope_theta") or theta),
-        _first(parameters, config, "partial_rotary_factor", fraction),
+        value("rope_theta", theta),
+        value("partial_rotary_factor", fraction),
         _scaling(parameters, config, field),
     )
 
@@ -50,7 +87,14 @@ def rope_config(spec: RotarySpec | None) -> dict[str, Any]:
     """
     if spec is None:
         return {}
-    fields = {"rope_theta": spec.theta, "rope_scaling": _scaling_config(spec.scaling)}
+    fields: dict[str, Any] = {"rope_theta": spec.theta, "rope_scaling": None}
+    for kind, (spec_class, names) in _SCALINGS.items():
+        if isinstance(spec.scaling, spec_class):
+            values = {name: getattr(spec.scaling, ours) for name, ours in names.items()}
+            # Left out, they are the class's defaults.
+            absent = {"attention_factor": None, "truncate": True}
+            values = {name: v for name, v in values.items() if v != absent.get(name, ...)}
+            fields["rope_scaling"] = {"rope_type": kind, **values}
     if isinstance(spec.scaling, Llama3ScalingSpec | YarnScalingSpec):
         length = math.ceil(spec.scaling.original_length * spec.scaling.factor)
         fields["max_position_embeddings"] = length
@@ -65,36 +109,29 @@ def _scaling(parameters: Mapping[str, Any], config: Config, field: str) -> Rotar
         raise unsupported(f"{field}: rope_type", kind, KINDS)
     if kind == "default":
         return None
-    if kind == "linear":
-        return LinearScalingSpec(_number(parameters, "factor", field))
-    original = config.get("original_max_position_embeddings") or parameters.get(
-        "original_max_position_embeddings", config.get("max_position_embeddings")
-    )
-    if original is None:
-        raise InputError(f"{field} lacks original_max_position_embeddings")
-    if kind == "llama3":
-        return Llama3ScalingSpec(
-            _number(parameters, "factor", field),
-            _number(parameters, "low_freq_factor", field),
-            _number(parameters, "high_freq_factor", field),
-            original,
-        )
-    if parameters.get("factor") is None and "max_position_embeddings" in config:
-        parameters = {**parameters, "factor": config["max_position_embeddings"] / original}
-    return YarnScalingSpec(
-        _number(parameters, "factor", field),
-        original,
-        float(parameters.get("beta_fast") or 32.0),
-        float(parameters.get("beta_slow") or 1.0),
-        _yarn_attention_factor(parameters),
-        parameters.get("truncate", True),
-    )
+    spec_class, names = _SCALINGS[kind]
+    values = {name: value for name, value in parameters.items() if value is not None}
+    if _LENGTH in names:
+        lengths = (config.get(_LENGTH), values.get(_LENGTH), config.get("max_position_embeddings"))
+        values[_LENGTH] = next((length for length in lengths if length), None)
+    if kind == "yarn":
+        if "factor" not in values and "max_position_embeddings" in config and values[_LENGTH]:
+            values["factor"] = config["max_position_embeddings"] / values[_LENGTH]
+        if (factor := _mscale_factor(values)) is not None:
+            values.setdefault("attention_factor", factor)
+    arguments = {}
+    for name, ours in names.items():
+        if name not in _OPTIONAL or name in values:
+            value = values.get(name)
+            exact = name in (_LENGTH, "truncate")
+            arguments[ours] = value if exact else _number(value, f"{field}: {name}")
+    if _LENGTH in names and not isinstance(values[_LENGTH], int):
+        raise InputError(f"{field}: {_LENGTH} must be an integer, not {values[_LENGTH]!r}")
+    return spec_class(**arguments)
 
 
-def _yarn_attention_factor(parameters: Mapping[str, Any]) -> float | None:
-    """Returns the factor if it is not the paper's; `mscale` and `mscale_all_dim` are DeepSeek's."""
-    if parameters.get("attention_factor") is not None:
-        return float(parameters["attention_factor"])
+def _mscale_factor(parameters: Mapping[str, Any]) -> float | None:
+    """Returns the attention factor of `mscale` and `mscale_all_dim`, which are DeepSeek's."""
     over, under = parameters.get("mscale"), parameters.get("mscale_all_dim")
     if not (over and under):
         return None
@@ -102,43 +139,7 @@ def _yarn_attention_factor(parameters: Mapping[str, Any]) -> float | None:
     return (over * stretch + 1.0) / (under * stretch + 1.0)
 
 
-def _scaling_config(scaling: RotaryScalingSpec | None) -> dict[str, Any] | None:
-    match scaling:
-        case LinearScalingSpec():
-            return {"rope_type": "linear", "factor": scaling.factor}
-        case Llama3ScalingSpec():
-            return {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_frequency_factor,
-                "high_freq_factor": scaling.high_frequency_factor,
-                "original_max_position_embeddings": scaling.original_length,
-            }
-        case YarnScalingSpec():
-            fields = {
-                "rope_type": "yarn",
-                "factor": scaling.factor,
-                "original_max_position_embeddings": scaling.original_length,
-                "beta_fast": scaling.beta_fast,
-                "beta_slow": scaling.beta_slow,
-            }
-            if scaling.attention_factor is not None:
-                fields["attention_factor"] = scaling.attention_factor
-            if not scaling.truncate:
-                fields["truncate"] = False
-            return fields
-    return None
-
-
-def _first(parameters: Mapping[str, Any], config: Config, name: str, default: float) -> float:
-    for fields in (parameters, config):
-        if fields.get(name) is not None:
-            return float(fields[name])
-    return default
-
-
-def _number(parameters: Mapping[str, Any], name: str, field: str) -> float:
-    value = parameters.get(name)
+def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{field}: {name} must be a number, not {value!r}", field=field)
+        raise InputError(f"{name} must be a number, not {value!r}", field=name.partition(":")[0])
     return float(value)

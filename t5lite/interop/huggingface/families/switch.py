@@ -3,82 +3,76 @@
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import family, modules, t5
-from t5lite.interop.huggingface.families.activations import activation, activation_name
-from t5lite.interop.tensors import Source, Tensor
+from t5lite.interop.huggingface.families import modules, t5
+from t5lite.interop.huggingface.families.activations import ACTIVATION, activation_name
+from t5lite.interop.huggingface.families.family import Family, no_heads
+from t5lite.interop.huggingface.families.fields import (
+    Config,
+    Field,
+    Fields,
+    Foreign,
+    Unsupported,
+    check_fields,
+    stack_of,
+)
+from t5lite.interop.tensors import Tensor
 from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, MoeSpec
 from t5lite.models import ModelSpec, StackSpec
 
-FAMILY, NAME = "switch_transformers", "SwitchTransformers"
-# What transformers' config class fills in.
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 32128,
-    "d_model": 768,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "expert_capacity": 64,
-    "num_layers": 12,
-    "num_sparse_encoder_layers": 3,
-    "num_decoder_layers": 12,
-    "num_sparse_decoder_layers": 3,
-    "num_heads": 12,
-    "num_experts": 8,
-    "router_jitter_noise": 0.01,
-    "router_aux_loss_coef": 0.001,
-    "router_z_loss_coef": 0.001,
-    "dense_act_fn": "relu",
+FAMILY, CLASSES = "switch_transformers", "SwitchTransformers"
+# The fields of MoeSpec by a config's names.
+_EXPERTS = {
+    "num_experts": "num_experts",
+    "expert_capacity": "capacity",
+    "router_aux_loss_coef": "balance_coefficient",
+    "router_z_loss_coef": "router_z_coefficient",
+    "router_jitter_noise": "router_jitter_rate",
+}
+FIELDS: Fields = {
+    **t5.COMMON,
+    "d_model": Field(768, "embed"),
+    "num_layers": Field(12, "stack.num_layers"),
+    "num_decoder_layers": Field(12, nullable=True),
+    "num_heads": Field(12, "attention.num_heads"),
+    "num_sparse_encoder_layers": Field(3, least=0),
+    "num_sparse_decoder_layers": Field(3, least=0),
+    "num_experts": Field(8),
+    "expert_capacity": Field(64, nullable=True),
+    "router_jitter_noise": Field(0.01),
+    "router_aux_loss_coef": Field(0.001),
+    "router_z_loss_coef": Field(0.001),
+    "dense_act_fn": Field("relu"),
 }
 
 
-def spec(config: family.Config, source: Source) -> ModelSpec:
-    """Returns the spec of a config; see `Family`."""
-    config = {**DEFAULTS, **config}
-    family.check_fields(config, router_bias=(False,), router_dtype=("float32",))
-    suffix = family.suffix_of(NAME, HEADS, config)
-    sides = ("encoder",) if suffix == t5.ENCODER else ("encoder", "decoder")
-    mlps = {side: pattern(config, side) for side in sides}
-    return t5.model_spec(
-        config,
-        0.1,  # arXiv:2101.03961, §2.4
-        heads=HEADS[suffix](config, source),
-        **t5.stacks(config, mlps, per_layer=False),
-    )
+def _spec_parts(foreign: Foreign) -> dict[str, Any]:
+    config = foreign.config
+    check_fields(config, router_bias=(False,), router_dtype=("float32",))
+    sides = t5.sides(config, FAMILIES[FAMILY])
+    mlps = {side: _pattern(config, side) for side in sides}
+    # The scale is that of arXiv:2101.03961, §2.4.
+    return t5.model_parts(foreign, mlps, per_layer=False, init_scale=0.1)
 
 
-def lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
+def _lm_head(foreign: Foreign) -> tuple[HeadSpec, ...]:
     """Returns the head of the model with logits, which are always scaled.
 
     Raises:
       InputError: if nothing is to be tied.
     """
     # Otherwise transformers takes the embeddings of encoder, decoder and logits for three.
-    family.check_fields(config, tie_word_embeddings=(True, None))
-    return (LMHeadSpec(tied=t5.is_tied(source), logits_scale=None),)
+    check_fields(foreign.config, tie_word_embeddings=(True, None))
+    return (LMHeadSpec(tied=t5.is_tied(foreign.source), logits_scale=None),)
 
 
-HEADS: dict[str, family.Heads] = {
-    t5.LM: lm_head,
-    t5.BASE: family.no_heads,
-    t5.ENCODER: family.no_heads,
-}
-
-
-def pattern(config: family.Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
+def _pattern(config: Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
     """Returns the MLPs of a stack's repeating pattern: the second of each step has experts.
 
     A step that the config does not name is what transformers makes of the numbers of layers: with
     no sparse layers it is all of them, and the second layer has experts after all.
     """
-    name = activation(config["dense_act_fn"], "dense_act_fn")
-    dense = MlpSpec(config["d_ff"], name)
-    experts = MoeSpec(
-        dense,
-        config["num_experts"],
-        capacity=config["expert_capacity"],
-        balance_coefficient=config["router_aux_loss_coef"],
-        router_z_coefficient=config["router_z_loss_coef"],
-        router_jitter_rate=config["router_jitter_noise"],
-    )
+    dense = MlpSpec(config["d_ff"], ACTIVATION.read(config["dense_act_fn"], "dense_act_fn"))
+    experts = MoeSpec(dense, **{ours: config[theirs] for theirs, ours in _EXPERTS.items()})
     num_layers = config["num_layers"] if side == "encoder" else t5.num_decoder_layers(config)
     num_sparse = config[f"num_sparse_{side}_layers"]
     step = num_layers // num_sparse if num_sparse > 0 else num_layers
@@ -88,27 +82,24 @@ def pattern(config: family.Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
     return (dense, experts, *(dense,) * (step - 2))
 
 
-def config(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the config of a spec; see `Family`."""
-    content = t5.fields(spec, NAME)
-    encoder, decoder = family.stack_of(spec, "encoder"), spec.decoder
+def _extra(spec: ModelSpec) -> dict[str, Any]:
+    content, encoder = t5.fields(spec, CLASSES), stack_of(spec, "encoder")
     experts = []
-    for side, stack in (("encoder", encoder), ("decoder", decoder or encoder)):
-        content |= sparse_fields(stack, side)
+    for side, stack in (("encoder", encoder), ("decoder", spec.decoder or encoder)):
+        content |= _sparse_fields(stack, side)
         experts += [block.mlp for block in stack.blocks if isinstance(block.mlp, MoeSpec)]
     if not experts:
-        raise InputError(f"family = {FAMILY!r} has experts and this model none: say t5")
+        raise InputError(
+            f"ModelSpec.family = {FAMILY!r}: no layer of the model has experts; set it to 't5'",
+            field="ModelSpec.family",
+        )
     moe = experts[0]
     if moe.expert.gated:
-        raise InputError(f"MlpSpec.gated = True: transformers' {NAME} has no gated experts")
+        raise Unsupported("MoeSpec.expert.gated", True)
     return content | {
         "d_ff": moe.expert.hidden,
         "dense_act_fn": activation_name(moe.expert.activation),
-        "num_experts": moe.num_experts,
-        "expert_capacity": moe.capacity,
-        "router_aux_loss_coef": moe.balance_coefficient,
-        "router_z_loss_coef": moe.router_z_coefficient,
-        "router_jitter_noise": moe.router_jitter_rate,
+        **{theirs: getattr(moe, ours) for theirs, ours in _EXPERTS.items()},
         "router_bias": False,
         "router_dtype": "float32",
         # Untied logits show in the file: it has their table.
@@ -116,14 +107,14 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def sparse_fields(stack: StackSpec, side: str) -> dict[str, int]:
+def _sparse_fields(stack: StackSpec, side: str) -> dict[str, int]:
     """Returns the fields of a config that say which layers of a stack have experts."""
     num_sparse = sum(isinstance(block.mlp, MoeSpec) for block in stack.every_block)
     step = len(stack.blocks) if any(isinstance(b.mlp, MoeSpec) for b in stack.blocks) else 0
     return {f"{side}_sparse_step": step, f"num_sparse_{side}_layers": num_sparse}
 
 
-def mlp(
+def _mlp(
     name: str, path: str, spec: MlpSpec | MoeSpec, embed: int, *, layer: int | None
 ) -> list[Tensor]:
     """Returns the tensors of an MLP, or of a router and its experts."""
@@ -142,9 +133,20 @@ def _names(name: str) -> dict[str, str]:
     return {"up": f"{name}.wi", "down": f"{name}.wo"}
 
 
-def tensors(spec: ModelSpec) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`."""
-    return t5.tensors(spec, mlp, "mlp")
+def _tensors(spec: ModelSpec) -> list[Tensor]:
+    return t5.tensors(spec, _mlp, "mlp")
 
 
-FAMILIES = {FAMILY: family.Family(spec, config, tensors, NAME, ignored=t5.FAMILIES["t5"].ignored)}
+FAMILIES = {
+    FAMILY: Family(
+        CLASSES,
+        FIELDS,
+        {t5.LM: _lm_head, t5.BASE: no_heads, t5.ENCODER: no_heads},
+        _spec_parts,
+        _extra,
+        _tensors,
+        lm=t5.LM,
+        side="encoder",
+        ignored=t5.IGNORED,
+    )
+}

@@ -3,10 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from t5lite.interop.huggingface.families import activations, family, labels, modules
+from t5lite.interop.huggingface.families import activations, labels, modules
+from t5lite.interop.huggingface.families.family import Family, no_heads
+from t5lite.interop.huggingface.families.fields import (
+    Config,
+    Field,
+    Fields,
+    Foreign,
+    Heads,
+    expect,
+    stack_of,
+)
 from t5lite.interop.tensors import Part, Source, Tensor, same_values, transposed
 from t5lite.layers import (
-    AttentionSpec,
     FanInInitSpec,
     HeadSpec,
     LMHeadSpec,
@@ -18,35 +27,41 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-NAMES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 LM, BASE, ENCODER = "ForConditionalGeneration", "Model", "EncoderModel"
 TOKENS = labels.SUFFIXES[TokenLabelsHeadSpec]
 MlpTensors = Callable[..., list[Tensor]]
-# What transformers' config classes fill in.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "t5": {
-        "vocab_size": 32128,
-        "d_model": 512,
-        "d_kv": 64,
-        "d_ff": 2048,
-        "num_layers": 6,
-        "num_heads": 8,
-        "feed_forward_proj": "relu",
-    },
-    "mt5": {
-        "vocab_size": 250112,
-        "d_model": 512,
-        "d_kv": 64,
-        "d_ff": 1024,
-        "num_layers": 8,
-        "num_heads": 6,
-        "feed_forward_proj": "gated-gelu",
-    },
+# Those that Switch has too.
+COMMON: Fields = {
+    "vocab_size": Field(32128, "vocab"),
+    "d_model": Field(512, "embed"),
+    "d_kv": Field(64, "attention.head_dim"),
+    "d_ff": Field(2048),
+    "num_layers": Field(6, "stack.num_layers"),
+    "num_decoder_layers": Field(None, kind=int),
+    "num_heads": Field(8, "attention.num_heads"),
+    "relative_attention_num_buckets": Field(32, "bias.num_buckets"),
+    "relative_attention_max_distance": Field(128, "bias.max_distance"),
+    "layer_norm_epsilon": Field(1e-6, "norm.epsilon"),
+    "initializer_factor": Field(1.0, "init.embedding_stddev"),
+    "dropout_rate": Field(0.1, "stack.dropout_rate"),
+    "decoder_start_token_id": Field(None, kind=int, least=0),
 }
-DEFAULTS["umt5"] = DEFAULTS["mt5"]
+FIELDS: Fields = {
+    **COMMON,
+    "feed_forward_proj": Field("relu"),
+    "classifier_dropout": Field(0.0),
+}
+MT5_FIELDS: Fields = {
+    **FIELDS,
+    "vocab_size": Field(250112, "vocab"),
+    "d_ff": Field(1024),
+    "num_layers": Field(8, "stack.num_layers"),
+    "num_heads": Field(6, "attention.num_heads"),
+    "feed_forward_proj": Field("gated-gelu"),
+}
 
 
-def mlp_spec(config: family.Config) -> MlpSpec:
+def mlp_spec(config: Config) -> MlpSpec:
     """Returns the MLP of a config: `feed_forward_proj`, unless its two successors are there."""
     name = config["feed_forward_proj"]
     gated = config.get("is_gated_act", name.startswith("gated-"))
@@ -70,25 +85,26 @@ def mlp_fields(spec: MlpSpec) -> dict[str, Any]:
     }
 
 
-def stacks(
-    config: family.Config, mlps: Mapping[str, tuple[MlpSpec | MoeSpec, ...]], *, per_layer: bool
-) -> dict[str, StackSpec]:
-    """Returns the stacks of a config.
+def model_parts(
+    foreign: Foreign,
+    mlps: Mapping[str, tuple[MlpSpec | MoeSpec, ...]],
+    *,
+    per_layer: bool,
+    init_scale: float = 1.0,
+) -> dict[str, Any]:
+    """Returns ModelSpec's fields of a config.
 
     Args:
-      config: with the defaults filled in.
+      foreign: the config.
       mlps: those of the repeating pattern of "encoder" and, if there is one, "decoder".
       per_layer: whether each layer has a table of biases.
+      init_scale: that of `FanInInitSpec`.
     """
-    attention = AttentionSpec(config["num_heads"], config["d_kv"], logits_scale=1.0)
-    norm = RMSNormSpec(config.get("layer_norm_epsilon", 1e-6))
-    bias = RelativeBiasSpec(
-        config.get("relative_attention_num_buckets", 32),
-        config.get("relative_attention_max_distance", 128),
-        per_layer=per_layer,
-    )
+    config, norm = foreign.config, RMSNormSpec(**foreign.parts["norm"])
+    attention = foreign.attention(logits_scale=1.0)
+    bias = RelativeBiasSpec(**foreign.parts["bias"], per_layer=per_layer)
     depths = {"encoder": config["num_layers"], "decoder": num_decoder_layers(config)}
-    return {
+    stacks: dict[str, Any] = {
         side: StackSpec(
             depths[side],
             tuple(
@@ -103,16 +119,28 @@ def stacks(
             causal=side == "decoder",
             position_bias=bias,
             final_norm=norm,
-            dropout_rate=config.get("dropout_rate", 0.1),
+            dropout_rate=config["dropout_rate"],
         )
         for side, pattern in mlps.items()
     }
+    factor = float(config["initializer_factor"])
+    return {
+        **stacks,
+        "start_id": config["decoder_start_token_id"] or 0,
+        "init": FanInInitSpec(scale=init_scale * factor**2, embedding_stddev=factor),
+    }
 
 
-def num_decoder_layers(config: family.Config) -> int:
+def num_decoder_layers(config: Config) -> int:
     """Returns the depth of the decoder: the encoder's unless the config says otherwise."""
-    depth = config.get("num_decoder_layers")
+    depth = config["num_decoder_layers"]
     return config["num_layers"] if depth is None else depth
+
+
+def sides(config: Config, family: Family) -> tuple[str, ...]:
+    """Returns the stacks of a config's architecture."""
+    alone = family.suffix(config) in (ENCODER, TOKENS)
+    return ("encoder",) if alone else ("encoder", "decoder")
 
 
 def is_tied(source: Source) -> bool:
@@ -124,10 +152,9 @@ def is_tied(source: Source) -> bool:
     return bool(tables) and same_values(source, "lm_head.weight", tables[0])
 
 
-def lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
-    """Returns the head of the architecture with logits."""
-    tied, model_type = is_tied(source), config["model_type"]
-    declared_tied = config.get("tie_word_embeddings") is not False
+def _lm_head(foreign: Foreign) -> tuple[HeadSpec, ...]:
+    config, tied = foreign.config, is_tied(foreign.source)
+    model_type, declared_tied = config["model_type"], config.get("tie_word_embeddings") is not False
     # transformers 4.57 looked at tie_word_embeddings; 5.23 overwrites it, and UMT5's logits were
     # then scaled that its training never did.
     scaled = config.get("scale_decoder_outputs", declared_tied and (tied or model_type == "t5"))
@@ -135,102 +162,62 @@ def lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
     return (LMHeadSpec(tied=tied, logits_scale=None if scaled else 1.0),)
 
 
-HEADS: dict[str, family.Heads] = {
-    LM: lm_head,
-    BASE: family.no_heads,
-    ENCODER: family.no_heads,
-    TOKENS: lambda config, _: (
-        labels.token_head(config, dropout_rate=config.get("classifier_dropout", 0.0)),
-    ),
+HEADS: dict[str, Heads] = {
+    LM: _lm_head,
+    BASE: no_heads,
+    ENCODER: no_heads,
+    TOKENS: labels.makers(lambda foreign: foreign.config["classifier_dropout"])[TOKENS],
 }
 
 
-def spec(config: family.Config, source: Source) -> ModelSpec:
-    """Returns the spec of a config; see `Family`."""
-    model_type = config["model_type"]
-    config = {**DEFAULTS[model_type], **config}
-    # UMT5's were saved under T5's name before it was known by its own.
-    suffix = family.suffix_of(NAMES[model_type], HEADS, config, also="T5")
-    mlp = mlp_spec(config)
-    sides = ("encoder",) if suffix in (ENCODER, TOKENS) else ("encoder", "decoder")
-    return model_spec(
-        config,
-        heads=HEADS[suffix](config, source),
-        **stacks(config, dict.fromkeys(sides, (mlp,)), per_layer=model_type == "umt5"),
-    )
+def _spec_parts(foreign: Foreign) -> dict[str, Any]:
+    config, model_type = foreign.config, foreign.config["model_type"]
+    mlps = dict.fromkeys(sides(config, FAMILIES[model_type]), (mlp_spec(config),))
+    return model_parts(foreign, mlps, per_layer=model_type == "umt5")
 
 
-def model_spec(config: family.Config, init_scale: float = 1.0, /, **parts: Any) -> ModelSpec:
-    """Returns a model of these heads and stacks; `init_scale` is that of `FanInInitSpec`."""
-    factor = float(config.get("initializer_factor", 1.0))
-    return ModelSpec(
-        family=config["model_type"],
-        vocab=config["vocab_size"],
-        embed=config["d_model"],
-        start_id=config.get("decoder_start_token_id") or 0,
-        init=FanInInitSpec(scale=init_scale * factor**2, embedding_stddev=factor),
-        **parts,
-    )
+def fields(spec: ModelSpec, classes: str) -> dict[str, Any]:
+    """Returns the fields of a config beside `COMMON`, but for its MLPs.
 
-
-def _suffix(spec: ModelSpec) -> str:
-    """Returns the end of the name of a model's architecture."""
-    if any(isinstance(head, TokenLabelsHeadSpec) for head in spec.heads):
-        return TOKENS
-    if spec.decoder is None:
-        return ENCODER
-    return LM if spec.heads else BASE
-
-
-def fields(spec: ModelSpec, name: str) -> dict[str, Any]:
-    """Returns a config but for what its MLPs are; `name` is that of the family's classes."""
-    encoder, head = family.stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
-    attention = encoder.blocks[0].attention
-    bias = family.expect(encoder.position_bias, RelativeBiasSpec, "position_bias")
+    Args:
+      spec: of the model.
+      classes: what its architectures begin with.
+    """
+    encoder, head = stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
+    expect(encoder.position_bias, RelativeBiasSpec, "position_bias")
+    encoder_alone = spec.decoder is None and not isinstance(head, TokenLabelsHeadSpec)
     return {
-        "architectures": [f"{name}{_suffix(spec)}"],
-        "model_type": spec.family,
-        "vocab_size": spec.vocab,
-        "d_model": spec.embed,
-        "d_kv": attention.head_dim,
-        "num_layers": encoder.num_layers,
+        **({"architectures": [classes + ENCODER]} if encoder_alone else {}),
         "num_decoder_layers": (spec.decoder or encoder).num_layers,
-        "num_heads": attention.num_heads,
-        "relative_attention_num_buckets": bias.num_buckets,
-        "relative_attention_max_distance": bias.max_distance,
-        "layer_norm_epsilon": getattr(encoder.blocks[0].norm, "epsilon", 1e-6),
-        "initializer_factor": getattr(spec.init, "embedding_stddev", 1.0),
-        "dropout_rate": encoder.dropout_rate,
         "classifier_dropout": getattr(head, "dropout_rate", 0.0),
         "tie_word_embeddings": not isinstance(head, LMHeadSpec) or head.tied,
         "is_encoder_decoder": spec.decoder is not None,
         "decoder_start_token_id": spec.start_id,
         "pad_token_id": 0,
         "eos_token_id": 1,
-        **(labels.fields(head) if head is not None else {}),
     }
 
 
-def config(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the config of a spec; see `Family`."""
-    content, head = fields(spec, NAMES[spec.family]), spec.heads[0] if spec.heads else None
-    mlp = family.expect(family.stack_of(spec, "encoder").blocks[0].mlp, MlpSpec, "mlp")
+def _extra(spec: ModelSpec) -> dict[str, Any]:
+    head = spec.heads[0] if spec.heads else None
+    mlp = expect(stack_of(spec, "encoder").blocks[0].mlp, MlpSpec, "mlp")
     scaled = isinstance(head, LMHeadSpec) and head.logits_scale is None
-    return content | mlp_fields(mlp) | {"scale_decoder_outputs": scaled}
+    content = fields(spec, FAMILIES[spec.family].classes) | mlp_fields(mlp)
+    return content | {"scale_decoder_outputs": scaled}
 
 
-def mlp(
+def _mlp(
     name: str, path: str, spec: MlpSpec | MoeSpec, embed: int, *, layer: int | None
 ) -> list[Tensor]:
     """Returns the tensors of an MLP, gated or not."""
-    spec = family.expect(spec, MlpSpec, "mlp")
+    spec = expect(spec, MlpSpec, "mlp")
     up = f"{name}.wi_1" if spec.gated else f"{name}.wi"
     names = {"gate": f"{name}.wi_0", "up": up, "down": f"{name}.wo"}
     return modules.mlp(names, path, spec, embed, layer=layer)
 
 
 def tensors(
-    spec: ModelSpec, mlp: MlpTensors = mlp, mlp_name: str = "DenseReluDense"
+    spec: ModelSpec, mlp: MlpTensors = _mlp, mlp_name: str = "DenseReluDense"
 ) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`. Switch has another MLP of another name."""
     head = spec.heads[0] if spec.heads else None
@@ -243,10 +230,8 @@ def tensors(
         spec.embed,
         aliases=tuple(f"{prefix}{name}" for name in _aliases(head)),
     )
-    for side in ("encoder", "decoder"):
-        stack = getattr(spec, side)
-        if stack is None:
-            continue
+    for side in ("encoder", "decoder") if spec.decoder is not None else ("encoder",):
+        stack = stack_of(spec, side)
         layer_name = f"{prefix}{side}.block.{{}}.layer".format
         names, last = dict(_ATTENTIONS[side]), len(_ATTENTIONS[side]) // 2
         names |= {"mlp": f"{last}.{mlp_name}", "mlp_norm": f"{last}.layer_norm"}
@@ -267,7 +252,7 @@ def _aliases(head: HeadSpec | None) -> tuple[str, ...]:
 
 def _bias_tensors(layer_name: Callable[[int], str], stack: StackSpec, side: str) -> list[Tensor]:
     """Returns the tables of biases: of each layer, or of the first one alone, which all use."""
-    spec, result = family.expect(stack.position_bias, RelativeBiasSpec, "position_bias"), []
+    spec, result = expect(stack.position_bias, RelativeBiasSpec, "position_bias"), []
     shape = (spec.num_buckets, stack.blocks[0].attention.num_heads)
     for layer in range(stack.num_layers if spec.per_layer else 1):
         place, index = stack.place(layer)
@@ -291,14 +276,24 @@ _ATTENTIONS["decoder"] = _ATTENTIONS["encoder"] | {
     "cross_attention": _attention(1, "EncDecAttention"),
     "cross_attention_norm": "1.layer_norm",
 }
+# Released T5 files hold a bias of cross-attention that nothing reads.
+IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
 FAMILIES = {
-    name: family.Family(
-        spec,
-        config,
+    name: Family(
+        classes,
+        fields_of_class,
+        HEADS,
+        _spec_parts,
+        _extra,
         tensors,
-        NAMES[name],
-        # Released T5 files hold a bias of cross-attention that nothing reads.
-        ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+        lm=LM,
+        side="encoder",
+        also="T5",  # under which UMT5's were saved before it was known by its own name
+        ignored=IGNORED,
     )
-    for name in NAMES
+    for name, classes, fields_of_class in (
+        ("t5", "T5", FIELDS),
+        ("mt5", "MT5", MT5_FIELDS),
+        ("umt5", "UMT5", MT5_FIELDS),
+    )
 }

@@ -3,13 +3,22 @@
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import family, gemma, modules
-from t5lite.interop.tensors import Source, Tensor
+from t5lite.interop.huggingface.families import gemma, modules
+from t5lite.interop.huggingface.families.family import Family, no_heads
+from t5lite.interop.huggingface.families.fields import (
+    Field,
+    Fields,
+    Foreign,
+    expect,
+    read,
+    stack_of,
+    write,
+)
+from t5lite.interop.tensors import Tensor
 from t5lite.layers import HeadSpec, LMHeadSpec, NormalInitSpec
 from t5lite.models import ModelSpec
 
-CLASSES, LM = "T5Gemma", "ForConditionalGeneration"
-LOGITS = "lm_head.out_proj.weight"
+LM, LOGITS = "ForConditionalGeneration", "lm_head.out_proj.weight"
 NORMS = {
     "attention_norm": "pre_self_attn_layernorm",
     "attention_output_norm": "post_self_attn_layernorm",
@@ -20,97 +29,98 @@ CROSS_NORMS = {
     "cross_attention_norm": "pre_cross_attn_layernorm",
     "cross_attention_output_norm": "post_cross_attn_layernorm",
 }
+FIELDS: Fields = {
+    "vocab_size": Field(None, "vocab", kind=int),
+    "initializer_range": Field(None, "init.stddev", kind=float),
+    # Overrules those of the stacks.
+    "dropout_rate": Field(0.0, nullable=True),
+    "tie_word_embeddings": Field(True),
+    "encoder": Field(None, kind=dict),
+    "decoder": Field(None, kind=dict),
+}
+_STACK_FIELDS: Fields = {
+    **{name: field for name, field in gemma.GEMMA2_FIELDS.items() if name != "attention_dropout"},
+    "dropout_rate": Field(0.0, "stack.dropout_rate", nullable=True),
+}
 
 
-def spec(config: family.Config, source: Source) -> ModelSpec:
-    """Returns the spec of a config; see `Family`."""
-    defaults = {**gemma.DEFAULTS["gemma2"], "dropout_rate": config.get("dropout_rate", 0.0)}
-    sides = {side: {**defaults, **(config.get(side) or {})} for side in ("encoder", "decoder")}
-    encoder, decoder = sides["encoder"], sides["decoder"]
-    vocab = config.get("vocab_size") or decoder["vocab_size"]
-    for side, side_config in sides.items():
-        if side_config["vocab_size"] != vocab:
-            raise InputError(
-                f"{side}.vocab_size = {side_config['vocab_size']}: must be {vocab} like the rest"
-            )
-        side_config["dropout_rate"] = defaults[
-            "dropout_rate"
-        ]  # theirs overrule those of the stacks
-    stacks: Any = {
-        side: gemma.stack_spec(
-            side_config,
-            around=True,
-            causal=side == "decoder",
-            crossed=side == "decoder",
-            dropout="dropout_rate",
-        )
-        for side, side_config in sides.items()
-    }
-    if encoder["hidden_size"] != decoder["hidden_size"]:
-        stacks["encoder"] = stacks["encoder"].replace(embed=encoder["hidden_size"])
-    return ModelSpec(
-        family="t5gemma",
-        vocab=vocab,
-        embed=decoder["hidden_size"],
-        heads=family.heads_of(CLASSES, HEADS, config, source),
-        shared_embedding=False,
-        start_id=decoder["bos_token_id"],
-        init=NormalInitSpec(config.get("initializer_range", decoder["initializer_range"])),
+def _side(foreign: Foreign, side: str) -> Foreign:
+    """Returns the config of a stack, whose fields errors name `encoder.hidden_size`."""
+    config = {name: field.default for name, field in _STACK_FIELDS.items()}
+    config |= foreign.config[side] or {}
+    config["dropout_rate"] = foreign.config["dropout_rate"]
+    named = {f"{side}.{name}": value for name, value in config.items()}
+    return read(_STACK_FIELDS, named, foreign.source, prefix=f"{side}.")._replace(config=config)
+
+
+def _spec_parts(foreign: Foreign) -> dict[str, Any]:
+    sides = {side: _side(foreign, side) for side in ("encoder", "decoder")}
+    encoder, decoder = (side.parts["model"] for side in sides.values())
+    vocab = foreign.config["vocab_size"] or decoder["vocab"]
+    stacks: dict[str, Any] = {}
+    for side, stack in sides.items():
+        if (size := stack.config["vocab_size"]) != vocab:
+            name = f"{side}.vocab_size"
+            raise InputError(f"{name} = {size}: must be {vocab} like the rest", field=name)
+        crossed = side == "decoder"
+        stacks[side] = gemma.stack_spec(stack, around=True, causal=crossed, crossed=crossed)
+    if encoder["embed"] != decoder["embed"]:
+        stacks["encoder"] = stacks["encoder"].replace(embed=encoder["embed"])
+    return {
         **stacks,
-    )
+        **decoder,
+        "vocab": vocab,
+        "shared_embedding": False,
+        "start_id": sides["decoder"].config["bos_token_id"],
+        "init": NormalInitSpec(**{**sides["decoder"].parts["init"], **foreign.parts["init"]}),
+    }
 
 
-def _lm_head(config: family.Config, source: Source) -> tuple[HeadSpec, ...]:
-    tied = config.get("tie_word_embeddings", True) or LOGITS not in source.tensors()
-    softcap = {**gemma.DEFAULTS["gemma2"], **(config.get("decoder") or {})}[
-        "final_logit_softcapping"
-    ]
+def _lm_head(foreign: Foreign) -> tuple[HeadSpec, ...]:
+    softcap = _side(foreign, "decoder").config["final_logit_softcapping"]
+    tied = foreign.config["tie_word_embeddings"] or LOGITS not in foreign.source.tensors()
     return (LMHeadSpec(tied=bool(tied), softcap=softcap),)
 
 
-HEADS: dict[str, family.Heads] = {LM: _lm_head, "Model": family.no_heads}
-
-
-def config(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the config of a spec; see `Family`."""
-    encoder, decoder = family.stack_of(spec, "encoder"), family.stack_of(spec, "decoder")
+def _extra(spec: ModelSpec) -> dict[str, Any]:
+    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
     head = spec.heads[0] if spec.heads else LMHeadSpec(tied=True, softcap=30.0)
-    head = family.expect(head, LMHeadSpec, "heads")
+    head = expect(head, LMHeadSpec, "heads")
     shared = {
-        "vocab_size": spec.vocab,
-        "initializer_range": family.initial_stddev(spec),
         "bos_token_id": spec.start_id,
         "eos_token_id": 1,
         "pad_token_id": 0,
         "dropout_rate": decoder.dropout_rate,
         "tie_word_embeddings": head.tied,
     }
-    module = {"model_type": "t5_gemma_module", "final_logit_softcapping": head.softcap}
+    module = {
+        **shared,
+        "model_type": "t5_gemma_module",
+        "final_logit_softcapping": head.softcap,
+    }
     width = encoder.embed or spec.embed
     return {
         **shared,
-        "architectures": [CLASSES + (LM if spec.heads else "Model")],
-        "model_type": "t5gemma",
         "is_encoder_decoder": True,
         "encoder": {
-            **shared,
+            **write(_STACK_FIELDS, spec, "encoder"),
             **module,
-            **gemma.stack_config(encoder, width, causal=False),
+            **gemma.stack_fields(encoder, causal=False),
+            "hidden_size": width,
             "is_decoder": False,
         },
         "decoder": {
-            **shared,
+            **write(_STACK_FIELDS, spec, "decoder"),
             **module,
-            **gemma.stack_config(decoder, spec.embed, causal=True),
+            **gemma.stack_fields(decoder, causal=True),
             "is_decoder": True,
             "cross_attention_hidden_size": width,
         },
     }
 
 
-def tensors(spec: ModelSpec) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`."""
-    encoder, decoder = family.stack_of(spec, "encoder"), family.stack_of(spec, "decoder")
+def _tensors(spec: ModelSpec) -> list[Tensor]:
+    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
     width = encoder.embed or spec.embed
     result = modules.table(
         "model.decoder.embed_tokens.weight",
@@ -137,4 +147,15 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     return result + modules.lm_head(spec, LOGITS)
 
 
-FAMILIES = {"t5gemma": family.Family(spec, config, tensors, CLASSES, prefix="model.")}
+FAMILIES = {
+    "t5gemma": Family(
+        "T5Gemma",
+        FIELDS,
+        {LM: _lm_head, "Model": no_heads},
+        _spec_parts,
+        _extra,
+        _tensors,
+        lm=LM,
+        prefix="model.",
+    )
+}
