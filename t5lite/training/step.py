@@ -148,14 +148,17 @@ def loss_gradients(
     scale = state.extra["loss_scale"]["scale"] if "loss_scale" in state.extra else None
 
     def loss_fn(params: Tree, part: Batch, index: jax.Array) -> tuple[jax.Array, tuple]:
-        terms, sums = objective.loss(
-            model,
-            tuning.merge(params, state.frozen["params"]),
-            part,
-            frozen=state.frozen["references"],
-            rngs=random_streams(objective.streams, jax.random.fold_in(key, index)),
-            train=True,
+        loss_of = tuning.lift(
+            lambda whole: objective.loss(
+                model,
+                whole,
+                part,
+                frozen=state.frozen["references"],
+                rngs=random_streams(objective.streams, jax.random.fold_in(key, index)),
+                train=True,
+            )
         )
+        terms, sums = loss_of(params, state.frozen["params"])
         # A term without a weight is a mean already: the parts' average.
         parts = jnp.float32(num_microbatches)
         loss = jnp.float32(0)

@@ -7,7 +7,7 @@ frozen tree has neither gradients nor optimizer state; `TrainState.frozen["param
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from t5lite.errors import InputError, unknown
+from t5lite.training.segments import Segments, evaluate
 
 Tree = Any
 FILE = "tuning.json"
@@ -57,6 +58,10 @@ class Tuning:
         """Returns the whole tree of a trained and a frozen part."""
         raise NotImplementedError
 
+    def lift(self, fn: Callable[[Tree], Tree]) -> Callable[[Tree, Tree], Tree]:
+        """Returns `fn`, a function of all parameters, as one of the trained and the frozen part."""
+        return lambda trained, frozen: fn(self.merge(trained, frozen))
+
     def to_json(self) -> dict[str, Any]:
         """Returns name and fields, valid JSON."""
         fields: dict[str, Any] = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
@@ -84,9 +89,8 @@ class ByPath(Tuning):
     `exclude` is found, and its layer is one of `layers`. A stacked parameter, which holds many
     layers in one array, is split along its `layers` axis.
 
-    The backward pass of a scanned stack of which some layers are frozen still computes gradients
-    for the stacked array, and drops those of frozen layers; a path that is frozen in all layers has
-    none.
+    The scan over a stack of which some layers are frozen is split where they begin and end: frozen
+    layers have no gradients, and those below all trained parameters no backward pass.
 
     Args:
       include: regular expressions of trained paths; a single one may be given as a string.
@@ -250,12 +254,18 @@ class _Bound(Tuning):
         return nest(trained), nest(frozen)
 
     def merge(self, trained: Tree, frozen: Tree) -> Tree:
+        return self._merged(trained, frozen, _merge_leaves)
+
+    def lift(self, fn: Callable[[Tree], Tree]) -> Callable[[Tree, Tree], Tree]:
+        if all(cut is _WHOLE for cut in self.cuts.values()):
+            return super().lift(fn)
+        return lambda trained, frozen: evaluate(fn, self._merged(trained, frozen, _segments))
+
+    def _merged(self, trained: Tree, frozen: Tree, join: Callable[[Any, Any, _Cut], Any]) -> Tree:
         ours, theirs = _named(trained), _named(frozen)
-        merged = {
-            name: _merge_leaves(ours[name], theirs[name], self.cuts[name])
-            for name in ours.keys() & theirs.keys()
-        }
-        return nest(ours | theirs | merged)
+        shared = ours.keys() & theirs.keys()
+        joined = {name: join(ours[name], theirs[name], self.cuts[name]) for name in shared}
+        return nest(ours | theirs | joined)
 
     def to_json(self) -> dict[str, Any]:
         return self.tuning.to_json()
@@ -288,6 +298,13 @@ def _merge_leaves(trained: Any, frozen: Any, cut: _Cut) -> Any:
         frozen[(slice(None),) * axis + (part,)] for part in (slice(start), slice(start, None))
     )
     return xp.concatenate([before, trained, after], axis)
+
+
+def _segments(trained: jax.Array, frozen: jax.Array, cut: _Cut) -> Any:
+    if cut.axis != 0:
+        return _merge_leaves(trained, frozen, cut)
+    parts = frozen[: cut.start], trained, frozen[cut.start :]
+    return Segments(tuple(part for part in parts if len(part)))
 
 
 def _resized(leaf: jax.ShapeDtypeStruct, cut: _Cut, size: int) -> jax.ShapeDtypeStruct:
