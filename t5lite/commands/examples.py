@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from t5lite.data.files.finding import find_files, format_of
+from t5lite.data.files.opening import find_files, format_of
 from t5lite.data.files.readers import DataFile, Line, Row
 from t5lite.data.paths import whole_file
 from t5lite.errors import InputError

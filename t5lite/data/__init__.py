@@ -37,9 +37,8 @@ if TYPE_CHECKING:  # also read by `_homes`
     from t5lite.data.tasks.twins import from_seqio
     from t5lite.data.vocabularies.base import Vocabulary
     from t5lite.data.vocabularies.byte_ids import Bytes
-    from t5lite.data.vocabularies.mapped import MappedSentencePiece
     from t5lite.data.vocabularies.opening import load_vocabulary, open_vocabulary
-    from t5lite.data.vocabularies.sentence_pieces import SentencePiece
+    from t5lite.data.vocabularies.sentence_pieces import MappedSentencePiece, SentencePiece
     from t5lite.data.vocabularies.tokenizer_files import HuggingFaceTokenizer, WordPiece
     from t5lite.data.vocabularies.training import train_sentencepiece
 

@@ -419,7 +419,7 @@ def test_what_a_vocabulary_may_be(tmp_path, file):
         ),
         ({"features": {"kind": "{kind}"}}, "lacks what Objective reads: unknown feature 'inputs'"),
         ({"features": {"inputs": "{question} {shots}"}}, "unknown column 'shots'"),
-        ({"features": {}}, "features is empty"),
+        ({"features": {}}, "features = {}: name at least one"),
         ({"features": {"inputs": Tags("a", "b"), "labels": Class("kind")}}, "both make 'labels'"),
         ({"shots": 2}, "set both"),
         ({"shots": 2, "shot": "{answer}"}, "no template has the slot {shots}"),

@@ -9,8 +9,8 @@ import pytest
 from t5lite.data.files.file_data import FileData
 from t5lite.data.tasks.twins import from_seqio
 from t5lite.data.vocabularies.base import Vocabulary
-from t5lite.data.vocabularies.mapped import MappedSentencePiece
 from t5lite.data.vocabularies.opening import load_vocabulary
+from t5lite.data.vocabularies.sentence_pieces import MappedSentencePiece
 from t5lite.errors import InputError
 from t5lite.inference import Engine, Loaded
 from t5lite.inference.scoring import Scorer

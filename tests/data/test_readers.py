@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from t5lite.data.files import readers
-from t5lite.data.files.finding import find_files, format_of
+from t5lite.data.files.opening import find_files, format_of
 from t5lite.data.files.readers import DataFile
 from t5lite.errors import InputError
 

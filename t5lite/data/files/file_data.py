@@ -9,9 +9,8 @@ from typing import Any, Self
 
 from t5lite.data.dataset import Dataset
 from t5lite.data.files.columns import Answer, Class, Column, SplitKey, Tags, Text, as_column
-from t5lite.data.files.finding import file_id, find_files, format_of, status_of
-from t5lite.data.files.index import SPLITS, Hashes, Index, Table, hash_of, scan
-from t5lite.data.files.index_cache import cached_index
+from t5lite.data.files.index import SPLITS, Hashes, Index, Table, cached_index, hash_of, scan
+from t5lite.data.files.opening import file_id, find_files, format_of, status_of
 from t5lite.data.files.readers import DataFile, Row
 from t5lite.data.files.source import FileSource, Shots, most_shots
 from t5lite.data.files.templates import SHOTS, Template
@@ -89,36 +88,26 @@ class FileData(Dataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         share = self.validation_share
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-            raise InputError(
-                f"validation_share = {share!r}: must be at least 0 and less than 1",
-                field="validation_share",
-            )
+        is_share = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share < 1
+        both = "set both (how many examples, and the template of one), or neither"
+        for field, is_good, fix in (
+            ("validation_share", is_share, "must be at least 0 and less than 1"),
+            ("shots", bool(self.shots) == bool(self.shot), f"shot is {self.shot!r}: {both}"),
+            (
+                "split_by",
+                self.split_by is None or self.split_by,
+                "name a column, or set it to None",
+            ),
+            ("features", self.features, "name at least one, such as {'inputs': '{text}'}"),
+        ):
+            if not is_good:
+                raise InputError(f"{field} = {getattr(self, field)!r}: {fix}", field=field)
+        require_integer("shots", self.shots, least=0)
         if self.bad_lines not in ("stop", "skip"):
             raise unknown("bad_lines", self.bad_lines, ("stop", "skip"), field="bad_lines")
-        require_integer("shots", self.shots, least=0)
-        if bool(self.shots) != bool(self.shot):
-            raise InputError(
-                f"shots = {self.shots} and shot = {self.shot!r}: set both (how many examples, and "
-                "the template of one), or neither",
-                field="shots",
-            )
-        if self.split_by is not None and not self.split_by:
-            raise InputError(
-                f"split_by = {self.split_by!r}: name a column, or set it to None", field="split_by"
-            )
-        if not self.features:
-            raise InputError(
-                "features is empty: name at least one, such as {'inputs': '{text}'}",
-                field="features",
-            )
 
     def vocabulary(self) -> Vocabulary:
-        """Returns the vocabulary that encodes texts.
-
-        Raises:
-          InputError: if `vocab` is not a vocabulary, or cannot be opened.
-        """
+        """Returns the vocabulary of `vocab`."""
         return self._vocabulary
 
     def describe(self) -> str:
@@ -187,11 +176,6 @@ class FileData(Dataset):
         return InputFormat.of(column, length=self.lengths.get("inputs"))
 
     def with_labels(self, labels: Labels) -> Self:
-        """Returns the same data with its labels numbered as a model's are.
-
-        Raises:
-          InputError: if the labels have other names.
-        """
         columns = {
             name: column.with_names(labels[label]) if labels.get(label) else column
             for name, column in self._listed.items()
@@ -261,8 +245,7 @@ class FileData(Dataset):
             for path in (*train, *validation)
         ]
         columns = dict(self._listed)
-        _check_features(columns)
-        self._check_shots(columns)
+        _check_columns(columns, self.shots, self.shot)
         if self.shot is not None:
             columns["shot"] = Text(Template(self.shot))
         if self._split_by is not None:
@@ -342,11 +325,6 @@ class FileData(Dataset):
         return [self.split_by] if isinstance(self.split_by, str) else self.split_by
 
     def _table(self, split: str) -> Table:
-        """Returns the rows of a split.
-
-        Raises:
-          InputError: if the split is unknown or empty.
-        """
         if split not in SPLITS:
             raise unknown("split of FileData", split, SPLITS)
         table = self._index.tables[split]
@@ -395,21 +373,6 @@ class FileData(Dataset):
             shots=shots,
         )
 
-    def _check_shots(self, columns: Mapping[str, Column]) -> None:
-        """Refuses shots without a slot for them."""
-        used = any(
-            isinstance(column, Text) and SHOTS in column.template.slots
-            for column in columns.values()
-        )
-        if self.shots and not used:
-            raise InputError(
-                f"shots = {self.shots}: no template has the slot {{{SHOTS}}}", field="shots"
-            )
-        if self.shot is not None and SHOTS in Template(self.shot).slots:
-            raise InputError(
-                f"shot = {self.shot!r}: must not have the slot {{{SHOTS}}} itself", field="shot"
-            )
-
     def _num_cut_answers(self) -> int:
         """Returns how many of the first training rows have an answer past the length."""
         table = self._index.tables["train"]
@@ -423,17 +386,22 @@ class FileData(Dataset):
         return count
 
 
-def _check_features(columns: Mapping[str, Column]) -> None:
-    """Refuses features that two columns make."""
+def _check_columns(columns: Mapping[str, Column], shots: int, shot: str | None) -> None:
+    """Refuses features that two columns make, and shots without a slot for them."""
     owners: dict[str, str] = {}
     for feature, column in columns.items():
         for name in column.features(feature):
-            if name in owners:
+            if owners.setdefault(name, feature) != feature:
                 raise InputError(
                     f"features: {owners[name]!r} and {feature!r} both make {name!r}; remove one",
                     field="features",
                 )
-            owners[name] = feature
+    texts = [column for column in columns.values() if isinstance(column, Text)]
+    slots = {slot for text in texts for slot in text.template.slots}
+    if shots and SHOTS not in slots:
+        raise InputError(f"shots = {shots}: no template has the slot {{{SHOTS}}}", field="shots")
+    if shot is not None and SHOTS in Template(shot).slots:
+        raise InputError(f"shot = {shot!r}: must not have the slot {{{SHOTS}}}", field="shot")
 
 
 def _and_more(items: Sequence | Mapping, what: str = "") -> str:

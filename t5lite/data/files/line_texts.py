@@ -19,27 +19,18 @@ _SLOT = re.compile(r"(?<!\{)\{shots\}(?!\})")
 
 @dataclasses.dataclass(frozen=True)
 class LineTexts:
-    """Makes a model's input texts from the lines of a file.
-
-    Args:
-      template: of a text; None: the text is in a column.
-      shots: fills the template's slot `{shots}`; None for a template without it.
-      made_of: identifies the examples of the shots: equal ones give equal texts.
-      inputs: the input format of training, where there is no template.
-      columns: where there is neither, the first of these in a row is its text.
-    """
+    """Makes a model's input texts from the lines of a file."""
 
     template: Template | None = None
-    shots: Shots | None = None
-    made_of: str = ""
-    inputs: InputFormat = InputFormat()
-    columns: Sequence[str] = ("inputs", "text")
+    shots: Shots | None = None  # for the template's slot `{shots}`
+    made_of: str = ""  # identifies the examples of the shots: equal ones give equal texts
+    inputs: InputFormat = InputFormat()  # of training, where there is no template
+    columns: Sequence[str] = ("inputs", "text")  # where there is neither: the first of a row
 
     def text(self, line: Line) -> str:
         """Returns the text of a line.
 
-        Raises:
-          InputError: if the line is broken, or a column is missing or not a text.
+        Raises: InputError if the line is broken, or a column is missing or not a text.
         """
         if line.row is None:
             raise InputError(line.problem)
@@ -64,16 +55,10 @@ def few_shot(template: Template, file: DataFile, count: int) -> LineTexts:
     """Returns texts with examples of a file in the template's slot `{shots}`.
 
     An example is the template's text after that slot, followed by its answer, the column `targets`
-    or `answer`.
+    or `answer`. A question is not among its own `count` examples.
 
-    Args:
-      template: of a text, with the slot.
-      file: the examples.
-      count: shots of each question, which is not among them.
-
-    Raises:
-      InputError: if the template has no slot for a question, or examples lack a column or are too
-        few.
+    Raises: InputError if the template has no slot for a question, or examples lack a column or are
+      too few.
     """
     question = _SLOT.split(template.text)[-1].lstrip()
     slots = Template(question).slots
@@ -86,7 +71,7 @@ def few_shot(template: Template, file: DataFile, count: int) -> LineTexts:
     answer = next((name for name in _ANSWERS if name in first), _ANSWERS[0])
     shot = Template(f"{question}{'' if question[-1].isspace() else ' '}{{{answer}}}")
 
-    def hashes(row: Row) -> Hashes:  # a question is not among its own examples
+    def hashes(row: Row) -> Hashes:
         return Hashes(*[hash_of(row, slots)] * 3)
 
     index = scan([file], {"shot": Text(shot)}, lambda *_: "train", hashes=hashes)

@@ -12,8 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from t5lite.data.files.finding import status_of
-from t5lite.data.files.unpacking import BOM, parse_json, unpacked
+from t5lite.data.files.opening import BOM, parse_json, status_of, unpacked
 from t5lite.errors import InputError
 
 Row = dict[str, Any]
@@ -23,35 +22,13 @@ _LONGEST_FIELD = 2**24
 
 
 class Line(NamedTuple):
-    """A row of a file, or the reason why it is broken.
+    """A row of a file, or the reason why it is broken."""
 
-    Attributes:
-      number: of its first line, from 1.
-      start: its first byte.
-      end: the byte after it.
-      row: its columns; None if it is broken.
-      problem: the reason; "" for a good row.
-    """
-
-    number: int
-    start: int
-    end: int
-    row: Row | None
-    problem: str = ""
-
-
-class Facts(NamedTuple):
-    """Result of a file's scan.
-
-    Attributes:
-      columns: all of them.
-      digest: hex digest of the content and of the options of reading it.
-      lines: the file of lines that the rows' positions refer to, perhaps in the cache.
-    """
-
-    columns: tuple[str, ...]
-    digest: str
-    lines: str
+    number: int  # of its first line, from 1
+    start: int  # its first byte
+    end: int  # the byte after it
+    row: Row | None  # its columns; None if it is broken
+    problem: str = ""  # the reason
 
 
 @dataclasses.dataclass
@@ -64,7 +41,9 @@ class DataFile:
       column_names: of CSV and TSV; None: those in the first line.
       quotes: whether fields of CSV and TSV may be in double quotes.
       skip_spaces: whether spaces at the start of their fields are dropped, as in `a, "b, c"`.
-      facts: of an earlier scan; None before the first.
+      columns: all of them; set by a scan.
+      digest: hex digest of the content and of the options above; set by a scan.
+      lines: the file of lines that the rows' positions refer to, perhaps in the cache.
     """
 
     path: str
@@ -72,48 +51,42 @@ class DataFile:
     column_names: Sequence[str] | None = None
     quotes: bool = True
     skip_spaces: bool = False
-    facts: Facts | None = None
+    columns: Sequence[str] = ()
+    digest: str = ""
+    lines: str = ""
 
     def __post_init__(self) -> None:
         self._status = status_of(self.path)
-        self._lines = self.facts.lines if self.facts else unpacked(self.path, self.format)
-        self.columns = self.facts.columns if self.facts else ()
-
-    @property
-    def digest(self) -> str:
-        """The digest of `facts`; "" before the first scan."""
-        return self.facts.digest if self.facts else ""
+        self.lines = self.lines or unpacked(self.path, self.format)
 
     @property
     def num_bytes(self) -> int:
         """An upper bound of `Line.end`."""
-        return os.path.getsize(self._lines)
+        return os.path.getsize(self.lines)
 
     def scan(self) -> Iterator[Line]:
-        """Yields every row, good or broken, and sets `columns` (all, at the end) and `facts`.
+        """Yields every row, good or broken, and sets `columns` (all, at the end) and `digest`.
 
-        Raises:
-          InputError: if the line of column names is missing or invalid.
+        Raises: InputError if the line of column names is missing or invalid.
         """
         self.columns = tuple(self.column_names or ())
         scanners = {"csv": self._scan_table, "tsv": self._scan_table}
         scanners |= {"text": self._scan_text, "document": self._scan_text}
         options = f"{self.format} {self.column_names} {self.quotes}"
         content = hashlib.sha256((options + " skip_spaces" * self.skip_spaces).encode())
-        with open(self._lines, "rb") as file:
+        with open(self.lines, "rb") as file:
             yield from scanners.get(self.format, self._scan_json)(_Lines(file, content))
-        self.facts = Facts(self.columns, content.hexdigest(), self._lines)
+        self.digest = content.hexdigest()
         self._check_unchanged()
 
     def read(self, spans: Sequence[tuple[int, int]]) -> list[Row]:
         """Returns the rows at some byte spans `(start, end)`.
 
-        Raises:
-          InputError: if the file has changed since it was scanned.
+        Raises: InputError if the file has changed since it was scanned.
         """
         self._check_unchanged()
         texts = []
-        with open(self._lines, "rb") as file:
+        with open(self.lines, "rb") as file:
             for start, end in spans:
                 file.seek(start)
                 texts.append(file.read(end - start).decode())
@@ -187,7 +160,7 @@ class DataFile:
             except ValueError as error:
                 row, problem = None, _reason(error)
                 if is_first:
-                    _refuse_document(self.path, self._lines)
+                    _refuse_document(self.path, self.lines)
             is_first = False
             columns.update(dict.fromkeys(row or ()))
             yield Line(number, start, lines.end, row, problem)
@@ -209,21 +182,14 @@ class DataFile:
 
 
 class _Lines:
-    """Lines of a file, numbered, with their byte positions, and hashed once.
-
-    Attributes:
-      first: the first byte of text, after a byte order mark.
-      end: the byte after the latest line.
-      at_end: whether the file has been read.
-    """
+    """Lines of a file, numbered, with their byte positions, and hashed once."""
 
     def __init__(self, file: Any, digest: Any):
         self._file, self._digest = file, digest
-        self.first = len(BOM) if file.read(len(BOM)) == BOM else 0
+        self.first = len(BOM) if file.read(len(BOM)) == BOM else 0  # byte of text
         file.seek(0)
-        self.end = self._number = self._hashed = 0
-        self._second = (0, 0)
-        self._row_number = 1
+        self.end = self._number = self._hashed = 0  # the byte after the latest line; its number
+        self._row_number, self._second = 1, (0, 0)
         self.at_end = False
 
     def __iter__(self) -> Iterator[str]:

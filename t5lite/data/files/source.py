@@ -15,11 +15,7 @@ from t5lite.data.vocabularies.base import Vocabulary
 class Shots:
     """Examples for few-shot prompts: other training rows, chosen by a row's content alone.
 
-    Args:
-      train: the rows to choose from, in an order that does not depend on the files'.
-      count: shots of each row; at most `most_shots`.
-      template: of one shot.
-      hashes: of a row.
+    `train` is in an order that does not depend on the files', and `count` at most `most_shots`.
     """
 
     def __init__(
@@ -58,16 +54,7 @@ def most_shots(train: Table, validation: Table) -> int:
 
 
 class FileSource(NumberedSource):
-    """The rows of one split as examples; a raw example is a row's number.
-
-    Args:
-      name: part of every random key.
-      table: the rows.
-      columns: by the feature that they make.
-      features: names of the features to yield.
-      vocabulary: encodes texts.
-      shots: fills the slot of templates.
-    """
+    """The rows of one split as examples; a raw example is a row's number."""
 
     def __init__(
         self,

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from t5lite.data.paths import as_path, read_file
 from t5lite.data.vocabularies.base import DESCRIPTION, FORMAT, Vocabulary
 from t5lite.data.vocabularies.byte_ids import Bytes
-from t5lite.data.vocabularies.mapped import MappedSentencePiece
-from t5lite.data.vocabularies.sentence_pieces import SentencePiece
+from t5lite.data.vocabularies.sentence_pieces import MappedSentencePiece, SentencePiece
 from t5lite.data.vocabularies.tokenizer_files import HuggingFaceTokenizer, WordPiece
 from t5lite.errors import InputError, unknown
 

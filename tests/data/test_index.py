@@ -75,7 +75,7 @@ def test_a_second_start_scans_nothing_and_finds_the_same(tmp_path, scans, name, 
         raise AssertionError("unpacked again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("t5lite.data.files.unpacking._cached", refuse)
+        patch.setattr("t5lite.data.files.opening._cached", refuse)
         again = make(file)
         assert contents(again) == first
     assert scans == [name]
