@@ -10,10 +10,9 @@ import numpy as np
 from t5lite.data.paths import as_path, write_whole
 from t5lite.errors import InputError
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
-from t5lite.interop.huggingface.families.modules import linear
 from t5lite.interop.huggingface.files import open_tensors, write_tensors
 from t5lite.interop.huggingface.tokenizer_settings import read_json
-from t5lite.interop.tensors import Arrays, Source, Tensor, tensors_from
+from t5lite.interop.tensors import Arrays, Part, Source, Tensor, tensors_from, transposed
 from t5lite.layers import DenseSpec, EmbeddingHeadSpec
 
 MODULES, CONFIG = "modules.json", "config.json"
@@ -222,7 +221,12 @@ def dense_tensors(
     before = len(head.pooling.split("+")) * embed
     width = head.dense[number - 1].size if number else before
     layer, path = head.dense[number], f"embedding_head/dense_{number}"
-    return linear(f"{prefix}linear", path, width, layer.size, use_bias=layer.use_bias)
+    kernel, bias = Part(f"{path}/kernel", None, transposed), Part(f"{path}/bias")
+    tensors = [
+        Tensor(f"{prefix}linear.weight", (layer.size, width), (kernel,)),
+        Tensor(f"{prefix}linear.bias", (layer.size,), (bias,)),
+    ]
+    return tensors if layer.use_bias else tensors[:1]
 
 
 def all_dense_tensors(heads: Sequence[Any], embed: int) -> list[Tensor]:

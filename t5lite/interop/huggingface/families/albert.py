@@ -1,6 +1,5 @@
 """ALBERT."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -13,37 +12,32 @@ from t5lite.interop.huggingface.families.fields import (
     Heads,
     stack_of,
     unsupported,
+    with_defaults,
 )
+from t5lite.interop.huggingface.families.modules import tensors_of
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import ClassificationHeadSpec, MaskedLMHeadSpec, TruncatedNormalInitSpec
 from t5lite.models import ModelSpec
 
-NAMES = encoder_only.Names(
-    "albert.",
-    encoder_only.layer_names(
-        query="attention.query",
-        key="attention.key",
-        value="attention.value",
-        output="attention.dense",
-        attention_norm="attention.LayerNorm",
-        up="ffn",
-        down="ffn_output",
-        mlp_norm="full_layer_layer_norm",
+NAMES = {
+    **encoder_only.names(
+        "albert.",
+        "encoder.albert_layer_groups.{}",
+        (
+            *("attention.query", "attention.key", "attention.value", "attention.dense"),
+            *("attention.LayerNorm", "ffn", "ffn_output", "full_layer_layer_norm"),
+        ),
+        ("predictions.dense", "predictions.LayerNorm", "predictions"),
+        pooler="pooler",
+        text_pooler="albert.pooler",
+        classifier="classifier",
     ),
-    (
-        "predictions.dense",
-        "predictions.LayerNorm",
-        "predictions.decoder.weight",
-        "predictions.bias",
-        "predictions.decoder.bias",
-    ),
-    pooler="pooler",
-    text_pooler="albert.pooler",
-    classifier="classifier",
-    projection="encoder.embedding_hidden_mapping_in",
-)
+    "encoder/embedding_projection": "albert.encoder.embedding_hidden_mapping_in",
+}
+TIED = encoder_only.tied("albert.", "predictions.decoder", "predictions")
 FIELDS: Fields = {
-    **encoder_only.with_defaults(
+    **with_defaults(
+        encoder_only.FIELDS,
         vocab_size=30000,
         hidden_size=4096,
         num_attention_heads=64,
@@ -108,13 +102,13 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
 def _tensors(spec: ModelSpec) -> list[Tensor]:
     inner, names = len(stack_of(spec, "encoder").blocks), NAMES
     if any(isinstance(head, MaskedLMHeadSpec) for head in spec.heads):
-        names = dataclasses.replace(names, classifier="sop_classifier.classifier")
+        names = NAMES | {"classification_head/projection": "sop_classifier.classifier"}
 
     def layer_name(layer: int) -> str:
         group, number = divmod(layer, inner)
-        return f"albert.encoder.albert_layer_groups.{group}.albert_layers.{number}"
+        return f"{group}.albert_layers.{number}"
 
-    return encoder_only.tensors(spec, names, layer_name)
+    return tensors_of(spec, names, layer_name=layer_name, tied=TIED)
 
 
 FAMILIES = {

@@ -5,55 +5,60 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.fields import stack_of
+from t5lite.interop.huggingface.families.modules import attention, layers, tensors_of
 from t5lite.interop.tensors import Part, Tensor
 from t5lite.layers import LearnedPositionsSpec, LMHeadSpec
 from t5lite.models import ModelSpec
 
+SIDES = ("encoder", "decoder")
 SHARED, LOGITS, BIAS = "model.shared.weight", "lm_head.weight", "final_logits_bias"
-TABLES = {side: f"model.{side}.embed_tokens.weight" for side in ("encoder", "decoder")}
-POSITIONS = {side: f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}
-_PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
-# Of a layer's modules.
-NAMES: dict[str, dict[str, Any]] = {
-    "encoder": {
-        "attention": {part: f"self_attn.{name}" for part, name in _PROJECTIONS.items()},
-        "attention_norm": "self_attn_layer_norm",
-        "mlp": {"up": "fc1", "down": "fc2"},
-        "mlp_norm": "final_layer_norm",
-    }
-}
-NAMES["decoder"] = NAMES["encoder"] | {
-    "cross_attention": {part: f"encoder_attn.{name}" for part, name in _PROJECTIONS.items()},
-    "cross_attention_norm": "encoder_attn_layer_norm",
-}
+TABLES = {side: f"model.{side}.embed_tokens.weight" for side in SIDES}
+POSITIONS = {side: f"model.{side}.embed_positions.weight" for side in SIDES}
 # Rows that are written of positions that are computed: transformers looks for them.
 COMPUTED_POSITIONS = 1024
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_LAYER = {
+    **attention("self_attn.{}", _PROJECTIONS),
+    **attention("encoder_attn.{}", _PROJECTIONS, "cross_attention"),
+    "attention_norm": "self_attn_layer_norm",
+    "cross_attention_norm": "encoder_attn_layer_norm",
+    "mlp/up": "fc1",
+    "mlp/down": "fc2",
+    "mlp_norm": "final_layer_norm",
+}
+NAMES: dict[str, Any] = {"lm_head/projection": "lm_head"}
+for _side in SIDES:
+    NAMES |= {
+        **layers(_side, f"model.{_side}.layers.{{}}", _LAYER),
+        f"{_side}/position_embedding": f"model.{_side}.embed_positions",
+        f"{_side}/embedding_norm": f"model.{_side}.layernorm_embedding",
+        f"{_side}/final_norm": f"model.{_side}.layer_norm",
+    }
 
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family`."""
-    result = token_tables(spec)
-    for side in ("encoder", "decoder"):
-        stack = stack_of(spec, side)
-        if isinstance(stack.position_embedding, LearnedPositionsSpec):
-            positions = stack.position_embedding
-            rows = positions.max_length + positions.offset
-            result += modules.table(POSITIONS[side], f"{side}/position_embedding", rows, spec.embed)
-        else:
+    names, aliases, logits = dict(NAMES), {SHARED: tuple(TABLES.values())}, (LOGITS,)
+    names["token_embedding"] = SHARED.removesuffix(".weight")
+    tied = {SHARED: logits}
+    extra: list[Tensor] = []
+    if not spec.shared_embedding:
+        names["token_embedding"] = TABLES["decoder"].removesuffix(".weight")
+        names["encoder_embedding"] = TABLES["encoder"].removesuffix(".weight")
+        tied = {TABLES["decoder"]: logits}
+        extra.append(Tensor(SHARED, (spec.vocab, spec.embed), ()))  # which nothing reads
+    for side in SIDES:
+        if not isinstance(stack_of(spec, side).position_embedding, LearnedPositionsSpec):
             shape = (COMPUTED_POSITIONS, spec.embed)
             constant = functools.partial(sinusoids, *shape)
-            result.append(Tensor(POSITIONS[side], shape, (), constant=constant))
-        prefix, norm = f"model.{side}.", stack.embedding_norm
-        if norm is not None:
-            name, path = f"{prefix}layernorm_embedding", f"{side}/embedding_norm"
-            result += modules.norm(name, path, norm, spec.embed)
-        layer_name, names = f"{prefix}layers.{{}}".format, NAMES[side]
-        result += modules.stack_tensors(
-            stack, side, spec.embed, layer_name, names, final_norm=f"{prefix}layer_norm"
-        )
-    return result
+            extra.append(Tensor(POSITIONS[side], shape, (), constant=constant))
+    head = spec.heads[0] if spec.heads else None
+    if isinstance(head, LMHeadSpec) and head.use_bias:
+        path = "lm_head/bias" if head.tied else "lm_head/projection/bias"
+        extra.append(Tensor(BIAS, (1, spec.vocab), (Part(path, None, lambda array: array[0]),)))
+    result = tensors_of(spec, names, aliases=aliases, tied=tied)
+    return [tensor for tensor in result if tensor.name != "lm_head.bias"] + extra
 
 
 def sinusoids(length: int, embed: int) -> np.ndarray:
@@ -63,25 +68,3 @@ def sinusoids(length: int, embed: int) -> np.ndarray:
     """
     angles = np.arange(length)[:, None] * 10_000.0 ** (-np.arange(0, embed, 2) / embed)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
-
-
-def token_tables(spec: ModelSpec) -> list[Tensor]:
-    """Returns the tables of tokens and of logits, and the logits' bias."""
-    head = spec.heads[0] if spec.heads else None
-    logits = (LOGITS,) if modules.is_tied(spec) else ()
-    size = (spec.vocab, spec.embed)
-    if spec.shared_embedding:
-        result = modules.table(
-            SHARED, "token_embedding", *size, aliases=(*TABLES.values(), *logits)
-        )
-    else:
-        result = [
-            *modules.table(TABLES["decoder"], "token_embedding", *size, aliases=logits),
-            *modules.table(TABLES["encoder"], "encoder_embedding", *size),
-            Tensor(SHARED, size, ()),  # which nothing reads
-        ]
-    result += modules.lm_head(spec, LOGITS)
-    if isinstance(head, LMHeadSpec) and head.use_bias:
-        path = "lm_head/bias" if head.tied else "lm_head/projection/bias"
-        result.append(Tensor(BIAS, (1, spec.vocab), (Part(path, None, lambda array: array[0]),)))
-    return result

@@ -5,7 +5,15 @@ from typing import Any
 
 from t5lite.interop.huggingface.families import encoder_only, labels
 from t5lite.interop.huggingface.families.family import Family
-from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign, Heads, check_fields
+from t5lite.interop.huggingface.families.fields import (
+    Field,
+    Fields,
+    Foreign,
+    Heads,
+    check_fields,
+    with_defaults,
+)
+from t5lite.interop.huggingface.families.modules import tensors_of
 from t5lite.layers import (
     ClassificationHeadSpec,
     NormalInitSpec,
@@ -14,54 +22,32 @@ from t5lite.layers import (
 )
 from t5lite.models import ModelSpec
 
-LAYER = encoder_only.layer_names(
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-    attention_norm="attention.output.LayerNorm",
-    up="intermediate.dense",
-    down="output.dense",
-    mlp_norm="output.LayerNorm",
+LAYER = "encoder.layer.{}"
+MODULES = (
+    *("attention.self.query", "attention.self.key", "attention.self.value"),
+    *("attention.output.dense", "attention.output.LayerNorm"),
+    *("intermediate.dense", "output.dense", "output.LayerNorm"),
 )
-_BERT = encoder_only.Names(
+_PREDICTIONS = "cls.predictions"
+_BERT = encoder_only.names(
     "bert.",
     LAYER,
-    (
-        "cls.predictions.transform.dense",
-        "cls.predictions.transform.LayerNorm",
-        "cls.predictions.decoder.weight",
-        "cls.predictions.bias",
-        "cls.predictions.decoder.bias",
-    ),
+    MODULES,
+    (f"{_PREDICTIONS}.transform.dense", f"{_PREDICTIONS}.transform.LayerNorm", _PREDICTIONS),
     text_pooler="bert.pooler.dense",
     classifier="classifier",
 )
-_ROBERTA = encoder_only.Names(
-    "roberta.",
-    LAYER,
-    (
-        "lm_head.dense",
-        "lm_head.layer_norm",
-        "lm_head.decoder.weight",
-        "lm_head.bias",
-        "lm_head.decoder.bias",
-    ),
+_ROBERTA = encoder_only.names(
+    "roberta.", LAYER, MODULES, ("lm_head.dense", "lm_head.layer_norm", "lm_head")
 )
-_DISTILBERT = encoder_only.Names(
+_DISTILBERT = encoder_only.names(
     "distilbert.",
-    encoder_only.layer_names(
-        query="attention.q_lin",
-        key="attention.k_lin",
-        value="attention.v_lin",
-        output="attention.out_lin",
-        attention_norm="sa_layer_norm",
-        up="ffn.lin1",
-        down="ffn.lin2",
-        mlp_norm="output_layer_norm",
+    "transformer.layer.{}",
+    (
+        *("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
+        *("sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"),
     ),
-    ("vocab_transform", "vocab_layer_norm", "vocab_projector.weight", "vocab_projector.bias"),
-    layer="transformer.layer",
+    ("vocab_transform", "vocab_layer_norm", "vocab_projector"),
     text_pooler="pre_classifier",
     classifier="classifier",
 )
@@ -78,7 +64,7 @@ _RENAMED = {
 _DISTILBERT_FIELDS: Fields = {
     **{
         _RENAMED.get(name, name): field
-        for name, field in encoder_only.with_defaults(num_hidden_layers=6).items()
+        for name, field in with_defaults(encoder_only.FIELDS, num_hidden_layers=6).items()
         if name not in _FIXED
     },
     "seq_classif_dropout": Field(0.2),
@@ -98,6 +84,10 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
     return encoder_only.spec_parts(foreign, init, offset=offset)
 
 
+def _distilled_rate(foreign: Foreign) -> float:
+    return foreign.config["seq_classif_dropout"]
+
+
 def _extra(spec: ModelSpec) -> dict[str, Any]:
     if spec.family != "distilbert":
         return encoder_only.fields(spec)
@@ -110,22 +100,33 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _family(
-    classes: str, names: encoder_only.Names, fields: Fields, activation: str | None = None
+    classes: str,
+    prefix: str,
+    names: dict[str, Any],
+    fields: Fields,
+    logits: str,
+    *,
+    activation: str | None = None,
 ) -> Family:
-    """Returns a family, whose masked-LM head has an `activation` that no config changes."""
+    """Returns a family.
+
+    Args:
+      classes: the beginning of its architectures' names.
+      prefix: of the base model's tensors.
+      names: of its modules.
+      fields: of its config.
+      logits: the module of the masked-LM head's table.
+      activation: of that head, where no config changes it.
+    """
     distilled = names is _DISTILBERT
     lm = functools.partial(encoder_only.masked_lm_head, name=activation)
     heads: dict[str, Heads] = {
         "ForMaskedLM": lm,
-        "Model": functools.partial(
-            encoder_only.pooled, weight=f"{names.prefix}pooler.dense.weight"
-        ),
+        "Model": functools.partial(encoder_only.pooled, weight=f"{prefix}pooler.dense.weight"),
         **({"ForPreTraining": lm} if names is _BERT else {}),
         **labels.makers(
             labels.classifier_rate,
-            text_rate=(lambda foreign: foreign.config["seq_classif_dropout"])
-            if distilled
-            else None,
+            text_rate=_distilled_rate if distilled else None,
             **({"pooler_activation": "relu"} if distilled else {}),
         ),
     }
@@ -135,15 +136,17 @@ def _family(
         heads,
         _spec_parts,
         _extra,
-        functools.partial(encoder_only.tensors, names=names),
+        functools.partial(
+            tensors_of, names=names, tied=encoder_only.tied(prefix, logits, names["lm_head"])
+        ),
         lm="ForMaskedLM",
         side="encoder",
-        prefix=names.prefix,
+        prefix=prefix,
         ignored=(
             # Buffers; BERT's head for next sentences; poolers that some heads leave out.
-            rf"{names.prefix}embeddings\.(position_ids|token_type_ids)",
+            rf"{prefix}embeddings\.(position_ids|token_type_ids)",
             r"cls\.seq_relationship\.(weight|bias)",
-            rf"{names.prefix}pooler\.dense\.(weight|bias)",
+            rf"{prefix}pooler\.dense\.(weight|bias)",
         ),
         # The names in TensorFlow's checkpoints, and in those converted from them years ago.
         renamed=(
@@ -153,15 +156,29 @@ def _family(
     )
 
 
-_XLM_ROBERTA_FIELDS = encoder_only.with_defaults(pad_token_id=1)
 FAMILIES = {
-    "bert": _family("Bert", _BERT, encoder_only.FIELDS),
+    "bert": _family("Bert", "bert.", _BERT, encoder_only.FIELDS, f"{_PREDICTIONS}.decoder"),
     "roberta": _family(
         "Roberta",
+        "roberta.",
         _ROBERTA,
-        encoder_only.with_defaults(vocab_size=50265, pad_token_id=1),
-        "gelu",
+        with_defaults(encoder_only.FIELDS, vocab_size=50265, pad_token_id=1),
+        "lm_head.decoder",
+        activation="gelu",
     ),
-    "distilbert": _family("DistilBert", _DISTILBERT, _DISTILBERT_FIELDS),
-    "xlm-roberta": _family("XLMRoberta", _ROBERTA, _XLM_ROBERTA_FIELDS, "gelu"),
+    "distilbert": _family(
+        "DistilBert",
+        "distilbert.",
+        _DISTILBERT,
+        _DISTILBERT_FIELDS,
+        "vocab_projector",
+    ),
+    "xlm-roberta": _family(
+        "XLMRoberta",
+        "roberta.",
+        _ROBERTA,
+        with_defaults(encoder_only.FIELDS, pad_token_id=1),
+        "lm_head.decoder",
+        activation="gelu",
+    ),
 }

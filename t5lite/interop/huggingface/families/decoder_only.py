@@ -1,12 +1,10 @@
 """The common part of decoder-only families."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from t5lite.interop.huggingface.families import labels, modules
+from t5lite.interop.huggingface.families import labels
 from t5lite.interop.huggingface.families.family import no_heads
-from t5lite.interop.huggingface.families.fields import Foreign, Heads, first_id, stack_of
-from t5lite.interop.tensors import Tensor
+from t5lite.interop.huggingface.families.fields import Foreign, Heads, first_id
 from t5lite.layers import LMHeadSpec, TokenLabelsHeadSpec
 from t5lite.models import ModelSpec
 
@@ -59,47 +57,4 @@ def fields(spec: ModelSpec) -> dict[str, Any]:
     return content
 
 
-class Names(NamedTuple):
-    """The names of a family's tensors.
-
-    Attributes:
-      table: of the token embedding.
-      layer: of a layer, with `{}` for its number.
-      final_norm: of the norm after the last layer.
-      modules: of a layer's modules; see `modules.stack_tensors`.
-      logits: of the logits' table, by versions of transformers.
-      tagger: of the layer that gives tokens' labels.
-    """
-
-    table: str
-    layer: str
-    final_norm: str
-    modules: Mapping[str, Any]
-    logits: tuple[str, ...]
-    tagger: str = "classifier"
-
-
-def tensors(
-    spec: ModelSpec,
-    names: Names,
-    *,
-    attention: Callable[..., list[Tensor]] = modules.attention,
-    mlp: Callable[..., list[Tensor]] = modules.mlp,
-) -> list[Tensor]:
-    """Returns the tensors of a spec; for `attention` and `mlp` see `modules.stack_tensors`."""
-    decoder, embed = stack_of(spec, "decoder"), spec.embed
-    tied = names.logits if modules.is_tied(spec) else ()
-    result = modules.table(names.table, "token_embedding", spec.vocab, embed, aliases=tied)
-    result += modules.stack_tensors(
-        decoder,
-        "decoder",
-        embed,
-        names.layer.format,
-        names.modules,
-        attention=attention,
-        mlp=mlp,
-        final_norm=names.final_norm,
-    )
-    for head in spec.heads:
-        result += labels.tensors(head, embed, classifier="score", tagger=names.tagger)
-    return result + modules.lm_head(spec, names.logits[0], aliases=names.logits[1:])
+LABELS = labels.names(classifier="score")

@@ -3,26 +3,35 @@
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, labels, modules
-from t5lite.interop.huggingface.families.bert import LAYER
+from t5lite.interop.huggingface.families import encoder_only, labels
+from t5lite.interop.huggingface.families.bert import LAYER, MODULES
 from t5lite.interop.huggingface.families.family import Family
-from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign, Heads
-from t5lite.interop.tensors import Tensor
+from t5lite.interop.huggingface.families.fields import (
+    Field,
+    Fields,
+    Foreign,
+    Heads,
+    with_defaults,
+)
+from t5lite.interop.huggingface.families.modules import tensors_of
 from t5lite.layers import HeadSpec, ReplacedTokensHeadSpec, TruncatedNormalInitSpec
 from t5lite.models import ModelSpec
 
-NAMES = encoder_only.Names(
-    "electra.",
-    LAYER,
-    (
-        "generator_predictions.dense",
-        "generator_predictions.LayerNorm",
-        "generator_lm_head.weight",
-        "generator_lm_head.bias",
+NAMES = {
+    **encoder_only.names(
+        "electra.",
+        LAYER,
+        MODULES,
+        ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"),
     ),
-)
+    "encoder/embedding_projection": "electra.embeddings_project",
+    "replaced_tokens_head/dense": "discriminator_predictions.dense",
+    "replaced_tokens_head/projection": "discriminator_predictions.dense_prediction",
+}
 FIELDS: Fields = {
-    **encoder_only.with_defaults(hidden_size=256, num_attention_heads=4, intermediate_size=1024),
+    **with_defaults(
+        encoder_only.FIELDS, hidden_size=256, num_attention_heads=4, intermediate_size=1024
+    ),
     "embedding_size": Field(128),
 }
 
@@ -65,15 +74,6 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
     return {**encoder_only.fields(spec), "embedding_size": spec.embedding_size or spec.embed}
 
 
-def _tensors(spec: ModelSpec) -> list[Tensor]:
-    result, embed = encoder_only.tensors(spec, NAMES), spec.embed
-    if any(isinstance(head, ReplacedTokensHeadSpec) for head in spec.heads):
-        for name, part, size in (("dense", "dense", embed), ("dense_prediction", "projection", 1)):
-            name, path = f"discriminator_predictions.{name}", f"replaced_tokens_head/{part}"
-            result += modules.linear(name, path, embed, size, use_bias=True)
-    return result
-
-
 FAMILIES = {
     "electra": Family(
         "Electra",
@@ -81,7 +81,11 @@ FAMILIES = {
         HEADS,
         _spec_parts,
         _extra,
-        _tensors,
+        functools.partial(
+            tensors_of,
+            names=NAMES,
+            tied={"electra.embeddings.word_embeddings.weight": ("generator_lm_head.weight",)},
+        ),
         lm="ForMaskedLM",
         suffixes={ReplacedTokensHeadSpec: "ForPreTraining"},
         side="encoder",

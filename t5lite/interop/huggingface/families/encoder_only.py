@@ -1,10 +1,8 @@
 """The common part of BERT, RoBERTa, DistilBERT, ALBERT and ELECTRA."""
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-from t5lite.interop.huggingface.families import labels, modules
+from t5lite.interop.huggingface.families import labels
 from t5lite.interop.huggingface.families.activations import ACTIVATION
 from t5lite.interop.huggingface.families.fields import (
     Field,
@@ -14,7 +12,7 @@ from t5lite.interop.huggingface.families.fields import (
     expect,
     stack_of,
 )
-from t5lite.interop.tensors import Tensor
+from t5lite.interop.huggingface.families.modules import ATTENTION, layers
 from t5lite.layers import (
     HeadSpec,
     LayerNormSpec,
@@ -40,39 +38,6 @@ FIELDS: Fields = {
     "tie_word_embeddings": Field(True),
     "pad_token_id": Field(0, nullable=True, least=0),
 }
-
-
-def with_defaults(**defaults: Any) -> dict[str, Field]:
-    """Returns `FIELDS` with other defaults, those of another class."""
-    return {
-        name: field._replace(default=defaults[name]) if name in defaults else field
-        for name, field in FIELDS.items()
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """The names of a `model_type`'s tensors.
-
-    Args:
-      prefix: of the base model's tensors.
-      sublayers: of a layer's modules; see `layer_names`.
-      masked_lm: of that head: its layer, its norm, the logits' table and bias, aliases of the bias.
-      layer: of the layers.
-      pooler: of the base model's pooler.
-      text_pooler: of the linear layer before a text's labels.
-      classifier: of the linear layer that gives them.
-      projection: of the layer from the embedding's width to that of the layers.
-    """
-
-    prefix: str
-    sublayers: dict[str, Any]
-    masked_lm: tuple[str, ...]
-    layer: str = "encoder.layer"
-    pooler: str = "pooler.dense"
-    text_pooler: str = "classifier.dense"
-    classifier: str = "classifier.out_proj"
-    projection: str = "embeddings_project"
 
 
 def spec_parts(
@@ -172,64 +137,49 @@ def positions_of(encoder: StackSpec) -> LearnedPositionsSpec:
     return expect(encoder.position_embedding, LearnedPositionsSpec, "position_embedding")
 
 
-def tensors(
-    spec: ModelSpec, names: Names, layer_name: Callable[[int], str] | None = None
-) -> list[Tensor]:
-    """Returns the tensors of a spec but for heads that one family alone has.
+def tied(prefix: str, logits: str, bias: str) -> dict[str, tuple[str, ...]]:
+    """Returns the aliases in a masked-LM head.
 
     Args:
-      spec: of the model.
-      names: of its family.
-      layer_name: the name of a layer by its number, if it is not `names.layer` and the number.
+      prefix: of the base model's tensors.
+      logits: the module of the logits' table, which is the token embedding.
+      bias: the module that their bias is named by.
     """
-    encoder, embed = stack_of(spec, "encoder"), spec.embed
-    dense, norm, table, bias, *aliases = names.masked_lm
-    masked = [head for head in spec.heads if isinstance(head, MaskedLMHeadSpec)]
-    result = _embedding_tensors(spec, names, aliases=(table,) if masked else ())
-    layer_name = layer_name or f"{names.prefix}{names.layer}.{{}}".format
-    result += modules.stack_tensors(encoder, "encoder", embed, layer_name, names.sublayers)
-    for masked_lm in masked:
-        width = spec.embedding_size or embed
-        result += modules.linear(dense, "lm_head/dense", embed, width, use_bias=True)
-        result += modules.norm(norm, "lm_head/norm", masked_lm.norm, width)
-        vector = modules.vector(bias, "lm_head/bias", spec.vocab)
-        result.append(dataclasses.replace(vector, aliases=tuple(aliases)))
-    for head in spec.heads:
-        if isinstance(head, PoolerHeadSpec):
-            name = f"{names.prefix}{names.pooler}"
-            result += modules.linear(name, "pooler_head/dense", embed, embed, use_bias=True)
-        result += labels.tensors(head, embed, pooler=names.text_pooler, classifier=names.classifier)
-    return result
+    biases = {} if logits == bias else {f"{bias}.bias": (f"{logits}.bias",)}
+    return {f"{prefix}embeddings.word_embeddings.weight": (f"{logits}.weight",), **biases}
 
 
-def _embedding_tensors(spec: ModelSpec, names: Names, *, aliases: tuple[str, ...]) -> list[Tensor]:
-    """Returns the tensors before the first layer; `aliases` are those of the token embedding."""
-    encoder, width = stack_of(spec, "encoder"), spec.embedding_size or spec.embed
-    positions, name = positions_of(encoder), f"{names.prefix}embeddings"
-    result = modules.table(
-        f"{name}.word_embeddings.weight", "token_embedding", spec.vocab, width, aliases=aliases
-    )
-    path, rows = "encoder/position_embedding", positions.max_length + positions.offset
-    result += modules.table(f"{name}.position_embeddings.weight", path, rows, width)
-    if spec.num_token_types is not None:
-        types = (f"{name}.token_type_embeddings.weight", "token_type_embedding")
-        result += modules.table(*types, spec.num_token_types, width)
-    norm = expect(encoder.embedding_norm, LayerNormSpec, "embedding_norm")
-    result += modules.norm(f"{name}.LayerNorm", "encoder/embedding_norm", norm, width)
-    if spec.embedding_size is not None:
-        name, path = f"{names.prefix}{names.projection}", "encoder/embedding_projection"
-        result += modules.linear(name, path, width, spec.embed, use_bias=True)
-    return result
-
-
-def layer_names(**names: str) -> dict[str, Any]:
-    """Returns the names of a layer's modules, as `modules.stack_tensors` takes them.
+def names(
+    prefix: str,
+    layer: str,
+    modules: tuple[str, ...],
+    masked_lm: tuple[str, str, str],
+    *,
+    pooler: str = "pooler.dense",
+    text_pooler: str = "classifier.dense",
+    classifier: str = "classifier.out_proj",
+) -> dict[str, Any]:
+    """Returns the names of a family's modules; see `modules.tensors_of`.
 
     Args:
-      **names: query, key, value, output, attention_norm, up, down, mlp_norm.
+      prefix: of the base model's tensors.
+      layer: of a layer, with `{}` for its number.
+      modules: of a layer: query, key, value, output, their norm, up, down, their norm.
+      masked_lm: that head's layer, its norm, and the module of the logits' bias.
+      pooler: of the base model's pooler.
+      text_pooler: of the linear layer before a text's labels.
+      classifier: of the linear layer that gives them.
     """
-    groups = {"attention": ("query", "key", "value", "output"), "mlp": ("up", "down")}
-    grouped = {
-        part: {name: names.pop(name) for name in members} for part, members in groups.items()
+    ours = [f"attention/{part}" for part in ATTENTION]
+    ours += ["attention_norm", "mlp/up", "mlp/down", "mlp_norm"]
+    embeddings = f"{prefix}embeddings"
+    return {
+        "token_embedding": f"{embeddings}.word_embeddings",
+        "encoder/position_embedding": f"{embeddings}.position_embeddings",
+        "token_type_embedding": f"{embeddings}.token_type_embeddings",
+        "encoder/embedding_norm": f"{embeddings}.LayerNorm",
+        **layers("encoder", prefix + layer, dict(zip(ours, modules, strict=True))),
+        **dict(zip(("lm_head/dense", "lm_head/norm", "lm_head"), masked_lm, strict=True)),
+        "pooler_head/dense": prefix + pooler,
+        **labels.names(text_pooler, classifier),
     }
-    return grouped | names

@@ -70,6 +70,12 @@ class Field(NamedTuple):
 Fields = Mapping[str, Field]
 
 
+def with_defaults(fields: Fields, **defaults: Any) -> dict[str, Field]:
+    """Returns fields with other defaults, those of another class."""
+    changed = {name: fields[name]._replace(default=value) for name, value in defaults.items()}
+    return {**fields, **changed}
+
+
 class Foreign(NamedTuple):
     """A config and its tensors, from which a family makes a spec.
 

@@ -1,9 +1,10 @@
 """Gemma and Gemma 2; their layers serve T5Gemma, LLaMA and Mistral too."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import decoder_only
+from t5lite.interop.huggingface.families import decoder_only, labels
 from t5lite.interop.huggingface.families.activations import activation_name, activations
 from t5lite.interop.huggingface.families.family import Family, tokens
 from t5lite.interop.huggingface.families.fields import (
@@ -13,8 +14,10 @@ from t5lite.interop.huggingface.families.fields import (
     check_fields,
     expect,
     stack_of,
+    with_defaults,
 )
 from t5lite.interop.huggingface.families.layer_types import FULL, SLIDING, layer_types, period
+from t5lite.interop.huggingface.families.modules import attention, layers, tensors_of
 from t5lite.interop.huggingface.families.rope import FREQUENCIES, rope_config, rotary_spec
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec
@@ -27,7 +30,8 @@ NORMS_AROUND = {
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_output_norm": "post_feedforward_layernorm",
 }
-_PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+TIED = {"model.embed_tokens.weight": ("lm_head.weight",)}
 _TANH = "gelu_pytorch_tanh"
 FIELDS: Fields = {
     "vocab_size": Field(256000, "vocab"),
@@ -49,12 +53,14 @@ FIELDS: Fields = {
     **tokens(bos=2, eos=1),
 }
 GEMMA2_FIELDS: Fields = {
-    **FIELDS,
-    "hidden_size": Field(2304, "embed"),
-    "intermediate_size": Field(9216, "mlp.hidden"),
-    "num_hidden_layers": Field(26, "stack.num_layers"),
-    "num_attention_heads": Field(8, "attention.num_heads"),
-    "num_key_value_heads": Field(4, "attention.kv_heads", nullable=True),
+    **with_defaults(
+        FIELDS,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    ),
     "query_pre_attn_scalar": Field(256, nullable=True),
     "sliding_window": Field(4096, nullable=True),
     "final_logit_softcapping": Field(30.0, nullable=True),
@@ -145,33 +151,39 @@ def stack_fields(stack: StackSpec, *, causal: bool) -> dict[str, Any]:
     }
 
 
-def _tensors(spec: ModelSpec) -> list[Tensor]:
-    around = stack_of(spec, "decoder").blocks[0].norm_placement == "around"
-    return decoder_only.tensors(spec, names(NORMS_AROUND if around else NORMS))
+def names(side: str, norms: Mapping[str, str], *, model: str = "model") -> dict[str, Any]:
+    """Returns the names of a stack's modules; see `modules.tensors_of`.
 
-
-def names(norms: dict[str, str]) -> decoder_only.Names:
-    """Returns the names of a decoder's tensors; see `layer_names`."""
-    return decoder_only.Names(
-        "model.embed_tokens.weight",
-        "model.layers.{}",
-        "model.norm",
-        layer_names(norms),
-        ("lm_head.weight",),
-        tagger="score",
-    )
-
-
-def layer_names(norms: dict[str, str], *, crossed: bool = False) -> dict[str, Any]:
-    """Returns the names of a layer's modules; `norms` are those of its norms by ours."""
-    names: dict[str, Any] = {
-        "attention": {part: f"self_attn.{name}" for part, name in _PROJECTIONS.items()},
-        "mlp": {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    Args:
+      side: "encoder" or "decoder".
+      norms: of a layer, by ours.
+      model: the module that is the stack.
+    """
+    modules = {
+        **attention("self_attn.{}", PROJECTIONS),
+        **attention("cross_attn.{}", PROJECTIONS, "cross_attention"),
+        **{f"mlp/{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
         **norms,
     }
-    if crossed:
-        names["cross_attention"] = {p: f"cross_attn.{name}" for p, name in _PROJECTIONS.items()}
-    return names
+    return {
+        f"{side}/final_norm": f"{model}.norm",
+        **layers(side, f"{model}.layers.{{}}", modules),
+    }
+
+
+def decoder_names(norms: Mapping[str, str], *, tagger: str = "score") -> dict[str, Any]:
+    """Returns the names of the modules of a decoder alone."""
+    return {
+        "token_embedding": "model.embed_tokens",
+        "lm_head/projection": "lm_head",
+        **names("decoder", norms),
+        **labels.names(classifier="score", tagger=tagger),
+    }
+
+
+def _tensors(spec: ModelSpec) -> list[Tensor]:
+    around = stack_of(spec, "decoder").blocks[0].norm_placement == "around"
+    return tensors_of(spec, decoder_names(NORMS_AROUND if around else NORMS), tied=TIED)
 
 
 FAMILIES = {

@@ -1,10 +1,9 @@
 """GPT-2 and DistilGPT2."""
 
-import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families import decoder_only
 from t5lite.interop.huggingface.families.activations import ACTIVATION
 from t5lite.interop.huggingface.families.family import Family, tokens
 from t5lite.interop.huggingface.families.fields import (
@@ -14,23 +13,36 @@ from t5lite.interop.huggingface.families.fields import (
     check_fields,
     stack_of,
 )
-from t5lite.interop.tensors import Tensor, View
+from t5lite.interop.huggingface.families.modules import (
+    QUERY_KEY_VALUE,
+    Module,
+    fused,
+    layers,
+    tensors_of,
+)
 from t5lite.layers import AttentionSpec, LayerNormSpec, LearnedPositionsSpec, NormalInitSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 LM = "LMHeadModel"
-NAMES = decoder_only.Names(
-    "transformer.wte.weight",
-    "transformer.h.{}",
-    "transformer.ln_f",
-    {
-        "attention": {"fused": "attn.c_attn", "output": "attn.c_proj"},
-        "mlp": {"up": "mlp.c_fc", "down": "mlp.c_proj"},
-        "attention_norm": "ln_1",
-        "mlp_norm": "ln_2",
-    },
-    ("lm_head.weight",),
-)
+NAMES = {
+    "token_embedding": "transformer.wte",
+    "decoder/position_embedding": "transformer.wpe",
+    "decoder/final_norm": "transformer.ln_f",
+    **layers(
+        "decoder",
+        "transformer.h.{}",
+        {
+            **fused("attn.c_attn", QUERY_KEY_VALUE, conv=True),
+            "attention/output": Module("attn.c_proj", conv=True),
+            "attention_norm": "ln_1",
+            "mlp/up": Module("mlp.c_fc", conv=True),
+            "mlp/down": Module("mlp.c_proj", conv=True),
+            "mlp_norm": "ln_2",
+        },
+    ),
+    "lm_head/projection": "lm_head",
+    **decoder_only.LABELS,
+}
 FIELDS: Fields = {
     "vocab_size": Field(50257, "vocab"),
     "n_positions": Field(1024, "positions.max_length"),
@@ -93,30 +105,6 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _tensors(spec: ModelSpec) -> list[Tensor]:
-    length = stack_of(spec, "decoder").max_length or 0
-    positions = ("transformer.wpe.weight", "decoder/position_embedding", length, spec.embed)
-    table, *rest = decoder_only.tensors(
-        spec, NAMES, attention=conv1d(modules.fused_attention), mlp=conv1d(modules.mlp)
-    )
-    return [table, *modules.table(*positions), *rest]
-
-
-def conv1d(make: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
-    """Returns what makes the tensors of `Conv1D`s, `[in, out]`, where `make` has linear layers."""
-
-    def flipped(view: View) -> View:
-        return lambda array: view(array.T)
-
-    def conv(tensor: Tensor) -> Tensor:
-        if len(tensor.shape) == 1:
-            return tensor
-        parts = tuple(part._replace(view=flipped(part.view)) for part in tensor.parts)
-        return dataclasses.replace(tensor, shape=tensor.shape[::-1], parts=parts)
-
-    return lambda *arguments, **options: [*map(conv, make(*arguments, **options))]
-
-
 FAMILIES = {
     "gpt2": Family(
         "GPT2",
@@ -124,7 +112,9 @@ FAMILIES = {
         decoder_only.heads(LM),
         _spec_parts,
         _extra,
-        _tensors,
+        functools.partial(
+            tensors_of, names=NAMES, tied={"transformer.wte.weight": ("lm_head.weight",)}
+        ),
         lm=LM,
         prefix="transformer.",
         # Causal masks, which older versions saved.

@@ -3,27 +3,40 @@
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, modules
+from t5lite.interop.huggingface.families import decoder_only
 from t5lite.interop.huggingface.families.activations import activations
 from t5lite.interop.huggingface.families.family import Family, tokens
 from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign, stack_of
+from t5lite.interop.huggingface.families.modules import (
+    QUERY_KEY_VALUE,
+    fused,
+    layers,
+    tensors_of,
+)
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.layers import LayerNormSpec, SmallInitSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
-NAMES = decoder_only.Names(
-    "gpt_neox.embed_in.weight",
-    "gpt_neox.layers.{}",
-    "gpt_neox.final_layer_norm",
-    {
-        "attention_norm": "input_layernorm",
-        "mlp_norm": "post_attention_layernorm",
-        "attention": {"fused": "attention.query_key_value", "output": "attention.dense"},
-        "mlp": {"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
-    },
-    # Of versions 4 and 5 of transformers, which both read the first.
-    ("embed_out.weight", "lm_head.weight"),
-)
+NAMES = {
+    "token_embedding": "gpt_neox.embed_in",
+    "decoder/final_norm": "gpt_neox.final_layer_norm",
+    **layers(
+        "decoder",
+        "gpt_neox.layers.{}",
+        {
+            "attention_norm": "input_layernorm",
+            "mlp_norm": "post_attention_layernorm",
+            **fused("attention.query_key_value", QUERY_KEY_VALUE, by_head=True),
+            "attention/output": "attention.dense",
+            "mlp/up": "mlp.dense_h_to_4h",
+            "mlp/down": "mlp.dense_4h_to_h",
+        },
+    ),
+    "lm_head/projection": "embed_out",
+    **decoder_only.LABELS,
+}
+# Of versions 4 and 5 of transformers, which both read the first.
+LOGITS = ("embed_out.weight", "lm_head.weight")
 FIELDS: Fields = {
     "vocab_size": Field(50432, "vocab"),
     "hidden_size": Field(6144, "embed"),
@@ -88,9 +101,10 @@ FAMILIES = {
         _spec_parts,
         _extra,
         functools.partial(
-            decoder_only.tensors,
+            tensors_of,
             names=NAMES,
-            attention=functools.partial(modules.fused_attention, by_head=True),
+            aliases={LOGITS[0]: LOGITS[1:]},
+            tied={"gpt_neox.embed_in.weight": LOGITS},
         ),
         prefix="gpt_neox.",
         # Causal masks and frequencies, which older versions saved.

@@ -6,9 +6,8 @@ from typing import Any
 
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.fields import Config, Foreign, Heads, unsupported
-from t5lite.interop.tensors import Tensor
+from t5lite.interop.huggingface.families.modules import Names
 from t5lite.layers import (
     ClassificationHeadSpec,
     HeadSpec,
@@ -161,30 +160,18 @@ def _by_id(names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def tensors(
-    head: HeadSpec,
-    embed: int,
-    *,
-    pooler: str = "",
-    classifier: str = "classifier",
-    tagger: str = "classifier",
-) -> list[Tensor]:
-    """Returns the tensors of a head of `SUFFIXES`; of others none.
+def names(pooler: str = "", classifier: str = "classifier", tagger: str = "classifier") -> Names:
+    """Returns the names of the linear layers of heads with labels; see `modules.tensors_of`.
 
     Args:
-      head: of the model.
-      embed: width of the hidden states.
-      pooler: the name of the linear layer before a text's labels.
-      classifier: the name of the linear layer that gives a text's labels.
-      tagger: the name of the linear layer that gives tokens' labels.
+      pooler: before a text's labels.
+      classifier: of a text's labels.
+      tagger: of tokens' labels.
     """
-    if type(head) not in SUFFIXES:
-        return []
-    result, path = [], f"{head.kind}_head"
-    if getattr(head, "pooler", False):
-        result += modules.linear(pooler, f"{path}/pooler", embed, embed, use_bias=True)
-    of_tokens = {SpansHeadSpec: "qa_outputs", TokenLabelsHeadSpec: tagger}
-    name = of_tokens.get(type(head), classifier)
-    size = getattr(head, "num_outputs", 2)  # of a span its first and last token
-    use_bias = getattr(head, "use_bias", True)
-    return result + modules.linear(name, f"{path}/projection", embed, size, use_bias=use_bias)
+    of_text = ("classification", "regression")
+    return {
+        **{f"{kind}_head/pooler": pooler for kind in of_text},
+        **{f"{kind}_head/projection": classifier for kind in of_text},
+        "token_labels_head/projection": tagger,
+        "spans_head/projection": "qa_outputs",
+    }

@@ -13,7 +13,9 @@ from t5lite.interop.huggingface.families.fields import (
     Foreign,
     stack_of,
     unsupported,
+    with_defaults,
 )
+from t5lite.interop.huggingface.families.modules import tensors_of
 from t5lite.interop.huggingface.families.rope import FREQUENCIES, rope_config, rotary_spec
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import NormalInitSpec, RMSNormSpec, SpansHeadSpec
@@ -45,10 +47,8 @@ _WINDOW = Conversion(
     lambda window, _: window - 1, lambda window: None if window is None else window + 1
 )
 _MISTRAL_FIELDS: Fields = {
-    **FIELDS,
-    "intermediate_size": Field(14336, "mlp.hidden"),
+    **with_defaults(FIELDS, intermediate_size=14336, max_position_embeddings=131072),
     "num_key_value_heads": Field(8, "attention.kv_heads", nullable=True),
-    "max_position_embeddings": Field(131072),
     "sliding_window": Field(4096, "attention.window", _WINDOW, nullable=True),
 }
 
@@ -82,7 +82,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _tensors(spec: ModelSpec) -> list[Tensor]:
-    result = decoder_only.tensors(spec, gemma.names(gemma.NORMS))
+    result = tensors_of(spec, gemma.decoder_names(gemma.NORMS), tied=gemma.TIED)
     if spec.family == "mistral" or not any(isinstance(head, SpansHeadSpec) for head in spec.heads):
         return result
     # LlamaForQuestionAnswering alone calls its base so.

@@ -1,8 +1,8 @@
 """ModernBERT: rotary positions of two bases, windows in two layers of three, gated MLPs."""
 
+import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import modules
 from t5lite.interop.huggingface.families.activations import (
     ACTIVATION,
     activation,
@@ -20,12 +20,16 @@ from t5lite.interop.huggingface.families.fields import (
     unsupported,
 )
 from t5lite.interop.huggingface.families.layer_types import FULL, SLIDING, layer_types, period
-from t5lite.interop.tensors import Part, Tensor, View
+from t5lite.interop.huggingface.families.modules import (
+    QUERY_KEY_VALUE,
+    fused,
+    layers,
+    tensors_of,
+)
 from t5lite.layers import (
     HeadSpec,
     LayerNormSpec,
     MaskedLMHeadSpec,
-    MlpSpec,
     RotarySpec,
     TruncatedNormalInitSpec,
 )
@@ -48,6 +52,28 @@ FIELDS: Fields = {
     "global_attn_every_n_layers": Field(3),
     "classifier_activation": Field("gelu"),
     "classifier_bias": Field(False),
+}
+_TABLE = "model.embeddings.tok_embeddings.weight"
+NAMES = {
+    "token_embedding": _TABLE.removesuffix(".weight"),
+    "encoder/embedding_norm": "model.embeddings.norm",
+    "encoder/final_norm": "model.final_norm",
+    **layers(
+        "encoder",
+        "model.layers.{}",
+        {
+            "attention_norm": "attn_norm",
+            "mlp_norm": "mlp_norm",
+            **fused("attn.Wqkv", QUERY_KEY_VALUE),
+            "attention/output": "attn.Wo",
+            # The gate's rows, then those of what it gates.
+            **fused("mlp.Wi", ("mlp/gate", "mlp/up")),
+            "mlp/down": "mlp.Wo",
+        },
+    ),
+    "lm_head/dense": "head.dense",
+    "lm_head/norm": "head.norm",
+    "lm_head": "decoder",
 }
 _THETAS = {FULL: 160_000.0, SLIDING: 10_000.0}
 # Version 4 reads these.
@@ -121,57 +147,6 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
     return content
 
 
-def _tensors(spec: ModelSpec) -> list[Tensor]:
-    encoder, embed = stack_of(spec, "encoder"), spec.embed
-    head = spec.heads[0] if spec.heads else None
-    aliases = ("decoder.weight",) if head is not None else ()
-    name = "model.embeddings.tok_embeddings.weight"
-    result = modules.table(name, "token_embedding", spec.vocab, embed, aliases=aliases)
-    norm = expect(encoder.embedding_norm, LayerNormSpec, "embedding_norm")
-    result += modules.norm("model.embeddings.norm", "encoder/embedding_norm", norm, embed)
-    names = {
-        "attention_norm": "attn_norm",
-        "mlp_norm": "mlp_norm",
-        "attention": {"fused": "attn.Wqkv", "output": "attn.Wo"},
-        "mlp": "mlp",
-    }
-    result += modules.stack_tensors(
-        encoder,
-        "encoder",
-        embed,
-        "model.layers.{}".format,
-        names,
-        attention=modules.fused_attention,
-        mlp=_fused_mlp,
-        final_norm="model.final_norm",
-    )
-    if isinstance(head, MaskedLMHeadSpec):
-        result += modules.linear(
-            "head.dense", "lm_head/dense", embed, embed, use_bias=head.use_bias
-        )
-        result += modules.norm("head.norm", "lm_head/norm", head.norm, embed)
-        result.append(modules.vector("decoder.bias", "lm_head/bias", spec.vocab))
-    return result
-
-
-def _fused_mlp(name: str, path: str, spec: Any, embed: int, *, layer: int | None) -> list[Tensor]:
-    """Returns a gated MLP whose `Wi` has the gate's rows, then those of what it gates."""
-    hidden = expect(spec, MlpSpec, "mlp").hidden
-
-    def half(part: int) -> View:
-        return lambda array: array[part * hidden : (part + 1) * hidden].T
-
-    def parts(array: str) -> tuple[Part, ...]:
-        order = enumerate(("gate", "up"))
-        return tuple(Part(f"{path}/{part}/{array}", layer, half(n)) for n, part in order)
-
-    result = [Tensor(f"{name}.Wi.weight", (2 * hidden, embed), parts("kernel"))]
-    if spec.use_bias:
-        result.append(Tensor(f"{name}.Wi.bias", (2 * hidden,), parts("bias")))
-    down = (f"{name}.Wo", f"{path}/down", hidden, embed)
-    return result + modules.linear(*down, use_bias=spec.use_bias, layer=layer)
-
-
 FAMILIES = {
     "modernbert": Family(
         "ModernBert",
@@ -179,7 +154,7 @@ FAMILIES = {
         {"ForMaskedLM": _masked_lm, "Model": no_heads},
         _spec_parts,
         _extra,
-        _tensors,
+        functools.partial(tensors_of, names=NAMES, tied={_TABLE: ("decoder.weight",)}),
         lm="ForMaskedLM",
         side="encoder",
         prefix="model.",

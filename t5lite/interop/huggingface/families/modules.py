@@ -1,250 +1,176 @@
-"""The tensors of PyTorch's modules: linear layers, attention, norms, tables, stacks of layers."""
+"""The tensors of PyTorch's modules, by a table of our modules and theirs.
 
-from collections.abc import Callable, Mapping
-from typing import Any
+Which of the modules there are, and their shapes, are the model's: a table may have more.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5lite.interop.huggingface.families.fields import Unsupported, expect
-from t5lite.interop.placing import Layer
-from t5lite.interop.tensors import Part, Tensor, View, transposed, whole
-from t5lite.layers import AttentionSpec, LayerNormSpec, LMHeadSpec, MlpSpec, NormSpec
-from t5lite.models import ModelSpec, StackSpec
+from t5lite.interop.placing import Layer, index_of
+from t5lite.interop.tensors import Part, Tensor, View
+from t5lite.layers import MaskedLMHeadSpec
+from t5lite.models import Model, ModelSpec
+from t5lite.training.restore import named
+
+ATTENTION = ("query", "key", "value", "output")
 
 
-def vector(name: str, path: str, size: int, *, layer: Layer = None) -> Tensor:
-    """Returns a vector that is laid out as ours."""
-    return Tensor(name, (size,), (Part(path, layer),))
+class Module(NamedTuple):
+    """A module of theirs that holds one of ours.
+
+    Args:
+      name: with `{}` for the layer and `{expert}` for the expert, if there are any.
+      part: of a linear layer that is several of ours, which of them it is.
+      parts: how many of ours it is.
+      by_head: whether each head's parts follow each other, rather than all heads' first parts, all
+        second ones, ….
+      conv: whether it is a `Conv1D`, with weights `[in, out]`.
+    """
+
+    name: str
+    part: int = 0
+    parts: int = 1
+    by_head: bool = False
+    conv: bool = False
 
 
-def linear(
-    name: str,
-    path: str,
-    into: int,
-    out: int,
+Names = Mapping[str, str | Module]
+
+
+def tensors_of(
+    spec: ModelSpec,
+    names: Names,
     *,
-    use_bias: bool,
-    layer: Layer = None,
-    kernel: View = transposed,
-    bias: View = whole,
+    layer_name: Callable[[int], str] = str,
+    aliases: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    tied: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> list[Tensor]:
-    """Returns the tensors of an `nn.Linear`: a weight `[out, into]`, and a bias if there is one.
+    """Returns the tensors of a spec, layer by layer.
 
     Args:
-      name: of the module.
-      path: of our projection, above `kernel` and `bias`.
-      into: features it reads.
-      out: features it writes.
-      use_bias: whether it has a bias.
-      layer, kernel, bias: see `Part`.
+      spec: of the model.
+      names: of their modules, by the path of ours, without the position in a stack:
+        `decoder/layers/attention/query`. Parameters of other modules have no tensors.
+      layer_name: what stands for a layer, by its number.
+      aliases: further names of tensors by their first.
+      tied: those that they have where logits come from the token embedding.
     """
-    weight = Tensor(f"{name}.weight", (out, into), (Part(f"{path}/kernel", layer, kernel),))
-    if not use_bias:
-        return [weight]
-    return [weight, Tensor(f"{name}.bias", (out,), (Part(f"{path}/bias", layer, bias),))]
+    tensors: dict[str, Tensor] = {}
+    order: dict[str, int] = {}
+    tied = tied if is_tied(spec) else {}
+
+    def names_of(name: str) -> tuple[str, ...]:
+        return (*aliases.get(name, ()), *tied.get(name, ()))
+
+    for path, leaf in named(Model(spec.replace(adapters=())).shapes()).items():
+        for key, layer, index in _positions(spec, path, leaf.shape):
+            module, _, kind = key.rpartition("/")
+            theirs = names.get(module)
+            if theirs is None:
+                continue
+            theirs = Module(theirs) if isinstance(theirs, str) else theirs
+            *_, expert = index_of(index) or (0,)
+            name = theirs.name.format(layer_name(layer), expert=expert)
+            name += ".bias" if kind == "bias" else ".weight"
+            shape, view = _layout(key, leaf.shape[len(index_of(index)) :], theirs)
+            parts = (*(tensors[name].parts if name in tensors else ()), Part(path, index, view))
+            tensors[name] = Tensor(name, shape, parts, names_of(name))
+            order[name] = layer
+    return sorted(tensors.values(), key=lambda tensor: order[tensor.name])
 
 
-def norm(
-    name: str, path: str, spec: NormSpec, size: int, *, layer: int | None = None
-) -> list[Tensor]:
-    """Returns the tensors of a layer norm or an RMS norm of `size` features."""
-    scale = vector(f"{name}.weight", f"{path}/scale", size, layer=layer)
-    if not (isinstance(spec, LayerNormSpec) and spec.use_bias):
-        return [scale]
-    return [scale, vector(f"{name}.bias", f"{path}/bias", size, layer=layer)]
+def _positions(
+    spec: ModelSpec, path: str, shape: tuple[int, ...]
+) -> Iterator[tuple[str, int, Layer]]:
+    """Yields the key in a table, the layer (-1: none) and the index of each part of a parameter."""
+    side = path.partition("/")[0]
+    stack = getattr(spec, side, None) if side in ("encoder", "decoder") else None
+    inside = False
+    if stack is not None:
+        layers = len(stack.blocks) if stack.shared_layers else stack.num_layers
+        for layer in range(layers):
+            place, index = stack.place(layer)
+            prefix = f"{side}/{place}/"
+            if path.startswith(prefix):
+                inside, key = True, f"{side}/layers/{path.removeprefix(prefix)}"
+                if "/experts/" in path:
+                    leading = () if index is None else (index,)
+                    for expert in range(shape[len(leading)]):
+                        yield key, layer, (*leading, expert)
+                else:
+                    yield key, layer, index
+    if not inside:
+        yield path, -1, None
 
 
-def attention(
-    names: Mapping[str, str],
-    path: str,
-    spec: AttentionSpec,
-    embed: int,
-    *,
-    kv_embed: int | None = None,
-    layer: int | None = None,
-) -> list[Tensor]:
-    """Returns the tensors of attention with a linear layer for each projection.
+def _layout(key: str, shape: tuple[int, ...], module: Module) -> tuple[tuple[int, ...], View]:
+    """Returns the shape of their tensor, and the view of it that is our parameter.
 
     Args:
-      names: of the modules, by "query", "key", "value" and "output".
-      path: of our attention.
-      spec: of it.
-      embed: width of the residual stream.
-      kv_embed: width of what keys and values are projected from, if not `embed`.
-      layer: see `Part`.
+      key: of the parameter: what it is.
+      shape: of the parameter in one layer.
+      module: of theirs.
     """
-    result = []
-    for part in ("query", "key", "value"):
-        heads = spec.num_heads if part == "query" else spec.kv_heads
-        result += linear(
-            names[part],
-            f"{path}/{part}",
-            embed if part == "query" else kv_embed or embed,
-            heads * spec.head_dim,
-            use_bias=spec.use_bias,
-            layer=layer,
-            kernel=split_out(heads, spec.head_dim),
-            bias=split_vector(heads, spec.head_dim),
-        )
-    return result + attention_output(names["output"], path, spec, embed, layer=layer)
+    kind = key.rpartition("/")[-1]
+    if kind == "embedding" and "position_bias" in key:  # [buckets, heads] → [heads, buckets]
+        return shape[::-1], lambda array: array.T
+    if kind not in ("kernel", "bias") or (kind == "bias" and module.parts == 1):
+        return (math.prod(shape),) if kind == "bias" else shape, lambda a: a.reshape(shape)
+    # Of attention's output, heads and their features are read; of all others the first axis is.
+    num_in = 0 if kind == "bias" else 2 if "/output/" in key and len(shape) == 3 else 1
+    into, out = shape[:num_in], shape[num_in:]
+    theirs = (module.parts * math.prod(out), *([math.prod(into)] if into else []))
+
+    def view(array: np.ndarray) -> np.ndarray:
+        # [parts * out, in] → [out, in] → [in, out], the axes of each split as ours are.
+        array = array.T if module.conv else array
+        rest = array.shape[1:]
+        if module.by_head:
+            array = array.reshape(out[0], module.parts, *out[1:], *rest)[:, module.part]
+        else:
+            array = array.reshape(module.parts, *out, *rest)[module.part]
+        array = array.reshape(*out, *into)
+        axes = (*range(len(out), array.ndim), *range(len(out)))
+        return array.transpose(axes)
+
+    return theirs[::-1] if module.conv else theirs, view
 
 
-def attention_output(
-    name: str, path: str, spec: AttentionSpec, embed: int, *, layer: int | None = None
-) -> list[Tensor]:
-    """Returns the tensors of attention's output projection."""
-    heads, head_dim = spec.num_heads, spec.head_dim
-    sizes, kernel = (heads * head_dim, embed), split_in(heads, head_dim)
-    return linear(
-        name, f"{path}/output", *sizes, use_bias=spec.use_bias, layer=layer, kernel=kernel
-    )
-
-
-def mlp(
-    names: Mapping[str, str], path: str, spec: Any, embed: int, *, layer: Layer = None
-) -> list[Tensor]:
-    """Returns the tensors of an MLP with a linear layer for each projection.
+def layers(side: str, name: str, modules: Mapping[str, str | Module]) -> dict[str, str | Module]:
+    """Returns the names of the modules in a stack's layers.
 
     Args:
-      names: of the modules, by "up", "down" and, when gated, "gate".
-      path: of our MLP.
-      spec: of it; `Unsupported` unless it is an MlpSpec, gated only with a name for "gate".
-      embed: width of the residual stream.
-      layer: see `Part`.
+      side: "encoder" or "decoder".
+      name: of a layer, with `{}` for its number.
+      modules: in a layer, by ours: `attention/query`.
     """
-    tensors, spec = list[Tensor](), expect(spec, MlpSpec, "mlp")
-    if spec.gated and "gate" not in names:
-        raise Unsupported("mlp.gated", True)
-    for part in ("gate", "up") if spec.gated else ("up",):
-        sizes = (embed, spec.hidden)
-        tensors += linear(
-            names[part], f"{path}/{part}", *sizes, use_bias=spec.use_bias, layer=layer
-        )
-    down = (names["down"], f"{path}/down", spec.hidden, embed)
-    return tensors + linear(*down, use_bias=spec.use_bias, layer=layer)
-
-
-def table(
-    name: str, path: str, rows: int, width: int, *, aliases: tuple[str, ...] = ()
-) -> list[Tensor]:
-    """Returns the tensor of an `nn.Embedding`, `[rows, width]`, at our `path/embedding`."""
-    return [Tensor(name, (rows, width), (Part(f"{path}/embedding"),), aliases)]
-
-
-def fused_attention(
-    names: Mapping[str, str],
-    path: str,
-    spec: AttentionSpec,
-    embed: int,
-    *,
-    by_head: bool = False,
-    layer: int | None = None,
-) -> list[Tensor]:
-    """Returns the tensors of attention whose queries, keys and values are one linear layer.
-
-    Args:
-      names: of the modules, "fused" and "output".
-      path, spec, embed, layer: see `attention`.
-      by_head: whether each head's query, key and value follow each other, rather than all queries,
-        all keys and all values.
-    """
-    sizes = (spec.num_heads, 3, spec.head_dim) if by_head else (3, spec.num_heads, spec.head_dim)
-
-    def third(number: int) -> View:
-        # [3 * heads * head_dim, embed] → [embed, heads, head_dim], or the same without `embed`.
-        def view(array: np.ndarray) -> np.ndarray:
-            split = array.reshape(*sizes, *array.shape[1:])
-            split = split[:, number] if by_head else split[number]
-            return split if array.ndim == 1 else split.transpose(2, 0, 1)
-
-        return view
-
-    def parts(name: str) -> tuple[Part, ...]:
-        projections = enumerate(("query", "key", "value"))
-        return tuple(Part(f"{path}/{part}/{name}", layer, third(n)) for n, part in projections)
-
-    rows = 3 * spec.num_heads * spec.head_dim
-    result = [Tensor(f"{names['fused']}.weight", (rows, embed), parts("kernel"))]
-    if spec.use_bias:
-        result.append(Tensor(f"{names['fused']}.bias", (rows,), parts("bias")))
-    return result + attention_output(names["output"], path, spec, embed, layer=layer)
-
-
-def stack_tensors(
-    stack: StackSpec,
-    side: str,
-    embed: int,
-    layer_name: Callable[[int], str],
-    names: Mapping[str, Any],
-    *,
-    attention: Callable[..., list[Tensor]] = attention,
-    mlp: Callable[..., list[Tensor]] = mlp,
-    kv_embed: int | None = None,
-    final_norm: str = "",
-) -> list[Tensor]:
-    """Returns the tensors of a stack's layers and, where it has a name, of its last norm.
-
-    Args:
-      stack: the encoder or decoder.
-      side: which of the two, "encoder" or "decoder".
-      embed: width of its residual stream.
-      layer_name: the name of a layer by its number.
-      names: of a layer's modules, by ours: norms by one name, `attention`, `cross_attention` and
-        `mlp` as the functions below take them.
-      attention: makes the tensors of attention; see `attention` above.
-      mlp: makes those of an MLP; see `mlp` above.
-      kv_embed: width of what cross-attention reads, if not `embed`.
-      final_norm: the name of the norm after the last layer.
-    """
-    result: list[Tensor] = []
-    num_layers = len(stack.blocks) if stack.shared_layers else stack.num_layers
-    for layer, block in enumerate(stack.every_block[:num_layers]):
-        place, index = stack.place(layer)
-        for part, inner in names.items():
-            prefix, path = f"{layer_name(layer)}.", f"{side}/{place}/{part}"
-            name: Any = (
-                prefix + inner
-                if isinstance(inner, str)
-                else {key: prefix + module for key, module in inner.items()}
-            )
-            if part == "mlp":
-                result += mlp(name, path, block.mlp, embed, layer=index)
-            elif part == "attention":
-                result += attention(name, path, block.attention, embed, layer=index)
-            elif part == "cross_attention":
-                result += attention(
-                    name, path, block.cross_attention, embed, kv_embed=kv_embed, layer=index
-                )
-            elif part != "attention_norm" or block.attention_norm:
-                result += norm(name, path, block.norm, embed, layer=index)
-    if final_norm and stack.final_norm is not None:
-        result += norm(final_norm, f"{side}/final_norm", stack.final_norm, embed)
+    result: dict[str, str | Module] = {}
+    for ours, theirs in modules.items():
+        if isinstance(theirs, Module):
+            result[f"{side}/layers/{ours}"] = theirs._replace(name=f"{name}.{theirs.name}")
+        else:
+            result[f"{side}/layers/{ours}"] = f"{name}.{theirs}"
     return result
+
+
+def attention(name: str, modules: tuple[str, ...], part: str = "attention") -> dict[str, str]:
+    """Returns the names of the four projections of attention, with `{}` in `name` for each."""
+    pairs = zip(ATTENTION, modules, strict=True)
+    return {f"{part}/{ours}": name.format(theirs) for ours, theirs in pairs}
+
+
+def fused(name: str, ours: tuple[str, ...], **options: Any) -> dict[str, Module]:
+    """Returns one linear layer as several of ours, in this order; see `Module`."""
+    return {path: Module(name, number, len(ours), **options) for number, path in enumerate(ours)}
+
+
+QUERY_KEY_VALUE = ("attention/query", "attention/key", "attention/value")
 
 
 def is_tied(spec: ModelSpec) -> bool:
     """Whether logits come from the token embedding."""
-    return any(isinstance(head, LMHeadSpec) and head.tied for head in spec.heads)
-
-
-def lm_head(spec: ModelSpec, name: str, *, aliases: tuple[str, ...] = ()) -> list[Tensor]:
-    """Returns the tensor of logits that have a table of their own, `[vocab, embed]`; else none."""
-    if not any(isinstance(head, LMHeadSpec) and not head.tied for head in spec.heads):
-        return []
-    kernel = Part("lm_head/projection/kernel", None, transposed)
-    return [Tensor(name, (spec.vocab, spec.embed), (kernel,), aliases)]
-
-
-def split_out(heads: int, head_dim: int) -> View:
-    """Returns the view `[heads * head_dim, embed]` → `[embed, heads, head_dim]`."""
-    return lambda array: array.reshape(heads, head_dim, -1).transpose(2, 0, 1)
-
-
-def split_in(heads: int, head_dim: int) -> View:
-    """Returns the view `[embed, heads * head_dim]` → `[heads, head_dim, embed]`."""
-    return lambda array: array.reshape(-1, heads, head_dim).transpose(1, 2, 0)
-
-
-def split_vector(heads: int, head_dim: int) -> View:
-    """Returns the view `[heads * head_dim]` → `[heads, head_dim]`."""
-    return lambda array: array.reshape(heads, head_dim)
+    return any(getattr(head, "tied", isinstance(head, MaskedLMHeadSpec)) for head in spec.heads)

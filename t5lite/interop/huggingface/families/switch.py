@@ -1,9 +1,10 @@
 """Switch Transformers: T5 v1.0 with experts in some layers."""
 
+import functools
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import modules, t5
+from t5lite.interop.huggingface.families import t5
 from t5lite.interop.huggingface.families.activations import ACTIVATION, activation_name
 from t5lite.interop.huggingface.families.family import Family, no_heads
 from t5lite.interop.huggingface.families.fields import (
@@ -14,12 +15,19 @@ from t5lite.interop.huggingface.families.fields import (
     Unsupported,
     check_fields,
     stack_of,
+    with_defaults,
 )
-from t5lite.interop.tensors import Tensor
 from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, MoeSpec
 from t5lite.models import ModelSpec, StackSpec
 
 FAMILY, CLASSES = "switch_transformers", "SwitchTransformers"
+_MLPS = {
+    "up": "mlp.wi",
+    "down": "mlp.wo",
+    "router": "mlp.router.classifier",
+    "experts/up": "mlp.experts.expert_{expert}.wi",
+    "experts/down": "mlp.experts.expert_{expert}.wo",
+}
 # The fields of MoeSpec by a config's names.
 _EXPERTS = {
     "num_experts": "num_experts",
@@ -29,11 +37,8 @@ _EXPERTS = {
     "router_jitter_noise": "router_jitter_rate",
 }
 FIELDS: Fields = {
-    **t5.COMMON,
-    "d_model": Field(768, "embed"),
-    "num_layers": Field(12, "stack.num_layers"),
+    **with_defaults(t5.COMMON, d_model=768, num_layers=12, num_heads=12),
     "num_decoder_layers": Field(12, nullable=True),
-    "num_heads": Field(12, "attention.num_heads"),
     "num_sparse_encoder_layers": Field(3, least=0),
     "num_sparse_decoder_layers": Field(3, least=0),
     "num_experts": Field(8),
@@ -114,29 +119,6 @@ def _sparse_fields(stack: StackSpec, side: str) -> dict[str, int]:
     return {f"{side}_sparse_step": step, f"num_sparse_{side}_layers": num_sparse}
 
 
-def _mlp(
-    name: str, path: str, spec: MlpSpec | MoeSpec, embed: int, *, layer: int | None
-) -> list[Tensor]:
-    """Returns the tensors of an MLP, or of a router and its experts."""
-    if isinstance(spec, MlpSpec):
-        return modules.mlp(_names(name), path, spec, embed, layer=layer)
-    router = (f"{name}.router.classifier", f"{path}/router", embed, spec.num_experts)
-    result = modules.linear(*router, use_bias=False, layer=layer)
-    for number in range(spec.num_experts):
-        index = (number,) if layer is None else (layer, number)
-        names = _names(f"{name}.experts.expert_{number}")
-        result += modules.mlp(names, f"{path}/experts", spec.expert, embed, layer=index)
-    return result
-
-
-def _names(name: str) -> dict[str, str]:
-    return {"up": f"{name}.wi", "down": f"{name}.wo"}
-
-
-def _tensors(spec: ModelSpec) -> list[Tensor]:
-    return t5.tensors(spec, _mlp, "mlp")
-
-
 FAMILIES = {
     FAMILY: Family(
         CLASSES,
@@ -144,7 +126,7 @@ FAMILIES = {
         {t5.LM: _lm_head, t5.BASE: no_heads, t5.ENCODER: no_heads},
         _spec_parts,
         _extra,
-        _tensors,
+        functools.partial(t5.tensors, mlps=_MLPS),
         lm=t5.LM,
         side="encoder",
         ignored=t5.IGNORED,

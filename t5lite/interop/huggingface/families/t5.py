@@ -1,9 +1,9 @@
 """T5, mT5 and UMT5; ByT5, FLAN-T5 and the LM-adapted T5 are T5 by their configs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from t5lite.interop.huggingface.families import activations, labels, modules
+from t5lite.interop.huggingface.families import activations, labels
 from t5lite.interop.huggingface.families.family import Family, no_heads
 from t5lite.interop.huggingface.families.fields import (
     Config,
@@ -13,8 +13,10 @@ from t5lite.interop.huggingface.families.fields import (
     Heads,
     expect,
     stack_of,
+    with_defaults,
 )
-from t5lite.interop.tensors import Part, Source, Tensor, same_values, transposed
+from t5lite.interop.huggingface.families.modules import attention, layers, tensors_of
+from t5lite.interop.tensors import Source, Tensor, same_values
 from t5lite.layers import (
     FanInInitSpec,
     HeadSpec,
@@ -29,7 +31,8 @@ from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 LM, BASE, ENCODER = "ForConditionalGeneration", "Model", "EncoderModel"
 TOKENS = labels.SUFFIXES[TokenLabelsHeadSpec]
-MlpTensors = Callable[..., list[Tensor]]
+TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+BIAS = "0.SelfAttention.relative_attention_bias"
 # Those that Switch has too.
 COMMON: Fields = {
     "vocab_size": Field(32128, "vocab"),
@@ -51,14 +54,9 @@ FIELDS: Fields = {
     "feed_forward_proj": Field("relu"),
     "classifier_dropout": Field(0.0),
 }
-MT5_FIELDS: Fields = {
-    **FIELDS,
-    "vocab_size": Field(250112, "vocab"),
-    "d_ff": Field(1024),
-    "num_layers": Field(8, "stack.num_layers"),
-    "num_heads": Field(6, "attention.num_heads"),
-    "feed_forward_proj": Field("gated-gelu"),
-}
+MT5_FIELDS = with_defaults(
+    FIELDS, vocab_size=250112, d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu"
+)
 
 
 def mlp_spec(config: Config) -> MlpSpec:
@@ -146,7 +144,7 @@ def sides(config: Config, family: Family) -> tuple[str, ...]:
 def is_tied(source: Source) -> bool:
     """Returns whether logits come from the token embedding: the weights say so, configs err."""
     stored = source.tensors()
-    tables = [name for name in ("shared.weight", *_aliases(None)) if name in stored]
+    tables = [name for name in ("shared.weight", *TABLES) if name in stored]
     if "lm_head.weight" not in stored:
         return True
     return bool(tables) and same_values(source, "lm_head.weight", tables[0])
@@ -206,76 +204,51 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
     return content | {"scale_decoder_outputs": scaled}
 
 
-def _mlp(
-    name: str, path: str, spec: MlpSpec | MoeSpec, embed: int, *, layer: int | None
-) -> list[Tensor]:
-    """Returns the tensors of an MLP, gated or not."""
-    spec = expect(spec, MlpSpec, "mlp")
-    up = f"{name}.wi_1" if spec.gated else f"{name}.wi"
-    names = {"gate": f"{name}.wi_0", "up": up, "down": f"{name}.wo"}
-    return modules.mlp(names, path, spec, embed, layer=layer)
-
-
-def tensors(
-    spec: ModelSpec, mlp: MlpTensors = _mlp, mlp_name: str = "DenseReluDense"
-) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`. Switch has another MLP of another name."""
-    head = spec.heads[0] if spec.heads else None
-    tokens = isinstance(head, TokenLabelsHeadSpec)
-    prefix = "transformer." if tokens else ""
-    result = modules.table(
-        f"{prefix}shared.weight",
-        "token_embedding",
-        spec.vocab,
-        spec.embed,
-        aliases=tuple(f"{prefix}{name}" for name in _aliases(head)),
-    )
-    for side in ("encoder", "decoder") if spec.decoder is not None else ("encoder",):
-        stack = stack_of(spec, side)
-        layer_name = f"{prefix}{side}.block.{{}}.layer".format
-        names, last = dict(_ATTENTIONS[side]), len(_ATTENTIONS[side]) // 2
-        names |= {"mlp": f"{last}.{mlp_name}", "mlp_norm": f"{last}.layer_norm"}
-        norm = f"{prefix}{side}.final_layer_norm"
-        result += modules.stack_tensors(
-            stack, side, spec.embed, layer_name, names, mlp=mlp, final_norm=norm
-        )
-        result += _bias_tensors(layer_name, stack, side)
-    result += modules.lm_head(spec, "lm_head.weight")
-    return result + (labels.tensors(head, spec.embed) if head is not None else [])
-
-
-def _aliases(head: HeadSpec | None) -> tuple[str, ...]:
-    """Returns the other names of the token embedding."""
-    names = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    return (*names, "lm_head.weight") if isinstance(head, LMHeadSpec) and head.tied else names
-
-
-def _bias_tensors(layer_name: Callable[[int], str], stack: StackSpec, side: str) -> list[Tensor]:
-    """Returns the tables of biases: of each layer, or of the first one alone, which all use."""
-    spec, result = expect(stack.position_bias, RelativeBiasSpec, "position_bias"), []
-    shape = (spec.num_buckets, stack.blocks[0].attention.num_heads)
-    for layer in range(stack.num_layers if spec.per_layer else 1):
-        place, index = stack.place(layer)
-        path, index = (f"{side}/{place}", index) if spec.per_layer else (side, None)
-        part = Part(f"{path}/position_bias/embedding", index, transposed)
-        name = f"{layer_name(layer)}.0.SelfAttention.relative_attention_bias.weight"
-        result.append(Tensor(name, shape, (part,)))
+def names(mlps: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the names of the modules, where `mlps` are an MLP's, by ours."""
+    result: dict[str, Any] = {
+        "token_embedding": "shared",
+        "lm_head/projection": "lm_head",
+        **labels.names(),
+    }
+    for side, number in (("encoder", 1), ("decoder", 2)):
+        modules = {
+            **attention("0.SelfAttention.{}", ("q", "k", "v", "o")),
+            **attention("1.EncDecAttention.{}", ("q", "k", "v", "o"), "cross_attention"),
+            "attention_norm": "0.layer_norm",
+            "cross_attention_norm": "1.layer_norm",
+            "mlp_norm": f"{number}.layer_norm",
+            "position_bias": BIAS,
+            **{f"mlp/{ours}": f"{number}.{theirs}" for ours, theirs in mlps.items()},
+        }
+        result |= layers(side, f"{side}.block.{{}}.layer", modules)
+        # Where all layers use one table, the first layer's module has it.
+        result[f"{side}/position_bias"] = f"{side}.block.0.layer.{BIAS}"
+        result[f"{side}/final_norm"] = f"{side}.final_layer_norm"
     return result
 
 
-def _attention(number: int, module: str) -> dict[str, str]:
-    parts = ("query", "key", "value", "output")
-    return {part: f"{number}.{module}.{letter}" for part, letter in zip(parts, "qkvo", strict=True)}
+def tensors(spec: ModelSpec, mlps: Mapping[str, str]) -> list[Tensor]:
+    """Returns the tensors of a spec; see `Family` and `names`."""
+    if not any(isinstance(head, TokenLabelsHeadSpec) for head in spec.heads):
+        tied = {"shared.weight": ("lm_head.weight",)}
+        return tensors_of(spec, names(mlps), aliases={"shared.weight": TABLES}, tied=tied)
+    # T5ForTokenClassification alone has a prefix.
+    named = {
+        path: name if path.endswith("head/projection") else f"transformer.{name}"
+        for path, name in names(mlps).items()
+    }
+    tables = tuple(f"transformer.{name}" for name in TABLES)
+    return tensors_of(spec, named, aliases={"transformer.shared.weight": tables})
 
 
-# The names of a layer's modules but for the MLP's.
-_ATTENTIONS: dict[str, dict[str, Any]] = {
-    "encoder": {"attention": _attention(0, "SelfAttention"), "attention_norm": "0.layer_norm"}
-}
-_ATTENTIONS["decoder"] = _ATTENTIONS["encoder"] | {
-    "cross_attention": _attention(1, "EncDecAttention"),
-    "cross_attention_norm": "1.layer_norm",
-}
+def _tensors(spec: ModelSpec) -> list[Tensor]:
+    mlp, wo = stack_of(spec, "encoder").blocks[0].mlp, "DenseReluDense.wo"
+    up = "wi_1" if getattr(mlp, "gated", False) else "wi"
+    gated = {"gate": "DenseReluDense.wi_0", "up": f"DenseReluDense.{up}", "down": wo}
+    return tensors(spec, gated)
+
+
 # Released T5 files hold a bias of cross-attention that nothing reads.
 IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
 FAMILIES = {
@@ -285,7 +258,7 @@ FAMILIES = {
         HEADS,
         _spec_parts,
         _extra,
-        tensors,
+        _tensors,
         lm=LM,
         side="encoder",
         also="T5",  # under which UMT5's were saved before it was known by its own name

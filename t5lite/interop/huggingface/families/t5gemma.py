@@ -1,9 +1,10 @@
 """T5Gemma: an encoder and a decoder of Gemma 2's layers, each with a config and a table."""
 
+import functools
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import gemma, modules
+from t5lite.interop.huggingface.families import gemma
 from t5lite.interop.huggingface.families.family import Family, no_heads
 from t5lite.interop.huggingface.families.fields import (
     Field,
@@ -14,7 +15,7 @@ from t5lite.interop.huggingface.families.fields import (
     stack_of,
     write,
 )
-from t5lite.interop.tensors import Tensor
+from t5lite.interop.huggingface.families.modules import tensors_of
 from t5lite.layers import HeadSpec, LMHeadSpec, NormalInitSpec
 from t5lite.models import ModelSpec
 
@@ -22,12 +23,17 @@ LM, LOGITS = "ForConditionalGeneration", "lm_head.out_proj.weight"
 NORMS = {
     "attention_norm": "pre_self_attn_layernorm",
     "attention_output_norm": "post_self_attn_layernorm",
+    "cross_attention_norm": "pre_cross_attn_layernorm",
+    "cross_attention_output_norm": "post_cross_attn_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_output_norm": "post_feedforward_layernorm",
 }
-CROSS_NORMS = {
-    "cross_attention_norm": "pre_cross_attn_layernorm",
-    "cross_attention_output_norm": "post_cross_attn_layernorm",
+NAMES = {
+    "token_embedding": "model.decoder.embed_tokens",
+    "encoder_embedding": "model.encoder.embed_tokens",
+    "lm_head/projection": "lm_head.out_proj",
+    **gemma.names("encoder", NORMS, model="model.encoder"),
+    **gemma.names("decoder", NORMS, model="model.decoder"),
 }
 FIELDS: Fields = {
     "vocab_size": Field(None, "vocab", kind=int),
@@ -119,34 +125,6 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _tensors(spec: ModelSpec) -> list[Tensor]:
-    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
-    width = encoder.embed or spec.embed
-    result = modules.table(
-        "model.decoder.embed_tokens.weight",
-        "token_embedding",
-        spec.vocab,
-        spec.embed,
-        aliases=(LOGITS,) if modules.is_tied(spec) else (),
-    )
-    name = "model.encoder.embed_tokens.weight"
-    result += modules.table(name, "encoder_embedding", spec.vocab, width)
-    for side, stack, names in (
-        ("encoder", encoder, gemma.layer_names(NORMS)),
-        ("decoder", decoder, gemma.layer_names(NORMS | CROSS_NORMS, crossed=True)),
-    ):
-        result += modules.stack_tensors(
-            stack,
-            side,
-            stack.embed or spec.embed,
-            f"model.{side}.layers.{{}}".format,
-            names,
-            kv_embed=width,
-            final_norm=f"model.{side}.norm",
-        )
-    return result + modules.lm_head(spec, LOGITS)
-
-
 FAMILIES = {
     "t5gemma": Family(
         "T5Gemma",
@@ -154,7 +132,9 @@ FAMILIES = {
         {LM: _lm_head, "Model": no_heads},
         _spec_parts,
         _extra,
-        _tensors,
+        functools.partial(
+            tensors_of, names=NAMES, tied={"model.decoder.embed_tokens.weight": (LOGITS,)}
+        ),
         lm=LM,
         prefix="model.",
     )
