@@ -141,7 +141,7 @@ def _references(experiment: Experiment, description: Description, loaded: Loaded
         if (opened := experiment.references.get(name, base)) is not None:
             values = opened.read(leaves)
         elif all(prefix + path in saved for path in leaves):
-            values = read_arrays(folder, leaves, prefix=prefix)
+            values = read_arrays(folder, {prefix + path: leaf for path, leaf in leaves.items()})
         else:
             field = f"{type(experiment.objective).__name__}.references"
             raise InputError(

@@ -18,15 +18,8 @@ from t5lite.experiment.run_folder import check_described
 from t5lite.interop import Opened, open_model
 from t5lite.models import Model, ModelSpec, differences, load_spec, named_spec
 from t5lite.training import Checkpoints, Program, TrainState, Tuning, frozen_of
-from t5lite.training.restore import (
-    Rule,
-    absolute,
-    check_mapping,
-    match,
-    named,
-    saved_steps,
-    source_of,
-)
+from t5lite.training.mapping import Rule, check_mapping, match, source_of
+from t5lite.training.restore import absolute, named, saved_steps
 from t5lite.training.restore import differences as misfits
 from t5lite.training.tuning import nest
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from t5lite.errors import InputError
-from t5lite.training.restore import nearest
+from t5lite.training.mapping import nearest
 
 Shape = tuple[int, ...]
 _OUTPUT_LAYER = re.compile(

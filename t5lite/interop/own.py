@@ -18,11 +18,11 @@ from t5lite.interop.finite import fault, leaf_is_finite
 from t5lite.interop.opened import Opened, Progress
 from t5lite.models import Model
 from t5lite.training.frozen import fingerprint, frozen_sums
+from t5lite.training.mapping import match
 from t5lite.training.restore import (
     absolute,
     find_step_folder,
     load_params,
-    match,
     named,
     read_arrays,
     read_document,

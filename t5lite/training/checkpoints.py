@@ -9,10 +9,11 @@ temporary name and renames it (on object stores: adds a commit file) when all of
                        "frozen": which frozen parameters belong to it, see `frozen`}
 """
 
+import contextlib
 import dataclasses
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +24,10 @@ from t5lite.errors import InputError, check_fields
 from t5lite.parallel import gather
 from t5lite.training.checksums import checksums
 from t5lite.training.frozen import fingerprint, frozen_sums, read_referred, save_frozen
+from t5lite.training.mapping import Rule, check_mapping
 from t5lite.training.restore import (
     CheckpointError,
-    Rule,
     absolute,
-    check_mapping,
     load_params,
     named,
     read_checked,
@@ -108,14 +108,14 @@ class Checkpoints:
         writable: bool = True,
         optimizer: str | None = None,
     ) -> "Checkpointer":
-        """Opens the checkpoints folder of a run; to be called on every process.
+        """Opens the checkpoints folder of a run; every process calls it.
 
         Args:
           model_dir: the run's folder; local, `gs://` or `s3://`.
-          warn: called with a text when something unexpected was survived.
+          warn: called with a text when a checkpoint is damaged or settings have changed.
           writable: whether to make the folder; if not, nothing in it changes before
             `Checkpointer.make_writable`.
-          optimizer: the name of the run's, which its checkpoints keep.
+          optimizer: name of the run's optimizer, kept in checkpoints.
 
         Raises:
           InputError: see `Checkpointer.make_writable`.
@@ -126,7 +126,7 @@ class Checkpoints:
         return checkpointer
 
     def retention(self, warn: Callable[[str], object]) -> Retention:
-        """Returns what decides which checkpoints stay."""
+        """Returns the policy that decides which checkpoints stay."""
         return Retention(keep=self.keep, best=self.best, best_mode=self.best_mode, warn=warn)
 
     def best_step(self, model_dir: epath.PathLike) -> int | None:
@@ -139,13 +139,13 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint that was read.
+    """A restored checkpoint.
 
     Args:
-      step: number of updates done.
-      state: the train state, in the wanted shardings.
+      step: updates done.
+      state: the train state, in the expected shardings.
       progress: as passed to `save`.
-      metrics: as passed to `save`, less NaN and infinities.
+      metrics: as passed to `save`, without NaN and infinities.
     """
 
     step: int
@@ -169,8 +169,8 @@ class Checkpointer:
     ):
         self.folder = folder
         self._optimizer = optimizer
-        # A run keeps to what its checkpoints say: they may be read where this folder is not.
-        self._frozen_in = config.restore_from if config.frozen == "refer" else None
+        # On resume the checkpoints' own entry replaces this one: the folder may have moved.
+        self._base_folder = config.restore_from if config.frozen == "refer" else None
         self._warn = warn
         self._pending: int | None = None
         self._retention = config.retention(warn)
@@ -203,17 +203,17 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending; one being written counts."""
-        if self._manager is None:
-            return sorted(saved_steps(self.folder))
-        return sorted(self._manager.all_steps())
+        return sorted(
+            saved_steps(self.folder) if self._manager is None else self._manager.all_steps()
+        )
 
     @property
     def best_step(self) -> int | None:
-        """The step with the best value of the `best` metric: of equal ones, the first."""
+        """The first step with the best value of the `best` metric."""
         return self._retention.best_step(self.steps())
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
-        """Whether these metrics of a step make it better than every checkpoint there is."""
+        """Whether these metrics of a step are better than those of every checkpoint."""
         return self._retention.is_best(metrics, self.steps())
 
     def save(
@@ -247,17 +247,25 @@ class Checkpointer:
         assert self._manager is not None
         step = int(step)
         finite = {name: float(v) for name, v in (metrics or {}).items() if math.isfinite(v)}
-        content = {"progress": progress, "metrics": finite, "optimizer": self._optimizer}
-        state, frozen = self._keep_frozen(step, state)
-        content |= {"frozen": frozen, "checksums": checksums(named(state))}
-        document = write_document(content)
+        frozen = self._save_frozen(step, getattr(state, "frozen", None))
+        if frozen is not None:
+            state = state.replace(frozen={})
+        document = write_document(
+            {
+                "progress": progress,
+                "metrics": finite,
+                "optimizer": self._optimizer,
+                "frozen": frozen,
+                "checksums": checksums(named(state)),
+            }
+        )
         if step in self._retention.damaged:
             self._manager.delete(step)
             self._retention.damaged.discard(step)
         elif step in self.steps():
             return False
         self._retention.note(step, finite)
-        try:
+        with self._failures_explained(step):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -265,30 +273,24 @@ class Checkpointer:
                 ),
                 force=True,
             )
-        except Exception as error:
-            raise self._failure(step, error) from error
         self._pending = step
         return True
 
-    def _keep_frozen(self, step: int, state: Any) -> tuple[Any, dict[str, str] | None]:
-        """Saves frozen parameters that are not saved yet; returns the state without them."""
-        frozen = getattr(state, "frozen", None)
+    def _save_frozen(self, step: int, frozen: Any) -> dict[str, str] | None:
+        """Writes frozen parameters once; returns the document's entry, None without any."""
         if not jax.tree.leaves(frozen):
-            return state, None
+            return None
         sums = frozen_sums(frozen)
-        if self._frozen_in is not None:
-            # References come from folders of their own, the parameters alone from this one.
-            params = {
-                name: each for name, each in sums.items() if name.startswith("frozen/params/")
-            }
-            entry = {"folder": self._frozen_in, "fingerprint": fingerprint(sums)}
-            entry["params"] = fingerprint(params)
-        else:
-            try:
-                entry = save_frozen(self.folder, frozen, sums)
-            except Exception as error:
-                raise self._failure(step, error) from error
-        return state.replace(frozen={}), entry
+        if self._base_folder is None:
+            with self._failures_explained(step):
+                return save_frozen(self.folder, frozen, sums)
+        # Only parameters come from this folder; references have folders of their own.
+        params = {name: sum_ for name, sum_ in sums.items() if name.startswith("frozen/params/")}
+        return {
+            "folder": self._base_folder,
+            "fingerprint": fingerprint(sums),
+            "params": fingerprint(params),
+        }
 
     def wait(self) -> None:
         """Blocks until the save under way is complete.
@@ -299,10 +301,8 @@ class Checkpointer:
         step, self._pending = self._pending, None
         if step is None or self._manager is None:
             return
-        try:
+        with self._failures_explained(step):
             self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._failure(step, error) from error
 
     def restore(
         self,
@@ -317,16 +317,16 @@ class Checkpointer:
         later save has succeeded.
 
         Args:
-          abstract_state: the wanted pytree, its leaves `jax.ShapeDtypeStruct` or arrays. Their
-            shardings may be on another mesh than the saved ones; without one, numpy is returned.
+          abstract_state: the expected pytree of `jax.ShapeDtypeStruct` or arrays. Their shardings
+            may be on another mesh than the saved ones; without one, numpy is returned.
           extra: params → `TrainState.extra` as it starts; with it, parts of it may come and go
             between two runs, which is reported to `warn`.
           frozen: the folder that a run refers to → `TrainState.frozen`, read from there.
 
         Raises:
-          InputError: if names, shapes or dtypes differ from the saved ones, or frozen parameters
-            that are referred to are no longer those of the run.
-          CheckpointError: if there are checkpoints but none can be read.
+          InputError: names, shapes or dtypes differ from the saved ones, or frozen parameters in
+            the folder referred to have changed.
+          CheckpointError: there are checkpoints, and none can be read.
         """
         self.wait()
         steps = self.steps()
@@ -356,32 +356,34 @@ class Checkpointer:
 
         def read() -> tuple[dict[str, Any], dict[str, Any], Restored]:
             saved, document = read_description(folder)
-            empty = Restored(step, None, document["progress"], document["metrics"])
-            return saved, document, empty
+            return saved, document, Restored(step, None, document["progress"], document["metrics"])
 
-        saved, document, empty = read_together(folder, read)
+        saved, document, restored = read_together(folder, read)
         entry = document.get("frozen") or {}
-        self._frozen_in = entry.get("folder")
-        if self._frozen_in is not None:
+        self._base_folder = entry.get("folder")
+        if self._base_folder is not None:
             abstract_state = abstract_state.replace(frozen={})
-        wanted, was = named(abstract_state), document.get("optimizer")
-        plan = resumption(
-            folder, saved, wanted, was=was, now=self._optimizer, extra_may_change=extra is not None
+        expected, structure = named(abstract_state), jax.tree.structure(abstract_state)
+        leaves, changes = resumption(
+            folder,
+            saved,
+            expected,
+            was=document.get("optimizer"),
+            now=self._optimizer,
+            extra_may_change=extra is not None,
         )
-        values = wanted | read_checked(
-            folder, plan.read, saved=saved, sums=document.get("checksums", {})
-        )
-        structure = jax.tree.structure(abstract_state)
-        if plan.fresh and extra is not None:
-            params = jax.tree.unflatten(structure, list(values.values())).params
-            made = named({"extra": extra(params)})
-            values |= {name: made[name] for name in wanted if name not in plan.read}
-        for line in plan.says(step):
-            self._warn(line)
+        sums = document.get("checksums", {})
+        values = expected | read_checked(folder, leaves, saved=saved, sums=sums)
         state = jax.tree.unflatten(structure, list(values.values()))
-        if self._frozen_in is not None:
+        if extra is not None and len(leaves) < len(expected):
+            initial = named({"extra": extra(state.params)})
+            values |= {name: initial[name] for name in expected if name not in leaves}
+            state = jax.tree.unflatten(structure, list(values.values()))
+        for line in changes:
+            self._warn(line)
+        if self._base_folder is not None:
             state = state.replace(frozen=read_referred(folder, entry, frozen))
-        return dataclasses.replace(empty, state=state)
+        return dataclasses.replace(restored, state=state)
 
     def close(self) -> None:
         """Waits for the save under way and ends the threads.
@@ -403,19 +405,24 @@ class Checkpointer:
         if kind is not KeyboardInterrupt:
             self.close()
 
-    def _failure(self, step: int, error: Exception) -> CheckpointError:
+    @contextlib.contextmanager
+    def _failures_explained(self, step: int) -> Iterator[None]:
+        """Raises a `CheckpointError` that names the last intact checkpoint, for any exception."""
         assert self._manager is not None
-        self._manager.reload()  # Orbax has already counted the failed one in and an old one out
-        intact = [s for s in self.steps() if s not in self._retention.damaged]
-        last = f"that of step {intact[-1]} is intact" if intact else "there is no earlier one"
-        return CheckpointError(
-            f"the checkpoint of step {step} could not be saved in {self.folder}: {reason(error)}\n"
-            f"{last}; make room or repair the folder, then run again to resume"
-        )
+        try:
+            yield
+        except Exception as error:
+            self._manager.reload()  # Orbax has counted the failed one in and an old one out
+            intact = [s for s in self.steps() if s not in self._retention.damaged]
+            last = f"that of step {intact[-1]} is intact" if intact else "there is no earlier one"
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be saved in {self.folder}: "
+                f"{reason(error)}\n{last}; make room or repair the folder, then run again to resume"
+            ) from error
 
 
 def _check_writable(folder: epath.Path) -> None:
-    """Makes a folder; raises an InputError unless all processes can write it and see the same."""
+    """Makes a folder; raises an InputError unless all processes can write it and it is shared."""
     token = gather(uuid.uuid4().hex)[0]
     probe = folder / f".writable_{token}_{jax.process_index()}"
     try:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from t5lite.training.restore import nearest, read_document
+from t5lite.training.mapping import nearest
+from t5lite.training.restore import read_document
 
 
 class Retention:

@@ -132,7 +132,7 @@ class ByPath(Tuning):
             object.__setattr__(self, "layers", ends)
 
     def bind(self, axes: Tree, shapes: Tree) -> Tuning:
-        names, leaves = _named(axes), _named(shapes)
+        names, leaves = named(axes), named(shapes)
         for field in ("include", "exclude"):
             for pattern in getattr(self, field):
                 if not any(re.search(pattern, name) for name in leaves):
@@ -243,7 +243,7 @@ class _Bound(Tuning):
 
     def split(self, tree: Tree) -> tuple[Tree, Tree]:
         trained, frozen = {}, {}
-        for name, leaf in _named(tree).items():
+        for name, leaf in named(tree).items():
             cut = self.cuts.get(name)
             if cut is None:
                 frozen[name] = leaf
@@ -262,7 +262,7 @@ class _Bound(Tuning):
         return lambda trained, frozen: evaluate(fn, self._merged(trained, frozen, _segments))
 
     def _merged(self, trained: Tree, frozen: Tree, join: Callable[[Any, Any, _Cut], Any]) -> Tree:
-        ours, theirs = _named(trained), _named(frozen)
+        ours, theirs = named(trained), named(frozen)
         shared = ours.keys() & theirs.keys()
         joined = {name: join(ours[name], theirs[name], self.cuts[name]) for name in shared}
         return nest(ours | theirs | joined)
@@ -312,7 +312,7 @@ def _resized(leaf: jax.ShapeDtypeStruct, cut: _Cut, size: int) -> jax.ShapeDtype
     return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _named(tree: Tree) -> dict[str, Any]:
+def named(tree: Tree) -> dict[str, Any]:
     """Returns path → leaf of nested dicts."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -689,10 +689,10 @@ with checkpoints.Checkpoints(keep=2).open(folder, warn=told.append) as checkpoin
         checkpointer.save(step, make(step), progress={"position": step})
     first = checkpointer.restore(wanted)
     read = restore.read_arrays
-    def fail_on_one(folder, wanted, prefix):
+    def fail_on_one(folder, expected):
         if index == 1 and folder.name == "3":
             raise OSError("lost")
-        return read(folder, wanted, prefix=prefix)
+        return read(folder, expected)
     restore.read_arrays = fail_on_one
     second = checkpointer.restore(wanted)
     restore.read_arrays = read
