@@ -38,6 +38,7 @@ COMMANDS = {
     "bench": "benchmark a run's training steps on the local devices",
     "report": "draw one or more runs as an HTML page",
 }
+_WITHOUT_GIN = ("generate", "predict", "score", "embed", "convert", "adapt", "report")
 _ERROR_LINES = 5
 
 
@@ -116,6 +117,10 @@ def _dispatch(arguments: list[str]) -> int | None:
         if getattr(options, "layout", None) is not None:
             options.layout = configuration.layout_of(options.layout, search_paths)
         configured = configuration.parse(options.gin_file, bindings, search_paths)
+        if verb in _WITHOUT_GIN and configured.source.statements:
+            raise InputError(
+                f"{verb} reads no gin configuration; leave --gin_file and --gin.NAME out"
+            )
         # With a configuration, a name is that of a parameter there.
         spelled = options_as_flags(() if configured.source.statements else flags)
         with _processes(options, preemptible=verb == "train"), spelled:

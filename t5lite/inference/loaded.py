@@ -482,11 +482,6 @@ def place(
     layout = Layout() if layout is None else layout
     mesh = make_mesh(layout, devices)
     model, vocabulary = Model(opened.spec, compute), opened.vocabulary
-    if vocabulary is not None and vocabulary.size > model.spec.vocab:
-        raise InputError(
-            f"the vocabulary has {vocabulary.size} ids but the model of {opened.where} only "
-            f"{model.spec.vocab} embeddings: it is another model's"
-        )
     params = opened.params(model, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
     engine = Engine(model, vocabulary, layout, mesh)
     return Loaded(engine, params, opened.description, opened.step, epath.Path(opened.where))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t5lite.data import Vocabulary
+from t5lite.errors import InputError
 from t5lite.interop.description import Description
 from t5lite.interop.finite import stays_float32
 from t5lite.interop.tensors import Tensor
@@ -100,8 +101,14 @@ class Opened(abc.ABC):
           progress: see `read`.
 
         Raises:
-          InputError, CheckpointError: see `shapes` and `read`.
+          InputError: a vocabulary larger than the model's; and see `shapes` and `read`.
+          CheckpointError: see `read`.
         """
+        if self.vocabulary is not None and self.vocabulary.size > self.spec.vocab:
+            raise InputError(
+                f"the vocabulary has {self.vocabulary.size} ids but the model of {self.where} only "
+                f"{self.spec.vocab} embeddings: it is another model's"
+            )
         shapes, stored = model.shapes(), self.shapes(model)
         placed = named(shardings(model.axes(), layout.parameters, mesh))
 

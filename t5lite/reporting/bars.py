@@ -55,6 +55,11 @@ class Bar:
             self.close()
             self._name = name
 
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Shows the amount done of a stage, each with a bar."""
+        self.section(name)
+        self(done, total)
+
     def close(self) -> None:
         """Leaves the bar as it is."""
         if self._bar is not None:

@@ -12,9 +12,10 @@ from small_folders import NAMES, REFERENCES, add_tokenizer, copied, leaves
 
 import t5lite
 from t5lite import interop
-from t5lite.commands.adapt import read_new
 from t5lite.data import open_vocabulary
+from t5lite.errors import InputError
 from t5lite.interop import huggingface
+from t5lite.interop.adaptation import read_new_vocabulary
 from t5lite.interop.huggingface.files import open_tensors
 from t5lite.layers import MlpSpec, MoeSpec
 from t5lite.main import main
@@ -28,7 +29,7 @@ def one_device():
     """What is tested here has nothing to do with devices."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "t5lite.inference.loaded.make_mesh",
+            "t5lite.interop.conversion.make_mesh",
             lambda layout, devices=None: make_mesh(layout, devices or jax.devices()[:1]),
         )
         yield
@@ -248,10 +249,10 @@ def test_where_a_vocabulary_is_read_from(llama, trained, tmp_path, capsys):
     assert interop.open_model(tmp_path / "one").spec.start_id == 2
     expected = interop.open_model(tmp_path / "one").vocabulary.fingerprint
     for place in tmp_path / "one", tmp_path / "one/vocabulary", trained:
-        assert read_new(place).fingerprint == expected
-    assert read_new(trained / "tokenizer.json").encode("the cat") == read_new(trained).encode(
-        "the cat"
-    )
+        assert read_new_vocabulary(place).fingerprint == expected
+    assert read_new_vocabulary(trained / "tokenizer.json").encode("the cat") == read_new_vocabulary(
+        trained
+    ).encode("the cat")
 
 
 def test_word_vectors(llama, tmp_path, capsys):
@@ -278,7 +279,7 @@ def test_all_at_once_and_to_hugging_face(llama, trained, tmp_path, capsys):
     order = [line.split(" ")[0] for line in lines[1:-1]]
     assert order == ["vocabulary", "2", "an"]
     new = interop.open_model(tmp_path / "new")
-    assert new.vocabulary.fingerprint == read_new(trained).fingerprint
+    assert new.vocabulary.fingerprint == read_new_vocabulary(trained).fingerprint
     run(capsys, llama, tmp_path / "hub", f"--vocabulary={trained}", "--to=huggingface")
     again = huggingface.open_model(tmp_path / "hub")
     assert again.vocabulary.encode("a cat") == open_vocabulary(
@@ -287,32 +288,48 @@ def test_all_at_once_and_to_hugging_face(llama, trained, tmp_path, capsys):
     assert again.spec.start_id == 1
 
 
+def test_adapting_is_a_function(llama, tmp_path, capsys):
+    lines = []
+    changes = interop.Adaptation(experts=2)
+    interop.adapt(str(llama), str(tmp_path / "ours"), changes, say=lines.append)
+    assert run(capsys, llama, tmp_path / "theirs", "--experts=2")[:-1] == lines[:-1]
+    ours, theirs = (t5lite.load(tmp_path / name) for name in ("ours", "theirs"))
+    assert ours.spec == theirs.spec
+    assert leaves(ours.params) == leaves(theirs.params)
+    with pytest.raises(InputError, match=r"^experts is 0; it must be an integer") as error:
+        interop.Adaptation(experts=0)
+    assert error.value.field == "experts"
+
+
 # --- what people get wrong ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ([], "nothing to adapt: give at least one of --encoder_decoder, --decoder, --experts"),
+        ([], "nothing to adapt: give at least one of --vocabulary, --new_tokens, --vectors"),
         (["--seed=3", "--dtype=float32"], "nothing to adapt"),
-        (["--encoder_decoder", "--decoder=x"], "makes both halves of SOURCE: leave out --decoder"),
+        (
+            ["--encoder_decoder", "--decoder=x"],
+            "--decoder is not for --encoder_decoder; leave one out",
+        ),
         (["--cross_attention=fresh", "--experts=2"], "--cross_attention is for --encoder_decoder"),
         (["--encoder_decoder", "--cross_attention=some"], "--cross_attention: invalid choice"),
-        (["--vocabulary=x", "--new_tokens=3"], "--vocabulary replaces: give one"),
+        (["--vocabulary=x", "--new_tokens=3"], "--vocabulary replaces: leave one out"),
         (["--new_tokens=3", "--top_k=1"], "--top_k is for --experts"),
         (["--new_tokens=3", "--expert_layers=all"], "--expert_layers is for --experts"),
         (["--new_tokens=3", "--start_id=1"], "--start_id is for --vocabulary"),
-        (["--new_tokens=0"], "--new_tokens=0: must be at least 1"),
+        (["--new_tokens=0"], "--new_tokens is 0; it must be an integer of at least 1"),
         (["--new_tokens=many"], "--new_tokens: invalid int value"),
-        (["--experts=0"], "--experts=0: must be at least 1"),
-        (["--experts=2", "--top_k=0"], "--top_k=0: must be at least 1"),
+        (["--experts=0"], "--experts is 0; it must be"),
+        (["--experts=2", "--top_k=0"], "--top_k is 0; it must be"),
         (["--experts=2", "--top_k=3"], "top_k = 3: must be at most num_experts"),
         (["--encoder_decoder", "--to=t5x"], "--to: invalid choice"),
         (["--gin.train.seed=1", "--experts=2"], "adapt reads no gin configuration"),
         (["--expert=2"], "did you mean --experts"),
         (["--vectors=nowhere.txt"], "nowhere.txt does not exist"),
         (["--vocabulary=nowhere"], "nowhere"),
-        (["--vocabulary=/"], "--vocabulary=/: there are no tokenizer files in this folder"),
+        (["--vocabulary=/"], "--vocabulary=/: no tokenizer files in this folder"),
         (["--decoder=nowhere"], "there is no folder 'nowhere'"),
     ],
 )
@@ -328,7 +345,7 @@ def test_sources(llama, trained, tmp_path, capsys):
     assert f"--encoder_decoder: {t5} holds an encoder-decoder already" in said
     assert "it has an encoder already" in refused(capsys, bert, new, f"--decoder={t5}")
     for flag in f"--vocabulary={trained}", "--vectors=x":
-        assert f"{bert} has no vocabulary, whose pieces are" in refused(capsys, bert, new, flag)
+        assert f"{bert} has no vocabulary, whose pieces" in refused(capsys, bert, new, flag)
     other = add_tokenizer(copied("bert", tmp_path / "bert"), words=["cat"])
     said = refused(capsys, other, new, f"--decoder={llama}")
     assert f"the vocabularies of {other} and {llama} differ, and a model has one" in said
@@ -341,5 +358,7 @@ def test_targets(llama, tmp_path, capsys, monkeypatch):
     assert "family = 'encoder_decoder': transformers has no class of that name" in said
     assert not (tmp_path / "new").exists()
     (tmp_path / "mine.txt").touch()
-    monkeypatch.setattr("t5lite.inference.loaded.place", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr(
+        "t5lite.interop.adaptation.read_params", lambda *_, **__: pytest.fail("was read")
+    )
     assert "holds something already" in refused(capsys, llama, tmp_path, "--encoder_decoder")

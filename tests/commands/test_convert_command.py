@@ -35,7 +35,7 @@ def one_device():
     """What is tested here has nothing to do with devices."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "t5lite.inference.loaded.make_mesh",
+            "t5lite.interop.conversion.make_mesh",
             lambda layout, devices=None: make_mesh(layout, devices or jax.devices()[:1]),
         )
         yield
@@ -268,7 +268,9 @@ def test_folders(sources, tmp_path, capsys):
 def test_an_existing_target_is_refused_before_anything_is_read(
     sources, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("t5lite.inference.loaded.place", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr(
+        "t5lite.interop.conversion.read_params", lambda *_, **__: pytest.fail("was read")
+    )
     (tmp_path / "mine.txt").touch()
     said = refused(capsys, sources / "huggingface", tmp_path)
     assert f"{tmp_path} holds something already; give a folder that is new or empty" in said
