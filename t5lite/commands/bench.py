@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from t5lite.commands.processes import add_processes
+from t5lite.commands.flags import add_processes
 from t5lite.data.paths import require_writable, write_whole
 from t5lite.errors import InputError
 

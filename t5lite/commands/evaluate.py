@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from t5lite.commands.processes import add_processes
+from t5lite.commands.flags import add_processes
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration

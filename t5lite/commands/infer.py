@@ -1,23 +1,19 @@
-"""`t5lite infer`: a file or a task in, JSON lines out; stopped at any moment, it goes on."""
+"""`t5lite infer`: a file or a task in, JSON lines out; resumable."""
 
 import argparse
-import dataclasses
-import hashlib
-import sys
+import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from t5lite.commands.examples import add_shard, check_output, is_table, lines_of, shard_of
-from t5lite.commands.placement import add_model, description
-from t5lite.commands.processes import add_processes
+from t5lite.commands.flags import MODEL, add_processes, add_shared, description, shard_of
+from t5lite.commands.lines import check_output, counted_lines, is_table
 from t5lite.commands.prompts import (
-    add_answering,
-    given_options,
-    open_generator,
-    prompts_of,
+    add_generation,
+    chosen_options,
+    open_reader,
+    texts_of,
     with_trained_template,
 )
-from t5lite.data.files.readers import Line
 from t5lite.errors import InputError
 from t5lite.inference.batch_job import Lines
 from t5lite.inference.options import FLAGS
@@ -25,56 +21,66 @@ from t5lite.inference.options import FLAGS
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
-_PROMPT_LENGTH = 32  # tokens that are given of a task's text without inputs
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what to load, what to answer, how, and where the answers go."""
+    """Declares the model, the lines, the generation options and the output."""
     parser.description = (
-        f"{parser.description}. Each line has `line`, `input` (its row) and `output`, or `error`; "
-        "a row's own `options` go before the flags'"
+        f"{parser.description}. Each output line has `line`, `input` (its row) and `output`, or "
+        "`error`; a row's own `options` override the flags"
     )
     parser.epilog = (
-        "stopped or killed, the same command goes on where it was. Examples: t5lite infer "
-        "--model_dir=DIR --input_file=in.jsonl --output_file=out.jsonl; t5lite infer "
-        "--gin_file=run.gin --split=validation --output_file=out.jsonl"
+        "interrupted, the same command resumes. Examples: t5lite infer --model_dir=DIR "
+        "--input_file=in.jsonl --output_file=out.jsonl; t5lite infer --gin_file=run.gin "
+        "--split=validation --output_file=out.jsonl"
     )
-    add_model(parser, required=False)
+    add_shared(parser, *MODEL)
     parser.add_argument(
         "--input_file",
         metavar="FILE",
         help=".jsonl, .tsv, .csv or .parquet with the columns of training, `inputs` or `text`, or "
-        "what --template names; or .txt, one text a line",
+        "the columns of --template; or .txt, one text a line",
     )
     parser.add_argument(
-        "--output_file", required=True, metavar="FILE", help="FILE.jsonl; FILE.jsonl.part meanwhile"
+        "--output_file",
+        required=True,
+        metavar="FILE",
+        help="FILE.jsonl; FILE.jsonl.part until it is complete",
     )
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="instead of a file, of the data of --gin_file's run (validation)",
+        help="in place of a file: split of the data in --gin_file (validation)",
     )
-    add_shard(parser)
-    add_answering(parser)
+    add_shared(parser, "--shard", "--overwrite")
+    add_generation(parser)
     add_processes(parser)
 
 
+class Source(NamedTuple):
+    """Lines to answer, and the opened checkpoint that answers them; see `TaskLines`."""
+
+    lines: Lines
+    model: Any
+    prompt: str | None = None
+    ids: Mapping[int, Sequence[int]] = {}
+
+
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
-    """Writes a JSON line for each line, in order, and says on standard error how it went."""
+    """Writes a JSON line for each line, in order, and the totals to standard error."""
     check_output(arguments.output_file, [".jsonl"])
-    prompts, chosen = prompts_of(arguments), given_options(arguments)
-    configured = configuration.source.bindings or configuration.source.macros
+    texts, chosen = texts_of(arguments), chosen_options(arguments)
+    configured = bool(configuration.source.statements)
     source = task_source(arguments, configuration) if configured else file_source(arguments)
     shard = shard_of(arguments.shard)
 
-    import jax  # only now: what cannot be read is said at once
+    import jax  # only now: unreadable input is refused at once
 
     from t5lite.inference.batching import check_count
     from t5lite.inference.defaults import options_with
     from t5lite.inference.infer import LineReader, infer
     from t5lite.inference.options import Options
 
-    Options(**chosen)  # refuses what is out of range
+    Options(**chosen)  # refuses values out of range
     check_count("--batch_size", arguments.batch_size)
     model = source.model
     about = model.description
@@ -83,28 +89,34 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     )
     rows = not configured and is_table(arguments.input_file)
 
-    def open_reader() -> LineReader:
-        generator = open_generator(
+    def open_lines() -> LineReader:
+        loaded, reader, draft = open_reader(
             arguments,
-            model,  # as it was opened: a run may save another step meanwhile
+            model,  # as opened: a run may save another step meanwhile
             prompt=source.prompt,
             devices=jax.local_devices(),  # each process answers its own lines
         )
-        generator.check(options)
-        texts = prompts if configured else with_trained_template(prompts, about.inputs, rows=rows)
+        reader.check(options)
+        answer = functools.partial(
+            loaded.engine.outcomes,
+            loaded.decoding_params,
+            batch_size=arguments.batch_size,
+            **draft,
+        )
+        read = texts if configured else with_trained_template(texts, about.inputs, rows=rows)
         return LineReader(
-            generator, texts.text, options, chosen, source.ids, is_option=texts.leaves_options
+            reader, answer, read.text, options, chosen, source.ids, is_option=read.leaves_options
         )
 
     flags = ("batch_size", "fill", "truncate", "draft", "draft_length")
     return infer(
         arguments.output_file,
         source.lines,
-        open_reader,
+        open_lines,
         made_of={
             "model": str(model.where),
             "step": model.step,
-            "examples": prompts.made_of,
+            "examples": texts.made_of,
             **{name: getattr(arguments, name) for name in flags},
             **{name: getattr(options, name) for name in FLAGS},
             **description(arguments),
@@ -117,23 +129,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """What is to be answered, and by whom.
-
-    Args:
-      lines: to answer.
-      model: the checkpoint that answers, as `open_model` opened it.
-      prompt: what they are to it; None for what its topology is made for.
-      ids: what the model reads of a line, by its number, where that is not its text.
-    """
-
-    lines: Lines
-    model: Any
-    prompt: str | None = None
-    ids: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
-
-
 def file_source(arguments: argparse.Namespace) -> Source:
     """Returns the lines of `--input_file`."""
     if arguments.split is not None:
@@ -141,7 +136,7 @@ def file_source(arguments: argparse.Namespace) -> Source:
     for name in ("model_dir", "input_file"):
         if getattr(arguments, name) is None:
             raise InputError(f"--{name} is missing; or give a configuration, --gin_file=FILE")
-    lines = lines_of(arguments.input_file)
+    lines = counted_lines(arguments.input_file)
 
     from t5lite.interop import open_model  # only now: a file without lines needs no JAX
 
@@ -149,10 +144,7 @@ def file_source(arguments: argparse.Namespace) -> Source:
 
 
 def task_source(arguments: argparse.Namespace, configuration: "Configuration") -> Source:
-    """Returns a split of a configuration's data, prepared as for evaluation, as lines.
-
-    A line has the `inputs` that the model is given and the `targets` that are right.
-    """
+    """Returns a split of a configuration's data, prepared as for evaluation."""
     if arguments.input_file is not None or arguments.template is not None:
         raise InputError(
             "a configuration says what the texts are: leave out --input_file and --template, or "
@@ -160,35 +152,11 @@ def task_source(arguments: argparse.Namespace, configuration: "Configuration") -
         )
 
     from t5lite.commands.configured import experiment_of
-    from t5lite.evaluation.rows import prompt_of, sees_both_ways
-    from t5lite.experiment.prompts import as_trained
+    from t5lite.experiment.task_lines import task_lines
     from t5lite.interop import open_model
-    from t5lite.models import Model, named_spec
-    from t5lite.objectives import bind
 
-    others = {"model_dir": arguments.model_dir} if arguments.model_dir else {}
-    experiment = experiment_of(configuration, optimizer=None, **others)
-    data = experiment.data
+    unbound = {"model_dir": arguments.model_dir} if arguments.model_dir else {}
+    experiment = experiment_of(configuration, optimizer=None, **unbound)
     model = open_model(arguments.model_dir or experiment.model_dir)
-    spec = named_spec(experiment.model or model.spec)
-    objective = as_trained(bind(experiment.objective, Model(spec)), model.description.prompts)
-    vocabulary, split = data.vocabulary(), arguments.split or "validation"
-    if spec.topology == "encoder" or vocabulary is None:
-        raise InputError(
-            "infer reads tasks of texts for models that write; "
-            + ("this data has no vocabulary" if vocabulary is None else "this one is an encoder")
-        )
-    examples = data.examples(objective, split=split, count=sys.maxsize, seed=0)
-    if not examples:
-        raise InputError(f"--split={split}: has no example")
-    lines, ids = [], {}
-    for number, example in enumerate(examples, 1):
-        given, target = prompt_of(example, prompt_length=_PROMPT_LENGTH)
-        row = {"inputs": vocabulary.decode(given), "targets": vocabulary.decode(target)}
-        lines.append(Line(number, 0, 0, row))
-        ids[number] = given.tolist()
-    prompt = None
-    if spec.topology == "decoder":
-        prompt = "prefix" if sees_both_ways(objective, examples[0]) else "continue"
-    digest = hashlib.sha256(repr(ids).encode()).hexdigest()
-    return Source(Lines(lambda: iter(lines), len(lines), digest), model, prompt, ids)
+    lines, prompt, ids = task_lines(experiment, model, split=arguments.split or "validation")
+    return Source(lines, model, prompt, ids)

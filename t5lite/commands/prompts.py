@@ -1,4 +1,4 @@
-"""Texts of lines and their generator, as the flags of `generate` and `infer` say."""
+"""Texts of lines, generation options and the model, as the flags of `generate` and `infer` say."""
 
 import argparse
 import dataclasses
@@ -6,8 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from t5lite.commands.examples import data_file
-from t5lite.commands.placement import placed
+from t5lite.commands.flags import add_shared, placed
+from t5lite.commands.lines import data_file
 from t5lite.data.files.templates import SHOTS, Template
 from t5lite.errors import InputError
 from t5lite.inference.options import FLAGS, from_words
@@ -15,11 +15,12 @@ from t5lite.inference.options import FLAGS, from_words
 if TYPE_CHECKING:
     from t5lite.data.files.line_texts import LineTexts
     from t5lite.data.input_format import InputFormat
-    from t5lite.inference.generator import Generator
+    from t5lite.inference import Loaded
+    from t5lite.inference.request import Reader
 
 
 def with_trained_template(texts: "LineTexts", inputs: "InputFormat", *, rows: bool) -> "LineTexts":
-    """Returns texts with a run's template for rows, and says so; not over a template of their own.
+    """Returns texts with a run's template for rows, and says so; a template of the flags wins.
 
     Args:
       texts: of the command line.
@@ -28,34 +29,29 @@ def with_trained_template(texts: "LineTexts", inputs: "InputFormat", *, rows: bo
     """
     if texts.template is not None:
         return texts
-    say_template(inputs, rows=rows)
+    note_template(inputs, rows=rows)
     return dataclasses.replace(texts, inputs=inputs) if rows else texts
 
 
-def say_template(inputs: "InputFormat", *, rows: bool) -> None:
-    """Says on standard error how texts are read, where training read more than a column's text.
-
-    Args:
-      inputs: of the run.
-      rows: whether there are columns; plain texts are read as they are.
-    """
+def note_template(inputs: "InputFormat", *, rows: bool) -> None:
+    """Notes on standard error how texts are read, if training read more than one column."""
     if inputs.is_plain:
         return
     template = json.dumps(inputs.template, ensure_ascii=False)
-    how = (
+    note = (
         f"rows with the columns of training are read by its template: {template}"
         if rows
         else f"texts are read as they are; training read {template}"
     )
-    print(f"t5lite: {how} (--template changes that)", file=sys.stderr)
+    print(f"t5lite: {note} (--template changes that)", file=sys.stderr)
 
 
-def prompts_of(arguments: argparse.Namespace) -> "LineTexts":
-    """Returns what makes texts, as `--template`, `--examples` and `--shots` say.
+def texts_of(arguments: argparse.Namespace) -> "LineTexts":
+    """Returns what makes texts of lines, as `--template`, `--examples` and `--shots` say.
 
     Raises:
-      InputError: a template that is none, one of the three without the others, or examples that
-        cannot be read, lack a column or are too few.
+      InputError: an invalid template, one of the three without the others, or examples that cannot
+        be read, lack a column or are too few.
     """
     from t5lite.data.files.line_texts import LineTexts, few_shot
 
@@ -71,45 +67,51 @@ def prompts_of(arguments: argparse.Namespace) -> "LineTexts":
     return few_shot(template, data_file(arguments.examples, flag="--examples"), arguments.shots)
 
 
-def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def chosen_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the generation options of the command line, by name."""
     return from_words({name: value for name, value in vars(arguments).items() if name in FLAGS})
 
 
-def open_generator(
+def open_reader(
     arguments: argparse.Namespace, model: Any, *, prompt: str | None = None, devices: Any = None
-) -> "Generator":
+) -> tuple["Loaded", "Reader", dict[str, Any]]:
     """Opens the model and its draft.
 
     Args:
       arguments: of the command line.
-      model: its folder, or the checkpoint that `interop.open_model` opened in it.
-      prompt: what a text is to it, unless the arguments say.
+      model: its folder, or a checkpoint opened by `interop.open_model`.
+      prompt: role of a text, unless the arguments say.
       devices: to use; None for all.
 
+    Returns:
+      The model, how it reads texts, and the draft's arguments of `Engine.generate`.
+
     Raises:
-      InputError: no such folder, a model that cannot write, or a draft that does not fit.
+      InputError: no such folder, a model that cannot generate, or a draft that does not fit.
     """
     if arguments.draft_length is not None and arguments.draft is None:
-        raise InputError("--draft_length is for --draft, which is missing")
+        raise InputError("--draft_length is for --draft, which is missing", field="draft_length")
 
     from t5lite.inference.batching import check_count
-    from t5lite.inference.generator import Generator
+    from t5lite.inference.loaded import draft_of
 
     check_count("--batch_size", arguments.batch_size)
-    draft = arguments.draft
-    return Generator(
-        placed(arguments, model, devices=devices),
+    loaded, draft = placed(arguments, model, devices=devices), arguments.draft
+    if draft not in (None, "prompt"):
+        draft = placed(arguments, draft, devices=devices)
+    length = 4 if arguments.draft_length is None else arguments.draft_length
+    reader = loaded.reader(
         prompt=arguments.prompt or prompt,
         fill=arguments.fill,
         truncate=arguments.truncate,
-        draft=draft if draft in (None, "prompt") else placed(arguments, draft, devices=devices),
-        draft_length=4 if arguments.draft_length is None else arguments.draft_length,
+        draft=draft,
+        draft_length=length,
     )
+    return loaded, reader, {"draft": draft_of(draft), "draft_length": length}
 
 
-def add_answering(parser: argparse.ArgumentParser) -> None:
-    """Declares what texts are made of, and how they are answered."""
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """Declares the generation options, drafts and templates."""
     for name, rule in FLAGS.items():
         parser.add_argument(
             f"--{name}",
@@ -121,34 +123,21 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
             help=rule.help,
         )
     parser.add_argument(
-        "--batch_size", type=int, default=32, metavar="N", help="most texts at once (32)"
-    )
-    parser.add_argument(
         "--fill", action="store_true", help="respond with the whole text, its gaps filled in"
     )
-    parser.add_argument(
-        "--prompt",
-        choices=("inputs", "continue", "prefix"),
-        help="role of a text: inputs to respond to, a beginning to continue, or a prefix with "
-        "bidirectional attention (as in training; else inputs, for decoders continue)",
-    )
-    parser.add_argument(
-        "--truncate", action="store_true", help="truncate texts that are too long for the model"
-    )
+    add_shared(parser, "--batch_size", "--prompt", "--truncate")
     parser.add_argument(
         "--draft",
         metavar="DIR",
         help="draft model of the same vocabulary, for speculative decoding; or `prompt`: n-grams "
         "of the text and the response are the draft",
     )
-    parser.add_argument(
-        "--draft_length", type=int, metavar="N", help="tokens proposed at a time (4)"
-    )
+    parser.add_argument("--draft_length", type=int, metavar="N", help="draft tokens per step (4)")
     parser.add_argument(
         "--template",
         metavar="TEXT",
-        help='makes texts of columns: "question: {question}"; {text} is a plain line or a TEXT (of '
-        "rows, as in training; else of `inputs` or `text`)",
+        help='text of a row by its columns: "question: {question}"; {text} is a plain line or a '
+        "TEXT (for rows, as in training; else `inputs` or `text`)",
     )
     parser.add_argument(
         "--examples",

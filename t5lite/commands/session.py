@@ -1,10 +1,10 @@
-"""A terminal session: each line is answered as it is written, whatever came before it."""
+"""A terminal session: responds to each typed line, independently of earlier ones."""
 
 import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from t5lite.data.files.readers import Line
@@ -13,45 +13,60 @@ from t5lite.inference.options import FLAGS, Options
 
 if TYPE_CHECKING:
     from t5lite.data.files.line_texts import LineTexts
-    from t5lite.inference.generator import Generator
+    from t5lite.inference.answer import Answer
+    from t5lite.inference.request import Reader, Request
 
 HELP = """\
-TEXT             is answered; put a space before one that begins with /
-/set NAME VALUE  changes an option: /set temperature 0.7, /set stop ["."]; no VALUE: as it was
-/options         shows them
-Ctrl-C           stops an answer
+TEXT             generates a response; type a space before a text that begins with /
+/set NAME VALUE  sets an option: /set temperature 0.7, /set stop ["."]; without VALUE, resets it
+/options         lists the options
+Ctrl-C           stops a response
 Ctrl-D           ends the session"""
 
 
-def converse(generator: "Generator", prompts: "LineTexts", chosen: dict[str, Any]) -> int:
-    """Answers what is typed until its end; returns the exit code.
+def converse(
+    reader: "Reader",
+    texts: "LineTexts",
+    chosen: dict[str, Any],
+    *,
+    generate: Callable[[list["Request"]], Sequence["list[Answer] | InputError"]],
+    stream: Callable[["Request"], Iterator[str]],
+) -> int:
+    """Responds to typed lines until their end; returns the exit code.
 
     Args:
-      generator: answers.
-      prompts: makes texts of lines.
-      chosen: options that differ from the default, by name.
+      reader: makes requests.
+      texts: makes texts of lines.
+      chosen: options that differ from the defaults, by name.
+      generate: `Engine.outcomes` of the model.
+      stream: `Engine.stream` of the model.
     """
+    from t5lite.inference.request import Request
+
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives `input` line editing and a history
 
-    print(f"{generator.loaded.folder}; /help, Ctrl-D ends")
-    number = 0  # a text that is asked again is drawn anew
+    print(f"{reader.where}; /help, Ctrl-D ends")
+    number = 0  # a text typed twice is sampled with different seeds
     while True:
         try:
             line = input("> ")
             if line.startswith("/"):
-                changed = command(line, chosen, generator.options)
-                generator.check(generator.options(changed))
+                changed = command(line, chosen, reader.options)
+                reader.check(reader.options(changed))
                 chosen = changed
             elif line.strip():
-                text = prompts.text(Line(number + 1, 0, 0, {"text": line}))
-                question = generator.read(text, generator.options(chosen), number=number)
+                text = texts.text(Line(number + 1, 0, 0, {"text": line}))
+                request = Request.from_text(text, reader, reader.options(chosen), number=number)
                 number += 1
                 with _interruptible() as checked:
-                    if generator.streams(question.options):
-                        show(checked(generator.stream(question)))
+                    if reader.streams(request.options):
+                        show(checked(stream(request)))
                     else:
-                        for answer in generator.answers([question])[0]:
+                        (outcome,) = generate([request])
+                        if isinstance(outcome, InputError):
+                            raise outcome
+                        for answer in outcome:
                             print(answer.text)
         except EOFError:
             print()
@@ -64,10 +79,9 @@ def converse(generator: "Generator", prompts: "LineTexts", chosen: dict[str, Any
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[Iterator[str]], Iterator[str]]]:
-    """Lets Ctrl-C end what is inside, also where its exception is lost.
+    """Lets Ctrl-C stop a response, also where a library swallows its exception, in a destructor.
 
-    Libraries drop an exception that is raised while they call Python, in a destructor for one.
-    What this gives passes the pieces of an answer on, until Ctrl-C was pressed.
+    Yields a function that passes the pieces of a response on, until Ctrl-C is pressed.
     """
     pressed = False
 
@@ -94,10 +108,10 @@ def command(
     chosen: dict[str, Any],
     options_of: Callable[[Mapping[str, Any]], Options] = lambda chosen: Options(**chosen),
 ) -> dict[str, Any]:
-    """Does what a line that begins with `/` says, and returns the options from then on.
+    """Runs a line that begins with `/`, and returns the chosen options.
 
     Raises:
-      InputError: an unknown command or option, or a value that it cannot have.
+      InputError: an unknown command or option, or an invalid value.
     """
     name, *rest = line.split(maxsplit=2)
     if name == "/help":
@@ -107,11 +121,11 @@ def command(
         for option in FLAGS:
             print(f"{'*' if option in chosen else ' '} {option} = {getattr(options, option)!r}")
     elif name == "/set" and rest:
-        option, *value = rest
+        option, *words = rest
         if option not in FLAGS:
             raise unknown("option", option, FLAGS)
-        others = {key: value for key, value in chosen.items() if key != option}
-        return others | ({option: _value(value[0])} if value else {})
+        unset = {name: value for name, value in chosen.items() if name != option}
+        return unset | ({option: _value(words[0])} if words else {})
     elif name == "/set":
         raise InputError("/set needs a name and a value: /set temperature 0.7")
     else:
@@ -120,7 +134,7 @@ def command(
 
 
 def _value(text: str) -> Any:
-    """Returns what JSON says, and otherwise the text itself."""
+    """Returns the JSON value, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -128,7 +142,7 @@ def _value(text: str) -> Any:
 
 
 def show(pieces: Iterable[str]) -> None:
-    """Prints an answer as it is written."""
+    """Prints a response as it is generated."""
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -16,7 +16,6 @@ from t5lite.data.sources import NoSplit
 from t5lite.errors import InputError
 from t5lite.experiment.cuts import count_cuts
 from t5lite.experiment.experiment import Experiment
-from t5lite.experiment.prompts import as_trained
 from t5lite.experiment.run_folder import check_described
 from t5lite.inference import Loaded, load
 from t5lite.interop import Description, Opened, locate, open_model
@@ -78,7 +77,7 @@ def evaluate(
         data=experiment.data.with_labels(known.labels),
     )
     data, layout = experiment.data, experiment.layout
-    objective = as_trained(experiment.bound, known.prompts)
+    objective = experiment.bound.prompted(known.prompts)
     experiment.check_model()
     check_described(found.home, experiment.spec, data.vocabulary(), data.labels())
     shapes = data.batch_shapes(objective)

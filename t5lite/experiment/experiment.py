@@ -17,7 +17,6 @@ from t5lite.experiment.cuts import count_cuts
 from t5lite.experiment.definition import Definition
 from t5lite.experiment.description import headline, named_shapes, versions
 from t5lite.experiment.preview import example_texts
-from t5lite.experiment.prompts import prompts_of
 from t5lite.experiment.run_end import end_text
 from t5lite.experiment.run_folder import (
     check_files,
@@ -240,7 +239,7 @@ class Experiment(Definition):
         description = description_of(
             self.spec,
             self.data,
-            prompts=prompts_of(self.bound, self.data),
+            prompts=self.bound.for_features(self.data.add_eos()).prompts(self.data.vocabulary()),
             inputs=self.data.input_format() if reads else InputFormat(),
             start=start,
             tuning=self.tuning,

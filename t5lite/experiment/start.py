@@ -13,10 +13,10 @@ from etils import epath
 
 from t5lite.data.labels import check_labels
 from t5lite.errors import InputError
-from t5lite.experiment.prompts import check_prompts
 from t5lite.experiment.run_folder import check_described
 from t5lite.interop import Opened, open_model
 from t5lite.models import Model, ModelSpec, differences, load_spec, named_spec
+from t5lite.objectives import Prompts
 from t5lite.training import Checkpoints, Program, TrainState, Tuning, frozen_of
 from t5lite.training.mapping import Rule, check_mapping, match, source_of
 from t5lite.training.restore import absolute, named, saved_steps
@@ -167,6 +167,20 @@ def check_folder_of_run(
     prompts = known.prompts if known else None
     check_prompts(objective, prompts, where=f"the run in {folder}")
     return True
+
+
+def check_prompts(objective: Any, prompts: Prompts | None, *, where: str) -> None:
+    """Raises an InputError if a decoder has read inputs differently in the run so far."""
+    if prompts is None or objective.topology != "decoder":
+        return
+    if objective.prompted(prompts) != objective:
+        field = f"{type(objective).__name__}.bidirectional_inputs"
+        theirs = prompts.bidirectional
+        raise InputError(
+            f"{field} = {not theirs}: {where} was trained with {theirs}; set {field} = {theirs} to "
+            "go on, or choose another model_dir",
+            field=field,
+        )
 
 
 def first_state(

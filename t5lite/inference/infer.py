@@ -1,4 +1,4 @@
-"""Resumable batch inference: lines in, JSON lines of answers out."""
+"""Resumable batch inference: lines in, JSON lines of responses out."""
 
 import dataclasses
 import math
@@ -10,18 +10,18 @@ from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError, unknown
 from t5lite.inference.answer import Answer
 from t5lite.inference.batch_job import Job, Lines, check_row, part_name, write
-from t5lite.inference.generator import Generator
 from t5lite.inference.options import FLAGS, Options
-from t5lite.inference.request import Request
+from t5lite.inference.request import Reader, Request
 from t5lite.inference.resumable import Resumable
 
 
 @dataclasses.dataclass(frozen=True)
 class LineReader:
-    """Makes requests of lines.
+    """Makes requests of lines, and answers them.
 
     Args:
-      generator: of the model.
+      reader: of the model.
+      answer: `Engine.outcomes` of the model.
       text_of: returns the text of a line.
       options: of lines without their own.
       chosen: options by name that precede the model's own.
@@ -29,7 +29,8 @@ class LineReader:
       is_option: whether a row's object `options` holds options, rather than a column of its text.
     """
 
-    generator: Generator
+    reader: Reader
+    answer: Callable[[Sequence[Request]], Sequence[list[Answer] | InputError]]
     text_of: Callable[[Line], str]
     options: Options
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -40,13 +41,15 @@ class LineReader:
         """Returns the request of a line, whose samples depend on its number alone.
 
         Raises:
-          InputError: a broken line, or one that `text_of` or `Generator.read` refuses.
+          InputError: a broken line, or one that `text_of` or `Request` refuses.
         """
         row, number, text = check_row(line), line.number - 1, self.text_of(line)
         if line.number in self.ids:
             ids = self.ids[line.number]
-            return self.generator.read_ids(ids, self.options_of(row), number=number, text=text)
-        return self.generator.read(text, self.options_of(row), number=number)
+            return Request.from_ids(
+                ids, self.reader, self.options_of(row), number=number, text=text
+            )
+        return Request.from_text(text, self.reader, self.options_of(row), number=number)
 
     def options_of(self, row: Row) -> Options:
         """Returns the options of a row: its own object `options` precedes the others."""
@@ -56,7 +59,7 @@ class LineReader:
         for name in own:
             if name not in FLAGS:
                 raise unknown("option", name, FLAGS)
-        return self.generator.options({**self.chosen, **own})
+        return self.reader.options({**self.chosen, **own})
 
 
 def infer(
@@ -96,14 +99,12 @@ def infer(
         print(f"{output.path} is complete", file=sys.stderr)
         return 0
     reader = open_reader()
-    generator = reader.generator
 
     def answer(requests: list[Request]) -> Iterator[InputError | tuple[Request, list[Answer]]]:
-        outcomes = generator.outcomes(requests, batch_size=batch_size)
-        for request, outcome in zip(requests, outcomes, strict=True):
+        for request, outcome in zip(requests, reader.answer(requests), strict=True):
             yield outcome if isinstance(outcome, InputError) else (request, outcome)
 
-    piece = generator.loaded.engine.words.piece
+    piece = reader.reader.vocabulary.piece
     job = Job(
         reader.read,
         answer,

@@ -94,6 +94,11 @@ class Reader:
         draft = self.draft_length > 0
         return options_with(self.defaults, chosen, spec=self.spec, draft=draft)
 
+    def streams(self, options: Options) -> bool:
+        """Whether a response can come in pieces."""
+        several = options.num_beams > 1 or options.num_samples > 1
+        return not (self.fill or several or self.spec.topology == "encoder")
+
     def check(self, options: Options) -> None:
         """Raises the InputError that any text with such options raises, if it does."""
         self._expressed(options)

@@ -168,7 +168,8 @@ def _read_inputs(changes: Adaptation, opened: Opened, *, source: str, dtype: str
     new = None if changes.vocabulary is None else read_new_vocabulary(changes.vocabulary)
     vectors = None if changes.vectors is None else surgery.vectors_from_text(changes.vectors)
     decoder = None if changes.decoder is None else open_model(changes.decoder)
-    ours, theirs = new or opened.vocabulary, decoder and decoder.vocabulary
+    ours = new or opened.vocabulary
+    theirs = None if decoder is None else decoder.vocabulary
     if ours is not None and theirs is not None and _pieces(ours) != _pieces(theirs):
         name = changes.vocabulary or source
         raise InputError(

@@ -227,6 +227,16 @@ class Objective(HostHalf):
         """
         raise NotImplementedError(f"{type(self).__name__}.loss")
 
+    def prompts(self, vocabulary: Any) -> Any:
+        """Returns the `Prompts` of the trained model; None if it is not prompted."""
+        del vocabulary
+        return None
+
+    def prompted(self, prompts: Any) -> Self:
+        """Returns the objective whose decoder reads inputs as `prompts` say, if not None."""
+        del prompts
+        return self
+
     def show(self, example: Example, vocabulary: Any) -> list[str]:
         """Returns the texts of a prepared example for a person to read: each feature as one."""
         return [vocabulary.decode(values.tolist()) for values in example.values()]

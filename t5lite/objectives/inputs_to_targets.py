@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -54,6 +54,12 @@ class InputsToTargets(TokenCrossEntropy):
         """Returns how the trained model is prompted."""
         frames = self.frames(vocabulary)
         return Prompts(self.prompt, *frames, bidirectional=self.bidirectional_inputs)
+
+    def prompted(self, prompts: Prompts | None) -> Self:
+        """Returns the objective whose decoder reads inputs as `prompts` say, if not None."""
+        if prompts is None:
+            return self
+        return dataclasses.replace(self, bidirectional_inputs=prompts.bidirectional)
 
     def pairs(
         self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator

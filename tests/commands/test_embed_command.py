@@ -8,7 +8,7 @@ import pytest
 from small_folders import add_pooling, add_tokenizer, copied
 
 import t5lite
-from t5lite.commands.embed import read_vectors, save
+from t5lite.inference.vectors import read_vectors, write_vectors
 from t5lite.main import main
 
 pytest.importorskip("tokenizers")
@@ -86,7 +86,7 @@ def test_texts_take_the_room_that_they_need(tmp_path):
     texts = ["été\0", "", "長い" * 5000, *map(str, range(500))]
     vectors = list(np.eye(len(texts), 4, dtype=np.float32))
     with open(tmp_path / "out.npz", "wb") as file:
-        save(file, ".npz", vectors, texts)
+        write_vectors(file, ".npz", vectors, texts)
     needed = len("".join(texts).encode()) + 8 * len(texts) + 16 * len(texts)
     assert (tmp_path / "out.npz").stat().st_size < needed + 2000
     assert read_vectors(tmp_path / "out.npz")[1] == texts
@@ -125,18 +125,18 @@ def test_the_nearest(embed, loaded, file, tmp_path, ending):
         (["a", "--output_file=x.csv"], "must end in .npz or .npy or .jsonl"),
         (["--query=a"], "--query and --among go together"),
         (["--among=wide.npy"], "--query and --among go together"),
-        (["--query=a", "--among=wide.npy", "b"], "it embeds no other text"),
-        (["--query=a", "--among=wide.npy"], "has vectors of 7 numbers, and this model makes 24"),
+        (["--query=a", "--among=wide.npy", "b"], "and embeds no other text"),
+        (["--query=a", "--among=wide.npy"], "vectors of size 7, and the model"),
         (["--query=a", "--among=wide.npy", "--neighbours=0"], "--neighbours = 0: must be"),
         (["--query=a", "--among=wide.csv"], "--among=wide.csv: must end in .npz"),
-        (["--query=a", "--among=damaged.npz"], "--among=damaged.npz: not what t5lite embed writes"),
-        (["--query=a", "--among=damaged.npy"], "--among=damaged.npy: not what t5lite embed writes"),
-        (["--query=a", "--among=nowhere.npz"], "--among=nowhere.npz: not what"),
+        (["--query=a", "--among=damaged.npz"], "--among=damaged.npz: not a file of t5lite embed"),
+        (["--query=a", "--among=damaged.npy"], "--among=damaged.npy: not a file of t5lite embed"),
+        (["--query=a", "--among=nowhere.npz"], "--among=nowhere.npz: not a file"),
         (
             ["--query=a", "--among=empty.jsonl"],
-            "not what t5lite embed writes: vectors of shape [0]",
+            "not a file of t5lite embed: vectors of shape [0]",
         ),
-        (["--query=a", "--among=other.npz"], "not what t5lite embed writes: 'embeddings is not"),
+        (["--query=a", "--among=other.npz"], "not a file of t5lite embed: 'embeddings is not"),
         (
             ["abcdefghijklmnopqrstuvwxyz", "--output_file=x.npz"],
             "no line could be embedded; line 1",

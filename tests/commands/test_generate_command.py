@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import math
@@ -20,10 +21,9 @@ import pytest
 from small_folders import add_tokenizer, copied
 
 import t5lite
-import t5lite.inference.generator
 from t5lite.commands import generate as generate_command
 from t5lite.commands import infer, session
-from t5lite.commands.prompts import given_options, prompts_of
+from t5lite.commands.prompts import chosen_options, texts_of
 from t5lite.data.files.readers import Line
 from t5lite.errors import InputError
 from t5lite.inference.options import DEFAULTS, FLAGS, RULES, Options, table
@@ -84,7 +84,7 @@ def test_flags_are_the_options_table(verb):
         assert actions[name].help == rule.help
         if rule.kind in (int, float) and DEFAULTS[name] is not None:
             assert re.search(rf"\([^()]*\b{DEFAULTS[name]:g}\)$", rule.help), name
-    assert given_options(parsed("generate")) == {}
+    assert chosen_options(parsed("generate")) == {}
 
 
 def test_the_documentation_is_the_options_table():
@@ -94,7 +94,7 @@ def test_the_documentation_is_the_options_table():
 
 
 def test_options_are_what_the_flags_say():
-    given = given_options(
+    given = chosen_options(
         parsed(
             "generate",
             *("--num_beams=4", "--early_stopping=never", "--length_penalty=0.6"),
@@ -202,7 +202,7 @@ def examples(tmp_path):
 
 
 def text_of(row, *arguments):
-    return prompts_of(parsed("generate", *map(str, arguments))).text(Line(1, 0, 0, row))
+    return texts_of(parsed("generate", *map(str, arguments))).text(Line(1, 0, 0, row))
 
 
 def test_a_template():
@@ -212,7 +212,7 @@ def test_a_template():
     with pytest.raises(InputError, match="column 'context' is missing"):
         text_of({"question": "who?"}, template)
     with pytest.raises(InputError, match="broken"):
-        prompts_of(parsed("generate", template)).text(Line(1, 0, 0, None, "broken"))
+        texts_of(parsed("generate", template)).text(Line(1, 0, 0, None, "broken"))
 
 
 def test_shots(examples):
@@ -252,9 +252,14 @@ def converse(monkeypatch, loaded, *lines, chosen=None):
         return line
 
     monkeypatch.setattr("builtins.input", read)
-    generator = t5lite.inference.generator.Generator(loaded)
-    prompts = prompts_of(parsed("generate"))
-    return session.converse(generator, prompts, {"max_new_tokens": 6} | (chosen or {}))
+    engine, params = loaded.engine, loaded.decoding_params
+    return session.converse(
+        loaded.reader(),
+        texts_of(parsed("generate")),
+        {"max_new_tokens": 6} | (chosen or {}),
+        generate=functools.partial(engine.outcomes, params),
+        stream=functools.partial(engine.stream, params),
+    )
 
 
 def test_a_session(monkeypatch, capsys, loaded):

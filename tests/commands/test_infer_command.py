@@ -18,7 +18,8 @@ from small_folders import add_tokenizer, copied
 import t5lite
 from t5lite.data import ArrayData, open_vocabulary
 from t5lite.errors import InputError
-from t5lite.inference.generator import Generator
+from t5lite.inference.engine import Engine
+from t5lite.inference.request import Request
 from t5lite.inference.resumable import Resumable
 from t5lite.main import main
 from t5lite.models import override, preset
@@ -163,16 +164,16 @@ def whole(infer, tmp_path):
 
 def test_an_interrupted_run_goes_on(infer, whole, tmp_path, monkeypatch):
     part, out = tmp_path / "out.jsonl.part", tmp_path / "out.jsonl"
-    calls, answers = [], Generator.outcomes
+    calls, outcomes = [], Engine.outcomes
 
-    def stopped(self, questions, *, batch_size):
-        calls.append(len(questions))
+    def stopped(self, params, requests, **options):
+        calls.append(len(requests))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return answers(self, questions, batch_size=batch_size)
+        return outcomes(self, params, requests, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Generator, "outcomes", stopped)
+        patch.setattr(Engine, "outcomes", stopped)
         code, said = infer(*flags())
     assert (code, said) == (130, "t5lite: interrupted\n")
     assert not out.exists()
@@ -356,13 +357,14 @@ def test_a_task(infer, loaded, folder, tmp_path):
     assert {line["input"]["inputs"]: line["input"]["targets"] for line in found} == texts
     assert len(found) == 5
     by_text = {loaded.vocabulary.decode(each["inputs"]): each for each in data(folder).validation}
-    generator = Generator(loaded)
-    options = generator.options({"max_new_tokens": 6})
-    questions = [
-        generator.read_ids(by_text[line["input"]["inputs"]]["inputs"], options, number=number)
+    reader = loaded.reader()
+    options = reader.options({"max_new_tokens": 6})
+    requests = [
+        Request.from_ids(by_text[line["input"]["inputs"]]["inputs"], reader, options, number=number)
         for number, line in enumerate(found)
     ]
-    expected = [answers[0].text for answers in generator.answers(questions)]
+    answers = loaded.engine.generate(loaded.decoding_params, requests)
+    expected = [samples[0].text for samples in answers]
     assert [line["output"] for line in found] == expected
     assert infer(*asked) == (0, "out.jsonl is complete\n")
     infer(*asked, "--split=train", "--output_file=train.jsonl")
@@ -375,15 +377,15 @@ def test_a_task(infer, loaded, folder, tmp_path):
 
 def test_ids_of_a_task_are_read_as_they_are(loaded):
     """No text can stand for them: one that says nothing, and one that is read as other ids."""
-    generator = Generator(loaded)
-    options = generator.options({"max_new_tokens": 3})
+    reader = loaded.reader()
+    options = reader.options({"max_new_tokens": 3})
     eos, pad = loaded.vocabulary.eos_id, 0
     for ids in ([pad, eos], [5, 6, 5], [eos, 5, eos], [5, 6, eos]):
-        question = generator.read_ids(np.array(ids), options, number=2)
-        assert (question.ids, question.number) == (ids, 2)
-        assert len(generator.answers([question])) == 1
+        request = Request.from_ids(np.array(ids), reader, options, number=2)
+        assert (request.ids, request.number) == (ids, 2)
+        assert len(loaded.engine.generate(loaded.decoding_params, [request])) == 1
     with pytest.raises(InputError, match="the example is empty"):
-        generator.read_ids([], options)
+        Request.from_ids([], reader, options)
 
 
 def test_ids_of_a_task_must_fit(tmp_path):
@@ -392,12 +394,12 @@ def test_ids_of_a_task_must_fit(tmp_path):
     loaded = t5lite.load(folder, devices=jax.devices()[:1])
     room = loaded.spec.decoder.max_length
     short, long = [7] * (room - 4), [7] * (room - 3)
-    generator = Generator(loaded)
-    options = generator.options({"max_new_tokens": 4})
-    assert generator.read_ids(short, options).ids == short
+    reader = loaded.reader()
+    options = reader.options({"max_new_tokens": 4})
+    assert Request.from_ids(short, reader, options).ids == short
     with pytest.raises(InputError, match=f"a text of {room - 3} tokens, and 4 new ones"):
-        generator.read_ids(long, options)
-    cut = Generator(loaded, truncate=True).read_ids([*range(3), *long], options).ids
+        Request.from_ids(long, reader, options)
+    cut = Request.from_ids([*range(3), *long], loaded.reader(truncate=True), options).ids
     assert len(cut) == len(short)
     assert cut == [*range(3), *long][-len(cut) :]  # what is continued loses its beginning
 

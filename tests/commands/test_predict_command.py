@@ -321,7 +321,7 @@ def test_other_heads_and_labels_without_names(tmp_path, capsysbinary, monkeypatc
     assert main(["predict", "--model_dir=run", "a", "--head=classification"]) == 0
     printed = capsysbinary.readouterr()
     assert json.loads(printed.out)["label"] == 2
-    assert b"no names of labels beside the model: they are numbers" in printed.err
+    assert b"the model has no label names: labels are numbers" in printed.err
     (tmp_path / "in.jsonl").write_text('{"q": "a?", "c": "b c", "id": 7}\n')
     assert main(["predict", "--model_dir=run", "--input_file=in.jsonl", "--head=spans"]) == 0
     line = json.loads(capsysbinary.readouterr().out)

@@ -11,8 +11,8 @@ from small_folders import add_tokenizer, copied
 import t5lite
 from t5lite.errors import InputError
 from t5lite.inference import embedding
-from t5lite.inference.generator import Generator
 from t5lite.inference.options import Options
+from t5lite.inference.request import Request
 from t5lite.models import Model, override
 
 pytest.importorskip("tokenizers")
@@ -58,23 +58,24 @@ def test_a_draft_s_positions_bound_the_texts(decoder):
     )
     with pytest.raises(InputError, match="the model takes 12"):
         decoder.generate(["abcdef"], draft=short, max_new_tokens=8)
-    cut = Generator(decoder, draft=short, draft_length=2, truncate=True)
-    assert len(cut.read("abcdefghijk", Options(max_new_tokens=4)).ids) == 6
+    reader = decoder.reader(draft=short, draft_length=2, truncate=True)
+    request = Request.from_text("abcdefghijk", reader, Options(max_new_tokens=4))
+    assert len(request.ids) == 6
 
 
 def test_a_prefix_has_no_end_and_its_beginning_is_cut(decoder, seq2seq):
     for loaded in (decoder, seq2seq):
-        generator = Generator(loaded, prompt="prefix", truncate=True)
+        reader = loaded.reader(prompt="prefix", truncate=True)
         ids = loaded.vocabulary.encode("abcd")
-        assert generator.read("abcd", Options(max_new_tokens=8)).ids == ids
+        assert Request.from_text("abcd", reader, Options(max_new_tokens=8)).ids == ids
     room = decoder.spec.decoder.max_length
     text = "".join("abcdefg"[n % 7] for n in range(2 * room))
     ids = decoder.vocabulary.encode(text)
     for prompt, kept in (("continue", ids[-room + 8 :]), ("prefix", ids[-room + 8 :])):
-        generator = Generator(decoder, prompt=prompt, truncate=True)
-        assert generator.read(text, Options(max_new_tokens=8)).ids == kept
-    whole = Generator(decoder, prompt="inputs", truncate=True)
-    assert whole.read(text, Options(max_new_tokens=8)).ids[:9] == ids[:9]
+        reader = decoder.reader(prompt=prompt, truncate=True)
+        assert Request.from_text(text, reader, Options(max_new_tokens=8)).ids == kept
+    whole = decoder.reader(prompt="inputs", truncate=True)
+    assert Request.from_text(text, whole, Options(max_new_tokens=8)).ids[:9] == ids[:9]
 
 
 def test_advice_to_truncate_is_given_where_it_helps(decoder):
@@ -125,12 +126,12 @@ def test_rules_that_leave_no_token_are_errors_of_their_row(decoder, options):
     with pytest.raises(InputError, match=r"texts\[0\]: no token is left to write"):
         decoder.generate(["abc", "de"], **rules, **options)
     draft = options.pop("draft", None)
-    generator = Generator(decoder, draft=draft)
-    both = [
-        generator.read(text, Options(logits_fn=nothing_after_two, max_new_tokens=most, **options))
-        for text, most in (("abc", 6), ("de", 2))
-    ]
-    bad, good = generator.outcomes(both)
+    reader = decoder.reader(draft=draft)
+    both = []
+    for text, most in (("abc", 6), ("de", 2)):
+        own = Options(logits_fn=nothing_after_two, max_new_tokens=most, **options)
+        both.append(Request.from_text(text, reader, own))
+    bad, good = decoder.engine.outcomes(decoder.decoding_params, both, draft=draft)
     assert isinstance(bad, InputError)
     assert len(good[0].tokens) == 2
 

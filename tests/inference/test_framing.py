@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from saved_models import save_model
 
-from t5lite.data import ArrayData, Bytes, HuggingFaceTokenizer, train_sentencepiece
+from t5lite.data import Bytes, HuggingFaceTokenizer, train_sentencepiece
 from t5lite.errors import InputError
-from t5lite.experiment.prompts import as_trained, check_prompts, prompts_of
+from t5lite.experiment.start import check_prompts
 from t5lite.framing import Frame
 from t5lite.inference import Engine, Loaded, load
 from t5lite.inference.embedding import Embedder
-from t5lite.inference.generator import Generator
+from t5lite.inference.request import Request
 from t5lite.inference.scoring import Scorer
 from t5lite.interop import Description
 from t5lite.interop.prompts import read_prompts, save_prompts
@@ -99,6 +99,10 @@ def loaded_with(model, vocabulary, prompts=None):
     mesh = make_mesh(layout, jax.devices()[:1])
     engine = Engine(model, vocabulary, layout, mesh)
     return Loaded(engine, None, Description(model.spec, prompts=prompts))
+
+
+def read_ids(loaded, **options):
+    return Request.from_text(TEXT, loaded.reader(**options)).ids
 
 
 def prepared(objective, vocabulary, **example):
@@ -192,7 +196,7 @@ def test_what_is_trained_on_is_what_is_answered(form, topology, make, tmp_path):
         assert prompt.targets(written) == targets
         assert targets[-1] == vocabulary.eos_id
         if make is Seq2Seq:
-            answered = Generator(loaded).read(TEXT).ids
+            answered = read_ids(loaded)
             scored = scorer.read(TEXT, TEXT)
             assert answered == inputs
             assert scored.tokens == targets
@@ -215,7 +219,7 @@ def test_a_text_that_a_model_continues_has_no_frame(form):
     model = model_of("decoder")
     loaded = loaded_with(model, vocabulary, bind(CausalLM(), model).prompts(vocabulary))
     ids = vocabulary.encode(TEXT)
-    assert Generator(loaded).read(TEXT).ids == ids
+    assert read_ids(loaded) == ids
     assert Scorer(loaded).read(TEXT).targets == ids
     found = prepared(CausalLM(), vocabulary)
     assert found["targets"] == [*ids, vocabulary.eos_id]
@@ -291,8 +295,8 @@ def test_a_run_without_a_record_is_read_as_before(form, tmp_path):
     before = read_prompts(tmp_path, vocabulary, topology="decoder")
     loaded = loaded_with(model, vocabulary, before)
     ids = vocabulary.encode(TEXT)
-    assert Generator(loaded).read(TEXT).ids == ids
-    assert Generator(loaded, prompt="inputs").read(TEXT).ids == [*ids, vocabulary.eos_id]
+    assert read_ids(loaded) == ids
+    assert read_ids(loaded, prompt="inputs") == [*ids, vocabulary.eos_id]
     assert loaded.prompts.of("inputs").bidirectional
     assert not loaded.prompts.of(None).bidirectional
     both = read_prompts(tmp_path, vocabulary, topology="encoder_decoder")
@@ -302,7 +306,7 @@ def test_a_run_without_a_record_is_read_as_before(form, tmp_path):
     check_prompts(bind(CausalLM(), model), before, where="the run")
     with pytest.raises(InputError, match=r"bidirectional_inputs = True to go on"):
         check_prompts(bind(Seq2Seq(), model), before, where="the run")
-    assert as_trained(bind(Seq2Seq(), model), before).bidirectional_inputs  # as it is evaluated
+    assert bind(Seq2Seq(), model).prompted(before).bidirectional_inputs  # as it is evaluated
     assert not loaded_with(model, vocabulary).prompts.of("inputs").bidirectional
 
 
@@ -321,15 +325,14 @@ def test_a_record_that_cannot_be_read_is_named(change, message, tmp_path):
 def test_what_a_task_says_of_eos_is_recorded(form):
     """`seqio.Feature.add_eos`: neither an EOS between inputs and targets, nor one that ends."""
     vocabulary, _, _ = form
-    data = ArrayData([], lengths={}, batch_size=1, vocab=vocabulary)
     ids, eos = vocabulary.encode(TEXT), (vocabulary.eos_id,)
     for topology in ("decoder", "encoder_decoder"):
         model = model_of(topology)
         objective = bind(Seq2Seq(add_eos={"inputs": False, "targets": True}), model)
-        loaded = loaded_with(model, vocabulary, prompts_of(objective, data))
-        assert Generator(loaded).read(TEXT).ids == ids
+        loaded = loaded_with(model, vocabulary, objective.prompts(vocabulary))
+        assert read_ids(loaded) == ids
         assert Scorer(loaded).read(TEXT, TEXT).tokens == [*ids, *eos]
         objective = bind(Seq2Seq(add_eos={"inputs": True, "targets": False}), model)
-        loaded = loaded_with(model, vocabulary, prompts_of(objective, data))
-        assert Generator(loaded).read(TEXT).ids == [*ids, *eos]
+        loaded = loaded_with(model, vocabulary, objective.prompts(vocabulary))
+        assert read_ids(loaded) == [*ids, *eos]
         assert Scorer(loaded).read(TEXT, TEXT).tokens == ids

@@ -13,7 +13,7 @@ from saved_models import save_model
 import t5lite
 from t5lite.data import Bytes, HuggingFaceTokenizer, WordPiece, train_sentencepiece
 from t5lite.inference.gaps import encode
-from t5lite.inference.generator import Generator
+from t5lite.inference.request import Request
 from t5lite.interop.huggingface.written_tokenizers import write_vocabulary
 from t5lite.models import Model, override
 from t5lite.objectives import CausalLM, PrefixLM, Seq2Seq, bind
@@ -116,7 +116,7 @@ def read(loaded, text):
     """Returns the ids that a model reads, a start token included."""
     if loaded.model.topology == "encoder":
         return loaded.vocabulary.frame(loaded.vocabulary.encode(text))
-    ids = list(Generator(loaded).read(text).ids)
+    ids = list(Request.from_text(text, loaded.reader()).ids)
     return [loaded.spec.start_id, *ids] if loaded.model.topology == "decoder" else ids
 
 
