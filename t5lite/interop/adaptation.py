@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from t5lite.data import Vocabulary, open_vocabulary
-from t5lite.errors import InputError, option, require_integer
+from t5lite.errors import InputError, check_value, option
 from t5lite.interop.conversion import Progress, read_params
 from t5lite.interop.description import Description
 from t5lite.interop.huggingface.vocabularies import read_vocabulary
@@ -61,7 +61,7 @@ class Adaptation:
             raise InputError(f"nothing to adapt: give at least one of {names}")
         for name in ("experts", "top_k", "new_tokens"):
             if self.has(name):
-                require_integer(option(name), getattr(self, name), field=name)
+                check_value(name, getattr(self, name), "integer in [1, inf)")
         if self.encoder_decoder and self.has("decoder"):
             self._refuse("decoder", f"is not for {option('encoder_decoder')}; leave one out")
         if self.has("cross_attention") and not (self.encoder_decoder or self.has("decoder")):

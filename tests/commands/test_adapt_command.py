@@ -296,7 +296,7 @@ def test_adapting_is_a_function(llama, tmp_path, capsys):
     ours, theirs = (t5lite.load(tmp_path / name) for name in ("ours", "theirs"))
     assert ours.spec == theirs.spec
     assert leaves(ours.params) == leaves(theirs.params)
-    with pytest.raises(InputError, match=r"^experts is 0; it must be an integer") as error:
+    with pytest.raises(InputError, match=r"^experts = 0: must be a whole number") as error:
         interop.Adaptation(experts=0)
     assert error.value.field == "experts"
 
@@ -319,10 +319,10 @@ def test_adapting_is_a_function(llama, tmp_path, capsys):
         (["--new_tokens=3", "--top_k=1"], "--top_k is for --experts"),
         (["--new_tokens=3", "--expert_layers=all"], "--expert_layers is for --experts"),
         (["--new_tokens=3", "--start_id=1"], "--start_id is for --vocabulary"),
-        (["--new_tokens=0"], "--new_tokens is 0; it must be an integer of at least 1"),
+        (["--new_tokens=0"], "--new_tokens = 0: must be a whole number of at least 1"),
         (["--new_tokens=many"], "--new_tokens: invalid int value"),
-        (["--experts=0"], "--experts is 0; it must be"),
-        (["--experts=2", "--top_k=0"], "--top_k is 0; it must be"),
+        (["--experts=0"], "--experts = 0: must be"),
+        (["--experts=2", "--top_k=0"], "--top_k = 0: must be"),
         (["--experts=2", "--top_k=3"], "top_k = 3: must be at most num_experts"),
         (["--encoder_decoder", "--to=t5x"], "--to: invalid choice"),
         (["--gin.train.seed=1", "--experts=2"], "adapt reads no gin configuration"),
