@@ -1,4 +1,4 @@
-"""How rows become the texts that a run's model reads, kept beside the model: `inputs.json`."""
+"""The format of a model's inputs: how rows become texts, saved beside it as `inputs.json`."""
 
 import dataclasses
 import json
@@ -8,8 +8,8 @@ from typing import Any
 
 from t5lite.data.files.columns import Answer, Column, Tags, Text
 from t5lite.data.files.templates import Template
-from t5lite.data.paths import as_path, write_whole
-from t5lite.errors import InputError, unknown
+from t5lite.data.paths import as_path, read_json, write_json
+from t5lite.errors import InputError
 
 FILE = "inputs.json"
 AMONG_OTHERS = "t5lite_inputs.json"  # in another library's folder
@@ -19,14 +19,13 @@ KINDS = ("text", "words", "context")
 
 @dataclasses.dataclass(frozen=True)
 class InputFormat:
-    """How the feature `inputs` was made in training.
+    """Format of the feature `inputs` in training.
 
     Attributes:
-      template: the template of columns, such as "{title}. {body}"; None where the data had none.
+      template: of columns, such as "{title}. {body}"; None for data without one.
       kind: "text"; "words": the template's one slot holds words, in a list or with spaces between
         (`Tags`); "context": answers are in its last slot (`Answer`).
-      length: most tokens of a text, special ones included, longer ones losing their end; None where
-        that is unknown.
+      length: most tokens of a text, special ones included, before truncation; None if unknown.
     """
 
     template: str | None = None
@@ -35,7 +34,7 @@ class InputFormat:
 
     @classmethod
     def of(cls, column: Column | None, *, length: int | None) -> "InputFormat":
-        """Returns the format of what a column makes; without a template if only its code says."""
+        """Returns the format of a column; without a template if it is of a user's own class."""
         if isinstance(column, Text):
             return cls(column.template.text, length=length)
         if isinstance(column, Tags):
@@ -56,9 +55,8 @@ class InputFormat:
 
         Args:
           row: its columns.
-          columns: of which the first that is there holds the text, where no template does.
-          template: of the text, instead of the one in training. That one makes texts of rows that
-            have all of its columns.
+          columns: the first of them that the row has is the text, if no template applies.
+          template: of the text; None: the one of training, if the row has all of its columns.
 
         Raises:
           InputError: if a column is missing, or holds no text.
@@ -70,14 +68,13 @@ class InputFormat:
         trained = self.of_rows(row)
         if trained is not None:
             return trained.render(row)
-        found = text_in(row, columns)
-        if found is None:
-            there = ", ".join(map(repr, row)) or "nothing"
+        text = text_in(row, columns)
+        if text is None:
             needed = f"no {' or '.join(map(repr, columns))}"
             if self.template is not None:
                 needed += f", nor what training read, {self.template!r}"
-            raise InputError(f"{needed}; there is {there}")
-        return found
+            raise InputError(f"{needed}; there is {', '.join(map(repr, row)) or 'nothing'}")
+        return text
 
     @property
     def is_plain(self) -> bool:
@@ -100,19 +97,18 @@ def text_in(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
 
 
 def save_input_format(folder: str | os.PathLike, inputs: InputFormat, *, name: str = FILE) -> None:
-    """Writes `inputs.json` unless it says the same already; nothing known, no file.
+    """Writes `inputs.json` unless a load gives the same; the default format has no file.
 
     Raises:
       InputError: if the file cannot be written.
     """
     if inputs != load_input_format(folder, name=name):
-        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(inputs)}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_whole(as_path(folder) / name, text.encode())
+        content = dataclasses.asdict(inputs)
+        write_json(as_path(folder) / name, content, version=FORMAT_VERSION)
 
 
 def load_input_format(folder: str | os.PathLike, *, name: str = FILE) -> InputFormat:
-    """Returns what `save_input_format` wrote into a folder; of one without the file, the default.
+    """Returns what `save_input_format` wrote into a folder; without the file, the default.
 
     Raises:
       InputError: if the file is damaged or of a newer format.
@@ -120,22 +116,17 @@ def load_input_format(folder: str | os.PathLike, *, name: str = FILE) -> InputFo
     path = as_path(folder) / name
     if not path.exists():
         return InputFormat()
+    return read_json(path, _parsed, version=FORMAT_VERSION)
+
+
+def _parsed(content: dict[str, Any]) -> InputFormat:
+    inputs = InputFormat(**content)
+    if inputs.kind not in KINDS:
+        raise ValueError(f"kind {inputs.kind!r}")
+    if inputs.length is not None and not inputs.length >= 1:
+        raise ValueError(f"length {inputs.length}")
     try:
-        content = json.loads(path.read_bytes())
-        version = content.pop("format_version")
-        inputs = InputFormat(**content) if version == FORMAT_VERSION else None
-        if inputs is not None:
-            if inputs.kind not in KINDS:
-                raise unknown("kind", inputs.kind, KINDS)
-            if inputs.template is not None:
-                Template(inputs.template)
-            if inputs.length is not None and not inputs.length >= 1:
-                raise ValueError(f"length {inputs.length}")
-    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-        raise InputError(f"{path} is damaged: {error!r}; restore it from a backup") from error
-    if inputs is None:
-        raise InputError(
-            f"{path}: format_version {version}; this t5lite reads {FORMAT_VERSION}: use the t5lite "
-            "that wrote it"
-        )
+        Template(inputs.template or "")
+    except InputError as error:
+        raise ValueError(str(error)) from error
     return inputs

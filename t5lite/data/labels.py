@@ -1,10 +1,10 @@
-"""Names of labels: what the outputs of a head mean, saved beside the model as `labels.json`."""
+"""Names of a head's labels, saved beside the model as `labels.json`."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from t5lite.data.paths import as_path, write_whole
+from t5lite.data.paths import as_path, read_json, write_json
 from t5lite.errors import InputError
 
 FILE = "labels.json"
@@ -16,20 +16,14 @@ Labels = Mapping[str, Sequence[str]]
 
 
 def save_labels(folder: str | os.PathLike, labels: Labels) -> None:
-    """Writes `labels.json` unless it says the same already; no labels, no file.
-
-    Args:
-      folder: where `model.json` lies.
-      labels: names by feature.
+    """Writes `labels.json`, names by feature, beside `model.json`; no labels, no file.
 
     Raises:
       InputError: if the file cannot be written.
     """
-    path = as_path(folder) / FILE
     names = {feature: list(each) for feature, each in labels.items()}
     if names != load_labels(folder):
-        content = {"format_version": FORMAT_VERSION, "labels": names}
-        write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(as_path(folder) / FILE, {"labels": names}, version=FORMAT_VERSION)
 
 
 def load_labels(folder: str | os.PathLike) -> dict[str, list[str]]:
@@ -39,39 +33,26 @@ def load_labels(folder: str | os.PathLike) -> dict[str, list[str]]:
       InputError: if the file is damaged or of a newer format.
     """
     path = as_path(folder) / FILE
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-        version, labels = content["format_version"], content["labels"]
-        labels = {feature: [*map(_text, names)] for feature, names in labels.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: {error!r}; restore it from a backup") from error
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: format_version {version}; this t5lite reads {FORMAT_VERSION}: use the t5lite "
-            "that wrote it"
-        )
-    return labels
+    return read_json(path, _parsed, version=FORMAT_VERSION) if path.exists() else {}
 
 
-def check_labels(labels: Labels, known: Labels, *, where: str = "the model") -> None:
-    """Refuses labels that have other names, or another order, than those of a model.
+def check_labels(labels: Labels, expected: Labels, *, where: str = "the model") -> None:
+    """Refuses labels of data whose names or order differ from a model's.
 
     Args:
       labels: of the data.
-      known: of the model; features that only one of the two has are not compared.
-      where: which model, for the message.
+      expected: of the model; features that only one of the two has are not compared.
+      where: the model, in the message.
 
     Raises:
       InputError: listing both.
     """
     for feature, names in labels.items():
-        if feature in known and list(names) != list(known[feature]):
+        if feature in expected and list(names) != list(expected[feature]):
             raise InputError(
                 f"the labels of {feature!r} are not those of {where}:\n"
                 f"  data:  {_listed(names)}\n"
-                f"  model: {_listed(known[feature])}\n"
+                f"  model: {_listed(expected[feature])}\n"
                 "set the model's as `classes` (of Class or Tags in the data's features), or begin "
                 "with a fresh head in a new folder"
             )
@@ -82,7 +63,9 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_SHOWN])) + more
 
 
-def _text(name: object) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"{name!r} is not a name")
-    return name
+def _parsed(content: dict[str, Any]) -> dict[str, list[str]]:
+    labels = {feature: list(names) for feature, names in content["labels"].items()}
+    for name in (name for names in labels.values() for name in names):
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r} is not a name")
+    return labels

@@ -1,4 +1,4 @@
-"""Random orders of any size, computed place by place: a permutation without its table.
+"""Random permutations of any size, computed position by position, without a table.
 
 A Feistel network over the next power of two is a permutation of it whatever its round function is;
 a value beyond the size is permuted again until it falls within it (cycle walking: Black and Rogaway
@@ -14,17 +14,17 @@ _TABLE = 4096  # up to here a table is as cheap, and exactly uniform
 
 
 def generator(*key: int | str) -> np.random.Generator:
-    """Returns the random generator that belongs to a key."""
+    """Returns the random generator of a key."""
     return np.random.default_rng(
         [zlib.crc32(part.encode()) if isinstance(part, str) else part % 2**64 for part in key]
     )
 
 
-def permuted(places: np.ndarray, size: int, *key: int | str) -> np.ndarray:
-    """Returns what stands at some places of a key's random order of `range(size)`.
+def permuted(positions: np.ndarray, size: int, *key: int | str) -> np.ndarray:
+    """Returns the numbers at some positions of a key's random order of `range(size)`.
 
     Args:
-      places: `[n]` integers in `[0, size)`.
+      positions: `[n]` integers in `[0, size)`.
       size: up to 2**62; memory and time do not depend on it.
       key: of the order.
 
@@ -33,10 +33,10 @@ def permuted(places: np.ndarray, size: int, *key: int | str) -> np.ndarray:
     """
     random = generator("order", *key)
     if size <= _TABLE:
-        return random.permutation(size)[places]
+        return random.permutation(size)[positions]
     keys = random.integers(2**64, size=_ROUNDS, dtype=np.uint64)
     bits = (size - 1).bit_length()
-    values = _network(places.astype(np.uint64), bits, keys)
+    values = _network(positions.astype(np.uint64), bits, keys)
     while (beyond := np.flatnonzero(values >= size)).size:
         values[beyond] = _network(values[beyond], bits, keys)
     return values.astype(np.int64)

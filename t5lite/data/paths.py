@@ -1,19 +1,22 @@
-"""Paths, local or remote, whole-file writes, and the folder of things that are built once."""
+"""Paths, local or remote; files written whole; the cache folder."""
 
 import contextlib
 import fcntl
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from t5lite.errors import InputError
 from t5lite.paths import as_path
 
+T = TypeVar("T")
+
 
 def cache_folder() -> Path:
-    """Returns $T5LITE_CACHE, else $XDG_CACHE_HOME/t5lite, else ~/.cache/t5lite; may not exist."""
+    """Returns $T5LITE_CACHE, $XDG_CACHE_HOME/t5lite or ~/.cache/t5lite; it may not exist."""
     if own := os.environ.get("T5LITE_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -22,7 +25,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process holds a lock, and holds it; its end gives it back.
+    """Holds the lock of a file, after waiting for other processes that hold it.
 
     Raises:
       OSError: if the file cannot be written, or locks are unknown where it lies.
@@ -35,7 +38,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Yields a local file that takes its place when all of it is written, or not at all.
+    """Yields a local file that replaces `path` when all of it is written, or not at all.
 
     Raises:
       OSError: if it cannot be written.
@@ -53,11 +56,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file so that no other process ever sees half of it.
-
-    Args:
-      path: where; missing folders are made.
-      content: the whole file.
+    """Writes a whole file, and missing folders; no other process ever sees half of it.
 
     Raises:
       InputError: if it cannot be written.
@@ -87,12 +86,43 @@ def write_changed(path: str | os.PathLike, content: bytes) -> None:
         write_whole(target, content)
 
 
+def write_json(path: str | os.PathLike, content: dict[str, Any], *, version: int) -> None:
+    """Writes an object and its `format_version`, see `read_json`, unless they are there already."""
+    text = json.dumps({"format_version": version} | content, indent=2, ensure_ascii=False)
+    write_changed(path, f"{text}\n".encode())
+
+
+def read_json(
+    path: Any,
+    parse: Callable[[dict[str, Any]], T],
+    *,
+    version: int,
+    key: str = "format_version",
+    fix: str = "restore it from a backup",
+) -> T:
+    """Returns `parse` of the object in a JSON file, without its version, which is under `key`.
+
+    Raises:
+      InputError: with `fix`, if the file is unreadable, damaged, or of another version.
+    """
+    try:
+        content = json.loads(read_file(path, "file"))
+        actual = content.pop(key)
+        if actual == version:
+            return parse(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error!r}; {fix}") from error
+    raise InputError(
+        f"{path}: {key} {actual}; this t5lite reads {version}: use the t5lite that wrote it"
+    )
+
+
 def check_folder(path: object, *, field: str) -> None:
     """Refuses a path that cannot be the folder of a run, a model or a cache.
 
     Args:
-      path: as given by the user.
-      field: what to call it in messages.
+      path: of the user.
+      field: its name in messages.
 
     Raises:
       InputError: if it is not a path, is empty or blank, is a file, the root of a file system, or a
@@ -123,13 +153,10 @@ def check_folder(path: object, *, field: str) -> None:
 
 
 def require_writable(path: str | os.PathLike) -> None:
-    """Refuses a file that could not be written, before the work that it is to hold is done.
-
-    Args:
-      path: of a file that need not be there, nor its folders.
+    """Refuses a file that could not be written, before the work whose result it will hold.
 
     Raises:
-      InputError: if it is a folder, lies below a file, or must not be written.
+      InputError: if it is a folder, lies below a file, or lacks write permission.
     """
     target = as_path(path)
     if not isinstance(target, Path):  # an object store says so when it is written to
@@ -147,12 +174,8 @@ def require_writable(path: str | os.PathLike) -> None:
 def decode_text(raw: bytes, *, where: str) -> str:
     """Returns UTF-8 bytes as text.
 
-    Args:
-      raw: the bytes.
-      where: file or task, for the message.
-
     Raises:
-      InputError: naming `where` and the offset of the first bad byte.
+      InputError: naming `where`, a file or task, and the offset of the first bad byte.
     """
     try:
         return raw.decode("utf-8")
@@ -163,9 +186,9 @@ def decode_text(raw: bytes, *, where: str) -> str:
         ) from error
 
 
-def read_file(path: Any, what: str) -> bytes:
-    """Returns a file's bytes."""
+def read_file(path: Any, noun: str) -> bytes:
+    """Returns a file's bytes; raises an InputError that names it as the `noun`."""
     try:
         return path.read_bytes()
-    except Exception as error:  # remote file systems raise errors of their own
-        raise InputError(f"cannot read the {what} {path}: {error}") from error
+    except Exception as error:  # remote file systems raise their own kinds
+        raise InputError(f"cannot read the {noun} {path}: {error}") from error

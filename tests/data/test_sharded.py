@@ -185,7 +185,7 @@ SHARD = "train-00001-of-00005.array_record"
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is damaged"),
         (
             lambda folder: (folder / "manifest.json").write_text('{"format": 9, "splits": {}}'),
-            "has format 9; this version reads 1",
+            "format 9; this t5lite reads 1",
         ),
     ],
 )
@@ -277,3 +277,12 @@ def test_an_objective_makes_the_features_that_it_can_and_others_are_refused(tmp_
     batches.close()
     with pytest.raises(InputError, match=r"unknown feature of .*/c 'inputs'; known: targets"):
         given.train_batches(Seq2Seq(), seed=0)
+
+
+@pytest.mark.parametrize("folder", ["s3://bucket/corpus", "hdfs://host/corpus", "ftp://a/b"])
+def test_object_stores_that_shards_cannot_be_read_from_are_named(folder):
+    scheme = folder.partition("://")[0]
+    with pytest.raises(InputError, match=rf"shards lie on a local disk or gs://, not {scheme}://"):
+        data(folder).describe()
+    with pytest.raises(InputError, match=rf"not {scheme}://"):
+        write_shards({"train": examples(1)}, folder)

@@ -9,7 +9,6 @@ DIR/train-0/NAME.npy       [rows, ...], integers in the smallest type that holds
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.data.paths import as_path
+from t5lite.data.paths import as_path, read_json
 from t5lite.errors import InputError
 
 FORMAT = 2
@@ -144,26 +143,18 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
       InputError: if there is none, or it is damaged or of another format.
     """
-    path = folder / DESCRIPTION
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        version = description["format"]
-    except OSError as error:
+    path, fix = folder / DESCRIPTION, "write the cache again"
+    if not path.exists():
         raise InputError(
-            f"folder = {str(folder)!r}: holds no packed cache ({error.strerror}: {path.name}); "
-            "write one with t5lite cache",
+            f"folder = {str(folder)!r}: holds no packed cache ({path.name} is missing); write one "
+            "with t5lite cache",
             field="folder",
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error!r}; write the cache again") from error
-    if version != FORMAT:
-        raise InputError(
-            f"{path} has format {version!r}, this version reads {FORMAT}; write the cache again"
         )
-    if isinstance(made_by := description.get("objective"), dict):  # older ones list None as well
-        description["objective"] = {k: v for k, v in made_by.items() if v is not None}
+    description = read_json(path, dict, version=FORMAT, key="format", fix=fix)
+    if isinstance(objective := description.get("objective"), dict):  # older ones list None as well
+        description["objective"] = {k: v for k, v in objective.items() if v is not None}
     if missing := sorted(_KEYS - description.keys()):
-        raise InputError(f"{path} is damaged: it lacks {missing}; write the cache again")
+        raise InputError(f"{path} is damaged: it lacks {missing}; {fix}")
     return description
 
 

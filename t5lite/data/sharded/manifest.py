@@ -1,12 +1,13 @@
-"""The manifest of a sharded corpus: what its shards hold, so that no start has to read them.
+"""The manifest of a sharded corpus: the content of its shards, so that no start reads them.
 
 FOLDER/manifest.json                        written last: without it there is no corpus
-FOLDER/vocabulary/                          what `load_vocabulary` reads, where records hold ids
+FOLDER/vocabulary/                          for `load_vocabulary`, where records hold ids
 FOLDER/SPLIT-00000-of-00016.array_record    shards
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.data.paths import as_path, read_file, write_whole
+from t5lite.data.paths import as_path, read_json, write_whole
 from t5lite.errors import InputError
 
 FORMAT = 1
@@ -50,7 +51,7 @@ class Manifest:
       features: `"text"` (UTF-8), or NumPy's name of the integer type of token ids, by feature.
       group: neighbouring records that are compressed, and drawn, together.
       vocabulary: fingerprint of the vocabulary of the ids; None where all features are text.
-      recipe: hash of whatever the corpus was made by; None if that was not said.
+      recipe: hash of the recipe that made the corpus, if one was given.
     """
 
     splits: Mapping[str, tuple[Shard, ...]]
@@ -66,8 +67,7 @@ class Manifest:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `manifest.json`."""
-        content = {"format": FORMAT, **dataclasses.asdict(self)}
-        text = json.dumps(content, indent=1) + "\n"
+        text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
         write_whole(as_path(folder) / MANIFEST, text.encode())
 
     @classmethod
@@ -77,26 +77,36 @@ class Manifest:
         Raises:
           InputError: if it is missing, damaged or of another format.
         """
-        path = as_path(folder) / MANIFEST
+        path = corpus_path(folder) / MANIFEST
         if not path.exists():
             raise InputError(
                 f"folder = {str(folder)!r}: has no {MANIFEST}; write the corpus with "
                 "t5lite.data.write_shards, which writes it last",
                 field="ShardedData.folder",
             )
-        try:
-            content = json.loads(read_file(path, "manifest"))
-            version = content.pop("format")
-            shards = {
-                split: tuple(Shard(**shard) for shard in each)
-                for split, each in content.pop("splits").items()
-            }
-            manifest = cls(splits=shards, **content) if version == FORMAT else None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is damaged: {error!r}; restore it from a backup") from error
-        if manifest is None:
-            raise InputError(f"{path} has format {version!r}; this version reads {FORMAT}")
-        return manifest
+        return read_json(path, cls._parsed, version=FORMAT, key="format")
+
+    @classmethod
+    def _parsed(cls, content: dict[str, Any]) -> "Manifest":
+        splits = content.pop("splits").items()
+        shards = {split: tuple(Shard(**shard) for shard in each) for split, each in splits}
+        return cls(splits=shards, **content)
+
+
+def corpus_path(folder: str | os.PathLike) -> Any:
+    """Returns the path of a corpus' folder, on a local disk or `gs://`.
+
+    Raises:
+      InputError: if it is elsewhere.
+    """
+    scheme, mark, _ = os.fspath(folder).partition("://")
+    if mark and scheme != "gs":
+        raise InputError(
+            f"folder = {str(folder)!r}: shards lie on a local disk or gs://, not {scheme}://; copy "
+            "the corpus to one of them",
+            field="ShardedData.folder",
+        )
+    return as_path(folder)
 
 
 def encoded(example: Mapping[str, Any], features: Mapping[str, str]) -> bytes:
@@ -107,28 +117,25 @@ def encoded(example: Mapping[str, Any], features: Mapping[str, str]) -> bytes:
     parts = []
     for name, kind in features.items():
         value = example[name]
-        parts.append(
-            value.encode() if kind == TEXT else np.asarray(value, f"<{_code(kind)}").tobytes()
-        )
+        parts.append(value.encode() if kind == TEXT else np.asarray(value, _little(kind)).tobytes())
     sizes = np.array([len(part) for part in parts[:-1]], "<u4")
     return sizes.tobytes() + b"".join(parts)
 
 
 def decoded(record: bytes, features: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what `encoded` was given: texts, and `[length]` int32 token ids."""
+    """Returns the example of an `encoded` record: texts, and `[length]` int32 token ids."""
     count = len(features) - 1
     ends = np.cumsum([4 * count, *np.frombuffer(record, "<u4", count)]).tolist()
     values: dict[str, Any] = {}
-    for (name, kind), start, end in zip(
-        features.items(), ends, [*ends[1:], len(record)], strict=True
-    ):
+    bounds = itertools.pairwise([*ends, len(record)])
+    for (name, kind), (start, end) in zip(features.items(), bounds, strict=True):
         part = record[start:end]
         if kind == TEXT:
             values[name] = part.decode()
         else:
-            values[name] = np.frombuffer(part, f"<{_code(kind)}").astype(np.int32)
+            values[name] = np.frombuffer(part, _little(kind)).astype(np.int32)
     return values
 
 
-def _code(kind: str) -> str:
-    return np.dtype(kind).str[1:]
+def _little(kind: str) -> np.dtype:
+    return np.dtype(kind).newbyteorder("<")

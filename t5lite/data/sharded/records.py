@@ -28,17 +28,20 @@ class Records:
     """
 
     def __init__(self, folder: str, shards: Sequence[Shard]):
-        self._folder, self._shards = folder, tuple(shards)
-        self._ends = np.cumsum([shard.records for shard in shards])
-        self._forget()
+        self._open(folder, tuple(shards))
         self._check_present()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self._folder, "shards": self._shards, "ends": self._ends}
+    def __getstate__(self) -> tuple[str, tuple[Shard, ...]]:
+        return self._folder, self._shards
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._folder, self._shards, self._ends = state["folder"], state["shards"], state["ends"]
-        self._forget()
+    def __setstate__(self, state: tuple[str, tuple[Shard, ...]]) -> None:
+        self._open(*state)
+
+    def _open(self, folder: str, shards: tuple[Shard, ...]) -> None:
+        self._folder, self._shards = folder, shards
+        self._ends = np.cumsum([shard.records for shard in shards])
+        self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -52,8 +55,8 @@ class Records:
         files = np.searchsorted(self._ends, numbers, side="right")
         records = [b""] * len(numbers)
         for file in np.unique(files).tolist():
-            (where,) = np.nonzero(files == file)
-            within = numbers[where] - (self._ends[file] - self._shards[file].records)
+            positions = np.flatnonzero(files == file)
+            within = numbers[positions] - (self._ends[file] - self._shards[file].records)
             order = np.argsort(within, kind="stable")  # forwards through the file
             reader, lock = self._reader(file)
             try:
@@ -61,13 +64,9 @@ class Records:
                     read = reader.read(within[order].tolist())
             except Exception as error:  # the library raises several kinds
                 raise self._unreadable(file, error) from error
-            for at, record in zip(where[order].tolist(), read, strict=True):
+            for at, record in zip(positions[order].tolist(), read, strict=True):
                 records[at] = record
         return records
-
-    def _forget(self) -> None:
-        self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
-        self._lock = threading.Lock()
 
     def _check_present(self) -> None:
         """Refuses missing and, on local disks, changed files, by one listing of the folder."""
@@ -103,7 +102,7 @@ class Records:
     def _changed(self, shard: Shard, how: str) -> InputError:
         return InputError(
             f"{as_path(self._folder) / shard.file} has changed: {how} as in manifest.json; copy "
-            "the shard again, or write the corpus anew in another folder"
+            "the shard again, or write the corpus in another folder"
         )
 
     def _unreadable(self, file: int, error: Exception) -> InputError:

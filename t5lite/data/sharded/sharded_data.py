@@ -12,7 +12,7 @@ from t5lite.data.dataset import Dataset
 from t5lite.data.paths import as_path
 from t5lite.data.sharded.manifest import TEXT, Manifest, decoded
 from t5lite.data.sharded.records import Records
-from t5lite.data.sources import Component, Example, NoSplit, NumberedSource, dealt, next_epoch
+from t5lite.data.sources import Component, Example, NoSplit, NumberedSource
 from t5lite.data.vocabularies.opening import load_vocabulary, open_vocabulary
 from t5lite.errors import InputError, unknown
 from t5lite.rows import HostHalf
@@ -25,18 +25,18 @@ _CHUNK = 64  # texts that are encoded at a time
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardedData(Dataset):
-    """A corpus that `write_shards` wrote, on a local disk or `gs://`. Needs no TensorFlow.
+    """Corpus of `write_shards`, on a local disk or `gs://`. Needs no TensorFlow.
 
-    A start reads `manifest.json` alone, whatever the size of the corpus; records are read where
-    they lie, at any place at once. Every epoch has all records in a random order of its own, in
+    A start reads `manifest.json` alone, whatever the size of the corpus; records are read by
+    random access, without unpacking. Every epoch has all records in another random order, in
     memory that does not grow with the corpus: groups of neighbours (`write_shards(group=…)`) in
     random order, shuffled among the groups of a window.
 
     Attributes:
       folder: of the corpus.
-      vocab: a vocabulary, or the path of one; None: the one that the token ids were made with. Of
-        ids it must be the same.
-      features: names for the corpus' features, such as `{"targets": "text"}`; None: their own.
+      vocab: a vocabulary, or the path of one; None: that of the token ids, from which it may not
+        differ.
+      features: the corpus' name of each feature, such as `{"targets": "text"}`; None: the same.
     """
 
     folder: str
@@ -45,7 +45,7 @@ class ShardedData(Dataset):
     features: Mapping[str, str] | None = None
 
     def vocabulary(self) -> "Vocabulary | None":
-        """Returns the vocabulary of the ids, or what texts are encoded with.
+        """Returns the vocabulary.
 
         Raises:
           InputError: if it is not that of the ids, or texts have none.
@@ -74,19 +74,19 @@ class ShardedData(Dataset):
 
     @functools.cached_property
     def _vocabulary(self) -> "Vocabulary | None":
-        vocabulary, known = self.vocab, self._manifest.vocabulary
+        vocabulary, fingerprint = self.vocab, self._manifest.vocabulary
         if isinstance(vocabulary, str):
             vocabulary = open_vocabulary(vocabulary)
-        if known is not None:
-            if vocabulary is not None and vocabulary.fingerprint != known:
+        if fingerprint is not None:
+            if vocabulary is not None and vocabulary.fingerprint != fingerprint:
                 raise InputError(
                     f"vocab = {vocabulary!r}: the ids in {self.folder} are of another vocabulary "
-                    f"(sha256 {known[:12]}, not {vocabulary.fingerprint[:12]}); leave it out, or "
-                    "write the corpus with this one",
+                    f"(sha256 {fingerprint[:12]}, not {vocabulary.fingerprint[:12]}); leave it out, "
+                    "or write the corpus with this one",
                     field="ShardedData.vocab",
                 )
             vocabulary = load_vocabulary(as_path(self.folder) / "vocabulary")
-            if vocabulary.fingerprint != known:
+            if vocabulary.fingerprint != fingerprint:
                 raise InputError(
                     f"{as_path(self.folder) / 'vocabulary'} is damaged: it is not the vocabulary "
                     "of manifest.json; restore it"
@@ -101,15 +101,16 @@ class ShardedData(Dataset):
     @functools.cached_property
     def _names(self) -> dict[str, str]:
         """The corpus' name of each feature."""
-        known = self._manifest.features
-        names = {name: name for name in known} if self.features is None else dict(self.features)
-        for name in names.values():
-            if name not in known:
-                raise self._unknown(name, known)
-        return names
+        names = {name: name for name in self._manifest.features}
+        if self.features is None:
+            return names
+        for name in self.features.values():
+            if name not in names:
+                raise self._unknown(name, names)
+        return dict(self.features)
 
-    def _unknown(self, name: str, known: Mapping[str, str]) -> InputError:
-        return unknown(f"feature of {self.folder}", name, known, field="ShardedData.features")
+    def _unknown(self, name: str, names: Mapping[str, str]) -> InputError:
+        return unknown(f"feature of {self.folder}", name, names, field="ShardedData.features")
 
     @functools.cached_property
     def _opened(self) -> "dict[str, ShardedSource]":
@@ -161,20 +162,15 @@ class ShardedSource(NumberedSource):
         self.num_examples = len(self._records)
         records = np.array([shard.records for shard in shards])
         # Groups do not cross files: by shard, the records and the groups before it.
-        self._first_record = np.cumsum(records) - records
+        self._end_record = np.cumsum(records)
+        self._first_record = self._end_record - records
         groups = -(-records // self._group)
         self._first_group = np.cumsum(groups) - groups
-        self._num_groups = int(groups.sum())
-        self._end_record = self._first_record + records
+        self.num_dealt = int(groups.sum())
 
-    def windows(self, **which: int) -> Iterator[np.ndarray]:
+    def windows(self, *, size: int, **key: int) -> Iterator[np.ndarray]:
         """Yields a shard's windows of whole groups; see `Source.windows`."""
-        groups = max(which.pop("size") // self._group, 1)
-        return map(self._members, dealt(self._num_groups, self.name, size=groups, **which))
-
-    def next_epoch(self, **which: int) -> int:
-        """Returns the next epoch in which a shard has examples; see `Source`."""
-        return next_epoch(self._num_groups, self.name, **which)
+        return map(self._members, super().windows(size=max(size // self._group, 1), **key))
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the token ids of records; texts are encoded a chunk at a time."""

@@ -1,4 +1,4 @@
-"""Writing a sharded corpus: one shard at a time by `ShardWriter`, or all at once."""
+"""Writers of sharded corpora: of one shard, and of a whole corpus."""
 
 import functools
 import hashlib
@@ -13,22 +13,19 @@ from typing import Any
 import numpy as np
 
 from t5lite.data.paths import as_path, check_folder
-from t5lite.data.sharded.manifest import TEXT, Manifest, Shard, encoded
+from t5lite.data.sharded.manifest import TEXT, Manifest, Shard, corpus_path, encoded
 from t5lite.data.sharded.records import import_array_record
 from t5lite.data.vocabularies.base import Vocabulary
 from t5lite.errors import InputError
 
-_GROUP = 16
-
 
 class ShardWriter:
-    """Writes one shard; `close` returns its entry in the manifest.
+    """Writes one shard.
 
     Args:
       folder: of the corpus, local or remote (a remote shard is copied there by `close`).
       file: name of the shard.
-      features: as in `Manifest`.
-      group: likewise.
+      features, group: as in `Manifest`.
     """
 
     def __init__(
@@ -55,7 +52,7 @@ class ShardWriter:
         )
 
     def close(self) -> Shard:
-        """Ends the shard and puts it in its place."""
+        """Ends the shard, moves it to its folder and returns its entry in the manifest."""
         self._writer.close()
         size = os.path.getsize(self._path)
         os.chmod(self._path, 0o644)  # mkstemp's 0600 would lock out others who share the folder
@@ -69,7 +66,7 @@ class ShardWriter:
         return Shard(self._target.name, self._records, tokens, size, self._digest.hexdigest())
 
     def discard(self) -> None:
-        """Ends the shard and leaves nothing of it."""
+        """Ends the shard and deletes it."""
         self._writer.close()
         if os.path.exists(self._path):
             os.unlink(self._path)
@@ -81,7 +78,7 @@ def write_shards(
     *,
     vocabulary: Vocabulary | None = None,
     num_shards: int = 16,
-    group: int = _GROUP,
+    group: int = 16,
     recipe: Any = None,
     progress: Callable[[str, int], None] = lambda split, records: None,
 ) -> Manifest:
@@ -90,32 +87,29 @@ def write_shards(
     Args:
       splits: examples of each split, `"train"` and maybe `"validation"`: a text, or token ids, for
         each feature. Every example has the features of the first, of the same kinds.
-      folder: new or empty, local or remote; there is no corpus in it before all of it is written.
+      folder: new or empty, local or remote; the corpus appears when all of it is written.
       vocabulary: of the token ids; is saved beside them. Texts need none.
-      num_shards: files of a split, to which examples are dealt in turn: at least as many as
-        processes will read, on an object store.
+      num_shards: files of a split, to which examples are dealt in turn; on an object store at
+        least as many as processes will read.
       group: neighbouring records that are compressed, and drawn in training, together: 1 for a
         shuffle of single records, more for fewer and larger reads.
-      recipe: JSON of whatever the corpus is made by, kept as a hash.
-      progress: told a split, and how many more records of it are written.
-
-    Returns:
-      What was written.
+      recipe: JSON that describes how the corpus is made; its hash is kept.
+      progress: called with a split, and how many more records of it are written.
 
     Raises:
-      InputError: if the folder holds something, or an example is of another kind.
+      InputError: if the folder is not empty, or an example differs in kind from the first.
     """
+    root = corpus_path(folder)
     check_folder(folder, field="folder")
     for name, value in (("num_shards", num_shards), ("group", group)):
         if value < 1:
             raise InputError(f"{name} = {value}: must be at least 1", field=name)
-    root = as_path(folder)
     if root.exists() and any(root.iterdir()):
         raise InputError(
             f"folder = {str(folder)!r}: holds files; choose another, or delete it", field="folder"
         )
     features: dict[str, str] = {}
-    written: dict[str, tuple[Shard, ...]] = {}
+    shards: dict[str, tuple[Shard, ...]] = {}
     for split, examples in splits.items():
         rest = iter(examples)
         first = next(rest, None)
@@ -123,7 +117,7 @@ def write_shards(
             raise InputError(f"split {split!r} has no examples; leave it out")
         features = features or _features_of(first, vocabulary)
         check = _Checked(features, split, vocabulary)
-        written[split] = _write_split(
+        shards[split] = _write_split(
             map(check, itertools.chain([first], rest)),
             root,
             [f"{split}-{n:05d}-of-{num_shards:05d}.array_record" for n in range(num_shards)],
@@ -131,16 +125,13 @@ def write_shards(
             group=group,
             progress=functools.partial(progress, split),
         )
-    has_ids = any(kind != TEXT for kind in features.values())
-    if vocabulary is not None and has_ids:
+    fingerprint = None
+    if vocabulary is not None and set(features.values()) != {TEXT}:
         vocabulary.save(root / "vocabulary")
-    manifest = Manifest(
-        written,
-        features,
-        group,
-        vocabulary=vocabulary.fingerprint if vocabulary is not None and has_ids else None,
-        recipe=None if recipe is None else _hash(recipe),
-    )
+        fingerprint = vocabulary.fingerprint
+    if recipe is not None:
+        recipe = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    manifest = Manifest(shards, features, group, vocabulary=fingerprint, recipe=recipe)
     manifest.save(root)
     return manifest
 
@@ -177,32 +168,28 @@ class _Checked:
 
     def __init__(self, features: Mapping[str, str], split: str, vocabulary: Vocabulary | None):
         self._features, self._split, self._number = features, split, 0
-        self._most = 2**31 if vocabulary is None else vocabulary.size
+        self._num_ids = 2**31 if vocabulary is None else vocabulary.size
 
     def __call__(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
-        where = f"example {self._number:,} of {self._split!r}"
+        label = f"example {self._number:,} of {self._split!r}"
         self._number += 1
         if example.keys() != self._features.keys():
             raise InputError(
-                f"{where} has the features {sorted(example)}, and the first one "
+                f"{label} has the features {sorted(example)}, and the first one "
                 f"{sorted(self._features)}"
             )
         for name, kind in self._features.items():
             value = example[name]
             if isinstance(value, str) != (kind == TEXT):
-                raise InputError(f"{where}: {name!r} is {type(value).__name__}, and not as before")
+                raise InputError(f"{label}: {name!r} is {type(value).__name__}, and not as before")
             if kind == TEXT:
                 continue
             ids = np.asarray(value)
             if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-                raise InputError(f"{where}: {name!r} must be token ids in one dimension")
-            if ids.size and not 0 <= ids.min() <= ids.max() < self._most:
+                raise InputError(f"{label}: {name!r} must be token ids in one dimension")
+            if ids.size and not 0 <= ids.min() <= ids.max() < self._num_ids:
                 raise InputError(
-                    f"{where}: {name!r} has ids from {ids.min()} to {ids.max()}, beyond the "
-                    f"vocabulary's {self._most:,}"
+                    f"{label}: {name!r} has ids from {ids.min()} to {ids.max()}, beyond the "
+                    f"vocabulary's {self._num_ids:,}"
                 )
         return example
-
-
-def _hash(recipe: Any) -> str:
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
