@@ -1,4 +1,4 @@
-"""Batches of one process: rows of its shards, made ahead by a thread, and their position."""
+"""Batches of one process, prefetched by a thread, and their position in the data."""
 
 import concurrent.futures
 import contextlib
@@ -18,49 +18,57 @@ import numpy as np
 
 from t5lite.data.like_lengths import cut
 from t5lite.data.streams.rows import concatenate
-from t5lite.data.workers import Rows, Taken, WorkerPool, Workers, take
+from t5lite.data.workers import Delivery, Rows, WorkerPool, Workers, take
 from t5lite.errors import InputError
 from t5lite.rows import HostHalf, RowSpec, token_names
 
 Batch = dict[str, np.ndarray]
 _STATE_FORMAT = 3
-# The formats of positions that can be loaded, and what their order means for the run.
+# Positions that can be loaded, by format: how their order differed.
 _EARLIER_ORDERS = {
-    1: "which had another order: the run goes on at the same epoch, and some examples of it come "
-    "again or only in the next one",
+    1: "whose order was another: the run goes on at the same epoch, some examples of which it may "
+    "repeat or skip",
     2: "which packed rows in another order: blocks of rows that were begun end as they were, later "
     "ones are packed tighter; no example is lost or repeated",
     _STATE_FORMAT: "",
 }
 
 
-class _Delivery(NamedTuple):
-    """A batch, and where the data is after it."""
+class _Position(NamedTuple):
+    """The position after a batch; tokens and slots were counted since the start."""
 
-    batch: Batch
     shards: dict[str, Any]
     epoch: float
     vanished: int
-    tokens: int
-    places: int
+    tokens: int = 0
+    slots: int = 0
+
+    @classmethod
+    def of(cls, shards: Iterable[int], deliveries: Sequence[Delivery], *counts: int) -> "_Position":
+        states = {str(n): each.state for n, each in zip(shards, deliveries, strict=True)}
+        vanished = sum(each.vanished for each in deliveries)
+        return cls(states, mean_epoch(deliveries), vanished, *counts)
+
+
+_Item = tuple[Batch, _Position]
 
 
 class Batches:
-    """An endless iterator over one process's part of the batches, made ahead by a thread.
+    """An endless iterator over one process's rows of the batches, prefetched by a thread.
 
     Args:
-      shards: the rows of each virtual shard that this process makes, by number.
+      shards: the rows of each virtual shard of this process, by number.
       rows_per_shard: rows of a batch that come from one shard.
-      objective: gives rows the names that the model knows.
+      objective: names the batch's arrays.
+      fingerprint: JSON values that must be the same when a state is loaded.
       specs: of the rows.
-      fingerprint: JSON values that must be the same where a state is loaded.
       prefetch: batches made ahead, >= 1.
       cuts: whether rows lose columns that hold only padding, see `like_lengths`.
-      period: batches in which rows of all lengths come.
+      period: batches within which rows of all lengths come.
       workers: processes that prepare the shards; None: this one does.
       threads: whether this process prepares shards in threads, see `Source.waits`.
-      earlier: number of shards by default in 0.1.0, and what makes the same batches of them, for
-        positions with that number.
+      earlier: the default number of shards in 0.1.0, and a function that opens the same data with
+        it, for positions with that number.
     """
 
     def __init__(
@@ -84,7 +92,7 @@ class Batches:
         self._shards, self._rows_per_shard = dict(shards), rows_per_shard
         self._objective, self._fingerprint = objective, dict(fingerprint)
         self._prefetch = prefetch
-        self._last = self._here()
+        self._position = self._start()
         self._thread: _Thread | None = None
         self._closed = False
 
@@ -92,17 +100,17 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        """Returns this process's rows of the next batch; raises what its making raised."""
+        """Returns this process's rows of the next batch; raises errors of the thread."""
         if self._closed:
             raise RuntimeError("these batches are closed")
         if self._thread is None:
-            # The thread gets everything but this object, which can be collected while it runs.
+            # The thread holds no reference to this object, which can be collected meanwhile.
             pool = None
             if self._workers is not None:
                 states = {number: rows.state() for number, rows in self._shards.items()}
                 pool = WorkerPool(self._workers, states, self._rows_per_shard)
             produced = _produce(
-                pool or _taken(self._shards, self._rows_per_shard, threads=self._threads),
+                pool or _prepared(self._shards, self._rows_per_shard, threads=self._threads),
                 tuple(self._shards),
                 self._objective,
                 self._specs,
@@ -111,27 +119,23 @@ class Batches:
             self._thread = _Thread(produced, self._prefetch, stop=pool.close if pool else None)
             # Also at exit: a thread that is inside TensorFlow then can hang the process.
             weakref.finalize(self, self._thread.stop)
-        delivery = self._thread.get()
-        self._last = delivery._replace(batch={})
-        return delivery.batch
+        batch, self._position = self._thread.get()
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position after the last batch that was delivered: small, valid JSON."""
-        return {
-            "format": _STATE_FORMAT,
-            "data": dict(self._fingerprint),
-            "shards": dict(self._last.shards),
-        }
+        shards = dict(self._position.shards)
+        return {"format": _STATE_FORMAT, "data": dict(self._fingerprint), "shards": shards}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state_dict` was taken.
+        """Continues at the position of a `state_dict`.
 
         Args:
-          state: of this process, or `merge_states` of all, however many there were; of an earlier
-            version too, after a warning if its order was another.
+          state: of this process, or `merge_states` of any number of processes; of an earlier
+            version too, with a warning if its order was another.
 
         Raises:
-          InputError: if it belongs to other data, another seed or another number of shards.
+          InputError: if its data, seed or number of shards differ.
         """
         if state.get("format") not in _EARLIER_ORDERS:
             raise InputError(
@@ -143,11 +147,11 @@ class Batches:
             vars(self).update(vars(self._earlier[1]()))
         state = _upgraded(state)
         saved = dict(state.get("data", {}))
-        saved.pop("rows", None)  # of earlier versions: objective and lengths decide them
+        saved.pop("rows", None)  # of earlier versions; follows from objective and lengths
         if changed := dict(_differences(saved, self._fingerprint)):
             more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
-            fix = "set what changed to what it was"
-            # By default, batch_size decides the shards, and they the window.
+            fix = "restore the earlier values"
+            # By default, batch_size decides num_shards, and num_shards the window.
             if {"num_shards"} <= changed.keys() <= {"num_shards", "window"}:
                 was = state["data"]["num_shards"]
                 fix = f"batch sizes that are multiples of {was} resume with num_shards = {was}"
@@ -167,12 +171,12 @@ class Batches:
             rows.load(state["shards"][str(shard)])
         if note := _EARLIER_ORDERS[state["format"]]:
             warnings.warn(f"the data position is of an earlier version, {note}", stacklevel=2)
-        self._last = self._here()
+        self._position = self._start()
 
-    def _here(self) -> _Delivery:
-        """Returns where the data is, without a batch."""
-        taken = [Taken({}, rows.state(), rows.epoch, 0) for rows in self._shards.values()]
-        return _delivery({}, self._shards, taken, 0, 0)
+    def _start(self) -> _Position:
+        """Returns the position of shards of which nothing was read."""
+        rows = self._shards.values()
+        return _Position.of(self._shards, [Delivery({}, r.state(), r.epoch, 0) for r in rows])
 
     @property
     def shards(self) -> dict[int, Rows]:
@@ -181,28 +185,28 @@ class Batches:
 
     @property
     def epoch(self) -> float:
-        """The passes over the data that all batches amount to, judged by this process's shards.
+        """Epochs of all batches so far, estimated from this process's shards.
 
-        A float is examples read by examples in all, those of all parts of a mixture together; an
-        integer, where the examples are not counted, the passes that every shard has completed.
+        A float is examples read over examples in all, of all parts of a mixture together. An
+        integer, where examples are not counted, is the number of passes that all shards completed.
         """
-        return self._last.epoch
+        return self._position.epoch
 
     @property
     def vanished(self) -> int:
-        """Examples read of which the objective made nothing, since the start or the last load.
+        """Examples read that the objective dropped, since the start or the last load.
 
-        0 where it joins texts: one that gave no example of its own may be part of another's.
+        0 where it joins texts, since a text without an example may be part of the next.
         """
-        return 0 if getattr(self._objective, "joins_texts", False) else self._last.vanished
+        return 0 if getattr(self._objective, "joins_texts", False) else self._position.vanished
 
     @property
     def padding_share(self) -> float:
-        """The share of places, in `[0, 1]`, that held no token since the start or the last load."""
-        return 1 - self._last.tokens / max(self._last.places, 1)
+        """Fraction of positions, in `[0, 1]`, without a token since the start or the last load."""
+        return 1 - self._position.tokens / max(self._position.slots, 1)
 
     def keep_lengths(self) -> None:
-        """Leaves all rows at their full length; to be called before the first batch."""
+        """Keeps all rows at their full length; call it before the first batch."""
         self._cuts = False
 
     def close(self) -> None:
@@ -217,7 +221,7 @@ class Batches:
 
 
 def _upgraded(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a position whose blocks of rows are as they were packed by the version of then."""
+    """Returns a position in the present format, with blocks as the earlier version packed them."""
     if state["format"] == _STATE_FORMAT:
         return state
     data, shards = dict(state["data"]), state["shards"]
@@ -231,10 +235,9 @@ def _upgraded(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _differences(saved: Any, mine: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the name of each value that a saved position was made with and that has changed, told.
+    """Yields the name of each changed value of a saved fingerprint, and a sentence about it.
 
-    A whole entry that the version that saved it did not know yet is not compared, nor is a flag
-    that is off.
+    Entries that the saving version lacked are not compared, nor are later flags that are off.
     """
     if isinstance(saved, Mapping) and isinstance(mine, Mapping):
         for key in {**saved, **mine} if name else saved:
@@ -251,11 +254,11 @@ def _differences(saved: Any, mine: Any, name: str = "") -> Iterator[tuple[str, s
 
 
 def joint_state(mine: Mapping[str, Any], gather: Callable[[Any], Sequence[Any]]) -> dict[str, Any]:
-    """Returns `merge_states` of all processes' states, of which a digest says that they agree.
+    """Returns `merge_states` of all processes, which exchange digests of their fingerprints.
 
     Args:
       mine: this process's `Batches.state_dict`.
-      gather: returns every process's value, on all of them.
+      gather: returns every process's value, on all processes.
     """
     text = json.dumps(mine["data"], sort_keys=True).encode()
     states = gather({**mine, "data": hashlib.sha256(text).hexdigest()})
@@ -266,18 +269,18 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Joins the `Batches.state_dict`s of all processes into one that any of them can load.
 
     Raises:
-      InputError: if they do not belong together, or processes that read the same shard differ.
+      InputError: if their data differ, or the positions of a shard that several read.
     """
-    first, *others = states
+    first, *rest = states
     merged = {**first, "shards": dict(first["shards"])}
-    for other in others:
-        if any(other[key] != merged[key] for key in ("format", "data")):
+    for state in rest:
+        if any(state[key] != merged[key] for key in ("format", "data")):
             raise InputError("the processes' data states do not belong to the same data")
-        for shard, position in other["shards"].items():
+        for shard, position in state["shards"].items():
             if merged["shards"].setdefault(shard, position) != position:
                 raise InputError(
-                    f"the processes that read shard {shard} of the data are not at the same place "
-                    "in it: do all of them read the same files?"
+                    f"the processes that read shard {shard} of the data differ in their position: "
+                    "do all of them read the same files?"
                 )
     return merged
 
@@ -286,10 +289,10 @@ class _Thread:
     """Runs an iterator in a daemon thread, some items ahead."""
 
     def __init__(
-        self, items: Iterator[_Delivery], ahead: int, *, stop: Callable[[], None] | None = None
+        self, items: Iterator[_Item], ahead: int, *, stop: Callable[[], None] | None = None
     ):
         self._stop_items = stop
-        self._queue: queue.Queue[_Delivery | Exception] = queue.Queue(maxsize=ahead)
+        self._queue: queue.Queue[_Item | Exception] = queue.Queue(maxsize=ahead)
         self._stopping = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(
@@ -297,8 +300,8 @@ class _Thread:
         )
         self._thread.start()
 
-    def get(self) -> _Delivery:
-        """Returns the next item; raises what the iterator raised, again and again."""
+    def get(self) -> _Item:
+        """Returns the next item; raises the iterator's error, each time."""
         if self._failure is None:
             item = self._queue.get()
             if not isinstance(item, Exception):
@@ -307,7 +310,7 @@ class _Thread:
         raise self._failure
 
     def stop(self) -> None:
-        """Ends the thread as soon as the item that it is making is done."""
+        """Ends the thread after the item in progress."""
         self._stopping.set()
         with contextlib.suppress(queue.Empty):
             self._queue.get_nowait()  # it may be waiting for room
@@ -316,21 +319,21 @@ class _Thread:
         if threading.current_thread() is not self._thread:  # the collector can run anywhere
             self._thread.join()
 
-    def _run(self, items: Iterator[_Delivery]) -> None:
+    def _run(self, items: Iterator[_Item]) -> None:
         try:
             for item in items:
                 if not self._put(item):
                     return
-            self._put(RuntimeError("the training data ended; its rows must go on for ever"))
+            self._put(RuntimeError("the training data ended; its rows must be endless"))
         except Exception as error:
             self._put(error)
-        except BaseException as error:  # user code that calls sys.exit, say
+        except BaseException as error:  # such as sys.exit in user code
             failure = RuntimeError(f"the thread that reads the data ended with {error!r}")
             failure.__cause__ = error
             self._put(failure)
 
-    def _put(self, item: _Delivery | Exception) -> bool:
-        """Waits for room; returns False if it is time to stop."""
+    def _put(self, item: _Item | Exception) -> bool:
+        """Waits for room; returns False after `stop`."""
         while not self._stopping.is_set():
             with contextlib.suppress(queue.Full):
                 self._queue.put(item, timeout=0.1)
@@ -338,9 +341,9 @@ class _Thread:
         return False
 
 
-def _taken(
+def _prepared(
     shards: Mapping[int, Rows], rows_per_shard: int, *, threads: bool
-) -> Iterator[list[Taken]]:
+) -> Iterator[list[Delivery]]:
     """Yields each batch's rows of all shards."""
     if not threads:  # they would only compete for Python's lock
         while True:
@@ -352,35 +355,27 @@ def _taken(
 
 
 def _produce(
-    batches: Iterable[list[Taken]],
+    batches: Iterable[list[Delivery]],
     shards: Sequence[int],
     objective: HostHalf,
     specs: Mapping[str, RowSpec],
     *,
     cuts: bool,
-) -> Iterator[_Delivery]:
-    tokens = places = 0
-    names = token_names(specs)
-    for taken in batches:
-        rows = concatenate([each.rows for each in taken])
+) -> Iterator[_Item]:
+    """Yields each batch and the position after it."""
+    tokens = slots = 0
+    for deliveries in batches:
+        rows = concatenate([each.rows for each in deliveries])
         rows = cut(rows, specs) if cuts else rows
-        for name in names:
+        for name in token_names(specs):
             segments = rows[f"{name}_segment_ids"]
             tokens += int(np.count_nonzero(segments))
-            places += segments.size
-        yield _delivery(objective.batch(rows), shards, taken, tokens, places)
+            slots += segments.size
+        yield objective.batch(rows), _Position.of(shards, deliveries, tokens, slots)
 
 
-def _delivery(
-    batch: Batch, shards: Iterable[int], taken: Sequence[Taken], tokens: int, places: int
-) -> _Delivery:
-    states = {str(shard): each.state for shard, each in zip(shards, taken, strict=True)}
-    vanished = sum(each.vanished for each in taken)
-    return _Delivery(batch, states, mean_epoch(taken), vanished, tokens, places)
-
-
-def mean_epoch(shards: Iterable[Rows | Taken]) -> float:
-    """Returns the epoch of some shards together; see `Batches.epoch`."""
+def mean_epoch(shards: Iterable[Rows | Delivery]) -> float:
+    """Returns the epoch of several shards; see `Batches.epoch`."""
     epochs = [each.epoch for each in shards]
     if all(isinstance(epoch, float) for epoch in epochs):
         return math.fsum(epochs) / len(epochs)

@@ -1,8 +1,8 @@
-"""Shards that processes prepare: rows and positions come back through pipes, in a fixed order.
+"""Worker processes that prepare shards, and send rows and positions through pipes.
 
 Each process owns some of the shards and sends their rows of every batch, so that batches are the
-same with any number of processes, or none. Processes are spawned: they inherit no thread, no device
-and no lock, and end when the other end of their pipe is gone.
+same with any number of processes, or none. Processes are spawned: they inherit no thread, device
+or lock, and end when the other end of their pipe closes.
 """
 
 import contextlib
@@ -22,12 +22,10 @@ _POLL = 0.2  # seconds between looks at whether a worker lives
 
 
 class Rows(Protocol):
-    """What a shard gives: rows, and a position that is valid JSON."""
+    """Rows of a shard, and its position, which is valid JSON; `vanished` is optional."""
 
     @property
     def epoch(self) -> float: ...
-
-    # Perhaps also `vanished`, the raw examples of which the objective made nothing.
 
     def take(self, count: int) -> dict[str, np.ndarray]: ...
 
@@ -36,8 +34,8 @@ class Rows(Protocol):
     def load(self, state: Any) -> None: ...
 
 
-class Taken(NamedTuple):
-    """Rows of a shard for one batch, and where the shard is after them."""
+class Delivery(NamedTuple):
+    """Rows of a shard for one batch, and its position after them."""
 
     rows: dict[str, np.ndarray]
     state: Any
@@ -45,18 +43,18 @@ class Taken(NamedTuple):
     vanished: int
 
 
-def take(shard: Rows, count: int) -> Taken:
-    """Takes rows from a shard."""
+def take(shard: Rows, count: int) -> Delivery:
+    """Returns the next `count` rows of a shard."""
     rows = shard.take(count)
-    return Taken(rows, shard.state(), shard.epoch, getattr(shard, "vanished", 0))
+    return Delivery(rows, shard.state(), shard.epoch, getattr(shard, "vanished", 0))
 
 
 class Workers:
-    """How many processes prepare shards, and how they open them.
+    """Number of worker processes, and the pickled function that opens shards in them.
 
     Args:
-      count: > 0; no more than shards are started.
-      open_shards: opens some shards in a process.
+      count: > 0; at most one for each shard is started.
+      open_shards: opens shards by number.
 
     Raises:
       InputError: if `open_shards` cannot be sent to a process.
@@ -66,7 +64,7 @@ class Workers:
         self.count = count
         try:
             self.recipe = pickle.dumps(open_shards)
-        except Exception as error:  # of whatever a user's own class raises
+        except Exception as error:  # a user's class may raise anything
             raise InputError(
                 f"workers = {count}: the data or the objective cannot be sent to another process: "
                 f"{error}; define its classes and functions in a module, name tasks instead of "
@@ -76,11 +74,11 @@ class Workers:
 
 
 class WorkerPool:
-    """Processes that prepare shards; an endless iterator over the rows of all shards, by batch.
+    """Running workers; an endless iterator over the rows of all shards, by batch.
 
     Args:
-      workers: how many, and how they open shards.
-      states: where each shard begins, by number, in the order in which rows are given.
+      workers: to start.
+      states: the first position of each shard, by number, in the order of a batch's rows.
       rows_per_shard: rows of a batch that come from one shard.
     """
 
@@ -105,23 +103,23 @@ class WorkerPool:
             self._pipes.append(mine)
             self._processes.append(process)
 
-    def __iter__(self) -> Iterator[list[Taken]]:
+    def __iter__(self) -> Iterator[list[Delivery]]:
         """Yields each batch's rows of all shards, in the order of the shards."""
         while True:
-            taken: dict[int, Taken] = {}
+            deliveries: dict[int, Delivery] = {}
             for number, owned in enumerate(self._owned):
-                taken |= zip(owned, self._received(number), strict=True)
-            yield [taken[shard] for shard in self._shards]
+                deliveries |= zip(owned, self._received(number), strict=True)
+            yield [deliveries[shard] for shard in self._shards]
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing."""
+        """Kills the processes."""
         for process in self._processes:
             process.kill()
         for process, pipe in zip(self._processes, self._pipes, strict=True):
             process.join()
             pipe.close()
 
-    def _received(self, number: int) -> list[Taken]:
+    def _received(self, number: int) -> list[Delivery]:
         pipe, process = self._pipes[number], self._processes[number]
         try:
             while not pipe.poll(_POLL):
@@ -140,10 +138,10 @@ class WorkerPool:
 
 
 def _work(pipe: Any, recipe: bytes, states: Mapping[int, Any], rows_per_shard: int) -> None:
-    """Sends the rows of some shards for ever; runs in a process of its own."""
+    """Sends the rows of some shards endlessly; the main function of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    os.environ["JAX_PLATFORMS"] = "cpu"  # accelerators are the main process's
+    os.environ["JAX_PLATFORMS"] = "cpu"  # accelerators belong to the main process
     if "jax" in sys.modules:  # imported by a user's main module
         sys.modules["jax"].config.update("jax_platforms", "cpu")
     # The reader is gone if the pipe breaks, also while it was being killed.
@@ -167,7 +165,7 @@ def _pickled(message: Any) -> bytes:
     try:
         content = pickle.dumps(message, protocol=5)
         if isinstance(message, BaseException):
-            pickle.loads(content)  # some errors can be written, and not read
+            pickle.loads(content)  # some errors pickle, but do not unpickle
         return content
     except Exception:
         return pickle.dumps(RuntimeError(f"{type(message).__name__}: {message}"))
@@ -175,7 +173,7 @@ def _pickled(message: Any) -> bytes:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Keeps Ctrl-C from a process that starts now, until it ignores it by itself."""
+    """Blocks Ctrl-C in a process that starts now, until the process ignores it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -80,7 +80,7 @@ def test_processes_may_hold_any_whole_shards(pack):
 def test_processes_that_read_one_shard_differently_are_refused():
     states = [make().train_batches(Copy(), seed=0).state_dict() for _ in range(2)]
     states[1]["shards"]["3"] = {"elsewhere": 1}
-    with pytest.raises(InputError, match="that read shard 3 of the data are not at the same place"):
+    with pytest.raises(InputError, match="that read shard 3 of the data differ in their position"):
         merge_states(states)
 
 

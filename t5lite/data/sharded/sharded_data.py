@@ -81,7 +81,7 @@ class ShardedData(Dataset):
             if vocabulary is not None and vocabulary.fingerprint != fingerprint:
                 raise InputError(
                     f"vocab = {vocabulary!r}: the ids in {self.folder} are of another vocabulary "
-                    f"(sha256 {fingerprint[:12]}, not {vocabulary.fingerprint[:12]}); leave it out, "
+                    f"(sha256 {fingerprint[:12]}, not {vocabulary.fingerprint[:12]}): leave it out "
                     "or write the corpus with this one",
                     field="ShardedData.vocab",
                 )
@@ -168,9 +168,10 @@ class ShardedSource(NumberedSource):
         self._first_group = np.cumsum(groups) - groups
         self.num_dealt = int(groups.sum())
 
-    def windows(self, *, size: int, **key: int) -> Iterator[np.ndarray]:
+    def windows(self, **key: int) -> Iterator[np.ndarray]:
         """Yields a shard's windows of whole groups; see `Source.windows`."""
-        return map(self._members, super().windows(size=max(size // self._group, 1), **key))
+        key["size"] = max(key["size"] // self._group, 1)
+        return map(self._members, super().windows(**key))
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the token ids of records; texts are encoded a chunk at a time."""
