@@ -251,7 +251,7 @@ def test_a_thread_that_ends_in_any_way_ends_the_run(end, monkeypatch):
 
     def read():
         with pytest.raises(
-            RuntimeError, match=re.escape(repr(end)) if end else "must go on"
+            RuntimeError, match=re.escape(repr(end)) if end else "must be endless"
         ) as failure:
             list(batches)
         raised.append(failure)
