@@ -1,5 +1,6 @@
-"""Several sets of data as one, each drawn from at its rate."""
+"""Mixtures of datasets."""
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -7,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from t5lite.data.dataset import Dataset
+from t5lite.data.dataset import Dataset, sum_or_none
 from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
 from t5lite.data.sources import Component, NoSplit
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
 def mixing_rates(
     sizes: Mapping[str, int], *, temperature: float = 1.0, maximum: int | None = None
 ) -> dict[str, float]:
-    """Returns the rate of each part: `min(size, maximum) ** (1 / temperature)`, as a share of all.
+    """Returns the rate of each part, `min(size, maximum) ** (1 / temperature)`, normalised.
 
     Args:
       sizes: examples by part, each > 0.
-      temperature: > 0; 1 draws in proportion to the sizes, a large one equally from all.
-      maximum: sizes count as at most this many examples; > 0. None: no limit.
+      temperature: > 0; 1 draws in proportion to the sizes, infinity would draw equally.
+      maximum: upper limit of the sizes, > 0; None: no limit.
 
     Raises:
-      InputError: if a number is out of range, or leaves a rate of 0, naming it.
+      InputError: if a number is out of range, or a rate underflows to 0.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.5.2 (examples-proportional and
       temperature-scaled mixing; `maximum` is their artificial data set size limit, K).
@@ -47,22 +48,20 @@ def mixing_rates(
         if size < 1:
             raise InputError(f"part {name!r} has {size} examples; leave it out of the mixture")
     # Relative to the largest, so that a power never overflows.
-    counted = {name: min(size, maximum or size) for name, size in sizes.items()}
-    largest = max(counted.values())
-    return _shares(
-        {name: (size / largest) ** (1 / temperature) for name, size in counted.items()},
-        field=f"temperature = {temperature!r}",
-    )
+    limited = {name: min(size, maximum or size) for name, size in sizes.items()}
+    largest = max(limited.values())
+    weights = {name: (size / largest) ** (1 / temperature) for name, size in limited.items()}
+    return _shares(weights, field=f"temperature = {temperature!r}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """A part of a mixture whose examples an objective of its own prepares.
+    """A part of a mixture with another host half than the run's objective.
 
     Attributes:
       data: of any kind.
-      objective: its host half makes the same rows as that of the run's objective, whose device half
-        trains on all parts: SpanCorruption and PrefixLM (UL2), say, or a task's Seq2Seq.
+      objective: makes the same rows as the run's objective, whose device half trains on all parts:
+        SpanCorruption and PrefixLM (UL2), say, or Seq2Seq for a task.
     """
 
     data: Dataset
@@ -73,18 +72,17 @@ class Part:
 class MixtureData(Dataset):
     """Parts of any kind in one stream: SeqIO tasks, files and arrays, each at its rate.
 
-    Training examples are drawn at random, each part starting anew when it ends, with an order and
-    an end of its own. An epoch is as many examples as all parts have together; at other rates than
-    their sizes', some of them are read more than once in it and others in part. Validation reads
-    every part that has validation examples once, in proportion to its size.
-    `lengths`, `batch_size` and the like are the mixture's; those of the parts have no effect.
+    Training examples are drawn at random; each part repeats independently of the others. An epoch
+    has as many examples as all parts together; at other rates than their sizes', some parts are
+    read more than once in it and others in part. Validation reads every part that has validation
+    examples once, in proportion to its size. `lengths`, `batch_size` and the like are the
+    mixture's; the parts' values have no effect.
 
     Attributes:
-      parts: by name, or a sequence, whose parts are called by their numbers: data, or a `Part`
-        with an objective of its own. All have the same vocabulary.
+      parts: by name, or a sequence, named by number: a `Dataset`, or a `Part` with an objective.
+        All have the same vocabulary.
       rates: relative, > 0, by name or in order; None: from the parts' numbers of examples.
-      temperature: see `mixing_rates`; for when there are no `rates`.
-      maximum: likewise.
+      temperature, maximum: see `mixing_rates`; without `rates`.
     """
 
     parts: Mapping[str, Any] | Sequence[Any]
@@ -113,7 +111,7 @@ class MixtureData(Dataset):
             self._check_rates(_named(self.rates))
 
     def vocabulary(self) -> "Vocabulary | None":
-        """Returns the parts' one vocabulary.
+        """Returns the parts' vocabulary.
 
         Raises:
           InputError: if they have several.
@@ -121,53 +119,50 @@ class MixtureData(Dataset):
         return self._vocabulary
 
     def describe(self) -> str:
-        """Returns a line for each part, behind its share of the examples."""
+        """Returns a line for each part: its rate, then its description."""
         return "\n".join(
             f"{rate:.1%} {name}: {self._parts[name].describe()}"
             for name, rate in self._rates.items()
         )
 
     def num_examples(self, split: str) -> int | None:
-        """Returns how many examples the parts have together; None if one does not know."""
-        counts = self._of_parts(split, lambda part, own: part.num_examples(own))
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+        """Returns the examples of all parts; None if one is unknown."""
+        return sum_or_none(self._of_parts(split, lambda part, own: part.num_examples(own)))
 
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
-        """Returns how often each class occurs in all parts together."""
-        total: dict[str, dict[str, int]] = {}
-        for found in self._of_parts(split, lambda part, own: part.class_counts(own)):
-            for feature, counts in found.items():
-                classes = total.setdefault(feature, {})
-                for name, count in counts.items():
-                    classes[name] = classes.get(name, 0) + count
-        return total
+        """Returns the number of examples of each class, in all parts together."""
+        total: dict[str, collections.Counter[str]] = {}
+        for classes in self._of_parts(split, lambda part, own: part.class_counts(own)):
+            for feature, counts in classes.items():
+                total.setdefault(feature, collections.Counter()).update(counts)
+        return {feature: dict(counts) for feature, counts in total.items()}
 
     def add_eos(self) -> dict[str, bool]:
-        """Returns whether each feature ends with EOS, as the first part that says so has it."""
+        """Returns whether each feature ends with EOS, by the first part that has it."""
         parts = reversed(self._parts.values())
         return {name: ends for part in parts for name, ends in part.add_eos().items()}
 
     def labels(self) -> dict[str, list[str]]:
-        """Returns the labels of the parts, which number them alike where batches are made."""
+        """Returns the labels of the parts, which `components` checks to be numbered alike."""
         return {
             name: names for part in self._parts.values() for name, names in part.labels().items()
         }
 
     def with_labels(self, labels: Labels) -> Self:
-        """Returns the mixture with every part's labels numbered as a model's are."""
-        parts = {
-            name: dataclasses.replace(part, data=part.data.with_labels(labels))
-            if isinstance(part, Part)
-            else part.with_labels(labels)
-            for name, part in _named(self.parts).items()
-        }
+        """Returns the mixture with every part's labels numbered as a model's `labels`."""
+
+        def numbered(part: Any) -> Any:
+            if isinstance(part, Part):
+                return dataclasses.replace(part, data=numbered(part.data))
+            return part.with_labels(labels)
+
+        parts = {name: numbered(part) for name, part in _named(self.parts).items()}
         return dataclasses.replace(self, parts=parts)
 
     def input_format(self) -> InputFormat:
-        """Returns what the parts have in common: a template where all have the same."""
-        first, *others = (part.input_format() for part in self._parts.values())
-        return first if all(other == first for other in others) else super().input_format()
+        """Returns the parts' format if all have the same."""
+        formats = {part.input_format() for part in self._parts.values()}
+        return formats.pop() if len(formats) == 1 else super().input_format()
 
     def metric_tasks(self) -> list["MetricTask"]:
         """Returns the tasks with metrics of all parts."""
@@ -185,18 +180,18 @@ class MixtureData(Dataset):
     @functools.cached_property
     def _vocabulary(self) -> "Vocabulary | None":
         vocabularies = {name: part.vocabulary() for name, part in self._parts.items()}
-        (first, vocabulary), *others = vocabularies.items()
-        for name, other in others:
-            if getattr(other, "fingerprint", None) != getattr(vocabulary, "fingerprint", None):
+        first, expected = next(iter(vocabularies.items()))
+        for name, vocabulary in vocabularies.items():
+            if getattr(vocabulary, "fingerprint", None) != getattr(expected, "fingerprint", None):
                 raise InputError(
-                    f"part {name!r} has another vocabulary ({other!r}) than {first!r} "
-                    f"({vocabulary!r}); t5lite trains on one vocabulary"
+                    f"part {name!r} has another vocabulary ({vocabulary!r}) than {first!r} "
+                    f"({expected!r}); t5lite trains on one vocabulary"
                 )
-        return vocabulary
+        return expected
 
     @functools.cached_property
     def _rates(self) -> dict[str, float]:
-        """The share of each part, in `(0, 1]`."""
+        """The normalised rate of each part, in `(0, 1]`."""
         if self.rates is not None:
             rates = _named(self.rates)
             return _shares({name: rates[name] for name in self._parts}, field="MixtureData.rates")
@@ -205,7 +200,7 @@ class MixtureData(Dataset):
             size = part.num_examples(part.split_of("train"))
             if size is None:
                 raise InputError(
-                    f"part {name!r} does not know how many examples it has; "
+                    f"part {name!r} has an unknown number of examples; "
                     "give MixtureData.rates, a number for each part"
                 )
             sizes[name] = size
@@ -218,52 +213,46 @@ class MixtureData(Dataset):
         return names if len(names) > 1 else []
 
     def components(self, split: str, objective: HostHalf) -> list[Component]:
-        self.vocabulary()  # several are refused before anything is read
+        self.vocabulary()  # refuses several before data is read
         components: list[Component] = []
         classes: dict[str, tuple[str, list[str]]] = {}
         missing: NoSplit | None = None
         for name, part in self._parts.items():
             try:
                 own = part.split_of(split)
-                found = part.components(own, self._objective_of(name, objective))
+                sources = part.components(own, self._objective_of(name, objective))
             except InputError as error:
                 if split != "validation" or not isinstance(error, NoSplit):
                     raise InputError(f"part {name!r}: {error}") from error
                 missing = error
                 continue
             _check_classes(name, part.class_counts(own), classes)
-            total = sum(each.rate for each in found)
-            for each in found:
-                rate, names = (
-                    self._rates[name] * each.rate / total,
-                    [c.source.name for c in components],
-                )
-                order = names.count(each.source.name)
+            total = sum(each.rate for each in sources)
+            for each in sources:
+                order = sum(c.source.name == each.source.name for c in components)
+                rate = self._rates[name] * each.rate / total
                 components.append(each._replace(rate=rate, part=name, order=order))
         if not components and missing is not None:
             raise missing
         return components
 
     def _objective_of(self, name: str, objective: HostHalf) -> HostHalf:
-        """Returns what prepares a part's examples.
-
-        Raises: InputError if it makes other rows than the run's objective.
-        """
+        """Returns a part's objective; raises if its rows differ from the run's objective's."""
         part = _named(self.parts)[name]
         if not isinstance(part, Part):
             return objective
         own = part.objective.alike(objective)
-        rows, wanted = own.rows(self.lengths), objective.rows(self.lengths)
-        if rows != wanted:
+        rows, expected = own.rows(self.lengths), objective.rows(self.lengths)
+        if rows != expected:
             raise InputError(
                 f"{type(own).__name__} makes the rows {_shown(rows)}, and the run's "
-                f"{type(objective).__name__} {_shown(wanted)}: parts need the same rows",
+                f"{type(objective).__name__} {_shown(expected)}: parts need the same rows",
                 field="MixtureData.parts",
             )
         return own
 
     def _of_parts(self, split: str, ask: Callable[[Dataset, str], Any]) -> list[Any]:
-        """Returns what each part says of its split; those without validation say nothing."""
+        """Returns `ask(part, split)` of each part that has the split."""
         answers = []
         for part in self._parts.values():
             try:
@@ -290,7 +279,7 @@ class MixtureData(Dataset):
 
 
 def _shares(weights: Mapping[str, float], *, field: str) -> dict[str, float]:
-    """Returns each weight as a share of all, above 0."""
+    """Returns normalised weights, all above 0."""
     largest = max(weights.values())  # the sum of all might overflow
     total = sum(weight / largest for weight in weights.values())
     shares = {name: weight / largest / total for name, weight in weights.items()}
@@ -307,15 +296,15 @@ def _shares(weights: Mapping[str, float], *, field: str) -> dict[str, float]:
 def _check_classes(
     name: str,
     counts: Mapping[str, Mapping[str, int]],
-    known: dict[str, tuple[str, list[str]]],
+    earlier: dict[str, tuple[str, list[str]]],
 ) -> None:
-    """Refuses a part that numbers classes in another way than the parts that are known."""
-    for feature, found in counts.items():
-        first, classes = known.setdefault(feature, (name, list(found)))
-        for number, (here, there) in enumerate(itertools.zip_longest(found, classes)):
-            if here != there:
+    """Refuses a part that numbers classes in another way than earlier parts."""
+    for feature, classes in counts.items():
+        first, expected = earlier.setdefault(feature, (name, list(classes)))
+        for number, (own, its) in enumerate(itertools.zip_longest(classes, expected)):
+            if own != its:
                 raise InputError(
-                    f"part {name!r}: class {number} of {feature!r} is {here!r}, and {there!r} in "
+                    f"part {name!r}: class {number} of {feature!r} is {own!r}, and {its!r} in "
                     f"part {first!r}; give both the same Class.classes (or Tags.classes)"
                 )
 

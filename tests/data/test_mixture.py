@@ -224,7 +224,7 @@ def test_parts_that_do_not_go_together_are_refused():
 
     unknown = Secretive(arrays(3), lengths=LENGTHS, batch_size=4)
     with pytest.raises(
-        InputError, match=r"part '1' does not know how many .* give MixtureData.rates"
+        InputError, match=r"part '1' has an unknown number .* give MixtureData.rates"
     ):
         mix([some(3, 0), unknown]).train_batches(Copy(), seed=0)
     assert mix([some(3, 0), unknown]).num_examples("train") is None
