@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     del arguments
 
     from t5lite.experiment import train
-    from t5lite.training.notices import leaving_at_once
+    from t5lite.training.signals import leaving_at_once
 
     with leaving_at_once():
         configuration.call(train, operative_config=configuration.operative_config)

@@ -28,14 +28,14 @@ class Dispatched(NamedTuple):
       step: its number, from 1.
       metrics: of `train_step`.
       rows: this host's rows of the batch.
-      places: places for tokens in the global batch.
+      num_positions: token positions in the global batch.
       epoch: of the data after the batch.
     """
 
     step: int
     metrics: dict[str, Any]
     rows: Mapping[str, Any]
-    places: int
+    num_positions: int
     epoch: float | None
 
 
@@ -73,7 +73,7 @@ class Ledger:
     @property
     def most_tokens(self) -> int:
         """The most that the run can have seen with the step under way; `tokens` once flushed."""
-        return self.tokens + (self._pending.places if self._pending else 0)
+        return self.tokens + (self._pending.num_positions if self._pending else 0)
 
     def begin(self, step: int, epoch: float | None) -> None:
         """Shows where the run starts."""
@@ -135,7 +135,7 @@ class Ledger:
             self._explain(dispatched, metrics)
             self._check_skips(step, metrics)
         self.tokens += int(metrics["tokens"])
-        flops = self.flops * dispatched.places
+        flops = self.flops * dispatched.num_positions
         self.meter.step(tokens=int(metrics["tokens"]), flops=flops)
         self._position, self._unwritten = Position(step, self.tokens, dispatched.epoch), True
         self._facts = self._facts_now(metrics)

@@ -1,4 +1,4 @@
-"""The training loop: next batch, step, and whatever else is due."""
+"""The training loop: next batch, step, and the callbacks, checkpoints and metrics that are due."""
 
 import dataclasses
 import itertools
@@ -13,9 +13,9 @@ from t5lite.training.callbacks import Callback, Edit, Run, Stop
 from t5lite.training.duration import Duration, Position
 from t5lite.training.epochs import Epochs
 from t5lite.training.ledger import Dispatched, Ledger
-from t5lite.training.notices import noticing
 from t5lite.training.profiling import Profiler
 from t5lite.training.saving import Saver
+from t5lite.training.signals import catching_signals
 from t5lite.training.state import TrainState
 from t5lite.training.step import segment_arrays
 
@@ -24,11 +24,11 @@ StepFn = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[
 
 
 class Batches(Protocol):
-    """An endless iterator over this host's rows, and its position.
+    """An endless iterator over this host's rows, with a position to save.
 
     Batches that depend on the state, such as rollouts, have `next_batch(state)` in place of
-    `__next__`; their arrays may be global ones, on the devices already. An optional `epoch` counts
-    the passes over the data up to the last batch: a float, or an integer of completed ones.
+    `__next__`, and may return global arrays on the devices. An optional `epoch` counts passes over
+    the data up to the last batch: a float, or an integer of completed passes.
     """
 
     def __next__(self) -> Rows: ...
@@ -40,11 +40,11 @@ class Batches(Protocol):
 
 @dataclasses.dataclass
 class Loop:
-    """Steps until the run ends, with callbacks, checkpoints and metrics in between.
+    """Runs steps until the run ends, with callbacks, checkpoints and metrics in between.
 
     Args:
-      run: whose callbacks are called, in order, when due.
-      step: `(state, batch) -> (state, metrics)`, compiled, donating the state.
+      run: its callbacks are called, in order, when due.
+      step: `(state, batch) -> (state, metrics)`, compiled, donates the state.
       batches: this host's part of the training data.
       ledger: reads and writes the metrics of steps.
       saver: saves the state.
@@ -74,44 +74,42 @@ class Loop:
         ledger, saver, profiler = self.ledger, self.saver, self.profiler or Profiler()
         ledger.begin(int(state.step), self._epoch)
         saver.begin(int(state.step))
-        with noticing() as notices:
+        with catching_signals() as signals:
             for step in itertools.count(int(state.step) + 1):
                 rows, batch = self.next_batch(state)
                 profiler.before_step(step)
-                # Any transfer between host and device inside the step would stall it every time.
+                # A transfer between host and device inside the step would stall every step.
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.step(state, batch)
                 profiler.after_step(step, state)
-                places = sum(tokens.size for tokens in segment_arrays(self.run.objective, batch))
-                ledger.push(Dispatched(step, metrics, rows, places, self._epoch))
+                num_positions = sum(ids.size for ids in segment_arrays(self.run.objective, batch))
+                ledger.push(Dispatched(step, metrics, rows, num_positions, self._epoch))
 
-                # Read once: the signal may also come while callbacks run.
-                signalled = notices.ending(step)
+                signalled = signals.end_run(step)  # once: one may also come while callbacks run
                 last = self._is_last(step)
-                due = [c for c in self.run.callbacks if step % c.every == 0 or last]
-                saving = saver.due(step)
-                if not (due or saving or signalled or last):
+                callbacks = [c for c in self.run.callbacks if last or step % c.every == 0]
+                save_due = saver.due(step)
+                if not (callbacks or save_due or signalled or last):
                     continue
                 ledger.flush(last=last)
-                state, measured, stop = self._call(due, state, step)
+                state, held_out, stop = self._call(callbacks, state, step)
                 if stop:
                     ledger.flush(last=True)
-                best = saver.is_best(measured)
-                if stop or saving or best or signalled or last:
-                    saver.save(state, step, measured)
+                if stop or save_due or saver.is_best(held_out) or signalled or last:
+                    saver.save(state, step, held_out)
                 if stop:
                     self.run.say(f"stopped at step {step}: {stop.reason}")
                 if stop or last:
                     break
                 if signalled:
                     saver.wait()
-                    how = "interrupted" if notices.interrupted else "terminated"
-                    self.run.say(f"{how}: step {step} is saved; run again to resume")
-                    raise SystemExit(notices.exit_code)
+                    ending = "interrupted" if signals.interrupted else "terminated"
+                    self.run.say(f"{ending}: step {step} is saved; run again to resume")
+                    raise SystemExit(signals.exit_code)
         return state
 
     def next_batch(self, state: TrainState) -> tuple[Rows, dict[str, jax.Array]]:
-        """Returns this host's rows of the next batch, and the global arrays on the devices."""
+        """Returns the next batch: this host's rows, and the global arrays on the devices."""
         with self.ledger.meter.waiting():
             pull = getattr(self.batches, "next_batch", None)
             rows = next(self.batches) if pull is None else pull(state)  # type: ignore[call-overload]
@@ -121,10 +119,10 @@ class Loop:
         """Runs the checks of callbacks and duration, which write nothing.
 
         Returns:
-          Whether there is anything left to train; the position is printed.
+          Whether there are steps left to train; prints the position.
 
         Raises:
-          InputError: for what would fail later.
+          InputError: for input that would fail later.
         """
         for callback in self.run.callbacks:
             stop = callback.check(self.run) if hasattr(callback, "check") else None
@@ -134,13 +132,12 @@ class Loop:
         self.duration.check(self._epoch)
         step = int(state.step)
         position = Position(step, self.ledger.tokens, self._epoch)
-        where = describe(self.duration, position)
-        agreed = self._epochs.agree(step, self._epoch)
-        if self.duration.over(position._replace(epoch=agreed)):
-            self.run.say(f"{self.run.model_dir} is already trained to {where}")
+        described = describe(self.duration, position)
+        if self.duration.over(position._replace(epoch=self._epochs.agree(step, self._epoch))):
+            self.run.say(f"{self.run.model_dir} is already trained to {described}")
             return False
         if step:
-            self.run.say(f"resuming {self.run.model_dir} at {where}")
+            self.run.say(f"resuming {self.run.model_dir} at {described}")
         if (scale := float(state.extra.get("update_scale", 1.0))) != 1.0:
             self.run.say(f"updates are scaled by {scale:.3g}, as a callback left them")
         return True
@@ -152,21 +149,21 @@ class Loop:
         return epoch
 
     def _is_last(self, step: int) -> bool:
-        """Whether this step is the first that reaches the run's end."""
+        """Whether the run's end is reached with this step."""
         epoch = self._epochs.agree(step, self._epoch)
         if self.duration.tokens is not None and self.ledger.most_tokens >= self.duration.tokens:
-            # It may be the last: only now is it worth waiting for it before the next begins.
+            # Only a step that may be the last is waited for before the next one is dispatched.
             self.ledger.flush()
         return self.duration.over(Position(step, self.ledger.tokens, epoch))
 
     def _call(
-        self, due: Sequence[Callback], state: TrainState, step: int
+        self, callbacks: Sequence[Callback], state: TrainState, step: int
     ) -> tuple[TrainState, dict[str, float], Stop | None]:
-        """Returns the state with all edits, this step's measurements, and the first stop."""
-        measured: dict[str, float] = {}
+        """Returns the state with all edits, this step's held-out metrics, and the first stop."""
+        held_out: dict[str, float] = {}
         stop = None
         try:
-            for callback in due:
+            for callback in callbacks:
                 with self.ledger.meter.paused():
                     result = callback(self.run, state, step=step)
                 if isinstance(result, Stop):
@@ -175,12 +172,12 @@ class Loop:
                     state = result.state
                 elif result:
                     metrics = {name: float(value) for name, value in result.items()}
-                    measured |= metrics
+                    held_out |= metrics
                     self.run.record(step, metrics)
         except Exception:
-            # A failing evaluation must not cost the training since the last save. Saving takes all
-            # processes, and the others may not have failed.
+            # A failing evaluation must not cost the training since the last save. Saving needs all
+            # processes, of which some may not have failed.
             if jax.process_count() == 1:
                 self.saver.save(state, step, {})
             raise
-        return state, measured, stop
+        return state, held_out, stop

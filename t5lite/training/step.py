@@ -1,4 +1,4 @@
-"""One training step: loss, gradient, update. Nothing else trains a model here."""
+"""One training step: loss, gradients, update, metrics."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -83,11 +83,11 @@ def train_step(
     Returns:
       The state after the step, and metrics: float32 scalars `loss`, `gradient_norm`,
       `parameter_norm` (of trained parameters), `update_scale`, `learning_rate` where it is known
-      (times `update_scale`), and `loss_scale` of float16; int32 `tokens`, see
-      `segment_arrays`; bool `applied`, `finite` and `spike`, see `Verdict`; and the objective's
-      `sums` as `name: (sum, weight)`.
+      (times `update_scale`), and `loss_scale` of float16; int32 `tokens`, see `segment_arrays`;
+      bool `applied`, `finite` and `spike`, see `Verdict`; and `sums` of the objective, by name
+      `(sum, weight)`.
     """
-    # Gradients of the trained parameters.
+    # Gradients of the trained parameters, and whether they are fit for an update.
     loss, sums, gradients = loss_gradients(
         state,
         batch,
@@ -101,33 +101,31 @@ def train_step(
     verdict, guards = update.judge(state.extra, loss, gradient_norm)
     gradients = update.clip(gradients, gradient_norm)
 
-    # Update. Optax's own code relies on implicit promotion here and there.
-    scale = state.extra["update_scale"]
+    # Update. Parts of Optax rely on implicit promotion.
+    update_scale = state.extra["update_scale"]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
-        params = optax.apply_updates(state.params, optax.tree.scale(scale, updates))
+        params = optax.apply_updates(state.params, optax.tree.scale(update_scale, updates))
     new = state.replace(params=params, opt_state=opt_state, extra=update.average(state, params))
-    # A skipped update leaves parameters, moments and average as they were, to the last bit.
+    # A skipped update leaves parameters, moments and average bit-identical.
     new = jax.tree.map(lambda after, before: jnp.where(verdict.applied, after, before), new, state)
     new = new.replace(step=state.step + 1, extra=new.extra | guards)
 
     # Metrics.
-    tokens = [
-        jnp.count_nonzero(rows).astype(jnp.int32) for rows in segment_arrays(objective, batch)
-    ]
+    tokens = [jnp.count_nonzero(ids).astype(jnp.int32) for ids in segment_arrays(objective, batch)]
     metrics = {
         "loss": loss,
         "gradient_norm": gradient_norm,
         "parameter_norm": optax.tree.norm(new.params),
         "tokens": sum(tokens, jnp.int32(0)),
-        "update_scale": scale,
+        "update_scale": update_scale,
         **verdict._asdict(),
         "sums": sums,
     }
     if update.loss_scale is not None:
         metrics["loss_scale"] = state.extra["loss_scale"]["scale"]
     if (rate := learning_rate(state.opt_state)) is not None:
-        metrics["learning_rate"] = rate * scale
+        metrics["learning_rate"] = rate * update_scale
     return new, metrics
 
 
@@ -142,41 +140,42 @@ def loss_gradients(
     constrain_gradients: Callable[[Tree], Tree],
 ) -> tuple[jax.Array, Sums, Tree]:
     """Returns loss, the objective's sums and gradients of the whole batch; see `train_step`."""
-    # The whole batch's weights first: with them the sums of the parts add up to the whole's mean.
+    # Each term is divided by the weight of the whole batch, so that microbatches add up exactly.
     weights = objective.weights(batch)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    scale = state.extra["loss_scale"]["scale"] if "loss_scale" in state.extra else None
+    loss_scale = state.extra["loss_scale"]["scale"] if "loss_scale" in state.extra else None
 
-    def loss_fn(params: Tree, part: Batch, index: jax.Array) -> tuple[jax.Array, tuple]:
-        loss_of = tuning.lift(
-            lambda whole: objective.loss(
+    def loss_fn(params: Tree, microbatch: Batch, index: jax.Array) -> tuple[jax.Array, tuple]:
+        objective_loss = tuning.lift(
+            lambda all_params: objective.loss(
                 model,
-                whole,
-                part,
+                all_params,
+                microbatch,
                 frozen=state.frozen["references"],
                 rngs=random_streams(objective.streams, jax.random.fold_in(key, index)),
                 train=True,
             )
         )
-        terms, sums = loss_of(params, state.frozen["params"])
-        # A term without a weight is a mean already: the parts' average.
-        parts = jnp.float32(num_microbatches)
+        terms, sums = objective_loss(params, state.frozen["params"])
         loss = jnp.float32(0)
         for name, (total, coefficient) in terms.items():
-            loss += jnp.float32(coefficient) * total / jnp.maximum(weights.get(name, parts), 1e-8)
-        return (loss if scale is None else loss * scale), (loss, sums)
+            # A term without a weight is a mean already: it is averaged over the microbatches.
+            weight = weights.get(name, jnp.float32(num_microbatches))
+            loss += jnp.float32(coefficient) * total / jnp.maximum(weight, 1e-8)
+        return (loss if loss_scale is None else loss * loss_scale), (loss, sums)
 
-    def part_gradients(part: Batch, index: jax.Array) -> tuple[jax.Array, Sums, Tree]:
-        gradients, (loss, sums) = jax.grad(loss_fn, has_aux=True)(state.params, part, index)
-        if scale is not None:
+    def microbatch_gradients(microbatch: Batch, index: jax.Array) -> tuple[jax.Array, Sums, Tree]:
+        grad = jax.grad(loss_fn, has_aux=True)
+        gradients, (loss, sums) = grad(state.params, microbatch, index)
+        if loss_scale is not None:
             gradients = jax.tree.map(
-                lambda g: (g.astype(jnp.float32) / scale).astype(g.dtype), gradients
+                lambda g: (g.astype(jnp.float32) / loss_scale).astype(g.dtype), gradients
             )
         return loss, sums, constrain_gradients(gradients)
 
     if num_microbatches == 1:
-        return part_gradients(batch, jnp.int32(0))
-    return sum_over_microbatches(part_gradients, batch, num_microbatches)
+        return microbatch_gradients(batch, jnp.int32(0))
+    return sum_over_microbatches(microbatch_gradients, batch, num_microbatches)
 
 
 def segment_arrays(objective: Objective, batch: Mapping[str, Any]) -> list[Any]:

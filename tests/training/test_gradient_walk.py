@@ -52,8 +52,8 @@ def test_from_train_to_the_gradient_are_four_calls_in_three_files(tmp_path, monk
 @pytest.mark.parametrize("page", ["docs/extend.md"])
 def test_the_documentation_names_these_files_in_this_order(page):
     text = (ROOT.parent / page).read_text()
-    places = [text.index(f"`{file}`", text.index("To find the gradient")) for file in WALK]
-    assert places == sorted(places)
+    positions = [text.index(f"`{file}`", text.index("The path to the gradient")) for file in WALK]
+    assert positions == sorted(positions)
 
 
 def test_the_loop_shows_batch_step_and_metrics_and_stays_short():

@@ -30,8 +30,8 @@ from t5lite.training import (
     Stop,
     Tuning,
     Update,
-    notices,
     saving,
+    signals,
 )
 from t5lite.training.saving import SaveTimes
 
@@ -816,13 +816,15 @@ class Pairing(Tuning):
         return trained, frozen
 
 
-def test_a_run_evaluates_the_average_where_there_is_one():
+def test_a_run_evaluates_the_average_and_its_live_parameters_are_never_averaged():
     mesh = make_mesh(LAYOUT)
     run = Run("", MODEL, OBJECTIVE, DATA, LAYOUT, mesh, None, tuning=Pairing())
     state = types.SimpleNamespace(params="params", frozen={"params": "frozen"}, extra={})
     assert run.params(state) == ("params", "frozen")
+    assert run.live_params(state) == ("params", "frozen")
     state.extra["ema"] = "average"
     assert run.params(state) == ("average", "frozen")
+    assert run.live_params(state) == ("params", "frozen")
     rows = run.place({"tokens": np.arange(16, dtype=np.int32).reshape(8, 2)})["tokens"]
     assert rows.addressable_shards[0].data.shape == (1, 2)
     assert run.jit(lambda x: x + 1)(rows).tolist() == (np.asarray(rows) + 1).tolist()
@@ -862,7 +864,7 @@ def test_ctrl_c_during_a_step_saves_it_and_exits(tmp_path, capsys):
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(notices, "_REPEATED_SECONDS", 0.0)
+    monkeypatch.setattr(signals, "_REPEATED_SECONDS", 0.0)
     scene = make(tmp_path)
     pressing(scene, at=2, times=2)
     with pytest.raises(KeyboardInterrupt):
@@ -899,9 +901,9 @@ def test_a_second_ctrl_c_leaves_where_no_handler_runs():
     """The main thread computes in C, as in a compilation, and no signal interrupts that."""
     code = (
         "import hashlib, os, signal, threading\n"
-        "from t5lite.training import notices\n"
+        "from t5lite.training import signals\n"
         "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
-        "with notices.leaving_at_once(), notices.noticing():\n"
+        "with signals.leaving_at_once(), signals.catching_signals():\n"
         "    for seconds in (0.1, 0.9):\n"
         "        threading.Timer(seconds, press).start()\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"

@@ -15,14 +15,14 @@ from jax.experimental import multihost_utils
 _REPEATED_SECONDS = 0.5  # a launcher may pass on a Ctrl-C that its processes have had already
 
 
-class Notices:
-    """What the signals so far ask of the loop; made by `noticing`.
+class Signals:
+    """The signals received so far; made by `catching_signals`.
 
-    Several processes end after the same step, whichever of them was notified: JAX's preemption
-    service, which listens for SIGTERM itself, agrees on one in the background.
+    Several processes end after the same step, whichever of them was signalled: JAX's preemption
+    service, which listens for SIGTERM itself, agrees on a step in the background.
 
     Attributes:
-      interrupted: whether Ctrl-C was pressed, here.
+      interrupted: whether Ctrl-C was pressed on this process.
     """
 
     def __init__(self) -> None:
@@ -31,21 +31,21 @@ class Notices:
 
     @property
     def exit_code(self) -> int:
-        """That of a process which such a signal ends."""
+        """The code of a process that was ended by the signal."""
         return 128 + (signal.SIGINT if self.interrupted else signal.SIGTERM)
 
-    def ending(self, step: int) -> bool:
+    def end_run(self, step: int) -> bool:
         """Returns whether the run ends after this step; the same on every process."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._terminated.is_set()
 
     def terminate(self, *_: object) -> None:
-        """Takes SIGTERM."""
+        """Handles SIGTERM."""
         self._terminated.set()
 
     def interrupt(self, *_: object) -> None:
-        """Takes SIGINT: the first is a notice, the next one an end.
+        """Handles SIGINT: the first ends the run after its step, the second at once.
 
         Raises:
           KeyboardInterrupt: at the second.
@@ -70,18 +70,18 @@ class Notices:
 
 
 @contextlib.contextmanager
-def noticing() -> Iterator[Notices]:
-    """Takes SIGTERM and SIGINT as notices while the context lasts, on the main thread."""
-    notices = Notices()
+def catching_signals() -> Iterator[Signals]:
+    """Handles SIGTERM and SIGINT while the context lasts, on the main thread."""
+    signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield notices
+        yield signals
         return
-    handlers = {signal.SIGINT: notices.interrupt}
+    handlers = {signal.SIGINT: signals.interrupt}
     if jax.process_count() == 1:
-        handlers[signal.SIGTERM] = notices.terminate
+        handlers[signal.SIGTERM] = signals.terminate
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield notices
+        yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -91,8 +91,8 @@ def noticing() -> Iterator[Notices]:
 def leaving_at_once() -> Iterator[None]:
     """Lets a second Ctrl-C end the process, with 130, also where no Python code runs.
 
-    For command lines: Python runs handlers of signals between two instructions of its own, which a
-    compilation or a wait for a device may put off by minutes.
+    Python runs signal handlers between two bytecode instructions, which a compilation or a wait for
+    a device may delay by minutes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -109,7 +109,7 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def _watch(reader: socket.socket) -> None:
-    """Ends the process at the second SIGINT that the interpreter writes down."""
+    """Ends the process at the second SIGINT that the interpreter writes to the socket."""
     first: float | None = None
     with reader:
         while number := reader.recv(1):
