@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # also read by `_homes`
         modules_csv,
         names_jsonl,
     )
-    from t5lite.data.demo.vocabulary import python_docs_vocabulary
+    from t5lite.data.demo.tasks import python_docs_vocabulary
     from t5lite.data.files.columns import Answer, Class, Number, Tags
     from t5lite.data.files.file_data import FileData
     from t5lite.data.files.templates import Template

@@ -11,7 +11,7 @@ import t5lite
 from t5lite import configuration
 from t5lite.data import TaskData
 from t5lite.data.demo import python_docs
-from t5lite.data.demo import vocabulary as demo_vocabulary
+from t5lite.data.demo import tasks as demo_tasks
 from t5lite.data.demo.tasks import DemoTask
 from t5lite.data.importing import import_seqio
 from t5lite.data.tasks import registry as tasks
@@ -38,10 +38,10 @@ def seqio(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("T5LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
         python_docs.load.cache_clear()
-        demo_vocabulary.python_docs_vocabulary.cache_clear()
+        demo_tasks.python_docs_vocabulary.cache_clear()
         yield import_seqio()
         python_docs.load.cache_clear()
-        demo_vocabulary.python_docs_vocabulary.cache_clear()
+        demo_tasks.python_docs_vocabulary.cache_clear()
 
 
 def examples(task, split, count=None):
@@ -55,7 +55,7 @@ def examples(task, split, count=None):
 @pytest.fixture(params=["SentencePiece", "Bytes", "Bytes of ByT5's first release"])
 def vocabulary(request, seqio):
     if request.param == "SentencePiece":
-        return demo_vocabulary.python_docs_vocabulary()
+        return demo_tasks.python_docs_vocabulary()
     return Bytes() if request.param == "Bytes" else Bytes(0)
 
 
@@ -81,17 +81,17 @@ def test_there_and_back_is_the_identity(vocabulary):
 
 
 def test_the_sentinels_written_out_have_t5s_ids(seqio):
-    theirs = demo_vocabulary.python_docs_vocabulary().as_seqio()
+    theirs = demo_tasks.python_docs_vocabulary().as_seqio()
     for index in (0, 1, 50, 99):
         (token,) = theirs.encode(f"<extra_id_{index}>")
-        assert token == demo_vocabulary.python_docs_vocabulary().sentinel(index) == 4095 - index
+        assert token == demo_tasks.python_docs_vocabulary().sentinel(index) == 4095 - index
 
 
 @pytest.fixture
 def own_sentinels(seqio, tmp_path):
     """A model file with sentinels inside, as T5's 32000.100extra and mT5's."""
     path = tmp_path / "own.model"
-    path.write_bytes(demo_vocabulary.python_docs_vocabulary()._processor.serialized_model_proto())
+    path.write_bytes(demo_tasks.python_docs_vocabulary()._processor.serialized_model_proto())
     return str(path)
 
 
@@ -113,7 +113,7 @@ def test_vocabularies_without_text_or_twin(seqio):
     assert from_seqio(seqio.PassThroughVocabulary(size=10)) is None
     with pytest.raises(InputError, match="FullCodepointVocabulary is not supported"):
         from_seqio(seqio.FullCodepointVocabulary())
-    path = demo_vocabulary.python_docs_vocabulary().model_file
+    path = demo_tasks.python_docs_vocabulary().model_file
     with pytest.raises(InputError, match="reverse_extra_ids"):
         from_seqio(seqio.SentencePieceVocabulary(path, 100, reverse_extra_ids=False))
     with pytest.raises(InputError, match="cannot read"):
@@ -146,7 +146,7 @@ def test_python_docs_gives_its_documents_as_ids_without_eos(seqio, suffix):
 
 
 def test_the_default_vocabulary_has_4096_ids_and_knows_its_text(seqio):
-    vocabulary = demo_vocabulary.python_docs_vocabulary()
+    vocabulary = demo_tasks.python_docs_vocabulary()
     assert (vocabulary.size, vocabulary.num_sentinels) == (4096, 100)
     ids = [
         token for text in python_docs.documents("validation") for token in vocabulary.encode(text)
@@ -165,7 +165,7 @@ def test_docstring_summary_shares_the_vocabulary_of_python_docs(seqio):
         assert feature.vocabulary.extra_ids == pretrained.vocabulary.extra_ids
     first, *_ = examples(task, "validation", 3)
     source, summary = python_docs.pairs("validation")[0]
-    vocabulary = demo_vocabulary.python_docs_vocabulary()
+    vocabulary = demo_tasks.python_docs_vocabulary()
     assert first["inputs"].tolist() == vocabulary.encode(source)
     assert first["targets"].tolist() == vocabulary.encode(summary)
     by_byte = examples(get_task("docstring_summary_bytes"), "validation", 1)[0]
@@ -173,8 +173,8 @@ def test_docstring_summary_shares_the_vocabulary_of_python_docs(seqio):
 
 
 def test_only_what_is_asked_for_is_trained(seqio, monkeypatch):
-    monkeypatch.setattr(demo_vocabulary, "train_sentencepiece", None)  # would fail if called
-    demo_vocabulary.python_docs_vocabulary.cache_clear()
+    monkeypatch.setattr(demo_tasks, "train_sentencepiece", None)  # would fail if called
+    demo_tasks.python_docs_vocabulary.cache_clear()
     for name in ("python_docs_bytes", "docstring_summary_bytes", "c4"):
         assert get_task(name).name == name
 

@@ -1,12 +1,13 @@
 """The embedded corpus: English technical text that comes with every CPython.
 
-The documents are the sections of the language reference as kept for `help()` (`pydoc_data.topics`)
-and the docstrings of the standard library; the pairs are functions without their docstring, and its
-first line. Everything is read with `ast`; nothing is imported. The text differs by Python version,
-so print `describe()` beside any number measured on it.
+Documents are the sections of the language reference in `pydoc_data.topics` and the docstrings of
+the standard library; pairs are functions without their docstring, and its first line. Everything is
+read with `ast`, nothing imported. The text differs by Python version: print `describe()` beside
+numbers measured on it.
 """
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -19,7 +20,6 @@ import textwrap
 import tokenize
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from t5lite.data.paths import cache_folder, write_whole
@@ -37,9 +37,9 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DOCUMENTED = (ast.Module, ast.ClassDef, *_FUNCTIONS)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Documents and (source, summary) pairs, by split; `str()` of it describes it in a line."""
+    """Documents and (source, summary) pairs, by split."""
 
     documents: dict[str, list[str]]
     pairs: dict[str, list[tuple[str, str]]]
@@ -54,15 +54,6 @@ class Corpus:
         """Hex hash of all documents and pairs in order."""
         return hashlib.sha256(json.dumps([self.documents, self.pairs]).encode()).hexdigest()
 
-    def __str__(self) -> str:
-        documents = {split: len(texts) for split, texts in self.documents.items()}
-        pairs = {split: len(pairs) for split, pairs in self.pairs.items()}
-        return (
-            f"python_docs of Python {platform.python_version()}: {self.characters:,} characters, "
-            f"documents {documents['train']:,} train + {documents['validation']:,} validation, "
-            f"pairs {pairs['train']:,} + {pairs['validation']:,}, sha256 {self.sha256[:12]}"
-        )
-
 
 def documents(split: str) -> list[str]:
     """Returns the documents of "train" or "validation" (about 5 %), each once, in a fixed order."""
@@ -72,20 +63,28 @@ def documents(split: str) -> list[str]:
 def pairs(split: str) -> list[tuple[str, str]]:
     """Returns (function source without docstring, docstring's first line) of a split.
 
-    A pair is in the split of its docstring, so what `documents("train")` shows gives no
-    validation pair away, and no source occurs twice.
+    A pair is in the split of its docstring, so that `documents("train")` leaks no validation pair,
+    and no source occurs twice.
     """
     return _of_split(load().pairs, split)
 
 
 def describe() -> str:
     """Returns one line: Python version, characters, documents, pairs and hash."""
-    return str(load())
+    corpus = load()
+    documents, pairs = (
+        [len(texts[split]) for split in SPLITS] for texts in (corpus.documents, corpus.pairs)
+    )
+    return (
+        f"python_docs of Python {platform.python_version()}: {corpus.characters:,} characters, "
+        f"documents {documents[0]:,} train + {documents[1]:,} validation, "
+        f"pairs {pairs[0]:,} + {pairs[1]:,}, sha256 {corpus.sha256[:12]}"
+    )
 
 
 @functools.cache
 def load() -> Corpus:
-    """Returns the corpus of the running Python, extracted on first use and then kept in the cache.
+    """Returns the corpus of the running Python, extracted at first use and then cached.
 
     Raises:
       InputError: if this Python comes without its sources.
@@ -96,12 +95,12 @@ def load() -> Corpus:
     key = hashlib.sha256(json.dumps(version).encode()).hexdigest()[:16]
     path = cache_folder() / "python_docs" / f"{platform.python_version()}_{key}.json"
     try:
-        kept = json.loads(path.read_bytes())
-        split_pairs = {
-            split: [(source, summary) for source, summary in kept["pairs"][split]]
-            for split in SPLITS
-        }
-        return Corpus({split: kept["documents"][split] for split in SPLITS}, split_pairs)
+        content = json.loads(path.read_bytes())
+        documents, pairs = content["documents"], content["pairs"]
+        return Corpus(
+            {split: documents[split] for split in SPLITS},
+            {split: [(source, text) for source, text in pairs[split]] for split in SPLITS},
+        )
     except (OSError, ValueError, KeyError, TypeError):
         corpus = extract(root)
     if corpus.characters < 100_000:
@@ -109,37 +108,29 @@ def load() -> Corpus:
             f"{root} holds only {corpus.characters} characters of documentation: this Python comes "
             "without its sources; use one from python.org, your distribution, conda or pyenv"
         )
-    kept = {"documents": corpus.documents, "pairs": corpus.pairs}
-    write_whole(path, json.dumps(kept).encode())
+    write_whole(path, json.dumps(dataclasses.asdict(corpus)).encode())
     return corpus
 
 
 def extract(root: Path) -> Corpus:
-    """Reads the documents and pairs of a standard library.
-
-    Args:
-      root: the folder of the standard library. Files that cannot be decoded or parsed are skipped.
-    """
+    """Reads the documents and pairs of a standard library, skipping files that cannot be parsed."""
     # Dictionaries keep the first of equal texts, in order.
-    found: dict[str, None] = {}
-    for section in _topics(root / "pydoc_data" / "topics.py"):
-        if len(section) >= MIN_CHARACTERS:
-            found.setdefault(section)
+    texts = dict.fromkeys(_topics(root / "pydoc_data" / "topics.py"))
     sources: dict[str, tuple[str, str]] = {}
     for path in library_files(root):
         text, tree = _parse(path)
         lines = text.splitlines(keepends=True)
         for node, docstring in _docstrings(tree):
-            if len(docstring) >= MIN_CHARACTERS:
-                found.setdefault(docstring)
+            texts.setdefault(docstring)
             if isinstance(node, _FUNCTIONS):
                 summary = docstring.splitlines()[0].strip()
                 source = _without_docstring(node, lines)
                 if source and len(summary) >= _MIN_SUMMARY:
                     sources.setdefault(source, (docstring, summary))
     corpus = Corpus({split: [] for split in SPLITS}, {split: [] for split in SPLITS})
-    for document in found:
-        corpus.documents[_split(document)].append(document)
+    for document in texts:
+        if len(document) >= MIN_CHARACTERS:
+            corpus.documents[_split(document)].append(document)
     for source, (docstring, summary) in sources.items():
         corpus.pairs[_split(docstring)].append((source, summary))
     return corpus
@@ -152,7 +143,7 @@ def _of_split(by_split: dict, split: str) -> list:
 
 
 def _split(text: str) -> str:
-    """Returns the split of a text from its hash alone, so that it never changes sides."""
+    """Returns the split of a text from its hash alone."""
     bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return "validation" if bucket % 20 == 0 else "train"
 
@@ -178,8 +169,8 @@ def _parse(path: Path) -> tuple[str, ast.Module]:
 def _topics(path: Path) -> Iterator[str]:
     """Yields the sections of the texts in the dictionary `topics` of `pydoc_data/topics.py`.
 
-    Long topics repeat short ones whole, under headings of another level: so cut at the headings and
-    drop their underlines, that equal sections be equal texts and none lands in both splits.
+    Long topics repeat short ones under headings of another level: without the headings' underlines
+    equal sections are equal texts, none of which is in both splits.
     """
     for statement in _parse(path)[1].body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
@@ -208,13 +199,11 @@ def _clean(text: str) -> str:
     return "\n".join(line.rstrip() for line in lines).strip()
 
 
-def _without_docstring(node: ast.AST, lines: list[str]) -> str:
+def _without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str:
     """Returns a function's source, decorators and comments included, without its docstring.
 
-    Empty when there is nothing else, or the docstring shares a line with code.
+    Empty if there is nothing else, or the docstring shares a line with code.
     """
-    if not isinstance(node, _FUNCTIONS):
-        raise TypeError(f"{node!r} is not a function")
     docstring = node.body[0]
     if len(node.body) == 1:
         return ""
@@ -224,5 +213,5 @@ def _without_docstring(node: ast.AST, lines: list[str]) -> str:
     after = lines[end - 1].encode()[docstring.end_col_offset :]
     if before.strip() or after.strip():
         return ""
-    kept = lines[first - 1 : start] + lines[end : node.end_lineno]
-    return textwrap.dedent("".join(kept)).strip()
+    rest = lines[first - 1 : start] + lines[end : node.end_lineno]
+    return textwrap.dedent("".join(rest)).strip()

@@ -1,8 +1,4 @@
-"""The embedded corpus as tables in files, to try `FileData` on real text before one's own.
-
-They are written on first use from the running Python's standard library, like `python_docs`, and
-differ by Python version as it does.
-"""
+"""The embedded corpus as files for `FileData`, written at first use; differs by Python version."""
 
 import ast
 import builtins
@@ -15,9 +11,9 @@ import re
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from t5lite.data.demo import python_docs
 from t5lite.data.paths import cache_folder, write_whole
@@ -25,11 +21,14 @@ from t5lite.data.paths import cache_folder, write_whole
 _FORMAT = 1
 _WORD = re.compile(r"\w+|[^\w\s]")
 _MAX_WORDS = 256
-_RUN = 8  # words, which texts of their own rarely share
+_RUN = 8  # words, which independent texts rarely share
+# Modules whose names are everyday words of documentation.
+_EVERYDAY = {"code", "this", "token", "test", "types", "string", "time", "select", "copy", "symbol"}
+_EVERYDAY |= {"calendar", "queue", "platform", "profile", "statistics", "operator"}
 
 
 class Documented(NamedTuple):
-    """A docstring, the top-level module it is from, and its function's parameters, if any."""
+    """A docstring, its top-level module, and its function's parameters, if any."""
 
     docstring: str
     module: str
@@ -37,171 +36,142 @@ class Documented(NamedTuple):
 
 
 def modules_csv(*, num_modules: int = 16) -> str:
-    """Returns a CSV file: which standard-library module does this docstring come from?
+    """Returns a CSV file with the columns `docstring` and `module`, to classify docstrings.
 
     Args:
-      num_modules: how many of the modules with the most docstrings; at least 2.
-
-    Returns:
-      The path of a file with the columns `docstring` and `module`.
+      num_modules: the number of standard-library modules, those with the most docstrings; >= 2.
     """
 
     def write() -> str:
-        found = _documented()
-        counts = Counter(item.module for item in found)
+        counts = Counter(item.module for item in _documented())
         chosen = {module for module, _ in counts.most_common(num_modules)}
+        rows = [item[:2] for item in _documented() if item.module in chosen]
         text = io.StringIO(newline="")
-        table = csv.writer(text)
-        table.writerow(["docstring", "module"])
-        table.writerows([item.docstring, item.module] for item in found if item.module in chosen)
+        csv.writer(text).writerows([("docstring", "module"), *rows])
         return text.getvalue()
 
-    return _written(f"modules_{num_modules}.csv", write)
+    return _cached(f"modules_{num_modules}.csv", write)
 
 
 def names_jsonl() -> str:
-    """Returns a JSON-lines file: which words of a function's docstring name something of Python's?
+    """Returns a JSON-lines file with the columns `words` and `tags`, to find Python's names.
 
-    The tags are what a look-up gives, not what a person would: `PARAMETER` for a parameter of the
+    A word of a function's docstring is tagged by look-up: `PARAMETER` for a parameter of the
     function, else `EXCEPTION`, `TYPE` or `MODULE` for a name of the language or its library, else
-    `O` (distant supervision: Mintz et al. 2009, P09-1113).
-
-    Returns:
-      The path of a file with the columns `words` and `tags`, lists of equal length. Texts without
-      any such name are left out.
+    `O` (distant supervision: Mintz et al. 2009, P09-1113). Docstrings without names are left out.
     """
 
-    def write() -> str:
-        lines = []
+    def rows() -> Iterator[dict[str, Any]]:
+        names = _python_names()
         for item in _documented():
             words = _WORD.findall(item.docstring)[:_MAX_WORDS]
-            tags = [_tag(word, item.parameters) for word in words]
+            tagged = names | dict.fromkeys(item.parameters, "PARAMETER")
+            tags = [tagged.get(word, "O") for word in words]
             if item.parameters and set(tags) != {"O"}:
-                lines.append(json.dumps({"words": words, "tags": tags}, ensure_ascii=False) + "\n")
-        return "".join(lines)
+                yield {"words": words, "tags": tags}
 
-    return _written("names.jsonl", write)
+    return _cached("names.jsonl", lambda: _lines(rows()))
 
 
 def functions_jsonl() -> str:
     """Returns a JSON-lines file of functions' docstrings, to count and to find parameters in.
 
-    Returns:
-      The path of a file with the columns `docstring`, `num_parameters`, and `answer` and `start`:
-      the parameter that the docstring mentions first, and at which character. Functions whose
-      docstring mentions none are left out.
+    Its columns are `docstring`, `num_parameters`, and `answer` and `start`: the first parameter in
+    the docstring, and its first character. Functions without one are left out.
     """
 
-    def write() -> str:
-        lines = []
+    def rows() -> Iterator[dict[str, Any]]:
         for item in _documented():
-            found = (each for each in _WORD.finditer(item.docstring) if each[0] in item.parameters)
-            first = next(found, None)
-            if first is not None:
-                row = {
+            words = (word for word in _WORD.finditer(item.docstring) if word[0] in item.parameters)
+            if first := next(words, None):
+                yield {
                     "docstring": item.docstring,
                     "num_parameters": len(item.parameters),
                     "answer": first[0],
                     "start": first.start(),
                 }
-                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        return "".join(lines)
 
-    return _written("functions.jsonl", write)
+    return _cached("functions.jsonl", lambda: _lines(rows()))
 
 
 def documents_jsonl() -> str:
     """Returns a JSON-lines file of the corpus's training documents, with the column `text`."""
-    return _written("documents.jsonl", lambda: _lines(python_docs.documents("train")))
+    return _cached("documents.jsonl", lambda: _texts(python_docs.documents("train")))
 
 
 def held_out_documents_jsonl() -> str:
-    """Returns a JSON-lines file of documents to test on, with the column `text`.
+    """Returns a JSON-lines file of test documents, with the column `text`.
 
-    These are the corpus's validation documents without near copies of training documents: a fifth
-    of them, docstrings that modules have from each other, would reward memory.
+    These are the corpus's validation documents without near copies of training documents, which
+    would reward memory: a fifth of them, docstrings that modules share.
     """
 
     def write() -> str:
-        return _lines(novel(python_docs.documents("validation"), python_docs.documents("train")))
+        return _texts(novel(python_docs.documents("validation"), python_docs.documents("train")))
 
-    return _written("held_out_documents.jsonl", write)
+    return _cached("held_out_documents.jsonl", write)
 
 
-def novel(texts: Sequence[str], known: Iterable[str], *, most_shared: float = 0.2) -> list[str]:
-    """Returns the texts that are not near copies of known ones.
+def novel(texts: Sequence[str], trained: Iterable[str], *, most_shared: float = 0.2) -> list[str]:
+    """Returns the texts that are not near copies of training texts, in order.
 
     Args:
-      texts: in any order, which is kept.
-      known: what was trained on.
-      most_shared: the share, in [0, 1], of a text's runs of eight words that known texts may have.
+      texts: candidates.
+      trained: training texts.
+      most_shared: the largest fraction, in [0, 1], of a text's runs of eight words in `trained`.
 
     Source: Lee et al. 2022, arXiv:2107.06499, §4 (near copies of held-out text in training text).
     """
-    seen: set[tuple[str, ...]] = set()
-    for text in known:
-        seen |= _runs(text)
-
-    def shared(text: str) -> float:
-        runs = _runs(text)
-        return len(runs & seen) / len(runs)
-
-    return [text for text in texts if shared(text) <= most_shared]
+    seen = {run for text in trained for run in _runs(text)}
+    runs = ((text, _runs(text)) for text in texts)
+    return [text for text, own in runs if len(own & seen) / len(own) <= most_shared]
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
-    """Returns all runs of `_RUN` words of a text; of a shorter text the one run that it is."""
+    """Returns all runs of `_RUN` words of a text, or a shorter text as one run."""
     words = _WORD.findall(text)
     return {tuple(words[at : at + _RUN]) for at in range(max(1, len(words) - _RUN + 1))}
 
 
-def _lines(texts: Iterable[str]) -> str:
-    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+def _texts(texts: Iterable[str]) -> str:
+    return _lines({"text": text} for text in texts)
 
 
-def _tag(word: str, parameters: tuple[str, ...]) -> str:
-    if word in parameters:
-        return "PARAMETER"
-    return _known_names().get(word, "O")
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-@functools.cache
-def _known_names() -> dict[str, str]:
-    """Names of the language and its library that are hardly ever other words."""
+def _python_names() -> dict[str, str]:
+    """Returns the tags of the language's and its library's names that are rarely other words."""
     names = {name: "MODULE" for name in sys.stdlib_module_names if not name.startswith("_")}
     for name, value in vars(builtins).items():
         if isinstance(value, type):
             names[name] = "EXCEPTION" if issubclass(value, BaseException) else "TYPE"
-    # Modules whose name is an everyday word of documentation.
-    for word in ("code", "this", "token", "test", "types", "string", "time", "select", "copy"):
-        names.pop(word, None)
-    for word in ("calendar", "queue", "platform", "profile", "statistics", "operator", "symbol"):
-        names.pop(word, None)
-    return names
+    return {name: tag for name, tag in names.items() if name not in _EVERYDAY}
 
 
 @functools.cache
 def _documented() -> tuple[Documented, ...]:
     """Every docstring of the standard library once, in a fixed order."""
     root = Path(sysconfig.get_path("stdlib"))
-    found: dict[str, Documented] = {}
+    items: dict[str, Documented] = {}
     for path in python_docs.library_files(root):
         module = path.relative_to(root).with_suffix("").parts[0]
         for node, docstring in python_docs.docstrings(path):
             if len(docstring) >= python_docs.MIN_CHARACTERS:
-                found.setdefault(docstring, Documented(docstring, module, _parameters(node)))
-    return tuple(found.values())
+                items.setdefault(docstring, Documented(docstring, module, _parameters(node)))
+    return tuple(items.values())
 
 
 def _parameters(node: ast.AST) -> tuple[str, ...]:
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return ()
-    every = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-    return tuple(each.arg for each in every if each.arg not in ("self", "cls"))
+    parameters = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    return tuple(item.arg for item in parameters if item.arg not in ("self", "cls"))
 
 
-def _written(name: str, write: Callable[[], str]) -> str:
-    """Returns the path of a file in the cache, written if it is not there yet."""
+def _cached(name: str, write: Callable[[], str]) -> str:
+    """Returns the path of a file in the cache, written at first use."""
     digest = hashlib.sha256(f"{_FORMAT} {python_docs.load().sha256}".encode()).hexdigest()[:12]
     path = cache_folder() / "python_docs" / digest / name
     if not path.exists():

@@ -1,9 +1,9 @@
-"""The embedded corpus as tasks, with the attributes of a `seqio.Task` and without TensorFlow.
+"""The embedded corpus as tasks with the attributes of a `seqio.Task`, free of TensorFlow.
 
 | task | features | vocabulary |
 |---|---|---|
 | `python_docs` | targets | unigram of 4,096, trained on its own train split |
-| `docstring_summary` | inputs, targets | the same, so that a model of `python_docs` can go on |
+| `docstring_summary` | inputs, targets | the same, to fine-tune a model of `python_docs` |
 | `python_docs_bytes`, `docstring_summary_bytes` | as above | ByT5's bytes |
 """
 
@@ -15,17 +15,24 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from t5lite.data.demo import python_docs
-from t5lite.data.demo.vocabulary import python_docs_vocabulary
 from t5lite.data.sources import Example, NumberedSource
 from t5lite.data.vocabularies.base import Vocabulary
 from t5lite.data.vocabularies.byte_ids import Bytes
+from t5lite.data.vocabularies.sentence_pieces import SentencePiece
+from t5lite.data.vocabularies.training import train_sentencepiece
 
 NAMES = ("python_docs", "python_docs_bytes", "docstring_summary", "docstring_summary_bytes")
 _CHUNK = 64  # texts that are encoded at a time
 
 
+@functools.cache
+def python_docs_vocabulary() -> SentencePiece:
+    """Returns the 4,096-id vocabulary of `python_docs`, trained at first use (a few seconds)."""
+    return train_sentencepiece(python_docs.documents("train"), 4096)
+
+
 class Feature(NamedTuple):
-    """One feature, as `seqio.Feature` describes it."""
+    """One feature, as in `seqio.Feature`."""
 
     vocabulary: Vocabulary
     add_eos: bool
@@ -33,13 +40,7 @@ class Feature(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DemoTask:
-    """One of `NAMES`.
-
-    Attributes:
-      name: of the task.
-      splits: of the corpus.
-      metric_objs: none.
-    """
+    """One of the tasks in `NAMES`."""
 
     name: str
     splits: ClassVar[tuple[str, ...]] = python_docs.SPLITS
@@ -47,7 +48,7 @@ class DemoTask:
 
     @functools.cached_property
     def output_features(self) -> dict[str, Feature]:
-        """The features; of a pair both end with EOS, how a text alone ends the objective says."""
+        """The features: those of a pair end with EOS; single texts end as the objective says."""
         vocabulary = Bytes() if self.name.endswith("_bytes") else python_docs_vocabulary()
         columns = self.columns(self.splits[0])
         return dict.fromkeys(columns, Feature(vocabulary, add_eos="inputs" in columns))
@@ -61,20 +62,14 @@ class DemoTask:
 
 
 class TextSource(NumberedSource):
-    """Texts in memory, in the order that `SeqioSource` reads a task of them in.
-
-    Args:
-      name: says what is read; part of every random key.
-      columns: texts by feature.
-      features: what encodes each.
-    """
+    """Texts in memory, by feature, in the order of a `SeqioSource`."""
 
     def __init__(
         self, name: str, columns: Mapping[str, Sequence[str]], features: Mapping[str, Feature]
     ):
         self.name, self._columns, self._features = name, columns, features
         self.num_examples = len(next(iter(columns.values())))
-        self.add_eos = {feature: each.add_eos for feature, each in features.items()}
+        self.add_eos = {name: feature.add_eos for name, feature in features.items()}
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the token ids of texts."""
@@ -86,5 +81,5 @@ class TextSource(NumberedSource):
                 for name, texts in self._columns.items()
             }
             for row in zip(*columns.values(), strict=True):
-                ids = (np.array(each, np.int32) for each in row)
-                yield dict(zip(columns, ids, strict=True))
+                arrays = (np.array(ids, np.int32) for ids in row)
+                yield dict(zip(columns, arrays, strict=True))
