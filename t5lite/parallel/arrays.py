@@ -1,6 +1,7 @@
-"""Host arrays to global device arrays, and programs that know the layout."""
+"""Global device arrays from rows of the hosts, and functions jitted under a layout."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,41 +29,43 @@ def batch_shardings(
     Args:
       layout: its `activations` are the rules.
       mesh: the devices.
-      axes: the logical axes of the arrays that a batch may have, see `Objective.axes`; those that
-        an array has beyond are replicated.
+      axes: array → its logical axes, see `Objective.axes`; further axes are replicated.
       names: of the arrays.
 
-    Raises: InputError if an array has no axes.
+    Raises:
+      InputError: an array has no logical axes.
     """
-    placed = {}
+    result = {}
     for name in names:
         if name not in axes:
             raise unknown("array of a batch, without axes in the objective's axes():", name, axes)
-        placed[name] = shardings(PartitionSpec(*axes[name]), layout.activations, mesh)
-    return placed
+        result[name] = shardings(PartitionSpec(*axes[name]), layout.activations, mesh)
+    return result
 
 
 def check_batch(
     layout: Layout, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]
 ) -> None:
     """Raises an InputError unless each array's global shape divides over the mesh."""
-    placed = batch_shardings(layout, mesh, axes, shapes)
-    for name, shape in shapes.items():
-        for size, axis, label in zip(shape, placed[name].spec, axes[name], strict=False):
-            names = (axis,) if isinstance(axis, str) else axis or ()
-            parts = int(np.prod([mesh.shape[part] for part in names], dtype=int))
-            if size % parts:
+    for name, sharding in batch_shardings(layout, mesh, axes, shapes).items():
+        # A spec's entry is None, a mesh axis, or several: `[batch, length]` over
+        # `(("data", "fsdp", "expert"), "seq")` needs batch % (data · fsdp · expert) == 0.
+        for size, entry, label in zip(shapes[name], sharding.spec, axes[name], strict=False):
+            mesh_axes = (entry,) if isinstance(entry, str) else entry or ()
+            num_devices = math.prod(mesh.shape[axis] for axis in mesh_axes)
+            if size % num_devices:
                 raise InputError(
-                    f"{label} size {size} of {name} does not divide over {parts} devices "
-                    f"(mesh axes {', '.join(names)}); change it or Layout.mesh"
+                    f"{label} size {size} of {name} does not divide over {num_devices} devices "
+                    f"(mesh axes {', '.join(mesh_axes)}); change it or Layout.mesh",
+                    field="Layout.mesh",
                 )
 
 
 def process_rows(layout: Layout, mesh: Mesh, num_rows: int) -> dict[int, np.ndarray]:
-    """Returns the rows of a batch that each process's devices hold, ascending, by process.
+    """Returns process → the rows of a batch that its devices hold, ascending.
 
     A mesh follows the links between chips, not the order of processes, so a process's rows need not
-    be contiguous; and where tensor or sequence axes cross processes, several hold the same rows.
+    be contiguous; where tensor or sequence axes cross processes, several hold the same rows.
 
     Args:
       layout: its `activations` are the rules.
@@ -70,28 +73,30 @@ def process_rows(layout: Layout, mesh: Mesh, num_rows: int) -> dict[int, np.ndar
       num_rows: of the global batch.
     """
     sharding = shardings(PartitionSpec("batch"), layout.activations, mesh)
-    held: dict[int, list[np.ndarray]] = {}
+    blocks: dict[int, list[np.ndarray]] = {}
     for device, (rows,) in sharding.devices_indices_map((num_rows,)).items():
-        held.setdefault(device.process_index, []).append(np.arange(num_rows)[rows])
-    return {process: np.unique(np.concatenate(held[process])) for process in sorted(held)}
+        blocks.setdefault(device.process_index, []).append(np.arange(num_rows)[rows])
+    # Devices along tensor or sequence axes hold the same rows: each counts once.
+    return {process: np.unique(np.concatenate(blocks[process])) for process in sorted(blocks)}
 
 
 def place(
-    batch: Mapping[str, np.ndarray], placed: Mapping[str, NamedSharding], *, num_rows: int
+    batch: Mapping[str, np.ndarray], sharding: Mapping[str, NamedSharding], *, num_rows: int
 ) -> dict[str, jax.Array]:
-    """Puts the rows that this process's devices hold on them, as parts of global arrays.
+    """Makes global arrays of the rows that this process's devices hold.
 
     Args:
       batch: `[rows of this process, ...]` arrays by name, in the order of `process_rows`.
-      placed: the shardings of the global arrays, see `batch_shardings`.
+      sharding: of the global arrays, see `batch_shardings`.
       num_rows: of the global batch.
 
     Returns:
       `[num_rows, ...]` global arrays by name.
     """
     return {
+        # [rows of this process, ...] → [num_rows, ...]; no data crosses processes.
         name: jax.make_array_from_process_local_data(
-            placed[name], rows, (num_rows, *rows.shape[1:])
+            sharding[name], rows, (num_rows, *rows.shape[1:])
         )
         for name, rows in batch.items()
     }
@@ -104,47 +109,42 @@ def platform_of(mesh: Any) -> str:
 
 
 def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) -> Callable:
-    """Returns `fn` jitted; the logical names in it mean `layout`'s mesh axes.
+    """Returns `fn` jitted, its logical axis names resolved by `layout`.
 
     Args:
       fn: any function of pytrees.
-      layout: its `activations` are the rules inside `fn`; its gradients' logical names there begin
-        with `gradient/`, and `gradient/rounded` are the mesh axes between which sums of gradients
-        travel in the dtype of the computation.
+      layout: its `activations` are the rules inside `fn`; gradients' names begin with `gradient/`,
+        and `gradient/rounded` names the mesh axes over which partial gradients are exchanged in the
+        computation's dtype.
       mesh: the devices.
-      **jit_options: passed to `jax.jit`; `donate_argnums`, `static_argnames` and so on.
+      **jit_options: of `jax.jit`.
 
     Returns:
       A function with `.trace(*shapes)` and `.lower(*shapes)` like `jax.jit`'s.
     """
-
-    of_gradients = layout.gradients or layout.parameters
-    rules = [*layout.activations, *((f"gradient/{name}", axes) for name, axes in of_gradients)]
+    gradients = layout.gradients or layout.parameters
+    rules = [*layout.activations, *((f"gradient/{name}", axes) for name, axes in gradients)]
     if layout.gradient_dtype == "compute":
         rules.append(("gradient/rounded", MESH_AXES))
 
-    def ruled(*args: Any, **kwargs: Any) -> Any:
-        with nn.logical_axis_rules(rules):
+    def with_rules(*args: Any, **kwargs: Any) -> Any:
+        with nn.logical_axis_rules(rules):  # read while `fn` is traced, by its sharding constraints
             return fn(*args, **kwargs)
 
-    ruled.__name__ = getattr(fn, "__name__", type(fn).__name__)
+    with_rules.__name__ = getattr(fn, "__name__", type(fn).__name__)
     if not isinstance(fn, functools.partial):
-        functools.update_wrapper(ruled, fn)
+        functools.update_wrapper(with_rules, fn)
 
     options = dict(layout.compiler_options.get(platform_of(mesh), {})) or None
-    compiled = jax.jit(ruled, compiler_options=options, **jit_options)
+    compiled = jax.jit(with_rules, compiler_options=options, **jit_options)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with jax.set_mesh(mesh):
-            return compiled(*args, **kwargs)
+    def on_mesh(method: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with jax.set_mesh(mesh):
+                return method(*args, **kwargs)
 
-    def trace(*args: Any, **kwargs: Any) -> Any:
-        with jax.set_mesh(mesh):
-            return compiled.trace(*args, **kwargs)
+        return call
 
-    def lower(*args: Any, **kwargs: Any) -> Any:
-        with jax.set_mesh(mesh):
-            return compiled.lower(*args, **kwargs)
-
-    call.trace, call.lower = trace, lower  # type: ignore[attr-defined]
+    call = on_mesh(compiled)
+    call.trace, call.lower = on_mesh(compiled.trace), on_mesh(compiled.lower)  # type: ignore[attr-defined]
     return call

@@ -1,4 +1,4 @@
-"""Which processes are one program: what flags, or the cluster that this process is in, say."""
+"""The group of processes that run one program, from flags or from the cluster's environment."""
 
 import dataclasses
 import glob
@@ -10,7 +10,7 @@ from t5lite.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Processes that are one program; JAX detects what is None from the cluster.
+    """Processes that run one program; JAX detects the fields that are None from the cluster.
 
     Args:
       address: `HOST:PORT` of process 0; the port must be free.
@@ -26,7 +26,7 @@ class Group:
 def group(
     address: str | None = None, count: int | None = None, index: int | None = None
 ) -> Group | None:
-    """Returns the group that this process belongs to, or None if it is alone.
+    """Returns the group of this process, or None for a single process.
 
     Args:
       address: `HOST:PORT` of process 0. None: detected in SLURM (more than one task), Kubernetes or
@@ -59,7 +59,7 @@ def group(
 
 
 def _in_cluster() -> bool:
-    """Whether the environment says that this is one of several processes."""
+    """Whether the environment describes several processes."""
     environ = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environ for name in slurm) and int(environ.get("SLURM_NTASKS", 1)) > 1:

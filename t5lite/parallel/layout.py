@@ -1,4 +1,4 @@
-"""A layout is data: a mesh, and tables from logical axis names to mesh axes."""
+"""Layouts: a mesh, and tables from logical axis names to mesh axes."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from t5lite.errors import InputError, unknown
+from t5lite.errors import InputError, check_fields, unknown
 
 # The mesh's axes: data parallelism, sharded data parallelism, sequence, tensor and expert.
 MESH_AXES = ("data", "fsdp", "seq", "tensor", "expert")
@@ -41,7 +41,8 @@ PARAMETERS: Rules = (
 )
 
 ACTIVATIONS: Rules = (
-    # A batch is spread over the devices that hold experts too, except where they work on it.
+    # First match wins, and a mesh axis is used once per array: `[batch, length, embed]` is sharded
+    # over the expert axis too, `[experts, batch, ...]` (inside an expert layer) over experts there.
     ("experts", "expert"),
     ("batch", ("data", "fsdp", "expert")),
     ("batch", ("data", "fsdp")),
@@ -54,38 +55,35 @@ ACTIVATIONS: Rules = (
     ("kv", None),
 )
 
-# What helps training on a platform's devices, whatever the layout.
+# Options that speed up training on a platform, whatever the layout.
 COMPILER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    # Without it XLA takes products of gathered weights apart into loops, which triples a step's
-    # estimated time on a v5e: see benchmarks/README.md.
+    # Without it XLA splits products of gathered weights into loops of collective permutes, which
+    # triples a step's estimated time on a v5e: see benchmarks/README.md.
     "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a run is spread over devices.
+    """How arrays are sharded over devices.
 
     Args:
-      mesh: mesh axis → size, of `MESH_AXES`; one size may be -1, "all that is left".
-      slices: mesh axis → how many slices it spans, a divisor of its size. Between slices there is
-        the data centre's network, within one the chips' own links. None for a single slice.
+      mesh: mesh axis (of `MESH_AXES`) → size; one size may be -1, the remaining devices.
+      slices: mesh axis → number of slices it spans, a divisor of its size. Slices are connected by
+        the data centre's network, chips of a slice by their own links. None for a single slice.
       parameters: logical axis → mesh axis (or several, or None) of the parameters.
       optimizer: the same for the optimizer's state; None for `parameters`.
       optimizer_memory: where the optimizer's state is between steps: `device`, or `pinned_host`,
-        the host's memory, from which every step fetches it. That costs the time of two copies,
-        and frees the device's memory between steps only: XLA fetches all of it at once.
+        the host's memory, from which every step fetches all of it at once. That costs two copies
+        a step, and frees device memory between steps only.
       gradients: the same for gradients; None for `parameters`.
-      gradient_dtype: what the devices' sums of a gradient are rounded to before they are added up.
-        `float32` loses nothing, and sends 4 bytes of each parameter at every microbatch. `compute`
-        is the dtype of the computation: in bfloat16 2 bytes, a quarter less of all that FSDP sends
-        (its weights are gathered twice, in bfloat16), for a relative error of about 2^-9 at each
-        of the additions. Either way a device's own rows are added up in float32, and so are
-        between devices the gradients of biases, norms and experts, which weigh little or go where
-        the tokens go.
+      gradient_dtype: of the partial gradients that devices exchange. `float32` loses nothing, and
+        sends 4 bytes per parameter and microbatch. `compute` is the computation's dtype: bfloat16
+        sends 2, a quarter less of all FSDP traffic (weights are gathered twice, in bfloat16), for a
+        relative error of about 2^-9 per addition. Either way each device accumulates its rows in
+        float32, and gradients of biases, norms and experts are exchanged in float32.
       activations: the same for activations and batches.
-      compiler_options: given to XLA for this run's compilations: platform (`cpu`, `gpu`, `tpu`) →
-        option → value.
+      compiler_options: platform (`cpu`, `gpu`, `tpu`) → XLA option → value.
     """
 
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
@@ -104,120 +102,130 @@ class Layout:
         return hash(frozenset(self.mesh.items()))
 
     def __post_init__(self) -> None:
-        if self.optimizer_memory not in MEMORIES:
-            raise unknown("memory, Layout.optimizer_memory", self.optimizer_memory, MEMORIES)
-        if self.gradient_dtype not in GRADIENT_DTYPES:
-            raise unknown("Layout.gradient_dtype", self.gradient_dtype, GRADIENT_DTYPES)
+        check_fields(self, optimizer_memory=MEMORIES, gradient_dtype=GRADIENT_DTYPES)
         for platform in self.compiler_options:
+            field = "Layout.compiler_options"
             if platform not in ("cpu", "gpu", "tpu"):
-                raise unknown("platform in Layout.compiler_options", platform, COMPILER_OPTIONS)
-        for axis, count in (self.slices or {}).items():
-            if axis not in MESH_AXES:
-                raise unknown("mesh axis", axis, MESH_AXES)
-            if not isinstance(count, int) or count < 1:
-                raise InputError(f"Layout.slices[{axis!r}] = {count!r}: must be at least 1")
+                raise unknown(f"platform in {field}", platform, ("cpu", "gpu", "tpu"), field=field)
         for axis, size in self.mesh.items():
-            if axis not in MESH_AXES:
-                raise unknown("mesh axis", axis, MESH_AXES)
-            if not isinstance(size, int) or (size < 1 and size != -1):
-                raise InputError(f"Layout.mesh[{axis!r}] = {size!r}: must be a size or -1")
+            _check_mesh_axis(axis, "Layout.mesh")
+            if size != -1:
+                _check_size("Layout.mesh", axis, size)
+        for axis, count in (self.slices or {}).items():
+            _check_mesh_axis(axis, "Layout.slices")
+            _check_size("Layout.slices", axis, count)
         if list(self.mesh.values()).count(-1) > 1:
             raise InputError(
                 f"Layout.mesh = {dict(self.mesh)}: only one axis may be -1", field="Layout.mesh"
             )
-        for table in (self.parameters, self.optimizer, self.gradients, self.activations):
-            for _, target in table or ():
+        for field in ("parameters", "optimizer", "gradients", "activations"):
+            for _, target in getattr(self, field) or ():
                 for axis in (target,) if isinstance(target, str) else target or ():
-                    if axis not in MESH_AXES:
-                        raise unknown("mesh axis", axis, MESH_AXES)
+                    _check_mesh_axis(axis, f"Layout.{field}")
+
+
+def _check_mesh_axis(axis: str, field: str) -> None:
+    if axis not in MESH_AXES:
+        raise unknown("mesh axis", axis, MESH_AXES, field=field)
+
+
+def _check_size(field: str, axis: str, size: object) -> None:
+    if type(size) is not int or size < 1:
+        or_rest = " or -1, the remaining devices" if field == "Layout.mesh" else ""
+        raise InputError(
+            f"{field}[{axis!r}] = {size!r}: must be a whole number of at least 1{or_rest}",
+            field=field,
+        )
 
 
 def parameter_rules(
     whole_over: Sequence[str] = (), spread: Mapping[str, str | tuple[str, ...] | None] | None = None
 ) -> Rules:
-    """Returns `PARAMETERS`, changed.
+    """Returns `PARAMETERS` with changes.
 
     Args:
-      whole_over: mesh axes along which every device has all of an array.
+      whole_over: mesh axes over which parameters are replicated.
       spread: logical axis → mesh axis (or several, or None), instead of the table's.
 
     Raises:
-      InputError: if there is no such axis.
+      InputError: there is no such axis.
     """
     for axis in whole_over:
-        if axis not in MESH_AXES:
-            raise unknown("mesh axis", axis, MESH_AXES)
-    named = dict(PARAMETERS)
+        _check_mesh_axis(axis, "parameter_rules.whole_over")
+    table = dict(PARAMETERS)
     for name in spread or ():
-        if name not in named:
-            raise unknown("logical axis", name, named)
+        if name not in table:
+            raise unknown("logical axis", name, table, field="parameter_rules.spread")
     rules = {name: None if axis in whole_over else axis for name, axis in PARAMETERS}
     return tuple((rules | dict(spread or {})).items())
 
 
 def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices; axes that `layout.mesh` leaves out have size 1.
+    """Returns a mesh of all of `MESH_AXES`; those that `layout.mesh` leaves out have size 1.
 
     Args:
-      layout: which sizes.
+      layout: gives the sizes.
       devices: to arrange; None for all.
 
     Raises:
-      InputError: if the sizes do not multiply to the number of devices, or not within a slice.
+      InputError: the sizes do not multiply to the number of devices, or not within a slice.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [layout.mesh.get(axis, 1) for axis in MESH_AXES]
-    known = 1
-    for size in sizes:
-        known *= size if size > 0 else 1
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    elif -1 in sizes or known != len(devices):
+    product = math.prod(size for size in sizes if size > 0)
+    if -1 in sizes and len(devices) % product == 0:
+        sizes[sizes.index(-1)] = len(devices) // product
+    elif -1 in sizes or product != len(devices):
         raise InputError(
             f"Layout.mesh = {dict(layout.mesh)} does not multiply to the {len(devices)} devices",
             field="Layout.mesh",
         )
-    types = (jax.sharding.AxisType.Auto,) * len(sizes)
+    # Each mesh axis of size s spans `outer` slices, with `inner` = s / outer devices in each.
     outer = [(layout.slices or {}).get(axis, 1) for axis in MESH_AXES]
-    parts = _slices(devices, math.prod(outer))
+    slices = _slices(devices, math.prod(outer))
     for axis, size, count in zip(MESH_AXES, sizes, outer, strict=True):
         if size % count:
             raise InputError(
-                f"Layout.slices[{axis!r}] = {count} does not divide the mesh axis's size {size}"
+                f"Layout.slices[{axis!r}] = {count} does not divide the mesh axis's size {size}",
+                field="Layout.slices",
             )
     inner = [size // count for size, count in zip(sizes, outer, strict=True)]
-    # Along the links of a slice; where no side of it has a mesh axis's size, along part of one.
+    # Mesh axes follow a slice's physical rings; one that fits no ring takes part of one (splitting
+    # a physical axis), so that neighbours of the busiest axes are neighbours on the links.
     arrange = functools.partial(mesh_utils.create_device_mesh, allow_split_physical_axes=True)
-    arranged = np.stack([arrange(inner, part) for part in parts])
-    # From [slices of each axis, places in a slice of each axis] to slices outside of places.
-    order = [at + n * len(sizes) for at in range(len(sizes)) for n in (0, 1)]
+    arranged = np.stack([arrange(inner, members) for members in slices])  # [slices, *inner]
+    # [*outer, *inner] → [outer0, inner0, outer1, inner1, …] → sizes: the slices of an axis are its
+    # slow dimension, so that steps along it mostly stay within a slice.
+    order = [axis + n * len(sizes) for axis in range(len(sizes)) for n in (0, 1)]
     grid = arranged.reshape(outer + inner).transpose(order).reshape(sizes)
-    return Mesh(grid, MESH_AXES, axis_types=types)
+    return Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
 
 
 def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
-    """Returns the devices of each slice; those that know of none are cut into `count` parts."""
-    known = sorted({getattr(device, "slice_index", 0) for device in devices})
-    if len(known) == 1:
+    """Returns the devices of each slice; devices of one slice are cut into `count` equal parts."""
+    indices = sorted({getattr(device, "slice_index", 0) for device in devices})
+    if len(indices) == 1:  # CPUs, or a rehearsal of several slices on one
         if len(devices) % count:
             raise InputError(
                 f"Layout.slices makes {count} slices, which the {len(devices)} devices do not "
-                "divide into"
+                "divide into",
+                field="Layout.slices",
             )
         return [list(part) for part in np.array(devices, object).reshape(count, -1)]
-    if len(known) != count:
+    if len(indices) != count:
         raise InputError(
-            f"the devices are in {len(known)} slices and Layout.slices makes {count}; set "
-            f't5lite.parallel.Layout.slices = {{"data": {len(known)}}}'
+            f"the devices are in {len(indices)} slices and Layout.slices makes {count}; set "
+            f't5lite.parallel.Layout.slices = {{"data": {len(indices)}}}',
+            field="Layout.slices",
         )
-    return [[device for device in devices if device.slice_index == index] for index in known]
+    return [[device for device in devices if device.slice_index == index] for index in indices]
 
 
-def in_memory(placed: Any, kind: str) -> Any:
-    """Returns shardings with another kind of memory, one of `MEMORIES`.
+def in_memory(tree: Any, kind: str) -> Any:
+    """Returns a tree of shardings with another kind of memory, one of `MEMORIES`.
 
     Raises:
-      InputError: if the devices have no such memory.
+      InputError: the devices have no such memory.
     """
 
     def moved(sharding: NamedSharding) -> NamedSharding:
@@ -225,36 +233,37 @@ def in_memory(placed: Any, kind: str) -> Any:
             return sharding.with_memory_kind(kind)
         except ValueError as error:
             device: Any = next(iter(sharding.device_set))
-            known = sorted(memory.kind for memory in device.addressable_memories())
+            kinds = sorted(memory.kind for memory in device.addressable_memories())
             raise InputError(
                 f"Layout.optimizer_memory = {kind!r}: a {device.device_kind} has "
-                f"{', '.join(known) or 'no choice of memories'}",
+                f"{', '.join(kinds) or 'no choice of memories'}",
                 field="Layout.optimizer_memory",
             ) from error
 
-    return jax.tree.map(moved, placed)
+    return jax.tree.map(moved, tree)
 
 
 def shardings(axes: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Maps a tree of logical axis names to the shardings that `rules` give.
+    """Returns the `NamedSharding`s of a tree of logical axis names.
+
+    For example `PartitionSpec("embed", "heads", "kv")` becomes `("fsdp", "tensor", None)` under
+    `PARAMETERS`.
 
     Args:
       axes: any pytree of `PartitionSpec`s of logical names.
-      rules: the table; the first rule whose mesh axis is still free in an array wins.
+      rules: the table. The first rule of a name whose mesh axes are unused in the array wins: an
+        array can be sharded over a mesh axis along one dimension only.
       mesh: the devices.
 
-    Returns:
-      The same tree of `NamedSharding`s.
-
     Raises:
-      InputError: if no rule mentions a logical name.
+      InputError: no rule mentions a logical name.
     """
-    named = {name for name, _ in rules}
+    names = {name for name, _ in rules}
 
-    def one(spec: PartitionSpec) -> NamedSharding:
+    def sharding(spec: PartitionSpec) -> NamedSharding:
         for name in spec:
-            if name is not None and name not in named:
-                raise unknown("logical axis (no rule of the layout mentions it)", name, named)
+            if name is not None and name not in names:
+                raise unknown("logical axis (no rule of the layout mentions it)", name, names)
         return NamedSharding(mesh, nn.logical_to_mesh_axes(tuple(spec), rules) or PartitionSpec())
 
-    return jax.tree.map(one, axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    return jax.tree.map(sharding, axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))

@@ -1,9 +1,8 @@
-"""Processes that are one program: they start together, and all end when one of them fails.
+"""Processes of one program: they start together, and all end when one of them fails.
 
-JAX's processes wait for each other inside collectives, where no Python code runs. JAX's own watch
-takes a process for dead after 100 seconds without a heartbeat; fewer would end runs whose machines
-only stood still. So every process keeps a connection to process 0, which the kernel closes as soon
-as a process ends, for whatever reason: the others then print which one it was, and end.
+Processes wait for each other inside collectives, where no Python code runs, and JAX notices a dead
+one only after 100 seconds without a heartbeat. So every process keeps a TCP connection to process
+0, which the kernel closes as soon as a process ends: the others then print which one, and end.
 """
 
 import contextlib
@@ -33,12 +32,12 @@ _NOTES: list[Callable[[], str]] = []
 
 
 class _Failure(NamedTuple):
-    """A process that ends before its time, as the connections tell it.
+    """The failure of a process, sent over the connections.
 
     Args:
       process: its index.
-      reason: the error; empty for one that was killed, which says nothing.
-      patience: seconds that the others have to fail of the same error themselves.
+      reason: the error; empty if it was killed.
+      patience: seconds in which the others may fail with the same error themselves.
     """
 
     process: int
@@ -57,36 +56,39 @@ class _Failure(NamedTuple):
 
 @contextlib.contextmanager
 def joined(
-    which: Group | None, *, timeout: float = 300.0, preemptible: bool = True
+    group: Group | None, *, timeout: float = 300.0, preemptible: bool = True
 ) -> Iterator[None]:
-    """Makes this process one of a group while the context lasts; alone, does nothing.
+    """Joins a group of processes while the context lasts; a single process does nothing.
 
-    To be entered before JAX uses a device. If another process ends before it has left this context,
-    or fails inside it, this process prints which one and why, and ends with code 1.
+    Enter it before JAX uses a device. If another process ends or fails inside the context, this
+    process prints which one and why, and ends with code 1.
 
     Args:
-      which: see `group`.
+      group: see `clusters.group`.
       timeout: seconds to wait for the other processes.
-      preemptible: whether SIGTERM is a notice, as training takes it; otherwise it ends this process
-        at once, and with it the others.
+      preemptible: whether SIGTERM ends training after the step; otherwise it ends this process at
+        once, and with it the others.
 
     Raises:
-      InputError: if process 0 cannot be reached. If another one is missing, the process prints that
+      InputError: process 0 cannot be reached. If another one is missing, the process prints that
         and ends with code 2, before the runtime would abort it.
     """
     if not 0 < timeout < math.inf:
-        raise InputError(f"--coordinator_timeout={timeout:g}: must be seconds, above 0")
-    if which is None or which.count == 1:
+        raise InputError(
+            f"--coordinator_timeout={timeout:g}: must be seconds, above 0",
+            field="coordinator_timeout",
+        )
+    if group is None or group.count == 1:
         yield
         return
-    # JAX's service takes SIGTERM for a notice, also where nobody acts on it.
+    # With the service, SIGTERM no longer ends a process by itself.
     jax.config.update("jax_enable_preemption_service", preemptible)
-    _initialize(which, timeout)
+    _initialize(group, timeout)
     if jax.process_count() == 1:
         yield
         return
     _NOTES.clear()
-    lines = _Lines(which)
+    lines = _Lines(group)
     try:
         yield
     except InputError as error:
@@ -117,22 +119,22 @@ def noted(note: Callable[[], str]) -> Iterator[None]:
     _NOTES.remove(note)
 
 
-def _initialize(which: Group, timeout: float) -> None:
+def _initialize(group: Group, timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    if which.address is not None and which.index:
-        _wait_for(which.address, deadline, timeout)
-    if which.address is not None and which.index == 0:
-        _check_free(which.address)
+    if group.address is not None and group.index:
+        _wait_for(group.address, deadline, timeout)
+    if group.address is not None and group.index == 0:
+        _check_free(group.address)
     # JAX aborts the process when its own timeout is over: this one comes first.
     left = max(deadline - time.monotonic(), 1.0)
-    timer = threading.Timer(left, _exit_incomplete, (which, timeout))
+    timer = threading.Timer(left, _exit_incomplete, (group, timeout))
     timer.daemon = True
     timer.start()
     try:
         jax.distributed.initialize(
-            which.address,
-            which.count,
-            which.index,
+            group.address,
+            group.count,
+            group.index,
             initialization_timeout=int(left) + 60,
             shutdown_timeout_seconds=30,
         )
@@ -157,11 +159,11 @@ def _delay_aborts() -> None:
     library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
-def _exit_incomplete(which: Group, timeout: float) -> None:
-    where = f"at --coordinator_address={which.address} " if which.address else ""
+def _exit_incomplete(group: Group, timeout: float) -> None:
+    at_address = f"at --coordinator_address={group.address} " if group.address else ""
     print(
-        f"t5lite: the processes did not come together {where}within {timeout:g} s; start all of "
-        "them, each with its own --process_id, and check that the port is open",
+        f"t5lite: the processes did not come together {at_address}within {timeout:g} s; start all "
+        "of them, each with its own --process_id, and check that the port is open",
         file=sys.stderr,
         flush=True,
     )
@@ -199,13 +201,13 @@ def _check_free(address: str) -> None:
 class _Lines:
     """The connections between process 0 and the others; made by all processes together."""
 
-    def __init__(self, which: Group):
+    def __init__(self, group: Group):
         self._leaving = threading.Event()
         self._ending = threading.Lock()  # held by the thread that ends this process
-        self._sockets = _connected(which)
+        self._sockets = _connected(group)
         self._threads = [
-            threading.Thread(target=self._listen, args=each, daemon=True)
-            for each in self._sockets.items()
+            threading.Thread(target=self._listen, args=connection, daemon=True)
+            for connection in self._sockets.items()
         ]
         for thread in self._threads:
             thread.start()
@@ -233,15 +235,15 @@ class _Lines:
         for thread in self._threads if jax.process_index() == 0 else ():
             thread.join(max(end - time.monotonic(), 0.0))
 
-    def _listen(self, other: int, line: socket.socket) -> None:
-        """Waits for the last word of a process, and then for its end."""
+    def _listen(self, process: int, line: socket.socket) -> None:
+        """Waits for the last message of a process, and then for its end."""
         with contextlib.suppress(OSError), line.makefile("rb") as stream:
             word = b""
             with contextlib.suppress(OSError):
                 word = stream.readline()
             if word == _BYE:
                 return
-            failure = _Failure(*json.loads(word)) if word.endswith(b"\n") else _Failure(other)
+            failure = _Failure(*json.loads(word)) if word.endswith(b"\n") else _Failure(process)
             if not self._leaving.is_set() and self._ending.acquire(blocking=False):
                 threading.Thread(target=self._end, args=(failure,), daemon=True).start()
             stream.read()
@@ -256,13 +258,13 @@ class _Lines:
             os._exit(1)
 
 
-def _connected(which: Group) -> dict[int, socket.socket]:
+def _connected(group: Group) -> dict[int, socket.socket]:
     """Returns process 0's connections to all others, or theirs to process 0, by process."""
     lines: dict[int, socket.socket] = {}
     if jax.process_index() == 0:
         with socket.create_server(("", 0)) as server:
             server.settimeout(_CONNECT_SECONDS)
-            hosts = [which.address.rpartition(":")[0]] if which.address else []
+            hosts = [group.address.rpartition(":")[0]] if group.address else []
             gather([[*hosts, _own_address(), socket.gethostname()], server.getsockname()[1]])
             with contextlib.suppress(TimeoutError):
                 while len(lines) < jax.process_count() - 1:
