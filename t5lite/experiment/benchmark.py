@@ -10,6 +10,7 @@ import numpy as np
 
 from t5lite.experiment.description import versions
 from t5lite.experiment.experiment import Experiment
+from t5lite.experiment.settings import check_model
 from t5lite.experiment.start import first_state
 from t5lite.experiment.step_facts import facts
 from t5lite.parallel import batch_shardings, place
@@ -29,7 +30,7 @@ def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, A
     """
     # What was compiled before would be found, and its time is one of the things to be measured.
     jax.config.update("jax_enable_compilation_cache", False)
-    experiment.check_model()
+    check_model(experiment)
     mesh = experiment.mesh()
     program = experiment.program(mesh)
     with contextlib.ExitStack() as stack:

@@ -9,22 +9,9 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from t5lite.data.paths import check_folder
-from t5lite.experiment.settings import (
-    check_model,
-    check_settings,
-)
-from t5lite.experiment.start import (
-    Start,
-    check_folder_of_run,
-    check_references,
-    check_referred,
-    open_references,
-    plan_start,
-    spec_of,
-)
-from t5lite.interop import Opened
-from t5lite.models import ComputeSpec, Model, ModelSpec
+from t5lite.errors import InputError
+from t5lite.interop import Opened, open_model
+from t5lite.models import ComputeSpec, Model, ModelSpec, load_spec, named_spec
 from t5lite.objectives import bind
 from t5lite.parallel import Layout, make_mesh
 from t5lite.planning.footprint import Footprint
@@ -40,38 +27,38 @@ from t5lite.training import (
     build,
     process_shards,
 )
-from t5lite.training.restore import absolute
+from t5lite.training.restore import absolute, saved_steps
 from t5lite.training.state import Optimizer
 from t5lite.training.tuning import Everything, Tuning
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Definition:
-    """A run by its settings; nothing is read, built or written before a method asks for it.
+    """A run by its settings; nothing is read, built or written before a method needs it.
 
     Args:
       model_dir: where checkpoints, metrics and `model.json` go.
       model: a preset's name, a folder or a spec, see `models.named_spec`; None: that of
         `checkpoints.restore_from`.
-      objective: what is learnt, e.g. `objectives.SpanCorruption()`.
-      data: what from, e.g. `data.TaskData(...)`.
+      objective: the loss and its examples, e.g. `objectives.SpanCorruption()`.
+      data: the dataset, e.g. `data.TaskData(...)`.
       optimizer: e.g. `optimizers.Adafactor(learning_rate=...)`, or any Optax transformation.
-      steps: updates in all, those before a restart included; the first of `steps`, `tokens` and
-        `epochs` that is reached ends the run. Schedules are given their number of steps apart.
-      tokens: seen in all, without padding.
-      epochs: passes over the training data: examples read by examples in all, those of all parts of
-        a mixture together.
+      steps: total updates, before and after restarts; the first of `steps`, `tokens` and `epochs`
+        that is reached ends the run. Schedules have their own number of steps.
+      tokens: total tokens seen, without padding.
+      epochs: passes over the training data: examples read, divided by examples; parts of a mixture
+        count together.
       layout: mesh and sharding.
       compute: dtype, rematerialisation, scan.
       tuning: which parameters are trained; the others are frozen.
       update: microbatches, clipping, averaging, what a NaN or a spike does, float16's loss scale.
-      checkpoints: when to save, what to keep, what to start from.
-      callbacks: evaluation and whatever else happens now and then.
-      writers: called with model_dir, each makes one place for metrics.
+      checkpoints: when to save, which to keep, where to start.
+      callbacks: evaluation, samples and the like, called every so often.
+      writers: makers of metrics writers, called with `model_dir`.
       profile: which steps to trace.
-      log_every: steps between two lines of metrics.
+      log_every: steps between lines of metrics.
       seed: of initialisation, data order and dropout.
-      operative_config: gives the text for `config.gin`.
+      operative_config: returns the text of `config.gin`.
     """
 
     model_dir: str
@@ -107,8 +94,24 @@ class Definition:
 
     @functools.cached_property
     def spec(self) -> ModelSpec:
-        """The architecture; that of the run in `folder`, or of where it starts, by default."""
-        return spec_of(self.model, self.checkpoints, self.folder)
+        """The architecture; by default that of the run in `folder`, or of where it starts.
+
+        Raises:
+          InputError: if there is none.
+        """
+        if self.model is not None:
+            return named_spec(self.model)
+        described = self.folder / "model.json"
+        if saved_steps(self.folder / "checkpoints") and described.exists():
+            return load_spec(described)
+        field = "Checkpoints.restore_from"
+        if self.checkpoints.restore_from is not None:
+            return opened(self.checkpoints.restore_from, averaged=False, field=field).spec
+        raise InputError(
+            "train needs 'model', which no file or flag binds: a preset's name, a folder or a "
+            f"spec; or {field}, whose model is then used",
+            field="model",
+        )
 
     @functools.cached_property
     def network(self) -> Model:
@@ -117,22 +120,27 @@ class Definition:
 
     @functools.cached_property
     def bound(self) -> Any:
-        """The objective, bound to the model."""
+        """The objective, bound to the model and to the models of its references."""
         return bind(self.objective, self.network, self.reference_models)
 
     @functools.cached_property
     def references(self) -> Mapping[str, Opened]:
-        """The opened checkpoints of the objective's references; "start" has none."""
-        return open_references(self.objective)
+        """The opened checkpoints of the objective's references, without "start"."""
+        field = f"{type(self.objective).__name__}.references"
+        return {
+            name: opened(folder, averaged=True, field=field)
+            for name, folder in bind(self.objective, self.network).references.items()
+            if folder != "start"
+        }
 
     @functools.cached_property
     def reference_models(self) -> Mapping[str, Model]:
-        """The models of the objective's references; of "start" the run's own."""
+        """The models of the objective's references; "start" has the run's own."""
         return {
             name: Model(self.references[name].spec, self.compute)
             if name in self.references
             else self.network
-            for name in getattr(self.objective, "references", {})
+            for name in bind(self.objective, self.network).references
         }
 
     def mesh(self) -> Mesh:
@@ -157,51 +165,13 @@ class Definition:
 
     def footprint(self, program: Program) -> Footprint:
         """Returns the comparison of a program with the memory of the devices here."""
-        return Footprint(
-            program,
-            compute=self.compute,
-            update=self.update,
-            layout=self.layout,
-            optimizer=self.optimizer,
-        )
+        return Footprint(program, **self.memory_settings)
 
-    def check(self) -> Start | None:
-        """Returns where the run starts, with every setting checked; None: the initialisers.
-
-        Raises:
-          InputError: for settings that do not go together, or with the run in `folder`, or with the
-            folder that the run starts from.
-        """
-        check_folder(self.model_dir, field="train.model_dir")
-        check_settings(self.duration, self.callbacks, self.profile)
-        resumes = self._check_folder()
-        # First, as another vocabulary over pretrained parameters is not one for a larger model.
-        start = plan_start(
-            self.checkpoints, self.network, self.bound, data=self.data, resumes=resumes
-        )
-        if start and self.checkpoints.frozen == "refer":
-            check_referred(start, self.tuning, self.network, field="Checkpoints.frozen")
-        self.check_model()
-        check_references(
-            self.references, self.reference_models, objective=self.bound, data=self.data
-        )
-        return start
-
-    def _check_folder(self) -> bool:
-        """Returns whether the folder holds a run to resume, which must be this one."""
-        return check_folder_of_run(
-            self.folder, self.spec, objective=self.bound, data=self.data, tuning=self.tuning
-        )
-
-    def check_model(self) -> None:
-        """Raises an InputError if model, data, labels and callbacks do not go together."""
-        check_model(
-            self.network,
-            self.bound,
-            data=self.data,
-            log_every=self.log_every,
-            callbacks=self.callbacks,
-        )
+    @property
+    def memory_settings(self) -> dict[str, Any]:
+        """The settings that the memory of a step depends on, by name."""
+        names = ("compute", "update", "layout", "optimizer")
+        return {name: getattr(self, name) for name in names}
 
     def run(
         self,
@@ -211,7 +181,7 @@ class Definition:
         tuning: Tuning = Everything(),
         say: Callable[[str], None] = print,
     ) -> Run:
-        """Returns what callbacks are called with."""
+        """Returns the argument of callbacks."""
         return Run(
             model_dir=str(self.folder),
             model=self.network,
@@ -231,5 +201,13 @@ class Definition:
         shards = process_shards(self.data, self.layout, mesh)[jax.process_index()]
         batches = self.data.train_batches(self.bound, seed=self.seed, shards=shards)
         if mesh.shape["seq"] > 1 and hasattr(batches, "keep_lengths"):
-            batches.keep_lengths()  # which divide over the mesh
+            batches.keep_lengths()  # which divide by the mesh
         return batches
+
+
+def opened(folder: Any, *, averaged: bool, field: str) -> Opened:
+    """Opens a checkpoint that a field names; see `interop.open_model`."""
+    try:
+        return open_model(str(folder), averaged=averaged)
+    except InputError as error:
+        raise InputError(str(error), field=field) from error

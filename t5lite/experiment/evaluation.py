@@ -17,12 +17,13 @@ from t5lite.errors import InputError
 from t5lite.experiment.cuts import count_cuts
 from t5lite.experiment.experiment import Experiment
 from t5lite.experiment.run_folder import check_described
+from t5lite.experiment.settings import check_model
 from t5lite.inference import Loaded, load
 from t5lite.interop import Description, Opened, locate, open_model
 from t5lite.models import Model
 from t5lite.parallel import check_batch, shardings
 from t5lite.text import metric_lines
-from t5lite.training import Checkpoints, Edit, Stop, TrainState, process_shards
+from t5lite.training import Checkpoints, Edit, Run, Stop, TrainState, process_shards
 from t5lite.training.frozen import read_referred
 from t5lite.training.restore import (
     absolute,
@@ -35,86 +36,89 @@ from t5lite.training.restore import (
 )
 from t5lite.training.state import frozen_of
 
-_CHECKED = 1024  # examples, for texts that are cut
+_CHECKED = 1024  # examples whose truncation is counted
 _READABLE = 40  # characters of a data set's name in that of a file
 
 
 def evaluate(
     experiment: Experiment, *, checkpoint: str = "latest", sample: bool = False
 ) -> dict[str, float]:
-    """Runs each callback once on a checkpoint's parameters; the averaged ones where there are some.
+    """Calls each callback once with a checkpoint's parameters, averaged ones where it has them.
 
     Prints the metrics, and writes them to `model_dir/evaluation-<step>-<data>.json`, over those of
-    an earlier evaluation of that step on the same data; what training has written is left alone, so
-    a run may go on meanwhile. Callbacks with a method `whole() -> Callback` read the whole split.
+    an earlier evaluation of that step on the same data. No file of training is touched: a run may
+    go on meanwhile. Callbacks with a method `whole() -> Callback` read the whole split.
 
     Args:
-      experiment: the run. Its `model` must be what the checkpoint holds, if it is set; its data are
-        a validation split, whose labels get the ids of training; `every` of callbacks is ignored;
-        `checkpoints.best` and `best_mode` say which checkpoint is `"best"`; the layout need not be
+      experiment: the run. Its `model`, if set, must be the checkpoint's; its data have a validation
+        split, whose labels get the ids of training; `every` of callbacks is ignored;
+        `checkpoints.best` and `best_mode` define the `"best"` checkpoint; the layout need not be
         that of training.
       checkpoint: `"latest"`, `"best"`, a step, or the folder of any checkpoint.
-      sample: whether callbacks read the samples that they read in training, where they do.
+      sample: whether callbacks read the samples of training, instead of the whole split.
 
     Returns:
       The metrics of all callbacks.
 
     Raises:
-      InputError: no such checkpoint, another model, vocabulary or labels than it has, or no
-        callback.
+      InputError: no such checkpoint, another model, vocabulary or labels, or no callback.
       CheckpointError: if the checkpoint is damaged.
     """
     if not experiment.callbacks:
         raise InputError(
-            "train.callbacks is empty; add what measures, such as @t5lite.evaluation.HeldOut()",
+            "train.callbacks is empty; add an evaluator, such as @t5lite.evaluation.HeldOut()",
             field="train.callbacks",
         )
-    found = locate(choose(experiment.model_dir, checkpoint, experiment.checkpoints))
-    known = Description.read(found.home)
+    checkpoint_folder = choose(experiment.model_dir, checkpoint, experiment.checkpoints)
+    step_folder, home = locate(checkpoint_folder)
+    description = Description.read(home)
     experiment = dataclasses.replace(
         experiment,
-        model=known.spec if experiment.model is None else experiment.model,
-        data=experiment.data.with_labels(known.labels),
+        model=description.spec if experiment.model is None else experiment.model,
+        data=experiment.data.with_labels(description.labels),
     )
     data, layout = experiment.data, experiment.layout
-    objective = experiment.bound.prompted(known.prompts)
-    experiment.check_model()
-    check_described(found.home, experiment.spec, data.vocabulary(), data.labels())
-    shapes = data.batch_shapes(objective)
+    objective = experiment.bound.prompted(description.prompts)
+    check_model(experiment)
+    check_described(home, experiment.spec, data.vocabulary(), data.labels())
     mesh = experiment.mesh()
-    sizes = {name: tuple(each.shape) for name, each in shapes.items()}
+    sizes = {name: tuple(leaf.shape) for name, leaf in data.batch_shapes(objective).items()}
     check_batch(layout, mesh, sizes, objective.axes())
     process_shards(data, layout, mesh)
 
-    loaded = load(found.step_folder, compute=experiment.compute, layout=layout)
-    assert loaded.step is not None  # a run's own checkpoint says it
-    say = print if jax.process_index() == 0 else lambda text: None
-    run = experiment.run(loaded.mesh, say=say)
+    loaded = load(step_folder, compute=experiment.compute, layout=layout)
+    assert loaded.step is not None  # a run's own checkpoint has one
+    first = jax.process_index() == 0
+    run = experiment.run(loaded.mesh, say=print if first else lambda text: None)
     run.objective, run.steps = objective, loaded.step
-    run.say(f"evaluating {found.step_folder}")
-    name, cut = _validation(data, objective) if jax.process_index() == 0 else ("", "")
+    run.say(f"evaluating {step_folder}")
+    name, cut = _validation(data, objective) if first else ("", "")
     if cut:
         run.say(f"note: {cut}")
-    if data.labels() and not known.labels:
-        run.say(f"{found.home} has no labels.json: labels are numbered as in these data")
-    references = _references(experiment, known, loaded)
-    state = _state(loaded.step, loaded.params, references)
-    for callback in experiment.callbacks:
-        whole = getattr(callback, "whole", None)
-        if whole is not None and not sample:
-            callback = whole()
-        result = callback(run, state, step=loaded.step)
-        if result and not isinstance(result, Stop | Edit):
-            run.metrics.update({name: float(value) for name, value in result.items()})
+    if data.labels() and not description.labels:
+        run.say(f"{home} has no labels.json: labels are numbered as in these data")
+    state = _state(loaded.step, loaded.params, _references(experiment, description, loaded))
+    _call(run, state, sample=sample)
     if not run.metrics:
         run.say("no callback returned a metric")
         return {}
     run.say("\n".join([f"\nmetrics at step {loaded.step:,}", *metric_lines(run.metrics)]))
-    if jax.process_index() == 0:
+    if first:
         path = experiment.folder / f"evaluation-{loaded.step}{_suffix(name)}.json"
         write(path, loaded, run.metrics, data=name)
         run.say(f"written to {path}")
     return run.metrics
+
+
+def _call(run: Run, state: TrainState, *, sample: bool) -> None:
+    """Calls each callback once, and adds its metrics to the run's."""
+    for callback in run.callbacks:
+        whole = getattr(callback, "whole", None)
+        if whole is not None and not sample:
+            callback = whole()
+        result = callback(run, state, step=run.steps)
+        if result and not isinstance(result, Stop | Edit):
+            run.metrics.update({name: float(value) for name, value in result.items()})
 
 
 def _references(experiment: Experiment, description: Description, loaded: Loaded) -> dict[str, Any]:
@@ -165,7 +169,7 @@ def _references(experiment: Experiment, description: Description, loaded: Loaded
 
 
 def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.Path:
-    """Returns the folder of the checkpoint that is asked for.
+    """Returns the folder of a checkpoint; see `evaluate`.
 
     Raises:
       InputError: if there is none.
@@ -173,7 +177,8 @@ def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.P
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         if not absolute(checkpoint).exists():
             raise InputError(
-                f"--checkpoint={checkpoint}: neither latest, best, a step nor a folder that exists"
+                f"--checkpoint={checkpoint}: not latest, best, a step or an existing folder",
+                field="checkpoint",
             )
         return absolute(checkpoint)
     steps = saved_steps(model_dir)
@@ -188,7 +193,8 @@ def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.P
         if checkpoints.best is None:
             raise InputError(
                 "--checkpoint=best needs train.checkpoints.best, the name of a metric; "
-                "or give a step"
+                "or give a step",
+                field="checkpoint",
             )
         if best is None:
             raise InputError(
@@ -205,7 +211,7 @@ def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.P
 
 
 def _state(step: int, params: Any, references: Mapping[str, Any]) -> TrainState:
-    """Returns a state with all that callbacks read, and nothing else: optimizers are large."""
+    """Returns a state without optimizer state, which callbacks do not read."""
     return TrainState(
         step=jax.numpy.int32(step),
         params=params,
@@ -217,7 +223,7 @@ def _state(step: int, params: Any, references: Mapping[str, Any]) -> TrainState:
 
 
 def _validation(data: Any, objective: Any) -> tuple[str, str]:
-    """Returns what tells the validation data from others, and which of its texts are cut."""
+    """Returns the name of the validation data, and a note on its truncated texts."""
     try:
         name = data.validation_name(objective)
     except NoSplit:  # callbacks may have data of their own
@@ -228,10 +234,10 @@ def _validation(data: Any, objective: Any) -> tuple[str, str]:
 
 
 def _suffix(name: str) -> str:
-    """Returns the end of a file's name for some data: readable, and its own."""
+    """Returns the end of a file's name for some data: readable and unique."""
     if not name:
         return ""
-    readable = re.sub(r":[0-9a-f]{16}\b", "", name)  # a digest, of which there is one below
+    readable = re.sub(r":[0-9a-f]{16}\b", "", name)  # a digest; another one follows
     readable = re.sub(r"[^\w.]+", "-", readable)[:_READABLE].strip("-.")
     return f"-{readable}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 

@@ -11,6 +11,7 @@ import jax
 
 from t5lite.data.batches import joint_state
 from t5lite.data.input_format import InputFormat
+from t5lite.data.paths import check_folder
 from t5lite.experiment.changes import changes
 from t5lite.experiment.cost import num_positions, step_flops
 from t5lite.experiment.cuts import count_cuts
@@ -24,14 +25,22 @@ from t5lite.experiment.run_folder import (
     description_of,
     last_saved,
     one_writer,
+    writer_files,
 )
 from t5lite.experiment.settings import (
+    check_model,
+    check_settings,
     learning_rate,
     notes,
     rate_change,
 )
 from t5lite.experiment.start import (
+    Start,
+    check_references,
+    check_referred,
+    check_run_folder,
     first_state,
+    plan_start,
     referred_frozen,
 )
 from t5lite.interop import Description
@@ -52,7 +61,7 @@ from t5lite.training.state import name_of
 from t5lite.training.stopping import check_watched
 
 _SHOWN = 3  # examples in the report
-_CHECKED = 256  # examples, for texts that are cut
+_CHECKED = 256  # examples whose truncation is counted
 
 P = ParamSpec("P")
 
@@ -73,7 +82,27 @@ class Trained:
 
 
 class Experiment(Definition):
-    """A run: its definition, and its training."""
+    """A run: its definition, its checks and its training."""
+
+    def check(self) -> Start | None:
+        """Checks every setting.
+
+        Returns:
+          Where the run starts; None: the initialisers, or its own checkpoint.
+
+        Raises:
+          InputError: for settings that do not fit each other, the run in `folder`, or the folder
+            that the run starts from.
+        """
+        check_folder(self.model_dir, field="train.model_dir")
+        check_settings(self)
+        # First: a pretrained model of another vocabulary is not to be enlarged.
+        start = plan_start(self, resumes=check_run_folder(self))
+        if start and self.checkpoints.frozen == "refer":
+            check_referred(start, self.tuning, self.network, field="Checkpoints.frozen")
+        check_model(self)
+        check_references(self)
+        return start
 
     def train(self) -> Trained:
         """Trains the model, or resumes the run that `model_dir` holds.
@@ -95,64 +124,47 @@ class Experiment(Definition):
         with contextlib.ExitStack() as stack:
             stack.enter_context(footprint.explained())
 
-            # What it reads.
+            # Data.
             batches = self.batches(mesh)
             stack.callback(batches.close)
             title, about = headline(self.network, program, mesh), self.data.describe()
             say(f"{title}\n{about}")
 
-            # Where it is kept: nothing changes before the run is accepted, but for a claim.
+            # Folder: nothing but a claim changes before the run is accepted.
             stack.enter_context(noted(lambda: last_saved(self.model_dir)))
             claim = stack.enter_context(one_writer(self.folder, say=say))
             writers = [make(str(self.folder)) for make in self.writers]
-            files = [name for each in writers for name in getattr(each, "files", ())]
+            files = writer_files(writers)
             check_files(self.folder, files)
-            # Again, now that it is claimed.
-            self._check_folder()
+            check_run_folder(self)  # again, now that it is claimed
 
-            # Where it starts: its own checkpoint, other parameters, or the initialisers.
-            checkpointer = stack.enter_context(
-                self.checkpoints.open(
-                    self.folder, warn=say, writable=False, optimizer=name_of(self.optimizer)
-                )
-            )
-            restored = checkpointer.restore(
-                program.state,
-                extra=program.extra,
-                frozen=lambda folder: referred_frozen(folder, program, self.references),
-            )
+            # First state: its own checkpoint, other parameters, or the initialisers.
+            checkpointer = stack.enter_context(self._checkpointer(say))
+            restored = self._restore(checkpointer, program)
             if restored:
                 state = restored.state
             else:
                 state = first_state(start, program, self.references, seed=self.seed, say=say)
 
-            # What it does.
+            # Loop.
             progress = Progress(self.duration, active=jax.process_index() == 0)
             stack.callback(progress.close)
             run = self.run(mesh, writers=writers, tuning=program.tuning, say=progress.say)
-            stack.callback(run.writers.close)
-            profiler = self.profile.open(self.folder, say=run.say) if self.profile else None
-            if profiler:
-                stack.callback(profiler.close)
-            ledger = self._ledger(run, progress, program)
-            saver = self._saver(run, checkpointer, batches, ledger)
-            loop = Loop(run, program.step, batches, ledger, saver, self.duration, profiler=profiler)
-            if restored:
-                saver.load_progress(restored.progress)
+            loop = self._loop(run, program, batches, checkpointer, progress, restored, stack)
             warnings = self._warnings(restored, state, sole=claim is not None)
             check_watched(self.callbacks, run, best=self.checkpoints.best)
             run.writers.check()
             facts = self._facts(title, about, sole=claim is not None)
 
-            # It is accepted: from here on its folder changes.
+            # Accepted: from here on its folder changes.
             if loop.begin(state):
                 footprint.check_step()
                 for warning in warnings:
                     say(f"note: {warning}")
                 checkpointer.make_writable(claim.check if claim else None)
                 if claim:
-                    known = start.opened.description if start else None
-                    self._describe(facts, files, start=known, resumed=bool(restored), say=say)
+                    origin = start.opened.description if start else None
+                    self._describe(facts, files, start=origin, resumed=bool(restored), say=say)
                 run.writers.rewind(int(state.step))
                 state = loop.train(state)
                 if vanished := sum(gather(getattr(batches, "vanished", 0))):
@@ -161,6 +173,40 @@ class Experiment(Definition):
             end_text(self.folder, run.metrics, model=run.model, objective=self.bound, data=run.data)
         )
         return Trained(state, run.metrics, run.model)
+
+    def _checkpointer(self, say: Callable[[str], None]) -> Checkpointer:
+        optimizer = name_of(self.optimizer)
+        return self.checkpoints.open(self.folder, warn=say, writable=False, optimizer=optimizer)
+
+    def _restore(self, checkpointer: Checkpointer, program: Program) -> Any:
+        """Restores the newest checkpoint of the run; None if it has none."""
+        return checkpointer.restore(
+            program.state,
+            extra=program.extra,
+            frozen=lambda folder: referred_frozen(folder, program, self.references),
+        )
+
+    def _loop(
+        self,
+        run: Run,
+        program: Program,
+        batches: Any,
+        checkpointer: Checkpointer,
+        progress: Progress,
+        restored: Any,
+        stack: contextlib.ExitStack,
+    ) -> Loop:
+        """Returns the loop, continued from the restored checkpoint, and closed by the stack."""
+        stack.callback(run.writers.close)
+        profiler = self.profile.open(self.folder, say=run.say) if self.profile else None
+        if profiler:
+            stack.callback(profiler.close)
+        ledger = self._ledger(run, progress, program)
+        saver = self._saver(run, checkpointer, batches, ledger)
+        loop = Loop(run, program.step, batches, ledger, saver, self.duration, profiler=profiler)
+        if restored:
+            saver.load_progress(restored.progress)
+        return loop
 
     def _ledger(self, run: Run, progress: Progress, program: Program) -> Ledger:
         return Ledger(
@@ -186,14 +232,8 @@ class Experiment(Definition):
         )
 
     def _warnings(self, restored: Any, state: TrainState, *, sole: bool) -> Iterator[str]:
-        """Yields what is legitimate, but likely a mistake; `sole` marks the process that speaks."""
-        warnings = notes(
-            self.duration,
-            self.callbacks,
-            checkpoints=self.checkpoints,
-            optimizer=self.optimizer,
-            update=self.update,
-        )
+        """Yields notes on likely mistakes; `sole`: whether this is the process that prints."""
+        warnings = notes(self)
         if restored:
             saved = restored.progress.get("learning_rate")
             now = learning_rate(self.optimizer)(state)
@@ -206,7 +246,7 @@ class Experiment(Definition):
         return warnings
 
     def _facts(self, title: str, about: str, *, sole: bool) -> dict[str, Any]:
-        """Returns the content of `run.json`, with examples on the process that writes it."""
+        """Returns the content of `run.json`; only the process that writes it needs examples."""
         examples = []
         if sole:
             examples = example_texts(
@@ -231,7 +271,7 @@ class Experiment(Definition):
         resumed: bool,
         say: Callable[[str], None],
     ) -> None:
-        """Writes the run's description, and says what has changed since it was last started."""
+        """Writes the run's description, and prints the settings changed since its last start."""
         config = self.operative_config() if self.operative_config else None
         if resumed and (lines := changes(self.folder, config=config, facts=facts)):
             say("\n  ".join(["changed since the run was last started:", *lines]))

@@ -15,7 +15,7 @@ from t5lite.errors import InputError
 from t5lite.experiment.cost import num_positions, step_flops, token_lengths
 from t5lite.experiment.experiment import Experiment
 from t5lite.experiment.preview import Preview, balance_lines, batch_lines, example_lines, look
-from t5lite.experiment.run_folder import check_files
+from t5lite.experiment.run_folder import check_files, writer_files
 from t5lite.experiment.start import Start
 from t5lite.experiment.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.interop.huggingface import export_note
@@ -97,8 +97,7 @@ def _look(
     start = None
     try:
         start = experiment.check()
-        files = [name for each in experiment.writers for name in getattr(each, "files", ())]
-        check_files(experiment.folder, files)
+        check_files(experiment.folder, writer_files(experiment.writers))
         # Metrics are the same on any mesh.
         run_ = experiment.run(make_mesh(Layout(), devices=jax.devices()[:1]))
         check_watched(experiment.callbacks, run_, best=experiment.checkpoints.best)

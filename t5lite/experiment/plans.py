@@ -89,15 +89,9 @@ def _advice(
     available: float | None,
 ) -> Iterator[str]:
     """Yields what would need less memory and is not done yet, the cheapest first."""
-    yield from savings(
-        program,
-        compute=experiment.compute,
-        update=experiment.update,
-        layout=experiment.layout,
-        optimizer=experiment.optimizer,
-        bytes_here=on.chip.hbm / on.chip.devices,
-    )
-    if needed and available:  # most of it is spread over the devices
+    bytes_here = on.chip.hbm / on.chip.devices
+    yield from savings(program, **experiment.memory_settings, bytes_here=bytes_here)
+    if needed and available:  # most of it is sharded
         chips = on.num_chips * needed / available
         larger = (dataclasses.replace(on, shape=shape) for shape in on.chip.shapes)
         enough = next((slice_ for slice_ in larger if slice_.num_chips >= chips), None)

@@ -23,7 +23,7 @@ from t5lite.training.restore import saved_steps
 from t5lite.training.tuning import Everything, Tuning
 
 _FILES = ("run.json", "config.gin", *FILES)
-# Of runs that were begun before `run.json` listed its files.
+# Files of runs older than the list in `run.json`.
 _EARLIER_FILES = {*_FILES, "metrics.jsonl", "texts.jsonl", "report.html", "mlflow_run_id"}
 
 
@@ -47,15 +47,17 @@ def one_writer(folder: epath.Path, *, say: Callable[[str], object]) -> Iterator[
         yield claim
 
 
+def writer_files(writers: Sequence[Any]) -> list[str]:
+    """Returns the names of the files that writers of metrics, or their makers, write."""
+    return [name for writer in writers for name in getattr(writer, "files", ())]
+
+
 def check_files(folder: epath.Path, of_writers: Collection[str]) -> None:
-    """Refuses a folder with files that the run would overwrite, but no earlier run has written.
+    """Refuses a folder with foreign files that the run would overwrite.
 
     Args:
       folder: the model_dir.
-      of_writers: names of the files that the writers of metrics will write.
-
-    Raises:
-      InputError: naming those files.
+      of_writers: names of the files that the writers of metrics write.
     """
     own = _own_files(folder)
     foreign = [
@@ -74,7 +76,7 @@ def check_files(folder: epath.Path, of_writers: Collection[str]) -> None:
 
 
 def _own_files(folder: epath.Path) -> set[str]:
-    """Returns the names that the folder's run wrote so far; none if it holds no run."""
+    """Returns the names of the files that the folder's run has written; none without a run."""
     facts = read_facts(folder)
     if facts:
         return {"run.json", *facts.get("files", _EARLIER_FILES)}
@@ -99,32 +101,33 @@ def check_described(
       tuning: which parameters are trained; None: any.
 
     Raises:
-      InputError: if it is of another model, vocabulary, labels or tuning.
+      InputError: a different model, vocabulary, labels or tuning.
     """
     if not (folder / MODEL).exists():
         return None
-    known = Description.read(folder)
-    changed = differences(known.spec, spec)
+    description = Description.read(folder)
+    changed = differences(description.spec, spec)
     if changed:
         more = [f"and {len(changed) - 2} more"] if changed[2:] else []
         raise InputError(
             f"{folder} holds a run of another model; choose another model_dir or undo:\n  "
             + "\n  ".join([*map(str, changed[:2]), *more])
         )
-    old = known.vocabulary
+    old = description.vocabulary
     if vocabulary is not None and old is not None and old.fingerprint != vocabulary.fingerprint:
         raise InputError(
             f"{folder} holds a run with another vocabulary "
             f"({old.size} ids, now {vocabulary.size}); choose another model_dir"
         )
-    if tuning is not None and known.tuning != tuning:
+    if tuning is not None and description.tuning != tuning:
         raise InputError(
-            f"train.tuning = {tuning}: {folder} holds a run with {known.tuning}; resume it with "
-            "that, or choose another model_dir and start from this one (INITIAL_CHECKPOINT_PATH)",
+            f"train.tuning = {tuning}: {folder} holds a run with {description.tuning}; resume it "
+            "with that, or choose another model_dir and start from this one "
+            "(INITIAL_CHECKPOINT_PATH)",
             field="train.tuning",
         )
-    check_labels(labels, known.labels, where=f"the run in {folder}")
-    return known
+    check_labels(labels, description.labels, where=f"the run in {folder}")
+    return description
 
 
 def description_of(
@@ -164,16 +167,16 @@ def describe(
     of_writers: Sequence[str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes what a checkpoint needs to be understood without its configuration.
+    """Writes the files that describe a run's checkpoints without its configuration.
 
-    Files with the same content already stay untouched: other processes may be reading them.
+    Files with the same content stay untouched: other processes may be reading them.
 
     Args:
       folder: the model_dir.
       description: of the run's checkpoints.
       config: text of `config.gin`; None for none.
-      of_writers: names of the files that the writers of metrics will write.
-      facts: what else `run.json` says, see `describe_run`.
+      of_writers: names of the files that the writers of metrics write.
+      facts: further content of `run.json`, see `describe_run`.
     """
     # First: it says which files are the run's own.
     files = sorted(_own_files(folder).union(_FILES, of_writers))
@@ -184,6 +187,6 @@ def describe(
 
 
 def last_saved(model_dir: epath.PathLike) -> str:
-    """Returns a line for the end of a run: after which step its work is lost."""
+    """Returns a line for the end of a run: the last saved step."""
     steps = saved_steps(model_dir)
     return f"step {max(steps)} is saved in {model_dir}" if steps else "no step is saved yet"

@@ -1,13 +1,12 @@
 """Checks of settings against each other: errors, and notes before the first step."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
 
-from t5lite.errors import InputError
-from t5lite.models import Model
-from t5lite.training import Callback, Checkpoints, Duration, Profile, Update
+from t5lite.errors import InputError, check_value
+from t5lite.experiment.definition import Definition
+from t5lite.training import Callback
 from t5lite.training.state import Optimizer, TrainState, next_learning_rate
 from t5lite.training.stopping import Watch
 
@@ -15,16 +14,10 @@ _LARGER_IS_BETTER = ("accuracy", "exact_match", "f1", "bleu", "rouge", "recall",
 _SMALLER_IS_BETTER = ("loss", "perplexity", "cross_entropy", "error", "mse")
 
 
-def check_settings(
-    duration: Duration, callbacks: Sequence[Callback], profile: Profile | None
-) -> None:
-    """Refuses settings that would have no effect, or hide each other's.
-
-    Raises:
-      InputError: naming both settings.
-    """
+def check_settings(run: Definition) -> None:
+    """Refuses settings without effect, or that hide each other's; errors name both."""
     prefixes: dict[str, Callback] = {}
-    for callback in callbacks:
+    for callback in run.callbacks:
         prefix = getattr(callback, "prefix", None)
         if isinstance(prefix, str) and prefixes.setdefault(prefix, callback) is not callback:
             names = f"{type(prefixes[prefix]).__name__} and {type(callback).__name__}"
@@ -33,36 +26,34 @@ def check_settings(
                 "and hide each other's metrics; give each its own",
                 field="train.callbacks",
             )
-    if profile is not None and duration.steps is not None and profile.steps[0] > duration.steps:
+    profile = run.profile
+    if profile is not None and run.steps is not None and profile.steps[0] > run.steps:
         raise InputError(
-            f"Profile.steps = {profile.steps}: the run ends at train.steps = {duration.steps}, "
-            "before the first of them; begin earlier",
+            f"Profile.steps = {profile.steps}: the run ends at train.steps = {run.steps}, before "
+            "the first of them; begin earlier",
             field="Profile.steps",
         )
 
 
-def check_model(
-    model: Model, objective: Any, *, data: Any, log_every: int, callbacks: Sequence[Callback]
-) -> None:
-    """Raises an InputError for what would go wrong only later, or silently."""
-    if isinstance(log_every, bool) or not isinstance(log_every, int) or log_every < 1:
-        raise InputError(
-            f"train.log_every = {log_every!r}: must be a whole number of at least 1",
-            field="train.log_every",
-        )
-    for callback in callbacks:
+def check_model(run: Definition) -> None:
+    """Refuses a model, data, labels and callbacks that do not fit, and would fail late or never."""
+    check_value("train.log_every", run.log_every, "integer in [1, inf)")
+    for callback in run.callbacks:
         every = getattr(callback, "every", None)
         if not callable(callback) or not isinstance(every, int) or every < 1:
-            raise InputError(f"callback {callback!r}: must be callable, with `every` of at least 1")
-    vocabulary = data.vocabulary()
+            raise InputError(
+                f"train.callbacks: {callback!r} must be callable, with `every` of at least 1",
+                field="train.callbacks",
+            )
+    vocabulary, model = run.data.vocabulary(), run.network
     if vocabulary is not None and vocabulary.size > model.spec.vocab:
         raise InputError(
             f"the vocabulary has {vocabulary.size} ids but the model only {model.spec.vocab} "
             f'embeddings; override the model with {{"vocab": {-(-vocabulary.size // 128) * 128}}}'
         )
-    model.check(data.batch_shapes(objective))
-    head = model.heads.get(objective.head)
-    num_classes = len(data.labels().get("labels", ()))  # of other features the head says nothing
+    model.check(run.data.batch_shapes(run.bound))
+    head = model.heads.get(run.bound.head)
+    num_classes = len(run.data.labels().get("labels", ()))  # the head is for these labels alone
     for field in ("num_classes", "num_labels"):
         if getattr(head, field, num_classes) < num_classes:
             raise InputError(
@@ -72,24 +63,18 @@ def check_model(
             )
 
 
-def notes(
-    duration: Duration,
-    callbacks: Sequence[Callback],
-    *,
-    checkpoints: Checkpoints,
-    optimizer: Optimizer,
-    update: Update,
-) -> Iterator[str]:
+def notes(run: Definition) -> Iterator[str]:
     """Yields notes on settings that are valid, but usually a mistake."""
-    steps = duration.steps
-    watched = [(type(each).__name__, "mode", each) for each in callbacks if isinstance(each, Watch)]
-    for name, mode, each in watched:
-        yield from _wrong_way(f"{name}.{mode}", each.metric, each.mode)
-        if steps is not None and -(-steps // each.every) <= each.patience:
+    steps, checkpoints, update = run.steps, run.checkpoints, run.update
+    for watch in run.callbacks:
+        if not isinstance(watch, Watch):
+            continue
+        name = type(watch).__name__
+        yield from _wrong_way(f"{name}.mode", watch.metric, watch.mode)
+        if steps is not None and (count := -(-steps // watch.every)) <= watch.patience:
             yield (
-                f"{name}.patience = {each.patience} has no effect: every = {each.every} gives "
-                f"{-(-steps // each.every)} measurements in {steps} steps, the first of which is "
-                "the one to beat"
+                f"{name}.patience = {watch.patience} has no effect: every = {watch.every} gives "
+                f"{count} measurements in {steps} steps, the first of which is the baseline"
             )
     if checkpoints.best is not None:
         yield from _wrong_way("Checkpoints.best_mode", checkpoints.best, checkpoints.best_mode)
@@ -100,7 +85,7 @@ def notes(
             f"Update.spike_threshold has no effect: spike_warmup_steps = "
             f"{update.spike_warmup_steps} of the run's {steps} steps"
         )
-    yield from _of_schedule(optimizer, steps)
+    yield from _schedule_notes(run.optimizer, steps)
 
 
 def _wrong_way(field: str, metric: str, mode: str) -> Iterator[str]:
@@ -111,7 +96,7 @@ def _wrong_way(field: str, metric: str, mode: str) -> Iterator[str]:
         yield f"{field} = {mode!r}: the {extreme} {metric} counts as the best"
 
 
-def _of_schedule(optimizer: Optimizer, steps: int) -> Iterator[str]:
+def _schedule_notes(optimizer: Optimizer, steps: int) -> Iterator[str]:
     """Yields a note if the learning rate is zero or still rising at the end of a run."""
     schedule = getattr(optimizer, "learning_rate", None)
     if not callable(schedule) or steps < 2:
@@ -131,7 +116,7 @@ def _of_schedule(optimizer: Optimizer, steps: int) -> Iterator[str]:
 
 
 def learning_rate(optimizer: Optimizer) -> Callable[[TrainState], float | None]:
-    """Returns state → learning rate of the next update; None where the optimizer does not tell."""
+    """Returns state → learning rate of the next update; None if the optimizer has none."""
 
     def of_state(state: TrainState) -> float | None:
         # On the host: the arrays of a state may lie on several, its counts on each.
@@ -145,17 +130,17 @@ def learning_rate(optimizer: Optimizer) -> Callable[[TrainState], float | None]:
 
 
 def rate_change(saved: float | None, now: float | None, *, step: int) -> Iterator[str]:
-    """Yields a warning if a run would resume with another learning rate than it had.
+    """Yields a warning if a run would resume with a different learning rate.
 
     Args:
-      saved: of the next update, when the checkpoint was written; None if unknown.
-      now: the same by the schedule of this run.
+      saved: rate of the next update in the checkpoint; None if unknown.
+      now: rate of the next update in this run.
       step: of the checkpoint.
     """
     if saved is None or now is None or abs(now - saved) <= 0.01 * max(abs(now), abs(saved)):
         return
     times = f", {now / saved:.3g} times that" if saved else ""
     yield (
-        f"the learning rate at step {step} was {saved:.3g} and is now {now:.3g}{times}: another "
-        "schedule than before, or one for another number of steps (total_steps, TRAIN_STEPS)"
+        f"the learning rate at step {step} was {saved:.3g} and is now {now:.3g}{times}: the "
+        "schedule, or its number of steps, has changed (total_steps, TRAIN_STEPS)"
     )

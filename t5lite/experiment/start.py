@@ -9,18 +9,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 
 from t5lite.data.labels import check_labels
 from t5lite.errors import InputError
+from t5lite.experiment.definition import Definition, opened
 from t5lite.experiment.run_folder import check_described
-from t5lite.interop import Opened, open_model
-from t5lite.models import Model, ModelSpec, differences, load_spec, named_spec
+from t5lite.interop import Opened
+from t5lite.models import Model, ModelSpec, differences
 from t5lite.objectives import Prompts
 from t5lite.training import Checkpoints, Program, TrainState, Tuning, frozen_of
 from t5lite.training.mapping import Rule, check_mapping, match, source_of
-from t5lite.training.restore import absolute, named, saved_steps
 from t5lite.training.restore import differences as misfits
+from t5lite.training.restore import named, saved_steps
 from t5lite.training.tuning import nest
 
 _FIELD = "Checkpoints.restore_from"
@@ -31,38 +31,16 @@ _THEIR_VOCABULARY = {  # by whether the data are a SeqIO task
 }
 
 
-def spec_of(
-    model: str | ModelSpec | None, checkpoints: Checkpoints, model_dir: epath.PathLike
-) -> ModelSpec:
-    """Returns the architecture of a run: by default that of what it resumes or starts from.
-
-    Raises:
-      InputError: if there is none.
-    """
-    if model is not None:
-        return named_spec(model)
-    described = absolute(model_dir) / "model.json"
-    if saved_steps(absolute(model_dir) / "checkpoints") and described.exists():
-        return load_spec(described)
-    if checkpoints.restore_from is not None:
-        return _opened(checkpoints.restore_from, averaged=False, field=_FIELD).spec
-    raise InputError(
-        "train needs 'model', which no file or flag binds: a preset's name, a folder or a spec; or "
-        f"{_FIELD}, whose model is then taken",
-        field="model",
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Start:
     """A checkpoint that a run starts from, with the source of each parameter.
 
     Args:
-      opened: the checkpoint in the folder.
-      sources: the run's name → the folder's name, of all that are read.
-      fresh: size of each parameter that is drawn, by name.
-      dropped: size of each parameter of the folder that is left out, by name.
-      changed: in what the run's model differs, but for heads and dropout.
+      opened: the checkpoint.
+      sources: the run's name → the checkpoint's name, of the parameters read.
+      fresh: sizes of the drawn parameters, by name.
+      dropped: sizes of the checkpoint's unread parameters, by name.
+      changed: differences of the run's model, except heads and dropout.
     """
 
     opened: Opened
@@ -74,98 +52,90 @@ class Start:
     def lines(self) -> Iterator[str]:
         """Yields the lines to print: read, fresh and dropped parameters."""
         yield f"parameters from {self.opened.where}"
-        for what, sizes in (("fresh", self.fresh), ("dropped", self.dropped)):
+        for kind, sizes in (("fresh", self.fresh), ("dropped", self.dropped)):
             if sizes:
-                yield f"{what}: {_summary(sizes)}"
+                yield f"{kind}: {_summary(sizes)}"
         if self.changed:
             more = f" and {len(self.changed) - 2} more" if len(self.changed) > 2 else ""
-            yield f"note: the model is not that of the folder: {'; '.join(self.changed[:2])}{more}"
+            yield f"note: the model differs from the folder's: {'; '.join(self.changed[:2])}{more}"
 
     def params(self, program: Program, *, seed: int) -> Any:
         """Returns the first parameters of a run, read straight into their shards."""
-        wanted = named(program.params)
+        leaves = named(program.params)
         values: dict[str, Any] = {}
         if self.fresh:
             drawn = named(program.draw(seed))
             values = {name: drawn[name] for name in self.fresh}
             del drawn  # before the folder's are read
-        values |= self._read(wanted)
-        structure = jax.tree.structure(program.params)
-        return jax.tree.unflatten(structure, [values[name] for name in wanted])
-
-    def _read(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads parameters straight into the run's shards."""
         names: dict[str, list[str]] = {}
         for name, source in self.sources.items():
             names.setdefault(source, []).append(name)
-        read = self.opened.read({source: wanted[first] for source, (first, *_) in names.items()})
-        values = {}
-        for source, (first, *others) in names.items():
+        read = self.opened.read({source: leaves[first] for source, (first, *_) in names.items()})
+        for source, (first, *copies) in names.items():
             values[first] = read[source]
-            for name in others:  # a state owns its arrays: none is in it twice
-                values[name] = jax.device_put(jnp.copy(read[source]), wanted[name].sharding)
-        return values
+            for name in copies:  # a state owns its arrays: none is in it twice
+                values[name] = jax.device_put(jnp.copy(read[source]), leaves[name].sharding)
+        structure = jax.tree.structure(program.params)
+        return jax.tree.unflatten(structure, [values[name] for name in leaves])
 
 
-def plan_start(
-    checkpoints: Checkpoints, model: Model, objective: Any, *, data: Any, resumes: bool = False
-) -> Start | None:
+def plan_start(run: Definition, *, resumes: bool = False) -> Start | None:
     """Opens the folder that a new run starts from, and checks that it fits.
 
     Args:
-      checkpoints: `restore_from` names the folder.
-      model: the run's.
-      objective: whose head must have the data's labels, if it is read.
-      data: gives vocabulary and labels.
+      run: with its `checkpoints.restore_from`.
       resumes: whether the run has a checkpoint of its own, and the folder is not needed.
 
     Returns:
-      What to read; None for a run that starts from the initialisers or resumes.
+      The parameters to read; None for a run that starts from the initialisers or resumes.
 
     Raises:
-      InputError: if there is no such folder, or names, shapes, vocabulary or labels do not fit.
+      InputError: no such folder, or names, shapes, vocabulary or labels that do not fit.
     """
+    checkpoints, model = run.checkpoints, run.network
     if checkpoints.restore_from is None or resumes:
         return None
     check_mapping(checkpoints.restore_mapping)
-    opened = _opened(checkpoints.restore_from, averaged=False, field=_FIELD)
-    wanted = named(model.shapes())
-    saved = opened.shapes(dataclasses.replace(model, spec=opened.spec))
-    _check_vocabulary(opened, data, checkpoints)
-    rules = [*checkpoints.restore_mapping, *_of_heads(wanted, saved, checkpoints.restore_mapping)]
-    sources = match(wanted, saved, rules, where=opened.where)
-    theirs = {name: saved[source] for name, source in sources.items()}
-    if lines := misfits(theirs, {name: wanted[name] for name in sources}, cast=True):
+    source = opened(checkpoints.restore_from, averaged=False, field=_FIELD)
+    shapes = named(model.shapes())
+    saved = source.shapes(dataclasses.replace(model, spec=source.spec))
+    _check_vocabulary(source, run.data, checkpoints)
+    rules = [*checkpoints.restore_mapping, *_head_rules(shapes, saved, checkpoints.restore_mapping)]
+    sources = match(shapes, saved, rules, where=source.where)
+    stored = {name: saved[origin] for name, origin in sources.items()}
+    if lines := misfits(stored, {name: shapes[name] for name in sources}, cast=True):
         more = [f"  and {len(lines) - 2} more"] if len(lines) > 2 else []
-        heading = f"{_FIELD}: the parameters of {opened.where} do not fit the model:"
-        text = "\n".join([heading, *lines[:2], *more, _advice(wanted, theirs)])
+        heading = f"{_FIELD}: the parameters of {source.where} do not fit the model:"
+        text = "\n".join([heading, *lines[:2], *more, _advice(shapes, stored)])
         raise InputError(text, field=_FIELD)
-    head = model.heads.get(objective.head)
+    head = model.heads.get(run.bound.head)
     if head is not None and any(name.startswith(f"{head.kind}_head/") for name in sources):
-        where = f"{opened.where}, whose {head.kind} head is restored"
-        check_labels(data.labels(), opened.description.labels, where=where)
+        where = f"{source.where}, whose {head.kind} head is restored"
+        check_labels(run.data.labels(), source.description.labels, where=where)
     used = set(sources.values())
+    sizes = {name: math.prod(leaf.shape) for name, leaf in shapes.items()}
     return Start(
-        opened,
+        source,
         sources,
-        fresh={name: math.prod(leaf.shape) for name, leaf in wanted.items() if name not in sources},
+        fresh={name: size for name, size in sizes.items() if name not in sources},
         dropped={name: math.prod(leaf.shape) for name, leaf in saved.items() if name not in used},
-        changed=() if checkpoints.restore_mapping else _changed(opened.spec, model.spec),
+        changed=() if checkpoints.restore_mapping else _changed(source.spec, model.spec),
     )
 
 
-def check_folder_of_run(
-    folder: epath.Path, spec: ModelSpec, *, objective: Any, data: Any, tuning: Tuning
-) -> bool:
-    """Refuses to resume the run in a folder as another one; returns whether there is one.
+def check_run_folder(run: Definition) -> bool:
+    """Returns whether the run's folder has a checkpoint to resume; refuses that of another run.
 
-    A run without a checkpoint may begin anew as another one.
+    A run without a checkpoint may start over as another one.
     """
-    if not saved_steps(folder / "checkpoints"):
+    if not saved_steps(run.folder / "checkpoints"):
         return False
-    known = check_described(folder, spec, data.vocabulary(), data.labels(), tuning=tuning)
-    prompts = known.prompts if known else None
-    check_prompts(objective, prompts, where=f"the run in {folder}")
+    data = run.data
+    description = check_described(
+        run.folder, run.spec, data.vocabulary(), data.labels(), tuning=run.tuning
+    )
+    if description is not None:
+        check_prompts(run.bound, description.prompts, where=f"the run in {run.folder}")
     return True
 
 
@@ -194,21 +164,20 @@ def first_state(
     """Returns the state before the first step.
 
     Args:
-      start: the checkpoint that parameters are read from; None: they are drawn.
+      start: the source of parameters; None: they are drawn.
       program: of the run.
-      references: the checkpoints of the objective's references; those that it has no checkpoint of
-        are the run's own first parameters.
-      seed: of what is drawn.
-      say: prints what was read.
+      references: opened checkpoints of the objective's references; the others are copies of the
+        first parameters.
+      seed: of drawn parameters.
+      say: prints the sources.
     """
-    wanted = program.state.frozen["references"]
-    if start is None and not wanted:
+    if start is None and not program.state.frozen["references"]:
         return program.init(seed)
     params = program.draw(seed) if start is None else start.params(program, seed=seed)
     for line in start.lines() if start else ():
         say(line)
-    for name, opened in references.items():
-        say(f"reference {name} from {opened.where}")
+    for name, reference in references.items():
+        say(f"reference {name} from {reference.where}")
     return program.start_from(params, seed, _references(program, references, start=params))
 
 
@@ -225,17 +194,17 @@ def referred_frozen(
     Raises:
       InputError: if the folder lacks a parameter, or cannot be opened.
     """
-    opened = _opened(folder, averaged=False, field=_FIELD)
-    wanted = named(program.params)
+    source = opened(folder, averaged=False, field=_FIELD)
+    leaves = named(program.params)
     if program.state.frozen["references"].keys() <= references.keys():  # no copy of the start
-        wanted = {name: wanted[name] for name in named(program.state.frozen["params"])}
-    params = nest(opened.read(wanted))
+        leaves = {name: leaves[name] for name in named(program.state.frozen["params"])}
+    params = nest(source.read(leaves))
     _, frozen = program.tuning.split(params)
     return frozen_of(frozen, _references(program, references, start=params))
 
 
 def check_referred(start: Start, tuning: Tuning, model: Model, *, field: str) -> None:
-    """Raises an InputError if a frozen parameter is not in the folder that is to be read again."""
+    """Refuses a frozen parameter that the folder referred to does not hold."""
     shapes = model.shapes()
     _, frozen = tuning.bind(model.axes(), shapes).split(shapes)
     if fresh := sorted(named(frozen).keys() & start.fresh.keys()):
@@ -249,7 +218,7 @@ def check_referred(start: Start, tuning: Tuning, model: Model, *, field: str) ->
 def _references(
     program: Program, references: Mapping[str, Opened], *, start: Any
 ) -> dict[str, Any]:
-    """Reads the parameters of references; those without a checkpoint are a copy of the start's."""
+    """Reads the parameters of references; without a checkpoint, copies the start's."""
     read = {}
     for name, shapes in program.state.frozen["references"].items():
         if name not in references:
@@ -261,120 +230,91 @@ def _references(
     return read
 
 
-def open_references(objective: Any) -> dict[str, Opened]:
-    """Opens the checkpoints of an objective's references, those named "start" left out.
-
-    Raises:
-      InputError: no such checkpoint.
-    """
-    field = f"{type(objective).__name__}.references"
-    return {
-        name: _opened(where, averaged=True, field=field)
-        for name, where in getattr(objective, "references", {}).items()
-        if where != "start"
-    }
-
-
-def check_references(
-    references: Mapping[str, Opened], models: Mapping[str, Model], *, objective: Any, data: Any
-) -> None:
-    """Raises an InputError unless references have all parameters and the vocabulary of the data.
-
-    Args:
-      references: by name.
-      models: likewise.
-      objective: that compares with them.
-      data: gives the vocabulary.
-    """
-    field = f"{type(objective).__name__}.references"
-    for name, opened in references.items():
-        opened.shapes(models[name])
-        if difference := _vocabulary_difference(opened.vocabulary, data.vocabulary()):
+def check_references(run: Definition) -> None:
+    """Refuses references that lack parameters, or whose vocabulary is not that of the data."""
+    for name, reference in run.references.items():
+        reference.shapes(run.reference_models[name])
+        if difference := _vocabulary_difference(reference.vocabulary, run.data.vocabulary()):
+            field = f"{type(run.objective).__name__}.references"
             raise InputError(
-                f"{field}: the vocabulary of {name!r}, {opened.where}, differs from that of the "
+                f"{field}: the vocabulary of {name!r}, {reference.where}, differs from that of the "
                 f"data: {difference}\n  name a model of the same vocabulary",
                 field=field,
             )
 
 
-def _opened(where: Any, *, averaged: bool, field: str) -> Opened:
-    try:
-        return open_model(str(where), averaged=averaged)
-    except InputError as error:
-        raise InputError(str(error), field=field) from error
-
-
-def _of_heads(
-    wanted: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule]
+def _head_rules(
+    shapes: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule]
 ) -> Iterator[Rule]:
-    """Yields a rule for each parameter of a new head, and for each of the folder's unread ones."""
-    wanted, saved = list(wanted), list(saved)
-    ours, theirs = _heads(wanted), _heads(saved)
-    for name in wanted:
-        if _head(name) in ours - theirs and source_of(name, mapping) == name:
+    """Yields a rule for each parameter of a new head, and each unread one of a saved head."""
+    shapes = list(shapes)
+    new = _heads(shapes) - _heads(saved)
+    for name in shapes:
+        if _head(name) in new and source_of(name, mapping) == name:
             yield re.escape(name), None
-    read = {source_of(name, mapping) for name in wanted}
-    ruled = [pattern for side, pattern in mapping if side is None and pattern is not None]
+    read = {source_of(name, mapping) for name in shapes}
+    dropped = [pattern for side, pattern in mapping if side is None and pattern is not None]
     for name in saved:
-        unasked = name not in read and not any(re.fullmatch(rule, name) for rule in ruled)
-        if _head(name) and unasked:
+        ruled = name in read or any(re.fullmatch(rule, name) for rule in dropped)
+        if _head(name) and not ruled:
             yield None, re.escape(name)
 
 
 def _head(name: str) -> str:
-    found = _HEAD.match(name)
-    return found[1] if found else ""
+    head = _HEAD.match(name)
+    return head[1] if head else ""
 
 
 def _heads(names: Iterable[str]) -> set[str]:
     return {_head(name) for name in names} - {""}
 
 
-def _check_vocabulary(opened: Opened, data: Any, checkpoints: Checkpoints) -> None:
-    """Refuses data whose token ids mean something else to the parameters."""
-    difference = _vocabulary_difference(opened.vocabulary, data.vocabulary())
+def _check_vocabulary(source: Opened, data: Any, checkpoints: Checkpoints) -> None:
+    """Refuses data of a vocabulary other than that of the parameters."""
+    difference = _vocabulary_difference(source.vocabulary, data.vocabulary())
     if difference and not checkpoints.other_vocabulary:
         raise InputError(
-            f"{_FIELD} = {checkpoints.restore_from!r}: another vocabulary than the data's: "
+            f"{_FIELD} = {checkpoints.restore_from!r}: the vocabulary differs from the data's: "
             f"{difference}\n"
             f"  use the folder's: {_THEIR_VOCABULARY[hasattr(data, 'task')]}\n"
-            "  or the data's all the same: t5lite.training.Checkpoints.other_vocabulary = True",
+            "  or keep the data's: t5lite.training.Checkpoints.other_vocabulary = True",
             field=_FIELD,
         )
 
 
 def _vocabulary_difference(theirs: Any, ours: Any) -> str:
-    """Returns the first token id that means something else to two vocabularies; "" for none."""
+    """Returns the first token id that two vocabularies read differently; "" for none."""
     if ours is None or theirs is None or ours.fingerprint == theirs.fingerprint:
         return ""
     for index in range(min(ours.size, theirs.size)):
-        if (piece := ours.piece(index)) != (known := theirs.piece(index)):
-            return f"token {index} is {known!r} there and {piece!r} here"
+        pair = theirs.piece(index), ours.piece(index)
+        if pair[0] != pair[1]:
+            return f"token {index} is {pair[0]!r} there and {pair[1]!r} here"
     return ""
 
 
-def _advice(wanted: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Returns what to do about shapes that differ: a head may be new, a body is another model's."""
-    differing = [name for name in theirs if tuple(wanted[name].shape) != tuple(theirs[name].shape)]
+def _advice(shapes: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+    """Returns the fix for shapes that differ: draw a head, or take the folder's model."""
+    differing = [name for name in stored if tuple(shapes[name].shape) != tuple(stored[name].shape)]
     heads = _heads(differing)
     if heads and all(map(_head, differing)):
         rules = ", ".join(f'("{head}/.*", None)' for head in sorted(heads))
-        return f"draw it anew: Checkpoints.restore_mapping = [{rules}]"
-    return "take the folder's own model: MODEL = %INITIAL_CHECKPOINT_PATH, or leave train.model out"
+        return f"initialise it: Checkpoints.restore_mapping = [{rules}]"
+    return "use the folder's model: MODEL = %INITIAL_CHECKPOINT_PATH, or leave train.model out"
 
 
 def _changed(theirs: ModelSpec, ours: ModelSpec) -> list[str]:
     changes = differences(theirs.replace(heads=()), ours.replace(heads=()))
-    return [str(each) for each in changes if not each.path.endswith(("dropout_rate", "depth_rate"))]
+    return [str(diff) for diff in changes if not diff.path.endswith(("dropout_rate", "depth_rate"))]
 
 
 def _summary(sizes: Mapping[str, int]) -> str:
-    """Returns parameters by the part they belong to: `classification_head/… (1,538 parameters)`."""
+    """Returns the sizes of parts: `classification_head/… (1,538 parameters)`."""
     parts: dict[str, list[str]] = {}
     for name in sizes:
         parts.setdefault(name.partition("/")[0], []).append(name)
-    shown = []
+    texts = []
     for names in parts.values():
         path = names[0] if len(names) == 1 else f"{posixpath.commonpath(names)}/…"
-        shown.append(f"{path} ({sum(map(sizes.__getitem__, names)):,} parameters)")
-    return ", ".join(shown)
+        texts.append(f"{path} ({sum(map(sizes.__getitem__, names)):,} parameters)")
+    return ", ".join(texts)

@@ -169,7 +169,7 @@ def test_everything_is_read_and_every_data_set_has_a_file_of_its_own(trained, tm
     [
         (["--gin.MODEL_DIR='nowhere'"], "no checkpoint in 'nowhere'; train first"),
         (["--checkpoint=3"], "no checkpoint of step 3 in "),
-        (["--checkpoint=lastest"], "--checkpoint=lastest: neither latest, best, a step nor"),
+        (["--checkpoint=lastest"], "--checkpoint=lastest: not latest, best, a step"),
         (["--gin.here.model.width=8"], "embed: 16 -> 8"),
         (["--gin.here.data.num_sentinels=100"], "another vocabulary (384 ids, now 359)"),
         (["--gin.train.callbacks=[]"], "train.callbacks is empty"),

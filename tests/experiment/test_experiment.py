@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from preferences import Preferences
 from saved_models import save_model
 from tiny_runs import OBJECTIVE, SPEC, array_data, train
@@ -31,6 +32,36 @@ from t5lite.training import ByPath, Checkpoints, Everything, Update
 from t5lite.training.restore import named
 
 DECODER = ByPath(include="^decoder/")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Runs of one program compile it once: their functions are others, their code is the same."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Nothing here depends on devices, and programs of one compile faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("experiment.definition", "inference.loaded"):
+            patch.setattr(
+                f"t5lite.{module}.make_mesh",
+                lambda layout, devices=None: make_mesh(layout, devices or jax.devices()[:1]),
+            )
+        yield
 
 
 def experiment(folder, **changes):

@@ -12,6 +12,7 @@ from tiny_runs import FAST, OBJECTIVE, OPTIMIZERS, SPEC, array_data, train
 
 from t5lite.errors import InputError
 from t5lite.evaluation import HeldOut, Samples, SpanFilling
+from t5lite.experiment import Experiment
 from t5lite.experiment.settings import learning_rate, notes, rate_change
 from t5lite.layers import EmbeddingHeadSpec
 from t5lite.models import Model, override
@@ -20,7 +21,6 @@ from t5lite.optimizers import AdamW, schedules
 from t5lite.parallel import Layout, make_mesh
 from t5lite.training import (
     Checkpoints,
-    Duration,
     EarlyStopping,
     Profile,
     ReduceOnPlateau,
@@ -148,11 +148,16 @@ def test_negatives_in_the_batch_need_another_row(batch_size, num_microbatches):
 def said(*callbacks, steps=100, optimizer=None, best=None, mode="min", **update):
     return "\n".join(
         notes(
-            Duration(steps),
-            callbacks,
-            checkpoints=Checkpoints(best=best, best_mode=mode),
-            optimizer=optimizer or optax.sgd(0.1),
-            update=Update(**update),
+            Experiment(
+                "unused",
+                objective=None,
+                data=None,
+                steps=steps,
+                callbacks=callbacks,
+                checkpoints=Checkpoints(best=best, best_mode=mode),
+                optimizer=optimizer or optax.sgd(0.1),
+                update=Update(**update),
+            )
         )
     )
 

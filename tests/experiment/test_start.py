@@ -15,7 +15,8 @@ import t5lite
 from t5lite import interop
 from t5lite.data import ArrayData, Bytes, Class, FileData
 from t5lite.errors import InputError
-from t5lite.experiment.start import plan_start, spec_of
+from t5lite.experiment import Experiment
+from t5lite.experiment.start import plan_start
 from t5lite.layers import ClassificationHeadSpec
 from t5lite.main import main
 from t5lite.models import Model, named_spec, override
@@ -121,28 +122,33 @@ def test_a_new_head_is_fresh_and_an_old_one_dropped_and_both_are_said(encoder, t
             np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
 
 
+def planned(checkpoints, model, data):
+    options = {"objective": Classification(), "optimizer": None, "checkpoints": checkpoints}
+    return plan_start(Experiment("unused", model=model, data=data, **options))
+
+
 def test_the_vocabulary_of_other_tokens_is_refused_unless_asked_for(encoder, tmp_path):
-    data, model = table(tmp_path, Bytes(2)), Model(classifier(encoder, 2))
+    data, model = table(tmp_path, Bytes(2)), classifier(encoder, 2)
     other = {"restore_from": str(encoder)}
     with pytest.raises(InputError, match="other_vocabulary = True") as raised:
-        plan_start(Checkpoints(**other), model, Classification(), data=data)
+        planned(Checkpoints(**other), model, data)
     assert "vocabulary_of" in str(raised.value)
     assert raised.value.field == "Checkpoints.restore_from"
     allowed = Checkpoints(**other, other_vocabulary=True)
-    assert plan_start(allowed, model, Classification(), data=data)
+    assert planned(allowed, model, data)
     own = table(tmp_path, interop.vocabulary_of(encoder))
-    assert plan_start(Checkpoints(**other), model, Classification(), data=own)
+    assert planned(Checkpoints(**other), model, own)
 
 
 def test_the_advice_about_another_head_is_taken(encoder, tmp_path):
     save_model(tmp_path / "three", Model(classifier(encoder, 3)), drawn(classifier(encoder, 3)))
-    model, start = Model(classifier(encoder, 2)), {"restore_from": str(tmp_path / "three")}
+    model, start = classifier(encoder, 2), {"restore_from": str(tmp_path / "three")}
     data = table(tmp_path, Bytes(2))
-    with pytest.raises(InputError, match="draw it anew") as raised:
-        plan_start(Checkpoints(**start), model, Classification(), data=data)
+    with pytest.raises(InputError, match="initialise it") as raised:
+        planned(Checkpoints(**start), model, data)
     (rules,) = re.findall(r"restore_mapping = (\[.*\])", str(raised.value))
     mapped = Checkpoints(**start, restore_mapping=eval(rules))
-    plan = plan_start(mapped, model, Classification(), data=data)
+    plan = planned(mapped, model, data)
     assert set(plan.fresh) == {name for name in plan.dropped if "classification_head" in name}
 
 
@@ -153,7 +159,7 @@ def test_names_that_do_not_fit_are_those_of_the_user(encoder, tmp_path):
     for mapping in ((), rules):
         checkpoints = Checkpoints(restore_from=str(encoder), restore_mapping=mapping)
         with pytest.raises(InputError, match=r"Checkpoints\.restore_mapping|MODEL = ") as raised:
-            plan_start(checkpoints, Model(deeper), Classification(), data=data)
+            planned(checkpoints, deeper, data)
         assert len(str(raised.value).splitlines()) <= 5
 
 
@@ -220,7 +226,7 @@ def test_files_are_fine_tuned_by_one_line_of_gin(encoder, tmp_path, capsys):
     ("flags", "expected"),
     [
         (["--gin.INITIAL_CHECKPOINT_PATH='nowhere'"], "there is no folder 'nowhere'"),
-        (["--gin.VOCABULARY='{here}/vocab.txt'"], "another vocabulary"),
+        (["--gin.VOCABULARY='{here}/vocab.txt'"], "the vocabulary differs"),
         (["--gin.MODEL='bert-base-uncased'"], "did you mean bert_base?"),
         (["--gin.models.override.model='bert_nano'"], "do not fit the model"),
         (["--gin.training.Checkpoints.restore_mapping=[('a', None)]"], "restore_mapping"),
@@ -290,7 +296,7 @@ def test_names_of_the_hub_lead_to_presets(name, preset, monkeypatch):
 
 def test_a_run_without_a_model_or_a_folder_is_told_both():
     with pytest.raises(InputError, match=r"train needs 'model'.*restore_from") as raised:
-        spec_of(None, Checkpoints(), "nowhere")
+        Experiment("nowhere", objective=None, data=None, optimizer=None).spec  # noqa: B018
     assert raised.value.field == "model"
 
 

@@ -16,9 +16,10 @@ import t5lite
 from t5lite.data import ArrayData, Bytes, Class, FileData, PackedData, write_packed
 from t5lite.decoding import Settings, generate
 from t5lite.errors import InputError
+from t5lite.experiment import Experiment
 from t5lite.experiment.settings import check_model
 from t5lite.layers import ClassificationHeadSpec
-from t5lite.models import ComputeSpec, Model, load_spec, override
+from t5lite.models import ComputeSpec, load_spec, override
 from t5lite.objectives import Classification, Seq2Seq
 from t5lite.optimizers import SGD, Adafactor, AdamWScale, Lion, schedules
 from t5lite.parallel import Layout, make_mesh
@@ -316,7 +317,8 @@ def test_classes_that_the_head_does_not_have(tmp_path):
         heads = [ClassificationHeadSpec(num_classes=count)]
         return override("bert_nano", {"vocab": 384, "heads": heads})
 
-    check_model(Model(with_classes(3)), Classification(), data=data, log_every=1, callbacks=())
+    fitting = {"model": with_classes(3), "objective": Classification(), "data": data}
+    check_model(Experiment(str(tmp_path / "run"), **fitting, optimizer=None))
     spec = with_classes(2)
     with pytest.raises(InputError, match=r"num_classes = 2: the data have 3 classes; .* least 3"):
         train(tmp_path / "run", model=spec, objective=Classification(), data=data)
