@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         source.lines,
         open_lines,
         made_of={
-            "model": str(model.where),
+            "model": model.folder,
             "step": model.step,
             "examples": texts.made_of,
             **{name: getattr(arguments, name) for name in flags},

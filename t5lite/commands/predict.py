@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         made_of = {
             "input": lines.digest,
             "lines": [*lines.part(*shard)],
-            "model": str(model.where),
+            "model": model.folder,
             "step": model.step,
             "batch_size": batch_size,
             **options,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t5lite.errors import InputError
-from t5lite.evaluation.metrics import collect
+from t5lite.evaluation.metrics import Means, collect
 from t5lite.inference.batching import check_count
 from t5lite.parallel import gather
 from t5lite.training import random_streams
@@ -24,8 +25,8 @@ class HeldOut:
 
     Returns each metric's weighted mean over all batches, by the objective's name, and each term's
     share of the minimised loss. `prefix/loss` is the objective's metric of that name, else the sum
-    of the shares. An objective with a `cross_entropy` term has a `prefix/perplexity` too:
-    exp(loss). Each part of a mixture has a `prefix/part/loss` too, from a pass of its own.
+    of the shares. An objective with a `cross_entropy` term also has `prefix/perplexity`, exp(loss).
+    Each part of a mixture also has `prefix/part/loss`, from a separate pass.
 
     Args:
       every: steps between two evaluations.
@@ -87,19 +88,20 @@ class HeldOut:
             }
             self._ready = _Ready(run, run.jit(_sums(run.objective, run.model)), batches)
         assert self._ready is not None
-        params, ready = run.params(state), self._ready
-        references = run.references(state)
-        num_batches = 0
+        ready, params, references = self._ready, run.params(state), run.references(state)
+        num_batches: Counter[str | None] = Counter()
 
-        def measured(part: str | None) -> Iterator[Any]:
-            nonlocal num_batches
-            for batch in ready.batches[part]:
-                num_batches += part is None
-                yield ready.sums(params, references, run.place(batch))
+        def measured(part: str | None) -> Means:
+            def dispatched() -> Iterator[Any]:
+                for batch in ready.batches[part]:
+                    num_batches[part] += 1
+                    yield ready.sums(params, references, run.place(batch))
 
-        means = collect(measured(None))
+            return collect(dispatched())
+
+        means = measured(None)
         if first:
-            self._say_size(run, ready.batches[None], num_batches)
+            self._say_size(run, ready.batches[None], num_batches[None])
         metrics = _summary(means.means())
         if not any(weight for _, weight in means.totals.values()):
             raise InputError(
@@ -107,26 +109,25 @@ class HeldOut:
                 "size, or remove HeldOut from the callbacks"
             )
         for part in filter(None, ready.batches):
-            metrics[f"{part}/loss"] = _summary(collect(measured(part)).means())["loss"]
+            metrics[f"{part}/loss"] = _summary(measured(part).means())["loss"]
         return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
     def _say_size(self, run: Any, batches: Any, num_batches: int) -> None:
-        """Prints the number of examples, and how many of them `max_batches` leaves."""
+        """Prints the number of examples, and the share of them within `max_batches`."""
         total = getattr(batches, "num_examples", None)
         if total is None:
             run.say(f"{self.prefix}: measured on {num_batches:,} validation batches")
             return
-        count = total
+        size = f"all {total:,} validation examples"
         if self.max_batches is not None:
             shares = gather(batches.share)
             count = round(total * math.fsum(shares) / len(shares))
-        if count < total:
-            run.say(
-                f"{self.prefix}: measured on {count:,} of {total:,} validation examples, the same "
-                f"random ones each time (max_batches = {self.max_batches})"
-            )
-        else:
-            run.say(f"{self.prefix}: measured on all {total:,} validation examples")
+            if count < total:
+                size = (
+                    f"{count:,} of {total:,} validation examples, the same random ones each time "
+                    f"(max_batches = {self.max_batches})"
+                )
+        run.say(f"{self.prefix}: measured on {size}")
 
 
 class _Ready(NamedTuple):

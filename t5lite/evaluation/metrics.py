@@ -23,15 +23,15 @@ class Means:
             self.totals[name] = self.totals.get(name, np.zeros(2)) + pair
 
     def means(self) -> dict[str, float]:
-        """Returns `{name: sum / weight}`, NaN where nothing was weighed."""
+        """Returns `{name: sum / weight}`, NaN where the weight is 0."""
         return {name: float(s / w) if w else math.nan for name, (s, w) in self.totals.items()}
 
 
 def collect(dispatched: Iterable[Sums]) -> Means:
-    """Adds up what a lazy iterable dispatches to the devices, without making them wait.
+    """Adds up the sums of batches, without making the devices wait.
 
-    A batch's sums are fetched only once the next batch is dispatched, so the devices stay busy,
-    and at most two batches are on their way, so memory stays bounded.
+    A batch's sums are fetched only once the next batch is dispatched, so that the devices stay
+    busy, and at most two batches are in flight, so that memory stays bounded.
 
     Args:
       dispatched: yields `{name: (sum, weight)}` of float32 device scalars, one mapping a batch.

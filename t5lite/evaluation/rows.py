@@ -1,4 +1,4 @@
-"""Held-out examples, and a run's engine, which answers and scores them with live parameters."""
+"""Held-out examples, answered and scored by a run's engine with live parameters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ Example = dict[str, np.ndarray]
 
 
 def engine_of(run: Any) -> Engine:
-    """Returns the engine of a run: equal ones share what they have compiled.
+    """Returns the engine of a run; equal ones share compiled functions.
 
     Args:
       run: with `.model`, `.data`, `.layout` and `.mesh`.
@@ -31,7 +31,7 @@ def examples(run: Any, *, split: str, count: int, seed: int, caller: str) -> lis
     Args:
       run: with `.data` and `.objective`.
       split: "train" or "validation".
-      count: at most so many.
+      count: most examples.
       seed: of the objective's randomness; the same seed gives the same examples.
       caller: the callback's name, for the message.
 
@@ -45,19 +45,24 @@ def examples(run: Any, *, split: str, count: int, seed: int, caller: str) -> lis
             f"{type(run.objective).__name__} has {', '.join(run.objective.features)}, and the "
             f"model is of topology {run.model.topology!r}: remove {caller} from the callbacks"
         )
-    prepared = run.data.examples(run.objective, split=split, count=count, seed=seed)
-    if not prepared:
+    return prepared(run, split=split, count=count, seed=seed, caller=caller)
+
+
+def prepared(run: Any, *, split: str, count: int, seed: int, caller: str) -> list[Example]:
+    """Returns prepared examples of any objective; see `examples`."""
+    rows = run.data.examples(run.objective, split=split, count=count, seed=seed)
+    if not rows:
         raise InputError(f"{caller}: the {split} split has no example; fill it")
-    return prepared
+    return rows  # type: ignore[no-any-return]
 
 
 def prompt_of(example: Example, *, prompt_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Divides a prepared example into a prompt and the target after it.
 
     Args:
-      example: with `inputs` and `targets`; or of a decoder, `targets` with `prefix`, 1 on the
-        prompt; or `targets` alone, a text.
-      prompt_length: tokens of a text alone that are its prompt, at most half of it.
+      example: with `inputs` and `targets`; of a decoder, `targets` with `prefix`, 1 on the prompt,
+        or the `targets` of a text.
+      prompt_length: tokens of a text that are its prompt, at most half of it.
     """
     targets = example["targets"]
     if "inputs" in example:
@@ -94,7 +99,7 @@ def answers(
       batch_size: most prompts at once.
 
     Returns:
-      Answers; one without tokens, of log-probability NaN, where the model's numbers are not finite.
+      Answers; an empty one of log-probability NaN where the logits are not finite.
     """
     engine, options = engine_of(run), Options(max_new_tokens=max_new_tokens)
     rules = Rules((1 if engine.vocabulary is None else engine.vocabulary.eos_id,))
@@ -103,8 +108,8 @@ def answers(
         for ids in prompts
     ]
     outcomes = engine.outcomes(params, requests, batch_size=batch_size)
-    nothing = Answer("", np.zeros(0, np.int32), np.nan, np.nan, np.zeros(0, np.float32))
-    return [nothing if isinstance(each, InputError) else each[0] for each in outcomes]
+    empty = Answer("", np.zeros(0, np.int32), np.nan, np.nan, np.zeros(0, np.float32))
+    return [empty if isinstance(outcome, InputError) else outcome[0] for outcome in outcomes]
 
 
 def target_scores(
@@ -119,7 +124,7 @@ def target_scores(
       batch_size: most examples at once.
 
     Returns:
-      In order; NaN where the model's numbers are not finite.
+      In order; NaN where the logits are not finite.
     """
     requests = []
     for example in examples:
@@ -128,8 +133,8 @@ def target_scores(
             requests.append(ScoreRequest(inputs, target, range(len(target))))
             continue
         scored = range(len(inputs), len(inputs) + len(target))
-        both_ways = sees_both_ways(run.objective, example)
-        requests.append(ScoreRequest([], [*inputs, *target], scored, both_ways))
+        both = sees_both_ways(run.objective, example)
+        requests.append(ScoreRequest([], [*inputs, *target], scored, both))
     outcomes = engine_of(run).score(params, requests, batch_size=batch_size)
     return [
         np.full(len(request.tokens), np.nan, np.float32)

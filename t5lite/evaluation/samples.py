@@ -68,7 +68,6 @@ class Samples:
 
     def metric_names(self, run: Any) -> set[str]:
         """Returns the name of the metric that it measures."""
-        del run
         return {f"{self.prefix}/exact_match"}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
@@ -80,7 +79,7 @@ class Samples:
         if self._prepared is None or self._prepared[0] is not run:
             self._prepared = run, self._prepare(run)
         held_out = self._prepared[1]
-        divided = [rows.prompt_of(each, prompt_length=self.prompt_length) for each in held_out]
+        divided = [rows.prompt_of(row, prompt_length=self.prompt_length) for row in held_out]
         answers = rows.answers(
             run,
             run.params(state),
@@ -102,10 +101,7 @@ class Samples:
     def _prepare(self, run: Any) -> list[rows.Example]:
         self.check(run)
         count = max(self.num_examples, self.count)
-        held_out = run.data.examples(run.objective, split="validation", count=count, seed=self.seed)
-        if not held_out:
-            raise InputError("Samples: the validation split has no example; fill it")
-        return held_out
+        return rows.prepared(run, split="validation", count=count, seed=self.seed, caller="Samples")
 
 
 def format_samples(
@@ -114,10 +110,10 @@ def format_samples(
     """Returns samples as lines of at most `width` characters.
 
     Args:
-      step: of the state that answered.
-      samples: those shown.
+      step: of the parameters.
+      samples: to show.
       exact_match: share of all answers, in [0, 1].
-      total: how many were answered.
+      total: number of answers.
       width: of the terminal, at least 40.
     """
     lines = [f"samples at step {step:,}: {exact_match:.1%} of {total:,} answers match exactly"]

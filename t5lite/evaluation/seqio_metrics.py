@@ -16,7 +16,7 @@ from t5lite.parallel import gather
 class _Prepared(NamedTuple):
     task: MetricTask
     examples: list[dict[str, Any]]
-    rows: list[rows.Example]  # the same as the model reads them
+    rows: list[rows.Example]  # of the examples, as the model reads them
 
 
 @dataclasses.dataclass
@@ -30,8 +30,8 @@ class SeqioMetrics:
 
     Args:
       every: steps between two calls.
-      num_examples: most examples of a task, drawn from its whole split; None: all.
-      seed: decides which.
+      num_examples: most examples of a task, a random sample of its whole split; None: all.
+      seed: of that sample.
       prefix: of the metrics' names.
       batch_size: most examples answered or scored at once.
     """
@@ -55,7 +55,7 @@ class SeqioMetrics:
         self._prepare(run)
 
     def metric_names(self, run: Any) -> set[str]:
-        """Returns what each task's metrics begin with: a task does not tell their names."""
+        """Returns a pattern for each task, which does not list its metrics' names."""
         return {f"{self.prefix}/{task.name}/*" for task in _tasks(run)}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
@@ -81,11 +81,11 @@ class SeqioMetrics:
     def _prepare(self, run: Any) -> None:
         self._run, self._prepared = run, []
         for task in _tasks(run):
-            if task.outputs - {*KNOWN_OUTPUTS}:
-                unknown = ", ".join(sorted(task.outputs - {*KNOWN_OUTPUTS}))
+            if unknown := task.outputs - {*KNOWN_OUTPUTS}:
                 raise InputError(
-                    f"SeqioMetrics: a metric of task {task.name!r} needs {unknown}, which t5lite "
-                    f"does not compute; it has {', '.join(KNOWN_OUTPUTS)}"
+                    f"SeqioMetrics: a metric of task {task.name!r} needs "
+                    f"{', '.join(sorted(unknown))}, which t5lite does not compute; it has "
+                    f"{', '.join(KNOWN_OUTPUTS)}"
                 )
             if reason := _unfit(run, task):
                 run.say(f"SeqioMetrics: the metrics of task {task.name} are left out: {reason}")
@@ -97,14 +97,14 @@ class SeqioMetrics:
                 f"SeqioMetrics: {task.name} on {len(drawn.examples):,} of {drawn.total:,} examples"
                 + (f", {drawn.truncated:,} of them truncated" if drawn.truncated else "")
             )
-            read = [_row(run, task, example) for example in drawn.examples]
-            self._prepared.append(_Prepared(task, drawn.examples, read))
+            prepared = [_row(run, task, example) for example in drawn.examples]
+            self._prepared.append(_Prepared(task, drawn.examples, prepared))
 
     def _outputs(self, run: Any, params: Any, ready: _Prepared) -> Mapping[str, Any]:
         """Returns the model's outputs that the metrics need, by SeqIO's names."""
         outputs: dict[str, Any] = {}
         if ready.task.outputs - {"SCORE"}:
-            prompts = [rows.prompt_of(each, prompt_length=0)[0] for each in ready.rows]
+            prompts = [rows.prompt_of(row, prompt_length=0)[0] for row in ready.rows]
             length = run.data.lengths["targets"]
             answers = rows.answers(
                 run,
@@ -120,7 +120,7 @@ class SeqioMetrics:
             outputs["PREDICTION_WITH_AUX"] = ids, {"scores": scores}
         if "SCORE" in ready.task.outputs:
             tokens = rows.target_scores(run, params, ready.rows, batch_size=self.batch_size)
-            outputs["SCORE"] = np.array([each.sum() for each in tokens], np.float32)
+            outputs["SCORE"] = np.array([row.sum() for row in tokens], np.float32)
         return outputs
 
 
@@ -141,20 +141,20 @@ def _unfit(run: Any, task: MetricTask) -> str | None:
 
 
 def _row(run: Any, task: MetricTask, example: Mapping[str, Any]) -> rows.Example:
-    """Returns an example as the model reads it; of targets without any token EOS is left."""
+    """Returns an example as the model reads it; targets without a token become EOS."""
     vocabulary = run.data.vocabulary()
     features = {name: np.asarray(example[name]) for name in ("inputs", "targets")}
     eos = np.array([1 if vocabulary is None else vocabulary.eos_id], np.int32)
     for targets in (features["targets"], eos):
-        prepared = run.objective.prepare(
+        examples = run.objective.prepare(
             iter([{**features, "targets": targets}]),
             lengths=run.data.lengths,
             vocabulary=vocabulary,
             rng=np.random.default_rng(0),
         )
-        if len(made := list(prepared)) == 1:
-            return made[0]
+        if len(prepared := list(examples)) == 1:
+            return prepared[0]
     raise InputError(
-        f"SeqioMetrics: {type(run.objective).__name__} makes {len(made)} examples of one of task "
-        f"{task.name!r}; metrics need one"
+        f"SeqioMetrics: {type(run.objective).__name__} makes {len(prepared)} examples of one of "
+        f"task {task.name!r}; metrics need one"
     )

@@ -21,8 +21,6 @@ from t5lite.evaluation.text import show
 from t5lite.inference.batching import check_count
 from t5lite.objectives import merge, spans
 
-_CHUNK_LENGTH = 16  # places of which the logits are in memory at once
-
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
@@ -35,17 +33,17 @@ class _Prepared:
 
 @dataclasses.dataclass
 class SpanFilling:
-    """Fills in the gaps of held-out texts greedily, shows some, and counts those that are exact.
+    """Fills in the gaps of held-out texts greedily, shows some, and counts the exact ones.
 
-    Everything is measured twice: with an example's own inputs, and with those of another example,
-    which tells how much is read from the inputs and how much is guessed by frequency. Returns
+    Everything is measured twice: with an example's own inputs, and with another's, which separates
+    reading the inputs from guessing by frequency. Returns
 
     - `prefix/exact_match`, the share in [0, 1] of gaps filled in exactly, and
       `prefix/exact_match_shuffled`, that with another's inputs;
     - `prefix/loss`, the cross-entropy in nats a token of the gaps (no sentinels, no EOS), without
       dropout; `prefix/shuffled_inputs`, that with another's inputs; `prefix/unigram`, that of the
       training text's unigram distribution (ordinary tokens of the training examples' inputs and
-      targets, add-one smoothed); and `prefix/margin`, how far the first is below the third.
+      targets, add-one smoothed); and `prefix/margin`, `prefix/unigram` less `prefix/loss`.
 
     Args:
       every: steps between two calls.
@@ -80,14 +78,10 @@ class SpanFilling:
 
     def metric_names(self, run: Any) -> set[str]:
         """Returns the names of the metrics that it measures."""
-        del run
-        measured = ("loss", "unigram", "shuffled_inputs", "margin")
-        return {
-            f"{self.prefix}/{name}" for name in ("exact_match", "exact_match_shuffled", *measured)
-        }
+        return {f"{self.prefix}/{name}" for name in Filled(1, 0, 0, 0.0, 0.0, 0.0).metrics()}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
-        """Measures `state`, prints filled-in texts and how many gaps are right.
+        """Measures `state`, prints filled-in texts and the number of exact gaps.
 
         Raises:
           InputError: no vocabulary with sentinels, no inputs and targets, or too few examples.
@@ -98,8 +92,8 @@ class SpanFilling:
 
         def measure(examples: list[rows.Example]) -> tuple[list[rows.Example], float]:
             scores = rows.target_scores(run, params, examples, batch_size=self.batch_size)
-            counted = [ordinary(example["targets"], vocabulary) for example in examples]
-            pairs = zip(scores, counted, strict=True)
+            words = [ordinary(example["targets"], vocabulary) for example in examples]
+            pairs = zip(scores, words, strict=True)
             nats = -sum(float(score[is_word].sum(dtype=float)) for score, is_word in pairs)
             answers = rows.answers(
                 run,
@@ -112,35 +106,26 @@ class SpanFilling:
                 {**example, "answer": answer.tokens}
                 for example, answer in zip(examples, answers, strict=True)
             ]
-            return answered, nats / sum(int(each.sum()) for each in counted)
+            return answered, nats / sum(int(is_word.sum()) for is_word in words)
 
         own, loss = measure(ready.held_out)
-        others, shuffled = measure(exchange_inputs(ready.held_out))
+        exchanged, shuffled = measure(exchange_inputs(ready.held_out))
         filled = Filled(
             num_gaps=sum(len(spans(row["targets"], vocabulary)) for row in own),
             exact=num_exact(own, vocabulary),
-            exact_shuffled=num_exact(others, vocabulary),
+            exact_shuffled=num_exact(exchanged, vocabulary),
             loss=loss,
             unigram=ready.unigram,
             shuffled=shuffled,
         )
-        # Neighbours may come from one document, so those shown are spread over all.
+        # Neighbours may come from one document, so the sample is taken at equal distances.
         stride = max(1, len(own) // max(1, self.num_sentences))
         shown = own[::stride][: self.num_sentences]
-        sentences = [sentence_of(row, vocabulary) for row in shown]
         text = format_filled(filled)
-        if sentences:
+        if sentences := [sentence_of(row, vocabulary) for row in shown]:
             text = format_sentences(sentences, max_spans=self.max_spans) + "\n\n" + text
         show(run, step, name=f"{self.prefix}/sentences", text=text)
-        metrics = {
-            "exact_match": filled.exact / filled.num_gaps,
-            "exact_match_shuffled": filled.exact_shuffled / filled.num_gaps,
-            "loss": loss,
-            "unigram": ready.unigram,
-            "shuffled_inputs": shuffled,
-            "margin": ready.unigram - loss,
-        }
-        return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
+        return {f"{self.prefix}/{name}": value for name, value in filled.metrics().items()}
 
     def _prepare(self, run: Any) -> _Prepared:
         vocabulary = run.data.vocabulary()
@@ -154,11 +139,7 @@ class SpanFilling:
         if len(held_out) < 2:
             raise InputError("SpanFilling needs at least 2 held-out examples to exchange inputs")
         train = prepared(split="train", count=self.num_train_examples)
-        return _Prepared(
-            run,
-            held_out,
-            unigram_cross_entropy(train, held_out, vocabulary),
-        )
+        return _Prepared(run, held_out, unigram_cross_entropy(train, held_out, vocabulary))
 
 
 def ordinary(tokens: np.ndarray, vocabulary: Any) -> np.ndarray:
@@ -169,56 +150,58 @@ def ordinary(tokens: np.ndarray, vocabulary: Any) -> np.ndarray:
 def unigram_cross_entropy(
     train: Sequence[rows.Example], held_out: Sequence[rows.Example], vocabulary: Any
 ) -> float:
-    """Returns the nats a token that the training text's unigrams cost the held-out targets.
+    """Returns the cross-entropy of held-out targets under the training text's unigrams.
 
     Args:
-      train: examples whose ordinary tokens, of inputs and targets, are counted; one is added to the
-        count of every id that is not special.
+      train: examples whose ordinary tokens, of inputs and targets, are counted, add-one smoothed.
       held_out: examples whose targets' ordinary tokens are measured.
-      vocabulary: theirs.
+      vocabulary: of the ids.
+
+    Returns:
+      Nats a token.
     """
 
     def counts(arrays: list[np.ndarray]) -> np.ndarray:
         tokens = np.concatenate(arrays)
         return np.bincount(tokens[ordinary(tokens, vocabulary)], minlength=vocabulary.size)
 
-    seen = counts([example[name] for example in train for name in ("inputs", "targets")]) + 1
+    smoothed = counts([example[name] for example in train for name in ("inputs", "targets")]) + 1
     measured = counts([example["targets"] for example in held_out])
-    support = ordinary(np.arange(len(seen)), vocabulary)
-    log_probabilities = np.log(seen) - np.log(seen[support].sum())
+    support = ordinary(np.arange(len(smoothed)), vocabulary)
+    log_probabilities = np.log(smoothed) - np.log(smoothed[support].sum())
     return float(-(measured * log_probabilities).sum() / measured.sum())
 
 
 def exchange_inputs(examples: Sequence[rows.Example]) -> list[rows.Example]:
-    """Gives each example the inputs of the one half the list away, so none keeps its own."""
+    """Gives each example the inputs of the one half the list away, so that none keeps its own."""
     half = len(examples) // 2
-    others = [*examples[half:], *examples[:half]]
-    pairs = zip(examples, others, strict=True)
-    return [{**example, "inputs": other["inputs"]} for example, other in pairs]
+    rotated = [*examples[half:], *examples[:half]]
+    pairs = zip(examples, rotated, strict=True)
+    return [{**example, "inputs": source["inputs"]} for example, source in pairs]
 
 
 def sentence_of(row: dict[str, np.ndarray], vocabulary: Any) -> Sentence:
-    """Returns an example's text, and what the model wrote in its gaps.
+    """Returns an example's text with the model's words in its gaps.
 
     Args:
       row: `inputs`, `targets` and the model's `answer`, 1-D ids.
       vocabulary: of the ids.
     """
     answer = spans(row["answer"], vocabulary)
-    kept, gaps = [""], []
+    texts, gaps = [""], []
     for piece in merge(row["inputs"], row["targets"], vocabulary):
         text = text_of(piece.tokens, vocabulary)
         if piece.span is None:
-            kept[-1] = text
+            texts[-1] = text
             continue
-        kept.append("")
+        texts.append("")
         filled = answer.get(piece.span)
         gaps.append(Span(text, None if filled is None else text_of(filled, vocabulary)))
-    return Sentence(kept, gaps)
+    return Sentence(texts, gaps)
 
 
 def num_exact(answered: Sequence[dict[str, np.ndarray]], vocabulary: Any) -> int:
-    """Returns how many gaps were filled in with exactly the text that stood there.
+    """Returns the number of gaps filled in with exactly the removed text.
 
     Args:
       answered: `targets` and the model's `answer` of each example, 1-D ids.
@@ -228,10 +211,10 @@ def num_exact(answered: Sequence[dict[str, np.ndarray]], vocabulary: Any) -> int
     for row in answered:
         filled = spans(row["answer"], vocabulary)
         for index, truth in spans(row["targets"], vocabulary).items():
-            written = filled.get(index)
-            count += written is not None and text_of(written, vocabulary) == text_of(
+            right = index in filled and text_of(filled[index], vocabulary) == text_of(
                 truth, vocabulary
             )
+            count += right
     return count
 
 

@@ -15,8 +15,8 @@ class Span(NamedTuple):
     """One gap of a text.
 
     Args:
-      truth: the text that was taken out.
-      filled: what the model wrote; None where it never wrote the gap's sentinel.
+      truth: the text that was removed.
+      filled: the model's; None where it never wrote the gap's sentinel.
     """
 
     truth: str
@@ -24,7 +24,7 @@ class Span(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """Whether the model wrote exactly what was taken out."""
+        """Whether the model wrote exactly the removed text."""
         return self.filled == self.truth
 
 
@@ -32,21 +32,21 @@ class Sentence(NamedTuple):
     """A text with gaps.
 
     Args:
-      kept: the text around the gaps: one part before each, and one after the last.
-      spans: in order; one fewer than the parts.
+      texts: the text around the gaps: one part before each, and one after the last.
+      spans: in order; one fewer than the texts.
     """
 
-    kept: Sequence[str]
+    texts: Sequence[str]
     spans: Sequence[Span]
 
 
 class Filled(NamedTuple):
-    """How well held-out gaps were filled in. Losses are nats a token of the gaps.
+    """Counts of held-out gaps, and losses in nats a token of them.
 
     Args:
-      num_gaps: how many gaps were counted.
-      exact: how many the model filled in exactly.
-      exact_shuffled: how many it did with the inputs of another text.
+      num_gaps: in all.
+      exact: filled in exactly by the model.
+      exact_shuffled: the same with the inputs of another text.
       loss: the model's.
       unigram: of the unigram distribution of the training text.
       shuffled: the model's, each example with the inputs of another.
@@ -59,6 +59,17 @@ class Filled(NamedTuple):
     unigram: float
     shuffled: float
 
+    def metrics(self) -> dict[str, float]:
+        """Returns the metrics of `SpanFilling`, by name."""
+        return {
+            "exact_match": self.exact / self.num_gaps,
+            "exact_match_shuffled": self.exact_shuffled / self.num_gaps,
+            "loss": self.loss,
+            "unigram": self.unigram,
+            "shuffled_inputs": self.shuffled,
+            "margin": self.unigram - self.loss,
+        }
+
 
 def text_of(ids: np.ndarray, vocabulary: Any) -> str:
     """Returns ids from within a text, keeping the space before a first piece that starts a word."""
@@ -69,11 +80,12 @@ def text_of(ids: np.ndarray, vocabulary: Any) -> str:
 
 
 def format_filled(filled: Filled) -> str:
-    """Returns the number that sums up, and the losses under it."""
+    """Returns the share of exact gaps, and the losses under it."""
+    metrics = filled.metrics()
     return (
         f"{filled.exact:,} of {filled.num_gaps:,} held-out gaps filled in exactly "
-        f"({filled.exact / filled.num_gaps:.1%}); with another text's input "
-        f"{filled.exact_shuffled / filled.num_gaps:.1%}\n"
+        f"({metrics['exact_match']:.1%}); with another text's input "
+        f"{metrics['exact_match_shuffled']:.1%}\n"
         f"  nats a token: {filled.loss:.2f}; with another text's input {filled.shuffled:.2f}; "
         f"by frequency alone {filled.unigram:.2f}"
     )
@@ -83,8 +95,8 @@ def format_sentences(sentences: Sequence[Sentence], *, max_spans: int = 4, width
     """Returns texts with the model's words in their gaps, each marked right or wrong.
 
     Args:
-      sentences: those to show.
-      max_spans: the first so many gaps of each are shown, with the text around them.
+      sentences: to show.
+      max_spans: most gaps shown of each, with the text around them.
       width: of the terminal, at least 80.
     """
     lines = ["held-out text, its gaps filled in: [right ✓] or [wrong ✗ what stood there]"]
@@ -99,20 +111,20 @@ def format_sentences(sentences: Sequence[Sentence], *, max_spans: int = 4, width
 
 
 def _shown(sentence: Sentence, num_shown: int, *, width: int) -> str:
-    """Returns the text around the first gaps with what was written in them, long stretches cut."""
-    kept, spans = sentence
-    text = _cut(kept[0], width // 2, keep="end")
+    """Returns the text around the first gaps with the model's words in them, long stretches cut."""
+    texts, spans = sentence
+    text = _cut(texts[0], width // 2, keep="end")
     for gap, span in enumerate(spans[:num_shown], start=1):
         space = " " if span.truth.startswith(" ") else ""
         keep = "start" if gap == num_shown else "both"
-        text += f"{space}{_marked(span, width // 4)}{_cut(kept[gap], width // 2, keep=keep)}"
+        text += f"{space}{_marked(span, width // 4)}{_cut(texts[gap], width // 2, keep=keep)}"
     if num_shown < len(spans) and not text.rstrip().endswith("…"):
         text += " …"
     return text.strip()
 
 
 def _marked(span: Span, width: int) -> str:
-    """Returns what was written in a gap, and whether it is right, on one line."""
+    """Returns the model's words in a gap, and whether they are right, on one line."""
     filled = "not filled" if span.filled is None else span.filled.strip() or "nothing"
     text = shorten(filled, width, keep="start")
     text += " ✓" if span.right else f" ✗ {shorten(span.truth, width, keep='start')}"

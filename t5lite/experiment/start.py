@@ -51,7 +51,7 @@ class Start:
 
     def lines(self) -> Iterator[str]:
         """Yields the lines to print: read, fresh and dropped parameters."""
-        yield f"parameters from {self.opened.where}"
+        yield f"parameters from {self.opened.folder}"
         for kind, sizes in (("fresh", self.fresh), ("dropped", self.dropped)):
             if sizes:
                 yield f"{kind}: {_summary(sizes)}"
@@ -210,7 +210,7 @@ def check_referred(start: Start, tuning: Tuning, model: Model, *, field: str) ->
     if fresh := sorted(named(frozen).keys() & start.fresh.keys()):
         raise InputError(
             f"{field} = 'refer': {fresh[0]} is frozen and drawn, not read from "
-            f"{start.opened.where}; set 'save', or train it",
+            f"{start.opened.folder}; set 'save', or train it",
             field=field,
         )
 

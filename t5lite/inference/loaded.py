@@ -484,7 +484,7 @@ def place(
     model, vocabulary = Model(opened.spec, compute), opened.vocabulary
     params = opened.params(model, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
     engine = Engine(model, vocabulary, layout, mesh)
-    return Loaded(engine, params, opened.description, opened.step, epath.Path(opened.where))
+    return Loaded(engine, params, opened.description, opened.step, epath.Path(opened.folder))
 
 
 def load(

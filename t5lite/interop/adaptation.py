@@ -136,7 +136,7 @@ def adapt(
     inputs = _read_inputs(changes, opened, source=source, dtype=dtype)
     params = read_params(opened, dtype=dtype, progress=progress)
     model = _Model(opened.spec, params, opened.vocabulary)
-    say(f"{opened.where}: {model}")
+    say(f"{opened.folder}: {model}")
     keys = iter(jax.random.split(jax.random.key(changes.seed), len(_STEPS)))
     for name, apply in _STEPS.items():
         if changes.has(name):

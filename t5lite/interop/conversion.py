@@ -59,7 +59,7 @@ def convert(
     shapes = Model(opened.spec).shapes()
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     spec, layout = opened.spec, NAMES[opened.kind]
-    say(f"{opened.where} is {layout}'s: {spec.family}, {spec.topology}, {count:,} parameters")
+    say(f"{opened.folder} is {layout}'s: {spec.family}, {spec.topology}, {count:,} parameters")
     for line in _omissions(opened, to, tensors):
         say(f"  {line}")
     if dry_run:

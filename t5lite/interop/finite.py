@@ -12,20 +12,19 @@ from t5lite.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
 _CHUNK = 1 << 20
-# Of types that NumPy is slow with: a view as integers, and the bits of exponents that are not of
-# finite numbers.
+# Types that NumPy is slow with: a view as integers, and the exponent bits of infinities and NaN.
 _BITS = {
     np.dtype(np.float16): (np.uint16, 0x7C00),
     np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7F80),
 }
-# Families whose feed-forward outputs are beyond float16 in released checkpoints; transformers keeps
-# the layer that makes them in float32 (`_keep_in_fp32_modules`).
+# Families whose feed-forward outputs exceed float16 in released checkpoints; transformers keeps
+# their last layer in float32 (`_keep_in_fp32_modules`).
 _WIDE_FAMILIES = ("t5", "mt5", "umt5", "switch_transformers")
 _WIDE_PATH = "/mlp/down/kernel"
 
 
 def stays_float32(family: str, path: str, dtype: Any) -> bool:
-    """Whether a parameter is kept in float32 although the others are to be float16."""
+    """Whether a parameter stays float32 where the others become float16."""
     wide = family in _WIDE_FAMILIES and path.endswith(_WIDE_PATH)
     return wide and dtype is not None and jnp.dtype(dtype) == jnp.float16
 
@@ -33,17 +32,17 @@ def stays_float32(family: str, path: str, dtype: Any) -> bool:
 def check_dtype(dtype: Any) -> None:
     """Raises an InputError unless parameters may have a dtype, or None."""
     try:
-        known = dtype is None or jnp.dtype(dtype).name in DTYPES
+        allowed = dtype is None or jnp.dtype(dtype).name in DTYPES
     except TypeError:
-        known = False
-    if not known:
+        allowed = False
+    if not allowed:
         raise InputError(
             f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}, or None", field="dtype"
         )
 
 
 def check_compute(family: str, dtype: str) -> None:
-    """Raises an InputError for activations of a dtype that a family's are known to exceed."""
+    """Raises an InputError if a family's activations exceed a dtype's range."""
     if dtype == "float16" and family in _WIDE_FAMILIES:
         raise InputError(
             f"compute.dtype = {dtype!r}: activations of {family!r} models exceed its largest "
@@ -53,7 +52,7 @@ def check_compute(family: str, dtype: str) -> None:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether no number of an array is NaN or infinite; of integers always."""
+    """Whether an array has neither NaN nor infinities; integers have none."""
     array = array.reshape(-1)
     view, bits = _BITS.get(array.dtype, (None, 0))
     if view is None and array.dtype.kind != "f":
@@ -86,33 +85,34 @@ def leaf_is_finite(leaf: Any) -> bool:
 
 
 def fault(
-    tensors: Iterable[tuple[str, np.ndarray]], dtype: Any, *, where: str
+    tensors: Iterable[tuple[str, np.ndarray]], dtype: Any, *, checkpoint: str
 ) -> InputError | None:
-    """Returns the error that names the tensor a parameter is not finite from; None if all are.
+    """Returns the error for a parameter that is not finite; None if its tensors are.
 
     Args:
-      tensors: names and values as stored, of all that the parameter was made of.
+      tensors: names and stored values of the parameter's tensors.
       dtype: of the parameter.
-      where: of the checkpoint.
+      checkpoint: its name.
     """
     kind = jnp.dtype(dtype)
     for name, stored in tensors:
+        tensor = f"{name} of {checkpoint}"
         values = np.asarray(stored, np.promote_types(stored.dtype, np.float32))
         bad = ~np.isfinite(values)
         if bad.any():
             first = [int(axis) for axis in np.argwhere(bad)[0]]
             return InputError(
-                f"{name} of {where} has {int(bad.sum()):,} of {bad.size:,} numbers that are NaN or "
+                f"{tensor} has {int(bad.sum()):,} of {bad.size:,} numbers that are NaN or "
                 f"infinite, the first at {first}: the run that wrote it diverged, or the file is "
                 "damaged; take an earlier checkpoint, or copy it again"
             )
         largest, most = float(np.abs(values).max(initial=0.0)), float(jnp.finfo(kind).max)
         with np.errstate(over="ignore"):
             if not is_finite(values.astype(kind)):
+                wider = "bfloat16 or float32" if kind == jnp.float16 else "float32"
                 return InputError(
-                    f"dtype = {kind.name!r}: {name} of {where} has numbers up to {largest:,.6g}, "
-                    f"beyond its largest, {most:,.6g}; choose "
-                    f"{'bfloat16 or float32' if kind == jnp.float16 else 'float32'}",
+                    f"dtype = {kind.name!r}: {tensor} has numbers up to {largest:,.6g}, beyond its "
+                    f"largest, {most:,.6g}; choose {wider}",
                     field="dtype",
                 )
     return None

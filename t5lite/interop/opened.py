@@ -21,18 +21,18 @@ Progress = Callable[[int, int], None]
 
 
 class Opened(abc.ABC):
-    """A checkpoint: its description at hand, its parameters read on demand.
+    """A checkpoint: its description in memory, its parameters read on demand.
 
     Attributes:
       kind: "t5lite", "huggingface" or "t5x".
       description: everything in the folder except the arrays.
-      where: the folder, for messages.
+      folder: for messages.
       tensors: how another library's tensors map to parameters; () for t5lite's own.
     """
 
     kind: ClassVar[str]
     description: Description
-    where: str
+    folder: str
     tensors: Sequence[Tensor]
 
     @property
@@ -63,22 +63,22 @@ class Opened(abc.ABC):
 
     @abc.abstractmethod
     def read(
-        self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
+        self, leaves: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """Reads some of the parameters into their shards.
+        """Reads parameters into their shards.
 
         Args:
-          wanted: shape, dtype (floats are cast) and sharding (None: NumPy) by name.
+          leaves: shape, dtype (floats are cast) and sharding (None: NumPy) by name; all or some.
           progress: called with bytes done and bytes in all, except for t5lite's own checkpoints.
 
         Raises:
           InputError: if names or shapes do not fit, or a number is NaN, infinite, or out of the
-            range of the wanted dtype.
+            range of its leaf's dtype.
           CheckpointError: if the checkpoint is damaged.
         """
 
     def left_out(self) -> list[str]:
-        """Returns the names of stored tensors that are known and not read."""
+        """Returns the names of stored tensors that are recognised and not read."""
         return []
 
     def params(
@@ -110,14 +110,14 @@ class Opened(abc.ABC):
                 f"{self.spec.vocab} embeddings: it is another model's"
             )
         shapes, stored = model.shapes(), self.shapes(model)
-        placed = named(shardings(model.axes(), layout.parameters, mesh))
+        sharding = named(shardings(model.axes(), layout.parameters, mesh))
 
         def leaf(name: str, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            chosen = stored.get(name, shape).dtype if dtype is None else jnp.dtype(dtype)
+            kind = stored.get(name, shape).dtype if dtype is None else jnp.dtype(dtype)
             if stays_float32(self.spec.family, name, dtype):
-                chosen = jnp.dtype("float32")
-            return jax.ShapeDtypeStruct(shape.shape, chosen, sharding=placed[name])
+                kind = jnp.dtype("float32")
+            return jax.ShapeDtypeStruct(shape.shape, kind, sharding=sharding[name])
 
-        wanted = {name: leaf(name, shape) for name, shape in named(shapes).items()}
-        values = self.read(wanted, progress=progress)
-        return jax.tree.unflatten(jax.tree.structure(shapes), [values[name] for name in wanted])
+        leaves = {name: leaf(name, shape) for name, shape in named(shapes).items()}
+        values = self.read(leaves, progress=progress)
+        return jax.tree.unflatten(jax.tree.structure(shapes), [values[name] for name in leaves])

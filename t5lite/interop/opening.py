@@ -9,9 +9,10 @@ from t5lite.data import Vocabulary
 from t5lite.errors import InputError
 from t5lite.interop import huggingface, t5x
 from t5lite.interop.adapters import check_adapter, is_adapter
+from t5lite.interop.description import Description
 from t5lite.interop.hub import from_hub
 from t5lite.interop.opened import Opened
-from t5lite.interop.own import OwnCheckpoint
+from t5lite.interop.own import OwnCheckpoint, locate
 from t5lite.models import ModelSpec, reads_folders
 from t5lite.paths import exists
 from t5lite.training.restore import absolute, saved_steps
@@ -52,9 +53,9 @@ def open_model(
         return huggingface.open_model(path, vocabulary=vocabulary)
     if kind == "t5x":
         return t5x.open_model(path, spec=spec, step=step, vocabulary=vocabulary)
-    return OwnCheckpoint.open(
-        path, vocabulary=vocabulary, step=step, averaged=averaged, open_base=open_model
-    )
+    step_folder, home = locate(path, step=step)
+    description = Description.read(home, vocabulary=vocabulary)
+    return OwnCheckpoint(description, step_folder, home, averaged, open_model)
 
 
 @reads_folders

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from t5lite.data import Vocabulary
 from t5lite.errors import InputError
 from t5lite.interop.description import MODEL, Description
 from t5lite.interop.finite import fault, leaf_is_finite
@@ -37,12 +36,7 @@ _AVERAGE = "extra/ema"
 
 
 class Located(NamedTuple):
-    """The folders of a checkpoint.
-
-    Args:
-      step_folder: its arrays.
-      home: its description: `model.json` and the files beside it.
-    """
+    """The folders of a checkpoint: its arrays, and its description (`model.json` and others)."""
 
     step_folder: epath.Path
     home: epath.Path
@@ -85,8 +79,7 @@ class OwnCheckpoint(Opened):
 
     Args:
       description: see `Opened`.
-      step_folder: its arrays.
-      home: its description.
+      step_folder, home: see `Located`.
       averaged: whether the average of the parameters is read, of a run that kept one.
       open_base: opens the folder that a run's frozen parameters are read again from.
     """
@@ -96,86 +89,78 @@ class OwnCheckpoint(Opened):
     description: Description
     step_folder: epath.Path
     home: epath.Path
-    averaged: bool = True
-    open_base: Callable[..., Opened] | None = None
-
-    @classmethod
-    def open(
-        cls,
-        folder: epath.PathLike,
-        *,
-        vocabulary: Vocabulary | None = None,
-        step: int | None = None,
-        averaged: bool = True,
-        open_base: Callable[..., Opened] | None = None,
-    ) -> "OwnCheckpoint":
-        """Opens a checkpoint; see `open_model`."""
-        step_folder, home = locate(folder, step=step)
-        description = Description.read(home, vocabulary=vocabulary)
-        return cls(description, step_folder, home, averaged, open_base)
+    averaged: bool
+    open_base: Callable[..., Opened]
 
     @property
-    def where(self) -> str:  # type: ignore[override]
+    def folder(self) -> str:  # type: ignore[override]
         """The step folder."""
         return str(self.step_folder)
 
     @property
     def step(self) -> int:
         """Updates done."""
-        wanted = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
-        return int(read_arrays(self.step_folder, wanted)["step"])
+        leaf = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
+        return int(read_arrays(self.step_folder, leaf)["step"])
 
     def shapes(self, model: Model) -> dict[str, Any]:
         """Returns shapes and stored dtypes, having checked the names; see `Opened`."""
-        stored, wanted = self._stored(), self._split(named(model.shapes()))
+        stored, expected = self._stored(), self._split(named(model.shapes()))
         if self._base:
-            stored = stored[0], wanted[1]
+            stored = stored[0], expected[1]
         with self._described():
-            for names, leaves in zip(wanted, stored, strict=True):
-                match(names, leaves, (), where=self.where)
+            for names, leaves in zip(expected, stored, strict=True):
+                match(names, leaves, (), where=self.folder)
         return self._merge(*stored)
 
     def read(
-        self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
+        self, leaves: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
     ) -> dict[str, Any]:
         """Reads parameters; see `Opened`. `progress` is not called: Orbax reads all at once."""
-        trained, frozen = zip(self._parts(), self._split(wanted), self._stored(), strict=True)
-        rest = self._read_base(wanted) if self._base else self._read(*frozen)
+        trained, frozen = zip(self._parts(), self._split(leaves), self._stored(), strict=True)
+        rest = self._read_base(leaves) if self._base else self._read(*frozen)
         values = self._merge(self._read(*trained), rest)
-        return {name: _placed(values[name], leaf.sharding) for name, leaf in wanted.items()}
+        return {  # layers merged into one array may have lost their sharding
+            name: values[name]
+            if leaf.sharding is None
+            else jax.device_put(values[name], leaf.sharding)
+            for name, leaf in leaves.items()
+        }
 
     def _read(
-        self, part: str, wanted: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, Any]
+        self, part: str, leaves: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Reads arrays of one part of the state."""
-        if not wanted:
+        if not leaves:
             return {}
-        unread = [(None, re.escape(name)) for name in stored.keys() - wanted.keys()]
+        unread = [(None, re.escape(name)) for name in stored.keys() - leaves.keys()]
         with self._described():
-            values = load_params(self.step_folder, dict(wanted), mapping=unread, part=part).params
+            values = load_params(self.step_folder, dict(leaves), mapping=unread, part=part).params
         for name, array in values.items():
             if not leaf_is_finite(array):
-                self._raise_fault(f"{part}/{name}", stored[name], array.dtype)
+                path = f"{part}/{name}"
+                saved = read_arrays(self.step_folder, {path: stored[name]}).items()
+                if (error := fault(saved, array.dtype, checkpoint=self.folder)) is not None:
+                    raise error
         return values
 
-    def _read_base(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    def _read_base(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """Reads the frozen parts of parameters from the folder that the run started from.
 
         Raises:
           InputError: if that folder cannot be opened or holds other parameters now.
         """
-        assert self.open_base is not None
-        due = self._split(wanted)[1]
+        due = self._split(leaves)[1]
         if not due:
             return {}
-        where, shapes = self._base["folder"], named(Model(self.spec).shapes())
+        folder, shapes = self._base["folder"], named(Model(self.spec).shapes())
         try:
-            base = self.open_base(where, averaged=False)
+            base = self.open_base(folder, averaged=False)
         except InputError as error:
-            raise InputError(f"frozen parameters of {self.where}: {error}") from error
+            raise InputError(f"frozen parameters of {self.folder}: {error}") from error
 
         def leaf(name: str) -> jax.ShapeDtypeStruct:  # all of them, to be checked
-            sharding = wanted[name].sharding if name in wanted else None
+            sharding = leaves[name].sharding if name in leaves else None
             return jax.ShapeDtypeStruct(shapes[name].shape, shapes[name].dtype, sharding=sharding)
 
         values = base.read({name: leaf(name) for name in self._split(shapes)[1]})
@@ -183,7 +168,7 @@ class OwnCheckpoint(Opened):
         actual = fingerprint(frozen_sums({"params": nest(frozen)}))
         if actual != self._base.get("params", self._base["fingerprint"]):
             raise InputError(
-                f"the frozen parameters of {self.where} are those of {where}, which has changed "
+                f"the frozen parameters of {self.folder} are those of {folder}, which has changed "
                 "since\nrestore that folder; Checkpoints.frozen = 'save' keeps a copy in the run"
             )
         return {name: frozen[name].astype(leaf.dtype) for name, leaf in due.items()}
@@ -241,15 +226,3 @@ class OwnCheckpoint(Opened):
                 f"{self.home / MODEL}{tuned} does not describe the parameters in "
                 f"{self.step_folder}:\n{problem}"
             ) from error
-
-    def _raise_fault(self, name: str, saved: Any, dtype: Any) -> None:
-        """Raises the InputError for an array with NaN, infinity, or a number out of range."""
-        wanted = {name: jax.ShapeDtypeStruct(saved.shape, saved.dtype)}
-        stored = read_arrays(self.step_folder, wanted)
-        if (error := fault(stored.items(), dtype, where=self.where)) is not None:
-            raise error
-
-
-def _placed(array: Any, sharding: Any) -> Any:
-    """Returns an array in its sharding, which layers merged into one array may have lost."""
-    return array if sharding is None else jax.device_put(array, sharding)

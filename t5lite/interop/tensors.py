@@ -1,7 +1,7 @@
 """The mapping between the tensors of another library's checkpoint and a model's parameters.
 
-A family of models is a list of `Tensor`s, each with the parameters in one foreign tensor as NumPy
-views. Loading reads from a view and saving writes to it, so that one description serves both ways.
+A family of models is a list of `Tensor`s: the parameters in each foreign tensor as NumPy views.
+Loading reads from a view and saving writes to it, so that one description serves both.
 """
 
 import dataclasses
@@ -45,10 +45,10 @@ class Part(NamedTuple):
 
     Args:
       path: of the parameter, its steps joined by "/".
-      layer: which entry of the parameter's leading axis it is, or of its leading axes: layer and
-        expert; None for all of the parameter.
-      view: foreign tensor → what has the parameter's (or the layer's) shape; must be a view of its
-        argument: slices, transpositions, axes split, never a copy.
+      layer: index of the entry on the parameter's leading axis, or axes (layer and expert); None
+        for all of the parameter.
+      view: foreign tensor → an array of the parameter's (or the layer's) shape; must be a view of
+        its argument: slices, transpositions, axes split, never a copy.
     """
 
     path: str
@@ -62,12 +62,12 @@ class Tensor:
 
     Args:
       name: by which it is written, and looked for first.
-      shape: it must have.
-      parts: the parameters in it; together they fill it. None at all: the tensor may be there, but
-        says nothing that the model's spec does not; it is not written.
+      shape: required of the stored tensor.
+      parts: the parameters in it; together they fill it. (): the tensor may be stored, but adds
+        nothing to the model's spec; it is not written.
       aliases: further names of the same tensor in other files, where weights are tied.
       partial: whether the parts leave some of it out, which is then written as zeros.
-      constant: makes what it always holds, where the other library wants it written although it is
+      constant: makes its fixed value, where the other library wants it written although it is
         computed (sinusoidal positions). It has no parts then, and a file's is not read.
     """
 
@@ -112,12 +112,17 @@ class Arrays:
 
 
 def check_tensors(
-    like: Any, source: Source, tensors: Sequence[Tensor], *, ignored: Sequence[str] = (), where: str
+    like: Any,
+    source: Source,
+    tensors: Sequence[Tensor],
+    *,
+    ignored: Sequence[str] = (),
+    checkpoint: str,
 ) -> None:
     """Raises the errors of `read_params` about names, shapes and dtypes, reading nothing."""
     leaves = named(like)
     _holders(leaves, tensors)
-    _find(leaves, source.tensors(), tensors, ignored=ignored, where=where)
+    _find(leaves, source.tensors(), tensors, ignored=ignored, checkpoint=checkpoint)
 
 
 def read_params(
@@ -126,45 +131,45 @@ def read_params(
     tensors: Sequence[Tensor],
     *,
     ignored: Sequence[str] = (),
-    where: str,
+    checkpoint: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
     """Reads a model's parameters out of a foreign checkpoint, each straight into its shards.
 
-    Host memory holds the shards of one parameter at a time, or nothing beside the parameters where
-    the devices are the host's.
+    Host memory holds the shards of one parameter at a time, or only the parameters where the
+    devices are the host's.
 
     Args:
       like: nested dicts of `jax.ShapeDtypeStruct`, or one by name, of all parameters or some:
         shapes, dtypes (floats are cast to them) and shardings (none: to NumPy).
       source: the checkpoint.
-      tensors: how its tensors and the parameters belong together.
-      ignored: regular expressions for whole names of further tensors that may be there.
-      where: what the checkpoint is called in messages.
-      progress: is called with bytes placed on this process's devices and bytes in all.
+      tensors: the mapping between its tensors and the parameters.
+      ignored: regular expressions for whole names of further tensors that may be stored.
+      checkpoint: its name in messages.
+      progress: called with bytes copied to this process's devices and bytes in all.
 
     Returns:
       A tree like `like`.
 
     Raises:
-      InputError: before anything is placed: if tensors are missing, unexpected, or of another
-        shape or kind of dtype (all are listed); if a tensor is there under two names and differs;
-        or if a parameter does not divide over its devices. While they are read: if a tensor has
-        numbers that are NaN or infinite, or too large for the dtype that is wanted.
+      InputError: before any are read: if tensors are missing, unexpected, or of another shape or
+        kind of dtype (all are listed); if a tensor is stored under two names and differs; or if a
+        parameter does not divide over its devices. While they are read: if a tensor has numbers
+        that are NaN, infinite, or too large for the leaf's dtype.
     """
     leaves = named(like)
-    holders = _holders(leaves, tensors, whole=False)
-    stored_names = _find(leaves, source.tensors(), tensors, ignored=ignored, where=where)
+    holders = _holders(leaves, tensors, complete=False)
+    stored_names = _find(leaves, source.tensors(), tensors, ignored=ignored, checkpoint=checkpoint)
     for path, leaf in leaves.items():
         check_sharding(path, leaf)
-    _check_aliases(source, [tensor for tensor in tensors if tensor.parts], where=where)
-    total, done = sum(map(local_bytes, leaves.values())), 0
+    _check_aliases(source, tensors, checkpoint=checkpoint)
+    total, count = sum(map(local_bytes, leaves.values())), 0
 
-    def copied(count: int) -> None:
-        nonlocal done
-        done += count
+    def copied(size: int) -> None:
+        nonlocal count
+        count += size
         if progress is not None:
-            progress(done, total)
+            progress(count, total)
 
     def piece(name: str, part: Part) -> Piece:
         return Piece(part.layer, lambda: part.view(source.read(stored_names[name])))
@@ -174,7 +179,7 @@ def read_params(
         if not leaf_is_finite(array):
             names = dict.fromkeys(stored_names[tensor.name] for tensor, _ in holders[path])
             stored = ((name, source.read(name)) for name in names)
-            if (error := fault(stored, leaf.dtype, where=where)) is not None:
+            if (error := fault(stored, leaf.dtype, checkpoint=checkpoint)) is not None:
                 raise error
         return array
 
@@ -189,7 +194,7 @@ def tensors_from(
 
     Args:
       params: nested dicts of arrays, sharded or not.
-      tensors: how they and the tensors belong together.
+      tensors: the mapping.
       dtypes: of tensors by name; the others have their parameters'.
 
     Yields:
@@ -231,17 +236,17 @@ def tensors_from(
 
 
 def _holders(
-    leaves: Mapping[str, Any], tensors: Sequence[Tensor], *, whole: bool = True
+    leaves: Mapping[str, Any], tensors: Sequence[Tensor], *, complete: bool = True
 ) -> dict[str, list[tuple[Tensor, Part]]]:
     """Returns the tensors and their parts of each parameter, having checked that they fit exactly.
 
     Args:
       leaves: parameters by name.
       tensors: of the model.
-      whole: whether `leaves` are all parameters of the model.
+      complete: whether `leaves` are all parameters of the model.
 
     Raises:
-      RuntimeError: if it is not, which is never the user's mistake.
+      RuntimeError: if they do not, a mistake in the mapping and never the user's.
     """
     holders: dict[str, list[tuple[Tensor, Part]]] = {path: [] for path in leaves}
     for tensor in tensors:
@@ -249,22 +254,17 @@ def _holders(
         stand_in, filled = np.empty(tensor.shape, np.uint8), 0
         for part in tensor.parts:
             if part.path not in leaves:
-                if not whole:
+                if not complete:
                     continue
-                raise _bug(f"{tensor.name} has a part {part.path}, which is no parameter")
-            shape = tuple(leaves[part.path].shape)
-            wanted = shape[len(index_of(part.layer)) :]
+                raise _bug(f"{tensor.name} has a part {part.path}, which is not a parameter")
+            shape = tuple(leaves[part.path].shape)[len(index_of(part.layer)) :]
             view = part.view(stand_in)
-            if view.shape != wanted or (view.size and not np.may_share_memory(view, stand_in)):
-                raise _bug(f"{part.path} is no view {wanted} of {tensor.name}, but {view.shape}")
+            if view.shape != shape or (view.size and not np.may_share_memory(view, stand_in)):
+                raise _bug(f"{part.path} is not a view {shape} of {tensor.name}, but {view.shape}")
             holders[part.path].append((tensor, part))
             filled += view.size
-        if (
-            whole
-            and tensor.parts
-            and filled != stand_in.size
-            and not (tensor.partial and filled < stand_in.size)
-        ):
+        missing = stand_in.size - filled if tensor.parts and complete else 0
+        if missing < 0 or (missing and not tensor.partial):
             raise _bug(f"the parts of {tensor.name} have {filled} of {stand_in.size} entries")
     for path, parts in holders.items():
         layers = sorted(index_of(part.layer) for _, part in parts)
@@ -281,10 +281,9 @@ def _find(
     tensors: Sequence[Tensor],
     *,
     ignored: Sequence[str],
-    where: str,
+    checkpoint: str,
 ) -> dict[str, str]:
     """Returns the stored name of each tensor; raises one error for all that do not fit."""
-    known = {name for tensor in tensors for name in tensor.names}
     stored_names: dict[str, str] = {}
     misfit = Misfit([], [], {}, {})
     for tensor in tensors:
@@ -295,69 +294,66 @@ def _find(
             stored_names[tensor.name] = names[0]
         elif tensor.parts:
             misfit.missing.append(tensor.name)
-        wanted = {np.dtype(leaves[p.path].dtype) for p in tensor.parts if p.path in leaves}
+        dtypes = {np.dtype(leaves[p.path].dtype) for p in tensor.parts if p.path in leaves}
         for name in names:
             if stored[name].shape != tensor.shape:
                 misfit.shapes[name] = (stored[name].shape, tensor.shape)
-            if other := [dtype for dtype in wanted if not _castable(stored[name].dtype, dtype)]:
-                misfit.dtypes[name] = (str(np.dtype(stored[name].dtype)), str(other[0]))
-    patterns = [re.compile(pattern) for pattern in ignored]
+            if uncastable := [d for d in dtypes if not _castable(stored[name].dtype, d)]:
+                misfit.dtypes[name] = (str(np.dtype(stored[name].dtype)), str(uncastable[0]))
+    mapped = {name for tensor in tensors for name in tensor.names}
     misfit.unexpected.extend(
         name
         for name in stored
-        if name not in known and not any(pattern.fullmatch(name) for pattern in patterns)
+        if name not in mapped and not any(re.fullmatch(pattern, name) for pattern in ignored)
     )
     if any(misfit):
-        wanted_names = [tensor.name for tensor in tensors if tensor.parts]
-        raise misfit_error(misfit, wanted=wanted_names, stored=stored, where=where)
+        expected = [tensor.name for tensor in tensors if tensor.parts]
+        raise misfit_error(misfit, expected=expected, stored=stored, checkpoint=checkpoint)
     return stored_names
 
 
-def _check_aliases(source: Source, tensors: Sequence[Tensor], *, where: str) -> None:
+def _check_aliases(source: Source, tensors: Sequence[Tensor], *, checkpoint: str) -> None:
     """Raises unless tensors stored under two names are equal."""
     stored = source.tensors()
     for tensor in tensors:
         names = [name for name in tensor.names if name in stored]
-        for other in names[1:] if tensor.parts else ():
-            if not same_values(source, names[0], other):
+        for alias in names[1:] if tensor.parts else ():
+            if not same_values(source, names[0], alias):
                 raise InputError(
-                    f"{where} ties {names[0]} to {other}, but their values differ; set "
+                    f"{checkpoint} ties {names[0]} to {alias}, but their values differ; set "
                     "tie_word_embeddings to false in its config.json, or fix the checkpoint"
                 )
 
 
-def same_values(source: Source, name: str, other_name: str) -> bool:
+def same_values(source: Source, name: str, alias: str) -> bool:
     """Whether two tensors are equal, or at most one of them is stored."""
-    if name == other_name or not {name, other_name} <= source.tensors().keys():
+    if name == alias or not {name, alias} <= source.tensors().keys():
         return True
-    one, other = source.read(name), source.read(other_name)
-    if one.shape != other.shape:
+    pair = source.read(name), source.read(alias)
+    if pair[0].shape != pair[1].shape:
         return False
+    # Bytes where dtypes agree, as NaN is not equal to itself.
+    same = pair[0].dtype == pair[1].dtype
+    first, second = (array.reshape(-1).view(np.uint8 if same else array.dtype) for array in pair)
+    dtype, step = np.uint8 if same else np.float64, 1 << 22
     # In pieces: np.array_equal would make masks as large as the tensors.
-    one, other = one.reshape(-1), other.reshape(-1)
-    if one.dtype == other.dtype:
-        one, other = one.view(np.uint8), other.view(np.uint8)  # NaN is itself
-    step = 1 << 22
-    pieces = (slice(start, start + step) for start in range(0, len(one), step))
-    if one.dtype == other.dtype:
-        return all(np.array_equal(one[piece], other[piece]) for piece in pieces)
+    pieces = (slice(start, start + step) for start in range(0, len(first), step))
     return all(
-        np.array_equal(one[piece].astype(np.float64), other[piece].astype(np.float64))
-        for piece in pieces
+        np.array_equal(first[piece].astype(dtype), second[piece].astype(dtype)) for piece in pieces
     )
 
 
-def _castable(stored: Any, wanted: Any) -> bool:
-    floats = [jax.numpy.issubdtype(dtype, jax.numpy.floating) for dtype in (stored, wanted)]
-    return all(floats) or np.dtype(stored) == np.dtype(wanted)
+def _castable(stored: Any, expected: Any) -> bool:
+    floats = [jax.numpy.issubdtype(dtype, jax.numpy.floating) for dtype in (stored, expected)]
+    return all(floats) or np.dtype(stored) == np.dtype(expected)
 
 
-def _wider(one: np.dtype, other: np.dtype) -> np.dtype:
+def _wider(first: np.dtype, second: np.dtype) -> np.dtype:
     try:
-        return np.promote_types(one, other)
+        return np.promote_types(first, second)
     except TypeError:  # bfloat16 and float16
         return np.dtype(np.float32)
 
 
-def _bug(what: str) -> RuntimeError:
-    return RuntimeError(f"internal error: {what}")
+def _bug(message: str) -> RuntimeError:
+    return RuntimeError(f"internal error: {message}")

@@ -151,7 +151,7 @@ def test_a_model_that_loses_the_thread(words):
         "answer": padded([8, S1, 15, S1, 14, S0, 1]),
     }
     sentence = sentence_of(row, words)
-    assert sentence.kept == [" the", "", " on", ""]
+    assert sentence.texts == [" the", "", " on", ""]
     assert [span.truth for span in sentence.spans] == ["s", " cat", " mat mat"]
     assert [span.filled for span in sentence.spans] == ["", " hat", None]
     assert num_exact([row], words) == 0

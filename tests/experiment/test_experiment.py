@@ -139,7 +139,7 @@ def test_frozen_parameters_can_be_read_again_from_where_a_run_started(tmp_path):
 def test_a_drawn_parameter_cannot_be_read_again():
     model = Model(SPEC)
     name = next(name for name in named(model.shapes()) if name.startswith("encoder/"))
-    start = types.SimpleNamespace(fresh={name: 1}, opened=types.SimpleNamespace(where="base"))
+    start = types.SimpleNamespace(fresh={name: 1}, opened=types.SimpleNamespace(folder="base"))
     with pytest.raises(InputError, match=f"{name} is frozen and drawn, not read from base"):
         check_referred(start, DECODER, model, field="Checkpoints.frozen")
     check_referred(start, ByPath(include=name), model, field="Checkpoints.frozen")

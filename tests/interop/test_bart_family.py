@@ -54,7 +54,7 @@ def test_tables_are_read_under_any_of_their_names():
     embed = np.arange(97 * 24, dtype=np.float32).reshape(97, 24)
     for name in (bart.SHARED, E, D, bart.LOGITS):
         like = {"token_embedding": {"embedding": jax.ShapeDtypeStruct((97, 24), np.float32)}}
-        params = read_params(like, Arrays({name: embed}), [table], where="here")
+        params = read_params(like, Arrays({name: embed}), [table], checkpoint="here")
         np.testing.assert_array_equal(params["token_embedding"]["embedding"], embed)
 
 

@@ -60,7 +60,7 @@ def test_every_kind_is_opened_alike(folders, kind):
     opened = interop.open_model(folders / kind)
     assert isinstance(opened, Opened)
     assert opened.kind == kind
-    assert opened.where.startswith(str(folders / kind))
+    assert opened.folder.startswith(str(folders / kind))
     assert opened.step == (None if kind == "huggingface" else 12)
     assert opened.spec == opened.description.spec == SPEC
     assert opened.vocabulary is opened.description.vocabulary

@@ -149,7 +149,7 @@ def assert_equal(one, other):
 
 def read(values, wanted=None, tensors=None, **options):
     wanted = like() if wanted is None else wanted
-    options.setdefault("where", "the file")
+    options.setdefault("checkpoint", "the file")
     return read_params(wanted, Memory(values), tensors or family(), **options)
 
 
@@ -181,7 +181,7 @@ def test_round_trip_through_files(tmp_path, dtype, limit, devices):
     params = random_params(dtype)
     write_tensors(tmp_path, tensors_from(params, family()), max_file_bytes=limit)
     wanted = like(dtype, sharded() if devices else None)
-    back = read_params(wanted, open_tensors(tmp_path), family(), where="here")
+    back = read_params(wanted, open_tensors(tmp_path), family(), checkpoint="here")
     assert_equal(back, params)
     kind = jax.Array if devices else np.ndarray
     assert all(isinstance(leaf, kind) for leaf in jax.tree.leaves(back))
@@ -259,7 +259,7 @@ def test_a_tensor_is_read_once_whatever_the_number_of_shards():
     mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"))
     at = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
     leaf = jax.ShapeDtypeStruct((LAYERS, 4), np.float32, sharding=at)
-    back = read_params({"x": leaf}, source, tensors, where="")
+    back = read_params({"x": leaf}, source, tensors, checkpoint="")
     assert source.reads == [f"{n}" for n in range(LAYERS)]
     np.testing.assert_array_equal(back["x"], [[n] * 4 for n in range(LAYERS)])
 
@@ -327,7 +327,7 @@ def test_all_that_is_wrong_is_listed():
     values["h.2.gain"] = np.zeros((), np.int8)
     source = Memory(values)
     with pytest.raises(InputError) as caught:
-        read_params(like(), source, family(), where="model X")
+        read_params(like(), source, family(), checkpoint="model X")
     text = str(caught.value)
     assert text.startswith("the tensors of model X are not those of the model\n")
     assert "missing (2): ln_f.weight, h.1.gain" in text
@@ -418,7 +418,7 @@ def test_what_does_not_divide_over_the_devices():
     shardings["layers"]["gain"] = shardings["norm"]["scale"]  # 6 over 4
     source = Memory(foreign())
     with pytest.raises(InputError, match=r"layers/gain \[6\] does not divide over the devices"):
-        read_params(like(shardings=shardings), source, family(), where="")
+        read_params(like(shardings=shardings), source, family(), checkpoint="")
     assert source.reads == []
 
 
@@ -440,17 +440,20 @@ def test_partial_tensors_are_written_with_zeros():
         (lambda tensors: tensors[1:], "embed has no source"),
         (lambda tensors: tensors[:-5], r"layers/gain is made of layers \[0, 1, 2, 3, 4\]"),
         (lambda tensors: [*tensors, tensors[0]], r"embed is made of layers \[-1, -1\]"),
-        (lambda tensors: [*tensors, Tensor("x", (2,), (Part("y"),))], "y, which is no parameter"),
+        (
+            lambda tensors: [*tensors, Tensor("x", (2,), (Part("y"),))],
+            "y, which is not a parameter",
+        ),
         (
             lambda tensors: [Tensor("x", (EMBED, VOCAB), (Part("embed"),)), *tensors[1:]],
-            r"embed is no view \(12, 8\) of x, but \(8, 12\)",
+            r"embed is not a view \(12, 8\) of x, but \(8, 12\)",
         ),
         (
             lambda tensors: [
                 Tensor("x", (VOCAB, EMBED), (Part("embed", view=np.copy),)),
                 *tensors[1:],
             ],
-            "embed is no view",
+            "embed is not a view",
         ),
         (
             lambda tensors: [
@@ -464,7 +467,7 @@ def test_partial_tensors_are_written_with_zeros():
 def test_our_own_mistakes_are_no_input_errors(change, words):
     tensors = change(family())
     with pytest.raises(RuntimeError, match=words):
-        check_tensors(like(), Memory(foreign()), tensors, where="the file")
+        check_tensors(like(), Memory(foreign()), tensors, checkpoint="the file")
     with pytest.raises(RuntimeError, match=words):
         tensors_from(random_params(), tensors)
 

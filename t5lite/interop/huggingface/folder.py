@@ -113,7 +113,7 @@ def open_model(
         description,
         source,
         [*family.tensors(spec), *all_dense_tensors(spec.heads, spec.embed)],
-        where=str(folder),
+        folder=str(folder),
         ignored=family.ignored,
     )
 

@@ -1,5 +1,6 @@
-"""Which models T5X has, and which one a checkpoint holds: it says so by names and shapes alone."""
+"""T5X's models, and the one that a checkpoint holds, by its names and shapes alone."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,8 +9,8 @@ from t5lite.errors import InputError
 from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RelativeBiasSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec, differences
 
-# What T5X's checkpoints do not say and T5X can be configured to: any value will do.
-_UNSAID = re.compile(
+# Fields that T5X can be configured to and its checkpoints do not store: any value will do.
+_UNSTORED = re.compile(
     r"family|\w+\.(dropout_rate|stochastic_depth_rate)"
     r"|\w+\.position_bias\.(max_distance|num_buckets)|\w+\.blocks\.\d+\.mlp\.activation"
 )
@@ -28,12 +29,13 @@ class Form(NamedTuple):
     joined: bool
 
 
-def check(spec: ModelSpec) -> None:
-    """Raises InputError, with the reason, if T5X has no such model.
+def form_of(scanned: bool, joined: bool | None = None) -> Form:
+    """Returns a form; `joined` None as in T5X's own code: where the layers are not scanned."""
+    return Form(scanned, not scanned if joined is None else joined)
 
-    Dropout rates, the MLP's activation and the buckets of the relative bias are in no checkpoint of
-    T5X's: it must be configured to the same.
-    """
+
+def check(spec: ModelSpec) -> None:
+    """Raises InputError, with the reason, if T5X has no such model."""
     if spec.encoder is not None and spec.decoder is None:
         raise InputError(
             "ModelSpec.decoder = None: T5X has no models that are an encoder alone",
@@ -49,13 +51,13 @@ def check(spec: ModelSpec) -> None:
             field = f"ModelSpec.{name}.blocks"
             raise InputError(f"{field} differ: in T5X all layers of a stack are alike", field=field)
     for change in differences(_t5x_model_like(spec), spec):
-        if not _UNSAID.fullmatch(change.path):
+        if not _UNSTORED.fullmatch(change.path):
             field = f"ModelSpec.{change.path}"
             raise InputError(f"{field} = {change.new}: T5X's models have {change.old}", field=field)
 
 
 def bias_of(name: str, stack: StackSpec) -> RelativeBiasSpec:
-    """Returns the relative bias of the stack of this name, which T5X must have."""
+    """Returns the relative bias of a stack; raises InputError for another."""
     bias = stack.position_bias
     if type(bias) is RelativeBiasSpec:
         return bias
@@ -66,7 +68,7 @@ def bias_of(name: str, stack: StackSpec) -> RelativeBiasSpec:
 
 
 def mlp_of(name: str, stack: StackSpec) -> MlpSpec:
-    """Returns the MLP of the stack of this name."""
+    """Returns the MLP of a stack; raises InputError for experts."""
     mlp = stack.blocks[0].mlp
     if type(mlp) is MlpSpec:
         return mlp
@@ -81,12 +83,12 @@ def mlp_of(name: str, stack: StackSpec) -> MlpSpec:
 def infer_spec(shapes: Mapping[str, Any]) -> ModelSpec:
     """Returns the model whose parameters have these names and shapes.
 
-    What they do not tell is filled in as published: an MLP of one matrix is ReLU (v1.0), a gated
-    one has the tanh-approximated GELU (v1.1, mT5, ByT5, LM-adapted); distances beyond 128 share a
-    bucket; dropout is that of pre-training, 0.1 with logits from the embedding (v1.0), otherwise 0.
+    Other fields are as published: an MLP of one matrix is ReLU (v1.0), a gated one has the
+    tanh-approximated GELU (v1.1, mT5, ByT5, LM-adapted); distances beyond 128 share a bucket;
+    dropout is that of pre-training, 0.1 with logits from the embedding (v1.0), otherwise 0.
 
     Args:
-      shapes: name → anything with `shape`, of `target.…`; further names do not matter.
+      shapes: name → anything with `shape`, of `target.…`; other names are ignored.
 
     Raises:
       InputError: if they are not those of a T5, encoder-decoder or decoder.
@@ -169,19 +171,23 @@ def _stack(shapes: Mapping[str, Any], name: str, *, tied: bool, crossed: bool) -
         num_heads, num_buckets = _shape(shapes, shared_bias)
     else:
         num_heads, num_buckets = one(f"{layer}.relpos_bias.rel_embedding", shared_bias)
-    query = one(f"{layer}.{_SELF_ATTENTION[name]}.query.kernel")
-    joined = query[1] if len(query) == 2 else query[1] * query[2]
-    if joined % num_heads:
+    width = math.prod(one(f"{layer}.{_SELF_ATTENTION[name]}.query.kernel")[1:])
+    if width % num_heads:
         raise InputError(
-            f"T5X checkpoint: {layer}.….query.kernel has {joined} columns, which {num_heads} heads "
+            f"T5X checkpoint: {layer}.….query.kernel has {width} columns, which {num_heads} heads "
             "(of relpos_bias) do not divide"
         )
     gated = f"{layer}.mlp.wi_0.kernel" in shapes
     hidden = one(f"{layer}.mlp.{'wi_0' if gated else 'wi'}.kernel")[1]
-    attention = AttentionSpec(num_heads, joined // num_heads, logits_scale=1.0)
+    if scanned:
+        num_layers = _shape(shapes, f"target.{name}.{name}.pre_mlp_layer_norm.scale")[1]
+    else:
+        pattern = re.compile(rf"target\.{name}\.layers_(\d+)\.")
+        num_layers = max(int(match[1]) for key in shapes if (match := pattern.match(key))) + 1
+    attention = AttentionSpec(num_heads, width // num_heads, logits_scale=1.0)
     mlp = MlpSpec(hidden, "gelu_tanh" if gated else "relu", gated)
     return StackSpec(
-        _num_layers(shapes, name),
+        num_layers,
         (TransformerBlockSpec(attention, mlp, cross_attention=attention if crossed else None),),
         causal=name == "decoder",
         position_bias=RelativeBiasSpec(num_buckets, per_layer=shared_bias not in shapes),
@@ -189,19 +195,12 @@ def _stack(shapes: Mapping[str, Any], name: str, *, tied: bool, crossed: bool) -
     )
 
 
-def _num_layers(shapes: Mapping[str, Any], name: str) -> int:
-    if _is_scanned(shapes, name):
-        return _shape(shapes, f"target.{name}.{name}.pre_mlp_layer_norm.scale")[1]
-    pattern = re.compile(rf"target\.{name}\.layers_(\d+)\.")
-    return max(int(match[1]) for key in shapes if (match := pattern.match(key))) + 1
-
-
 def _is_scanned(shapes: Mapping[str, Any], name: str) -> bool:
     return bool(_below(shapes, f"target.{name}.{name}."))
 
 
 def _layer(shapes: Mapping[str, Any], name: str) -> str:
-    """Returns what stands before the names of the first layer, or of all."""
+    """Returns the prefix of the names of the first layer, or of all if they are scanned."""
     layer = f"target.{name}.{name if _is_scanned(shapes, name) else 'layers_0'}"
     if not _below(shapes, f"{layer}."):
         example = next(iter(_below(shapes, f"target.{name}.")), "nothing")
@@ -217,7 +216,7 @@ def _below(shapes: Mapping[str, Any], prefix: str) -> Sequence[str]:
 
 
 def _shape(shapes: Mapping[str, Any], *names: str) -> tuple[int, ...]:
-    """Returns the shape of the first of these names that there is."""
+    """Returns the shape of the first of these names that is stored."""
     for name in names:
         if name in shapes:
             return tuple(shapes[name].shape)

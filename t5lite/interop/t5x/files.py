@@ -1,4 +1,4 @@
-"""The files of T5X checkpoints: their arrays by name, listed without being read."""
+"""T5X checkpoints as files: their arrays by name, listed without being read."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +21,11 @@ from t5lite.training import CheckpointError
 from t5lite.training.restore import absolute, reason
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
-_IN_A_FOLDER = re.compile(r"(?:PLACEHOLDER|AGGREGATED)://(.*)")  # what Orbax leaves in its msgpack
+_IN_A_FOLDER = re.compile(r"(?:PLACEHOLDER|AGGREGATED)://(.*)")  # Orbax's entries in its msgpack
 
 
 class Stored(NamedTuple):
-    """An array in a folder of its own (or in Orbax's database).
+    """An array in a folder, or in Orbax's database.
 
     Args:
       spec: by which TensorStore opens it.
@@ -38,7 +39,7 @@ class Stored(NamedTuple):
 
 
 class T5XSource:
-    """An opened checkpoint of T5X's; names are as T5X joins them, `target.encoder.….kernel`."""
+    """An opened T5X checkpoint; names are as T5X joins them, `target.encoder.….kernel`."""
 
     def __init__(
         self, folder: epath.Path, leaves: Mapping[str, np.ndarray | Stored], *, step: int
@@ -61,7 +62,7 @@ class T5XSource:
         """Reads one array.
 
         Raises:
-          CheckpointError: if it is damaged, or not all of it is there.
+          CheckpointError: if it is damaged or incomplete.
         """
         leaf = self._leaves[name]
         if not isinstance(leaf, Stored):
@@ -84,13 +85,13 @@ def find_checkpoint(folder: epath.PathLike) -> epath.Path | None:
     """Returns the folder of a T5X checkpoint; None if there is none.
 
     Args:
-      folder: that folder, or one with `checkpoint_1000`, `checkpoint_2000`, … in it, of which the
+      folder: that folder, or the parent of `checkpoint_1000`, `checkpoint_2000`, …, of which the
         last is taken.
     """
     root = absolute(folder)
     if not root.is_dir():
         return None
-    if (root / "checkpoint").exists() or _item(root) is not None:
+    if _state_folder(root) is not None:
         return root
     steps = {}
     for path in root.iterdir():
@@ -100,11 +101,11 @@ def find_checkpoint(folder: epath.PathLike) -> epath.Path | None:
 
 
 def open_checkpoint(folder: epath.PathLike) -> T5XSource:
-    """Opens a checkpoint of T5X's: the layout it releases, or its Orbax output.
+    """Opens a T5X checkpoint: the layout that T5X releases, or its Orbax output.
 
     The released one is a file `checkpoint`, msgpack, with small arrays in it and folders of zarr
     beside it; Orbax output has the same in a folder `state/`, the folders perhaps in a database.
-    `gs://` paths go through TensorStore's own driver.
+    TensorStore's own driver reads `gs://`.
 
     Args:
       folder: `checkpoint_N`, or the folder that holds them, of which the last is opened.
@@ -113,18 +114,12 @@ def open_checkpoint(folder: epath.PathLike) -> T5XSource:
       InputError: if it is not a T5X checkpoint, or has no parameters.
       CheckpointError: if it is damaged, or folders are missing.
     """
-    root = find_checkpoint(folder)
-    if root is None:
-        raise InputError(f"{os.fspath(folder)!r} is not a T5X checkpoint: {_contents(folder)}")
-    item = _item(root)
-    if (root / "checkpoint").exists():
-        leaves = _from_msgpack(root)
-    elif item is not None and (item / "checkpoint").exists():
-        leaves = _from_msgpack(item)
-    elif item is not None:
-        leaves = _from_orbax(item)
-    else:
+    root = find_checkpoint(folder) or absolute(folder)
+    state = _state_folder(root)
+    if state is None:
         raise InputError(f"{str(root)!r} is not a T5X checkpoint: {_contents(root)}")
+    msgpack = (state / "checkpoint").exists()
+    leaves = _from_msgpack(state) if msgpack else _from_orbax(state)
     if not any(name.startswith("target.") for name in leaves):
         parts = sorted({name.split(".")[0] for name in leaves})
         raise InputError(
@@ -143,16 +138,17 @@ def kvstore(folder: epath.Path, name: str) -> dict[str, Any]:
     return {"driver": "file", "path": f"{text}/{name}/"}
 
 
-def _item(root: epath.Path) -> epath.Path | None:
-    """Returns the folder in which Orbax left the state, if it did."""
+def _state_folder(root: epath.Path) -> epath.Path | None:
+    """Returns the folder of the file `checkpoint`, or of Orbax's `_METADATA`; None if absent."""
+    if (root / "checkpoint").exists():
+        return root
     for folder in (root / "state", root):
         if any((folder / name).exists() for name in ("_METADATA", "checkpoint")):
             return folder
     return None
 
 
-def _contents(folder: epath.PathLike) -> str:
-    path = absolute(folder)
+def _contents(path: epath.Path) -> str:
     if not path.exists():
         return "it does not exist"
     if not path.is_dir():
@@ -188,26 +184,25 @@ def _from_msgpack(folder: epath.Path) -> dict[str, np.ndarray | Stored]:
     with _damage(folder, "its file `checkpoint`"):
         tree = serialization.msgpack_restore(content)
         # Before versions were written there was no `optimizer` around it.
-        tree = tree.get("optimizer", tree)
-        leaves_by_path = list(_flat(tree, ()))
+        values = dict(_flat(tree.get("optimizer", tree)))
     leaves: dict[str, np.ndarray | Stored] = {}
-    unknown: dict[str, dict[str, Any]] = {}
-    for path, value in leaves_by_path:
-        name = ".".join(path)
+    unlisted: dict[str, dict[str, Any]] = {}  # arrays whose shape the file does not hold
+    for name, value in values.items():
         if isinstance(value, dict):
             spec = {"driver": value["driver"], "kvstore": kvstore(folder, _last(value))}
-            described = _described(value)
-            if described is None:
-                unknown[name] = spec
+            listed = _listed(value)
+            if listed is None:
+                unlisted[name] = spec
             else:
-                leaves[name] = Stored(spec, *described)
+                leaves[name] = Stored(spec, *listed)
         elif isinstance(value, str):
             if match := _IN_A_FOLDER.fullmatch(value):
-                unknown[name] = _orbax_spec(folder, match[1], ocdbt=None, zarr3=False)
+                unlisted[name] = _orbax_spec(folder, match[1], ocdbt=None, zarr3=False)
         else:
             leaves[name] = np.asarray(value)
-    _check_folders(folder, leaves, unknown)
-    return leaves | _opened(folder, unknown)
+    specs = {name: leaf.spec for name, leaf in leaves.items() if isinstance(leaf, Stored)}
+    _check_folders(folder, specs | unlisted)
+    return leaves | _opened(folder, unlisted)
 
 
 def _from_orbax(folder: epath.Path) -> dict[str, np.ndarray | Stored]:
@@ -222,7 +217,7 @@ def _from_orbax(folder: epath.Path) -> dict[str, np.ndarray | Stored]:
         ]
     ocdbt, zarr3 = content.get("use_ocdbt"), bool(content.get("use_zarr3"))
     specs = {name: _orbax_spec(folder, name, ocdbt=ocdbt, zarr3=zarr3) for name in names}
-    return dict(_opened(folder, specs))
+    return {**_opened(folder, specs)}
 
 
 def _orbax_spec(
@@ -237,26 +232,23 @@ def _orbax_spec(
     return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": store}
 
 
-def _flat(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields the path and value of each leaf: an array, a number, or a dict for TensorStore."""
-    if not isinstance(tree, dict):
-        if tree is not None:
-            yield path, tree
-    elif tree.keys() >= {"driver", "kvstore"}:
-        yield path, tree
-    else:
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the name and value of each leaf: an array, a number, or a dict for TensorStore."""
+    if isinstance(tree, dict) and not tree.keys() >= {"driver", "kvstore"}:
         for key, value in tree.items():
-            yield from _flat(value, (*path, key))
+            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+    elif tree is not None:
+        yield prefix, tree
 
 
 def _last(spec: Mapping[str, Any]) -> str:
-    """Returns the folder of an array; what is before it is where it was once written."""
+    """Returns the folder of an array, without the path that it was once written to."""
     path = spec["kvstore"].get("path") or spec.get("path") or ""
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _described(spec: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype] | None:
-    """Returns shape and dtype as the file `checkpoint` tells them; None if it does not."""
+def _listed(spec: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype] | None:
+    """Returns shape and dtype in the file `checkpoint`; None if it lacks them."""
     metadata = spec.get("metadata", {})
     dtype = spec.get("dtype") or metadata.get("dtype")
     if dtype is None or "shape" not in metadata:
@@ -266,15 +258,12 @@ def _described(spec: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype] | No
     return tuple(metadata["shape"]), _BFLOAT16 if bits else np.dtype(dtype)
 
 
-def _check_folders(
-    folder: epath.Path, leaves: Mapping[str, Any], unknown: Mapping[str, dict[str, Any]]
-) -> None:
-    """Raises unless there is a folder for every parameter; states may be missing."""
+def _check_folders(folder: epath.Path, specs: Mapping[str, dict[str, Any]]) -> None:
+    """Raises unless every parameter has its folder; states may be missing."""
     stored = {child.name for child in folder.iterdir()}
-    specs = {name: leaf.spec for name, leaf in leaves.items() if isinstance(leaf, Stored)}
     missing = [
         path
-        for name, spec in {**specs, **unknown}.items()
+        for name, spec in specs.items()
         if name.startswith("target.") and spec["kvstore"]["driver"] != "ocdbt"
         if (path := _last(spec)) not in stored
     ]
@@ -287,7 +276,7 @@ def _check_folders(
 
 
 def _opened(folder: epath.Path, specs: Mapping[str, dict[str, Any]]) -> dict[str, Stored]:
-    """Opens arrays, all at once, to see their shapes."""
+    """Opens arrays, all at once, for their shapes."""
     opening = {name: ts.open(spec, open=True, read=True) for name, spec in specs.items()}
     stored = {}
     for name, future in opening.items():
@@ -314,15 +303,15 @@ def _damage(folder: epath.Path, name: str) -> Iterator[None]:
 
 def _check_chunks(leaf: Stored, store: ts.TensorStore, name: str) -> None:
     """Raises if files of a parameter are missing, which zarr would take for zeros."""
-    place = leaf.spec["kvstore"]
-    if leaf.spec["driver"] != "zarr" or place["driver"] != "file" or not name.startswith("target."):
+    folder = leaf.spec["kvstore"]
+    if (leaf.spec["driver"], folder["driver"], name[:7]) != ("zarr", "file", "target."):
         return
     chunks = store.chunk_layout.write_chunk.shape or ()
     expected = math.prod(
         -(-size // (chunk or size)) for size, chunk in zip(store.shape, chunks, strict=True)
     )
-    files = [path for path in epath.Path(place["path"]).glob("*") if not path.name.startswith(".")]
+    files = [path for path in Path(folder["path"]).glob("*") if not path.name.startswith(".")]
     if all(path.is_file() for path in files) and len(files) < expected:
         raise CheckpointError(
-            f"{place['path']} has {len(files)} of {expected} files; was all of it copied?"
+            f"{folder['path']} has {len(files)} of {expected} files; was all of it copied?"
         )

@@ -1,4 +1,4 @@
-"""T5X's parameters of a model: their names, their shapes and their mapping to ours."""
+"""T5X's parameters of a model: names, shapes and their mapping to ours."""
 
 import math
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from t5lite.interop.t5x.architecture import Form, bias_of, check, mlp_of
+from t5lite.interop.t5x.architecture import Form, bias_of, check, form_of, mlp_of
 from t5lite.interop.tensors import Part, Tensor, View
 from t5lite.layers import LMHeadSpec
 from t5lite.models import ModelSpec, StackSpec
@@ -19,25 +19,25 @@ _NORMS = {"cross_attention": "pre_cross_attention_layer_norm", "mlp": "pre_mlp_l
 
 
 class Leaf(NamedTuple):
-    """A parameter of T5X's.
+    """A parameter of T5X.
 
-    A matrix has two sides, T5X's axes before and after `split`; ours are the same, in the same
-    order, but perhaps cut differently into axes.
+    The rows of a matrix are T5X's axes before `split`, its columns those after; ours are the same,
+    in the same order, but perhaps cut differently into axes.
 
     Args:
-      name: as T5X has it, after `target.`.
-      places: path of ours and entry along its axis `layers` (or None), for each layer in it.
+      name: in T5X, after `target.`.
+      sources: our path, and the entry along its axis `layers` (or None), of each layer in it.
       shape: in T5X, of one layer.
       own_shape: in ours, of one layer.
-      scanned: whether layers are stacked along T5X's second axis; otherwise `places` has one entry.
-      split: how many of T5X's axes are rows; None unless it is a matrix.
+      scanned: whether layers are stacked along T5X's second axis; otherwise it has one source.
+      split: number of T5X's axes that are rows; None unless it is a matrix.
       own_split: the same of ours.
-      rows_are_embed: whether the rows are the residual stream, which T5X's factor rules ask.
-      alias: another name of it, in other checkpoints.
+      rows_are_embed: whether the rows are the residual stream, by which T5X's factor rules go.
+      alias: its name in other checkpoints.
     """
 
     name: str
-    places: tuple[tuple[str, int | None], ...]
+    sources: tuple[tuple[str, int | None], ...]
     shape: tuple[int, ...]
     own_shape: tuple[int, ...]
     scanned: bool = False
@@ -47,20 +47,28 @@ class Leaf(NamedTuple):
     alias: str | None = None
 
     @property
+    def path(self) -> str:
+        """Our path of its first layer."""
+        return self.sources[0][0]
+
+    @property
     def whole_shape(self) -> tuple[int, ...]:
         """The shape in T5X, of all layers together."""
-        return inserted(self.shape, len(self.places), axis=1) if self.scanned else self.shape
+        return self.stacked(self.shape, 1)
 
-    def tensor(self, prefix: str = "target.", own_prefix: str = "") -> Tensor:
-        """Returns how this parameter, or an array of the same shape, stands among ours."""
-        aliases = () if self.alias is None else (f"{prefix}{self.alias}",)
+    def stacked(self, shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+        """Returns the shape of all layers' arrays, stacked along an axis if T5X scans them."""
+        return (*shape[:axis], *[len(self.sources)] * self.scanned, *shape[axis:])
+
+    def tensor(self, name: str, own_prefix: str = "", *, aliases: tuple[str, ...] = ()) -> Tensor:
+        """Returns the mapping of this parameter, or of an array of the same shape, to ours."""
         parts = self.parts(self.own_shape, own_prefix, layer_axis=1)
-        return Tensor(f"{prefix}{self.name}", self.whole_shape, parts, aliases)
+        return Tensor(name, self.whole_shape, parts, aliases)
 
     def parts(
         self, own_shape: tuple[int, ...], own_prefix: str = "", *, layer_axis: int
     ) -> tuple[Part, ...]:
-        """Returns which of our arrays are in one of T5X's that belongs to this parameter.
+        """Returns our arrays in an array of T5X's that belongs to this parameter.
 
         Args:
           own_shape: of ours, of one layer.
@@ -68,14 +76,15 @@ class Leaf(NamedTuple):
           layer_axis: along which T5X stacks the layers of this array, if it does.
         """
         if not self.scanned:
-            ((path, entry),) = self.places
-            return (Part(f"{own_prefix}{path}", entry, view(own_shape)),)
-        if self.places == tuple((self.places[0][0], layer) for layer in range(len(self.places))):
-            shape = (len(self.places), *own_shape)  # stacked as ours are, but for the axis
-            return (Part(f"{own_prefix}{self.places[0][0]}", None, view(shape, layer_axis)),)
+            ((path, entry),) = self.sources
+            return (Part(f"{own_prefix}{path}", entry, _view(own_shape)),)
+        num_layers = len(self.sources)
+        if self.sources == tuple((self.path, layer) for layer in range(num_layers)):
+            shape = (num_layers, *own_shape)  # stacked as ours are, but for the axis
+            return (Part(f"{own_prefix}{self.path}", None, _view(shape, layer_axis)),)
         return tuple(
-            Part(f"{own_prefix}{path}", entry, view(own_shape, layer_axis, layer))
-            for layer, (path, entry) in enumerate(self.places)
+            Part(f"{own_prefix}{path}", entry, _view(own_shape, layer_axis, layer))
+            for layer, (path, entry) in enumerate(self.sources)
         )
 
 
@@ -84,14 +93,15 @@ def tensors(spec: ModelSpec, *, scanned: bool = False, joined: bool | None = Non
 
     Args:
       spec: the model.
-      scanned: see `Form`.
-      joined: see `Form`; None as T5X's own code has it: where the layers are not scanned.
+      scanned, joined: see `form_of`.
 
     Raises:
       InputError: if T5X has no such model.
     """
-    form = Form(scanned, not scanned if joined is None else joined)
-    return [leaf.tensor() for leaf in leaves(spec, form)]
+    return [
+        leaf.tensor(f"target.{leaf.name}", aliases=(f"target.{leaf.alias}",) if leaf.alias else ())
+        for leaf in leaves(spec, form_of(scanned, joined))
+    ]
 
 
 def leaves(spec: ModelSpec, form: Form) -> list[Leaf]:
@@ -113,7 +123,7 @@ def leaves(spec: ModelSpec, form: Form) -> list[Leaf]:
     return result
 
 
-def view(shape: tuple[int, ...], layer_axis: int | None = None, layer: int | None = None) -> View:
+def _view(shape: tuple[int, ...], layer_axis: int | None = None, layer: int | None = None) -> View:
     """Returns the view of an array of T5X's with its axes cut as ours are.
 
     Args:
@@ -126,31 +136,23 @@ def view(shape: tuple[int, ...], layer_axis: int | None = None, layer: int | Non
         if layer_axis is not None:
             array = np.moveaxis(array, layer_axis, 0)
             array = array if layer is None else array[layer]
-        return array.reshape(shape)  # which only ever cuts one axis in two, so it copies nothing
+        return array.reshape(shape)  # only ever cuts one axis in two, so it copies nothing
 
     return viewed
 
 
-def inserted(shape: tuple[int, ...], size: int, *, axis: int) -> tuple[int, ...]:
-    """Returns a shape with one more axis."""
-    return (*shape[:axis], size, *shape[axis:])
-
-
 def _stack(name: str, stack: StackSpec, embed: int, form: Form) -> Iterator[Leaf]:
-    paths = [stack.place(layer) for layer in range(stack.num_layers)]
-    own = _one_layer(name, stack, embed, joined=form.joined)
-    for leaf in own:
-        places = [(f"{name}/{path}/{leaf.places[0][0]}", entry) for path, entry in paths]
+    layers = [stack.place(layer) for layer in range(stack.num_layers)]
+    for leaf in _one_layer(name, stack, embed, joined=form.joined):
+        sources = tuple((f"{name}/{path}/{leaf.path}", entry) for path, entry in layers)
         if form.scanned:
-            scanned = f"{name}.{name}.{leaf.name}"
-            yield leaf._replace(name=scanned, places=tuple(places), scanned=True)
+            yield leaf._replace(name=f"{name}.{name}.{leaf.name}", sources=sources, scanned=True)
         else:
-            for layer, location in enumerate(places):
-                yield leaf._replace(name=f"{name}.layers_{layer}.{leaf.name}", places=(location,))
+            for layer, source in enumerate(sources):
+                yield leaf._replace(name=f"{name}.layers_{layer}.{leaf.name}", sources=(source,))
     if not bias_of(name, stack).per_layer:
         bias = _bias(name, stack)
-        path = f"{name}/{bias.places[0][0]}"
-        yield bias._replace(name=f"{name}.{bias.name}", places=((path, None),))
+        yield bias._replace(name=f"{name}.{bias.name}", sources=((f"{name}/{bias.path}", None),))
     yield _vector(f"{name}.{name}_norm.scale", f"{name}/final_norm/scale", embed)
 
 
@@ -203,5 +205,5 @@ def _vector(name: str, path: str, size: int) -> Leaf:
 
 
 def _matrix(name: str, path: str, shape: tuple[int, int], *, rows_are_embed: bool = False) -> Leaf:
-    places = ((path, None),)
-    return Leaf(name, places, shape, shape, split=1, own_split=1, rows_are_embed=rows_are_embed)
+    sources = ((path, None),)
+    return Leaf(name, sources, shape, shape, split=1, own_split=1, rows_are_embed=rows_are_embed)

@@ -1,4 +1,4 @@
-"""A T5X checkpoint, opened."""
+"""Opens a T5X checkpoint as a model."""
 
 from etils import epath
 
@@ -26,10 +26,10 @@ def open_model(
       folder: `checkpoint_N`, or the folder that holds them, of which the last is opened.
       spec: the model; None to infer it from names and shapes, see `infer_spec`.
       step: N of `checkpoint_N` in the folder; None for the last.
-      vocabulary: of the token ids, which T5X's layout does not store.
+      vocabulary: of the token ids, which T5X does not store.
 
     Raises:
-      InputError: not a T5X checkpoint, or of a model that cannot be inferred from T5X's names.
+      InputError: not a T5X checkpoint, or a model that cannot be inferred from T5X's names.
     """
     if step is not None:
         path = absolute(folder) / f"checkpoint_{step}"
@@ -47,6 +47,6 @@ def open_model(
         Description(spec, vocabulary),
         source.part("target"),
         tensors(spec, scanned=form.scanned, joined=form.joined),
-        where=str(source.folder),
+        folder=str(source.folder),
         step=source.step,
     )
