@@ -101,16 +101,16 @@ def plan_start(run: Definition, *, resumes: bool = False) -> Start | None:
     saved = source.shapes(dataclasses.replace(model, spec=source.spec))
     _check_vocabulary(source, run.data, checkpoints)
     rules = [*checkpoints.restore_mapping, *_head_rules(shapes, saved, checkpoints.restore_mapping)]
-    sources = match(shapes, saved, rules, where=source.where)
+    sources = match(shapes, saved, rules, where=source.folder)
     stored = {name: saved[origin] for name, origin in sources.items()}
     if lines := misfits(stored, {name: shapes[name] for name in sources}, cast=True):
         more = [f"  and {len(lines) - 2} more"] if len(lines) > 2 else []
-        heading = f"{_FIELD}: the parameters of {source.where} do not fit the model:"
+        heading = f"{_FIELD}: the parameters of {source.folder} do not fit the model:"
         text = "\n".join([heading, *lines[:2], *more, _advice(shapes, stored)])
         raise InputError(text, field=_FIELD)
     head = model.heads.get(run.bound.head)
     if head is not None and any(name.startswith(f"{head.kind}_head/") for name in sources):
-        where = f"{source.where}, whose {head.kind} head is restored"
+        where = f"{source.folder}, whose {head.kind} head is restored"
         check_labels(run.data.labels(), source.description.labels, where=where)
     used = set(sources.values())
     sizes = {name: math.prod(leaf.shape) for name, leaf in shapes.items()}
@@ -177,7 +177,7 @@ def first_state(
     for line in start.lines() if start else ():
         say(line)
     for name, reference in references.items():
-        say(f"reference {name} from {reference.where}")
+        say(f"reference {name} from {reference.folder}")
     return program.start_from(params, seed, _references(program, references, start=params))
 
 
@@ -237,7 +237,7 @@ def check_references(run: Definition) -> None:
         if difference := _vocabulary_difference(reference.vocabulary, run.data.vocabulary()):
             field = f"{type(run.objective).__name__}.references"
             raise InputError(
-                f"{field}: the vocabulary of {name!r}, {reference.where}, differs from that of the "
+                f"{field}: the vocabulary of {name!r}, {reference.folder}, differs from that of the "
                 f"data: {difference}\n  name a model of the same vocabulary",
                 field=field,
             )

@@ -299,7 +299,7 @@ def _join_decoder(
         rng=rng,
     )
     vocabulary = model.vocabulary or decoder.vocabulary
-    return f"with the decoder of {decoder.where}", _Model(spec, params, vocabulary)
+    return f"with the decoder of {decoder.folder}", _Model(spec, params, vocabulary)
 
 
 # By the change's field, in the order in which they are made.
