@@ -377,7 +377,7 @@ class Dataset:
 
     def _prepare(self, objective: HostHalf, add_eos: Mapping[str, bool] | None = None) -> Prepare:
         objective = objective if add_eos is None else objective.for_features(add_eos)
-        options = {"lengths": self.lengths, "vocabulary": self.vocabulary()}
+        options: Any = {"lengths": self.lengths, "vocabulary": self.vocabulary()}
         return lambda examples, rng: objective.prepare(examples, rng=rng, **options)
 
     def stream(

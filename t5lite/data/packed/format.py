@@ -1,14 +1,14 @@
-"""The files of a packed cache: rows as memory-mapped arrays, and what they were made from.
+"""Files of a packed cache: memory-mapped rows, and a description of their origin.
 
 DIR/packed.json            the description, written last
-DIR/vocabulary/            what `load_vocabulary` reads, where there is one
-DIR/use.gin                trains on the cache, after the configuration that it was made from
+DIR/vocabulary/            for `load_vocabulary`, if there is one
+DIR/use.gin                trains on the cache, after the configuration that made it
 DIR/train-0/NAME.npy       [rows, ...], integers in the smallest type that holds the values;
                            one folder for each cached pass, `validation-0` likewise
 """
 
+import collections
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from t5lite.data.paths import as_path, read_json
+from t5lite.data.validation import num_rows
 from t5lite.errors import InputError
 
 FORMAT = 2
@@ -35,25 +36,18 @@ _KEYS = {
     "sha256",
 }
 Rows = Mapping[str, np.ndarray]
-
-# Values are written as they come, and narrowed at the end, so many at a time.
-_CHUNK = 1 << 22
+_CHUNK = 1 << 22  # values that are narrowed at a time
 
 
 class RowWriter:
-    """Appends rows to the files of one pass.
-
-    Args:
-      folder: of the pass; is made.
-      digest: is told all that is written.
-    """
+    """Appends rows to the files of one pass, in a new folder, and to a hash."""
 
     def __init__(self, folder: Path, digest: Any):
         folder.mkdir(parents=True)
         self._folder, self._digest = folder, digest
         self._files: dict[str, Any] = {}
-        self._shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-        self._bounds: dict[str, tuple[int, int]] = {}
+        self._types: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        self._bounds: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
         self.num_rows = 0
 
     def append(self, rows: Rows) -> None:
@@ -61,26 +55,24 @@ class RowWriter:
         for name, values in rows.items():
             if name not in self._files:
                 self._files[name] = open(self._folder / f"{name}.part", "wb")  # noqa: SIM115
-                self._shapes[name] = (values.shape[1:], values.dtype)
+                self._types[name] = (values.shape[1:], values.dtype)
             content = np.ascontiguousarray(values).tobytes()
             try:
                 self._files[name].write(content)
             except OSError as error:
                 raise _cannot_write(self._folder, error) from error
             self._digest.update(content)
-            low, high = self._bounds.get(name, (0, 0))
             if values.dtype.kind == "i" and values.size:
+                low, high = self._bounds[name]
                 self._bounds[name] = (min(low, int(values.min())), max(high, int(values.max())))
-        self.num_rows += len(next(iter(rows.values())))
+        self.num_rows += num_rows(rows)
 
     def close(self) -> None:
-        """Turns what was written into arrays of the smallest type."""
+        """Converts the files to arrays of the smallest type."""
         for name, file in self._files.items():
             file.close()
-            shape, dtype = self._shapes[name]
-            small = np.min_scalar_type(self._bounds.get(name, (0, 0))[1])
-            if dtype.kind != "i" or self._bounds.get(name, (0, 0))[0] < 0:
-                small = dtype
+            (shape, dtype), (low, high) = self._types[name], self._bounds[name]
+            small = dtype if dtype.kind != "i" or low < 0 else np.min_scalar_type(high)
             wide = np.memmap(self._folder / f"{name}.part", dtype, "r").reshape(-1)
             narrow = np.lib.format.open_memmap(
                 self._folder / f"{name}.npy", "w+", small, (self.num_rows, *shape)
@@ -94,7 +86,7 @@ class RowWriter:
 
 @contextlib.contextmanager
 def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yields an empty folder that takes the place of `folder` when all has gone well.
+    """Yields an empty folder that replaces `folder` if no error is raised.
 
     Raises:
       InputError: if `folder` is remote, exists and is not empty, or cannot be written.
@@ -114,7 +106,7 @@ def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         try:
-            os.replace(temporary, target)  # which may be there if it is empty
+            os.replace(temporary, target)  # which may exist if it is empty
         except OSError as error:
             raise _cannot_write(target, error) from error
     finally:
@@ -163,17 +155,17 @@ def open_rows(folder: Path, columns: Mapping[str, Any], num_rows: int) -> dict[s
 
     Args:
       folder: of the pass.
-      columns: `[shape of a row, dtype]` by name, as described.
-      num_rows: as described.
+      columns: `[shape of a row, dtype]` by name, of the description.
+      num_rows: of the description.
 
     Raises:
-      InputError: if a file is missing or is not as described.
+      InputError: if a file is missing or differs from the description.
     """
     rows = {}
     for name, (shape, _) in columns.items():
         path = folder / f"{name}.npy"
         try:
-            # A plain view: indexing numpy.memmap makes an object of that class each time.
+            # A plain view: indexing numpy.memmap makes a memmap each time, which is slow.
             rows[name] = np.load(path, mmap_mode="r").view(np.ndarray)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path} is damaged: {error}; write the cache again") from error
@@ -185,15 +177,10 @@ def open_rows(folder: Path, columns: Mapping[str, Any], num_rows: int) -> dict[s
     return rows
 
 
-def widened(rows: Rows, which: Any, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns chosen rows in the types that they had before they were written."""
-    return {name: values[which].astype(columns[name][1]) for name, values in rows.items()}
+def widened(rows: Rows, numbers: Any, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns rows by number, in the types of the objective's rows."""
+    return {name: values[numbers].astype(columns[name][1]) for name, values in rows.items()}
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path}: {error.strerror or error}; choose another folder")
-
-
-def new_digest() -> Any:
-    """Returns the hash that `RowWriter` fills: equal rows give equal caches."""
-    return hashlib.sha256()

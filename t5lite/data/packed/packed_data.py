@@ -1,7 +1,8 @@
-"""Training on what `t5lite cache` wrote: prepared and packed rows, at the speed of memory."""
+"""Training on packed caches, at the speed of memory."""
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,28 +17,27 @@ from t5lite.data.packed import format as packed_files
 from t5lite.data.packed.format import Rows
 from t5lite.data.sources import Component, Example, NoSplit
 from t5lite.data.streams.rows import concatenate
-from t5lite.data.validation import Validation, joined
+from t5lite.data.validation import Validation, joined, num_rows
 from t5lite.errors import InputError
 from t5lite.rows import HostHalf, RowSpec
 
 if TYPE_CHECKING:
     from t5lite.data.vocabularies.base import Vocabulary
 
-_ORDERED = 8192  # rows whose order is computed at a time
-_SHOWN_ROWS = 64  # likewise
+_ORDERED, _SHOWN = 8192, 64  # rows whose order is computed at a time, in training and examples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedData(Dataset):
-    """What `t5lite cache` wrote. Needs no TensorFlow.
+    """Packed cache of `t5lite cache`. Needs no TensorFlow.
 
-    Every epoch has all rows in a random order of its own; cached passes take turns. `num_shards`,
-    `window` and `block_rows` have no effect: a batch is the next `batch_size` rows of that order,
-    each of which is a virtual shard of its own.
+    Every epoch has all rows in another random order; cached passes take turns. A batch is the next
+    `batch_size` rows of that order, each of them a virtual shard; `num_shards`, `window` and
+    `block_rows` have no effect.
 
     Attributes:
       folder: local; other processes may read it at the same time.
-      vocab: the vocabulary to insist on; None: whichever the cache was made with.
+      vocab: the expected vocabulary; None: that of the cache.
     """
 
     folder: str
@@ -45,19 +45,15 @@ class PackedData(Dataset):
     vocab: "Vocabulary | None" = None
 
     def vocabulary(self) -> "Vocabulary | None":
-        """Returns the vocabulary that the cache was made with.
-
-        Raises:
-          InputError: if it is not `vocab`.
-        """
+        """Returns the cache's vocabulary; raises an InputError if it is not `vocab`."""
         return self._vocabulary
 
     def add_eos(self) -> dict[str, bool]:
-        """Returns what the data said from which the cache was made."""
+        """Returns `add_eos` of the original data."""
         return dict(self._description.get("add_eos", {}))
 
     def describe(self) -> str:
-        """Returns the size of the cache, and what it was made from."""
+        """Returns the size of the cache, and the description of its data."""
         train = self._description["passes"]["train"]
         first = train[0]
         tokens = sum(first["tokens"].values())
@@ -68,34 +64,34 @@ class PackedData(Dataset):
         )
 
     def num_examples(self, split: str) -> int | None:
-        """Returns how many prepared examples a pass over the split has."""
+        """Returns the prepared examples of a pass over the split."""
         passes = self._description["passes"].get(split)
         return passes[0]["examples"] if passes else None
 
     def validation_name(self, objective: HostHalf) -> str:
-        """Returns the cache's folder, and what tells its content from others'."""
+        """Returns the cache's folder, and a hash of its content."""
         del objective
         self._passes("validation")
         return f"{self._root.name}:validation:{self._description['sha256'][:16]}"
 
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
-        """Returns how often each class occurred in the data that the cache was made from."""
+        """Returns the number of examples of each class in the original data."""
         return self._description["classes"].get(split, {})
 
     def labels(self) -> dict[str, list[str]]:
-        """Returns the names of the labels in the data that the cache was made from."""
+        """Returns the names of the labels in the original data."""
         counted = {name: list(each) for name, each in self.class_counts("train").items()}
         return self._description.get("labels", counted)
 
     def input_format(self) -> InputFormat:
-        """Returns that of the data that the cache was made from."""
-        kept = self._description.get("inputs")
-        return super().input_format() if kept is None else InputFormat(**kept)
+        """Returns the format of the original data."""
+        inputs = self._description.get("inputs")
+        return super().input_format() if inputs is None else InputFormat(**inputs)
 
     def train_batches(
         self, objective: HostHalf, *, seed: int, shards: Sequence[int] | None = None
     ) -> Batches:
-        """Starts reading the training rows; see `Dataset.train_batches`."""
+        """Returns endless batches of shuffled rows; see `Dataset.train_batches`."""
         self._check(objective)
         key = (seed, self._description["sha256"])
         mine = self._rows_of(self._chosen(shards))
@@ -106,18 +102,14 @@ class PackedData(Dataset):
             rows=mine,
             batch_size=self.batch_size,
         )
-        fingerprint = {
-            "sources": [[f"packed:{self._description['sha256']}", 1.0]],
-            "seed": seed,
-            "lengths": dict(self.lengths),
-        }
-        # One order for all, so one position: each process takes its rows of the batch at it.
+        sources = [[f"packed:{self._description['sha256']}", 1.0]]
+        # One order, so one position: each process takes its rows of the batch at it.
         return Batches(
             {0: rows},
             len(mine),
             objective,
             specs=objective.rows(self.lengths),
-            fingerprint=fingerprint,
+            fingerprint={"sources": sources, "seed": seed, "lengths": dict(self.lengths)},
             prefetch=self.prefetch,
         )
 
@@ -130,39 +122,38 @@ class PackedData(Dataset):
         agree: Callable[[bool], bool] = bool,
         part: str | None = None,
     ) -> Validation:
-        """Reads the cached rows once, in a fixed random order; see `Dataset.validation_batches`."""
-        del agree, part  # all processes know how many rows there are; and a cache has no parts
+        """Returns one pass, in fixed random order; see `Dataset.validation_batches`."""
+        del agree, part  # all processes know the number of rows; a cache has no parts
         self._check(objective)
         mine = self._rows_of(self._chosen(shards))
         (rows,) = self._passes("validation")
-        described = self._description["passes"]["validation"][0]
-        num_rows = described["rows"]
+        total = num_rows(rows)
 
         def begin() -> Iterator[tuple[Batch, float | None]]:
-            for start in range(0, num_rows, self.batch_size)[:max_batches]:
-                wanted = start + mine
-                order = permuted(wanted[wanted < num_rows], num_rows, "validation")
-                found = packed_files.widened(rows, order, self._columns("validation"))
-                batch = objective.batch(joined([found], len(mine)))
-                yield batch, min((start + self.batch_size) / num_rows, 1.0)
+            for start in range(0, total, self.batch_size)[:max_batches]:
+                positions = start + mine
+                order = permuted(positions[positions < total], total, "validation")
+                part = packed_files.widened(rows, order, self._columns("validation"))
+                batch = objective.batch(joined([part], len(mine)))
+                yield batch, min((start + self.batch_size) / total, 1.0)
 
-        share = len(mine) / self.batch_size
-        return Validation(begin, part=share, num_examples=described["examples"])
+        share, num_examples = len(mine) / self.batch_size, self.num_examples("validation")
+        return Validation(begin, part=share, num_examples=num_examples)
 
     def examples(self, objective: HostHalf, *, split: str, count: int, seed: int) -> list[Example]:
         """Returns the examples of random rows; see `Dataset.examples`."""
         self._check(objective)
-        rows = self._passes(split)[0]
-        found: list[Example] = []
-        num_rows = len(next(iter(rows.values())))
-        for start in range(0, num_rows, _SHOWN_ROWS):
-            places = np.arange(start, min(start + _SHOWN_ROWS, num_rows))
-            for row in permuted(places, num_rows, "examples", seed):
-                whole = packed_files.widened(rows, [row], self._columns(split))
-                found += _unpacked(whole, objective.rows(self.lengths))
-                if len(found) >= count:
-                    return found[:count]
-        return found
+        rows, specs = self._passes(split)[0], objective.rows(self.lengths)
+        total = num_rows(rows)
+
+        def unpacked() -> Iterator[Example]:
+            for start in range(0, total, _SHOWN):
+                positions = np.arange(start, min(start + _SHOWN, total))
+                for number in permuted(positions, total, "examples", seed):
+                    row = packed_files.widened(rows, [number], self._columns(split))
+                    yield from _unpacked(row, specs)
+
+        return list(itertools.islice(unpacked(), count))
 
     @functools.cached_property
     def _root(self) -> Path:
@@ -185,31 +176,31 @@ class PackedData(Dataset):
             )
         if cached is None:
             return None
-        found = load_vocabulary(self._root / "vocabulary")
-        if found.fingerprint != cached:
+        vocabulary = load_vocabulary(self._root / "vocabulary")
+        if vocabulary.fingerprint != cached:
             raise InputError(
                 f"{self._root / 'vocabulary'} is damaged: it is not the vocabulary that the cache "
                 "was made with; write the cache again"
             )
-        return found
+        return vocabulary
 
     def _check(self, objective: HostHalf) -> None:
         """Raises an InputError if the cache holds other rows than the objective would make."""
         self.vocabulary()
-        asked = {
+        expected = {
             "objective": objective.identity(),
             "start_id": objective.first_id,
             "lengths": dict(self.lengths),
             "rows": _specs(objective.rows(self.lengths)),
             "pack": self.packs(objective),
         }
-        for name, value in asked.items():
-            cached = self._description.get(name, value)  # an earlier version knew fewer
+        for name, value in expected.items():
+            cached = self._description.get(name, value)  # earlier versions wrote fewer
             if cached != value:
                 was, now = _differing(cached, value)
                 raise InputError(
                     f"{name} = {now}: the cache {self.folder} was made with {was}; "
-                    "write it again with t5lite cache, or ask for what it holds",
+                    "write it again with t5lite cache, or set the earlier value",
                     field=name,
                 )
 
@@ -243,13 +234,10 @@ class ShuffledRows:
 
     Args:
       passes: the cached passes; epoch `e` reads pass `e % len(passes)`.
-      columns: their columns, as described.
-      key: decides the order of each epoch.
-      rows: which ones of a batch this process takes, ascending, in `[0, batch_size)`.
+      columns: of the description.
+      key: of the order of each epoch.
+      rows: of a batch that this process takes, ascending, in `[0, batch_size)`.
       batch_size: rows that all processes together take at a time.
-
-    Attributes:
-      epoch: the passes that all processes have taken.
     """
 
     def __init__(
@@ -263,17 +251,17 @@ class ShuffledRows:
     ):
         self._passes, self._columns, self._key = list(passes), columns, key
         self._rows, self._batch_size = rows, batch_size
-        self._sizes = [len(next(iter(rows.values()))) for rows in passes]
+        self._sizes = list(map(num_rows, passes))
         self._order: tuple[tuple[int, int], np.ndarray] | None = None
         self.load([0, 0])
 
     @property
     def epoch(self) -> float:
-        """The passes taken, with the part of the present one."""
+        """Completed passes, plus the fraction of the present one."""
         return self._pass + self._row / self._sizes[self._pass % len(self._sizes)]
 
     def state(self) -> list[int]:
-        """Returns `[pass, rows of it that all processes have taken]`."""
+        """Returns `[pass, rows of it that all processes took]`."""
         return [self._pass, self._row]
 
     def load(self, state: list[int]) -> None:
@@ -284,34 +272,34 @@ class ShuffledRows:
         """Returns this process's `[count, ...]` rows of the next batch, by name."""
         if count != len(self._rows):
             raise ValueError(f"take({count}): this process has {len(self._rows)} rows of a batch")
-        taken, start = [], 0
-        for rows, order in self._walk(self._batch_size):  # several, where a block ends within
+        parts, start = [], 0
+        for rows, order in self._walk(self._batch_size):  # several, if a block ends within
             first, end = np.searchsorted(self._rows, (start, start + len(order)))
             if first < end:
-                which = order[self._rows[first:end] - start]
-                taken.append(packed_files.widened(rows, which, self._columns))
+                numbers = order[self._rows[first:end] - start]
+                parts.append(packed_files.widened(rows, numbers, self._columns))
             start += len(order)
-        return taken[0] if len(taken) == 1 else concatenate(taken)
+        return parts[0] if len(parts) == 1 else concatenate(parts)
 
     def _walk(self, count: int) -> list[tuple[Rows, np.ndarray]]:
-        """Passes over the next `count` rows, and returns which they are."""
-        passed = []
+        """Advances by `count` rows, and returns their passes and numbers."""
+        steps = []
         while count:
-            which = self._pass % len(self._passes)
+            index = self._pass % len(self._passes)
             block, at = divmod(self._row, _ORDERED)
             order = self._ordered(block)[at:][:count]
-            passed.append((self._passes[which], order))
+            steps.append((self._passes[index], order))
             self._row, count = self._row + len(order), count - len(order)
-            if self._row == self._sizes[which]:
+            if self._row == self._sizes[index]:
                 self._pass, self._row = self._pass + 1, 0
-        return passed
+        return steps
 
     def _ordered(self, block: int) -> np.ndarray:
-        """Returns a block of the pass's order, which takes memory for that block alone."""
+        """Returns a block of the pass's order, in the memory of that block alone."""
         if self._order is None or self._order[0] != (self._pass, block):
             size = self._sizes[self._pass % len(self._passes)]
-            places = np.arange(block * _ORDERED, min((block + 1) * _ORDERED, size))
-            order = permuted(places, size, "rows", *self._key, self._pass)
+            positions = np.arange(block * _ORDERED, min((block + 1) * _ORDERED, size))
+            order = permuted(positions, size, "rows", *self._key, self._pass)
             self._order = (self._pass, block), order
         return self._order[1]
 
@@ -335,9 +323,9 @@ def _specs(specs: Mapping[str, RowSpec]) -> dict[str, Any]:
     return {name: {**vars(spec), "inner": list(spec.inner)} for name, spec in specs.items()}
 
 
-def _differing(cached: Any, asked: Any) -> tuple[Any, Any]:
-    """Returns the parts of two values that differ, as far as they are mappings."""
-    if isinstance(cached, Mapping) and isinstance(asked, Mapping):
-        keys = [key for key in {**cached, **asked} if cached.get(key) != asked.get(key)]
-        return {key: cached.get(key) for key in keys}, {key: asked.get(key) for key in keys}
-    return cached, asked
+def _differing(cached: Any, expected: Any) -> tuple[Any, Any]:
+    """Returns the differing entries of two mappings; other values as they are."""
+    if isinstance(cached, Mapping) and isinstance(expected, Mapping):
+        keys = [key for key in {**cached, **expected} if cached.get(key) != expected.get(key)]
+        return {key: cached.get(key) for key in keys}, {key: expected.get(key) for key in keys}
+    return cached, expected

@@ -1,7 +1,8 @@
-"""Writing a packed cache: a run's data tokenised, prepared and packed once."""
+"""Writer of packed caches: a run's data tokenised, prepared and packed once."""
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from t5lite.data.packed import format as packed_files
 from t5lite.data.sources import Example, NoSplit
 from t5lite.data.streams.examples import Stream
 from t5lite.data.streams.rows import RowStream
+from t5lite.data.validation import num_rows
 from t5lite.errors import InputError
 from t5lite.rows import HostHalf, token_names
 
@@ -30,28 +32,25 @@ def write_packed(
     seed: int = 0,
     progress: Callable[[str, int], None] = lambda split, rows: None,
 ) -> dict[str, Any]:
-    """Writes the rows that an objective makes of some data; `PackedData` reads them.
+    """Writes the rows that an objective makes of data, for `PackedData`; returns the description.
 
     A pass over a mixture draws at its rates and ends when every part has been read at least once.
 
     Args:
-      data: what is read: the training split `epochs` times, each with chance of its own, and the
-        validation split once, where there is one.
+      data: its training split is read `epochs` times, with different randomness, and its
+        validation split once, if there is one.
       objective: prepares the examples.
       folder: a local folder that is new or empty; it appears whole or not at all.
       epochs: >= 1.
       seed: of order and preparation.
-      progress: told a split, and how many more rows of it are written.
-
-    Returns:
-      The description that was written.
+      progress: called with a split, and how many more rows of it are written.
 
     Raises:
-      InputError: for whatever of the data or the folder cannot be used.
+      InputError: if the data or the folder cannot be used.
     """
     if epochs < 1:
         raise InputError(f"epochs = {epochs}: must be at least 1", field="epochs")
-    specs, digest = objective.rows(data.lengths), packed_files.new_digest()
+    specs, digest = objective.rows(data.lengths), hashlib.sha256()
     passes: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
     with packed_files.whole_folder(folder) as writing:
 
@@ -127,30 +126,25 @@ def _write_rows(
     names: Iterable[str],
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Writes a pass to its end, and returns what it holds."""
+    """Writes a pass, and returns its description."""
     tokens: dict[str, int] = {}
     num_examples, columns = 0, {}
     while True:
-        found = rows.take(_WRITTEN_ROWS)
-        num_rows = len(next(iter(found.values())))
-        if not num_rows:
+        chunk = rows.take(_WRITTEN_ROWS)
+        if not (size := num_rows(chunk)):
             break
-        columns = {name: (v.shape[1:], str(v.dtype)) for name, v in found.items()}
-        per_row = np.ones(num_rows, np.int64)
+        columns = {name: (v.shape[1:], str(v.dtype)) for name, v in chunk.items()}
+        per_row = np.ones(size, np.int64)
         for name in names:
-            segments = found[f"{name}_segment_ids"]
+            segments = chunk[f"{name}_segment_ids"]
             tokens[name] = tokens.get(name, 0) + int(np.count_nonzero(segments))
             per_row = np.maximum(per_row, segments.max(axis=1))
         num_examples += int(per_row.sum())
-        writer.append(found)
-        progress(num_rows)
+        writer.append(chunk)
+        progress(size)
     writer.close()
-    return {
-        "rows": writer.num_rows,
-        "examples": num_examples,
-        "tokens": tokens,
-        "columns": columns,
-    }
+    counts = {"rows": writer.num_rows, "examples": num_examples}
+    return counts | {"tokens": tokens, "columns": columns}
 
 
 def _use_gin(folder: str | os.PathLike, *, pack: bool) -> str:
