@@ -1,6 +1,6 @@
 """The names that `import t5lite` offers, and the modules that they load from."""
 
-FUNCTIONS = {"train": "t5lite.experiment", "load": "t5lite.inference"}
+FUNCTIONS = {"train": "t5lite.experiment", "load": "t5lite.inference", "infer": "t5lite.inference"}
 ROOMS = (
     "data",
     "decoding",

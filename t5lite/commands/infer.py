@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
     from t5lite.inference.batching import check_count
     from t5lite.inference.defaults import options_with
-    from t5lite.inference.infer import LineReader, infer
+    from t5lite.inference.line_job import LineReader, infer
     from t5lite.inference.options import Options
 
     Options(**chosen)  # refuses values out of range

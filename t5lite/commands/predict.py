@@ -190,7 +190,7 @@ def _print(lines: Lines, job: Job, *, batch_size: int) -> int:
     file = sys.stdout.buffer
     at_once = AT_ONCE * batch_size
     for line, outcome in answered(lines.scan(), job.read, job.answer, at_once=at_once):
-        row = job.written(line, outcome)
+        row = job.row_of(line, outcome)
         write_line(file, row)
         totals.add(row)
     if totals.tally:

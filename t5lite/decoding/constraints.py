@@ -1,8 +1,9 @@
 """Rules about the next token, and where a row ends early."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,120 +11,111 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from t5lite.decoding.output import Output, insert_rows
+from t5lite.decoding.output import Output, Rows, filled, shared
+from t5lite.decoding.sampling import check_numbers, column
 from t5lite.decoding.stops import Stops
-from t5lite.errors import InputError, unknown
+from t5lite.errors import unknown
 
 Flags = dict[str, jax.Array]  # by field: bool scalars, whether some row has a rule
+
+# The neutral number of each rule; None: an array of ids, all -1.
+_NEUTRAL = {
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "bias_ids": None,
+    "no_repeat_ngram_size": 0,
+    "banned_sequences": None,
+    "min_new_tokens": 0,
+    "choices": None,
+    "forced": None,
+    "forced_last": None,
+}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Constraints:
+class Constraints(Rows):
     """Rules about the next token.
 
-    A value is None, which leaves a rule out of the compiled function, or an array: a scalar or a
-    first axis of 1 for every row, `[rows]` to differ from row to row. Arrays of neutral values cost
-    next to nothing, since a rule runs only if some row has it.
+    A rule is None, which leaves it out of the compiled function, or an array: a scalar or a first
+    axis of 1 for every row, `[rows]` to differ by row. Neutral values cost next to nothing: a rule
+    runs only if some row has it. `insert` leaves banned tokens and sequences as they are.
 
-    Rules apply in the order below. A token that may not come gets -inf. Where rules contradict each
-    other the last one wins, so that some token is left: if all continuations of choices are
-    excluded they come nevertheless, and a forced token comes in any case.
-
-    Callers refuse the contradictions that they can see: a choice with a banned token in it, or
-    shorter than `min_new_tokens`; forced tokens that no choice begins with; all tokens banned, and
-    ids outside the vocabulary. A row without any token left ends: see `State.stuck`.
+    Rules apply in the order below, and a token that is excluded gets -inf. The last rule wins, so
+    that some token remains: if all continuations of choices are excluded they are allowed
+    nevertheless, and a forced token always is. A row without any token ends: see `State.stuck`.
+    Callers refuse contradictions between choices, forced and banned tokens and lengths.
 
     Args:
-      banned: `[vocab]` or `[rows, vocab]` bool, tokens that never come.
-      banned_first: `[vocab]` or `[rows, vocab]` bool, tokens that do not come first, or first after
-        forced ones.
+      banned: `[vocab]` or `[rows, vocab]` bool, tokens that are never generated.
+      banned_first: `[vocab]` or `[rows, vocab]` bool, tokens excluded as the first one, or as the
+        first after forced ones.
       repetition_penalty: above 0, 1 is neutral: divides the positive and multiplies the negative
         logits of tokens in `output.prompts` and in the output. Source: Keskar et al. 2019,
         arXiv:1909.05858, §4.1; negative logits as in transformers'
         `RepetitionPenaltyLogitsProcessor`.
-      presence_penalty: in nats, 0 is neutral: subtracted from the logits of tokens in the output;
-        prompts do not count.
+      presence_penalty: in nats, 0 is neutral: subtracted from the logits of tokens in the output,
+        prompts excluded.
       frequency_penalty: in nats, 0 is neutral: likewise, times the token's count.
       bias_ids: `[1 or rows, n]` int32, tokens whose logits get a bias, -1 for none.
       bias: `[1 or rows, n]` float32, those biases in nats; -inf bans a token.
-      no_repeat_ngram_size: 0 is neutral: no n-gram of that many tokens, in `output.prompts` or the
-        output, comes twice. Source: Paulus et al. 2017, arXiv:1705.04304, §2.5.
+      no_repeat_ngram_size: 0 is neutral: no n-gram of this size, in `output.prompts` or the
+        output, occurs twice. Source: Paulus et al. 2017, arXiv:1705.04304, §2.5.
       banned_sequences: `[1 or rows, n, length]` int32, -1 in front (`pack_sequences` with
-        `align="right"`), never completed, also where they began in the prompt.
-      min_new_tokens: 0 is neutral: no EOS before so many other tokens.
+        `align="right"`), never completed, even if begun in the prompt.
+      min_new_tokens: 0 is neutral: no EOS before this number of other tokens.
       choices: `[1 or rows, num_choices, length]` int32, -1 after the end, each with its EOS: the
-        output is one of these; -1 everywhere is neutral. A row with another output, or with a whole
-        choice, can only get the EOS.
-      forced: `[1 or rows, n]` int32, the row's first tokens, -1 where it is free.
-      forced_last: `[1 or rows]` int32, the token at a row's limit, -1 where it is free.
+        output is one of these; -1 everywhere is neutral. A row with another output, or with a
+        complete choice, can only get the EOS.
+      forced: `[1 or rows, n]` int32, the row's first tokens, -1 for free ones.
+      forced_last: `[1 or rows]` int32, the token at a row's limit, -1 for a free one.
       stops: texts that end a row.
 
     Raises:
-      InputError: a Python number out of its range; arrays are not checked.
+      InputError: a Python number out of range; arrays are not checked.
     """
 
-    banned: jax.Array | None = None
-    banned_first: jax.Array | None = None
+    banned: jax.Array | None = shared(None)
+    banned_first: jax.Array | None = shared(None)
     repetition_penalty: jax.Array | float | None = None
     presence_penalty: jax.Array | float | None = None
     frequency_penalty: jax.Array | float | None = None
-    bias_ids: jax.Array | None = None
+    bias_ids: jax.Array | None = filled(-1, None)
     bias: jax.Array | None = None
     no_repeat_ngram_size: jax.Array | int | None = None
-    banned_sequences: jax.Array | None = None
+    banned_sequences: jax.Array | None = shared(None)
     min_new_tokens: jax.Array | int | None = None
-    choices: jax.Array | None = None
-    forced: jax.Array | None = None
+    choices: jax.Array | None = filled(-1, None)
+    forced: jax.Array | None = filled(-1, None)
     forced_last: jax.Array | None = None
     stops: Stops | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed, good in (
-            ("repetition_penalty", "above 0; 1 is neutral", lambda value: 0 < value < math.inf),
-            ("presence_penalty", "finite; 0 is neutral", math.isfinite),
-            ("frequency_penalty", "finite; 0 is neutral", math.isfinite),
-            ("min_new_tokens", "a whole number, at least 0", lambda value: value >= 0 == value % 1),
-            (
-                "no_repeat_ngram_size",
+        check_numbers(
+            self,
+            repetition_penalty=("above 0; 1 is neutral", lambda value: 0 < value < math.inf),
+            presence_penalty=("finite; 0 is neutral", math.isfinite),
+            frequency_penalty=("finite; 0 is neutral", math.isfinite),
+            min_new_tokens=("a whole number, at least 0", lambda value: value >= 0 == value % 1),
+            no_repeat_ngram_size=(
                 "a whole number, at least 0 (neutral)",
                 lambda value: value >= 0 == value % 1,
             ),
-        ):
-            value = getattr(self, name)  # of any type when JAX rebuilds the tree
-            if isinstance(value, int | float) and not good(value):
-                raise InputError(f"{name}={value} must be {allowed}", field=f"Constraints.{name}")
-
-    @property
-    def reads_prompts(self) -> bool:
-        """Whether some rule needs `output.prompts`."""
-        rules = (self.repetition_penalty, self.no_repeat_ngram_size, self.banned_sequences)
-        return any(rule is not None for rule in rules)
+        )
 
     def flags(self) -> Flags:
         """Returns which rules some row has, so that a loop computes it once; see `apply`."""
-
-        def some(condition: jax.Array) -> jax.Array:
-            return jnp.any(condition)
-
         flags: Flags = {}
-        for name, neutral in (
-            ("repetition_penalty", 1),
-            ("presence_penalty", 0),
-            ("frequency_penalty", 0),
-            ("no_repeat_ngram_size", 0),
-            ("min_new_tokens", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None:
-                value = jnp.asarray(value)
-                flags[name] = some(value != jnp.asarray(neutral, value.dtype))
-        for name in ("bias_ids", "banned_sequences", "choices", "forced", "forced_last"):
-            value = getattr(self, name)
-            if value is not None:
-                flags[name] = some(jnp.asarray(value) >= 0)
+        for name, neutral in _NEUTRAL.items():
+            if getattr(self, name) is not None:
+                value = jnp.asarray(getattr(self, name))
+                if neutral is None:
+                    flags[name] = jnp.any(value >= 0)
+                else:
+                    flags[name] = jnp.any(value != jnp.asarray(neutral, value.dtype))
         if self.stops is not None:
-            flags["stops"] = some(self.stops.texts >= 0)
+            flags["stops"] = jnp.any(self.stops.texts >= 0)
         return flags
 
     def apply(
@@ -139,35 +131,34 @@ class Constraints:
 
         Args:
           logits: `[rows, vocab]`, any float dtype.
-          output: the tokens before the one that they predict.
+          output: the tokens before the predicted one.
           eos_ids: `[1 or rows, n]` int32, the tokens that end a row, -1 for none.
           limits: a scalar or `[rows]` int32, most tokens of a row; for `forced_last`.
           flags: as `flags()` returns them; None computes them.
         """
         flags = self.flags() if flags is None else flags
+        most = jnp.asarray(output.tokens.shape[1] if limits is None else limits, jnp.int32)
         logits = self.without_banned(logits, output)
-        if self.repetition_penalty is not None:
-            logits = when(flags["repetition_penalty"], self._repetition, logits, output)
-        if self.presence_penalty is not None or self.frequency_penalty is not None:
-            some = [flags[f"{kind}_penalty"] for kind in ("presence", "frequency")
-                    if f"{kind}_penalty" in flags]  # fmt: skip
-            logits = when(jnp.any(jnp.stack(some)), self._counted, logits, output)
-        if self.bias_ids is not None:
-            logits = when(flags["bias_ids"], self._biased, logits)
-        if self.no_repeat_ngram_size is not None:
-            logits = when(flags["no_repeat_ngram_size"], self._no_repeats, logits, output)
-        if self.banned_sequences is not None:
-            logits = when(flags["banned_sequences"], self._no_sequences, logits, output)
-        if self.min_new_tokens is not None:
-            logits = when(flags["min_new_tokens"], self._not_ended, logits, output, eos_ids)
-        if self.choices is not None:
-            logits = when(flags["choices"], self._chosen, logits, output, eos_ids)
-        if self.forced is not None:
-            logits = when(flags["forced"], self._forced, logits, output)
-        if self.forced_last is not None:
-            most = output.tokens.shape[1] if limits is None else limits
-            most = jnp.asarray(most, jnp.int32)
-            logits = when(flags["forced_last"], self._forced_last, logits, output, most)
+        for names, rule in (
+            (("repetition_penalty",), self._repetition),
+            (("presence_penalty", "frequency_penalty"), self._counted),
+            (("bias_ids",), self._biased),
+            (("no_repeat_ngram_size",), self._no_repeats),
+            (("banned_sequences",), self._no_sequences),
+            (("min_new_tokens",), functools.partial(self._not_ended, eos_ids=eos_ids)),
+            (("choices",), functools.partial(self._chosen, eos_ids=eos_ids)),
+            (("forced",), self._forced),
+            (("forced_last",), functools.partial(self._forced_last, limits=most)),
+        ):
+            active = [flags[name] for name in names if name in flags]
+            if active:
+                logits = jax.lax.cond(
+                    functools.reduce(jnp.logical_or, active),
+                    rule,
+                    lambda logits, output: logits,
+                    logits,
+                    output,
+                )
         return logits
 
     def without_banned(
@@ -181,8 +172,8 @@ class Constraints:
             first: Any = 0
             if self.forced is not None:
                 first = jnp.sum(self.forced >= 0, axis=1, dtype=jnp.int32)
-            here = (output.lengths == first)[:, None]
-            logits = jnp.where(here & jnp.atleast_2d(self.banned_first), -jnp.inf, logits)
+            at_first = (output.lengths == first)[:, None]
+            logits = jnp.where(at_first & jnp.atleast_2d(self.banned_first), -jnp.inf, logits)
         return logits
 
     def stopped(self, output: Output, flags: Flags | None = None) -> Bool[Array, " rows"]:
@@ -191,26 +182,12 @@ class Constraints:
         if self.stops is None:
             return none
         flags = self.flags() if flags is None else flags
-        return jax.lax.cond(flags["stops"], self.stops.found, lambda output: none, output)
+        return jax.lax.cond(flags["stops"], self.stops.completed, lambda output: none, output)
 
-    def insert(self, rows: jax.Array, new: "Constraints") -> "Constraints":
-        """Replaces whole rows; see `Settings.insert`. What all rows share stays as it is."""
-        changed: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(new, field.name)
-            if field.name in _SHARED or mine is None:
-                continue
-            if field.name == "stops":
-                changed["stops"] = mine.insert(rows, theirs)
-            else:
-                fill = 0.0 if field.name == "bias" else -1
-                changed[field.name] = insert_rows(field.name, mine, rows, theirs, fill=fill)
-        return dataclasses.replace(self, **changed)
-
-    # The rules, each `(logits [rows, vocab] float32, …) -> logits`.
+    # The rules, each `(logits [rows, vocab] float32, output) -> logits`.
 
     def _repetition(self, logits: jax.Array, output: Output) -> jax.Array:
-        penalty = _column(self.repetition_penalty, jnp.float32)
+        penalty = column(self.repetition_penalty)
         tokens = jnp.where(output.valid, output.tokens, -1)
         if output.prompts is not None:
             tokens = jnp.concatenate([output.prompts, tokens], axis=1)
@@ -221,13 +198,13 @@ class Constraints:
         tokens = jnp.where(output.valid, output.tokens, -1)
         counts = _scattered(tokens, jnp.zeros_like(logits), jnp.ones_like(tokens, jnp.float32))
         if self.presence_penalty is not None:
-            penalty = _column(self.presence_penalty, jnp.float32)
+            penalty = column(self.presence_penalty)
             logits = jnp.where(counts > 0, logits - penalty, logits)
         if self.frequency_penalty is not None:
-            logits = logits - counts * _column(self.frequency_penalty, jnp.float32)
+            logits = logits - counts * column(self.frequency_penalty)
         return logits
 
-    def _biased(self, logits: jax.Array) -> jax.Array:
+    def _biased(self, logits: jax.Array, output: Output) -> jax.Array:
         shape = (len(logits), self.bias_ids.shape[-1])  # type: ignore[union-attr]
         ids, bias = (jnp.broadcast_to(x, shape) for x in (self.bias_ids, self.bias))  # type: ignore
         return _scattered(ids, logits, bias)
@@ -240,15 +217,15 @@ class Constraints:
         completed = _completed(output.text(), self.banned_sequences)  # type: ignore[arg-type]
         return jnp.where(_contained(completed, logits), -jnp.inf, logits)
 
-    def _not_ended(self, logits: jax.Array, output: Output, eos_ids: jax.Array) -> jax.Array:
-        early = output.lengths[:, None] < _column(self.min_new_tokens, jnp.int32)
+    def _not_ended(self, logits: jax.Array, output: Output, *, eos_ids: jax.Array) -> jax.Array:
+        early = output.lengths[:, None] < column(self.min_new_tokens, jnp.int32)
         ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         ends = jnp.zeros(logits.shape, bool)
-        for place in range(eos_ids.shape[1]):  # few, and compared in one pass
-            ends |= ids == eos_ids[:, place : place + 1]
+        for index in range(eos_ids.shape[1]):  # few, compared in one pass
+            ends |= ids == eos_ids[:, index, None]
         return jnp.where(early & ends, -jnp.inf, logits)
 
-    def _chosen(self, logits: jax.Array, output: Output, eos_ids: jax.Array) -> jax.Array:
+    def _chosen(self, logits: jax.Array, output: Output, *, eos_ids: jax.Array) -> jax.Array:
         choices: Any = self.choices
         following = _following(choices, output)
         ended = ~jnp.any(following >= 0, axis=-1, keepdims=True)
@@ -262,26 +239,17 @@ class Constraints:
     def _forced(self, logits: jax.Array, output: Output) -> jax.Array:
         return _only(_next(self.forced, output), logits)  # type: ignore[arg-type]
 
-    def _forced_last(self, logits: jax.Array, output: Output, limits: jax.Array) -> jax.Array:
+    def _forced_last(self, logits: jax.Array, output: Output, *, limits: jax.Array) -> jax.Array:
         at_end = output.lengths == limits - 1
         return _only(jnp.where(at_end, jnp.asarray(self.forced_last), -1), logits)
 
 
-# Arrays that hold for every row of a running batch.
-_SHARED = ("banned", "banned_first", "banned_sequences")
-
-
-def when(flag: jax.Array, rule: Callable, logits: jax.Array, *others: Any) -> jax.Array:
-    """Returns `rule(logits, *others)` if `flag`, a bool scalar, is true, otherwise the logits."""
-    return jax.lax.cond(flag, rule, lambda logits, *others: logits, logits, *others)
-
-
 def pack_sequences(sequences: Sequence[Sequence[int]], *, align: str = "left") -> np.ndarray:
-    """Returns token sequences as one array, `[n, longest]` int32, -1 where there is no token.
+    """Returns token sequences as one array, `[n, longest]` int32, padded with -1.
 
     Args:
-      sequences: `n` of them, of any lengths.
-      align: `"left"` pads after them, as choices are, `"right"` before them, as banned ones are.
+      sequences: `n` of any lengths.
+      align: `"left"` pads after them, as in choices, `"right"` before them, as in banned sequences.
 
     Raises:
       InputError: another `align`.
@@ -296,42 +264,38 @@ def pack_sequences(sequences: Sequence[Sequence[int]], *, align: str = "left") -
     return packed
 
 
-def _column(value: Any, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Returns `[1, 1]` or `[rows, 1]`, which broadcasts against `[rows, vocab]`."""
-    return jnp.asarray(value, dtype).reshape(-1, 1)
-
-
 def _only(tokens: jax.Array, logits: jax.Array) -> jax.Array:
     """Returns logits that leave `tokens` `[1 or rows]` alone, 0 at it; -1 leaves a row as it is."""
     only, ids = tokens[:, None], jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     return jnp.where(only < 0, logits, jnp.where(ids == only, 0.0, -jnp.inf))
 
 
+def _at(tokens: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the indices of `tokens` `[rows, n]` in `logits`; those of -1 are out of range."""
+    rows = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 0)
+    return rows, jnp.where(tokens < 0, logits.shape[1], tokens)
+
+
 def _scattered(tokens: jax.Array, logits: jax.Array, values: jax.Array) -> jax.Array:
-    """Returns `logits` `[rows, vocab]` plus `values` `[rows, n]` at `tokens` `[rows, n]`; -1 is no
-    token."""
-    places = jnp.where(tokens < 0, logits.shape[1], tokens)  # past the end, where it is dropped
-    rows = jax.lax.broadcasted_iota(jnp.int32, places.shape, 0)
-    return logits.at[rows, places].add(values, mode="drop")
+    """Returns `logits` `[rows, vocab]` plus `values` `[rows, n]` at `tokens` `[rows, n]`."""
+    return logits.at[_at(tokens, logits)].add(values, mode="drop")
 
 
 def _contained(tokens: jax.Array, logits: jax.Array) -> jax.Array:
     """Returns `[rows, vocab]` bool, true at `tokens` `[rows, n]` int32; -1 is no token."""
-    places = jnp.where(tokens < 0, logits.shape[1], tokens)
-    rows = jax.lax.broadcasted_iota(jnp.int32, places.shape, 0)
-    return jnp.zeros(logits.shape, bool).at[rows, places].set(True, mode="drop")
+    return jnp.zeros(logits.shape, bool).at[_at(tokens, logits)].set(True, mode="drop")
 
 
 def _repeated(text: jax.Array, sizes: jax.Array) -> jax.Array:
     """Returns `[rows, length]` int32, tokens that would complete an n-gram of `sizes` `[rows]`
-    tokens which is in `text` `[rows, length]` already, -1 for none; see `Output.text`."""
+    tokens which `text` `[rows, length]` has already, -1 for none."""
     length = text.shape[1]
-    places = jnp.arange(length, dtype=jnp.int32)[None]
+    positions = jnp.arange(length, dtype=jnp.int32)[None]
 
     def turn(back: jax.Array, same: jax.Array) -> jax.Array:
-        """Compares the token `back` places before the last with those before every other place."""
+        """Compares the token `back` positions before the last with those before all others."""
         last = jax.lax.dynamic_slice_in_dim(text, length - 1 - back, 1, axis=1)
-        agrees = (jnp.roll(text, back, axis=1) == last) & (last >= 0) & (places >= back)
+        agrees = (jnp.roll(text, back, axis=1) == last) & (last >= 0) & (positions >= back)
         return same & (agrees | (back >= sizes - 1)[:, None])
 
     longest = jnp.minimum(jnp.max(sizes) - 1, length)
@@ -343,8 +307,8 @@ def _repeated(text: jax.Array, sizes: jax.Array) -> jax.Array:
 
 
 def _completed(text: jax.Array, sequences: jax.Array) -> jax.Array:
-    """Returns `[rows, n]` int32, the last tokens of those of `sequences` `[1 or rows, n, length]`
-    whose other tokens `text` ends with, -1 for the others; see `Output.text`."""
+    """Returns `[rows, n]` int32, the last token of each of `sequences` `[1 or rows, n, length]`
+    whose other tokens `text` ends with; -1 for the rest."""
     before = sequences.shape[-1] - 1
     text = jnp.pad(text, ((0, 0), (before, 0)), constant_values=-1)
     ends = text[:, text.shape[1] - before :][:, None]
@@ -353,11 +317,11 @@ def _completed(text: jax.Array, sequences: jax.Array) -> jax.Array:
 
 
 def _following(choices: jax.Array, output: Output) -> jax.Array:
-    """Returns `[rows, num_choices]` int32: the next token of each choice that agrees with the
-    output, -1 where there is none."""
-    both = min(choices.shape[-1], output.tokens.shape[1])
-    same = choices[..., :both] == output.tokens[:, None, :both]
-    agrees = jnp.all(same | ~output.valid[:, None, :both], axis=-1)
+    """Returns `[rows, num_choices]` int32: the next token of each choice that the output begins, or
+    -1."""
+    length = min(choices.shape[-1], output.tokens.shape[1])
+    same = choices[..., :length] == output.tokens[:, None, :length]
+    agrees = jnp.all(same | ~output.valid[:, None, :length], axis=-1)
     return jnp.where(agrees, _next(choices, output), -1)
 
 
@@ -365,6 +329,6 @@ def _next(sequences: jax.Array, output: Output) -> jax.Array:
     """Returns `[rows, …]` int32: entries of `sequences` `[1 or rows, …, n]` at the row's length, -1
     past the end."""
     last = sequences.ndim - 1
-    places = jax.lax.broadcasted_iota(jnp.int32, (1, *sequences.shape[1:]), last)
-    here = places == output.lengths.reshape(-1, *[1] * last)
-    return jnp.max(jnp.where(here, sequences, -1), axis=-1, initial=-1)
+    positions = jax.lax.broadcasted_iota(jnp.int32, (1, *sequences.shape[1:]), last)
+    is_next = positions == output.lengths.reshape(-1, *[1] * last)
+    return jnp.max(jnp.where(is_next, sequences, -1), axis=-1, initial=-1)

@@ -1,4 +1,4 @@
-"""Autoregressive generation: one compiled loop over an explicit cache, a token a row each step."""
+"""Autoregressive generation: one compiled loop over an explicit cache, one token a row and step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,8 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from t5lite.decoding.constraints import Flags
-from t5lite.decoding.output import Output, insert_rows, set_next
-from t5lite.decoding.sampling import draw, likeliest, token_log_probabilities
+from t5lite.decoding.output import Output, Rows, set_next
+from t5lite.decoding.sampling import (
+    draw,
+    likeliest,
+    token_log_probabilities,
+    top_log_probabilities,
+)
 from t5lite.decoding.settings import Settings
 from t5lite.errors import InputError
 
@@ -19,7 +24,7 @@ StepFn = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TopTokens:
+class TopTokens(Rows):
     """The model's most probable tokens at every step, `num_top` of them, best first.
 
     Args:
@@ -38,11 +43,11 @@ class Generated(NamedTuple):
       tokens: `[rows, capacity]` int32, the EOS included, `pad_id` after it.
       lengths: `[rows]` int32, tokens generated, the EOS included.
       token_log_probabilities: `[rows, capacity]` float32 in nats, under softmax(logits) of the
-        model: before constraints and temperature; 0 after the end. NaN where logits were NaN or
-        infinite, which ends a row.
+        model: before constraints and temperature; 0 after the end. NaN for logits that are NaN or
+        infinite, which end a row.
       policy_log_probabilities: `[rows, capacity]` float32 in nats, under the distribution that the
-        token was drawn from: after constraints, temperature and filters; 0 where it is greedy.
-      stuck: `[rows]` bool, rows that ended because rules left no token; their last token has no
+        token was drawn from: after constraints, temperature and filters; 0 for greedy tokens.
+      stuck: `[rows]` bool, rows that ended because rules allow no token; their last token has no
         meaning.
       top: see `TopTokens`; None unless `start` made room for them.
     """
@@ -62,17 +67,13 @@ class Generated(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class State:
-    """Rows that are being generated; give it to `decode`, which may reuse its memory (donate it).
+class State(Rows):
+    """Rows under generation; may be donated to `decode`. `Generated` has the other fields.
 
     Args:
       last: `[rows]` int32, the token to feed next.
       done: `[rows]` bool, rows that have ended.
-      output: the tokens so far.
-      token_log_probabilities, policy_log_probabilities, stuck, top: see `Generated`.
-      keys: `[rows]` PRNG keys, one a row, so that a row's draws depend on no other row; None where
-        nothing is drawn.
-      cache: of the model.
+      keys: `[rows]` PRNG keys, so that a row's draws depend on no other row; None for greedy rows.
     """
 
     last: jax.Array
@@ -87,39 +88,11 @@ class State:
 
     @property
     def generated(self) -> Generated:
-        output = self.output
-        return Generated(
-            output.tokens,
-            output.lengths,
-            self.token_log_probabilities,
-            self.policy_log_probabilities,
-            self.stuck,
-            self.top,
-        )
+        own = {name: getattr(self, name) for name in Generated._fields[2:]}
+        return Generated(self.output.tokens, self.output.lengths, **own)
 
-    def insert(self, rows: jax.Array, new: "State") -> "State":
-        """Replaces whole rows, so that a request enters a running batch.
 
-        Args:
-          rows: `[n]` int32, rows that the new ones replace; out of range: dropped.
-          new: a state of `n` rows, of the same cache size, and of at most the same capacity, prompt
-            length and encoder length.
-
-        Raises:
-          InputError: if there is not enough room in these rows.
-        """
-
-        def put(name: str) -> Any:
-            mine, theirs = getattr(self, name), getattr(new, name)
-            return jax.tree.map(lambda x, y: insert_rows(name, x, rows, y), mine, theirs)
-
-        fields = [field.name for field in dataclasses.fields(self)]
-        rest = {name: put(name) for name in fields if name not in ("output", "cache", "keys")}
-        keys = self.keys
-        if keys is not None and new.keys is not None:
-            keys = keys.at[rows].set(new.keys, mode="drop")
-        output, cache = self.output.insert(rows, new.output), self.cache.insert(rows, new.cache)
-        return State(output=output, cache=cache, keys=keys, **rest)
+_RECORDS = ("token_log_probabilities", "policy_log_probabilities")
 
 
 def start(
@@ -135,13 +108,13 @@ def start(
     """Returns the state of rows without output.
 
     Args:
-      cache: of the model, with all but the last token of each prompt (see `Model.start`).
-      first: `[rows]` int32, that last token: of an encoder-decoder the start token.
-      capacity: most tokens of a row, at least 1; the cache must have room for them, less one.
+      cache: of the model, with all but the last token of each prompt; see `Model.start`.
+      first: `[rows]` int32, that last token; of an encoder-decoder the start token.
+      capacity: most tokens of a row, at least 1; the cache needs room for `capacity - 1`.
       pad_id: follows a row's end.
-      keys: `[rows]` PRNG keys; needed where tokens are drawn.
+      keys: `[rows]` PRNG keys; needed to draw tokens.
       prompts: see `Output`.
-      num_top: most probable tokens recorded at each step, for rows that ask for them.
+      num_top: most probable tokens recorded at each step; see `Settings.num_top`.
 
     Raises:
       InputError: a capacity below 1.
@@ -169,9 +142,7 @@ def start(
 def decode(
     step_fn: StepFn, state: State, settings: Settings, *, steps: jax.Array | int | None = None
 ) -> State:
-    """Continues each row until it ends, and stops as soon as every row has.
-
-    Pure and traceable: wrap the caller in `jax.jit`, with the parameters as its argument.
+    """Continues each row to its end. Pure and traceable; jit the caller.
 
     Args:
       step_fn: `(tokens [rows, n] int32, cache) -> (logits [rows, n, vocab], cache)`.
@@ -180,7 +151,7 @@ def decode(
       steps: most tokens a row now, e.g. 1 to stream them; None for all.
 
     Raises:
-      InputError: if tokens are to be drawn and there are no keys.
+      InputError: a temperature without keys.
     """
     if settings.sampling.temperature is not None and state.keys is None:
         raise InputError("a temperature draws tokens, which needs keys; None is greedy")
@@ -200,10 +171,10 @@ def decode(
 
 
 def hold(cache: Any, state: State) -> Any:
-    """Returns the cache after a step, in which rows that have ended stay where they were.
+    """Returns the cache after a step, with the lengths of ended rows unchanged.
 
-    Otherwise they would run past the model's positions, whose embedding is NaN; in experts, where
-    rows meet, that would reach other rows.
+    They would otherwise run past the model's positions, whose embedding is NaN, which experts
+    propagate to other rows.
     """
     if cache is None:  # a model without one
         return None
@@ -211,34 +182,26 @@ def hold(cache: Any, state: State) -> Any:
 
 
 def _append(state: State, logits: jax.Array, cache: Any, settings: Settings, flags: Flags) -> State:
-    """Returns the state with one token more in every row that has not ended.
-
-    Args:
-      state: before.
-      logits: `[rows, vocab]` of the model, any float dtype.
-      cache: with the token that they follow.
-      settings, flags: how the token is chosen.
-    """
+    """Appends a token to every row that has not ended, from `logits` `[rows, vocab]`."""
     output, going = state.output, ~state.done
-    token, policy, left, stopped = _choose(logits, output, state.keys, settings, flags)
+    token, policy, allowed, stopped = _choose(logits, output, state.keys, settings, flags)
     gain = token_log_probabilities(logits, token)
-    stuck = state.stuck | (going & ~left)
+    stuck = state.stuck | (going & ~allowed)
     longer = output.append(token, going)
     ended = settings.complete(longer) | stopped | stuck | jnp.isnan(gain)
+    records = {
+        name: set_next(getattr(state, name), output.lengths, values, going)
+        for name, values in zip(_RECORDS, (gain, policy), strict=True)
+    }
     return dataclasses.replace(
         state,
         last=jnp.where(going, token, state.last),
         done=state.done | ended,
         output=longer,
-        token_log_probabilities=set_next(
-            state.token_log_probabilities, output.lengths, gain, going
-        ),
-        policy_log_probabilities=set_next(
-            state.policy_log_probabilities, output.lengths, policy, going
-        ),
         stuck=stuck,
         cache=cache,
         top=_with_top(state, logits, going, flags),
+        **records,
     )
 
 
@@ -250,13 +213,13 @@ def _choose(
     flags: Flags,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Returns the next tokens `[rows]` int32, their log-probabilities under the policy `[rows]`
-    float32, and two `[rows]` bool: whether rules left a token, and whether a stop is complete."""
+    float32, and two `[rows]` bool: whether rules allow a token, and whether it completes a stop."""
 
     def at(logits: jax.Array, token: jax.Array) -> jax.Array:
         return jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
 
     def plain(logits: jax.Array, output: Output) -> tuple:
-        """The most probable token, without rules by row: one pass over the logits."""
+        """Greedy without rules by row: one pass over the logits."""
         logits = settings.constraints.without_banned(logits, output)
         token = likeliest(logits)
         never = jnp.zeros(token.shape, bool)
@@ -278,14 +241,13 @@ def _choose(
 
 
 def _with_top(state: State, logits: jax.Array, going: jax.Array, flags: Flags) -> TopTokens | None:
-    """Returns the most probable tokens so far, with those of this step where a row asks for any."""
+    """Returns the most probable tokens so far, this step's included if a row records them."""
     top, lengths = state.top, state.output.lengths
     if top is None:
         return None
 
     def record(top: TopTokens) -> TopTokens:
-        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-        values, tokens = jax.lax.top_k(log_probabilities, top.tokens.shape[-1])
+        values, tokens = top_log_probabilities(logits, top.tokens.shape[-1])
         return TopTokens(
             set_next(top.tokens, lengths, tokens, going),
             set_next(top.log_probabilities, lengths, values, going),
@@ -306,12 +268,7 @@ def generate(
     keys: jax.Array | None = None,
     prompts: jax.Array | None = None,
 ) -> Generated:
-    """Generates after each row's prompt until its end: `start`, then `decode` to the end.
-
-    Args:
-      step_fn, settings: see `decode`.
-      cache, first, capacity, keys, prompts: see `start`.
-    """
+    """Generates to the end of each row: `start`, then `decode`, which have the arguments."""
     pad_id = settings.pad_id
     state = start(cache, first, capacity=capacity, pad_id=pad_id, keys=keys, prompts=prompts)
     return decode(step_fn, state, settings).generated

@@ -20,16 +20,15 @@ class Infilled(NamedTuple):
 
     Args:
       tokens: `[rows, length]` int32.
-      log_probabilities: `[rows, length]` float32 in nats, of each token that was filled in, under
-        softmax(logits) as the model gave them in that turn, NaN where those were NaN or infinite;
-        0 elsewhere.
+      log_probabilities: `[rows, length]` float32 in nats, of filled tokens under softmax(logits) of
+        their iteration, NaN for logits that are NaN or infinite; 0 elsewhere.
     """
 
     tokens: jax.Array
     log_probabilities: jax.Array
 
 
-Loop = tuple[jax.Array, jax.Array, Infilled]  # turns taken, the gaps left, and the text
+Loop = tuple[jax.Array, jax.Array, Infilled]  # iterations done, remaining gaps, and the text
 
 
 def infill(
@@ -41,43 +40,36 @@ def infill(
     turns: jax.Array | int = 1,
     keys: jax.Array | None = None,
 ) -> Infilled:
-    """Fills the gaps: all at once, or over several turns, the most probable tokens first.
+    """Fills the gaps of a text, at once or over several iterations, most confident tokens first.
 
-    After turn t a row has ⌈gaps · t / turns⌉ of its gaps filled; what was filled stays, and is read
-    in the next turn. As many turns as a row has gaps fill them one by one, and it takes no more.
+    After iteration t a row has ⌈gaps · t / turns⌉ of its gaps filled; filled tokens stay, and are
+    read in the next iteration.
 
     Args:
       logits_fn: `tokens [rows, length] int32 -> logits [rows, length, vocab]`.
       tokens: `[rows, length]` int32, with the mask token in the gaps.
       masked: `[rows, length]` bool, the gaps.
       settings: its `sampling`, and its constraints `banned`, which should hold the mask token, and
-        `bias`; the others are about generating from left to right, and must be None.
-      turns: at least 1; traced, so that other numbers need no compilation.
-      keys: `[rows]` PRNG keys; needed where tokens are drawn. A row depends on no other.
+        `bias`; all others are for generation from left to right, and must be None.
+      turns: iterations, a scalar or `[rows]`, at least 1 and at most the gaps of a row; traced.
+      keys: `[rows]` PRNG keys; needed to draw tokens.
 
     Raises:
-      InputError: no turn, or settings that mean nothing here; no keys where tokens are drawn.
+      InputError: no iteration, settings that do not apply, or a temperature without keys.
 
-    Source: Ghazvininejad et al. 2019, arXiv:1904.09324, §3 (mask-predict), without its masking of
-    tokens anew; the linear schedule is theirs.
+    Source: Ghazvininejad et al. 2019, arXiv:1904.09324, §3 (mask-predict), without masking tokens
+    again; their linear schedule.
     """
     if isinstance(turns, int) and turns < 1:
         raise InputError(f"turns={turns} must be at least 1", field="turns")
-    used = ("banned", "bias_ids", "bias")
-    rules = dataclasses.replace(settings.constraints, **dict.fromkeys(used))
-    others = {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}
-    others |= {"limits": settings.limits, "logits_fn": settings.logits_fn}
-    for name, value in others.items():
-        if value is not None:
-            raise InputError(f"{name} is set: it means nothing for gaps in a text; leave it out")
-    own = Constraints(**{name: getattr(settings.constraints, name) for name in used})
-    flags = own.flags()
-    nothing, no_end = Output.empty(len(tokens), 1), jnp.full((1, 1), -1, jnp.int32)
+    rules = _rules(settings)
+    flags = rules.flags()
+    empty, no_end = Output.empty(len(tokens), 1), jnp.full((1, 1), -1, jnp.int32)
     gaps = jnp.sum(masked.astype(jnp.int32), axis=1)
-    turns = jnp.minimum(jnp.asarray(turns, jnp.int32), jnp.maximum(gaps, 1))  # of each row
+    turns = jnp.minimum(jnp.asarray(turns, jnp.int32), jnp.maximum(gaps, 1))
 
-    def at_place(logits: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        allowed = own.apply(logits, nothing, eos_ids=no_end, flags=flags)
+    def at_position(logits: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        allowed = rules.apply(logits, empty, eos_ids=no_end, flags=flags)
         token = choose(allowed, settings.sampling, keys)
         return token, token_log_probabilities(logits, token)
 
@@ -87,27 +79,45 @@ def infill(
 
     def fill(loop: Loop) -> Loop:
         turn, gap, filled = loop
-        place_keys = keys
-        if keys is not None:
-            fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-            places = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-            place_keys = jax.vmap(fold, in_axes=(None, 0), out_axes=1)(fold(keys, turn), places)
+        folded = None if keys is None else _keys(keys, turn, tokens.shape[1])
         logits = logits_fn(filled.tokens)
-        new, log_probabilities = jax.vmap(at_place, in_axes=1, out_axes=1)(logits, place_keys)
-        turn = turn + 1
-        # Text comes last in the order, even after a gap whose token has no probability, or a NaN.
-        most = jnp.finfo(jnp.float32).max
-        doubt = jnp.nan_to_num(-log_probabilities, nan=most, posinf=most)
-        doubt = jnp.where(gap, doubt, jnp.inf)
-        rank = jnp.argsort(jnp.argsort(doubt, axis=1), axis=1).astype(jnp.int32)
-        left = gaps - -(-gaps * turn // turns)
-        due = jnp.sum(gap.astype(jnp.int32), axis=1) - left
-        here = gap & (rank < due[:, None])
+        new, log_probabilities = jax.vmap(at_position, in_axes=1, out_axes=1)(logits, folded)
+        remaining = gaps - -(-gaps * (turn + 1) // turns)
+        due = _surest(log_probabilities, gap, jnp.sum(gap.astype(jnp.int32), axis=1) - remaining)
         filled = Infilled(
-            jnp.where(here, new, filled.tokens),
-            jnp.where(here, log_probabilities, filled.log_probabilities),
+            jnp.where(due, new, filled.tokens),
+            jnp.where(due, log_probabilities, filled.log_probabilities),
         )
-        return turn, gap & ~here, filled
+        return turn + 1, gap & ~due, filled
 
     blank = Infilled(tokens.astype(jnp.int32), jnp.zeros(tokens.shape, jnp.float32))
     return jax.lax.while_loop(unfinished, fill, (jnp.int32(0), masked, blank))[2]
+
+
+def _surest(log_probabilities: jax.Array, gap: jax.Array, count: jax.Array) -> jax.Array:
+    """Returns `[rows, length]` bool: the `count` `[rows]` most probable tokens of the gaps."""
+    # Text ranks last, even after a gap whose token has no probability, or a NaN.
+    most = jnp.finfo(jnp.float32).max
+    doubt = jnp.nan_to_num(-log_probabilities, nan=most, posinf=most)
+    doubt = jnp.where(gap, doubt, jnp.inf)
+    rank = jnp.argsort(jnp.argsort(doubt, axis=1), axis=1).astype(jnp.int32)
+    return gap & (rank < count[:, None])
+
+
+def _rules(settings: Settings) -> Constraints:
+    """Returns the constraints that apply to gaps; refuses the others."""
+    names = [field.name for field in dataclasses.fields(Constraints)]
+    fields = {name: getattr(settings.constraints, name) for name in names}
+    rules = {name: fields.pop(name) for name in ("banned", "bias_ids", "bias")}
+    fields |= {"limits": settings.limits, "logits_fn": settings.logits_fn}
+    for name, value in fields.items():
+        if value is not None:
+            raise InputError(f"{name} does not apply to gaps in a text; leave it out")
+    return Constraints(**rules)
+
+
+def _keys(keys: jax.Array, turn: jax.Array, length: int) -> jax.Array:
+    """Returns the PRNG key of each position in an iteration, `[rows, length]`."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    positions = jnp.arange(length, dtype=jnp.int32)
+    return jax.vmap(fold, in_axes=(None, 0), out_axes=1)(fold(keys, turn), positions)

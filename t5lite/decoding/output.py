@@ -1,7 +1,7 @@
-"""Tokens generated so far: all that a rule about the next token may depend on."""
+"""The tokens generated so far, on which rules about the next token depend."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +10,62 @@ from jaxtyping import Array, Bool, Int32
 from t5lite.errors import InputError
 
 
+class Rows:
+    """A dataclass of arrays whose first axis is the row.
+
+    A field's metadata has `fill`, the padding of shorter arrays (0), or `shared` if it is of all
+    rows.
+    """
+
+    def insert(self, rows: Int32[Array, " n"], new: Self) -> Self:
+        """Replaces whole rows, so that a request enters a running batch.
+
+        Args:
+          rows: `[n]` int32, the replaced rows; those out of range are dropped.
+          new: of `n` rows, of the same structure and cache size, and of at most the same capacity,
+            prompt length, encoder length and numbers of ids and texts.
+
+        Raises:
+          InputError: a larger size.
+        """
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            old, value = getattr(self, field.name), getattr(new, field.name)
+            if old is None or value is None or {"static", "shared"} & field.metadata.keys():
+                continue
+            if hasattr(old, "insert"):
+                changes[field.name] = old.insert(rows, value)
+            else:
+                fill = field.metadata.get("fill", 0)
+                changes[field.name] = insert_rows(field.name, old, rows, value, fill=fill)
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def filled(fill: int, default: Any = dataclasses.MISSING) -> Any:
+    """Returns a field of `Rows` with a padding."""
+    return dataclasses.field(default=default, metadata={"fill": fill})
+
+
+def shared(default: Any = dataclasses.MISSING) -> Any:
+    """Returns a field of `Rows` that is of all rows."""
+    return dataclasses.field(default=default, metadata={"shared": True})
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Output:
+class Output(Rows):
     """The tokens after each row's prompt.
 
     Args:
       tokens: `[rows, capacity]` int32; entries at and after `lengths` have no meaning.
       lengths: `[rows]` int32, tokens generated.
-      prompts: `[rows, n]` int32, tokens that the decoder read before, -1 for none; None where no
-        rule needs them.
+      prompts: `[rows, n]` int32, tokens that the decoder read before, -1 for none; None if no rule
+        needs them.
     """
 
     tokens: jax.Array
     lengths: jax.Array
-    prompts: jax.Array | None = None
+    prompts: jax.Array | None = filled(-1, None)
 
     @classmethod
     def empty(
@@ -37,8 +78,8 @@ class Output:
     @property
     def valid(self) -> Bool[Array, "rows capacity"]:
         """`[rows, capacity]` bool, entries that hold a token."""
-        places = jnp.arange(self.tokens.shape[1], dtype=jnp.int32)[None]
-        return jnp.broadcast_to(places, self.tokens.shape) < self.lengths[:, None]
+        positions = jnp.arange(self.tokens.shape[1], dtype=jnp.int32)[None]
+        return jnp.broadcast_to(positions, self.tokens.shape) < self.lengths[:, None]
 
     def text(self, *, before: Int32[Array, "rows m"] | None = None) -> Int32[Array, "rows n"]:
         """Returns `[rows, n]` int32: `before` `[rows, m]`, the prompts and the tokens, without
@@ -48,72 +89,57 @@ class Output:
         return align_right(jnp.concatenate([*parts, tokens], axis=1), -1)
 
     def append(
-        self, tokens: Int32[Array, " rows"], where: Bool[Array, " rows"] | bool = True
+        self, tokens: Int32[Array, " rows"], going: Bool[Array, " rows"] | bool = True
     ) -> "Output":
-        """Appends one token a row.
-
-        Args:
-          tokens: `[rows]` int32.
-          where: `[rows]` bool, rows that get one; the others stay as they are.
-        """
-        where = jnp.broadcast_to(jnp.asarray(where), tokens.shape)
+        """Appends one token, of `tokens` `[rows]` int32, to each row that is `going` `[rows]`."""
+        going = jnp.broadcast_to(jnp.asarray(going), tokens.shape)
         return dataclasses.replace(
             self,
-            tokens=set_next(self.tokens, self.lengths, tokens, where),
-            lengths=self.lengths + where.astype(jnp.int32),
-        )
-
-    def insert(self, rows: Int32[Array, " n"], new: "Output") -> "Output":
-        """Replaces whole rows; see `State.insert`."""
-        prompts = self.prompts
-        if prompts is not None and new.prompts is not None:
-            prompts = insert_rows("prompts", prompts, rows, new.prompts, fill=-1)
-        return Output(
-            insert_rows("tokens", self.tokens, rows, new.tokens, fill=0),
-            insert_rows("lengths", self.lengths, rows, new.lengths),
-            prompts,
+            tokens=set_next(self.tokens, self.lengths, tokens, going),
+            lengths=self.lengths + going.astype(jnp.int32),
         )
 
 
-def set_next(array: jax.Array, lengths: jax.Array, values: jax.Array, where: jax.Array) -> Any:
+def set_next(array: jax.Array, lengths: jax.Array, values: jax.Array, going: jax.Array) -> Any:
     """Returns `array` `[rows, capacity, …]` with `values` `[rows, …]` at `lengths` `[rows]`, in the
-    rows where `where` `[rows]` is true."""
+    rows that are `going` `[rows]`."""
     rows = jnp.arange(len(lengths), dtype=jnp.int32)
-    places = jnp.where(where, lengths, array.shape[1])  # out of range: dropped
-    return array.at[rows, places].set(values, mode="drop", unique_indices=True)
+    positions = jnp.where(going, lengths, array.shape[1])  # out of range: dropped
+    return array.at[rows, positions].set(values, mode="drop", unique_indices=True)
 
 
-def align_right(values: jax.Array, nothing: int) -> jax.Array:
-    """Returns rows `[rows, n]` without the entries that are `nothing`, which fill up the front."""
-    valid = values != nothing
-    behind = jnp.cumsum(valid[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
-    places = jnp.where(valid, values.shape[1] - behind, values.shape[1])
+def align_right(values: jax.Array, padding: int) -> jax.Array:
+    """Returns rows `[rows, n]` with the entries that are `padding` moved to the front."""
+    valid = values != padding
+    remaining = jnp.cumsum(valid[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
+    positions = jnp.where(valid, values.shape[1] - remaining, values.shape[1])
     rows = jnp.broadcast_to(jnp.arange(len(values), dtype=jnp.int32)[:, None], values.shape)
-    return jnp.full_like(values, nothing).at[rows, places].set(values, mode="drop")
+    return jnp.full_like(values, padding).at[rows, positions].set(values, mode="drop")
 
 
 def insert_rows(
     name: str, array: jax.Array, rows: jax.Array, new: jax.Array, *, fill: Any = 0
 ) -> jax.Array:
-    """Returns `array` with `new` in place of some rows.
+    """Replaces rows of `array`.
 
     Args:
       name: of the array, for the error.
       array: `[rows, …]`.
-      rows: `[n]` int32, where the new rows go; those out of range are dropped.
+      rows: `[n]` int32, the replaced rows; those out of range are dropped.
       new: `[n, …]`, whose other axes are padded to those of `array` with `fill`.
 
     Raises:
       InputError: an axis of `new` that is longer than that of `array`.
     """
     array, new = jnp.asarray(array), jnp.asarray(new)
-    if any(ours < theirs for ours, theirs in zip(array.shape[1:], new.shape[1:], strict=True)):
+    sizes = [*zip(array.shape[1:], new.shape[1:], strict=True)]
+    if any(size < needed for size, needed in sizes):
         raise InputError(
             f"{name} of shape {list(new.shape[1:])} a row: the running batch has room for "
             f"{list(array.shape[1:])}; start it with more"
         )
-    sizes = zip(array.shape[1:], new.shape[1:], strict=True)
-    padding = [(0, 0), *((0, ours - theirs) for ours, theirs in sizes)]
+    padding = [(0, 0), *((0, size - needed) for size, needed in sizes)]
     if any(after for _, after in padding):
         new = jnp.pad(new, padding, constant_values=fill)
-    return array.at[rows].set(new.astype(array.dtype), mode="drop")
+    new = new if new.dtype == array.dtype else new.astype(array.dtype)
+    return array.at[rows].set(new, mode="drop")

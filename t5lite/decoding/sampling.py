@@ -2,37 +2,40 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
+from t5lite.decoding.output import Rows
 from t5lite.errors import InputError
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn: from softmax(logits / temperature) less what the filters take out.
+class Sampling(Rows):
+    """How tokens are drawn: from softmax(logits / temperature) after the filters.
 
-    Filters work in the order below, each on what the former left, renormalised. All leave at least
-    one token a row, and tokens as likely as the last one kept stay in. Each value is a scalar,
-    `[rows]` for one a row, or None, which leaves the filter out of the compiled function. One that
-    is neutral in every row is skipped.
+    Filters apply in the order below, each to the renormalised distribution that the former left.
+    All keep at least one token a row, and ties with the last one kept. Each value is a scalar,
+    `[rows]`, or None, which leaves the filter out of the compiled function; one that is neutral in
+    every row is skipped.
 
     Args:
-      temperature: divides the logits, at least 0; where it is 0, and wherever with None, the row
-        takes its likeliest token, the lowest id among equals, and no filter matters.
-      top_k: keeps the k likeliest tokens; 0 is off. Source: Fan et al. 2018, arXiv:1805.04833.
-      top_p: keeps the likeliest tokens, as few as together have this probability, in (0, 1]; 1 is
+      temperature: divides the logits, at least 0; at 0 or None the row is greedy: it takes its most
+        probable token, the lowest id among equals, and ignores the filters.
+      top_k: keeps the k most probable tokens; 0 is off. Source: Fan et al. 2018, arXiv:1805.04833.
+      top_p: keeps the smallest set of most probable tokens with this probability, in (0, 1]; 1 is
         off. Source: Holtzman et al. 2019, arXiv:1904.09751.
-      min_p: keeps what is at least this times as likely as the likeliest, in [0, 1]; 0 is off.
+      min_p: keeps tokens at least this times as probable as the most probable, in [0, 1]; 0 is off.
         Source: Nguyen et al. 2024, arXiv:2407.01082.
-      typical_p: keeps the tokens whose information is nearest to the entropy, as few as together
-        have this probability, in (0, 1]; 1 is off. Source: Meister et al. 2022, arXiv:2202.00666.
+      typical_p: keeps the smallest set of tokens with information nearest to the entropy that has
+        this probability, in (0, 1]; 1 is off. Source: Meister et al. 2022, arXiv:2202.00666.
 
     Raises:
-      InputError: a Python number out of its range; arrays are not looked into.
+      InputError: a Python number out of range; arrays are not checked.
     """
 
     temperature: jax.Array | float | None = None
@@ -42,16 +45,24 @@ class Sampling:
     typical_p: jax.Array | float | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed, good in (
-            ("temperature", "at least 0 (greedy)", lambda value: 0 <= value < math.inf),
-            ("top_k", "a whole number, at least 0 (off)", lambda value: value >= 0 == value % 1),
-            ("top_p", "above 0 and at most 1 (off)", lambda value: 0 < value <= 1),
-            ("min_p", "from 0 (off) to 1", lambda value: 0 <= value <= 1),
-            ("typical_p", "above 0 and at most 1 (off)", lambda value: 0 < value <= 1),
-        ):
-            value = getattr(self, name)  # of any kind when JAX rebuilds the tree
-            if isinstance(value, int | float) and not good(value):
-                raise InputError(f"{name}={value} must be {allowed}", field=name)
+        check_numbers(
+            self,
+            temperature=("at least 0 (greedy)", lambda value: 0 <= value < math.inf),
+            top_k=("a whole number, at least 0 (off)", lambda value: value >= 0 == value % 1),
+            top_p=("above 0 and at most 1 (off)", lambda value: 0 < value <= 1),
+            min_p=("from 0 (off) to 1", lambda value: 0 <= value <= 1),
+            typical_p=("above 0 and at most 1 (off)", lambda value: 0 < value <= 1),
+        )
+
+
+def check_numbers(owner: Any, **ranges: tuple[str, Callable[[Any], bool]]) -> None:
+    """Raises an InputError if a field of `owner` is a Python number out of its range."""
+    for name, (allowed, in_range) in ranges.items():
+        value = getattr(owner, name)  # of any type when JAX rebuilds the tree
+        if isinstance(value, int | float) and not in_range(value):
+            raise InputError(
+                f"{name}={value} must be {allowed}", field=f"{type(owner).__name__}.{name}"
+            )
 
 
 def filtered(
@@ -60,11 +71,11 @@ def filtered(
     """Returns the logits of the distribution that `choose` draws from.
 
     Args:
-      logits: `[rows, vocab]`, any float dtype; -inf for tokens that may not come, not all.
+      logits: `[rows, vocab]`, any float dtype; -inf for excluded tokens, not all.
       sampling: how tokens are drawn.
 
     Returns:
-      `[rows, vocab]` float32, -inf where a token is out; in greedy rows all but one.
+      `[rows, vocab]` float32, -inf for tokens that are filtered out: in greedy rows all but one.
     """
     logits = logits.astype(jnp.float32)
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)  # no temperature can overflow these
@@ -73,7 +84,7 @@ def filtered(
     greedy = jnp.where(ids == best, 0.0, -jnp.inf)
     if sampling.temperature is None:
         return greedy
-    temperature = _column(sampling.temperature)
+    temperature = column(sampling.temperature)
     logits = logits / jnp.where(temperature > 0, temperature, 1.0)
     for value, neutral, keeps in (
         (sampling.top_k, 0.0, _top_k),
@@ -82,20 +93,20 @@ def filtered(
         (sampling.typical_p, 1.0, _typical_p),
     ):
         if value is not None:  # skipped while it is neutral in every row
-            column = _column(value)
+            values = column(value)
             logits = jax.lax.cond(
-                jnp.any(column != neutral),
-                lambda logits, column, keeps=keeps: jnp.where(
-                    keeps(logits, column), logits, -jnp.inf
+                jnp.any(values != neutral),
+                lambda logits, values, keeps=keeps: jnp.where(
+                    keeps(logits, values), logits, -jnp.inf
                 ),
-                lambda logits, column: logits,
+                lambda logits, values: logits,
                 logits,
-                column,
+                values,
             )
     return jnp.where(temperature > 0, logits, greedy)
 
 
-# Filters: `(logits [rows, vocab], value [1 or rows, 1]) -> [rows, vocab]` bool, tokens that stay. A
+# Filters: `(logits [rows, vocab], value [1 or rows, 1]) -> [rows, vocab]` bool, the kept tokens. A
 # row's highest logit is 0.
 
 
@@ -123,34 +134,27 @@ def _typical_p(logits: jax.Array, p: jax.Array) -> jax.Array:
 def choose(
     logits: Float[Array, "rows vocab"], sampling: Sampling, keys: jax.Array | None = None
 ) -> Int32[Array, " rows"]:
-    """Chooses one token a row.
-
-    Args:
-      logits: see `filtered`.
-      sampling: how tokens are drawn.
-      keys: `[rows]` PRNG keys, so that a row's draw depends on no other row; unused, so optional,
-        when `temperature` is None.
-
-    Returns:
-      `[rows]` int32 token ids.
-
-    Raises:
-      InputError: sampling without keys.
-    """
+    """Returns one token a row, `[rows]` int32; see `draw`."""
     return draw(logits, sampling, keys)[0]
 
 
 def draw(
     logits: Float[Array, "rows vocab"], sampling: Sampling, keys: jax.Array | None
 ) -> tuple[Int32[Array, " rows"], Float32[Array, " rows"]]:
-    """Does as `choose`, and returns log-probabilities as well; nothing is drawn if all is greedy.
+    """Chooses one token a row; draws nothing if all rows are greedy.
 
     Args:
-      logits, sampling, keys: see `choose`.
+      logits: see `filtered`.
+      sampling: how tokens are drawn.
+      keys: `[rows]` PRNG keys, so that a row's draw depends on no other row; None where
+        `temperature` is.
 
     Returns:
       `[rows]` int32 token ids, and `[rows]` float32 their log-probabilities after temperature and
       filters: 0 in greedy rows.
+
+    Raises:
+      InputError: sampling without keys.
     """
 
     def greedy(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -166,7 +170,7 @@ def draw(
         return greedy(logits)
     if keys is None:
         raise InputError("a temperature draws tokens, which needs keys; None is greedy")
-    return jax.lax.cond(jnp.any(_column(sampling.temperature) > 0), drawn, greedy, logits)
+    return jax.lax.cond(jnp.any(column(sampling.temperature) > 0), drawn, greedy, logits)
 
 
 def categorical(keys: jax.Array, logits: Float[Array, "rows vocab"]) -> Int32[Array, " rows"]:
@@ -175,51 +179,48 @@ def categorical(keys: jax.Array, logits: Float[Array, "rows vocab"]) -> Int32[Ar
 
 
 def likeliest(logits: Float[Array, "*rows vocab"]) -> Int32[Array, "*rows"]:
-    """Returns `[...]` int32, the first place of the maximum of `logits` `[..., vocab]`.
+    """Returns `[...]` int32, the lowest id of the maximum of `logits` `[..., vocab]`.
 
-    `jnp.argmax` in two reductions, each of which runs at full width: a quarter of its time on CPUs.
+    `jnp.argmax` in two full-width reductions, which take a quarter of its time on CPUs.
     """
-    places = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     highest = logits == jnp.max(logits, axis=-1, keepdims=True)
-    last = logits.shape[-1] - 1  # where there is none: a NaN
-    return jnp.min(jnp.where(highest, places, jnp.int32(last)), axis=-1)
+    last = logits.shape[-1] - 1  # of a row with a NaN, which has no maximum
+    return jnp.min(jnp.where(highest, ids, jnp.int32(last)), axis=-1)
 
 
 def token_log_probabilities(
     logits: Float[Array, "*rows vocab"], tokens: Int32[Array, "*rows"]
 ) -> Float32[Array, "*rows"]:
-    """Returns log softmax(logits) at `tokens`.
-
-    Args:
-      logits: `[..., vocab]`, any float dtype.
-      tokens: `[...]` int32.
-
-    Returns:
-      `[...]` float32, nats.
-    """
+    """Returns log softmax(logits) of `tokens` `[...]` int32, `[...]` float32 in nats."""
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     return jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
 
 
-def _column(value: jax.Array | float) -> jax.Array:
-    """`[1, 1]` or `[rows, 1]` float32, which stands against `[rows, vocab]`."""
-    return jnp.asarray(value, jnp.float32).reshape(-1, 1)
+def top_log_probabilities(
+    logits: Float[Array, "*rows vocab"], count: int
+) -> tuple[Float32[Array, "*rows count"], Int32[Array, "*rows count"]]:
+    """Returns the highest log softmax(logits) `[..., count]` in nats, and their ids."""
+    values, ids = jax.lax.top_k(jax.nn.log_softmax(logits.astype(jnp.float32)), count)
+    return values, ids
+
+
+def column(value: Any, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
+    """Returns a scalar or `[rows]` as `[1 or rows, 1]`, to broadcast against `[rows, vocab]`."""
+    return jnp.asarray(value, dtype).reshape(-1, 1)
 
 
 def _highest(scores: jax.Array, mass: jax.Array | float, needed: jax.Array) -> jax.Array:
-    """Returns where the highest scores are, as few as together have the mass needed.
+    """Returns `[rows, vocab]` bool, the fewest highest scores that together have the needed mass.
 
     Args:
-      scores: `[rows, vocab]` float32; equal ones are in or out together.
+      scores: `[rows, vocab]` float32; ties are kept or dropped together.
       mass: `[rows, vocab]` float32 or one for all, at least 0.
-      needed: `[rows, 1]` or `[1, 1]` float32; all scores are in if they have less.
-
-    Returns:
-      `[rows, vocab]` bool, true at least for each row's highest score.
+      needed: `[1 or rows, 1]` float32; a row with less keeps all scores, and any row its highest.
     """
-    # The lowest score that is in is found bit by bit, from the top, in the integers that order as
-    # the floats do. It is exact, and 32 sums over the vocabulary take less than a tenth of the time
-    # of a sort (8 x 32,128 scores on two CPU cores).
+    # Builds the lowest kept score bit by bit, from the top, in integers in the order of the floats.
+    # It is exact, and 32 sums over the vocabulary take less than a tenth of the time of a sort
+    # (8 x 32,128 scores on two CPU cores).
     bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.int32)
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
 

@@ -1,4 +1,4 @@
-"""All that shapes an output apart from the model: one pytree, shared by every way to decode."""
+"""Generation settings: one pytree, shared by all decoding algorithms."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from t5lite.decoding.constraints import Constraints, Flags
-from t5lite.decoding.output import Output, insert_rows
+from t5lite.decoding.output import Output, Rows, filled
 from t5lite.decoding.sampling import Sampling
 from t5lite.decoding.stops import Stops, token_table
 
@@ -19,27 +19,27 @@ LogitsFn = Callable[[jax.Array, Output], jax.Array]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Rows):
     """How rows are generated, and when they end.
 
     Values are traced: others of the same shapes compile nothing. `Settings.neutral` has every value
-    as an array by row, so that a request of any kind can enter a running batch; None leaves a rule
-    out of the compiled function.
+    as an array by row, so that any request can enter a running batch; None leaves a rule out of the
+    compiled function.
 
     Args:
       eos_ids: tokens that end a row, `[n]` or `[1 or rows, n]` int32, -1 for none. The first ends
         choices.
       limits: most tokens of a row, a scalar or `[rows]` int32, at least 1; None for the capacity.
       sampling: how the next token is drawn.
-      constraints: which tokens may come next, and where a row ends early.
-      num_top: `[rows]` int32, rows whose most probable tokens are recorded, if above 0 and the
+      constraints: which tokens are allowed next, and where a row ends early.
+      num_top: `[rows]` int32, above 0 for rows whose most probable tokens are recorded, if the
         state has room for them; see `start`.
-      logits_fn: a logits processor of your own, `(logits [rows, vocab] float32, output) -> logits`,
-        applied after `constraints` and before `sampling`; compiled anew for each function.
+      logits_fn: a custom logits processor, `(logits [rows, vocab] float32, output) -> logits`,
+        after `constraints` and before `sampling`; each function compiles once.
       pad_id: follows a row's end.
     """
 
-    eos_ids: jax.Array | Sequence[int]
+    eos_ids: jax.Array | Sequence[int] = filled(-1)
     limits: jax.Array | int | None = None
     sampling: Sampling = Sampling()
     constraints: Constraints = Constraints()
@@ -62,26 +62,23 @@ class Settings:
         stop_length: int = 16,
         token_bytes: Any = None,
     ) -> "Settings":
-        """Returns greedy settings without rules, an array for each, and a limit of 1 token.
+        """Returns greedy settings without rules and a limit of 1 token: host arrays to be filled.
 
         Args:
-          rows: of the batch.
-          vocab: of the model.
+          rows, vocab: of the batch, and of the model.
           max_eos, max_bias, max_forced, max_choices, max_stops: most ids or texts of a row.
-          choice_length: most tokens of a choice, its EOS included.
-          stop_length: most bytes of a stop.
+          choice_length, stop_length: most tokens of a choice, EOS included, and bytes of a stop.
           token_bytes: see `Stops`; needed by rows with stops.
-
-        Returns:
-          Host arrays, which callers may fill.
         """
 
         def full(*shape: int, value: Any = -1, dtype: Any = np.int32) -> Any:
             return np.full((rows, *shape), value, dtype)
 
+        def number(value: float) -> Any:
+            return full(value=value, dtype=np.float32)
+
         banned: Any = np.zeros(vocab, bool)
         token_bytes = token_table((), vocab=vocab) if token_bytes is None else token_bytes
-        number = lambda value: full(value=value, dtype=np.float32)  # noqa: E731
         return cls(
             eos_ids=full(max_eos),
             limits=full(value=1),
@@ -111,33 +108,6 @@ class Settings:
             num_top=full(value=0),
         )
 
-    def insert(self, rows: jax.Array, new: "Settings") -> "Settings":
-        """Replaces whole rows, as `State.insert` does.
-
-        Args:
-          rows: `[n]` int32.
-          new: settings of `n` rows, as `neutral` lays them out, of at most these sizes.
-
-        Raises:
-          InputError: if there is not enough room, e.g. for choices.
-        """
-
-        def put(name: str, fill: int = 0) -> jax.Array:
-            return insert_rows(name, getattr(self, name), rows, getattr(new, name), fill=fill)
-
-        mine, theirs = self.sampling, new.sampling
-        sampling = jax.tree.map(
-            lambda old, new: insert_rows("sampling", old, rows, new), mine, theirs
-        )
-        return dataclasses.replace(
-            self,
-            eos_ids=put("eos_ids", -1),
-            limits=put("limits"),
-            sampling=sampling,
-            constraints=self.constraints.insert(rows, new.constraints),
-            num_top=put("num_top"),
-        )
-
     @property
     def ends(self) -> Int32[Array, "any n"]:
         """`[1 or rows, n]` int32, the tokens that end a row."""
@@ -155,24 +125,15 @@ class Settings:
     def adjusted(
         self, logits: Float[Array, "rows vocab"], output: Output, flags: Flags | None = None
     ) -> Float32[Array, "rows vocab"]:
-        """Returns the model's logits after `constraints` and `logits_fn`.
-
-        Args:
-          logits: `[rows, vocab]`, any float dtype.
-          output: the tokens before the one that they predict.
-          flags: as `flags()` returns them; None computes them.
-
-        Returns:
-          `[rows, vocab]` float32.
-        """
+        """Returns the logits after `constraints` and `logits_fn`; see `Constraints.apply`."""
         logits = self.constraints.apply(
             logits, output, eos_ids=self.ends, limits=self.limits, flags=flags
         )
         return logits if self.logits_fn is None else self.logits_fn(logits, output)
 
     def ended(self, output: Output, flags: Flags | None = None) -> Bool[Array, " rows"]:
-        """Returns `[rows]` bool: rows whose last token is an EOS or completes a stop, and those at
-        their limit. Every row must have a token."""
+        """Returns `[rows]` bool: rows that end with an EOS or a stop, or at their limit. Every row
+        must have a token."""
         return self.complete(output) | self.constraints.stopped(output, flags)
 
     def complete(self, output: Output) -> Bool[Array, " rows"]:

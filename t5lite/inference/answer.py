@@ -1,4 +1,4 @@
-"""Answers: the rows that a model generated, as text with log-probabilities and a reason to end."""
+"""Answers: generated rows as text, with log-probabilities and a finish reason."""
 
 import math
 from collections.abc import Sequence
@@ -14,20 +14,21 @@ from t5lite.inference.request import Request
 
 
 class Answer(NamedTuple):
-    """What a model generated.
+    """A generated answer.
 
     Args:
       text: up to the EOS or the first stop.
-      tokens: `[n]` ids, the EOS or what completed the stop included.
-      log_probability: their sum in nats, under the model: before penalties, temperature and
-        filters.
-      score: of beam search, by which answers are ranked; otherwise the log-probability.
-      token_log_probabilities: `[n]` float32 in nats, under the model.
+      tokens: `[n]` ids, including the EOS, or those that complete the stop.
+      log_probability: the sum of `token_log_probabilities`.
+      score: the ranking of beam search; otherwise the log-probability.
+      token_log_probabilities: `[n]` float32 in nats, under the model: before penalties, temperature
+        and filters.
       policy_log_probabilities: `[n]` float32 in nats, under the distribution that tokens were drawn
-        from, after all of those; 0 for greedy tokens. None of beam search and of filled gaps.
-      finish_reason: "eos", "stop" (a stop text), "choice" (a whole one of `choices`) or "length".
-      top: for each token, the model's most probable tokens there with their log-probabilities;
-        () unless the options ask for them.
+        from, after all of these; 0 for greedy tokens. None for beam search and filled gaps.
+      finish_reason: "eos", "stop" (a stop text), "choice" (a complete one of `choices`) or
+        "length".
+      top: for each token, the model's most probable tokens with their log-probabilities; () without
+        `num_log_probabilities`.
     """
 
     text: str
@@ -41,38 +42,32 @@ class Answer(NamedTuple):
 
 
 def answer_of(request: Request, generated: Any, row: int, vocabulary: Vocabulary | None) -> Answer:
-    """Returns a row's answer.
-
-    Args:
-      request: of the row.
-      generated: `Generated` or `Beams`, host arrays.
-      row: of them.
-      vocabulary: of the ids; None: without a text.
-    """
+    """Returns the answer in a row of `Generated` or `Beams` on the host; without a vocabulary, it
+    has no text."""
     tokens, gains = generated.tokens[row], generated.token_log_probabilities[row]
     length = _length(request, tokens[: generated.lengths[row]], vocabulary)
     if length < generated.lengths[row]:
         gains = gains[:length]
-    total = float(gains.sum())  # NaN also where a search ended without tokens
+    total = float(gains.sum())  # NaN also if a search ended without tokens
     tokens, gains = tokens[:length], gains[:length]
     policy: Any = None
     top: list[dict[int, float]] = []
+    score = total
     if isinstance(generated, Generated):
-        policy, best = generated.policy_log_probabilities[row, : len(tokens)], generated.top
-        count = request.options.num_log_probabilities
+        policy = generated.policy_log_probabilities[row, :length]
+        count, best = request.options.num_log_probabilities, generated.top
         if best is not None and count:
-            rows = zip(best.tokens[row], best.log_probabilities[row], strict=True)
-            pairs = ((ids[:count], values[:count]) for ids, values in rows)
-            top = [
-                dict(zip(map(int, ids), map(float, values), strict=True)) for ids, values in pairs
-            ]
-    score = total if isinstance(generated, Generated) else float(generated.scores[row])
+            ids, values = (array[row, :length, :count].tolist() for array in
+                           (best.tokens, best.log_probabilities))  # fmt: skip
+            top = [dict(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
+    else:
+        score = float(generated.scores[row])
     text, reason = text_of(request, tokens, vocabulary), reason_of(request, tokens, vocabulary)
-    return Answer(text, tokens, total, score, gains, policy, reason, top[: len(tokens)])
+    return Answer(text, tokens, total, score, gains, policy, reason, top)
 
 
 def text_of(request: Request, tokens: np.ndarray, vocabulary: Vocabulary | None) -> str:
-    """Returns the text of generated ids, without the EOS and what follows the first stop."""
+    """Returns the text of generated ids, without the EOS, up to the first stop."""
     if vocabulary is None:
         return ""
     if request.fill:
@@ -81,13 +76,12 @@ def text_of(request: Request, tokens: np.ndarray, vocabulary: Vocabulary | None)
 
 
 def reason_of(request: Request, tokens: np.ndarray, vocabulary: Vocabulary | None) -> str:
-    """Returns why generated ids end where they do; see `Answer`."""
+    """Returns the finish reason of generated ids; see `Answer`."""
     if request.choices:
         return "choice" if [*map(int, tokens)] in [[*ids] for ids in request.choices] else "length"
     if tokens.size and int(tokens[-1]) in request.rules.eos_ids:
         return "eos"
-    text = _whole_text(request, tokens, vocabulary) if request.options.stop else ""
-    return "stop" if any(stop in text for stop in request.options.stop) else "length"
+    return "stop" if _has_stop(request, tokens, vocabulary) else "length"
 
 
 def _whole_text(request: Request, tokens: np.ndarray, vocabulary: Vocabulary | None) -> str:
@@ -98,27 +92,29 @@ def _whole_text(request: Request, tokens: np.ndarray, vocabulary: Vocabulary | N
     return text_after(request.ids if request.continues else [], tokens, vocabulary)
 
 
+def _has_stop(request: Request, tokens: np.ndarray, vocabulary: Vocabulary | None) -> bool:
+    stops = request.options.stop
+    text = _whole_text(request, tokens, vocabulary) if stops else ""
+    return any(stop in text for stop in stops)
+
+
 def _length(request: Request, tokens: np.ndarray, vocabulary: Vocabulary | None) -> int:
-    """Returns how many tokens there are up to the one that completes the first stop.
+    """Returns the number of tokens up to the one that completes the first stop.
 
-    The compiled loop ends a row there, but for what it cannot see: text that decoding cleans up,
-    and tokens longer than `decoding.stops.WIDTH` bytes.
+    The compiled loop ends a row there, except for text that decoding cleans up and tokens longer
+    than `decoding.stops.WIDTH` bytes.
     """
-
-    def stops(count: int) -> bool:
-        text = _whole_text(request, tokens[:count], vocabulary)
-        return any(stop in text for stop in request.options.stop)
-
     count = len(tokens)
-    if not request.options.stop or not stops(count - 1):
+    if not _has_stop(request, tokens[: count - 1], vocabulary):
         return count
     low, high = 0, count - 1  # without a stop, with one
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if stops(middle) else (middle, high)
+        stops = _has_stop(request, tokens[:middle], vocabulary)
+        low, high = (low, middle) if stops else (middle, high)
     return high
 
 
 def broken(answers: Sequence[Answer]) -> bool:
-    """Whether some numbers were NaN or infinite."""
+    """Whether some numbers are NaN or infinite."""
     return any(math.isnan(answer.log_probability) for answer in answers)

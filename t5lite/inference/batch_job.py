@@ -11,20 +11,14 @@ from typing import Any, BinaryIO
 
 from t5lite.data.files.readers import Line, Row
 from t5lite.errors import InputError
-from t5lite.inference.resumable import Resumable, keep
+from t5lite.inference.resumable import Resumable, sync
 
-AT_ONCE = 4  # batches that are written together, and shared out by length
+AT_ONCE = 4  # batches that are written together, and sorted by length
 
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """Lines to answer, in a fixed order.
-
-    Args:
-      scan: yields them, from the first.
-      count: number of lines.
-      digest: of their content.
-    """
+    """Lines to answer in a fixed order, their number and a digest of their content."""
 
     scan: Callable[[], Iterator[Line]]
     count: int
@@ -32,8 +26,7 @@ class Lines:
 
     def part(self, index: int, count: int) -> tuple[int, int]:
         """Returns the first line of a shard, from 0, and the line after its last."""
-        start, stop = (self.count * each // count for each in (index, index + 1))
-        return start, stop
+        return self.count * index // count, self.count * (index + 1) // count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +34,12 @@ class Job:
     """How lines are answered and recorded.
 
     Args:
-      read: returns the request of a line; its InputError is written in the line's place.
+      read: returns the request of a line, or raises the InputError of its row.
       answer: returns an answer, or an InputError, to each of several requests.
       record: returns the JSON object of a line and its answer.
       tally: counts something in such an object; the sum is printed at the end.
       unit: of that count.
-      is_rate: whether the count a second is shown meanwhile.
+      is_rate: whether the progress bar shows the count per second.
     """
 
     read: Callable[[Line], Any]
@@ -56,18 +49,22 @@ class Job:
     unit: str
     is_rate: bool = False
 
-    def written(self, line: Line, outcome: Any) -> Row:
+    def row_of(self, line: Line, outcome: Any) -> Row:
         """Returns the JSON object of a line: its answer's record, or its error."""
-        if isinstance(outcome, InputError):
-            return {"line": line.number, "error": str(outcome)}
-        return self.record(line, outcome)
+        failed = isinstance(outcome, InputError)
+        return error_row(line, outcome) if failed else self.record(line, outcome)
+
+
+def error_row(line: Line, error: InputError) -> Row:
+    """Returns the JSON object of a line that failed."""
+    return {"line": line.number, "error": str(error)}
 
 
 def check_row(line: Line) -> Row:
     """Returns a line's row.
 
     Raises:
-      InputError: if it is broken, or cannot be written into a JSON line.
+      InputError: a broken line, or one that JSON cannot hold.
     """
     if line.row is None:
         raise InputError(line.problem)
@@ -79,11 +76,11 @@ def check_row(line: Line) -> Row:
 
 
 def part_name(path: str, index: int, count: int) -> str:
-    """Returns the name of a part of a file; of the only one, the file's own."""
+    """Returns the name of a shard of a file; of the only one, the file's own."""
     if count == 1:
         return path
-    place = Path(path)
-    return str(place.with_name(f"{place.stem}-{index:05d}-of-{count:05d}{place.suffix}"))
+    file = Path(path)
+    return str(file.with_name(f"{file.stem}-{index:05d}-of-{count:05d}{file.suffix}"))
 
 
 def answered(
@@ -93,13 +90,9 @@ def answered(
     *,
     at_once: int,
 ) -> Iterator[tuple[Line, Any]]:
-    """Yields each line with its answer, or with the InputError of `read` or `answer`.
+    """Yields each line with its answer, or with the InputError of `read` or `answer`; see `Job`.
 
-    Args:
-      lines: in order.
-      read: makes of a line what `answer` takes.
-      answer: gives an answer, or an InputError, to each of several, at least one.
-      at_once: most lines held at a time.
+    At most `at_once` lines are in memory.
     """
     lines = iter(lines)
     while chunk := list(itertools.islice(lines, at_once)):
@@ -109,35 +102,63 @@ def answered(
                 requests.append(read(line))
             except InputError as error:
                 requests.append(error)
-        good = [each for each in requests if not isinstance(each, InputError)]
-        answers = iter(answer(good) if good else ())
-        for line, each in zip(chunk, requests, strict=True):
-            yield line, each if isinstance(each, InputError) else next(answers)
+        valid = [request for request in requests if not isinstance(request, InputError)]
+        answers = iter(answer(valid) if valid else ())
+        for line, request in zip(chunk, requests, strict=True):
+            yield line, request if isinstance(request, InputError) else next(answers)
 
 
 @dataclasses.dataclass
 class Failures:
-    """The lines that have an error in place of an answer."""
+    """The lines with an error instead of an answer."""
 
     count: int = 0
     first: str = ""
 
     def add(self, line: Line, error: InputError) -> Row:
-        """Returns what is written in a line's place."""
+        """Counts a line, and returns its JSON object."""
         self.count += 1
         self.first = self.first or f"line {line.number}: {error}"
-        return {"line": line.number, "error": str(error)}
+        return error_row(line, error)
 
     def exit_code(self) -> int:
-        """Returns 1 if a line has failed, and says so."""
+        """Returns 1 if a line has failed, and prints the first error."""
         if self.count:
-            others = f" ({self.count - 1:,} more failed)" if self.count > 1 else ""
-            print(f"t5lite: {self.first}{others}", file=sys.stderr)
+            more = f" ({self.count - 1:,} more failed)" if self.count > 1 else ""
+            print(f"t5lite: {self.first}{more}", file=sys.stderr)
         return int(self.count > 0)
 
 
+@dataclasses.dataclass
+class Totals:
+    """Sums over the JSON objects of lines."""
+
+    job: Job
+    lines: int = 0
+    tally: int = 0
+    failures: Failures = dataclasses.field(default_factory=Failures)
+
+    def add(self, row: Row) -> None:
+        """Adds a line."""
+        self.lines += 1
+        if "error" in row:
+            self.failures.add(Line(row["line"], 0, 0, None), InputError(row["error"]))
+        else:
+            self.tally += self.job.tally(row)
+
+    def note(self, rate: float) -> str:
+        """Returns the note of the progress bar."""
+        parts = [f"{rate:,.0f} {self.job.unit}/s"] if self.job.is_rate else []
+        parts += [f"{self.failures.count:,} failed"] if self.failures.count else []
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        tally = f"{self.tally:,} {self.job.unit}"
+        return f"{self.lines:,} lines, {tally}, {self.failures.count:,} failed"
+
+
 def write_line(file: BinaryIO, record: Row) -> None:
-    """Writes a JSON line, at once where somebody may be waiting for it."""
+    """Writes a JSON line, unbuffered to standard output."""
     file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     if file is sys.stdout.buffer:
         file.flush()
@@ -152,21 +173,10 @@ def write(
     batch_size: int,
     overwrite: bool,
 ) -> int:
-    """Answers the lines of a shard that are not answered yet.
+    """Answers the remaining lines of a shard; returns the exit code, as `line_job.infer` does.
 
-    Blocks of lines are the same whenever it begins, and so are the batches in them: answers do not
-    depend on where an earlier process has ended, down to the last bit.
-
-    Args:
-      output: where to.
-      lines: all of them.
-      job: what is done.
-      shard: which part of how many.
-      batch_size: most lines at once.
-      overwrite: whether to forget what is written.
-
-    Returns:
-      The exit code: 1 if a line failed, in this process or an earlier one.
+    Blocks of lines, and the batches in them, do not depend on where an earlier process ended, so
+    that answers are bit-equal.
     """
     from t5lite.reporting.bars import Bar
 
@@ -175,47 +185,19 @@ def write(
     with output.open(block=block, overwrite=overwrite) as part, Bar("answered", unit="line") as bar:
         for raw in part:
             totals.add(json.loads(raw))
-        done, before, total = totals.lines, totals.tally, stop - start
-        if done:
-            print(f"{output.part} has {done:,} of {total:,} lines; going on", file=sys.stderr)
-        bar(done, total, start=done)
+        resumed, tally, total = totals.lines, totals.tally, stop - start
+        if resumed:
+            print(f"{output.part} has {resumed:,} of {total:,} lines; going on", file=sys.stderr)
+        bar(resumed, total, start=resumed)
         begin = time.monotonic()
-        wanted = itertools.islice(lines.scan(), start + done, stop)
-        for line, found in answered(wanted, job.read, job.answer, at_once=block):
-            written = job.written(line, found)
-            write_line(part, written)
-            totals.add(written)
+        remaining = itertools.islice(lines.scan(), start + resumed, stop)
+        for line, outcome in answered(remaining, job.read, job.answer, at_once=block):
+            row = job.row_of(line, outcome)
+            write_line(part, row)
+            totals.add(row)
             if totals.lines % block == 0 or totals.lines == total:
-                keep(part)
-                rate = (totals.tally - before) / (time.monotonic() - begin)
-                bar(totals.lines, total, note=totals.beside(rate))
+                sync(part)
+                rate = (totals.tally - tally) / (time.monotonic() - begin)
+                bar(totals.lines, total, note=totals.note(rate))
     print(f"{output.path}: {totals}", file=sys.stderr)
     return totals.failures.exit_code()
-
-
-@dataclasses.dataclass
-class Totals:
-    """Sums over what is written."""
-
-    job: Job
-    lines: int = 0
-    tally: int = 0
-    failures: Failures = dataclasses.field(default_factory=Failures)
-
-    def add(self, written: Row) -> None:
-        """Adds a line."""
-        self.lines += 1
-        if "error" in written:
-            self.failures.add(Line(written["line"], 0, 0, None), InputError(written["error"]))
-        else:
-            self.tally += self.job.tally(written)
-
-    def beside(self, rate: float) -> str:
-        """Returns what is shown beside the progress."""
-        shown = [f"{rate:,.0f} {self.job.unit}/s"] if self.job.is_rate else []
-        shown += [f"{self.failures.count:,} failed"] if self.failures.count else []
-        return ", ".join(shown)
-
-    def __str__(self) -> str:
-        tally = f"{self.tally:,} {self.job.unit}"
-        return f"{self.lines:,} lines, {tally}, {self.failures.count:,} failed"

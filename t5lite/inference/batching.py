@@ -1,18 +1,20 @@
 """Batches of few sizes, so that few programs are compiled."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError
 from t5lite.models import Model
-from t5lite.parallel import Layout, batch_sharding
+from t5lite.parallel import Layout, batch_sharding, with_layout
 
 
 class Placed(Protocol):
-    """A model's place on devices, without parameters: an engine is one."""
+    """A model and its layout on devices, without parameters: an engine is one."""
 
     @property
     def model(self) -> Model: ...
@@ -22,22 +24,27 @@ class Placed(Protocol):
     def mesh(self) -> Mesh: ...
 
 
-SHORTEST = 16  # rows are padded to a power of two from here on
+@functools.lru_cache(maxsize=64)
+def compiled(fn: Callable, model: Model, layout: Layout, mesh: Mesh, **static: Any) -> Callable:
+    """Returns `fn(model, params, batch, **static)` compiled, as `(params, batch)`; equal arguments
+    share it."""
+    whole = NamedSharding(mesh, PartitionSpec())  # so that any process can read the outputs
+    fn = functools.partial(fn, model, **static)
+    return with_layout(fn, layout, mesh, out_shardings=whole)
 
 
-def bucket(size: int, room: int | None = None) -> int:
-    """Returns the length of the rows that `size` tokens are padded to.
+SHORTEST = 16  # the least bucket
 
-    Args:
-      size: of the longest row.
-      room: what the model has positions for, at least `size`; None for any.
-    """
+
+def bucket(size: int, positions: int | None = None) -> int:
+    """Returns the length that rows of at most `size` tokens are padded to: a power of two, or the
+    model's positions, of which there are at least `size`."""
     length = max(SHORTEST, power_of_two(size))
-    return length if room is None else max(size, min(length, room))
+    return length if positions is None else max(size, min(length, positions))
 
 
 def num_rows(count: int, layout: Layout, mesh: Mesh) -> int:
-    """Returns a number of rows, of few, at least `count`, that the layout can share out."""
+    """Returns one of few numbers of rows, at least `count`, that the layout divides evenly."""
     shares = mesh.size // batch_sharding(layout, mesh).shard_shape((mesh.size, mesh.size))[0]
     return -(-power_of_two(count) // shares) * shares
 
@@ -68,75 +75,69 @@ def prompt_batch(
     start_id: int | None = 0,
     seeds: Sequence[tuple[int, int]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Lays prompts out as `Model.start` takes them.
+    """Returns prompts as `Model.start` reads them.
 
     Args:
       topology: "encoder_decoder", whose encoder reads the prompt, or "decoder", which continues it.
       prompts: token ids, each at most `length` long.
       num_rows: of the batch; those after the prompts are padding.
-      length: of the longest prompt that there is room for.
-      prefix: whether a decoder sees a prompt in both directions, as one trained on prefixes does.
-      start_id: what a decoder reads first; None for nothing, and then no prompt is empty.
-      seeds: a seed and a number for each prompt, which its draws depend on; None for none.
+      length: of the padded prompts.
+      prefix: whether a decoder's attention over the prompt is bidirectional, as in prefix LMs.
+      start_id: the decoder's start token; None for none, and then no prompt is empty.
+      seeds: a seed and a request's number for each prompt, which determine its draws; None for
+        none.
 
     Returns:
-      `encoder_input_tokens` and `encoder_segment_ids` `[num_rows, length]` int32; or for a decoder
-      `decoder_input_tokens` `[num_rows, length + 1]`, after the start token, or `[num_rows,
-      length]` if there is none, `decoder_lengths`
-      `[num_rows]` and, with `prefix`, `decoder_causal_attention`. With `seeds`, `seeds`
-      `[num_rows, 2]` uint32.
+      `encoder_input_tokens` and `encoder_segment_ids` `[num_rows, length]` int32; for a decoder
+      `decoder_input_tokens` `[num_rows, length]`, or `[num_rows, length + 1]` with the start token,
+      `decoder_lengths` `[num_rows]` and, with `prefix`, `decoder_causal_attention`. With `seeds`,
+      `seeds` `[num_rows, 2]` uint32.
     """
     first = [] if topology == "encoder_decoder" or start_id is None else [start_id]
-    start = len(first)
-    tokens = np.zeros((num_rows, start + length), np.int32)
-    tokens[:, :start] = first
-    lengths = np.full(num_rows, start, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, start : start + len(prompt)] = prompt
-        lengths[row] += len(prompt)
-    if topology == "decoder":
-        lengths = np.maximum(lengths, 1)  # also of padding
+    tokens, segments = padded([[*first, *prompt] for prompt in prompts], num_rows,
+                              len(first) + length)  # fmt: skip
     batch: dict[str, np.ndarray] = {}
     if seeds is not None:
         batch["seeds"] = np.zeros((num_rows, 2), np.uint32)
         batch["seeds"][: len(seeds)] = seeds
-    inside = np.arange(tokens.shape[1]) < lengths[:, None]
     if topology == "encoder_decoder":
-        segments = inside.astype(np.int32)
         return batch | {"encoder_input_tokens": tokens, "encoder_segment_ids": segments}
+    segments[:, 0] = 1  # padding rows have a token too
+    tokens[len(prompts) :, : len(first)] = first
+    lengths = segments.sum(axis=1, dtype=np.int32)
     batch |= {"decoder_input_tokens": tokens, "decoder_lengths": lengths}
     if prefix:
-        batch["decoder_causal_attention"] = inside.astype(np.int32)
+        batch["decoder_causal_attention"] = segments
     return batch
 
 
 def by_size(sizes: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
-    """Yields the rows of each batch, `[n]`: those of like size, so that little is padding."""
+    """Yields the rows of each batch, `[n]`, those of like size together."""
     order = np.argsort(np.asarray(sizes, np.int64), kind="stable")
     for start in range(0, order.size, batch_size):
         yield order[start : start + batch_size]
 
 
-def stack_batches(
-    placed: Placed, rows: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Yields batches of a single stack: which rows `[n]`, and the arrays that the stack reads.
-
-    Args:
-      placed: an encoder or a decoder.
-      rows: ids.
-      batch_size: most rows at once; those of like length go together.
-
-    Raises:
-      InputError: a batch size below 1.
-    """
+def stack_outcomes(
+    placed: Placed,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    compute: Callable[[np.ndarray, dict[str, np.ndarray]], jax.Array],
+    read: Callable[[int, np.ndarray], Any],
+) -> list[Any]:
+    """Returns `read(row, output)` of each row of ids, computed in batches of an encoder or decoder
+    by `compute`, of the rows `[n]` and the arrays that the stack reads."""
     check_count("batch_size", batch_size)
+    outcomes: list[Any] = [None] * len(rows)
     side, model = placed.model.topology, placed.model
     for together in by_size([len(row) for row in rows], batch_size):
         ids = [rows[row] for row in together]
         length = bucket(max(map(len, ids)), positions(model))
         tokens, segments = padded(ids, num_rows(len(ids), placed.layout, placed.mesh), length)
-        yield together, {f"{side}_input_tokens": tokens, f"{side}_segment_ids": segments}
+        batch = {f"{side}_input_tokens": tokens, f"{side}_segment_ids": segments}
+        for row, output in zip(together, np.asarray(compute(together, batch)), strict=False):
+            outcomes[row] = read(row, output)
+    return outcomes
 
 
 def positions(model: Model) -> int | None:
@@ -147,8 +148,8 @@ def positions(model: Model) -> int | None:
 
 
 def check_max_length(max_length: int | None, *, special: int, positions: int | None) -> None:
-    """Raises an InputError unless texts of at most `max_length` tokens, if it is not None, can hold
-    a token beside `special` ones, and the model has positions for them."""
+    """Raises an InputError unless `max_length` is None, or tokens that the model has positions for,
+    more than the `special` ones."""
     if max_length is None:
         return
     check_count("max_length", max_length)
@@ -159,8 +160,16 @@ def check_max_length(max_length: int | None, *, special: int, positions: int | N
         )
 
 
-def each(name: str, read: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
-    """Returns `read` of each row of the columns; its errors say which: `name[3]: ...`."""
+def check_texts(name: str, texts: Any) -> None:
+    """Raises an InputError unless `texts` is a list of at least one text."""
+    if isinstance(texts, str):
+        raise InputError(f"{name} is one string; put it in a list: [text]", field=name)
+    if not texts:
+        raise InputError(f"{name} is empty; give a list of at least one text", field=name)
+
+
+def by_row(name: str, read: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    """Returns `read` of each row of the columns; errors name the row: `name[3]: ...`."""
     values = []
     for index, row in enumerate(zip(*columns, strict=True)):
         try:
@@ -171,7 +180,7 @@ def each(name: str, read: Callable[..., Any], *columns: Sequence[Any]) -> list[A
 
 
 def settled(name: str, outcomes: Sequence[Any]) -> list[Any]:
-    """Returns outcomes if none is an InputError; raises the first, saying which: `name[3]: ...`."""
+    """Returns outcomes; raises the first InputError in them, naming its row: `name[3]: ...`."""
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, InputError):
             raise InputError(f"{name}[{index}]: {outcome}") from outcome

@@ -11,16 +11,16 @@ import numpy as np
 from t5lite.data import Bytes, Vocabulary
 from t5lite.inference.gaps import encode
 
-_CONTEXT = 64  # tokens of a prompt that decide how the text after it begins
-_LAST_WORDS = re.compile(r"( n| ')* \S*$")  # of which "n ' t" may become one
+_CONTEXT = 64  # tokens of a prompt that affect the start of the text after it
+_LAST_WORDS = re.compile(r"( n| ')* \S*$")  # "n ' t" may become one word
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def continuation(text: str, more: str, vocabulary: Vocabulary) -> list[int] | None:
     """Returns the ids of `more` after `text`; None if the vocabulary cannot express it there.
 
-    They are the rest of encode(text + more) after encode(text). Where a token lies across the
-    border, the ids are those that decode to `more` after the ids of `text`.
+    They are the rest of encode(text + more) after encode(text); if a token lies across the border,
+    ids that decode to `more` after the ids of `text`.
     """
     before, whole = encode(text, vocabulary), encode(text + more, vocabulary)
     if len(whole) > len(before) and whole[: len(before)] == before:
@@ -40,10 +40,10 @@ def continuation(text: str, more: str, vocabulary: Vocabulary) -> list[int] | No
 def split_pair(text: str, target: str, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     """Returns the ids of a text and of a target that continues it: encode(text + target), split.
 
-    The split is after encode(text) where the whole begins with it. Where a token lies across the
-    border it is as in lm-evaluation-harness: white space at the end of the text is the target's,
-    and the split at len(encode(text)); or if nothing were left of the target there, at the first
-    token that encode(text) does not have.
+    The split is after encode(text) if the whole begins with it. If a token lies across the border,
+    it is as in lm-evaluation-harness: white space at the end of the text is the target's, and the
+    split at len(encode(text)); or at the first token that encode(text) does not have, if the target
+    would be empty.
     """
     before, whole = encode(text, vocabulary), encode(text + target, vocabulary)
     at = len(before)
@@ -58,57 +58,40 @@ def text_after(
 ) -> str:
     """Returns the text that `new` ids add to a prompt: decode(prompt + new) without decode(prompt).
 
-    Args:
-      prompt: ids; [] where the new ones begin a text of their own.
-      new: ids after it.
-      vocabulary: of both.
+    An empty prompt starts a new text.
     """
     new = [int(token) for token in new]
     context = [int(token) for token in prompt[-_CONTEXT:]]
-    if vocabulary.eos_id in context:  # where decoding would end
+    if vocabulary.eos_id in context:  # decoding would end there
         last = len(context) - context[::-1].index(vocabulary.eos_id)
         context = context[last:]
     if not context:
         return vocabulary.decode(new)
-    known, whole = vocabulary.decode(context), vocabulary.decode([*context, *new])
-    if not whole.startswith(known):  # half of a character is whole now, or cleaned up
-        return whole[_common(known, whole) :]
-    return whole[len(known) :]
+    before, whole = vocabulary.decode(context), vocabulary.decode([*context, *new])
+    # The end of `before` may change: half of a character is complete, or spaces are cleaned up.
+    return whole[_common(before, whole) :]
 
 
-def _common(one: Sequence, other: Sequence) -> int:
-    """Returns how many items two sequences begin with in common."""
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+def _common(one: Sequence, two: Sequence) -> int:
+    """Returns the length of the common prefix of two sequences."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False))
     return sum(1 for _ in same)
 
 
 def certain(text: str, stops: Sequence[str], *, cleans_up: bool = False) -> str:
-    """Returns the text that further tokens cannot change: without partial characters and stops.
-
-    Args:
-      text: so far.
-      stops: that end it.
-      cleans_up: whether decoding removes spaces in front of "n't" and the like, which may join the
-        last words.
-    """
+    """Returns the part of a text that further tokens cannot change: no partial characters or stops,
+    and with `cleans_up`, decoding that removes spaces before "n't" and the like, no last words."""
     text = text.rstrip(_UNKNOWN)
     if cleans_up:
-        text = text[: found.start()] if (found := _LAST_WORDS.search(text)) else ""
-    partial = (
-        size
-        for stop in stops
-        for size in range(min(len(stop), len(text)), 0, -1)
-        if text.endswith(stop[:size])
-    )
-    return text[: len(text) - max(partial, default=0)]
+        text = text[: match.start()] if (match := _LAST_WORDS.search(text)) else ""
+    sizes = (size for stop in stops for size in range(1, len(stop) + 1)
+             if text.endswith(stop[:size]))  # fmt: skip
+    return text[: len(text) - max(sizes, default=0)]
 
 
 def without_last_bytes(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Returns tokens without the single bytes, `<0x0A>`, at their end, whose text is not certain.
-
-    Decoders with byte fallback read bytes in a row together: one that is out of place makes
-    replacement characters of all of them.
-    """
+    """Returns tokens without the single bytes, `<0x0A>`, at their end, whose text is not certain:
+    decoding turns a sequence of bytes with an invalid one into replacement characters."""
     size = len(tokens)
     while size and _byte_of(vocabulary.piece(int(tokens[size - 1]))) is not None:
         size -= 1
@@ -117,23 +100,18 @@ def without_last_bytes(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray
 
 def up_to_stop(text: str, stops: Sequence[str]) -> str:
     """Returns the text before the first of the stops."""
-    found = (at for stop in stops if (at := text.find(stop)) >= 0)
-    return text[: min(found, default=len(text))]
+    starts = (start for stop in stops if (start := text.find(stop)) >= 0)
+    return text[: min(starts, default=len(text))]
 
 
 @functools.lru_cache(maxsize=8)
 def token_texts(vocabulary: Any, *, alone: bool = False) -> list[bytes]:
-    """Returns what each id adds to a text, in UTF-8, of bytes of characters those bytes.
-
-    Args:
-      vocabulary: of the ids.
-      alone: whether it is the first of a text.
-    """
+    """Returns the bytes that each id adds to a text in UTF-8; `alone`: as its first token."""
     context = [] if alone else encode("a", vocabulary.targets)
-    known, decode = vocabulary.decode(context), vocabulary.decode
+    before, decode = vocabulary.decode(context), vocabulary.decode
     texts = (decode([*context, token]) for token in range(vocabulary.size))
     return [
-        _bytes_of(vocabulary, text.removeprefix(known), token) for token, text in enumerate(texts)
+        _bytes_of(vocabulary, text.removeprefix(before), token) for token, text in enumerate(texts)
     ]
 
 
@@ -152,17 +130,16 @@ def _bytes_of(vocabulary: Vocabulary, text: str, token: int) -> bytes:
 
 
 def _byte_of(piece: str) -> int | None:
-    """Returns the byte that a piece of byte fallback is; None for another piece."""
+    """Returns the byte of a piece of byte fallback; None for another piece."""
     return int(piece[3:5], 16) if len(piece) == 6 and piece.startswith("<0x") else None
 
 
 def _byte_characters() -> dict[str, int]:
     """Returns the byte of each character of GPT-2's byte-level pieces."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {
-        chr(256 + place): byte for place, byte in enumerate(others)
-    }
+    rest = [byte for byte in range(256) if byte not in plain]
+    characters = {chr(256 + index): byte for index, byte in enumerate(rest)}
+    return {chr(byte): byte for byte in plain} | characters
 
 
 _BYTES = _byte_characters()

@@ -1,4 +1,4 @@
-"""Generation defaults of a checkpoint's files, as options and rules; and the ignored ones."""
+"""Generation defaults of a checkpoint's files, as options and rules, and the ignored ones."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -49,12 +49,12 @@ _SEARCH = ("num_beams", "length_penalty", "early_stopping")
 
 
 class Rules(NamedTuple):
-    """Tokens that end, begin or are banned from responses, by the model's files.
+    """Tokens that end, begin or restrict answers, by the model's files.
 
     Args:
       eos_ids: end an answer, at least one.
       forced_first, forced_last: the first token, and the one at the limit of an answer.
-      banned, banned_first: never written, and never first.
+      banned, banned_first: never generated, and never first.
       banned_sequences: never completed.
     """
 
@@ -67,24 +67,27 @@ class Rules(NamedTuple):
 
 
 def rules_of(defaults: GenerationDefaults | None, vocabulary: Any, *, topology: str) -> Rules:
-    """Returns the rules of a model that generates; by default the vocabulary's EOS."""
+    """Returns the rules of a model; by default the vocabulary's EOS."""
     if defaults is None or topology == "encoder":
         return Rules((vocabulary.eos_id,))
     exists = range(vocabulary.size).__contains__
-    known = lambda name: tuple(filter(exists, defaults.ids(name)))  # noqa: E731
-    eos_ids = tuple(dict.fromkeys(known("eos_token_id"))) or (vocabulary.eos_id,)
+
+    def ids(name: str) -> tuple[int, ...]:
+        return tuple(filter(exists, defaults.ids(name)))
+
+    eos_ids = tuple(dict.fromkeys(ids("eos_token_id"))) or (vocabulary.eos_id,)
     words = [tuple(word) for word in defaults.content.get("bad_words_ids", ())]
     words = [word for word in words if word and all(map(exists, word))]
     words = [word for word in words if word not in {(eos,) for eos in eos_ids}]
-    first = known("forced_bos_token_id") if topology == "encoder_decoder" else ()
-    last = known("forced_eos_token_id")
+    first = ids("forced_bos_token_id") if topology == "encoder_decoder" else ()
+    last = ids("forced_eos_token_id")
     single = tuple(word[0] for word in words if len(word) == 1)
     return Rules(
         eos_ids,
         forced_first=first[0] if first else None,
         forced_last=last[0] if last else None,
-        banned=(*known("suppress_tokens"), *single),
-        banned_first=known("begin_suppress_tokens"),
+        banned=(*ids("suppress_tokens"), *single),
+        banned_first=ids("begin_suppress_tokens"),
         banned_sequences=tuple(word for word in words if len(word) > 1),
     )
 
@@ -96,33 +99,27 @@ def options_with(
     spec: Any,
     draft: bool = False,
 ) -> Options:
-    """Returns the options of a text: those that are chosen, then the files', then our own.
+    """Returns the chosen options by name; the rest are those of the files, else of `Options`.
 
     A file's beam search yields to a temperature and to a draft, and its `min_new_tokens` to
     `choices` and to a smaller `max_new_tokens`.
 
-    Args:
-      defaults: of the model's files.
-      chosen: by name, as in `Options`.
-      spec: of the model.
-      draft: whether tokens are proposed, which a beam search cannot use.
-
     Raises:
       InputError: see `Options`.
     """
-    own = _own(defaults, spec)
+    stored = _stored(defaults, spec)
     if chosen.get("temperature") or draft or chosen.get("num_beams") == 1:
-        own = {name: value for name, value in own.items() if name not in _SEARCH}
+        stored = {name: value for name, value in stored.items() if name not in _SEARCH}
     if chosen.get("choices"):
-        own.pop("min_new_tokens", None)
-    values = {**own, **chosen}
-    if "min_new_tokens" in own and "min_new_tokens" not in chosen:
+        stored.pop("min_new_tokens", None)
+    values = {**stored, **chosen}
+    if "min_new_tokens" in stored and "min_new_tokens" not in chosen:
         most = values.get("max_new_tokens", Options.max_new_tokens)
-        values["min_new_tokens"] = _at_most(own["min_new_tokens"], most)
+        values["min_new_tokens"] = _at_most(stored["min_new_tokens"], most)
     return Options(**values)
 
 
-def _own(defaults: GenerationDefaults | None, spec: Any) -> dict[str, Any]:
+def _stored(defaults: GenerationDefaults | None, spec: Any) -> dict[str, Any]:
     """Returns the options in the files, by t5lite's names."""
     if defaults is None or spec.decoder is None:
         return {}
@@ -147,7 +144,7 @@ def _own(defaults: GenerationDefaults | None, spec: Any) -> dict[str, Any]:
 
 
 def _at_most(value: Any, most: Any) -> Any:
-    """Returns the smaller of two numbers; the first if they are none, which `Options` refuses."""
+    """Returns the smaller of two integers, or else the first value, which `Options` refuses."""
     return min(value, most) if isinstance(value, int) and isinstance(most, int) else value
 
 

@@ -1,37 +1,30 @@
-"""Sentence embeddings, and the nearest of them to a query."""
+"""Text embeddings, and the nearest of them to a query."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError
 from t5lite.inference.batching import (
     Placed,
     check_count,
     check_max_length,
+    compiled,
     positions,
-    stack_batches,
+    stack_outcomes,
 )
-from t5lite.inference.finite import Source, not_finite
-from t5lite.inference.requirements import require
+from t5lite.inference.requirements import not_finite, require
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
 from t5lite.layers import pool, unit_length
 from t5lite.models import Model
-from t5lite.parallel import Layout, with_layout
 
 
 class EmbedRequest(NamedTuple):
-    """A text as ids.
-
-    Args:
-      ids: with special tokens.
-      unpooled: how many of the first ones the pooling leaves out.
-    """
+    """A text as ids, special tokens included, the first `unpooled` of which pooling leaves out."""
 
     ids: Sequence[int]
     unpooled: int = 0
@@ -39,15 +32,10 @@ class EmbedRequest(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedder:
-    """Makes requests of texts; see `Loaded.embed`, which also answers them.
+    """Turns texts into requests.
 
-    Args:
-      source: a single stack, with a vocabulary; no parameters are needed.
-      max_length, truncate, prompt, prompt_name: see `Loaded.embed`.
-
-    Raises:
-      InputError: an encoder-decoder, no vocabulary, a `max_length` out of range, an unknown prompt,
-        or files that need what t5lite does not compute.
+    `source` is a single stack with a vocabulary, parameters aside; the options, and what is
+    refused, are those of `Loaded.embed`.
     """
 
     source: Any
@@ -63,7 +51,7 @@ class Embedder:
             raise InputError(
                 f"{self._defaults.refusal}: its vectors would differ from sentence-transformers'"
             )
-        self._prompt  # noqa: B018 - so that an unknown name is refused now
+        _ = self._prompt  # raises the error of an unknown name now
         model = self.source.model
         if model.topology == "encoder_decoder":
             raise InputError(
@@ -99,17 +87,13 @@ class Embedder:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def read(self, text: str) -> EmbedRequest:
-        """Returns the request of a text.
-
-        Raises:
-          InputError: no text, no token in it, or too many.
-        """
+        """Returns the request of a text."""
         if not isinstance(text, str):
             raise InputError(f"{text!r} is not a text")
         vocabulary: Any = self.source.vocabulary
         ids, frame, most = vocabulary.encode(self._prompt + text), vocabulary.frame, self._most
         if self.source.model.topology == "decoder":
-            ids = frame.without(ids)  # a start that the text spells is read once
+            ids = frame.without(ids)  # a start token in the text is read once
         if not ids and not frame.size:
             raise InputError("the text is empty: it has no token to embed")
         ids = frame.fit(ids, most, truncate=self.truncate)
@@ -119,31 +103,25 @@ class Embedder:
 def embed(
     placed: Placed, params: Any, requests: Sequence[EmbedRequest], *, batch_size: int = 32
 ) -> list[np.ndarray | InputError]:
-    """Returns the vector `[size]` float32 of each request; an InputError in place of one with a NaN
-    or an infinity.
+    """Returns the vector `[size]` float32 of each request of an `Embedder`, or the InputError of
+    numbers that are not finite."""
+    model = placed.model
+    vectors = compiled(text_vectors, model, placed.layout, placed.mesh)
 
-    Args:
-      placed: the model, its layout and mesh.
-      params: of the model.
-      requests: as `Embedder` makes them.
-      batch_size: most requests at once.
-    """
-    vectors: list[Any] = [None] * len(requests)
-    compiled = vectors_fn(placed.model, placed.layout, placed.mesh)
-    for together, batch in stack_batches(placed, [each.ids for each in requests], batch_size):
-        segments = batch[f"{placed.model.topology}_segment_ids"]
+    def compute(rows: np.ndarray, batch: dict[str, np.ndarray]) -> jax.Array:
+        segments = batch[f"{model.topology}_segment_ids"]
         unpooled = np.zeros((len(segments), 1), np.int32)
-        unpooled[: len(together), 0] = [requests[row].unpooled for row in together]
-        pooled = (segments * (np.arange(segments.shape[1]) >= unpooled)).astype(np.int32)
-        computed = np.asarray(compiled(params, {**batch, "pooled": pooled}))
-        for row, vector in zip(together, computed, strict=False):
-            finite = np.isfinite(vector).all()
-            vectors[row] = (
-                vector
-                if finite
-                else not_finite(Source(params, placed.model), "the numbers of its vector")
-            )
-    return vectors
+        unpooled[: len(rows), 0] = [requests[row].unpooled for row in rows]
+        pooled = segments * (np.arange(segments.shape[1]) >= unpooled)
+        return vectors(params, {**batch, "pooled": pooled.astype(np.int32)})
+
+    def read(row: int, vector: np.ndarray) -> np.ndarray | InputError:
+        if np.isfinite(vector).all():
+            return vector
+        return not_finite("the numbers of its vector", params=params, model=model)
+
+    ids = [request.ids for request in requests]
+    return stack_outcomes(placed, ids, batch_size, compute, read)
 
 
 def text_vectors(model: Model, params: Any, batch: Any) -> jax.Array:
@@ -152,7 +130,7 @@ def text_vectors(model: Model, params: Any, batch: Any) -> jax.Array:
     Args:
       model: a single stack; without an embedding head, the mean of its last hidden states.
       params: of it.
-      batch: what the stack reads, and `pooled` `[batch, length]` int32, 1 on the pooled tokens.
+      batch: of the stack, and `pooled` `[batch, length]` int32, 1 on the pooled tokens.
     """
     hidden, _ = model.hidden(params, batch)
     valid = batch["pooled"] > 0
@@ -161,27 +139,19 @@ def text_vectors(model: Model, params: Any, batch: Any) -> jax.Array:
     return unit_length(pool(hidden, valid, "mean"))
 
 
-@functools.lru_cache(maxsize=16)
-def vectors_fn(model: Model, layout: Layout, mesh: Mesh) -> Callable:
-    """Returns `text_vectors` of a model, compiled: `(params, batch)`; equal arguments share it."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    return with_layout(functools.partial(text_vectors, model), layout, mesh, out_shardings=whole)
-
-
 def nearest(
     vectors: np.ndarray, query: np.ndarray, count: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the vectors of the highest cosine similarity with a query.
+    """Returns the vectors of the highest cosine similarity with a query.
 
     Args:
       vectors: `[n, size]` float32; those with a NaN or an infinity are never returned.
       query: `[size]` float32.
-      count: how many to find, at least 1.
+      count: most vectors, at least 1.
 
     Returns:
-      Indices `[m]` int64 and cosine similarities `[m]` float32 in [-1, 1], the nearest first, of
-      equals the earlier one; m is `count`, or less where there are fewer. Zero vectors have
-      similarity 0.
+      Indices `[m]` int64 and cosine similarities `[m]` float32 in [-1, 1], the nearest first, ties
+      by index; m is at most `count`. Zero vectors have similarity 0.
 
     Raises:
       InputError: vectors of another size than the query.
@@ -197,7 +167,7 @@ def nearest(
         similarities = vectors @ query / np.where(lengths == 0, 1, lengths)
     similarities = np.where(np.isfinite(similarities), similarities, -np.inf)
     count = min(count, int(np.sum(similarities > -np.inf)))
-    # All that are as near as the last one, so that of equals the earlier is taken.
+    # All ties with the last one, of which the stable sort takes the earlier.
     least = np.partition(similarities, -count)[-count] if count else np.inf
     indices = np.flatnonzero(similarities >= least)
     indices = indices[np.argsort(-similarities[indices], kind="stable")][:count]

@@ -22,7 +22,7 @@ class Engine(Steps):
     """Compiled functions of a model, without parameters: others of the same shapes compile nothing.
 
     Functions compile at the first call of each size: prompts and outputs of up to 16, 32, 64, …
-    tokens, batches of 1, 2, 4, … rows. Two engines of an equal model, layout and mesh share them.
+    tokens, batches of 1, 2, 4, … rows. Engines of an equal model, layout and mesh share them.
     `Steps` has the arguments, and the functions for one batch.
     """
 
@@ -38,19 +38,16 @@ class Engine(Steps):
         """Answers requests.
 
         Args:
-          params: prepared; others are prepared first, at each call.
+          params: prepared; others are prepared at each call.
           requests: of any options. Those of like length, and of options that need the same
-            compiled function, are answered together.
-          batch_size: most requests at once.
-          draft: for speculative decoding: a smaller model, or "prompt", which looks tokens up in
-            the prompt and the output.
-          draft_length: tokens that it proposes at a time.
+            compiled function, share a batch.
+          batch_size, draft, draft_length: see `Loaded.generate`.
 
         Returns:
-          `num_samples` answers to each request, in order, the best or first drawn first.
+          `num_samples` answers to each request, in order, best or first drawn first.
 
         Raises:
-          InputError: numbers that are NaN or infinite, or rules that leave no token.
+          InputError: numbers that are NaN or infinite, or rules that allow no token.
         """
         outcomes = self.outcomes(
             params, requests, batch_size=batch_size, draft=draft, draft_length=draft_length
@@ -69,7 +66,7 @@ class Engine(Steps):
         draft: Draft | str | None = None,
         draft_length: int = 4,
     ) -> list[list[Answer] | InputError]:
-        """Does as `generate`, with an error in place of answers where there is one."""
+        """Returns the answers of `generate` to each request, or its error."""
         generation = Generation(self, self.prepare(params), draft, draft_length)
         return generation.outcomes(requests, batch_size=batch_size)
 
@@ -81,37 +78,33 @@ class Engine(Steps):
         draft: Draft | str | None = None,
         draft_length: int = 4,
     ) -> Iterator[str]:
-        """Returns the answer to a request in pieces, as they are generated.
-
-        Args:
-          params, draft, draft_length: see `generate`.
-          request: of one greedy or drawn answer.
+        """Returns the answer to a request in pieces, as they are generated; see `generate`.
 
         Raises:
-          InputError: at once, an encoder, beam search or several samples; and as `generate`.
+          InputError: at the call, an encoder, beam search or several samples.
         """
         options = request.options
         if self.model.topology == "encoder":
             raise InputError("an encoder fills gaps all at once: it cannot be streamed")
-        for name, several in (
-            ("fill = True", request.fill),
-            (f"num_beams = {options.num_beams}", options.num_beams > 1),
-            (f"num_samples = {options.num_samples}", options.num_samples > 1),
+        for name, value, single in (
+            ("fill", request.fill, False),
+            ("num_beams", options.num_beams, 1),
+            ("num_samples", options.num_samples, 1),
         ):
-            if several:
+            if value != single:
                 raise InputError(
-                    f"{name}: an answer that is only complete at the end cannot be streamed; set "
-                    f"{name.split()[0]} to {'False' if request.fill else 1}, or use generate",
-                    field=name.split()[0],
+                    f"{name} = {value}: an answer that is only complete at the end cannot be "
+                    f"streamed; set {name} to {single}, or use generate",
+                    field=name,
                 )
         return Generation(self, self.prepare(params), draft, draft_length).pieces(request)
 
-    # Other questions to a model; parameters are those of `model`, not prepared.
+    # Other tasks, with parameters of `model`, not prepared.
 
     def score(
         self, params: Any, requests: Sequence[ScoreRequest], *, batch_size: int = 32
     ) -> list[Score | InputError]:
-        """Returns how likely the model finds each text; see `scoring.score`."""
+        """Returns the log-likelihood of each text; see `scoring.score`."""
         return score(self, params, requests, vocabulary=self.vocabulary, batch_size=batch_size)
 
     def embed(
@@ -128,5 +121,5 @@ class Engine(Steps):
         *,
         batch_size: int = 32,
     ) -> list[Prediction | InputError]:
-        """Returns what a head predicts for each text; see `predict.predict`."""
+        """Returns the prediction of a head for each text; see `predict.predict`."""
         return predict(self, params, predictor, requests, batch_size=batch_size)

@@ -41,9 +41,9 @@ def expressed(
       options: of a request.
       vocabulary: of the model.
       rules: of the model's files.
-      mask_id: the mask token of an encoder, which fills gaps; None for a model with a decoder.
-      before: the text that an answer continues; "" where it is a text of its own.
-      begins: ids that every answer begins with.
+      mask_id: of an encoder, which fills gaps; None for a model with a decoder.
+      before: the text that an answer continues; "" for a new text.
+      begins: ids at the start of every answer.
 
     Raises:
       InputError: text that the vocabulary cannot express, or options that contradict each other.
@@ -51,10 +51,7 @@ def expressed(
     if mask_id is not None:
         for name in sorted(options.changed()):
             if not RULES[name].encoder:
-                raise InputError(
-                    f"{name} is not supported by encoders, which only fill masks",
-                    field=f"Options.{name}",
-                )
+                raise _error(name, f"{name} is not supported by encoders, which only fill masks")
     for stop in options.stop:
         _check_stop(stop, vocabulary, alone=not before)
     banned = [_token("banned", token, vocabulary) for token in options.banned]
@@ -74,22 +71,31 @@ def expressed(
     ]
     for name, sequences in (("forced", [forced]), ("choices", choices)):
         _check_sequences(name, sequences, options, banned, vocabulary)
+    _check_choices(choices, options)
+    _check_some_left({*banned, *rules.banned}, options, vocabulary, rules, mask_id)
+    return Expression(bias, forced, choices)
+
+
+def _error(name: str, message: str) -> InputError:
+    return InputError(message, field=f"Options.{name}")
+
+
+def _check_choices(choices: Sequence[Sequence[int]], options: Options) -> None:
+    """Raises an InputError if choices contradict other options."""
     least = options.min_new_tokens or 0
     for choice, ids in zip(options.choices, choices, strict=True):
         if len(ids) - 1 < least:  # without its EOS
-            raise InputError(
+            raise _error(
+                "min_new_tokens",
                 f"min_new_tokens = {least}: the choice {choice!r} has {len(ids) - 1} tokens",
-                field="Options.min_new_tokens",
             )
     different = len({*map(tuple, choices)})
     if choices and options.num_beams > 1 and options.num_samples > different:
-        raise InputError(
+        raise _error(
+            "num_samples",
             f"num_samples = {options.num_samples}: beam search returns each of the {different} "
             "choices once; set it to at most as many",
-            field="Options.num_samples",
         )
-    _check_some_left({*banned, *rules.banned}, options, vocabulary, rules, mask_id)
-    return Expression(bias, forced, choices)
 
 
 def _check_sequences(
@@ -99,19 +105,16 @@ def _check_sequences(
     banned: Sequence[int],
     vocabulary: Vocabulary,
 ) -> None:
-    """Raises an InputError if answers have no room for a sequence, or it has a banned token."""
+    """Raises an InputError at a sequence that is too long for an answer, or has a banned token."""
     longest = max(map(len, sequences), default=0)
     if longest > options.max_new_tokens:
-        raise InputError(
-            f"{name} is {longest} tokens long, max_new_tokens = {options.max_new_tokens}",
-            field=f"Options.{name}",
+        raise _error(
+            name, f"{name} is {longest} tokens long, max_new_tokens = {options.max_new_tokens}"
         )
     both = {*banned} & {token for ids in sequences for token in ids}
     if both:
         piece = vocabulary.piece(min(both))
-        raise InputError(
-            f"banned and {name} both have {piece!r}: leave one out", field="Options.banned"
-        )
+        raise _error("banned", f"banned and {name} both have {piece!r}: leave one out")
 
 
 def _check_some_left(
@@ -121,61 +124,52 @@ def _check_some_left(
     rules: Rules,
     mask_id: int | None,
 ) -> None:
-    """Raises an InputError if no token is left that an answer could have."""
+    """Raises an InputError if all tokens of an answer are banned."""
     if mask_id is not None:
         banned.add(mask_id)
     elif options.min_new_tokens and vocabulary.size - len(banned | {*rules.eos_ids}) < 1:
-        raise InputError(
+        raise _error(
+            "banned",
             "banned leaves no token but those that end an answer, which min_new_tokens forbids "
             "at first: ban fewer, or leave min_new_tokens out",
-            field="Options.banned",
         )
     if vocabulary.size - len(banned) < 1:
-        raise InputError(
-            "banned leaves no token of the vocabulary: ban fewer", field="Options.banned"
-        )
+        raise _error("banned", "banned leaves no token of the vocabulary: ban fewer")
 
 
 def _check_stop(stop: str, vocabulary: Vocabulary, *, alone: bool) -> None:
-    """Raises an InputError if no tokens have a stop in their text."""
+    """Raises an InputError at a stop that is in the text of no tokens."""
     ids = encode(stop, vocabulary.targets)
     if vocabulary.unk_id not in ids and stop in vocabulary.decode(ids):
         return
     # It may still be part of the text of longer tokens.
-    known: Any = vocabulary
-    texts = [*token_texts(known), *(token_texts(known, alone=True) if alone else ())]
+    hashable: Any = vocabulary
+    texts = [*token_texts(hashable), *(token_texts(hashable, alone=True) if alone else ())]
     if not can_occur(stop.encode(), texts):
-        raise InputError(f"stop {stop!r}: the vocabulary cannot express it", field="Options.stop")
+        raise _error("stop", f"stop {stop!r}: the vocabulary cannot express it")
 
 
 def _ids(name: str, text: str, vocabulary: Vocabulary) -> list[int]:
-    """Returns the ids of a text.
-
-    Raises:
-      InputError: if the vocabulary has no tokens for it.
-    """
+    """Returns the ids of a text, which must have known tokens."""
     ids = encode(text, vocabulary.targets)
     if not ids or vocabulary.unk_id in ids:
-        raise InputError(
-            f"{name} {text!r}: the vocabulary cannot express it", field=f"Options.{name}"
-        )
+        raise _error(name, f"{name} {text!r}: the vocabulary cannot express it")
     return ids
 
 
 def _continuing(
     name: str, before: str, text: str, begins: Sequence[int], vocabulary: Vocabulary
 ) -> list[int]:
-    """Returns the ids of a text after another one, and in front of them what answers begin with."""
-    ids = _ids(name, text, vocabulary)
+    """Returns the ids of a text after another one, starting with `begins`."""
+    ids: list[int] | None = _ids(name, text, vocabulary)
     if before:
-        after = continuation(before, text, vocabulary)
-        if after is None:
-            raise InputError(
-                f"{name} {text!r}: the vocabulary cannot write it behind {before[-20:]!r}; move "
-                "the border to the end of a word",
-                field=f"Options.{name}",
-            )
-        ids = after
+        ids = continuation(before, text, vocabulary)
+    if ids is None:
+        raise _error(
+            name,
+            f"{name} {text!r}: the vocabulary cannot write it after {before[-20:]!r}; move the "
+            "border to the end of a word",
+        )
     return ids if ids[: len(begins)] == [*begins] else [*begins, *ids]
 
 
@@ -185,14 +179,12 @@ def _token(name: str, token: str | int, vocabulary: Vocabulary) -> int:
         ids = _ids(name, token, vocabulary)
         if len(ids) > 1:
             pieces = " ".join(map(vocabulary.piece, ids))
-            raise InputError(
+            raise _error(
+                name,
                 f"{name} {token!r} is {len(ids)} tokens, {pieces}: only single tokens can be "
                 f"{'banned' if name == 'banned' else 'biased'}, also by their ids",
-                field=f"Options.{name}",
             )
         return ids[0]
     if not 0 <= token < vocabulary.size:
-        raise InputError(
-            f"{name} {token}: ids are 0..{vocabulary.size - 1}", field=f"Options.{name}"
-        )
+        raise _error(name, f"{name} {token}: ids are 0..{vocabulary.size - 1}")
     return token

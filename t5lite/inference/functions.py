@@ -1,7 +1,7 @@
 """What an engine computes, as pure functions of parameters, and compiled for a layout.
 
-`prefill` and `decode` are what generation is made of: the one reads prompts, the other appends
-tokens. `jax.jit` and `jax.export` take them with the model and the sizes bound by `partial`.
+Generation is `prefill`, which reads prompts, and `decode`, which appends tokens. `jax.jit` and
+`jax.export` take them with the model and the sizes bound by `partial`.
 """
 
 import functools
@@ -41,21 +41,14 @@ def prefill(
     draft_length: int = 0,
     num_top: int = 0,
 ) -> State:
-    """Reads the prompts.
+    """Reads the prompts, and returns the state of `rows * num_samples` rows without output.
 
     Args:
-      model: unstacked, with a decoder; see `Model.unstacked`.
-      params: of it.
-      batch: see `batching.prompt_batch`; `seeds` `[rows, 2]` uint32, a seed and a request's number,
-        give each row its PRNG key.
-      cache_length: decoder tokens of a row in the cache: prompt and output, less its last token.
-      capacity: most tokens generated a row.
-      num_samples: rows of each prompt, next to each other, that share the encoder's output.
-      draft_length: tokens that a draft proposes at a time; 0 for none.
-      num_top: most probable tokens recorded at each step; see `decoding.start`.
-
-    Returns:
-      The state of `rows * num_samples` rows without output.
+      model, params: unstacked, with a decoder; see `Model.unstacked`.
+      batch: see `batching.prompt_batch`, with `seeds`.
+      cache_length, capacity, num_top: see `Steps.prefill`.
+      num_samples: rows of each prompt, side by side, that share the encoder's output.
+      draft_length: tokens proposed at a time by a draft; 0 for none.
     """
     cache, first = _start(model, params, batch, cache_length, draft_length)
     prompts, keys = _prompts(batch, first), _keys(batch["seeds"])
@@ -77,14 +70,7 @@ def decode(
     settings: Settings,
     steps: jax.Array | int | None = None,
 ) -> State:
-    """Appends at most `steps` tokens to each row; None: generates to the end.
-
-    Args:
-      model, params: see `prefill`.
-      state: as `prefill` or `decode` returned it.
-      settings: of its rows.
-      steps: traced, so that other numbers compile nothing.
-    """
+    """Appends at most `steps` tokens to each row, None for all; see `decoding.decode`."""
     return decoding.decode(_step_fn(model, params), state, settings, steps=steps)
 
 
@@ -100,16 +86,8 @@ def speculate(
     draft_model: Model | None,
     draft_length: int,
 ) -> Speculation:
-    """Does as `decode` with a draft: a smaller model, or what follows in the text.
-
-    Args:
-      model, params, settings, steps: see `decode`.
-      draft_params: of the draft model; None for none.
-      speculation: of the rows.
-      references: see `decoding.PromptLookup`, which is used without a draft model.
-      draft_model: unstacked; None for none.
-      draft_length: tokens proposed at a time.
-    """
+    """Decodes with a draft: a model, unstacked, or without one `decoding.PromptLookup` in the text
+    and the `references`; see `decoding.speculate`."""
     draft: Any = PromptLookup(references=references)
     if draft_model is not None:
         draft = ModelDraft(_step_fn(draft_model, draft_params))
@@ -156,29 +134,19 @@ def infill(
     settings: Settings,
     steps: jax.Array,
 ) -> Infilled:
-    """Fills the mask tokens of texts.
-
-    Args:
-      model: an encoder.
-      params: of it.
-      batch: `encoder_input_tokens` and `encoder_segment_ids` `[rows, length]` int32, and `seeds`.
-      masked: `[rows, length]` bool, the mask tokens.
-      settings: see `decoding.infill`.
-      steps: iterations.
-    """
+    """Fills the mask tokens of an encoder's texts in `steps` `[rows]` iterations; the batch has
+    `encoder_input_tokens`, `encoder_segment_ids` and `seeds`. See `decoding.infill`."""
 
     def logits(tokens: jax.Array) -> jax.Array:
-        hidden, _ = model.hidden(params, {**read, "encoder_input_tokens": tokens})
+        hidden, _ = model.hidden(params, {**_read(batch), "encoder_input_tokens": tokens})
         return model.logits(params, hidden)
 
-    read = {name: array for name, array in batch.items() if name != "seeds"}
-    keys = _keys(batch["seeds"])
-    tokens = batch["encoder_input_tokens"]
+    keys, tokens = _keys(batch["seeds"]), batch["encoder_input_tokens"]
     return decoding.infill(logits, tokens, masked, settings, turns=steps, keys=keys)
 
 
 class Functions(NamedTuple):
-    """The compiled functions of a model, each compiled anew for new sizes; see `functions_of`."""
+    """The compiled functions of a model, each compiled once for each size; see `functions_of`."""
 
     prefill: Callable
     decode: Callable
@@ -191,15 +159,12 @@ class Functions(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def functions_of(model: Model, layout: Layout, mesh: Mesh) -> Functions:
-    """Returns the compiled functions of a model, the same ones for equal arguments.
+    """Returns the compiled functions of a model, shared by equal arguments.
 
-    `decode` and `speculate` return the state, which takes the place of the one that they are given,
-    and what a host reads of it: the output and which rows have ended, whole on every process.
+    `decode` and `speculate` donate the state, and return it with what a host reads of it: the
+    output and which rows have ended, whole on every process.
     """
     decoder, whole = model.unstacked, NamedSharding(mesh, PartitionSpec())
-
-    def compiled(fn: Callable, **options: Any) -> Callable:
-        return with_layout(fn, layout, mesh, **options)
 
     def decoded(*arguments: Any) -> tuple[State, tuple[Generated, jax.Array]]:
         state = decode(decoder, *arguments)
@@ -212,42 +177,34 @@ def functions_of(model: Model, layout: Layout, mesh: Mesh) -> Functions:
     def inserted(running: Any, rows: jax.Array, new: Any) -> Any:
         return running.insert(rows, new)
 
+    def compiled(fn: Callable, static: str = "", **options: Any) -> Callable:
+        return with_layout(fn, layout, mesh, static_argnames=tuple(static.split()), **options)
+
+    sizes = "cache_length capacity num_samples"
     return Functions(
-        prefill=compiled(
-            functools.partial(prefill, decoder),
-            static_argnames=("cache_length", "capacity", "num_samples", "draft_length", "num_top"),
-        ),
+        prefill=compiled(functools.partial(prefill, decoder), f"{sizes} draft_length num_top"),
         decode=compiled(decoded, donate_argnums=1, out_shardings=(None, whole)),
         speculate=compiled(
-            speculated,
-            static_argnames=("draft_model", "draft_length"),
-            donate_argnums=2,
-            out_shardings=(None, whole),
+            speculated, "draft_model draft_length", donate_argnums=2, out_shardings=(None, whole)
         ),
         search=compiled(
             functools.partial(search, decoder),
-            static_argnames=(
-                "cache_length",
-                "capacity",
-                "num_beams",
-                "num_samples",
-                "early_stopping",
-            ),
+            f"{sizes} num_beams early_stopping",
             out_shardings=whole,
         ),
         infill=compiled(functools.partial(infill, model), out_shardings=whole),
         insert=compiled(inserted, donate_argnums=0),
-        insert_settings=compiled(inserted),  # small, and in part shared by all batches
+        insert_settings=compiled(inserted),  # small, and partly shared by all batches
     )
 
 
 @functools.lru_cache(maxsize=16)
 def prepare_of(model: Model, layout: Layout, mesh: Mesh) -> Callable:
     """Returns the compiled function that unstacks parameters and shards them by a layout."""
-    stacked, placed = (
-        shardings(each.axes(), layout.parameters, mesh) for each in (model, model.unstacked)
+    stacked, unstacked = (
+        shardings(variant.axes(), layout.parameters, mesh) for variant in (model, model.unstacked)
     )
-    unstack = with_layout(model.unstack, layout, mesh, out_shardings=placed)
+    unstack = with_layout(model.unstack, layout, mesh, out_shardings=unstacked)
     return lambda params: unstack(jax.device_put(params, stacked))
 
 
@@ -255,12 +212,16 @@ def _step_fn(model: Model, params: Any) -> StepFn:
     return lambda tokens, cache: model.extend(params, tokens, cache)
 
 
+def _read(batch: Batch) -> dict[str, jax.Array]:
+    """Returns the arrays that a model reads."""
+    return {name: array for name, array in batch.items() if name != "seeds"}
+
+
 def _start(
     model: Model, params: Any, batch: Batch, cache_length: int, draft_length: int
 ) -> tuple[Any, jax.Array]:
     """Returns the cache, and `[rows]` int32 the last token of each prompt, or the start token."""
-    read = {name: array for name, array in batch.items() if name != "seeds"}
-    cache = model.start(params, read, max_length=cache_length, draft_length=draft_length)
+    cache = model.start(params, _read(batch), max_length=cache_length, draft_length=draft_length)
     if "decoder_lengths" not in batch:
         assert model.start_id is not None
         rows = len(batch["encoder_input_tokens"])
@@ -270,12 +231,12 @@ def _start(
 
 
 def _prompts(batch: Batch, first: jax.Array) -> jax.Array:
-    """Returns `[rows, n]` int32, all that the decoder reads before the output, -1 for padding."""
+    """Returns `[rows, n]` int32, the decoder's tokens before the output, -1 for padding."""
     if "decoder_lengths" not in batch:
         return first[:, None]
     tokens = batch["decoder_input_tokens"]
-    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-    return jnp.where(places < batch["decoder_lengths"][:, None], tokens, -1)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    return jnp.where(positions < batch["decoder_lengths"][:, None], tokens, -1)
 
 
 def _keys(seeds: jax.Array) -> jax.Array:

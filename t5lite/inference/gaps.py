@@ -1,4 +1,4 @@
-"""Sentinels in texts, `<extra_id_0>` and so on: encoding them, and filling them in."""
+"""Sentinels in texts, `<extra_id_0>` and so on: encoded, and filled in."""
 
 import re
 from collections.abc import Sequence
@@ -13,11 +13,8 @@ _SENTINEL = re.compile(r"<extra_id_(0|[1-9][0-9]*)>")
 
 
 def encode(text: str, vocabulary: Vocabulary) -> list[int]:
-    """Returns the ids of a text, without EOS, `<extra_id_N>` being the N-th sentinel.
-
-    Raises:
-      InputError: if the vocabulary has no such sentinel.
-    """
+    """Returns the ids of a text, without EOS; `<extra_id_N>` is the N-th sentinel, or an InputError
+    if there is none."""
     num_sentinels = vocabulary.num_sentinels
     parts = _SENTINEL.split(text) if num_sentinels else [text]
     for index in parts[1::2]:
@@ -28,7 +25,7 @@ def encode(text: str, vocabulary: Vocabulary) -> list[int]:
             )
     sentinels = [vocabulary.sentinel(int(index)) for index in parts[1::2]]
     if sentinels and vocabulary.encode(" <extra_id_0>") == [vocabulary.sentinel(0)]:
-        # SentencePiece knows them, as pieces that begin with a space.
+        # SentencePiece has them, as pieces that begin with a space.
         ids = vocabulary.encode(re.sub(rf"(?<!\s)({_SENTINEL.pattern})", r" \1", text))
     else:
         ids = vocabulary.encode(parts[0])
@@ -38,13 +35,8 @@ def encode(text: str, vocabulary: Vocabulary) -> list[int]:
 
 
 def fill_in(inputs: Sequence[int], answer: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the ids of `inputs` with each sentinel replaced by what `answer` says of it.
-
-    Args:
-      inputs: ids, with sentinels.
-      answer: `[n]` ids, spans after their sentinels. A sentinel without a span stays.
-      vocabulary: knows the sentinels.
-    """
+    """Returns the ids of `inputs` with each sentinel replaced by its span in `answer` `[n]`, if it
+    has one."""
     filled = spans(answer, vocabulary)
     ids = [np.empty(0, np.int32)]
     for piece in merge(np.asarray(inputs), answer, vocabulary):

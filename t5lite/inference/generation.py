@@ -1,4 +1,4 @@
-"""Whole answers: batches of requests, generated to their end, streamed, searched or filled."""
+"""Complete answers: batches of requests, decoded, streamed, searched or filled."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -12,21 +12,16 @@ from t5lite.errors import InputError
 from t5lite.inference.answer import Answer, answer_of, broken, text_of
 from t5lite.inference.batching import by_size, check_count
 from t5lite.inference.context import certain, without_last_bytes
-from t5lite.inference.finite import Source, not_finite
 from t5lite.inference.options import STATIC
 from t5lite.inference.request import Request
+from t5lite.inference.requirements import not_finite
 from t5lite.inference.sizes import fitting, positions_of, prompts_of, sized
 from t5lite.inference.steps import TO_THE_END, Steps
 from t5lite.objectives.masked_lm import mask_of
 
 
 class Draft(NamedTuple):
-    """A smaller model of the same vocabulary that proposes tokens.
-
-    Args:
-      engine: of it.
-      params: of it, prepared or not.
-    """
+    """A smaller model of the same vocabulary that proposes tokens; `params` may be prepared."""
 
     engine: Steps
     params: Any
@@ -34,14 +29,7 @@ class Draft(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generation:
-    """Answers requests with one set of parameters.
-
-    Args:
-      engine: the compiled steps.
-      params: prepared.
-      draft: for speculative decoding: a smaller model, or "prompt"; None for none.
-      draft_length: tokens that it proposes at a time.
-    """
+    """Answers requests with prepared parameters; see `Engine.generate`."""
 
     engine: Steps
     params: Any
@@ -50,39 +38,35 @@ class Generation:
 
     @property
     def lookahead(self) -> int:
-        """Tokens that may be read beyond an answer."""
+        """Most tokens read beyond an answer."""
         return 0 if self.draft is None else self.draft_length
 
     def outcomes(
         self, requests: Sequence[Request], *, batch_size: int
     ) -> list[list[Answer] | InputError]:
-        """Returns the answers to each request, or the error of it; see `Engine.generate`."""
+        """Returns the answers to each request, or its error."""
         check_count("batch_size", batch_size)
         batches: dict[Any, list[int]] = {}
         for index, request in enumerate(requests):
             shared = [getattr(request.options, name) for name in STATIC]
             shape = request.bidirectional, request.options.num_log_probabilities > 0
             batches.setdefault((*shared, *shape, request.rules), []).append(index)
-        model = self.engine.model
+        model, lookahead = self.engine.model, self.lookahead
         outcomes: list[Any] = [None] * len(requests)
         for indices in batches.values():
             sizes = [len(requests[index].ids) for index in indices]
-            for places in by_size(sizes, batch_size):
-                for together in fitting(
-                    model, [indices[i] for i in places], requests, self.lookahead
-                ):
-                    part = [requests[index] for index in together]
-                    answers = self._answered(part)
-                    for index, answer in zip(together, answers, strict=True):
+            for rows in by_size(sizes, batch_size):
+                for part in fitting(model, [indices[row] for row in rows], requests, lookahead):
+                    answers = self._answered([requests[index] for index in part])
+                    for index, answer in zip(part, answers, strict=True):
                         outcomes[index] = answer
         return outcomes
 
     def _answered(self, requests: Sequence[Request]) -> list[list[Answer] | InputError]:
         """Returns the answers to the requests of one batch."""
-        options = requests[0].options
         if self.engine.model.topology == "encoder":
             return self._infilled(requests)
-        if options.num_beams > 1:
+        if requests[0].options.num_beams > 1:
             return self._searched(requests)
         state, decode = self._started(requests)
         _, (generated, _) = decode(state, TO_THE_END)
@@ -92,26 +76,28 @@ class Generation:
         """Returns the state after the prompts, and a function `(state, steps) -> (state, read)`."""
         params, draft, lookahead = self.params, self.draft, self.lookahead
         num_samples, functions = requests[0].options.num_samples, self.engine.functions
-        others = [draft.engine.model] if isinstance(draft, Draft) else []
-        batch, sizes = sized(self.engine, requests, lookahead, others)
+        models = [draft.engine.model] if isinstance(draft, Draft) else []
+        batch, sizes = sized(self.engine, requests, lookahead, models)
         settings = self.engine.settings(requests, rows=len(batch["seeds"]), repeat=num_samples)
         sizes |= {"num_samples": num_samples, "draft_length": lookahead}
         num_top = max(request.options.num_log_probabilities for request in requests)
         state = functions.prefill(params, batch, num_top=num_top, **sizes)
         if draft is None:
             return state, lambda state, steps: functions.decode(params, state, settings, steps)
-        memory = references = theirs = model = None
+        memory = references = draft_params = model = None
         if isinstance(draft, Draft):
-            model, theirs = draft.engine.model.unstacked, draft.engine.prepare(draft.params)
+            model = draft.engine.model.unstacked
+            draft_params = draft.engine.prepare(draft.params)
             prompts = sized(draft.engine, requests, lookahead, [self.engine.model])[0]
-            memory = DraftMemory.of(draft.engine.functions.prefill(theirs, prompts, **sizes).cache)
+            prefilled = draft.engine.functions.prefill(draft_params, prompts, **sizes)
+            memory = DraftMemory.of(prefilled.cache)
         elif "encoder_input_tokens" in batch:
             valid = batch["encoder_segment_ids"] > 0
             references = np.where(valid, batch["encoder_input_tokens"], -1)
             references = references.repeat(num_samples, axis=0)
 
         def speculate(state: Any, steps: Any) -> Any:
-            arguments = (params, theirs, state, settings, references, steps)
+            arguments = (params, draft_params, state, settings, references, steps)
             return functions.speculate(*arguments, draft_model=model, draft_length=lookahead)
 
         return Speculation.of(state, memory), speculate
@@ -168,8 +154,8 @@ class Generation:
             total = float(gains.sum())
             inner = ids[len(frame.before) : len(ids) - len(frame.after)]
             answers.append(Answer(vocabulary.decode(inner), ids, total, total, gains))
-        several = [answers[at : at + num_samples] for at in range(0, len(answers), num_samples)]
-        return [self._checked(each, [False] * num_samples) for each in several]
+        samples = [answers[at : at + num_samples] for at in range(0, len(answers), num_samples)]
+        return [self._checked(group, [False] * num_samples) for group in samples]
 
     def pieces(self, request: Request) -> Iterator[str]:
         """Yields the answer to a request as it is generated."""
@@ -195,7 +181,7 @@ class Generation:
     def _read(self, requests: Sequence[Request], generated: Any) -> list[list[Answer] | InputError]:
         """Returns the answers of rows, `num_samples` to each request."""
         n = requests[0].options.num_samples
-        # Beam search has no first answer where rules leave none.
+        # Beam search has no first answer if rules allow none.
         stuck = (generated.lengths == 0) & (np.arange(len(generated.lengths)) % n == 0)
         if isinstance(generated, Generated):
             stuck = generated.stuck
@@ -207,13 +193,13 @@ class Generation:
         return outcomes
 
     def _checked(self, answers: list[Answer], stuck: Sequence[bool]) -> list[Answer] | InputError:
-        """Returns answers, or the error that numbers or rules make of them."""
+        """Returns answers, or the error of numbers that are not finite or rules without a token."""
         if broken(answers):
-            return not_finite(Source(self.params, self.engine.model), "the model's logits")
+            return not_finite("the model's logits", params=self.params, model=self.engine.model)
         if any(stuck):
             after = max(len(answers[stuck.index(True)].tokens) - 1, 0)
             return InputError(
-                f"no token is left to write after {after}: banned, no_repeat_ngram_size, choices "
-                "or logits_fn forbid all; loosen one of them"
+                f"no token is allowed after {after}: banned, no_repeat_ngram_size, choices or "
+                "logits_fn exclude all; relax one of them"
             )
         return answers

@@ -21,7 +21,7 @@ from t5lite.objectives.masked_lm import mask_of
 
 _NUM_ALTERNATIVES = 5
 _KINDS = ("encoder", "decoder", "cross")
-Sizes = tuple[tuple[str, int], ...]  # how many tokens each stack reads: (("encoder", 9), …)
+Sizes = tuple[tuple[str, int], ...]  # the number of tokens of each stack: (("encoder", 9), …)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,11 +29,10 @@ class Inside:
     """Attention and losses of one text.
 
     Args:
-      tokens: pieces that each stack of the model reads, special ones included, by `encoder` and
-        `decoder`.
+      tokens: the pieces that each stack reads, special ones included, by `encoder` and `decoder`.
       maps: attention weights by kind, `encoder`, `decoder` and `cross`, a float32 array `[heads,
         q_length, kv_length]` a layer, whose rows sum to 1; see `Model.attention`.
-      outputs: the pieces that are predicted.
+      outputs: the predicted pieces.
       places: `[outputs]` int32, the position in the last stack that predicts each of them.
       losses: `[outputs]` float32, their -log probability in nats. Of an encoder, with that one
         token masked: Salazar et al. 2020, arXiv:1910.14659, §2.
@@ -55,13 +54,13 @@ class Inside:
 def attention_maps(loaded: Loaded, text: str, targets: str | None = None) -> Inside:
     """Computes attention maps and losses of one text.
 
-    A decoder reads its start token and the text; an encoder the text with what its vocabulary puts
-    around it; an encoder-decoder that, and writes `targets`. Compiles for each number of tokens.
+    A decoder reads its start token and the text; an encoder the text with its special tokens; an
+    encoder-decoder that, and predicts `targets`. Compiles for each number of tokens.
 
     Args:
       loaded: any model.
       text: to read; `<extra_id_N>` are sentinels, as in `Loaded.generate`.
-      targets: what an encoder-decoder writes; None for its own answer, `generate([text])`.
+      targets: of an encoder-decoder; None for its answer, `generate([text])`.
 
     Raises:
       InputError: no vocabulary, no text, a text that is too long for the model, or targets for a
@@ -70,44 +69,46 @@ def attention_maps(loaded: Loaded, text: str, targets: str | None = None) -> Ins
     reading = _read(loaded, text, targets)
     model, vocabulary = _plain(loaded.model), reading.vocabulary
     maps = jax.device_get(_weights(model, reading.sizes, loaded.params, reading.ids))
-    losses, likeliest, ids = np.zeros(0, np.float32), np.zeros((0, 0)), np.zeros((0, 0), int)
+    losses, probabilities, ids = np.zeros(0, np.float32), np.zeros((0, 0)), np.zeros((0, 0), int)
     if reading.no_losses is None:
         computed = _losses(model, reading.sizes, loaded.params, *reading.predictions)
-        losses, likeliest, ids = jax.device_get(computed)
+        losses, probabilities, ids = jax.device_get(computed)
+    pieces = {
+        stack: [vocabulary.piece(token) for token in part]
+        for stack, part in _parts(reading.sizes, reading.ids).items()
+    }
+    alternatives = [
+        [(vocabulary.piece(i), float(p)) for i, p in zip(*pair, strict=True)]
+        for pair in zip(ids, probabilities, strict=True)
+    ]
     return Inside(
-        tokens={
-            stack: [vocabulary.piece(token) for token in part]
-            for stack, part in _parts(reading.sizes, reading.ids).items()
-        },
+        tokens=pieces,
         maps={kind: maps[kind] for kind in _KINDS if kind in maps},  # jax sorts names
         outputs=[vocabulary.piece(token) for token in reading.outputs],
-        places=reading.places,
+        places=reading.positions,
         losses=losses,
-        alternatives=[
-            [(vocabulary.piece(i), float(p)) for i, p in zip(*pair, strict=True)]
-            for pair in zip(ids, likeliest, strict=True)
-        ],
+        alternatives=alternatives,
         targets=reading.targets,
         no_losses=reading.no_losses,
     )
 
 
 def attribution(loaded: Loaded, text: str, targets: str | None = None) -> np.ndarray:
-    """Returns what each token read adds to the log-probability of each output, to first order.
+    """Returns the first-order contribution of each input to the log-probability of each output.
 
-    That is gradient × input: the gradient of the log-probability by a token's embedding, times that
-    embedding, summed over features. A row's sum is thus how fast the log-probability grows as all
-    embeddings grow alike. Positions and token types count for nothing.
+    It is gradient × input: the gradient of the log-probability by a token's embedding, times that
+    embedding, summed over features; positions and token types are left out. A row's sum is the
+    growth rate of the log-probability as all embeddings are scaled.
 
     Args:
       loaded, text, targets: see `attention_maps`.
 
     Returns:
-      `[outputs, inputs]` float32 in nats; outputs as in `Inside`, inputs the tokens that the
-      encoder reads, then those of the decoder. What an output cannot see has 0.
+      `[outputs, inputs]` float32 in nats; outputs as in `Inside`, inputs the tokens of the encoder,
+      then those of the decoder. Inputs that an output cannot see have 0.
 
     Raises:
-      InputError: as `attention_maps`, or if the model predicts no tokens.
+      InputError: as `attention_maps`, or a model that predicts no tokens.
 
     Source: Simonyan et al. 2013, arXiv:1312.6034, §3; for words Denil et al. 2014, arXiv:1412.6815.
     """
@@ -120,35 +121,27 @@ def attribution(loaded: Loaded, text: str, targets: str | None = None) -> np.nda
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Reading:
-    """A text as a model reads it.
-
-    Args:
-      vocabulary: of the ids.
-      sizes: how many tokens each stack reads.
-      ids: `[inputs]` int32, the encoder's, then the decoder's.
-      outputs, places: `[outputs]` int32, the ids to predict, and where in the last stack.
-      mask_id: what hides an encoder's token while it is predicted.
-      targets, no_losses: see `Inside`.
-    """
+    """A text as a model reads it: `ids` `[inputs]` of the encoder, then the decoder; `outputs` and
+    `positions` `[outputs]` int32, the predicted ids and their positions in the last stack."""
 
     vocabulary: Vocabulary
     sizes: Sizes
     ids: np.ndarray
     outputs: np.ndarray
-    places: np.ndarray
-    mask_id: int | None
+    positions: np.ndarray
+    mask_id: int | None  # of an encoder
     targets: str | None
     no_losses: str | None
 
     @property
     def predictions(self) -> tuple[np.ndarray, ...]:
-        """What is read, `[rows, inputs]`, and of each output its row, its place and its id."""
+        """The inputs, `[rows, inputs]`, and each output's row, position and id."""
         rows, row = self.ids[None], np.zeros_like(self.outputs)
-        if self.mask_id is not None:  # each output has a row of its own, where it is hidden
+        if self.mask_id is not None:  # each output is masked in one row
             row = np.arange(len(self.outputs), dtype=np.int32)
             rows = np.tile(rows, (len(row), 1))
-            rows[row, self.places] = self.mask_id
-        return rows, row, self.places, self.outputs
+            rows[row, self.positions] = self.mask_id
+        return rows, row, self.positions, self.outputs
 
 
 def _read(loaded: Loaded, text: str, targets: str | None) -> _Reading:
@@ -160,16 +153,15 @@ def _read(loaded: Loaded, text: str, targets: str | None) -> _Reading:
             f"{topology}; give the text alone",
             field="targets",
         )
-    outputs, mask_id = encode(text, vocabulary), None
+    outputs, mask_id, first = encode(text, vocabulary), None, 0
     if not outputs:
         raise InputError("the text is empty; give one with at least one token")
     no_losses = None if "lm" in model.heads else f"{loaded.folder} has no head for tokens"
-    first = 0
     if topology == "decoder":
         start = [] if model.start_id is None else [model.start_id]
         outputs = start_of(vocabulary, model.start_id).without(outputs)
         ids = {"decoder": [*start, *outputs]}
-        if not start:  # nothing is in front of the first token, which is not predicted
+        if not start:  # the first token has no context
             outputs = outputs[1:]
             no_losses = no_losses or (None if outputs else "the text has a single token")
     else:
@@ -206,12 +198,12 @@ def _check_room(model: Model, ids: Mapping[str, list[int]]) -> None:
 
 
 def _plain(model: Model) -> Model:
-    """Returns the model with the attention kernel that can be looked into and differentiated."""
+    """Returns the model with an attention kernel that returns weights and is differentiable."""
     return dataclasses.replace(model, compute=model.compute.replace(attention="dot", remat="none"))
 
 
 def _parts(sizes: Sizes, ids: Any) -> dict[str, Any]:
-    """Returns the tokens `[inputs]` of each stack."""
+    """Returns the tokens of each stack in `ids` `[inputs]`."""
     ends = np.cumsum([size for _, size in sizes])
     return {stack: ids[end - size : end] for (stack, size), end in zip(sizes, ends, strict=True)}
 
@@ -237,15 +229,15 @@ def _losses(
     params: Any,
     rows: jax.Array,
     row: jax.Array,
-    place: jax.Array,
+    positions: jax.Array,
     outputs: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns losses `[outputs]`, the likeliest probabilities and ids `[outputs, alternatives]`."""
+    """Returns losses `[outputs]`, and the top probabilities and ids `[outputs, alternatives]`."""
     hidden = jax.lax.map(lambda ids: model.hidden(params, _batch(sizes, ids))[0][0], rows)
-    logits = model.logits(params, hidden[row, place][None])[0]
+    logits = model.logits(params, hidden[row, positions][None])[0]
     count = min(_NUM_ALTERNATIVES, logits.shape[-1])
-    likeliest, ids = jax.lax.top_k(jax.nn.softmax(logits), count)
-    return -token_log_probabilities(logits, outputs), likeliest, ids
+    probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), count)
+    return -token_log_probabilities(logits, outputs), probabilities, ids
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -255,23 +247,23 @@ def _attribution(
     params: Any,
     rows: jax.Array,
     row: jax.Array,
-    place: jax.Array,
+    positions: jax.Array,
     outputs: jax.Array,
 ) -> jax.Array:
     """Returns gradient × input, `[outputs, inputs]` float32."""
     num_inputs = rows.shape[1]
-    # The same model over tables in which each input has a row of its own: the gradient by a table
-    # is then that by the inputs, and logits, which may share the true table, are computed apart.
+    # The same model with embedding tables that have a row for each input: the gradient by a table
+    # is that by the inputs. Logits, which may share the true table, are computed apart.
     reader = dataclasses.replace(model, spec=model.spec.replace(vocab=num_inputs, start_id=0))
     names = [name for name in ("token_embedding", "encoder_embedding") if name in params]
     numbered = _batch(sizes, jnp.arange(num_inputs, dtype=jnp.int32))
 
     def contributions(prediction: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        row, place, output = prediction
+        row, position, output = prediction
 
         def log_probability(tables: Mapping[str, jax.Array]) -> jax.Array:
-            read = {**params, **{name: {"embedding": tables[name]} for name in names}}
-            hidden = reader.hidden(read, numbered)[0][:, place]
+            replaced = {**params, **{name: {"embedding": tables[name]} for name in names}}
+            hidden = reader.hidden(replaced, numbered)[0][:, position]
             return token_log_probabilities(model.logits(params, hidden[:, None])[0, 0], output)
 
         tables = {
@@ -279,8 +271,7 @@ def _attribution(
             for name in names
         }
         gradients = jax.grad(log_probability)(tables)
-        return jnp.sum(
-            jnp.stack([jnp.sum(gradients[name] * tables[name], axis=-1) for name in names]), axis=0
-        )
+        products = [jnp.sum(gradients[name] * tables[name], axis=-1) for name in names]
+        return jnp.sum(jnp.stack(products), axis=0)
 
-    return jax.lax.map(contributions, (row, place, outputs))
+    return jax.lax.map(contributions, (row, positions, outputs))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,23 +16,22 @@ from t5lite.data.input_format import InputFormat
 from t5lite.data.labels import Labels
 from t5lite.errors import InputError
 from t5lite.inference.answer import Answer
-from t5lite.inference.batching import check_count, each, settled
+from t5lite.inference.batching import by_row, check_count, check_texts, settled
 from t5lite.inference.defaults import check_defaults, ignored
 from t5lite.inference.embedding import Embedder
 from t5lite.inference.engine import Engine
 from t5lite.inference.generation import Draft
-from t5lite.inference.options import options_of
+from t5lite.inference.options import options_of, with_options
 from t5lite.inference.predict import Predictor
 from t5lite.inference.request import Reader, Request
 from t5lite.inference.requirements import require
 from t5lite.inference.scoring import Score, Scorer
-from t5lite.interop import Description, Opened, open_model
+from t5lite.interop import Description
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
-from t5lite.interop.finite import check_compute, check_dtype
 from t5lite.interop.generation_defaults import GenerationDefaults
-from t5lite.models import ComputeSpec, Model, ModelSpec
+from t5lite.models import Model, ModelSpec
 from t5lite.objectives import Prompts
-from t5lite.parallel import Layout, make_mesh
+from t5lite.parallel import Layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -43,9 +42,9 @@ class Loaded:
 
     Args:
       engine: the compiled functions of the model.
-      params: of the model, averaged ones where the run kept an average; placed on the mesh.
-      description: what the folder says beside its arrays.
-      step: updates done; None where the folder does not say.
+      params: of the model, averaged ones if the run kept an average; sharded over the mesh.
+      description: the folder's content apart from arrays.
+      step: updates done; None if unknown.
       folder: of the checkpoint, for messages.
     """
 
@@ -67,7 +66,7 @@ class Loaded:
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The vocabulary; None where none was saved."""
+        """The vocabulary; None if none was saved."""
         return self.engine.vocabulary
 
     @property
@@ -82,17 +81,24 @@ class Loaded:
 
     @property
     def labels(self) -> Labels:
-        """Names of the classes of a head, by label feature; {} where none were saved."""
+        """Names of the classes of a head, by label feature; {} if none were saved."""
         return self.description.labels
 
-    @property
+    @functools.cached_property
     def generation(self) -> GenerationDefaults | None:
-        """Default generation options; None where its files do not say."""
-        return self.description.generation
+        """Default generation options of the folder, checked; None for none."""
+        defaults = self.description.generation
+        check_defaults(defaults, spec=self.spec, where=self.folder)
+        if unused := ignored(defaults, self.spec):
+            warnings.warn(
+                f"{self.folder}: generation defaults that are ignored: {', '.join(unused)}",
+                stacklevel=2,
+            )
+        return defaults
 
     @property
     def embedding(self) -> EmbeddingDefaults | None:
-        """Default embedding options; None where its files do not say."""
+        """Default embedding options of the folder; None for none."""
         return self.description.embedding
 
     @property
@@ -102,7 +108,7 @@ class Loaded:
 
     @functools.cached_property
     def prompts(self) -> Prompts:
-        """How the model is prompted: as in training, where that is known."""
+        """How the model is prompted: as in training, if known."""
         return self.description.prompts or Prompts.by_default(
             self.vocabulary, topology=self.model.topology, start_id=self.spec.start_id
         )
@@ -112,6 +118,7 @@ class Loaded:
         """The parameters as `Engine.prepare` returns them."""
         return self.engine.prepare(self.params)
 
+    @with_options
     def generate(
         self,
         texts: Sequence[str],
@@ -124,36 +131,37 @@ class Loaded:
         draft_length: int = 4,
         **options: Any,
     ) -> list:
-        """Answers texts; a decoder continues them, an encoder fills their mask tokens.
+        """Answers texts: a decoder continues them, an encoder fills their mask tokens.
 
         Compiles once for texts and `max_new_tokens` of up to 16, 32, 64, … tokens, and for batches
-        of 1, 2, 4, … texts: others of such sizes then run at once, with other options as well. The
-        first call makes an unstacked copy of the parameters; see `Engine.prepare`.
+        of 1, 2, 4, … texts, whatever the options. The first call makes an unstacked copy of the
+        parameters; see `Engine.prepare`.
 
         Args:
           texts: `<extra_id_0>`, `<extra_id_1>`, … in them are T5's sentinels: gaps that a model
             trained on span corruption fills. An encoder's gaps are its mask tokens.
-          batch_size: most texts answered together.
-          fill: whether to return the texts with their gaps filled, rather than the answers. A gap
-            that the answer does not mention stays as it is.
-          prompt: what a text is to the model. `inputs`: a whole text, framed as in training on
-            inputs and targets. `continue`: a beginning. `prefix`: a beginning that is seen in both
-            directions, for models trained on prefixes. None: as the run was trained, or else
-            `inputs` for an encoder-decoder and `continue` for a decoder.
+          batch_size: most texts at once.
+          fill: whether to return the texts with their gaps filled, rather than the answers. Gaps
+            that the answer does not mention stay.
+          prompt: the role of a text. `inputs`: a whole text, framed as in training on inputs and
+            targets. `continue`: a beginning. `prefix`: a beginning with bidirectional attention,
+            for models trained on prefixes. None: as in training, or else `inputs` for an
+            encoder-decoder and `continue` for a decoder.
           truncate: whether texts that are too long are truncated: whole texts at their end, as in
-            training, and those to be continued at their beginning. Otherwise they are refused.
+            training, and beginnings at their beginning. Otherwise they are refused.
           draft: for speculative decoding: a smaller model of the same vocabulary, or "prompt",
-            which looks tokens up in the text and the answer. Greedy answers stay the same, drawn
+            which copies n-grams of the text and the answer. Greedy answers stay the same, sampled
             ones keep their distribution.
-          draft_length: tokens that the draft proposes at a time.
-          **options: `max_new_tokens`, `temperature`, … of `Options`. A list has one for each text;
-            of `stop`, `banned` and `choices` a list of lists.
+          draft_length: tokens proposed at a time.
+          **options: of `Options`, defaults being those of the model's `generation_config.json`, if
+            any. A list has a value for each text; for `stop`, `banned` and `choices` a list of
+            lists.
 
         Returns:
           A text for each, in order; with `num_samples` above 1 a list of texts for each.
 
         Raises:
-          InputError: the model cannot generate, no vocabulary, no text, one that is empty or too
+          InputError: a model that cannot generate, no vocabulary, no text, one that is empty or too
             long, or an option that is unknown, out of range or contradicts another.
         """
         answers = self.answers(
@@ -166,9 +174,10 @@ class Loaded:
             draft_length=draft_length,
             **options,
         )
-        several = max((len(each) for each in answers), default=1) > 1
-        return [[one.text for one in each] if several else each[0].text for each in answers]
+        several = max((len(row) for row in answers), default=1) > 1
+        return [[one.text for one in row] if several else row[0].text for row in answers]
 
+    @with_options
     def answers(
         self,
         texts: Sequence[str],
@@ -181,17 +190,14 @@ class Loaded:
         draft_length: int = 4,
         **options: Any,
     ) -> list[list[Answer]]:
-        """Does as `generate`, and returns the answers to each text with tokens, log-probabilities
-        and the reason to end."""
-        if isinstance(texts, str):
-            raise InputError("texts is one string; put it in a list: [text]")
-        if not texts:
-            raise InputError("texts is empty; give at least one text", field="texts")
+        """Returns the answers of `generate` to each text, with tokens, log-probabilities and the
+        finish reason."""
+        check_texts("texts", texts)
         check_count("batch_size", batch_size)
         reader = self.reader(
             fill=fill, prompt=prompt, truncate=truncate, draft=draft, draft_length=draft_length
         )
-        requests = each(
+        requests = by_row(
             "texts",
             lambda number, text, own: Request.from_text(text, reader, own, number=number),
             range(len(texts)),
@@ -207,31 +213,25 @@ class Loaded:
         )
         return settled("texts", outcomes)
 
+    @with_options
     def stream(
         self,
         text: str,
         *,
+        fill: bool = False,
         prompt: str | None = None,
         truncate: bool = False,
         draft: "Loaded | str | None" = None,
         draft_length: int = 4,
         **options: Any,
     ) -> Iterator[str]:
-        """Returns what `generate` does for one text in pieces, as they are generated.
+        """Returns the answer of `generate` to one text in pieces, as they are generated.
 
-        What cannot be streamed or answered is refused at the call.
-
-        Args:
-          text: to answer or to continue.
-          prompt, truncate, draft, draft_length: see `generate`.
-          **options: of `generate`, without beams and several samples.
+        Raises:
+          InputError: at the call, beam search, several samples, or as `generate`.
         """
         reader = self.reader(
-            fill=options.pop("fill", False),
-            prompt=prompt,
-            truncate=truncate,
-            draft=draft,
-            draft_length=draft_length,
+            fill=fill, prompt=prompt, truncate=truncate, draft=draft, draft_length=draft_length
         )
         request = Request.from_text(text, reader, options_of(options, 1, reader.options)[0])
         return self.engine.stream(
@@ -254,8 +254,9 @@ class Loaded:
         """
         vocabulary = require(self, head="lm", to="generate text")
         check_count("draft_length", draft_length)
-        self._check_draft(draft)
-        reader = Reader(
+        if draft is not None and draft != "prompt":
+            self._check_draft(draft)
+        return Reader(
             spec=self.spec,
             vocabulary=vocabulary,
             prompts=self.prompts,
@@ -267,19 +268,8 @@ class Loaded:
             draft_length=0 if draft is None else draft_length,
             draft=draft.spec if isinstance(draft, Loaded) else None,
         )
-        check_defaults(self.generation, spec=self.spec, where=self.folder)
-        unused = ignored(self.generation, self.spec)
-        if unused and not self.__dict__.setdefault("_warned", False):
-            self.__dict__["_warned"] = True
-            warnings.warn(
-                f"{self.folder} says of generation what is ignored: {', '.join(unused)}",
-                stacklevel=3,
-            )
-        return reader
 
     def _check_draft(self, draft: Any) -> None:
-        if draft is None or draft == "prompt":
-            return
         if not isinstance(draft, Loaded):
             raise InputError(
                 f"draft = {draft!r}: must be a loaded model, or 'prompt'", field="draft"
@@ -304,37 +294,30 @@ class Loaded:
         prompt: str | None = None,
         prompt_name: str | None = None,
     ) -> np.ndarray:
-        """Returns a vector for each text.
-
-        They are what the model's embedding head says; without one, the mean of the last hidden
-        states over the text's tokens, special ones included, at length 1.
+        """Returns a vector for each text: of the model's embedding head, or else the mean of the
+        last hidden states over the text's tokens, special ones included, at length 1.
 
         Args:
           texts: to embed.
           batch_size: most texts at once.
-          max_length: most tokens of a text, special ones included; None for as many as the model
-            has positions for, or sentence-transformers' files say.
+          max_length: most tokens of a text, special ones included; None for the model's positions,
+            or the length in sentence-transformers' files.
           truncate: whether longer texts lose their end; otherwise they are refused.
           prompt: a text to put in front of each.
-          prompt_name: the name of one that the model's files have; None for their default one.
+          prompt_name: the name of a prompt in the model's files; None for their default one.
 
         Returns:
           `[len(texts), size]` float32.
 
         Raises:
           InputError: an encoder-decoder, no vocabulary, no text, one that is too long, an option
-            out of range, or files that ask for pooling or layers that are not known.
+            out of range, or files with unknown pooling or layers.
         """
         embedder = Embedder(
-            self,
-            max_length=max_length,
-            truncate=truncate,
-            prompt=prompt,
-            prompt_name=prompt_name,
+            self, max_length=max_length, truncate=truncate, prompt=prompt, prompt_name=prompt_name
         )
-        if isinstance(texts, str) or not texts:
-            raise InputError("texts must be a list of at least one text", field="texts")
-        requests = each("texts", embedder.read, texts)
+        check_texts("texts", texts)
+        requests = by_row("texts", embedder.read, texts)
         outcomes = self.engine.embed(self.params, requests, batch_size=batch_size)
         return np.stack(settled("texts", outcomes))
 
@@ -351,29 +334,27 @@ class Loaded:
         max_answer_length: int = 30,
         no_answer: bool | None = None,
     ) -> list[Any]:
-        """Returns what a head says of each text.
+        """Returns the prediction of a head for each text.
 
         A head of classes gives `Classes`, one of numbers `Numbers` in the unit of the training
-        labels, one of token labels `Tagged`, whose spans are characters of the text, and one of
-        spans `Answers`; see `predictions`. Texts that are too long lose their end, as in training:
-        `num_cut` says how many tokens.
+        labels, one of token labels `Tagged`, and one of spans `Answers`; see `predictions`. Texts
+        that are too long lose their end, as in training: `num_cut` counts the tokens.
 
         Args:
-          texts: texts, which are read as they are, or rows of columns. A row that has the columns
-            of the training template is made a text by it; another has `inputs` or `text`. For
-            answers also `question` and `context`, for classes and numbers `text` and `text_pair`,
-            where the vocabulary joins pairs.
+          texts: texts, or rows of columns. Rows with the columns of the training template are
+            rendered by it; others have `inputs` or `text`, or, if the vocabulary joins pairs,
+            `question` and `context` for answers and `text` and `text_pair` for classes and numbers.
           batch_size: most texts at once.
           head: `classification`, `regression`, `token_labels` or `spans`; None: the only one.
           top_k: most classes, or answers, of a text.
-          max_length: most tokens of a text, special ones included; None: as in training, or as many
-            as the model has positions for.
-          template: makes texts of rows, instead of the one in training; its last slot holds the
-            answers. A text is the column `text`.
-          aggregation: of tags: "first", the first token of a word says its tag, as in training;
-            "simple", every token its own, as in transformers.
+          max_length: most tokens of a text, special ones included; None: as in training, or the
+            model's positions.
+          template: renders rows, instead of the one in training; its last slot holds the answers. A
+            text is the column `text`.
+          aggregation: of tags: "first", a word has the tag of its first token, as in training;
+            "simple", every token has its own, as in transformers.
           max_answer_length: most tokens of an answer.
-          no_answer: whether an answer may be missing; None: if it may be in training.
+          no_answer: whether an answer may be missing; None: as in training.
 
         Returns:
           A prediction for each, in order.
@@ -382,8 +363,7 @@ class Loaded:
           InputError: no or several such heads, no vocabulary, no text, a row without the columns,
             or an argument out of range.
         """
-        if isinstance(texts, str) or not texts:
-            raise InputError("texts must be a list of at least one text", field="texts")
+        check_texts("texts", texts)
         predictor = Predictor(
             self,
             head=head,
@@ -394,7 +374,7 @@ class Loaded:
             max_answer_length=max_answer_length,
             no_answer=no_answer,
         )
-        requests = each("texts", predictor.read, texts)
+        requests = by_row("texts", predictor.read, texts)
         outcomes = self.engine.predict(self.params, predictor, requests, batch_size=batch_size)
         return settled("texts", outcomes)
 
@@ -408,44 +388,47 @@ class Loaded:
         eos: bool | None = None,
         truncate: bool = False,
     ) -> list[Score]:
-        """Returns how likely the model finds each text, token by token.
+        """Returns the log-likelihood of each text, token by token.
 
         A decoder scores every token of a text given those before it, or of a target given the text;
-        an encoder-decoder a target given the text; an encoder every token of a text given all the
-        others, each masked in turn, whose sum is the pseudo-log-likelihood. A target that
-        continues a text is scored in the tokens that it has behind it, as in
-        lm-evaluation-harness: encode(text + target), split at len(encode(text)); see
-        `context.split_pair`. A target that answers a text is tokenised alone, as in training.
-        Compiles once for texts and targets of up to 16, 32, 64, … tokens
-        and batches of 1, 2, 4, … rows.
+        an encoder-decoder a target given the text; an encoder every token of a text given all
+        others, each masked in turn: the pseudo-log-likelihood. A target that continues a text is
+        tokenised with it, as in lm-evaluation-harness: encode(text + target), split at
+        len(encode(text)); see `context.split_pair`. A target that answers a text is tokenised
+        alone, as in training. Compiles once for texts and targets of up to 16, 32, 64, … tokens and
+        batches of 1, 2, 4, … rows.
 
         Args:
           texts: to score, or to score targets after; none is empty.
-          targets: one for each text; an encoder-decoder needs them, an encoder has none.
-          batch_size: most rows at once; an encoder needs one for every token.
-          prompt: what a text with a target is to the model; see `generate`.
-          eos: whether the EOS after what is scored is scored too; None: after a target that
-            answers a text, as in training, and not after one that continues it, or a text alone.
-          truncate: whether what does not fit is cut: of a text its end, or its beginning where it
-            is continued. Targets are never cut.
+          targets: one for each text; required for an encoder-decoder, refused for an encoder.
+          batch_size: most rows at once; an encoder needs a row for every token.
+          prompt: the role of a text with a target; see `generate`.
+          eos: whether the EOS after the scored tokens is scored too; None: after a target that
+            answers a text, as in training.
+          truncate: whether texts that are too long lose their end, or their beginning if they are
+            continued. Targets are never truncated.
 
         Returns:
-          A score for each text, in order; log-probabilities are in nats, of softmax(logits) over
-          all that the model has embeddings for, as in training.
+          A score for each text, in order; log-probabilities are in nats, under softmax(logits) over
+          all embeddings, as in training.
 
         Raises:
           InputError: no vocabulary, no head for tokens, targets that are missing or not for this
-            model, or no, an empty or too long a text.
+            model, or no text, or one that is empty or too long.
 
         Source: Salazar et al. 2020, arXiv:1910.14659, §2.1 (encoders).
         """
         scorer = Scorer(self, prompt=prompt, eos=eos, truncate=truncate)
-        for name, column in (("texts", texts), ("targets", targets or texts)):
-            if isinstance(column, str) or not column:
-                raise InputError(f"{name} must be a list of at least one text", field=name)
-        if targets is not None and len(targets) != len(texts):
-            raise InputError(f"{len(texts)} texts and {len(targets)} targets: give each text one")
-        requests = each("texts", scorer.read, *((texts,) if targets is None else (texts, targets)))
+        check_texts("texts", texts)
+        columns = [texts]
+        if targets is not None:
+            check_texts("targets", targets or texts)
+            columns.append(targets)
+            if len(targets) != len(texts):
+                raise InputError(
+                    f"{len(texts)} texts and {len(targets)} targets: give each text one"
+                )
+        requests = by_row("texts", scorer.read, *columns)
         outcomes = self.engine.score(self.params, requests, batch_size=batch_size)
         return settled("texts", outcomes)
 
@@ -460,80 +443,3 @@ class Loaded:
 def draft_of(draft: Loaded | str | None) -> Draft | str | None:
     """Returns a draft as an engine takes it."""
     return Draft(draft.engine, draft.decoding_params) if isinstance(draft, Loaded) else draft
-
-
-def place(
-    opened: Opened,
-    *,
-    compute: ComputeSpec = ComputeSpec(),
-    layout: Layout | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    dtype: Any = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Loaded:
-    """Reads the parameters of an opened checkpoint onto devices.
-
-    Args:
-      opened: the checkpoint.
-      compute, layout, devices, dtype, progress: see `load`.
-    """
-    check_dtype(dtype)
-    check_compute(opened.spec.family, compute.dtype)
-    layout = Layout() if layout is None else layout
-    mesh = make_mesh(layout, devices)
-    model, vocabulary = Model(opened.spec, compute), opened.vocabulary
-    params = opened.params(model, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
-    engine = Engine(model, vocabulary, layout, mesh)
-    return Loaded(engine, params, opened.description, opened.step, epath.Path(opened.folder))
-
-
-def load(
-    folder: epath.PathLike,
-    *,
-    compute: ComputeSpec = ComputeSpec(),
-    layout: Layout | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    dtype: Any = None,
-    vocabulary: Vocabulary | None = None,
-    spec: ModelSpec | None = None,
-    revision: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Loaded:
-    """Opens a trained model: `t5lite.load("runs/quickstart").generate(["..."])`.
-
-    Args:
-      folder: of t5lite a model_dir or its checkpoints folder (the newest step is read), or one step
-        folder, local, `gs://` or `s3://`; `model.json`, `vocabulary/`, `labels.json` and
-        `prompts.json` lie in it or in a folder above. Or a Hugging Face folder: `config.json`,
-        safetensors, tokenizer files; local or remote. Or a T5X checkpoint, `checkpoint_N`, or the
-        folder that holds some (the newest is read). Or the name of a model on the Hugging Face hub,
-        `ORGANISATION/NAME` or `ORGANISATION/NAME@REVISION`, where huggingface_hub is installed and
-        there is no such folder.
-      compute: dtype of activations and so on, which need not be those of training; float16 is
-        refused for T5, whose activations exceed it.
-      layout: how parameters and batches are spread over the devices; by default a whole copy of
-        the parameters on each. Parameters of other libraries stream straight into their shards.
-      devices: to use; None for all.
-      dtype: of the parameters; None for each as it is stored.
-      vocabulary: instead of the saved one.
-      spec: of a T5X checkpoint, which does not say all of it; see `t5x.open_model`.
-      revision: of a model on the hub: a branch, a tag or a commit; None for the default branch.
-      progress: called with bytes read and bytes in all, for other libraries' folders.
-
-    Returns:
-      The model with its parameters: the averaged ones if a run of t5lite kept an average.
-
-    Raises:
-      InputError: no such folder, none of the above in it, a description that does not fit the
-        arrays, pickles, which are not opened, or parameters that are NaN, infinite, or too large
-        for `dtype`.
-      CheckpointError: if a checkpoint of t5lite is damaged.
-    """
-    return place(
-        open_model(folder, vocabulary=vocabulary, spec=spec, revision=revision),
-        compute=compute,
-        layout=layout,
-        devices=devices,
-        dtype=dtype,
-        progress=progress,
-    )

@@ -1,9 +1,10 @@
-"""The generation options: one table, from which checks, command-line flags and docs are made.
+"""The generation options: one table of checks, command-line flags, signatures and docs.
 
 Imports no JAX, so that `--help` answers at once.
 """
 
 import dataclasses
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -11,24 +12,22 @@ from typing import Any
 
 from t5lite.errors import InputError, unknown
 
-_NUMBER = "a number"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What one option means, which values it takes, and how it is presented.
+    """What one option means, its values, and how it is presented.
 
     Args:
-      help: for a person, with the default in parentheses.
-      metavar: placeholder of its value; None where the option is no flag.
+      help: meaning, with the default in parentheses.
+      metavar: placeholder of its value; None if the option is no flag.
       kind: of a value: int, float, str or bool.
       allowed: whether a number is in range; None for other kinds.
       words: the range, for the error: "must be …".
-      names: the values by the words that a command line uses; {} where it takes the value itself.
+      names: the values by their words on a command line; {} for other kinds.
       repeatable: whether the value is a list.
       weighted: whether the value maps texts to numbers; on a command line `TOKEN=NUMBER`.
       static: whether requests of one batch must agree on it, as it shapes the compiled function.
-      neutral: the value that switches the option off, in a batch where another request sets it.
+      neutral: the value that switches the option off, in a batch with requests that set it.
       needs: another option without which this one has no effect.
       encoder: whether it applies to filling an encoder's mask tokens as well.
     """
@@ -37,7 +36,7 @@ class Rule:
     metavar: str | None = None
     kind: type = float
     allowed: Callable[[Any], bool] | None = None
-    words: str = _NUMBER
+    words: str = "a number"
     names: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     repeatable: bool = False
     weighted: bool = False
@@ -61,9 +60,8 @@ def token_and_number(text: str) -> tuple[str, float]:
 
 
 def _option(default: Any, help: str, metavar: str | None = None, **rule: Any) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"rule": Rule(help=help, metavar=metavar, **rule)}
-    )
+    rule = {"rule": Rule(help=help, metavar=metavar, **rule)}
+    return dataclasses.field(default=default, metadata=rule)
 
 
 def _integer(default: int | None, least: int, help: str, metavar: str = "N", **rule: Any) -> Any:
@@ -74,20 +72,13 @@ def _integer(default: int | None, least: int, help: str, metavar: str = "N", **r
     return _option(default, help, metavar, kind=int, allowed=allowed, words=words, **rule)
 
 
-def _share(help: str, *, zero: bool = False, **rule: Any) -> Any:
-    """Returns the field of a probability in (0, 1], or [0, 1]."""
-
-    def allowed(value: Any) -> bool:
-        return (value >= 0 if zero else value > 0) and value <= 1
-
-    words = f"in {'[' if zero else '('}0, 1]"
-    return _option(
-        None, help, "P", allowed=allowed, words=words, needs="temperature", encoder=True, **rule
-    )
-
-
 def _number(default: float | None, help: str, metavar: str = "X", **rule: Any) -> Any:
     return _option(default, help, metavar, **{"allowed": lambda value: True, **rule})
+
+
+def _probability(help: str, **rule: Any) -> Any:
+    range_ = {"allowed": lambda value: 0 < value <= 1, "words": "in (0, 1]"}
+    return _option(None, help, "P", needs="temperature", encoder=True, **{**range_, **rule})
 
 
 def _texts(help: str, **rule: Any) -> Any:
@@ -131,15 +122,16 @@ class Options:
         needs="temperature",
         encoder=True,
     )
-    top_p: float | None = _share(
+    top_p: float | None = _probability(
         "draw from the most probable tokens whose probabilities sum to P", neutral=1.0
     )
-    min_p: float | None = _share(
+    min_p: float | None = _probability(
         "draw from tokens at least P times as probable as the most probable one",
-        zero=True,
+        allowed=lambda value: 0 <= value <= 1,
+        words="in [0, 1]",
         neutral=0.0,
     )
-    typical_p: float | None = _share(
+    typical_p: float | None = _probability(
         "draw from the most typical tokens whose probabilities sum to P", neutral=1.0
     )
     repetition_penalty: float | None = _number(
@@ -208,7 +200,7 @@ class Options:
     )
     logits_fn: Callable[..., Any] | None = _option(
         None,
-        "Python only: `(logits [rows, vocab], written) -> logits`, after all constraints",
+        "Python only: `(logits [rows, vocab], output) -> logits`, after all constraints",
         static=True,
     )
     seed: int = _integer(0, 0, "of the samples (0)", "S", encoder=True)
@@ -222,39 +214,39 @@ class Options:
         self._check_together()
 
     def _check_together(self) -> None:
+        def error(name: str, message: str) -> InputError:
+            return InputError(message, field=f"Options.{name}")
+
         least = self.min_new_tokens
         if least is not None and least > self.max_new_tokens:
-            raise InputError(
+            raise error(
+                "min_new_tokens",
                 f"min_new_tokens = {least} is more than max_new_tokens = {self.max_new_tokens}",
-                field="Options.min_new_tokens",
             )
         if self.temperature > 0 and self.num_beams > 1:
-            raise InputError(
+            raise error(
+                "temperature",
                 f"temperature = {self.temperature} and num_beams = {self.num_beams}: beam search "
                 "draws no samples; leave one out",
-                field="Options.temperature",
             )
-        without = {"temperature": self.temperature == 0, "num_beams": self.num_beams == 1}
-        remedies = {"temperature": "temperature, such as 1.0", "num_beams": "num_beams above 1"}
+        unset = {"temperature": self.temperature == 0, "num_beams": self.num_beams == 1}
+        fixes = {"temperature": "temperature, such as 1.0", "num_beams": "num_beams above 1"}
         for name in sorted(self.changed(), key=[*RULES].index):
             needed = RULES[name].needs
-            if needed is not None and without[needed]:
-                raise InputError(
+            if needed is not None and unset[needed]:
+                raise error(
+                    name,
                     f"{name} = {getattr(self, name)!r}: has no effect without {needed}; set "
-                    f"{remedies[needed]}, or leave {name} out",
-                    field=f"Options.{name}",
+                    f"{fixes[needed]}, or leave {name} out",
                 )
         if self.temperature == 0 and self.num_samples > self.num_beams:
-            raise InputError(
+            raise error(
+                "num_samples",
                 f"num_samples = {self.num_samples}: greedy samples are equal; set temperature, or "
                 "num_beams to at least as many",
-                field="Options.num_samples",
             )
         if self.choices and self.forced is not None:
-            raise InputError(
-                "choices and forced: both determine the response; leave one out",
-                field="Options.choices",
-            )
+            raise error("choices", "choices and forced: both determine the response; leave one out")
 
     def changed(self) -> frozenset[str]:
         """Returns the names of the options that differ from their defaults."""
@@ -264,57 +256,45 @@ class Options:
 
 
 RULES: dict[str, Rule] = {f.name: f.metadata["rule"] for f in dataclasses.fields(Options)}
-"""The rule of each option, in the order of the fields."""
 FLAGS = {name: rule for name, rule in RULES.items() if rule.metavar is not None}
-"""The rules of those that a command line, or a row of a file, can set."""
+"""The options of a command line, or of a row of a file."""
 STATIC = tuple(name for name, rule in RULES.items() if rule.static)
-"""Names of the options that requests of one batch agree on."""
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Options)}
 
 
 def _checked(name: str, value: Any, rule: Rule) -> Any:
-    """Returns an option's value, lists as tuples.
-
-    Raises:
-      InputError: it is out of range, or of another type.
-    """
+    """Returns an option's value, lists as tuples; an InputError if it is not allowed."""
+    words = rule.words
     if rule.repeatable:
-        good, value = _items(name, value)
-        words = "a list of texts, none of them empty"
+        value = (value,) if isinstance(value, str) else value
+        items, words = (
+            (str, int) if name == "banned" else str,
+            "a list of texts, none of them empty",
+        )
+        valid = isinstance(value, list | tuple) and all(_is_token(item, items) for item in value)
+        value = tuple(value) if valid else value
     elif rule.weighted:
-        good, words = _is_bias(value), "a mapping from tokens to numbers below infinity"
+        words = "a mapping from tokens to numbers below infinity"
+        valid = isinstance(value, Mapping) and all(
+            _is_token(token, str | int) and isinstance(bias, numbers.Real) and bias < math.inf
+            for token, bias in value.items()
+        )
     elif rule.allowed is not None:
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        good, words = number and math.isfinite(value) and rule.allowed(value), rule.words
+        valid = number and math.isfinite(value) and rule.allowed(value)
     elif rule.names:
-        good, words = any(value is one for one in rule.names.values()), rule.words
+        valid = any(value is one for one in rule.names.values())
     elif rule.kind is str:
-        good, words = isinstance(value, str) and value != "", "a text, and not empty"
+        valid, words = _is_token(value, str), "a text, and not empty"
     else:
-        good, words = callable(value), "a function of logits and what is written"
-    if not good:
+        valid, words = callable(value), "a function of logits and the output"
+    if not valid:
         raise InputError(f"{name} = {value!r}: must be {words}", field=f"Options.{name}")
     return value
 
 
-def _items(name: str, value: Any) -> tuple[bool, Any]:
-    if isinstance(value, str):
-        value = (value,)
-    kinds = (str, int) if name == "banned" else (str,)
-    good = isinstance(value, list | tuple) and all(
-        isinstance(item, kinds) and item != "" for item in value
-    )
-    return good, tuple(value) if good else value
-
-
-def _is_bias(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(token, str | int)
-        and token != ""
-        and isinstance(bias, numbers.Real)
-        and bias < math.inf
-        for token, bias in value.items()
-    )
+def _is_token(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and value != ""
 
 
 def options_of(
@@ -325,7 +305,7 @@ def options_of(
     """Returns the options of each of `count` texts.
 
     Args:
-      values: by name; a list has a value for each text, and a list of texts holds for all.
+      values: by name; a list has a value for each text, except that a list of texts is of all.
       count: of the texts.
       make: makes the options of one text from its values.
 
@@ -333,25 +313,36 @@ def options_of(
       InputError: an unknown name, a list of another length, or a value out of range.
     """
     check_names(values)
-    shared: dict[str, Any] = {}
-    apart: dict[str, Sequence[Any]] = {}
+    common: dict[str, Any] = {}
+    by_text: dict[str, Sequence[Any]] = {}
     for name, value in values.items():
         listed = isinstance(value, list | tuple)
         if RULES[name].repeatable:  # a list of lists has one for each text
             inner = list | tuple
             listed = listed and len(value) > 0 and all(isinstance(item, inner) for item in value)
-        if not listed:
-            shared[name] = value
-        elif len(value) != count:
+        if listed and len(value) != count:
             raise InputError(f"{name} has {len(value)} values for {count} texts")
-        else:
-            apart[name] = value
-    if not apart:
-        return [make(shared)] * count
+        (by_text if listed else common)[name] = value
+    if not by_text:
+        return [make(common)] * count
     return [
-        make({**shared, **{name: value[row] for name, value in apart.items()}})
+        make({**common, **{name: value[row] for name, value in by_text.items()}})
         for row in range(count)
     ]
+
+
+def with_options(method: Any) -> Any:
+    """Lists the options in a method's signature instead of its `**options`: for `help()` and
+    tools."""
+    signature = inspect.signature(method)
+    *named, _ = signature.parameters.values()
+    kind = inspect.Parameter.KEYWORD_ONLY
+    listed = [
+        inspect.Parameter(field.name, kind, default=field.default, annotation=field.type)
+        for field in dataclasses.fields(Options)
+    ]
+    method.__signature__ = signature.replace(parameters=[*named, *listed])
+    return method
 
 
 def check_names(values: Mapping[str, Any]) -> None:

@@ -3,27 +3,25 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.data.files.templates import Template
 from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError, unknown
-from t5lite.inference import tagging
-from t5lite.inference.answer_places import likeliest
+from t5lite.inference import text_spans
 from t5lite.inference.batching import (
     Placed,
     check_count,
     check_max_length,
+    compiled,
     padded,
     positions,
-    stack_batches,
+    stack_outcomes,
 )
-from t5lite.inference.finite import Source, not_finite
 from t5lite.inference.predictions import (
     Answers,
     AnswerSpan,
@@ -32,38 +30,37 @@ from t5lite.inference.predictions import (
     Prediction,
     Tagged,
 )
-from t5lite.inference.requirements import require
-from t5lite.inference.tagging import Place
+from t5lite.inference.requirements import not_finite, require
+from t5lite.inference.text_spans import Span
 from t5lite.models import Model
-from t5lite.parallel import Layout, with_layout
 
 HEADS = ("classification", "regression", "token_labels", "spans")
 AGGREGATIONS = ("first", "simple")
 _WORD = re.compile(r"\S+")
 _PAIRS = {"spans": ("question", "context")}  # columns; of other heads:
 _PAIR = ("text", "text_pair")
-_INSTEAD = {"lm": "`generate` and `score`", "embedding": "`embed`", "pooler": "`embed`"}
+_VERBS = {"lm": "`generate` and `score`", "embedding": "`embed`", "pooler": "`embed`"}
 
 
 class PredictRequest(NamedTuple):
-    """A text as ids, and where its tokens are in the text.
+    """A text as ids, with the spans of its tokens.
 
     Attributes:
-      text: in which offsets count.
-      ids: with the special tokens around it.
-      start: the first token of `offsets` among the ids.
-      offsets: the characters of the tokens in the text; of tags and answers alone.
-      words: the words' characters in the text, where they are tagged.
-      tokens: which of `offsets` stands for each word, -1 for none.
-      types: a token type for each id; None where all are 0.
-      num_cut: tokens that did not fit.
+      text: in which spans count.
+      ids: special tokens included.
+      start: the index of the first of `offsets` in `ids`.
+      offsets: the spans of the tokens; for tags and answers.
+      words: the spans of the words, for tags.
+      tokens: the index in `offsets` of each word's token, -1 for none.
+      types: a token type for each id; None if all are 0.
+      num_cut: tokens that were truncated.
     """
 
     text: str
     ids: list[int]
     start: int = 0
-    offsets: Sequence[Place] = ()
-    words: Sequence[Place] = ()
+    offsets: Sequence[Span] = ()
+    words: Sequence[Span] = ()
     tokens: Sequence[int] = ()
     types: Sequence[int] | None = None
     num_cut: int = 0
@@ -71,14 +68,10 @@ class PredictRequest(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """Makes requests of texts, and predictions of a head's outputs; see `Loaded.predict`.
+    """Turns texts into requests, and outputs of a head into predictions.
 
-    Args:
-      source: a single stack with such a head and a vocabulary; no parameters are needed.
-      head, top_k, max_length, template, aggregation, max_answer_length, no_answer: see there.
-
-    Raises:
-      InputError: no or several such heads, no vocabulary, or an argument out of range.
+    `source` is a single stack with such a head and a vocabulary, parameters aside; the options, and
+    what is refused, are those of `Loaded.predict`.
     """
 
     source: Any
@@ -91,7 +84,7 @@ class Predictor:
     no_answer: bool | None = None
 
     def __post_init__(self) -> None:
-        _ = self.kind, self._template  # refuse what they cannot be
+        _ = self.kind, self._template  # raise their errors now
         check_count("top_k", self.top_k)
         check_count("max_answer_length", self.max_answer_length)
         if self.aggregation not in AGGREGATIONS:
@@ -101,17 +94,11 @@ class Predictor:
 
     @functools.cached_property
     def kind(self) -> str:
-        """The kind of the head.
-
-        Raises:
-          InputError: no such head, or several without a name.
-        """
+        """The kind of the head."""
         heads, topology = self.source.model.heads, self.source.model.topology
         fitting = [kind for kind in HEADS if kind in heads and topology != "encoder_decoder"]
         if not fitting:
-            uses = [
-                f"its head {kind!r} is for {_INSTEAD[kind]}" for kind in _INSTEAD if kind in heads
-            ]
+            uses = [f"its head {kind!r} is for {_VERBS[kind]}" for kind in _VERBS if kind in heads]
             stacks = "an encoder-decoder" if topology == "encoder_decoder" else f"one {topology}"
             advice = "; ".join(uses) or "train one, as configs/classify_csv.gin does"
             raise InputError(
@@ -126,7 +113,7 @@ class Predictor:
 
     @property
     def names(self) -> Sequence[str]:
-        """The names of the head's outputs, in order; empty where none were saved."""
+        """The names of the head's outputs, in order; empty if none were saved."""
         return self.source.labels.get("labels", ())
 
     @property
@@ -135,7 +122,7 @@ class Predictor:
 
     @functools.cached_property
     def _most(self) -> int | None:
-        """Most tokens of a text; longer texts lose their end, as in training."""
+        """Most tokens of a text."""
         length = self.source.inputs.length if self.max_length is None else self.max_length
         limits = (length, positions(self.source.model))
         return min((limit for limit in limits if limit is not None), default=None)
@@ -144,11 +131,7 @@ class Predictor:
     def _template(self) -> Template | None:
         return None if self.template is None else Template(self.template)
 
-    @property
-    def _knows_no_answer(self) -> bool:
-        return self.source.inputs != InputFormat() if self.no_answer is None else self.no_answer
-
-    # Reading.
+    # Requests.
 
     def read(self, row: str | Mapping[str, Any]) -> PredictRequest:
         """Returns the request of a text, or of a row of columns.
@@ -178,15 +161,15 @@ class Predictor:
         start = template.start_of(slot, row)
         return self._read(text, within=(start, start + len(Template(f"{{{slot}}}").render(row))))
 
-    def _read(self, text: str, *, within: Place | None = None) -> PredictRequest:
-        """Returns the request of a text; offsets are those of tokens within a part of it."""
+    def _read(self, text: str, *, within: Span | None = None) -> PredictRequest:
+        """Returns the request of a text, with the offsets of tokens within a part of it."""
         if self.kind in ("classification", "regression"):
             return self._framed(text, self._vocabulary.encode(text))
         if self.kind == "token_labels":
             if self.source.inputs.kind == "words":
-                return self._read_words(text, tagging.split_words(text))
+                return self._read_words(text, text_spans.split_words(text))
             ids, offsets = self._vocabulary.encode_with_offsets(text)
-            words = tagging.without_spaces(text, tagging.split_words(text))
+            words = text_spans.without_spaces(text, text_spans.split_words(text))
             return self._with_words(self._framed(text, ids, offsets), words, words)
         begin, end = within or (0, len(text))
         ids, offsets = self._vocabulary.encode_with_offsets(text)
@@ -198,7 +181,7 @@ class Predictor:
         fits = max(len(request.ids) - len(self._vocabulary.frame.after) - start, 0)
         return request._replace(start=start, offsets=part[first:last][:fits])
 
-    def _read_words(self, value: Any, words: Sequence[Place] | None = None) -> PredictRequest:
+    def _read_words(self, value: Any, words: Sequence[Span] | None = None) -> PredictRequest:
         """Returns the request of words, joined by spaces as in training on `Tags`."""
         if isinstance(value, str):
             text = value
@@ -208,31 +191,27 @@ class Predictor:
             pieces = [Template("{word}").render({"word": word}) for word in value]
             text, words = " ".join(pieces), None
         ends = np.cumsum([len(piece) + 1 for piece in pieces], dtype=np.int64) - 1
-        places = [
-            (int(end) - len(piece), int(end)) for end, piece in zip(ends, pieces, strict=True)
-        ]
+        encoded = [(int(end) - len(word), int(end)) for end, word in zip(ends, pieces, strict=True)]
         ids, offsets = self._vocabulary.encode_with_offsets(" ".join(pieces))
-        return self._with_words(self._framed(text, ids, offsets), words or places, places)
+        return self._with_words(self._framed(text, ids, offsets), words or encoded, encoded)
 
     def _with_words(
-        self, request: PredictRequest, words: Sequence[Place], places: Sequence[Place]
+        self, request: PredictRequest, words: Sequence[Span], encoded: Sequence[Span]
     ) -> PredictRequest:
-        """Returns a request with the words of its text, and their places in what was encoded."""
+        """Returns a request with the spans of its words, in its text and in the encoded text."""
         if self.aggregation == "simple":
             count = len(request.offsets)
             return request._replace(words=request.offsets, tokens=range(count))
-        tokens = tagging.tokens_of_words(places, request.offsets)
+        tokens = text_spans.tokens_of_words(encoded, request.offsets)
         return request._replace(words=words, tokens=tokens)
 
-    def _framed(
-        self, text: str, ids: Sequence[int], offsets: Sequence[Place] = ()
-    ) -> PredictRequest:
-        frame, most = self._vocabulary.frame, self._most
+    def _framed(self, text: str, ids: list[int], offsets: Sequence[Span] = ()) -> PredictRequest:
+        frame = self._vocabulary.frame
         if not ids and not frame.size:
             raise InputError("the text is empty: it has no token")
-        cut = 0 if most is None else max(len(ids) + frame.size - most, 0)
-        framed = frame(ids, most)
-        return PredictRequest(text, framed, len(frame.before), offsets, num_cut=cut)
+        fitting = frame.fit(ids, self._most, truncate=True)  # as in training
+        num_cut = len(ids) - len(fitting)
+        return PredictRequest(text, frame(fitting), len(frame.before), offsets, num_cut=num_cut)
 
     def _read_pair(self, first: str, second: str) -> PredictRequest:
         pair = self._vocabulary.encode_pair(first, second, self._most)
@@ -243,22 +222,18 @@ class Predictor:
             second, pair.ids, pair.start, pair.offsets, types=types, num_cut=pair.num_cut
         )
 
-    # Predicting.
+    # Predictions.
 
     def prediction(self, request: PredictRequest, output: np.ndarray) -> Prediction:
-        """Returns the prediction that a head's output for a request means.
-
-        Args:
-          request: as `read` returned it.
-          output: of the head: `[size]` float32, or of tokens `[length, size]`.
-        """
+        """Returns the prediction of a head's output: `[size]` float32, or of tokens
+        `[length, size]`."""
         return getattr(self, f"_{self.kind}")(request, output)
 
     def _classification(self, request: PredictRequest, logits: np.ndarray) -> Classes:
-        shares, names = tagging.softmax(logits), self.names
-        order = np.argsort(-shares, kind="stable")[: self.top_k].tolist()
-        named = [names[label] if label < len(names) else label for label in order]
-        classes = tuple(zip(named, shares[order].tolist(), strict=True))
+        probabilities, names = text_spans.softmax(logits), self.names
+        order = np.argsort(-probabilities, kind="stable")[: self.top_k].tolist()
+        labels = [names[label] if label < len(names) else label for label in order]
+        classes = tuple(zip(labels, probabilities[order].tolist(), strict=True))
         return Classes(classes, num_cut=request.num_cut)
 
     def _regression(self, request: PredictRequest, values: np.ndarray) -> Numbers:
@@ -267,22 +242,25 @@ class Predictor:
 
     def _token_labels(self, request: PredictRequest, logits: np.ndarray) -> Tagged:
         inside = logits[request.start : len(logits) - len(self._vocabulary.frame.after)]
-        tags = tagging.tags_at(request.words, request.tokens, inside, self.names)
-        spans = tagging.joined(request.text, tags, self.names)
+        tags = text_spans.tags_at(request.words, request.tokens, inside, self.names)
+        spans = text_spans.joined(request.text, tags, self.names)
         return Tagged(request.text, spans, num_cut=request.num_cut)
 
     def _spans(self, request: PredictRequest, logits: np.ndarray) -> Answers:
-        places, none = likeliest(
+        no_answer = (
+            self.source.inputs != InputFormat() if self.no_answer is None else self.no_answer
+        )
+        candidates, none = text_spans.likeliest(
             logits,
             range(request.start, request.start + len(request.offsets)),
             max_length=self.max_answer_length,
             count=self.top_k,
-            no_answer=self._knows_no_answer,
+            no_answer=no_answer,
         )
         answers = []
-        for first, last, probability in places:
+        for first, last, probability in candidates:
             begin, end = (request.offsets[token - request.start] for token in (first, last))
-            start, stop = tagging.trimmed(request.text, begin[0], end[1])
+            start, stop = text_spans.trimmed(request.text, begin[0], end[1])
             if start < stop:  # not of white space alone
                 answers.append(AnswerSpan(request.text[start:stop], start, stop, probability))
         return Answers(tuple(answers), none, num_cut=request.num_cut)
@@ -296,44 +274,30 @@ def predict(
     *,
     batch_size: int = 32,
 ) -> list[Prediction | InputError]:
-    """Returns the prediction of each request; an InputError in place of one that is not finite.
-
-    Args:
-      placed: the model, its layout and mesh.
-      params: of the model.
-      predictor: that made the requests.
-      requests: as `Predictor.read` returns them.
-      batch_size: most texts at once; those of like length go together.
-    """
+    """Returns the prediction of each request of a `Predictor`, or the InputError of numbers that
+    are not finite."""
     kind, model = predictor.kind, placed.model
-    predictions: list[Any] = [None] * len(requests)
-    compiled = outputs_fn(model, placed.layout, placed.mesh, kind)
-    for together, batch in stack_batches(placed, [each.ids for each in requests], batch_size):
-        part = [requests[row] for row in together]
+    outputs = compiled(head_outputs, model, placed.layout, placed.mesh, head=kind)
+
+    def compute(rows: np.ndarray, batch: dict[str, np.ndarray]) -> jax.Array:
+        part = [requests[row] for row in rows]
         if any(request.types is not None for request in part):
             types = [request.types or [0] * len(request.ids) for request in part]
             batch["token_types"], _ = padded(types, *batch[f"{model.topology}_input_tokens"].shape)
-        outputs = np.asarray(compiled(params, batch))
-        for row, request, output in zip(together, part, outputs, strict=False):
-            if kind in ("token_labels", "spans"):
-                output = output[: len(request.ids)]
-            predictions[row] = (
-                predictor.prediction(request, output)
-                if np.isfinite(output).all()
-                else not_finite(Source(params, model), f"the numbers of the {kind} head")
-            )
-    return predictions
+        return outputs(params, batch)
+
+    def read(row: int, output: np.ndarray) -> Prediction | InputError:
+        if kind in ("token_labels", "spans"):
+            output = output[: len(requests[row].ids)]
+        if np.isfinite(output).all():
+            return predictor.prediction(requests[row], output)
+        return not_finite(f"the numbers of the {kind} head", params=params, model=model)
+
+    ids = [request.ids for request in requests]
+    return stack_outcomes(placed, ids, batch_size, compute, read)
 
 
 def head_outputs(model: Model, params: Any, batch: Any, head: str) -> jax.Array:
     """Computes a head's outputs, float32: `[batch, size]`, or of tokens `[batch, length, size]`."""
     hidden, _ = model.hidden(params, batch)
     return model.output(params, head, hidden, batch[f"{model.topology}_segment_ids"] > 0)
-
-
-@functools.lru_cache(maxsize=16)
-def outputs_fn(model: Model, layout: Layout, mesh: Mesh, head: str) -> Callable:
-    """Returns `head_outputs` of a model, compiled: `(params, batch)`; equal arguments share it."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    fn = functools.partial(head_outputs, model, head=head)
-    return with_layout(fn, layout, mesh, out_shardings=whole)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 Name = str | int
-"""Of a class or a tag: its name; where none was saved, its number from 0."""
+"""Of a class or a tag: its name, or its number from 0 if no names were saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Prediction:
     num_cut: int = dataclasses.field(default=0, kw_only=True)
 
     def record(self) -> dict[str, Any]:
-        """Returns the JSON object of a prediction; with `num_cut` only if it is not 0."""
+        """Returns the JSON object of a prediction; `num_cut` is left out if it is 0."""
         return self._fields() | ({"num_cut": self.num_cut} if self.num_cut else {})
 
     def _fields(self) -> dict[str, Any]:
@@ -30,24 +30,24 @@ class Classes(Prediction):
     """The classes of a text.
 
     Attributes:
-      classes: the likeliest with their probabilities, the likeliest first.
+      classes: the most probable ones with their probabilities, descending.
     """
 
     classes: tuple[tuple[Name, float], ...]
 
     @property
     def label(self) -> Name:
-        """The likeliest class."""
+        """The most probable class."""
         return self.classes[0][0]
 
     @property
     def probability(self) -> float:
-        """The likeliest class's."""
+        """The probability of `label`."""
         return self.classes[0][1]
 
     def _fields(self) -> dict[str, Any]:
         classes = [{"label": name, "probability": share} for name, share in self.classes]
-        return {"label": self.label, "probability": self.probability, "classes": classes}
+        return {**classes[0], "classes": classes}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Numbers(Prediction):
 
     Attributes:
       values: in the order of the labels.
-      names: of each, where there are several and they have names; else ().
+      names: of several labels that have names; else ().
     """
 
     values: tuple[float, ...]
@@ -64,7 +64,7 @@ class Numbers(Prediction):
 
     @property
     def value(self) -> float:
-        """The first number, which may be the only one."""
+        """The first number."""
         return self.values[0]
 
     def _fields(self) -> dict[str, Any]:
@@ -75,12 +75,11 @@ class Numbers(Prediction):
 
 @dataclasses.dataclass(frozen=True)
 class TagSpan:
-    """A part of a text with a tag, without its prefix `B-` or `I-`.
+    """A tagged part of a text.
 
     Attributes:
-      tag: of all of it.
-      start: its first character in the text, from 0.
-      end: the character after it.
+      tag: without its prefix `B-` or `I-`.
+      start, end: its first character in the text, from 0, and the character after it.
       text: `text[start:end]`.
       probability: the mean of its words' probabilities.
     """
@@ -94,12 +93,7 @@ class TagSpan:
 
 @dataclasses.dataclass(frozen=True)
 class Tagged(Prediction):
-    """The parts of a text that have a tag.
-
-    Attributes:
-      text: that was read.
-      spans: in order.
-    """
+    """A text, as it was read, and its tagged spans in order."""
 
     text: str
     spans: tuple[TagSpan, ...]
@@ -110,12 +104,11 @@ class Tagged(Prediction):
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSpan:
-    """A part of a text that answers.
+    """An answer in a text, or in the column that holds the answers.
 
     Attributes:
-      text: it.
-      start: its first character, from 0, in the text, or in the column that holds the answers.
-      end: the character after it.
+      text: of the answer.
+      start, end: its first character, from 0, and the character after it.
       probability: of its first token times that of its last one.
     """
 
@@ -130,7 +123,7 @@ class Answers(Prediction):
     """The answers in a text.
 
     Attributes:
-      answers: the likeliest, the likeliest first; () where no token can be one.
+      answers: the most probable ones, descending; () if no token can be one.
       no_answer: the probability of no answer; None for a model that was not trained for it.
     """
 
@@ -139,7 +132,7 @@ class Answers(Prediction):
 
     @property
     def best(self) -> AnswerSpan | None:
-        """The likeliest answer; None where having none is likelier."""
+        """The most probable answer; None if no answer is more probable."""
         best = self.answers[0] if self.answers else None
         return None if best is None or best.probability < (self.no_answer or 0.0) else best
 

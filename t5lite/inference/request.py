@@ -19,18 +19,13 @@ from t5lite.objectives.masked_lm import mask_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Reader:
-    """How a model reads texts, by which requests are made of them.
+    """How a model reads texts.
 
     Args:
-      spec: of the model.
-      vocabulary: of it.
-      prompts: how the model is prompted.
+      spec, vocabulary, prompts: of the model.
       defaults: of its `generation_config.json`.
       where: its folder, for messages.
-      prompt: what a text is to the model, one of `PROMPTS`; None: as in training.
-      fill: whether the answer is the text with its gaps filled.
-      truncate: whether longer texts are truncated: whole texts at their end, those to be continued
-        at their beginning. Otherwise they are refused.
+      prompt, fill, truncate: see `Loaded.generate`.
       draft_length: tokens that a draft reads beyond an answer; 0 without a draft.
       draft: spec of a draft model, whose positions count as well.
     """
@@ -62,7 +57,7 @@ class Reader:
 
     @property
     def rules(self) -> Rules:
-        """The tokens with which the model's files end, begin and restrict answers."""
+        """The tokens that end, begin and restrict answers, by the model's files."""
         return rules_of(self.defaults, self.vocabulary, topology=self.spec.topology)
 
     @property
@@ -72,7 +67,7 @@ class Reader:
 
     @property
     def continues(self) -> bool:
-        """Whether an answer goes on where the text ends, rather than being a text of its own."""
+        """Whether an answer continues the text, rather than being a new one."""
         return self.spec.topology != "encoder" and self.prompting.kind != "inputs"
 
     @property
@@ -83,14 +78,14 @@ class Reader:
 
     @property
     def mask_id(self) -> int:
-        """The token of an encoder's gaps."""
+        """The mask token of an encoder."""
         try:
             return mask_of(self.vocabulary)  # type: ignore[arg-type]
         except InputError as error:
             raise InputError(f"{self.where} holds an encoder, which fills gaps; {error}") from error
 
     def options(self, chosen: Mapping[str, Any]) -> Options:
-        """Returns options by name; others are as the model's files say, else as in `Options`."""
+        """Returns options by name; the rest are those of the model's files, else of `Options`."""
         draft = self.draft_length > 0
         return options_with(self.defaults, chosen, spec=self.spec, draft=draft)
 
@@ -100,12 +95,12 @@ class Reader:
         return not (self.fill or several or self.spec.topology == "encoder")
 
     def check(self, options: Options) -> None:
-        """Raises the InputError that any text with such options raises, if it does."""
-        self._expressed(options)
+        """Raises the InputError that every text with these options would raise, if any."""
+        self.expressed(options)
 
-    def _expressed(self, options: Options, text: str = "") -> Expression:
-        """Returns options as ids, where they follow a text."""
-        topology = self.spec.topology
+    def expressed(self, options: Options, text: str = "") -> Expression:
+        """Returns options as ids after a text."""
+        encoder = self.spec.topology == "encoder"
         if options.num_beams > self.spec.vocab:
             raise InputError(
                 f"num_beams = {options.num_beams}, more than the vocabulary's {self.spec.vocab} "
@@ -118,9 +113,9 @@ class Reader:
             options,
             self.vocabulary,
             rules=self.rules,
-            mask_id=self.mask_id if topology == "encoder" else None,
+            mask_id=self.mask_id if encoder else None,
             before=text if self.continues else "",
-            begins=() if topology == "encoder" else self.prompting.targets.before,
+            begins=() if encoder else self.prompting.targets.before,
         )
 
     def positions(self, side: str) -> int | None:
@@ -133,14 +128,15 @@ class Reader:
         """Returns the ids of a text with special tokens, truncated to the model's positions.
 
         Raises:
-          InputError: too many, and `truncate` is off or would leave nothing.
+          InputError: too many, without `truncate` or without any token left.
         """
         topology = self.spec.topology
-        if topology == "decoder":  # the start token is read anyway
+        decoder = topology == "decoder"
+        if decoder:  # which reads the start token anyway
             ids = start_of(self.vocabulary, self.spec.start_id).without(ids)
-        most = self.positions("decoder" if topology == "decoder" else "encoder")
+        most = self.positions("decoder" if decoder else "encoder")
         new = options.max_new_tokens + self.draft_length
-        beyond = new if topology == "decoder" else 0
+        beyond = new if decoder else 0
         if beyond and most is not None and most - beyond - frame.size < 1:
             names = "max_new_tokens" + (" and draft_length" if self.draft_length else "")
             raise InputError(
@@ -156,14 +152,13 @@ class Reader:
             note=f", and {beyond} new ones" if beyond else "",
             fix=f"it or {option('max_new_tokens')}" if beyond else "it",
         )
-        if topology == "encoder_decoder":
-            most = self.positions("decoder")
-            if most is not None and new > most:
-                raise InputError(
-                    f"max_new_tokens = {options.max_new_tokens}: the model generates at most "
-                    f"{most - self.draft_length}",
-                    field="Options.max_new_tokens",
-                )
+        most = self.positions("decoder") if topology == "encoder_decoder" else None
+        if most is not None and new > most:
+            raise InputError(
+                f"max_new_tokens = {options.max_new_tokens}: the model generates at most "
+                f"{most - self.draft_length}",
+                field="Options.max_new_tokens",
+            )
         return frame(ids)
 
 
@@ -174,11 +169,11 @@ class Request:
     Args:
       ids: as the model reads them, special tokens included; without a decoder's start token.
       options: how it is answered.
-      number: of the request among others, which its draws depend on.
+      number: of the request among others, on which its draws depend.
       rules: the tokens that end, begin and restrict answers.
-      banned, bias, forced, choices: those of the options as ids; see `expression.Expression`.
-      continues: whether the answer goes on where the prompt ends, in one text with it.
-      bidirectional: whether a decoder sees the prompt in both directions.
+      bias, forced, choices: of the options, as ids; see `expression.Expression`.
+      continues: whether the answer continues the prompt, in one text with it.
+      bidirectional: whether a decoder's attention over the prompt is bidirectional.
       fill: whether the answer's text is that of the prompt with its sentinels replaced.
     """
 
@@ -207,7 +202,7 @@ class Request:
           number: see `Request`.
 
         Raises:
-          InputError: no text or an empty one, one too long for the model, an unknown sentinel, or
+          InputError: a text that is empty or too long for the model, an unknown sentinel, or
             options that the vocabulary cannot express or that contradict each other.
         """
         if not isinstance(text, str):
@@ -215,7 +210,7 @@ class Request:
         ids = encode(text, reader.vocabulary)
         if not ids:
             raise InputError("the text is empty: give at least one token")
-        return cls._framed(ids, reader, options, number, reader.frame, text)
+        return cls._of(ids, reader, options, frame=reader.frame, number=number, text=text)
 
     @classmethod
     def from_ids(
@@ -227,15 +222,15 @@ class Request:
         number: int = 0,
         text: str = "",
     ) -> "Request":
-        """Returns the request of ids with their special tokens, which are read as they are.
+        """Returns the request of ids with their special tokens.
 
         Args:
-          ids: `[n]`, at least one. Those of a text are `reader.frame(encode(text))`.
+          ids: `[n]`, at least one; of a text, `reader.frame(encode(text))`.
           reader, options, number: see `from_text`.
           text: of the ids, as far as `forced` and `choices` depend on it.
 
         Raises:
-          InputError: as `from_text`.
+          InputError: see `from_text`.
         """
         if not len(ids):
             raise InputError("the example is empty: it has no token that the model reads")
@@ -243,35 +238,33 @@ class Request:
         inner = body[len(frame.before) : len(body) - len(frame.after)]
         if frame(inner) != body:
             inner, frame = body, Frame()
-        return cls._framed(inner, reader, options, number, frame, text)
+        return cls._of(inner, reader, options, frame=frame, number=number, text=text)
 
     @classmethod
-    def _framed(
+    def _of(
         cls,
         ids: list[int],
         reader: Reader,
         options: Options | None,
-        number: int,
+        *,
         frame: Frame,
+        number: int,
         text: str,
     ) -> "Request":
-        if reader.spec.topology == "encoder" and reader.mask_id not in ids:
+        decoder, encoder = (reader.spec.topology == name for name in ("decoder", "encoder"))
+        if encoder and reader.mask_id not in ids:
             piece = reader.vocabulary.piece(reader.mask_id)
             raise InputError(
                 f"the text has no mask token; put {piece} where the model should predict"
             )
         options = reader.options({}) if options is None else options
-        framed, wanted = reader.framed(ids, options, frame), reader._expressed(options, text)
-        bidirectional = reader.spec.topology == "decoder" and reader.prompting.bidirectional
         return cls(
-            framed,
+            reader.framed(ids, options, frame),
             options,
             number,
             rules=reader.rules,
-            bias=wanted.bias,
-            forced=wanted.forced,
-            choices=wanted.choices,
             continues=reader.continues,
-            bidirectional=bidirectional,
+            bidirectional=decoder and reader.prompting.bidirectional,
             fill=reader.fill,
+            **reader.expressed(options, text)._asdict(),
         )

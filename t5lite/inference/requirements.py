@@ -1,6 +1,9 @@
-"""What a model must have for a task: its head and a vocabulary."""
+"""What a task needs of a model: a head, a vocabulary, finite numbers."""
 
 from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
 
 from t5lite.data import Vocabulary
 from t5lite.errors import InputError
@@ -9,7 +12,7 @@ from t5lite.objectives import Prompts
 
 
 class Described(Protocol):
-    """A model without parameters, and what lies beside it: `Loaded` is one."""
+    """A model, and the files beside its parameters: `Loaded` is one."""
 
     @property
     def model(self) -> Model: ...
@@ -44,3 +47,21 @@ def require(source: Any, *, head: str | None = None, to: str) -> Vocabulary:
             "copy them there, or set load(folder, vocabulary=...)"
         )
     return source.vocabulary
+
+
+def not_finite(numbers: str, *, params: Any, model: Model) -> InputError:
+    """Returns the error of numbers, such as "the logits", that are NaN or infinite; it names the
+    first parameter that is."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not jnp.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return InputError(
+                f"{numbers} are NaN or infinite: so is the parameter {name} of the model; load an "
+                "earlier checkpoint, or convert the model again"
+            )
+    dtype = model.compute.dtype
+    fix = "" if dtype == "float32" else "; load(..., compute=ComputeSpec(dtype='float32'))"
+    return InputError(
+        f"{numbers} are NaN or infinite, though all parameters are finite: activations overflow in "
+        f"{dtype}{fix}"
+    )

@@ -3,21 +3,27 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5lite.errors import InputError, unknown
 from t5lite.framing import Frame
-from t5lite.inference.batching import Placed, bucket, by_size, check_count, num_rows, padded
+from t5lite.inference.batching import (
+    Placed,
+    bucket,
+    by_size,
+    check_count,
+    compiled,
+    num_rows,
+    padded,
+)
 from t5lite.inference.context import split_pair
-from t5lite.inference.finite import Source, not_finite
 from t5lite.inference.gaps import encode
-from t5lite.inference.requirements import Described, require
+from t5lite.inference.requirements import Described, not_finite, require
 from t5lite.models import Model
 from t5lite.objectives import (
     PROMPTS,
@@ -29,7 +35,6 @@ from t5lite.objectives import (
     start_of,
 )
 from t5lite.objectives.masked_lm import mask_of
-from t5lite.parallel import Layout, with_layout
 
 _MOST_LOGITS = 2**26  # in memory at once, in float32: 256 MiB
 
@@ -39,8 +44,7 @@ class Score:
     """The log-likelihood of a text.
 
     Args:
-      tokens: the scored ids.
-      pieces: the same, in readable form.
+      tokens, pieces: the scored ids, EOS included if it is scored, and their pieces.
       token_log_probabilities: `[num_tokens]` float32, nats.
       token_greedy: `[num_tokens]` bool, whether the token's logit is above all others.
     """
@@ -52,7 +56,7 @@ class Score:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens were scored, EOS included where it was."""
+        """The number of scored tokens."""
         return len(self.tokens)
 
     @property
@@ -67,23 +71,22 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of minus the mean log-probability of a token; infinite where that overflows."""
+        """exp of minus the mean log-probability of a token; infinite if it overflows."""
         return perplexity(self.log_probability, self.num_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
-    """Ids as a model reads them, and which of them are scored.
+    """Ids as a model reads them, and the scored ones.
 
     Args:
-      inputs: what an encoder reads; empty for a decoder.
-      targets: what a decoder predicts after its start token, if any, prompt first; empty for an
-        encoder.
-      scored: positions in `targets`, or of an encoder in `inputs`, of the scored tokens.
-      bidirectional: whether a decoder sees the tokens before the scored ones in both directions.
-      cut: whether some of what was to be scored was truncated.
-      skipped: characters of a text before the scored ones: the first token's, for a model that
-        reads nothing before it.
+      inputs: of an encoder; empty for a decoder.
+      targets: of a decoder after its start token, if any, prompt first; empty for an encoder.
+      scored: positions of the scored tokens in `targets`, of an encoder in `inputs`.
+      bidirectional: whether a decoder's attention over the tokens before is bidirectional.
+      cut: whether tokens that would be scored were truncated.
+      skipped: characters of a text before the scored ones: its first token's, if the model has no
+        start token.
     """
 
     inputs: list[int]
@@ -101,14 +104,10 @@ class ScoreRequest:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
-    """Makes requests of texts and ids; see `Loaded.score`, which also answers them.
+    """Turns texts and ids into requests.
 
-    Args:
-      source: a model with a head for tokens, and its vocabulary; no parameters are needed.
-      prompt, eos, truncate: see `Loaded.score`.
-
-    Raises:
-      InputError: no such head, no vocabulary, no mask token for an encoder, or an unknown option.
+    `source` is a model with a head for tokens and a vocabulary, parameters aside; the options, and
+    what is refused, are those of `Loaded.score`.
     """
 
     source: Described
@@ -129,30 +128,22 @@ class Scorer:
             mask_of(self._vocabulary)
 
     def read(self, text: str, target: str | None = None) -> ScoreRequest:
-        """Returns the request of a text, or of a target given a text.
-
-        Args:
-          text: with a decoder and a target it may be empty.
-          target: see `Loaded.score`.
-
-        Raises:
-          InputError: no text, no token to score, too many, or a target that is missing or not for
-            this model.
-        """
+        """Returns the request of a text, or of a target given a text, which may be empty for a
+        decoder."""
         for part in (text, target):
             if not isinstance(part, str | None) or text is None:
                 raise InputError(f"{part!r} is not a text")
-        vocabulary = self._vocabulary
-        if self._topology == "encoder_decoder" and target is None:
+        vocabulary, topology = self._vocabulary, self._topology
+        if topology == "encoder_decoder" and target is None:
             raise InputError("no targets: an encoder-decoder scores targets, given the text")
-        if self._topology == "encoder" and target is not None:
+        if topology == "encoder" and target is not None:
             raise InputError("targets are for models with a decoder: an encoder scores the text")
         ids = encode(text, vocabulary)
         if not ids and (target is None or self._needs_context):
             raise InputError("the text is empty: it has no token")
-        if self._topology == "encoder":
+        if topology == "encoder":
             return self._masked(ids)
-        if self._topology == "decoder":  # the start token is read anyway
+        if topology == "decoder":  # which reads the start token anyway
             ids = start_of(vocabulary, self._start_id).without(ids)
         if target is None:
             request = self._whole(ids)
@@ -160,45 +151,45 @@ class Scorer:
                 return request
             _, offsets = vocabulary.encode_with_offsets(text)
             return dataclasses.replace(request, skipped=offsets[0][1])
-        prompt, frame = self._prompt, self._prompt.targets
+        frame = self._prompt.targets
         if self.eos is not None:
             frame = Frame(frame.before, (vocabulary.eos_id,) if self.eos else ())
         target_ids = encode(target, vocabulary.targets)
-        if prompt.kind != "inputs" and ids:
+        if self._prompt.kind != "inputs" and ids:
             ids, target_ids = split_pair(text, target, vocabulary)
         return self._after(self._fitting(ids, frame(target_ids)), frame(target_ids))
 
     def read_ids(self, context_ids: Sequence[int], target_ids: Sequence[int]) -> ScoreRequest:
-        """Returns the request of target ids given context ids, which are read as they are.
+        """Returns the request of target ids given context ids, neither framed nor truncated.
 
-        Nothing is added to either, and nothing is cut: a decoder reads its start token, the context
-        and the target; an encoder-decoder's encoder reads the context.
+        A decoder reads its start token, the context and the target; an encoder-decoder's encoder
+        reads the context.
 
         Args:
-          context_ids: `[n]`; with a decoder that has a start token, n may be 0.
+          context_ids: `[n]`; n may be 0 for a decoder with a start token.
           target_ids: `[m]`, at least one.
 
         Raises:
-          InputError: an encoder, no target, no context where one is needed, an id outside the
-            vocabulary, or more ids than the model has positions for.
+          InputError: an encoder, no target, no context, an id outside the vocabulary, or more ids
+            than the model has positions for.
         """
         context, target = [*map(int, context_ids)], [*map(int, target_ids)]
         if self._topology == "encoder":
             raise InputError("target_ids are for models with a decoder: an encoder scores the text")
         if not context and self._needs_context:
             raise InputError("context_ids are empty: this model needs at least one token there")
+        if not target:
+            raise InputError("the target is empty: it has no token")
+        last = self.source.model.spec.vocab - 1
         for name, ids in (("context_ids", context), ("target_ids", target)):
-            if ids and not 0 <= min(ids) <= max(ids) < self.source.model.spec.vocab:
+            if ids and not 0 <= min(ids) <= max(ids) <= last:
                 raise InputError(
-                    f"{name}: ids must be in 0..{self.source.model.spec.vocab - 1}, of which "
-                    f"{min(ids)}..{max(ids)} are not all",
+                    f"{name}: ids must be in 0..{last}; these are in {min(ids)}..{max(ids)}",
                     field=name,
                 )
         sides = {"decoder": [*context, *target]}
         if self._topology == "encoder_decoder":
             sides = {"encoder": context, "decoder": target}
-        if not target:
-            raise InputError("the target is empty: it has no token")
         for side, ids in sides.items():
             most = self._positions(side)
             if most is not None and len(ids) > most:
@@ -218,7 +209,6 @@ class Scorer:
 
     @property
     def _start_id(self) -> int | None:
-        """The decoder's start token; without one, a text's first token cannot be scored."""
         return self.source.model.start_id
 
     @property
@@ -227,58 +217,55 @@ class Scorer:
 
     @property
     def _prompt(self) -> Prompt:
-        """How a text with a target is read."""
         return self.source.prompts.of(self.prompt)
+
+    def _positions(self, side: str) -> int | None:
+        return getattr(self.source.model.spec, side).max_length
 
     def _masked(self, ids: list[int]) -> ScoreRequest:
         """Returns the request of every token of a text, given all others."""
         frame = self._vocabulary.frame
-        kept = frame.fit(ids, self._positions("encoder"), truncate=self.truncate)
-        scored = range(len(frame.before), len(frame.before) + len(kept))
-        return ScoreRequest(frame(kept), [], scored, cut=len(kept) < len(ids))
+        fitting = frame.fit(ids, self._positions("encoder"), truncate=self.truncate)
+        scored = range(len(frame.before), len(frame.before) + len(fitting))
+        return ScoreRequest(frame(fitting), [], scored, cut=len(fitting) < len(ids))
 
     def _whole(self, ids: list[int]) -> ScoreRequest:
         """Returns the request of every token of a text, given those before it."""
         if self.eos:
             ids = [*ids, self._vocabulary.eos_id]
-        kept = Frame().fit(ids, self._positions("decoder"), truncate=self.truncate)
+        fitting = Frame().fit(ids, self._positions("decoder"), truncate=self.truncate)
         first = 1 if self._start_id is None else 0
-        if len(kept) <= first:
+        if len(fitting) <= first:
             raise InputError(
                 "the text has a single token: the model reads nothing before it, and could only "
                 "score a second one"
             )
-        bidirectional = self._prompt.bidirectional
-        return ScoreRequest(
-            [], kept, range(first, len(kept)), bidirectional, cut=len(kept) < len(ids)
-        )
+        scored, bidirectional = range(first, len(fitting)), self._prompt.bidirectional
+        return ScoreRequest([], fitting, scored, bidirectional, cut=len(fitting) < len(ids))
 
     def _fitting(self, ids: list[int], target: list[int]) -> list[int]:
-        """Returns the ids of a text, with its special tokens, that fit beside a target."""
+        """Returns the framed ids of a text, truncated to fit beside a target."""
         if not target:
             raise InputError("the target is empty: it has no token")
         prompt, most = self._prompt, self._positions("decoder")
         frame, decoder = prompt.inputs, self._topology == "decoder"
-        reserved = 1 if decoder and ids else 0  # a decoder's prompt keeps a token
+        reserved = 1 if decoder and ids else 0  # of the prompt
         if most is not None and len(target) + reserved > most:
             raise InputError(
                 f"a target of {len(target)} tokens: the model takes {most - reserved}; shorten it"
             )
         if not decoder:
             most = self._positions("encoder")
-        # A text that is continued goes on from its end, and loses its beginning.
+        # A text that is continued loses its beginning.
         beside, end = len(target) if decoder else 0, prompt.kind == "inputs"
         return frame(frame.fit(ids, most, beside=beside, end=end, truncate=self.truncate))
 
     def _after(self, inputs: list[int], target: list[int]) -> ScoreRequest:
-        """Returns the request of a target after what is read before it."""
+        """Returns the request of a target after the inputs."""
         if self._topology == "encoder_decoder":
             return ScoreRequest(inputs, target, range(len(target)))
         scored = range(len(inputs), len(inputs) + len(target))
         return ScoreRequest([], [*inputs, *target], scored, self._prompt.bidirectional)
-
-    def _positions(self, side: str) -> int | None:
-        return getattr(self.source.model.spec, side).max_length
 
 
 def score(
@@ -289,20 +276,10 @@ def score(
     vocabulary: Any,
     batch_size: int = 32,
 ) -> list[Score | InputError]:
-    """Returns the score of each request; an InputError in place of one that is NaN.
-
-    Args:
-      placed: the model, its layout and mesh.
-      params: of the model.
-      requests: as `Scorer` makes them.
-      vocabulary: of the ids, which an encoder needs; without one, pieces are numbers.
-      batch_size: most rows at once, of which an encoder needs one for every token.
-
-    Raises:
-      InputError: a batch size below 1.
-    """
+    """Returns the score of each request of a `Scorer`, or the InputError of numbers that are not
+    finite. Without a vocabulary, which an encoder needs, pieces are numbers."""
     check_count("batch_size", batch_size)
-    masked = placed.model.topology == "encoder"
+    masked, model = placed.model.topology == "encoder", placed.model
     rows = [
         (index, positions)
         for index, request in enumerate(requests)
@@ -313,25 +290,22 @@ def score(
     values = [np.zeros((2, len(request.scored)), np.float32) for request in requests]
     sizes = [len(requests[index].inputs) + len(requests[index].targets) for index, _ in rows]
     kinds = [requests[index].bidirectional for index, _ in rows]
-    compiled = scores_fn(placed.model, placed.layout, placed.mesh)
+    scores = compiled(token_scores, model, placed.layout, placed.mesh)
     for bidirectional in sorted({*kinds}):
         members = np.flatnonzero(np.asarray(kinds) == bidirectional)
         for together in by_size([sizes[row] for row in members], batch_size):
             part = [rows[row] for row in members[together]]
-            batch = _batch(placed, [(requests[i], places) for i, places in part], vocabulary)
-            computed = np.stack([np.asarray(array) for array in compiled(params, batch)])
+            batch = _batch(placed, [(requests[i], positions) for i, positions in part], vocabulary)
+            computed = np.stack([np.asarray(array) for array in scores(params, batch)])
             for row, (index, positions) in enumerate(part):
                 at = positions[0] - requests[index].scored.start
                 values[index][:, at : at + len(positions)] = computed[:, row, : len(positions)]
     piece = str if vocabulary is None else vocabulary.piece
-    pieces = [[piece(token) for token in request.tokens] for request in requests]
     return [
-        not_finite(Source(params, placed.model), "the model's logits")
+        not_finite("the model's logits", params=params, model=model)
         if np.isnan(log_probabilities).any()
-        else Score(request.tokens, names, log_probabilities, greedy > 0)
-        for request, names, (log_probabilities, greedy) in zip(
-            requests, pieces, values, strict=True
-        )
+        else Score(request.tokens, [*map(piece, request.tokens)], log_probabilities, greedy > 0)
+        for request, (log_probabilities, greedy) in zip(requests, values, strict=True)
     ]
 
 
@@ -350,10 +324,10 @@ def _batch(
     most = bucket(max(len(positions) for _, positions in part)) if topology != "encoder" else 1
     scored, _ = padded([positions for _, positions in part], count, most)
     if topology == "encoder":
-        tokens, rows["inputs"] = rows["inputs"], rows["inputs"].copy()
-        rows["inputs"][np.arange(len(part)), scored[: len(part), 0]] = mask_of(vocabulary)
+        tokens, inputs = rows["inputs"], rows["inputs"].copy()
+        inputs[np.arange(len(part)), scored[: len(part), 0]] = mask_of(vocabulary)
         batch = {
-            "encoder_input_tokens": rows["inputs"],
+            "encoder_input_tokens": inputs,
             "encoder_segment_ids": rows["inputs_segment_ids"],
             "encoder_target_tokens": tokens,
         }
@@ -371,16 +345,16 @@ def _batch(
 
 
 def token_scores(model: Model, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Computes the log-probabilities of chosen tokens; pure and traceable.
+    """Computes the log-probabilities of some tokens; pure and traceable.
 
     Args:
       model: with a head for tokens.
       params: of it.
-      batch: one of training, and `scored` `[batch, n]` int32, the positions of the targets that are
-        scored; only their logits are computed, some at a time.
+      batch: one of training, and `scored` `[batch, n]` int32, the positions of the scored targets,
+        whose logits are computed in chunks.
 
     Returns:
-      `[batch, n]` float32 in nats, and `[batch, n]` float32, 1 where the token's logit is above all
+      `[batch, n]` float32 in nats, and `[batch, n]` float32, 1 if the token's logit is above all
       others.
     """
     hidden, _ = model.hidden(params, batch)
@@ -394,15 +368,7 @@ def token_scores(model: Model, params: Any, batch: Any) -> tuple[jax.Array, jax.
     return -losses.negative_log_likelihood, losses.correct
 
 
-@functools.lru_cache(maxsize=16)
-def scores_fn(model: Model, layout: Layout, mesh: Mesh) -> Callable:
-    """Returns `token_scores` of a model, compiled: `(params, batch)`; equal arguments share it."""
-    whole = NamedSharding(mesh, PartitionSpec())  # so that any process can read it
-    fn = functools.partial(token_scores, model)
-    return with_layout(fn, layout, mesh, out_shardings=whole)
-
-
 def perplexity(log_probability: float, num_tokens: int) -> float:
-    """Returns exp(-log_probability / num_tokens), infinite where that overflows."""
+    """Returns exp(-log_probability / num_tokens), infinite if it overflows."""
     mean = -log_probability / num_tokens
     return math.exp(mean) if mean < 700 else math.inf

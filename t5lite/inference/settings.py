@@ -15,8 +15,8 @@ from t5lite.inference.context import token_texts
 from t5lite.inference.options import RULES
 from t5lite.inference.request import Request
 
-_NUMBERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-_RULE_NUMBERS = (
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+_CONSTRAINTS = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
@@ -33,52 +33,49 @@ def settings_of(
     vocabulary: Vocabulary | None,
     repeat: int = 1,
 ) -> Settings:
-    """Returns the settings of a batch, of the shapes of `Settings.neutral` and what all share.
+    """Returns the settings of a batch, of the shapes of `Settings.neutral`; see `Steps.settings`.
 
-    Requests of more forced tokens, choices or stops than there is room for get the next power of
-    two, which compiles once.
-
-    Args:
-      requests: at least one, of one `rules` and one `logits_fn`.
-      rows: of the batch, before they are repeated; those after the requests are padding.
-      vocab: embeddings of the model, which may be padded.
-      vocabulary: of the requests; None where they have no stops.
-      repeat: rows of each request, next to each other.
+    Requests of more forced tokens, choices or stops than these hold get the next power of two,
+    which compiles once. `vocab` counts embeddings, which may be padded; `vocabulary` is None only
+    if there are no stops.
     """
     rules = requests[0].rules
-    some_stop = any(request.options.stop for request in requests)
-    known: Any = vocabulary
-    table = stop_bytes(known, vocab) if some_stop else no_stop_bytes(vocab)
-    sizes = _sizes(requests)
-    settings: Any = Settings.neutral(rows * repeat, vocab, token_bytes=table, **sizes)
-    sampling, constraints = settings.sampling, settings.constraints
-    stops = constraints.stops
+    hashable: Any = vocabulary
+    some = any(request.options.stop for request in requests)
+    table = stop_bytes(hashable, vocab) if some else no_stop_bytes(vocab)
+    settings: Any = Settings.neutral(rows * repeat, vocab, token_bytes=table, **_sizes(requests))
+    constraints = settings.constraints
     for index, request in enumerate(requests):
         part, options = slice(index * repeat, (index + 1) * repeat), request.options
-        _set(settings.limits, part, options.max_new_tokens)
-        _set(settings.num_top, part, options.num_log_probabilities)
-        for owner, names in ((sampling, _NUMBERS), (constraints, _RULE_NUMBERS)):
+        for owner, names in ((settings.sampling, _SAMPLING), (constraints, _CONSTRAINTS)):
             for name in names:
                 value = getattr(options, name)
-                _set(getattr(owner, name), part, RULES[name].neutral if value is None else value)
-        _set(settings.eos_ids, part, rules.eos_ids)
-        _set(constraints.forced, part, request.forced)
-        _set(constraints.bias_ids, part, [*request.bias])
-        _set(constraints.bias, part, [*request.bias.values()])
+                getattr(owner, name)[part] = RULES[name].neutral if value is None else value
+        settings.limits[part] = options.max_new_tokens
+        settings.num_top[part] = options.num_log_probabilities
+        constraints.stops.fresh[part] = not request.continues
         if rules.forced_last is not None:
-            _set(constraints.forced_last, part, rules.forced_last)
-        for place, choice in enumerate(request.choices):
-            _set(constraints.choices, (part, place), choice)
-        for place, stop in enumerate(map(str.encode, options.stop)):
-            _set(stops.texts, (part, place, slice(-len(stop), None)), [*stop])
-        _set(stops.fresh, part, not request.continues)
+            constraints.forced_last[part] = rules.forced_last
+        for array, values in (
+            (settings.eos_ids, rules.eos_ids),
+            (constraints.forced, request.forced),
+            (constraints.bias_ids, [*request.bias]),
+            (constraints.bias, [*request.bias.values()]),
+        ):
+            array[part, : len(values)] = values
+        for column, choice in enumerate(request.choices):
+            constraints.choices[part, column, : len(choice)] = choice
+        for column, stop in enumerate(map(str.encode, options.stop)):
+            constraints.stops.texts[part, column, -len(stop) :] = [*stop]
     size = vocab if vocabulary is None else vocabulary.size  # embeddings may be padded
-    many = [list(word) for word in rules.banned_sequences]
+    sequences = [list(word) for word in rules.banned_sequences]
+    ids = np.arange(vocab)
+    banned, banned_first = np.isin(ids, rules.banned), np.isin(ids, rules.banned_first)
     constraints = dataclasses.replace(
         constraints,
-        banned=_mask(rules.banned, vocab) | (np.arange(vocab) >= size),
-        banned_first=_mask(rules.banned_first, vocab) if rules.banned_first else None,
-        banned_sequences=pack_sequences(many, align="right")[None] if many else None,
+        banned=banned | (ids >= size),
+        banned_first=banned_first if rules.banned_first else None,
+        banned_sequences=pack_sequences(sequences, align="right")[None] if sequences else None,
     )
     return dataclasses.replace(
         settings, constraints=constraints, logits_fn=requests[0].options.logits_fn
@@ -86,41 +83,29 @@ def settings_of(
 
 
 def _sizes(requests: Sequence[Request]) -> dict[str, int]:
-    """Returns the sizes of `Settings.neutral` that the requests need beyond its own."""
+    """Returns the sizes of `Settings.neutral` that the requests need."""
+    stops = [stop.encode() for request in requests for stop in request.options.stop]
+    choices = [ids for request in requests for ids in request.choices]
     needed = {
         "max_eos": (4, [len(request.rules.eos_ids) for request in requests]),
         "max_bias": (32, [len(request.bias) for request in requests]),
         "max_forced": (16, [len(request.forced) for request in requests]),
         "max_choices": (8, [len(request.choices) for request in requests]),
-        "choice_length": (16, [len(ids) for request in requests for ids in request.choices]),
+        "choice_length": (16, [*map(len, choices)]),
         "max_stops": (4, [len(request.options.stop) for request in requests]),
-        "stop_length": (
-            16, [len(text.encode()) for request in requests for text in request.options.stop],
-        ),
-    }  # fmt: skip
+        "stop_length": (16, [*map(len, stops)]),
+    }
     return {name: power_of_two(max([least, *sizes])) for name, (least, sizes) in needed.items()}
-
-
-def _set(array: Any, place: Any, value: Any) -> None:
-    """Writes a number, or the first entries of a row, in place."""
-    if isinstance(value, list | tuple):
-        array[place][..., : len(value)] = value
-    else:
-        array[place] = value
-
-
-def _mask(tokens: Sequence[int], vocab: int) -> Any:
-    return np.isin(np.arange(vocab), tokens)
 
 
 @functools.lru_cache(maxsize=4)
 def stop_bytes(vocabulary: Any, vocab: int) -> jax.Array:
-    """Returns `Stops.token_bytes` of a vocabulary, on the device, made once."""
+    """Returns `Stops.token_bytes` of a vocabulary, on the device."""
     first = token_texts(vocabulary, alone=True)
     return jax.device_put(token_table(token_texts(vocabulary), first=first, vocab=vocab))
 
 
 @functools.lru_cache(maxsize=4)
 def no_stop_bytes(vocab: int) -> jax.Array:
-    """Returns a table of the same shape for batches without stops, which nothing reads."""
+    """Returns an unused table of the same shape, for batches without stops."""
     return jax.device_put(token_table((), vocab=vocab))

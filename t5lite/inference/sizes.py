@@ -1,4 +1,4 @@
-"""Sizes of batches: prompts, caches and outputs in few sizes, so that few programs are compiled."""
+"""Sizes of batches of requests: few, so that few programs are compiled."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,17 +11,15 @@ from t5lite.models import Model
 
 
 def longest_output(requests: Sequence[Request]) -> int:
-    """Returns the most tokens that a request asks for."""
+    """Returns the largest `max_new_tokens`."""
     return max(request.options.max_new_tokens for request in requests)
 
 
 def fitting(
     model: Model, indices: list[int], requests: Sequence[Request], lookahead: int
 ) -> Iterator[list[int]]:
-    """Yields groups whose longest prompt and longest output fit the positions together.
-
-    Each request fits alone; they are in the order of their lengths.
-    """
+    """Yields groups whose longest prompt and longest output fit the positions together; `indices`
+    are in the order of the requests' lengths, each of which fits alone."""
     decoder = model.topology == "decoder"
     positions = model.spec.decoder.max_length if decoder else None  # type: ignore
     together: list[int] = []
@@ -37,41 +35,38 @@ def fitting(
 
 
 def positions_of(models: Sequence[Model], side: str) -> int | None:
-    """Returns the positions of a side of the models; None for any number."""
+    """Returns the positions of a side that all models have; None for any number."""
     lengths = [getattr(model.spec, side).max_length for model in models]
     return min((length for length in lengths if length is not None), default=None)
 
 
 def prompt_limit(model: Model, requests: Sequence[Request], cache_length: int) -> int | None:
-    """Returns how many tokens of a prompt there is room for in a cache."""
-    if model.topology == "encoder_decoder":
-        taken, most = longest_output(requests), positions_of([model], "encoder")
-        if taken > cache_length:
-            raise InputError(
-                f"cache_length = {cache_length}: a request asks for {taken} new tokens",
-                field="cache_length",
-            )
-        return most
-    start = 0 if model.start_id is None else 1
-    longest = max(len(request.ids) + request.options.max_new_tokens for request in requests)
-    if longest + start - 1 > cache_length:
-        raise InputError(
-            f"cache_length = {cache_length}: a request takes {longest + start - 1} tokens, "
-            "prompt and max_new_tokens together",
-            field="cache_length",
+    """Returns the most tokens of a prompt in a cache; None for any number."""
+    start, decoder = 0 if model.start_id is None else 1, model.topology == "decoder"
+    needed = longest_output(requests)
+    if decoder:
+        longest = max(len(request.ids) + request.options.max_new_tokens for request in requests)
+        needed = longest + start - 1
+    if needed > cache_length:
+        tokens = (
+            f"{needed} tokens, prompt and max_new_tokens" if decoder else f"{needed} new tokens"
         )
-    return cache_length - start
+        raise InputError(
+            f"cache_length = {cache_length}: a request needs {tokens}", field="cache_length"
+        )
+    return cache_length - start if decoder else positions_of([model], "encoder")
 
 
 def sized(
-    placed: Placed, requests: Sequence[Request], lookahead: int, others: Sequence[Model] = ()
+    placed: Placed, requests: Sequence[Request], lookahead: int, models: Sequence[Model] = ()
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Returns a batch in one of few sizes, and `cache_length` and `capacity` of its state."""
+    """Returns a batch in one of few sizes that fits further models too, and `cache_length` and
+    `capacity` of its state."""
     model = placed.model
-    decoder, longest = model.topology == "decoder", max(len(r.ids) for r in requests)
-    positions = positions_of([model, *others], "decoder")
-    taken = (longest if decoder else 0) + lookahead
-    capacity = bucket(longest_output(requests), None if positions is None else positions - taken)
+    decoder, longest = model.topology == "decoder", max(len(request.ids) for request in requests)
+    positions = positions_of([model, *models], "decoder")
+    used = (longest if decoder else 0) + lookahead
+    capacity = bucket(longest_output(requests), None if positions is None else positions - used)
     limit = positions_of([model], "encoder") if not decoder else positions
     if decoder and limit is not None:
         limit = max(limit - capacity - lookahead, longest)

@@ -20,15 +20,15 @@ from t5lite.inference.sizes import longest_output, prompt_limit, prompts_of
 from t5lite.models import Model
 from t5lite.parallel import Layout
 
-TO_THE_END = np.int32(np.iinfo(np.int32).max)  # steps, of which rows take as many as they need
+TO_THE_END = np.int32(np.iinfo(np.int32).max)
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The steps of generation, compiled: what an engine and a server call for one batch.
+    """The compiled steps of generation: what an engine and a server call for one batch.
 
     Args:
-      model: what is computed.
+      model: the model.
       vocabulary: of the token ids; None for a model that reads no text.
       layout: how parameters and batches are sharded over `mesh`.
       mesh: the devices.
@@ -44,34 +44,31 @@ class Steps:
         """The compiled functions."""
         return functions_of(self.model, self.layout, self.mesh)
 
-    # Parameters.
-
     def prepare(self, params: Any, *, dtype: Any = None) -> Any:
-        """Returns parameters as decoding reads them: an array a layer, sharded by `layout`.
+        """Returns parameters as decoding reads them: an array per layer, sharded by `layout`.
 
-        It keeps a copy of the layers beside the parameters that it is given; see `Model.unstack`.
-        Only `prefill`, `decode` and `generate` need it; the latter calls it itself, each time.
+        Decode steps would otherwise slice the stacked layers at every token. The result is a second
+        copy of the layers: scoring, embedding and training read the stacked ones, which the caller
+        keeps, so that they cannot be donated. Drop the result to free it. Only `prefill`, `decode`
+        and `generate` need it; the latter prepares other parameters itself, at each call.
 
         Args:
           params: of `model`, on any mesh of these devices.
-          dtype: to cast to; None for each as it is.
+          dtype: to cast to; None for that of each array.
         """
         if dtype is not None:
-            cast = lambda leaf: leaf.astype(dtype)  # noqa: E731
-            params = jax.tree.map(cast, params)
+            params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         if self.model.spec.decoder is None or self._is_prepared(params):
             return params
         return prepare_of(self.model, self.layout, self.mesh)(params)
 
     def _is_prepared(self, params: Any) -> bool:
-        """Whether no stack of layers is in one array."""
+        """Whether layers are not stacked."""
         for side in ("encoder", "decoder"):
             stack = getattr(self.model.spec, side)
             if stack is not None and stack.num_periods and not stack.shared_layers:
                 return "layers" not in params[side]
         return True
-
-    # One batch, step by step: what a server calls.
 
     def prefill(
         self,
@@ -90,12 +87,12 @@ class Steps:
           requests: at least one.
           cache_length: decoder tokens of a row in the cache: a prompt with its start token, and the
             output. Rows of equal cache length can be inserted into each other's batches.
-          capacity: most tokens generated a row; None for as many as the longest request asks for.
+          capacity: most tokens generated a row; None for the longest request's.
           rows: of the batch, at least as many as requests; None for the next of few sizes.
-          num_top: most probable tokens recorded at each step, for requests that ask for them.
+          num_top: most probable tokens recorded at each step.
 
         Raises:
-          InputError: if a request does not fit the cache.
+          InputError: a request that does not fit the cache.
         """
         limit = prompt_limit(self.model, requests, cache_length)
         batch = prompts_of(self, requests, limit=limit, rows=rows)
@@ -109,12 +106,10 @@ class Steps:
     def settings(
         self, requests: Sequence[Request], *, rows: int | None = None, repeat: int = 1
     ) -> Settings:
-        """Returns the settings of a batch of requests; rows after them are padding.
+        """Returns the settings of a batch of requests of equal `rules` and `logits_fn`.
 
-        Args:
-          requests: at least one, of equal `rules` and `logits_fn`.
-          rows: of the batch; None for the next of few sizes.
-          repeat: rows of each request, next to each other.
+        The batch has `repeat` rows of each request, side by side, and is padded to `rows` requests;
+        None for the next of few sizes.
         """
         return settings_of(
             requests,
@@ -131,9 +126,9 @@ class Steps:
 
         Args:
           params: prepared.
-          state: as `prefill`, `insert` or `decode` returned it; its memory is reused.
+          state: as `prefill`, `insert` or `decode` returned it; donated.
           settings: of its rows.
-          steps: other numbers compile nothing.
+          steps: traced, so that other numbers compile nothing.
         """
         count = TO_THE_END if steps is None else np.int32(steps)
         return self.functions.decode(params, state, settings, count)[0]
@@ -142,21 +137,21 @@ class Steps:
         """Replaces whole rows of a running batch, so that requests enter it between two steps.
 
         Args:
-          running: a `State`, whose memory is reused, or its `Settings`.
-          rows: that the new ones replace; those out of range are dropped.
+          running: a `State`, donated, or its `Settings`.
+          rows: the replaced rows; those out of range are dropped.
           new: a state or settings of `len(rows)` rows.
 
         Raises:
-          InputError: another cache length, or prompts, outputs or rules longer than there is room
-            for in the running batch.
+          InputError: another cache length, or prompts, outputs or rules that exceed the room in the
+            running batch.
         """
-        functions, at = self.functions, np.asarray(rows, np.int32)
+        functions, indices = self.functions, np.asarray(rows, np.int32)
         if isinstance(running, Settings):
-            return functions.insert_settings(running, at, new)
-        return functions.insert(running, at, new)
+            return functions.insert_settings(running, indices, new)
+        return functions.insert(running, indices, new)
 
     def answers(self, requests: Sequence[Request], state: State) -> list[Answer]:
-        """Returns what the first rows of a state hold as the answers to requests, one row each."""
+        """Returns the answers to requests in the first rows of a state, one row each."""
         generated = jax.device_get(state.generated)
         return [
             answer_of(request, generated, row, self.vocabulary)
@@ -165,11 +160,7 @@ class Steps:
 
     @property
     def words(self) -> Vocabulary:
-        """The vocabulary.
-
-        Raises:
-          InputError: if there is none.
-        """
+        """The vocabulary; an InputError if there is none."""
         if self.vocabulary is None:
             raise InputError("the engine has no vocabulary, which text needs")
         return self.vocabulary

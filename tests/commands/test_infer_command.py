@@ -224,7 +224,7 @@ def test_other_settings_do_not_go_on(infer, tmp_path, change, name, end):
     code, said = infer(*flags(), *change)
     assert code == 2
     assert f"out.jsonl{end} was written with {name}" in said
-    assert "--overwrite starts anew" in said
+    assert "--overwrite replaces it" in said
     assert len(said.splitlines()) == 1
     assert (tmp_path / f"out.jsonl{end}").read_bytes() == before
     assert infer(*flags(), *change, "--overwrite")[0] == 0

@@ -62,7 +62,7 @@ def search(first, settings, *, step=step, **options):
 
 def every_answer(first, room, penalty):
     """Returns all answers of usual tokens and their scores, best first."""
-    found = []
+    actual = []
     for length in range(1, room + 1):
         free = USUAL if length == room else [EOS]
         for tokens in itertools.product(*[USUAL[1:]] * (length - 1), free):
@@ -72,8 +72,8 @@ def every_answer(first, room, penalty):
                 logits = state @ OUT + RARE
                 total += logits[token] - np.log(np.exp(logits).sum())
                 last = token
-            found.append((total / length**penalty, total, tokens))
-    return sorted(found, reverse=True)
+            actual.append((total / length**penalty, total, tokens))
+    return sorted(actual, reverse=True)
 
 
 @pytest.mark.parametrize("early_stopping", [None, True])
@@ -91,13 +91,13 @@ def test_as_many_beams_as_paths_find_the_best(early_stopping):
     )
     for row, (start, penalty) in enumerate(zip(first, penalties, strict=True)):
         best = every_answer(int(start), 4, penalty)[:3]
-        for place, (score, total, tokens) in enumerate(best, 3 * row):
-            assert out.lengths[place] == len(tokens)
+        for index, (score, total, tokens) in enumerate(best, 3 * row):
+            assert out.lengths[index] == len(tokens)
             np.testing.assert_array_equal(
-                out.tokens[place], [*tokens, *[0] * (4 - len(tokens))], err_msg=f"{row} {place}"
+                out.tokens[index], [*tokens, *[0] * (4 - len(tokens))], err_msg=f"{row} {index}"
             )
-            np.testing.assert_allclose(out.scores[place], score, rtol=1e-4)
-            np.testing.assert_allclose(out.log_probabilities[place], total, rtol=1e-4)
+            np.testing.assert_allclose(out.scores[index], score, rtol=1e-4)
+            np.testing.assert_allclose(out.log_probabilities[index], total, rtol=1e-4)
     assert out.tokens.dtype == out.lengths.dtype == jnp.int32
     # The penalty matters: the best answers are short and long.
     assert len({int(length) for length in out.lengths[:6]}) > 1
@@ -190,15 +190,15 @@ def test_ranks_by_the_rules_and_reports_the_model_s_probability():
     settings = Settings(
         eos_ids=(EOS,),
         constraints=Constraints(choices=choices),
-        logits_fn=lambda logits, written: logits.at[:, 4].add(-50.0),
+        logits_fn=lambda logits, generated: logits.at[:, 4].add(-50.0),
     )
     out = search(jnp.array([2]), settings, num_beams=5, num_samples=4, capacity=4)
     np.testing.assert_array_equal(out.tokens[:2], [[2, 3, EOS, 0], [4, EOS, 0, 0]])
     np.testing.assert_array_equal(out.lengths, [3, 2, 3, 0])
     np.testing.assert_array_equal(out.tokens[2:], [[30, 31, EOS, 0], [0, 0, 0, 0]])
-    known = {tokens: total for _, total, tokens in every_answer(2, 3, 1.0)}
-    np.testing.assert_allclose(out.log_probabilities[1], known[4, EOS], rtol=1e-4)
-    np.testing.assert_allclose(out.scores[1], (known[4, EOS] - 50) / 2, rtol=1e-4)
+    totals = {tokens: total for _, total, tokens in every_answer(2, 3, 1.0)}
+    np.testing.assert_allclose(out.log_probabilities[1], totals[4, EOS], rtol=1e-4)
+    np.testing.assert_allclose(out.scores[1], (totals[4, EOS] - 50) / 2, rtol=1e-4)
     assert out.scores[3] == -jnp.inf
 
 
@@ -275,9 +275,9 @@ def opened(request, tmp_path_factory):
     reason = "pip install 't5lite[parity]' for transformers"
     torch = pytest.importorskip("torch", reason=reason)
     transformers = pytest.importorskip("transformers", reason=reason)
-    made = getattr(transformers, request.param)
+    created = getattr(transformers, request.param)
     torch.manual_seed(1)
-    theirs = made(made.config_class(**SMALL, **MODELS[request.param])).eval()
+    theirs = created(created.config_class(**SMALL, **MODELS[request.param])).eval()
     with torch.no_grad():
         for tensor in theirs.parameters():  # as they come, they write one token for ever
             if tensor.ndim > 1:
@@ -299,15 +299,15 @@ def test_tokens_are_those_of_transformers(opened, early_stopping):
     prompts = [rng.integers(2, MODEL_VOCAB, n) for n in lengths]
     decoder = model.topology == "decoder"
     # transformers continues what is padded on the left; we, and encoders, read from the left.
-    right = np.stack([np.pad(each, (0, 9 - len(each))) for each in prompts])
-    left = np.stack([np.pad(each, (9 - len(each), 0)) for each in prompts])
+    right = np.stack([np.pad(item, (0, 9 - len(item))) for item in prompts])
+    left = np.stack([np.pad(item, (9 - len(item), 0)) for item in prompts])
     ids = left if decoder else right
     inputs = {"input_ids": ids, "attention_mask": (ids != PAD).astype(np.int64)}
     inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
     right = jnp.asarray(right, jnp.int32)
     if decoder:
         batch = {"decoder_input_tokens": right, "decoder_lengths": jnp.asarray(lengths, jnp.int32)}
-        first = jnp.asarray([each[-1] for each in prompts], jnp.int32)
+        first = jnp.asarray([item[-1] for item in prompts], jnp.int32)
     else:
         batch = {
             "encoder_input_tokens": right,
@@ -334,7 +334,7 @@ def test_tokens_are_those_of_transformers(opened, early_stopping):
     often = np.argsort(-np.bincount(free.ravel()))
     lengths_seen = set()
     for eos, penalty, samples in itertools.product(often[1:4:2], (0.0, 1.0, 2.0, -1.0), (1, 3)):
-        said = theirs.generate(
+        output = theirs.generate(
             **inputs,
             num_beams=4,
             num_return_sequences=samples,
@@ -347,15 +347,15 @@ def test_tokens_are_those_of_transformers(opened, early_stopping):
             return_dict_in_generate=True,
             output_scores=True,
         )
-        found = ours(params, penalty, eos_id=int(eos))
-        best = [array.reshape(-1, 3, *array.shape[1:])[:, :samples] for array in found]
+        actual = ours(params, penalty, eos_id=int(eos))
+        best = [array.reshape(-1, 3, *array.shape[1:])[:, :samples] for array in actual]
         tokens, lengths, _, scores = (array.reshape(-1, *array.shape[2:]) for array in best)
-        expected = said.sequences.numpy()[:, 9 if decoder else 1 :]
+        expected = output.sequences.numpy()[:, 9 if decoder else 1 :]
         for row, length in enumerate(lengths):
             # They pad with the EOS where `pad_token_id` is 0.
             assert length == min([*np.flatnonzero(expected[row] == eos) + 1, NEW])
             np.testing.assert_array_equal(tokens[row, :length], expected[row, :length])
-        np.testing.assert_allclose(scores, said.sequences_scores.numpy(), rtol=1e-4)
+        np.testing.assert_allclose(scores, output.sequences_scores.numpy(), rtol=1e-4)
         lengths_seen |= set(lengths.tolist())
     assert NEW in lengths_seen
     assert len(lengths_seen) > 3

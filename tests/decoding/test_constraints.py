@@ -21,16 +21,16 @@ INF, ENDS = np.inf, np.int32([[1]])
 
 
 @jax.jit
-def apply(constraints, logits, written):
-    return constraints.apply(logits, written, eos_ids=ENDS)
+def apply(constraints, logits, generated):
+    return constraints.apply(logits, generated, eos_ids=ENDS)
 
 
 @jax.jit
-def stopped(constraints, written):
-    return constraints.stopped(written)
+def stopped(constraints, generated):
+    return constraints.stopped(generated)
 
 
-def written(*rows, capacity=6, prompts=None):
+def generated(*rows, capacity=6, prompts=None):
     """Rows that have written these tokens; what stands behind them is noise."""
     tokens = np.random.default_rng(0).integers(0, VOCAB, (len(rows), capacity)).astype(np.int32)
     for row, tokens_of_row in zip(tokens, rows, strict=True):
@@ -46,31 +46,31 @@ def normal(rows, vocab=VOCAB, seed=0):
 
 def allowed(constraints, rows, **more):
     """The tokens that each row may write next."""
-    logits = apply(constraints, np.zeros((len(rows), VOCAB), np.float32), written(*rows, **more))
+    logits = apply(constraints, np.zeros((len(rows), VOCAB), np.float32), generated(*rows, **more))
     return [np.flatnonzero(np.isfinite(row)).tolist() for row in np.asarray(logits)]
 
 
 def test_no_rule_changes_nothing():
     logits = normal(2)
-    got = apply(Constraints(), logits.astype(jnp.bfloat16), written([3], []))
+    got = apply(Constraints(), logits.astype(jnp.bfloat16), generated([3], []))
     assert got.dtype == jnp.float32
     np.testing.assert_array_equal(got, logits.astype(jnp.bfloat16).astype(np.float32))
-    assert not stopped(Constraints(), written([3], [])).any()
+    assert not stopped(Constraints(), generated([3], [])).any()
 
 
 def test_repetition_penalty_counts_the_prompt_and_each_row_has_its_own():
     logits = np.tile(np.float32([2, -2, 4, -4, 0, 1, 3, -3]), (2, 1))
-    before = written([2, 3, 2], [7], prompts=[[0], [1, 0]])
+    before = generated([2, 3, 2], [7], prompts=[[0], [1, 0]])
     got = apply(Constraints(repetition_penalty=np.float32([2, 4])), logits, before)
     np.testing.assert_array_equal(
         got, [[1, -2, 2, -8, 0, 1, 3, -3], [0.5, -8, 4, -4, 0, 1, 3, -12]]
     )
-    alone = apply(Constraints(repetition_penalty=2.0), logits[:1], written([2, 3, 2]))
+    alone = apply(Constraints(repetition_penalty=2.0), logits[:1], generated([2, 3, 2]))
     np.testing.assert_array_equal(alone, [[2, -2, 2, -8, 0, 1, 3, -3]])
 
 
 def test_presence_penalty_is_taken_once_and_leaves_the_prompt_alone():
-    before = written([2, 3, 2], [7], prompts=[[0], [1, 0]])
+    before = generated([2, 3, 2], [7], prompts=[[0], [1, 0]])
     zeros = np.zeros((2, VOCAB), np.float32)
     got = apply(Constraints(presence_penalty=1.5), zeros, before)
     expected = np.zeros((2, VOCAB))
@@ -91,8 +91,8 @@ def test_the_end_may_not_come_too_early():
     rows = [[], [2], [2, 3], [2, 3, 4]]
     free, barred = list(range(VOCAB)), [0, *range(2, VOCAB)]
     assert allowed(Constraints(min_new_tokens=2), rows) == [barred, barred, free, free]
-    each = np.int32([0, 1, 3, 3])
-    assert allowed(Constraints(min_new_tokens=each), rows) == [free, free, barred, free]
+    item = np.int32([0, 1, 3, 3])
+    assert allowed(Constraints(min_new_tokens=item), rows) == [free, free, barred, free]
 
 
 def test_forced_tokens_come_whatever_else_is_said():
@@ -101,8 +101,8 @@ def test_forced_tokens_come_whatever_else_is_said():
     rows = [[], [4], [4, 2], [4, 2, 1]]
     free = [0, 2, 3, 5, 6, 7]
     assert allowed(rules, rows) == [[4], free, [1], free]
-    each = jnp.array([[2], [3], [-1], [5]])
-    assert allowed(Constraints(forced=each), [[]] * 4) == [[2], [3], list(range(VOCAB)), [5]]
+    item = jnp.array([[2], [3], [-1], [5]])
+    assert allowed(Constraints(forced=item), [[]] * 4) == [[2], [3], list(range(VOCAB)), [5]]
 
 
 CHOICES = [[5, 1], [5, 6, 1], [5, 6, 7, 1], [3, 3, 3, 3, 1], [0, 1]]
@@ -160,7 +160,7 @@ def test_rules_hold_together_and_what_is_out_stays_out():
         min_new_tokens=np.int32([4]),
         forced=jnp.array([[-1, 2]]),
     )
-    got = apply(rules, logits, written([0, 2, 6], prompts=[[3]]))
+    got = apply(rules, logits, generated([0, 2, 6], prompts=[[3]]))
     np.testing.assert_array_equal(got, [[-INF, -INF, -2, -4, 1, 0, -INF, 4]])
     np.testing.assert_allclose(np.sum(jax.nn.softmax(got)), 1, rtol=1e-6)
 
@@ -180,7 +180,7 @@ def test_rows_stop_where_their_text_first_holds_a_stop(stops):
 
     rows = [row for row in rows if not holds(row[:-1])]  # the others have ended before
     expected = [holds(row) for row in rows]
-    np.testing.assert_array_equal(stopped(rules, written(*rows)), expected)
+    np.testing.assert_array_equal(stopped(rules, generated(*rows)), expected)
     assert 3 < sum(expected) < len(rows) - 3
 
 
@@ -193,8 +193,8 @@ def test_a_stop_is_possible_where_some_tokens_have_it():
 
 def test_an_answer_may_begin_with_other_text_than_its_first_token_has_later():
     rules = Constraints(stops=stops_of(token_table([b" a", b"b"], first=[b"a", b"b"]), b" a"))
-    found = stopped(rules, written([0], [1, 0], [0, 1, 0], [1]))
-    assert found.tolist() == [False, True, True, False]
+    actual = stopped(rules, generated([0], [1, 0], [0, 1, 0], [1]))
+    assert actual.tolist() == [False, True, True, False]
 
 
 def brute_repeated(text, size):
@@ -217,14 +217,13 @@ def test_no_n_gram_comes_twice_nor_one_of_the_prompt(size):
         texts = [[*p, *row] for p, row in zip(own or [[]] * len(rows), rows, strict=True)]
         expected = [sorted(every - brute_repeated(text, size)) for text in texts]
         assert allowed(rules, rows, prompts=own) == expected
-    assert rules.reads_prompts
 
 
 def test_banned_sequences_are_never_completed():
     sequences = jnp.asarray(pack_sequences([[2, 3], [4], [3, 2, 5]], align="right"))[None]
     rules = Constraints(banned_sequences=sequences)
-    found = allowed(rules, [[], [2], [3, 2], [2]], prompts=[[], [7], [1], [0, 3]])
-    assert found == [[0, 1, 2, 3, 5, 6, 7], [0, 1, 2, 5, 6, 7], [0, 1, 2, 6, 7], [0, 1, 2, 6, 7]]
+    actual = allowed(rules, [[], [2], [3, 2], [2]], prompts=[[], [7], [1], [0, 3]])
+    assert actual == [[0, 1, 2, 3, 5, 6, 7], [0, 1, 2, 5, 6, 7], [0, 1, 2, 6, 7], [0, 1, 2, 6, 7]]
 
 
 def test_banned_first_tokens_may_come_later_and_count_behind_forced_ones():
@@ -236,7 +235,7 @@ def test_banned_first_tokens_may_come_later_and_count_behind_forced_ones():
 
 def test_the_last_token_can_be_forced_at_each_row_s_limit():
     rules = Constraints(forced_last=jnp.array([EOS, -1]))
-    before = written([2, 3], [2, 3])
+    before = generated([2, 3], [2, 3])
     zeros = np.zeros((2, VOCAB), np.float32)
     for limits, expected in ((np.int32([3, 3]), [1, VOCAB]), (np.int32([4, 3]), [VOCAB, VOCAB])):
         got = rules.apply(zeros, before, eos_ids=ENDS, limits=limits)
@@ -246,8 +245,8 @@ def test_the_last_token_can_be_forced_at_each_row_s_limit():
 def test_every_eos_ends_a_row_and_waits_for_the_minimum():
     ends = jnp.array([[EOS, 6, -1, -1]])
     settings = Settings(eos_ids=ends, constraints=Constraints(min_new_tokens=2))
-    assert settings.ended(written([EOS], [2, 6], [6, 2])).tolist() == [True, True, False]
-    got = settings.adjusted(jnp.zeros((2, VOCAB)), written([2], [2, 3]))
+    assert settings.ended(generated([EOS], [2, 6], [6, 2])).tolist() == [True, True, False]
+    got = settings.adjusted(jnp.zeros((2, VOCAB)), generated([2], [2, 3]))
     assert np.isneginf(got).tolist()[0] == [token in (EOS, 6) for token in range(VOCAB)]
     assert np.isfinite(got[1]).all()
 
@@ -299,8 +298,8 @@ def test_rules_are_those_of_transformers():
         choices = np.asarray(rules.choices[0]).tolist()
 
         def continued(_, row, choices=choices):
-            behind = row.tolist()[4:]
-            return [choice[3] for choice in choices if choice[:3] == behind] or [EOS]
+            following = row.tolist()[4:]
+            return [choice[3] for choice in choices if choice[:3] == following] or [EOS]
 
         processors = transformers.LogitsProcessorList(
             [
@@ -312,5 +311,5 @@ def test_rules_are_those_of_transformers():
         )
         ids = torch.tensor(np.concatenate([prompts, tokens], axis=1))
         expected = processors(ids, torch.tensor(logits)).numpy()
-        got = apply(rules, logits, written(*tokens, prompts=prompts.tolist()))
+        got = apply(rules, logits, generated(*tokens, prompts=prompts.tolist()))
         np.testing.assert_allclose(got, expected, rtol=1e-6)

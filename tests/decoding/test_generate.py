@@ -49,10 +49,10 @@ def history_step(tokens, cache):
     """The next token's logits depend on every token before it and on its place."""
     cache, old = append(tokens, cache), cache.lengths
     places = jnp.arange(ROOM)
-    each = jnp.asarray(VALUES)[places[None], cache.tokens]  # [batch, ROOM, VOCAB]
+    item = jnp.asarray(VALUES)[places[None], cache.tokens]  # [batch, ROOM, VOCAB]
     ends = old[:, None] + jnp.arange(tokens.shape[1])[None]  # [batch, n]
     seen = (places[None, None] <= ends[..., None]).astype(jnp.float32)
-    return jnp.einsum("bnr,brv->bnv", seen, each), cache
+    return jnp.einsum("bnr,brv->bnv", seen, item), cache
 
 
 def prompted(step_fn, prompts, lengths):
@@ -125,10 +125,10 @@ def test_log_probability_is_that_of_the_whole_sequence_under_the_model():
     )
     fed = jnp.concatenate([jnp.full((4, 1), 2), out.tokens[:, :-1]], axis=1)
     logits, _ = history_step(fed, empty_cache(4))
-    each = jnp.take_along_axis(jax.nn.log_softmax(logits), out.tokens[..., None], axis=-1)[..., 0]
-    written = np.arange(6)[None] < np.asarray(out.lengths)[:, None]
+    item = jnp.take_along_axis(jax.nn.log_softmax(logits), out.tokens[..., None], axis=-1)[..., 0]
+    generated = np.arange(6)[None] < np.asarray(out.lengths)[:, None]
     np.testing.assert_allclose(
-        out.log_probabilities, jnp.where(written, each, 0.0).sum(1), rtol=1e-5
+        out.log_probabilities, jnp.where(generated, item, 0.0).sum(1), rtol=1e-5
     )
 
 
@@ -191,8 +191,8 @@ def test_in_parts_it_is_the_same(steps):
 
 
 def test_rules_shape_the_choice_and_not_the_reported_probability():
-    def never_four(logits, written):
-        assert written.tokens.shape == (1, 1)
+    def never_four(logits, generated):
+        assert generated.tokens.shape == (1, 1)
         return logits.at[:, 4].set(-jnp.inf)
 
     for rule in (
@@ -235,9 +235,9 @@ def test_nothing_to_write_is_refused():
         decode(table_step(CHAIN), empty_cache(1), [2], capacity=0)
 
 
-def no_way_on(logits, written):
+def no_way_on(logits, generated):
     """Bars everything in rows that have written 5 and 6."""
-    stuck = (written.lengths == 2) & (written.tokens[:, 1] == 6)
+    stuck = (generated.lengths == 2) & (generated.tokens[:, 1] == 6)
     return jnp.where(stuck[:, None], -jnp.inf, logits)
 
 
@@ -267,3 +267,36 @@ def test_logits_that_are_not_finite_end_a_row_as_nan(bad, temperature):
     )
     np.testing.assert_array_equal(out.lengths, [3, 2])
     np.testing.assert_array_equal(np.isnan(out.log_probabilities), [False, True])
+
+
+def primitives(jaxpr):
+    """Names of the primitives of a jaxpr, those of branches and inner loops left out."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        if equation.primitive.name in ("jit", "pjit", "closed_call", "custom_jvp_call"):
+            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            yield from primitives(getattr(inner, "jaxpr", inner))
+
+
+def test_a_greedy_step_is_the_model_the_maximum_and_three_writes():
+    """Rules and draws stand in one branch, which greedy batches without options skip."""
+    state = start(
+        empty_cache(2), jnp.full(2, 2), capacity=8, keys=keys_of(0, 2), prompts=jnp.full((2, 3), -1)
+    )
+    step_fn = lambda tokens, cache: (jnp.asarray(VALUES)[0][tokens], cache)  # noqa: E731
+    jaxpr = jax.make_jaxpr(functools.partial(decode_on, step_fn))(state, Settings.neutral(2, VOCAB))
+    (loop,) = (equation for equation in jaxpr.eqns if equation.primitive.name == "while")
+    names = [*primitives(loop.params["body_jaxpr"].jaxpr)]
+    assert names.count("cond") == 1
+    assert names.count("scatter") == 3  # the token and its two log-probabilities
+    slow = {
+        "sort",
+        "top_k",
+        "while",
+        "scan",
+        "cumsum",
+        "threefry2x32",
+        "random_bits",
+        "random_fold_in",
+    }
+    assert not slow & {*names}

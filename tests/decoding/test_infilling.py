@@ -42,19 +42,19 @@ def filled(tokens, masked, settings, turns, keys=None, *, logits_fn=toy):
 def by_hand(tokens, masked, turns):
     """Greedy infilling of one row, and the number of turns it took."""
     tokens, gaps = tokens.copy(), set(np.flatnonzero(masked).tolist())
-    total, gains, taken = len(gaps), np.zeros(LENGTH), 0
+    total, gains, count = len(gaps), np.zeros(LENGTH), 0
     turns = min(turns, total)
     while gaps:
-        taken += 1
+        count += 1
         logits = np.asarray(toy(jnp.asarray(tokens[None])))[0].astype(np.float64)
         chances = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         best = 1 + np.argmax(logits[:, 1:], axis=1)
-        surest = sorted(gaps, key=lambda place: -chances[place, best[place]])
-        left = total - int(np.ceil(total * taken / turns))
-        for place in surest[: len(gaps) - left]:
-            tokens[place], gains[place] = best[place], chances[place, best[place]]
-            gaps.remove(place)
-    return tokens, gains, taken
+        surest = sorted(gaps, key=lambda index: -chances[index, best[index]])
+        left = total - int(np.ceil(total * count / turns))
+        for index in surest[: len(gaps) - left]:
+            tokens[index], gains[index] = best[index], chances[index, best[index]]
+            gaps.remove(index)
+    return tokens, gains, count
 
 
 @pytest.mark.parametrize("turns", [1, 2, 4, LENGTH, 30])
@@ -64,8 +64,8 @@ def test_greedy_fills_the_surest_gaps_first(turns):
     assert out.tokens.dtype == jnp.int32
     assert out.log_probabilities.dtype == jnp.float32
     for row in range(len(tokens)):
-        expected, gains, taken = by_hand(tokens[row], masked[row], turns)
-        assert taken <= turns
+        expected, gains, count = by_hand(tokens[row], masked[row], turns)
+        assert count <= turns
         np.testing.assert_array_equal(out.tokens[row], expected)
         np.testing.assert_allclose(out.log_probabilities[row], gains, rtol=1e-4, atol=1e-5)
 
@@ -84,8 +84,8 @@ def test_no_more_turns_than_needed_and_none_without_gaps():
         jax.block_until_ready(out)
         jax.effects_barrier()
         assert len(calls) == expected
-    kept = ~masked[1:3]
-    np.testing.assert_array_equal(out.tokens[kept], tokens[1:3][kept])
+    remaining = ~masked[1:3]
+    np.testing.assert_array_equal(out.tokens[remaining], tokens[1:3][remaining])
 
 
 def test_bans_and_greedy_rows_hold_among_drawn_ones_and_rows_do_not_meet():
@@ -114,15 +114,15 @@ def test_bans_and_greedy_rows_hold_among_drawn_ones_and_rows_do_not_meet():
 
 
 def test_draws_have_the_distribution_of_the_model():
-    rows, place = 20_000, 4
+    rows, index = 20_000, 4
     tokens = np.full((rows, LENGTH), 2, np.int32)
-    tokens[:, [place, place + 1]] = MASK
+    tokens[:, [index, index + 1]] = MASK
     settings = dataclasses.replace(GREEDY, sampling=Sampling(1.5))
     keys = jax.random.split(jax.random.key(4), rows)
     out = filled(tokens, tokens == MASK, settings, 1, keys)
-    logits = toy(jnp.asarray(tokens[:1]))[0, place : place + 2].at[:, MASK].set(-jnp.inf)
+    logits = toy(jnp.asarray(tokens[:1]))[0, index : index + 2].at[:, MASK].set(-jnp.inf)
     chances = np.asarray(jax.nn.softmax(logits / 1.5), np.float64)
-    pairs = np.asarray(out.tokens)[:, place] * VOCAB + np.asarray(out.tokens)[:, place + 1]
+    pairs = np.asarray(out.tokens)[:, index] * VOCAB + np.asarray(out.tokens)[:, index + 1]
     expected = rows * np.outer(*chances).ravel()
     observed = np.bincount(pairs, minlength=VOCAB**2)
     assert not np.any(observed[expected == 0])
@@ -166,7 +166,7 @@ def test_fills_gaps_with_a_real_encoder():
         (GREEDY, 0, "turns=0"),
         (Settings(1, limits=3), 1, "limits"),
         (Settings(1, constraints=Constraints(min_new_tokens=2)), 1, "min_new_tokens"),
-        (Settings(1, logits_fn=lambda logits, written: logits), 1, "logits_fn"),
+        (Settings(1, logits_fn=lambda logits, generated: logits), 1, "logits_fn"),
         (Settings(1, sampling=Sampling(1.0)), 1, "keys"),
     ],
 )
@@ -180,7 +180,7 @@ def test_logits_that_are_not_numbers_fill_gaps_as_nan():
     tokens, masked = gapped()
     broken = lambda tokens: toy(tokens).at[1].set(jnp.nan)  # noqa: E731
     out = infill(broken, jnp.asarray(tokens), jnp.asarray(masked), GREEDY)
-    found = np.isnan(out.log_probabilities)
-    np.testing.assert_array_equal(found[1], masked[1])
-    assert found[1].any()
-    assert not found[[0, 2, 3]].any()
+    actual = np.isnan(out.log_probabilities)
+    np.testing.assert_array_equal(actual[1], masked[1])
+    assert actual[1].any()
+    assert not actual[[0, 2, 3]].any()

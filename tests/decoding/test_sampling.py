@@ -35,8 +35,8 @@ def random_logits(rows, seed=0):
 
 def together(rows):
     """One `Sampling` whose every value is an array of `[rows]`."""
-    each = [OFF | row for row in rows]
-    return Sampling(**{name: np.array([row[name] for row in each]) for name in OFF})
+    item = [OFF | row for row in rows]
+    return Sampling(**{name: np.array([row[name] for row in item]) for name in OFF})
 
 
 def probabilities(logits):
@@ -114,17 +114,17 @@ def test_a_scalar_is_the_same_in_every_row(settings):
 def test_the_nucleus_has_the_mass_asked_for_and_no_token_to_spare(p):
     logits = random_logits(50, seed=1)
     inside = np.isfinite(compiled(logits, together([{"top_p": p}] * 50)))
-    kept = np.where(inside, probabilities(logits), np.nan)
-    assert (np.nansum(kept, axis=-1) >= p).all()
-    assert (np.nansum(kept, axis=-1) - np.nanmin(kept, axis=-1) < p).all()
+    remaining = np.where(inside, probabilities(logits), np.nan)
+    assert (np.nansum(remaining, axis=-1) >= p).all()
+    assert (np.nansum(remaining, axis=-1) - np.nanmin(remaining, axis=-1) < p).all()
 
 
 def test_equals_are_in_or_out_together_and_barred_tokens_stay_out():
     logits = np.array([[1.0, 2.0, -np.inf, 1.0, 2.0, -0.0, 0.0]], np.float32)
 
     def inside(**settings):
-        kept = np.isfinite(filtered(logits, Sampling(temperature=1.0, **settings)))
-        return np.flatnonzero(kept).tolist()
+        remaining = np.isfinite(filtered(logits, Sampling(temperature=1.0, **settings)))
+        return np.flatnonzero(remaining).tolist()
 
     assert inside(top_k=1) == inside(top_p=0.1) == inside(min_p=1.0) == [1, 4]
     assert inside(top_k=3) == inside(top_p=0.8) == [0, 1, 3, 4]

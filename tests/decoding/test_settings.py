@@ -76,14 +76,14 @@ def filled():
 def test_neutral_values_are_as_absent_ones():
     rows = np.arange(4)
     plain = Settings(eos_ids=(EOS,), limits=CAPACITY)
-    expected, got = (run(state_of(rows), each, 99).generated for each in (plain, neutral(4)))
+    expected, got = (run(state_of(rows), item, 99).generated for item in (plain, neutral(4)))
     for name in ("tokens", "lengths", "token_log_probabilities", "stuck"):
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
     np.testing.assert_array_equal(got.policy_log_probabilities, 0)
     warm = dataclasses.replace(plain, sampling=Sampling(temperature=0.8, top_p=0.9))
     arrays = neutral(4)
     arrays.sampling.temperature[:], arrays.sampling.top_p[:] = 0.8, 0.9
-    expected, got = (run(state_of(rows), each, 99).generated for each in (warm, arrays))
+    expected, got = (run(state_of(rows), item, 99).generated for item in (warm, arrays))
     np.testing.assert_array_equal(got.tokens, expected.tokens)
     np.testing.assert_array_equal(got.policy_log_probabilities, expected.policy_log_probabilities)
     assert np.asarray(got.policy_log_probabilities).min() < 0
@@ -176,4 +176,4 @@ def test_a_stop_may_be_of_any_length_within_tokens_of_any_length():
     output = Output(jnp.array([[0, 1], [3, 0], [0, 2]], jnp.int32), jnp.array([2, 1, 2]))
     for stop, expected in ((b"abc", [1, 0, 0]), (b"bab", [0, 1, 0]), (b"b", [0, 1, 1])):
         stops = stops_of(table, stop)
-        assert stops.found(output).tolist()[:2] == [bool(x) for x in expected][:2]
+        assert stops.completed(output).tolist()[:2] == [bool(x) for x in expected][:2]

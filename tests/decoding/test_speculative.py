@@ -18,14 +18,9 @@ from t5lite.decoding import (
     stops_of,
     token_table,
 )
+from t5lite.decoding.drafts import DraftMemory, ModelDraft, PromptLookup
 from t5lite.decoding.output import Output
-from t5lite.decoding.speculative import (
-    DraftMemory,
-    ModelDraft,
-    PromptLookup,
-    Speculation,
-    speculate,
-)
+from t5lite.decoding.speculative import Speculation, speculate
 from t5lite.errors import InputError
 from t5lite.models import Model, override
 
@@ -62,11 +57,11 @@ def toy_step(seed: int, noise: float = 0.0, vocab: int = VOCAB):
         at = cache.lengths[:, None] + jnp.arange(n, dtype=jnp.int32)[None]
         new = jnp.zeros((rows, SIZE), jnp.int32).at[jnp.arange(rows)[:, None], at].set(tokens)
         here = (places[None] >= at[:, :1]) & (places[None] <= at[:, -1:])
-        kept = jnp.where(here, new, cache.tokens)
-        each = jnp.asarray(table, jnp.float32)[places[None], kept]  # [rows, SIZE, vocab]
+        remaining = jnp.where(here, new, cache.tokens)
+        item = jnp.asarray(table, jnp.float32)[places[None], remaining]  # [rows, SIZE, vocab]
         seen = (places[None, None] <= at[..., None]).astype(jnp.float32)
-        logits = jnp.einsum("bnr,brv->bnv", seen, each)
-        return logits, ToyCache(kept, cache.lengths + n, cache.steps + 1)
+        logits = jnp.einsum("bnr,brv->bnv", seen, item)
+        return logits, ToyCache(remaining, cache.lengths + n, cache.steps + 1)
 
     return step
 
@@ -83,7 +78,7 @@ DRAFTS = {
 }
 
 
-def begun(room, keys=None, rows=slice(None)):
+def started(room, keys=None, rows=slice(None)):
     cache = ToyCache.of(np.maximum(PROMPTS, 0)[rows], HELD[rows])
     prompts = jnp.asarray(PROMPTS[rows])
     return start(cache, jnp.asarray(FIRST[rows]), capacity=room, keys=keys, prompts=prompts)
@@ -116,11 +111,11 @@ def assert_same(generated, expected):
 PIECES = token_table([bytes([i]) for i in range(VOCAB)])
 
 
-def not_twice(logits, written):
+def not_twice(logits, output):
     """Bars the token before, which only the written ones up to here can tell."""
-    last = jnp.take_along_axis(written.tokens, jnp.maximum(written.lengths - 1, 0)[:, None], axis=1)
+    last = jnp.take_along_axis(output.tokens, jnp.maximum(output.lengths - 1, 0)[:, None], axis=1)
     same = jnp.arange(logits.shape[1], dtype=jnp.int32)[None] == last
-    return jnp.where(same & (written.lengths > 0)[:, None], -jnp.inf, logits)
+    return jnp.where(same & (output.lengths > 0)[:, None], -jnp.inf, logits)
 
 
 RULES = Constraints(
@@ -150,7 +145,7 @@ def test_greedy_is_token_for_token_what_advance_writes(draft, draft_length, rule
         "few": Settings(EOS, limits=jnp.array([3, 12, 1, 7])),
         "many": Settings(EOS, jnp.array([12, 9, 12, 5]), constraints=RULES, logits_fn=not_twice),
     }[rules]
-    state, draft = begun(12), DRAFTS[draft]
+    state, draft = started(12), DRAFTS[draft]
     expected = plain(state, settings)
     out = spoken(opening(state, draft), settings, draft, draft_length=draft_length)
     assert_same(out.generated, expected)
@@ -171,7 +166,7 @@ def test_greedy_is_token_for_token_what_advance_writes(draft, draft_length, rule
 def test_turn_by_turn_is_all_at_once(draft, temperature):
     settings = Settings(EOS, sampling=Sampling(temperature))
     draft = DRAFTS[draft]
-    state = begun(12, jax.random.split(jax.random.key(3), 4))
+    state = started(12, jax.random.split(jax.random.key(3), 4))
     whole = spoken(opening(state, draft), settings, draft, steps=99)
     parts, seen = opening(state, draft), np.zeros(4, int)
     for turn in range(1, int(whole.turns.max()) + 1):
@@ -191,7 +186,7 @@ def test_a_row_alone_is_the_row_in_a_batch():
     rules = Constraints(presence_penalty=jnp.array([0.0, 1.0, 0.5, 2.0]))
     settings = Settings(EOS, jnp.array([12, 8, 12, 10]), sampling, rules)
     keys = jax.random.split(jax.random.key(1), 4)
-    state, draft = begun(12, keys), DRAFTS["near"]
+    state, draft = started(12, keys), DRAFTS["near"]
     together = spoken(opening(state, draft), settings, draft)
     greedy = dataclasses.replace(settings, sampling=Sampling())
     np.testing.assert_array_equal(together.generated.tokens[1], plain(state, greedy).tokens[1])
@@ -200,7 +195,7 @@ def test_a_row_alone_is_the_row_in_a_batch():
         return jax.tree.map(lambda x: x[row : row + 1] if jnp.shape(x)[:1] == (4,) else x, tree)
 
     for row in range(4):
-        state = begun(12, keys[row : row + 1], slice(row, row + 1))
+        state = started(12, keys[row : row + 1], slice(row, row + 1))
         alone = spoken(opening(state, draft), row_of(settings, row), draft)
         assert_same(alone.generated, row_of(together.generated, row))
 
@@ -224,11 +219,11 @@ def joint(settings, step_fn):
     fed = jnp.asarray(np.insert(paths[:, :-1], 0, 2, axis=1))
     logits, _ = step_fn(fed, ToyCache.of(np.zeros((len(paths), 1)), np.zeros(len(paths))))
     chances = []
-    for place in range(PLACES):
-        written = Output(jnp.asarray(paths), jnp.full(len(paths), place, jnp.int32))
-        allowed = filtered(settings.adjusted(logits[:, place], written), settings.sampling)
-        each = np.asarray(jax.nn.softmax(allowed), np.float64)
-        chances.append(each[np.arange(len(paths)), paths[:, place]])
+    for index in range(PLACES):
+        output = Output(jnp.asarray(paths), jnp.full(len(paths), index, jnp.int32))
+        allowed = filtered(settings.adjusted(logits[:, index], output), settings.sampling)
+        item = np.asarray(jax.nn.softmax(allowed), np.float64)
+        chances.append(item[np.arange(len(paths)), paths[:, index]])
     total = {}
     for path, chance in zip(paths.tolist(), np.transpose(chances), strict=True):
         length = path.index(EOS) + 1 if EOS in path else PLACES
@@ -398,7 +393,7 @@ def test_models_with_caches_of_their_own(topology):
 
 
 def test_what_cannot_be_done_is_refused():
-    state, draft = begun(4), DRAFTS["near"]
+    state, draft = started(4), DRAFTS["near"]
     with pytest.raises(InputError, match="draft_length=0"):
         spoken(opening(state, draft), Settings(EOS), draft, draft_length=0)
     with pytest.raises(InputError, match="keys"):
@@ -406,6 +401,6 @@ def test_what_cannot_be_done_is_refused():
     with pytest.raises(InputError, match="ngram=0"):
         PromptLookup(ngram=0)
     other = ModelDraft(STEPS[11])
-    state = begun(4, jax.random.split(jax.random.key(0), 4))
+    state = started(4, jax.random.split(jax.random.key(0), 4))
     with pytest.raises(InputError, match="5 tokens: the model has 7"):
         spoken(opening(state, other), Settings(EOS, sampling=Sampling(1.0)), other)

@@ -46,17 +46,17 @@ def vocabulary(request, tmp_path_factory):
         )
         (folder / "tokenizer.model").write_bytes(out.getvalue())
         return SentencePiece(folder / "tokenizer.model", num_sentinels=0)
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+    created = tokenizers.Tokenizer(tokenizers.models.BPE())
+    created.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    created.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=360,
         special_tokens=["</s>"],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(LINES, trainer)
-    made.save(str(folder / "tokenizer.json"))
+    created.train_from_iterator(LINES, trainer)
+    created.save(str(folder / "tokenizer.json"))
     return HuggingFaceTokenizer(folder / "tokenizer.json")
 
 
@@ -113,8 +113,8 @@ def test_no_part_of_a_stop_is_certain():
 
 def test_text_that_was_certain_stays_though_decoding_cleans_it_up(tmp_path):
     words = ["she", "does", "n", "'", "t", "ask", ".", "it", "s", "?"]
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}))
-    made.save(str(tmp_path / "tokenizer.json"))
+    created = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}))
+    created.save(str(tmp_path / "tokenizer.json"))
     cleaning = HuggingFaceTokenizer(tmp_path / "tokenizer.json", eos="she", cleans_up=True)
     rng = np.random.default_rng(0)
     changed = 0
@@ -128,16 +128,16 @@ def test_text_that_was_certain_stays_though_decoding_cleans_it_up(tmp_path):
 
 def test_text_that_was_certain_stays_beside_bytes_that_make_no_character(tmp_path):
     ids = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"</s>": 256, "▁w": 257}
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [], byte_fallback=True))
+    created = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [], byte_fallback=True))
     steps = tokenizers.decoders
-    made.decoder = steps.Sequence([steps.Replace("▁", " "), steps.ByteFallback(), steps.Fuse()])
-    made.save(str(tmp_path / "tokenizer.json"))
+    created.decoder = steps.Sequence([steps.Replace("▁", " "), steps.ByteFallback(), steps.Fuse()])
+    created.save(str(tmp_path / "tokenizer.json"))
     vocabulary = HuggingFaceTokenizer(tmp_path / "tokenizer.json", eos="</s>")
     tokens = np.array([257, 0x0A, 257, 0x41, 0xF0, 0x9F, 257, 0xC3, 0xBC, 257])
     whole, changed = vocabulary.decode(tokens), 0
     for size in range(len(tokens)):
-        kept = without_last_bytes(tokens[:size], vocabulary)
-        assert whole.startswith(vocabulary.decode(kept))
+        remaining = without_last_bytes(tokens[:size], vocabulary)
+        assert whole.startswith(vocabulary.decode(remaining))
         changed += not whole.startswith(certain(vocabulary.decode(tokens[:size]), ()))
     assert changed
     assert whole.endswith("ü w")

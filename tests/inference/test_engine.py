@@ -141,7 +141,7 @@ def test_rows_with_and_without_choices_or_draws_share_a_batch(decoder, monkeypat
 
 def test_biased_and_frequent_tokens(decoder):
     (plain,) = decoder.generate(["a cat"], max_new_tokens=8)
-    wanted = VOCABULARY.encode("q")[0]
+    target = VOCABULARY.encode("q")[0]
     assert decoder.generate(["a cat"], max_new_tokens=8, logit_bias={"q": 1e3}) == ["q" * 8]
     rising = decoder.generate(
         ["a cat"], max_new_tokens=6, logit_bias={"q": 1e3, "z": 999.5}, frequency_penalty=1.0
@@ -149,7 +149,7 @@ def test_biased_and_frequent_tokens(decoder):
     assert rising == ["qzqzqz"]
     (without,) = decoder.generate(["a cat"], max_new_tokens=8, logit_bias={plain[0]: -np.inf})
     assert plain[0] not in without
-    assert wanted == VOCABULARY.encode("q")[0]
+    assert target == VOCABULARY.encode("q")[0]
 
 
 # Requests.
@@ -276,13 +276,13 @@ def test_what_does_not_fit_a_running_batch_is_refused(writers):
     wide, _ = running(loaded, [request(loaded, "a" * 40, max_new_tokens=16)], rows=1)
     with pytest.raises(InputError, match="an input of 64 tokens: this cache has room for 16"):
         engine.insert(state, [0], wide)
-    many = [request(loaded, "a", max_new_tokens=16, choices=[*"abcdefghijk"])]
+    several = [request(loaded, "a", max_new_tokens=16, choices=[*"abcdefghijk"])]
     with pytest.raises(InputError, match=r"choices of shape .* the running batch has room for"):
-        engine.insert(settings, [0], engine.settings(many))
-    with pytest.raises(InputError, match="cache_length = 8: a request asks for 16 new tokens"):
+        engine.insert(settings, [0], engine.settings(several))
+    with pytest.raises(InputError, match="cache_length = 8: a request needs 16 new tokens"):
         engine.prefill(params, one, cache_length=8)
     decoder = writers["decoder"]
-    with pytest.raises(InputError, match="cache_length = 12: a request takes 21 tokens"):
+    with pytest.raises(InputError, match="cache_length = 12: a request needs 21 tokens"):
         decoder.engine.prefill(
             decoder.decoding_params,
             [request(decoder, "a cat", max_new_tokens=16)],
@@ -308,9 +308,9 @@ def test_log_probabilities_of_the_model_and_of_the_policy(decoder):
         own = np.asarray(jax.nn.log_softmax(logits))
         at = np.arange(len(answer.tokens)), answer.tokens
         np.testing.assert_allclose(answer.token_log_probabilities, own[at], atol=2e-4)
-        for place, best in enumerate(answer.top):
-            assert [*best] == np.argsort(-own[place], kind="stable")[:3].tolist()
-            np.testing.assert_allclose([*best.values()], np.sort(own[place])[::-1][:3], atol=2e-4)
+        for index, best in enumerate(answer.top):
+            assert [*best] == np.argsort(-own[index], kind="stable")[:3].tolist()
+            np.testing.assert_allclose([*best.values()], np.sort(own[index])[::-1][:3], atol=2e-4)
         policy = answer.policy_log_probabilities
         if row == 0:
             np.testing.assert_array_equal(policy, 0)

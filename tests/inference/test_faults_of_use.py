@@ -71,9 +71,9 @@ def test_a_prefix_has_no_end_and_its_beginning_is_cut(decoder, seq2seq):
     room = decoder.spec.decoder.max_length
     text = "".join("abcdefg"[n % 7] for n in range(2 * room))
     ids = decoder.vocabulary.encode(text)
-    for prompt, kept in (("continue", ids[-room + 8 :]), ("prefix", ids[-room + 8 :])):
+    for prompt, remaining in (("continue", ids[-room + 8 :]), ("prefix", ids[-room + 8 :])):
         reader = decoder.reader(prompt=prompt, truncate=True)
-        assert Request.from_text(text, reader, Options(max_new_tokens=8)).ids == kept
+        assert Request.from_text(text, reader, Options(max_new_tokens=8)).ids == remaining
     whole = decoder.reader(prompt="inputs", truncate=True)
     assert Request.from_text(text, whole, Options(max_new_tokens=8)).ids[:9] == ids[:9]
 
@@ -108,14 +108,14 @@ def test_bans_that_leave_nothing_are_refused(decoder):
     with pytest.raises(InputError, match="banned leaves no token of the vocabulary"):
         decoder.generate(["a"], banned=every, max_new_tokens=8)
     ends = decoder.generation.eos_ids
-    ends = [each for each in ends if each < len(every)] or [decoder.vocabulary.eos_id]
+    ends = [item for item in ends if item < len(every)] or [decoder.vocabulary.eos_id]
     few = [token for token in every if token not in ends]
     with pytest.raises(InputError, match="which min_new_tokens forbids"):
         decoder.generate(["a"], banned=few, min_new_tokens=1, max_new_tokens=8)
 
 
-def nothing_after_two(logits, written):
-    return jnp.where((written.lengths == 2)[:, None], -jnp.inf, logits)
+def nothing_after_two(logits, generated):
+    return jnp.where((generated.lengths == 2)[:, None], -jnp.inf, logits)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def nothing_after_two(logits, written):
 )
 def test_rules_that_leave_no_token_are_errors_of_their_row(decoder, options):
     rules = {"logits_fn": nothing_after_two, "max_new_tokens": [6, 2], "banned": [2, 3]}
-    with pytest.raises(InputError, match=r"texts\[0\]: no token is left to write"):
+    with pytest.raises(InputError, match=r"texts\[0\]: no token is allowed"):
         decoder.generate(["abc", "de"], **rules, **options)
     draft = options.pop("draft", None)
     reader = decoder.reader(draft=draft)
@@ -168,7 +168,7 @@ def test_a_vector_that_is_not_finite_is_an_error_of_its_row(decoder, monkeypatch
         lengths = np.sum(batch["decoder_segment_ids"], axis=1, keepdims=True, dtype=np.float32)
         return np.where(lengths == 2, np.nan, lengths)
 
-    monkeypatch.setattr(embedding, "vectors_fn", lambda *_: vectors)
+    monkeypatch.setattr(embedding, "compiled", lambda *_: vectors)
     embedder = embedding.Embedder(decoder)
     requests = [embedder.read(text) for text in ("abc", "ab")]
     good, bad = embedding.embed(decoder, decoder.params, requests)

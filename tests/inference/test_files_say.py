@@ -42,7 +42,7 @@ def loaded(pair):
     return t5lite.load(pair[0], dtype="float32", devices=ONE)
 
 
-def said(pair, loaded, content):
+def output(pair, loaded, content):
     """The same model, beside a `generation_config.json`."""
     folder, model = pair
     start = {"decoder_start_token_id": loaded.spec.start_id, "pad_token_id": 0}
@@ -69,10 +69,10 @@ def theirs(pair, loaded, text, **options):
 
 def common(pair, loaded):
     """Tokens that the model writes often: in the greedy answers, most frequent first."""
-    plain = said(pair, loaded, {"eos_token_id": 4})
+    plain = output(pair, loaded, {"eos_token_id": 4})
     answers = plain.answers(TEXTS, max_new_tokens=NEW)
     tokens, counts = np.unique(
-        np.concatenate([each[0].tokens for each in answers]), return_counts=True
+        np.concatenate([item[0].tokens for item in answers]), return_counts=True
     )
     return [int(token) for token in tokens[np.argsort(-counts, kind="stable")]], answers
 
@@ -96,7 +96,7 @@ CASES = {
         "num_beams": 2,
     },
     "first, last and at least": lambda often, answers: {
-        "begin_suppress_tokens": [int(each[0].tokens[0]) for each in answers],
+        "begin_suppress_tokens": [int(item[0].tokens[0]) for item in answers],
         "forced_eos_token_id": 4,
         "eos_token_id": [4, *often[:3]],
         "min_new_tokens": 6,
@@ -117,12 +117,12 @@ def test_answers_are_those_of_transformers(pair, loaded, case):
     content = CASES[case](often, answers)
     if loaded.model.topology == "decoder":
         content.pop("forced_bos_token_id", None)  # means nothing behind a prompt
-    ours = said(pair, loaded, content)
+    ours = output(pair, loaded, content)
     changed = 0
     for text, before in zip(TEXTS, answers, strict=True):
-        found = ours.answers([text], max_new_tokens=NEW)[0][0].tokens.tolist()
-        assert found == theirs(pair, loaded, text)
-        changed += found != before[0].tokens.tolist()
+        actual = ours.answers([text], max_new_tokens=NEW)[0][0].tokens.tolist()
+        assert actual == theirs(pair, loaded, text)
+        changed += actual != before[0].tokens.tolist()
     assert changed
 
 
@@ -130,18 +130,18 @@ def test_lengths_of_an_encoder_decoder_count_the_start_token(pair, loaded):
     if loaded.model.topology == "decoder":
         pytest.skip("there max_length counts the prompt, and is ignored")
     often, _ = common(pair, loaded)
-    ours = said(pair, loaded, {"eos_token_id": often[:2], "min_length": 5, "max_length": 9})
+    ours = output(pair, loaded, {"eos_token_id": often[:2], "min_length": 5, "max_length": 9})
     for text in TEXTS:
-        found = ours.answers([text])[0][0].tokens.tolist()
-        assert found == theirs(pair, loaded, text, max_new_tokens=None)
-        assert 4 <= len(found) <= 8
+        actual = ours.answers([text])[0][0].tokens.tolist()
+        assert actual == theirs(pair, loaded, text, max_new_tokens=None)
+        assert 4 <= len(actual) <= 8
 
 
 def test_tokens_that_are_not_there_are_never_written(pair, loaded):
-    plain = said(pair, loaded, {}).answers(TEXTS, max_new_tokens=NEW)
+    plain = output(pair, loaded, {}).answers(TEXTS, max_new_tokens=NEW)
     strange = {"bad_words_ids": [[5000], [-1, 4]], "suppress_tokens": [5000, -1]}
     for one, other in zip(
-        said(pair, loaded, strange).answers(TEXTS, max_new_tokens=NEW), plain, strict=True
+        output(pair, loaded, strange).answers(TEXTS, max_new_tokens=NEW), plain, strict=True
     ):
         np.testing.assert_array_equal(one[0].tokens, other[0].tokens)
 
@@ -149,7 +149,7 @@ def test_tokens_that_are_not_there_are_never_written(pair, loaded):
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_stops_inside_of_tokens_end_rows_as_in_transformers(pair, loaded, num_beams):
     tokenizer = transformers.AutoTokenizer.from_pretrained(pair[0])
-    ours = said(pair, loaded, {"eos_token_id": 4})
+    ours = output(pair, loaded, {"eos_token_id": 4})
     stopped = 0
     for text in TEXTS:
         whole = ours.answers([text], max_new_tokens=NEW, num_beams=num_beams)[0][0]
@@ -171,10 +171,10 @@ def test_stops_inside_of_tokens_end_rows_as_in_transformers(pair, loaded, num_be
 
 
 def test_options_that_are_chosen_go_before_the_files(pair, loaded):
-    ours = said(pair, loaded, {"num_beams": 3, "no_repeat_ngram_size": 2, "max_new_tokens": 5})
-    assert [len(each[0].tokens) <= 5 for each in ours.answers(TEXTS)] == [True, True]
+    ours = output(pair, loaded, {"num_beams": 3, "no_repeat_ngram_size": 2, "max_new_tokens": 5})
+    assert [len(item[0].tokens) <= 5 for item in ours.answers(TEXTS)] == [True, True]
     own = {"num_beams": 1, "no_repeat_ngram_size": None, "max_new_tokens": NEW}
-    plain = said(pair, loaded, {}).answers(TEXTS, max_new_tokens=NEW)
+    plain = output(pair, loaded, {}).answers(TEXTS, max_new_tokens=NEW)
     for one, other in zip(ours.answers(TEXTS, **own), plain, strict=True):
         np.testing.assert_array_equal(one[0].tokens, other[0].tokens)
     ours.generate(TEXTS, temperature=1.0, max_new_tokens=3)  # a file's search yields
@@ -188,7 +188,7 @@ def test_what_is_ignored_is_said_once(pair, loaded):
         "top_p": 0.9,
         "encoder_no_repeat_ngram_size": 3,
     }
-    ours = said(pair, loaded, content | {"use_cache": True, "num_return_sequences": 1})
+    ours = output(pair, loaded, content | {"use_cache": True, "num_return_sequences": 1})
     match = "ignored: do_sample = True, encoder_no_repeat_ngram_size = 3, temperature = 0.6, top_p"
     with pytest.warns(UserWarning, match=match):
         ours.generate(TEXTS, max_new_tokens=2)
@@ -196,9 +196,9 @@ def test_what_is_ignored_is_said_once(pair, loaded):
 
 
 def test_a_number_out_of_range_names_the_file(pair, loaded):
-    ours = said(pair, loaded, {"num_beams": 0})
+    ours = output(pair, loaded, {"num_beams": 0})
     with pytest.raises(InputError, match=r"generation_config\.json .*num_beams = 0"):
         ours.generate(TEXTS)
-    ours = said(pair, loaded, {"min_new_tokens": "5"})
+    ours = output(pair, loaded, {"min_new_tokens": "5"})
     with pytest.raises(InputError, match=r"generation_config\.json .*min_new_tokens = '5'"):
         ours.generate(TEXTS)

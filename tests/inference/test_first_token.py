@@ -33,25 +33,25 @@ SPELLED = "<s>the river"
 def tokenizer_of(*, begins):
     words = sorted({*" ".join(TEXTS).split()})
     ids = {piece: number for number, piece in enumerate(["<s>", "</s>", "<unk>", *words])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, "<unk>"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    made.add_special_tokens(["<s>", "</s>", "<unk>"])
+    created = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, "<unk>"))
+    created.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    created.add_special_tokens(["<s>", "</s>", "<unk>"])
     template = "<s> $A" if begins else "$A"
     processor = tokenizers.processors.TemplateProcessing(template, None, [("<s>", 0)])
-    made.post_processor = processor
-    return made
+    created.post_processor = processor
+    return created
 
 
 def folder_of(root, family, *, begins, **config):
     import torch
     import transformers
 
-    made = tokenizer_of(begins=begins)
+    created = tokenizer_of(begins=begins)
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    whole = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names)
+    whole = transformers.PreTrainedTokenizerFast(tokenizer_object=created, **names)
     whole.save_pretrained(root)
     torch.manual_seed(0)
-    size = {"vocab_size": made.get_vocab_size(), "initializer_range": 0.5}
+    size = {"vocab_size": created.get_vocab_size(), "initializer_range": 0.5}
     if family == "gpt2":
         size |= {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**size | config))
@@ -87,11 +87,11 @@ def test_continuations_and_losses_are_those_of_transformers(name, tmp_path):
     for text, (answer,), score in zip(TEXTS, answers, scores, strict=True):
         ids = torch.tensor([theirs(text)["input_ids"]])
         with torch.no_grad():
-            written = model.generate(
+            generated = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
             )
             loss = float(model(ids, labels=ids).loss)
-        assert answer.tokens.tolist() == written[0, ids.shape[1] :].tolist()
+        assert answer.tokens.tolist() == generated[0, ids.shape[1] :].tolist()
         assert score.num_tokens == ids.shape[1] - 1
         skipped = Scorer(ours).read(text).skipped
         assert skipped == (0 if begins else len(text.split()[0]))
@@ -116,9 +116,9 @@ def test_a_start_that_a_text_spells_is_read_once(tmp_path):
         folder_of(folder, "llama", begins=begins, bos_token_id=0, eos_token_id=1)
         ours = t5lite.load(folder, devices=jax.devices()[:1])
         plain = SPELLED.removeprefix("<s>")
-        said, same = ours.answers([SPELLED, plain], max_new_tokens=4)
+        output, same = ours.answers([SPELLED, plain], max_new_tokens=4)
         if begins:
-            assert said[0].tokens.tolist() == same[0].tokens.tolist()
+            assert output[0].tokens.tolist() == same[0].tokens.tolist()
         ids = attention_maps(ours, SPELLED).tokens["decoder"]
         assert ids == ["<s>", *plain.split()]
         for objective, columns in (

@@ -56,18 +56,18 @@ FORMS = {  # the template, what it puts before and after a text, and around the 
 def tokenizer_of(template):
     """A tokenizer of words with a form's template; None: GPT-2's, which adds nothing."""
     ids = {piece: number for number, piece in enumerate([*SPECIAL, *sorted({*TEXT.split()})])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, "<unk>"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    made.add_special_tokens(SPECIAL)
+    created = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, "<unk>"))
+    created.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    created.add_special_tokens(SPECIAL)
     processors = tokenizers.processors
     if template is None:
-        made.post_processor = processors.ByteLevel()
+        created.post_processor = processors.ByteLevel()
     elif isinstance(template, tuple):
-        made.post_processor = processors.RobertaProcessing(*((t, ids[t]) for t in template))
+        created.post_processor = processors.RobertaProcessing(*((t, ids[t]) for t in template))
     else:
         special = [(token, ids[token]) for token in SPECIAL]
-        made.post_processor = processors.TemplateProcessing(template, None, special)
-    return made
+        created.post_processor = processors.TemplateProcessing(template, None, special)
+    return created
 
 
 @pytest.fixture(scope="module", params=[*FORMS, "bytes", "sentencepiece"])
@@ -80,10 +80,12 @@ def form(request, tmp_path_factory):
         trained = train_sentencepiece(texts, 110, num_sentinels=9, cache_folder=folder)
         return trained, Frame(after=(1,)), ()
     template, before, after, labels = FORMS[request.param]
-    made = tokenizer_of(template)
-    vocabulary = HuggingFaceTokenizer.from_json(made.to_str(), request.param, num_sentinels=9)
-    assert vocabulary.frame(vocabulary.encode(TEXT)) == made.encode(TEXT).ids  # transformers' own
-    numbers = [tuple(map(made.token_to_id, tokens)) for tokens in (before, after, labels)]
+    created = tokenizer_of(template)
+    vocabulary = HuggingFaceTokenizer.from_json(created.to_str(), request.param, num_sentinels=9)
+    assert (
+        vocabulary.frame(vocabulary.encode(TEXT)) == created.encode(TEXT).ids
+    )  # transformers' own
+    numbers = [tuple(map(created.token_to_id, tokens)) for tokens in (before, after, labels)]
     return vocabulary, Frame(*numbers[:2]), numbers[2]
 
 
@@ -109,13 +111,13 @@ def prepared(objective, vocabulary, **example):
     """What an objective makes of a text, and of any further features."""
     texts = {"inputs": TEXT, "targets": TEXT}
     example = {name: np.array(vocabulary.encode(texts[name])) for name in texts} | example
-    (found,) = objective.prepare(
+    (actual,) = objective.prepare(
         iter([example]),
         lengths={"inputs": 40, "targets": 40},
         vocabulary=vocabulary,
         rng=np.random.default_rng(0),
     )
-    return {name: array.tolist() for name, array in found.items()}
+    return {name: array.tolist() for name, array in actual.items()}
 
 
 @pytest.mark.parametrize("topology", ["encoder", "decoder"])
@@ -134,30 +136,30 @@ def test_what_a_head_is_trained_on_is_what_is_embedded(form, topology):
         AnswerSpans(**options): [1, 2],
         Contrastive(**options): [],
     }
-    for objective, each in labels.items():
-        found = prepared(objective, vocabulary, labels=np.array(each))
-        assert found["inputs"] == framed
+    for objective, item in labels.items():
+        actual = prepared(objective, vocabulary, labels=np.array(item))
+        assert actual["inputs"] == framed
         first = len(frame.before)
         if isinstance(objective, Contrastive):
-            assert found["targets"] == framed
+            assert actual["targets"] == framed
         if isinstance(objective, TokenLabels):
-            assert found["labels"][first : first + len(ids)] == each
-            assert set(found["labels"][:first] + found["labels"][first + len(ids) :]) <= {-1}
+            assert actual["labels"][first : first + len(ids)] == item
+            assert set(actual["labels"][:first] + actual["labels"][first + len(ids) :]) <= {-1}
         if isinstance(objective, AnswerSpans):
-            assert found["labels"] == [first + 1, first + 2]
+            assert actual["labels"] == [first + 1, first + 2]
 
 
 def test_what_an_encoder_guesses_is_framed_as_what_is_scored(form):
     vocabulary, _, _ = form
-    found = prepared(MaskedLM(), vocabulary)
-    predicted = np.array(found["predicted"])
+    actual = prepared(MaskedLM(), vocabulary)
+    predicted = np.array(actual["predicted"])
     assert predicted.any()
     assert np.array_equal(
-        np.array(found["inputs"])[~predicted], np.array(found["targets"])[~predicted]
+        np.array(actual["inputs"])[~predicted], np.array(actual["targets"])[~predicted]
     )
     loaded = loaded_with(model_of("encoder"), vocabulary)
     question = Scorer(loaded).read(TEXT)
-    assert found["targets"] == question.inputs == vocabulary.frame(vocabulary.encode(TEXT))
+    assert actual["targets"] == question.inputs == vocabulary.frame(vocabulary.encode(TEXT))
     assert question.tokens == vocabulary.encode(TEXT)
     first, last = question.scored[0], question.scored[-1]
     assert not predicted[:first].any()
@@ -185,15 +187,15 @@ def test_what_is_trained_on_is_what_is_answered(form, topology, make, tmp_path):
         )
         inputs, targets = (pair[name].tolist() for name in ("inputs", "targets"))
         save_prompts(tmp_path, objective.prompts(vocabulary))
-        known = read_prompts(tmp_path, vocabulary, topology=topology)
-        assert known == objective.prompts(vocabulary)
-        loaded = loaded_with(model, vocabulary, known)
+        prompts_read = read_prompts(tmp_path, vocabulary, topology=topology)
+        assert prompts_read == objective.prompts(vocabulary)
+        loaded = loaded_with(model, vocabulary, prompts_read)
         scorer, prompt = Scorer(loaded), loaded.prompts.of(None)
         # The texts of both sides, without what is around them.
         text = inputs[len(prompt.inputs.before) : len(inputs) - len(prompt.inputs.after)]
-        written = targets[len(prompt.targets.before) : len(targets) - len(prompt.targets.after)]
+        generated = targets[len(prompt.targets.before) : len(targets) - len(prompt.targets.after)]
         assert prompt.inputs(text) == inputs
-        assert prompt.targets(written) == targets
+        assert prompt.targets(generated) == targets
         assert targets[-1] == vocabulary.eos_id
         if make is Seq2Seq:
             answered = read_ids(loaded)
@@ -211,7 +213,7 @@ def test_what_is_trained_on_is_what_is_answered(form, topology, make, tmp_path):
                 assert targets == [*begins, *vocabulary.encode(TEXT), vocabulary.eos_id]
         if make is PrefixLM:
             assert text == inputs
-            assert inputs + written == vocabulary.encode(TEXT)
+            assert inputs + generated == vocabulary.encode(TEXT)
 
 
 def test_a_text_that_a_model_continues_has_no_frame(form):
@@ -221,28 +223,28 @@ def test_a_text_that_a_model_continues_has_no_frame(form):
     ids = vocabulary.encode(TEXT)
     assert read_ids(loaded) == ids
     assert Scorer(loaded).read(TEXT).targets == ids
-    found = prepared(CausalLM(), vocabulary)
-    assert found["targets"] == [*ids, vocabulary.eos_id]
+    actual = prepared(CausalLM(), vocabulary)
+    assert actual["targets"] == [*ids, vocabulary.eos_id]
 
 
 def test_truncation_leaves_room_for_the_frame(form):
     vocabulary, frame, _ = form
     ids = vocabulary.encode(TEXT)
     for room in range(max(frame.size, 1), len(ids) + frame.size):
-        kept = ids[: room - frame.size]
+        remaining = ids[: room - frame.size]
         for cut in (frame(ids, room), frame(np.array(ids), room).tolist()):
-            assert cut == [*frame.before, *kept, *frame.after]
+            assert cut == [*frame.before, *remaining, *frame.after]
             assert len(cut) == room
     room = frame.size + 3
     lengths = {"inputs": room, "targets": 40}
-    (found,) = Classification().prepare(
+    (actual,) = Classification().prepare(
         iter([{"inputs": np.array(ids), "labels": np.array([0])}]),
         lengths=lengths,
         vocabulary=vocabulary,
         rng=np.random.default_rng(0),
     )
     reader = Embedder(loaded_with(model_of("encoder"), vocabulary), max_length=room, truncate=True)
-    assert found["inputs"].tolist() == reader.read(TEXT).ids
+    assert actual["inputs"].tolist() == reader.read(TEXT).ids
 
 
 def test_a_text_is_shown_without_its_frame(form):

@@ -1,6 +1,7 @@
 """`generate` with its options, on tiny models of bytes whose weights are random."""
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def test_options_differ_by_text_and_each_is_answered_as_if_alone(writers, topolo
 def test_several_samples(writers, topology):
     loaded = writers[topology]
     drawn = loaded.generate(TEXTS[:2], **FEW, temperature=1.0, num_samples=3)
-    assert [len(each) for each in drawn] == [3, 3]
+    assert [len(item) for item in drawn] == [3, 3]
     assert len({*drawn[0], *drawn[1]}) == 6
     beams = loaded.answers(TEXTS[:2], **FEW, num_beams=3, num_samples=2, length_penalty=[0.5, 1.0])
     for best, second in beams:
@@ -140,8 +141,8 @@ def test_forced_banned_and_least(decoder):
 
 
 def test_a_rule_of_one_s_own(decoder):
-    def only_x(logits, written):
-        assert written.tokens.shape[0] == logits.shape[0]
+    def only_x(logits, generated):
+        assert generated.tokens.shape[0] == logits.shape[0]
         allowed = jnp.arange(logits.shape[1]) == VOCABULARY.encode("x")[0]
         return jnp.where(allowed[None], logits, -jnp.inf)
 
@@ -160,7 +161,7 @@ def test_a_draft_changes_no_greedy_answer(writers, topology):
     options = FEW | {"temperature": 0.7, "num_samples": 2}
     drawn = loaded.generate(TEXTS[:2], **options, draft=other)
     assert drawn == loaded.generate(TEXTS[:2], **options, draft=other)
-    assert [len(each) for each in drawn] == [2, 2]
+    assert [len(item) for item in drawn] == [2, 2]
 
 
 def test_an_encoder_fills_its_gaps():
@@ -168,14 +169,14 @@ def test_an_encoder_fills_its_gaps():
     gap = "<extra_id_0>"
     texts = [f"a {gap}at", f"{gap}{gap}{gap} sat"]
     filled = loaded.generate(texts)
-    for text, found in zip(texts, filled, strict=True):
-        kept = text.split(gap)
-        assert len(found.encode(errors="replace")) >= len(text) - len(gap) * text.count(gap)
-        assert found.startswith(kept[0])
-        assert found.endswith(kept[-1])
-        assert gap not in found
+    for text, actual in zip(texts, filled, strict=True):
+        remaining = text.split(gap)
+        assert len(actual.encode(errors="replace")) >= len(text) - len(gap) * text.count(gap)
+        assert actual.startswith(remaining[0])
+        assert actual.endswith(remaining[-1])
+        assert gap not in actual
     one_by_one = loaded.answers(texts, refinement_steps=3)
-    assert [len(each[0].tokens) for each in one_by_one] == [
+    assert [len(item[0].tokens) for item in one_by_one] == [
         len(VOCABULARY.frame(VOCABULARY.encode(text.replace(gap, "x")))) for text in texts
     ]
     several = loaded.generate(texts, temperature=2.0, num_samples=4)
@@ -306,3 +307,20 @@ def test_options_of_each_text():
         Options(stop=("a",), temperature=1.0),
         Options(top_k=3, temperature=1.0),
     ]
+
+
+@pytest.mark.parametrize("method", [Loaded.generate, Loaded.answers, Loaded.stream])
+def test_signatures_list_the_options(method):
+    parameters = inspect.signature(method).parameters
+    options = {field.name: field for field in dataclasses.fields(Options)}
+    assert options.keys() | {"fill", "prompt", "truncate", "draft", "draft_length"} < {*parameters}
+    assert {name: parameters[name].default for name in options} == {
+        name: field.default for name, field in options.items()
+    }
+    kinds = {parameter.kind for parameter in parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+def test_infer_is_public():
+    assert t5lite.infer.__module__ == "t5lite.inference.line_job"
+    assert "infer" in dir(t5lite)

@@ -26,7 +26,8 @@ from parity_cases import CASES, REFERENCED
 
 import t5lite
 from t5lite.decoding import Constraints, Settings
-from t5lite.inference.scoring import scores_fn
+from t5lite.inference.batching import compiled
+from t5lite.inference.scoring import token_scores
 from t5lite.layers import MoeSpec
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "interop" / "references"
@@ -114,43 +115,43 @@ def check_greedy(loaded, expected, fresh=False):
     functions = loaded.engine.functions
     state = functions.prefill(params, prompts, **sizes_of(prompts))
     steps = np.int32(MAX_NEW_TOKENS)
-    _, (found, _) = functions.decode(params, state, settings_of(expected), steps)
+    _, (actual, _) = functions.decode(params, state, settings_of(expected), steps)
 
     tied = inside(expected) & (expected["margins"] < TIE)
     certain = np.cumsum(tied, axis=1) == 0
     np.testing.assert_array_equal(
-        np.where(certain, found.tokens, 0), np.where(certain, expected["tokens"], 0)
+        np.where(certain, actual.tokens, 0), np.where(certain, expected["tokens"], 0)
     )
     whole = certain.all(axis=1)
     assert whole.sum() >= ROWS - NUM_TIES * fresh
-    np.testing.assert_array_equal(np.asarray(found.lengths)[whole], expected["lengths"][whole])
+    np.testing.assert_array_equal(np.asarray(actual.lengths)[whole], expected["lengths"][whole])
     sums = expected["log_probabilities"].sum(axis=1, where=inside(expected))
-    np.testing.assert_allclose(np.asarray(found.log_probabilities)[whole], sums[whole], rtol=SCORE)
+    np.testing.assert_allclose(np.asarray(actual.log_probabilities)[whole], sums[whole], rtol=SCORE)
 
 
-def check_beam(way, loaded, expected, fresh=False):
+def check_beam(stopping, loaded, expected, fresh=False):
     """All that is found is equal, and in the same order."""
     prompts = prompts_of(loaded, expected)
-    found = loaded.engine.functions.search(
+    actual = loaded.engine.functions.search(
         loaded.decoding_params,
         prompts,
         settings_of(expected),
         LENGTH_PENALTIES,
         num_beams=NUM_BEAMS,
         num_samples=NUM_BEAMS,
-        early_stopping=EARLY_STOPPING[way],
+        early_stopping=EARLY_STOPPING[stopping],
         **sizes_of(prompts),
     )
-    sums_found = np.asarray(found.log_probabilities).reshape(ROWS, NUM_BEAMS)
-    found = jax.tree.map(lambda a: np.asarray(a).reshape(ROWS, NUM_BEAMS, *a.shape[1:]), found)
+    sums_found = np.asarray(actual.log_probabilities).reshape(ROWS, NUM_BEAMS)
+    actual = jax.tree.map(lambda a: np.asarray(a).reshape(ROWS, NUM_BEAMS, *a.shape[1:]), actual)
     tokens, lengths, scores = (
-        expected[f"{name}_{way}"] for name in ("tokens", "lengths", "scores")
+        expected[f"{name}_{stopping}"] for name in ("tokens", "lengths", "scores")
     )
-    whole = (found.tokens == tokens).all(axis=(1, 2)) & (found.lengths == lengths).all(axis=1)
+    whole = (actual.tokens == tokens).all(axis=(1, 2)) & (actual.lengths == lengths).all(axis=1)
     assert whole.sum() >= ROWS - NUM_TIES * fresh
-    np.testing.assert_allclose(found.scores[whole], scores[whole], rtol=SCORE)
+    np.testing.assert_allclose(actual.scores[whole], scores[whole], rtol=SCORE)
     own = REPETITION_PENALTIES == 1  # scores that are the model's alone
-    sums = found.scores * found.lengths ** LENGTH_PENALTIES[:, None]
+    sums = actual.scores * actual.lengths ** LENGTH_PENALTIES[:, None]
     np.testing.assert_allclose(sums_found[own], sums[own], rtol=SCORE)
 
 
@@ -167,10 +168,10 @@ def check_score(loaded, expected, fresh=False):
         "decoder_segment_ids": (np.arange(1, longest) < ends[:, None]).astype(np.int32),
         "scored": scored,
     }
-    compute = scores_fn(loaded.model, loaded.layout, loaded.mesh)
-    found, where = np.asarray(compute(loaded.params, batch)[0]), inside(expected)
-    wanted = expected["log_probabilities"]
-    np.testing.assert_allclose(found[where], wanted[where], rtol=SCORE, atol=SCORE)
+    compute = compiled(token_scores, loaded.model, loaded.layout, loaded.mesh)
+    actual, mask = np.asarray(compute(loaded.params, batch)[0]), inside(expected)
+    target = expected["log_probabilities"]
+    np.testing.assert_allclose(actual[mask], target[mask], rtol=SCORE, atol=SCORE)
 
 
 def check_cached(loaded, expected, fresh=False):
@@ -194,8 +195,8 @@ def check_cached(loaded, expected, fresh=False):
     first = [both[row, : len(text)] for row, text in enumerate(texts)]
     second = first
     if packed:
-        behind = [len(texts[row - 1]) for row in range(ROWS)]
-        second = [both[row - 1, behind[row] :][: len(text)] for row, text in enumerate(texts)]
+        following = [len(texts[row - 1]) for row in range(ROWS)]
+        second = [both[row - 1, following[row] :][: len(text)] for row, text in enumerate(texts)]
 
     for row in np.flatnonzero(REPETITION_PENALTIES == 1):
         chosen = first[row][begins[row] - 1 : -1].argmax(axis=-1)
@@ -207,16 +208,16 @@ def check_cached(loaded, expected, fresh=False):
     params, at = loaded.decoding_params, begins - 1
     cache = start(model.unstacked, params, prompts_of(loaded, expected), room)
     while np.any(at < ends):
-        kept = np.minimum(rng.integers(1, n + 1, ROWS), ends - at)
+        counts = np.minimum(rng.integers(1, n + 1, ROWS), ends - at)
         fed = rng.integers(3, model.spec.vocab, (ROWS, n)).astype(np.int32)
         for row, text in enumerate(texts):
-            fed[row, : kept[row]] = text[at[row] :][: kept[row]]
-        found, cache = extend(model.unstacked, params, fed, cache)
+            fed[row, : counts[row]] = text[at[row] :][: counts[row]]
+        actual, cache = extend(model.unstacked, params, fed, cache)
         for row in range(ROWS):
-            for wanted in (first[row], second[row]):
-                wanted = wanted[at[row] :][: kept[row]]
-                np.testing.assert_allclose(found[row, : kept[row]], wanted, atol=noise, rtol=0)
-        at = at + kept
+            for target in (first[row], second[row]):
+                target = target[at[row] :][: counts[row]]
+                np.testing.assert_allclose(actual[row, : counts[row]], target, atol=noise, rtol=0)
+        at = at + counts
         cache = cache.rewind(jnp.asarray(at, jnp.int32))
 
 
@@ -258,7 +259,7 @@ def extend(model, params, tokens, cache):
 COLUMNS = {
     "cached": check_cached,
     "greedy": check_greedy,
-    **{f"beam_{way}": functools.partial(check_beam, way) for way in EARLY_STOPPING},
+    **{f"beam_{stopping}": functools.partial(check_beam, stopping) for stopping in EARLY_STOPPING},
     "score": check_score,
 }
 HEAVY = ("beam_at_once",)  # as heavy as the others together, and much like one of them

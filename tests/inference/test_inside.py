@@ -98,11 +98,11 @@ def expected(topology, scale=1.0):
     """Returns the log-probability of each output."""
     model = loaded(topology)
     rows, outputs = batches(topology)
-    said = [
+    message = [
         np.asarray(log_probabilities(model.model, model.params, row, jnp.float32(scale)))
         for row in rows
     ]
-    return np.array([said[min(n, len(rows) - 1)][n, token] for n, token in enumerate(outputs)])
+    return np.array([message[min(n, len(rows) - 1)][n, token] for n, token in enumerate(outputs)])
 
 
 @pytest.mark.parametrize("topology", SPECS)
@@ -130,12 +130,12 @@ def test_rows_of_weights_sum_to_one_and_none_looks_ahead(topology):
         shapes["cross"] = (sizes["decoder"], sizes["encoder"])
     assert list(inside.maps) == list(shapes)
     for kind, maps in inside.maps.items():
-        assert [each.shape for each in maps] == [(2, *shapes[kind])] * 2
-        for each in maps:
-            assert each.dtype == np.float32
-            np.testing.assert_allclose(each.sum(-1), 1, rtol=1e-5)
-            assert each.std() > 0.01
-            assert np.any(np.triu(each, 1)) == (kind != "decoder")
+        assert [item.shape for item in maps] == [(2, *shapes[kind])] * 2
+        for item in maps:
+            assert item.dtype == np.float32
+            np.testing.assert_allclose(item.sum(-1), 1, rtol=1e-5)
+            assert item.std() > 0.01
+            assert np.any(np.triu(item, 1)) == (kind != "decoder")
 
 
 def test_one_head_by_hand():
@@ -174,17 +174,17 @@ def test_layers_are_in_order(compute):
         path, turn = stack.place(layer)
         part, block = path.split("/")
         changed = jax.tree.map(lambda leaf: leaf, params)
-        found = changed["decoder"][part][block]
-        for where, name in (("attention", "query"), ("position_bias", "embedding")):
-            branch = found[where]
+        actual = changed["decoder"][part][block]
+        for module, name in (("attention", "query"), ("position_bias", "embedding")):
+            branch = actual[module]
             leaves, tree = jax.tree.flatten(branch[name])
             zeroed = [leaf * 0 if turn is None else leaf.at[turn].set(0) for leaf in leaves]
             branch[name] = jax.tree.unflatten(tree, zeroed)
         weights = jax.device_get(look(changed)["decoder"])
-        assert [each.shape[1] for each in weights] == [3, 2, 3, 2, 3, 2]
+        assert [item.shape[1] for item in weights] == [3, 2, 3, 2, 3, 2]
         uniform = np.tri(5) / np.arange(1, 6)[:, None]
-        even = [bool(np.abs(each[0] - uniform).max() < 1e-6) for each in weights]
-        assert even == [each == layer for each in range(6)]
+        even = [bool(np.abs(item[0] - uniform).max() < 1e-6) for item in weights]
+        assert even == [item == layer for item in range(6)]
 
 
 def test_turns_that_share_parameters_are_apart():
@@ -205,13 +205,13 @@ def test_attributions_of_an_output_sum_to_its_slope(topology):
 
 @pytest.mark.parametrize("topology", ["decoder", "encoder_decoder"])
 def test_what_comes_later_has_no_part(topology):
-    inside, found = looked_into(topology), attributed(topology)
+    inside, actual = looked_into(topology), attributed(topology)
     width = len(inside.tokens["decoder"])
-    assert found.shape == (len(inside.outputs), sum(map(len, inside.tokens.values())))
+    assert actual.shape == (len(inside.outputs), sum(map(len, inside.tokens.values())))
     causal = np.tri(len(inside.outputs), width) > 0
-    assert not np.any(found[:, -width:][~causal])
-    assert np.all(found[:, -width:][causal])
-    assert np.all(found[:, :-width])
+    assert not np.any(actual[:, -width:][~causal])
+    assert np.all(actual[:, -width:][causal])
+    assert np.all(actual[:, :-width])
 
 
 def test_an_encoder_without_logits_shows_its_weights():
@@ -286,7 +286,7 @@ def test_transformers_says_the_same(name, tmp_path):
     ours = t5lite.load(tmp_path, dtype="float32", devices=ONE)
     vocabulary, topology = ours.vocabulary, ours.model.topology
     text, targets = "the cat", "sat" if topology == "encoder_decoder" else None
-    inside, found = attention_maps(ours, text, targets), attribution(ours, text, targets)
+    inside, actual = attention_maps(ours, text, targets), attribution(ours, text, targets)
 
     def tensor(ids):
         return torch.tensor([ids])
@@ -298,29 +298,29 @@ def test_transformers_says_the_same(name, tmp_path):
         outputs = list(ours.prompts.targets(vocabulary.encode(targets)))
         places, read["decoder_"] = range(len(outputs)), [start, *outputs[:-1]]
     with torch.no_grad():
-        given = {f"{side}input_ids": tensor(part) for side, part in read.items()}
-        said = theirs(**given, output_attentions=True)
+        provided = {f"{side}input_ids": tensor(part) for side, part in read.items()}
+        message = theirs(**provided, output_attentions=True)
     names = {
         "encoder": "encoder_attentions" if "decoder_" in read else "attentions",
         "decoder": "decoder_attentions" if "decoder_" in read else "attentions",
         "cross": "cross_attentions",
     }
     for kind, maps in inside.maps.items():
-        for mine, other in zip(maps, getattr(said, names[kind]), strict=True):
+        for mine, other in zip(maps, getattr(message, names[kind]), strict=True):
             np.testing.assert_allclose(mine, other[0].numpy(), atol=2e-5)
 
-    for index, (place, output) in enumerate(zip(places, outputs, strict=True)):
+    for index, (position, output) in enumerate(zip(places, outputs, strict=True)):
         rows = {side: list(part) for side, part in read.items()}
         if topology == "encoder":
-            place += 1  # [CLS] stands before
-            rows[""][place] = vocabulary.mask_id
+            position += 1  # [CLS] stands before
+            rows[""][position] = vocabulary.mask_id
         inputs = {}
         for side, part in rows.items():
             stack = theirs.get_decoder() if side else theirs.get_input_embeddings()
             table = stack.get_input_embeddings() if side else stack
             inputs[f"{side}inputs_embeds"] = table(tensor(part)).detach().requires_grad_()
-        chance = theirs(**inputs).logits[0, place].log_softmax(-1)[output]
+        chance = theirs(**inputs).logits[0, position].log_softmax(-1)[output]
         chance.backward()
-        parts = [(each.grad * each).sum(-1)[0].detach().numpy() for each in inputs.values()]
+        parts = [(item.grad * item).sum(-1)[0].detach().numpy() for item in inputs.values()]
         assert -chance.item() == pytest.approx(inside.losses[index], abs=1e-4)
-        np.testing.assert_allclose(found[index], np.concatenate(parts), atol=2e-4)
+        np.testing.assert_allclose(actual[index], np.concatenate(parts), atol=2e-4)

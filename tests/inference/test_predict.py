@@ -16,9 +16,9 @@ from t5lite import layers
 from t5lite.data import Answer, Bytes, Class, FileData, Number, Tags
 from t5lite.data.input_format import InputFormat
 from t5lite.errors import InputError
-from t5lite.inference.answer_places import likeliest
 from t5lite.inference.predict import HEADS, Predictor
 from t5lite.inference.predictions import Answers, AnswerSpan, Classes, Numbers
+from t5lite.inference.text_spans import likeliest
 from t5lite.models import Model, ModelSpec, StackSpec, TransformerBlockSpec, override
 from t5lite.objectives import AnswerSpans, Classification, Regression, TokenLabels, bind
 
@@ -66,12 +66,12 @@ def params_of(spec, seed=0):
 def rows():
     """Rows of every head, some of them too long, with letters of several bytes."""
     rng = np.random.default_rng(0)
-    made = []
+    created = []
     for number in range(24):
         words = [
             "".join(rng.choice([*"abcé長"], rng.integers(1, 5))) for _ in range(1 + number % 8)
         ]
-        made.append(
+        created.append(
             {
                 "title": f"t{number}",
                 "body": " ".join(words),
@@ -83,7 +83,7 @@ def rows():
                 "answer": words[rng.integers(len(words))] if number % 4 else "",
             }
         )
-    return made
+    return created
 
 
 @functools.cache
@@ -123,71 +123,71 @@ def metrics_of(loaded, objective, data):
     (batch,) = list(data.validation_batches(objective))
     batch = {name: jnp.asarray(rows) for name, rows in batch.items()}
     _, metrics = objective.loss(loaded.model, loaded.params, batch)
-    said, _ = objective.output(loaded.model, loaded.params, batch)
+    output, _ = objective.output(loaded.model, loaded.params, batch)
     means = {name: float(total / weight) for name, (total, weight) in metrics.items()}
-    return means, np.asarray(said), batch
+    return means, np.asarray(output), batch
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("kind", HEADS)
 def test_predictions_are_what_evaluation_measures(tmp_path, rows, topology, kind):
     loaded, objective, data = open_run(tmp_path, rows, topology, kind)
-    metrics, said, batch = metrics_of(loaded, objective, data)
-    found = loaded.predict(rows, batch_size=5)
+    metrics, output, batch = metrics_of(loaded, objective, data)
+    actual = loaded.predict(rows, batch_size=5)
     frame = Bytes().frame.size
     texts = {"classification": "{title}. {body}", "regression": "{title}. {body}"}
     texts |= {"token_labels": "{words}", "spans": "{title}? {body}"}
     sizes = [len(t5lite.data.Template(texts[kind]).render(row).encode()) for row in rows]
     cut = [max(size + frame - LENGTH, 0) for size in sizes]
-    assert [each.num_cut for each in found] == cut
-    assert 0 < sum(each > 0 for each in cut) < len(rows)
+    assert [item.num_cut for item in actual] == cut
+    assert 0 < sum(item > 0 for item in cut) < len(rows)
     if kind == "classification":
-        right = [each.label == row["stars"] for each, row in zip(found, rows, strict=True)]
+        right = [item.label == row["stars"] for item, row in zip(actual, rows, strict=True)]
         assert np.mean(right) == pytest.approx(metrics["accuracy"])
-        shares = jax.nn.softmax(said)
-        assert sorted(each.probability for each in found) == pytest.approx(
+        shares = jax.nn.softmax(output)
+        assert sorted(item.probability for item in actual) == pytest.approx(
             sorted(shares.max(-1).tolist()), rel=1e-4
         )
-        for each in found:
-            assert [name for name, _ in each.classes[:1]] == [each.label]
-            assert sum(share for _, share in each.classes) == pytest.approx(1)
+        for item in actual:
+            assert [name for name, _ in item.classes[:1]] == [item.label]
+            assert sum(share for _, share in item.classes) == pytest.approx(1)
     elif kind == "regression":
         errors = [
-            np.mean(np.square(np.subtract(each.values, [row["x"], row["y"]])))
-            for each, row in zip(found, rows, strict=True)
+            np.mean(np.square(np.subtract(item.values, [row["x"], row["y"]])))
+            for item, row in zip(actual, rows, strict=True)
         ]
         assert np.mean(errors) == pytest.approx(metrics["mse"], rel=1e-4)
-        assert found[0].record()["values"].keys() == {"x", "y"}
+        assert actual[0].record()["values"].keys() == {"x", "y"}
     elif kind == "token_labels":  # none is "O", so that every word is a span
         right = [
             span.tag == tag
-            for each, row in zip(found, rows, strict=True)
-            for span, tag in zip(each.spans, row["tags"], strict=False)
+            for item, row in zip(actual, rows, strict=True)
+            for span, tag in zip(item.spans, row["tags"], strict=False)
         ]
         assert len(right) == int(batch["token_weights"].sum())
         assert np.mean(right) == pytest.approx(metrics["accuracy"])
-        for each, row in zip(found, rows, strict=True):
-            words = [span.text for span in each.spans]
+        for item, row in zip(actual, rows, strict=True):
+            words = [span.text for span in item.spans]
             assert words == row["words"][: len(words)]
-            assert len(words) == len(row["words"]) or each.num_cut
+            assert len(words) == len(row["words"]) or item.num_cut
     else:
         # Rows of the batch are in another order: known by their answers' places and lengths.
         valid = np.asarray(objective.valid(batch))
         tokens = {
-            bytes(ids[ok].astype(np.uint16)): said[at]
+            bytes(ids[ok].astype(np.uint16)): output[at]
             for at, (ids, ok) in enumerate(
                 zip(np.asarray(batch[f"{topology}_input_tokens"]), valid, strict=True)
             )
         }
         predictor = Predictor(loaded)
-        for each, row in zip(found, rows, strict=True):
+        for item, row in zip(actual, rows, strict=True):
             request = predictor.read(row)
             logits = tokens[bytes(np.array(request.ids, np.uint16))][: len(request.ids)]
             begin = len(f"{row['title']}? ".encode())
             inside = range(begin, len(request.ids) - frame)
             places, none = likeliest(logits, inside, max_length=30, count=1, no_answer=True)
-            assert each.no_answer == pytest.approx(none, rel=1e-3)
-            best = each.answers[0]
+            assert item.no_answer == pytest.approx(none, rel=1e-3)
+            best = item.answers[0]
             assert best.probability == pytest.approx(places[0].probability, rel=1e-3)
             assert best.text == row["body"][best.start : best.end]
             ids = request.ids[places[0].first : places[0].last + 1]
@@ -210,20 +210,20 @@ def test_whatever_is_said_of_a_place_stands_there(tmp_path):
         loaded = t5lite.load(run, devices=jax.devices()[:1])
         spans = []
         for aggregation in ("first", "simple"):
-            found = loaded.predict(texts, head="token_labels", aggregation=aggregation)
-            for text, each in zip(texts, found, strict=True):
-                assert each.text == text
-                ends = [0, *(span.end for span in each.spans)]
-                for span, end in zip(each.spans, ends, strict=False):
+            actual = loaded.predict(texts, head="token_labels", aggregation=aggregation)
+            for text, item in zip(texts, actual, strict=True):
+                assert item.text == text
+                ends = [0, *(span.end for span in item.spans)]
+                for span, end in zip(item.spans, ends, strict=False):
                     # Several tokens may lie within one letter.
                     assert end - (aggregation == "simple") <= span.start < span.end
                     assert text[span.start : span.end] == span.text == span.text.strip()
                     assert (span.tag, 0 < span.probability <= 1) == ("X", True)
-                spans += each.spans
+                spans += item.spans
         assert len(spans) > 20
-        for text, each in zip(texts, loaded.predict(texts, head="spans"), strict=True):
-            assert each.no_answer is None  # nobody trained it to say so
-            for answer in each.answers:
+        for text, item in zip(texts, loaded.predict(texts, head="spans"), strict=True):
+            assert item.no_answer is None  # nobody trained it to say so
+            for answer in item.answers:
                 assert text[answer.start : answer.end] == answer.text == answer.text.strip() != ""
 
 
@@ -251,8 +251,8 @@ def test_the_template_goes_to_hugging_face_and_back(tmp_path, rows):
     for one, other in zip(ours.predict(rows[:4]), theirs.predict(rows[:4]), strict=True):
         assert one.num_cut == other.num_cut
         assert one.no_answer == pytest.approx(other.no_answer)
-        assert [each[:3] for each in map(dataclasses.astuple, one.answers)] == [
-            each[:3] for each in map(dataclasses.astuple, other.answers)
+        assert [item[:3] for item in map(dataclasses.astuple, one.answers)] == [
+            item[:3] for item in map(dataclasses.astuple, other.answers)
         ]
 
 
@@ -266,11 +266,11 @@ def several(tmp_path_factory):
 
 
 def test_labels_without_names_are_numbers(several):
-    (found,) = several.predict(["abc"], head="classification", top_k=2)
-    assert {type(name) for name, _ in found.classes} == {int}
-    assert len(found.classes) == 2
-    (found,) = several.predict(["abc"], head="regression")
-    assert len(found.record()["values"]) == 2
+    (actual,) = several.predict(["abc"], head="classification", top_k=2)
+    assert {type(name) for name, _ in actual.classes} == {int}
+    assert len(actual.classes) == 2
+    (actual,) = several.predict(["abc"], head="regression")
+    assert len(actual.record()["values"]) == 2
 
 
 def test_rows_are_read_as_in_training_or_as_the_template_says(tmp_path, several):
@@ -292,6 +292,11 @@ def test_rows_are_read_as_in_training_or_as_the_template_says(tmp_path, several)
     assert len(read().read("a" * 50).ids) == 12
     assert read().read("a" * 50).num_cut == 39
     assert len(read(max_length=30).read("a" * 50).ids) == 30
+    short = dataclasses.replace(
+        several, description=several.description.replace(inputs=InputFormat("{title}", length=1))
+    )
+    with pytest.raises(InputError, match="a text of 3 tokens: the model takes 1"):
+        Predictor(short, head="regression").read("ab")
     for row, options, message in [
         ({"title": "a"}, {}, "nor what training read, '{title}: {body}'; there is 'title'"),
         ({"text": 3}, {}, "'text' is 3, not a text"),
@@ -342,7 +347,7 @@ def test_what_is_not_finite_is_an_error_of_its_row(several, monkeypatch):
         values = np.zeros((len(batch["encoder_input_tokens"]), 3), np.float32)
         return np.where(batch["encoder_segment_ids"].sum(1)[:, None] > 4, np.nan, values)
 
-    monkeypatch.setattr("t5lite.inference.predict.outputs_fn", lambda *_: outputs)
+    monkeypatch.setattr("t5lite.inference.predict.compiled", lambda *_, **__: outputs)
     with pytest.raises(InputError, match=r"texts\[1\]: the numbers of the classification head"):
         several.predict(["a", "a long one"], head="classification")
 

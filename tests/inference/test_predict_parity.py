@@ -51,11 +51,11 @@ def opened(folder):
 def test_classes(transformers, tmp_path, family, names):
     folder = folder_of(tmp_path, f"{family}_head_classes", names=names)
     expected = transformers.pipeline("text-classification", model=str(folder), top_k=None)(TEXTS)
-    found = opened(folder).predict(TEXTS, top_k=99)
-    for one, other in zip(found, expected, strict=True):
-        labels = [each["label"] for each in other]
+    actual = opened(folder).predict(TEXTS, top_k=99)
+    for one, other in zip(actual, expected, strict=True):
+        labels = [item["label"] for item in other]
         assert [name if names else f"LABEL_{name}" for name, _ in one.classes] == labels
-        shares = [each["score"] for each in other]
+        shares = [item["score"] for item in other]
         assert [share for _, share in one.classes] == pytest.approx(shares, **NEAR)
 
 
@@ -66,9 +66,9 @@ def test_classes_of_pairs(transformers, tmp_path):
         {"text": first, "text_pair": second}
         for first, second in zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True)
     ]
-    found = opened(folder).predict(rows)
+    actual = opened(folder).predict(rows)
     alone = opened(folder).predict(TEXTS)
-    for one, row, other in zip(found, rows, alone, strict=True):
+    for one, row, other in zip(actual, rows, alone, strict=True):
         (expected,) = [classify(row)]
         assert one.probability == pytest.approx(expected[0]["score"], **NEAR)
         assert one.label == expected[0]["label"]
@@ -81,9 +81,9 @@ def test_numbers(transformers, tmp_path, family):
     score = transformers.pipeline(
         "text-classification", model=str(folder), function_to_apply="none"
     )
-    found = opened(folder).predict(TEXTS)
-    for one, other in zip(found, score(TEXTS, top_k=None), strict=True):
-        scores = {each["label"]: each["score"] for each in other}
+    actual = opened(folder).predict(TEXTS)
+    for one, other in zip(actual, score(TEXTS, top_k=None), strict=True):
+        scores = {item["label"]: item["score"] for item in other}
         assert one.values == pytest.approx((scores["LABEL_0"], scores["LABEL_1"]), **NEAR)
 
 
@@ -94,12 +94,12 @@ def test_tags(transformers, tmp_path, aggregation, family):
     tag = transformers.pipeline(
         "token-classification", model=str(folder), aggregation_strategy=aggregation
     )
-    found = opened(folder).predict(TEXTS, aggregation=aggregation)
-    for text, one, other in zip(TEXTS, found, tag(TEXTS), strict=True):
+    actual = opened(folder).predict(TEXTS, aggregation=aggregation)
+    for text, one, other in zip(TEXTS, actual, tag(TEXTS), strict=True):
         places = [(span.tag, span.start, span.end) for span in one.spans]
-        assert places == [(each["entity_group"], each["start"], each["end"]) for each in other]
+        assert places == [(item["entity_group"], item["start"], item["end"]) for item in other]
         shares = [span.probability for span in one.spans]
-        assert shares == pytest.approx([each["score"] for each in other], **NEAR)
+        assert shares == pytest.approx([item["score"] for item in other], **NEAR)
         assert all(span.text == text[span.start : span.end] for span in one.spans)
 
 
@@ -110,9 +110,9 @@ def test_answers(transformers, tmp_path, family):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     rows = [{"question": "what is it", "context": text} for text in [*TEXTS, "over " * 40]]
     options = {"top_k": 1, "max_answer_length": 4, "max_length": 40}
-    found = opened(folder).predict(rows, **options)
+    actual = opened(folder).predict(rows, **options)
     impossible = opened(folder).predict(rows, **options, no_answer=True)
-    for row, one, other in zip(rows, found, impossible, strict=True):
+    for row, one, other in zip(rows, actual, impossible, strict=True):
         batch = tokenizer(
             row["question"],
             row["context"],
@@ -123,12 +123,12 @@ def test_answers(transformers, tmp_path, family):
         )
         offsets = batch.pop("offset_mapping")[0].tolist()
         inside = [at for at, text in enumerate(batch.sequence_ids()) if text == 1]
-        said = model(**batch)
-        logits = [each[0].detach().numpy() for each in (said.start_logits, said.end_logits)]
+        output = model(**batch)
+        logits = [item[0].detach().numpy() for item in (output.start_logits, output.end_logits)]
         logits = np.stack(logits, axis=1)
 
-        def best(asked, logits=logits, inside=inside):
-            starts, ends = (np.exp(each) / np.exp(each[asked]).sum() for each in logits.T)
+        def best(requested, logits=logits, inside=inside):
+            starts, ends = (np.exp(item) / np.exp(item[requested]).sum() for item in logits.T)
             pairs = {(i, j): starts[i] * ends[j] for i in inside for j in inside if 0 <= j - i < 4}
             pair = max(pairs, key=pairs.get)
             return pair, pairs[pair], starts[0] * ends[0]
@@ -154,19 +154,19 @@ def test_offsets_of_bytes_in_pairs(transformers, tmp_path):
     import tokenizers
 
     folder = folder_of(tmp_path, "roberta_classes")
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+    created = tokenizers.Tokenizer(tokenizers.models.BPE())
+    created.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    created.decoder = tokenizers.decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     alphabet = sorted({c for text in [*TEXTS, "é what"] for c in "Ġ" + text if c != " "})
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=90, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator(TEXTS, trainer)
-    made.post_processor = tokenizers.processors.RobertaProcessing(
+    created.train_from_iterator(TEXTS, trainer)
+    created.post_processor = tokenizers.processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), trim_offsets=False
     )
-    made.save(str(folder / "tokenizer.json"))
+    created.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
     names |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
     (folder / "tokenizer_config.json").write_text(

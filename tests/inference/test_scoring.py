@@ -13,6 +13,7 @@ import t5lite
 from t5lite.data.packing import pad
 from t5lite.errors import InputError
 from t5lite.inference import scoring
+from t5lite.inference.batching import compiled
 from t5lite.inference.scoring import perplexity
 from t5lite.objectives import CausalLM, InputsToTargets, Seq2Seq, bind, chunked_cross_entropy
 from t5lite.parallel import Layout
@@ -52,8 +53,8 @@ def log_probabilities(model, params, batch):
 def by_hand(loaded, targets, **batch):
     """What a model says of one row's targets, without padding."""
     batch = {name: jnp.asarray(ids, jnp.int32)[None] for name, ids in batch.items()}
-    said = np.asarray(log_probabilities(loaded.model, loaded.params, batch))[0]
-    return said[np.arange(len(targets)), targets]
+    output = np.asarray(log_probabilities(loaded.model, loaded.params, batch))[0]
+    return output[np.arange(len(targets)), targets]
 
 
 def check(score, tokens, expected):
@@ -85,11 +86,11 @@ def test_a_decoder_scores_what_follows_a_prompt(models):
         scores = loaded.score(TEXTS, targets=targets, eos=eos)
         for text, target, score in zip(TEXTS[:2], targets, scores, strict=False):
             prompt = encode(text)
-            said = encode(text + target)[len(prompt) :] + [eos_id] * bool(eos)
-            whole = [*prompt, *said]
+            output = encode(text + target)[len(prompt) :] + [eos_id] * bool(eos)
+            whole = [*prompt, *output]
             read = [loaded.spec.start_id, *whole[:-1]]
             expected = by_hand(loaded, whole, decoder_input_tokens=read)
-            check(score, said, expected[len(prompt) :])
+            check(score, output, expected[len(prompt) :])
 
 
 def test_the_chain_rule(models):
@@ -110,14 +111,14 @@ def test_an_encoder_decoder_scores_targets_with_their_end(models):
     vocabulary = loaded.vocabulary
     scores = loaded.score(TEXTS, targets=TARGETS)[:2]
     for text, target, score in zip(TEXTS, TARGETS, scores, strict=False):
-        said = [*vocabulary.encode(target), vocabulary.eos_id]
+        output = [*vocabulary.encode(target), vocabulary.eos_id]
         expected = by_hand(
             loaded,
-            said,
+            output,
             encoder_input_tokens=vocabulary.frame(vocabulary.encode(text)),
-            decoder_input_tokens=[loaded.spec.start_id, *said[:-1]],
+            decoder_input_tokens=[loaded.spec.start_id, *output[:-1]],
         )
-        check(score, said, expected)
+        check(score, output, expected)
 
 
 def test_an_encoder_masks_each_token_in_turn(models):
@@ -126,15 +127,15 @@ def test_an_encoder_masks_each_token_in_turn(models):
     for text, score in zip(TEXTS[:2], loaded.score(TEXTS[:2], batch_size=4), strict=True):
         ids = vocabulary.encode(text)
         read, expected = np.array(vocabulary.frame(ids)), []
-        for place in range(1, len(ids) + 1):
-            masked = np.where(np.arange(len(read)) == place, vocabulary.mask_id, read)
-            expected.append(by_hand(loaded, read, encoder_input_tokens=masked)[place])
+        for position in range(1, len(ids) + 1):
+            masked = np.where(np.arange(len(read)) == position, vocabulary.mask_id, read)
+            expected.append(by_hand(loaded, read, encoder_input_tokens=masked)[position])
         check(score, ids, expected)
 
 
 def scored(loaded, request):
-    (found,) = scoring.score(loaded, loaded.params, [request], vocabulary=loaded.vocabulary)
-    return found
+    (actual,) = scoring.score(loaded, loaded.params, [request], vocabulary=loaded.vocabulary)
+    return actual
 
 
 def test_ids_equal_text(models):
@@ -276,14 +277,14 @@ def test_any_number_of_devices(folders, models, topology):
 @pytest.fixture
 def uncompiled():
     """Compiles anew, and leaves nothing compiled to others."""
-    scoring.scores_fn.cache_clear()
+    compiled.cache_clear()
     yield
-    scoring.scores_fn.cache_clear()
+    compiled.cache_clear()
 
 
 def test_logits_a_few_at_a_time(models, monkeypatch, uncompiled):
     expected = models["decoder"].score(TEXTS)
-    scoring.scores_fn.cache_clear()
+    compiled.cache_clear()
     monkeypatch.setattr(scoring, "_MOST_LOGITS", 4 * 97 * 3)
     for one, other in zip(models["decoder"].score(TEXTS), expected, strict=True):
         check(one, other.tokens, other.token_log_probabilities)
@@ -341,9 +342,9 @@ def test_a_long_text_is_refused_or_cut(models):
 @pytest.mark.parametrize(
     ("topology", "texts", "options", "expected"),
     [
-        ("decoder", [], {}, "texts must be a list of at least one text"),
-        ("decoder", "a text", {}, "texts must be a list of at least one text"),
-        ("decoder", ["a"], {"targets": "b"}, "targets must be a list of at least one text"),
+        ("decoder", [], {}, "texts is empty; give a list of at least one text"),
+        ("decoder", "a text", {}, r"texts is one string; put it in a list: \[text\]"),
+        ("decoder", ["a"], {"targets": "b"}, "targets is one string"),
         ("decoder", ["a"], {"targets": ["b", "c"]}, "1 texts and 2 targets: give each text one"),
         ("decoder", ["a", 3], {}, r"texts\[1\]: 3 is not a text"),
         ("decoder", ["a", ""], {}, r"texts\[1\]: the text is empty: it has no token"),

@@ -44,14 +44,14 @@ def source(tmp_path_factory):
     words = sorted({*" ".join(TEXTS).split(), *" ".join(TEXTS).lower().split(), "query", ":"})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     ids = {piece: number for number, piece in enumerate([*special, *words])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
-    made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    created = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+    created.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False)
+    created.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     ends = [("[CLS]", 2), ("[SEP]", 3)]
-    made.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
+    created.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
     folder = tmp_path_factory.mktemp("source")
     names = {f"{name[1:-1].lower()}_token": name for name in special}
-    whole = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names)
+    whole = transformers.PreTrainedTokenizerFast(tokenizer_object=created, **names)
     whole.model_max_length = 30
     whole.save_pretrained(folder)
     torch.manual_seed(0)
@@ -67,8 +67,8 @@ def theirs(source, folder, *modules, options=None, **transformer):
     from sentence_transformers import SentenceTransformer, models
 
     first = models.Transformer(str(source), **transformer)
-    made = SentenceTransformer(modules=[first, *modules], device="cpu", **(options or {}))
-    made.save(str(folder))
+    created = SentenceTransformer(modules=[first, *modules], device="cpu", **(options or {}))
+    created.save(str(folder))
     return SentenceTransformer(str(folder), device="cpu")
 
 
@@ -110,12 +110,12 @@ def test_dense_layers_are_followed_kept_and_written(source, tmp_path, activation
     ours = compare(library, tmp_path / "theirs")
     expected = ours.embed(TEXTS)
     for kind in ("t5lite", "huggingface"):
-        known = {"vocabulary": ours.vocabulary, "embedding": ours.embedding}
-        save_model(tmp_path / kind, ours.model, ours.params, kind=kind, **known)
+        description = {"vocabulary": ours.vocabulary, "embedding": ours.embedding}
+        save_model(tmp_path / kind, ours.model, ours.params, kind=kind, **description)
         again = t5lite.load(tmp_path / kind, devices=ONE)
         np.testing.assert_allclose(again.embed(TEXTS), expected, atol=1e-6)
-    written = SentenceTransformer(str(tmp_path / "huggingface"), device="cpu")
-    np.testing.assert_allclose(written.encode(TEXTS, show_progress_bar=False), expected, atol=2e-5)
+    reloaded = SentenceTransformer(str(tmp_path / "huggingface"), device="cpu")
+    np.testing.assert_allclose(reloaded.encode(TEXTS, show_progress_bar=False), expected, atol=2e-5)
 
 
 @live
@@ -131,8 +131,8 @@ def test_prompts(source, tmp_path, mode, included):
     ours = compare(library, tmp_path / "theirs")
     for name in prompts:
         expected = library.encode(TEXTS, prompt_name=name, show_progress_bar=False)
-        found = ours.embed(TEXTS, prompt_name=name)
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+        actual = ours.embed(TEXTS, prompt_name=name)
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
     expected = library.encode(TEXTS, prompt="cat ", show_progress_bar=False)
     np.testing.assert_allclose(ours.embed(TEXTS, prompt="cat "), expected, atol=2e-5)
     with pytest.raises(InputError, match="unknown prompt_name 'querys'; did you mean query"):
@@ -140,14 +140,14 @@ def test_prompts(source, tmp_path, mode, included):
     with pytest.raises(InputError, match="prompt and prompt_name: a text has one prompt"):
         ours.embed(TEXTS, prompt_name="query", prompt="a")
     for kind in ("t5lite", "huggingface"):
-        known = {"vocabulary": ours.vocabulary, "embedding": ours.embedding}
-        save_model(tmp_path / kind, ours.model, ours.params, kind=kind, **known)
+        description = {"vocabulary": ours.vocabulary, "embedding": ours.embedding}
+        save_model(tmp_path / kind, ours.model, ours.params, kind=kind, **description)
         again = t5lite.load(tmp_path / kind, devices=ONE)
         np.testing.assert_allclose(again.embed(TEXTS), ours.embed(TEXTS), atol=1e-6)
         assert again.embedding == ours.embedding
-    written = SentenceTransformer(str(tmp_path / "huggingface"), device="cpu")
-    found = written.encode(TEXTS, show_progress_bar=False)
-    np.testing.assert_allclose(found, ours.embed(TEXTS), atol=2e-5)
+    reloaded = SentenceTransformer(str(tmp_path / "huggingface"), device="cpu")
+    actual = reloaded.encode(TEXTS, show_progress_bar=False)
+    np.testing.assert_allclose(actual, ours.embed(TEXTS), atol=2e-5)
 
 
 @live
@@ -187,8 +187,8 @@ def test_an_older_layout(source, tmp_path):
     (root / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     library = SentenceTransformer(str(root), device="cpu")
     compare(library, root, [*TEXTS, LONG], truncate=True)
-    found = t5lite.load(root, devices=ONE).embed([*TEXTS, LONG], truncate=True)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    actual = t5lite.load(root, devices=ONE).embed([*TEXTS, LONG], truncate=True)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 @live
@@ -219,7 +219,7 @@ def test_pooling_is_what_its_name_says(pooling):
     draw = np.random.default_rng(0)
     hidden = draw.normal(size=(2, 5, 3)).astype(np.float32)
     valid = np.array([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]], bool)
-    found = np.asarray(pool(jnp.asarray(hidden), jnp.asarray(valid), pooling))
+    actual = np.asarray(pool(jnp.asarray(hidden), jnp.asarray(valid), pooling))
     for row in range(2):
         own, places = hidden[row, valid[row]], np.flatnonzero(valid[row]) + 1
         expected = {
@@ -230,4 +230,4 @@ def test_pooling_is_what_its_name_says(pooling):
             "mean_sqrt_length": own.sum(axis=0) / np.sqrt(len(own)),
             "weighted_mean": (own * places[:, None]).sum(axis=0) / places.sum(),
         }[pooling]
-        np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual[row], expected, rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ from t5lite.inference.resumable import Resumable
 
 @dataclasses.dataclass(frozen=True)
 class LineReader:
-    """Makes requests of lines, and answers them.
+    """Turns lines into requests, and answers them.
 
     Args:
       reader: of the model.
@@ -25,7 +25,7 @@ class LineReader:
       text_of: returns the text of a line.
       options: of lines without their own.
       chosen: options by name that precede the model's own.
-      ids: what the model reads of a line, by its number, if that is not its text.
+      ids: of a line by its number, instead of those of its text.
       is_option: whether a row's object `options` holds options, rather than a column of its text.
     """
 
@@ -44,12 +44,11 @@ class LineReader:
           InputError: a broken line, or one that `text_of` or `Request` refuses.
         """
         row, number, text = check_row(line), line.number - 1, self.text_of(line)
+        options = self.options_of(row)
         if line.number in self.ids:
             ids = self.ids[line.number]
-            return Request.from_ids(
-                ids, self.reader, self.options_of(row), number=number, text=text
-            )
-        return Request.from_text(text, self.reader, self.options_of(row), number=number)
+            return Request.from_ids(ids, self.reader, options, number=number, text=text)
+        return Request.from_text(text, self.reader, options, number=number)
 
     def options_of(self, row: Row) -> Options:
         """Returns the options of a row: its own object `options` precedes the others."""
@@ -72,24 +71,22 @@ def infer(
     batch_size: int = 32,
     overwrite: bool = False,
 ) -> int:
-    """Answers the lines of a shard that have no answer yet.
-
-    Stopped or killed, the same call continues where it was, and writes the same bytes.
+    """Answers the lines of a shard. Interrupted, the same call resumes, and writes the same bytes.
 
     Args:
       output_file: FILE.jsonl; of several shards FILE-0000I-of-0000N.jsonl.
       lines: to answer.
-      open_reader: opens the model; not called if nothing is left to answer.
-      made_of: whatever else determines the answers, by name; JSON values.
-      shard: which part of the lines, from 0, and of how many.
-      batch_size: most lines answered at once.
-      overwrite: whether to start anew.
+      open_reader: opens the model, if lines remain.
+      made_of: everything else that determines the answers, by name; JSON values.
+      shard: index from 0, and number of shards.
+      batch_size: most lines at once.
+      overwrite: whether to start from an empty file.
 
     Returns:
       The exit code: 1 if a line failed, in this call or an earlier one.
 
     Raises:
-      InputError: if the file was written with something else, or cannot be written.
+      InputError: a file with other lines or `made_of`, or that cannot be written.
     """
     output = Resumable(
         part_name(output_file, *shard),
@@ -99,27 +96,23 @@ def infer(
         print(f"{output.path} is complete", file=sys.stderr)
         return 0
     reader = open_reader()
+    piece = reader.reader.vocabulary.piece
 
     def answer(requests: list[Request]) -> Iterator[InputError | tuple[Request, list[Answer]]]:
         for request, outcome in zip(requests, reader.answer(requests), strict=True):
             yield outcome if isinstance(outcome, InputError) else (request, outcome)
 
-    piece = reader.reader.vocabulary.piece
-    job = Job(
-        reader.read,
-        answer,
-        lambda line, pair: record(line, *pair, piece=piece),
-        num_tokens,
-        "tokens",
-        is_rate=True,
-    )
+    def record(line: Line, answered: tuple[Request, list[Answer]]) -> Row:
+        return {"line": line.number, "input": line.row} | columns_of(*answered, piece=piece)
+
+    job = Job(reader.read, answer, record, num_tokens, "tokens", is_rate=True)
     return write(output, lines, job, shard=shard, batch_size=batch_size, overwrite=overwrite)
 
 
-def record(
-    line: Line, request: Request, answers: Sequence[Answer], *, piece: Callable[[int], str]
-) -> Row:
-    """Returns the JSON object of a line: lists for several samples, null for what is not finite."""
+def columns_of(
+    request: Request, answers: Sequence[Answer], *, piece: Callable[[int], str]
+) -> dict[str, Any]:
+    """Returns the JSON columns of answers: lists for several samples, null for NaN and infinity."""
     columns: dict[str, list[Any]] = {
         "output": [answer.text for answer in answers],
         "num_tokens": [len(answer.tokens) for answer in answers],
@@ -128,23 +121,22 @@ def record(
     if request.options.num_beams > 1:
         columns["score"] = [_finite(answer.score) for answer in answers]
     if request.options.num_log_probabilities:
-        columns["pieces"] = [[piece(int(token)) for token in each.tokens] for each in answers]
+        columns["pieces"] = [[piece(int(token)) for token in answer.tokens] for answer in answers]
         columns["token_log_probabilities"] = [
-            [_finite(float(value)) for value in each.token_log_probabilities] for each in answers
+            [_finite(float(value)) for value in answer.token_log_probabilities]
+            for answer in answers
         ]
         columns["top_log_probabilities"] = [
-            [[[piece(token), value] for token, value in best.items()] for best in each.top]
-            for each in answers
+            [[[piece(token), value] for token, value in best.items()] for best in answer.top]
+            for answer in answers
         ]
-        columns["finish_reason"] = [each.finish_reason for each in answers]
-    return {"line": line.number, "input": line.row} | {
-        name: values if len(answers) > 1 else values[0] for name, values in columns.items()
-    }
+        columns["finish_reason"] = [answer.finish_reason for answer in answers]
+    return {name: values if len(answers) > 1 else values[0] for name, values in columns.items()}
 
 
-def num_tokens(written: Row) -> int:
+def num_tokens(row: Row) -> int:
     """Returns the number of generated tokens of a line."""
-    counts = written["num_tokens"]
+    counts = row["num_tokens"]
     return sum(counts) if isinstance(counts, list) else counts
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from t5lite.data.files.columns import labels_at_first_tokens
-from t5lite.inference.answer_places import likeliest
-from t5lite.inference.tagging import (
+from t5lite.inference.text_spans import (
     Tag,
     joined,
+    likeliest,
     split_words,
     tags_at,
     tokens_of_words,
@@ -54,10 +54,10 @@ def test_the_token_of_a_word_is_that_of_training(seed):
     cuts = sorted({0, len(text), *(rng.randint(0, len(text)) for _ in range(12))})
     offsets = list(itertools.pairwise(cuts))
     if rng.random() < 0.5:
-        offsets = [trimmed(text, *place) for place in offsets if text[slice(*place)].strip()]
+        offsets = [trimmed(text, *index) for index in offsets if text[slice(*index)].strip()]
     labels = labels_at_first_tokens(np.arange(len(words)), words, offsets)
-    found = tokens_of_words(places, offsets)
-    for word, token in enumerate(found):
+    actual = tokens_of_words(places, offsets)
+    for word, token in enumerate(actual):
         trained = np.flatnonzero(labels == word)
         if trained.size:
             assert trained.tolist() == [token]
@@ -89,24 +89,24 @@ def tag(*names, shares=None):
 )
 def test_prefixes_are_repaired(names, spans):
     text, tags = tag(*names)
-    found = joined(text, tags, NAMES)
-    assert [(span.tag, span.start, span.end) for span in found] == [
+    actual = joined(text, tags, NAMES)
+    assert [(span.tag, span.start, span.end) for span in actual] == [
         (name, 3 * first, 3 * last + 2) for name, first, last in spans
     ]
-    assert all(span.text == text[span.start : span.end] for span in found)
+    assert all(span.text == text[span.start : span.end] for span in actual)
 
 
 def test_other_schemes():
-    def found(names, *tags):
+    def actual(names, *tags):
         return [(span.tag, span.text) for span in joined(*tag(*tags), names)]
 
     plain = ["O", "PER", "LOC"]
-    assert found(plain, "PER", "PER", "LOC", "O") == [("PER", "w0 w1"), ("LOC", "w2")]
-    assert found(["NOUN", "VERB"], "NOUN", "NOUN") == [("NOUN", "w0"), ("NOUN", "w1")]
-    assert found([], 0, 2, 2, 0, 1) == [(2, "w1 w2"), (1, "w4")]
+    assert actual(plain, "PER", "PER", "LOC", "O") == [("PER", "w0 w1"), ("LOC", "w2")]
+    assert actual(["NOUN", "VERB"], "NOUN", "NOUN") == [("NOUN", "w0"), ("NOUN", "w1")]
+    assert actual([], 0, 2, 2, 0, 1) == [(2, "w1 w2"), (1, "w4")]
     bioes = [*NAMES, "E-PER", "S-PER"]
     tags = ("B-PER", "E-PER", "I-PER", "S-PER", "S-PER")
-    assert found(bioes, *tags) == [("PER", "w0 w1"), ("PER", "w2"), ("PER", "w3"), ("PER", "w4")]
+    assert actual(bioes, *tags) == [("PER", "w0 w1"), ("PER", "w2"), ("PER", "w3"), ("PER", "w4")]
     assert joined(*tag("B-PER", "I-PER", shares=[0.5, 0.9]), NAMES)[0].probability == 0.7
 
 
@@ -123,9 +123,9 @@ def test_answers_are_the_likeliest_pairs(no_answer):
     for _ in range(20):
         logits = rng.normal(size=(9, 2)).astype(np.float32) * 2
         tokens = range(rng.integers(0, 3), 8)
-        found, none = likeliest(logits, tokens, max_length=3, count=2, no_answer=no_answer)
-        asked = sorted({at for at in tokens if at} | ({0} if no_answer else set()))
-        starts, ends = (np.exp(each) / np.exp(each[asked]).sum() for each in logits.T)
+        actual, none = likeliest(logits, tokens, max_length=3, count=2, no_answer=no_answer)
+        requested = sorted({at for at in tokens if at} | ({0} if no_answer else set()))
+        starts, ends = (np.exp(item) / np.exp(item[requested]).sum() for item in logits.T)
         pairs = {
             (first, last): starts[first] * ends[last]
             for first in tokens
@@ -133,10 +133,10 @@ def test_answers_are_the_likeliest_pairs(no_answer):
             if first > 0
         }
         best = max(pairs, key=pairs.get)
-        assert found[0][:2] == best
-        assert found[0].probability == pytest.approx(pairs[best], rel=1e-5)
+        assert actual[0][:2] == best
+        assert actual[0].probability == pytest.approx(pairs[best], rel=1e-5)
         rest = {p: s for p, s in pairs.items() if p[1] < best[0] or p[0] > best[1]}
-        assert found[1][:2] == max(rest, key=rest.get)
+        assert actual[1][:2] == max(rest, key=rest.get)
         assert none == (pytest.approx(starts[0] * ends[0], rel=1e-5) if no_answer else None)
     assert likeliest(logits, [], max_length=3, count=2, no_answer=False) == ([], None)
     assert likeliest(logits, [0], max_length=3, count=2, no_answer=True) == ([], 1.0)
