@@ -93,7 +93,7 @@ def open_reader(
         raise InputError("--draft_length is for --draft, which is missing", field="draft_length")
 
     from t5lite.inference.batching import check_count
-    from t5lite.inference.loaded import draft_of
+    from t5lite.inference.generation import Draft
 
     check_count("--batch_size", arguments.batch_size)
     loaded, draft = placed(arguments, model, devices=devices), arguments.draft
@@ -107,7 +107,7 @@ def open_reader(
         draft=draft,
         draft_length=length,
     )
-    return loaded, reader, {"draft": draft_of(draft), "draft_length": length}
+    return loaded, reader, {"draft": Draft.of(draft), "draft_length": length}
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,11 @@ class Draft(NamedTuple):
     engine: Steps
     params: Any
 
+    @classmethod
+    def of(cls, draft: Any) -> "Draft | str | None":
+        """Returns a draft as an engine takes it: of a loaded model, "prompt" or None."""
+        return cls(draft.engine, draft.decoding_params) if hasattr(draft, "engine") else draft
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generation:

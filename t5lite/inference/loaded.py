@@ -24,7 +24,7 @@ from t5lite.inference.generation import Draft
 from t5lite.inference.options import options_of, with_options
 from t5lite.inference.predict import Predictor
 from t5lite.inference.request import Reader, Request
-from t5lite.inference.requirements import require
+from t5lite.inference.requirements import check_draft, require
 from t5lite.inference.scoring import Score, Scorer
 from t5lite.interop import Description
 from t5lite.interop.embedding_defaults import EmbeddingDefaults
@@ -133,9 +133,8 @@ class Loaded:
     ) -> list:
         """Answers texts: a decoder continues them, an encoder fills their mask tokens.
 
-        Compiles once for texts and `max_new_tokens` of up to 16, 32, 64, … tokens, and for batches
-        of 1, 2, 4, … texts, whatever the options. The first call makes an unstacked copy of the
-        parameters; see `Engine.prepare`.
+        Compiles as `Engine` says, whatever the options. The first call makes an unstacked copy of
+        the parameters; see `Engine.prepare`.
 
         Args:
           texts: `<extra_id_0>`, `<extra_id_1>`, … in them are T5's sentinels: gaps that a model
@@ -208,7 +207,7 @@ class Loaded:
             self.decoding_params,
             requests,
             batch_size=batch_size,
-            draft=draft_of(draft),
+            draft=Draft.of(draft),
             draft_length=draft_length,
         )
         return settled("texts", outcomes)
@@ -235,7 +234,7 @@ class Loaded:
         )
         request = Request.from_text(text, reader, options_of(options, 1, reader.options)[0])
         return self.engine.stream(
-            self.decoding_params, request, draft=draft_of(draft), draft_length=draft_length
+            self.decoding_params, request, draft=Draft.of(draft), draft_length=draft_length
         )
 
     def reader(
@@ -247,15 +246,10 @@ class Loaded:
         draft: "Loaded | str | None" = None,
         draft_length: int = 4,
     ) -> Reader:
-        """Returns how the model reads texts; see `generate`.
-
-        Raises:
-          InputError: a model that cannot generate, no vocabulary, or a draft that does not fit.
-        """
+        """Returns how the model reads texts; see `generate`."""
         vocabulary = require(self, head="lm", to="generate text")
         check_count("draft_length", draft_length)
-        if draft is not None and draft != "prompt":
-            self._check_draft(draft)
+        check_draft(draft, self)
         return Reader(
             spec=self.spec,
             vocabulary=vocabulary,
@@ -266,23 +260,8 @@ class Loaded:
             fill=fill,
             truncate=truncate,
             draft_length=0 if draft is None else draft_length,
-            draft=draft.spec if isinstance(draft, Loaded) else None,
+            draft=getattr(draft, "spec", None),
         )
-
-    def _check_draft(self, draft: Any) -> None:
-        if not isinstance(draft, Loaded):
-            raise InputError(
-                f"draft = {draft!r}: must be a loaded model, or 'prompt'", field="draft"
-            )
-        if draft.model.topology != self.model.topology:
-            raise InputError(
-                f"the draft is {draft.model.topology}, the model {self.model.topology}: both must "
-                "be of one topology"
-            )
-        theirs, ours = draft.vocabulary, self.engine.words
-        alike = theirs is not None and theirs.fingerprint == ours.fingerprint
-        if not alike or draft.spec.vocab != self.spec.vocab:
-            raise InputError("the draft has another vocabulary than the model")
 
     def embed(
         self,
@@ -395,8 +374,7 @@ class Loaded:
         others, each masked in turn: the pseudo-log-likelihood. A target that continues a text is
         tokenised with it, as in lm-evaluation-harness: encode(text + target), split at
         len(encode(text)); see `context.split_pair`. A target that answers a text is tokenised
-        alone, as in training. Compiles once for texts and targets of up to 16, 32, 64, … tokens and
-        batches of 1, 2, 4, … rows.
+        alone, as in training.
 
         Args:
           texts: to score, or to score targets after; none is empty.
@@ -438,8 +416,3 @@ class Loaded:
         return (
             f"Loaded({self.spec.family}, {count:,} parameters{step},\n       {str(self.folder)!r})"
         )
-
-
-def draft_of(draft: Loaded | str | None) -> Draft | str | None:
-    """Returns a draft as an engine takes it."""
-    return Draft(draft.engine, draft.decoding_params) if isinstance(draft, Loaded) else draft

@@ -49,6 +49,24 @@ def require(source: Any, *, head: str | None = None, to: str) -> Vocabulary:
     return source.vocabulary
 
 
+def check_draft(draft: Any, loaded: Any) -> None:
+    """Raises an InputError unless a draft is None, "prompt" or a loaded model that fits another."""
+    if draft is None or draft == "prompt":
+        return
+    if not isinstance(draft, type(loaded)):
+        raise InputError(f"draft = {draft!r}: must be a loaded model, or 'prompt'", field="draft")
+    if draft.model.topology != loaded.model.topology:
+        raise InputError(
+            f"the draft is {draft.model.topology}, the model {loaded.model.topology}: both must be "
+            "of one topology",
+            field="draft",
+        )
+    theirs, ours = draft.vocabulary, loaded.engine.words
+    alike = theirs is not None and theirs.fingerprint == ours.fingerprint
+    if not alike or draft.spec.vocab != loaded.spec.vocab:
+        raise InputError("the draft has another vocabulary than the model", field="draft")
+
+
 def not_finite(numbers: str, *, params: Any, model: Model) -> InputError:
     """Returns the error of numbers, such as "the logits", that are NaN or infinite; it names the
     first parameter that is."""
