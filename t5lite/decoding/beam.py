@@ -122,14 +122,18 @@ def _check(
 ) -> None:
     if settings.sampling.temperature is not None:
         raise InputError("beam search draws nothing: leave temperature out, or set num_beams=1")
+    stopping = early_stopping in (False, True, None)
     for name, value, valid, allowed in (
         ("num_beams", num_beams, num_beams >= 1, "at least 1"),
-        ("num_samples", num_samples, 1 <= num_samples <= num_beams, f"in 1..{num_beams}, which is "
-         "num_beams"),
+        (
+            "num_samples",
+            num_samples,
+            1 <= num_samples <= num_beams,
+            f"in 1..{num_beams} (num_beams)",
+        ),
         ("capacity", capacity, capacity >= 1, "at least 1"),
-        ("early_stopping", early_stopping, early_stopping in (False, True, None),
-         "False, True or None (never)"),
-    ):  # fmt: skip
+        ("early_stopping", early_stopping, stopping, "False, True or None (never)"),
+    ):
         if not valid:
             raise InputError(f"{name}={value!r} must be {allowed}", field=name)
 

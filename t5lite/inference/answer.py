@@ -57,9 +57,9 @@ def answer_of(request: Request, generated: Any, row: int, vocabulary: Vocabulary
         policy = generated.policy_log_probabilities[row, :length]
         count, best = request.options.num_log_probabilities, generated.top
         if best is not None and count:
-            ids, values = (array[row, :length, :count].tolist() for array in
-                           (best.tokens, best.log_probabilities))  # fmt: skip
-            top = [dict(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
+            arrays = (best.tokens, best.log_probabilities)
+            pairs = zip(*(array[row, :length, :count].tolist() for array in arrays), strict=True)
+            top = [dict(zip(ids, values, strict=True)) for ids, values in pairs]
     else:
         score = float(generated.scores[row])
     text, reason = text_of(request, tokens, vocabulary), reason_of(request, tokens, vocabulary)

@@ -94,8 +94,8 @@ def prompt_batch(
       `seeds` `[num_rows, 2]` uint32.
     """
     first = [] if topology == "encoder_decoder" or start_id is None else [start_id]
-    tokens, segments = padded([[*first, *prompt] for prompt in prompts], num_rows,
-                              len(first) + length)  # fmt: skip
+    rows = [[*first, *prompt] for prompt in prompts]
+    tokens, segments = padded(rows, num_rows, len(first) + length)
     batch: dict[str, np.ndarray] = {}
     if seeds is not None:
         batch["seeds"] = np.zeros((num_rows, 2), np.uint32)

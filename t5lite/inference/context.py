@@ -84,9 +84,9 @@ def certain(text: str, stops: Sequence[str], *, cleans_up: bool = False) -> str:
     text = text.rstrip(_UNKNOWN)
     if cleans_up:
         text = text[: match.start()] if (match := _LAST_WORDS.search(text)) else ""
-    sizes = (size for stop in stops for size in range(1, len(stop) + 1)
-             if text.endswith(stop[:size]))  # fmt: skip
-    return text[: len(text) - max(sizes, default=0)]
+    begins = [stop[:size] for stop in stops for size in range(1, len(stop) + 1)]
+    partial = max((len(begin) for begin in begins if text.endswith(begin)), default=0)
+    return text[: len(text) - partial]
 
 
 def without_last_bytes(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
