@@ -46,7 +46,7 @@ def converse(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives `input` line editing and a history
 
-    print(f"{reader.where}; /help, Ctrl-D ends")
+    print(f"{reader.folder}; /help, Ctrl-D ends")
     number = 0  # a text typed twice is sampled with different seeds
     while True:
         try:

@@ -54,12 +54,12 @@ class DraftMemory(Rows):
 
     Args:
       cache: of the draft.
-      behind: `[rows]` bool, whether the cache lacks the token before the last: a row's final
+      lagging: `[rows]` bool, whether the cache lacks the token before the last: a row's final
         proposal, which the draft never read.
     """
 
     cache: Any
-    behind: jax.Array
+    lagging: jax.Array
 
     @classmethod
     def of(cls, cache: Any) -> "DraftMemory":
@@ -108,14 +108,14 @@ class ModelDraft:
             token, probabilities = choose(logits[:, 0], output, position)
             return (token, output, cache), (token, probabilities)
 
-        # Rows that are behind read two tokens first; the other rows of this step drop the second.
-        output, behind = state.output, memory.behind
+        # Lagging rows read two tokens first; the other rows of this step drop the second.
+        output, lagging = state.output, memory.lagging
         before = jnp.maximum(output.lengths - 2, 0)[:, None]
         before = jnp.take_along_axis(output.tokens, before, axis=1)[:, 0]
-        fed = jnp.stack([jnp.where(behind, before, state.last), state.last], axis=1)
+        fed = jnp.stack([jnp.where(lagging, before, state.last), state.last], axis=1)
         logits, cache = self.step_fn(fed, memory.cache)
-        cache = cache.rewind(memory.cache.lengths + 1 + behind.astype(jnp.int32))
-        logits = jnp.where(behind[:, None], logits[:, 1], logits[:, 0])
+        cache = cache.rewind(memory.cache.lengths + 1 + lagging.astype(jnp.int32))
+        logits = jnp.where(lagging[:, None], logits[:, 1], logits[:, 0])
         first = choose(logits, output, jnp.int32(0))
         positions = jnp.arange(1, length, dtype=jnp.int32)
         (_, _, cache), rest = jax.lax.scan(turn, (first[0], output, cache), positions)
@@ -124,7 +124,7 @@ class ModelDraft:
             first,
             rest,
         )
-        return Proposals(tokens, probabilities, DraftMemory(cache, behind))
+        return Proposals(tokens, probabilities, DraftMemory(cache, lagging))
 
     def rewind(self, memory: DraftMemory, accepted: jax.Array, *, length: int) -> DraftMemory:
         refused = jnp.maximum(length - accepted, 0)

@@ -148,12 +148,12 @@ def _at_most(value: Any, most: Any) -> Any:
     return min(value, most) if isinstance(value, int) and isinstance(most, int) else value
 
 
-def check_defaults(defaults: GenerationDefaults | None, *, spec: Any, where: Any) -> None:
+def check_defaults(defaults: GenerationDefaults | None, *, spec: Any, folder: Any) -> None:
     """Raises an InputError that names the file if an option in it is out of range."""
     try:
         options_with(defaults, {}, spec=spec)
     except InputError as error:
-        raise InputError(f"{FILE} or config.json of {where}: {error}") from error
+        raise InputError(f"{FILE} or config.json of {folder}: {error}") from error
 
 
 def ignored(defaults: GenerationDefaults | None, spec: Any) -> list[str]:

@@ -88,7 +88,7 @@ class Loaded:
     def generation(self) -> GenerationDefaults | None:
         """Default generation options of the folder, checked; None for none."""
         defaults = self.description.generation
-        check_defaults(defaults, spec=self.spec, where=self.folder)
+        check_defaults(defaults, spec=self.spec, folder=self.folder)
         if unused := ignored(defaults, self.spec):
             warnings.warn(
                 f"{self.folder}: generation defaults that are ignored: {', '.join(unused)}",
@@ -255,7 +255,7 @@ class Loaded:
             vocabulary=vocabulary,
             prompts=self.prompts,
             defaults=self.generation,
-            where=self.folder,
+            folder=self.folder,
             prompt=prompt,
             fill=fill,
             truncate=truncate,

@@ -24,7 +24,7 @@ class Reader:
     Args:
       spec, vocabulary, prompts: of the model.
       defaults: of its `generation_config.json`.
-      where: its folder, for messages.
+      folder: of the model, for messages.
       prompt, fill, truncate: see `Loaded.generate`.
       draft_length: tokens that a draft reads beyond an answer; 0 without a draft.
       draft: spec of a draft model, whose positions count as well.
@@ -34,7 +34,7 @@ class Reader:
     vocabulary: Vocabulary
     prompts: Prompts
     defaults: GenerationDefaults | None = None
-    where: Any = "the model"
+    folder: Any = "the model"
     prompt: str | None = None
     fill: bool = False
     truncate: bool = False
@@ -82,7 +82,9 @@ class Reader:
         try:
             return mask_of(self.vocabulary)  # type: ignore[arg-type]
         except InputError as error:
-            raise InputError(f"{self.where} holds an encoder, which fills gaps; {error}") from error
+            raise InputError(
+                f"{self.folder} holds an encoder, which fills gaps; {error}"
+            ) from error
 
     def options(self, chosen: Mapping[str, Any]) -> Options:
         """Returns options by name; the rest are those of the model's files, else of `Options`."""
