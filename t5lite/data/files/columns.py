@@ -20,16 +20,12 @@ Arrays = dict[str, list[np.ndarray]]
 
 
 class Column:
-    """Base of what makes features of columns; by default, without classes.
+    """Base of all columns. By default, they make one feature without classes."""
 
-    Class attributes:
-      makes_labels: whether the feature `labels` is made too.
-    """
-
-    makes_labels: ClassVar[bool] = False
+    makes_labels: ClassVar[bool] = False  # as a second feature, `labels`
 
     def features(self, feature: str) -> tuple[str, ...]:
-        """Returns the names of the features that are made, the one listed in `FileData` first."""
+        """Returns the names of the features, the one listed in `FileData` first."""
         return (feature, "labels") if self.makes_labels else (feature,)
 
     def columns(self) -> Mapping[str, Sequence[str]]:
@@ -69,25 +65,12 @@ class Column:
         return ()
 
     def with_names(self, names: Sequence[str]) -> Self:
-        """Returns the column with a model's names of labels, by id.
-
-        Raises:
-          InputError: if it has other names itself.
-        """
+        """Returns the column with a model's names of labels, by id; other names are refused."""
         del names
         return self
 
     def arrays(self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary) -> Arrays:
-        """Makes the features of some rows.
-
-        Args:
-          feature: the name listed in `FileData`.
-          rows: without problems.
-          vocabulary: encodes texts, all at once.
-
-        Returns:
-          For each of `features`, a 1-D array a row: int32, or float32 for numbers.
-        """
+        """Makes the `features` of good rows: 1-D arrays, int32, or float32 for numbers."""
         raise NotImplementedError
 
 
@@ -382,12 +365,9 @@ def _missing(row: Row, columns: Iterable[str]) -> str:
 def labels_at_first_tokens(
     tags: np.ndarray, words: Sequence[str], offsets: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Returns `[tokens]` int32: each tag at the first token of its word, else -1.
+    """Returns `[tokens]` int32: the tags `[words]` at the first tokens of their words, else -1.
 
-    Args:
-      tags: `[words]` class numbers.
-      words: of the text, joined by spaces.
-      offsets: character span `(start, end)` of each token.
+    `offsets` are the tokens' character spans in the words joined by spaces.
     """
     starts = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1] - 1  # with the space in front
     word_of = np.searchsorted(starts, [first for first, _ in offsets], side="right") - 1

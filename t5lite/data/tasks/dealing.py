@@ -12,12 +12,7 @@ class Dealing:
     """Deals the examples of one reading to shards, every `num_shards`-th one to each.
 
     Shards read at about the same speed, so that few examples wait. Shards of other processes, and
-    much slower ones, are dropped.
-
-    Args:
-      examples: arrays of raw examples, in the order of the reading.
-      num_shards: number of shards.
-      size: raw examples of a window.
+    much slower ones, are dropped. A window has `size` examples.
     """
 
     def __init__(self, examples: Iterator[np.ndarray], num_shards: int, size: int):

@@ -19,34 +19,21 @@ _SEED = 42  # `seqio.Evaluator`'s own
 
 
 class MetricExamples(NamedTuple):
-    """Examples of a metric's split.
+    """Examples of a metric's split."""
 
-    Attributes:
-      examples: all features of each, as SeqIO passes them to `postprocess_fn`.
-      total: examples of the split.
-      truncated: how many of `examples` have a truncated feature.
-    """
-
-    examples: list[dict[str, Any]]
-    total: int
-    truncated: int
+    examples: list[dict[str, Any]]  # all features, as SeqIO passes them to `postprocess_fn`
+    total: int  # of the split
+    truncated: int  # of `examples`, those with a truncated feature
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MetricTask:
-    """A task with `metric_fns` or `metric_objs`, and their split.
-
-    Attributes:
-      task: a `seqio.Task`.
-      split: one of `task.splits`.
-      lengths: of its features, in tokens; longer ones are truncated.
-      use_cached: whether examples come from the task's cache.
-    """
+    """A `seqio.Task` with `metric_fns` or `metric_objs`, and the split to evaluate."""
 
     task: Any
     split: str
-    lengths: Mapping[str, int]
-    use_cached: bool = False
+    lengths: Mapping[str, int]  # of its features, in tokens; longer ones are truncated
+    use_cached: bool = False  # whether examples come from the task's cache
 
     @property
     def name(self) -> str:
@@ -55,11 +42,7 @@ class MetricTask:
 
     @functools.cached_property
     def metrics(self) -> list[Any]:
-        """SeqIO's metric objects, `metric_fns` included.
-
-        Raises:
-          InputError: if a metric function's arguments are not SeqIO's.
-        """
+        """SeqIO's metric objects, `metric_fns` included."""
         with self._user_code("metric_fns"):
             return list(self.task.metric_objs)
 
@@ -70,11 +53,7 @@ class MetricTask:
         return {kind.name for kind in import_seqio().metrics.ModelOutputType if kind in types}
 
     def examples(self, *, count: int | None, seed: int) -> MetricExamples:
-        """Reads the split, or a random sample of at most `count` examples.
-
-        Raises:
-          InputError: if the task's source or preprocessors fail.
-        """
+        """Reads the split, or a random sample of at most `count` examples."""
         lengths = {name: self.lengths.get(name) for name in self.task.output_features}
         with self._user_code(f"reading {self.split!r}"):
             with SEQIO_SEED:

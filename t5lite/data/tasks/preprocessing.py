@@ -40,19 +40,11 @@ Encoder = Callable[[Sequence[str]], list[np.ndarray]]
 
 
 class Preprocessing:
-    """The preprocessors of a task.
+    """The preprocessors of a `seqio.Task`.
 
-    Args:
-      task: a `seqio.Task`.
-      split: for messages.
-      sequence_length: the preprocessors' argument of this name; None: no limit.
-      cached: whether raw examples come from the task's cache, so that only later steps remain.
-      bad_texts: for text that is not UTF-8: `"stop"`, `"skip"` the example, or `"replace"` the
-        wrong bytes by U+FFFD.
-
-    Attributes:
-      num_bad_texts: texts that were skipped or changed.
-      traced: whether tracing was tried.
+    `sequence_length` is the preprocessors' argument of this name, None for no limit; `cached` says
+    that raw examples come from the task's cache, so that only later steps remain; `bad_texts` is
+    `TaskData`'s.
     """
 
     def __init__(
@@ -83,12 +75,13 @@ class Preprocessing:
     def examples(self, window: Window) -> Iterator[Example]:
         """Yields a window's preprocessed examples: the task's output features, in a fixed order."""
         for chunk in self._chunks(window):
-            columns: dict[str, Sequence[Any]] = dict(chunk)
-            skipped: set[int] = set()
-            for name, values in chunk.items():
-                if len(values) and isinstance(values[0], bytes):
-                    columns[name] = texts = [self._text(name, raw, window) for raw in values]
-                    skipped |= {row for row, text in enumerate(texts) if text is None}
+            texts = {
+                name: [self._text(name, raw, window) for raw in values]
+                for name, values in chunk.items()
+                if len(values) and isinstance(values[0], bytes)
+            }
+            columns = {**chunk, **texts}
+            skipped = {i for rows in texts.values() for i, text in enumerate(rows) if text is None}
             if skipped:
                 columns = {
                     name: [value for row, value in enumerate(column) if row not in skipped]
@@ -198,8 +191,8 @@ class Preprocessing:
     def _dataset(self, columns: Sequence[Any], spec: Any, seed: Any) -> tuple[Any, Any]:
         """Returns the dataset of a window's features, and which step is endless: -1 for none.
 
-        A step may repeat for ever if a later one ends it, by `take` for one. The cardinality shows
-        it, but after some steps, `filter` for one, it is unknown.
+        A step may repeat for ever if a later one, such as `take`, ends it. The cardinality shows
+        it, but is unknown after some steps, such as `filter`.
         """
         import tensorflow as tf
 
@@ -313,11 +306,6 @@ class Preprocessing:
 
     def _failing_part(self, window: Window, num_steps: int) -> Window:
         """Returns the smallest part of a window, by bisection, on which the first steps fail."""
-        size = len(window.rows)
-        if self._failure(window.part(0, 1), num_steps) and self._failure(
-            window.part(size - 1, size), num_steps
-        ):
-            return window  # all rows fail
         while len(window.rows) > 1:
             middle = len(window.rows) // 2
             halves = window.part(0, middle), window.part(middle, len(window.rows))
@@ -361,14 +349,15 @@ def _tokenizing_steps(steps: Sequence[Step]) -> list[Step]:
 def _encoders(features: Mapping[str, Any], tokenizing: Sequence[Step]) -> dict[str, Encoder]:
     """Returns TensorFlow-free substitutes of the tokenizing steps by feature; {} for none."""
     encoders: dict[str, Encoder] = {}
-    twin_of = functools.cache(lambda key: from_seqio(vocabularies[key]))
+    if not tokenizing:
+        return encoders
     vocabularies = {id(feature.vocabulary): feature.vocabulary for feature in features.values()}
-    for name, feature in features.items() if tokenizing else ():
-        try:
-            twin = twin_of(id(feature.vocabulary))
-        except InputError:  # SeqIO alone knows this vocabulary
-            return {}
-        if twin is not None:
+    try:
+        twins = {key: from_seqio(vocabulary) for key, vocabulary in vocabularies.items()}
+    except InputError:  # SeqIO alone knows a vocabulary
+        return {}
+    for name, feature in features.items():
+        if (twin := twins[id(feature.vocabulary)]) is not None:
             eos = [twin.eos_id] if len(tokenizing) > 1 and feature.add_eos else []
             encoders[name] = functools.partial(_encode, twin, eos)
     return encoders

@@ -33,17 +33,7 @@ class SeqioSource:
 
     Preprocessors see one window of examples at a time. Their randomness is repeatable if it comes
     from `seqio.map_over_dataset(num_seeds=...)` or fixed seeds; tf.random or `shuffle` without a
-    seed cannot be resumed.
-
-    Args:
-      task: a `seqio.Task`.
-      split: one of `task.splits`.
-      sequence_length: the preprocessors' argument of this name; None: no limit.
-      use_cached: read the task's cache, and run the preprocessors after it.
-      bad_texts: `"stop"`, `"skip"` or `"replace"`; see `Preprocessing`.
-
-    Raises:
-      InputError: if the split is unknown, or the cache is required and missing.
+    seed cannot be resumed. For the arguments see `Preprocessing` and `TaskData`.
     """
 
     waits = True  # for TensorFlow

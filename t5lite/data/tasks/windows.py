@@ -16,19 +16,12 @@ _FIRST_SEED = 2**40  # the count starts here; seeds that a preprocessor sets its
 
 
 class Window(NamedTuple):
-    """Raw examples that are preprocessed together.
+    """Raw examples that are preprocessed together."""
 
-    Attributes:
-      rows: `[examples, tensors]` object, serialised.
-      spec: TensorFlow's element spec of a raw example.
-      seed: of `seqio.map_over_dataset`.
-      origin: describes where some rows were read, for messages.
-    """
-
-    rows: np.ndarray
-    spec: Any
-    seed: int
-    origin: Callable[[np.ndarray], str]
+    rows: np.ndarray  # `[examples, tensors]` object, serialised
+    spec: Any  # TensorFlow's element spec of a raw example
+    seed: int  # of `seqio.map_over_dataset`
+    origin: Callable[[np.ndarray], str]  # where some rows were read, for messages
 
     def part(self, first: int, last: int) -> "Window":
         """Returns the window of some rows."""
