@@ -12,15 +12,10 @@ from t5lite.errors import InputError, option
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Adds special tokens to the ids of a text.
+    """Adds special tokens to the ids of a text."""
 
-    Attributes:
-      before: ids in front of the text: BERT's `[CLS]`, LLaMA's `<s>`.
-      after: ids after it: EOS, BERT's `[SEP]`, mBART's `</s> en_XX`.
-    """
-
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()  # BERT's `[CLS]`, LLaMA's `<s>`
+    after: tuple[int, ...] = ()  # EOS, BERT's `[SEP]`, mBART's `</s> en_XX`
 
     @property
     def size(self) -> int:
@@ -35,14 +30,9 @@ class Frame:
     def __call__(
         self, ids: Sequence[int] | np.ndarray, room: int | None = None
     ) -> list[int] | np.ndarray:
-        """Returns the ids with the special tokens around them.
+        """Returns the ids `[n]` with the special tokens around them, arrays as int32.
 
-        Args:
-          ids: `[n]`, of a text.
-          room: the most ids to return, >= `size`: a longer text loses its end. None: any number.
-
-        Returns:
-          `[n + size]`, of the type of `ids`; arrays are int32.
+        At most `room` ids are returned, >= `size`: the end of a longer text is truncated.
         """
         if room is not None:
             ids = ids[: max(room - self.size, 0)]
@@ -62,19 +52,19 @@ class Frame:
         note: str = "",
         fix: str = "it",
     ) -> list[int]:
-        """Returns the ids of a text, without special tokens, that leave room for them.
+        """Returns the ids of a text, truncated so that the special tokens fit too.
 
         Args:
-          ids: `[n]`, of a text.
+          ids: `[n]`, of a text, without special tokens.
           most: positions of the model; None for any number.
           beside: further tokens that need positions.
-          end: whether a longer text loses its end, rather than its beginning.
-          truncate: whether a longer text is truncated; otherwise it is refused.
-          note: what the tokens beside it are, for the error; "" counts them as the text's.
-          fix: what to shorten, for the error.
+          end: whether to truncate the end, rather than the beginning.
+          truncate: whether to truncate longer texts, rather than to refuse them.
+          note: description of the tokens beside, for the error; "" counts them as the text's.
+          fix: the field to shorten, for the error.
 
         Raises:
-          InputError: a longer text that is not truncated, or of which nothing would be left.
+          InputError: if a longer text is not truncated, or nothing would be left of it.
         """
         size = len(ids) + self.size
         if most is None or size + beside <= most:
@@ -93,7 +83,7 @@ class Frame:
         return np.array(self.before, np.int32), np.array(self.after, np.int32)
 
     def filled(self, value: int) -> "Frame":
-        """Returns a frame with `value` for every special token: for what is aligned with ids."""
+        """Returns a frame with `value` for every special token, for arrays aligned with ids."""
         return Frame((value,) * len(self.before), (value,) * len(self.after))
 
     @overload
@@ -102,16 +92,10 @@ class Frame:
     def without(self, ids: list[int]) -> list[int]: ...
 
     def without(self, ids: list[int] | np.ndarray) -> list[int] | np.ndarray:
-        """Returns the ids of a text without the tokens in front that it spells itself.
-
-        They are added anyway, and are never read twice.
-        """
+        """Returns the ids of a text without the tokens of `before`, which are added anyway."""
         size = len(self.before)
         return ids[size:] if size and tuple(ids[:size]) == self.before else ids
 
     def read_after(self, token: int | None) -> "Frame":
-        """Returns the frame of a text in front of which a model reads `token` anyway.
-
-        A decoder reads its start token first, which the frame then does not repeat.
-        """
+        """Returns the frame without a first `token`, which a decoder reads as its start token."""
         return Frame(self.before[1:], self.after) if self.before[:1] == (token,) else self

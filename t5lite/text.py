@@ -7,7 +7,7 @@ WIDTH = 98  # of a line, inside a margin of two
 
 
 def table(rows: Sequence[Sequence[str]], *, right: int | None = None) -> list[str]:
-    """Returns a line for each row, in columns; those from number `right` on stand to the right."""
+    """Returns a line for each row, in columns, right-aligned from column `right` on."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = len(widths) if right is None else right
     return [
@@ -20,7 +20,7 @@ def table(rows: Sequence[Sequence[str]], *, right: int | None = None) -> list[st
 
 
 def wrapped(label: str, text: str, *, max_lines: int | None = None) -> list[str]:
-    """Returns a label and, beside it, the text: its white space joined, what is too much cut."""
+    """Returns a label and, beside it, the wrapped text, at most `max_lines`."""
     text = " ".join(text.split()) or "(nothing)"
     return textwrap.wrap(
         text,
@@ -33,7 +33,7 @@ def wrapped(label: str, text: str, *, max_lines: int | None = None) -> list[str]
 
 
 def titled(sections: Mapping[str, Iterable[str]]) -> str:
-    """Returns sections of lines, each under its title."""
+    """Returns sections of lines under their titles."""
     return "\n\n".join(
         "\n".join([f"── {title} ".ljust(WIDTH + 2, "─"), *(f"  {line}".rstrip() for line in lines)])
         for title, lines in sections.items()
@@ -41,12 +41,9 @@ def titled(sections: Mapping[str, Iterable[str]]) -> str:
 
 
 def shorten(text: str, width: int, *, keep: str = "both") -> str:
-    """Returns `text` on one line, at most `width` characters, an ellipsis for what is left out.
+    """Returns `text` on one line of at most `width` >= 5 characters, with an ellipsis.
 
-    Args:
-      text: any; runs of white space become one space.
-      width: at least 5.
-      keep: "start", "end" or "both" ends of it, in whole words where there are any.
+    Whole words of its "start", "end" or "both" ends remain; runs of white space become one space.
     """
     text = " ".join(text.split())
     if len(text) <= width:
@@ -60,7 +57,7 @@ def shorten(text: str, width: int, *, keep: str = "both") -> str:
 
 
 def _head(text: str, width: int) -> str:
-    """Returns the first words that fit, or as much of the first word as does."""
+    """Returns the first words that fit, or the start of the first word."""
     whole, _, _ = text[: width + 1].rpartition(" ")
     return whole.rstrip() or text[:width]
 

@@ -305,7 +305,11 @@ class Dataset:
         return []
 
     def examples(self, objective: HostHalf, *, split: str, count: int, seed: int) -> list[Example]:
-        """Returns at most `count` random prepared examples of a split."""
+        """Returns at most `count` prepared examples of a split, in random order.
+
+        They are drawn from the whole split; of a SeqIO task that is too large for memory they are
+        the first examples of its shuffled files.
+        """
         stream = self.stream(self.components(split, objective), seed=seed, repeat=False)
         return list(itertools.islice(stream, count))
 

@@ -122,17 +122,11 @@ class Vocabulary(Protocol):
 
 
 class FileVocabulary(Vocabulary):
-    """A vocabulary that one file and its constructor's options describe.
+    """A vocabulary that one file and its constructor's options describe."""
 
-    Attributes:
-      file_name: of the file in a saved folder.
-      content: of the file.
-      options: keyword arguments of the constructor.
-    """
-
-    file_name: ClassVar[str]
-    content: bytes
-    options: dict[str, Any]
+    file_name: ClassVar[str]  # in a saved folder
+    content: bytes  # of the file
+    options: dict[str, Any]  # keyword arguments of the constructor
 
     def save(self, folder: str | os.PathLike) -> None:
         write_whole(as_path(folder) / self.file_name, self.content)
@@ -152,17 +146,10 @@ def own_sentinels(
     expected: int,
     name: str,
 ) -> int:
-    """Returns the number of sentinels, in T5's order, that a file's ids end with.
+    """Returns the number of sentinels, in T5's order, that a file's `size` ids end with.
 
-    Args:
-      piece: of an id.
-      size: number of ids.
-      prefixes: of sentinels.
-      expected: `num_sentinels` of the user.
-      name: of the file, for messages.
-
-    Raises:
-      InputError: if the file has sentinels, but fewer than expected.
+    Sentinels may begin with one of the prefixes. A file with fewer than `expected` is refused,
+    unless it has none.
     """
     require_integer("num_sentinels", expected, least=0)
     count = 0

@@ -60,7 +60,7 @@ class Bytes(Vocabulary):
         return ids, offsets
 
     def _special(self, match: re.Match[str]) -> int | None:
-        """Returns the id of a spelled token; None where there is no such sentinel."""
+        """Returns the id of a spelled token; None where the sentinel does not exist."""
         name, number = match.groups()
         if name:
             return _SPECIAL.index(name)

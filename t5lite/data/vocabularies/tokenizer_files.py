@@ -30,31 +30,17 @@ _BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Pair(NamedTuple):
-    """Two texts framed as one row.
+    """Two texts framed as one row."""
 
-    Attributes:
-      ids: of both, with the special tokens around them.
-      types: a token type for each id: 0 for the first text, in BERT 1 for the second.
-      start: position of the second text's first token.
-      offsets: character spans of the second text's tokens, in it.
-      num_cut: tokens by which the second text was truncated.
-    """
-
-    ids: list[int]
-    types: list[int]
-    start: int
-    offsets: list[tuple[int, int]]
-    num_cut: int
+    ids: list[int]  # of both, with the special tokens around them
+    types: list[int]  # token types: 0 for the first text, in BERT 1 for the second
+    start: int  # position of the second text's first token
+    offsets: list[tuple[int, int]]  # character spans of the second text's tokens, in it
+    num_cut: int  # tokens by which the second text was truncated
 
 
 class _Tokenizer(FileVocabulary):
-    """Base of the library's tokenizers.
-
-    Attributes:
-      file: the path, or a name for messages.
-      offset: 0 or 1, added to the file's ids.
-      cleans_up: whether decoded texts are cleaned up.
-    """
+    """Base of the library's tokenizers."""
 
     def __init__(
         self,
@@ -140,11 +126,7 @@ class _Tokenizer(FileVocabulary):
         return [token + self.offset for token in encoding.ids], list(encoding.offsets)
 
     def encode_pair(self, first: str, second: str, room: int | None = None) -> Pair:
-        """Returns two texts framed as one row, the second truncated to `room` ids in all.
-
-        Raises:
-          InputError: if nothing of the second text fits.
-        """
+        """Returns two texts framed as one row, the second truncated to `room` ids in all."""
         both = self._tokenizer.encode(first, second)
         seconds = [at for at, text in enumerate(both.sequence_ids) if text == 1]
         num_cut = 0 if room is None else max(len(both.ids) - room, 0)
@@ -322,11 +304,7 @@ class WordPiece(_Tokenizer):
 
 
 def import_tokenizers() -> Any:
-    """Returns the `tokenizers` library.
-
-    Raises:
-      InputError: if it is not installed.
-    """
+    """Returns the `tokenizers` library; raises an InputError if it is not installed."""
     try:
         import tokenizers
     except ModuleNotFoundError as error:
