@@ -1,4 +1,4 @@
-"""The page of `t5lite inspect --attention`: it holds all of its data, and fetches nothing."""
+"""The self-contained HTML page of `t5lite inspect --attention`."""
 
 import base64
 import datetime
@@ -22,7 +22,7 @@ _KINDS = {  # title, and the stacks of queries and keys
 
 
 def check(inside: Any) -> None:
-    """Raises an InputError if there are more weights than a browser would like."""
+    """Raises an InputError if a page would hold too many weights for a browser."""
     size = sum(weights.size for layers in inside.maps.values() for weights in layers)
     if size > MAX_BYTES:
         count = sum(map(len, inside.tokens.values()))
@@ -33,17 +33,13 @@ def check(inside: Any) -> None:
 
 
 def render(inside: Any, shares: np.ndarray | None, *, name: str, text: str) -> str:
-    """Renders attention maps, token losses and attributions as one HTML page.
+    """Returns attention maps, token losses and attributions as one self-contained HTML page.
 
     Args:
       inside: the record that `inference.attention_maps` returns.
-      shares: `[outputs, inputs]`, the `attribution` of the same text; None where there are no
-        losses.
+      shares: `[outputs, inputs]`, the `attribution` of the same text; None without losses.
       name: of the model.
-      text: that it read.
-
-    Returns:
-      A whole HTML document that loads nothing from anywhere.
+      text: the input.
     """
     data = {
         "tokens": inside.tokens,
@@ -57,8 +53,8 @@ def render(inside: Any, shares: np.ndarray | None, *, name: str, text: str) -> s
         ],
         "last": list(inside.tokens)[-1],
         "outputs": [
-            {"piece": piece, "place": int(place), "loss": _short(loss), "alternatives": likeliest}
-            for piece, place, loss, likeliest in zip(
+            {"piece": piece, "place": int(index), "loss": _short(loss), "alternatives": likeliest}
+            for piece, index, loss, likeliest in zip(
                 inside.outputs,
                 inside.places,
                 inside.losses,

@@ -33,12 +33,12 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __call__(self, done: int, total: int, *, start: int = 0, note: str = "") -> None:
+    def __call__(self, amount: int, total: int, *, start: int = 0, note: str = "") -> None:
         """Shows the amount done; the rate counts from `start`, and `note` follows the bar."""
         self._total = total
         bar = self._opened(start)
         bar.set_postfix_str(note, refresh=False)
-        bar.update(done - bar.n)
+        bar.update(amount - bar.n)
 
     def add(self, amount: int = 1) -> None:
         """Adds to the amount done."""
@@ -91,12 +91,12 @@ def stages(title: str) -> Iterator[Callable[[str], None]]:
     Yields:
       A function that takes the name of the next stage; "" keeps the present one.
     """
-    stage, done = "starting", threading.Event()
+    stage, finished = "starting", threading.Event()
     start = time.monotonic()
     live = sys.stderr.isatty()
 
     def tick() -> None:
-        while not done.wait(0.5):
+        while not finished.wait(0.5):
             line = f"{title}: {stage}, {time.monotonic() - start:.0f} s"
             print(f"\r\033[K{line[: WIDTH + 2]}", end="", file=sys.stderr, flush=True)
 
@@ -114,7 +114,7 @@ def stages(title: str) -> Iterator[Callable[[str], None]]:
     try:
         yield show
     finally:
-        done.set()
+        finished.set()
         if live:
             ticking.join()
             print("\r\033[K", end="", file=sys.stderr, flush=True)

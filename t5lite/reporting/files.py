@@ -1,4 +1,4 @@
-"""Text files replaced whole, and libraries looked up."""
+"""Atomic writes of text files, and a look-up of installed libraries."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ from etils import epath
 
 
 def replace_text(path: epath.Path, text: str) -> None:
-    """Writes a file anew, whole or not at all."""
+    """Replaces a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text, encoding="utf-8")
@@ -14,8 +14,8 @@ def replace_text(path: epath.Path, text: str) -> None:
 
 
 def installed(library: str) -> bool:
-    """Whether a library can be imported; nothing is."""
+    """Whether a library can be imported; imports nothing."""
     try:
         return importlib.util.find_spec(library) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
+    except ModuleNotFoundError:  # its parent package is missing
         return False

@@ -15,12 +15,11 @@ from t5lite.reporting.files import replace_text
 class Writer(Protocol):
     """Takes the metrics of a step.
 
-    The training loop calls it on the first process alone, and makes it on all: so open nothing
-    before the first `write`. Optional: `files`, the names of those files of the folder that it
-    overwrites or appends to, and must own; `check()`, called before the
-    run is accepted, to raise an InputError for what would fail later; `rewind(step)`, called when
-    a run starts or resumes at a step, before anything is written, to delete values written after
-    that step; and `text(step, name, value)`, which takes samples and the like.
+    It is constructed on all processes and called on the first alone: open nothing before the first
+    `write`. Optional members: `files`, names of the files in the folder that it overwrites or
+    appends to; `check()`, called before the run starts, to raise an InputError for anything that
+    would fail later; `rewind(step)`, called when a run starts or resumes at a step, to delete
+    values written after it; `text(step, name, value)`, for samples and the like.
 
     One for Weights & Biases:
 
@@ -43,11 +42,11 @@ class Writer(Protocol):
         """Takes metrics by name, such as `loss` or `validation/loss`."""
 
     def close(self) -> None:
-        """Is called once, at the end of the run."""
+        """Called once, at the end of the run."""
 
 
 class Writers:
-    """Many writers as one, which are called on the first process alone.
+    """Several writers as one, called on the first process alone.
 
     Args:
       writers: called in order.
@@ -64,7 +63,7 @@ class Writers:
             writer.write(step, metrics)
 
     def text(self, step: int, name: str, value: str) -> None:
-        """Writes a text to those that take texts."""
+        """Writes a text to the writers that have `text`."""
         self._optional("text", step, name, value)
 
     def check(self) -> None:
@@ -140,7 +139,7 @@ class JsonLines:
 
 
 def _step_of(line: bytes) -> float:
-    """Returns the step of a line, or infinity if it is no whole line."""
+    """Returns the step of a line, or infinity if the line is incomplete."""
     try:
         return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):

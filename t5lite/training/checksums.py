@@ -1,8 +1,8 @@
-"""Checksums of arrays, the same however an array is sharded, so that damage on a disk is noticed.
+"""Checksums of arrays, independent of their sharding, that reveal damage on a disk.
 
 Fletcher's two sums modulo 2**32: of an array's words, and of its words times their index. A flipped
-bit always changes the first; words that changed places, the second. The sums of all shards add up
-to those of the array, so each is computed where it is, and any mesh can check what another saved.
+bit always changes the first, swapped words the second. The sums of all shards add up to those of
+the array, so each is computed where the shard is, and any mesh can check another's checkpoint.
 
 Source: Fletcher 1982, "An Arithmetic Checksum for Serial Transmissions", IEEE Transactions on
   Communications 30(1).
@@ -110,7 +110,7 @@ def _sums(xp: Any, words: Any, offsets: Any, strides: Any) -> Any:
     for axis in range(last):
         here = slice(axis, axis + 1)
         along = (xp.arange(words.shape[axis], dtype=uint32) + offsets[here]) * strides[here]
-        index = index + along.reshape([-1 if other == axis else 1 for other in range(last)])
+        index = index + along.reshape([-1 if k == axis else 1 for k in range(last)])
     inner = xp.arange(words.shape[last], dtype=uint32) + offsets[last:]
     rows = xp.sum(words, axis=-1, dtype=uint32)
     if xp is np:

@@ -1,14 +1,9 @@
-"""One writer per folder: claims that other processes can read, on any file system.
+"""One writer per folder, on any file system: object stores have no file locks.
 
-Object stores have no file locks, and network file systems not always. So a writer first puts a
-claim, a small JSON file of its own, beside what it writes, and only then lists the claims of
-others. Of two writers at least one sees the other, whichever was first.
-
-    model_dir/.claims/<start time>-<random>.json   {"host", "pid", …, "started", "beat"}
-
-A killed process leaves its claim. On the same machine its process id shows that it is dead; for
-other machines its beat, the time that a living writer updates every few seconds. The beat is
-watched for a change rather than compared to the clock, as the clocks of two machines may differ.
+A writer first writes its claim, `.claims/<start time>-<random>.json` in the folder, and only then
+lists the other claims: of two writers at least one sees the other. A killed process leaves its
+claim: on the same machine its process id shows that it is dead, on another one its heartbeat, which
+is watched for a change rather than compared to the clock, as two machines' clocks may differ.
 """
 
 import contextlib
@@ -60,7 +55,7 @@ class Claim:
         self._thread = threading.Thread(target=self._beat, name="t5lite-claim", daemon=True)
 
     def begin(self) -> None:
-        """Writes the claim and keeps its beat up to date, in a thread of its own."""
+        """Writes the claim, and updates its heartbeat in a thread."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
         self._thread.start()
@@ -68,8 +63,8 @@ class Claim:
     def check(self) -> None:
         """Raises `ClaimLost` if another process has taken over."""
         if _read(self.path) is None:
-            others = [f", by {_describe(each)}" for each in _claims(self.path).values()]
-            by = "".join(others[:1])
+            rival = next(iter(_claims(self.path).values()), None)
+            by = "" if rival is None else f", by {_describe(rival)}"
             raise ClaimLost(
                 f"{self.name}: the claim of this process was removed{by}\n"
                 "run again to resume, once no other process writes there"
@@ -101,7 +96,7 @@ class Claim:
 def claimed(
     claims: epath.PathLike, *, name: str, say: Callable[[str], object] = print
 ) -> Iterator[Claim]:
-    """Claims something for this process; at the end removes the folders it made that are empty.
+    """Claims a folder for this process; at the end removes the empty folders it created.
 
     Args:
       claims: folder of the claims, local, `gs://` or `s3://`; the same for all who write the thing.
@@ -109,14 +104,13 @@ def claimed(
       say: called when a claim from another machine has to be watched.
 
     Raises:
-      InputError: if another living process holds it, with process id, host and start time; or if
-        the claim cannot be written.
+      InputError: another living process holds it, or the claim cannot be written.
     """
     claims, now = epath.Path(claims), time.time()
     content = {**_this_process(), "started": now, "beat": now}
     claim = Claim(claims / f"{now:017.6f}-{uuid.uuid4().hex[:8]}.json", content, name)
     local = "://" not in str(claims)
-    made = [path for path in (claims, *claims.parents) if local and not path.exists()]
+    new_folders = [path for path in (claims, *claims.parents) if local and not path.exists()]
     try:
         try:
             claim.begin()
@@ -129,7 +123,7 @@ def claimed(
         yield claim
     finally:
         claim.release()
-        for path in made:
+        for path in new_folders:
             with contextlib.suppress(OSError):  # not empty
                 os.rmdir(path)
 
@@ -217,9 +211,9 @@ def _runs(pid: int) -> bool:
 
 
 def _start_of(pid: int) -> str | None:
-    """Returns when a process began, by the kernel's clock, as process ids are reused.
+    """Returns a process's start by the kernel's clock, as process ids are reused.
 
-    None if it has ended, also if its parent does not know yet, or where there is no `/proc`.
+    None for a process that has ended, zombies included, and without `/proc`.
     """
     with contextlib.suppress(OSError):
         # The second field, the program's name, may hold spaces and parentheses.

@@ -10,8 +10,7 @@ from t5lite.reporting import Position
 class Duration:
     """When a run ends: after the first step that reaches one of these.
 
-    A schedule that needs the number of steps has a field of its own: without `steps` it is unknown
-    before the end.
+    A learning-rate schedule has its own `total_steps`: without `steps` the number is unknown.
 
     Args:
       steps: updates in all.
@@ -55,15 +54,15 @@ class Duration:
             )
 
     def share(self, position: Position) -> float:
-        """Returns how much of the run is done, in [0, 1]: by whichever limit is the nearest."""
-        return min(max(done / limit for done, limit in self._limits(position)), 1.0)
+        """Returns the finished share of the run, in [0, 1], by the nearest limit."""
+        return min(max(value / limit for value, limit in self._limits(position)), 1.0)
 
     def over(self, position: Position) -> bool:
         """Returns whether the run ends here."""
-        return any(done >= limit for done, limit in self._limits(position))
+        return any(value >= limit for value, limit in self._limits(position))
 
     def _limits(self, position: Position) -> list[tuple[float, float]]:
         # Several processes' parts of an epoch add up to a whole one but for rounding.
         epochs = self.epochs and self.epochs * (1 - 1e-9)
         limits = (self.steps, self.tokens, epochs)
-        return [(done or 0, limit) for done, limit in zip(position, limits, strict=True) if limit]
+        return [(value or 0, limit) for value, limit in zip(position, limits, strict=True) if limit]

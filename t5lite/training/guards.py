@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from t5lite.errors import check_fields
 
 Tree = Any
-# After so many spikes in a row, with no update between them, it is the data that changed for good.
+# Spikes in a row after which the loss counts as a new level: the data changed for good.
 _NEW_LEVEL = 10
 _LARGEST_SCALE = 2.0**31
 
@@ -85,29 +85,29 @@ def is_spike(state: Tree, loss: jax.Array, *, threshold: float, warmup_steps: in
       warmup_steps: losses that the statistics must hold before anything counts as a spike.
     """
     limit = state["mean"] + threshold * jnp.sqrt(state["variance"])
-    known = state["count"] >= warmup_steps
-    return known & (loss > limit) & (state["in_a_row"] < _NEW_LEVEL)
+    warmed_up = state["count"] >= warmup_steps
+    return warmed_up & (loss > limit) & (state["in_a_row"] < _NEW_LEVEL)
 
 
 def after_loss(
     state: Tree, loss: jax.Array, *, finite: jax.Array, spike: jax.Array, decay: float
 ) -> Tree:
-    """Returns the statistics with one more loss in them, unless it is a spike or not finite.
+    """Returns the statistics with one more loss, unless it is a spike or non-finite.
 
-    The mean is exponential, but for the first steps, which weigh alike. A loss that ended a row of
-    spikes by their number is a new level, and the statistics begin with it.
+    The mean is exponential after its first steps, which have equal weights. A loss that ends a row
+    of `_NEW_LEVEL` spikes is a new level, and the statistics restart with it.
     """
-    anew = finite & ~spike & (state["in_a_row"] >= _NEW_LEVEL)
-    old = jax.tree.map(lambda new, kept: jnp.where(anew, new, kept), spike_start(), state)
+    restart = finite & ~spike & (state["in_a_row"] >= _NEW_LEVEL)
+    old = jax.tree.map(lambda zero, old: jnp.where(restart, zero, old), spike_start(), state)
     count = old["count"] + 1
     weight = jnp.maximum(1 - decay, 1 / count.astype(jnp.float32))
-    # 0 · NaN is NaN: what is not finite must not come near, even where it is not taken.
-    off = jnp.where(finite, loss, old["mean"]) - old["mean"]
+    # 0 · NaN is NaN: a non-finite loss must not enter, even into a branch that is not selected.
+    deviation = jnp.where(finite, loss, old["mean"]) - old["mean"]
     seen = {
-        "mean": old["mean"] + weight * off,
-        "variance": (1 - weight) * (old["variance"] + weight * jnp.square(off)),
+        "mean": old["mean"] + weight * deviation,
+        "variance": (1 - weight) * (old["variance"] + weight * jnp.square(deviation)),
         "count": count,
         "in_a_row": jnp.int32(0),
     }
     skipped = state | {"in_a_row": state["in_a_row"] + spike.astype(jnp.int32)}
-    return jax.tree.map(lambda new, kept: jnp.where(finite & ~spike, new, kept), seen, skipped)
+    return jax.tree.map(lambda new, old: jnp.where(finite & ~spike, new, old), seen, skipped)

@@ -1,4 +1,4 @@
-"""Ledger of finished steps: counts, averages, lines of metrics, and batches of bad losses."""
+"""Reads, averages and writes the metrics of finished steps; saves batches of bad losses."""
 
 import dataclasses
 import math
@@ -43,15 +43,14 @@ class Dispatched(NamedTuple):
 class Ledger:
     """Reads, averages and writes the metrics of every step, once the next one is dispatched.
 
-    Between two dispatches this is the only thing that waits for a device: whatever is shown of a
-    step is among its metrics, and nothing is computed on a device here.
+    Nothing else waits for a device between two dispatches, and nothing is computed on one here.
 
     Args:
       run: whose writers get a line of metrics now and then.
       meter: rates.
       progress: the bar.
       update: what a NaN does, and how many skipped updates in a row end the run.
-      flops: of one token position, for display: batches may be cut to shorter rows.
+      flops: of one token position, for display; batches may be cut to shorter rows.
       log_every: steps between two lines.
     """
 
@@ -72,7 +71,7 @@ class Ledger:
 
     @property
     def most_tokens(self) -> int:
-        """The most that the run can have seen with the step under way; `tokens` once flushed."""
+        """Upper bound of `tokens` once the step under way is read."""
         return self.tokens + (self._pending.num_positions if self._pending else 0)
 
     def begin(self, step: int, epoch: float | None) -> None:
@@ -81,7 +80,7 @@ class Ledger:
         self.progress.begin(self._position)
 
     def push(self, dispatched: Dispatched) -> None:
-        """Takes a step that has just been dispatched, and reads the one before.
+        """Takes the step that was just dispatched, and reads the one before.
 
         Raises:
           NonFiniteLoss: if that one's loss or gradient was not finite, unless those are skipped.
@@ -112,7 +111,7 @@ class Ledger:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Restores the counts of `state_dict`."""
         self.tokens, self._num_skipped = state["tokens"], state["num_skipped"]
         self._skips_in_a_row = state.get("skips_in_a_row", 0)  # older checkpoints have none
         self._sums = {name: (total, weight) for name, (total, weight) in state["sums"].items()}
@@ -158,7 +157,7 @@ class Ledger:
         return facts
 
     def _write(self) -> Rates:
-        """Writes a line: means since the last one, and what else is known by now."""
+        """Writes a line: means since the last one, latest values and rates."""
         rates = self.meter.read()
         line = _means(self._sums) | self._facts | rates.metrics()
         self.run.writers.write(
@@ -171,12 +170,12 @@ class Ledger:
         """Reports a skipped update and keeps its batch, unless only the loss scale fell."""
         loss, step = float(metrics["loss"]), dispatched.step
         if metrics["spike"]:
-            what = f"the loss {loss:.3f} is a spike, far above those before it"
+            cause = f"the loss {loss:.3f} is a spike, far above those before it"
         elif not metrics["finite"]:
-            what = f"loss {loss} or its gradient is not finite"
+            cause = f"loss {loss} or its gradient is not finite"
         else:
             return
-        message = f"step {step}: {what}; the batch is in {self._keep(dispatched)}"
+        message = f"step {step}: {cause}; the batch is in {self._keep(dispatched)}"
         if self.update.on_nan == "stop" and not metrics["finite"]:
             raise NonFiniteLoss(
                 f"{message}\nthe update was not applied; earlier checkpoints stand\n"

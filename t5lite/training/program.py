@@ -1,4 +1,4 @@
-"""A run's compiled functions, built from shapes alone: the same for train, inspect and plan."""
+"""The compiled functions of a run, built from shapes alone, for train, inspect and plan alike."""
 
 import dataclasses
 import functools
@@ -98,7 +98,7 @@ def build(
     whole_axes, whole = model.axes(), jax.eval_shape(model.init, key)
     tuning = tuning.bind(whole_axes, whole)
     axes, frozen_axes = tuning.split(whole_axes)
-    frozen_axes = frozen_of(frozen_axes, {name: each.axes() for name, each in references.items()})
+    frozen_axes = frozen_of(frozen_axes, {name: ref.axes() for name, ref in references.items()})
     optax_optimizer = transformation(optimizer, axes, tuning.split(whole)[0])
 
     def start_from(params: Any, references: Any, state_key: jax.Array) -> TrainState:
@@ -114,15 +114,24 @@ def build(
     def init(params_key: jax.Array, state_key: jax.Array) -> TrainState:
         return start_from(model.init(params_key), {}, state_key)
 
-    reference_shapes = {name: jax.eval_shape(each.init, key) for name, each in references.items()}
+    reference_shapes = {name: jax.eval_shape(ref.init, key) for name, ref in references.items()}
     state = jax.eval_shape(start_from, whole, reference_shapes, key)
-    placed = state_shardings(
+    state_sharding = state_shardings(
         state, axes, layout=layout, mesh=mesh, optimizer=optimizer, frozen=frozen_axes
     )
-    batch_placed = batch_shardings(layout, mesh, objective.axes(), shapes)
+    batch_sharding = batch_shardings(layout, mesh, objective.axes(), shapes)
     gradient_sharding = shardings(axes, layout.gradients or layout.parameters, mesh)
-    placed = placed.replace(opt_state=_kept(placed.opt_state, state.opt_state, layout))
-    _check_divides(state, placed)
+    if layout.optimizer_memory != "device":
+        # Scalars stay on the devices: they are read every step, and weigh nothing.
+        in_host_memory = jax.tree.map(
+            lambda sharding, leaf: (
+                in_memory(sharding, layout.optimizer_memory) if leaf.ndim else sharding
+            ),
+            state_sharding.opt_state,
+            state.opt_state,
+        )
+        state_sharding = state_sharding.replace(opt_state=in_host_memory)
+    _check_divides(state, state_sharding)
 
     step = functools.partial(
         train_step,
@@ -135,36 +144,36 @@ def build(
         learning_rate=functools.partial(next_learning_rate, optimizer),
     )
     if layout.optimizer_memory != "device":
-        step = functools.partial(_with_fetched_moments, step, placed.opt_state)
-    # Without the layout's rules, which are the activations' and would first shard parameters so.
-    drawn = jax.jit(init, out_shardings=placed)
-    # A stacked array of which some layers are frozen cannot become two without a copy.
-    whole_leaves = len(jax.tree.leaves((state.params, state.frozen["params"])))
-    uncut = whole_leaves == len(jax.tree.leaves(whole))
-    started = jax.jit(start_from, out_shardings=placed, donate_argnums=(0, 1) if uncut else 1)
+        step = functools.partial(_with_fetched_moments, step, state_sharding.opt_state)
+    # Plain `jit`: `with_layout` would first shard parameters by the rules of activations.
+    drawn = jax.jit(init, out_shardings=state_sharding)
+    # A stacked array of which some layers are frozen becomes two by a copy: nothing to donate.
+    num_leaves = len(jax.tree.leaves((state.params, state.frozen["params"])))
+    donated = (0, 1) if num_leaves == len(jax.tree.leaves(whole)) else 1
+    started = jax.jit(start_from, out_shardings=state_sharding, donate_argnums=donated)
 
     def keys(seed: int) -> tuple[jax.Array, jax.Array]:
         params_key, state_key = jax.random.split(jax.random.key(seed))
         return params_key, state_key
 
-    params_placed = shardings(whole_axes, layout.parameters, mesh)
-    draw = jax.jit(model.init, out_shardings=params_placed)
+    params_sharding = shardings(whole_axes, layout.parameters, mesh)
+    draw = jax.jit(model.init, out_shardings=params_sharding)
     return Program(
         init=lambda seed: drawn(*keys(seed)),
         draw=lambda seed: draw(keys(seed)[0]),
         start_from=lambda params, seed, references={}: started(params, references, keys(seed)[1]),
-        extra=jax.jit(update.extra, out_shardings=placed.extra),
+        extra=jax.jit(update.extra, out_shardings=state_sharding.extra),
         step=with_layout(
             step,
             layout,
             mesh,
-            in_shardings=(placed, batch_placed),
-            out_shardings=(placed, None),
+            in_shardings=(state_sharding, batch_sharding),
+            out_shardings=(state_sharding, None),
             donate_argnums=0,
         ),
-        state=_with_shardings(state, placed),
-        batch={name: _with_shardings(batch_shapes[name], batch_placed[name]) for name in shapes},
-        params=_with_shardings(whole, params_placed),
+        state=_with_shardings(state, state_sharding),
+        batch={name: _with_shardings(batch_shapes[name], batch_sharding[name]) for name in shapes},
+        params=_with_shardings(whole, params_sharding),
         tuning=tuning,
     )
 
@@ -194,7 +203,8 @@ def _check_batch(
     rows, parts = next(iter(shapes.values()))[0], update.num_microbatches
     if rows % parts:
         raise InputError(
-            f"batch size {rows} does not divide into Update.num_microbatches = {parts}"
+            f"Update.num_microbatches = {parts}: does not divide the batch size {rows}",
+            field="Update.num_microbatches",
         )
     parted = {name: (shape[0] // parts, *shape[1:]) for name, shape in shapes.items()}
     check_batch(layout, mesh, parted, axes)
@@ -207,55 +217,43 @@ def _check_batch(
         )
 
 
-def _with_shardings(shapes: Any, placed: Any) -> Any:
+def _with_shardings(shapes: Any, sharding: Any) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        placed,
+        sharding,
     )
 
 
 def process_shards(data: Any, layout: Layout, mesh: Mesh) -> dict[int, tuple[int, ...]]:
-    """Returns the virtual shards of the data whose rows each process's devices hold, by process.
+    """Returns process → the virtual shards of the data whose rows its devices hold.
 
     Args:
       data: gives `batch_size` and `shards_of(rows)`.
       layout: how batches are sharded.
-      mesh: over which devices.
+      mesh: the devices.
 
     Raises:
-      InputError: if a process's rows are not whole shards; the same one in every process.
+      InputError: a process's rows are not whole shards; the same error in every process.
     """
     rows = process_rows(layout, mesh, data.batch_size)
     return {process: data.shards_of(rows[process].tolist()) for process in rows}
 
 
-def _kept(opt_placed: Any, opt_state: Any, layout: Layout) -> Any:
-    """Returns the shardings of an optimizer's state between steps; its scalars stay on devices."""
-    if layout.optimizer_memory == "device":
-        return opt_placed
-    return jax.tree.map(
-        lambda sharding, leaf: (
-            in_memory(sharding, layout.optimizer_memory) if leaf.ndim else sharding
-        ),
-        opt_placed,
-        opt_state,
-    )
-
-
 def _with_fetched_moments(
-    step: Callable, placed: Any, state: TrainState, batch: Any
+    step: Callable, host_sharding: Any, state: TrainState, batch: Any
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Runs `train_step` with an optimizer state that is kept in the host's memory."""
-    near = jax.tree.map(lambda sharding: in_memory(sharding, "device"), placed)
-    state = state.replace(opt_state=jax.device_put(state.opt_state, near))
+    """Runs `train_step` with an optimizer state that is stored in the host's memory."""
+    sharding = jax.tree.map(lambda s: in_memory(s, "device"), host_sharding)
+    state = state.replace(opt_state=jax.device_put(state.opt_state, sharding))
     state, metrics = step(state, batch)
-    return state.replace(opt_state=jax.device_put(state.opt_state, placed)), metrics
+    return state.replace(opt_state=jax.device_put(state.opt_state, host_sharding)), metrics
 
 
-def _check_divides(state: TrainState, placed: TrainState) -> None:
+def _check_divides(state: TrainState, state_sharding: TrainState) -> None:
+    """Raises an InputError unless every array divides over the mesh axes that shard it."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(placed), strict=True):
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(state_sharding), strict=True):
         try:
             sharding.shard_shape(leaf.shape)
         except ValueError as error:
@@ -263,5 +261,6 @@ def _check_divides(state: TrainState, placed: TrainState) -> None:
             sizes = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
             raise InputError(
                 f"{name} {list(leaf.shape)} does not divide over the mesh {sizes} as "
-                f"{tuple(sharding.spec)}; change Layout.mesh or the model's sizes"
+                f"{tuple(sharding.spec)}; change Layout.mesh or the model's sizes",
+                field="Layout.mesh",
             ) from error

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from t5lite.training.mapping import nearest
+from t5lite.errors import nearest
 from t5lite.training.restore import read_document
 
 

@@ -113,7 +113,7 @@ class Saver:
 
 
 def _identity(callback: Callback) -> list[str]:
-    """Returns what tells a callback from others: its class, and its metric, if any."""
+    """Returns the key of a callback in checkpoints: its class, and its metric, if any."""
     return [type(callback).__name__, str(getattr(callback, "metric", ""))]
 
 
@@ -123,10 +123,10 @@ def _shown(identity: Sequence[str]) -> str:
 
 
 class SaveTimes:
-    """Decides after which steps to save so that at most some minutes of work are ever lost.
+    """Decides after which steps to save, so that at most `minutes` of work can be lost.
 
-    Several processes go by the clock of process 0, which they ask for after half the steps that
-    are left at its pace: a few times in an interval, as that waits for the devices.
+    Several processes follow the clock of process 0. As asking it waits for the devices, they do so
+    a few times per interval: after half of the steps that remain at the present pace.
 
     Args:
       minutes: between two saves, at most; None: never by the clock.
@@ -152,7 +152,7 @@ class SaveTimes:
         if elapsed >= _EARLY * self._seconds:
             return True
         # The first step compiles: its pace says little, so at most twice as many come next.
-        done = step - self._step
-        left = done * (self._seconds - elapsed) / max(elapsed, 1e-3) / 2
-        self._next = step + max(min(int(left), 2 * done), 1)
+        steps = step - self._step
+        left = steps * (self._seconds - elapsed) / max(elapsed, 1e-3) / 2
+        self._next = step + max(min(int(left), 2 * steps), 1)
         return False

@@ -1,4 +1,4 @@
-"""The train state, and the logical axis names and sharding of each part."""
+"""The train state, with the logical axis names and the sharding of each leaf."""
 
 import dataclasses
 import functools
@@ -28,14 +28,14 @@ class TrainState:
     """The state of a run.
 
     Args:
-      step: int32 scalar, updates done (those that were skipped included).
-      params: trained parameters; those to evaluate are `whole_params`.
-      frozen: `{"params": the frozen ones, "references": {name: parameters}}`, without gradients.
+      step: int32 scalar, updates so far, skipped ones included.
+      params: trained parameters; `whole_params` merges and averages them for evaluation.
+      frozen: `{"params": frozen parameters, "references": {name: parameters}}`, no gradients.
       opt_state: the optimizer's.
       rng: uint32 key data; step and microbatch are folded in, so that it never changes.
-      extra: what else `Update` needs, by name: `ema` (an average, like the parameters), `spike` and
-        `loss_scale` (the guards' scalars), `update_scale` (float32 scalar: updates are multiplied
-        by it, on top of the learning rate; callbacks may edit it).
+      extra: state of `Update`, by name: `ema` (an average, like the parameters), `spike` and
+        `loss_scale` (the guards' scalars), `update_scale` (float32 scalar that multiplies updates,
+        on top of the learning rate; callbacks may edit it).
     """
 
     step: jax.Array
@@ -68,12 +68,12 @@ def transformation(
     """Returns the Optax transformation of an optimizer.
 
     Args:
-      optimizer: as given to `train`.
+      optimizer: `make(axes, shapes)` or a transformation.
       axes: logical axis names of the trained parameters.
       shapes: the trained parameters, or their shapes.
 
     Raises:
-      InputError: if it is neither a function of these nor a transformation.
+      InputError: it is neither.
     """
     if not isinstance(optimizer, optax.GradientTransformation):
         if not callable(optimizer):
@@ -87,21 +87,16 @@ def transformation(
 
 
 def next_learning_rate(optimizer: Optimizer, opt_state: Tree) -> jax.Array | None:
-    """Returns the learning rate that the next update is made with, a float32 scalar.
+    """Returns the learning rate of the next update, a float32 scalar.
 
-    A schedule is evaluated at the number of updates that the optimizer's own state counts: skipped
-    ones are not in it, and those before a restart are.
-
-    Args:
-      optimizer: as given to `train`.
-      opt_state: before the update.
+    A schedule is evaluated at the optimizer's own count of updates, which leaves skipped ones out.
 
     Returns:
       None if the optimizer has no `learning_rate`, or a schedule and no `count` in its state.
     """
     rate = getattr(optimizer, "learning_rate", None)
     if callable(rate):
-        # Each part of a chain counts; one that starts over now and then never has the most.
+        # Every part of a chain has a count; a part that restarts never has the largest.
         counts = [count for _, count in optax.tree.get_all_with_path(opt_state, "count")]
         with jax.numpy_dtype_promotion("standard"):
             rate = rate(functools.reduce(jnp.maximum, counts)) if counts else None
@@ -112,9 +107,8 @@ def name_of(optimizer: Optimizer) -> str:
     """Returns the name of an optimizer: its class or function."""
     if isinstance(optimizer, optax.GradientTransformation):
         return "an Optax transformation"
-    made = getattr(optimizer, "make", None)  # of FromOptax, in which another one is
     name = getattr(optimizer, "__name__", type(optimizer).__name__)
-    inner = getattr(made, "__name__", None)
+    inner = getattr(getattr(optimizer, "make", None), "__name__", None)  # of FromOptax
     return f"{name}({inner})" if inner else name
 
 
@@ -130,7 +124,7 @@ def initial_state(
 
     Args:
       params: trained parameters, float32.
-      optimizer: whose state is made.
+      optimizer: initialises its state.
       rng: key of dropout and other randomness in the step.
       frozen: see `frozen_of`; None: nothing is frozen.
       extra: see `Update.extra`.
@@ -152,24 +146,23 @@ def state_axes(
 ) -> TrainState:
     """Returns the logical axis names of every leaf of a state.
 
-    An optimizer that knows better says so with `state_axes(axes, shapes)`. Otherwise a leaf of the
-    optimizer's state that stands at a parameter's path and has its shape inherits the names; one
-    that lacks some axes (a factored moment) drops their names; anything else is replicated. So is
-    what `extra` holds, except an average of the parameters.
+    An optimizer with `state_axes(axes, shapes)` names its own state. Otherwise a leaf of the
+    optimizer's state at a parameter's path with its shape inherits the names; one that lacks some
+    axes (a factored moment) drops their names; anything else is replicated. So is `extra`, except
+    an average of the parameters.
 
     Args:
       state: shapes are enough.
       axes: logical names of `state.params`.
-      optimizer: as given to `train`.
+      optimizer: `make(axes, shapes)` or a transformation.
       frozen: logical names of `state.frozen`; None where it is empty.
 
     Returns:
       The same tree with a `PartitionSpec` of logical names at each leaf.
     """
     replicated = jax.tree.map(lambda _: PartitionSpec(), state)
-    exact = getattr(optimizer, "state_axes", None)
-    if exact is not None:
-        opt_axes = exact(axes, state.params)
+    if hasattr(optimizer, "state_axes"):
+        opt_axes = optimizer.state_axes(axes, state.params)
     else:
         opt_axes = _optimizer_axes(state.opt_state, state.params, axes)
     extra = replicated.extra | ({"ema": axes} if "ema" in state.extra else {})
@@ -195,34 +188,38 @@ def state_shardings(
 
 
 def _optimizer_axes(opt_state: Tree, params: Tree, axes: Tree) -> Tree:
-    shapes = {
-        jax.tree_util.keystr(path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    names = {
-        jax.tree_util.keystr(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(axes)
-    }
+    """Returns axis names for an optimizer's state, by the parameters' paths and shapes in it."""
+    shapes, names = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(t)}
+        for t in (params, axes)
+    )
 
-    def one(path: tuple, leaf: Any) -> PartitionSpec:
+    def leaf_axes(path: tuple, leaf: Any) -> PartitionSpec:
+        # Moments lie at `[0].mu['encoder']['kernel']`: the longest suffix that is a parameter's.
         for start in range(len(path)):
             key = jax.tree_util.keystr(path[start:])
             if key in shapes:
-                return _kept_axes(leaf.shape, shapes[key], names[key])
+                return _remaining_axes(leaf.shape, shapes[key].shape, names[key])
         return PartitionSpec()
 
-    return jax.tree_util.tree_map_with_path(one, opt_state)
+    return jax.tree_util.tree_map_with_path(leaf_axes, opt_state)
 
 
-def _kept_axes(
+def _remaining_axes(
     shape: tuple[int, ...], full: tuple[int, ...], names: PartitionSpec
 ) -> PartitionSpec:
-    """Names of the axes of `full` that `shape` still has, if there is only one way to tell."""
+    """Returns the names of the axes of `full` that `shape` still has, if that is unambiguous.
+
+    `[8, 4]` of `[8, 2, 4]` is certain; of `[8, 4, 4]` either of the last two may be missing.
+    """
     padded = tuple(names) + (None,) * (len(full) - len(names))
-    ways = {()} if not shape else set()
-    partial: list[tuple[int, tuple]] = [(0, ())]
+    candidates = {()} if not shape else set()
+    partial: list[tuple[int, tuple]] = [(0, ())]  # matched axes of `shape`, and their names
     for size, name in zip(full, padded, strict=True):
         partial += [
-            (at + 1, (*kept, name)) for at, kept in partial if at < len(shape) and shape[at] == size
+            (axis + 1, (*matched, name))
+            for axis, matched in partial
+            if axis < len(shape) and shape[axis] == size
         ]
-    ways |= {kept for at, kept in partial if at == len(shape)}
-    return PartitionSpec(*ways.pop()) if len(ways) == 1 else PartitionSpec()
+    candidates |= {matched for axis, matched in partial if axis == len(shape)}
+    return PartitionSpec(*candidates.pop()) if len(candidates) == 1 else PartitionSpec()

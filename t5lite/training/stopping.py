@@ -1,4 +1,4 @@
-"""Callbacks that watch a held-out metric: stop when it no longer gets better, or slow down."""
+"""Callbacks that watch a held-out metric: early stopping, and a lower rate at a plateau."""
 
 import dataclasses
 import fnmatch
@@ -17,8 +17,7 @@ from t5lite.training.callbacks import Callback, Edit, Run, Stop
 class Watch:
     """Follows a metric that another callback measures.
 
-    It looks at every new measurement once, at the steps when both are due: `every` must be a
-    multiple of the other's, and it comes after the other in `callbacks`; see `check_watched`.
+    `every` must be a multiple of that callback's, and the watch come after it in `callbacks`.
 
     Args:
       metric: its name.
@@ -93,10 +92,11 @@ class Watch:
 
     def _explanation(self) -> str:
         """Returns why patience ran out."""
-        best = "ever finite" if self._best is None else f"better than {self._best:.6g}"
-        where = "" if self._best is None else f", of step {self._best_step}"
-        times = "measurement" if self._waited == 1 else "measurements"
-        return f"{self.metric} was not {best}{where}, in {self._waited} {times}"
+        best = "ever finite"
+        if self._best is not None:
+            best = f"better than {self._best:.6g}, of step {self._best_step}"
+        noun = "measurement" if self._waited == 1 else "measurements"
+        return f"{self.metric} was not {best}, in {self._waited} {noun}"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -130,7 +130,7 @@ class ReduceOnPlateau(Watch):
 
     Args:
       factor: in (0, 1).
-      cooldown: measurements after that, before waiting begins anew; at least 0.
+      cooldown: measurements after that, before patience counts again; at least 0.
       minimum: of all factors together, in [0, 1).
     """
 
@@ -180,10 +180,9 @@ class ReduceOnPlateau(Watch):
 
 
 def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None = None) -> None:
-    """Refuses to watch a metric that nothing measures, or that is measured at other steps.
+    """Refuses to watch a metric that no callback measures, or that is measured at other steps.
 
-    Metrics of callbacks without `metric_names` are only known once they are measured, so with such
-    a callback any name may be right.
+    A callback without `metric_names` may measure any metric.
 
     Args:
       callbacks: of the run.
@@ -193,29 +192,27 @@ def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None =
     Raises:
       InputError: naming the nearest metrics, or the period that would do.
     """
-    watching: list[tuple[str, str, int | None]] = [
-        (f"{type(each).__name__}.metric", each.metric, index)
-        for index, each in enumerate(callbacks)
-        if isinstance(each, Watch)
+    watched = [
+        (f"{type(callback).__name__}.metric", callback.metric, index)
+        for index, callback in enumerate(callbacks)
+        if isinstance(callback, Watch)
     ]
-    watching += [("Checkpoints.best", best, None)] if best is not None else []
-    if not watching:
-        return
-    known = {
+    if best is not None:
+        watched.append(("Checkpoints.best", best, -1))
+    # Name (`name/*` for all that begin so) → index of the callback that measures it.
+    measured = {
         name: index
         for index, callback in enumerate(callbacks)
-        if hasattr(callback, "metric_names")
+        if hasattr(callback, "metric_names") and watched
         for name in callback.metric_names(run)
     }
-    tell = [isinstance(each, Watch) or hasattr(each, "metric_names") for each in callbacks]
-    for field, metric, index in watching:
-        # A name that ends with * stands for all that begin so.
-        measuring = [at for name, at in known.items() if fnmatch.fnmatchcase(metric, name)]
-        if measuring:
-            if index is not None:
-                _check_meeting(callbacks, index, measuring[0])
-        elif all(tell):
-            hint = unknown("metric", metric, known) if known else "no callback measures any"
+    all_named = all(isinstance(c, Watch) or hasattr(c, "metric_names") for c in callbacks)
+    for field, metric, index in watched:
+        sources = [at for name, at in measured.items() if fnmatch.fnmatchcase(metric, name)]
+        if sources and index >= 0:
+            _check_order(callbacks, index, sources[0])
+        elif not sources and all_named:
+            hint = unknown("metric", metric, measured) if measured else "no callback measures any"
             raise InputError(
                 f"{field} = {metric!r}: {hint}\nwatch one that a callback of this run measures, "
                 "or add the callback, such as @t5lite.evaluation.HeldOut()",
@@ -223,16 +220,14 @@ def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None =
             )
 
 
-def _check_meeting(callbacks: Sequence[Callback], watching: int, measuring: int) -> None:
-    """Raises an InputError unless every look comes right after a measurement; takes two places."""
-    watch, other = callbacks[watching], callbacks[measuring]
-    if not isinstance(watch, Watch):
-        raise TypeError(f"{watch!r} watches no metric")
-    name, measures = type(watch).__name__, f"{type(other).__name__} measures {watch.metric}"
-    if watch.every % other.every:
+def _check_order(callbacks: Sequence[Any], watching: int, measuring: int) -> None:
+    """Raises an InputError unless a watch runs right after the measurement, at the same steps."""
+    watch, source = callbacks[watching], callbacks[measuring]
+    name, measures = type(watch).__name__, f"{type(source).__name__} measures {watch.metric}"
+    if watch.every % source.every:
         raise InputError(
-            f"{name}.every = {watch.every}: {measures} every {other.every} steps; "
-            f"set a multiple of {other.every}",
+            f"{name}.every = {watch.every}: {measures} every {source.every} steps; "
+            f"set a multiple of {source.every}",
             field=f"{name}.every",
         )
     if watching < measuring:

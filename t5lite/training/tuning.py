@@ -158,7 +158,7 @@ class ByPath(Tuning):
         raise TypeError("ByPath: call bind(axes, shapes) before merge")
 
     def _cut(self, name: str, axes: Sequence[Any], stacks: "Mapping[str, _Stack]") -> "_Cut | None":
-        """Returns what of a parameter is trained; None for nothing."""
+        """Returns the trained slice of a parameter; None if it is frozen."""
         included = not self.include or any(re.search(pattern, name) for pattern in self.include)
         if not included or any(re.search(pattern, name) for pattern in self.exclude):
             return None
@@ -334,7 +334,7 @@ def from_json(document: Mapping[str, Any]) -> Tuning:
     """Returns the tuning that `to_json` wrote.
 
     Raises:
-      InputError: if no class of that name is registered, or a field is none of its own.
+      InputError: no class of that name is registered, or it lacks a field.
     """
     name = document["tuning"]
     if name not in Tuning.registry:
@@ -357,7 +357,7 @@ def check_tuning(folder: epath.PathLike, tuning: Tuning) -> None:
     if saved.to_json() != tuning.to_json():
         raise InputError(
             f"train.tuning = {tuning}: the run in {folder} has {saved}; set that, or start another "
-            "run from its parameters with Checkpoints.restore_from and a model_dir of its own",
+            "run from its parameters with Checkpoints.restore_from and another model_dir",
             field="train.tuning",
         )
 

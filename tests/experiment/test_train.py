@@ -281,7 +281,7 @@ class NotDue:
         ({"model": "t5_1_1_nan"}, "did you mean t5_1_1_nano"),
         ({"optimizer": "adam"}, "optimizer = 'adam'"),
         ({"layout": Layout({"data": 3})}, "does not multiply to the 1 devices"),
-        ({"update": Update(num_microbatches=3)}, "batch size 8 .*num_microbatches = 3"),
+        ({"update": Update(num_microbatches=3)}, "num_microbatches = 3: .* batch size 8"),
         ({"data": array_data(lengths={"inputs": 12})}, "targets"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),

@@ -53,7 +53,7 @@ def make(layout, *, model=SPEC, batch_size=8, length=16, num_devices=8, **option
         (
             Layout({"tensor": 8}),
             {"batch_size": 6, "update": Update(num_microbatches=4)},
-            "batch size 6 does not divide into Update.num_microbatches = 4",
+            "Update.num_microbatches = 4: does not divide the batch size 6",
         ),
         (
             Layout({"fsdp": 8}),

@@ -74,7 +74,7 @@ _SPEED = {
     "steps_per_second": _Known("Steps per second"),
     "input_wait": _Known("Input wait", "share of the time", PERCENT),
 }
-_COUNTERS = ("tokens", "epoch")  # an axis or a number of its own, never news
+_COUNTERS = ("tokens", "epoch")  # shown as an axis or a tile
 SHARES = ("accuracy", "exact_match", "exact_match_shuffled", "f1", "precision", "recall")
 # Metrics of one unit that are read together.
 _TOGETHER = {"span_filling": ("loss", "unigram", "shuffled_inputs")}
@@ -108,7 +108,7 @@ def sections(records: Sequence[Record]) -> dict[str, list[Chart]]:
 
     rest = dict.fromkeys(metric for record in records for metric in record.series)
     # Of a mixture: `held_out/PART/loss`.
-    part_loss = re.compile(rf"{held_out or TRAIN}(.+)/loss")
+    part_loss = re.compile(rf"{re.escape(held_out or TRAIN)}(.+)/loss")
     part_losses = {name: match[1] for name in rest if (match := part_loss.fullmatch(name))}
     loss = [
         *chart("Loss", beside("loss"), wide=True),
@@ -127,7 +127,7 @@ def sections(records: Sequence[Record]) -> dict[str, list[Chart]]:
             metrics = {f"{prefix}/{part}": _words(part) for part in together}
             metric_charts += chart(_words(prefix), metrics)
         elif f"{prefix}/" in (TRAIN, held_out):
-            both = {other: label for other, label in beside(name).items() if other in rest}
+            both = {metric: label for metric, label in beside(name).items() if metric in rest}
             note = "" if len(both) > 1 else next(iter(both.values()))
             metric_charts += chart(_words(name), both, note, unit=unit)
         else:

@@ -35,14 +35,11 @@ def is_report(path: epath.PathLike) -> bool:
 
 
 def render(records: Sequence[Record], *, status: str | None = None) -> str:
-    """Draws runs as one HTML page.
+    """Returns one or several runs as one self-contained HTML page.
 
     Args:
       records: at least one; several share their charts.
-      status: "running" or "ended", where it is known; a run that came to its end is finished.
-
-    Returns:
-      A whole HTML document that loads nothing from anywhere.
+      status: "running" or "ended", or None if unknown; a run that reached its end is finished.
     """
     drawn = sections(records)
     charts = [chart for section in drawn.values() for chart in section]
@@ -75,7 +72,7 @@ def render(records: Sequence[Record], *, status: str | None = None) -> str:
 
 
 def _figures(charts: Sequence[Chart], numbers: Iterator[int]) -> str:
-    """Returns places for charts, numbered like those in the data."""
+    """Returns the empty figures of charts, numbered like the charts in the data."""
     figures = "".join(
         f'<figure{" class=wide" if chart.wide else ""} id="chart{next(numbers)}"><figcaption>'
         f'<h3>{html.escape(chart.title)}</h3><span class="note">{html.escape(chart.note)}</span>'
@@ -128,7 +125,7 @@ def _points(series: Series) -> dict[str, Any]:
 
 
 def _embedded(data: Mapping[str, Any]) -> str:
-    """Returns JSON that cannot end the script that it stands in."""
+    """Returns JSON that cannot end the script element around it."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 

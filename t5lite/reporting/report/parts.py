@@ -13,7 +13,7 @@ _NUM_COLORS = 8
 
 
 def named(record: Record, run: int) -> str:
-    """Returns a run's name behind its colour."""
+    """Returns a run's name with its colour."""
     color = f"var(--c{run % _NUM_COLORS})"
     mark = f'<span class="swatch" style="background:{color}"></span>'
     return f'<span class="name">{mark}{html.escape(record.name)}</span>'
@@ -110,7 +110,7 @@ def _card(title: str, body: str, *, closed: bool) -> str:
 
 
 def _text_card(name: str, texts: Sequence[Text], run: str) -> str:
-    shown = list(_spread(texts))
+    shown = list(_thinned(texts))
     pages = "".join(
         f'<section data-step="{step}"><h4>step {step:,}</h4>'
         f'<pre tabindex="0">{_shown(text)}</pre></section>'
@@ -126,8 +126,8 @@ def _text_card(name: str, texts: Sequence[Text], run: str) -> str:
     )
 
 
-def _spread(texts: Sequence[Text]) -> Iterator[Text]:
-    """Yields at most so many, from the first to the last."""
+def _thinned(texts: Sequence[Text]) -> Iterator[Text]:
+    """Yields at most `_MAX_TEXTS`, evenly from the first to the last."""
     count = min(len(texts), _MAX_TEXTS)
     for index in range(count):
         yield texts[round(index * (len(texts) - 1) / max(count - 1, 1))]

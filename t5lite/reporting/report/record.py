@@ -1,4 +1,4 @@
-"""A run as its folder's files tell it."""
+"""Records: runs as read from their folders."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What there is to show of a run.
+    """The contents of a run's folder.
 
     Args:
       name: the label of the run.
@@ -78,17 +78,17 @@ class Record:
         return self.series[name].last() if name in self.series else None
 
     def share(self) -> float | None:
-        """Returns how much of the run is done, in [0, 1], or None without a limit."""
-        done = {
+        """Returns the finished share of the run, in [0, 1]; None without a limit."""
+        values = {
             "steps": self.step,
             "tokens": self.last(TRAIN + "tokens"),
             "epochs": self.last(TRAIN + "epoch"),
         }
-        shares = [(done[end] or 0) / self.facts[end] for end in done if self.facts.get(end)]
+        shares = [(values[end] or 0) / self.facts[end] for end in values if self.facts.get(end)]
         return min(max(shares), 1.0) if shares else None
 
     def settings(self) -> dict[str, str]:
-        """Returns whatever was chosen, by name, to compare runs by."""
+        """Returns a run's settings by name, to compare runs by."""
         facts = {name: self.facts.get(name) for name in _CHOSEN}
         versions = self.facts.get("versions") or {}
         facts |= {f"version of {name}": version for name, version in versions.items()}

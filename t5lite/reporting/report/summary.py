@@ -1,4 +1,4 @@
-"""The top of the page: the numbers that are looked for first."""
+"""The head of the page: name, progress and latest numbers."""
 
 import datetime
 import html
@@ -24,7 +24,7 @@ def summary(record: Record, status: str | None) -> str:
     """Returns the head of a page: name, progress and latest numbers of the run."""
     share = record.share()
     if share is None:
-        status = "running" if status == "running" else ""  # whose end nobody knows, just ends
+        status = "running" if status == "running" else ""  # without a limit it cannot be finished
     else:
         status = "finished" if share == 1.0 else status or "unfinished"
     shown = f'<span class="status {status}">{_STATUS[status]}</span>' if status else ""
@@ -56,8 +56,8 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
     held_out = record.held_out
     if held_out and (series := record.series[f"{held_out}loss"].finite()):
         best = int(np.argmin(series.values))
-        behind = f"best {number(series.values[best])} at step {series.steps[best]:,}"
-        note = "the best so far" if best == len(series) - 1 else behind
+        best_note = f"best {number(series.values[best])} at step {series.steps[best]:,}"
+        note = "the best so far" if best == len(series) - 1 else best_note
         yield "Held-out loss", number(series.values[-1]), note
     telling = [name for name in record.series if name.rpartition("/")[2] in _TELLING]
     for metric in [name for name in telling if not name.startswith(TRAIN)][:3]:
