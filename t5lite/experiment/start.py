@@ -237,8 +237,8 @@ def check_references(run: Definition) -> None:
         if difference := _vocabulary_difference(reference.vocabulary, run.data.vocabulary()):
             field = f"{type(run.objective).__name__}.references"
             raise InputError(
-                f"{field}: the vocabulary of {name!r}, {reference.folder}, differs from that of the "
-                f"data: {difference}\n  name a model of the same vocabulary",
+                f"{field}: the vocabulary of {name!r}, {reference.folder}, differs from that of "
+                f"the data: {difference}\n  name a model of the same vocabulary",
                 field=field,
             )
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from t5lite.data.paths import as_path, read_file, write_changed
+from t5lite.data.paths import as_path, read_json, write_changed
 from t5lite.errors import InputError, unknown
 
 FILE = "embedding.json"
@@ -17,12 +17,11 @@ class EmbeddingDefaults:
     """Default embedding options of a model.
 
     Attributes:
-      prompts: texts to put in front of others, by name: `{"query": "query: "}`.
-      default_prompt: the name of the one that is put there where none is named; None for none.
-      includes_prompt: whether the tokens of a prompt are pooled like others.
+      prompts: texts to prepend, by name: `{"query": "query: "}`.
+      default_prompt: the name of the prompt where none is named; None for none.
+      includes_prompt: whether the tokens of a prompt are pooled.
       max_length: most tokens of a text, special ones included; None for the model's positions.
-      refusal: what the files say that `embed` does not do, so that it does nothing; None for
-        nothing.
+      refusal: why `embed` refuses the model; None if it does not.
     """
 
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -32,10 +31,10 @@ class EmbeddingDefaults:
     refusal: str | None = None
 
     def prompt(self, name: str | None) -> str:
-        """Returns the text of a prompt; None: of the default one, "" if there is none.
+        """Returns the text of a prompt; None: of the default one, "" without one.
 
         Raises:
-          InputError: if there is no prompt of that name.
+          InputError: unknown name.
         """
         if name is None:
             return self.prompts.get(self.default_prompt or "", "")
@@ -58,15 +57,9 @@ def read_embedding(folder: Any) -> EmbeddingDefaults | None:
     path = as_path(folder) / FILE
     if not path.exists():
         return None
-    try:
-        content = dict(json.loads(read_file(path, "description of embedding")))
-        version = content.pop("format", None)
-        defaults = EmbeddingDefaults(**content)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {str(error)[:80]}; restore it") from error
-    if version != _FORMAT:
-        raise InputError(f"{path} has format {version!r}, this version reads {_FORMAT}; upgrade")
-    return defaults
+    return read_json(
+        path, lambda content: EmbeddingDefaults(**content), version=_FORMAT, key="format"
+    )
 
 
 def save_embedding(folder: Any, defaults: EmbeddingDefaults | None) -> None:

@@ -106,8 +106,8 @@ class Opened(abc.ABC):
         """
         if self.vocabulary is not None and self.vocabulary.size > self.spec.vocab:
             raise InputError(
-                f"the vocabulary has {self.vocabulary.size} ids but the model of {self.folder} only "
-                f"{self.spec.vocab} embeddings: it is another model's"
+                f"the vocabulary has {self.vocabulary.size} ids but the model of {self.folder} "
+                f"only {self.spec.vocab} embeddings: it is another model's"
             )
         shapes, stored = model.shapes(), self.shapes(model)
         sharding = named(shardings(model.axes(), layout.parameters, mesh))

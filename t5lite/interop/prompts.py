@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from t5lite.data import Vocabulary
-from t5lite.data.paths import as_path, read_file, write_changed
+from t5lite.data.paths import as_path, read_json, write_changed
 from t5lite.errors import InputError
 from t5lite.framing import Frame
 from t5lite.objectives import PROMPTS, Prompts
@@ -40,7 +40,13 @@ def read_prompts(folder: Any, vocabulary: Vocabulary | None, *, topology: str) -
     if topology == "encoder":
         return None
     if path.exists():
-        return _parsed(path)
+        prompts = read_json(path, _parsed, version=_FORMAT, key="format")
+        if prompts.kind not in PROMPTS:
+            raise InputError(
+                f"{path} has kind {prompts.kind!r}; this version reads {', '.join(PROMPTS)}: "
+                "upgrade t5lite"
+            )
+        return prompts
     if vocabulary is None:
         return None
     ended = Frame(after=(vocabulary.eos_id,))
@@ -49,20 +55,9 @@ def read_prompts(folder: Any, vocabulary: Vocabulary | None, *, topology: str) -
     return Prompts("inputs", vocabulary.frame, ended)
 
 
-def _parsed(path: Any) -> Prompts:
-    try:
-        content = json.loads(read_file(path, "description of prompts"))
-        version, kind = content["format"], content["kind"]
-        inputs, targets = (
-            Frame(*(tuple(map(int, content[name][side])) for side in ("before", "after")))
-            for name in ("inputs", "targets")
-        )
-        prompts = Prompts(kind, inputs, targets, bool(content["bidirectional"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error!r}; restore the file") from error
-    if version != _FORMAT or kind not in PROMPTS:
-        raise InputError(
-            f"{path} has format {version!r} and kind {kind!r}; this version reads format {_FORMAT} "
-            f"and {', '.join(PROMPTS)}: upgrade t5lite"
-        )
-    return prompts
+def _parsed(content: dict[str, Any]) -> Prompts:
+    inputs, targets = (
+        Frame(*(tuple(map(int, content[name][side])) for side in ("before", "after")))
+        for name in ("inputs", "targets")
+    )
+    return Prompts(content["kind"], inputs, targets, bool(content["bidirectional"]))

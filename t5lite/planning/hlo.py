@@ -1,7 +1,7 @@
-"""What a compiled program says of itself: its collectives, its loops and the compiler's estimates.
+"""Collectives, loops and the compiler's estimates of a compiled program.
 
-Read from the text of the optimised HLO, since no interface gives these: loops are walked as often
-as they turn, which the compiler's own cost analysis does not do.
+Read from the text of the optimised HLO, since no interface gives these: loops count as often as
+they run, unlike in the compiler's own cost analysis.
 """
 
 import collections
@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -22,35 +22,28 @@ KINDS = (
     "collective-permute",
 )
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}
-_ABSURD = 2**50  # cycles: the compiler's way to say that it does not know
+_ABSURD = 2**50  # cycles: the compiler's way to mark unknown ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of HLO.
-
-    Args:
-      name: without `%`.
-      type: of the result, as text.
-      opcode: such as `fusion`.
-      rest: operands and attributes.
-    """
+    """One line of HLO: name without `%`, the result's type, and operands with attributes."""
 
     name: str
     type: str
     opcode: str
     rest: str
 
-    def called(self, attribute: str) -> list[str]:
-        """Returns the computations that an attribute names."""
-        found = re.findall(attribute + r"=(?:\{([^}]*)\}|%?([\w.\-]+))", self.rest)
-        return [
-            name.strip().lstrip("%") for pair in found for name in (pair[0] or pair[1]).split(",")
-        ]
+    def called(self, *attributes: str) -> Iterator[str]:
+        """Yields the computations in attributes."""
+        for attribute in attributes:
+            pattern = attribute + r"=(?:\{([^}]*)\}|%?([\w.\-]+))"
+            for several, one in re.findall(pattern, self.rest):
+                yield from (name.strip().lstrip("%") for name in (several or one).split(","))
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from."""
+        """Position in the traced program."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1] if match else ""
 
@@ -62,11 +55,11 @@ class Instruction:
 
 @dataclasses.dataclass
 class Traffic:
-    """Collectives of one kind in a step, as a device sees them.
+    """Collectives of one kind in a step, of one device.
 
     Args:
-      count: of them, each turn of a loop by itself.
-      bytes: that each device sends.
+      count: executions.
+      bytes: sent by each device.
       slow_bytes: of those, between slices.
     """
 
@@ -77,13 +70,13 @@ class Traffic:
 
 @dataclasses.dataclass
 class Program:
-    """What `read` finds.
+    """Totals of a program.
 
     Args:
       collectives: by kind.
       cycles: estimated, of everything that has an estimate.
       kernels: calls of Pallas kernels, which have none.
-      unknown_loops: loops whose turns could not be read, and are counted as one.
+      unknown_loops: loops of unknown trip count, counted as one.
       heaviest: `(cycles, times, type, op_name)` of the operations with most cycles, sorted.
     """
 
@@ -95,31 +88,87 @@ class Program:
 
 
 def read(text: str, *, slice_of: Sequence[int] | None = None) -> Program:
-    """Walks a program from its entry, each loop as often as it turns.
+    """Walks a program from its entry, each loop as often as it runs.
 
     Args:
       text: of `compiled.as_text()`.
       slice_of: the slice of each device, in the order of the mesh; None if there is only one.
     """
     computations, entry = _computations(text)
-    found = Program({}, 0, 0, 0, [])
-    cycles: collections.Counter = collections.Counter()
-    times: collections.Counter = collections.Counter()
+    walk = _Walk(computations, slice_of)
+    walk.through(entry, 1)
+    return walk.totals()
 
-    def collective(
-        each: Instruction, where: str, turns: int, seen: dict[tuple, str], *, scattered: bool
+
+class _Walk:
+    """The totals of a walk through computations."""
+
+    def __init__(
+        self, computations: Mapping[str, list[Instruction]], slice_of: Sequence[int] | None
     ) -> None:
-        kind = each.opcode.removesuffix("-start")
+        self._computations, self._slice_of = computations, slice_of
+        self._program = Program({}, 0, 0, 0, [])
+        self._cycles: collections.Counter = collections.Counter()
+        self._times: collections.Counter = collections.Counter()
+
+    def totals(self) -> Program:
+        self._program.cycles = sum(self._cycles.values())
+        self._program.heaviest = [
+            (cycles, self._times[key], *key) for key, cycles in self._cycles.most_common(50)
+        ]
+        return self._program
+
+    def through(self, name: str, times: int) -> None:
+        """Counts a computation, which runs some times."""
+        seen: dict[tuple, str] = {}
+        for instruction in self._computations.get(name, ()):
+            self._collective(instruction, name, times, seen, scattered=False)
+            key, opcode = (instruction.type, instruction.op_name), instruction.opcode
+            if instruction.cycles is not None:
+                self._cycles[key] += instruction.cycles * times
+                self._times[key] += times
+            elif opcode == "custom-call" and "tpu_custom_call" in instruction.rest:
+                self._program.kernels += times
+            if opcode == "while":
+                body, condition = *instruction.called("body"), *instruction.called("condition")
+                count = _trip_count(instruction, self._computations.get(condition, []))
+                self._program.unknown_loops += count is None
+                self.through(body, times * (count or 1))
+            elif opcode in ("call", "conditional"):
+                for called in instruction.called("to_apply", "calls", "branch_computations"):
+                    self.through(called, times)
+            elif opcode in ("fusion", "async-start"):
+                for called in instruction.called("calls"):
+                    self._inside(called, times, seen, scattered="all-reduce-scatter" in called)
+
+    def _inside(self, name: str, times: int, seen: dict[tuple, str], *, scattered: bool) -> None:
+        """Counts the collectives of a fusion, whose cycles are those of its caller."""
+        for instruction in self._computations.get(name, ()):
+            self._collective(instruction, name, times, seen, scattered=scattered)
+            if instruction.opcode in ("fusion", "call", "async-start"):
+                for called in instruction.called("calls", "to_apply"):
+                    self._inside(called, times, seen, scattered=scattered)
+
+    def _collective(
+        self,
+        instruction: Instruction,
+        computation: str,
+        times: int,
+        seen: dict[tuple, str],
+        *,
+        scattered: bool,
+    ) -> None:
+        kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             return
         # Where a collective runs beside other work its text is repeated in several computations.
-        channel = re.search(r"channel_id=(\d+)", each.rest)
-        key = (kind, channel[1] if channel else each.name)
-        if seen.setdefault(key, where) != where:
+        channel = re.search(r"channel_id=(\d+)", instruction.rest)
+        key = (kind, channel[1] if channel else instruction.name)
+        if seen.setdefault(key, computation) != computation:
             return
-        sizes = list(sizes_of(each.type))
-        size = (max(sizes) if each.opcode.endswith("-start") else sum(sizes)) if sizes else 0
-        groups = groups_of(each.rest)
+        sizes = list(sizes_of(instruction.type)) or [0]
+        size = max(sizes) if instruction.opcode.endswith("-start") else sum(sizes)
+        groups = groups_of(instruction.rest)
         members = len(groups[0]) if groups else 1
         if kind == "reduce-scatter":
             size *= members
@@ -128,45 +177,12 @@ def read(text: str, *, slice_of: Sequence[int] | None = None) -> Program:
             kind = "reduce-scatter"  # each device keeps a part of the sum: half of it is not sent
         elif kind == "all-reduce":
             sent *= 2
-        traffic = found.collectives.setdefault(kind, Traffic())
-        traffic.count += turns
-        traffic.bytes += sent * turns
-        if slice_of and any(len({slice_of[at] for at in group}) > 1 for group in groups):
-            traffic.slow_bytes += sent * turns
-
-    def inside(name: str, turns: int, seen: dict[tuple, str], scattered: bool) -> None:
-        for each in computations.get(name, ()):
-            collective(each, name, turns, seen, scattered=scattered)
-            if each.opcode in ("fusion", "call", "async-start"):
-                for called in (*each.called("calls"), *each.called("to_apply")):
-                    inside(called, turns, seen, scattered)
-
-    def walk(name: str, turns: int) -> None:
-        seen: dict[tuple, str] = {}
-        for each in computations.get(name, ()):
-            collective(each, name, turns, seen, scattered=False)
-            if each.cycles is not None:
-                cycles[each.type, each.op_name] += each.cycles * turns
-                times[each.type, each.op_name] += turns
-            elif each.opcode == "custom-call" and "tpu_custom_call" in each.rest:
-                found.kernels += turns
-            if each.opcode == "while":
-                body, condition = each.called("body")[0], each.called("condition")[0]
-                count = _turns(each, computations.get(condition, []))
-                found.unknown_loops += count is None
-                walk(body, turns * (count or 1))
-            elif each.opcode in ("call", "conditional"):
-                for attribute in ("to_apply", "calls", "branch_computations"):
-                    for called in each.called(attribute):
-                        walk(called, turns)
-            elif each.opcode in ("fusion", "async-start"):
-                for called in each.called("calls"):
-                    inside(called, turns, seen, "all-reduce-scatter" in called)
-
-    walk(entry, 1)
-    found.cycles = sum(cycles.values())
-    found.heaviest = [(n, times[key], *key) for key, n in cycles.most_common(50)]
-    return found
+        traffic = self._program.collectives.setdefault(kind, Traffic())
+        traffic.count += times
+        traffic.bytes += sent * times
+        slices = self._slice_of
+        if slices and any(len({slices[device] for device in group}) > 1 for group in groups):
+            traffic.slow_bytes += sent * times
 
 
 def sizes_of(type_: str) -> Iterator[float]:
@@ -178,39 +194,34 @@ def sizes_of(type_: str) -> Iterator[float]:
 
 
 def groups_of(rest: str) -> list[list[int]]:
-    """Returns which devices take part together, by their places in the mesh; `[]` if not said."""
+    """Returns the groups of devices, by position in the mesh, of a collective; `[]` for none."""
     explicit = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest)
     if explicit:
         groups = re.findall(r"\{([\d,]*)\}", explicit[1])
-        return [[int(at) for at in group.split(",") if at] for group in groups]
+        return [[int(device) for device in group.split(",") if device] for group in groups]
     compact = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
     if compact:
         shape, dims, order = (_numbers(part) for part in compact.groups())
-        places = np.arange(math.prod(dims)).reshape(dims)
-        return places.transpose(order or range(len(dims))).reshape(shape).tolist()
+        devices = np.arange(math.prod(dims)).reshape(dims)
+        return devices.transpose(order or range(len(dims))).reshape(shape).tolist()
     named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
     return _groups_along_axes(named[1], named[2]) if named else []
 
 
 def _groups_along_axes(mesh: str, axes: str) -> list[list[int]]:
     """Returns the groups of `'data'=4,'fsdp'=8` along `'fsdp'`, or along `'fsdp':(2)4`, a part."""
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
     shape: list[int] = []
     inner: list[int] = []
-    wanted = {name: (before, size) for name, before, size in _AXIS.findall(axes)}
-    for name, size in sizes.items():
-        before, part = wanted.get(name, ("", ""))
-        if name in wanted and part:
-            rest = size // int(before) // int(part)
-            shape += [int(before), int(part), rest]
+    parts = {name: (before, size) for name, before, size in _AXIS.findall(axes)}
+    for name, digits in re.findall(r"'(\w+)'=(\d+)", mesh):
+        before, part = parts.get(name, ("", ""))
+        sizes = int(before or 1), int(part or digits)
+        shape += [*sizes, int(digits) // math.prod(sizes)]
+        if name in parts:
             inner.append(len(shape) - 2)
-        else:
-            shape.append(size)
-            if name in wanted:
-                inner.append(len(shape) - 1)
-    outer = [at for at in range(len(shape)) if at not in inner]
-    places = np.arange(math.prod(shape)).reshape(shape).transpose(outer + inner)
-    return places.reshape(-1, math.prod(shape[at] for at in inner)).tolist()
+    outer = [axis for axis in range(len(shape)) if axis not in inner]
+    devices = np.arange(math.prod(shape)).reshape(shape).transpose(outer + inner)
+    return devices.reshape(-1, math.prod(shape[axis] for axis in inner)).tolist()
 
 
 _AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
@@ -223,7 +234,7 @@ def _numbers(text: str | None) -> list[int]:
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
-    # What a Pallas kernel says of itself may be on lines of its own.
+    # The description of a Pallas kernel may continue on further lines.
     for line in re.sub(r"\n(?=\"|\}\})", " ", text).splitlines():
         header = re.match(r"^(ENTRY\s+)?%?([\w.\-]+)\s*\(.*\)\s*->.*\{\s*$", line)
         if header:
@@ -231,8 +242,8 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
             entry = header[2] if header[1] else entry
         elif line.rstrip() == "}":
             current = None
-        elif current is not None and (each := _instruction(line)) is not None:
-            current.append(each)
+        elif current is not None and (instruction := _instruction(line)) is not None:
+            current.append(instruction)
     return computations, entry
 
 
@@ -249,22 +260,23 @@ def _instruction(line: str) -> Instruction | None:
     return Instruction(name, rest[:end], opcode[1], rest[end:]) if opcode else None
 
 
-def _turns(loop: Instruction, condition: Sequence[Instruction]) -> int | None:
-    """Returns how often a loop turns: said outright, or the constant that its counter stays below.
+def _trip_count(loop: Instruction, condition: Sequence[Instruction]) -> int | None:
+    """Returns a loop's trip count: annotated, or the constant that its counter stays below.
 
     JAX's scans count from 0 in steps of 1.
     """
-    known = re.search(r"known_trip_count\D+?(\d+)", loop.rest)
-    if known:
-        return int(known[1])
+    annotated = re.search(r"known_trip_count\D+?(\d+)", loop.rest)
+    if annotated:
+        return int(annotated[1])
     constants = {
-        each.name: int(match[1])
-        for each in condition
-        if each.opcode == "constant" and (match := re.match(r"\s*constant\((\d+)\)", each.rest))
+        instruction.name: int(match[1])
+        for instruction in condition
+        if instruction.opcode == "constant"
+        and (match := re.match(r"\s*constant\((\d+)\)", instruction.rest))
     }
-    for each in condition:
-        if each.opcode == "compare" and "direction=LT" in each.rest:
-            for name in re.findall(r"%([\w.\-]+)", each.rest.split(")")[0]):
+    for instruction in condition:
+        if instruction.opcode == "compare" and "direction=LT" in instruction.rest:
+            for name in re.findall(r"%([\w.\-]+)", instruction.rest.split(")")[0]):
                 if name in constants:
                     return constants[name]
     return None
