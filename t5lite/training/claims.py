@@ -38,13 +38,7 @@ class ClaimLost(RunError):
 
 @dataclasses.dataclass
 class Claim:
-    """The claim of this process; made by `claimed`.
-
-    Args:
-      path: of its file.
-      content: of its file.
-      name: what is claimed, for messages.
-    """
+    """The claim of this process on `name`, a file of JSON; made by `claimed`."""
 
     path: epath.Path
     content: dict[str, Any]

@@ -1,8 +1,12 @@
 """Duration of a run in steps, tokens or epochs, and the position in it."""
 
 import dataclasses
+import math
+
+import jax
 
 from t5lite.errors import InputError, check_value
+from t5lite.parallel import gather
 from t5lite.reporting import Position
 
 
@@ -66,3 +70,41 @@ class Duration:
         epochs = self.epochs and self.epochs * (1 - 1e-9)
         limits = (self.steps, self.tokens, epochs)
         return [(value or 0, limit) for value, limit in zip(position, limits, strict=True) if limit]
+
+
+class Epochs:
+    """Exchanges the epochs of several processes, each of which knows its own shards only.
+
+    As an exchange waits for the devices, the next one comes after half of the steps that remain at
+    the fastest pace so far: a few in a run, and one after each of its last steps.
+
+    Args:
+      end: the epoch that ends the run; None: nothing is exchanged.
+    """
+
+    def __init__(self, end: float | None):
+        self._end = end
+        self._next = 0
+        self._last = (0, 0.0)  # step and epoch of the last exchange
+
+    def agree(self, step: int, epoch: float | None) -> float | None:
+        """Returns the epoch of all processes together; None between two exchanges.
+
+        Args:
+          step: the same in every process.
+          epoch: of this process's shards; None if the data do not count it.
+        """
+        if jax.process_count() == 1:
+            return epoch
+        if self._end is None or epoch is None or step < self._next:
+            return None
+        epochs = gather(epoch)
+        # An integer counts completed passes: those that all processes have completed.
+        agreed = min(epochs) if isinstance(epoch, int) else math.fsum(epochs) / len(epochs)
+        last_step, last_epoch = self._last
+        self._last = step, agreed
+        pace = max((agreed - last_epoch) / max(step - last_step, 1), agreed / max(step, 1))
+        # Without a pace, the data are uncounted, or the run has just begun.
+        steps = (self._end - agreed) / (2 * pace) if pace else min(step, 10)
+        self._next = step + max(math.floor(steps), 1)
+        return agreed

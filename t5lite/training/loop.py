@@ -10,8 +10,7 @@ import numpy as np
 
 from t5lite.reporting.progress import describe
 from t5lite.training.callbacks import Callback, Edit, Run, Stop
-from t5lite.training.duration import Duration, Position
-from t5lite.training.epochs import Epochs
+from t5lite.training.duration import Duration, Epochs, Position
 from t5lite.training.ledger import Dispatched, Ledger
 from t5lite.training.profiling import Profiler
 from t5lite.training.saving import Saver

@@ -1,4 +1,4 @@
-"""A profiler trace of chosen steps, for TensorBoard's profile plugin or Perfetto."""
+"""Profiler traces of chosen steps, for TensorBoard's profile plugin or Perfetto."""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,18 +36,12 @@ class Profile:
     def open(
         self, model_dir: epath.PathLike, *, say: Callable[[str], object] = print
     ) -> "Profiler":
-        """Returns what the loop calls before and after every step; `say` prints a line."""
+        """Returns the profiler of a run; `say` prints a line."""
         return Profiler(*self.steps, epath.Path(self.folder or model_dir), say)
 
 
 class Profiler:
-    """Traces the steps `first` to `first + count - 1`; made by `Profile.open`.
-
-    Args:
-      first: number of the first step to trace; 0: none is traced.
-      count: how many.
-      folder: where the trace goes.
-    """
+    """Traces the steps `first` to `first + count - 1`, none by default; made by `Profile.open`."""
 
     def __init__(
         self,
@@ -62,7 +56,7 @@ class Profiler:
         self._annotation: Any = None
 
     def before_step(self, step: int) -> None:
-        """Is called before step number `step` is dispatched."""
+        """Called before a step is dispatched."""
         if step == self._first:
             self._folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(str(self._folder))
@@ -72,12 +66,7 @@ class Profiler:
             self._annotation.__enter__()
 
     def after_step(self, step: int, state: Any) -> None:
-        """Is called when step number `step` has been dispatched.
-
-        Args:
-          step: its number.
-          state: what it returned, waited for before the trace ends.
-        """
+        """Called when a step is dispatched; waits for its `state` before the trace ends."""
         if not self._tracing:
             return
         self._annotation.__exit__(None, None, None)

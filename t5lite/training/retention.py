@@ -10,14 +10,7 @@ from t5lite.training.restore import read_document
 
 
 class Retention:
-    """Decides which checkpoints stay: Orbax's `PreservationPolicy`.
-
-    Args:
-      keep: how many of the newest stay.
-      best: name of the metric whose best checkpoint stays besides those, or None.
-      best_mode: `"min"` or `"max"`: which value of `best` is the best one.
-      warn: called with a text if a step's metrics lack `best`.
-    """
+    """Orbax's `PreservationPolicy`, from fields of `Checkpoints`; `warn` takes a text."""
 
     def __init__(
         self,
@@ -35,7 +28,7 @@ class Retention:
         self.damaged: set[int] = set()
 
     def read(self, folders: Mapping[int, epath.Path]) -> None:
-        """Notes what earlier runs saved, by step."""
+        """Reads the metrics of earlier checkpoints."""
         for step, folder in folders.items():
             try:
                 self.note(step, read_document(folder)["metrics"])

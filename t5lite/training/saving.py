@@ -19,13 +19,9 @@ _EARLY = 0.9  # of an interval: few exchanges are needed to meet it
 
 
 class Saver:
-    """Saves the state with the data position, the ledger and the callbacks' states.
+    """Saves the state with the data position, the ledger, metrics and the callbacks' states.
 
     Args:
-      checkpointer: writes checkpoints.
-      run: its callbacks and metrics are saved.
-      batches: their position is saved.
-      ledger: saved too.
       every: steps between two saves.
       every_minutes: between two saves, at most; None: steps alone decide.
       data_state: returns the data position of all hosts together; None for a single host.
@@ -59,14 +55,8 @@ class Saver:
         """Returns whether to save after this step; the same on every process."""
         return step % self.every == 0 or self.times.due(step)
 
-    def save(self, state: TrainState, step: int, measured: Mapping[str, float]) -> None:
-        """Starts a save.
-
-        Args:
-          state: to save.
-          step: updates done.
-          measured: held-out metrics of this very state, by which the best checkpoint is chosen.
-        """
+    def save(self, state: TrainState, step: int, held_out: Mapping[str, float]) -> None:
+        """Starts a save of the state after `step` updates, with its held-out metrics."""
         progress = {
             "data": self._data_state(),
             "ledger": self._ledger.state_dict(),
@@ -80,7 +70,7 @@ class Saver:
             ],
         }
         with self._ledger.meter.paused():
-            self._checkpointer.save(step, state, progress=progress, metrics=measured)
+            self._checkpointer.save(step, state, progress=progress, metrics=held_out)
         self.times.saved(step)
 
     def load_progress(self, progress: Mapping[str, Any]) -> None:
@@ -129,7 +119,7 @@ class SaveTimes:
     a few times per interval: after half of the steps that remain at the present pace.
 
     Args:
-      minutes: between two saves, at most; None: never by the clock.
+      minutes: between two saves, at most; None: the clock does not count.
       clock: returns seconds.
     """
 

@@ -161,8 +161,9 @@ def state_axes(
       The same tree with a `PartitionSpec` of logical names at each leaf.
     """
     replicated = jax.tree.map(lambda _: PartitionSpec(), state)
-    if hasattr(optimizer, "state_axes"):
-        opt_axes = optimizer.state_axes(axes, state.params)
+    named: Any = getattr(optimizer, "state_axes", None)
+    if named is not None:
+        opt_axes = named(axes, state.params)
     else:
         opt_axes = _optimizer_axes(state.opt_state, state.params, axes)
     extra = replicated.extra | ({"ema": axes} if "ema" in state.extra else {})

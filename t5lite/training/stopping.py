@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -36,6 +36,8 @@ class Watch:
     min_delta: float = 0.0
     mode: str = "min"
 
+    _counts: ClassVar[tuple[str, ...]] = ("best", "best_step", "looked", "waited")
+
     def __post_init__(self) -> None:
         self._best: float | None = None
         self._best_step = self._looked = 0
@@ -50,19 +52,13 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the measurements so far, valid JSON."""
-        return {
-            "metric": self.metric,
-            "best": self._best,
-            "best_step": self._best_step,
-            "looked": self._looked,
-            "waited": self._waited,
-        }
+        return {"metric": self.metric} | {name: getattr(self, f"_{name}") for name in self._counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, unless that watched another metric."""
+        """Restores the measurements of `state_dict`, unless they are of another metric."""
         if state.get("metric") == self.metric:
-            self._best, self._best_step = state["best"], state["best_step"]
-            self._looked, self._waited = state["looked"], state["waited"]
+            for name in self._counts:
+                setattr(self, f"_{name}", state[name])
 
     def _look(self, run: Run, step: int) -> bool:
         """Takes in the metric's latest value; returns whether it is a new one.
@@ -138,6 +134,8 @@ class ReduceOnPlateau(Watch):
     cooldown: int = 0
     minimum: float = 0.0
 
+    _counts: ClassVar[tuple[str, ...]] = (*Watch._counts, "cooling")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._cooling = 0
@@ -167,16 +165,6 @@ class ReduceOnPlateau(Watch):
             (), state.extra["update_scale"].sharding, lambda _: lower
         )
         return Edit(state.replace(extra={**state.extra, "update_scale": array}))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the measurements so far, valid JSON."""
-        return super().state_dict() | {"cooling": self._cooling}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, unless that watched another metric."""
-        super().load_state_dict(state)
-        if state.get("metric") == self.metric:
-            self._cooling = state["cooling"]
 
 
 def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None = None) -> None:

@@ -556,7 +556,7 @@ def test_several_processes_end_with_the_same_step_and_ask_each_other_seldom(
         return [mine, max(mine - 1, 0)]  # the other process is an epoch behind
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr("t5lite.training.epochs.gather", gather)
+    monkeypatch.setattr("t5lite.training.duration.gather", gather)
     scene = make(tmp_path, steps=None, epochs=epochs)
     scene.loop.batches = type("Exact", (Counting,), {"epoch": property(lambda b: b.count / 4)})()
     # An epoch has four steps here, and is complete in both processes together two steps later.
