@@ -8,7 +8,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from t5lite.errors import InputError, unknown
 
@@ -331,7 +331,10 @@ def options_of(
     ]
 
 
-def with_options(method: Any) -> Any:
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def with_options(method: Method) -> Method:
     """Lists the options in a method's signature instead of its `**options`: for `help()` and
     tools."""
     signature = inspect.signature(method)
@@ -341,7 +344,7 @@ def with_options(method: Any) -> Any:
         inspect.Parameter(field.name, kind, default=field.default, annotation=field.type)
         for field in dataclasses.fields(Options)
     ]
-    method.__signature__ = signature.replace(parameters=[*named, *listed])
+    method.__signature__ = signature.replace(parameters=[*named, *listed])  # type: ignore
     return method
 
 
