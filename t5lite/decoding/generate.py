@@ -20,6 +20,7 @@ from t5lite.decoding.settings import Settings
 from t5lite.errors import InputError
 
 StepFn = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+_RECORDS = ("token_log_probabilities", "policy_log_probabilities")  # a number for each token
 
 
 @jax.tree_util.register_dataclass
@@ -90,9 +91,6 @@ class State(Rows):
     def generated(self) -> Generated:
         own = {name: getattr(self, name) for name in Generated._fields[2:]}
         return Generated(self.output.tokens, self.output.lengths, **own)
-
-
-_RECORDS = ("token_log_probabilities", "policy_log_probabilities")
 
 
 def start(

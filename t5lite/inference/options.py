@@ -312,10 +312,11 @@ def options_of(
     Raises:
       InputError: an unknown name, a list of another length, or a value out of range.
     """
-    check_names(values)
     common: dict[str, Any] = {}
     by_text: dict[str, Sequence[Any]] = {}
     for name, value in values.items():
+        if name not in RULES:
+            raise unknown("option", name, RULES)
         listed = isinstance(value, list | tuple)
         if RULES[name].repeatable:  # a list of lists has one for each text
             inner = list | tuple
@@ -346,13 +347,6 @@ def with_options(method: Method) -> Method:
     ]
     method.__signature__ = signature.replace(parameters=[*named, *listed])  # type: ignore
     return method
-
-
-def check_names(values: Mapping[str, Any]) -> None:
-    """Raises an InputError at a name that is no option."""
-    for name in values:
-        if name not in RULES:
-            raise unknown("option", name, RULES)
 
 
 def from_words(words: Mapping[str, Any]) -> dict[str, Any]:
