@@ -58,7 +58,7 @@ def test_no_rule_changes_nothing():
     assert not stopped(Constraints(), generated([3], [])).any()
 
 
-def test_repetition_penalty_counts_the_prompt_and_each_row_has_its_own():
+def test_repetition_penalty_counts_the_prompt_and_differs_by_row():
     logits = np.tile(np.float32([2, -2, 4, -4, 0, 1, 3, -3]), (2, 1))
     before = generated([2, 3, 2], [7], prompts=[[0], [1, 0]])
     got = apply(Constraints(repetition_penalty=np.float32([2, 4])), logits, before)
@@ -80,7 +80,7 @@ def test_presence_penalty_is_taken_once_and_leaves_the_prompt_alone():
     np.testing.assert_array_equal(got, [[0, 0, 1, 1, 0, 0, 0, 0], [0] * VOCAB])
 
 
-def test_banned_tokens_stay_out_of_every_row_or_of_their_own():
+def test_banned_tokens_of_all_rows_and_by_row():
     every = np.isin(range(VOCAB), [0, 5])
     assert allowed(Constraints(banned=every), [[], [2]]) == [[1, 2, 3, 4, 6, 7]] * 2
     own = np.stack([every, ~every])
@@ -95,7 +95,7 @@ def test_the_end_may_not_come_too_early():
     assert allowed(Constraints(min_new_tokens=item), rows) == [free, free, barred, free]
 
 
-def test_forced_tokens_come_whatever_else_is_said():
+def test_forced_tokens_override_all_rules():
     forced = jnp.array([[4, -1, 1]])
     rules = Constraints(forced=forced, min_new_tokens=5, banned=np.isin(range(VOCAB), [4]))
     rows = [[], [4], [4, 2], [4, 2, 1]]
@@ -132,7 +132,7 @@ def test_choices_come_though_all_of_them_are_barred():
 
 
 @pytest.mark.parametrize("temperature", [None, 1.0])
-def test_whatever_is_generated_is_one_of_the_choices_and_each_may_be(temperature):
+def test_every_choice_and_nothing_else_is_generated(temperature):
     rows = 200
     rules = Constraints(choices=jnp.asarray(pack_sequences(CHOICES))[None])
     settings = Settings(EOS, sampling=Sampling(temperature=temperature), constraints=rules)
@@ -150,7 +150,7 @@ def test_whatever_is_generated_is_one_of_the_choices_and_each_may_be(temperature
     assert texts == {tuple(choice) for choice in CHOICES}
 
 
-def test_rules_hold_together_and_what_is_out_stays_out():
+def test_rules_combine_and_excluded_tokens_stay_excluded():
     """Penalties meet barred tokens, by hand; and the softmax is one."""
     logits = np.float32([[-INF, 9, 2, -2, 1, 0, 8, 4]])
     rules = Constraints(
@@ -226,7 +226,7 @@ def test_banned_sequences_are_never_completed():
     assert actual == [[0, 1, 2, 3, 5, 6, 7], [0, 1, 2, 5, 6, 7], [0, 1, 2, 6, 7], [0, 1, 2, 6, 7]]
 
 
-def test_banned_first_tokens_may_come_later_and_count_behind_forced_ones():
+def test_banned_first_tokens_may_come_later_and_count_after_forced_ones():
     rules = Constraints(banned_first=np.isin(range(VOCAB), [0, 5]))
     assert allowed(rules, [[], [2]]) == [[1, 2, 3, 4, 6, 7], list(range(VOCAB))]
     rules = Constraints(banned_first=np.isin(range(VOCAB), [0, 5]), forced=jnp.array([[5, -1]]))

@@ -242,7 +242,7 @@ def no_way_on(logits, generated):
 
 
 @pytest.mark.parametrize("temperature", [None, 1.0])
-def test_a_row_that_rules_leave_no_token_ends_and_says_so(temperature):
+def test_a_row_without_an_allowed_token_ends_as_stuck(temperature):
     out = decode(
         table_step(CHAIN * 100),
         empty_cache(2),
@@ -278,7 +278,7 @@ def primitives(jaxpr):
             yield from primitives(getattr(inner, "jaxpr", inner))
 
 
-def test_a_greedy_step_is_the_model_the_maximum_and_three_writes():
+def test_a_greedy_step_is_the_model_one_maximum_and_three_writes():
     """Rules and draws stand in one branch, which greedy batches without options skip."""
     state = start(
         empty_cache(2), jnp.full(2, 2), capacity=8, keys=keys_of(0, 2), prompts=jnp.full((2, 3), -1)

@@ -170,7 +170,7 @@ def test_fills_gaps_with_a_real_encoder():
         (Settings(1, sampling=Sampling(1.0)), 1, "keys"),
     ],
 )
-def test_what_means_nothing_is_refused(settings, turns, match):
+def test_settings_without_meaning_are_refused(settings, turns, match):
     tokens, masked = gapped()
     with pytest.raises(InputError, match=match):
         infill(toy, jnp.asarray(tokens), jnp.asarray(masked), settings, turns=turns)

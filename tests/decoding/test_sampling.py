@@ -91,7 +91,7 @@ def test_greedy_takes_the_likeliest_and_the_lowest_of_equals():
     np.testing.assert_array_equal(probabilities(filtered(logits, Sampling())), np.eye(3)[[1, 0]])
 
 
-def test_each_row_has_its_own_filters_and_each_is_what_sorting_gives():
+def test_filters_by_row_equal_sorting():
     logits = random_logits(len(ROWS))
     got = compiled(logits, together(ROWS))
     assert got.dtype == jnp.float32
@@ -111,7 +111,7 @@ def test_a_scalar_is_the_same_in_every_row(settings):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999])
-def test_the_nucleus_has_the_mass_asked_for_and_no_token_to_spare(p):
+def test_the_nucleus_is_the_smallest_set_with_the_mass(p):
     logits = random_logits(50, seed=1)
     inside = np.isfinite(compiled(logits, together([{"top_p": p}] * 50)))
     remaining = np.where(inside, probabilities(logits), np.nan)
@@ -132,7 +132,7 @@ def test_equals_are_in_or_out_together_and_barred_tokens_stay_out():
     assert inside(top_k=7, top_p=0.9999999, typical_p=0.9999999) == [0, 1, 3, 4, 5, 6]
 
 
-def test_what_is_off_takes_nothing_out_and_what_keeps_nothing_keeps_one():
+def test_neutral_filters_keep_all_tokens_and_any_filter_keeps_one():
     logits = np.array([[0.0, -30.0, -80.0, -0.0]], np.float32)  # the first and the last are all
     assert np.isfinite(compiled(logits, together([{}]))).all()
     for nothing in ({"top_k": 1}, {"top_p": 0.0}, {"typical_p": 0.0}):

@@ -140,7 +140,7 @@ RULES = Constraints(
         ("lookup", 3, "many"),
     ],
 )
-def test_greedy_is_token_for_token_what_advance_writes(draft, draft_length, rules):
+def test_greedy_speculation_equals_decode(draft, draft_length, rules):
     settings = {
         "few": Settings(EOS, limits=jnp.array([3, 12, 1, 7])),
         "many": Settings(EOS, jnp.array([12, 9, 12, 5]), constraints=RULES, logits_fn=not_twice),
@@ -347,7 +347,7 @@ def drawn_params(model, *, noise: float):
 
 @pytest.mark.parametrize("topology", SPECS)
 @pytest.mark.light("windows")
-def test_models_with_caches_of_their_own(topology):
+def test_models_and_their_caches(topology):
     model, room, length = Model(SPECS[topology]), 14, 3
     params, small = drawn_params(model, noise=0.0), drawn_params(model, noise=0.03)
     rng = np.random.default_rng(6)
@@ -392,7 +392,7 @@ def test_models_with_caches_of_their_own(topology):
     assert float(out.acceptance_rate) == 1
 
 
-def test_what_cannot_be_done_is_refused():
+def test_unsupported_requests_are_refused():
     state, draft = started(4), DRAFTS["near"]
     with pytest.raises(InputError, match="draft_length=0"):
         spoken(opening(state, draft), Settings(EOS), draft, draft_length=0)

@@ -91,14 +91,14 @@ def test_a_pair_is_the_whole_text_s_tokens(vocabulary, text, more):
         assert before == prompt
 
 
-def test_what_tokens_add_is_their_text_byte_by_byte(vocabulary):
+def test_token_bytes_equal_decoding(vocabulary):
     texts = token_texts(vocabulary)
     for text in (" Zürich, café", " don't 'social' 2024 ☃"):
         ids = vocabulary.encode("a" + text)[len(vocabulary.encode("a")) :]
         assert b"".join(texts[token] for token in ids) == text.encode()
 
 
-def test_half_a_character_is_no_text_yet(vocabulary):
+def test_partial_characters_are_not_text(vocabulary):
     before, snowman = vocabulary.encode("a"), continuation("a", "☃", vocabulary)
     for size in range(len(snowman)):
         assert certain(text_after(before, snowman[:size], vocabulary), ()) == ""
@@ -126,7 +126,7 @@ def test_text_that_was_certain_stays_though_decoding_cleans_it_up(tmp_path):
     assert changed
 
 
-def test_text_that_was_certain_stays_beside_bytes_that_make_no_character(tmp_path):
+def test_certain_text_stays_after_invalid_bytes(tmp_path):
     ids = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"</s>": 256, "▁w": 257}
     created = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [], byte_fallback=True))
     steps = tokenizers.decoders

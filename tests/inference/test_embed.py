@@ -106,7 +106,7 @@ def test_bad_requests(model, texts, options, expected):
         model.embed(texts, **options)
 
 
-def test_what_cannot_embed(model, tmp_path):
+def test_models_that_cannot_embed(model, tmp_path):
     alone = dataclasses.replace(model, engine=dataclasses.replace(model.engine, vocabulary=None))
     with pytest.raises(InputError, match=r"no tokenizer in .*load\(folder, vocabulary=...\)"):
         alone.embed(["a"])
@@ -163,7 +163,7 @@ def test_pooling_is_read(tmp_path, pooling, modules, expected):
         (MEAN, ("Normalize", "Dense"), "modules Transformer, Pooling, Normalize, Dense"),
     ],
 )
-def test_pooling_that_is_not_known_is_refused(tmp_path, pooling, modules, expected):
+def test_unknown_pooling_is_refused(tmp_path, pooling, modules, expected):
     loaded = t5lite.load(bert(tmp_path / "bert", pooling, *modules), devices=ONE)
     assert "embedding" not in loaded.model.heads
     with pytest.raises(InputError, match=rf" says {expected}, which is not known here"):

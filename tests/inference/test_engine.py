@@ -265,7 +265,7 @@ def test_rows_that_have_ended_stay_within_the_positions_and_leave_nothing(decode
     np.testing.assert_array_equal(answer.tokens, alone.tokens)
 
 
-def test_what_does_not_fit_a_running_batch_is_refused(writers):
+def test_requests_that_exceed_a_running_batch_are_refused(writers):
     loaded = writers["encoder_decoder"]
     engine, params = loaded.engine, loaded.decoding_params
     state, settings = running(loaded, [request(loaded, "a cat", max_new_tokens=16)], rows=2)

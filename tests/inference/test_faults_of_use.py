@@ -35,7 +35,7 @@ def seq2seq(tmp_path_factory):
     return opened("t5_1_1", tmp_path_factory)
 
 
-def test_rows_that_fit_alone_are_answered_whatever_is_beside_them(decoder):
+def test_rows_that_fit_alone_are_answered_in_any_batch(decoder):
     room = decoder.spec.decoder.max_length
     texts, most = ["a" * (room - 2), "b" * 4, "c" * (room // 2)], [2, room - 8, 3]
     together = decoder.answers(texts, max_new_tokens=most)
@@ -78,7 +78,7 @@ def test_a_prefix_has_no_end_and_its_beginning_is_cut(decoder, seq2seq):
     assert Request.from_text(text, whole, Options(max_new_tokens=8)).ids[:9] == ids[:9]
 
 
-def test_advice_to_truncate_is_given_where_it_helps(decoder):
+def test_errors_suggest_truncation_only_if_it_helps(decoder):
     room = decoder.spec.decoder.max_length
     with pytest.raises(InputError, match="or set truncate=True"):
         decoder.generate(["ab" * room], max_new_tokens=8)
@@ -96,7 +96,7 @@ def test_choices_are_as_long_as_the_minimum_without_their_end(decoder):
     assert decoder.generate(["xy"], choices=["ab"], **rules) == ["ab"]
 
 
-def test_there_are_no_more_answers_than_choices(decoder):
+def test_beam_search_returns_at_most_the_choices(decoder):
     search = {"choices": ["a", "ab", "a"], "num_beams": 3, "max_new_tokens": 4}
     assert {*decoder.generate(["xy"], num_samples=2, **search)[0]} == {"a", "ab"}
     with pytest.raises(InputError, match="num_samples = 3: beam search returns each of the 2"):

@@ -137,7 +137,7 @@ def test_lengths_of_an_encoder_decoder_count_the_start_token(pair, loaded):
         assert 4 <= len(actual) <= 8
 
 
-def test_tokens_that_are_not_there_are_never_written(pair, loaded):
+def test_ids_outside_the_vocabulary_are_ignored(pair, loaded):
     plain = output(pair, loaded, {}).answers(TEXTS, max_new_tokens=NEW)
     strange = {"bad_words_ids": [[5000], [-1, 4]], "suppress_tokens": [5000, -1]}
     for one, other in zip(
@@ -181,7 +181,7 @@ def test_options_that_are_chosen_go_before_the_files(pair, loaded):
     ours.generate(TEXTS, draft="prompt", max_new_tokens=3)
 
 
-def test_what_is_ignored_is_said_once(pair, loaded):
+def test_ignored_fields_are_warned_of_once(pair, loaded):
     content = {
         "do_sample": True,
         "temperature": 0.6,

@@ -155,7 +155,7 @@ def test_a_model_without_a_start_token_is_trained_saved_and_written(tmp_path):
     assert (config["bos_token_id"], config["eos_token_id"]) == (0, 1)
 
 
-def test_without_a_start_token_each_place_predicts_the_next_one():
+def test_without_a_start_token_each_position_predicts_the_next():
     rows = {
         "targets": np.array([[5, 6, 7, 8, 9, 0]], np.int32),
         "targets_segment_ids": np.array([[1, 1, 1, 2, 2, 0]], np.int32),
@@ -170,7 +170,7 @@ def test_without_a_start_token_each_place_predicts_the_next_one():
     assert both["decoder_causal_attention"].tolist() == [[1, 1, 0, 1, 0, 0]]
 
 
-def test_a_start_token_that_is_no_bos_is_none_of_the_text(tmp_path):
+def test_a_start_token_other_than_bos_is_not_part_of_the_text(tmp_path):
     """Of a run whose start token is id 0, a text that begins with id 0 loses nothing."""
     vocabulary = HuggingFaceTokenizer.from_json(tokenizer_of(begins=False).to_str(), "words")
     rows = CausalLM().prepare(

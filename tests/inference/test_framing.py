@@ -121,7 +121,7 @@ def prepared(objective, vocabulary, **example):
 
 
 @pytest.mark.parametrize("topology", ["encoder", "decoder"])
-def test_what_a_head_is_trained_on_is_what_is_embedded(form, topology):
+def test_embeddings_are_framed_as_in_training(form, topology):
     vocabulary, frame, _ = form
     assert vocabulary.frame == frame
     ids = vocabulary.encode(TEXT)
@@ -149,7 +149,7 @@ def test_what_a_head_is_trained_on_is_what_is_embedded(form, topology):
             assert actual["labels"] == [first + 1, first + 2]
 
 
-def test_what_an_encoder_guesses_is_framed_as_what_is_scored(form):
+def test_scores_of_an_encoder_are_framed_as_in_training(form):
     vocabulary, _, _ = form
     actual = prepared(MaskedLM(), vocabulary)
     predicted = np.array(actual["predicted"])
@@ -173,7 +173,7 @@ def starts(vocabulary, frame):
 
 @pytest.mark.parametrize("make", [Seq2Seq, PrefixLM, SpanCorruption])
 @pytest.mark.parametrize("topology", ["decoder", "encoder_decoder"])
-def test_what_is_trained_on_is_what_is_answered(form, topology, make, tmp_path):
+def test_prompts_are_framed_as_in_training(form, topology, make, tmp_path):
     """The run's own record says how: what a model reads and writes is what it was trained on."""
     vocabulary, frame, labels = form
     for start_id in starts(vocabulary, frame):
@@ -324,7 +324,7 @@ def test_a_record_that_cannot_be_read_is_named(change, message, tmp_path):
         read_prompts(tmp_path, None, topology="decoder")
 
 
-def test_what_a_task_says_of_eos_is_recorded(form):
+def test_eos_of_a_task_is_recorded(form):
     """`seqio.Feature.add_eos`: neither an EOS between inputs and targets, nor one that ends."""
     vocabulary, _, _ = form
     ids, eos = vocabulary.encode(TEXT), (vocabulary.eos_id,)

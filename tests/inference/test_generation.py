@@ -140,7 +140,7 @@ def test_forced_banned_and_least(decoder):
     assert len(long.tokens) == 20
 
 
-def test_a_rule_of_one_s_own(decoder):
+def test_a_custom_logits_processor(decoder):
     def only_x(logits, generated):
         assert generated.tokens.shape[0] == logits.shape[0]
         allowed = jnp.arange(logits.shape[1]) == VOCABULARY.encode("x")[0]
@@ -191,7 +191,7 @@ def test_a_beam_on_eight_devices_is_that_of_one(decoder):
     assert spread.generate(TEXTS, **options) == decoder.generate(TEXTS, **options)
 
 
-def test_numbers_compile_nothing_anew(decoder, monkeypatch):
+def test_new_numbers_compile_nothing(decoder, monkeypatch):
     traces, extend = [], Model.extend
 
     def counted(self, params, tokens, cache):
@@ -288,7 +288,7 @@ def test_models_that_cannot(decoder):
         decoder.generate(["a"], draft=other)
 
 
-def test_a_stop_need_not_be_tokens_of_its_own(decoder, monkeypatch):
+def test_a_stop_may_begin_and_end_inside_tokens(decoder, monkeypatch):
     """It may be a part of the text of other tokens; what no token has is refused."""
     monkeypatch.setattr(VOCABULARY, "unk_id", 2)
     monkeypatch.setattr(VOCABULARY, "encode", lambda text: [2 if c in ">é" else 70 for c in text])

@@ -204,7 +204,7 @@ def test_attributions_of_an_output_sum_to_its_slope(topology):
 
 
 @pytest.mark.parametrize("topology", ["decoder", "encoder_decoder"])
-def test_what_comes_later_has_no_part(topology):
+def test_attribution_is_causal(topology):
     inside, actual = looked_into(topology), attributed(topology)
     width = len(inside.tokens["decoder"])
     assert actual.shape == (len(inside.outputs), sum(map(len, inside.tokens.values())))
@@ -275,7 +275,7 @@ installed = all(importlib.util.find_spec(name) for name in ("torch", "transforme
         "albert",
     ],
 )
-def test_transformers_says_the_same(name, tmp_path):
+def test_attention_equals_transformers(name, tmp_path):
     import torch
     from parity import build
 

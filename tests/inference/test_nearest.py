@@ -20,7 +20,7 @@ def test_as_by_sorting_all(count):
     np.testing.assert_allclose(similarities, cosines[indices], atol=1e-6)
 
 
-def test_equals_and_what_has_no_direction():
+def test_ties_and_zero_vectors():
     vectors = np.array([[0, 0], [1, 0], [np.nan, 1], [-1, 0], [1, 0], [0, 2]], np.float32)
     indices, similarities = nearest(vectors, np.array([3, 0], np.float32), 6)
     assert indices.tolist() == [1, 4, 0, 5, 3]

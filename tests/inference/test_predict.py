@@ -130,7 +130,7 @@ def metrics_of(loaded, objective, data):
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("kind", HEADS)
-def test_predictions_are_what_evaluation_measures(tmp_path, rows, topology, kind):
+def test_predictions_equal_evaluation(tmp_path, rows, topology, kind):
     loaded, objective, data = open_run(tmp_path, rows, topology, kind)
     metrics, output, batch = metrics_of(loaded, objective, data)
     actual = loaded.predict(rows, batch_size=5)
@@ -194,7 +194,7 @@ def test_predictions_are_what_evaluation_measures(tmp_path, rows, topology, kind
             assert Bytes().decode(ids).strip() in best.text  # bytes may begin within a letter
 
 
-def test_whatever_is_said_of_a_place_stands_there(tmp_path):
+def test_spans_hold_their_text(tmp_path):
     """Tags and answers of texts with spaces, marks and letters of several bytes."""
     heads = (HEAD["token_labels"], HEAD["spans"])
     folder = add_tokenizer(tmp_path / "hf")
@@ -273,7 +273,7 @@ def test_labels_without_names_are_numbers(several):
     assert len(actual.record()["values"]) == 2
 
 
-def test_rows_are_read_as_in_training_or_as_the_template_says(tmp_path, several):
+def test_rows_are_rendered_as_in_training_or_by_the_template(tmp_path, several):
     loaded = dataclasses.replace(
         several,
         description=several.description.replace(inputs=InputFormat("{title}: {body}", length=12)),
@@ -334,7 +334,7 @@ def test_mistakes(several, options, message):
         ("bert_base_model", "its head 'pooler' is for `embed`"),
     ],
 )
-def test_models_without_such_a_head_say_what_they_are_for(tmp_path, case, message):
+def test_errors_of_missing_heads_name_the_alternatives(tmp_path, case, message):
     folder = add_tokenizer(copied(case, tmp_path / case))
     with pytest.raises(InputError) as raised:
         t5lite.load(folder, devices=jax.devices()[:1]).predict(["a"])
@@ -342,7 +342,7 @@ def test_models_without_such_a_head_say_what_they_are_for(tmp_path, case, messag
     assert len(str(raised.value).splitlines()) <= 5
 
 
-def test_what_is_not_finite_is_an_error_of_its_row(several, monkeypatch):
+def test_numbers_that_are_not_finite_are_errors_of_their_row(several, monkeypatch):
     def outputs(params, batch):
         values = np.zeros((len(batch["encoder_input_tokens"]), 3), np.float32)
         return np.where(batch["encoder_segment_ids"].sum(1)[:, None] > 4, np.nan, values)

@@ -78,7 +78,7 @@ def test_a_decoder_scores_texts(models):
     assert score.pieces[:3] == ["t", "##h", "##e"]
 
 
-def test_a_decoder_scores_what_follows_a_prompt(models):
+def test_a_decoder_scores_the_target_after_a_prompt(models):
     loaded = models["decoder"]
     encode, eos_id = loaded.vocabulary.encode, loaded.vocabulary.eos_id
     for eos in None, True:
@@ -181,7 +181,7 @@ def test_ids_that_are_refused(models, context, target, expected):
         scorer.read_ids(context, target)
 
 
-def test_greedy_targets_are_known(models):
+def test_greedy_targets_are_marked(models):
     """The most probable tokens, one after the other, are a greedy target; no other one is."""
     loaded, context, target = models["decoder"], [5, 6], []
     scorer = scoring.Scorer(loaded)
@@ -362,7 +362,7 @@ def test_bad_requests(models, topology, texts, options, expected):
         models[topology].score(texts, **options)
 
 
-def test_what_cannot_score(models, folders, tmp_path):
+def test_models_that_cannot_score(models, folders, tmp_path):
     alone = dataclasses.replace(
         models["decoder"], engine=dataclasses.replace(models["decoder"].engine, vocabulary=None)
     )

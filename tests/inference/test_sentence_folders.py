@@ -192,7 +192,7 @@ def test_an_older_layout(source, tmp_path):
 
 
 @live
-def test_what_is_not_known_is_refused(source, tmp_path):
+def test_unknown_names_are_refused(source, tmp_path):
     from sentence_transformers import models
 
     root = tmp_path / "theirs"
@@ -215,7 +215,7 @@ def test_what_is_not_known_is_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize("pooling", MODES.values())
-def test_pooling_is_what_its_name_says(pooling):
+def test_pooling_by_name(pooling):
     draw = np.random.default_rng(0)
     hidden = draw.normal(size=(2, 5, 3)).astype(np.float32)
     valid = np.array([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]], bool)
