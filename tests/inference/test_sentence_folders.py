@@ -192,7 +192,7 @@ def test_an_older_layout(source, tmp_path):
 
 
 @live
-def test_unknown_names_are_refused(source, tmp_path):
+def test_unknown_modules_are_refused(source, tmp_path):
     from sentence_transformers import models
 
     root = tmp_path / "theirs"
