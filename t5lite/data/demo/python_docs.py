@@ -202,7 +202,7 @@ def _clean(text: str) -> str:
 def _without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str:
     """Returns a function's source, decorators and comments included, without its docstring.
 
-    Empty if there is nothing else, or the docstring shares a line with code.
+    Empty if nothing else is left, or the docstring shares a line with code.
     """
     docstring = node.body[0]
     if len(node.body) == 1:

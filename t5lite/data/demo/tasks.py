@@ -48,7 +48,7 @@ class DemoTask:
 
     @functools.cached_property
     def output_features(self) -> dict[str, Feature]:
-        """The features: those of a pair end with EOS; single texts end as the objective says."""
+        """The features: those of a pair end with EOS; the objective ends single texts."""
         vocabulary = Bytes() if self.name.endswith("_bytes") else python_docs_vocabulary()
         columns = self.columns(self.splits[0])
         return dict.fromkeys(columns, Feature(vocabulary, add_eos="inputs" in columns))

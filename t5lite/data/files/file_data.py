@@ -268,7 +268,8 @@ class FileData(Dataset):
         recipe = None if own else repr([columns, splits, self.shots])
         index = cached_index(files, recipe, scanned)
         if index.num_broken and self.bad_lines == "stop":
-            raise InputError(f"{index.broken()}\nfix them, or set FileData.bad_lines = 'skip'")
+            message = f"{index.broken()}\nfix them, or set FileData.bad_lines = 'skip'"
+            raise InputError(message, field="FileData.bad_lines")
         if self.shots and self.shots > (most := most_shots(**index.tables)):
             raise InputError(
                 f"shots = {self.shots}: must be at most {most}, the number of different training "
@@ -305,7 +306,8 @@ class FileData(Dataset):
                         kind = f"class of {feature!r}"
                         raise InputError(
                             f"{location}: {unknown(kind, name, column.names())}\n"
-                            f"it is in {count:,} rows of {split} and {why}"
+                            f"it is in {count:,} rows of {split} and {why}",
+                            field="FileData.features",
                         )
         return columns
 
@@ -341,15 +343,15 @@ class FileData(Dataset):
 
     def components(self, split: str, objective: HostHalf) -> list[Component]:
         table, columns = self._table(split), self._columns
-        made = {name for feature in columns for name in columns[feature].features(feature)}
-        features = [name for name in objective.features if name in made]
+        available = {name for key, column in columns.items() for name in column.features(key)}
+        features = [name for name in objective.features if name in available]
         source = self._source(split, table, features)
-        missing = [name for name in objective.features if name not in made]
+        missing = [name for name in objective.features if name not in available]
         # The objective may make the rest: an example shows it, before any batch does.
         if missing and not (features and self.can_prepare(source, objective)):
             raise InputError(
                 f"FileData.features lacks what {type(objective).__name__} reads: "
-                f"{unknown('feature', missing[0], made)}",
+                f"{unknown('feature', missing[0], available)}",
                 field="FileData.features",
             )
         return [Component(source, 1.0, objective)]
@@ -404,5 +406,5 @@ def _check_columns(columns: Mapping[str, Column], shots: int, shot: str | None) 
         raise InputError(f"shot = {shot!r}: must not have the slot {{{SHOTS}}}", field="shot")
 
 
-def _and_more(items: Sequence | Mapping, what: str = "") -> str:
-    return f" and {len(items) - 1:,} more{what}" if len(items) > 1 else ""
+def _and_more(items: Sequence | Mapping, noun: str = "") -> str:
+    return f" and {len(items) - 1:,} more{noun}" if len(items) > 1 else ""

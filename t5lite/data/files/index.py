@@ -43,8 +43,8 @@ class Hashes(NamedTuple):
     """64-bit hashes of a row's columns, or `[rows]` uint64 of many."""
 
     row: Any  # all columns
-    content: Any  # those that features read
-    group: Any  # those that decide the split
+    content: Any  # the columns that features read
+    group: Any  # the columns that decide the split
 
 
 class Table:

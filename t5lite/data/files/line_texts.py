@@ -24,8 +24,8 @@ class LineTexts:
     template: Template | None = None
     shots: Shots | None = None  # for the template's slot `{shots}`
     made_of: str = ""  # identifies the examples of the shots: equal ones give equal texts
-    inputs: InputFormat = InputFormat()  # of training, where there is no template
-    columns: Sequence[str] = ("inputs", "text")  # where there is neither: the first of a row
+    inputs: InputFormat = InputFormat()  # of training; used without a template
+    columns: Sequence[str] = ("inputs", "text")  # used without both: the first of a row
 
     def text(self, line: Line) -> str:
         """Returns the text of a line.

@@ -68,7 +68,10 @@ def _matches(path: str, field: str) -> list[str]:
     if path.startswith("tfds:"):
         from t5lite.data.files.tfds_files import tfds_file  # only now: it needs NumPy
 
-        return [tfds_file(path)]
+        try:
+            return [tfds_file(path)]
+        except InputError as error:
+            raise InputError(f"{field} = {error}", field=field) from error
     names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
     files = [name for name in names if os.path.isfile(name)]
     folder, name = os.path.split(path)
@@ -81,7 +84,7 @@ def _matches(path: str, field: str) -> list[str]:
     elif glob.has_magic(path):
         problem = f"no file matches (from {os.getcwd()})"
     elif not os.path.isdir(folder or "."):
-        problem = f"there is no folder {folder!r}"
+        problem = f"folder {folder!r} does not exist"
     else:
         problem = str(unknown("file", name, os.listdir(folder or ".")))
     raise InputError(f"{field} = {path!r}: {problem}", field=field)
@@ -97,7 +100,7 @@ def format_of(path: str, format: str | None) -> str:
     ending = Path(stem if ending in (*_COMPRESSED, *_UNSUPPORTED) else path).suffix.lower()
     if ending not in _ENDINGS:
         raise InputError(
-            f"{path}: the ending {ending!r} says no format; set FileData.format to one of "
+            f"{path}: unknown ending {ending!r}; set FileData.format to one of "
             f"{', '.join(FORMATS)}",
             field="FileData.format",
         )

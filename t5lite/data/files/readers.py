@@ -247,7 +247,8 @@ def _checked_names(fields: list[str], location: str) -> tuple[str, ...]:
         problem = "is empty" if "" in names else "is repeated"
         raise InputError(
             f"{location}: a column's name {problem} in {names}; fix the first line, or name the "
-            "columns of a file without such a line by FileData.column_names"
+            "columns of a file without such a line by FileData.column_names",
+            field="FileData.column_names",
         )
     return tuple(names)
 

@@ -33,7 +33,7 @@ def tfds_file(name: str) -> str:
     """
     builder, split = _builder(name)
     splits = builder.info.splits
-    sizes = [(name, list(each.shard_lengths)) for name, each in splits.items()]
+    sizes = [(key, list(info.shard_lengths)) for key, info in splits.items()]
     content = [str(builder.data_path), split, splits[split].num_examples, sizes]
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:12]
     stem = re.sub(r"\W+", "_", f"{builder.info.full_name}_{split}").strip("_")
@@ -68,8 +68,8 @@ def _builder(name: str) -> tuple[Any, str]:
         raise InputError(f"{name!r}: TensorFlow Datasets has no {dataset!r}: {reason}") from error
     if not builder.is_prepared():
         raise InputError(
-            f"{name!r} is not prepared in {builder.data_path}: run `tfds build {dataset}` where "
-            "there is a network, or set TFDS_DATA_DIR to its folder"
+            f"{name!r} is not prepared in {builder.data_path}: run `tfds build {dataset}` on "
+            "a machine with a network, or set TFDS_DATA_DIR to its folder"
         )
     try:
         builder.info.splits[split]

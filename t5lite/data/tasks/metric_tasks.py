@@ -117,8 +117,8 @@ class MetricTask:
         return results
 
     @contextlib.contextmanager
-    def _user_code(self, what: str) -> Iterator[None]:
+    def _user_code(self, code: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            raise user_error(f"task {self.name!r}: {what}", error) from error
+            raise user_error(f"task {self.name!r}: {code}", error) from error

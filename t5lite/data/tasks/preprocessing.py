@@ -42,8 +42,8 @@ Encoder = Callable[[Sequence[str]], list[np.ndarray]]
 class Preprocessing:
     """The preprocessors of a `seqio.Task`.
 
-    `sequence_length` is the preprocessors' argument of this name, None for no limit; `cached` says
-    that raw examples come from the task's cache, so that only later steps remain; `bad_texts` is
+    `sequence_length` is the preprocessors' argument of this name, None for no limit; if `cached`,
+    raw examples come from the task's cache, so that only later steps remain; `bad_texts` is
     `TaskData`'s.
     """
 
@@ -264,9 +264,9 @@ class Preprocessing:
             return raw.decode()
         except UnicodeDecodeError:
             if self._bad_texts == "stop":
-                where = f"{name.removesuffix(_PRETOKENIZED)!r} of {window.origin(window.rows)}"
+                origin = f"{name.removesuffix(_PRETOKENIZED)!r} of {window.origin(window.rows)}"
                 try:
-                    decode_text(raw, where=where)
+                    decode_text(raw, where=origin)
                 except InputError as error:
                     fix = 'or set TaskData.bad_texts to "skip" or "replace"'
                     raise InputError(f"{error}\n  {fix}", field="TaskData.bad_texts") from error

@@ -38,7 +38,7 @@ def get_task(name: str, *, module: str | Sequence[str] | None = None) -> Any:
     registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in registered:
         if name not in _BUILT_IN:
-            raise unknown("task or mixture", name, registered | _BUILT_IN.keys())
+            raise unknown("task or mixture", name, {*registered, *_BUILT_IN}, field="TaskData.task")
         _BUILT_IN[name](name)
     return seqio.get_mixture_or_task(name)
 

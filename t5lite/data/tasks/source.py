@@ -48,7 +48,7 @@ class SeqioSource:
         bad_texts: str = "stop",
     ):
         self.name, self._split = f"{task.name}:{split}", split
-        self.add_eos = {name: each.add_eos for name, each in task.output_features.items()}
+        self.add_eos = {name: feature.add_eos for name, feature in task.output_features.items()}
         if split not in task.splits:
             raise InputError(
                 f"task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}"
@@ -63,7 +63,8 @@ class SeqioSource:
         if use_cached:
             check_vocabularies(task)
         elif task.requires_caching:
-            raise InputError(f"task {task.name!r} must be read from its cache: set use_cached")
+            message = f"task {task.name!r} must be read from its cache: set use_cached"
+            raise InputError(message, field="use_cached")
         self.content = "cached" if use_cached else None  # the cache has another order
         self._source = task._get_cached_source(split) if use_cached else task.source
         self._preprocessing = Preprocessing(

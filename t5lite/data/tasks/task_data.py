@@ -120,7 +120,7 @@ class TaskData(Dataset):
 
     @property
     def _tasks(self) -> list[Any]:
-        """The tasks of a mixture, or the one there is."""
+        """The tasks of a mixture, or the single task."""
         return list(getattr(self.provider, "tasks", [self.provider]))
 
     @functools.cached_property
@@ -152,9 +152,9 @@ class TaskData(Dataset):
             try:
                 return float(self.provider.get_rate(task))
             except Exception as error:
-                what = f"mixture {self.provider.name!r}: the rate of task {task.name!r}"
+                rate = f"mixture {self.provider.name!r}: the rate of task {task.name!r}"
                 fix = "if it needs the number of examples, give the source num_input_examples"
-                raise user_error(what, error, fix=fix) from error
+                raise user_error(rate, error, fix=fix) from error
 
     def _open(
         self, split: str, sequence_length: Mapping[str, int] | None

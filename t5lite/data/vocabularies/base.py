@@ -32,8 +32,8 @@ class Vocabulary(Protocol):
         -1 if it has none. Batches are padded with 0 in any case and marked by segment ids.
       eos_id: end of sequence.
       unk_id: the unknown token; -1 where every text can be encoded.
-      bos_id: begin of sequence; None if there is none.
-      mask_id: the mask token; None if there is none.
+      bos_id: begin of sequence, or None.
+      mask_id: the mask token, or None.
       fingerprint: hex sha256 of the content: equal fingerprints give equal ids.
     """
 
@@ -108,8 +108,7 @@ class Vocabulary(Protocol):
     def sentinel(self, index: int) -> int:
         """Returns the id of the sentinel of the `index`-th span: `size - 1 - index`.
 
-        Raises:
-          InputError: if there is no such sentinel.
+        Raises: InputError if it does not exist.
 
         Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4, and the order of T5's released code.
         """

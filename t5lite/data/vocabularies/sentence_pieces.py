@@ -86,7 +86,7 @@ class SentencePiece(FileVocabulary):
         return self._processor.id_to_piece(token) if 0 <= token < self.size else f"<id_{token}>"
 
     def id_of(self, piece: str) -> int | None:
-        token = self._processor.piece_to_id(piece)  # the unknown token if there is none
+        token = self._processor.piece_to_id(piece)  # the unknown token for unknown pieces
         return token if self.piece(token) == piece else None
 
     def as_seqio(self) -> Any:

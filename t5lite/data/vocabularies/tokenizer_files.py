@@ -84,7 +84,8 @@ class _Tokenizer(FileVocabulary):
     ) -> None:
         eos_id = self._first_of(_EOS if eos is None else [eos])
         if eos_id is None and eos is not None:
-            raise unknown(f"eos token of {self.file}", eos, self._tokenizer.get_vocab())
+            kind, tokens = f"eos token of {self.file}", self._tokenizer.get_vocab()
+            raise unknown(kind, eos, tokens, field="eos")
         if eos_id is None:
             raise InputError(
                 f"{self.file} has none of the end-of-sequence tokens {', '.join(_EOS)}; "
@@ -250,7 +251,7 @@ class HuggingFaceTokenizer(_Tokenizer):
 
 
 class WordPiece(_Tokenizer):
-    """BERT's `vocab.txt`: a piece a line, `##` on those that continue a word.
+    """BERT's `vocab.txt`: a piece a line, `##` in front of continuations of a word.
 
     Args:
       file: local or remote path.

@@ -26,7 +26,7 @@ def train_sentencepiece(
 ) -> SentencePiece:
     """Trains a unigram vocabulary with T5's conventions, or returns the cached one of equal text.
 
-    Padding is 0, EOS 1, unknown 2, there is no BOS; text is NFKC-normalised and runs of white
+    Padding is 0, EOS 1, unknown 2, without BOS; text is NFKC-normalised and runs of white
     space, newlines included, become one space, as in T5's own vocabulary.
 
     Args:
@@ -94,6 +94,7 @@ def _train(documents: list[str], options: dict[str, Any], num_sentinels: int) ->
         raise InputError(
             f"cannot train a vocabulary of size={options['vocab_size'] + num_sentinels} "
             f"({num_sentinels} sentinels included) on {sum(map(len, lines))} characters: "
-            f"{str(error).rpartition('] ')[2].splitlines()[0][:200]}"
+            f"{str(error).rpartition('] ')[2].splitlines()[0][:200]}",
+            field="size",
         ) from error
     return model.getvalue()
