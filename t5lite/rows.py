@@ -1,6 +1,6 @@
-"""Rows of prepared examples: their declaration, and the host half of an objective that makes them.
+"""Declaration of rows, and the host half of an objective, which prepares them.
 
-On the ground floor, since objectives declare rows and the data pipeline packs them.
+On the ground floor: objectives declare rows, and the data pipeline packs them.
 """
 
 import dataclasses
@@ -76,16 +76,15 @@ def feature_length(lengths: Lengths, name: str, *, at_least: int = 2) -> int:
 
 
 class HostHalf:
-    """The half of an objective that prepares examples with NumPy; all that data pipelines see.
+    """Host half of an objective, in NumPy: the part that data pipelines see.
 
     Class attributes:
       features: names of the arrays that are read from examples, each with a length.
       packable: whether rows may hold several examples.
-      whole_texts: whether texts longer than a row are divided here, and must not be cut before.
-      joins_texts: whether an example may be made of several texts together.
+      whole_texts: whether `prepare` divides texts longer than a row, which must arrive whole.
+      joins_texts: whether an example may join several texts.
       like_lengths: whether rows that are not packed come in batches of like lengths.
-      loss_fields: fields of a dataclass that do not concern `prepare`: caches and data positions
-        are the same whatever they are.
+      loss_fields: fields of a dataclass that do not affect `prepare`, caches and data positions.
       former_name: of the class, in the caches and data positions of earlier versions.
     """
 
@@ -106,14 +105,14 @@ class HostHalf:
     ) -> Prepared:
         """Makes trainable examples, on the host.
 
-        Runs are resumed by repeating this, so that it must depend on its arguments alone, take
-        `examples` one by one and draw from nothing but `rng`.
+        A resumed run repeats this: it must depend on its arguments alone, read `examples` one by
+        one and draw from `rng` only.
 
         Args:
-          examples: tokenised examples as SeqIO tasks give them: arrays by feature.
-          lengths: the length of each feature, in tokens, EOS included.
-          vocabulary: eos_id, sentinels, and text for humans; None if the data is ids alone.
-          rng: the only source of chance.
+          examples: tokenised examples: arrays by feature.
+          lengths: of each feature, in tokens, EOS included.
+          vocabulary: see `data.Vocabulary`; None if the data are ids alone.
+          rng: of all randomness.
 
         Yields:
           An array for each of `rows(lengths)`; tokens are not empty.
@@ -121,7 +120,7 @@ class HostHalf:
         raise NotImplementedError(f"{type(self).__name__}.prepare")
 
     def batch(self, rows: Rows) -> Rows:
-        """Gives rows the names the model knows, on the host; works on rows of zeros too.
+        """Renames rows to the model's arrays, on the host; rows may be zeros.
 
         Args:
           rows: for each of `rows(lengths)` an array `[batch, length, *inner]` under its name, 0 on
@@ -145,7 +144,7 @@ class HostHalf:
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Returns what decides the prepared rows, as JSON: class and fields that are not None."""
+        """Returns, as JSON, the class and the fields that decide the prepared rows."""
         fields: tuple[Any, ...] = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
         values = {
             field.name: getattr(self, field.name)

@@ -1,4 +1,4 @@
-"""Examples that are arrays in memory."""
+"""Datasets of arrays in memory."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ArraySource(NumberedSource):
-    """Examples that are arrays already. Needs no TensorFlow."""
+    """Source of arrays."""
 
     def __init__(self, name: str, arrays: Sequence[Mapping[str, np.ndarray]]):
         self.name, self.num_examples = name, len(arrays)
@@ -47,8 +47,8 @@ class ArrayData(Dataset):
 
     Attributes:
       train: examples: 1-D integer arrays by feature.
-      validation: likewise; may be empty.
-      vocab: what the ids mean, if the objective or a sampler needs to know.
+      validation: examples; may be empty.
+      vocab: of the ids, if the objective or a sampler needs it.
     """
 
     train: Sequence[Mapping[str, np.ndarray]]
@@ -79,6 +79,6 @@ class ArrayData(Dataset):
             raise NoSplit(
                 f"ArrayData has no examples in split {split!r}; it has {', '.join(full) or 'none'}"
             )
-        if split not in self._opened:  # kept for its digest
+        if split not in self._opened:  # cached for its digest
             self._opened[split] = ArraySource(f"arrays:{split}", splits[split])
         return [Component(self._opened[split], 1.0, objective)]

@@ -1,4 +1,4 @@
-"""Imports that need care: SeqIO, which brings TensorFlow, and the user's own modules."""
+"""Imports of SeqIO, which brings TensorFlow, and of user modules."""
 
 import importlib
 import os
@@ -32,7 +32,7 @@ def import_seqio() -> Any:
             f"SeqIO tasks need {error.name}, which is not installed; "
             "install t5lite with its requirements, or train on arrays with ArrayData"
         ) from error
-    except RuntimeError:  # TensorFlow is in use already, by someone who chose its devices
+    except RuntimeError:  # TensorFlow is in use already, with its devices chosen
         pass
     return seqio
 
@@ -65,17 +65,17 @@ def _without_startup_chatter() -> Iterator[None]:
     """Drops what TensorFlow's C++ logs before it reads its log level; all else reaches stderr."""
     try:
         stderr = os.dup(2)
-    except OSError:  # there is no stderr
+    except OSError:  # without a stderr
         yield
         return
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-            held.seek(0)
-            for line in held:
+            buffer.seek(0)
+            for line in buffer:
                 if not re.match(rb"[IWE]\d{4} |WARNING: All log messages before absl", line):
                     os.write(2, line)

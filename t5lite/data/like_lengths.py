@@ -1,9 +1,8 @@
 """Batches of rows of like lengths, cut to one of a few lengths: less padding, few compilations.
 
-A block of a shard's rows is sorted by length and given out in groups, in an order that the seed and
-the block's number decide: the same in every shard, so that all of a batch's rows come from the same
-part of their shards' lengths. Which length a batch is cut to depends on all of its rows: it is cut
-where one process makes them all. Several processes get the same rows at their full length.
+A block of a shard's rows is sorted by length and delivered in groups, in an order that the seed and
+the block's number decide, the same in every shard, so that a batch's rows have similar lengths. A
+batch is cut only if one process makes all of its rows; several processes keep the full length.
 """
 
 import math
@@ -37,7 +36,7 @@ def order_by_length(
       examples: arrays by name.
       specs: of the rows, whose tokens count.
       size: of a group of neighbours, which stay together.
-      seed: decides the order of the groups.
+      seed: of the order of the groups.
     """
     names = token_names(specs)
     shares = [max(len(each[name]) / specs[name].length for name in names) for each in examples]

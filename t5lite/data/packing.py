@@ -13,15 +13,14 @@ def pack(
 ) -> Rows:
     """Packs examples into few rows by first-fit decreasing, no example divided or lost.
 
-    Each example goes to the first row with room for all of its arrays, after the examples that
-    are there; the largest first, unless that takes more rows, as it may with several arrays.
-    Time is O(tokens), plus O(examples * rows) of the cheapest kind for finding the row: give it
-    some hundreds of examples at a time.
+    Each example goes to the first row with room for all of its arrays, after earlier examples; the
+    largest first, unless that takes more rows, as it may with several arrays. Time is O(tokens)
+    plus O(examples * rows) to find the rows: pack some hundreds of examples at a time.
 
     Args:
       examples: arrays by name, `[n, *inner]`; of `per_example` specs `[*inner]`.
-      specs: the arrays to pack.
-      decreasing: whether the largest examples may go first; False: always in their own order.
+      specs: of the arrays to pack.
+      decreasing: whether the largest examples may go first.
 
     Returns:
       For each of `specs` an array `[rows, length, *inner]` of its dtype under its name, 0 on
@@ -48,18 +47,10 @@ def pack(
 
 
 def pad(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> Rows:
-    """Gives each example a row of its own.
+    """Returns one row for each example, as `pack` does.
 
-    Args:
-      examples: as `pack` takes them.
-      specs: likewise.
-
-    Returns:
-      What `pack` does, but `[rows, 1, *inner]` of `per_example` arrays, and for tokens
-      `name_lengths` `[rows]` int32, which says that a row holds one example.
-
-    Raises:
-      InputError: if an array is missing, too long or of another shape or type.
+    `per_example` arrays are `[rows, 1, *inner]`, and tokens also have `name_lengths` `[rows]`
+    int32, the mark of rows with one example. Arguments and errors are those of `pack`.
     """
     sizes = sizes_of(examples, specs)
     placed = _placed(
@@ -76,7 +67,7 @@ def pad(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> Rows:
 
 
 def empty_rows(specs: Mapping[str, RowSpec], num_rows: int, *, packed: bool) -> Rows:
-    """Returns rows that hold no example, as `pack` or `pad` has them."""
+    """Returns rows without examples, as of `pack` or `pad`."""
     rows = (pack if packed else pad)([], specs)
     return {
         name: np.zeros((num_rows, *values.shape[1:]), values.dtype) for name, values in rows.items()
@@ -84,10 +75,7 @@ def empty_rows(specs: Mapping[str, RowSpec], num_rows: int, *, packed: bool) -> 
 
 
 def sizes_of(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> np.ndarray:
-    """Returns the positions that each example takes in each array's rows.
-
-    Returns:
-      `[examples, arrays]` int64, arrays in the order of `specs`.
+    """Returns the positions that each example takes in each array: `[examples, arrays]` int64.
 
     Raises:
       InputError: if an array is missing, too long for a row, or of another shape or type.
@@ -126,7 +114,7 @@ def sizes_of(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> np.nd
             sizes[:, columns[name]], sizes[:, columns[spec.along]]
         ):
             raise InputError(
-                f"feature {name!r} of an example has not a value for each token of {spec.along!r}: "
+                f"feature {name!r} of an example lacks a value for each token of {spec.along!r}: "
                 "its prepare() must give both the same length"
             )
     return sizes
@@ -149,14 +137,14 @@ def _placed(
         length = filled.shape[1]
         before = np.cumsum(size) - size
         begins = rows * length + starts[spec.along or name]
-        places = np.arange(size.sum()) + np.repeat(begins - before, size)
+        positions = np.arange(size.sum()) + np.repeat(begins - before, size)
         if examples:
             join = np.stack if spec.kind == "per_example" else np.concatenate
-            filled.reshape(-1, *spec.inner)[places] = join([each[name] for each in examples])
+            filled.reshape(-1, *spec.inner)[positions] = join([each[name] for each in examples])
         placed[name] = filled
         if spec.kind == "tokens":
             ids = np.zeros(num_rows * length, np.int32)
-            ids[places] = 1 if segments is None else np.repeat(segments, size)
+            ids[positions] = 1 if segments is None else np.repeat(segments, size)
             placed[f"{name}_segment_ids"] = ids.reshape(num_rows, length)
     return placed
 
@@ -164,9 +152,9 @@ def _placed(
 def _first_fit(
     sizes: np.ndarray, limits: np.ndarray, order: Sequence[int]
 ) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Finds how many rows, and each example's `row [n]`, `offset [n, arrays]`, `segment [n]`."""
-    # By row; there are never more rows than examples. Features apart are faster than an axis.
-    first, *others = (np.zeros(len(sizes), np.int64) for _ in limits)
+    """Returns the number of rows, and examples' `row [n]`, `offset [n, arrays]`, `segment [n]`."""
+    # Room used by row, an array for each feature, which is faster than an axis of features.
+    first, *rest = (np.zeros(len(sizes), np.int64) for _ in limits)
     starts: list[list[int]] = [[0] * len(limits) for _ in range(len(sizes))]  # room used, by row
     rooms, needs = (limits - sizes).tolist(), sizes.tolist()
     rows, segments, offsets = [0] * len(sizes), [0] * len(sizes), [[0]] * len(sizes)
@@ -175,7 +163,7 @@ def _first_fit(
         # The row after the last is empty and fits whatever fits at all.
         end = len(openers) + 1
         fits = first[:end] <= rooms[i][0]
-        for used, most in zip(others, rooms[i][1:], strict=True):
+        for used, most in zip(rest, rooms[i][1:], strict=True):
             fits &= used[:end] <= most
         row = int(fits.argmax())
         if row == len(openers):
@@ -183,7 +171,7 @@ def _first_fit(
         counts[row] += 1
         rows[i], segments[i], offsets[i] = row, counts[row], starts[row]
         starts[row] = [a + b for a, b in zip(starts[row], needs[i], strict=True)]
-        for used, start in zip((first, *others), starts[row], strict=True):
+        for used, start in zip((first, *rest), starts[row], strict=True):
             used[row] = start
     # A row's first example may be its largest; as these came in random order, so do the rows.
     rank = np.empty(len(openers), np.int64)

@@ -1,4 +1,4 @@
-"""Errors of user code, said in a few lines: what failed, at which line of whose file, and why."""
+"""Errors of user code in a few lines: what failed, at which line of which file, and why."""
 
 import functools
 import inspect
@@ -14,22 +14,22 @@ from t5lite.errors import InputError
 _PACKAGE = str(Path(__file__).parent.parent)
 _FRAMEWORKS = (_PACKAGE, *map(sysconfig.get_path, ("stdlib", "purelib")))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
-# What TensorFlow puts around a message: functions before it, nodes and the op after it.
+# TensorFlow's additions to a message: functions before it, nodes and the op after it.
 _DECORATION = re.compile(
     r"^(\{\{.*?\}\} )+|Error in user-defined function .*? with iterator: \S+: "
     r"|\s*\[\[\{\{node.*|\s*\[Op:\w+\].*"
 )
 
 
-def user_error(what: str, error: BaseException, *, fix: str = "") -> InputError:
-    """Returns the error to raise where code of the user's own raised one.
+def user_error(subject: str, error: BaseException, *, fix: str = "") -> InputError:
+    """Returns the error to raise after an error of user code.
 
     Args:
-      what: failed, e.g. `"task 'mine': metric f1 (metrics.py:7)"`.
-      error: what was raised.
+      subject: that failed, e.g. `"task 'mine': metric f1 (metrics.py:7)"`.
+      error: of the user code.
       fix: another line.
     """
-    lines = [f"{what} failed", f"  {type(error).__name__}: {reason(error)}"]
+    lines = [f"{subject} failed", f"  {type(error).__name__}: {reason(error)}"]
     if frame := _frame(error):
         lines.append(f"  at {frame}")
     return InputError("\n".join([*lines, *([f"  {fix}"] if fix else [])]))
@@ -48,7 +48,7 @@ def reason(error: BaseException) -> str:
 
 
 def place_of(function: Any) -> str:
-    """Returns a function's name, and the file and line that it is written at."""
+    """Returns a function's name, file and line."""
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)
@@ -60,11 +60,11 @@ def place_of(function: Any) -> str:
 
 
 def _frame(error: BaseException) -> str | None:
-    """Returns the last line of the user's own that an exception came through."""
-    found = [(each.filename, each.lineno) for each in traceback.extract_tb(error.__traceback__)]
-    # AutoGraph and py_function write down what the traceback does not reach.
-    found += [(name, int(line)) for name, line in _FRAME.findall(str(error))]
-    for name, line in reversed(found):
+    """Returns the last line of user code in an exception's traceback."""
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    # The messages of AutoGraph and py_function name frames that the traceback lacks.
+    frames += [(name, int(line)) for name, line in _FRAME.findall(str(error))]
+    for name, line in reversed(frames):
         if os.path.isfile(name) and not name.startswith(_FRAMEWORKS) and "__autograph" not in name:
             return f"{_shown(name)}:{line}"
     return None

@@ -369,7 +369,7 @@ def test_what_is_small_is_prepared_once(monkeypatch):
                 yield example
 
     for room, times in ((2**20, 1), (2**12, 2)):
-        monkeypatch.setattr(data_validation, "_KEPT_BYTES", room)
+        monkeypatch.setattr(data_validation, "_CACHED_BYTES", room)
         validation = make().validation_batches(Watched())
         same(list(validation), list(validation))
         assert len(prepared) == 45 * times

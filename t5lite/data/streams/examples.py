@@ -1,8 +1,8 @@
-"""Endless streams with a tiny state: examples of one shard, mixtures of them, and rows.
+"""Endless streams of one shard's examples, with a tiny state.
 
-The state of a stream is a few numbers, valid JSON, that say how to get there again: `load` redoes
-the work since the last border (of a window, of a block) and drops what was given out already. A
-stream is a function of the source, the seed and its shard alone, never of hosts, threads or time.
+The state is a few numbers, valid JSON: `load` redoes the work since the start of the window and
+skips what was delivered. A stream is a function of its source, seed and shard alone, never of
+hosts, threads or time.
 """
 
 import logging
@@ -17,25 +17,24 @@ from t5lite.data.order import generator
 from t5lite.data.sources import Example, Source, count_of
 from t5lite.errors import InputError
 
-# What randomness is for, so that no two uses share a key.
-_ORDER, _SOURCE, _PREPARE, MIX = range(4)
-# Raw examples, enough to know that preparing leaves none: it may keep few, by chance.
+_ORDER, _SOURCE, _PREPARE, MIX = range(4)  # uses of randomness, in its keys
+# Raw examples, at least and at most, after which preparing is known to drop all: it may by chance.
 _FEWEST_FRUITLESS, _FRUITLESS = 500, 10_000
-_FRUITLESS_PASSES = 1000  # likewise, however many examples the source claims to have
+_FRUITLESS_PASSES = 1000  # the same, whatever number of examples the source claims
 
 _log = logging.getLogger(__name__)
 Prepare = Callable[[Iterator[Example], np.random.Generator], Iterator[Example]]
 
 
 class Stream(Protocol):
-    """An iterator of prepared examples that can be put where it once was.
+    """A resumable iterator of prepared examples.
 
     Attributes:
-      read: raw examples taken since the beginning of the run, whatever became of them.
+      read: raw examples read since the beginning of the run.
       pass_size: raw examples of this shard in an epoch, on average over the shards; None if they
         are not counted.
-      passes: completed ones, over all that this shard reads.
-      vanished: raw examples of which the objective made nothing, since the start or the last load.
+      passes: completed passes over the shard.
+      vanished: raw examples that the objective dropped, since the start or the last load.
     """
 
     @property
@@ -56,31 +55,28 @@ class Stream(Protocol):
 
     def state(self) -> Any:
         """Returns the position after the last example, as JSON."""
-        ...
 
     def load(self, state: Any) -> None:
-        """Moves to a position that `state` returned."""
-        ...
+        """Moves to a position of `state`."""
 
     def begin(self, passes: int) -> None:
-        """Moves to where so many passes are complete."""
-        ...
+        """Moves to the start of the pass number `passes`."""
 
 
 class ExampleStream:
     """Prepared examples of one shard of one source, pass after pass; see `Stream`.
 
-    Raw examples are read in windows. A window is shuffled and prepared on its own, with random
-    generators keyed by (seed, source, shard, pass, window), so that any window can be redone.
+    Raw examples are read in windows, each shuffled and prepared with random generators keyed by
+    (seed, source, shard, pass, window), so that any window can be redone.
 
     Args:
-      source: the raw examples.
-      prepare: makes trainable examples from tokenised ones, with the generator it is given.
+      source: of the raw examples.
+      prepare: makes trainable examples from tokenised ones, with a generator.
       shard: in `[0, num_shards)`.
-      num_shards: the number of streams that share the source.
+      num_shards: streams that share the source.
       seed: any integer.
       window: raw examples, > 0, that are shuffled together.
-      repeat: whether another pass follows a pass.
+      repeat: whether passes repeat.
     """
 
     def __init__(
@@ -102,18 +98,18 @@ class ExampleStream:
         self.load([0, 0, 0, 0])
 
     def state(self) -> list[int]:
-        """Returns `[pass, window, examples given out of it, raw examples read before it]`."""
+        """Returns `[pass, window, examples delivered from it, raw examples read before it]`."""
         return [self.passes, self._window, self._emitted, self._before]
 
     def load(self, state: list[int]) -> None:
-        """Moves to a position that `state` returned; the work is done when an example is needed."""
+        """Moves to a position of `state`; work is done when an example is needed."""
         self.passes, self._window, self._emitted, self._before = (
             state if len(state) == 4 else self._since_format_1(*state)
         )
         self._raw_windows: Iterator[np.ndarray] | None = None
         self._examples: Iterator[Example] | None = None
         self._num_raw = self._num_read = 0  # of the window
-        # Of late: raw examples, whole passes, and those of them that read anything.
+        # Since the last example: raw examples, whole passes, and passes that read anything.
         self._fruitless = self._fruitless_passes = self._fruitless_reads = 0
         self._pass_is_fruitful = bool(self._window or self._emitted)
         self.vanished = 0
@@ -146,7 +142,8 @@ class ExampleStream:
             self._window, self._emitted, self._num_raw, self._num_read = self._window + 1, 0, 0, 0
 
     def _next_raw(self) -> np.ndarray:
-        """Returns the raw examples of the window that the state names, or of the next pass."""
+        """Returns the raw examples of the present window, or of the next pass's first one."""
+        key = {"shard": self._shard, "num_shards": self._num_shards}
         while True:
             if self._raw_windows is None:
                 if self._window and not getattr(self._source, "seekable", True):
@@ -154,16 +151,11 @@ class ExampleStream:
                         "%s cannot seek: shard %d reads its first %d examples again to resume",
                         *(self._source.name, self._shard, self._window * self._size),
                     )
-                self._raw_windows = iter(
-                    self._source.windows(
-                        shard=self._shard,
-                        num_shards=self._num_shards,
-                        epoch=self.passes,
-                        seed=self._seed,
-                        start=self._window,
-                        size=self._size,
-                    )
+                seed, start, size = self._seed, self._window, self._size
+                windows = self._source.windows(
+                    **key, epoch=self.passes, seed=seed, start=start, size=size
                 )
+                self._raw_windows = iter(windows)
             raw = next(self._raw_windows, None)
             if raw is not None:
                 return raw
@@ -176,8 +168,7 @@ class ExampleStream:
                 raise InputError(self._nothing())
             self.passes, self._window, self._raw_windows = self.passes + 1, 0, None
             if next_epoch := getattr(self._source, "next_epoch", None):
-                which = {"shard": self._shard, "num_shards": self._num_shards}
-                self.passes = next_epoch(epoch=self.passes, **which)
+                self.passes = next_epoch(epoch=self.passes, **key)
 
     def _prepared(self, raw: np.ndarray) -> Iterator[Example]:
         key = (self._seed, self._source.name, self._shard, self.passes, self._window)
@@ -200,10 +191,10 @@ class ExampleStream:
             yield example
 
     def _is_hopeless(self) -> bool:
-        """Whether another pass, after those that gave nothing, would give nothing either."""
-        if not self._fruitless:  # no example falls to this shard
+        """Whether further passes would give nothing, as the last ones."""
+        if not self._fruitless:  # the shard has no example
             return self._fruitless_passes > self._num_shards
-        # Of few examples a shard gets others in the next pass, one of which may be of use.
+        # With few examples a shard has others in the next pass, which may be useful.
         if self._total is None:
             return self._fruitless_passes > 0
         enough = min(max(20 * self._total, _FEWEST_FRUITLESS), _FRUITLESS)
@@ -220,9 +211,9 @@ class ExampleStream:
         )
 
     def _since_format_1(self, epoch: int, window: int, emitted: int) -> list[int]:
-        """Returns about the position of a state that knew no order across windows.
+        """Returns about the position of a format-1 state, without an order across windows.
 
-        Then a shard's examples were the same in every epoch, and all of them where there were
+        In that format a shard had the same examples in every epoch, and all of them if there were
         fewer than shards.
         """
         if self._total is None or self.pass_size is None:

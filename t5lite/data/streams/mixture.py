@@ -1,4 +1,4 @@
-"""A mixture's examples, drawn at rates."""
+"""Examples of several streams, drawn at rates."""
 
 import heapq
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from t5lite.data.sources import Example
 from t5lite.data.streams.examples import MIX, Stream
 
 _CHOICES = 1024
-_DRAWS = 2**40  # more than a pass has
+_DRAWS = 2**40  # more than in a pass
 
 
 class MixtureStream:
-    """Examples of several streams, drawn with given rates; or each once; see `Stream`.
+    """Examples of several streams, drawn at rates, or once each; see `Stream`.
 
-    An epoch of a mixture is as many raw examples as all its streams have together.
+    An epoch has as many raw examples as all streams together.
 
     Args:
-      streams: what to draw from.
-      rates: relative, > 0; None: in proportion to what the streams have, or turns where that is
+      streams: to draw from.
+      rates: relative, > 0; None: in proportion to the streams' sizes, or in turns if one is
         unknown, until all have ended.
       seed: any integer.
-      shard: makes the draws of two shards differ.
+      shard: decides the draws with the seed.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class MixtureStream:
 
     @property
     def passes(self) -> int:
-        """The passes that every stream has completed."""
+        """Passes that every stream has completed."""
         return min(stream.passes for stream in self._streams)
 
     @property
     def vanished(self) -> int:
-        """Raw examples of which nothing was made, in all streams."""
+        """Raw examples that were dropped, in all streams."""
         return sum(stream.vanished for stream in self._streams)
 
     def state(self) -> dict[str, Any]:
@@ -60,12 +60,12 @@ class MixtureStream:
     def load(self, state: dict[str, Any]) -> None:
         """Moves to a position that `state` returned."""
         self._count, self._choices = state["count"], np.empty(0, np.int64)
-        for stream, each in zip(self._streams, state["streams"], strict=True):
-            stream.load(each)
+        for stream, position in zip(self._streams, state["streams"], strict=True):
+            stream.load(position)
         self._begin_turns()
 
     def begin(self, passes: int) -> None:
-        """Moves all streams to the start of a pass of their own, with draws of its own."""
+        """Moves all streams to the start of a pass, with other draws than earlier passes."""
         self.load({**self.state(), "count": passes * _DRAWS})
         for stream in self._streams:
             stream.begin(passes)
@@ -90,7 +90,7 @@ class MixtureStream:
         raise StopIteration
 
     def _next_choice(self) -> int:
-        """Returns draw number `count`, which depends on nothing but the key and the number."""
+        """Returns draw number `count`, a function of the key and the number."""
         assert self._bounds is not None
         block, at = divmod(self._count, _CHOICES)
         if at == 0 or not self._choices.size:
@@ -106,6 +106,6 @@ class MixtureStream:
         heapq.heapify(self._turns)
 
     def _share_read(self, number: int) -> float:
-        """Returns how much of a stream would be read, next example included; or how often."""
+        """Returns the fraction of a stream read with the next example; or examples read."""
         read = self._streams[number].read
         return read if self.pass_size is None else (read + 0.5) / self._sizes[number]

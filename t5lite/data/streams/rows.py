@@ -1,5 +1,6 @@
 """Rows of a stream's examples, packed or padded."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,22 +15,22 @@ from t5lite.rows import Example, Rows, RowSpec
 class RowStream:
     """Rows of a stream's examples, packed or one example to a row.
 
-    Examples are packed in blocks that would fill about `block_rows` rows, every block on its own:
-    the state is the stream's at the start of the block, and the rows given out of it.
+    Examples are packed in independent blocks of about `block_rows` rows; the state is the stream's
+    at the start of the block, and the rows delivered from it.
 
     Args:
       examples: the stream.
       specs: of the rows.
       packed: whether a row may hold several examples.
-      block_rows: larger packs tighter and starts later.
+      block_rows: a larger block packs tighter and starts later.
       like_lengths: whether rows that are not packed are ordered by length in a block, see
         `like_lengths`.
-      group_rows: neighbours in that order that stay together: those of one batch.
-      seed: decides the order of the groups.
+      group_rows: neighbours in that order that stay together: the rows of one batch.
+      seed: of the order of the groups.
 
     Attributes:
-      epoch: the passes over the data that the rows given out amount to, as every shard has its part
-        of a pass; an integer, the completed ones, where the examples are not counted.
+      epoch: passes over the data of the rows delivered; an integer, of completed ones, where the
+        examples are not counted.
     """
 
     epoch: float
@@ -52,7 +53,7 @@ class RowStream:
 
     @property
     def vanished(self) -> int:
-        """Raw examples of which nothing was made, since the start or the last load."""
+        """Raw examples that were dropped, since the start or the last load."""
         return self._examples.vanished
 
     def state(self) -> dict[str, Any]:
@@ -62,21 +63,20 @@ class RowStream:
         return position | ({"first_fit": self._first_fit} if self._first_fit else {})
 
     def load(self, state: dict[str, Any]) -> None:
-        """Moves to a position that `state` returned; the work is done when a row is needed.
+        """Moves to the position of a `state`; work is done when a row is needed.
 
-        Args:
-          state: of a version before first-fit decreasing if it has `first_fit`, the `block_rows` of
-            then: the block that was begun ends as it was packed, so that no row is lost.
+        A state with `first_fit`, its `block_rows`, is of a version before first-fit decreasing: its
+        block ends as that version packed it, so that no row is lost.
         """
         self._examples.load(state["block"])
         self._number = state.get("number", 0)
         self._start_block(taken=state["rows"])
         self._first_fit = state.get("first_fit", 0)
-        self.epoch = state.get("epoch", self.epoch)  # the stream finds out only when it reads
+        self.epoch = state.get("epoch", self.epoch)  # unknown to the stream before it reads
 
     def _start_block(self, *, taken: int) -> None:
         self._block: Rows | None = None
-        self._reads: list[int] = []  # by then, after each example of the block
+        self._reads: list[int] = []  # raw examples, by each example of the block
         self._first_fit = 0
         self._block_start, self._taken = self._examples.state(), taken
         self.epoch = self._epoch_at(self._examples.read)
@@ -95,11 +95,10 @@ class RowStream:
                 name: value[self._taken : self._taken + missing]
                 for name, value in self._block.items()
             }
-            num_rows = len(next(iter(rows.values())))
-            if num_rows:
+            if size := len(next(iter(rows.values()))):
                 parts.append(rows)
-                self._taken += num_rows
-                missing -= num_rows
+                self._taken += size
+                missing -= size
                 self._note_epoch()
             elif not self._taken:
                 break  # an empty block: the end
@@ -123,45 +122,39 @@ class RowStream:
             if end is not None and self._examples.read >= end:
                 break
         if self._like_lengths and block:
-            block = order_by_length(
-                block,
-                self._specs,
-                size=self._group_rows,
-                seed=(self._seed, self._number),
-            )
+            seed = self._seed, self._number
+            block = order_by_length(block, self._specs, size=self._group_rows, seed=seed)
         if self._packed:
             return pack(block, self._specs, decreasing=not self._first_fit)
         return pad(block, self._specs)
 
     def _end_of_pass(self) -> int | None:
-        """Returns the raw examples read by the end of the last one's pass, if a block ends there.
+        """Returns the raw examples by the end of the present pass, if a block ends with it.
 
         Rows that are ordered by length stay in their pass, so that each is seen once in it.
         """
         size = self._examples.pass_size
         if not self._like_lengths or not size:
             return None
-        passes = int(self._examples.read / size)
-        while round(passes * size) < self._examples.read:
-            passes += 1
-        return round(passes * size)
+        passes = itertools.count(int(self._examples.read / size))
+        return next(end for n in passes if (end := round(n * size)) >= self._examples.read)
 
     def _note_epoch(self) -> None:
-        """Finds out to which example the rows given out of the block go: about, if packed."""
+        """Sets the epoch of the last example in the rows delivered; about, if packed."""
         assert self._block is not None
-        given = self._taken * len(self._reads) // len(next(iter(self._block.values())))
-        # Completed passes are known only where the stream itself is.
-        if self._examples.pass_size is not None or given == len(self._reads):
-            self.epoch = self._epoch_at(self._reads[max(given, 1) - 1])
+        delivered = self._taken * len(self._reads) // len(next(iter(self._block.values())))
+        # Completed passes are known only at the stream's own position.
+        if self._examples.pass_size is not None or delivered == len(self._reads):
+            self.epoch = self._epoch_at(self._reads[max(delivered, 1) - 1])
 
     def _share(self, example: Example) -> float:
-        """Returns how much of a row an example takes, in its tightest feature."""
+        """Returns the fraction of a row that an example takes, in its tightest feature."""
         if not self._packed:
             return 1.0
         shares = (
             (1 if spec.kind == "per_example" else len(example[name])) / spec.length
             for name, spec in self._specs.items()
-            if name in example  # a missing one is packing's to report
+            if name in example  # packing reports missing ones
         )
         return max(shares, default=1.0)
 
