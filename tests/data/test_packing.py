@@ -186,7 +186,7 @@ def test_inner_dimensions_dtypes_and_values_of_examples_are_kept(to_rows):
     ("change", "message"),
     [
         ({"frames": np.zeros((2, 3), np.float16)}, r"'frames' .* shape \[3\], not \[2\]"),
-        ({"flags": np.ones(4, bool)}, "'flags' .* not a value for each token of 'frames'"),
+        ({"flags": np.ones(4, bool)}, "'flags' .* lacks a value for each token of 'frames'"),
         ({"targets": np.array([0.5])}, "'targets' .* floats and its rows uint8"),
     ],
 )
