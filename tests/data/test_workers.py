@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from small_data import Copy, make, same, take
 
-from t5lite.data import Bytes, FileData, MixtureData, ShardedData, write_shards
+from t5lite.data import Bytes, FileData, MixtureData, ShardedData, TaskData, write_shards
 from t5lite.data.batches import merge_states
 from t5lite.errors import InputError, RunError
+from t5lite.objectives import Seq2Seq
 
 HERE = Path(__file__).parent
 
@@ -77,6 +78,58 @@ def test_three_workers_make_the_batches_of_none_and_resume(tmp_path, kind):
     same(take([shared], 5), expected)
     for batches in (alone, shared, again):
         batches.close()
+
+
+# A SeqIO task with seeded randomness, as T5's span corruption has.
+SEQIO_TASK = """
+import seqio
+import tensorflow as tf
+
+@seqio.map_over_dataset(num_seeds=1)
+def shuffled(example, seed):
+    return example | {"targets": seqio.stateless_shuffle(example["targets"], seed)}
+
+def source(split, shuffle_files, seed=None):
+    texts = [f"text {i} " * (1 + i % 5) for i in range(120)]
+    return tf.data.Dataset.from_tensor_slices({"inputs": texts, "targets": texts})
+
+feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=True)
+seqio.TaskRegistry.add(
+    "shuffled_by_seed",
+    source=seqio.FunctionDataSource(source, splits=["train"]),
+    preprocessors=[seqio.preprocessors.tokenize, shuffled, seqio.preprocessors.append_eos],
+    output_features={"inputs": feature, "targets": feature},
+)
+"""
+
+
+@pytest.mark.slow
+def test_seqio_tasks_are_prepared_by_workers(tmp_path, monkeypatch):
+    (tmp_path / "shuffled_task.py").write_text(SEQIO_TASK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+
+    def batches(workers):
+        data = TaskData(
+            "shuffled_by_seed",
+            module="shuffled_task",
+            lengths={"inputs": 48, "targets": 48},
+            batch_size=8,
+            num_shards=4,
+            window=16,
+            workers=workers,
+        )
+        return data.train_batches(Seq2Seq(), seed=3)
+
+    alone, shared = batches(0), batches(2)
+    same(take([shared], 12), take([alone], 12))
+    state = json.loads(json.dumps(shared.state_dict()))
+    assert state == alone.state_dict()
+    again = batches(2)
+    again.load_state_dict(state)
+    same(take([again], 4), take([alone], 4))
+    for each in (alone, shared, again):
+        each.close()
 
 
 def test_workers_prepare_the_shards_of_one_process_of_several():
