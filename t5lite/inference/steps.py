@@ -49,8 +49,9 @@ class Steps:
 
         Decode steps would otherwise slice the stacked layers at every token. The result is a second
         copy of the layers: scoring, embedding and training read the stacked ones, which the caller
-        keeps, so that they cannot be donated. Drop the result to free it. Only `prefill`, `decode`
-        and `generate` need it; the latter prepares other parameters itself, at each call.
+        keeps, so that they cannot be donated. It is freed when the caller drops it. Only `prefill`,
+        `decode` and `generate` need it; `generate` prepares other parameters at each call, and
+        frees the copy at its end.
 
         Args:
           params: of `model`, on any mesh of these devices.
