@@ -26,10 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("packed", "seqio"),
+        choices=("packed", "shards", "seqio"),
         default="packed",
-        help="packed: rows ready to train on, for PackedData; seqio: SeqIO's own cache of the "
-        "task's tokens, which any program that uses SeqIO reads (packed)",
+        help="packed: rows ready to train on, for PackedData; shards: token ids in ArrayRecord "
+        "files, for ShardedData, with any objective; seqio: SeqIO's own cache of the task's "
+        "tokens, which any program that uses SeqIO reads (packed)",
     )
 
 
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Writes the cache of what the configuration binds to `train`, and says how to use it."""
     from t5lite.commands.configured import experiment_of
     from t5lite.data.packed.writer import write_packed
+    from t5lite.data.sharded.tokens import write_tokens
     from t5lite.reporting.bars import Bar
     from t5lite.training.claims import claimed
 
@@ -53,6 +55,19 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             f"--gin.data.TaskData.cache_dirs=\"['{arguments.output}']\"\n"
             f"elsewhere:    seqio.add_global_cache_dirs(['{arguments.output}'])"
         )
+        return
+    if arguments.format == "shards":
+        with claimed(claims, name=arguments.output), Bar(unit="records") as bar:
+            manifest = write_tokens(
+                experiment.data,
+                experiment.bound,
+                arguments.output,
+                seed=experiment.seed,
+                progress=_count(bar),
+            )
+        for split, shards in manifest.splits.items():
+            print(f"{split}: {sum(s.records for s in shards):,} records in {len(shards)} shards")
+        print(f"train on it:  t5lite train {files} --gin_file={arguments.output}/use.gin")
         return
     with claimed(claims, name=arguments.output), Bar(unit="rows") as bar:
         description = write_packed(

@@ -13,7 +13,7 @@ import pytest
 
 from t5lite import configuration, main, train
 from t5lite.commands.cache import cache_tasks
-from t5lite.data import ArrayData, Bytes, PackedData, TaskData
+from t5lite.data import ArrayData, Bytes, PackedData, ShardedData, TaskData
 from t5lite.data.importing import import_seqio
 from t5lite.objectives import Seq2Seq
 from t5lite.training.claims import claimed
@@ -61,7 +61,7 @@ def run(*arguments):
     return main.main(["cache", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("form", ["packed", "seqio"])
+@pytest.mark.parametrize("form", ["packed", "shards", "seqio"])
 def test_a_second_writer_and_no_folder_are_refused_at_once(config, tmp_path, capsys, form):
     flags = [f"--gin_file={config}", f"--format={form}"]
     with claimed(tmp_path / ".cache.claims", name="cache"):
@@ -145,3 +145,24 @@ def test_every_task_of_a_mixture_is_cached_for_seqio(tmp_path, capsys):
     assert capsys.readouterr().out.count(": train\n") == 2
     for task in tasks:
         assert (tmp_path / task.name / "COMPLETED").exists()
+
+
+def test_shards_hold_every_example_and_train(config, tmp_path):
+    folder = tmp_path / "shards"
+    assert run(f"--gin_file={config}", f"--output={folder}", "--format=shards") == 0
+    data = ShardedData(str(folder), lengths=LENGTHS, batch_size=4, num_shards=2)
+    assert data.num_examples("train") == 60
+    assert data.num_examples("validation") == 7
+    assert data.vocabulary().fingerprint == Bytes().fingerprint
+
+    def firsts(dataset):
+        ((source, *_),) = dataset.components("train", Seq2Seq())
+        examples = source.examples(np.arange(60), seed=0)
+        return sorted((e["inputs"].tolist(), e["targets"].tolist()) for e in examples)
+
+    assert firsts(data) == firsts(pairs(LENGTHS, 4))
+    bound = configuration.parse([str(config), str(folder / "use.gin")]).bindings_of(train)["data"]
+    assert isinstance(bound, ShardedData)
+    batches = bound.train_batches(Seq2Seq(), seed=0)
+    assert next(batches)["encoder_input_tokens"].any()
+    batches.close()

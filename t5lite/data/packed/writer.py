@@ -93,7 +93,8 @@ def write_packed(
             "passes": passes,
             "sha256": digest.hexdigest(),
         }
-        (writing / "use.gin").write_text(_use_gin(folder, pack=data.pack), encoding="utf-8")
+        local = str(packed_files.local_folder(folder))
+        (writing / "use.gin").write_text(use_gin("PackedData", local, pack=data.pack))
         text = json.dumps(description, indent=2) + "\n"
         (writing / packed_files.DESCRIPTION).write_text(text, encoding="utf-8")
     return description
@@ -147,14 +148,15 @@ def _write_rows(
     return counts | {"tokens": tokens, "columns": columns}
 
 
-def _use_gin(folder: str | os.PathLike, *, pack: bool) -> str:
-    return f"""# Trains on this cache: t5lite train --gin_file=CONFIG --gin_file=THIS_FILE
+def use_gin(dataset: str, folder: str, *, pack: bool) -> str:
+    """Returns a configuration that trains on a folder, by the name of a dataset's class."""
+    return f"""# Trains on this folder: t5lite train --gin_file=CONFIG --gin_file=THIS_FILE
 from __gin__ import dynamic_registration
 import t5lite
 
-t5lite.train.data = @t5lite.data.PackedData()
-t5lite.data.PackedData:
-  folder = {str(packed_files.local_folder(folder))!r}
+t5lite.train.data = @t5lite.data.{dataset}()
+t5lite.data.{dataset}:
+  folder = {folder!r}
   lengths = %TASK_FEATURE_LENGTHS
   batch_size = %BATCH_SIZE
   pack = {pack}
