@@ -216,7 +216,7 @@ def test_sharded_by_state_axes_equals_one_device():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"learning_rate": -1.0}, "Adafactor.learning_rate = -1.0"),
         ({"learning_rate": "cosine"}, "or a schedule"),
@@ -230,6 +230,6 @@ def test_sharded_by_state_axes_equals_one_device():
         ({"mu_dtype": "float16"}, "Adafactor.mu_dtype = 'float16'"),
     ],
 )
-def test_bad_settings_are_named(settings, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(InputError, match=message):
         Adafactor(**{"learning_rate": 0.1, **settings})

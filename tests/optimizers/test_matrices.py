@@ -52,7 +52,7 @@ def test_more_names_than_axes_is_an_input_error():
         matrix_view(P("embed", "mlp"), (3,))
 
 
-def test_rms_is_taken_layer_by_layer():
+def test_rms_is_computed_per_layer():
     x = jnp.stack([jnp.full((2, 3), 2.0), jnp.full((2, 3), 5.0)])
     measured = rms(x, matrix_view(P("layers", "embed", "mlp"), x.shape))
     np.testing.assert_allclose(measured, np.array([2.0, 5.0]).reshape(2, 1, 1), rtol=1e-6)

@@ -129,7 +129,7 @@ def test_solves_a_quadratic(make, settings, rate, decay):
 
 
 @row
-def test_the_schedule_is_asked_from_step_zero(make, settings, rate, decay, run, request):
+def test_the_schedule_is_evaluated_from_step_zero(make, settings, rate, decay, run, request):
     """A rate of zero changes nothing; any other changes every parameter."""
     params = draw(0)
     assert not any(changed(run(request)(params, [draw(1)]), params))
@@ -324,7 +324,7 @@ def test_optax_schedules_work_where_promotion_is_strict(make):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: AdamW(0.1, b1=1.0), r"AdamW\.b1 = 1\.0"),
         (lambda: AdamW(0.1, epsilon=0), r"AdamW\.epsilon = 0"),
@@ -336,6 +336,6 @@ def test_optax_schedules_work_where_promotion_is_strict(make):
         (lambda: FromOptax(optax.adam(0.1), 0.1), "without brackets"),
     ],
 )
-def test_bad_settings_are_named(make, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(InputError, match=message):
         make()

@@ -48,7 +48,7 @@ def test_is_a_float32_scalar_for_every_kind_of_step(schedule):
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "wsd"])
-def test_ends_where_it_was_told_and_stays_there(name):
+def test_stays_at_its_end_value(name):
     np.testing.assert_allclose(curve(ROWS[name], [TOTAL, TOTAL + 1, 10 * TOTAL]), 0.1, rtol=1e-6)
     assert float(ROWS[name](TOTAL - 1)) > 0.1
 
@@ -87,7 +87,7 @@ def test_rsqrt_without_climb_is_the_t5_paper():
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "said"),
+    ("name", "settings", "message"),
     [
         ("constant", {"peak": -1.0}, "constant.peak = -1.0"),
         ("constant", {"peak": "1e-3"}, "constant.peak = '1e-3'"),
@@ -112,6 +112,6 @@ def test_rsqrt_without_climb_is_the_t5_paper():
         ),
     ],
 )
-def test_bad_settings_are_named(name, settings, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_settings_are_named(name, settings, message):
+    with pytest.raises(InputError, match=message):
         getattr(schedules, name)(**settings)

@@ -42,7 +42,7 @@ def test_every_device_gets_its_rows_and_columns():
     assert len({str(shard.index) for shard in array.addressable_shards}) == 8
 
 
-def test_what_belongs_to_a_row_is_divided_by_rows_alone():
+def test_per_row_arrays_are_sharded_by_rows_alone():
     mesh = make_mesh(LAYOUT)
     rows = {
         "labels": np.arange(8 * 3, dtype=np.float32).reshape(8, 3),  # 3 does not divide over seq
@@ -120,5 +120,5 @@ def test_rows_of_processes_follow_the_mesh_and_may_be_shared():
         devices[at] = Device(at, process)
     layout = Layout({"fsdp": 8, "tensor": 2})
     rows = process_rows(layout, Mesh(devices.reshape(1, 8, 1, 2, 1), MESH_AXES), 8)
-    found = {process: each.tolist() for process, each in rows.items()}
-    assert found == {0: [0, 3, 7], 1: [1, 2], 2: [3, 6, 7], 3: [4, 5]}
+    actual = {process: each.tolist() for process, each in rows.items()}
+    assert actual == {0: [0, 3, 7], 1: [1, 2], 2: [3, 6, 7], 3: [4, 5]}

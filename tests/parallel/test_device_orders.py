@@ -46,11 +46,13 @@ def check_rows(layout, mesh):
         start, stop, _ = held.indices(data.batch_size)
         of_process.setdefault(device.process_index, set()).add((start, stop))
     for process, parts in of_process.items():
-        made = np.concatenate([shard * size + np.arange(size) for shard in shards[process]])
-        np.testing.assert_array_equal(made, rows[process])
+        global_rows = np.concatenate([shard * size + np.arange(size) for shard in shards[process]])
+        np.testing.assert_array_equal(global_rows, rows[process])
         # As `jax.make_array_from_process_local_data` does: parts in the order of their rows.
         parts = sorted(parts)
-        np.testing.assert_array_equal(made, np.concatenate([np.arange(*part) for part in parts]))
+        np.testing.assert_array_equal(
+            global_rows, np.concatenate([np.arange(*part) for part in parts])
+        )
 
 
 # Axes longer than a host's four or eight chips.

@@ -56,8 +56,8 @@ def traced(mesh, gradient_dtype, dtype="bfloat16"):
     return list(equations(jaxpr)), program
 
 
-def dtypes(found, *names):
-    chosen = [each for each in found if each.primitive.name in names]
+def dtypes(actual, *names):
+    chosen = [each for each in actual if each.primitive.name in names]
     return [each.outvars[0].aval.dtype.name for each in chosen]
 
 
@@ -70,34 +70,34 @@ def num_terms(equation):
 
 
 @pytest.mark.parametrize("gradient_dtype", ["float32", "compute"])
-def test_sums_over_rows_are_float32_and_travel_as_asked(gradient_dtype):
-    found, program = traced({"fsdp": 8}, gradient_dtype)
+def test_sums_over_rows_are_float32_and_exchanged_in_the_gradient_dtype(gradient_dtype):
+    actual, program = traced({"fsdp": 8}, gradient_dtype)
     travels = {"float32": "float32", "compute": "bfloat16"}[gradient_dtype]
-    scattered = dtypes(found, "reduce_scatter")
+    scattered = dtypes(actual, "reduce_scatter")
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(program.state.params)]
     matrices = [path for path in paths if path[-1].key in ("kernel", "embedding")]
     # One for each matrix and table, and one more for the table that the logits share.
     assert len(scattered) == len(matrices) + 1
     assert set(scattered) == {travels}
     # What travels was added up in float32 on each device.
-    parts = [each for each in found if each.primitive.name == "shard_map"]
+    parts = [each for each in actual if each.primitive.name == "shard_map"]
     local = [each for part in parts for each in equations(part.params["jaxpr"])]
     assert set(dtypes(local, "dot_general", "scatter-add")) == {"float32"}
     # Nothing else adds up more than a few numbers of bfloat16.
-    for each in found:
+    for each in actual:
         if each.primitive.name in ("reduce_sum", "scatter-add"):
             dtype = each.outvars[0].aval.dtype
             assert dtype.itemsize >= 4 or num_terms(each) < 16, each
 
 
-def test_where_nothing_is_scattered_it_travels_as_asked_too():
-    found, _ = traced({"data": 8}, "compute")
-    sums = dtypes(found, "psum", "psum_invariant")
+def test_all_reduced_gradients_are_exchanged_in_the_gradient_dtype_too():
+    actual, _ = traced({"data": 8}, "compute")
+    sums = dtypes(actual, "psum", "psum_invariant")
     assert "bfloat16" in sums
-    assert not dtypes(found, "reduce_scatter")
+    assert not dtypes(actual, "reduce_scatter")
     # Otherwise it is left to the compiler, which adds up what it is given.
-    found, _ = traced({"data": 8}, "float32")
-    assert not dtypes(found, "psum", "psum_invariant", "shard_map")
+    actual, _ = traced({"data": 8}, "float32")
+    assert not dtypes(actual, "psum", "psum_invariant", "shard_map")
 
 
 def test_a_gradient_dtype_that_does_not_exist():

@@ -18,8 +18,8 @@ from t5lite.training import initial_state, state_axes, transformation
 
 
 def shape(mesh, devices=None):
-    made = make_mesh(Layout(mesh), devices)
-    return {axis: size for axis, size in made.shape.items() if size > 1}
+    arranged = make_mesh(Layout(mesh), devices)
+    return {axis: size for axis, size in arranged.shape.items() if size > 1}
 
 
 def test_sizes_of_a_mesh():
@@ -122,9 +122,9 @@ def test_every_axis_of_every_preset_has_a_rule(name, monkeypatch):
 @pytest.mark.parametrize("name", ["t5_base", "t5_1_1_base"])
 def test_every_axis_of_an_optimizers_state_has_a_rule_and_fits_its_array(name, optimizer):
     model = Model(preset(name))
-    made = transformation(optimizer, model.axes(), model.shapes())
+    optimizer = transformation(optimizer, model.axes(), model.shapes())
     key = jax.random.key(0)
-    state = jax.eval_shape(lambda params: initial_state(params, made, rng=key), model.shapes())
+    state = jax.eval_shape(lambda params: initial_state(params, optimizer, rng=key), model.shapes())
     named = state_axes(state, model.axes(), optimizer)
     placed = shardings(named, PARAMETERS, make_mesh(Layout({"fsdp": 4, "tensor": 2})))
     split = [

@@ -144,9 +144,9 @@ def test_a_layout_is_one_device_in_less_memory(fragment, topology):
     program = program_of(topology, layout, jax.devices(), experts=experts)
     params, expected = alone(topology, experts)
     state, metrics = after_a_step(program, topology, params)
-    found = jax.device_get((state.params, metrics["loss"], metrics["gradient_norm"]))
+    actual = jax.device_get((state.params, metrics["loss"], metrics["gradient_norm"]))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), actual, expected
     )
 
     # The bytes on each device, of the arrays themselves.
@@ -170,9 +170,9 @@ def test_a_head_that_all_queries_share_is_on_every_device(monkeypatch):
     params, expected = alone.__wrapped__("decoder", False)
     program = program_of("decoder", layout_of("fsdp_tensor"), jax.devices())
     state, metrics = after_a_step(program, "decoder", params)
-    found = jax.device_get((state.params, metrics["loss"], metrics["gradient_norm"]))
+    actual = jax.device_get((state.params, metrics["loss"], metrics["gradient_norm"]))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), actual, expected
     )
     attention = state.params["decoder"]["layers"]["block_0"]["attention"]
     shards = {name: attention[name]["kernel"].sharding.shard_shape for name in ("query", "key")}
@@ -187,12 +187,12 @@ def program_axes(topology, experts):
 
 
 def momentum(state):
-    (found,) = [
+    (actual,) = [
         leaf.trace
         for leaf in jax.tree.leaves(state.opt_state, is_leaf=has_trace)
         if has_trace(leaf)
     ]
-    return found
+    return actual
 
 
 def has_trace(leaf):
@@ -205,7 +205,7 @@ def test_experts_are_reached_all_to_all():
     assert " all-to-all(" in text
 
 
-def test_a_sequence_is_spread_along_its_length():
+def test_a_sequence_is_sharded_along_its_length():
     program = program_of("decoder", layout_of("sequence"), jax.devices())
     shape = program.batch["decoder_input_tokens"]
     assert shape.sharding.shard_shape(shape.shape) == (BATCH // 4, LENGTH // 2)
@@ -259,13 +259,13 @@ def test_options_are_for_their_platform_alone():
         Layout(compiler_options={"cpus": {}})
 
 
-def test_sums_of_gradients_are_scattered_as_they_are_made():
+def test_gradients_are_reduce_scattered_per_layer():
     """Of what FSDP adds up, no device gets more than its part: but for the norms' few numbers."""
     for fragment in ("fsdp", "fsdp_2d"):
         program = program_of("encoder_decoder", layout_of(fragment), jax.devices())
         text = program.step.lower(program.state, program.batch).compile().as_text()
-        found = hlo.read(text).collectives
+        actual = hlo.read(text).collectives
         num_params = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
         share = 7 / 8 * 4 * num_params
-        assert 0.9 * share < found["reduce-scatter"].bytes < 1.1 * share
-        assert found["all-reduce"].bytes < 0.25 * share
+        assert 0.9 * share < actual["reduce-scatter"].bytes < 1.1 * share
+        assert actual["all-reduce"].bytes < 0.25 * share

@@ -158,7 +158,7 @@ def test_when_one_is_killed_the_other_ends_and_one_process_resumes(
     assert_close(model_dir, alone)
 
 
-def test_what_is_saved_is_said_also_if_a_collective_failed_first(
+def test_notes_are_printed_also_if_a_collective_failed_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(processes, "_NOTES", [])
@@ -258,7 +258,7 @@ def test_without_process_0_the_others_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_when_one_fails_the_others_know_which(tmp_path: Path) -> None:
+def test_all_processes_name_the_failed_one(tmp_path: Path) -> None:
     processes = Processes(4, tmp_path / "run", STEPS=200, FAILS_AT=5)
     assert processes.wait() == [1, 1, 1, 1]
     assert "the disk of process 1 is full" in processes.said(1)
@@ -313,7 +313,7 @@ def test_two_processes_save_by_one_clock(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_notice_ends_what_has_nothing_to_save_at_once(alone: Path) -> None:
+def test_sigterm_ends_runs_without_state_at_once(alone: Path) -> None:
     mark = alone / "process_1_step_8"
     mark.unlink(missing_ok=True)
     processes = Processes(2, alone, verb="evaluate", SECONDS=SECONDS)
@@ -325,7 +325,7 @@ def test_a_notice_ends_what_has_nothing_to_save_at_once(alone: Path) -> None:
     assert "t5lite: process 1 of 2 is gone" in processes.said(0)
 
 
-def test_a_mistake_is_said_as_if_there_were_one_process(tmp_path: Path) -> None:
+def test_an_input_error_is_printed_as_by_one_process(tmp_path: Path) -> None:
     processes = Processes(2, tmp_path / "run", '--gin.t5lite.parallel.Layout.mesh={"data": 3}')
     assert processes.wait() == [2, 2]
     for index in (0, 1):
@@ -349,7 +349,7 @@ def test_who_stays_alone_says_so(index: int, tmp_path: Path) -> None:
     assert "within 1 s" in processes.said(index)
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: Any) -> None:
+def test_a_port_in_use_is_named(tmp_path: Path, capsys: Any) -> None:
     with socket.create_server(("", 0)) as server:
         flags = [
             f"--coordinator_address=localhost:{server.getsockname()[1]}",
@@ -365,7 +365,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("inputs", "message"),
     [
         (("localhost:1", None, 0), "--num_processes missing"),
         (("localhost", 2, 0), "--coordinator_address=localhost: must be HOST:PORT"),
@@ -374,9 +374,9 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: Any) -> None:
         (("localhost:1", 2, 2), "--process_id=2: must be from 0 to 1"),
     ],
 )
-def test_flags_that_make_no_group_are_refused(given: tuple, message: str) -> None:
+def test_flags_that_make_no_group_are_refused(inputs: tuple, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        group(*given)
+        group(*inputs)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, math.nan, math.inf])
@@ -406,7 +406,7 @@ SLURM = {
         ({"JAX_PLATFORMS": "tpu", "MEGASCALE_NUM_SLICES": "2"}, True),
     ],
 )
-def test_clusters_are_known_by_their_environment(
+def test_clusters_are_detected_by_their_environment(
     environment: dict[str, str], several: bool, monkeypatch: Any
 ) -> None:
     for name in (*SLURM, "SLURM_NTASKS", "JAX_PLATFORMS"):
@@ -423,8 +423,8 @@ def metadata_server(answers: dict[str, str]) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             text = answers.get(self.path.rpartition("/")[2])
-            asked = self.headers["Metadata-Flavor"] == "Google"
-            self.send_response(200 if text is not None and asked else 404)
+            calls = self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200 if text is not None and calls else 404)
             self.end_headers()
             self.wfile.write((text or "").encode())
 
@@ -446,7 +446,7 @@ def metadata_server(answers: dict[str, str]) -> Iterator[str]:
         ({}, False),
     ],
 )
-def test_a_cloud_machine_with_a_tpu_is_asked(
+def test_the_metadata_server_of_a_tpu_vm_is_queried(
     answers: dict[str, str], several: bool, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from t5lite.parallel import gather
 
 
-def test_alone_there_is_ones_own_value():
+def test_a_single_process_gathers_its_value():
     value = {"shards": {"0": [1, 2]}}
     assert gather(value) == [value]
 

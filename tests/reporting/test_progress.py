@@ -20,7 +20,7 @@ class Clock:
         return self.now
 
 
-def test_rates_are_what_happened_over_the_time_it_took():
+def test_rates_are_counts_over_elapsed_time():
     clock = Clock()
     meter = Meter(peak=1000.0, clock=clock)
     for _ in range(4):
@@ -43,7 +43,7 @@ def test_rates_are_what_happened_over_the_time_it_took():
     assert (second.utilisation, second.input_wait) == (0.0, 0.0)
 
 
-def test_few_steps_are_read_together_with_those_before_them():
+def test_few_steps_are_read_together_with_earlier_ones():
     clock = Clock()
     meter = Meter(clock=clock)
     for _ in range(3):
@@ -82,7 +82,7 @@ def test_a_reading_during_a_pause_counts_the_rest_of_the_pause_out():
     assert meter.read().tokens_per_second == 5.0
 
 
-def test_a_reading_at_once_is_no_division_by_zero():
+def test_an_immediate_reading_does_not_divide_by_zero():
     assert Meter(clock=Clock()).read().tokens_per_second == 0.0
 
 
@@ -196,7 +196,7 @@ def test_a_terminal_gets_a_bar_and_texts_above_it(capsys):
         ({"tokens": 1000}, Position(9, 1009), "step 9, 1.01k/1.00k tokens (100%)"),
     ],
 )
-def test_progress_is_told_in_what_the_run_is_measured(limits, position, line):
+def test_progress_is_shown_in_the_units_of_the_limits(limits, position, line):
     stream = io.StringIO()
     progress = Progress(Duration(**limits), seconds=0.0, stream=stream, clock=Clock())
     progress.begin(Position(1))
@@ -204,7 +204,7 @@ def test_progress_is_told_in_what_the_run_is_measured(limits, position, line):
     assert stream.getvalue() == f"{line}\n"
 
 
-def test_the_time_left_is_judged_by_what_ends_the_run():
+def test_the_time_left_follows_the_nearest_limit():
     clock, stream = Clock(), io.StringIO()
     progress = Progress(Duration(tokens=1000), seconds=0.0, stream=stream, clock=clock)
     progress.update(Position(1, 100))

@@ -84,8 +84,8 @@ def test_every_part_is_there(page):
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert anchors < set(ids)
-    asked = re.findall(r'getElementById\("(\w+)"\)', page.code)
-    assert set(asked) <= set(ids)
+    calls = re.findall(r'getElementById\("(\w+)"\)', page.code)
+    assert set(calls) <= set(ids)
 
 
 def test_it_fetches_nothing(page):
@@ -200,18 +200,18 @@ def test_long_series_are_thinned_and_keep_their_ends_and_extremes(count):
 def test_the_gap_compares_with_the_training_just_before():
     train = Series.of({step: 10.0 - step for step in range(1, 41)})
     held_out = Series.of({0: 1.0, 4: 7.0, 8: math.nan, 40: -20.0})
-    found = gap(train, held_out)
-    assert found.steps.tolist() == [4, 40]
+    actual = gap(train, held_out)
+    assert actual.steps.tolist() == [4, 40]
     # The steps 1 to 4, and of 5 to 40 the last ten.
-    assert found.values.tolist() == [7.0 - 7.5, -20.0 - (10 - 35.5)]
+    assert actual.values.tolist() == [7.0 - 7.5, -20.0 - (10 - 35.5)]
 
 
 def test_each_metric_is_drawn_once(run):
     record = read_record(run)
-    charts = [chart for found in sections([record]).values() for chart in found]
-    found = [line.series for chart in charts for line in chart.lines]
-    drawn = [name for name, series in record.series.items() if any(s is series for s in found)]
-    assert len(found) == len(drawn) + 1  # the gap is nobody's metric
+    charts = [chart for actual in sections([record]).values() for chart in actual]
+    actual = [line.series for chart in charts for line in chart.lines]
+    drawn = [name for name, series in record.series.items() if any(s is series for s in actual)]
+    assert len(actual) == len(drawn) + 1  # the gap is nobody's metric
     assert set(record.series) - set(drawn) == {"train/tokens", "train/epoch"}
 
 
@@ -236,7 +236,7 @@ def test_losses_of_a_mixtures_parts_share_a_chart(tmp_path):
         ({}, None),
     ],
 )
-def test_how_much_is_done(tmp_path, ends, expected):
+def test_finished_share(tmp_path, ends, expected):
     nothing = {"headline": "", "data": "", "parameters": [], "examples": [], "versions": {}}
     describe_run(tmp_path, **nothing, seed=0, started=0.0, **ends)
     JsonLines(tmp_path).write(200, {"train/tokens": 75, "train/epoch": 0.5})
@@ -244,8 +244,8 @@ def test_how_much_is_done(tmp_path, ends, expected):
 
 
 def test_bindings_are_compared_without_their_layout():
-    found = bindings("# a = 1\nA = 2\nx.y/b.c = \\\n  {'k': 1,\n   'l': 2}\nt.model_dir = 'x'\n")
-    assert found == {"A": "2", "x.y/b.c": "{'k': 1, 'l': 2}"}
+    actual = bindings("# a = 1\nA = 2\nx.y/b.c = \\\n  {'k': 1,\n   'l': 2}\nt.model_dir = 'x'\n")
+    assert actual == {"A": "2", "x.y/b.c": "{'k': 1, 'l': 2}"}
 
 
 @pytest.mark.parametrize(

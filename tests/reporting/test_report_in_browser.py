@@ -45,19 +45,19 @@ def test_the_charts_are_drawn_and_answer(tmp_path, runs):
     late = f"<script>setTimeout(() => {{{USE}}}, 500)</script></body>"
     (tmp_path / "page.html").write_text(page.replace("</body>", late), encoding="utf-8")
     address = (tmp_path / "page.html").as_uri()
-    done = subprocess.run(
+    finished = subprocess.run(
         [BROWSER, *FLAGS, f"--user-data-dir={tmp_path}/profile", "--dump-dom", address],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    charts = re.findall(r"<figure", done.stdout)
-    assert len(re.findall(r"<svg role=\"img\"", done.stdout)) == len(charts)
-    seen = dict(re.findall(r'data-(pointed|shown|zoomed|paths|page)="([^"]*)"', done.stdout))
+    assert not [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
+    charts = re.findall(r"<figure", finished.stdout)
+    assert len(re.findall(r"<svg role=\"img\"", finished.stdout)) == len(charts)
+    seen = dict(re.findall(r'data-(pointed|shown|zoomed|paths|page)="([^"]*)"', finished.stdout))
     assert int(seen["pointed"]) == len(charts)
     assert re.match(r"step \d+", seen["shown"])
     assert seen["zoomed"] == "true"
     assert seen["paths"] == ("1" if runs == 1 else "2")  # one run's lines, or one line, hidden
     assert seen["page"] == "step 700"
-    assert 'data-theme="dark"' in done.stdout
+    assert 'data-theme="dark"' in finished.stdout

@@ -40,7 +40,7 @@ def test_a_second_run_appends(tmp_path):
 
 
 @pytest.mark.parametrize("cut", ['{"step": 3, "lo', '{"step": 2}', "\n", "[1]\n"])
-def test_rewinding_drops_what_came_after_and_what_a_crash_cut_off(tmp_path, cut):
+def test_rewinding_drops_later_and_incomplete_lines(tmp_path, cut):
     writer = JsonLines(tmp_path)
     writer.rewind(0)
     for step in (1, 2, 2, 3, 4):
@@ -146,7 +146,7 @@ def use(writer):
     writer.close()
 
 
-def test_all_writers_get_what_they_take():
+def test_all_writers_get_their_calls():
     plain, full = Recorder(), TextRecorder()
     use(Writers([plain, full]))
     assert plain.calls == [(5, {"loss": 1.0}), "closed"]
@@ -189,11 +189,11 @@ def texts(folder):
 def test_json_lines_keep_texts_and_forget_those_after_a_step(tmp_path):
     clock = iter(range(100, 200)).__next__
     writer = JsonLines(tmp_path / "new", clock=clock)
-    said = "ein „Wort“,\nzwei\u2028drei"
-    writer.text(np.int64(1), "samples", said)
+    message = "ein „Wort“,\nzwei\u2028drei"
+    writer.text(np.int64(1), "samples", message)
     writer.text(2, "samples", "later")
     assert texts(tmp_path / "new") == [
-        {"step": 1, "time": 100, "name": "samples", "text": said},
+        {"step": 1, "time": 100, "name": "samples", "text": message},
         {"step": 2, "time": 101, "name": "samples", "text": "later"},
     ]
     assert not writer.path.exists()
@@ -202,7 +202,7 @@ def test_json_lines_keep_texts_and_forget_those_after_a_step(tmp_path):
     writer.rewind(1)
     writer.text(2, "samples", "again")
     assert [(line["step"], line["text"]) for line in texts(tmp_path / "new")] == [
-        (1, said),
+        (1, message),
         (2, "again"),
     ]
 
@@ -223,8 +223,8 @@ def mlflow(tmp_path, monkeypatch):
     client = MlflowClient(uri)
 
     def runs():
-        found = client.get_experiment_by_name("t5lite")
-        return client.search_runs([found.experiment_id]) if found else []
+        actual = client.get_experiment_by_name("t5lite")
+        return client.search_runs([actual.experiment_id]) if actual else []
 
     def history(run_id, name):
         return [(each.step, each.value) for each in client.get_metric_history(run_id, name)]
@@ -268,13 +268,13 @@ def test_mlflow_resumes_the_run_and_begins_another_at_step_0(mlflow):
     assert len(mlflow.runs()) == 2
 
 
-def test_mlflow_says_what_it_needs(tmp_path, monkeypatch):
+def test_a_missing_mlflow_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda library: None)
     with pytest.raises(InputError, match=r"pip install 't5lite\[mlflow\]'"):
         MLflow(tmp_path)
 
 
-def test_mlflow_says_which_server_it_lacks(tmp_path):
+def test_an_unreachable_mlflow_server_is_named(tmp_path):
     pytest.importorskip("mlflow", reason="needs mlflow-skinny")
     with pytest.raises(InputError, match=r"set MLflow.tracking_uri or \$MLFLOW_TRACKING_URI"):
         MLflow(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/x.db").rewind(0)

@@ -134,19 +134,19 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
 def test_restores_onto_another_mesh(tmp_path, shape, spec):
     state = make_state(5)
     save_steps(tmp_path, 5)
-    wanted = abstract(make_state(0, mesh=make_mesh(*shape), spec=PartitionSpec(*spec)))
+    expected = abstract(make_state(0, mesh=make_mesh(*shape), spec=PartitionSpec(*spec)))
     with Checkpoints().open(tmp_path) as checkpointer:
-        restored = checkpointer.restore(wanted).state
+        restored = checkpointer.restore(expected).state
     assert_same(restored, state)
-    for leaf, want in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
+    for leaf, want in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
         assert leaf.sharding == want.sharding
 
 
 def test_leaves_without_sharding_come_back_as_numpy(tmp_path):
     save_steps(tmp_path, 5)
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_state(5))
+    expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_state(5))
     with Checkpoints().open(tmp_path) as checkpointer:
-        restored = checkpointer.restore_step(5, wanted).state
+        restored = checkpointer.restore_step(5, expected).state
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(restored))
     assert_same(restored, make_state(5))
 
@@ -220,22 +220,22 @@ def test_without_a_best_metric_only_the_newest_stay(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["4", "5"]
 
 
-def test_what_was_just_saved_stays_even_below_an_older_number(tmp_path):
+def test_the_latest_save_stays_even_below_an_older_number(tmp_path):
     folder = save_steps(tmp_path, 10, 20, 15, keep=1)
     assert [path.name for path in folder.iterdir()] == ["15"]
 
 
-def test_a_misspelt_best_metric_is_told_once(tmp_path):
-    told = []
-    with Checkpoints(best="validation/los").open(tmp_path, warn=told.append) as checkpointer:
+def test_a_misspelt_best_metric_is_reported_once(tmp_path):
+    messages = []
+    with Checkpoints(best="validation/los").open(tmp_path, warn=messages.append) as checkpointer:
         checkpointer.save(1, make_state(1), progress={})
         for step in (2, 3):
             metrics = {"validation/loss": 1.0}
             checkpointer.save(step, make_state(step), progress={}, metrics=metrics)
         assert checkpointer.best_step is None
-    assert len(told) == 1
-    assert "validation/los'" in told[0]
-    assert "nearest: validation/loss" in told[0]
+    assert len(messages) == 1
+    assert "validation/los'" in messages[0]
+    assert "did you mean validation/loss?" in messages[0]
 
 
 # What does not fit.
@@ -256,12 +256,12 @@ def replaced(state, **params):
 )
 def test_a_state_that_does_not_fit_is_an_error_and_no_damage(tmp_path, scale, message):
     save_steps(tmp_path, 1, 2)
-    told = []
-    with Checkpoints().open(tmp_path, warn=told.append) as checkpointer:
+    messages = []
+    with Checkpoints().open(tmp_path, warn=messages.append) as checkpointer:
         with pytest.raises(InputError, match=rf"params/scale.*{message}"):
             checkpointer.restore(replaced(abstract(make_state()), scale=scale))
         assert checkpointer.steps() == [1, 2]
-    assert told == []
+    assert messages == []
 
 
 def test_a_long_list_of_differences_is_cut_short(tmp_path):
@@ -337,15 +337,15 @@ def empty_folder(step):
 )
 def test_a_damaged_newest_checkpoint_falls_back_and_is_replaced(tmp_path, damage):
     damage(save_steps(tmp_path, 1, 2, 3, keep=3) / "3")
-    told = []
+    messages = []
     config = Checkpoints(keep=2, best="loss")
-    with config.open(tmp_path, warn=told.append) as checkpointer:
+    with config.open(tmp_path, warn=messages.append) as checkpointer:
         restored = checkpointer.restore(abstract(make_state()))
         assert_same(restored.state, make_state(2))
         assert (restored.step, restored.progress) == (2, {"position": 2})
         assert checkpointer.save(3, make_state(3), progress={"position": 3}) is True
         assert checkpointer.restore(abstract(make_state())).step == 3
-    (message,) = told
+    (message,) = messages
     assert str(tmp_path / "checkpoints" / "3") in message
     assert "trying the one before" in message
     assert len(message.splitlines()) == 1
@@ -379,21 +379,21 @@ def test_a_damaged_checkpoint_is_not_the_best(tmp_path):
         assert checkpointer.best_step is None
 
 
-def test_with_every_checkpoint_damaged_nothing_starts_anew(tmp_path):
+def test_with_every_checkpoint_damaged_no_run_restarts(tmp_path):
     folder = save_steps(tmp_path, 1, 2)
     spoil_progress(folder / "1")
     remove_manifest(folder / "2")
-    told = []
+    messages = []
     with (
-        Checkpoints().open(tmp_path, warn=told.append) as checkpointer,
+        Checkpoints().open(tmp_path, warn=messages.append) as checkpointer,
         pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* can be read"),
     ):
         checkpointer.restore(abstract(make_state()))
-    assert len(told) == 2
+    assert len(messages) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
 
-def test_what_is_no_checkpoint_is_ignored_and_leftovers_are_cleared(tmp_path):
+def test_other_folders_are_ignored_and_leftovers_are_cleared(tmp_path):
     folder = save_steps(tmp_path, 1)
     for leftover in ("2.orbax-checkpoint-tmp", "7.orbax-checkpoint-tmp"):
         shutil.copytree(folder / "1", folder / leftover)
@@ -423,10 +423,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path], check=False, capture_output=True, timeout=120
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert finished.returncode == -signal.SIGKILL, finished.stderr.decode()
     folder = tmp_path / "checkpoints"
     assert not (folder / "2").exists()
     assert any(path.name.startswith("2.orbax") for path in folder.iterdir())
@@ -491,7 +491,7 @@ def test_a_run_may_go_on_after_a_failed_save(tmp_path, monkeypatch):
 # Bad input.
 
 
-def test_a_model_dir_that_cannot_be_made_is_an_early_error(tmp_path):
+def test_an_unwritable_model_dir_is_an_early_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"model_dir = '.*file/run' cannot be written"):
         Checkpoints().open(tmp_path / "file" / "run")
@@ -521,7 +521,7 @@ def test_bad_configuration_names_the_field(field, value):
 
 
 @pytest.mark.parametrize("folder", ["gs://bucket/run", "s3://bucket/run"])
-def test_object_stores_are_not_taken_for_local_folders(folder, monkeypatch):
+def test_object_stores_are_no_local_folders(folder, monkeypatch):
     made = []
     monkeypatch.setattr(type(epath.Path(folder)), "mkdir", lambda path, **_: made.append(str(path)))
     monkeypatch.setattr(type(epath.Path(folder)), "write_text", lambda *_: 1 / 0)
@@ -539,7 +539,7 @@ def test_relative_folders_work(tmp_path, monkeypatch):
 # Parameters alone.
 
 
-def test_parameters_are_found_from_every_folder(tmp_path):
+def test_parameters_load_from_every_folder(tmp_path):
     folder = save_steps(tmp_path, 1, 2)
     for place, step in ((tmp_path, 2), (str(folder), 2), (folder / "1", 1)):
         loaded = load_params(place)
@@ -553,8 +553,8 @@ def test_parameters_are_found_from_every_folder(tmp_path):
 
 def bytes_read():
     metrics = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/")
-    (found,) = [m for m in metrics if m["name"].endswith("bytes_read")]
-    return found["values"][0]["value"]
+    (actual,) = [m for m in metrics if m["name"].endswith("bytes_read")]
+    return actual["values"][0]["value"]
 
 
 def test_only_the_parameters_are_read_from_the_disk(tmp_path):
@@ -569,7 +569,7 @@ def test_only_the_parameters_are_read_from_the_disk(tmp_path):
     assert 0 < middle - before < 100_000 < 1_000_000 < bytes_read() - middle
 
 
-def test_parameters_come_in_the_dtype_and_sharding_asked_for(tmp_path):
+def test_parameters_load_in_the_requested_dtype_and_sharding(tmp_path):
     save_steps(tmp_path, 4)
     sharding = NamedSharding(make_mesh(2, 2), PartitionSpec("model", "data"))
     like = {
@@ -657,7 +657,7 @@ def test_another_part_of_the_state_can_be_read(tmp_path):
         load_params(tmp_path, part="extra/emas")
 
 
-def test_damaged_parameters_are_an_error_that_says_where(tmp_path):
+def test_damaged_parameters_are_an_error_that_names_the_folder(tmp_path):
     folder = save_steps(tmp_path, 1, 2)
     truncate_data(folder / "2")
     with pytest.raises(
@@ -725,10 +725,10 @@ def test_two_processes_save_restore_and_fall_back_together(tmp_path):
     results = [process.communicate(timeout=120) for process in processes]
     for index, (out, err) in enumerate(results):
         assert processes[index].returncode == 0, err
-        first, at_3, second, at_2, steps, told, params = json.loads(out.splitlines()[-1])
+        first, at_3, second, at_2, steps, messages, params = json.loads(out.splitlines()[-1])
         mine = np.arange(8.0).reshape(2, 4)[index]
         assert (first, at_3) == (3, (mine * 3).tolist())
         assert (second, at_2) == (2, (mine * 2).tolist())
         assert steps == [2, 4]
-        assert ("lost" if index else "another process") in told[0]
+        assert ("lost" if index else "another process") in messages[0]
         assert params == (np.arange(8.0) * 4).tolist()

@@ -45,11 +45,11 @@ def by_definition(array):
     return [sum(words) % 2**32, sum(i * word for i, word in enumerate(words)) % 2**32]
 
 
-@pytest.mark.parametrize("where", ["host", "device"])
-def test_a_checksum_is_the_same_on_every_mesh(where, monkeypatch):
-    monkeypatch.setattr(module, "_in_host_memory", lambda block: where == "host")
+@pytest.mark.parametrize("location", ["host", "device"])
+def test_a_checksum_is_the_same_on_every_mesh(location, monkeypatch):
+    monkeypatch.setattr(module, "_in_host_memory", lambda block: location == "host")
     expected = {name: by_definition(array) for name, array in ARRAYS.items()}
-    if where == "host":
+    if location == "host":
         assert checksums(ARRAYS) == expected
         long = RNG.standard_normal((3, 5))
         assert checksums({"x": long}) == {"x": by_definition(long)}
@@ -113,15 +113,17 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_harmless(saved, tmp_pat
     folder = shutil.copytree(saved, tmp_path / "run")
     noticed = 0
     with Checkpoints().open(folder, warn=lambda text: None) as checkpointer:
-        for where in flips(folder / "checkpoints" / "2", count):
+        for location in flips(folder / "checkpoints" / "2", count):
             try:
                 restored = checkpointer.restore_step(2, WANTED)
             except CheckpointError:
                 noticed += 1
                 continue
-            assert restored.progress == PROGRESS, where
+            assert restored.progress == PROGRESS, location
             jax.tree.map(
-                lambda a, b, where=where: np.testing.assert_array_equal(a, b, err_msg=where),
+                lambda a, b, location=location: np.testing.assert_array_equal(
+                    a, b, err_msg=location
+                ),
                 restored.state,
                 STATE,
             )
@@ -139,10 +141,10 @@ def test_a_flipped_bit_falls_back_to_the_checkpoint_before(saved, tmp_path):
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 4
     path.write_bytes(raw)
-    told = []
-    with Checkpoints().open(folder, warn=told.append) as checkpointer:
+    messages = []
+    with Checkpoints().open(folder, warn=messages.append) as checkpointer:
         assert checkpointer.restore(WANTED).step == 1
-    (message,) = told
+    (message,) = messages
     assert "checkpoints/2 is damaged" in message
     assert "is not what was saved" in message or "Error" in message
     # Whoever reads parameters alone, in whatever dtype, is told too.
@@ -163,7 +165,7 @@ def test_a_checkpoint_without_checksums_is_read_without_complaint(saved, tmp_pat
     assert load_params(folder).params.keys() == STATE["params"].keys()
 
 
-def test_what_is_cast_is_compared_as_it_was_saved(saved, monkeypatch):
+def test_cast_arrays_are_compared_in_their_saved_dtype(saved, monkeypatch):
     monkeypatch.setattr("t5lite.training.restore._GROUP_BYTES", 1)  # one array at a time
     like = jax.tree.map(
         lambda a: jnp.zeros(

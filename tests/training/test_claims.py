@@ -78,7 +78,7 @@ def test_a_second_writer_is_refused_with_process_host_and_time(folder):
 
 def test_of_simultaneous_writers_exactly_one_stays(tmp_path):
     inside, most = 0, 0
-    guard, start, done = threading.Lock(), threading.Barrier(6), threading.Event()
+    guard, start, finished = threading.Lock(), threading.Barrier(6), threading.Event()
 
     def write(_):
         nonlocal inside, most
@@ -88,7 +88,7 @@ def test_of_simultaneous_writers_exactly_one_stays(tmp_path):
                 with guard:
                     inside += 1
                     most = max(most, inside)
-                done.wait(10)
+                finished.wait(10)
             return True
         except InputError:
             return False
@@ -97,7 +97,7 @@ def test_of_simultaneous_writers_exactly_one_stays(tmp_path):
         futures = [pool.submit(write, each) for each in range(6)]
         while sum(future.done() for future in futures) < 5:
             time.sleep(0.01)
-        done.set()
+        finished.set()
         assert sorted(future.result() for future in futures) == [False] * 5 + [True]
     assert most == 1
 
@@ -123,11 +123,11 @@ def test_a_dead_process_of_this_machine_is_passed_over_at_once(folder):
 def test_another_machine_is_watched_for_a_beat(folder, monkeypatch):
     monkeypatch.setattr(claims, "STALE_SECONDS", 0.3)
     monkeypatch.setattr(claims, "BEAT_SECONDS", 0.02)
-    told = []
+    messages = []
     left = leave(folder, beat=time.time() + 3000)  # its clock is fast
-    with claimed(folder, name="runs/a", say=told.append):
+    with claimed(folder, name="runs/a", say=messages.append):
         assert not left.exists()
-    assert "process 7 on far" in told[0]
+    assert "process 7 on far" in messages[0]
 
     left = leave(folder)
     beats = threading.Timer(0.1, lambda: leave(folder, beat=3.0))
@@ -161,7 +161,7 @@ def test_a_claim_beats_until_it_is_lost(folder, monkeypatch):
         assert not mine.path.exists()
 
 
-def test_folders_that_were_made_go_again_if_they_are_empty(tmp_path):
+def test_new_folders_are_removed_if_they_are_empty(tmp_path):
     with claim(tmp_path / "a" / "b" / ".claims"):
         pass
     assert not [*tmp_path.iterdir()]

@@ -128,22 +128,22 @@ def test_only_metrics_of_the_step_before_are_waited_for(tmp_path):
     assert all(isinstance(call.args[0], jax.core.Tracer) for call in schedule.mock_calls)
 
 
-def test_the_rate_is_the_one_that_the_update_is_made_with():
+def test_the_reported_rate_is_the_rate_of_the_update():
     """Skipped updates do not count, whatever skips them, and a restart changes nothing."""
     schedule = optimizers.schedules.linear(peak=1.0, total_steps=8, warmup_steps=2)
     program = program_of(optimizers.SGD(schedule), loss_scale=LossScale())
-    state, made, batches = program.init(0), 0, Features(BAD)
+    state, num_updates, batches = program.init(0), 0, Features(BAD)
     for step in range(1, 10):
         if step == 5:  # as a checkpoint would have it
             state = jax.tree.map(jnp.asarray, jax.device_get(state))
         before = float(state.params["weight"])
         state, metrics = program.step(state, next(batches))
-        assert metrics["learning_rate"] == schedule(made)
+        assert metrics["learning_rate"] == schedule(num_updates)
         applied = step not in BAD
         assert metrics["applied"] == applied
         moved = before - float(state.params["weight"])
-        assert moved == pytest.approx(step * schedule(made) if applied else 0)
-        made += applied
+        assert moved == pytest.approx(step * schedule(num_updates) if applied else 0)
+        num_updates += applied
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_every_optimizer_tells_its_rate(optimizer):
     assert next_learning_rate(optimizer(0.25), state) == 0.25
 
 
-def test_a_rate_that_is_not_known_is_not_told():
+def test_an_unknown_rate_is_not_reported():
     params = {"weight": jnp.ones(())}
     bare = optax.sgd(0.1)
     assert next_learning_rate(bare, bare.init(params)) is None

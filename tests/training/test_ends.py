@@ -93,10 +93,10 @@ def test_a_callback_of_ones_own_is_one_file_and_one_line(tmp_path, monkeypatch, 
     # Louder is not better: the second and third measurement are worse than the first.
     assert trained.state.step == 6
     assert trained.metrics == {"mine/loudness": 18}
-    told = capsys.readouterr().out
-    assert "listening to t5" in told
+    messages = capsys.readouterr().out
+    assert "listening to t5" in messages
     reason = "mine/loudness was not better than 6, of step 2, in 2 measurements"
-    assert f"stopped at step 6: {reason}" in told
+    assert f"stopped at step 6: {reason}" in messages
     assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
 
     parsed.call(train, **options)

@@ -232,7 +232,7 @@ def test_callbacks_are_due_every_so_often_and_at_the_end_in_order(tmp_path):
     assert turns == ["a 2", "b 3", "a 4", "b 6", "a 6", "b 7", "a 7"]
 
 
-def test_the_best_measurement_so_far_is_saved_when_it_is_made(tmp_path):
+def test_a_new_best_measurement_is_saved_at_once(tmp_path):
     measured = {step: {"best": float(step in (2, 5))} for step in range(1, 8)}
     options = {"steps": 7, "checkpoint_every": 3, "learning_rate": lambda state: state.step / 10}
     scene = make(tmp_path, callbacks=[Each("measure", 1, measured)], **options)
@@ -402,7 +402,7 @@ def test_a_scale_of_updates_holds_from_the_next_step_on_and_is_saved(tmp_path):
     assert last.extra["update_scale"] == states[1].extra["update_scale"]
 
 
-def test_later_callbacks_see_an_edited_state_and_it_is_what_is_saved(tmp_path):
+def test_later_callbacks_and_checkpoints_see_an_edited_state(tmp_path):
     seen = []
 
     class Seeing(Each):
@@ -449,7 +449,7 @@ def test_a_callback_that_is_new_leaves_the_others_their_memory(tmp_path):
     assert [callback.memory for callback in callbacks] == [0, 2]
 
 
-def test_callbacks_of_one_kind_are_told_apart_by_their_metric(tmp_path):
+def test_callbacks_of_one_class_are_distinguished_by_their_metric(tmp_path):
     def watching(metric, **options):
         callback = Remembering(metric, 1, **options)
         callback.metric = metric
@@ -624,7 +624,7 @@ def test_a_nan_at_a_checkpoint_is_not_saved(tmp_path):
     assert scene.saved == [2]
 
 
-def test_a_nan_in_the_last_step_is_told(tmp_path):
+def test_a_nan_in_the_last_step_is_reported(tmp_path):
     scene = make(tmp_path, bad=[6])
     with pytest.raises(NonFiniteLoss, match="step 6"):
         scene.run()
@@ -665,12 +665,12 @@ def test_updates_that_are_skipped_in_a_row_end_the_run(tmp_path, kind):
         again.run(4)
 
 
-def test_an_update_between_those_that_are_skipped_begins_the_count_anew(tmp_path):
+def test_an_update_between_skipped_ones_restarts_the_count(tmp_path):
     bad = [2, 3, 5, 6, 8, 9]
     assert make(tmp_path, bad=bad, on_nan="skip", max_skips=3, steps=10).run().step == 10
 
 
-def test_a_spike_is_told_counted_and_its_batch_kept(tmp_path):
+def test_a_spike_is_reported_counted_and_its_batch_saved(tmp_path):
     scene = make(tmp_path, spikes=[2, 4], log_every=6)  # whatever is to be done about a NaN
     assert scene.run().step == 6
     ((_, line),) = scene.lines
@@ -793,7 +793,7 @@ def test_the_profiler_surrounds_every_step(tmp_path):
         ),
     ],
 )
-def test_ids_beyond_what_the_model_has_are_refused(objective, name, row, message):
+def test_ids_beyond_the_model_are_refused(objective, name, row, message):
     model = types.SimpleNamespace(limits={"tokens": 9, "labels": 4, "token_labels": 3})
     run = Run("", model, objective, DATA, LAYOUT, make_mesh(LAYOUT), 1)
     rows = np.array([np.zeros_like(row)] * 7 + [row], np.int32)
@@ -805,7 +805,7 @@ def test_ids_beyond_what_the_model_has_are_refused(objective, name, row, message
         run.place({"mine": rows})
 
 
-def test_numbers_of_a_regression_are_no_ids():
+def test_regression_targets_are_not_ids():
     model = types.SimpleNamespace(limits={"tokens": 9})
     run = Run("", model, Regression(), DATA, LAYOUT, make_mesh(LAYOUT), 1)
     run.place({"labels": np.full((8, 1), 100, np.float32)})
@@ -881,12 +881,12 @@ def test_one_ctrl_c_that_arrives_twice_is_one(tmp_path):
 
 
 def test_ctrl_c_in_one_of_several_processes_is_a_notice_to_all(tmp_path, monkeypatch):
-    told = []
+    messages = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        multihost_utils, "reached_preemption_sync_point", lambda step: bool(told) and step == 5
+        multihost_utils, "reached_preemption_sync_point", lambda step: bool(messages) and step == 5
     )
-    previous = signal.signal(signal.SIGTERM, lambda *_: told.append(1))  # JAX's service
+    previous = signal.signal(signal.SIGTERM, lambda *_: messages.append(1))  # JAX's service
     try:
         scene = make(tmp_path, steps=30)
         pressing(scene, at=2)
@@ -894,7 +894,7 @@ def test_ctrl_c_in_one_of_several_processes_is_a_notice_to_all(tmp_path, monkeyp
             scene.run()
     finally:
         signal.signal(signal.SIGTERM, previous)
-    assert (exited.value.code, scene.saved, told) == (130, [5], [1])
+    assert (exited.value.code, scene.saved, messages) == (130, [5], [1])
 
 
 def test_a_second_ctrl_c_leaves_where_no_handler_runs():
@@ -908,8 +908,10 @@ def test_a_second_ctrl_c_leaves_where_no_handler_runs():
         "        threading.Timer(seconds, press).start()\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=50, capture_output=True, text=True)
-    assert (done.returncode, "interrupted" in done.stderr) == (130, True)
+    finished = subprocess.run(
+        [sys.executable, "-c", code], timeout=50, capture_output=True, text=True
+    )
+    assert (finished.returncode, "interrupted" in finished.stderr) == (130, True)
 
 
 # Saves by the clock.

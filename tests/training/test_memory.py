@@ -64,33 +64,33 @@ def program(
     )
 
 
-def temporaries(made):
-    return compile_step(made)[0].memory.temporaries
+def temporaries(built):
+    return compile_step(built)[0].memory.temporaries
 
 
-def batch_of(made):
+def batch_of(built):
     rng = np.random.default_rng(0)
     arrays = {
         name: rng.integers(2, 64, shape.shape).astype(shape.dtype)
         if np.issubdtype(shape.dtype, np.integer)
         else np.ones(shape.shape, shape.dtype)
-        for name, shape in made.batch.items()
+        for name, shape in built.batch.items()
     }
-    return {name: jax.device_put(rows, made.batch[name].sharding) for name, rows in arrays.items()}
+    return {name: jax.device_put(rows, built.batch[name].sharding) for name, rows in arrays.items()}
 
 
-def steps_of(made, count=1):
-    state, batch = made.init(0), batch_of(made)
+def steps_of(built, count=1):
+    state, batch = built.init(0), batch_of(built)
     for _ in range(count):
-        state, metrics = made.step(state, batch)
+        state, metrics = built.step(state, batch)
     return state, metrics
 
 
 @functools.cache
 def of_policy(remat):
-    made = program(remat=remat)
-    compiled, step = compile_step(made)
-    state, metrics = step(made.init(0), batch_of(made))
+    built = program(remat=remat)
+    compiled, step = compile_step(built)
+    state, metrics = step(built.init(0), batch_of(built))
     return compiled.memory.temporaries, jax.device_get((state.params, metrics["gradient_norm"]))
 
 
@@ -98,16 +98,16 @@ def of_policy(remat):
 @pytest.mark.parametrize("remat", [name for name in POLICIES if name not in ("none", "offload")])
 @pytest.mark.light("full")
 def test_a_policy_computes_the_same_in_less_memory(remat):
-    memory, found = of_policy(remat)
+    memory, actual = of_policy(remat)
     most, expected = of_policy("none")
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected
     )
     assert memory < most
 
 
 @pytest.mark.slow
-def test_what_keeps_less_needs_less():
+def test_fewer_saved_activations_need_less_memory():
     order = ["save_dots", "save_attended", "minimal", "save_qkv", "full"]
     sizes = [of_policy(name)[0] for name in order]
     assert sizes == sorted(sizes, reverse=True)
@@ -140,18 +140,18 @@ def test_moments_in_bfloat16_take_half_and_learn_alike(optimizer):
         program(optimizer=optimizer(0.01, mu_dtype=dtype)) for dtype in ("float32", "bfloat16")
     )
 
-    def moments(made):
+    def moments(built):
         return sum(
             leaf.size * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(made.state.opt_state)
+            for leaf in jax.tree.leaves(built.state.opt_state)
             if leaf.ndim
         )
 
     params = 4 * sum(leaf.size for leaf in jax.tree.leaves(full.state.params))
     assert moments(full) - moments(half) == params // 2
     losses = []
-    for made in (full, half):
-        _, metrics = steps_of(made, 5)
+    for built in (full, half):
+        _, metrics = steps_of(built, 5)
         losses.append(float(metrics["loss"]))
     first = float(steps_of(full)[1]["loss"])
     assert losses[0] < first - 0.1
@@ -160,18 +160,18 @@ def test_moments_in_bfloat16_take_half_and_learn_alike(optimizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 1}, {"fsdp": 8}])
-def test_an_optimizer_kept_in_the_hosts_memory_is_the_same(mesh):
+def test_an_optimizer_in_host_memory_is_the_same(mesh):
     layouts = [Layout(mesh), Layout(mesh, optimizer_memory="pinned_host")]
     devices = jax.devices()[: 8 if "fsdp" in mesh else 1]
     near, far = (program(layout=layout, devices=devices) for layout in layouts)
     expected, _ = steps_of(near, 2)
-    found, _ = steps_of(far, 2)
+    actual, _ = steps_of(far, 2)
     jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), actual, expected
     )
-    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(found.opt_state) if leaf.ndim}
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(actual.opt_state) if leaf.ndim}
     assert kinds == {"pinned_host"}
-    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(found.params)} == {"device"}
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(actual.params)} == {"device"}
 
 
 def test_a_memory_that_devices_lack_is_named():
@@ -186,21 +186,21 @@ needs_libtpu = pytest.mark.skipif(
 
 @needs_libtpu
 @pytest.mark.slow
-def test_on_a_tpu_what_is_offloaded_is_in_the_hosts_memory():
+def test_on_a_tpu_offloaded_state_is_in_host_memory():
     on = Slice.parse("v5e:2x2")
     layout = Layout({"fsdp": 4})
     spec = override(SPEC, {"embed": 256, "*.blocks.*.mlp.hidden": 512})
 
     def memory(**options):
-        made = program(**({"layout": layout, "devices": on.devices(), "spec": spec} | options))
-        return made, compile_step(made)[0].memory
+        built = program(**({"layout": layout, "devices": on.devices(), "spec": spec} | options))
+        return built, compile_step(built)[0].memory
 
-    made, plain = memory()
+    built, plain = memory()
     assert plain.host == 0
     _, kept = memory(layout=dataclasses.replace(layout, optimizer_memory="pinned_host"))
     moments = sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * 4
-        for leaf in jax.tree.leaves(made.state.opt_state)
+        for leaf in jax.tree.leaves(built.state.opt_state)
         if leaf.ndim
     )
     # Off the device between steps, that is: within one XLA brings them all, so its peak stays.

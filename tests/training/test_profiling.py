@@ -15,14 +15,14 @@ def run(profile, folder, steps):
     """Returns what is said of traces."""
     step_fn = jax.jit(lambda state: {"x": jnp.tanh(state["x"] @ state["x"])})
     state = {"x": jnp.ones((64, 64))}
-    said = []
-    profiler = profile.open(folder, say=said.append)
+    message = []
+    profiler = profile.open(folder, say=message.append)
     for step in steps:
         profiler.before_step(step)
         state = step_fn(state)
         profiler.after_step(step, state)
     profiler.close()
-    return said
+    return message
 
 
 def traced_steps(folder):

@@ -93,7 +93,7 @@ def test_the_initialiser_draws_into_the_shards_and_by_the_seed():
         assert not jnp.array_equal(draw(sharded), draw(other))
 
 
-def test_it_starts_from_given_parameters_as_if_it_had_drawn_them():
+def test_it_starts_from_parameters_as_if_it_had_drawn_them():
     drawn = build_scalars().init(3)
     params = jax.tree.map(lambda leaf: 2 * leaf, drawn.params)
     kept, program = jax.device_get(params), build_scalars()

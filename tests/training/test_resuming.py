@@ -27,29 +27,29 @@ def make_state(update=NONE, optimizer=optax.adam(1e-3), factor=1.0):
 
 def resume(folder, saved, wanted, *, update=NONE, was="AdamW", now="AdamW"):
     """Saves one state and restores it as another; returns it, and what was said."""
-    told = []
+    messages = []
     with Checkpoints().open(folder, optimizer=was) as checkpointer:
         checkpointer.save(5, saved, progress={})
-    with Checkpoints().open(folder, warn=told.append, optimizer=now) as checkpointer:
-        return checkpointer.restore(wanted, extra=update.extra).state, told
+    with Checkpoints().open(folder, warn=messages.append, optimizer=now) as checkpointer:
+        return checkpointer.restore(wanted, extra=update.extra).state, messages
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_what_an_update_is_given_more_starts_anew_from_the_parameters(tmp_path, part):
+def test_a_new_part_of_extra_starts_from_the_parameters(tmp_path, part):
     update = PARTS[part]
     saved, wanted = make_state(factor=2.0), make_state(update)
-    state, told = resume(tmp_path, saved, wanted, update=update)
-    assert told == [f"not in the checkpoint of step 5, starts anew: {part}"]
+    state, messages = resume(tmp_path, saved, wanted, update=update)
+    assert messages == [f"not in the checkpoint of step 5, starts anew: {part}"]
     expected = saved.replace(extra=update.extra(saved.params))
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_what_an_update_has_no_more_is_dropped(tmp_path, part):
+def test_an_unused_part_of_extra_is_dropped(tmp_path, part):
     saved = make_state(PARTS[part], factor=2.0)
-    state, told = resume(tmp_path, saved, make_state())
-    assert told == [f"no longer used, dropped at step 5: {part}"]
+    state, messages = resume(tmp_path, saved, make_state())
+    assert messages == [f"no longer used, dropped at step 5: {part}"]
     jax.tree.map(np.testing.assert_array_equal, state, saved.replace(extra=NONE.extra({})))
 
 
@@ -57,8 +57,8 @@ def test_moments_of_another_dtype_are_cast(tmp_path):
     half = optax.adam(1e-3, mu_dtype=jnp.bfloat16)
     saved, wanted = make_state(factor=2.0), make_state(optimizer=half)
     saved = saved.replace(opt_state=jax.tree.map(lambda leaf: leaf + 1, saved.opt_state))
-    state, told = resume(tmp_path, saved, wanted)
-    assert told == ["2 arrays of the optimizer's state change their dtype"]
+    state, messages = resume(tmp_path, saved, wanted)
+    assert messages == ["2 arrays of the optimizer's state change their dtype"]
     assert state.opt_state[0].mu["kernel"].dtype == jnp.bfloat16
     jax.tree.map(
         lambda new, old: np.testing.assert_array_equal(new.astype(old.dtype), old),
@@ -67,9 +67,11 @@ def test_moments_of_another_dtype_are_cast(tmp_path):
     )
 
 
-def test_an_optimizer_of_another_name_with_the_same_state_is_told(tmp_path):
-    _, told = resume(tmp_path, make_state(), make_state(), now="AdamWScale")
-    assert told == ["the run was trained with AdamW, now AdamWScale, which takes its state over"]
+def test_another_optimizer_with_the_same_state_is_reported(tmp_path):
+    _, messages = resume(tmp_path, make_state(), make_state(), now="AdamWScale")
+    assert messages == [
+        "the run was trained with AdamW, now AdamWScale, which takes its state over"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_an_optimizer_of_another_name_with_the_same_state_is_told(tmp_path):
         ("SGD", "a setting of SGD has changed"),
     ],
 )
-def test_another_optimizer_is_named_and_how_to_start_anew(tmp_path, was, expected):
+def test_another_optimizer_is_named_with_the_advice_for_a_new_run(tmp_path, was, expected):
     with pytest.raises(InputError, match=expected) as error:
         resume(tmp_path, make_state(), make_state(optimizer=optax.sgd(0.1)), was=was, now="SGD")
     lines = str(error.value).splitlines()
@@ -88,7 +90,7 @@ def test_another_optimizer_is_named_and_how_to_start_anew(tmp_path, was, expecte
     assert f"restore_from = '{tmp_path}/checkpoints/5'" in lines[-1]
 
 
-def test_other_parameters_are_no_matter_of_the_optimizer(tmp_path):
+def test_other_parameters_are_not_blamed_on_the_optimizer(tmp_path):
     wanted = make_state()
     wanted.params["kernel"] = jnp.zeros((3, 5))
     with pytest.raises(InputError, match=r"params/kernel: saved float32\[3, 4\]"):

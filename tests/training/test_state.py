@@ -66,13 +66,15 @@ def state_of(optimizer, *, model=MODEL, ema=False):
 
 def paired(shapes, axes):
     """All leaves with their names, by path; fails if the trees differ."""
-    found = {}
+    actual = {}
     jax.tree_util.tree_map_with_path(
-        lambda path, shape, names: found.update({jax.tree_util.keystr(path): (shape.shape, names)}),
+        lambda path, shape, names: actual.update(
+            {jax.tree_util.keystr(path): (shape.shape, names)}
+        ),
         shapes,
         axes,
     )
-    return found
+    return actual
 
 
 # How long each named axis is, where that is the same all over the model.
@@ -90,10 +92,10 @@ def test_every_leaf_is_named_after_its_axes(name):
     of_parameters = list(paired(state.params, AXES).values())
     assert all(len(names) == len(shape) for shape, names in of_parameters)
     assert named.extra["ema"] == AXES
-    found = [leaf for leaf in paired(state.opt_state, named.opt_state).values() if leaf[1]]
+    actual = [leaf for leaf in paired(state.opt_state, named.opt_state).values() if leaf[1]]
     # Every tree of moments has all the parameters' names.
     for leaf in of_parameters:
-        assert found.count(leaf) >= MOMENTS[name] * of_parameters.count(leaf)
+        assert actual.count(leaf) >= MOMENTS[name] * of_parameters.count(leaf)
 
 
 def test_factored_moments_lose_one_side():
@@ -107,7 +109,7 @@ def test_factored_moments_lose_one_side():
     assert column == PartitionSpec("layers", "heads", "kv")
 
 
-def test_names_are_told_from_shapes_only_if_there_is_one_way():
+def test_axis_names_are_inferred_from_shapes_only_if_unambiguous():
     # A square matrix of a foreign Adafactor: which side its moments lost cannot be known.
     params = {"square": jnp.zeros((16, 16)), "oblong": jnp.zeros((16, 8)), "scale": jnp.zeros(16)}
     axes = {
@@ -128,7 +130,7 @@ def test_names_are_told_from_shapes_only_if_there_is_one_way():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_moments_stand_where_their_parameters_do(name):
+def test_moments_are_sharded_like_their_parameters(name):
     optimizer = OPTIMIZERS[name]
     layout = Layout({"fsdp": 2, "tensor": 4})
     mesh = make_mesh(layout)

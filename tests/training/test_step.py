@@ -122,7 +122,7 @@ def test_a_batch_without_tokens_has_a_finite_loss():
     assert metrics["loss"] == 0
 
 
-def test_poisoned_parameters_stay_and_are_told():
+def test_poisoned_parameters_stay_and_are_reported():
     leaves, structure = jax.tree.flatten(first_params())
     poisoned = np.array(leaves[0])
     poisoned.flat[0] = np.nan
@@ -199,9 +199,9 @@ def line_step(
     )
     step, states, metrics = jax.jit(step), [state], []
     for _ in range(steps):
-        state, told = step(state, batch)
+        state, record = step(state, batch)
         states.append(state)
-        metrics.append(told)
+        metrics.append(record)
     return states, metrics
 
 
@@ -253,7 +253,7 @@ def test_a_poisoned_batch_changes_nothing_but_the_step(name, bad, num_microbatch
     assert_same(after, before.replace(step=jnp.int32(1)))
 
 
-def test_a_gradient_can_be_infinite_where_the_loss_is_not():
+def test_an_infinite_gradient_of_a_finite_loss_is_skipped():
     @jax.custom_jvp
     def kink(x):
         return x
@@ -289,9 +289,9 @@ def guarded(update, values, objective):
     state, step = guarded_step(update, objective)
     states, metrics = [state], []
     for y in values:
-        state, told = step(states[-1], {"y": jnp.full((4, 1), y, jnp.float32)})
+        state, record = step(states[-1], {"y": jnp.full((4, 1), y, jnp.float32)})
         states.append(state)
-        metrics.append(told)
+        metrics.append(record)
     return states, metrics
 
 
@@ -317,9 +317,9 @@ CALM = [1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 1.1]
 def test_a_spike_changes_nothing_but_the_step(num_microbatches):
     update = dataclasses.replace(SPIKES, num_microbatches=num_microbatches)
     states, metrics = guarded(update, [*CALM, 2.0, 1.05], TOLD)
-    assert [bool(told["spike"]) for told in metrics] == [*7 * [False], True, False]
-    assert [bool(told["applied"]) for told in metrics] == [*7 * [True], False, True]
-    assert all(told["finite"] for told in metrics)
+    assert [bool(record["spike"]) for record in metrics] == [*7 * [False], True, False]
+    assert [bool(record["applied"]) for record in metrics] == [*7 * [True], False, True]
+    assert all(record["finite"] for record in metrics)
     before, spiked, after = states[7:10]
     counted = before.extra["spike"] | {"in_a_row": jnp.int32(1)}
     expected = before.replace(step=jnp.int32(8), extra=before.extra | {"spike": counted})
@@ -333,22 +333,26 @@ def test_a_spike_changes_nothing_but_the_step(num_microbatches):
     assert (statistics["count"], statistics["in_a_row"]) == (8, 0)
 
 
-def test_no_spikes_before_there_is_anything_to_compare_with():
+def test_no_spikes_during_warmup():
     _, metrics = guarded(SPIKES, [1.0, 1.1, 1.0, 1.1, 9.0], TOLD)
-    assert not any(told["spike"] for told in metrics)
+    assert not any(record["spike"] for record in metrics)
 
 
-def test_a_fall_is_no_spike_and_a_nan_is_not_one_either():
+def test_neither_a_fall_nor_a_nan_is_a_spike():
     states, metrics = guarded(SPIKES, [*CALM, 0.0, np.nan, np.inf], TOLD)
-    assert not any(told["spike"] for told in metrics)
-    assert [bool(told["finite"]) for told in metrics[-3:]] == [True, False, False]
+    assert not any(record["spike"] for record in metrics)
+    assert [bool(record["finite"]) for record in metrics[-3:]] == [True, False, False]
     assert_same(states[-1].extra, states[-3].extra)
     assert np.isfinite(states[-1].extra["spike"]["mean"])
 
 
 def test_a_new_level_is_learnt_after_ten_spikes():
     states, metrics = guarded(SPIKES, [*CALM, *12 * [5.0], 5.1, *CALM], TOLD)
-    assert [bool(told["spike"]) for told in metrics] == [*7 * [False], *10 * [True], *10 * [False]]
+    assert [bool(record["spike"]) for record in metrics] == [
+        *7 * [False],
+        *10 * [True],
+        *10 * [False],
+    ]
     assert (states[18].extra["spike"]["mean"], states[18].extra["spike"]["count"]) == (5, 1)
 
 
@@ -392,11 +396,11 @@ def test_a_loss_scale_changes_nothing_else(num_microbatches):
     plain = Update(num_microbatches=num_microbatches, clip_norm=2.0, ema_decay=0.5)
     scaled = dataclasses.replace(plain, loss_scale=LossScale())
     options = {"optimizer": optax.adam(0.1), "steps": 3}
-    expected, told = line_step(update=plain, **options)
+    expected, record = line_step(update=plain, **options)
     actual, scaled_told = line_step(update=scaled, **options)
     assert_same(actual[-1].params, expected[-1].params)
     for name in ("loss", "gradient_norm"):
-        assert [each[name] for each in scaled_told] == [each[name] for each in told]
+        assert [each[name] for each in scaled_told] == [each[name] for each in record]
     assert actual[-1].extra["loss_scale"] == {"scale": 2.0**15, "good_steps": 3}
 
 
@@ -404,12 +408,12 @@ def test_the_scale_falls_at_once_and_grows_with_patience():
     update = Update(loss_scale=LossScale(initial=8.0, growth_steps=2), ema_decay=0.5)
     # 10,000 times 8 is beyond float16, times 4 it is not; 100,000 never is.
     states, metrics = guarded(update, [1.0, *4 * [1e4], *4 * [1e5], 1.0], HALF)
-    scales = [float(told["loss_scale"]) for told in metrics]
+    scales = [float(record["loss_scale"]) for record in metrics]
     assert scales == [8, 8, 4, 4, 8, 4, 2, 1, 1, 1]
-    applied = [bool(told["applied"]) for told in metrics]
+    applied = [bool(record["applied"]) for record in metrics]
     assert applied == [True, False, True, True, False, *4 * [False], True]
     # Only at the minimum is it a NaN like any other.
-    assert [bool(told["finite"]) for told in metrics] == [*7 * [True], False, False, True]
+    assert [bool(record["finite"]) for record in metrics] == [*7 * [True], False, False, True]
     for before, after, counts in zip(states[:-1], states[1:], applied, strict=True):
         if not counts:
             kept = before.replace(step=after.step, extra=before.extra | {"loss_scale": None})
@@ -475,7 +479,7 @@ def test_chance_depends_on_step_seed_and_microbatch():
             line(0), optimizer=optax.sgd(0.0), steps=3, seed=seed, update=Update()
         )
         assert_same(states[0].rng, states[-1].rng)
-        return [float(told["sums"]["chance"][0]) for told in metrics]
+        return [float(record["sums"]["chance"][0]) for record in metrics]
 
     assert chances(0) == chances(0)
     assert len({*chances(0), *chances(1)}) == 6
@@ -496,7 +500,7 @@ def test_a_tuning_of_ones_own_trains_a_delta_over_frozen_parameters():
     assert metrics["gradient_norm"] == pytest.approx(SLOPE)  # the frozen ones have none
 
 
-def test_the_optimizer_is_given_the_loss():
+def test_the_optimizer_receives_the_loss():
     def update(updates, state, params=None, *, value, **extra):
         del state, params, extra
         return jax.tree.map(jnp.zeros_like, updates), value
@@ -526,6 +530,6 @@ def test_updates_that_make_no_sense(changes):
         Update(**changes)
 
 
-def test_what_is_no_optimizer():
+def test_other_objects_are_refused_as_optimizers():
     with pytest.raises(InputError, match="'adam'"):
         transformation("adam", None, None)

@@ -22,9 +22,9 @@ class State(types.SimpleNamespace):
         return State(extra)
 
 
-def make_run(said=None):
+def make_run(message=None):
     layout = Layout()
-    say = (lambda text: None) if said is None else said.append
+    say = (lambda text: None) if message is None else message.append
     run = Run("", None, None, None, layout, make_mesh(layout), None, say=say)
     run.state = State({"update_scale": jnp.float32(1)})
     return run
@@ -93,7 +93,7 @@ def test_it_remembers_over_a_restart(cut):
     assert patient.check(make_run()) is None
 
 
-def test_another_metric_starts_anew():
+def test_another_metric_restarts_the_watch():
     first = stopping()
     play(first, [3, 3, 3])
     second = stopping(metric="held_out/accuracy")
@@ -102,7 +102,7 @@ def test_another_metric_starts_anew():
 
 
 @pytest.mark.parametrize("kind", [EarlyStopping, ReduceOnPlateau])
-def test_a_metric_that_nobody_measures(kind):
+def test_an_unmeasured_metric_is_refused(kind):
     callback = kind(metric="held_out/los", patience=1, every=EVERY)
     with pytest.raises(InputError, match=rf"^{kind.__name__}.metric = 'held_out/los'") as error:
         play(callback, [3])
@@ -136,11 +136,11 @@ def test_fields_that_make_no_sense(kind, options):
 def scales(values, **options):
     """The scale after each measurement."""
     callback = ReduceOnPlateau(**({"patience": 2, "every": EVERY} | options))
-    run, found = make_run(), []
+    run, actual = make_run(), []
     for number, value in enumerate(values, 1):
         play(callback, [value], run=run, first=number)
-        found.append(float(run.state.extra["update_scale"]))
-    return found
+        actual.append(float(run.state.extra["update_scale"]))
+    return actual
 
 
 def test_each_plateau_multiplies_the_updates():
@@ -158,10 +158,10 @@ def test_the_minimum_is_of_all_factors_together():
 
 
 def test_it_says_what_it_does_once():
-    said = []
+    message = []
     callback = ReduceOnPlateau(patience=1, every=EVERY, factor=0.1, minimum=0.1)
-    play(callback, [3, 3, 3, 3], run=make_run(said))
-    assert said == [
+    play(callback, [3, 3, 3, 3], run=make_run(message))
+    assert message == [
         "step 20: held_out/loss was not better than 3, of step 10, in 1 measurement; "
         "updates are now scaled by 0.1"
     ]

@@ -294,7 +294,7 @@ def test_references_are_sharded_by_their_own_axes_and_reach_the_loss():
     assert_same(state.frozen["references"]["teacher"], kept)
 
 
-def test_evaluation_gets_whole_parameters_averaged_where_there_is_an_average():
+def test_evaluation_gets_merged_parameters_averaged_if_there_is_an_average():
     program = program_of(TOP, ema=0.9)
     state = start(program)
     assert leaves(whole_params(state, program.tuning)) == leaves(MODEL.shapes())
