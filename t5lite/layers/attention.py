@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,8 +35,8 @@ class AttentionSpec(Spec):
         factor in the query's initialiser instead.
       use_bias: whether each projection adds a bias.
       rotary: rotation of queries and keys by their positions; None for none.
-      window: the largest distance, in tokens, at which a query sees a key of its own sequence; None
-        for any. (Mistral's `sliding_window` counts the keys that are seen: one more.)
+      window: the largest distance, in tokens, at which a query sees a key; None for any. (Mistral's
+        `sliding_window` counts the visible keys: one more.)
         Source: Beltagy et al. 2020, arXiv:2004.05150, §3.1.
       logits_softcap: see `kernels.Request`; None for none.
       query_key_norm: of each head's queries and keys, before rotation; None for none.
@@ -55,7 +56,7 @@ class AttentionSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.num_heads % self.kv_heads == 0, "num_kv_heads", "a divisor of num_heads")
-        if self.num_kv_heads == self.num_heads:  # one way to say it
+        if self.num_kv_heads == self.num_heads:  # equal specs compare equal
             object.__setattr__(self, "num_kv_heads", None)
         rotary_size = 2 if self.rotary is None else self.rotary.size(self.head_dim)
         self.require(
@@ -95,37 +96,30 @@ class AttentionSpec(Spec):
         logits_and_mix = 2 * 2 * q_length * kv_length * self.num_heads * self.head_dim
         return query_and_output + key_and_value + logits_and_mix
 
-    def make(
-        self,
-        embed: int,
-        *,
-        dtype: jnp.dtype,
-        dropout_rate: float,
-        kernel: str = "auto",
-        weights: Weights = Weights(),
-    ) -> "Attention":
-        """Returns the module for inputs of width `embed`; see `kernels.attention` for `kernel`."""
-        return Attention(self, embed, dtype, dropout_rate, kernel, weights)
+    def make(self, embed: int, **options: Any) -> "Attention":
+        """Returns the module for width `embed`; options are the other fields of `Attention`."""
+        return Attention(self, embed, **options)
 
 
 class Attention(nn.Module):
     """Queries from one sequence over keys and values projected from the same or another.
 
-    `key_values` and the call are two steps with a cache between them, unknown to attention.
+    `key_values` and the call are two steps; a cache may come between them. See `kernels.attention`
+    for `kernel`.
     """
 
     spec: AttentionSpec
     embed: int
     dtype: jnp.dtype
     dropout_rate: float
-    kernel: str
-    weights: Weights
+    kernel: str = "auto"
+    weights: Weights = Weights()
 
     def setup(self) -> None:
         spec = self.spec
         heads, kv_heads = (spec.num_heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
         axes = ("embed", "heads", "kv")
-        # Where fan-in decides: logits of unit variance at initialisation, whatever the scale.
+        # Under fan-in initialisation, logits have unit variance whatever their scale.
         gain = spec.head_dim**-0.5 / spec.scale
         project = functools.partial(
             Projection, weights=self.weights, dtype=self.dtype, use_bias=spec.use_bias
@@ -148,18 +142,12 @@ class Attention(nn.Module):
         x: Float[Array, "batch kv_length embed"],
         positions: Int32[Array, "#batch kv_length"] | None = None,
     ) -> KeyValues:
-        """Projects `x` `[batch, kv_length, embed]` to keys and values.
-
-        Args:
-          x: what is attended to.
-          positions: `[batch or 1, kv_length]` int32, for rotary keys; None where there are none.
-        """
+        """Projects `x` to keys and values; `positions` are those of rotary keys."""
         names = ("batch", "length", self.spec.kv_axis, "kv")
-        key = self.key(x)
+        key = self.key(x)  # [batch, kv_length, kv_heads, kv]
         if self.spec.query_key_norm is not None:
             key = self.key_norm(key)
-        key = self._rotated(key, positions)
-        key = nn.with_logical_constraint(key, names)
+        key = nn.with_logical_constraint(self._rotated(key, positions), names)
         value = nn.with_logical_constraint(self.value(x), names)
         return KeyValues(self._named(key, "key"), self._named(value, "value"))
 
@@ -172,8 +160,8 @@ class Attention(nn.Module):
         mask: AttentionMask | None = None,
         positions: Int32[Array, "#batch q_length"] | None = None,
     ) -> Float[Array, "batch q_length {self.embed}"]:
-        """Attends from `x` `[batch, q_length, embed]`, which stands at `positions`, over `kv`."""
-        query = self.query(x)
+        """Attends from `x`, at `positions`, over `kv`."""
+        query = self.query(x)  # [batch, q_length, heads, kv]
         if self.spec.query_key_norm is not None:
             query = self.query_norm(query)
         query = self._rotated(query, positions)

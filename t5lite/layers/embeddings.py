@@ -1,4 +1,4 @@
-"""Embeddings, and the logits that may share a table of theirs."""
+"""Embeddings, and the logits that may share their table."""
 
 import functools
 from collections.abc import Callable
@@ -30,26 +30,18 @@ def lookup(
     dtype: Any,
     axes: tuple[str, str],
 ) -> Float[Array, "batch length embed"]:
-    """Returns rows of a table, whose gradient is added up in float32.
+    """Returns rows of a table in `dtype`; its gradient is summed in float32.
 
-    Args:
-      table: `[rows, embed]`, any float dtype.
-      ids: `[batch, length]` int32.
-      dtype: of the result.
-      axes: the table's logical axis names.
-
-    Returns:
-      `[batch, length, embed]`.
+    The table has any float dtype; `axes` are its logical axis names.
     """
-    return _lookup(
-        table, ids, _Lookup(dtype, (table.shape[0], table.shape[1]), table.dtype, weight(axes))
-    )
+    shape = table.shape[0], table.shape[1]
+    return _lookup(table, ids, _Lookup(dtype, shape, table.dtype, weight(axes)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _lookup(table: jax.Array, ids: jax.Array, static: _Lookup) -> jax.Array:
-    # Gathered over the shards of `embed` first: the rows that are looked up are sharded by batch,
-    # and the partitioner would go from one to the other by replicating all of them.
+    # Gathered over the shards of `embed` first: the looked-up rows are sharded by batch, and the
+    # partitioner would reshard by replicating all of them.
     return jnp.take(static.weight.used(table, static.dtype), ids, axis=0)
 
 
@@ -63,7 +55,7 @@ def _lookup_backward(
     static: _Lookup, ids: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, None]:
     def of_table(ids: jax.Array, gradient: jax.Array) -> jax.Array:
-        # A row may be looked up 10⁴ times, the padding's or a type of token: see `gradients`.
+        # A row may be looked up 10⁴ times, e.g. the padding's: see `gradients`.
         zeros = jnp.zeros(static.table_shape, jnp.float32)
         return zeros.at[ids].add(gradient.astype(jnp.float32))
 
@@ -77,14 +69,14 @@ _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 class TokenEmbedding(nn.Module):
-    """A `[vocab, embed]` table; rows are looked up, or dotted with (tied logits).
+    """A `[vocab, embed]` table, looked up or multiplied (tied logits).
 
     Args:
       vocab: rows.
       embed: their width.
       dtype: of the result.
-      weights: how the table is drawn, adapted and stored.
-      table: what it is for, which `weights.init` goes by.
+      weights: the policies.
+      table: its use, which chooses the initializer.
       axis: logical name of the rows.
     """
 
@@ -102,7 +94,7 @@ class TokenEmbedding(nn.Module):
             "embedding",
             self.weights,
             Matrix((self.vocab, self.embed), self.axes),
-            init=self.weights.table(self.table),
+            init=self.weights.init.table(self.table),
             contracted=(-1,),
         )
 
@@ -113,16 +105,16 @@ class TokenEmbedding(nn.Module):
         return nn.with_logical_constraint(self.rows(tokens), ("batch", "length", "embed"))
 
     def rows(self, ids: Int32[Array, "batch length"]) -> Float[Array, "batch length {self.embed}"]:
-        """Returns rows of the table, wherever the layout has them."""
+        """Returns rows of the table, in any sharding."""
         table = self.embedding
 
-        def looked_up(ids: jax.Array) -> jax.Array:
+        def plain(ids: jax.Array) -> jax.Array:
             if table.storage is None:
                 return lookup(table.leaves, ids, self.dtype, self.axes)
             rows = jax.tree.map(lambda leaf: jnp.take(leaf, ids, axis=0), table.leaves)
             return table.storage.decode(rows, self.dtype)
 
-        adapted: Callable[[jax.Array], jax.Array] = looked_up
+        adapted: Callable[[jax.Array], jax.Array] = plain
         for adapter, leaves in table.adapters:
             adapted = functools.partial(adapter.lookup, leaves, inner=adapted)
         return adapted(ids)
@@ -130,7 +122,7 @@ class TokenEmbedding(nn.Module):
     def attend(
         self, x: Float[Array, "batch length {self.embed}"]
     ) -> Float32[Array, "batch length {self.vocab}"]:
-        """Dots `x` with every row: tied logits."""
+        """Returns the products of `x` with every row: tied logits."""
         adapted: Callable[[jax.Array], jax.Array] = functools.partial(
             product,
             kernel=self.embedding.decoded(self.dtype),

@@ -1,4 +1,4 @@
-"""Weights as a layout shards them: gathered where they are used, their gradients reduce-scattered.
+"""Weights under a layout: gathered for use, their gradients reduce-scattered.
 
 Sums over a batch have 10⁴ terms and more, and bfloat16 stops growing at 256 equal ones. Within a
 device they are always float32; between devices the dtype is `Layout.gradient_dtype`.
@@ -20,12 +20,12 @@ from t5lite.layers.kernels.request import mesh_axes
 
 
 class GradientSharding(NamedTuple):
-    """Where a gradient's partial sums are, and how their total is sharded.
+    """The sharding of a gradient's partial sums and of their total.
 
     Attributes:
       batch: the mesh axes that rows are sharded over.
-      axes: of each of the gradient's axes, the mesh axes among `batch` that it is sharded over.
-      rounded: whether partial sums are rounded to the dtype of the computation before they travel.
+      axes: for each axis of the gradient, the mesh axes among `batch` that shard it.
+      rounded: whether partial sums travel in the dtype of the computation.
     """
 
     batch: tuple[str, ...]
@@ -34,14 +34,14 @@ class GradientSharding(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """How the layout in force treats a weight; `weight` makes it.
+    """A weight's sharding under the current layout; `weight` makes it.
 
-    It is static and made where the weight is used: a derivative is traced under other rules.
+    It is static, and made at the weight's use: a derivative is traced under other rules.
 
     Attributes:
-      gathered: the sharding it is used in; None where there is one device.
-      name: under which policies of rematerialisation may keep it so; None for none.
-      gradient: None where the compiler is to add the gradient up, in float32.
+      gathered: the sharding for use; None with one device.
+      name: by which rematerialisation policies save the gathered weight; None for none.
+      gradient: None: the compiler sums the gradient, in float32.
     """
 
     gathered: PartitionSpec | None = None
@@ -51,8 +51,8 @@ class Weight(NamedTuple):
     def used(self, array: jax.Array, dtype: Any) -> jax.Array:
         """Returns the weight in the dtype of the computation, gathered over its storage's axes.
 
-        It is rounded first, so that half of the bytes travel, and gathered by name, so that a
-        policy of rematerialisation may keep it rather than have it sent again.
+        It is rounded first, so that half of the bytes travel, and named, so that a policy of
+        rematerialisation may save it rather than gather it again.
         """
         array = array.astype(dtype)
         if self.gathered is None:
@@ -62,7 +62,7 @@ class Weight(NamedTuple):
 
 
 def weight(axes: Sequence[str], name: str | None = None) -> Weight:
-    """Returns how the layout in force treats a weight with these logical axis names."""
+    """Returns the sharding of a weight with these logical axis names."""
     if jax.sharding.get_abstract_mesh().size <= 1 or not nn.get_logical_axis_rules():
         return Weight()
     gathered = nn.logical_to_mesh_axes(tuple(axes)) or PartitionSpec()
@@ -85,15 +85,15 @@ def reduce_scatter_over_batch(
     *,
     dtype: Any,
 ) -> jax.Array:
-    """Returns `fn(*arrays)`, a weight's gradient, sharded as the layout has it.
+    """Returns `fn(*arrays)`, a weight's gradient, sharded by the layout.
 
     XLA alone would all-reduce the devices' partial sums and discard most of the total: twice the
-    bytes of the reduce-scatter here.
+    bytes of this reduce-scatter.
 
     Args:
       fn: sums over the rows of `arrays`, in float32.
       arrays: `[batch, ...]`.
-      sharding: of the total; None leaves it to XLA, and so do rows that do not divide.
+      sharding: of the total; XLA chooses for None, and for rows that do not divide.
       dtype: of the computation.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
@@ -139,13 +139,7 @@ def _scattered(part: jax.Array, at: int, over: Sequence[str]) -> jax.Array:
 
 
 def broadcast(array: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-    """Broadcasts what all rows share, such as a bias; its gradient is summed in float32.
-
-    Args:
-      array: any float dtype, broadcastable to `shape`.
-      shape: of the result.
-      dtype: of the result.
-    """
+    """Broadcasts an array of any float dtype, such as a bias; its gradient is summed in float32."""
     return _broadcast(array, tuple(shape), dtype, array.shape, array.dtype)
 
 
@@ -153,7 +147,6 @@ def broadcast(array: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
 def _broadcast(
     array: jax.Array, shape: tuple[int, ...], dtype: Any, own_shape: Any, own_dtype: Any
 ) -> jax.Array:
-    del own_shape, own_dtype
     return jnp.broadcast_to(array.astype(dtype), shape)
 
 
@@ -164,7 +157,6 @@ def _broadcast_forward(array: jax.Array, *static: Any) -> tuple[jax.Array, None]
 def _broadcast_backward(
     shape: tuple[int, ...], dtype: Any, own_shape: Any, own_dtype: Any, _: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    del dtype
     own = (1,) * (len(shape) - len(own_shape)) + own_shape
     repeated = tuple(i for i, (n, size) in enumerate(zip(own, shape, strict=True)) if n < size)
     total = jnp.sum(gradient.astype(jnp.float32), axis=repeated)

@@ -1,4 +1,4 @@
-"""Heads: outputs read off a model's hidden states. A model has at most one of each kind."""
+"""Heads: outputs of a model's hidden states. A model has at most one of each kind."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -18,9 +18,12 @@ from t5lite.layers.projection import Projection
 from t5lite.layers.spec import Spec, choice, positive
 from t5lite.layers.weights import Weights
 
+Hidden = Float[Array, "batch length embed"]
+Valid = Bool[Array, "batch length"]
+
 
 class HeadSpec(Spec):
-    """Any head; subclass it for one of your own, and override `read` or `make`.
+    """The base of heads; subclass it for your own, and override `read` or `make`.
 
     `kind` is its name among a model's heads, which objectives choose by. Heads of kind "lm" give
     logits over the vocabulary and read hidden states and the token embedding; others read hidden
@@ -40,7 +43,7 @@ class HeadSpec(Spec):
         """Returns the module for hidden states of width `embed`; its output is float32."""
         return Head(self, embed, vocab, dtype, weights)
 
-    def read(self, head: "Head", hidden: Float[Array, "batch length embed"], other: Any) -> Any:
+    def read(self, head: "Head", hidden: Hidden, other: Any) -> Any:
         """Returns the output, float32.
 
         Args:
@@ -52,7 +55,7 @@ class HeadSpec(Spec):
 
 
 class Head(nn.Module):
-    """The module of a head, and the layers that heads are made of."""
+    """The module of a head, and the layers of heads; a spec's `norm`, if any, is `head.norm`."""
 
     spec: Any
     embed: int
@@ -60,36 +63,24 @@ class Head(nn.Module):
     dtype: jnp.dtype
     weights: Weights
 
+    def setup(self) -> None:
+        if hasattr(self.spec, "norm"):
+            self.norm = self.spec.norm.make(self.dtype)
+
     @nn.compact
     def __call__(self, hidden: jax.Array, other: Any) -> jax.Array:
         return self.spec.read(self, hidden, other)
 
     def project(
-        self,
-        x: Float[Array, "*batch _"],
-        size: int,
-        name: str,
-        *,
-        axis: str = "mlp",
-        use_bias: bool = True,
-        float32_output: bool = False,
+        self, x: Float[Array, "*batch _"], size: int, name: str, *, axis: str = "mlp", **fields: Any
     ) -> Float[Array, "*batch {size}"]:
         """Returns a linear layer's output, whose new axis has the logical name `axis`."""
-        layer = Projection(
-            ("embed", axis),
-            (size,),
-            weights=self.weights,
-            dtype=self.dtype,
-            use_bias=use_bias,
-            float32_output=float32_output,
-            name=name,
-        )
-        return layer(x)
+        fields = {"use_bias": True, "weights": self.weights, "dtype": self.dtype, **fields}
+        return Projection(("embed", axis), (size,), name=name, **fields)(x)
 
     def classify(
         self, x: Float[Array, "*batch _"], size: int, *, use_bias: bool = True
     ) -> Float32[Array, "*batch {size}"]:
-        """Returns the last linear layer's output."""
         y = self.project(x, size, "projection", axis="classes", use_bias=use_bias)
         return y.astype(jnp.float32)
 
@@ -113,7 +104,7 @@ class LMHeadSpec(HeadSpec):
       tied: from the token embedding, rather than from a table of their own.
       logits_scale: factor on them; None for `embed**-0.5`, as in T5 v1.0.
       use_bias: whether a bias for each token is added.
-      softcap: logits x become `softcap * tanh(x / softcap)` in the end; None for not at all.
+      softcap: logits x finally become `softcap * tanh(x / softcap)`; None: they do not.
         Source: Gemma Team 2024, arXiv:2408.00118, §2.
     """
 
@@ -128,21 +119,14 @@ class LMHeadSpec(HeadSpec):
         self.require(self.softcap is None or self.softcap > 0, "softcap", "above 0, or None")
 
     def read(
-        self, head: Head, hidden: Float[Array, "batch length embed"], other: TokenEmbedding
+        self, head: Head, hidden: Hidden, other: TokenEmbedding
     ) -> Float32[Array, "batch length vocab"]:
-        """See `HeadSpec.read`."""
         if self.tied:
             logits = other.attend(hidden)
             logits = head.vocab_bias(logits) if self.use_bias else logits
         else:
-            logits = head.project(
-                hidden,
-                head.vocab,
-                "projection",
-                axis="vocab",
-                use_bias=self.use_bias,
-                float32_output=True,
-            )
+            options: Any = {"use_bias": self.use_bias, "float32_output": True}
+            logits = head.project(hidden, head.vocab, "projection", axis="vocab", **options)
         scale = hidden.shape[-1] ** -0.5 if self.logits_scale is None else self.logits_scale
         if scale != 1.0:
             logits = logits * jnp.float32(scale)
@@ -166,26 +150,12 @@ class MaskedLMHeadSpec(HeadSpec):
     norm: NormSpec = LayerNormSpec(1e-12)
     use_bias: bool = True
 
-    def make(
-        self, embed: int, vocab: int, dtype: jnp.dtype, weights: Weights = Weights()
-    ) -> nn.Module:
-        """Returns the module; see `HeadSpec`."""
-        return MaskedLMHead(self, embed, vocab, dtype, weights)
-
     def read(
-        self, head: Head, hidden: Float[Array, "batch length embed"], other: TokenEmbedding
+        self, head: Head, hidden: Hidden, other: TokenEmbedding
     ) -> Float32[Array, "batch length vocab"]:
-        """See `HeadSpec.read`."""
         x = head.project(hidden, other.embed, "dense", use_bias=self.use_bias)
         x = head.norm(ACTIVATIONS[self.activation](x))
         return head.vocab_bias(other.attend(x))
-
-
-class MaskedLMHead(Head):
-    """The module of `MaskedLMHeadSpec`."""
-
-    def setup(self) -> None:
-        self.norm = self.spec.norm.make(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,10 +171,7 @@ class ReplacedTokensHeadSpec(HeadSpec):
     kind: ClassVar[str] = "replaced_tokens"
     activation: str = choice(ACTIVATIONS, "gelu")
 
-    def read(
-        self, head: Head, hidden: Float[Array, "batch length embed"], other: jax.Array
-    ) -> Float32[Array, "batch length"]:
-        """See `HeadSpec.read`."""
+    def read(self, head: Head, hidden: Hidden, other: jax.Array) -> Float32[Array, "batch length"]:
         x = ACTIVATIONS[self.activation](head.project(hidden, head.embed, "dense"))
         return head.classify(x, 1)[..., 0]
 
@@ -222,17 +189,10 @@ class PoolerHeadSpec(HeadSpec):
     kind: ClassVar[str] = "pooler"
     activation: str = choice(ACTIVATIONS, "tanh")
 
-    def read(
-        self,
-        head: Head,
-        hidden: Float[Array, "batch length embed"],
-        other: Bool[Array, "batch length"],
-    ) -> Float32[Array, "batch embed"]:
-        """See `HeadSpec.read`."""
+    def read(self, head: Head, hidden: Hidden, other: Valid) -> Float32[Array, "batch embed"]:
         x = pool(hidden, other, "first").astype(head.dtype)
-        return ACTIVATIONS[self.activation](head.project(x, head.embed, "dense")).astype(
-            jnp.float32
-        )
+        y = ACTIVATIONS[self.activation](head.project(x, head.embed, "dense"))
+        return y.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +201,7 @@ class _PooledHeadSpec(HeadSpec):
 
     Args:
       pooling: one of `POOLINGS`.
-      pooler: whether a dense layer and an activation come before, as in BERT.
+      pooler: whether a dense layer and an activation precede it, as in BERT.
       dropout_rate: before the linear layer.
       pooler_activation: of that dense layer, one of `ACTIVATIONS`.
       use_bias: whether the linear layer has a bias; transformers' decoders have none.
@@ -257,13 +217,7 @@ class _PooledHeadSpec(HeadSpec):
     def num_outputs(self) -> int:
         raise NotImplementedError
 
-    def read(
-        self,
-        head: Head,
-        hidden: Float[Array, "batch length embed"],
-        other: Bool[Array, "batch length"],
-    ) -> Float32[Array, "batch outputs"]:
-        """See `HeadSpec.read`."""
+    def read(self, head: Head, hidden: Hidden, other: Valid) -> Float32[Array, "batch outputs"]:
         x = pool(hidden, other, self.pooling).astype(head.dtype)
         if self.pooler:
             x = ACTIVATIONS[self.pooler_activation](head.project(x, head.embed, "pooler"))
@@ -292,7 +246,6 @@ class ClassificationHeadSpec(_PooledHeadSpec):
 
     @property
     def limits(self) -> dict[str, int]:
-        """Those of `labels`."""
         return {"labels": self.num_classes}
 
 
@@ -335,13 +288,11 @@ class TokenLabelsHeadSpec(HeadSpec):
 
     @property
     def limits(self) -> dict[str, int]:
-        """Those of `token_labels`."""
         return {"token_labels": self.num_labels}
 
     def read(
-        self, head: Head, hidden: Float[Array, "batch length embed"], other: jax.Array
+        self, head: Head, hidden: Hidden, other: jax.Array
     ) -> Float32[Array, "batch length labels"]:
-        """See `HeadSpec.read`."""
         return head.classify(head.dropout(hidden, self.dropout_rate), self.num_labels)
 
 
@@ -355,9 +306,8 @@ class SpansHeadSpec(HeadSpec):
     kind: ClassVar[str] = "spans"
 
     def read(
-        self, head: Head, hidden: Float[Array, "batch length embed"], other: jax.Array
+        self, head: Head, hidden: Hidden, other: jax.Array
     ) -> Float32[Array, "batch length 2"]:
-        """See `HeadSpec.read`."""
         return head.classify(hidden, 2)
 
 
@@ -383,7 +333,7 @@ class EmbeddingHeadSpec(HeadSpec):
     Args:
       size: its width, from a linear layer; None for the hidden state's own.
       pooling: one of `POOLINGS`, or several joined by `+`, whose vectors are joined.
-      normalized: whether its length is made 1.
+      normalized: whether it is scaled to length 1.
       dense: layers on the pooled vector, before that.
     """
 
@@ -395,26 +345,18 @@ class EmbeddingHeadSpec(HeadSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = all(part in POOLINGS for part in self.pooling.split("+"))
-        self.require(known, "pooling", f"one of {', '.join(POOLINGS)}, or some joined by +")
+        valid = all(part in POOLINGS for part in self.pooling.split("+"))
+        self.require(valid, "pooling", f"one of {', '.join(POOLINGS)}, or some joined by +")
         self.require(self.size is None or not self.dense, "size", "None with dense layers")
 
-    def read(
-        self,
-        head: Head,
-        hidden: Float[Array, "batch length embed"],
-        other: Bool[Array, "batch length"],
-    ) -> Float32[Array, "batch size"]:
-        """See `HeadSpec.read`."""
+    def read(self, head: Head, hidden: Hidden, other: Valid) -> Float32[Array, "batch size"]:
         poolings = [pool(hidden, other, pooling) for pooling in self.pooling.split("+")]
         x = jnp.concatenate(poolings, axis=-1)
         for index, layer in enumerate(self.dense):
-            y = head.project(
-                x.astype(head.dtype), layer.size, f"dense_{index}", use_bias=layer.use_bias
-            )
-            x = y.astype(jnp.float32)
+            x, name = x.astype(head.dtype), f"dense_{index}"
+            x = head.project(x, layer.size, name, use_bias=layer.use_bias).astype(jnp.float32)
             x = x if layer.activation is None else ACTIVATIONS[layer.activation](x)
         if self.size is not None:
-            y = head.project(x.astype(head.dtype), self.size, "projection", use_bias=False)
-            x = y.astype(jnp.float32)
+            x = head.project(x.astype(head.dtype), self.size, "projection", use_bias=False)
+            x = x.astype(jnp.float32)
         return unit_length(x) if self.normalized else x

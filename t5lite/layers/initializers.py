@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -23,17 +23,17 @@ _FAR_OFFSET = 2.0  # nats
 
 
 class InitSpec(Spec):
-    """Any rule for initial values; subclass it for one of your own. Biases are 0, norms 1."""
+    """The base of rules for initial values; subclass it for your own. Biases are 0, norms 1."""
 
     def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
         """Returns the initializer of a matrix `[*contracted, *features]`, drawn as `[in, out]`.
 
         Args:
-          role: what the matrix is for.
+          role: the use of the matrix.
           gain: factor on a standard deviation that follows from fan-in, so that attention logits
             have variance 1.
           num_updates: matrices of the stack that write to its residual stream, two a layer (three
-            with cross-attention); 1 outside any stack.
+            with cross-attention); 1 outside stacks.
         """
         raise NotImplementedError(f"{type(self).__name__}.kernel")
 
@@ -47,7 +47,6 @@ class InitSpec(Spec):
         Args:
           distances: `[buckets]` int, in tokens, the smallest of each bucket.
         """
-        del distances
         return nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
@@ -60,12 +59,11 @@ class FanInInitSpec(InitSpec):
 
     Args:
       scale: 1.0 in T5 and PaLM, 0.1 in Switch.
-      distribution: of the matrices outside attention; truncated at two standard deviations, and of
-        the variance above nevertheless, in T5.
+      distribution: of the matrices outside attention; T5's is truncated at two standard deviations,
+        with the variance above.
       embedding_stddev: of token embeddings.
       position_bias_window: distance in tokens beyond which position biases start 2 nats lower than
-        T5's: a small model then has neighbouring tokens in view from the start, which training may
-        undo; None for T5's.
+        T5's, so that a small model attends to neighbours at first; None for T5's.
 
     Source: T5X's `layers.py`; Raffel et al. 2020, arXiv:1910.10683 (whose Mesh TensorFlow code has
       the same standard deviations).
@@ -83,27 +81,21 @@ class FanInInitSpec(InitSpec):
         self.require(window is None or window >= 1, "position_bias_window", "None or at least 1")
 
     def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
-        """Returns the initializer of a matrix; see `InitSpec.kernel`."""
-        del num_updates
         scale = _ROUTER_SCALE if role == "router" else self.scale
         distribution = "normal" if role in _ATTENTION else self.distribution
         return nn.initializers.variance_scaling(scale * gain**2, "fan_in", distribution)
 
     def table(self, table: Table) -> Initializer:
-        """Returns the initializer of an embedding; see `InitSpec.table`."""
         return nn.initializers.normal(self.embedding_stddev if table == "tokens" else 0.02)
 
     def position_bias(self, distances: np.ndarray) -> Initializer:
-        """Returns the initializer of a table of position biases; see `InitSpec.position_bias`."""
         drawn, window = super().position_bias(distances), self.position_bias_window
         if window is None:
             return drawn
-        # No lower: optimizers that step in proportion to a table's size would shake it.
+        # Not lower: the steps of optimizers that scale with a table's norm would be too large.
         offset = np.where(distances > window, _FAR_OFFSET, 0.0)
 
-        def draw(
-            key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
-        ) -> jax.Array:
+        def draw(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
             return drawn(key, shape, dtype) - jnp.asarray(offset, dtype)[None]
 
         return draw
@@ -115,8 +107,8 @@ class NormalInitSpec(InitSpec):
 
     Args:
       stddev: of all of them.
-      scaled_residuals: whether that of a matrix that writes to the residual stream is divided by
-        the square root of their number in the stack, `2 * num_layers` without cross-attention
+      scaled_residuals: whether that of matrices that write to the residual stream is divided by the
+        square root of their number in the stack, `2 * num_layers` without cross-attention
         (Radford et al. 2019, GPT-2, §2.3; Shoeybi et al. 2019, Megatron, arXiv:1909.08053).
     """
 
@@ -128,14 +120,10 @@ class NormalInitSpec(InitSpec):
         self.require(self.stddev >= 0, "stddev", "at least 0")
 
     def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
-        """Returns the initializer of a matrix; see `InitSpec.kernel`."""
-        del gain
         scaled = self.scaled_residuals and role in _RESIDUAL
         return self._draw(self.stddev / math.sqrt(num_updates) if scaled else self.stddev)
 
     def table(self, table: Table) -> Initializer:
-        """Returns the initializer of an embedding; see `InitSpec.table`."""
-        del table
         return self._draw(self.stddev)
 
     def _draw(self, stddev: float) -> Initializer:
@@ -144,14 +132,7 @@ class NormalInitSpec(InitSpec):
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedNormalInitSpec(NormalInitSpec):
-    """`NormalInitSpec`, truncated at two standard deviations.
-
-    As in TensorFlow, `stddev` is that before truncation, which leaves 0.88 of it.
-
-    Args:
-      stddev: before truncation.
-      scaled_residuals: see `NormalInitSpec`.
-    """
+    """`NormalInitSpec`, truncated at two standard deviations, which leaves 0.88 of `stddev`."""
 
     def _draw(self, stddev: float) -> Initializer:
         return nn.initializers.truncated_normal(stddev)
@@ -168,12 +149,7 @@ class SmallInitSpec(InitSpec):
     """
 
     def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
-        """Returns the initializer of a matrix; see `InitSpec.kernel`."""
-        del gain
-
-        def draw(
-            key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
-        ) -> jax.Array:
+        def draw(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
             if role in _RESIDUAL:
                 stddev = 4 / (num_updates * math.sqrt(shape[-1]))
             else:
@@ -183,12 +159,7 @@ class SmallInitSpec(InitSpec):
         return draw
 
     def table(self, table: Table) -> Initializer:
-        """Returns the initializer of an embedding; see `InitSpec.table`."""
-        del table
-
-        def draw(
-            key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
-        ) -> jax.Array:
+        def draw(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
             return nn.initializers.normal(math.sqrt(2 / (5 * shape[-1])))(key, shape, dtype)
 
         return draw

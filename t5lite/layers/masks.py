@@ -1,4 +1,4 @@
-"""Attention masks as structure: kernels need the rule, not the matrix."""
+"""Attention masks as rules, which kernels need rather than the matrix."""
 
 import dataclasses
 
@@ -18,9 +18,8 @@ class AttentionMask:
     Args:
       q_segments: `[batch or 1, q_length]` int32; a query sees the keys of its own segment.
       kv_segments: `[batch or 1, kv_length]` int32; 0 is padding, which no query sees.
-        Without `q_segments` every other key is seen.
-      q_order: `[batch or 1, q_length]` int32, positions of queries in the row; None where neither
-        `causal` nor `window` needs it.
+      q_order: `[batch or 1, q_length]` int32, positions of queries in the row, for `causal` and
+        `window`.
       kv_order: `[batch or 1, kv_length]` int32, positions of keys.
       q_prefix: `[batch or 1, q_length]` bool; with `kv_prefix`, queries and keys of a prefix see
         each other in both directions.
@@ -49,13 +48,7 @@ class AttentionMask:
         causal: bool,
         prefix: Bool[Array, "batch length"] | None = None,
     ) -> "AttentionMask":
-        """Returns the mask of self-attention over whole rows.
-
-        Args:
-          segments: `[batch, length]` int32, 0 for padding; an unpacked row is segment 1.
-          causal: whether a token sees only those before it and itself.
-          prefix: `[batch, length]` bool, tokens that see each other nevertheless.
-        """
+        """Returns the mask of self-attention over whole rows; see the fields of `AttentionMask`."""
         order = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
         return cls(
             segments, segments, order, order, prefix, prefix, causal=causal, self_attention=True
@@ -63,15 +56,10 @@ class AttentionMask:
 
     @classmethod
     def over_slots(cls, positions: Int32[Array, "batch n"], slots: Slots) -> "AttentionMask":
-        """Returns the mask of causal self-attention over a cache.
-
-        Args:
-          positions: `[batch, n]` int32 of the queries, whose own keys are in the cache already.
-          slots: the cache.
-        """
-        held = slots.positions(positions[:, -1])
-        never = jnp.full_like(held, jnp.iinfo(jnp.int32).max // 2)  # later than any query
-        return cls(q_order=positions, kv_order=jnp.where(held < 0, never, held), causal=True)
+        """Returns the mask of causal self-attention over a cache that holds the queries' keys."""
+        order = slots.positions(positions[:, -1])
+        never = jnp.full_like(order, jnp.iinfo(jnp.int32).max // 2)  # later than any query
+        return cls(q_order=positions, kv_order=jnp.where(order < 0, never, order), causal=True)
 
     def within_window(self, window: int | None) -> "AttentionMask":
         """Returns the mask with a window, unchanged for None."""
@@ -109,7 +97,7 @@ class AttentionMask:
         return None if seen is None else seen[:, None]
 
     def _distance(self) -> Int32[Array, "batch_or_1 q_length kv_length"]:
-        """Returns `[batch or 1, q_length, kv_length]` int32: tokens from key to query."""
+        """Returns the number of tokens from key to query."""
         assert self.q_order is not None, "causal and windowed masks need an order"
         assert self.kv_order is not None
         return self.q_order[:, :, None] - self.kv_order[:, None]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -40,16 +41,9 @@ class MlpSpec(Spec):
     gated: bool = False
     use_bias: bool = False
 
-    def make(
-        self,
-        embed: int,
-        *,
-        dtype: jnp.dtype,
-        dropout_rate: float,
-        weights: Weights = Weights(),
-    ) -> nn.Module:
-        """Returns the module for inputs of width `embed`."""
-        return Mlp(self, embed, dtype, dropout_rate, weights)
+    def make(self, embed: int, **options: Any) -> nn.Module:
+        """Returns the module for inputs of width `embed`; options are the other fields of `Mlp`."""
+        return Mlp(self, embed, **options)
 
     def flops(self, embed: int, length: int) -> int:
         """Returns multiply-adds × 2 of the matrix products over one row of `length` tokens."""
@@ -78,7 +72,7 @@ class Mlp(nn.Module):
             hidden = project(("embed", "mlp"), (spec.hidden,), role="up", name=name)(x)
             return checkpoint_name(hidden, name)
 
-        # Of an activation only what goes into it is kept: the rest is quickly computed again.
+        # Of an activation only the input is saved: the rest is cheap to recompute.
         if spec.gated:
             gated = jax.checkpoint(lambda gate, up: activation(gate) * up)
             hidden = gated(into("gate"), into("up"))

@@ -26,30 +26,28 @@ class MoeSpec(Spec):
     """Experts and their router; the defaults train as ST-MoE does, but for `top_k` = 2 there.
 
     An expert takes `capacity` tokens of a row, or capacity_factor * top_k * length / num_experts of
-    them, rounded up. A token beyond the capacity is dropped: the layer gives zeros, and only the
-    residual connection carries it on. First choices come before second ones, then tokens in their
-    order, so that with `top_k` = 1 no token depends on later ones, whatever is dropped. **With more
-    it does**: a later token's first choice can take the place of an earlier one's second, so that a
-    decoder sees ahead where it drops. Decoding with a cache counts the tokens of one call: one by
-    one, none are dropped. Texts packed into a row share its experts' slots.
+    them, rounded up. Tokens beyond the capacity are dropped: the layer's output is 0, and only the
+    residual connection carries them. First choices come before second ones, then tokens in their
+    order, so that with `top_k` = 1 no token depends on later ones. **With more it does**: a later
+    token's first choice can take the slot of an earlier one's second, so that a decoder that drops
+    tokens sees ahead. Decoding with a cache counts the tokens of one call: single tokens are never
+    dropped. Texts packed into a row share its experts' slots.
 
-    Without either nothing is dropped, for a price: every expert has room for a whole row, so that
-    time and memory are those of `num_experts` dense layers instead of `top_k`. That is for decoding
-    (rows of one token never drop anything, and cost the same either way) and for small models.
+    With neither, every expert has room for a whole row: nothing is dropped, at the time and memory
+    of `num_experts` dense layers instead of `top_k`. Meant for decoding and for small models.
 
-    The router knows nothing of padding, which takes slots like any token and counts in the
-    auxiliary losses (as in transformers). On the right of a row it comes last, and so drops no
-    token's first choice.
+    Padding takes slots like any token and counts in the auxiliary losses (as in transformers). At
+    the end of a row it comes last, and so drops no token's first choice.
 
     Args:
-      expert: each of the experts.
-      num_experts: how many there are.
-      top_k: experts that a token is sent to.
-      capacity_factor: slots an expert has, as a multiple of an even share; None: see `capacity`.
-      capacity: slots an expert has for each row; None: see `capacity_factor`.
-      normalize_weights: whether the probabilities of the chosen are divided by their sum (GShard,
-        ST-MoE, Mixtral) before they weigh the experts' outputs; not for `top_k` = 1, where nothing
-        would train the router.
+      expert: the architecture of every expert.
+      num_experts: of the layer.
+      top_k: experts of a token.
+      capacity_factor: slots of an expert, as a multiple of an even share; None: see `capacity`.
+      capacity: slots of an expert for each row; None: see `capacity_factor`.
+      normalize_weights: whether a token's probabilities are divided by their sum (GShard, ST-MoE,
+        Mixtral) before they weigh the experts' outputs; not for `top_k` = 1, where nothing would
+        train the router.
       balance_coefficient: of the load-balancing loss; 0.01 in Switch, §2.2, and in ST-MoE.
       router_z_coefficient: of the router's z-loss; 0.001 in ST-MoE, §3.3, absent from Switch.
       router_jitter_rate: in training, the router's input is multiplied by noise in [1 - rate,
@@ -100,30 +98,23 @@ class MoeSpec(Spec):
             slots = length if self.capacity is None else self.capacity
         return min(slots, length)  # no token is sent to the same expert twice
 
-    def make(
-        self,
-        embed: int,
-        *,
-        dtype: jnp.dtype,
-        dropout_rate: float,
-        weights: Weights = Weights(),
-    ) -> "Moe":
-        """Returns the module for inputs of width `embed`; dropout is that inside the experts."""
-        return Moe(self, embed, dtype, dropout_rate, weights)
+    def make(self, embed: int, **options: Any) -> "Moe":
+        """Returns the module for inputs of width `embed`; options are the other fields of `Moe`."""
+        return Moe(self, embed, **options)
 
 
 class Moe(nn.Module):
     """Maps `[batch, length, embed]` to the same shape, as an `Mlp` does.
 
-    Two float32 scalars, multiplied by their coefficients, are sown into the collection `losses`
-    where that is mutable: `load_balancing` and `router_z`.
+    Dropout is that inside the experts. Two float32 scalars, multiplied by their coefficients, are
+    sown into the collection `losses` where that is mutable: `load_balancing` and `router_z`.
     """
 
     spec: MoeSpec
     embed: int
     dtype: jnp.dtype
     dropout_rate: float
-    weights: Weights
+    weights: Weights = Weights()
 
     @nn.compact
     def __call__(
@@ -210,16 +201,9 @@ class Moe(nn.Module):
 def choose(
     probabilities: Float32[Array, "batch length experts"], top_k: int, *, normalize: bool
 ) -> tuple[Bool[Array, "batch {top_k} length experts"], Float32[Array, "batch {top_k} length"]]:
-    """Returns the experts of each token, and their weights.
+    """Returns the experts of each token, the best one first, and their weights.
 
-    Args:
-      probabilities: `[batch, length, experts]` float32, the router's; of equal ones the first wins.
-      top_k: how many are chosen.
-      normalize: whether a token's weights add up to 1.
-
-    Returns:
-      `[batch, top_k, length, experts]` bool, the best one first, and weights
-      `[batch, top_k, length]` float32.
+    Of equal probabilities the first wins; `normalize` makes a token's weights add up to 1.
     """
     remaining, chosen = probabilities, []
     for _ in range(top_k):
@@ -239,13 +223,11 @@ def assign(
 ) -> Int32[Array, "batch top_k*length"]:
     """Returns the slot of each choice: first choices before second ones, then in token order.
 
-    Args:
-      chosen: `[batch, top_k, length, experts]` bool, one expert each.
-      num_slots: slots that an expert has for each row.
+    Slot s of expert e is e * num_slots + s; a dropped token has experts * num_slots.
 
-    Returns:
-      `[batch, top_k * length]` int32: slot s of expert e is e * num_slots + s; experts * num_slots
-      for a dropped token.
+    Args:
+      chosen: one expert for each choice.
+      num_slots: of an expert for each row.
     """
     batch, top_k, length, num_experts = chosen.shape
     chosen = chosen.reshape(batch, top_k * length, num_experts)
@@ -258,14 +240,11 @@ def assign(
 def invert(
     slot_of_token: Int32[Array, "batch n"], num_slots: int
 ) -> Int32[Array, "batch {num_slots}"]:
-    """Returns the token in each slot, the inverse of a row's map from tokens to slots.
+    """Returns the token in each slot, n for an empty one.
 
     Args:
       slot_of_token: each slot below `num_slots` occurs at most once in a row.
       num_slots: of all experts.
-
-    Returns:
-      In 0 .. n, n for an empty slot.
     """
     tokens = jnp.arange(slot_of_token.shape[1], dtype=jnp.int32)
 
@@ -284,8 +263,8 @@ def move(
 ) -> Float[Array, "batch m embed"]:
     """Gathers vectors within each row; zeros where the source is n.
 
-    Its derivative is the inverse gather: faster than the scatter that JAX would derive, and without
-    additions whose order may change.
+    Its derivative is the inverse gather: faster than the scatter that JAX would derive, and
+    deterministic.
 
     Args:
       x: the vectors.
@@ -323,10 +302,6 @@ def load_balancing(
     GShard and ST-MoE count the first ones. The losses of microbatches have a mean that is not
     quite the loss of the whole batch.
 
-    Args:
-      probabilities: `[batch, length, experts]` float32.
-      chosen: `[batch, top_k, length, experts]` bool.
-
     Source: Fedus et al. 2021, arXiv:2101.03961, §2.2, equations 4 to 6.
     """
     used = jnp.mean(chosen.astype(jnp.float32), axis=(0, 1, 2))
@@ -335,9 +310,6 @@ def load_balancing(
 
 def router_z(logits: Float32[Array, "batch length experts"]) -> Float32[Array, ""]:
     """Returns the mean over tokens of the squared log of the softmax's normaliser.
-
-    Args:
-      logits: `[batch, length, experts]` float32.
 
     Source: Zoph et al. 2022, arXiv:2202.08906, §3.3, equation 5.
     """
@@ -354,10 +326,11 @@ def _rules_beside_experts() -> Iterator[Any]:
     """
     rules = nn.get_logical_axis_rules()
     experts, batch = nn.logical_to_mesh_axes(("experts", "batch"), rules) or (None, None)
-    kept = [
+    remaining = [
         (name, None if name.startswith("gradient/") else axes)
         for name, axes in rules
         if name not in ("batch", "length")
     ]
-    with nn.logical_axis_rules([("batch", batch), ("length", None), *kept] if rules else rules):
+    inner = [("batch", batch), ("length", None), *remaining] if rules else rules
+    with nn.logical_axis_rules(inner):
         yield experts

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
@@ -12,7 +13,7 @@ from t5lite.layers.spec import Spec
 
 
 class NormSpec(Spec):
-    """Any normalisation layer; subclass it for one of your own."""
+    """The base of normalisation layers; subclass it for your own."""
 
     def make(self, dtype: jnp.dtype, *, axis: str = "embed") -> nn.Module:
         """Returns the module, whose output has `dtype`; `axis` is the normalised axis's name."""
@@ -25,7 +26,7 @@ class RMSNormSpec(NormSpec):
 
     Args:
       epsilon: added to the mean square.
-      unit_offset: whether the parameter is what the scale is above 1, as in Gemma.
+      unit_offset: whether the scale is 1 plus the parameter, as in Gemma.
 
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
@@ -34,13 +35,12 @@ class RMSNormSpec(NormSpec):
     unit_offset: bool = False
 
     def make(self, dtype: jnp.dtype, *, axis: str = "embed") -> nn.Module:
-        """Returns the module, whose output has `dtype`; `axis` is the normalised axis's name."""
-        return RMSNorm(self.epsilon, self.unit_offset, dtype, axis)
+        return RMSNorm(self, dtype, axis)
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerNormSpec(NormSpec):
-    """Normalisation to mean 0 and variance 1, with a scale and, if asked for, a bias.
+    """Normalisation to mean 0 and variance 1, with a scale and an optional bias.
 
     Source: Ba et al. 2016, arXiv:1607.06450.
     """
@@ -49,42 +49,39 @@ class LayerNormSpec(NormSpec):
     use_bias: bool = True
 
     def make(self, dtype: jnp.dtype, *, axis: str = "embed") -> nn.Module:
-        """Returns the module, whose output has `dtype`; `axis` is the normalised axis's name."""
-        return LayerNorm(self.epsilon, self.use_bias, dtype, axis)
+        return LayerNorm(self, dtype, axis)
 
 
 class RMSNorm(nn.Module):
-    epsilon: float
-    unit_offset: bool
+    spec: RMSNormSpec
     dtype: jnp.dtype
     axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
-        init = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
-        scale: Any = self.param(
-            "scale", nn.with_logical_partitioning(init, (self.axis,)), x.shape[-1:]
-        )
-        scale = scale.astype(jnp.float32)
-        if self.unit_offset:
+        init = nn.initializers.zeros if self.spec.unit_offset else nn.initializers.ones
+        scale = _vector(self, "scale", init, x)
+        if self.spec.unit_offset:
             scale = scale + 1.0
-        return rms_norm(x, scale, epsilon=self.epsilon).astype(self.dtype)
+        return rms_norm(x, scale, epsilon=self.spec.epsilon).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):
-    epsilon: float
-    use_bias: bool
+    spec: LayerNormSpec
     dtype: jnp.dtype
     axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
-        def vector(name: str, init: nn.initializers.Initializer) -> Any:
-            return self.param(name, nn.with_logical_partitioning(init, (self.axis,)), x.shape[-1:])
+        scale = _vector(self, "scale", nn.initializers.ones, x)
+        bias = _vector(self, "bias", nn.initializers.zeros, x) if self.spec.use_bias else None
+        return layer_norm(x, scale, bias, epsilon=self.spec.epsilon).astype(self.dtype)
 
-        scale = vector("scale", nn.initializers.ones).astype(jnp.float32)
-        bias = vector("bias", nn.initializers.zeros).astype(jnp.float32) if self.use_bias else None
-        return layer_norm(x, scale, bias, epsilon=self.epsilon).astype(self.dtype)
+
+def _vector(module: Any, name: str, init: nn.initializers.Initializer, x: jax.Array) -> jax.Array:
+    """Returns a float32 parameter along the last axis of `x`."""
+    init = nn.with_logical_partitioning(init, (module.axis,))
+    return module.param(name, init, x.shape[-1:]).astype(jnp.float32)
 
 
 def layer_norm(
@@ -94,37 +91,16 @@ def layer_norm(
     *,
     epsilon: float,
 ) -> Float32[Array, "*batch embed"]:
-    """Normalises `x` over the last axis, in float32.
-
-    Args:
-      x: `[..., embed]`, any float dtype.
-      scale: `[embed]` float32.
-      bias: `[embed]` float32, or None.
-      epsilon: added to the variance.
-
-    Returns:
-      `[..., embed]` float32.
-    """
+    """Normalises `x` over the last axis, in float32; `epsilon` is added to the variance."""
     x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    inverse = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + jnp.float32(epsilon))
-    x = x * inverse * jnp.broadcast_to(scale, x.shape)
+    x = rms_norm(x - jnp.mean(x, axis=-1, keepdims=True), scale, epsilon=epsilon)
     return x if bias is None else x + jnp.broadcast_to(bias, x.shape)
 
 
 def rms_norm(
     x: Float[Array, "*batch embed"], scale: Float32[Array, " embed"], *, epsilon: float
 ) -> Float32[Array, "*batch embed"]:
-    """Divides `x` by the root of its mean square over the last axis, in float32.
-
-    Args:
-      x: `[..., embed]`, any float dtype.
-      scale: `[embed]` float32.
-      epsilon: added to the mean square.
-
-    Returns:
-      `[..., embed]` float32.
-    """
+    """Divides `x` by the root of its mean square over the last axis plus `epsilon`, in float32."""
     x = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + jnp.float32(epsilon))
     return x * inverse * jnp.broadcast_to(scale, x.shape)

@@ -1,4 +1,4 @@
-"""One vector for each text, from those of its tokens."""
+"""Pooling: one vector for each text, from its tokens' vectors."""
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,10 @@ def pool(
     """Returns one vector for each text.
 
     Args:
-      hidden: `[batch, length, embed]`.
-      valid: `[batch, length]` bool. A row without any gives zeros or its first vector.
+      hidden: of the tokens.
+      valid: the tokens that are not padding. A row of padding gives zeros or its first vector.
       pooling: one of `POOLINGS`. `mean_sqrt_length` divides the sum by the root of the number of
-        tokens, `weighted_mean` weighs tokens by their place, from 1.
-
-    Returns:
-      `[batch, embed]` float32.
+        tokens, `weighted_mean` weighs tokens by their position, from 1.
     """
     hidden = hidden.astype(jnp.float32)
     inside = valid.astype(jnp.float32)
@@ -41,6 +38,6 @@ def pool(
 
 
 def unit_length(x: Float32[Array, "*batch size"]) -> Float32[Array, "*batch size"]:
-    """Returns float32 vectors `[..., size]` at length 1; zeros stay zeros."""
-    # Below a length that training never sees, so that a row of padding has a gradient.
+    """Scales vectors to length 1; zeros stay zeros."""
+    # Smaller than lengths in training, so that a row of padding has a gradient.
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + jnp.float32(1e-12))

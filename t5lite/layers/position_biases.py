@@ -1,4 +1,4 @@
-"""Positions as biases on attention logits: T5's bucketed distances, and ALiBi's slopes."""
+"""Position biases on attention logits: T5's bucketed distances and ALiBi's slopes."""
 
 import dataclasses
 import math
@@ -15,10 +15,7 @@ from t5lite.layers.weights import Weights
 
 
 class PositionBiasSpec(Spec):
-    """Any bias by distance; subclass it for one of your own.
-
-    `per_layer` says whether each layer has one of its own, rather than the stack one for all.
-    """
+    """The base of biases by distance, one for each layer (`per_layer`) or for the whole stack."""
 
     per_layer: bool
 
@@ -53,36 +50,32 @@ class RelativeBiasSpec(PositionBiasSpec):
     def make(
         self, num_heads: int, *, bidirectional: bool, weights: Weights = Weights()
     ) -> "RelativeBias":
-        """Returns the module with one table for `num_heads` heads."""
         return RelativeBias(self, num_heads, bidirectional, weights)
 
 
 @dataclasses.dataclass(frozen=True)
 class AlibiSpec(PositionBiasSpec):
-    """A bias that falls with distance, each head with a slope of its own; no parameters.
+    """A bias that falls with distance at a slope for each head; no parameters.
 
-    In a stack that sees both sides, distance counts alike on both.
+    In a bidirectional stack, distances count alike on both sides.
 
     Source: Press et al. 2021, arXiv:2108.12409, §3.
     """
 
-    per_layer = False  # not a field: there is nothing that layers could differ in
+    per_layer = False  # not a field: layers cannot differ
 
     def make(self, num_heads: int, *, bidirectional: bool, weights: Weights = Weights()) -> "Alibi":
-        """Returns the module for `num_heads` heads."""
-        del bidirectional, weights  # keys ahead are masked where it matters
-        return Alibi(num_heads)
+        return Alibi(num_heads)  # a causal mask hides the keys ahead
 
 
 class Alibi(nn.Module):
-    """The bias `-slope * |key - query|`."""
+    """The bias `-slope * |key - query|`; called as `RelativeBias`."""
 
     num_heads: int
 
     def __call__(
         self, q_positions: Int32[Array, "batch q_length"] | None, q_length: int, kv_length: int
     ) -> Float32[Array, "batch_or_1 heads {q_length} {kv_length}"]:
-        """Returns `[1 or batch, heads, q_length, kv_length]` float32; see `RelativeBias`."""
         if q_positions is None:
             q_positions = jnp.arange(q_length, dtype=jnp.int32)[None]
         keys = jnp.arange(kv_length, dtype=jnp.int32)[None, None]
@@ -107,7 +100,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 class RelativeBias(nn.Module):
-    """The table, and its two ways of becoming a bias."""
+    """The table, gathered for cached queries and laid out by diagonals for whole rows."""
 
     spec: RelativeBiasSpec
     num_heads: int
@@ -121,12 +114,12 @@ class RelativeBias(nn.Module):
         """Returns `[1 or batch, heads, q_length, kv_length]` float32.
 
         Args:
-          q_positions: `[batch, q_length]` int32 where each row's queries stand among keys
-            `0 .. kv_length - 1`; None if query i stands at key i in every row.
+          q_positions: `[batch, q_length]` int32, of each row's queries among keys
+            `0 .. kv_length - 1`; None if query i is at key i in every row.
           q_length: number of queries.
           kv_length: number of keys.
         """
-        init = self.weights.position_bias(
+        init = self.weights.init.position_bias(
             nearest_distances(self.spec, bidirectional=self.bidirectional)
         )
         table: Any = self.param(
@@ -162,14 +155,14 @@ def relative_buckets(
       int32 of the same shape, in `[0, num_buckets)`.
     """
     num_buckets = spec.num_buckets // 2 if bidirectional else spec.num_buckets
-    # A lookup made on the host: an accelerator's own logarithm could round a border the other way.
+    # A lookup on the host: an accelerator's own logarithm could round a border the other way.
     lookup = _bucket_of_distance(num_buckets, spec.max_distance)
     xp = np if isinstance(offsets, np.ndarray) else jnp
-    behind = xp.asarray(lookup)[xp.clip(-offsets, 0, spec.max_distance)]
+    back = xp.asarray(lookup)[xp.clip(-offsets, 0, spec.max_distance)]
     if not bidirectional:
-        return behind
+        return back
     ahead = xp.asarray(lookup + np.int32(num_buckets))[xp.clip(offsets, 0, spec.max_distance)]
-    return xp.where(offsets > 0, ahead, behind)
+    return xp.where(offsets > 0, ahead, back)
 
 
 def nearest_distances(spec: RelativeBiasSpec, *, bidirectional: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Positions as vectors that are added to token embeddings: learned or sinusoidal."""
+"""Position embeddings, which are added to those of tokens: learned or sinusoidal."""
 
 import dataclasses
 
@@ -15,14 +15,14 @@ from t5lite.layers.weights import Weights
 
 
 class PositionEmbeddingSpec(Spec):
-    """Any vectors by position; subclass it for some of your own."""
+    """The base of position embeddings; subclass it for your own."""
 
     def make(self, embed: int, dtype: jnp.dtype, weights: Weights = Weights()) -> nn.Module:
         """Returns the module: positions `[batch or 1, length]` int32 → `[…, length, embed]`."""
         raise NotImplementedError(f"{type(self).__name__}.make")
 
     def check(self, length: int) -> None:
-        """Raises an InputError if there are no vectors for rows of this length."""
+        """Raises an InputError if rows of this length have no positions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LearnedPositionsSpec(PositionEmbeddingSpec):
 
     Args:
       max_length: the longest sequence that the model can take.
-      offset: rows of the table before the first position's, which nothing reads (BART, RoBERTa).
+      offset: unused rows of the table before the first position's (BART, RoBERTa).
 
     Source: Gehring et al. 2017, arXiv:1705.03122, §3.1.
     """
@@ -44,11 +44,9 @@ class LearnedPositionsSpec(PositionEmbeddingSpec):
         self.require(self.offset >= 0, "offset", "at least 0")
 
     def make(self, embed: int, dtype: jnp.dtype, weights: Weights = Weights()) -> nn.Module:
-        """Returns the module; see `PositionEmbeddingSpec.make`."""
         return LearnedPositions(self.max_length + self.offset, embed, dtype, weights, spec=self)
 
     def check(self, length: int) -> None:
-        """Raises an InputError if `length` is above `max_length`."""
         if length > self.max_length:
             raise InputError(
                 f"a sequence of {length} tokens: the model has learned positions for "
@@ -65,13 +63,11 @@ class SinusoidalPositionsSpec(PositionEmbeddingSpec):
     """
 
     def make(self, embed: int, dtype: jnp.dtype, weights: Weights = Weights()) -> nn.Module:
-        """Returns the module; see `PositionEmbeddingSpec.make`."""
-        del weights
         return SinusoidalPositions(embed, dtype)
 
 
 class LearnedPositions(TokenEmbedding):
-    """The table, whose rows are looked up by position."""
+    """A table that is looked up by position."""
 
     table: Table = "positions"
     axis: str = "positions"

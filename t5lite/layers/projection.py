@@ -46,18 +46,18 @@ def product(
 ) -> jax.Array:
     """Contracts the last axes of `x` with the first ones of `kernel`, in the dtype of `x`.
 
-    Its derivative is written out. The kernel's gradient, a sum over all rows, stays in float32
-    where the kernel is float32, and it comes out as the kernel lies in memory: what JAX derives is
-    its transpose, for which XLA moves both factors on CPUs. For this there is no forward-mode
-    differentiation; products with a Hessian are two reverse passes.
+    Its derivative is written out: the gradient of a float32 kernel, a sum over all rows, stays in
+    float32 and has the kernel's memory layout. (JAX derives its transpose, for which XLA moves both
+    factors on CPUs.) So there is no forward-mode differentiation; products with a Hessian are two
+    reverse passes.
 
     Args:
       x: `[..., *contracted]`, any float dtype.
       kernel: `[*contracted, *features]`, any float dtype; it is rounded to that of `x`.
-      num_contracted: how many axes are contracted.
+      num_contracted: number of contracted axes.
       dtype: of the result; sums are rounded to it once.
-      precision: of the factors, in both passes; None for the platform's own.
-      weight: how the kernel is gathered and where its gradient goes.
+      precision: of the factors, in both passes; None for the platform's default.
+      weight: how the kernel is gathered and its gradient sharded.
       features_first: whether the kernel is `[*features, *contracted]`.
 
     Returns:
@@ -88,9 +88,9 @@ def _product_forward(
 
 
 def _product_backward(
-    static: _Product, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+    static: _Product, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = kept
+    x, kernel = residuals
     num_rows = x.ndim - static.num_contracted
     features = tuple(range(num_rows, gradient.ndim)), static.axes(kernel)[1]
     rows = tuple(range(num_rows)), tuple(range(num_rows))
@@ -113,20 +113,19 @@ _product.defvjp(_product_forward, _product_backward)
 class Projection(nn.Module):
     """The linear map of every weight matrix: contracts the last axes of its input.
 
-    The kernel is `[*contracted, *features]` float32, drawn as a matrix `[in, out]`; how it is
-    drawn, adapted and stored is a matter of `weights`, by its path.
+    The kernel is `[*contracted, *features]` float32, drawn as a matrix `[in, out]`; `weights`
+    draws, adapts and stores it by its path.
 
     Args:
       axes: the kernel's logical axis names, contracted ones first.
       features: sizes of the new axes.
       weights: the policies.
       dtype: of the computation.
-      role: what the kernel is for, which `weights.init` goes by.
-      num_contracted: how many trailing axes of the input are contracted.
-      gain: see `InitSpec.kernel`.
-      use_bias: whether a bias is added, initially 0, whose axes are the kernel's new ones.
+      role, gain: see `InitSpec.kernel`.
+      num_contracted: number of trailing axes of the input that are contracted.
+      use_bias: whether a bias `[*features]`, initially 0, is added.
       float32_output: whether sums stay in float32 rather than being rounded to `dtype`.
-      precision: of the factors, see `product`.
+      precision: see `product`.
     """
 
     axes: tuple[str, ...]

@@ -11,7 +11,7 @@ from t5lite.layers.spec import Spec, positive
 
 
 class RotaryScalingSpec(Spec):
-    """How the frequencies change for texts longer than those trained on; subclass it for others."""
+    """The base of frequency scalings for texts longer than in pre-training; subclass it."""
 
     def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
         """Returns `[n]` float64 frequencies (radians a position), from those of plain rotary."""
@@ -37,7 +37,6 @@ class LinearScalingSpec(RotaryScalingSpec):
         self.require(self.factor > 0, "factor", "above 0")
 
     def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
-        """Returns the scaled frequencies; see `RotaryScalingSpec`."""
         return frequencies / self.factor
 
 
@@ -48,7 +47,7 @@ class Llama3ScalingSpec(RotaryScalingSpec):
     Args:
       factor: by which wavelengths are stretched.
       low_frequency_factor: wavelengths above `original_length` over this are stretched.
-      high_frequency_factor: those below `original_length` over this are kept.
+      high_frequency_factor: wavelengths below `original_length` over this are not.
       original_length: tokens in the longest texts of pre-training.
 
     Source: Llama Team 2024, arXiv:2407.21783, §3.4.2, and `apply_scaling` of the released code.
@@ -69,11 +68,10 @@ class Llama3ScalingSpec(RotaryScalingSpec):
         )
 
     def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
-        """Returns the scaled frequencies; see `RotaryScalingSpec`."""
         low, high = self.low_frequency_factor, self.high_frequency_factor
         rotations = self.original_length * frequencies / (2 * math.pi)  # in a pre-training text
-        kept = np.clip((rotations - low) / (high - low), 0.0, 1.0)
-        return frequencies * (kept + (1 - kept) / self.factor)
+        share = np.clip((rotations - low) / (high - low), 0.0, 1.0)  # of the plain frequency
+        return frequencies * (share + (1 - share) / self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +107,11 @@ class YarnScalingSpec(RotaryScalingSpec):
 
     @property
     def magnitude(self) -> float:
-        """Factor on rotated queries and keys."""
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0
 
     def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
-        """Returns the scaled frequencies; see `RotaryScalingSpec`."""
         half = len(frequencies)
 
         def pair_with(rotations: float) -> float:
@@ -174,8 +170,8 @@ def rotate(
     Feature i is paired with feature i + size / 2, as in LLaMA's published weights.
 
     Args:
-      x: `[batch, length, heads, kv]`, kv (the rotated part of it) even.
-      positions: `[batch or 1, length]` int32.
+      x: the rotated part of each head has an even width.
+      positions: of the tokens in their texts.
       spec: the frequencies.
 
     Returns:

@@ -13,10 +13,10 @@ from t5lite.errors import InputError, unknown
 class Spec:
     """A frozen dataclass that describes a part of a model.
 
-    Subclasses are registered by class name, which is all that `from_json` will ever instantiate: a
-    file can name a spec but never an import path. A name belongs to one module, which may define
-    the class again (as a notebook's cell does). Fields are checked against their annotations,
-    because gin passes on whatever it reads (`hidden = 3.7` included).
+    Subclasses are registered by class name: `from_json` instantiates nothing else, and a file never
+    names an import path. A name belongs to one module, which may define the class again (as a
+    notebook's cell does). Fields are checked against their annotations, because gin accepts any
+    value (`hidden = 3.7`).
 
     Raises:
       InputError: if a field's value does not have the field's type.
@@ -26,29 +26,23 @@ class Spec:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        known = Spec.registry.setdefault(cls.__name__, cls)
-        if known.__module__ != cls.__module__:
+        first = Spec.registry.setdefault(cls.__name__, cls)
+        if first.__module__ != cls.__module__:
             raise InputError(
                 f"{cls.__module__}.{cls.__name__}: a spec of this name is defined by "
-                f"{known.__module__}, and files know specs by name alone; rename yours"
+                f"{first.__module__}, and files refer to specs by name; rename yours"
             )
         Spec.registry[cls.__name__] = cls
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and hints[field.name] is float
-            ):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if type(value) is int and hint is float:
                 object.__setattr__(self, field.name, float(value))
-            elif not _matches(value, hints[field.name]):
-                raise InputError(
-                    f"{type(self).__name__}.{field.name} = {value!r}: "
-                    f"expected {_name(hints[field.name])}"
-                )
+            elif not _matches(value, hint):
+                name = f"{type(self).__name__}.{field.name}"
+                raise InputError(f"{name} = {value!r}: expected {_name(hint)}")
             if field.name.startswith("num_") or field.metadata.get("positive"):
                 self.require(value is None or value >= 1, field.name, "at least 1")
             choices = field.metadata.get("choices")
@@ -57,11 +51,11 @@ class Spec:
             if field.name.endswith("_rate"):
                 self.require(0 <= value < 1, field.name, "in [0, 1)")
 
-    def require(self, condition: bool, field: str, wanted: str) -> None:
-        """Raises an InputError that names `field`, its value and what is `wanted`."""
+    def require(self, condition: bool, field: str, expected: str) -> None:
+        """Raises an InputError that names `field`, its value and what is `expected`."""
         if not condition:
             name = f"{type(self).__name__}.{field}"
-            raise InputError(f"{name} = {getattr(self, field)!r}: must be {wanted}", field=name)
+            raise InputError(f"{name} = {getattr(self, field)!r}: must be {expected}", field=name)
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with `changes`, checked again."""
@@ -70,7 +64,7 @@ class Spec:
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-able dictionary; `type` holds the class name of each spec in it.
 
-        `module` says where a class of your own is from: for people, nothing ever imports it.
+        `module` names the module of your own class, for readers; it is never imported.
         """
         kind = {"type": type(self).__name__}
         if not type(self).__module__.startswith("t5lite."):
@@ -113,22 +107,19 @@ def _decode(value: Any) -> Any:
     name, module = fields.pop("type", None), fields.pop("module", None)
     cls = Spec.registry.get(name)
     if cls is None and module is not None:
-        raise InputError(
-            f"spec type {name!r} is defined in {module}: import that module first, where the "
-            "model is opened"
-        )
+        raise InputError(f"spec type {name!r} is defined in {module}: import that module first")
     if cls is None:
         raise unknown("spec type", name, Spec.registry)
-    known = {field.name for field in dataclasses.fields(cls)}
+    names = {field.name for field in dataclasses.fields(cls)}
     for field in fields:
-        if field not in known:
-            raise unknown(f"field of {name}", field, known)
+        if field not in names:
+            raise unknown(f"field of {name}", field, names)
     return cls(**{field: _decode(item) for field, item in fields.items()})
 
 
 def _matches(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:  # the spec checks it by itself
+    if hint is Any:  # the spec's own check
         return True
     if origin in (typing.Union, types.UnionType):
         return any(_matches(value, argument) for argument in arguments)

@@ -1,7 +1,7 @@
-"""How weight matrices are drawn, adapted and stored: policies that come from outside of layers.
+"""Policies of weight matrices: how they are drawn, adapted and stored.
 
-Layers pass `Weights` on to their projections and embeddings, which look up what holds for their own
-path. A path is that of the parameter in the tree of a stacked model, such as
+Layers pass `Weights` on to their projections and embeddings, which look up the policies of their
+path: that of the parameter in the tree of a stacked model, such as
 `decoder/layers/block_0/attention/query/kernel` or `token_embedding/embedding`.
 """
 
@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int32
 
 from t5lite.errors import InputError
-from t5lite.layers.initializers import FanInInitSpec, Initializer, InitSpec, Role, Table
+from t5lite.layers.initializers import FanInInitSpec, Initializer, InitSpec, Role
 from t5lite.layers.spec import Spec
 
 
@@ -64,25 +63,33 @@ Leaves = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class AdapterSpec(Spec):
-    """Parameters beside a weight matrix that change what it computes; subclass it for your own.
-
-    They lie where the matrix does, inside the scan over layers, and are drawn with it. A subclass
-    declares `leaves` and changes `apply`, for embeddings `lookup` and `attend` as well. Layers know
-    nothing of it.
-
-    Args:
-      include: regular expression that the matrix's path contains (`re.search`).
-    """
+class WeightPolicySpec(Spec):
+    """A policy of the weight matrices whose path contains a regular expression (`re.search`)."""
 
     include: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_pattern(self)
+        try:
+            re.compile(self.include)
+        except re.error as error:
+            self.require(False, "include", f"a regular expression ({error})")
+
+    def fits(self, path: str) -> bool:
+        return re.search(self.include, path) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSpec(WeightPolicySpec):
+    """Parameters beside a weight matrix that change what it computes; subclass it for your own.
+
+    They lie where the matrix does, inside the scan over layers, and are drawn with it. A subclass
+    declares `leaves` and changes `apply`, for embeddings `lookup` and `attend` as well. Layers do
+    not know of it.
+    """
 
     def leaves(self, matrix: Matrix) -> dict[str, Leaf]:
-        """Returns the parameters beside a matrix, by names of their own (`lora_a`)."""
+        """Returns the parameters beside a matrix by their names (`lora_a`)."""
         raise NotImplementedError(f"{type(self).__name__}.leaves")
 
     def flops(self, matrix: Matrix) -> int:
@@ -133,21 +140,12 @@ class AdapterSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True)
-class StorageSpec(Spec):
+class StorageSpec(WeightPolicySpec):
     """How a weight matrix lies in memory; subclass it for your own.
 
-    Its leaves take the place of the array in the parameters: `kernel: {values, scale}`. Each layer
-    decodes its own, inside the scan.
-
-    Args:
-      include: regular expression that the matrix's path contains (`re.search`).
+    Its leaves replace the array in the parameters: `kernel: {values, scale}`. Each layer decodes
+    its own, inside the scan.
     """
-
-    include: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_pattern(self)
 
     def encode(
         self, matrix: Float[Array, "..."], contracted: tuple[int, ...]
@@ -155,7 +153,7 @@ class StorageSpec(Spec):
         """Returns the leaves of a matrix, each with as many axes.
 
         Args:
-          matrix: any float dtype; axes that are not this matrix's (layers, experts) come first.
+          matrix: any float dtype, possibly with leading axes (layers, experts).
           contracted: the axes that products sum over, from the end: `(-2, -1)`. Each index of the
             others is encoded by itself, so that rows of an embedding can be decoded alone.
         """
@@ -170,14 +168,6 @@ class StorageSpec(Spec):
         raise NotImplementedError(f"{type(self).__name__}.decode")
 
 
-def check_pattern(spec: Any) -> None:
-    """Raises an InputError if `spec.include` is not a regular expression."""
-    try:
-        re.compile(spec.include)
-    except re.error as error:
-        spec.require(False, "include", f"a regular expression ({error})")
-
-
 class Box(nn.LogicallyPartitioned):
     """An initial weight with its axis names, and which axes its products sum over."""
 
@@ -189,10 +179,10 @@ class Weights:
     """The policies of a stack's weights, which layers pass on.
 
     Args:
-      init: how they are drawn.
+      init: draws them.
       num_updates: see `InitSpec.kernel`.
-      adapters: parameters beside them: all whose pattern fits, the last one outermost.
-      storage: how they lie in memory; the first whose pattern fits, otherwise as float arrays.
+      adapters: all that fit a path apply, the last one outermost.
+      storage: the first that fits a path applies; None that fits: float arrays.
     """
 
     init: InitSpec = FanInInitSpec()
@@ -204,21 +194,13 @@ class Weights:
         """Returns the initializer of a matrix; see `InitSpec.kernel`."""
         return self.init.kernel(role, gain=gain, num_updates=self.num_updates)
 
-    def table(self, table: Table) -> Initializer:
-        """Returns the initializer of an embedding."""
-        return self.init.table(table)
-
-    def position_bias(self, distances: np.ndarray) -> Initializer:
-        """Returns the initializer of a table of position biases."""
-        return self.init.position_bias(distances)
-
-    def stored(self, path: str) -> StorageSpec | None:
+    def storage_of(self, path: str) -> StorageSpec | None:
         """Returns how the weight at a path lies in memory; None for a float array."""
-        return next((spec for spec in self.storage if re.search(spec.include, path)), None)
+        return next((spec for spec in self.storage if spec.fits(path)), None)
 
-    def adapting(self, path: str) -> tuple[AdapterSpec, ...]:
+    def adapters_of(self, path: str) -> tuple[AdapterSpec, ...]:
         """Returns the adapters of the weight at a path."""
-        return tuple(spec for spec in self.adapters if re.search(spec.include, path))
+        return tuple(spec for spec in self.adapters if spec.fits(path))
 
 
 class Declared(NamedTuple):
@@ -253,20 +235,11 @@ def declare(
     init: Initializer,
     contracted: Sequence[int],
 ) -> Declared:
-    """Declares the parameters of a weight matrix.
-
-    Args:
-      module: whose they are.
-      name: of the matrix among them.
-      weights: the policies.
-      matrix: its shape.
-      init: draws it.
-      contracted: the axes that its products sum over, from the end.
-    """
+    """Declares a module's weight matrix; its products sum over the axes `contracted`, negative."""
     path = parameter_path(*module.path, name)
-    storage, contracted = weights.stored(path), tuple(contracted)
+    storage, contracted = weights.storage_of(path), tuple(contracted)
 
-    def drawn(key: jax.Array) -> Any:
+    def draw(key: jax.Array) -> Any:
         array = init(key, matrix.shape)
         if storage is None:
             return Box(array, names=matrix.axes, contracted=contracted)
@@ -274,18 +247,18 @@ def declare(
         leaves = storage.encode(array, contracted)
         return {leaf: Box(array, names=axes[leaf]) for leaf, array in leaves.items()}
 
-    leaves: Any = module.param(name, drawn)
+    leaves: Any = module.param(name, draw)
     adapters: list[tuple[AdapterSpec, Leaves]] = []
-    for adapter in weights.adapting(path):
-        own = adapter.leaves(matrix)
-        for leaf in own:
-            if any(leaf in others for _, others in adapters):
+    for adapter in weights.adapters_of(path):
+        leaves_of = adapter.leaves(matrix)
+        for leaf in leaves_of:
+            if any(leaf in declared for _, declared in adapters):
                 raise InputError(
                     f"ModelSpec.adapters: two have a parameter {leaf!r} at {path}; keep one"
                 )
-        declared: dict[str, Any] = {
+        own: dict[str, Any] = {
             leaf: module.param(leaf, nn.with_logical_partitioning(init, axes), shape)
-            for leaf, (shape, axes, init) in own.items()
+            for leaf, (shape, axes, init) in leaves_of.items()
         }
-        adapters.append((adapter, declared))
+        adapters.append((adapter, own))
     return Declared(leaves, storage, adapters)

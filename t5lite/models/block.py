@@ -26,7 +26,7 @@ from t5lite.layers import (
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec(Spec):
-    """One layer of a stack: a frozen dataclass of your own that extends this is a block.
+    """The protocol of a stack's layer; extend it with a frozen dataclass for your own block.
 
     Its module is called as `Block` is, with the same arguments and results, and may keep any pytree
     from step to step whose leaves have the batch first. Properties not overridden describe a layer
@@ -122,16 +122,15 @@ class TransformerBlockSpec(BlockSpec):
     Args:
       attention: over the stack's own sequence.
       mlp: the feed-forward layer, or a mixture of several.
-      norm: of each sublayer, a normalisation of its own for each.
+      norm: the normalisation of each sublayer.
       cross_attention: over the encoder's output; None where there is no encoder.
       norm_placement: "before" the sublayer, `x + sublayer(norm(x))`; "after" the sum,
         `norm(x + sublayer(x))` (Vaswani et al. 2017, BERT); or "around" the sublayer,
         `x + norm(sublayer(norm(x)))` (Gemma 2, arXiv:2408.00118, §2).
       attention_norm: whether there is a norm before self-attention; not in ModernBERT's first
         layer, which reads normed embeddings.
-      parallel: whether attention and MLP read the same `x`, and both are added to it, rather than
-        one after the other. Source: Wang and Komatsuzaki 2021, GPT-J; Black et al. 2022,
-        arXiv:2204.06745, §2.1.
+      parallel: whether attention and MLP read the same `x`, and both are added to it.
+        Source: Wang and Komatsuzaki 2021, GPT-J; Black et al. 2022, arXiv:2204.06745, §2.1.
     """
 
     attention: AttentionSpec
@@ -145,9 +144,9 @@ class TransformerBlockSpec(BlockSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         cross, before = self.cross_attention, self.norm_placement == "before"
-        placed = cross is not None and (cross.rotary is not None or cross.window is not None)
+        positioned = cross is not None and (cross.rotary is not None or cross.window is not None)
         self.require(
-            not placed, "cross_attention", "without rotary and window: it knows no positions"
+            not positioned, "cross_attention", "without rotary and window: it has no positions"
         )
         self.require(before or self.attention_norm, "attention_norm", "True unless norms go before")
         self.require(
@@ -157,18 +156,9 @@ class TransformerBlockSpec(BlockSpec):
         )
 
     def make(
-        self,
-        embed: int,
-        *,
-        dtype: jnp.dtype,
-        dropout_rate: float,
-        causal: bool,
-        position_bias: PositionBiasSpec | None,
-        kernel: str,
-        weights: Weights = Weights(),
+        self, embed: int, *, position_bias: PositionBiasSpec | None, **options: Any
     ) -> "Block":
-        """See `BlockSpec.make`."""
-        return Block(self, embed, dtype, dropout_rate, causal, position_bias, kernel, weights)
+        return Block(self, embed, position_bias_spec=position_bias, **options)
 
     def empty_cache(self, batch: int, size: int, dtype: jnp.dtype, *, draft_length: int) -> Slots:
         """Returns slots for `size` tokens, or for those that a window sees; see `BlockSpec`."""
@@ -181,37 +171,29 @@ class TransformerBlockSpec(BlockSpec):
     def flops(
         self, embed: int, length: int, *, encoder_length: int = 0, encoder_embed: int | None = None
     ) -> int:
-        """Returns those of attention, cross-attention and the MLP; see `BlockSpec.flops`."""
         total = self.attention.flops(embed, length, length) + self.mlp.flops(embed, length)
-        if self.cross_attention is not None:
-            total += self.cross_attention.flops(
-                embed, length, encoder_length, kv_embed=encoder_embed
-            )
+        if (cross := self.cross_attention) is not None:
+            total += cross.flops(embed, length, encoder_length, kv_embed=encoder_embed)
         return total
 
     @property
     def windowed(self) -> bool:
-        """Whether attention sees a window."""
         return self.attention.window is not None
 
     @property
     def num_biased_heads(self) -> int:
-        """Heads of self-attention."""
         return self.attention.num_heads
 
     @property
     def reads_encoder(self) -> bool:
-        """Whether it has cross-attention."""
         return self.cross_attention is not None
 
     @property
     def num_updates(self) -> int:
-        """Sublayers."""
         return 2 if self.cross_attention is None else 3
 
     @property
     def has_experts(self) -> bool:
-        """Whether its MLP is a mixture."""
         return isinstance(self.mlp, MoeSpec)
 
 
@@ -226,7 +208,7 @@ class Context:
       bias: `[batch or 1, heads, length, kv_length]` float32, where one table serves all layers.
       encoded: `[batch, encoder_length, embed]`, the encoder's output.
       cross_mask: which of the encoder's outputs a token sees.
-      kept: `[batch]` int32, where a cache is filled: how many tokens of each row it is to keep.
+      prompt_lengths: `[batch]` int32, where a cache is filled: the tokens of each row to store.
     """
 
     mask: AttentionMask | None
@@ -234,7 +216,7 @@ class Context:
     bias: jax.Array | None = None
     encoded: jax.Array | None = None
     cross_mask: AttentionMask | None = None
-    kept: jax.Array | None = None
+    prompt_lengths: jax.Array | None = None
 
     def replace(self, **changes: Any) -> "Context":
         return dataclasses.replace(self, **changes)
@@ -250,11 +232,11 @@ class Block(nn.Module):
     causal: bool
     position_bias_spec: PositionBiasSpec | None
     kernel: str
-    weights: Weights
+    weights: Weights = Weights()
 
     def setup(self) -> None:
         spec = self.spec
-        sizes: Any = {
+        options: Any = {
             "dtype": self.dtype,
             "dropout_rate": self.dropout_rate,
             "weights": self.weights,
@@ -265,19 +247,17 @@ class Block(nn.Module):
             )
         if spec.attention_norm:
             self.attention_norm = spec.norm.make(self.dtype)
-        self.attention = spec.attention.make(self.embed, kernel=self.kernel, **sizes)
-        if spec.cross_attention is not None:
+        self.attention = spec.attention.make(self.embed, kernel=self.kernel, **options)
+        if (cross := spec.cross_attention) is not None:
             self.cross_attention_norm = spec.norm.make(self.dtype)
-            self.cross_attention = spec.cross_attention.make(
-                self.embed, kernel=self.kernel, **sizes
-            )
+            self.cross_attention = cross.make(self.embed, kernel=self.kernel, **options)
         self.mlp_norm = spec.norm.make(self.dtype)
         if spec.norm_placement == "around":
             self.attention_output_norm = spec.norm.make(self.dtype)
             self.mlp_output_norm = spec.norm.make(self.dtype)
-            if spec.cross_attention is not None:
+            if cross is not None:
                 self.cross_attention_output_norm = spec.norm.make(self.dtype)
-        self.mlp = spec.mlp.make(self.embed, **sizes)
+        self.mlp = spec.mlp.make(self.embed, **options)
         self.dropout = nn.Dropout(self.dropout_rate)
 
     def cross_slots(self, encoded: Float[Array, "batch length embed"]) -> Slots:
@@ -297,8 +277,8 @@ class Block(nn.Module):
         Args:
           x: the residual stream.
           context: what all layers of the stack share.
-          cached: keys and values of the tokens before `x`; None without a cache. Where the context
-            has `kept` there are none before, and it is filled.
+          cached: keys and values of the tokens before `x`; None without a cache. It is filled where
+            the context has `prompt_lengths`.
           cross: the encoder's keys and values; None to project `context.encoded`. A row of them
             serves `batch / rows` rows of `x` next to each other.
           drop_rate: of stochastic depth; None for none.
@@ -310,15 +290,15 @@ class Block(nn.Module):
         def attend(x: jax.Array) -> jax.Array:
             nonlocal cached
             kv = self.attention.key_values(x, context.positions)
-            bias, mask, places = context.bias, context.mask, None
-            if cached is not None and context.kept is not None:
-                cached = cached.fill(kv, context.kept)
+            bias, mask, positions = context.bias, context.mask, None
+            if cached is not None and context.prompt_lengths is not None:
+                cached = cached.fill(kv, context.prompt_lengths)
             elif cached is not None:
-                places = context.positions
-                cached = cached.append(kv, places)
-                kv, mask = cached.read(), AttentionMask.over_slots(places, cached)
+                positions = context.positions
+                cached = cached.append(kv, positions)
+                kv, mask = cached.read(), AttentionMask.over_slots(positions, cached)
             if self.position_bias_spec is not None:
-                bias = self.position_bias(places, x.shape[1], kv.key.shape[1])
+                bias = self.position_bias(positions, x.shape[1], kv.key.shape[1])
             return self.attention(x, kv, bias=bias, mask=mask, positions=context.positions)
 
         def attend_encoder(x: jax.Array) -> jax.Array:
@@ -350,11 +330,7 @@ class Block(nn.Module):
         return x, cached
 
     def _update(
-        self,
-        x: jax.Array,
-        name: str,
-        sublayer: Callable[[jax.Array], jax.Array],
-        drop_rate: jax.Array | None,
+        self, x: jax.Array, name: str, sublayer: Callable, drop_rate: jax.Array | None
     ) -> jax.Array:
         """Returns a sublayer's update of the residual stream `x`."""
         placement, deterministic = self.spec.norm_placement, not self.has_rng("dropout")

@@ -14,16 +14,16 @@ from t5lite.models.stack import StackCache, batch_axis
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """All that decoding keeps between two steps.
+    """The state of decoding between two steps.
 
     Args:
-      lengths: `[batch]` int32, decoder tokens held.
-      own: what the decoder's layers keep of its own tokens: keys and values, or a state.
+      lengths: `[batch]` int32, decoder tokens in the cache.
+      own: of the decoder's layers: keys and values of its tokens, or another state.
       cross: the encoder's keys and values, computed once; None for a decoder alone. A row of them
-        may serve several rows next to each other, see `repeat`.
+        may serve several adjacent rows, see `repeat`.
       encoder_segments: `[inputs, encoder_length]` int32, 0 for padding; likewise.
-      draft_length: how many tokens `rewind` may take back in layers that see a window, which is
-        also how many a step may have beyond its first; None where any number will do.
+      draft_length: the most tokens that `rewind` may take back in layers that see a window, and
+        that a step may have beyond its first; None for no limit.
     """
 
     lengths: jax.Array
@@ -45,35 +45,31 @@ class Cache:
             )
 
     def rewind(self, lengths: Int32[Array, " batch"]) -> "Cache":
-        """Forgets all but the first `lengths` tokens of each row.
-
-        Of what windows see, no more than `draft_length` tokens can be taken back.
-        """
+        """Returns the cache of the first `lengths` tokens of each row; see `draft_length`."""
         return dataclasses.replace(self, lengths=lengths)
 
     def reorder(self, rows: Int32[Array, " rows"]) -> "Cache":
-        """Row i becomes what row `rows[i]` was, `rows` `[batch]` int32, as beams change places.
+        """Returns the cache whose row i is row `rows[i]`, as in beam search.
 
-        Beams belong to one input, so the encoder's keys and values stay where they are.
+        Beams belong to one input, so the encoder's keys and values do not move.
         """
 
-        def taken(part: str) -> Any:
-            return jax.tree.map(
-                lambda array: jnp.take(array, rows, axis=batch_axis(part)), self.own[part]
-            )
+        def take(part: str) -> Any:
+            axis = batch_axis(part)
+            return jax.tree.map(lambda array: jnp.take(array, rows, axis=axis), self.own[part])
 
-        own = {part: taken(part) for part in self.own}
+        own = {part: take(part) for part in self.own}
         return dataclasses.replace(self, own=own, lengths=jnp.take(self.lengths, rows))
 
     def repeat(self, n: int) -> "Cache":
-        """Returns each row `n` times, next to each other, all with the encoder's one row."""
+        """Returns each row `n` times, adjacent, all with the encoder's one row."""
         return self.reorder(jnp.repeat(jnp.arange(len(self.lengths), dtype=jnp.int32), n))
 
     def insert(self, rows: jax.Array, other: "Cache") -> "Cache":
-        """Replaces whole rows, so that no value of the former ones is left.
+        """Replaces whole rows.
 
         Args:
-          rows: `[n]` int32, rows that those of `other` replace; out of range: dropped.
+          rows: `[n]` int32, the rows to replace by those of `other`; out of range: dropped.
           other: of `n` rows, of the same model, size and `draft_length`, and of at most the same
             encoder length.
 
@@ -102,10 +98,10 @@ class Cache:
                     f"for {segments.shape[1]}"
                 )
             n = len(other.lengths) // len(other.encoder_segments)
-            # Further places are those of padding, which the segments mask.
+            # Further positions are padding, which the segments mask.
+            new = other.cross
             cross = {
-                part: _inserted(part, cross[part], rows, other.cross[part], repeat=n)
-                for part in cross
+                part: _inserted(part, cross[part], rows, new[part], repeat=n) for part in cross
             }
             segments = _inserted("", segments, rows, other.encoder_segments, repeat=n)
         return dataclasses.replace(
@@ -121,10 +117,10 @@ def _inserted(part: str, old: Any, rows: jax.Array, new: Any, *, repeat: int = 0
     """Returns the arrays of a part with some rows replaced.
 
     Args:
-      part: of a `StackCache`, which tells the batch axis; "" for axis 0.
+      part: of a `StackCache`, which determines the batch axis; "" for axis 0.
       old, new: trees of arrays.
       rows: `[n]` int32.
-      repeat: times each new row is taken; above 0, shorter arrays are padded.
+      repeat: repeats of each new row; above 0, shorter arrays are padded.
     """
     axis = batch_axis(part)
 

@@ -24,10 +24,7 @@ class Difference(NamedTuple):
 
 
 def differences(old: ModelSpec, new: ModelSpec) -> list[Difference]:
-    """Returns the values in which two specs differ, by path.
-
-    Initial values do not count: a trained model has none.
-    """
+    """Returns the values in which two specs differ, by path; initializers do not count."""
     new = new.replace(init=old.init)
     ours, theirs = _flat(old.to_json(), ""), _flat(new.to_json(), "")
     pairs = ((path, ours.get(path, _ABSENT), theirs.get(path, _ABSENT)) for path in ours | theirs)

@@ -1,5 +1,7 @@
 """FLOPs of a forward pass: its matrix products, counted from the spec."""
 
+from typing import Any
+
 from t5lite.layers import LMHeadSpec, Weights
 from t5lite.models.model import Model
 from t5lite.models.spec import ModelSpec, StackSpec
@@ -15,15 +17,15 @@ def forward_flops(
     """Returns the multiply-adds × 2 of one forward pass over one row.
 
     Matrix products only: projections, attention and logits over the vocabulary; masked attention
-    counts in full, because it is computed by most kernels; so do the slots of experts. A training
-    step is 3 × this (the backward pass is twice the forward), without what rematerialisation adds.
+    counts in full, because most kernels compute it; so do the slots of experts. A training step is
+    3 × this (the backward pass is twice the forward) without rematerialisation.
 
     Args:
       spec: the model.
       encoder_length: encoder tokens a row, padding included; 0 without an encoder.
       decoder_length: decoder tokens a row, padding included; 0 without a decoder.
-      num_logits: places of a row whose logits over the vocabulary are computed; None: all of the
-        last stack, if the model has a head for them.
+      num_logits: positions of a row whose logits over the vocabulary are computed; None: all of
+        the last stack, if the model has a head for them.
     """
     total = 0
     if spec.encoder is not None:
@@ -32,8 +34,11 @@ def forward_flops(
         if spec.embedding_size is not None:
             total += 2 * encoder_length * spec.embedding_size * width
     if spec.decoder is not None:
-        encoder_width = None if spec.encoder is None else spec.encoder.embed
-        total += _stack(spec.decoder, spec.embed, decoder_length, encoder_length, encoder_width)
+        encoder: dict[str, Any] = {
+            "encoder_length": encoder_length,
+            "encoder_embed": None if spec.encoder is None else spec.encoder.embed,
+        }
+        total += _stack(spec.decoder, spec.embed, decoder_length, **encoder)
     if num_logits is None:
         length = decoder_length if spec.decoder is not None else encoder_length
         num_logits = length if any(head.kind == "lm" for head in spec.heads) else 0
@@ -44,10 +49,10 @@ def forward_flops(
 
 
 def _adapters(spec: ModelSpec, lengths: dict[str, int], num_logits: int) -> int:
-    """Returns the FLOPs of all adapters; those of rows that are looked up are not counted."""
+    """Returns the FLOPs of all adapters, without those of lookups."""
     weights, total = Weights(adapters=spec.adapters), 0
     for path, matrix in Model(spec).matrices().items():
-        flops = sum(adapter.flops(matrix) for adapter in weights.adapting(path))
+        flops = sum(adapter.flops(matrix) for adapter in weights.adapters_of(path))
         side, *names = path.split("/")
         if side not in lengths:
             tied = any(isinstance(head, LMHeadSpec) and head.tied for head in spec.heads)
@@ -65,14 +70,5 @@ def _adapters(spec: ModelSpec, lengths: dict[str, int], num_logits: int) -> int:
     return total
 
 
-def _stack(
-    spec: StackSpec,
-    embed: int,
-    length: int,
-    encoder_length: int = 0,
-    encoder_embed: int | None = None,
-) -> int:
-    return sum(
-        block.flops(embed, length, encoder_length=encoder_length, encoder_embed=encoder_embed)
-        for block in spec.every_block
-    )
+def _stack(spec: StackSpec, embed: int, length: int, **encoder: Any) -> int:
+    return sum(block.flops(embed, length, **encoder) for block in spec.every_block)

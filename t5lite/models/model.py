@@ -13,31 +13,26 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from t5lite.errors import InputError
 from t5lite.layers import HeadSpec, Matrix, Weights, parameter_path
 from t5lite.models.cache import Cache
-from t5lite.models.decoder import Decoder
-from t5lite.models.encoder import Encoder
-from t5lite.models.encoder_decoder import EncoderDecoder
 from t5lite.models.spec import ComputeSpec, ModelSpec, StackSpec
+from t5lite.models.topologies import TOPOLOGIES
 from t5lite.models.transformer import Transformer, check_room
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
-
-TOPOLOGIES: dict[str, type[Transformer]] = {
-    "encoder": Encoder,
-    "decoder": Decoder,
-    "encoder_decoder": EncoderDecoder,
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A spec and how to compute it; hashable, and free of state.
 
+    Its methods take `params` as `init` returns them, a `batch` of arrays `[batch, length]` under
+    SeqIO's names (see `objectives.base`), and `rngs`, `{"dropout": key}`, which are needed only
+    where `train` and some dropout rate is above 0.
+
     Args:
       spec: the architecture.
       compute: dtype, rematerialisation, scan.
-      stacked: whether layers are stacked, one array of all layers for each parameter, as everything
-        but decoding has them; see `unstack`.
+      stacked: whether a parameter is one array of all layers; False for decoding, see `unstack`.
     """
 
     spec: ModelSpec
@@ -56,7 +51,7 @@ class Model:
 
     @property
     def start_id(self) -> int | None:
-        """The token that a decoder reads first; None for that of the text itself."""
+        """The token that a decoder reads first; None for the first of the text."""
         return self.spec.start_id
 
     @property
@@ -66,11 +61,7 @@ class Model:
         return {"tokens": self.spec.vocab} | labels
 
     def check(self, batch: Mapping[str, Any]) -> None:
-        """Raises an InputError if a batch's rows are longer than the model has positions for.
-
-        Args:
-          batch: arrays or shapes by SeqIO's names.
-        """
+        """Raises an InputError if a batch has more tokens than the model has positions."""
         for side in ("encoder", "decoder"):
             rows = batch.get(f"{side}_input_tokens")
             if rows is not None:
@@ -88,11 +79,8 @@ class Model:
     def unstack(self, params: Params) -> Params:
         """Returns the parameters with separate arrays for each layer.
 
-        A step of decoding reads every weight once, and would copy each layer's out of a stack
-        before it does: on a CPU that takes 2.5 times as long as the products themselves.
-
-        Args:
-          params: of this model.
+        A decoding step reads every weight once, and would first copy each layer's out of the stack:
+        on a CPU that takes 2.5 times as long as the products.
         """
         unstacked = dict(params)
         for side in ("encoder", "decoder"):
@@ -107,28 +95,20 @@ class Model:
         return unstacked
 
     def store(self, params: Params) -> Params:
-        """Returns parameters as `compute.storage` keeps them.
-
-        Args:
-          params: float arrays, stacked as this model's are.
-        """
+        """Returns parameters, float arrays, encoded by `compute.storage`."""
         compute = self.compute
         plain = dataclasses.replace(self, compute=compute.replace(storage=()))
         weights = Weights(storage=compute.storage)
 
-        def stored(path: Any, box: Any, leaf: Any) -> Any:
+        def encoded(path: Any, box: Any, leaf: Any) -> Any:
             contracted = getattr(box, "contracted", ())
-            spec = weights.stored(parameter_path(*(key.key for key in path)))
+            spec = weights.storage_of(parameter_path(*(key.key for key in path)))
             return spec.encode(leaf, contracted) if spec and contracted else leaf
 
-        return jax.tree_util.tree_map_with_path(stored, _boxes(plain), params, is_leaf=_is_box)
+        return jax.tree_util.tree_map_with_path(encoded, _boxes(plain), params, is_leaf=_is_box)
 
     def init(self, rng: jax.Array) -> Params:
-        """Draws parameters from the published initialisers: float32, or as they are stored.
-
-        Args:
-          rng: a PRNG key.
-        """
+        """Draws parameters from the published initialisers: float32, or as they are stored."""
         return nn.unbox(self._module.init(rng, _tiny_batch()))["params"]
 
     def shapes(self) -> Params:
@@ -147,9 +127,8 @@ class Model:
             contracted = getattr(box, "contracted", ())
             if contracted:
                 at = next(i for i, axis in enumerate(box.names) if axis not in _SCANNED)
-                matrices[parameter_path(*(key.key for key in path))] = Matrix(
-                    box.value.shape[at:], box.names[at:], len(contracted)
-                )
+                matrix = Matrix(box.value.shape[at:], box.names[at:], len(contracted))
+                matrices[parameter_path(*(key.key for key in path))] = matrix
         return matrices
 
     def hidden(
@@ -161,12 +140,6 @@ class Model:
         train: bool = False,
     ) -> tuple[Float[Array, "batch length embed"], dict[str, jax.Array]]:
         """Runs the model up to, but without, its logits.
-
-        Args:
-          params: as `init` returns them.
-          batch: SeqIO's names, `[batch, length]`; see `objectives.base`.
-          rngs: `{"dropout": key}`; needed only where `train` and some dropout rate is above 0.
-          train: whether dropout applies.
 
         Returns:
           Hidden states in the compute dtype, and auxiliary losses by name: float32 scalars, the
@@ -186,17 +159,13 @@ class Model:
     def attention(self, params: Params, batch: Batch) -> dict[str, list[jax.Array]]:
         """Returns the attention weights of every layer and head.
 
-        Args:
-          params: as `init` returns them.
-          batch: SeqIO's names, `[batch, length]`; see `objectives.base`.
-
         Returns:
-          By kind an array a layer, from the first to the last, `[batch, heads, q_length,
-          kv_length]` float32, after mask and softmax, before dropout: `encoder` and `decoder` of
-          the stacks that there are, over themselves; `cross` of the decoder over the encoder.
+          An array for each layer, in order, `[batch, heads, q_length, kv_length]` float32, after
+          mask and softmax, before dropout. By kind: self-attention of the `encoder` and `decoder`,
+          and `cross` of the decoder over the encoder.
 
         Raises:
-          InputError: if a block of your own has no `Attention` of that name to look into.
+          InputError: if a block of your own has no `Attention` of that name.
         """
         _, sown = self._apply("hidden", params, dict(batch), mutable=["intermediates"])
         weights = {}
@@ -207,9 +176,8 @@ class Model:
         ):
             stack = getattr(self.spec, side)
             if stack is not None and (kind != "cross" or self.spec.encoder is not None):
-                weights[kind] = _layer_weights(
-                    stack, sown.get("intermediates", {}).get(side, {}), module
-                )
+                modules = sown.get("intermediates", {}).get(side, {})
+                weights[kind] = _layer_weights(stack, modules, module)
         return weights
 
     def logits(
@@ -230,13 +198,7 @@ class Model:
     ) -> Float32[Array, " batch *output"]:
         """Returns the output of the head of a kind other than "lm"; see `layers.heads` for shapes.
 
-        Args:
-          params: as `init` returns them.
-          kind: of the head.
-          hidden: as `hidden` returns them.
-          valid: the tokens that are not padding.
-          rngs: `{"dropout": key}`, for the head's dropout.
-          train: whether dropout applies.
+        `valid` marks the tokens that are not padding.
         """
         rngs = dict(rngs) if rngs and train else None
         return self._apply("output", params, kind, hidden, valid, rngs=rngs)
@@ -247,18 +209,18 @@ class Model:
         """Prepares decoding: reads the inputs or prompts, once.
 
         Args:
-          params: as `init` returns them.
+          params: see `Model`.
           batch: not packed. Of an encoder-decoder `encoder_input_tokens` `[batch, encoder_length]`;
-            of a decoder alone `decoder_input_tokens` `[batch, n]`, the start token 0 and the prompt
-            padded on the right, `decoder_lengths` `[batch]` int32, how many of them count, and
-            `decoder_causal_attention` if prompts are seen in both directions. The cache then holds
-            all but the last token of each prompt, which is the first to be given to `extend`.
-          max_length: decoder tokens a row that the cache has room for, prompts included.
-          draft_length: most tokens that are taken back by `rewind`, and that a step has beyond its
-            first one. Layers that see a window keep so many slots more.
+            of a decoder alone `decoder_input_tokens` `[batch, n]`, the start token and the prompt
+            padded on the right, `decoder_lengths` `[batch]` int32, their number without padding,
+            and `decoder_causal_attention` if prompts are seen in both directions. The cache then
+            holds all but the last token of each prompt, the first one to pass to `extend`.
+          max_length: slots of the cache for decoder tokens of a row, prompts included.
+          draft_length: the most tokens that `rewind` takes back, and that a step has beyond its
+            first one; the number of further slots in layers that see a window.
 
         Raises:
-          InputError: if the model is an encoder, or has no positions for so many tokens.
+          InputError: if the model is an encoder, or has fewer than `max_length` positions.
         """
         return self._apply("start", params, dict(batch), max_length, draft_length)
 
@@ -280,9 +242,9 @@ def _layer_weights(stack: StackSpec, sown: Mapping[str, Any], module: str) -> li
     """Returns the attention weights of a stack's layers, in order."""
     weights, first, pattern = [], len(stack.first_blocks), len(stack.blocks)
     for layer in range(stack.num_layers):
-        part, block = stack.place(layer)[0].split("/")
+        part, block = stack.location(layer)[0].split("/")
         if module not in sown.get(part, {}).get(block, {}):
-            raise InputError(f"layer {layer} has no attention called {module!r} to look into")
+            raise InputError(f"layer {layer} has no attention called {module!r} to inspect")
         (stacked,) = sown[part][block][module]["weights"]
         # A scan has one array for all of its steps, whether or not they share parameters.
         weights.append(stacked[(layer - first) // pattern] if part == "layers" else stacked)
@@ -291,11 +253,11 @@ def _layer_weights(stack: StackSpec, sown: Mapping[str, Any], module: str) -> li
 
 @functools.lru_cache(maxsize=256)
 def _boxes(model: Model) -> Params:
-    """Returns shapes with axis names: tracing a model takes a good part of a second."""
+    """Returns shapes with axis names, cached: tracing a model takes a good part of a second."""
     return jax.eval_shape(model._module.init, jax.random.key(0), _tiny_batch())["params"]
 
 
-# The leading axes of parameters of which every layer, or expert, has its own.
+# The leading axes of parameters, along which layers or experts are stacked.
 _SCANNED = ("layers", "experts")
 
 

@@ -1,4 +1,4 @@
-"""Everything between two published architectures: specs with some values changed."""
+"""Specs by name, and specs with some values changed."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,26 +10,26 @@ from t5lite.models.presets import PRESETS, preset, same_architecture
 from t5lite.models.spec import ModelSpec, StackSpec, load_spec
 from t5lite.paths import as_path, exists
 
-# `interop`, a floor above, opens other libraries' folders; it registers itself when imported.
+# Filled by `interop`, a floor above, which opens other libraries' folders.
 _FOLDER_READERS: list[Callable[[str], ModelSpec]] = []
 
 
 def reads_folders(reader: Callable[[str], ModelSpec]) -> Callable[[str], ModelSpec]:
-    """Registers the function that `named_spec` opens folders without a `model.json` with."""
+    """Registers the function with which `named_spec` opens folders without a `model.json`."""
     _FOLDER_READERS[:] = [reader]
     return reader
 
 
 def named_spec(model: str | ModelSpec) -> ModelSpec:
-    """Returns the architecture that a name stands for.
+    """Returns the architecture of a name; a spec is returned unchanged.
 
     Args:
-      model: a preset's name; a folder with a `model.json` (a run's, or what `t5lite convert` and
-        `adapt` wrote); where `t5lite.interop` is imported, as every command does, also a Hugging
-        Face folder or hub name and a T5X checkpoint. A spec is returned as it is.
+      model: a preset's name; a folder with a `model.json` (of a run, or of `t5lite convert` or
+        `adapt`); once `t5lite.interop` is imported, as by every command, also a Hugging Face folder
+        or hub name and a T5X checkpoint.
 
     Raises:
-      InputError: none of these, with the nearest presets.
+      InputError: for any other name, with the nearest presets.
     """
     if isinstance(model, ModelSpec):
         return model
@@ -49,19 +49,17 @@ def named_spec(model: str | ModelSpec) -> ModelSpec:
         return preset(model)
     if not _FOLDER_READERS:
         raise InputError(
-            f"model = {model!r}: no preset, and no folder with a model.json; to read folders of "
-            "other libraries, `import t5lite.interop` first",
+            f"model = {model!r}: neither a preset nor a folder with a model.json; to read folders "
+            "of other libraries, `import t5lite.interop` first",
             field="model",
         )
     try:
         return _FOLDER_READERS[0](model)
     except InputError as error:
-        if folder.is_dir() or not (known := same_architecture(model)):
-            raise InputError(str(error), field="model") from error
-        raise InputError(
-            f"{error}\nits architecture alone, without its weights: model = {known!r}",
-            field="model",
-        ) from error
+        text = str(error)
+        if not folder.is_dir() and (match := same_architecture(model)):
+            text += f"\nits architecture alone, without its weights: model = {match!r}"
+        raise InputError(text, field="model") from error
 
 
 def override(model: str | ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
@@ -70,7 +68,7 @@ def override(model: str | ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
     Args:
       model: a preset's name, a folder, or a spec; see `named_spec`.
       changes: path → value. A step of a path is a field's name, the index of a block, or `*` for
-        every block (or, in front, for every stack), e.g. `{"decoder.blocks.*.mlp.hidden": 4096,
+        every block (or, at the start, for every stack), e.g. `{"decoder.blocks.*.mlp.hidden": 4096,
         "*.dropout_rate": 0.1}`.
 
     Raises:

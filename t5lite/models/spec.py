@@ -1,4 +1,4 @@
-"""The spec of a whole model, how it is saved, and the compute choices kept apart from it."""
+"""The spec of a model, its file `model.json`, and the compute options apart from it."""
 
 import dataclasses
 import json
@@ -36,26 +36,26 @@ class StackSpec(Spec):
 
     Args:
       num_layers: in all.
-      blocks: the pattern that repeats, e.g. two blocks alternate; `BlockSpec`s or your own.
+      blocks: the repeating pattern of `BlockSpec`s.
       causal: whether a token sees only those before it.
       first_blocks: layers before the pattern, once each (ModernBERT's first layer).
       shared_layers: whether all repeats of the pattern use the same parameters (Lan et al. 2019,
         ALBERT, arXiv:1909.11942, §3.1).
-      embed: width of the residual stream, where it is not the model's.
+      embed: width of the residual stream; None for the model's.
       position_bias: added to attention logits, by distance; None for none.
       position_embedding: added to token embeddings; None for none. (Rotary positions belong to
         attention.)
       embedding_scale: factor on token embeddings.
-      embedding_norm: of embeddings, positions and token types together; None for none.
+      embedding_norm: of the sum of embeddings, positions and token types; None for none.
       final_norm: after the last layer; None for none.
       dropout_rate: of embeddings, attention weights, MLP hiddens, sublayer outputs and the final
-        norm's, in [0, 1); each element by itself, where T5X drops whole positions' features alike.
-      stochastic_depth_rate: with which the last layer's sublayers are left out for an example in
+        norm's, in [0, 1); element by element, where T5X drops a feature at all positions.
+      stochastic_depth_rate: probability that an example skips the last layer's sublayers in
         training, in [0, 1); layer l of L has l/L of it (Huang et al. 2016, arXiv:1603.09382).
     """
 
     num_layers: int
-    blocks: tuple[Any, ...]  # `BlockSpec`s, whose fields those who know the kind read
+    blocks: tuple[Any, ...]  # `BlockSpec`s; Any, as the fields depend on the kind
     causal: bool
     first_blocks: tuple[Any, ...] = ()
     shared_layers: bool = False
@@ -72,8 +72,8 @@ class StackSpec(Spec):
         super().__post_init__()
         self.require(len(self.blocks) >= 1, "blocks", "at least one block")
         for field in ("blocks", "first_blocks"):
-            own = all(isinstance(block, BlockSpec) for block in getattr(self, field))
-            self.require(own, field, "a tuple of BlockSpecs")
+            valid = all(isinstance(block, BlockSpec) for block in getattr(self, field))
+            self.require(valid, field, "a tuple of BlockSpecs")
         self.require(
             self.num_layers >= len(self.first_blocks), "num_layers", "at least its first_blocks"
         )
@@ -118,54 +118,48 @@ class StackSpec(Spec):
 
     @property
     def num_updates(self) -> int:
-        """How often the stack's layers add to the residual stream."""
+        """Number of additions to the residual stream by all layers."""
         return max(1, sum(block.num_updates for block in self.every_block))
 
-    def place(self, layer: int) -> tuple[str, int | None]:
-        """Returns the path of a layer's parameters.
+    def location(self, layer: int) -> tuple[str, int | None]:
+        """Returns the path of a layer's parameters below the stack's, such as `layers/block_0`.
 
-        Args:
-          layer: 0 .. num_layers - 1.
-
-        Returns:
-          The path below the stack's, such as `layers/block_0`, and the place along the leading axis
-          `layers` of the parameters there; None where they have no such axis.
+        And their index along the leading axis `layers`, or None without that axis.
         """
         if layer < len(self.first_blocks):
             return f"first/block_{layer}", None
-        turn, block = divmod(layer - len(self.first_blocks), len(self.blocks))
-        if turn == self.num_periods:
+        period, block = divmod(layer - len(self.first_blocks), len(self.blocks))
+        if period == self.num_periods:
             return f"remainder/block_{block}", None
-        return f"layers/block_{block}", None if self.shared_layers else turn
+        return f"layers/block_{block}", None if self.shared_layers else period
 
     @property
     def max_length(self) -> int | None:
-        """The longest row there are positions for; None if any will do."""
+        """The longest row that has positions; None for no limit."""
         return getattr(self.position_embedding, "max_length", None)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec(Spec):
-    """An architecture, whole: what `model.json` holds and what a checkpoint is compared with.
+    """A whole architecture: the content of `model.json`, with which checkpoints are compared.
 
     Args:
-      family: where the architecture comes from; read only when converting checkpoints.
+      family: origin of the architecture; read only when converting checkpoints.
       vocab: rows of the token embedding; at least the vocabulary's size, often padded up.
       embed: width of the residual stream.
-      embedding_size: width of the token embedding where it is not `embed`: what is looked up is
-        then projected (ALBERT, arXiv:1909.11942, §3.1; ELECTRA); for encoders alone.
+      embedding_size: width of the token embedding, which is then projected (ALBERT,
+        arXiv:1909.11942, §3.1; ELECTRA), for encoders alone; None for `embed`.
       encoder: the encoder's stack; None for a decoder alone.
-      decoder: the decoder's stack, whose blocks have `cross_attention` where there is an encoder;
-        None for an encoder alone.
-      heads: what is read off the last hidden states, at most one of a kind.
-      shared_embedding: whether encoder and decoder look up the same table; otherwise the encoder
-        has one of its own (T5Gemma).
-      start_id: the token that a decoder reads first; None for a decoder alone whose texts have
-        nothing in front of them (GPT-2), which cannot predict their first token.
-      num_token_types: of embeddings that say which part of the input a token is in (BERT); None for
-        none.
-      init: how parameters are drawn.
-      adapters: parameters beside weight matrices, which change what those compute.
+      decoder: the decoder's stack, whose blocks have `cross_attention` after an encoder; None for
+        an encoder alone.
+      heads: outputs of the last hidden states, at most one of a kind.
+      shared_embedding: whether encoder and decoder look up the same table, rather than one each
+        (T5Gemma).
+      start_id: the token that a decoder reads first; None for a decoder alone without one (GPT-2),
+        which cannot predict the first token of a text.
+      num_token_types: embeddings of the parts of an input (BERT); None for none.
+      init: draws the parameters.
+      adapters: parameters beside weight matrices, which change their products.
     """
 
     family: str
@@ -212,8 +206,8 @@ class ModelSpec(Spec):
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise InputError(
-                    f"ModelSpec.heads has two heads of kind {kind!r}, and an objective could not "
-                    "tell which is its own: keep one"
+                    f"ModelSpec.heads has two heads of kind {kind!r}, which objectives cannot tell "
+                    "apart: keep one"
                 )
 
     def _check_widths(self) -> None:
@@ -238,7 +232,7 @@ class ModelSpec(Spec):
 
     @property
     def num_expert_layers(self) -> int:
-        """Layers that are mixtures of experts, which have losses of their own."""
+        """Number of layers that are mixtures of experts."""
         stacks = [stack for stack in (self.encoder, self.decoder) if stack is not None]
         blocks = [block for stack in stacks for block in stack.every_block]
         return sum(block.has_experts for block in blocks)
@@ -257,12 +251,11 @@ class ComputeSpec(Spec):
     Args:
       dtype: of activations; parameters, norms, softmax and logits stay float32.
       remat: the activations that each layer saves for the backward pass, which recomputes the
-        others; one of `remat.POLICIES`, from `none` (all saved) to `full` (nothing saved).
+        rest; one of `remat.POLICIES`, from `none` (all saved) to `full` (nothing saved).
       scan: one compiled layer in a loop, rather than layers unrolled; parameters are the same.
       attention: the kernel, one of `layers.KERNELS`, or "auto"; see `layers.attention`. Results are
         equal but for rounding.
-      storage: how weight matrices lie in memory, each by the first spec whose pattern fits its
-        path; float arrays otherwise.
+      storage: how weight matrices lie in memory; see `layers.Weights`.
     """
 
     dtype: str = "float32"
@@ -274,8 +267,8 @@ class ComputeSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         choices = {"dtype": DTYPES, "remat": POLICIES, "attention": ("auto", *KERNELS)}
-        for field, known in choices.items():
-            self.require(getattr(self, field) in known, field, f"one of {', '.join(known)}")
+        for field, values in choices.items():
+            self.require(getattr(self, field) in values, field, f"one of {', '.join(values)}")
 
     @property
     def jax_dtype(self) -> Any:
@@ -289,7 +282,7 @@ def save_spec(path: epath.PathLike, spec: ModelSpec) -> None:
     """Writes `model.json`: the spec and its format version."""
     content = {"format_version": FORMAT_VERSION, "model": spec.to_json()}
     path = epath.Path(path)
-    # Whole or not at all: a run cannot be resumed without it.
+    # Atomically: a run cannot be resumed without it.
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(json.dumps(content, indent=2) + "\n")
     draft.replace(path)
@@ -299,7 +292,7 @@ def load_spec(path: epath.PathLike) -> ModelSpec:
     """Reads a spec that `save_spec` wrote.
 
     Raises:
-      InputError: if the file is missing, is no JSON, has a newer format, or names unknown specs.
+      InputError: if the file is missing or not JSON, has a newer format, or names unknown specs.
     """
     path = epath.Path(path)
     try:
@@ -315,21 +308,21 @@ def load_spec(path: epath.PathLike) -> ModelSpec:
             "use the t5lite that wrote it, or train again"
         )
     if version < 4:
-        # All was drawn by fan-in then, but for the token embedding.
+        # Before format 4, everything but the token embedding was drawn by fan-in.
         stddev = encoded.pop("embedding_stddev", 1.0)
         encoded["init"] = FanInInitSpec(embedding_stddev=stddev).to_json()
     if version < 5:
-        encoded = _renamed(encoded)
+        encoded = _with_new_names(encoded)
     return Spec.from_json(encoded)
 
 
-def _renamed(value: Any) -> Any:
+def _with_new_names(value: Any) -> Any:
     """Returns JSON of format 4 with the names of format 5."""
     if isinstance(value, list):
-        return [_renamed(item) for item in value]
+        return [_with_new_names(item) for item in value]
     if not isinstance(value, dict):
         return value
-    value = {key: _renamed(item) for key, item in value.items()}
+    value = {key: _with_new_names(item) for key, item in value.items()}
     if value.get("type") == "BlockSpec":
         value["type"] = "TransformerBlockSpec"
     return value

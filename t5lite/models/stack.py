@@ -63,21 +63,16 @@ class Period(nn.Module):
     ) -> tuple[jax.Array, list[Any]]:
         updated = []
         for index, block in enumerate(self.block):
-            x, new = block(
-                x,
-                context,
-                cached[index] if cached else None,
-                cross[index] if cross else None,
-                drop_rates[index] if drop_rates else None,
-            )
+            own = (tree[index] if tree else None for tree in (cached, cross, drop_rates))
+            x, new = block(x, context, *own)
             updated.append(new)
         return x, updated
 
 
 class Stack(nn.Module):
-    """Embeddings' positions and norm, all layers, and the final norm.
+    """Positions and norm of embeddings, all layers, and the final norm.
 
-    Not `stacked`, each layer has parameters of its own: `layers_0` is the first slice of `layers`.
+    If not `stacked`, each layer has its own parameters: `layers_0` is the first slice of `layers`.
     """
 
     spec: StackSpec
@@ -112,67 +107,54 @@ class Stack(nn.Module):
             )
         num_periods, rest = spec.num_periods, spec.blocks[: spec.num_rest]
 
-        def period(*, scanned: bool) -> type[Period]:
-            if compute.remat == "none":
-                return Period
-            # Inside a loop nothing can be merged with the forward pass, so no barrier is needed.
-            return nn.remat(
-                Period,
-                policy=POLICIES[compute.remat],
-                prevent_cse=not scanned,
-                methods=["__call__"],
-            )
+        def period(blocks: Any, *, scan: bool = False) -> Any:
+            """Returns the module of a pattern of blocks, rematerialised and perhaps scanned."""
+            module: Any = Period
+            if (policy := POLICIES[compute.remat]) is not None:
+                # In a loop nothing can be merged with the forward pass: no barrier is needed.
+                prevent_cse = not (scan and compute.scan)
+                module = nn.remat(
+                    Period, policy=policy, prevent_cse=prevent_cse, methods=["__call__"]
+                )
+            module = self._scanned(module) if scan else module
+            return module(spec, blocks, self.embed, compute, self.weights)
 
-        parameters: dict[str, Any] = {
-            "variable_axes": {"params": 0, "losses": 0, "intermediates": 0},
-            "split_rngs": {"params": True, "dropout": True},
-            "metadata_params": {nn.PARTITION_NAME: "layers"},
-        }
-        if spec.shared_layers:
-            parameters = {
-                "variable_axes": {"losses": 0, "intermediates": 0},
-                "variable_broadcast": "params",
-                "split_rngs": {"params": False, "dropout": True},
-            }
-        scan: Any = functools.partial(
-            dict, length=num_periods, unroll=1 if compute.scan else num_periods, **parameters
-        )
         parts: dict[str, Any] = {}  # in order
         if spec.first_blocks:
-            self.first = period(scanned=False)(
-                spec, spec.first_blocks, self.embed, compute, self.weights
-            )
-            parts["first"] = self.first
+            self.first = parts["first"] = period(spec.first_blocks)
         if num_periods and self.stacked:
-            scanned = nn.scan(
-                period(scanned=compute.scan),
-                methods={
-                    "__call__": scan(in_axes=(nn.broadcast, 0, 0, 0)),
-                    "cross_slots": scan(in_axes=(nn.broadcast,)),
-                },
-            )
-            self.layers = scanned(spec, spec.blocks, self.embed, compute, self.weights)
-            parts["layers"] = self.layers
+            self.layers = parts["layers"] = period(spec.blocks, scan=True)
         elif num_periods and spec.shared_layers:
-            self.layers = period(scanned=False)(
-                spec, spec.blocks, self.embed, compute, self.weights
-            )
-            parts |= {f"layers_{turn}": self.layers for turn in range(num_periods)}
+            self.layers = period(spec.blocks)
+            parts |= {f"layers_{index}": self.layers for index in range(num_periods)}
         elif num_periods:
-            one = period(scanned=False)
-            layers = [
-                one(spec, spec.blocks, self.embed, compute, self.weights)
-                for _ in range(num_periods)
-            ]
-            self.layers = layers  # type: ignore[assignment]
-            parts |= {f"layers_{turn}": layer for turn, layer in enumerate(self.layers)}
+            self.layers = [period(spec.blocks) for _ in range(num_periods)]
+            parts |= {f"layers_{index}": layer for index, layer in enumerate(self.layers)}
         if rest:
-            self.remainder = period(scanned=False)(spec, rest, self.embed, compute, self.weights)
-            parts["remainder"] = self.remainder
+            self.remainder = parts["remainder"] = period(rest)
         self.parts = parts
         if spec.final_norm is not None:
             self.final_norm = spec.final_norm.make(compute.jax_dtype)
         self.dropout = nn.Dropout(spec.dropout_rate)
+
+    def _scanned(self, period: type) -> Any:
+        """Returns a module that runs as many periods as the stack has, one after the other."""
+        shared, length = self.spec.shared_layers, self.spec.num_periods
+        axes = {"losses": 0, "intermediates": 0}
+        scan: Any = functools.partial(
+            dict,
+            length=length,
+            unroll=1 if self.compute.scan else length,
+            variable_axes=axes if shared else {"params": 0} | axes,
+            variable_broadcast="params" if shared else False,
+            split_rngs={"params": not shared, "dropout": True},
+            metadata_params={} if shared else {nn.PARTITION_NAME: "layers"},
+        )
+        methods = {
+            "__call__": scan(in_axes=(nn.broadcast, 0, 0, 0)),
+            "cross_slots": scan(in_axes=(nn.broadcast,)),
+        }
+        return nn.scan(period, methods=methods)
 
     def cross_slots(self, encoded: jax.Array) -> StackCache:
         """Projects the encoder's output for every layer."""
@@ -182,7 +164,7 @@ class Stack(nn.Module):
         """Returns room for `max_length` tokens a row in every layer; see `BlockSpec.empty_cache`.
 
         Raises:
-          InputError: if a draft is to be rewound, and a block keeps a state that cannot be.
+          InputError: if a draft is to be rewound, and a block's state cannot be.
         """
         spec, dtype = self.spec, self.compute.jax_dtype
         for block in spec.every_block if draft_length else ():
@@ -192,7 +174,7 @@ class Stack(nn.Module):
                     "cannot take tokens back; decode without a draft",
                     field="draft_length",
                 )
-        if spec.position_bias is not None:  # it goes by slots: there is one for every token
+        if spec.position_bias is not None:  # it is added by slot: one for every token
             draft_length = max_length
         blocks = {"first": spec.first_blocks, "remainder": spec.blocks[: spec.num_rest]}
 
@@ -234,10 +216,10 @@ class Stack(nn.Module):
         """
         bias = self.spec.position_bias
         if bias is not None and not bias.per_layer:
-            whole = cached is None or context.kept is not None
+            whole = cached is None or context.prompt_lengths is not None
             kv_length = x.shape[1] if whole else _num_slots(cached)
-            places = None if whole else context.positions
-            context = context.replace(bias=self.position_bias(places, x.shape[1], kv_length))
+            positions = None if whole else context.positions
+            context = context.replace(bias=self.position_bias(positions, x.shape[1], kv_length))
         deterministic = not self.has_rng("dropout")
         x = self.dropout(self._embedded(x, context.positions), deterministic=deterministic)
         if self.embedding_size is not None:

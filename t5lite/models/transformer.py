@@ -1,7 +1,6 @@
 """The base of all topologies: token embedding and heads."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,7 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from t5lite.layers import TokenEmbedding, Weights
+from t5lite.layers import AttentionMask, TokenEmbedding, Weights
+from t5lite.models.block import Context
+from t5lite.models.cache import Cache
 from t5lite.models.spec import ComputeSpec, ModelSpec, StackSpec
 from t5lite.models.stack import Stack
 
@@ -47,18 +48,19 @@ class Transformer(nn.Module):
         """Returns the policies of weights; see `InitSpec.kernel` for `num_updates`."""
         return Weights(self.spec.init, num_updates, self.spec.adapters, self.compute.storage)
 
-    def stack(self, spec: StackSpec, *, stacked: bool = True) -> Stack:
-        """Returns the module of a stack of this model."""
+    def stack(self, side: str) -> Stack:
+        """Returns the module of the encoder's or the decoder's stack."""
+        spec: StackSpec = getattr(self.spec, side)
         embed = spec.embed or self.spec.embed
         weights = self.weights(spec.num_updates)
-        return Stack(spec, embed, self.spec.embedding_size, self.compute, stacked, weights)
+        return Stack(spec, embed, self.spec.embedding_size, self.compute, self.stacked, weights)
 
     def embed(
         self,
         tokens: Int32[Array, "batch length"],
         types: Int32[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """Looks up `tokens` `[batch, length]` and their types, all 0 by default."""
+        """Looks up tokens and their types, all 0 by default."""
         return self._typed(self.token_embedding(tokens), tokens, types)
 
     def embed_inputs(
@@ -66,9 +68,9 @@ class Transformer(nn.Module):
         tokens: Int32[Array, "batch length"],
         types: Int32[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """Does the same for the encoder of an encoder-decoder."""
-        own = not self.spec.shared_embedding
-        x = (self.encoder_embedding if own else self.token_embedding)(tokens)
+        """Does the same for an encoder, which may have its own table."""
+        shared = self.spec.shared_embedding
+        x = (self.token_embedding if shared else self.encoder_embedding)(tokens)
         return self._typed(x, tokens, types)
 
     def _typed(self, x: jax.Array, tokens: jax.Array, types: jax.Array | None) -> jax.Array:
@@ -102,13 +104,24 @@ class Transformer(nn.Module):
         """Returns the last stack's output."""
         raise NotImplementedError
 
-    def start(self, batch: Batch, max_length: int, draft_length: int) -> Any:
+    def start(self, batch: Batch, max_length: int, draft_length: int) -> Cache:
         """Prepares decoding; see `Model.start`."""
         raise NotImplementedError
 
-    def extend(self, tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        """Decodes; see `Model.extend`."""
-        raise NotImplementedError
+    def extend(
+        self, tokens: Int32[Array, "batch n"], cache: Cache
+    ) -> tuple[Float32[Array, "batch n vocab"], Cache]:
+        """Decodes tokens after those in the cache."""
+        n = tokens.shape[1]
+        cache.check(n)
+        segments = cache.encoder_segments
+        context = Context(
+            mask=None,
+            positions=cache.lengths[:, None] + order_of(tokens),
+            cross_mask=None if segments is None else AttentionMask(kv_segments=segments),
+        )
+        hidden, own = self.decoder(self.embed(tokens), context, cached=cache.own, cross=cache.cross)
+        return self.logits(hidden), cache.extended(own, n)
 
 
 def order_of(tokens: jax.Array) -> jax.Array:
@@ -120,26 +133,23 @@ def positions_of(batch: Batch, side: str) -> jax.Array:
     """Returns each token's position in its text, `[batch or 1, length]` int32."""
     order = order_of(batch[f"{side}_input_tokens"])
     if f"{side}_lengths" in batch or f"{side}_segment_ids" not in batch:
-        return order  # a row holds one text, at its beginning
+        return order  # a row is one text
     segments = batch[f"{side}_segment_ids"]
-    begins = jnp.diff(segments, axis=1, prepend=jnp.zeros_like(segments[:, :1])) != 0
-    first = jnp.where(begins, jnp.broadcast_to(order, segments.shape), 0)
+    starts = jnp.diff(segments, axis=1, prepend=jnp.zeros_like(segments[:, :1])) != 0
+    first = jnp.where(starts, jnp.broadcast_to(order, segments.shape), 0)
     return jnp.broadcast_to(order, segments.shape) - lax.cummax(first, axis=1)
 
 
 def encoder_segments(batch: Batch) -> jax.Array:
-    """Returns the segment ids `[batch, length]` of the encoder's tokens, 0 on padding.
-
-    A batch without them, which no objective makes, has no padding: each row is one text.
-    """
+    """Returns the encoder's segment ids `[batch, length]`, 0 on padding; without any, all are 1."""
     return batch.get("encoder_segment_ids", jnp.ones_like(batch["encoder_input_tokens"]))
 
 
 def decoder_segments(batch: Batch) -> jax.Array:
-    """Returns the segment ids `[batch, length]` of the decoder's tokens.
+    """Returns the decoder's segment ids `[batch, length]`.
 
-    A row that holds one text, at its beginning, is one segment to its end: its tokens see nothing
-    after them, so that the causal mask alone will do, which is no array of the batch's.
+    A row of one text is one segment to its end: the causal mask, which needs no array of the
+    batch, hides the padding after it.
     """
     if "decoder_lengths" in batch or "decoder_segment_ids" not in batch:
         return jnp.ones_like(batch["decoder_input_tokens"])

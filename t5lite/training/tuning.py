@@ -194,7 +194,7 @@ _WHOLE = _Cut(0, 0, 0)
 
 @dataclasses.dataclass
 class _Stack:
-    """Number of blocks in each part of a stack, see `models.StackSpec.place`."""
+    """Number of blocks in each part of a stack, see `models.StackSpec.location`."""
 
     first: int = 0
     pattern: int = 0

@@ -171,7 +171,7 @@ def test_layers_are_in_order(compute):
     params = drawn(model.spec)
     for layer in range(6):
         # A layer of no queries and no bias looks at all alike.
-        path, turn = stack.place(layer)
+        path, turn = stack.location(layer)
         part, block = path.split("/")
         changed = jax.tree.map(lambda leaf: leaf, params)
         actual = changed["decoder"][part][block]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5lite.layers import LayerNormSpec, RMSNorm, RMSNormSpec, rms_norm
+from t5lite.layers import LayerNormSpec, RMSNormSpec
+from t5lite.layers.norms import RMSNorm, rms_norm
 
 X = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32) * 5 + 2
 SCALE = np.linspace(-1, 2, 8, dtype=np.float32)
@@ -40,7 +41,7 @@ def test_a_row_of_zeros_stays_zero_with_a_finite_gradient():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_initial_module_is_the_identity_on_unit_rows(dtype):
-    module = RMSNorm(1e-6, False, jnp.dtype(dtype))
+    module = RMSNorm(RMSNormSpec(), jnp.dtype(dtype))
     x = jnp.asarray(reference(X, 1.0, 0.0), dtype)
     y, variables = module.init_with_output(jax.random.key(0), x)
     assert y.dtype == dtype

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 
 from t5lite.errors import InputError
-from t5lite.layers import (
-    AlibiSpec,
-    FanInInitSpec,
-    RelativeBiasSpec,
-    Weights,
-    alibi_slopes,
-    relative_buckets,
-    toeplitz,
-)
+from t5lite.layers import AlibiSpec, FanInInitSpec, RelativeBiasSpec, Weights
+from t5lite.layers.position_biases import alibi_slopes, relative_buckets, toeplitz
 
 OFFSETS = np.arange(-300, 301)
 SPECS = {

@@ -133,6 +133,6 @@ class GatedLinearAttention(nn.Module):
         segments = jnp.broadcast_to(context.mask.kv_segments, shape)
         before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
         kept = segments > 0
-        if context.kept is not None:
-            kept &= jnp.arange(shape[1], dtype=jnp.int32)[None] < context.kept[:, None]
+        if context.prompt_lengths is not None:
+            kept &= jnp.arange(shape[1], dtype=jnp.int32)[None] < context.prompt_lengths[:, None]
         return segments != before, kept

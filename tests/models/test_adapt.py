@@ -462,7 +462,7 @@ def test_shared_layers_stay_shared_where_all_change():
     new_spec, new = upcycle(SHARED_LAYERS, params, layers="all", **options)
     assert new_spec.decoder.shared_layers
     close(logits(new_spec, new, batch), logits(SHARED_LAYERS, params, batch))
-    with pytest.raises(InputError, match="layers must be the same in each turn"):
+    with pytest.raises(InputError, match="layers must be the same in each repeat"):
         upcycle(SHARED_LAYERS, params, **options)
 
 

@@ -251,9 +251,9 @@ def test_the_first_of_two_vectors_counts_and_damaged_letters_do_not_matter(tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a 1 2\nb 1\n", "line 2 holds 1 numbers behind its word, where there should be 2"),
-        ("a 1 2\nb 1 2 3\n", "line 2 holds 3 numbers behind its word, where there should be 2"),
-        ("1 3\na 1 2\n", "line 2 holds 2 numbers behind its word, where there should be 3"),
+        ("a 1 2\nb 1\n", "line 2 holds 1 numbers after its word instead of 2"),
+        ("a 1 2\nb 1 2 3\n", "line 2 holds 3 numbers after its word instead of 2"),
+        ("1 3\na 1 2\n", "line 2 holds 2 numbers after its word instead of 3"),
         ("a 1 2\nb 1 x\n", "line 2: could not convert string to float: 'x'"),
         ("a 1 2\nb 1 nan\n", "line 2 holds a number that is not finite"),
         ("5 2\na 1 2\n", "announces 5 words and there are 1"),
@@ -272,7 +272,7 @@ def test_files_that_are_no_vectors(tmp_path):
         vectors_from_text(tmp_path / "none.txt")
     whole = gzip.compress(b"a 1 2\n" * 100)
     for damaged in (b"a 1 2\n", whole[:-10]):
-        with pytest.raises(InputError, match="is no whole gzip file"):
+        with pytest.raises(InputError, match="is not a whole gzip file"):
             vectors_from_text(written(tmp_path, damaged, "vectors.gz"))
 
 

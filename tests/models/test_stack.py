@@ -55,7 +55,7 @@ def random_params(spec):
 
 def at_place(tree, spec, layer):
     """The parameters, or whatever else is laid out as they are, of one layer."""
-    path, index = spec.place(layer)
+    path, index = spec.location(layer)
     for part in path.split("/"):
         tree = tree[part]
     return tree if index is None else jax.tree.map(lambda leaf: leaf[index], tree)
@@ -99,7 +99,7 @@ def test_every_parameter_is_at_the_place_of_one_layer(spec):
     params, sizes = shapes(spec), []
     once = len(spec.first_blocks) + len(spec.blocks) if spec.shared_layers else spec.num_layers
     for layer, block in enumerate(spec.every_block):
-        path, index = spec.place(layer)
+        path, index = spec.location(layer)
         own = params[path.split("/")[0]][path.split("/")[1]]
         leading = () if index is None else (spec.num_periods,)
         experts = isinstance(block.mlp, MoeSpec)
@@ -112,7 +112,7 @@ def test_every_parameter_is_at_the_place_of_one_layer(spec):
             turns = 1 if index is None else spec.num_periods
             sizes.append(sum(leaf.size for leaf in jax.tree.leaves(own)) // turns)
     assert sum(sizes) == sum(leaf.size for leaf in jax.tree.leaves(params))
-    places = [spec.place(layer) for layer in range(spec.num_layers)]
+    places = [spec.location(layer) for layer in range(spec.num_layers)]
     assert len(set(places)) == once
     turns = [places[at : at + 2] for at in range(len(spec.first_blocks), spec.num_layers, 2)]
     assert not spec.shared_layers or all(turn == turns[0] for turn in turns)
@@ -128,7 +128,7 @@ def test_layers_are_dropped_at_a_rate_that_grows_with_depth(spec):
     }
     turns = {}
     for layer in range(spec.num_layers):
-        path, _ = spec.place(layer)
+        path, _ = spec.location(layer)
         rate = indexed[path.split("/")[0]][path.split("/")[1]]
         if rate.ndim:
             rate = rate[turns.setdefault(path, 0)]
@@ -143,7 +143,7 @@ def test_places_are_in_the_parameters_of_models(spec):
     for side in ("encoder", "decoder"):
         stack = getattr(spec, side)
         for layer in range(stack.num_layers if stack else 0):
-            path, index = stack.place(layer)
+            path, index = stack.location(layer)
             part, block = path.split("/")
             leaf = params[side][part][block]["attention"]["output"]["kernel"]
             assert leaf.ndim == (3 if index is None else 4)

@@ -142,7 +142,7 @@ def _view(shape: tuple[int, ...], layer_axis: int | None = None, layer: int | No
 
 
 def _stack(name: str, stack: StackSpec, embed: int, form: Form) -> Iterator[Leaf]:
-    layers = [stack.place(layer) for layer in range(stack.num_layers)]
+    layers = [stack.location(layer) for layer in range(stack.num_layers)]
     for leaf in _one_layer(name, stack, embed, joined=form.joined):
         sources = tuple((f"{name}/{path}/{leaf.path}", entry) for path, entry in layers)
         if form.scanned:

@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from t5lite.layers.kernels.request import Request, mesh_axes, platform
 
-# The primitive of JAX that returns what attention mixes and the statistics of its softmax. They
-# are made inside a derivative of JAX's own, where only their primitive can be told.
+# JAX's primitive of attention's output and softmax statistics. They are computed inside a
+# derivative of JAX's own, where a policy sees nothing but the primitive.
 FORWARD = "dot_product_attention_fwd_wrapper"
 
 
@@ -42,7 +42,7 @@ def _compute_capability() -> float:
 def attention(request: Request) -> Float[Array, "batch q_length heads head_dim"]:
     """Returns `[batch, q_length, heads, kv]`."""
     seen = None if request.mask is None else request.mask.array()
-    # One rule for all queries must be told for each of them.
+    # cuDNN takes no mask that is broadcast over queries.
     batch, q_length = request.query.shape[:2]
     shape = (batch, 1, q_length, request.kv.key.shape[1])
     return jax.nn.dot_product_attention(

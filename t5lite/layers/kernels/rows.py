@@ -33,9 +33,9 @@ def attention(
     """Returns what `dot.attention` does, with the logits of a few rows in memory.
 
     Args:
-      request: of any kind.
-      max_bytes: of the float32 logits that a device has at once, forwards and backwards, those of
-        one row if that is more; None for the platform's of `MAX_BYTES`.
+      request: any.
+      max_bytes: of a device's float32 logits in memory, forwards and backwards, at least those of
+        one row; None for the platform's of `MAX_BYTES`.
 
     Source: Dao et al. 2022, arXiv:2205.14135, appendix B.4 (the backward pass from the output and
       the softmax's normaliser).
@@ -51,9 +51,9 @@ def attention(
         num_shards = 1
     rows = batch // num_shards  # of a device
     row_bytes = 4 * -(-heads // head_shards) * q_length * request.kv.key.shape[1]
-    fitting = (min(max(most // row_bytes, 1), rows) for most in max_bytes)
+    sizes_in_memory = (min(max(limit // row_bytes, 1), rows) for limit in max_bytes)
     forward, backward = (
-        rows // max(n for n in range(1, size + 1) if rows % n == 0) for size in fitting
+        rows // max(n for n in range(1, size + 1) if rows % n == 0) for size in sizes_in_memory
     )
     bias = request.bias
     if bias is not None and bias.shape[0] == 1 and num_shards > 1:
@@ -73,8 +73,6 @@ def _attention(request: Request, num_parts: int, backward_parts: int) -> jax.Arr
 def _forward(
     request: Request, num_parts: int, backward_parts: int
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    del backward_parts
-
     def part(_: None, arrays: Any) -> tuple[None, tuple[jax.Array, ...]]:
         request, numbers = arrays
         logits = _logits(request)
@@ -88,14 +86,13 @@ def _forward(
         return None, (output, highest[..., 0], jnp.log(total)[..., 0])
 
     numbers = jnp.arange(request.query.shape[0], dtype=jnp.int32)
-    _, kept = _scan_parts(part, None, (request, numbers), num_parts=num_parts)
-    kept = tuple(checkpoint_name(array, ATTENDED) for array in kept)
-    return kept[0], (request, numbers, *kept)
+    _, saved = _scan_parts(part, None, (request, numbers), num_parts=num_parts)
+    saved = tuple(checkpoint_name(array, ATTENDED) for array in saved)
+    return saved[0], (request, numbers, *saved)
 
 
-def _backward(forward_parts: int, num_parts: int, kept: Any, gradient: jax.Array) -> tuple[Request]:
-    del forward_parts
-    request = kept[0]
+def _backward(_: int, num_parts: int, residuals: Any, gradient: jax.Array) -> tuple[Request]:
+    request = residuals[0]
     shared = request.bias is not None and request.bias.shape[0] != request.query.shape[0]
 
     def part(total: jax.Array | None, arrays: Any) -> Any:
@@ -119,7 +116,7 @@ def _backward(forward_parts: int, num_parts: int, kept: Any, gradient: jax.Array
 
     zeros = jnp.zeros_like(request.bias) if shared else None
     total, (d_query, d_key, d_value, d_bias) = _scan_parts(
-        part, zeros, (*kept, gradient), num_parts=num_parts
+        part, zeros, (*residuals, gradient), num_parts=num_parts
     )
     d_bias = total if shared else d_bias
     d_kv = KeyValues(d_key, d_value)

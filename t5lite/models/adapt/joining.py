@@ -1,11 +1,10 @@
-"""Encoder-decoders from models that are one of the two, or from two such models."""
+"""Encoder-decoders from one model, a decoder or an encoder, or from two."""
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from t5lite.errors import InputError
 from t5lite.layers import HeadSpec, LearnedPositionsSpec, LMHeadSpec, RelativeBiasSpec
 from t5lite.models.adapt.parameters import (
     below,
@@ -13,6 +12,7 @@ from t5lite.models.adapt.parameters import (
     completed,
     flat,
     nested,
+    require,
     shapes_of,
 )
 from t5lite.models.block import TransformerBlockSpec
@@ -35,22 +35,21 @@ def to_encoder_decoder(
 ) -> Source:
     """Makes an encoder-decoder of a decoder (T5Gemma) or of an encoder (BERT2BERT).
 
-    Both stacks start from the one there is. The encoder sees both sides, the decoder only what came
-    before: nothing else differs between them but cross-attention.
+    Both stacks start from the given one; they differ in causality and cross-attention alone.
 
     Args:
       spec: of a decoder or an encoder alone.
       params: its parameters.
       cross_attention: "copied" from each layer's self-attention, but without rotary positions and
         windows; "fresh", which the T5Gemma paper then trains alone for the first steps. None
-        for what the papers do: "copied" from a decoder, "fresh" behind an encoder. Its norms are
+        for the papers' choice: "copied" from a decoder, "fresh" from an encoder. Its norms are
         copied from self-attention's either way.
       shared_embedding: whether both stacks look up the same table, rather than a copy each; None
-        for a copy each of Gemma 2's, as T5Gemma has them, and for the same table else.
-      heads: of the new model; None for a decoder's own, and for tied logits behind an encoder.
-        Those that the old model has keep their parameters, others are drawn.
-      family: see `ModelSpec`; None for "t5gemma" from Gemma 2, and "encoder_decoder" else.
-      rng: a PRNG key; needed only where something is drawn.
+        for a copy each of Gemma 2's, as T5Gemma has them, otherwise for the same table.
+      heads: of the new model; None for a decoder's own, and for tied logits after an encoder.
+        Heads of the old model keep their parameters, others are drawn.
+      family: see `ModelSpec`; None for "t5gemma" from Gemma 2, otherwise "encoder_decoder".
+      rng: a PRNG key; needed only where parameters are drawn.
 
     Returns:
       The new model's spec and parameters.
@@ -61,10 +60,11 @@ def to_encoder_decoder(
 
     Source: Zhang et al. 2025, arXiv:2504.06225, §3; Rothe et al. 2020, arXiv:1907.12461, §2.
     """
-    if spec.topology == "encoder_decoder":
-        raise InputError(
-            "spec must be that of an encoder or a decoder alone: it has both already", field="spec"
-        )
+    require(
+        spec.topology != "encoder_decoder",
+        "spec",
+        "spec must be that of an encoder or a decoder alone: it has both already",
+    )
     if cross_attention is None:
         cross_attention = "copied" if spec.decoder is not None else "fresh"
     if shared_embedding is None:
@@ -90,34 +90,31 @@ def join(
 
     Args:
       encoder: spec and parameters of the model whose encoder, or else decoder, becomes the encoder.
-      decoder: those of the model whose decoder, or else encoder, becomes the decoder.
-      cross_attention: see `to_encoder_decoder`; "copied" asks for equal widths.
-      shared_embedding: whether the decoder's table serves the encoder too, for models that were
-        trained with the same one.
-      heads: see `to_encoder_decoder`; None for the decoder's own.
-      family: see `to_encoder_decoder`.
-      rng: a PRNG key; needed only where something is drawn.
+      decoder: spec and parameters of the model whose decoder, or else encoder, becomes the decoder.
+      cross_attention: see `to_encoder_decoder`; "copied" needs equal widths.
+      shared_embedding: whether both look up the decoder's table, for models trained with the same.
+      heads, family, rng: see `to_encoder_decoder`.
 
     Returns:
       The new model's spec and parameters.
 
     Raises:
-      InputError: if the two do not go together, or as in `to_encoder_decoder`.
+      InputError: if vocabularies or widths do not fit, or as in `to_encoder_decoder`.
 
     Source: Zhang et al. 2025, arXiv:2504.06225, §3 (9B-2B); Rothe et al. 2020, arXiv:1907.12461, §2
     (BERT2GPT).
     """
-    if decoder[0].topology == "encoder_decoder":
-        raise InputError(
-            "decoder must be a decoder or an encoder alone: it has an encoder already",
-            field="decoder",
-        )
-    if encoder[0].vocab != decoder[0].vocab:
-        raise InputError(
-            f"vocab must be the same in both: {encoder[0].vocab} in the encoder's model, "
-            f"{decoder[0].vocab} in the decoder's; use extend_vocabulary or replace_vocabulary",
-            field="vocab",
-        )
+    require(
+        decoder[0].topology != "encoder_decoder",
+        "decoder",
+        "decoder must be a decoder or an encoder alone: it has an encoder already",
+    )
+    require(
+        encoder[0].vocab == decoder[0].vocab,
+        "vocab",
+        f"vocab must be the same in both: {encoder[0].vocab} in the encoder's model, "
+        f"{decoder[0].vocab} in the decoder's; use extend_vocabulary or replace_vocabulary",
+    )
     sources = _without_types(encoder), _without_types(decoder)
     return _joined(*sources, cross_attention, shared_embedding, heads, family, rng)
 
@@ -133,8 +130,8 @@ def _joined(
 ) -> Source:
     _check(encoder, decoder, cross_attention, shared_embedding)
     spec, params = decoder
-    encoder_stack, encoder_params = _turned(encoder, causal=False)
-    decoder_stack, decoder_params = _turned(decoder, causal=True)
+    encoder_stack, encoder_params = _directed(encoder, causal=False)
+    decoder_stack, decoder_params = _directed(decoder, causal=True)
     width = _encoder_width(encoder[0])
     if heads is None:
         heads = spec.heads if spec.decoder is not None else (LMHeadSpec(tied=True),)
@@ -148,8 +145,8 @@ def _joined(
         heads=heads,
         shared_embedding=shared_embedding,
     )
-    kept = [f"{head.kind}_head" for head in heads if head in spec.heads]
-    names = ["token_embedding", "token_type_embedding", *kept]
+    names = [f"{head.kind}_head" for head in heads if head in spec.heads]
+    names += ["token_embedding", "token_type_embedding"]
     new_params = {name: params[name] for name in names if name in params}
     if not shared_embedding:
         own = "token_embedding" if encoder[0].shared_embedding else "encoder_embedding"
@@ -164,50 +161,48 @@ def _check(encoder: Source, decoder: Source, cross_attention: str, shared: bool)
     """Raises an InputError if two models do not go together."""
     for spec, params in (encoder, decoder):
         check_parameters(spec, params)
-        if spec.embedding_size is not None:
-            raise InputError(
-                f"embedding_size = {spec.embedding_size}: a model with a decoder has none; choose "
-                "a model whose embedding is as wide as its layers",
-                field="embedding_size",
-            )
-    if cross_attention not in CROSS_ATTENTION:
-        raise InputError(
-            f"cross_attention must be one of {', '.join(CROSS_ATTENTION)}, not {cross_attention!r}",
-            field="cross_attention",
+        require(
+            spec.embedding_size is None,
+            "embedding_size",
+            f"embedding_size = {spec.embedding_size}: a model with a decoder has none; choose "
+            "a model whose embedding is as wide as its layers",
         )
+    require(
+        cross_attention in CROSS_ATTENTION,
+        "cross_attention",
+        f"cross_attention must be one of {', '.join(CROSS_ATTENTION)}, not {cross_attention!r}",
+    )
     widths = _encoder_width(encoder[0]), decoder[0].embed
-    if widths[0] == widths[1]:
-        return
     for name, value, fix in (
         ("cross_attention", cross_attention, "fresh"),
         ("shared_embedding", shared, False),
     ):
-        if value != fix:
-            raise InputError(
-                f"{name} must be {fix!r} where encoder and decoder differ in width "
-                f"({widths[0]} and {widths[1]})",
-                field=name,
-            )
+        require(
+            widths[0] == widths[1] or value == fix,
+            name,
+            f"{name} must be {fix!r} where encoder and decoder differ in width "
+            f"({widths[0]} and {widths[1]})",
+        )
 
 
-def _turned(source: Source, *, causal: bool) -> tuple[StackSpec, Params]:
-    """Returns a stack of a model, made to see one side or both, and its parameters."""
+def _directed(source: Source, *, causal: bool) -> tuple[StackSpec, Params]:
+    """Returns a stack of a model, made causal or bidirectional, and its parameters."""
     spec, params = source
-    preferred, other = ("decoder", "encoder") if causal else ("encoder", "decoder")
-    side = preferred if getattr(spec, preferred) is not None else other
+    sides = ("decoder", "encoder") if causal else ("encoder", "decoder")
+    side = next(side for side in sides if getattr(spec, side) is not None)
     stack, tree = getattr(spec, side), params[side]
     bias = stack.position_bias
     if stack.causal == causal:
         return stack, tree
     if isinstance(bias, RelativeBiasSpec):
-        # A stack that sees one side has all buckets on it; one that sees both has half on each.
+        # A causal stack has all buckets on one side, a bidirectional one has half on each.
         num_buckets = bias.num_buckets // 2 if causal else 2 * bias.num_buckets
         stack = stack.replace(position_bias=bias.replace(num_buckets=num_buckets))
         leaves = flat(tree)
         for path, leaf in leaves.items():
             if path.endswith("position_bias/embedding"):
-                behind = leaf[..., :num_buckets]
-                leaves[path] = behind if causal else jnp.concatenate([leaf, leaf], axis=-1)
+                both = jnp.concatenate([leaf, leaf], axis=-1)
+                leaves[path] = leaf[..., :num_buckets] if causal else both
         tree = nested(leaves)
     return stack.replace(causal=causal), tree
 
@@ -219,19 +214,15 @@ def _crossed(block: TransformerBlockSpec) -> TransformerBlockSpec:
 def _crossing(spec: ModelSpec, decoder: Params, *, copied: bool) -> dict[str, jax.Array]:
     """Returns, by their paths, the parameters that cross-attention takes from self-attention."""
     assert spec.decoder is not None
-    expected = shapes_of(spec)
-    taken = {}
-    for place in {spec.decoder.place(layer)[0] for layer in range(spec.decoder.num_layers)}:
-        for path, leaf in flat(below(decoder, place)).items():
+    expected, leaves = shapes_of(spec), {}
+    for block in {spec.decoder.location(layer)[0] for layer in range(spec.decoder.num_layers)}:
+        for path, leaf in flat(below(decoder, block)).items():
             sublayer = path.split("/")[0]
-            new = f"decoder/{place}/cross_{path}"
-            if (
-                sublayer.startswith("attention")
-                and new in expected
-                and (copied or sublayer != "attention")
-            ):
-                taken[new] = leaf
-    return taken
+            new = f"decoder/{block}/cross_{path}"
+            chosen = sublayer.startswith("attention") and (copied or sublayer != "attention")
+            if chosen and new in expected:
+                leaves[new] = leaf
+    return leaves
 
 
 def _without_types(source: Source) -> Source:
@@ -243,12 +234,12 @@ def _without_types(source: Source) -> Source:
     for name, stack in (("encoder", spec.encoder), ("decoder", spec.decoder)):
         if stack is None:
             continue
-        if not isinstance(stack.position_embedding, LearnedPositionsSpec):
-            raise InputError(
-                "num_token_types must be None, or there must be learned positions to add the "
-                f"embedding of token type 0 to: {name} has none",
-                field="num_token_types",
-            )
+        require(
+            isinstance(stack.position_embedding, LearnedPositionsSpec),
+            "num_token_types",
+            "num_token_types must be None, or there must be learned positions to add the "
+            f"embedding of token type 0 to: {name} has none",
+        )
         table = params[name]["position_embedding"]["embedding"]
         row = jnp.asarray(params["token_type_embedding"]["embedding"])[:1]
         moved = table + jnp.broadcast_to(row * stack.embedding_scale, table.shape)

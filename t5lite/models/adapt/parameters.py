@@ -1,4 +1,4 @@
-"""Trees of parameters: their paths, their check against a spec, and what is still to be drawn."""
+"""Trees of parameters: paths, the check against a spec, and drawing of missing ones."""
 
 import functools
 from collections.abc import Mapping
@@ -10,6 +10,12 @@ from flax import traverse_util
 from t5lite.errors import InputError
 from t5lite.models.model import Model, Params
 from t5lite.models.spec import ModelSpec
+
+
+def require(condition: bool, field: str, message: str) -> None:
+    """Raises an InputError about a field unless a condition holds."""
+    if not condition:
+        raise InputError(message, field=field)
 
 
 @functools.lru_cache(maxsize=8)
@@ -35,33 +41,22 @@ def below(tree: Params, path: str) -> Params:
 
 def check_parameters(spec: ModelSpec, params: Params) -> None:
     """Raises an InputError unless `params` has exactly the names and shapes that `spec` makes."""
-    expected = shapes_of(spec)
-    found = flat(params)
-    odd = sorted(expected.keys() ^ found.keys())
-    if odd:
-        which = "lacks" if odd[0] in expected else "has"
-        raise InputError(
-            f"params {which} {odd[0]} ({len(odd)} such names in all): give the spec and the "
-            "parameters of the same model"
-        )
-    for path, leaf in found.items():
-        if tuple(leaf.shape) != tuple(expected[path].shape):
-            raise InputError(
-                f"params: {path} has shape {tuple(leaf.shape)} where the spec makes "
-                f"{tuple(expected[path].shape)}: give the spec and the parameters of the same model"
-            )
+    expected, leaves = shapes_of(spec), flat(params)
+    fix = "give the spec and the parameters of the same model"
+    if odd := sorted(expected.keys() ^ leaves.keys()):
+        verb = "lacks" if odd[0] in expected else "has"
+        raise InputError(f"params {verb} {odd[0]} ({len(odd)} such names in all): {fix}")
+    for path, leaf in leaves.items():
+        shape, wide = tuple(leaf.shape), tuple(expected[path].shape)
+        if shape != wide:
+            raise InputError(f"params: {path} has shape {shape} where the spec makes {wide}: {fix}")
 
 
 def completed(spec: ModelSpec, params: Params, *, rng: jax.Array | None) -> Params:
-    """Returns `params` with what is missing of it drawn, and no array in two places.
-
-    Args:
-      spec: of the new model.
-      params: a part of its parameters.
-      rng: a PRNG key; needed only where something is missing.
+    """Returns `params` of a new model, missing ones drawn with `rng`, and no array twice.
 
     Raises:
-      InputError: if something is missing and there is no `rng`, or what is there does not fit.
+      InputError: if parameters are missing and `rng` is None, or others do not fit.
     """
     leaves = flat(params)
     missing = [path for path in shapes_of(spec) if path not in leaves]
@@ -70,10 +65,10 @@ def completed(spec: ModelSpec, params: Params, *, rng: jax.Array | None) -> Para
             raise InputError(f"rng must be a PRNG key: {missing[0]} has to be drawn", field="rng")
 
         def draw(key: jax.Array) -> dict[str, jax.Array]:
-            drawn = flat(Model(spec).init(key))
-            return {path: drawn[path] for path in missing}
+            new = flat(Model(spec).init(key))
+            return {path: new[path] for path in missing}
 
-        # Compiled, so that what nothing asks for is not drawn either.
+        # Compiled, so that unused parameters are not drawn.
         leaves |= jax.jit(draw)(rng)
     seen: set[int] = set()
     for path, leaf in leaves.items():

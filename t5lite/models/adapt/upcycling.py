@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from t5lite.errors import InputError
 from t5lite.layers.mlp import MlpSpec
 from t5lite.layers.moe import MoeSpec
-from t5lite.models.adapt.parameters import check_parameters, completed, flat, nested, shapes_of
+from t5lite.models.adapt.parameters import (
+    check_parameters,
+    completed,
+    flat,
+    nested,
+    require,
+    shapes_of,
+)
 from t5lite.models.adapt.patterns import repattern, with_blocks
 from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.model import Params
@@ -36,24 +43,24 @@ def upcycle(
 ) -> tuple[ModelSpec, Params]:
     """Makes a mixture of experts of a dense model: every expert starts as a copy of its MLP.
 
-    Where the weights of a token's experts add up to 1 (`normalize_weights`), nothing is dropped and
-    there is no noise, the new model says what the old one did. With `top_k` = 1 (Switch) they
-    cannot, or nothing would train the router: the layer's output is at first the MLP's times the
-    router's probability, about 1 / num_experts, and the loss rises before it falls.
+    If the weights of a token's experts add up to 1 (`normalize_weights`), nothing is dropped and
+    there is no noise, the new model computes the old one's outputs. With `top_k` = 1 (Switch) the
+    layer's output is at first the MLP's times the router's probability, about 1 / num_experts, and
+    the loss rises before it falls.
 
     Args:
       spec: of a dense model.
       params: its parameters.
-      num_experts: in each of the layers that change.
+      num_experts: in each changed layer.
       rng: a PRNG key, for the routers, whose kernels are drawn with a standard deviation of 0.02,
         and for noise.
-      top_k: experts that a token is sent to; the paper has 2 in decoders. (In encoders its experts
-        choose the tokens, which `MoeSpec` does not know.)
-      layers: which ones change, in each stack: "alternate", every other one from the second on, as
+      top_k: experts of a token; the paper has 2 in decoders. (In encoders its experts choose the
+        tokens, which `MoeSpec` cannot express.)
+      layers: the changed ones of each stack: "alternate", every other one from the second on, as
         in the paper's language models; "all"; or their numbers, from 0.
-      stacks: of which of "encoder" and "decoder"; None for all there are.
+      stacks: some of "encoder" and "decoder"; None for all.
       capacity_factor: of `MoeSpec`; None for no tokens dropped.
-      normalize_weights: of `MoeSpec`; None for whenever `top_k` is above 1.
+      normalize_weights: of `MoeSpec`; None for True if `top_k` is above 1.
       noise_stddev: of noise that is added to each expert's kernels, as a fraction of the standard
         deviation of their own values; 0 for none, as in the paper.
       options: other fields of `MoeSpec`.
@@ -68,23 +75,23 @@ def upcycle(
     Source: Komatsuzaki et al. 2022, arXiv:2212.05055, §3.
     """
     check_parameters(spec, params)
-    if not 0 <= noise_stddev < math.inf:
-        raise InputError(
-            f"noise_stddev must be at least 0, not {noise_stddev}", field="noise_stddev"
-        )
-    there = [name for name in STACKS if getattr(spec, name) is not None]
-    chosen = there if stacks is None else list(stacks)
-    if not chosen or any(name not in there for name in chosen):
-        raise InputError(
-            f"stacks must be some of {', '.join(there)}, not {stacks!r}", field="stacks"
-        )
-    if normalize_weights is None:
-        normalize_weights = top_k > 1
+    require(
+        0 <= noise_stddev < math.inf,
+        "noise_stddev",
+        f"noise_stddev must be at least 0, not {noise_stddev}",
+    )
+    sides = [name for name in STACKS if getattr(spec, name) is not None]
+    chosen = sides if stacks is None else list(stacks)
+    require(
+        len(chosen) > 0 and set(chosen) <= set(sides),
+        "stacks",
+        f"stacks must be some of {', '.join(sides)}, not {stacks!r}",
+    )
     fields = options | {
         "num_experts": num_experts,
         "top_k": top_k,
         "capacity_factor": capacity_factor,
-        "normalize_weights": normalize_weights,
+        "normalize_weights": top_k > 1 if normalize_weights is None else normalize_weights,
     }
     changes: dict[str, StackSpec] = {}
     for name in chosen:
@@ -113,10 +120,10 @@ def _with_experts(
     """Returns a stack's parameters with experts and routers in the layers that `spec` has them."""
     stack, expected = getattr(spec, name), shapes_of(spec)
     leaves = flat(stack_params)
-    places = {stack.place(layer): block.mlp for layer, block in enumerate(stack.every_block)}
+    locations = ((stack.location(n), block.mlp) for n, block in enumerate(stack.every_block))
     sparse = {
         path: (mlp.num_experts, 0 if index is None else 1)
-        for (path, index), mlp in places.items()
+        for (path, index), mlp in locations
         if isinstance(mlp, MoeSpec)
     }
     for number, (path, (num_experts, axis)) in enumerate(sparse.items()):
@@ -137,18 +144,17 @@ def _with_experts(
 def _noisy(values: jax.Array, stddev: float, axis: int, rng: jax.Array) -> jax.Array:
     """Adds noise to kernels `[…, experts, …, …]`, in proportion to their standard deviations."""
     inner = tuple(range(axis + 1, values.ndim))
-    spread = jnp.std(values.astype(jnp.float32), axis=inner, keepdims=True) * stddev
-    noise = jax.random.normal(rng, values.shape) * jnp.broadcast_to(spread, values.shape)
+    scale = jnp.std(values.astype(jnp.float32), axis=inner, keepdims=True) * stddev
+    noise = jax.random.normal(rng, values.shape) * jnp.broadcast_to(scale, values.shape)
     return values + noise.astype(values.dtype)
 
 
 def _sparse(
-    block: TransformerBlockSpec, fields: dict[str, Any], where: str
+    block: TransformerBlockSpec, fields: dict[str, Any], layer: str
 ) -> TransformerBlockSpec:
     if not isinstance(block.mlp, MlpSpec):
-        raise InputError(
-            f"layers must be dense before they are upcycled: {where} is not", field="layers"
-        )
+        message = f"layers must be dense before they are upcycled: {layer} is not"
+        raise InputError(message, field="layers")
     return block.replace(mlp=MoeSpec(expert=block.mlp, **fields))
 
 
@@ -162,10 +168,10 @@ def _numbers(
     if layers == "alternate":
         return set(range(1, count, 2))
     numbers = set() if isinstance(layers, str) else set(layers)
-    if not numbers or not all(isinstance(n, int) and 0 <= n < count for n in numbers):
-        raise InputError(
-            f"layers must be 'alternate', 'all', or numbers in 0 .. {count - 1}, the layers of the "
-            f"{name}, not {layers!r}",
-            field="layers",
-        )
+    require(
+        len(numbers) > 0 and all(isinstance(n, int) and 0 <= n < count for n in numbers),
+        "layers",
+        f"layers must be 'alternate', 'all', or numbers in 0 .. {count - 1}, the layers of the "
+        f"{name}, not {layers!r}",
+    )
     return {int(n) for n in numbers}

@@ -1,4 +1,4 @@
-"""Word vectors, as word2vec, GloVe and fastText publish them, as initial embeddings."""
+"""Word vectors of word2vec, GloVe and fastText as initial embeddings."""
 
 import gzip
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,32 +9,32 @@ import numpy as np
 from etils import epath
 
 from t5lite.errors import InputError
-from t5lite.models.adapt.parameters import check_parameters, flat, nested
-from t5lite.models.adapt.vocabulary import tables
+from t5lite.models.adapt.parameters import check_parameters, flat, nested, require
+from t5lite.models.adapt.vocabulary import check_pieces, tables
 from t5lite.models.model import Params
 from t5lite.models.spec import ModelSpec
 
-# How vocabularies mark pieces that begin a word (SentencePiece, byte-level BPE) or go on in one.
+# Marks of pieces that begin a word (SentencePiece, byte-level BPE) or continue one.
 MARKS = ("▁", "Ġ", "##")
 
 
 def vectors_from_text(
     path: epath.PathLike, *, only: Collection[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Reads word vectors from text: a line for each word, the word and then its numbers.
+    """Reads word vectors from text: lines of a word, which may contain spaces, and its numbers.
 
-    A first line of two whole numbers, how many words and how wide, is checked against the rest
-    (word2vec, fastText); GloVe's files have none. A word may contain spaces.
+    A first line of two integers, the number of words and the width (word2vec, fastText), is checked
+    against the rest.
 
     Args:
-      path: of the file; one that ends in `.gz` is unpacked.
-      only: the words to keep; None for all.
+      path: of the file, perhaps `.gz`.
+      only: the words to return; None for all.
 
     Returns:
       `[width]` float32 for each word; of words that occur twice, the first.
 
     Raises:
-      InputError: if the file is missing or empty, or a line is damaged: which, and why.
+      InputError: if the file is missing or empty, or a line is damaged.
     """
     vectors: dict[str, np.ndarray] = {}
     width, announced, count = None, None, 0
@@ -44,12 +44,12 @@ def vectors_from_text(
             announced, width = int(fields[0]), int(fields[1])
             continue
         width = len(fields) - 1 if width is None else width
-        # A word may contain spaces (GloVe), but if all behind them are numbers those are too many.
+        # A word may contain spaces (GloVe), but if only numbers follow them, there are too many.
         further = fields[1:-width] if width else []
         if width < 1 or len(fields) <= width or (further and all(map(_is_number, further))):
             raise InputError(
-                f"{path}: line {number} holds {len(fields) - 1} numbers behind its word, where "
-                f"there should be {max(width, 1)}; it must be a text of word vectors, whole"
+                f"{path}: line {number} holds {len(fields) - 1} numbers after its word instead of "
+                f"{max(width, 1)}; it must be a text of word vectors, whole"
             )
         count += 1
         word = " ".join(fields[:-width])
@@ -61,7 +61,7 @@ def vectors_from_text(
     if announced not in (None, count):
         raise InputError(
             f"{path}: its first line announces {announced} words and there are {count}; the file "
-            "is not whole"
+            "is incomplete"
         )
     return vectors
 
@@ -74,13 +74,12 @@ def with_vectors(
     *,
     rng: jax.Array | None = None,
 ) -> tuple[ModelSpec, Params, int]:
-    """Sets the embeddings of the pieces that word vectors are known for; other rows stay.
+    """Sets the embeddings of pieces to word vectors, where there are any; other rows stay.
 
     A piece is looked up as it is, then without the mark that begins or continues a word, then in
-    lower case. Vectors are scaled together, so that those matched are as long, in the mean, as the
-    old rows. Where their width is not the embedding's, they are turned into a random subspace that
-    is as wide as the embedding, which changes no angle between them, or projected onto a random one
-    of its width, which changes angles at random.
+    lower case. Vectors are scaled together, so that those matched have the old rows' mean length.
+    Narrower ones are rotated into a random subspace of the embedding's width, which preserves the
+    angles between them; wider ones are projected onto a random subspace.
 
     Args:
       spec: of any model; tied logits change with the embedding, others do not.
@@ -99,17 +98,14 @@ def with_vectors(
     Source: Kocmi and Bojar 2017, arXiv:1711.09160 (what initial embeddings are worth).
     """
     check_parameters(spec, params)
-    if not 1 <= len(pieces) <= spec.vocab:
-        raise InputError(
-            f"pieces: there must be 1 to {spec.vocab}, the rows of the model's embedding, and "
-            f"there are {len(pieces)}"
-        )
-    widths = {np.shape(vector) for vector in vectors.values()}
-    if len(widths) != 1 or any(len(shape) != 1 for shape in widths):
-        raise InputError(
-            f"vectors must all have one width; there are shapes {sorted(widths)}", field="vectors"
-        )
-    matched = [(row, word) for row, piece in enumerate(pieces) if (word := _known(piece, vectors))]
+    check_pieces(spec, len(pieces), field="pieces")
+    shapes = {np.shape(vector) for vector in vectors.values()}
+    require(
+        len(shapes) == 1 and all(len(shape) == 1 for shape in shapes),
+        "vectors",
+        f"vectors must all have one width; there are shapes {sorted(shapes)}",
+    )
+    matched = [(row, word) for row, piece in enumerate(pieces) if (word := _match(piece, vectors))]
     if not matched:
         return spec, params, 0
     rows = np.array([row for row, _ in matched], np.int32)
@@ -128,12 +124,10 @@ def _fitted(values: jax.Array, old: jax.Array, rng: jax.Array | None) -> jax.Arr
     width, embed = values.shape[1], old.shape[1]
     if width != embed:
         if rng is None:
-            raise InputError(
-                f"rng must be a PRNG key: vectors are {width} wide and the embedding {embed}",
-                field="rng",
-            )
-        turn = jax.random.orthogonal(rng, max(width, embed))
-        values = values @ turn[:width, :embed]
+            message = f"rng must be a PRNG key: vectors are {width} wide and the embedding {embed}"
+            raise InputError(message, field="rng")
+        rotation = jax.random.orthogonal(rng, max(width, embed))
+        values = values @ rotation[:width, :embed]
 
     def length(rows: jax.Array) -> jax.Array:
         return jnp.mean(jnp.linalg.norm(rows, axis=1))
@@ -141,8 +135,8 @@ def _fitted(values: jax.Array, old: jax.Array, rng: jax.Array | None) -> jax.Arr
     return values * (length(old) / jnp.maximum(length(values), 1e-30))
 
 
-def _known(piece: str, vectors: Mapping[str, np.ndarray]) -> str | None:
-    """Returns the word whose vector a piece gets."""
+def _match(piece: str, vectors: Mapping[str, np.ndarray]) -> str | None:
+    """Returns the word whose vector a piece takes."""
     bare = piece
     for mark in MARKS:
         bare = bare.removeprefix(mark)
@@ -150,7 +144,7 @@ def _known(piece: str, vectors: Mapping[str, np.ndarray]) -> str | None:
 
 
 def _lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
-    """Yields the lines that are not empty, from 1; bytes that are no UTF-8 become "�"."""
+    """Yields numbered lines, from 1, without empty ones; bytes beyond UTF-8 become "�"."""
     path = epath.Path(path)
     try:
         with path.open("rb") as file:
@@ -162,16 +156,16 @@ def _lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; it must be a text of word vectors") from error
     except (EOFError, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is no whole gzip file: {error}") from error
+        raise InputError(f"{path} is not a whole gzip file: {error}") from error
 
 
-def _numbers(fields: list[str], where: str) -> np.ndarray:
+def _numbers(fields: list[str], line: str) -> np.ndarray:
     try:
         vector = np.array([float(field) for field in fields], np.float32)
     except ValueError as error:
-        raise InputError(f"{where}: {error}; it must be a word and its numbers") from error
+        raise InputError(f"{line}: {error}; it must be a word and its numbers") from error
     if not np.isfinite(vector).all():
-        raise InputError(f"{where} holds a number that is not finite; mend or remove it")
+        raise InputError(f"{line} holds a number that is not finite; fix or remove it")
     return vector
 
 

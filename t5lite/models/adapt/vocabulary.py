@@ -1,4 +1,4 @@
-"""Larger and other vocabularies, whose new rows come from the old ones."""
+"""Extended and replaced vocabularies, whose new rows come from the old ones."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.models.adapt.parameters import check_parameters, flat, nested
+from t5lite.models.adapt.parameters import check_parameters, flat, nested, require
 from t5lite.models.model import Model, Params
 from t5lite.models.spec import ModelSpec
 
@@ -21,13 +21,13 @@ Decompose = Callable[[str], Sequence[int]]
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Where each row of a new table comes from.
+    """The origin of each row of a new table.
 
     Args:
-      num_pieces: old rows that pieces have; those behind are padding, and teach nothing.
-      source: `[vocab]` int32, the old row that a new one is; -1 for none.
-      parts: by new row, the old rows whose mean it is.
-      init: how the other rows are drawn, one of `INITS`.
+      num_pieces: old rows of pieces; the rest is padding.
+      source: `[vocab]` int32, the old row that is copied; -1 for none.
+      parts: by new row, the old rows that are averaged.
+      init: of all other rows, one of `INITS`.
       rng: a PRNG key, for "normal".
     """
 
@@ -55,22 +55,21 @@ def extend_vocabulary(
     multiple_of: int = 128,
     rng: jax.Array | None = None,
 ) -> tuple[ModelSpec, Params]:
-    """Adds tokens behind those of a vocabulary: to embeddings, logits and their biases.
+    """Adds tokens to the end of a vocabulary: to embeddings, logits and their biases.
 
-    Rows of old tokens, and with them their logits, stay as they are. Padding that is left behind
-    the new tokens keeps its rows; rows of added padding are like a new token's.
+    Old rows, also those of padding after the new tokens, do not change; rows of added padding are
+    initialised like a new token's.
 
     Args:
       spec: of any model.
       params: its parameters.
-      new_tokens: how many, or the new pieces themselves.
-      num_pieces: in the old vocabulary, ids 0 .. num_pieces - 1; None for `spec.vocab`. Rows behind
-        them are padding: the first new tokens take their places.
+      new_tokens: their number, or the new pieces.
+      num_pieces: of the old vocabulary; None for `spec.vocab`. Further rows are padding, which the
+        first new tokens replace.
       init: of rows that are not decomposed: the "mean" of the old rows, or "normal", drawn around
         it with their covariance (the same combination of old rows in embeddings and logits).
-      decompose: maps a new piece to the ids of old ones; its rows are their means. An empty list
-        for a piece without any. For pieces alone.
-      multiple_of: what the number of rows is rounded up to a multiple of; 1 for as it is.
+      decompose: maps a new piece to ids of old ones, possibly none; its rows are their means.
+      multiple_of: the number of rows is rounded up to a multiple of it.
       rng: a PRNG key, for "normal".
 
     Returns:
@@ -81,15 +80,12 @@ def extend_vocabulary(
 
     Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
     """
-    num_pieces = _num_pieces(spec, num_pieces)
+    num_pieces = check_pieces(spec, spec.vocab if num_pieces is None else num_pieces)
     pieces: Sequence[str | None]
     if isinstance(new_tokens, int):
-        if decompose is not None:
-            raise InputError(
-                "decompose must be None, or new_tokens the pieces to decompose", field="decompose"
-            )
-        if new_tokens < 0:
-            raise InputError(f"new_tokens must be at least 0, not {new_tokens}", field="new_tokens")
+        message = "decompose must be None, or new_tokens the pieces to decompose"
+        require(decompose is None, "decompose", message)
+        require(new_tokens >= 0, "new_tokens", f"new_tokens must be at least 0, not {new_tokens}")
         pieces = [None] * new_tokens
     else:
         pieces = list(new_tokens)
@@ -120,12 +116,9 @@ def replace_vocabulary(
       spec: of any model.
       params: its parameters.
       old_pieces: of its vocabulary, in the order of their ids.
-      new_pieces: of the new vocabulary; those that are old ones too keep their rows.
-      init: of rows that are neither kept nor decomposed; see `extend_vocabulary`.
-      decompose: see `extend_vocabulary`.
-      multiple_of: see `extend_vocabulary`.
-      start_id: what a decoder reads first; None for the piece that it was, or else for 0.
-      rng: a PRNG key, for "normal".
+      new_pieces: of the new vocabulary; old ones among them keep their rows.
+      init, decompose, multiple_of, rng: see `extend_vocabulary`.
+      start_id: the token that a decoder reads first; None for the old piece, otherwise 0.
 
     Returns:
       The spec, the parameters, and how many pieces were `kept`, `composed` and `drawn`.
@@ -134,36 +127,32 @@ def replace_vocabulary(
       InputError: if an argument is out of its range, if the start token is not in the new
         vocabulary, or if the parameters do not fit the spec.
     """
-    num_pieces = _num_pieces(spec, len(old_pieces), field="old_pieces")
-    if not new_pieces:
-        raise InputError("new_pieces must be at least one", field="new_pieces")
-    places: dict[str, int] = {}
-    for index, piece in enumerate(old_pieces):
-        places.setdefault(piece, index)
+    num_pieces = check_pieces(spec, len(old_pieces), field="old_pieces")
+    require(len(new_pieces) > 0, "new_pieces", "new_pieces must be at least one")
+    rows = {piece: row for row, piece in reversed([*enumerate(old_pieces)])}
     source = np.full(_rounded(len(new_pieces), multiple_of), -1, np.int32)
-    source[: len(new_pieces)] = [places.get(piece, -1) for piece in new_pieces]
-    lost: dict[int, str | None] = {
+    source[: len(new_pieces)] = [rows.get(piece, -1) for piece in new_pieces]
+    unknown: dict[int, str | None] = {
         index: piece for index, piece in enumerate(new_pieces) if source[index] < 0
     }
-    parts = _parts(lost, decompose, num_pieces)
+    parts = _parts(unknown, decompose, num_pieces)
+    last = len(new_pieces) - 1
+    message = f"start_id must be in 0 .. {last}, not {start_id}"
+    require(start_id is None or 0 <= start_id <= last, "start_id", message)
     if start_id is None:
         start_id = _start_id(spec, old_pieces, new_pieces)
-    elif not 0 <= start_id < len(new_pieces):
-        raise InputError(
-            f"start_id must be in 0 .. {len(new_pieces) - 1}, not {start_id}", field="start_id"
-        )
     plan = _Plan(num_pieces, source, parts, init, rng)
     new_spec, new_params = _applied(spec, params, plan, start_id=start_id)
     counts = {
-        "kept": len(new_pieces) - len(lost),
+        "kept": len(new_pieces) - len(unknown),
         "composed": len(parts),
-        "drawn": len(lost) - len(parts),
+        "drawn": len(unknown) - len(parts),
     }
     return new_spec, new_params, counts
 
 
 def tables(spec: ModelSpec) -> dict[str, int]:
-    """Returns which axis is the vocabulary's of each parameter that has one, by path."""
+    """Returns the vocabulary's axis in the parameters that have one, by path."""
     axes = {path: tuple(names) for path, names in flat(Model(spec).axes()).items()}
     return {path: names.index("vocab") for path, names in axes.items() if "vocab" in names}
 
@@ -172,16 +161,17 @@ def _applied(
     spec: ModelSpec, params: Params, plan: _Plan, **changes: Any
 ) -> tuple[ModelSpec, Params]:
     check_parameters(spec, params)
-    if plan.init not in INITS:
-        raise InputError(f"init must be one of {', '.join(INITS)}, not {plan.init!r}", field="init")
-    if plan.init == "normal" and plan.rng is None and len(plan.drawn):
-        raise InputError("rng must be a PRNG key where init is 'normal'", field="rng")
+    message = f"init must be one of {', '.join(INITS)}, not {plan.init!r}"
+    require(plan.init in INITS, "init", message)
+    drawn = plan.init == "normal" and len(plan.drawn) > 0
+    message = "rng must be a PRNG key where init is 'normal'"
+    require(plan.rng is not None or not drawn, "rng", message)
     new_spec = spec.replace(vocab=len(plan.source), **changes)
     leaves = flat(params)
     for path, axis in tables(spec).items():
         rows = jnp.moveaxis(jnp.asarray(leaves[path]), axis, 0)
-        made = _rows(rows.reshape(len(rows), -1), plan)
-        leaves[path] = jnp.moveaxis(made.reshape(-1, *rows.shape[1:]), 0, axis)
+        table = _rows(rows.reshape(len(rows), -1), plan)
+        leaves[path] = jnp.moveaxis(table.reshape(-1, *rows.shape[1:]), 0, axis)
     new_params = nested(leaves)
     check_parameters(new_spec, new_params)
     return new_spec, new_params
@@ -189,31 +179,31 @@ def _applied(
 
 def _rows(old: jax.Array, plan: _Plan) -> jax.Array:
     """Returns the new table `[vocab, width]` of an old one."""
-    known = old[: plan.num_pieces].astype(jnp.float32)
+    pieces = old[: plan.num_pieces].astype(jnp.float32)
     new = jnp.take(old, np.maximum(plan.source, 0), axis=0)
     if len(plan.drawn):
-        new = new.at[plan.drawn].set(_drawn(known, plan).astype(old.dtype))
+        new = new.at[plan.drawn].set(_drawn(pieces, plan).astype(old.dtype))
     if plan.parts:
         sizes = np.array([len(ids) for ids in plan.parts.values()], np.int32)
         flat_ids = np.concatenate([np.array(ids, np.int32) for ids in plan.parts.values()])
         owner = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        sums = jax.ops.segment_sum(known[flat_ids], owner, num_segments=len(sizes))
+        sums = jax.ops.segment_sum(pieces[flat_ids], owner, num_segments=len(sizes))
         means = sums / jnp.broadcast_to(sizes.astype(np.float32)[:, None], sums.shape)
         new = new.at[np.array(list(plan.parts), np.int32)].set(means.astype(old.dtype))
     return new
 
 
-def _drawn(known: jax.Array, plan: _Plan) -> jax.Array:
+def _drawn(old: jax.Array, plan: _Plan) -> jax.Array:
     """Returns rows `[n, width]` float32 drawn from the old ones `[num_pieces, width]`."""
     num_drawn = len(plan.drawn)
-    mean = known.mean(axis=0, keepdims=True)
+    mean = old.mean(axis=0, keepdims=True)
     if plan.init == "mean":
-        return jnp.broadcast_to(mean, (num_drawn, known.shape[1]))
-    centred = (known - jnp.broadcast_to(mean, known.shape)) / math.sqrt(len(known))
+        return jnp.broadcast_to(mean, (num_drawn, old.shape[1]))
+    centred = (old - jnp.broadcast_to(mean, old.shape)) / math.sqrt(len(old))
 
     # A sum of the old rows with random weights has their covariance, which is never computed.
     def draw(key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, (len(known),)) @ centred + mean[0]
+        return jax.random.normal(key, (len(old),)) @ centred + mean[0]
 
     assert plan.rng is not None
     return jax.lax.map(draw, jax.random.split(plan.rng, num_drawn), batch_size=256)
@@ -222,7 +212,7 @@ def _drawn(known: jax.Array, plan: _Plan) -> jax.Array:
 def _parts(
     pieces: dict[int, str | None], decompose: Decompose | None, num_pieces: int
 ) -> dict[int, list[int]]:
-    """Returns, by new row, the old rows that a piece consists of, for those that do."""
+    """Returns, by new row, the old rows that a piece decomposes into."""
     if decompose is None:
         return {}
     parts = {}
@@ -238,21 +228,20 @@ def _parts(
     return parts
 
 
-def _num_pieces(spec: ModelSpec, num_pieces: int | None, *, field: str = "num_pieces") -> int:
-    if num_pieces is None:
-        return spec.vocab
-    if not 1 <= num_pieces <= spec.vocab:
-        raise InputError(
-            f"{field}: there must be 1 to {spec.vocab}, the rows of the model's embedding, "
-            f"and there are {num_pieces}",
-            field=field,
-        )
+def check_pieces(spec: ModelSpec, num_pieces: int, *, field: str = "num_pieces") -> int:
+    """Returns the number of pieces, which must fit the model's embedding."""
+    require(
+        1 <= num_pieces <= spec.vocab,
+        field,
+        f"{field}: there must be 1 to {spec.vocab}, the rows of the model's embedding, and there "
+        f"are {num_pieces}",
+    )
     return num_pieces
 
 
 def _rounded(size: int, multiple_of: int) -> int:
-    if multiple_of < 1:
-        raise InputError(f"multiple_of must be at least 1, not {multiple_of}", field="multiple_of")
+    message = f"multiple_of must be at least 1, not {multiple_of}"
+    require(multiple_of >= 1, "multiple_of", message)
     return -(-size // multiple_of) * multiple_of
 
 
@@ -266,7 +255,6 @@ def _start_id(spec: ModelSpec, old_pieces: Sequence[str], new_pieces: Sequence[s
     if spec.decoder is None or old == 0:
         return 0
     raise InputError(
-        f"start_id must be given: the decoder reads {old} first, which is no piece of the new "
-        "vocabulary",
+        f"start_id must be given: the decoder reads {old} first, which the new vocabulary lacks",
         field="start_id",
     )

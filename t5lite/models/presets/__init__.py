@@ -3,35 +3,13 @@
 import re
 
 from t5lite.errors import InputError, unknown
-from t5lite.models.presets import (
-    albert,
-    bart,
-    bert,
-    electra,
-    gemma,
-    gpt2,
-    gpt_neox,
-    llama,
-    modernbert,
-    palm,
-    switch,
-    t5,
-)
+from t5lite.models.presets import bart, bert, gemma, gpt, llama, modernbert, switch, t5
 from t5lite.models.spec import ModelSpec
 
 PRESETS: dict[str, ModelSpec] = {
-    **t5.PRESETS,
-    **switch.PRESETS,
-    **bart.PRESETS,
-    **bert.PRESETS,
-    **albert.PRESETS,
-    **electra.PRESETS,
-    **modernbert.PRESETS,
-    **gpt2.PRESETS,
-    **gpt_neox.PRESETS,
-    **llama.PRESETS,
-    **gemma.PRESETS,
-    **palm.PRESETS,
+    name: spec
+    for family in (t5, switch, bart, bert, modernbert, gpt, llama, gemma)
+    for name, spec in family.PRESETS.items()
 }
 
 
@@ -42,11 +20,11 @@ def preset(name: str) -> ModelSpec:
       InputError: for an unknown name, with the nearest ones; a name of the Hugging Face hub with
         the preset of that architecture.
     """
-    if name not in PRESETS:
-        if known := same_architecture(name):
-            raise InputError(f"unknown preset {name!r}; did you mean {known}?", field="model")
-        raise unknown("preset", name, PRESETS, field="model")
-    return PRESETS[name]
+    if name in PRESETS:
+        return PRESETS[name]
+    if match := same_architecture(name):
+        raise InputError(f"unknown preset {name!r}; did you mean {match}?", field="model")
+    raise unknown("preset", name, PRESETS, field="model")
 
 
 def same_architecture(name: str) -> str | None:
@@ -54,11 +32,11 @@ def same_architecture(name: str) -> str | None:
 
     `bert-base-uncased` is `bert_base`, `google/t5-v1_1-base` is `t5_1_1_base`.
     """
-    return {_plain(known): known for known in PRESETS}.get(_plain(name.rpartition("/")[2]))
+    return {_plain(preset): preset for preset in PRESETS}.get(_plain(name.rpartition("/")[2]))
 
 
 def _plain(name: str) -> str:
     """Returns a name without what hubs and presets write differently."""
     words = re.split(r"[^a-z0-9]+", name.lower())
-    kept = [word for word in words if word not in ("uncased", "meta", "hf", "deduped", "it")]
-    return "".join(re.sub(r"^v(?=\d)", "", word) for word in kept)
+    ignored = ("uncased", "meta", "hf", "deduped", "it")
+    return "".join(re.sub(r"^v(?=\d)", "", word) for word in words if word not in ignored)

@@ -93,7 +93,7 @@ def _positions(
     if stack is not None:
         layers = len(stack.blocks) if stack.shared_layers else stack.num_layers
         for layer in range(layers):
-            place, index = stack.place(layer)
+            place, index = stack.location(layer)
             prefix = f"{side}/{place}/"
             if path.startswith(prefix):
                 inside, key = True, f"{side}/layers/{path.removeprefix(prefix)}"
