@@ -18,7 +18,7 @@ from t5lite.layers.masks import AttentionMask
 from t5lite.layers.norms import NormSpec
 from t5lite.layers.projection import Projection
 from t5lite.layers.rotary import RotarySpec, rotate
-from t5lite.layers.spec import Spec, positive
+from t5lite.layers.spec import Spec, above, positive
 from t5lite.layers.weights import Weights
 
 
@@ -50,7 +50,7 @@ class AttentionSpec(Spec):
     use_bias: bool = False
     rotary: RotarySpec | None = None
     window: int | None = positive(None)
-    logits_softcap: float | None = None
+    logits_softcap: float | None = above(0, None)
     query_key_norm: NormSpec | None = None
 
     def __post_init__(self) -> None:
@@ -64,8 +64,6 @@ class AttentionSpec(Spec):
             "head_dim",
             "even, and not 0, in its rotary fraction",
         )
-        softcap = self.logits_softcap
-        self.require(softcap is None or softcap > 0, "logits_softcap", "above 0, or None")
 
     @property
     def kv_heads(self) -> int:

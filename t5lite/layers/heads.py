@@ -15,7 +15,7 @@ from t5lite.layers.mlp import ACTIVATIONS
 from t5lite.layers.norms import LayerNormSpec, NormSpec
 from t5lite.layers.pooling import POOLINGS, pool, unit_length
 from t5lite.layers.projection import Projection
-from t5lite.layers.spec import Spec, choice, positive
+from t5lite.layers.spec import Spec, above, at_least, choice, positive
 from t5lite.layers.weights import Weights
 
 Hidden = Float[Array, "batch length embed"]
@@ -43,13 +43,13 @@ class HeadSpec(Spec):
         """Returns the module for hidden states of width `embed`; its output is float32."""
         return Head(self, embed, vocab, dtype, weights)
 
-    def read(self, head: "Head", hidden: Hidden, other: Any) -> Any:
+    def read(self, head: "Head", hidden: Hidden, context: Any) -> Any:
         """Returns the output, float32.
 
         Args:
           head: the module, whose layers are declared by its methods.
           hidden: in the dtype of the computation.
-          other: the token embedding or `valid`, by `kind`.
+          context: the token embedding or `valid`, by `kind`.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
 
@@ -68,8 +68,8 @@ class Head(nn.Module):
             self.norm = self.spec.norm.make(self.dtype)
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, other: Any) -> jax.Array:
-        return self.spec.read(self, hidden, other)
+    def __call__(self, hidden: jax.Array, context: Any) -> jax.Array:
+        return self.spec.read(self, hidden, context)
 
     def project(
         self, x: Float[Array, "*batch _"], size: int, name: str, *, axis: str = "mlp", **fields: Any
@@ -112,17 +112,13 @@ class LMHeadSpec(HeadSpec):
     tied: bool = False
     logits_scale: float | None = 1.0
     use_bias: bool = False
-    softcap: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.softcap is None or self.softcap > 0, "softcap", "above 0, or None")
+    softcap: float | None = above(0, None)
 
     def read(
-        self, head: Head, hidden: Hidden, other: TokenEmbedding
+        self, head: Head, hidden: Hidden, embedding: TokenEmbedding
     ) -> Float32[Array, "batch length vocab"]:
         if self.tied:
-            logits = other.attend(hidden)
+            logits = embedding.attend(hidden)
             logits = head.vocab_bias(logits) if self.use_bias else logits
         else:
             options: Any = {"use_bias": self.use_bias, "float32_output": True}
@@ -151,11 +147,11 @@ class MaskedLMHeadSpec(HeadSpec):
     use_bias: bool = True
 
     def read(
-        self, head: Head, hidden: Hidden, other: TokenEmbedding
+        self, head: Head, hidden: Hidden, embedding: TokenEmbedding
     ) -> Float32[Array, "batch length vocab"]:
-        x = head.project(hidden, other.embed, "dense", use_bias=self.use_bias)
+        x = head.project(hidden, embedding.embed, "dense", use_bias=self.use_bias)
         x = head.norm(ACTIVATIONS[self.activation](x))
-        return head.vocab_bias(other.attend(x))
+        return head.vocab_bias(embedding.attend(x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +167,7 @@ class ReplacedTokensHeadSpec(HeadSpec):
     kind: ClassVar[str] = "replaced_tokens"
     activation: str = choice(ACTIVATIONS, "gelu")
 
-    def read(self, head: Head, hidden: Hidden, other: jax.Array) -> Float32[Array, "batch length"]:
+    def read(self, head: Head, hidden: Hidden, valid: jax.Array) -> Float32[Array, "batch length"]:
         x = ACTIVATIONS[self.activation](head.project(hidden, head.embed, "dense"))
         return head.classify(x, 1)[..., 0]
 
@@ -189,8 +185,8 @@ class PoolerHeadSpec(HeadSpec):
     kind: ClassVar[str] = "pooler"
     activation: str = choice(ACTIVATIONS, "tanh")
 
-    def read(self, head: Head, hidden: Hidden, other: Valid) -> Float32[Array, "batch embed"]:
-        x = pool(hidden, other, "first").astype(head.dtype)
+    def read(self, head: Head, hidden: Hidden, valid: Valid) -> Float32[Array, "batch embed"]:
+        x = pool(hidden, valid, "first").astype(head.dtype)
         y = ACTIVATIONS[self.activation](head.project(x, head.embed, "dense"))
         return y.astype(jnp.float32)
 
@@ -217,8 +213,8 @@ class _PooledHeadSpec(HeadSpec):
     def num_outputs(self) -> int:
         raise NotImplementedError
 
-    def read(self, head: Head, hidden: Hidden, other: Valid) -> Float32[Array, "batch outputs"]:
-        x = pool(hidden, other, self.pooling).astype(head.dtype)
+    def read(self, head: Head, hidden: Hidden, valid: Valid) -> Float32[Array, "batch outputs"]:
+        x = pool(hidden, valid, self.pooling).astype(head.dtype)
         if self.pooler:
             x = ACTIVATIONS[self.pooler_activation](head.project(x, head.embed, "pooler"))
         x = head.dropout(x, self.dropout_rate)
@@ -234,11 +230,7 @@ class ClassificationHeadSpec(_PooledHeadSpec):
     """
 
     kind: ClassVar[str] = "classification"
-    num_classes: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.num_classes >= 2, "num_classes", "at least 2")
+    num_classes: int = at_least(2, 2)
 
     @property
     def num_outputs(self) -> int:
@@ -275,12 +267,8 @@ class TokenLabelsHeadSpec(HeadSpec):
     """
 
     kind: ClassVar[str] = "token_labels"
-    num_labels: int = 2
+    num_labels: int = at_least(2, 2)
     dropout_rate: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.num_labels >= 2, "num_labels", "at least 2")
 
     @property
     def num_outputs(self) -> int:
@@ -291,7 +279,7 @@ class TokenLabelsHeadSpec(HeadSpec):
         return {"token_labels": self.num_labels}
 
     def read(
-        self, head: Head, hidden: Hidden, other: jax.Array
+        self, head: Head, hidden: Hidden, valid: jax.Array
     ) -> Float32[Array, "batch length labels"]:
         return head.classify(head.dropout(hidden, self.dropout_rate), self.num_labels)
 
@@ -306,7 +294,7 @@ class SpansHeadSpec(HeadSpec):
     kind: ClassVar[str] = "spans"
 
     def read(
-        self, head: Head, hidden: Hidden, other: jax.Array
+        self, head: Head, hidden: Hidden, valid: jax.Array
     ) -> Float32[Array, "batch length 2"]:
         return head.classify(hidden, 2)
 
@@ -345,12 +333,14 @@ class EmbeddingHeadSpec(HeadSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        valid = all(part in POOLINGS for part in self.pooling.split("+"))
-        self.require(valid, "pooling", f"one of {', '.join(POOLINGS)}, or some joined by +")
+        parts = self.pooling.split("+")
+        self.require(
+            {*parts} <= {*POOLINGS}, "pooling", f"one of {', '.join(POOLINGS)}, or some joined by +"
+        )
         self.require(self.size is None or not self.dense, "size", "None with dense layers")
 
-    def read(self, head: Head, hidden: Hidden, other: Valid) -> Float32[Array, "batch size"]:
-        poolings = [pool(hidden, other, pooling) for pooling in self.pooling.split("+")]
+    def read(self, head: Head, hidden: Hidden, valid: Valid) -> Float32[Array, "batch size"]:
+        poolings = [pool(hidden, valid, pooling) for pooling in self.pooling.split("+")]
         x = jnp.concatenate(poolings, axis=-1)
         for index, layer in enumerate(self.dense):
             x, name = x.astype(head.dtype), f"dense_{index}"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5lite.layers.spec import Spec
+from t5lite.layers.spec import Spec, at_least, positive
 
 Initializer = nn.initializers.Initializer
 # The use of a matrix; `down` and `attention_output` write to the residual stream.
@@ -69,16 +69,10 @@ class FanInInitSpec(InitSpec):
       the same standard deviations).
     """
 
-    scale: float = 1.0
+    scale: float = at_least(0, 1.0)
     distribution: Literal["truncated_normal", "normal"] = "truncated_normal"
     embedding_stddev: float = 1.0
-    position_bias_window: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.scale >= 0, "scale", "at least 0")
-        window = self.position_bias_window
-        self.require(window is None or window >= 1, "position_bias_window", "None or at least 1")
+    position_bias_window: int | None = positive(None)
 
     def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
         scale = _ROUTER_SCALE if role == "router" else self.scale
@@ -112,12 +106,8 @@ class NormalInitSpec(InitSpec):
         (Radford et al. 2019, GPT-2, §2.3; Shoeybi et al. 2019, Megatron, arXiv:1909.08053).
     """
 
-    stddev: float = 0.02
+    stddev: float = at_least(0, 0.02)
     scaled_residuals: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.stddev >= 0, "stddev", "at least 0")
 
     def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:
         scaled = self.scaled_residuals and role in _RESIDUAL

@@ -86,9 +86,9 @@ class Alibi(nn.Module):
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """Returns `[num_heads]` float32: powers of `2**(-8 / n)` for the power of two n below.
+    """Returns `[num_heads]` float32: powers of `2**(-8 / n)`, n the largest power of two.
 
-    Heads beyond n get every other slope of 2 n heads, as in the authors' code.
+    Further heads have every other slope of 2 n heads, as in the authors' code.
     """
     n = 1 << (num_heads.bit_length() - 1)
 
@@ -141,39 +141,33 @@ class RelativeBias(nn.Module):
 def relative_buckets(
     offsets: np.ndarray | jax.Array, spec: RelativeBiasSpec, *, bidirectional: bool
 ) -> np.ndarray | jax.Array:
-    """Returns the bucket of each key-minus-query offset.
+    """Returns the bucket of each key-minus-query offset, int32 in `[0, num_buckets)`.
 
     Half of a direction's buckets hold one distance each, the other half grow logarithmically up to
-    `max_distance`. A causal stack has no use for keys ahead: they share bucket 0.
-
-    Args:
-      offsets: int array of any shape, numpy or JAX.
-      spec: the table's sizes.
-      bidirectional: whether half of the buckets are for keys ahead of the query.
-
-    Returns:
-      int32 of the same shape, in `[0, num_buckets)`.
+    `max_distance`. Keys ahead have half of the buckets if `bidirectional`, otherwise bucket 0.
     """
-    num_buckets = spec.num_buckets // 2 if bidirectional else spec.num_buckets
     # A lookup on the host: an accelerator's own logarithm could round a border the other way.
-    lookup = _bucket_of_distance(num_buckets, spec.max_distance)
+    lookup = _bucket_of_distance(spec, bidirectional)
     xp = np if isinstance(offsets, np.ndarray) else jnp
     back = xp.asarray(lookup)[xp.clip(-offsets, 0, spec.max_distance)]
     if not bidirectional:
         return back
-    ahead = xp.asarray(lookup + np.int32(num_buckets))[xp.clip(offsets, 0, spec.max_distance)]
+    half = np.int32(spec.num_buckets // 2)
+    ahead = xp.asarray(lookup + half)[xp.clip(offsets, 0, spec.max_distance)]
     return xp.where(offsets > 0, ahead, back)
 
 
 def nearest_distances(spec: RelativeBiasSpec, *, bidirectional: bool) -> np.ndarray:
     """Returns `[num_buckets]` int: the smallest distance of each bucket, in tokens."""
+    sides = 2 if bidirectional else 1
+    lookup = _bucket_of_distance(spec, bidirectional)
+    return np.tile(np.searchsorted(lookup, np.arange(spec.num_buckets // sides)), sides)
+
+
+def _bucket_of_distance(spec: RelativeBiasSpec, bidirectional: bool) -> np.ndarray:
+    """Returns `[max_distance + 1]` int32: the bucket of each distance in one direction."""
     num_buckets = spec.num_buckets // 2 if bidirectional else spec.num_buckets
-    lookup = _bucket_of_distance(num_buckets, spec.max_distance)
-    nearest = np.searchsorted(lookup, np.arange(num_buckets))
-    return np.tile(nearest, 2 if bidirectional else 1)
-
-
-def _bucket_of_distance(num_buckets: int, max_distance: int) -> np.ndarray:
+    max_distance = spec.max_distance
     distance = np.arange(max_distance + 1)
     exact = num_buckets // 2
     ratio = np.log(np.maximum(distance, 1) / exact) / math.log(max_distance / exact)
@@ -186,18 +180,11 @@ def _bucket_of_distance(num_buckets: int, max_distance: int) -> np.ndarray:
 def toeplitz(
     values: Float[Array, "heads diagonals"], num_rows: int
 ) -> Float[Array, "heads {num_rows} diagonals-{num_rows}+1"]:
-    """Lays one value per diagonal out as a matrix, without a gather.
+    """Lays one value per diagonal out as a matrix `[heads, num_rows, num_columns]`.
 
-    Repeating a row of n + 1 values and cutting the run every n shifts each row by one. The gradient
-    is then a sum over diagonals too, rather than a scatter of `num_rows * num_columns` terms.
-
-    Args:
-      values: `[heads, num_rows + num_columns - 1]`; entry i is for column minus row
-        `i - (num_rows - 1)`.
-      num_rows: of the matrix.
-
-    Returns:
-      `[heads, num_rows, num_columns]`.
+    Entry i of `values` is for column minus row `i - (num_rows - 1)`. Repeating a row of n + 1
+    values and cutting the run every n shifts each row by one. Without a gather the gradient is a
+    sum over diagonals, not a scatter of `num_rows * num_columns` terms.
     """
     heads, n = values.shape
     padded = jnp.pad(values, ((0, 0), (0, 1)))

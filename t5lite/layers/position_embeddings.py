@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int32
 from t5lite.errors import InputError
 from t5lite.layers.embeddings import TokenEmbedding
 from t5lite.layers.initializers import Table
-from t5lite.layers.spec import Spec, positive
+from t5lite.layers.spec import Spec, at_least, positive
 from t5lite.layers.weights import Weights
 
 
@@ -37,11 +37,7 @@ class LearnedPositionsSpec(PositionEmbeddingSpec):
     """
 
     max_length: int = positive()
-    offset: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.offset >= 0, "offset", "at least 0")
+    offset: int = at_least(0, 0)
 
     def make(self, embed: int, dtype: jnp.dtype, weights: Weights = Weights()) -> nn.Module:
         return LearnedPositions(self.max_length + self.offset, embed, dtype, weights, spec=self)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from t5lite.layers.spec import Spec, positive
+from t5lite.layers.spec import Spec, above, at_least, positive
 
 
 class RotaryScalingSpec(Spec):
@@ -30,11 +30,7 @@ class LinearScalingSpec(RotaryScalingSpec):
     Source: Chen et al. 2023, arXiv:2306.15595, §2.3.
     """
 
-    factor: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.factor > 0, "factor", "above 0")
+    factor: float = above(0)
 
     def scaled(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
         return frequencies / self.factor
@@ -53,14 +49,13 @@ class Llama3ScalingSpec(RotaryScalingSpec):
     Source: Llama Team 2024, arXiv:2407.21783, §3.4.2, and `apply_scaling` of the released code.
     """
 
-    factor: float = 8.0
+    factor: float = above(0, 8.0)
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_length: int = positive(8192)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.factor > 0, "factor", "above 0")
         self.require(
             self.high_frequency_factor > self.low_frequency_factor > 0,
             "high_frequency_factor",
@@ -89,21 +84,18 @@ class YarnScalingSpec(RotaryScalingSpec):
     Source: Peng et al. 2023, arXiv:2309.00071, §3.2 to §3.4, and the released code (for borders).
     """
 
-    factor: float
+    factor: float = at_least(1)
     original_length: int = positive(4096)
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    attention_factor: float | None = None
+    attention_factor: float | None = above(0, None)
     truncate: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.factor >= 1, "factor", "at least 1")
         self.require(
             self.beta_fast > self.beta_slow > 0, "beta_fast", "above beta_slow, and both above 0"
         )
-        factor = self.attention_factor
-        self.require(factor is None or factor > 0, "attention_factor", "above 0, or None")
 
     @property
     def magnitude(self) -> float:
@@ -140,13 +132,12 @@ class RotarySpec(Spec):
     Source: Su et al. 2021, arXiv:2104.09864, §3.2.2.
     """
 
-    theta: float = 10_000.0
+    theta: float = above(1, 10_000.0)
     fraction: float = 1.0
     scaling: RotaryScalingSpec | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.theta > 1, "theta", "above 1")
         self.require(0 < self.fraction <= 1, "fraction", "above 0 and at most 1")
 
     def size(self, head_dim: int) -> int:

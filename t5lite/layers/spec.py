@@ -43,8 +43,12 @@ class Spec:
             elif not _matches(value, hint):
                 name = f"{type(self).__name__}.{field.name}"
                 raise InputError(f"{name} = {value!r}: expected {_name(hint)}")
-            if field.name.startswith("num_") or field.metadata.get("positive"):
-                self.require(value is None or value >= 1, field.name, "at least 1")
+            least = field.metadata.get("at_least", 1 if field.name.startswith("num_") else None)
+            if least is not None:
+                self.require(value is None or value >= least, field.name, f"at least {least}")
+            if (bound := field.metadata.get("above")) is not None:
+                expected = f"above {bound}" + (", or None" if field.default is None else "")
+                self.require(value is None or value > bound, field.name, expected)
             choices = field.metadata.get("choices")
             if choices is not None and value is not None and value not in choices:
                 raise unknown(f"{type(self).__name__}.{field.name}", value, choices)
@@ -87,9 +91,19 @@ def choice(choices: Collection[str], default: str | None) -> Any:
     return dataclasses.field(default=default, metadata={"choices": choices})
 
 
+def at_least(least: int, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field of at least `least`, or None where its type has it."""
+    return dataclasses.field(default=default, metadata={"at_least": least})
+
+
+def above(bound: int, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field above `bound`, or None where its type has it."""
+    return dataclasses.field(default=default, metadata={"above": bound})
+
+
 def positive(default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that must be at least 1 (as `num_*` fields must without saying so)."""
-    return dataclasses.field(default=default, metadata={"positive": True})
+    """A dataclass field of at least 1, as every `num_*` field is."""
+    return at_least(1, default)
 
 
 def _encode(value: Any) -> Any:

@@ -311,13 +311,10 @@ class Block(nn.Module):
             together = x.reshape(len(kv.key), -1, x.shape[-1])
             return self.cross_attention(together, kv, mask=context.cross_mask).reshape(x.shape)
 
-        sublayers: dict[str, Callable[[jax.Array], jax.Array]] = {
-            "attention": attend,
-            "cross_attention": attend_encoder,
-            "mlp": self.mlp,
-        }
-        if self.spec.cross_attention is None:
-            del sublayers["cross_attention"]
+        sublayers: dict[str, Callable[[jax.Array], jax.Array]] = {"attention": attend}
+        if self.spec.cross_attention is not None:
+            sublayers["cross_attention"] = attend_encoder
+        sublayers["mlp"] = self.mlp
         if self.spec.parallel:
             updates = [self._update(x, name, sublayers[name], drop_rate) for name in sublayers]
             x = _residual_stream(x + updates[0] + updates[1])

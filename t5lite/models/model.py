@@ -14,8 +14,7 @@ from t5lite.errors import InputError
 from t5lite.layers import HeadSpec, Matrix, Weights, parameter_path
 from t5lite.models.cache import Cache
 from t5lite.models.spec import ComputeSpec, ModelSpec, StackSpec
-from t5lite.models.topologies import TOPOLOGIES
-from t5lite.models.transformer import Transformer, check_room
+from t5lite.models.transformer import TOPOLOGIES, Transformer, check_room
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -62,10 +61,9 @@ class Model:
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raises an InputError if a batch has more tokens than the model has positions."""
-        for side in ("encoder", "decoder"):
-            rows = batch.get(f"{side}_input_tokens")
-            if rows is not None:
-                check_room(getattr(self.spec, side), rows.shape[1])
+        for side, stack in self.spec.stacks.items():
+            if (rows := batch.get(f"{side}_input_tokens")) is not None:
+                check_room(stack, rows.shape[1])
 
     @functools.cached_property
     def _module(self) -> Transformer:
@@ -83,9 +81,8 @@ class Model:
         on a CPU that takes 2.5 times as long as the products.
         """
         unstacked = dict(params)
-        for side in ("encoder", "decoder"):
-            stack = getattr(self.spec, side)
-            if stack is None or stack.shared_layers or not stack.num_periods:
+        for side, stack in self.spec.stacks.items():
+            if stack.shared_layers or not stack.num_periods:
                 continue
             own = dict(params[side])
             layers = own.pop("layers")
@@ -168,17 +165,14 @@ class Model:
           InputError: if a block of your own has no `Attention` of that name.
         """
         _, sown = self._apply("hidden", params, dict(batch), mutable=["intermediates"])
-        weights = {}
-        for kind, side, module in (
-            ("encoder", "encoder", "attention"),
-            ("decoder", "decoder", "attention"),
-            ("cross", "decoder", "cross_attention"),
-        ):
-            stack = getattr(self.spec, side)
-            if stack is not None and (kind != "cross" or self.spec.encoder is not None):
-                modules = sown.get("intermediates", {}).get(side, {})
-                weights[kind] = _layer_weights(stack, modules, module)
-        return weights
+        kinds = {side: (side, "attention") for side in self.spec.stacks}
+        if self.topology == "encoder_decoder":
+            kinds["cross"] = ("decoder", "cross_attention")
+        modules = sown.get("intermediates", {})
+        return {
+            kind: _layer_weights(self.spec.stacks[side], modules.get(side, {}), module)
+            for kind, (side, module) in kinds.items()
+        }
 
     def logits(
         self, params: Params, hidden: Float[Array, "batch length embed"]

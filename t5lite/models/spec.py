@@ -179,13 +179,11 @@ class ModelSpec(Spec):
         super().__post_init__()
         if self.encoder is None and self.decoder is None:
             raise InputError("ModelSpec has neither encoder nor decoder: give it a StackSpec")
-        crossed = self.topology == "encoder_decoder"
-        for name, causal, crosses in (("encoder", False, False), ("decoder", True, crossed)):
-            stack = getattr(self, name)
-            if stack is None:
-                continue
+        for name, stack in self.stacks.items():
+            causal = name == "decoder"
             direction = "causal" if causal else "bidirectional (causal = False)"
             self.require(stack.causal == causal, name, direction)
+            crosses = causal and self.encoder is not None
             if any(block.reads_encoder != crosses for block in stack.every_block):
                 raise InputError(
                     "cross_attention belongs in every block of a decoder after an encoder, "
@@ -219,9 +217,8 @@ class ModelSpec(Spec):
         self.require(not factorised or decoder is None, "embedding_size", "None with a decoder")
         tied = any(isinstance(head, LMHeadSpec) and head.tied for head in self.heads)
         self.require(not (factorised and tied), "embedding_size", "None with tied logits")
-        last = decoder or encoder
-        if last is not None:
-            last.require(last.embed is None, "embed", "None in the last stack, of ModelSpec.embed")
+        *_, last = self.stacks.values()
+        last.require(last.embed is None, "embed", "None in the last stack, of ModelSpec.embed")
         if encoder is not None and decoder is not None:
             equal = encoder.embed in (None, self.embed)
             encoder.require(
@@ -233,15 +230,19 @@ class ModelSpec(Spec):
     @property
     def num_expert_layers(self) -> int:
         """Number of layers that are mixtures of experts."""
-        stacks = [stack for stack in (self.encoder, self.decoder) if stack is not None]
-        blocks = [block for stack in stacks for block in stack.every_block]
+        blocks = [block for stack in self.stacks.values() for block in stack.every_block]
         return sum(block.has_experts for block in blocks)
+
+    @property
+    def stacks(self) -> dict[str, StackSpec]:
+        """The stacks by side, `encoder` and `decoder`."""
+        sides = {"encoder": self.encoder, "decoder": self.decoder}
+        return {side: stack for side, stack in sides.items() if stack is not None}
 
     @property
     def topology(self) -> str:
         """`encoder`, `decoder` or `encoder_decoder`."""
-        stacks = {"encoder": self.encoder, "decoder": self.decoder}
-        return "_".join(name for name, stack in stacks.items() if stack is not None)
+        return "_".join(self.stacks)
 
 
 @dataclasses.dataclass(frozen=True)

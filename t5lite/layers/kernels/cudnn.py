@@ -13,26 +13,24 @@ FORWARD = "dot_product_attention_fwd_wrapper"
 
 def refusal(request: Request) -> str | None:
     """Returns why cuDNN cannot compute a request here; None if it can."""
-    if platform() != "gpu":
-        return f"cuDNN runs on NVIDIA GPUs, and this is {platform()}"
-    if request.query.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"cuDNN computes in bfloat16 or float16, not {request.query.dtype}"
-    if request.bias is not None:
-        return "the gradient of a position bias is not cuDNN's"
-    if request.dropout is not None:
-        return "attention has dropout"
-    if request.softcap is not None:
-        return "cuDNN caps no logits"
-    if request.query.shape[-1] % 8 or request.query.shape[-1] > 128:
-        return f"heads are {request.query.shape[-1]} wide: a multiple of 8 up to 128 is needed"
-    lengths = request.query.shape[1], request.kv.key.shape[1]
-    if request.mask is not None and any(length % 2 for length in lengths):
-        return f"{lengths[0]} queries and {lengths[1]} keys: both must be even under a mask"
-    if mesh_axes(("length",))[0] is not None:
-        return "the layout shards the length"
-    if _compute_capability() < 8.0:
-        return f"the GPU has compute capability {_compute_capability()}: 8.0 is needed"
-    return None
+    dtype, (_, q_length, _, head_dim) = request.query.dtype, request.query.shape
+    kv_length, capability = request.kv.key.shape[1], _compute_capability()
+    odd = bool(q_length % 2 or kv_length % 2)
+    refusals = {
+        f"cuDNN runs on NVIDIA GPUs, and this is {platform()}": platform() != "gpu",
+        f"cuDNN computes in bfloat16 or float16, not {dtype}": dtype
+        not in (jnp.bfloat16, jnp.float16),
+        "cuDNN computes no gradient of a position bias": request.bias is not None,
+        "attention has dropout": request.dropout is not None,
+        "cuDNN caps no logits": request.softcap is not None,
+        f"heads are {head_dim} wide: a multiple of 8 up to 128 is needed": head_dim % 8 != 0
+        or head_dim > 128,
+        f"{q_length} queries and {kv_length} keys: both must be even under a mask": odd
+        and request.mask is not None,
+        "the layout shards the length": mesh_axes(("length",))[0] is not None,
+        f"the GPU has compute capability {capability}: 8.0 is needed": capability < 8.0,
+    }
+    return next((reason for reason, applies in refusals.items() if applies), None)
 
 
 def _compute_capability() -> float:

@@ -188,9 +188,8 @@ def _check(encoder: Source, decoder: Source, cross_attention: str, shared: bool)
 def _directed(source: Source, *, causal: bool) -> tuple[StackSpec, Params]:
     """Returns a stack of a model, made causal or bidirectional, and its parameters."""
     spec, params = source
-    sides = ("decoder", "encoder") if causal else ("encoder", "decoder")
-    side = next(side for side in sides if getattr(spec, side) is not None)
-    stack, tree = getattr(spec, side), params[side]
+    side = [*spec.stacks][-1 if causal else 0]
+    stack, tree = spec.stacks[side], params[side]
     bias = stack.position_bias
     if stack.causal == causal:
         return stack, tree
@@ -231,9 +230,7 @@ def _without_types(source: Source) -> Source:
     if spec.num_token_types is None:
         return source
     check_parameters(spec, params)
-    for name, stack in (("encoder", spec.encoder), ("decoder", spec.decoder)):
-        if stack is None:
-            continue
+    for name, stack in spec.stacks.items():
         require(
             isinstance(stack.position_embedding, LearnedPositionsSpec),
             "num_token_types",
@@ -254,5 +251,4 @@ def _family(*specs: ModelSpec) -> str:
 
 
 def _encoder_width(spec: ModelSpec) -> int:
-    own = None if spec.encoder is None else spec.encoder.embed
-    return own or spec.embed
+    return (spec.encoder and spec.encoder.embed) or spec.embed

@@ -24,7 +24,6 @@ from t5lite.models.model import Params
 from t5lite.models.spec import ModelSpec, StackSpec
 
 ROUTER_STDDEV = 0.02
-STACKS = ("encoder", "decoder")
 
 
 def upcycle(
@@ -80,7 +79,7 @@ def upcycle(
         "noise_stddev",
         f"noise_stddev must be at least 0, not {noise_stddev}",
     )
-    sides = [name for name in STACKS if getattr(spec, name) is not None]
+    sides = list(spec.stacks)
     chosen = sides if stacks is None else list(stacks)
     require(
         len(chosen) > 0 and set(chosen) <= set(sides),

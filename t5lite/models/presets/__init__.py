@@ -3,12 +3,12 @@
 import re
 
 from t5lite.errors import InputError, unknown
-from t5lite.models.presets import bart, bert, gemma, gpt, llama, modernbert, switch, t5
+from t5lite.models.presets import bart, bert, gemma, gpt, llama, t5
 from t5lite.models.spec import ModelSpec
 
 PRESETS: dict[str, ModelSpec] = {
     name: spec
-    for family in (t5, switch, bart, bert, modernbert, gpt, llama, gemma)
+    for family in (t5, bart, bert, gpt, llama, gemma)
     for name, spec in family.PRESETS.items()
 }
 

@@ -1,15 +1,17 @@
-"""BERT and its relatives: RoBERTa, XLM-RoBERTa, DistilBERT, ALBERT and ELECTRA."""
+"""BERT and its relatives: RoBERTa, XLM-RoBERTa, DistilBERT, ALBERT, ELECTRA and ModernBERT."""
 
 import functools
 from typing import Any
 
 from t5lite.layers import (
+    AttentionSpec,
     FanInInitSpec,
     LayerNormSpec,
     LearnedPositionsSpec,
     MaskedLMHeadSpec,
     NormalInitSpec,
     ReplacedTokensHeadSpec,
+    RotarySpec,
     TruncatedNormalInitSpec,
 )
 from t5lite.models.block import TransformerBlockSpec
@@ -31,18 +33,6 @@ def bert(
     **fields: Any,
 ) -> ModelSpec:
     """Returns a BERT: an encoder with norms after its sublayers, and the masked-LM head.
-
-    Args:
-      sizes: of the encoder.
-      vocab: see `ModelSpec`.
-      family: see `ModelSpec`.
-      max_length: positions.
-      offset: see `LearnedPositionsSpec`.
-      epsilon: of the norms.
-      activation: of the MLPs and the head.
-      shared_layers: see `StackSpec`.
-      dropout_rate: see `StackSpec`.
-      fields: others of `ModelSpec`.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, §3, and the authors' `modeling.py`.
     """
@@ -68,6 +58,38 @@ def bert(
     }
     return ModelSpec(
         family=family, vocab=vocab, embed=sizes.embed, encoder=encoder, **defaults | fields
+    )
+
+
+def modernbert(sizes: Sizes) -> ModelSpec:
+    """Returns a ModernBERT: every third layer sees everything, the others 64 tokens either way.
+
+    Source: Warner et al. 2024, arXiv:2412.13663, §2.1 and table 4; initial values, appendix A
+      ("Megatron initialization"), which are for the head's dense layer as for the others here.
+    """
+    norm = LayerNormSpec(1e-5, use_bias=False)
+
+    def block(attention: AttentionSpec, *, attention_norm: bool = True) -> TransformerBlockSpec:
+        mlp = sizes.mlp("gelu", gated=True)
+        return TransformerBlockSpec(attention, mlp, norm=norm, attention_norm=attention_norm)
+
+    everywhere = sizes.attention(rotary=RotarySpec(160_000.0))
+    nearby = sizes.attention(rotary=RotarySpec(10_000.0), window=64)
+    encoder = StackSpec(
+        sizes.num_layers,
+        (block(nearby), block(nearby), block(everywhere)),
+        causal=False,
+        first_blocks=(block(everywhere, attention_norm=False),),
+        embedding_norm=norm,
+        final_norm=norm,
+    )
+    return ModelSpec(
+        family="modernbert",
+        vocab=50368,
+        embed=sizes.embed,
+        encoder=encoder,
+        heads=(MaskedLMHeadSpec("gelu", norm, use_bias=False),),
+        init=TruncatedNormalInitSpec(0.02, scaled_residuals=True),
     )
 
 
@@ -141,4 +163,6 @@ PRESETS: dict[str, ModelSpec] = {
     "electra_small_generator": electra(_SMALL, embedding_size=128),
     "electra_base_generator": electra(_SMALL, embedding_size=768),
     "electra_large_generator": electra(Sizes(256, 24, 4), embedding_size=1024),
+    "modernbert_base": modernbert(Sizes(768, 22, 12, 1152)),
+    "modernbert_large": modernbert(Sizes(1024, 28, 16, 2624)),
 }

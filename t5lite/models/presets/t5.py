@@ -1,8 +1,8 @@
-"""T5 v1.0 and v1.1, FLAN-T5, mT5, UMT5 and ByT5."""
+"""T5 v1.0 and v1.1, FLAN-T5, mT5, UMT5, ByT5 and Switch Transformers."""
 
 import functools
 
-from t5lite.layers import FanInInitSpec, LMHeadSpec, RelativeBiasSpec
+from t5lite.layers import FanInInitSpec, LMHeadSpec, MoeSpec, RelativeBiasSpec
 from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.presets.sizes import BASE, LARGE, Sizes
 from t5lite.models.spec import ModelSpec, StackSpec
@@ -40,6 +40,43 @@ def t5(
         encoder=stack(sizes.num_layers, (block,), causal=False),
         decoder=stack(num_decoder_layers or sizes.num_layers, (crossed,), causal=True),
         heads=(LMHeadSpec(tied=True, logits_scale=None) if tied_logits else LMHeadSpec(),),
+    )
+
+
+def switch(
+    sizes: Sizes,
+    *,
+    num_experts: int,
+    every: int = 2,
+    tied_logits: bool = True,
+    gated: bool = False,
+) -> ModelSpec:
+    """Returns a Switch Transformer: a T5 whose last of `every` layers is a mixture of experts.
+
+    Source: Fedus et al. 2021, arXiv:2101.03961, §2 and table 9, initial values §2.4; sizes as
+      released (flaxformer's `moe/models/switch_classic_*.gin`), slots per row and coefficients as
+      in transformers.
+    """
+    spec = t5(sizes, gated=gated, tied_logits=tied_logits, dropout_rate=0.1)
+
+    def sparse(stack: StackSpec | None) -> StackSpec:
+        assert stack is not None
+        (dense,) = stack.blocks
+        experts = MoeSpec(
+            dense.mlp,
+            num_experts,
+            capacity=64,
+            balance_coefficient=0.001,
+            router_z_coefficient=0.001,
+            router_jitter_rate=0.01,
+        )
+        return stack.replace(blocks=(dense,) * (every - 1) + (dense.replace(mlp=experts),))
+
+    return spec.replace(
+        family="switch_transformers",
+        encoder=sparse(spec.encoder),
+        decoder=sparse(spec.decoder),
+        init=FanInInitSpec(scale=0.1),
     )
 
 
@@ -88,5 +125,13 @@ PRESETS: dict[str, ModelSpec] = {
     # Learns in 90 s on two CPU cores to read what stands beside a gap: see benchmarks/README.md.
     "t5_1_1_pico": t5_1_1(Sizes(64, 1, 4, 192), vocab=4096).replace(
         init=FanInInitSpec(position_bias_window=3)
+    ),
+    **{f"switch_base_{n}": switch(BASE, num_experts=n) for n in (8, 16, 32, 64, 128, 256)},
+    "switch_large_128": switch(LARGE, num_experts=128),
+    "switch_xxl_128": switch(
+        Sizes(4096, 24, 64, 10240), num_experts=128, gated=True, tied_logits=False
+    ),
+    "switch_c_2048": switch(
+        Sizes(2080, 15, 30, 6144, head_dim=64), num_experts=2048, every=1, tied_logits=False
     ),
 }
