@@ -74,14 +74,12 @@ class MoeSpec(Spec):
         self.require(self.top_k <= self.num_experts, "top_k", "at most num_experts")
         factor = self.capacity_factor
         self.require(factor is None or 0 < factor < math.inf, "capacity_factor", "above 0")
-        self.require(
-            factor is None or self.capacity is None, "capacity", "None with a capacity_factor"
+        both = factor is not None and self.capacity is not None
+        self.require(not both, "capacity", "None with a capacity_factor")
+        expected = (
+            "False with top_k = 1: all weights would be 1, and nothing would train the router"
         )
-        self.require(
-            not (self.normalize_weights and self.top_k == 1),
-            "normalize_weights",
-            "False with top_k = 1: all weights would be 1, and nothing would train the router",
-        )
+        self.require(not self.normalize_weights or self.top_k > 1, "normalize_weights", expected)
         for field in ("balance_coefficient", "router_z_coefficient"):
             self.require(0 <= getattr(self, field) < math.inf, field, "at least 0")
 
@@ -158,7 +156,7 @@ class Moe(nn.Module):
             dtype=jnp.dtype("float32"),
             weights=self.weights,
             role="router",
-            # Accelerators would round to bfloat16 or TF32, and send tokens elsewhere than a CPU.
+            # Rounding factors to bfloat16 or TF32 would route tokens otherwise than on a CPU.
             precision=jax.lax.Precision.HIGHEST,
             name="router",
         )
@@ -177,25 +175,14 @@ class Moe(nn.Module):
                 axis_size=self.spec.num_experts,
                 spmd_axis_name=axis,
             )
-            x = experts(
-                self.spec.expert,
-                self.embed,
-                self.dtype,
-                self.dropout_rate,
-                self.weights,
-                name="experts",
-            )(x)
+            fields = self.spec.expert, self.embed, self.dtype, self.dropout_rate, self.weights
+            x = experts(*fields, name="experts")(x)
         return nn.with_logical_constraint(x, names)
 
     def _sow(self, name: str, coefficient: float, value: jax.Array) -> None:
-        # One scalar rather than Flax's tuple, and added where a module is called several times.
-        self.sow(
-            "losses",
-            name,
-            jnp.float32(coefficient) * value,
-            reduce_fn=jnp.add,
-            init_fn=lambda: jnp.float32(0),
-        )
+        # One scalar rather than Flax's tuple, summed over several calls of a module.
+        value, zero = jnp.float32(coefficient) * value, jnp.float32(0)
+        self.sow("losses", name, value, reduce_fn=jnp.add, init_fn=lambda: zero)
 
 
 def choose(
@@ -298,9 +285,8 @@ def load_balancing(
     """Returns the load-balancing loss of all tokens: 1 if all experts are used equally.
 
     It is num_experts * Σ f_i P_i, where P_i is the mean probability of expert i and f_i its share
-    of all choices, before any are dropped. For `top_k` > 1 all choices count, as in Flaxformer;
-    GShard and ST-MoE count the first ones. The losses of microbatches have a mean that is not
-    quite the loss of the whole batch.
+    of all choices, before any are dropped: of all `top_k`, as in Flaxformer; GShard and ST-MoE
+    count the first ones. The mean of microbatches differs slightly from the whole batch's loss.
 
     Source: Fedus et al. 2021, arXiv:2101.03961, §2.2, equations 4 to 6.
     """

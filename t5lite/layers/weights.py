@@ -27,7 +27,7 @@ class Matrix(NamedTuple):
       shape: `[*contracted, *features]`; `[rows, embed]` of an embedding, contracted over its rows
         as the product with one-hot vectors would be.
       axes: the logical name of each axis.
-      num_contracted: how many axes are contracted.
+      num_contracted: number of contracted axes.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class Leaf(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """What a projection computes without adapters.
+    """A projection without adapters.
 
     Attributes:
       kernel: `[*contracted, *features]`, as it is multiplied, any float dtype.
@@ -60,6 +60,7 @@ class Affine(NamedTuple):
 
 
 Leaves = Mapping[str, jax.Array]
+Function = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +98,7 @@ class AdapterSpec(WeightPolicySpec):
         raise NotImplementedError(f"{type(self).__name__}.flops")
 
     def apply(
-        self,
-        leaves: Leaves,
-        x: Float[Array, "..."],
-        inner: Callable[[jax.Array], jax.Array],
-        affine: Affine,
+        self, leaves: Leaves, x: Float[Array, "..."], inner: Function, affine: Affine
     ) -> Float[Array, "..."]:
         """Returns the adapted projection of `x`.
 
@@ -115,19 +112,13 @@ class AdapterSpec(WeightPolicySpec):
         raise NotImplementedError(f"{type(self).__name__}.apply")
 
     def lookup(
-        self,
-        leaves: Leaves,
-        ids: Int32[Array, "batch length"],
-        inner: Callable[[jax.Array], jax.Array],
+        self, leaves: Leaves, ids: Int32[Array, "batch length"], inner: Function
     ) -> Float[Array, "batch length embed"]:
         """Returns the adapted rows of an embedding; `inner(ids)` are those without the adapter."""
         raise self._no_embeddings()
 
     def attend(
-        self,
-        leaves: Leaves,
-        x: Float[Array, "batch length embed"],
-        inner: Callable[[jax.Array], jax.Array],
+        self, leaves: Leaves, x: Float[Array, "batch length embed"], inner: Function
     ) -> Float[Array, "batch length vocab"]:
         """Returns the adapted logits of a tied head, float32; `inner(x)` are those without."""
         raise self._no_embeddings()
@@ -182,7 +173,7 @@ class Weights:
       init: draws them.
       num_updates: see `InitSpec.kernel`.
       adapters: all that fit a path apply, the last one outermost.
-      storage: the first that fits a path applies; None that fits: float arrays.
+      storage: the first that fits a path applies; float arrays without one.
     """
 
     init: InitSpec = FanInInitSpec()

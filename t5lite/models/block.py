@@ -145,15 +145,12 @@ class TransformerBlockSpec(BlockSpec):
         super().__post_init__()
         cross, before = self.cross_attention, self.norm_placement == "before"
         positioned = cross is not None and (cross.rotary is not None or cross.window is not None)
-        self.require(
-            not positioned, "cross_attention", "without rotary and window: it has no positions"
-        )
+        expected = "without rotary and window: it has no positions"
+        self.require(not positioned, "cross_attention", expected)
         self.require(before or self.attention_norm, "attention_norm", "True unless norms go before")
-        self.require(
-            not self.parallel or (before and cross is None),
-            "parallel",
-            "False with cross-attention, or unless norms go before",
-        )
+        valid = not self.parallel or (before and cross is None)
+        expected = "False with cross-attention, or unless norms go before"
+        self.require(valid, "parallel", expected)
 
     def make(
         self, embed: int, *, position_bias: PositionBiasSpec | None, **options: Any

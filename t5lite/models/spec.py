@@ -74,21 +74,13 @@ class StackSpec(Spec):
         for field in ("blocks", "first_blocks"):
             valid = all(isinstance(block, BlockSpec) for block in getattr(self, field))
             self.require(valid, field, "a tuple of BlockSpecs")
-        self.require(
-            self.num_layers >= len(self.first_blocks), "num_layers", "at least its first_blocks"
-        )
-        self.require(
-            not self.shared_layers or self.num_rest == 0,
-            "num_layers",
-            "whole repeats of the pattern, where its layers are shared",
-        )
-        self.require(
-            self.position_bias is None
-            or self.position_bias.per_layer
-            or len({*self._biased_heads}) == 1,
-            "blocks",
-            "of equally many heads where they share one position bias",
-        )
+        enough = self.num_layers >= len(self.first_blocks)
+        self.require(enough, "num_layers", "at least its first_blocks")
+        whole = not self.shared_layers or self.num_rest == 0
+        self.require(whole, "num_layers", "whole repeats of the pattern with shared_layers")
+        shared = self.position_bias is not None and not self.position_bias.per_layer
+        equal = not shared or len({*self._biased_heads}) == 1
+        self.require(equal, "blocks", "of equally many heads where they share one position bias")
 
     @property
     def num_periods(self) -> int:
@@ -190,23 +182,17 @@ class ModelSpec(Spec):
                     f"and in no other: see ModelSpec.{name}"
                 )
         self._check_widths()
-        self.require(
-            self.encoder is None or self.start_id is not None,
-            "start_id",
-            "a token id: None is for a decoder alone",
-        )
-        self.require(
-            self.start_id is None or 0 <= self.start_id < self.vocab,
-            "start_id",
-            f"in 0 .. {self.vocab - 1}; of a smaller vocabulary, change it before vocab",
-        )
+        start = self.start_id
+        valid = self.encoder is None or start is not None
+        self.require(valid, "start_id", "a token id: None is for a decoder alone")
+        expected = f"in 0 .. {self.vocab - 1}; for a smaller vocabulary, change it before vocab"
+        self.require(start is None or 0 <= start < self.vocab, "start_id", expected)
         kinds = [head.kind for head in self.heads]
-        for kind in kinds:
-            if kinds.count(kind) > 1:
-                raise InputError(
-                    f"ModelSpec.heads has two heads of kind {kind!r}, which objectives cannot tell "
-                    "apart: keep one"
-                )
+        if doubles := [kind for kind in kinds if kinds.count(kind) > 1]:
+            raise InputError(
+                f"ModelSpec.heads has two heads of kind {doubles[0]!r}, which objectives cannot "
+                "tell apart: keep one"
+            )
 
     def _check_widths(self) -> None:
         """Checks that stacks that share an embedding have its width."""

@@ -60,21 +60,12 @@ class Transformer(nn.Module):
         self,
         tokens: Int32[Array, "batch length"],
         types: Int32[Array, "batch length"] | None = None,
+        *,
+        side: str = "decoder",
     ) -> Float[Array, "batch length embed"]:
-        """Looks up tokens and their types, all 0 by default."""
-        return self._typed(self.token_embedding(tokens), tokens, types)
-
-    def embed_inputs(
-        self,
-        tokens: Int32[Array, "batch length"],
-        types: Int32[Array, "batch length"] | None = None,
-    ) -> Float[Array, "batch length embed"]:
-        """Does the same for an encoder, which may have its own table."""
-        shared = self.spec.shared_embedding
-        x = (self.token_embedding if shared else self.encoder_embedding)(tokens)
-        return self._typed(x, tokens, types)
-
-    def _typed(self, x: jax.Array, tokens: jax.Array, types: jax.Array | None) -> jax.Array:
+        """Looks up tokens and their types, all 0 by default; the encoder may have its own table."""
+        own = side == "encoder" and not self.spec.shared_embedding
+        x = (self.encoder_embedding if own else self.token_embedding)(tokens)
         if self.spec.num_token_types is not None:
             x = x + self.token_type_embedding(jnp.zeros_like(tokens) if types is None else types)
         return x
@@ -134,7 +125,8 @@ class Encoder(Transformer):
 
     def encode(self, batch: Batch) -> Float[Array, "batch length embed"]:
         """Returns the encoder's output."""
-        x = self.embed_inputs(batch["encoder_input_tokens"], batch.get("token_types"))
+        types = batch.get("token_types")
+        x = self.embed(batch["encoder_input_tokens"], types, side="encoder")
         context = Context(
             mask=AttentionMask.within(encoder_segments(batch), causal=False),
             positions=positions_of(batch, "encoder"),

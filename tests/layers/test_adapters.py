@@ -30,8 +30,8 @@ class _LoraSpec(AdapterSpec):
     def apply(self, leaves, x, inner, affine):
         dropped = x
         if affine.dropout_key is not None:
-            kept = jax.random.bernoulli(affine.dropout_key(), 1 - self.rate, x.shape)
-            dropped = jnp.where(kept, x, jnp.float32(0))
+            mask = jax.random.bernoulli(affine.dropout_key(), 1 - self.rate, x.shape)
+            dropped = jnp.where(mask, x, jnp.float32(0))
         inside = product(dropped, leaves["a"], dtype=x.dtype)
         return inner(x) + jnp.float32(self.alpha) * product(inside, leaves["b"], dtype=x.dtype)
 

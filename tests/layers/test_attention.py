@@ -200,8 +200,8 @@ def test_some_rows_at_a_time_are_all_of_them_and_so_are_their_gradients(bias, ma
     )
     expected = outcome(KERNELS["dot"], request)
     for most in (1, 2 * 4 * 4 * 6 * 6, 2**30):  # one row, two, all
-        found = outcome(lambda r, most=most: rows.attention(r, max_bytes=(most, 1)), request)
-        assert_same(found, expected)
+        result = outcome(lambda r, most=most: rows.attention(r, max_bytes=(most, 1)), request)
+        assert_same(result, expected)
 
 
 def test_rows_in_bfloat16_take_their_sums_from_the_product():
@@ -294,8 +294,8 @@ def test_the_tpu_kernel_run_step_by_step_equals_dot(mask):
     segments = jnp.asarray(np.repeat([[1, 2]], 64, axis=1), jnp.int32)
     rule = AttentionMask.within(segments, causal=mask == "causal")
     request = Request(query, KeyValues(key, value), mask=rule, scale=128**-0.5)
-    found = jax.jit(lambda request: splash.attention(request, interpret=True))(request)
-    np.testing.assert_allclose(found, KERNELS["dot"](request), rtol=2e-3, atol=2e-3)
+    result = jax.jit(lambda request: splash.attention(request, interpret=True))(request)
+    np.testing.assert_allclose(result, KERNELS["dot"](request), rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -345,8 +345,8 @@ def test_splash_computes_whole_rows_and_other_kernels_read_caches():
     order = jnp.arange(6, dtype=jnp.int32)[None]
     mask = AttentionMask(q_order=jnp.array([[3]]), kv_order=order, causal=True)
     request = Request(query, KeyValues(*kv), mask=mask)
-    found = attention(request, kernel="splash")
-    np.testing.assert_array_equal(found, KERNELS["dot"](request))
+    result = attention(request, kernel="splash")
+    np.testing.assert_array_equal(result, KERNELS["dot"](request))
 
 
 # Rotary positions.
@@ -357,8 +357,8 @@ def test_rotary_dot_products_depend_on_the_distance_alone():
 
     def product(q_position, k_position):
         places = [jnp.full((1, 1), at, jnp.int32) for at in (q_position, k_position)]
-        turned = [rotate(x, at, RotarySpec()) for x, at in zip((query, key), places, strict=True)]
-        return float(jnp.sum(turned[0] * turned[1]))
+        rotated = [rotate(x, at, RotarySpec()) for x, at in zip((query, key), places, strict=True)]
+        return float(jnp.sum(rotated[0] * rotated[1]))
 
     assert product(5, 2) == pytest.approx(product(103, 100), abs=1e-4)
     assert abs(product(5, 2) - product(5, 3)) > 1e-2
@@ -368,10 +368,10 @@ def test_rotary_dot_products_depend_on_the_distance_alone():
 def test_rotary_rotates_pairs_by_their_frequencies():
     x = np.zeros((1, 2, 1, 4), np.float32)
     x[..., 0] = x[..., 1] = 1.0  # the first features of both pairs
-    turned = rotate(jnp.asarray(x), jnp.asarray([[0, 3]], jnp.int32), RotarySpec(theta=100.0))
+    rotated = rotate(jnp.asarray(x), jnp.asarray([[0, 3]], jnp.int32), RotarySpec(theta=100.0))
     angles = 3 * np.array([1.0, 0.1])  # 100 ** (-0 / 2), 100 ** (-1 / 2)
-    np.testing.assert_allclose(turned[0, 0, 0], [1, 1, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(turned[0, 1, 0], [*np.cos(angles), *np.sin(angles)], atol=1e-6)
+    np.testing.assert_allclose(rotated[0, 0, 0], [1, 1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(rotated[0, 1, 0], [*np.cos(angles), *np.sin(angles)], atol=1e-6)
 
 
 # Keys and values.
@@ -384,31 +384,34 @@ SIZE = 5  # slots
 def test_slots_hold_the_newest_tokens_of_each_row(length):
     """Filled with `length` tokens, of which rows keep different numbers, then appended to."""
     tokens = [draw(seed, 3, 16, 2, WIDTH) for seed in (0, 1)]
-    kept = np.array([length, length - 2, 0], np.int32)
+    valid = np.array([length, length - 2, 0], np.int32)
     slots = Slots(*(np.full((3, 2, SIZE, WIDTH), np.nan, np.float32) for _ in range(2)))
-    slots = jax.jit(Slots.fill)(slots, KeyValues(*(each[:, :length] for each in tokens)), kept)
-    ends = kept
+    slots = jax.jit(Slots.fill)(slots, KeyValues(*(item[:, :length] for item in tokens)), valid)
+    ends = valid
     for n in (0, 1, 3):
         if n:
             places = ends[:, None] + np.arange(n, dtype=np.int32)
-            new = [each[np.arange(3)[:, None], places] for each in tokens]
+            new = [item[np.arange(3)[:, None], places] for item in tokens]
             slots, ends = jax.jit(Slots.append)(slots, KeyValues(*new), places), ends + n
-        held = np.asarray(slots.positions(jnp.asarray(ends - 1)))
+        stored = np.asarray(slots.positions(jnp.asarray(ends - 1)))
         for row, end in enumerate(ends):
             expected = set(range(max(0, end - SIZE), end))
-            assert {place for place in held[row] if place >= 0} == expected
-            for slot, place in enumerate(held[row]):
-                for found, each in zip((slots.key, slots.value), tokens, strict=True):
-                    if place >= 0:
-                        np.testing.assert_array_equal(found[row, :, slot], each[row, place])
+            assert {position for position in stored[row] if position >= 0} == expected
+            for slot, position in enumerate(stored[row]):
+                for result, item in zip((slots.key, slots.value), tokens, strict=True):
+                    if position >= 0:
+                        np.testing.assert_array_equal(result[row, :, slot], item[row, position])
 
 
 def test_slots_keep_their_dtype():
     empty = jnp.zeros((1, 1, 2, 1), jnp.bfloat16)
     ones = jnp.ones((1, 1, 1, 1), jnp.float32)
-    kv, place = KeyValues(ones, ones), jnp.zeros((1, 1), jnp.int32)
-    for found in (Slots(empty, empty).append(kv, place), Slots(empty, empty).fill(kv, place[0])):
-        assert (found.key.dtype, found.value.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    kv, position = KeyValues(ones, ones), jnp.zeros((1, 1), jnp.int32)
+    for result in (
+        Slots(empty, empty).append(kv, position),
+        Slots(empty, empty).fill(kv, position[0]),
+    ):
+        assert (result.key.dtype, result.value.dtype) == (jnp.bfloat16, jnp.bfloat16)
 
 
 # The module.
@@ -439,11 +442,11 @@ class SelfAttention(nn.Module):
 def test_biases_have_the_axis_names_of_the_projections_output():
     module = SelfAttention(AttentionSpec(4, 8, 2, use_bias=True))
     params = jax.eval_shape(module.init, jax.random.key(0), draw(0, BATCH, 5, EMBED))
-    found = {
+    result = {
         name: (leaf["bias"].names, leaf["bias"].value.shape)
         for name, leaf in params["params"]["attention"].items()
     }
-    assert found == {
+    assert result == {
         "query": (("heads", "kv"), (4, 8)),
         "key": (("heads", "kv"), (2, 8)),
         "value": (("heads", "kv"), (2, 8)),

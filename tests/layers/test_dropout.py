@@ -12,8 +12,8 @@ def test_dropout_scales_kept_elements():
     out = Dropout(jax.random.key(0), 0.25)(x)
     np.testing.assert_allclose(np.unique(out), [0, 4 / 3], rtol=1e-6)
     assert abs(float(out.mean()) - 1) < 0.03
-    other = Dropout(jax.random.key(0), 0.25).fold_in(jnp.int32(1))(x)
-    assert not np.array_equal(out, other)
+    second = Dropout(jax.random.key(0), 0.25).fold_in(jnp.int32(1))(x)
+    assert not np.array_equal(out, second)
 
 
 def test_stochastic_depth_drops_whole_examples():

@@ -151,12 +151,12 @@ def test_a_softcap_bounds_logits_and_is_last(tied):
     """Behind scale and bias; small logits pass."""
     free = LMHeadSpec(tied=tied, logits_scale=3.0, use_bias=True)
     module = WithTable(free, 8)
-    wanted, params = module.init_with_output(jax.random.key(0), HIDDEN)
+    reference, params = module.init_with_output(jax.random.key(0), HIDDEN)
     capped = WithTable(free.replace(softcap=5.0), 8).apply(params, HIDDEN)
-    np.testing.assert_allclose(capped, 5 * np.tanh(wanted / 5), rtol=1e-5, atol=1e-5)
-    assert np.max(np.abs(wanted)) > 10 > 5 >= np.max(np.abs(capped))
+    np.testing.assert_allclose(capped, 5 * np.tanh(reference / 5), rtol=1e-5, atol=1e-5)
+    assert np.max(np.abs(reference)) > 10 > 5 >= np.max(np.abs(capped))
     loose = WithTable(free.replace(softcap=1e4), 8).apply(params, HIDDEN)
-    np.testing.assert_allclose(loose, wanted, rtol=1e-4)
+    np.testing.assert_allclose(loose, reference, rtol=1e-4)
     assert loose.dtype == capped.dtype == jnp.float32
 
 

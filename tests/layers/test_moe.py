@@ -147,21 +147,21 @@ def test_gradients_reach_router_and_experts_and_are_right(spec):
 @pytest.mark.parametrize("spec", [TOP_1, TOP_2])
 def test_a_row_does_not_depend_on_other_rows(spec):
     whole, _ = run(spec, parameters(), X)
-    other = X.copy()
-    other[1:] = np.random.default_rng(3).standard_normal(X[1:].shape)
-    np.testing.assert_array_equal(run(spec, parameters(), other)[0][0], whole[0])
+    another = X.copy()
+    another[1:] = np.random.default_rng(3).standard_normal(X[1:].shape)
+    np.testing.assert_array_equal(run(spec, parameters(), another)[0][0], whole[0])
 
 
 def seen_by(spec, token):
     """The tokens of a row that can change one's output, by putting others in their places."""
-    row, others = X[:1], np.random.default_rng(4).standard_normal((64, EMBED)).astype(np.float32)
+    row, rest = X[:1], np.random.default_rng(4).standard_normal((64, EMBED)).astype(np.float32)
     before, seen = run(spec, parameters(), row)[0][0, token], set()
-    for place in range(LENGTH):
-        changed = np.repeat(row, len(others), axis=0)
-        changed[:, place] = others
+    for position in range(LENGTH):
+        changed = np.repeat(row, len(rest), axis=0)
+        changed[:, position] = rest
         after = run(spec, parameters(), changed)[0][:, token]
         if np.any(np.abs(after - before[None]) > 1e-5):
-            seen.add(place)
+            seen.add(position)
     return seen
 
 
@@ -182,7 +182,7 @@ def test_with_one_choice_no_token_depends_on_later_ones():
 
 
 def test_with_two_choices_a_later_token_takes_an_earlier_ones_second():
-    # As the docstring says. Without drops nobody sees anybody.
+    # As documented. Without drops no token sees another.
     spec = TOP_2.replace(capacity=2)
     assert any(max(seen_by(spec, token)) > token for token in range(LENGTH))
     assert seen_by(spec.replace(capacity=None), 3) == {3}
@@ -287,12 +287,12 @@ def test_jitter_is_for_training():
     spec = TOP_1.replace(capacity=None, router_jitter_rate=0.5)
     module, variables = make(spec), {"params": parameters()}
     still = module.apply(variables, X)
-    one, same, other = (
+    one, same, another = (
         module.apply(variables, X, rngs={"dropout": jax.random.key(key)}) for key in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)
     assert np.any(one != still)
-    assert np.any(one != other)
+    assert np.any(one != another)
 
 
 def test_dropout_is_inside_the_experts_and_differs_between_them():
@@ -351,7 +351,7 @@ def test_a_scan_over_layers_is_one_after_the_other():
         expected, losses = expected + update, [*losses, actual]
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     # T5X takes the mean over the layers that have experts.
-    mean = jax.tree.map(lambda *each: sum(each) / 3, *losses)
+    mean = jax.tree.map(lambda *item: sum(item) / 3, *losses)
     actual = jax.tree.map(jnp.mean, sown["losses"]["layers"]["Moe_0"])
     assert actual == {name: pytest.approx(float(value), rel=1e-5) for name, value in mean.items()}
 
@@ -451,9 +451,9 @@ def test_the_router_is_precise_in_both_passes():
         return jnp.sum(make(TOP_1, dtype="bfloat16").apply({"params": params}, X))
 
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss(p).astype(jnp.float32)))(parameters())
-    products = [each for each in jaxpr.jaxpr.eqns if each.primitive.name == "dot_general"]
+    products = [item for item in jaxpr.jaxpr.eqns if item.primitive.name == "dot_general"]
     # The router's alone have factors in float32: forwards, and for its kernel; `X` needs none.
-    precise = [each for each in products if each.invars[0].aval.dtype == jnp.float32]
+    precise = [item for item in products if item.invars[0].aval.dtype == jnp.float32]
     assert len(precise) >= 2
     assert len(products) > len(precise)
-    assert all(set(each.params["precision"]) == {jax.lax.Precision.HIGHEST} for each in precise)
+    assert all(set(item.params["precision"]) == {jax.lax.Precision.HIGHEST} for item in precise)

@@ -71,7 +71,7 @@ def border(turns, scaling, size):
 
 
 def yarn(scaling, size):
-    """Pair by pair: kept before the first border, divided behind the last, a line between."""
+    """Pair by pair: unchanged before the first border, divided after the last, linear between."""
     first, last = (border(turns, scaling, size) for turns in (scaling.beta_fast, scaling.beta_slow))
     if scaling.truncate:
         first, last = math.floor(first), math.ceil(last)
@@ -111,15 +111,15 @@ def test_yarn_interpolates_by_parts(scaling):
 def test_yarn_warms_attention_by_the_root_of_its_temperature_on_either_side():
     """Equation 15, √(1/t) = 0.1 ln(s) + 1, on queries and on keys: 1/t on their products."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 1, 1, HEAD_DIM)), jnp.float32)
-    for scaling, wanted in (
+    for scaling, reference in (
         (YarnScalingSpec(16.0), 0.1 * math.log(16) + 1),
         (YarnScalingSpec(1.0), 1.0),
         (YarnScalingSpec(16.0, attention_factor=0.7), 0.7),
     ):
-        assert scaling.magnitude == pytest.approx(wanted)
-        turned = rotate(x, jnp.full((1, 1), 9, jnp.int32), RotarySpec(scaling=scaling))
-        product = jnp.sum(turned * turned) / jnp.sum(x * x)
-        assert float(product) == pytest.approx(wanted**2, rel=1e-5)
+        assert scaling.magnitude == pytest.approx(reference)
+        rotated = rotate(x, jnp.full((1, 1), 9, jnp.int32), RotarySpec(scaling=scaling))
+        product = jnp.sum(rotated * rotated) / jnp.sum(x * x)
+        assert float(product) == pytest.approx(reference**2, rel=1e-5)
 
 
 # From transformers 5.24.0, for a LlamaConfig with such a head_dim and these rope_parameters:

@@ -42,19 +42,19 @@ def by_loops(request):
     )
     mask, segments = request.mask, np.asarray(request.mask.q_segments[0])
     out = np.zeros(query.shape)
-    for place, head in np.ndindex(query.shape[:2]):
+    for position, head in np.ndindex(query.shape[:2]):
         seen = [
-            other
-            for other in range(len(key))
-            if segments[place] == segments[other]
-            and (not mask.causal or other <= place)
-            and (mask.window is None or abs(other - place) <= mask.window)
+            second
+            for second in range(len(key))
+            if segments[position] == segments[second]
+            and (not mask.causal or second <= position)
+            and (mask.window is None or abs(second - position) <= mask.window)
         ]
-        logits = key[seen, head] @ query[place, head] * request.scale
+        logits = key[seen, head] @ query[position, head] * request.scale
         if request.softcap is not None:
             logits = request.softcap * np.tanh(logits / request.softcap)
         weights = np.exp(logits)
-        out[place, head] = weights / weights.sum() @ value[seen, head]
+        out[position, head] = weights / weights.sum() @ value[seen, head]
     return out[None]
 
 

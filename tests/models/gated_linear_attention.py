@@ -92,10 +92,10 @@ class GatedLinearAttention(nn.Module):
 
         query, key, value = (into(name) for name in ("query", "key", "value"))
         gate = jax.nn.sigmoid(into("gate")) ** jnp.float32(1 / TEMPERATURE)
-        begins, kept = self._boundaries(x, context)
+        begins, mask = self._boundaries(x, context)
         gate = jnp.where(begins[:, :, None, None], jnp.float32(0), gate)
-        gate = jnp.where(kept[:, :, None, None], gate, jnp.float32(1))
-        key = jnp.where(kept[:, :, None, None], key, jnp.float32(0))
+        gate = jnp.where(mask[:, :, None, None], gate, jnp.float32(1))
+        key = jnp.where(mask[:, :, None, None], key, jnp.float32(0))
         state = cached
         if state is None:
             state = spec.empty_cache(len(x), x.shape[1], self.dtype, draft_length=0)
@@ -105,7 +105,7 @@ class GatedLinearAttention(nn.Module):
             state = gate[..., None] * state + key[..., None] * value[..., None, :]
             return state, jnp.einsum("bhk,bhkv->bhv", query, state)
 
-        by_time = [jnp.moveaxis(each, 1, 0) for each in (query, key, value, gate)]
+        by_time = [jnp.moveaxis(item, 1, 0) for item in (query, key, value, gate)]
         state, mixed = jax.lax.scan(step, state, tuple(by_time))
         mixed = jnp.moveaxis(mixed, 0, 1).astype(self.dtype)
         x = x + Projection(
@@ -132,7 +132,7 @@ class GatedLinearAttention(nn.Module):
             raise InputError("GatedLinearAttentionSpec cannot see a prefix in both directions")
         segments = jnp.broadcast_to(context.mask.kv_segments, shape)
         before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-        kept = segments > 0
+        mask = segments > 0
         if context.prompt_lengths is not None:
-            kept &= jnp.arange(shape[1], dtype=jnp.int32)[None] < context.prompt_lengths[:, None]
-        return segments != before, kept
+            mask &= jnp.arange(shape[1], dtype=jnp.int32)[None] < context.prompt_lengths[:, None]
+        return segments != before, mask

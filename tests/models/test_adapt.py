@@ -18,7 +18,7 @@ from t5lite.layers import (
 from t5lite.layers.moe import MoeSpec
 from t5lite.models import Model, ModelSpec, override, preset
 from t5lite.models.adapt import join, repattern, to_encoder_decoder, upcycle
-from t5lite.models.adapt.patterns import with_blocks
+from t5lite.models.adapt.parameters import with_blocks
 
 LENGTH, VOCAB = 9, 40
 KEY = jax.random.key(3)
@@ -45,8 +45,8 @@ T5 = small("t5_1_1_nano", **{"decoder.blocks.*.cross_attention.head_dim": 6})
 def with_two_kinds(spec: ModelSpec, side: str, **changes) -> ModelSpec:
     """Three layers of two alternating blocks, so that one is a remainder."""
     stack = getattr(spec, side)
-    other = override(spec, {f"{side}.blocks.*.{path}": value for path, value in changes.items()})
-    return spec.replace(**{side: stack.replace(blocks=stack.blocks + getattr(other, side).blocks)})
+    second = override(spec, {f"{side}.blocks.*.{path}": value for path, value in changes.items()})
+    return spec.replace(**{side: stack.replace(blocks=stack.blocks + getattr(second, side).blocks)})
 
 
 GPT, LLAMA, BERT = small("gpt_nano"), small("llama_nano"), small("bert_nano")
@@ -134,9 +134,9 @@ def hidden(spec, params, batch):
 
 
 def assert_fits(spec, params):
-    wanted = Model(spec).shapes()
-    assert jax.tree.structure(params) == jax.tree.structure(wanted)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, wanted)
+    reference = Model(spec).shapes()
+    assert jax.tree.structure(params) == jax.tree.structure(reference)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, reference)
     leaves = jax.tree.leaves(params)
     assert len({id(leaf) for leaf in leaves}) == len(leaves)
 
@@ -174,9 +174,9 @@ def test_the_new_encoder_is_the_old_decoder_with_all_tokens_in_its_prefix(name):
 def test_relative_biases_of_a_new_encoder_are_the_same_on_both_sides(spec):
     inputs = tokens()
     new_spec, new_params = to_encoder_decoder(spec, random_params(spec))
-    there = encoded(new_spec, new_params, inputs)
-    close(encoded(new_spec, new_params, inputs[:, ::-1])[:, ::-1], there)
-    # The first layer of the last token sees the same in both, as all are behind it.
+    states = encoded(new_spec, new_params, inputs)
+    close(encoded(new_spec, new_params, inputs[:, ::-1])[:, ::-1], states)
+    # The first layer of the last token sees the same in both: all tokens are before it.
     one_layer = override(spec, {"decoder.num_layers": 1})
     params = random_params(one_layer)
     new_spec, new_params = to_encoder_decoder(one_layer, params)
@@ -237,7 +237,7 @@ def test_an_encoder_becomes_an_encoder_decoder():
 
 
 def test_relative_biases_of_a_new_decoder_are_those_of_earlier_keys():
-    """The last token of one layer sees all others from behind, in a decoder as in an encoder."""
+    """The last token of one layer sees all others before it, in a decoder as in an encoder."""
     spec = override(
         BERT,
         {
@@ -259,10 +259,10 @@ def test_relative_biases_of_a_new_decoder_are_those_of_earlier_keys():
 
 def test_heads_that_the_old_model_has_are_kept_and_others_drawn():
     params = random_params(BERT)
-    _, kept = to_encoder_decoder(BERT, params, heads=BERT.heads, rng=KEY)
-    np.testing.assert_array_equal(kept["lm_head"]["bias"], params["lm_head"]["bias"])
-    other = MaskedLMHeadSpec(activation="relu")
-    new_spec, drawn = to_encoder_decoder(BERT, params, heads=(other,), rng=KEY)
+    _, new_params = to_encoder_decoder(BERT, params, heads=BERT.heads, rng=KEY)
+    np.testing.assert_array_equal(new_params["lm_head"]["bias"], params["lm_head"]["bias"])
+    second = MaskedLMHeadSpec(activation="relu")
+    new_spec, drawn = to_encoder_decoder(BERT, params, heads=(second,), rng=KEY)
     assert_fits(new_spec, drawn)
     assert not np.any(drawn["lm_head"]["bias"])
     _, llama = to_encoder_decoder(LLAMA, random_params(LLAMA))
@@ -314,9 +314,9 @@ def test_models_that_cannot_be_joined():
         join(wide, gpt, cross_attention="copied", rng=KEY)
     with pytest.raises(InputError, match="shared_embedding must be False where"):
         join(wide, gpt, shared_embedding=True, rng=KEY)
-    other = override(BERT, {"vocab": 41})
+    second = override(BERT, {"vocab": 41})
     with pytest.raises(InputError, match=r"vocab must be the same in both: 41 .* 40"):
-        join((other, random_params(other)), gpt)
+        join((second, random_params(second)), gpt)
     with pytest.raises(InputError, match="rng must be a PRNG key"):
         join(bert, gpt)
     with pytest.raises(InputError, match="it has both already"):
@@ -439,12 +439,12 @@ def test_one_expert_a_token_is_the_dense_layer_only_in_proportion():
     params, batch = random_params(GPT), {"decoder_input_tokens": tokens()}
     expected = logits(GPT, params, batch)
 
-    def said(**options):
+    def outputs(**options):
         new = upcycle(GPT, params, top_k=1, layers="all", capacity_factor=None, rng=KEY, **options)
         return logits(*new, batch)
 
-    close(said(num_experts=1), expected)
-    assert not np.allclose(said(num_experts=4), expected, atol=1e-2)
+    close(outputs(num_experts=1), expected)
+    assert not np.allclose(outputs(num_experts=4), expected, atol=1e-2)
     # Four equally likely experts: as if the MLP's output were a quarter.
     new_spec, new = upcycle(
         GPT, params, num_experts=4, top_k=1, layers="all", capacity_factor=None, rng=KEY

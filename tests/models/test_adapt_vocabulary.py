@@ -60,9 +60,9 @@ def table(params):
 
 
 def assert_fits(spec, params):
-    wanted = Model(spec).shapes()
-    assert jax.tree.structure(params) == jax.tree.structure(wanted)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, wanted)
+    reference = Model(spec).shapes()
+    assert jax.tree.structure(params) == jax.tree.structure(reference)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, reference)
 
 
 def exactly(actual, expected):
@@ -104,8 +104,8 @@ def test_new_tokens_take_the_place_of_padding(num_new, num_pieces, multiple_of, 
     added = table(new)[num_pieces : num_pieces + num_new]
     mean = np.broadcast_to(old[:num_pieces].mean(axis=0), added.shape)
     np.testing.assert_allclose(added, mean, atol=1e-6)
-    kept = table(new)[num_pieces + num_new : VOCAB]
-    exactly(kept, old[num_pieces + num_new : VOCAB])
+    padding = table(new)[num_pieces + num_new : VOCAB]
+    exactly(padding, old[num_pieces + num_new : VOCAB])
 
 
 def test_drawn_rows_have_the_old_ones_mean_and_covariance_together():
@@ -148,19 +148,19 @@ def test_another_vocabulary_keeps_the_pieces_of_both(spec):
         return [old.index(part) for part in piece.split("+")] if "+" in piece else []
 
     options = {"multiple_of": 8, "rng": KEY, "decompose": decompose, "start_id": 0}
-    new_spec, made, counts = replace_vocabulary(spec, params, old, new, **options)
+    new_spec, new_params, counts = replace_vocabulary(spec, params, old, new, **options)
     assert new_spec == spec.replace(vocab=24)
-    assert_fits(new_spec, made)
+    assert_fits(new_spec, new_params)
     assert counts == {"kept": 21, "composed": 1, "drawn": 1}
-    kept = [old.index(piece) for piece in new if piece in old]
-    exactly(table(made)[[*range(1, 21), 22]], table(params)[kept])
-    np.testing.assert_allclose(table(made)[21], table(params)[3:5].mean(axis=0), atol=1e-6)
+    shared = [old.index(piece) for piece in new if piece in old]
+    exactly(table(new_params)[[*range(1, 21), 22]], table(params)[shared])
+    np.testing.assert_allclose(table(new_params)[21], table(params)[3:5].mean(axis=0), atol=1e-6)
     # The same text in the ids of either: the same logits of the same pieces.
     rng = np.random.default_rng(1)
     ids = jnp.asarray(rng.integers(1, 21, (2, LENGTH)), jnp.int32)
-    there = {f"{side}_input_tokens": ids for side in ("encoder", "decoder")}
-    here = dict.fromkeys(there, 31 - ids)
-    actual, expected = logits(new_spec, made, there), logits(spec, params, here)
+    batch = {f"{side}_input_tokens": ids for side in ("encoder", "decoder")}
+    here = dict.fromkeys(batch, 31 - ids)
+    actual, expected = logits(new_spec, new_params, batch), logits(spec, params, here)
     np.testing.assert_allclose(actual[..., 1:21], expected[..., 30:10:-1], atol=1e-6)
 
 
@@ -292,8 +292,8 @@ def test_rows_of_known_pieces_are_their_vectors_in_the_old_rows_length(spec):
     same, new, actual = with_vectors(spec, params, PIECES, vectors)
     assert (same, actual) == (spec, 6)
     rows, old = table(new), table(params)
-    others = [row for row in range(VOCAB) if row not in FOUND]
-    exactly(rows[others], old[others])
+    rest = [row for row in range(VOCAB) if row not in FOUND]
+    exactly(rows[rest], old[rest])
     ratios = np.stack([rows[row] / vectors[word] for row, word in FOUND.items()])
     np.testing.assert_allclose(ratios, ratios.flat[0], rtol=1e-5)
     length = np.linalg.norm(rows[list(FOUND)], axis=1).mean()

@@ -74,7 +74,7 @@ def test_reordered_and_inserted_rows_are_rows_and_never_layers(name):
 @pytest.mark.parametrize("prompt_lengths", [(9, 2, 5), (1, 1, 1)], ids=["ragged", "one_token"])
 @pytest.mark.light("one_token")
 def test_rewound_tokens_leave_no_trace(prompt_lengths):
-    """Behind prompts longer than the window, rows keep different parts of each draft."""
+    """After prompts longer than the window, rows keep different parts of each draft."""
     model, params = Model(WINDOWED), random_params(WINDOWED)
     rng, length = np.random.default_rng(1), 24
     tokens = rng.integers(1, 50, (ROWS, length)).astype(np.int32)
@@ -88,15 +88,15 @@ def test_rewound_tokens_leave_no_trace(prompt_lengths):
     extend = jax.jit(model.extend)
     while at.min() < length - DRAFT_LENGTH:
         n = 1 + DRAFT_LENGTH
-        kept = np.minimum(rng.integers(1, n + 1, ROWS), length - DRAFT_LENGTH - at).clip(0)
+        accepted = np.minimum(rng.integers(1, n + 1, ROWS), length - DRAFT_LENGTH - at).clip(0)
         fed = rng.integers(1, 50, (ROWS, n)).astype(np.int32)
         for row in range(ROWS):
-            fed[row, : kept[row]] = tokens[row, at[row] :][: kept[row]]
+            fed[row, : accepted[row]] = tokens[row, at[row] :][: accepted[row]]
         actual, cache = extend(params, fed, cache)
         for row in range(ROWS):
-            expected = whole[row, at[row] :][: kept[row]]
-            np.testing.assert_allclose(actual[row, : kept[row]], expected, atol=5e-5)
-        at = at + kept
+            expected = whole[row, at[row] :][: accepted[row]]
+            np.testing.assert_allclose(actual[row, : accepted[row]], expected, atol=5e-5)
+        at = at + accepted
         cache = cache.rewind(jnp.asarray(at, jnp.int32))
     with pytest.raises(InputError, match=r"a step of 4 tokens: .* start\(..., draft_length=3\)"):
         model.extend(params, jnp.ones((ROWS, 4), jnp.int32), cache)
@@ -123,7 +123,7 @@ def test_unstacked_it_is_the_same_model(name):
 
 @pytest.mark.slow
 def test_hypotheses_share_their_input():
-    """Repeated and reordered rows read the encoder's one row, as if each had one of its own."""
+    """Repeated and reordered rows read the encoder's one row, as if each row had its own."""
     spec = override(
         "t5_1_1_nano", {"vocab": 50, "embed": 16, "*.num_layers": 1, "*.blocks.*.mlp.hidden": 8}
     )
@@ -174,15 +174,17 @@ LIGHT = {("encoder_decoder", "drafted"), ("decoder", "drawn")}
 
 
 @pytest.mark.parametrize(
-    ("topology", "way"),
+    ("topology", "variant"),
     [
-        pytest.param(topology, way, marks=[] if (topology, way) in LIGHT else [pytest.mark.slow])
+        pytest.param(
+            topology, variant, marks=[] if (topology, variant) in LIGHT else [pytest.mark.slow]
+        )
         for topology in SPREAD
-        for way in WAYS
+        for variant in WAYS
     ],
 )
 @pytest.mark.slow
-def test_eight_devices_generate_the_text_of_one(topology, way):
+def test_eight_devices_generate_the_text_of_one(topology, variant):
     model, rng = Model(SPREAD[topology]), np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), jnp.float32),
@@ -194,10 +196,10 @@ def test_eight_devices_generate_the_text_of_one(topology, way):
         engine = Engine(model, Bytes(num_sentinels=5), layout, mesh)
         loaded = Loaded(engine, params, Description(model.spec))
         texts = ["a cat", "sat", "on the mat, a hat, a cat", "o"]
-        return loaded.answers(texts, max_new_tokens=12, **WAYS[way])
+        return loaded.answers(texts, max_new_tokens=12, **WAYS[variant])
 
     spread = answers(Layout({"data": 2, "fsdp": 2, "tensor": 2}))
     for actual, expected in zip(spread, answers(Layout(), jax.devices()[:1]), strict=True):
-        for one, other in zip(actual, expected, strict=True):
-            np.testing.assert_array_equal(one.tokens, other.tokens)
-            assert one.score == pytest.approx(other.score, rel=1e-4)
+        for one, second in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(one.tokens, second.tokens)
+            assert one.score == pytest.approx(second.score, rel=1e-4)

@@ -68,17 +68,17 @@ def tokens(seed=0, *, rows=2, length=LENGTH):
 
 
 def read(rows):
-    """What a decoder reads: rows one to the right, behind the start token."""
+    """Returns the decoder's inputs: rows shifted to the right, after the start token."""
     return jnp.pad(rows[:, :-1], ((0, 0), (1, 0)))
 
 
-def moved_by(spec, batch, name, place):
+def moved_by(spec, batch, name, position):
     """Whether each hidden state `[length]` of row 1 moves with the embedding of one of its tokens.
 
     The derivative in a random direction: 0 where nothing flows, and else practically never.
     """
     params, model = random_params(spec), Model(spec)
-    batch = batch | {name: batch[name].at[1, place].set(2)}  # which stands nowhere else
+    batch = batch | {name: batch[name].at[1, position].set(2)}  # which stands nowhere else
     table = params["token_embedding"]["embedding"]
     direction = jnp.zeros_like(table).at[2].set(1 + jnp.arange(16, dtype=jnp.float32))
 
@@ -104,7 +104,7 @@ def pack(rows):
 def test_a_token_of_an_encoder_sees_all_others_but_no_padding(spec):
     batch = {"encoder_input_tokens": tokens()}
     assert moved_by(spec, batch, "encoder_input_tokens", 7) == [True] * LENGTH
-    # A segment of its own is what packing gives padding, and other texts.
+    # Packing puts padding, and each further text, into another segment.
     segments = jnp.ones((2, LENGTH), jnp.int32).at[1, 7:].set(0)
     moved = moved_by(spec, batch | {"encoder_segment_ids": segments}, "encoder_input_tokens", 7)
     assert not any(moved[:7])
@@ -116,8 +116,8 @@ def test_padding_changes_nothing_of_an_encoder(spec):
     padded = jnp.pad(rows, ((0, 0), (0, 5)))
     expected = logits(spec, params, {"encoder_input_tokens": rows})
     segments = {"encoder_segment_ids": (padded > 0).astype(jnp.int32)}
-    found = logits(spec, params, {"encoder_input_tokens": padded, **segments})
-    np.testing.assert_allclose(found[:, :LENGTH], expected, atol=2e-5)
+    result = logits(spec, params, {"encoder_input_tokens": padded, **segments})
+    np.testing.assert_allclose(result[:, :LENGTH], expected, atol=2e-5)
 
 
 @every_encoder
@@ -129,8 +129,8 @@ def test_packed_texts_of_an_encoder_are_as_if_alone(spec):
         "encoder_input_tokens": together,
         "encoder_segment_ids": segments,
     }
-    found = logits(spec, params, packed).reshape(alone.shape)
-    np.testing.assert_allclose(found, alone, atol=2e-5)
+    result = logits(spec, params, packed).reshape(alone.shape)
+    np.testing.assert_allclose(result, alone, atol=2e-5)
 
 
 def test_token_types_differ_and_are_0_by_default():
@@ -159,7 +159,7 @@ def test_an_encoder_cannot_generate():
 def test_a_token_of_a_decoder_sees_only_those_before_it(spec):
     batch = {"decoder_input_tokens": read(tokens())}
     moved = moved_by(spec, batch, "decoder_input_tokens", 5)
-    assert moved == [place >= 5 for place in range(LENGTH)]
+    assert moved == [position >= 5 for position in range(LENGTH)]
 
 
 @every_decoder
@@ -169,7 +169,7 @@ def test_tokens_of_a_prefix_see_each_other_and_nothing_after_it(spec):
     batch = {"decoder_input_tokens": read(tokens()), "decoder_causal_attention": inside}
     assert moved_by(spec, batch, "decoder_input_tokens", 5) == [True] * LENGTH
     moved = moved_by(spec, batch, "decoder_input_tokens", 7)
-    assert moved == [place >= 7 for place in range(LENGTH)]
+    assert moved == [position >= 7 for position in range(LENGTH)]
 
 
 @every_decoder
@@ -178,19 +178,19 @@ def test_packed_texts_of_a_decoder_are_as_if_alone(spec):
     params, rows = random_params(spec), read(tokens())
     inside = jnp.zeros_like(rows).at[:, :4].set(1)
     together, segments = pack(rows)
-    where = {"decoder_segment_ids": segments}
+    arrays = {"decoder_segment_ids": segments}
     for prefix in ({}, {"decoder_causal_attention": inside}):
         alone = logits(spec, params, {"decoder_input_tokens": rows} | prefix)
-        packed = {name: each.reshape(1, -1) for name, each in prefix.items()} | where
-        found = logits(spec, params, packed | {"decoder_input_tokens": together})
-        np.testing.assert_allclose(found.reshape(alone.shape), alone, atol=2e-5)
+        packed = {name: item.reshape(1, -1) for name, item in prefix.items()} | arrays
+        result = logits(spec, params, packed | {"decoder_input_tokens": together})
+        np.testing.assert_allclose(result.reshape(alone.shape), alone, atol=2e-5)
 
 
 @every_decoder
 @pytest.mark.parametrize("prefix", [False, True], ids=["causal", "prefix"])
 @pytest.mark.light("llama", "relative_bias")
 def test_cached_decoding_is_the_full_forward_pass(spec, prefix):
-    """Prompts of 6 and 3 tokens behind the start, then 5 more each, in steps of 3, 1 and 1."""
+    """Prompts of 6 and 3 tokens after the start, then 5 more each, in steps of 3, 1 and 1."""
     params, model, rows = random_params(spec), Model(spec), tokens(rows=2)
     lengths = jnp.array([7, 4], jnp.int32)
     places = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32)[None], rows.shape)
@@ -202,16 +202,16 @@ def test_cached_decoding_is_the_full_forward_pass(spec, prefix):
     prompts = {
         "decoder_input_tokens": jnp.where(inside[:, :7] > 0, read_tokens[:, :7], 0),
         "decoder_lengths": lengths,
-        **{name: each[:, :7] for name, each in seen.items()},
+        **{name: item[:, :7] for name, item in seen.items()},
     }
     start = jax.jit(lambda params, batch: model.start(params, batch, max_length=LENGTH))
     cache, at = start(params, prompts), lengths - 1
     assert cache.lengths.tolist() == at.tolist()
     for n in (3, 1, 1):
         ahead = at[:, None] + jnp.arange(n, dtype=jnp.int32)[None]
-        found, cache = extend(model, params, jnp.take_along_axis(read_tokens, ahead, 1), cache)
-        wanted = jnp.take_along_axis(expected, ahead[..., None], 1)
-        np.testing.assert_allclose(found, wanted, atol=5e-5)
+        result, cache = extend(model, params, jnp.take_along_axis(read_tokens, ahead, 1), cache)
+        reference = jnp.take_along_axis(expected, ahead[..., None], 1)
+        np.testing.assert_allclose(result, reference, atol=5e-5)
         at = at + n
 
 
@@ -264,10 +264,10 @@ def test_stochastic_depth_leaves_sublayers_out_in_training_alone(scan):
     np.testing.assert_array_equal(run(params, 0, False), run(params, 1, False))
     assert not np.allclose(run(params, 0, True), run(params, 1, True), atol=1e-3)
     moved = jax.tree.map(lambda leaf: leaf.at[-1].mul(-1.0), params["decoder"]["layers"])
-    other = params | {"decoder": params["decoder"] | {"layers": moved}}
-    same = np.isclose(run(params, 0, True), run(other, 0, True), atol=1e-6).all(axis=(1, 2))
+    second = params | {"decoder": params["decoder"] | {"layers": moved}}
+    same = np.isclose(run(params, 0, True), run(second, 0, True), atol=1e-6).all(axis=(1, 2))
     assert same.mean() > 0.9  # of 64 examples, each drawn by itself, for two sublayers
-    assert not np.isclose(run(params, 0, False), run(other, 0, False), atol=1e-6).all()
+    assert not np.isclose(run(params, 0, False), run(second, 0, False), atol=1e-6).all()
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_sizes_that_were_only_described(name, published, digits):
 
 @pytest.mark.parametrize("side", BOTH)
 def test_flops_are_those_of_an_unrolled_compile(side):
-    # Wide enough that what is no matrix product does not weigh much.
+    # Wide enough that matrix products dominate.
     wide = {"embed": 64, "*.blocks.*.mlp.hidden": 256, "*.blocks.*.attention.head_dim": 16}
     spec, compute = override(BOTH[side], wide), ComputeSpec(scan=False)
     batch = {f"{side}_input_tokens": tokens()}

@@ -13,7 +13,7 @@ from t5lite.models import ComputeSpec, Model, differences, load_spec, override, 
 from t5lite.training.restore import named
 
 EMBED, HIDDEN, LAYERS, HEADS, HEAD_DIM, VOCAB = 64, 128, 3, 4, 32, 512
-TRUNCATED = 0.87962566  # of a standard deviation, behind truncation at two of them
+TRUNCATED = 0.87962566  # of a standard deviation, after truncation at two of them
 FAN_IN = {
     "query": (EMBED * HEAD_DIM) ** -0.5,  # T5 has no other factor on its logits
     "key": EMBED**-0.5,
@@ -107,7 +107,7 @@ def test_standard_deviations_are_the_published_ones(name):
         arrays = [leaf for path, leaf in params.items() if path.endswith(PLACES[kind])]
         assert arrays, kind
         for array in map(np.asarray, arrays):
-            # Four deviations of what so many samples show.
+            # Four standard errors of the sample.
             tolerance = 4 / math.sqrt(2 * array.size)
             assert array.std() == pytest.approx(expected, rel=tolerance), kind
             assert abs(array.mean()) < 4 * expected / math.sqrt(array.size), kind
@@ -172,6 +172,6 @@ def test_an_expert_is_drawn_as_an_mlp_and_a_router_small():
         (NormalInitSpec(0.02), 0.02, 0.02),
     ):
         params = drawn(spec.replace(init=init))
-        for place, expected in (("router/kernel", router), ("experts/up/kernel", up)):
-            (array,) = (np.asarray(x) for path, x in params.items() if path.endswith(place))
+        for position, expected in (("router/kernel", router), ("experts/up/kernel", up)):
+            (array,) = (np.asarray(x) for path, x in params.items() if path.endswith(position))
             assert array.std() == pytest.approx(expected, rel=0.06)

@@ -62,14 +62,14 @@ def check(spec, *, kernel="dot", packed=False):
         counts = (jnp.arange(MANY) < num_rows)[:, None, None]
         return jnp.sum(jnp.where(counts, jnp.broadcast_to(mixed, logits.shape) * logits, 0.0))
 
-    def compare(path, few, many):
-        few, many = few / FEW, many / MANY
+    def compare(path, few, large):
+        few, large = few / FEW, large / MANY
         largest = np.abs(few).max()
         name = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(many, few, rtol=0, atol=1e-3 * largest, err_msg=name)
+        np.testing.assert_allclose(large, few, rtol=0, atol=1e-3 * largest, err_msg=name)
 
-    few, many = jax.device_get((gradients(params, FEW), gradients(params, MANY)))
-    jax.tree_util.tree_map_with_path(compare, few, many)
+    few, large = jax.device_get((gradients(params, FEW), gradients(params, MANY)))
+    jax.tree_util.tree_map_with_path(compare, few, large)
 
 
 @pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -95,12 +95,12 @@ def test_cached_steps_are_the_full_pass_in_ragged_rows(spec):
         swapped = cache.reorder(order)
         for step in range(LENGTH - 5):
             fed = tokens[jnp.arange(2), jnp.asarray(lengths + step - 1)][:, None]
-            said, cache = extend(own, fed, cache)
-            other, swapped = extend(own, fed[order], swapped)
-            np.testing.assert_array_equal(said[order], other)
+            message, cache = extend(own, fed, cache)
+            second, swapped = extend(own, fed[order], swapped)
+            np.testing.assert_array_equal(message[order], second)
             for row in range(2):
                 expected = whole[row, lengths[row] + step - 1]
-                np.testing.assert_allclose(said[row, 0], expected, atol=5e-5)
+                np.testing.assert_allclose(message[row, 0], expected, atol=5e-5)
 
 
 def test_it_trains_scanned_or_not_rematerialised_or_not():
@@ -126,9 +126,9 @@ def test_it_trains_scanned_or_not_rematerialised_or_not():
     params = Model(SPEC).init(jax.random.key(0))
     step = loss_of(ComputeSpec())
     first, gradients = step(params)
-    value, other = loss_of(ComputeSpec(scan=False, remat="full"))(params)
+    value, second = loss_of(ComputeSpec(scan=False, remat="full"))(params)
     assert float(value) == pytest.approx(float(first), rel=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, second)
     for _ in range(30):
         loss, gradients = step(params)
         params = jax.tree.map(

@@ -110,7 +110,7 @@ FEWER_HEADS = block(attention=AttentionSpec(2, 8))
         (lambda: decoder(num_layers=1, first_blocks=(block(), block())),
          "num_layers = 1: must be at least its first_blocks"),
         (lambda: decoder(num_layers=4, shared_layers=True),
-         "num_layers = 4: must be whole repeats of the pattern, where its layers are shared"),
+         "num_layers = 4: must be whole repeats of the pattern with shared_layers"),
         (lambda: decoder(blocks=()), "at least one block"),
         (lambda: decoder(first_blocks=(FEWER_HEADS,), position_bias=RelativeBiasSpec(8, 16)),
          "of equally many heads where they share one position bias"),

@@ -19,7 +19,7 @@ from varied_models import (
     UNEQUAL_WIDTHS_AND_EXPERTS,
     VARIED,
     VOCAB,
-    WINDOWS_BEHIND_A_FIRST_LAYER,
+    WINDOWS_AFTER_A_FIRST_LAYER,
 )
 
 from t5lite.layers import MlpSpec
@@ -85,10 +85,10 @@ def hidden(spec, batch):
 # Who sees whom.
 
 
-def moved(spec, batch, name, place=PLACE):
+def moved(spec, batch, name, position=PLACE):
     """Whether each hidden state of row 1 changes with its token at a place, and none of row 0."""
     changed = np.array(batch[name])
-    changed[1, place] = 2  # which is drawn nowhere
+    changed[1, position] = 2  # which is drawn nowhere
     difference = np.abs(hidden(spec, batch | {name: changed}) - hidden(spec, batch)).max(axis=-1)
     assert np.all(difference[0] < 1e-6)
     return (difference[1] > 1e-5).tolist()
@@ -97,16 +97,16 @@ def moved(spec, batch, name, place=PLACE):
 @every_model
 @pytest.mark.light("capped_in_windows", "factorised_and_shared")
 def test_tokens_see_whom_they_may(spec):
-    behind, all_of_them = [place >= PLACE for place in range(LENGTH)], [True] * LENGTH
+    after, all_of_them = [position >= PLACE for position in range(LENGTH)], [True] * LENGTH
     batch = make_batch(spec)
     if spec.encoder is not None:
         assert moved(spec, batch, "encoder_input_tokens") == all_of_them
     if spec.decoder is not None:
-        assert moved(spec, batch, "decoder_input_tokens") == behind
+        assert moved(spec, batch, "decoder_input_tokens") == after
     if spec.topology == "decoder":
         longer, shorter = (make_batch(spec, prefix=size) for size in (PLACE + 1, PLACE))
         assert moved(spec, longer, "decoder_input_tokens") == all_of_them
-        assert moved(spec, shorter, "decoder_input_tokens") == behind
+        assert moved(spec, shorter, "decoder_input_tokens") == after
 
 
 @pytest.mark.parametrize("side", ["decoder", "encoder"])
@@ -114,17 +114,17 @@ def test_layers_of_windows_alone_see_as_far_as_their_windows_together(side):
     if side == "decoder":
         spec, reach = CAPPED_IN_WINDOWS, range(2 * 3 + 1)
     else:
-        spec, reach = WINDOWS_BEHIND_A_FIRST_LAYER, range(-2 * 2, 2 * 2 + 1)
+        spec, reach = WINDOWS_AFTER_A_FIRST_LAYER, range(-2 * 2, 2 * 2 + 1)
     stack = getattr(spec, side)
     spec = spec.replace(
         **{side: stack.replace(num_layers=2, blocks=stack.blocks[:1], first_blocks=())}
     )
-    place = 4
-    actual = moved(spec, make_batch(spec), f"{side}_input_tokens", place)
-    assert actual == [other - place in reach for other in range(LENGTH)]
+    position = 4
+    actual = moved(spec, make_batch(spec), f"{side}_input_tokens", position)
+    assert actual == [second - position in reach for second in range(LENGTH)]
     if side == "decoder":  # a prefix opens what is ahead, within the window
         actual = moved(spec, make_batch(spec, prefix=LENGTH), f"{side}_input_tokens", 8)
-        assert actual == [abs(other - 8) <= 6 for other in range(LENGTH)]
+        assert actual == [abs(second - 8) <= 6 for second in range(LENGTH)]
 
 
 @every_model
@@ -184,8 +184,8 @@ def test_cached_decoding_is_the_full_forward_pass(name, prefix):
     for _ in range(2):
         ahead = at[:, None] + np.arange(2)[None]
         actual, cache = extend(model, params, np.take_along_axis(tokens, ahead, 1), cache)
-        wanted = np.take_along_axis(np.asarray(expected), ahead[..., None], 1)
-        np.testing.assert_allclose(actual, wanted, atol=5e-5)
+        reference = np.take_along_axis(np.asarray(expected), ahead[..., None], 1)
+        np.testing.assert_allclose(actual, reference, atol=5e-5)
         at = at + 2
     assert cache.lengths.tolist() == at.tolist()
 
@@ -204,7 +204,7 @@ def step(spec, compute):
 
     def loss(params, batch):
         actual, aux = outcome(spec, params, batch, compute)
-        total = sum(jnp.mean(jnp.sin(each)) for each in actual.values())
+        total = sum(jnp.mean(jnp.sin(item)) for item in actual.values())
         return total + 10 * sum(aux.values(), jnp.float32(0)), (actual, aux)
 
     return jax.value_and_grad(loss, has_aux=True)
@@ -314,7 +314,7 @@ def test_auxiliary_losses_are_the_mean_over_layers_with_experts(spec):
     "name", ["capped_in_windows", "factorised_and_shared", "unequal_widths_and_experts"]
 )
 def test_flops_are_those_of_an_unrolled_program(name):
-    # Wide enough that what is no matrix product does not weigh much.
+    # Wide enough that matrix products dominate.
     wide = {"embed": 96, "vocab": 256, "*.blocks.*.attention.head_dim": 32}
     spec = override(VARIED[name].replace(heads=VARIED[name].heads[:1]), wide)
     if spec.encoder is not None and spec.encoder.embed is not None:

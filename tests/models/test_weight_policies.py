@@ -38,7 +38,7 @@ def is_adapter(path):
 
 
 def drawn(params, seed=0):
-    """Adapters at random: those that start at zero hide mistakes."""
+    """Adapters at random: zero initial values would hide mistakes."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

@@ -95,7 +95,7 @@ SIDE_BY_SIDE_AND_SHARED = ModelSpec(
 # One layer before the pattern, two turns of it, and one that remains.
 _BARE_NORM = LayerNormSpec(use_bias=False)
 _PLAIN = AttentionSpec(4, 8, rotary=RotarySpec(scaling=LinearScalingSpec(2.0)))
-WINDOWS_BEHIND_A_FIRST_LAYER = ModelSpec(
+WINDOWS_AFTER_A_FIRST_LAYER = ModelSpec(
     family="modernbert",
     vocab=VOCAB,
     embed=EMBED,
@@ -190,7 +190,7 @@ SHARED_ON_BOTH_SIDES = ModelSpec(
 VARIED = {
     "capped_in_windows": CAPPED_IN_WINDOWS,
     "side_by_side_and_shared": SIDE_BY_SIDE_AND_SHARED,
-    "windows_behind_a_first_layer": WINDOWS_BEHIND_A_FIRST_LAYER,
+    "windows_after_a_first_layer": WINDOWS_AFTER_A_FIRST_LAYER,
     "factorised_and_shared": FACTORISED_AND_SHARED,
     "unequal_widths_and_experts": UNEQUAL_WIDTHS_AND_EXPERTS,
     "shared_on_both_sides": SHARED_ON_BOTH_SIDES,

@@ -15,10 +15,11 @@ from t5lite.models.adapt.parameters import (
     completed,
     flat,
     nested,
+    repattern,
     require,
     shapes_of,
+    with_blocks,
 )
-from t5lite.models.adapt.patterns import repattern, with_blocks
 from t5lite.models.block import TransformerBlockSpec
 from t5lite.models.model import Params
 from t5lite.models.spec import ModelSpec, StackSpec
