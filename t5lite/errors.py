@@ -1,4 +1,4 @@
-"""What a user can fix, what ended a run, and messages with the nearest names."""
+"""Errors: bad input, failed runs, and messages with the nearest names."""
 
 import contextlib
 import difflib
@@ -14,8 +14,8 @@ class InputError(ValueError):
 
     Args:
       message: for the user.
-      field: the parameter to blame, `name` of what was called or `Class.name` of another; from it
-        the command line finds the line of the gin file. None where none is to blame.
+      field: the parameter to blame: `name` of the called function, or `Class.name` of another; the
+        command line locates it in the gin files. None for none.
     """
 
     def __init__(self, message: str, *, field: str | None = None):
@@ -28,7 +28,7 @@ class InputError(ValueError):
         return (self.field or "").rpartition(".")[2]
 
     def called(self, name: str) -> "InputError":
-        """Returns the error with its field, if the message begins with it, called `name`."""
+        """Returns the error with `name` in place of its field, if the message begins with it."""
         for spelling in filter(None, (self.field, self.parameter)):
             rest = str(self).removeprefix(spelling)
             if rest != str(self) and not rest[:1].isidentifier():
@@ -98,12 +98,12 @@ def _in_interval(value: Any, kind: str, interval: str) -> tuple[bool, str]:
 
 
 class RunError(RuntimeError):
-    """A failure whose message says what to do next. The command line exits with 1."""
+    """A failure whose message says the next step. The command line exits with 1."""
 
 
 @contextlib.contextmanager
 def options_as_flags(flags: Collection[str]) -> Iterator[None]:
-    """Spells options as the flags of a command line, such as `--truncate`, in errors inside."""
+    """Spells options as flags of a command line, such as `--truncate`, in errors inside."""
     global _flags
     before, _flags = _flags, flags
     try:
@@ -116,7 +116,7 @@ def options_as_flags(flags: Collection[str]) -> Iterator[None]:
 
 
 def option(name: str, value: object = None) -> str:
-    """Returns an option as its user types it: `truncate=True` in Python, or a flag.
+    """Returns an option as the user types it: `truncate=True` in Python, or a flag.
 
     Args:
       name: of the option.
@@ -128,27 +128,27 @@ def option(name: str, value: object = None) -> str:
     return flag if value is None or value is True else f"{flag}={value}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean …?` with the nearest known name, or nothing if none is near."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns `; did you mean …?` with the nearest name, or nothing if none is near."""
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def unknown(
-    kind: str, name: object, known: Iterable[str], *, field: str | None = None
+    kind: str, name: object, names: Iterable[str], *, field: str | None = None
 ) -> InputError:
     """Returns the error for a name that does not exist, with the nearest ones that do.
 
     Args:
-      kind: what the name should have been, e.g. `"preset"`.
-      name: what was given.
-      known: every valid name.
+      kind: of the name, e.g. `"preset"`.
+      name: the unknown one.
+      names: all valid ones.
       field: the parameter to blame, see `InputError`.
     """
-    known = sorted(set(known))
-    nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    names = sorted(set(names))
+    nearest = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if nearest:
         likely = " or ".join(nearest)
         return InputError(f"unknown {kind} {str(name)!r}; did you mean {likely}?", field=field)
-    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return InputError(f"unknown {kind} {str(name)!r}; known: {listed or 'none'}", field=field)

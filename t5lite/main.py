@@ -1,6 +1,6 @@
 """The command line: `t5lite VERB`, a table from verbs to the modules of `t5lite.commands`.
 
-Exit codes: 0 done, 1 a failure, 2 bad input, 130 interrupted; a command may choose its own.
+Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted; a command may return its own.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _ERROR_LINES = 5
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its complaints in the form every other error has."""
+    """argparse, raising InputErrors."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}\n  flags: {self.prog} --help")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line.
 
     Args:
-      arguments: what follows `t5lite`; None takes them from the shell.
+      arguments: those after `t5lite`; None: of the shell.
 
     Returns: the exit code.
     """
@@ -62,16 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _dispatch(arguments) or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever reads, `head` for one, has seen enough
-        with contextlib.suppress(OSError):  # nothing is left to be said when Python ends
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        with contextlib.suppress(OSError):  # so that Python's exit prints no error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        return _say(error, debug="--debug" in arguments)
+        return _report(error, debug="--debug" in arguments)
 
 
-def _say(error: BaseException, *, debug: bool) -> int:
-    """Prints what went wrong and returns the exit code."""
+def _report(error: BaseException, *, debug: bool) -> int:
+    """Prints an error and returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         print("t5lite: interrupted", file=sys.stderr)
         return 130
@@ -96,7 +96,7 @@ def _dispatch(arguments: list[str]) -> int | None:
     if verb not in COMMANDS:
         raise unknown("verb", verb, COMMANDS)
 
-    # A configuration may import modules of the user's own, from where the command was called.
+    # A configuration may import the user's modules, from the current folder.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     parser = _parser(verb)
@@ -109,7 +109,7 @@ def _dispatch(arguments: list[str]) -> int | None:
     if extra:
         raise unknown("argument", extra[0].partition("=")[0], flags)
 
-    _keep_compilations()
+    _cache_compilations()
     from t5lite import configuration
 
     search_paths = [path for paths in options.gin_search_paths for path in paths.split(",")]
@@ -121,7 +121,7 @@ def _dispatch(arguments: list[str]) -> int | None:
             raise InputError(
                 f"{verb} reads no gin configuration; leave --gin_file and --gin.NAME out"
             )
-        # With a configuration, a name is that of a parameter there.
+        # With a configuration, fields are parameters bound there.
         spelled = options_as_flags(() if configured.source.statements else flags)
         with _processes(options, preemptible=verb == "train"), spelled:
             return command.run(options, configured)
@@ -129,30 +129,29 @@ def _dispatch(arguments: list[str]) -> int | None:
 
 @contextlib.contextmanager
 def _processes(options: argparse.Namespace, *, preemptible: bool) -> Iterator[None]:
-    """Joins the processes that are one program with this one, if it is not alone."""
+    """Joins this process with the others of its program, if any."""
     if not hasattr(options, "coordinator_address"):
         yield
         return
     from t5lite.parallel import group, joined
 
-    which = group(options.coordinator_address, options.num_processes, options.process_id)
+    members = group(options.coordinator_address, options.num_processes, options.process_id)
     try:
-        with joined(which, timeout=options.coordinator_timeout, preemptible=preemptible):
+        with joined(members, timeout=options.coordinator_timeout, preemptible=preemptible):
             yield
     except (Exception, KeyboardInterrupt) as error:
-        if which is None:
+        if members is None:
             raise
-        # At its end, Python would wait for the others in vain.
-        code = _say(error, debug=options.debug)
+        # Python's exit would wait for the other processes in vain.
+        code = _report(error, debug=options.debug)
         sys.stderr.flush()
         os._exit(code)
 
 
-def _keep_compilations() -> None:
-    """Lets JAX, which is not imported yet, find what an earlier command has compiled.
+def _cache_compilations() -> None:
+    """Configures JAX's compilation cache, before JAX is imported; a folder per kind of processor.
 
-    A folder for each kind of processor, whose instructions the compiled code is made of.
-    JAX_COMPILATION_CACHE_DIR is another place, JAX_ENABLE_COMPILATION_CACHE=false none.
+    JAX_COMPILATION_CACHE_DIR moves it, JAX_ENABLE_COMPILATION_CACHE=false disables it.
     """
     from t5lite.data.paths import cache_folder
 
@@ -161,16 +160,16 @@ def _keep_compilations() -> None:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kind += next(line for line in lines if line.startswith(("flags", "Features")))
     folder = cache_folder() / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:8]
-    with contextlib.suppress(OSError):  # a disk that cannot be written to keeps nothing
+    with contextlib.suppress(OSError):  # no cache on a read-only disk
         folder.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    # Most that decoding compiles takes less than JAX's own limit of a second.
+    # Most functions of decoding compile in less than JAX's default limit of a second.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps to messages: libraries log no failure that is said anyway, warnings show no source."""
+    """Silences logs of failures that are reported anyway; warnings print one line."""
     loggers = [logging.getLogger(library) for library in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
     showwarning = warnings.showwarning
@@ -191,23 +190,23 @@ def _note(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Takes the `--gin.NAME=value` flags out of a command line.
+    """Separates the `--gin.NAME=value` flags of a command line.
 
     Args:
-      arguments: what follows the verb.
+      arguments: those after the verb.
 
-    Returns: the other arguments, and the bindings as `NAME=value`.
+    Returns: the remaining arguments, and the bindings as `NAME=value`.
     Raises: InputError if a binding has no value.
     """
-    others, bindings = [], []
+    rest, bindings = [], []
     for argument in arguments:
         if not argument.startswith("--gin."):
-            others.append(argument)
+            rest.append(argument)
         elif "=" in argument:
             bindings.append(argument.removeprefix("--gin."))
         else:
             raise InputError(f"{argument} has no value; write {argument}=VALUE, in one word")
-    return others, bindings
+    return rest, bindings
 
 
 def _parser(verb: str) -> _Parser:
@@ -217,22 +216,22 @@ def _parser(verb: str) -> _Parser:
         action="append",
         default=[],
         metavar="FILE",
-        help="a gin file, found from here, in --gin_search_paths or inside t5lite; repeatable, "
-        "later files win",
+        help="a gin file: in this folder, --gin_search_paths or t5lite itself; repeatable, later "
+        "files override earlier ones",
     )
     parser.add_argument(
         "--gin_search_paths",
         action="append",
         default=[],
         metavar="FOLDERS",
-        help="folders, comma-separated, where gin files and their includes are looked up",
+        help="comma-separated folders, searched for gin files and their includes",
     )
-    # Listed for the reader alone: split_bindings has taken these out.
+    # For --help alone: split_bindings has removed these flags.
     parser.add_argument(
         "--gin.NAME",
         dest="_",
         metavar="VALUE",
-        help="a macro or a parameter set over the files: --gin.TRAIN_STEPS=100, "
+        help="override a macro or a parameter of the files: --gin.TRAIN_STEPS=100, "
         "--gin.train.seed=1, --gin.MODEL_DIR=\"'/tmp/run'\" (strings keep their quotes)",
     )
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
@@ -250,30 +249,27 @@ def _help() -> str:
 
 
 def _failure(error: BaseException) -> str:
-    """Returns what went wrong without the user's doing, and where its traceback is.
-
-    Of an error that is not one of ours a line is enough: the rest is for those who read the code.
-    """
+    """Returns the message of an unexpected error, and the path of its traceback."""
     text = str(error).strip() or "no message"
     message = text if isinstance(error, RunError) else text.splitlines()[0]
-    path = _kept("".join(traceback.format_exception(error)))
+    path = _written("".join(traceback.format_exception(error)))
     hint = f"traceback: {path} (or add --debug)" if path else "add --debug to see the traceback"
     message = _shortened(f"t5lite: failed: {type(error).__name__}: {message}", _ERROR_LINES - 1)
     return f"{message}\n  {hint}"
 
 
 def _shortened(message: str, num_lines: int) -> str:
-    """Returns a message in few lines: its first ones, where all are, and its last, the advice."""
+    """Returns a message in few lines: the first ones, the path of all, and the last, the advice."""
     lines = message.splitlines()
     if len(lines) <= num_lines:
         return message
-    path = _kept(message + "\n")
+    path = _written(message + "\n")
     rest = f"all {len(lines)} lines: {path}" if path else "add --debug to see the rest"
     return "\n".join([*lines[: num_lines - 2], f"  {rest}", lines[-1]])
 
 
-def _kept(text: str) -> str | None:
-    """Writes what is too long for a terminal to a file of its own, and returns its path."""
+def _written(text: str) -> str | None:
+    """Writes a text to a temporary file, and returns its path; None if that fails."""
     with contextlib.suppress(OSError):
         handle, path = tempfile.mkstemp(prefix="t5lite-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8") as file:

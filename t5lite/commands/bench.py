@@ -1,4 +1,4 @@
-"""`t5lite bench`: a benchmark of a run's steps on the local devices; nothing is kept."""
+"""`t5lite bench`: a benchmark of a run's training steps on the local devices."""
 
 import argparse
 import json
@@ -6,39 +6,38 @@ from typing import TYPE_CHECKING
 
 from t5lite.commands.flags import add_processes
 from t5lite.data.paths import require_writable, write_whole
-from t5lite.errors import InputError
+from t5lite.errors import check_value
 
 if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares how many steps, and where the numbers go."""
+    """Declares the steps and the output."""
     parser.epilog = (
-        "example: t5lite bench --gin_file=configs/quickstart.gin --steps=20. Steps are of the "
-        "run's own data and train a model that is thrown away; MODEL_DIR is not touched"
+        "example: t5lite bench --gin_file=configs/quickstart.gin --steps=20. Steps read the run's "
+        "data and train a temporary model; MODEL_DIR is not touched"
     )
     parser.add_argument(
         "--steps",
         type=int,
         default=10,
         metavar="N",
-        help="steps timed one by one, and as many again in a row (10)",
+        help="steps timed one by one, and again without pauses (10)",
     )
     parser.add_argument(
-        "--warmup", type=int, default=3, metavar="N", help="untimed steps before those (3)"
+        "--warmup", type=int, default=3, metavar="N", help="untimed steps before them (3)"
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="also write the numbers as JSON; - prints them alone"
+        "--json", metavar="FILE", help="also write the numbers as JSON; with -, print only JSON"
     )
     add_processes(parser)
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Prints what a step takes, of time and of memory."""
-    for name, least in (("steps", 1), ("warmup", 0)):
-        if getattr(arguments, name) < least:
-            raise InputError(f"--{name}={getattr(arguments, name)}: must be at least {least}")
+    """Prints the time and memory of a step."""
+    check_value("--steps", arguments.steps, "integer in [1, inf)")
+    check_value("--warmup", arguments.warmup, "integer in [0, inf)")
 
     import jax
 
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     if arguments.json not in (None, "-") and jax.process_index() == 0:
         require_writable(arguments.json)
     experiment = experiment_of(configuration)
-    with configuration.placing(train):
+    with configuration.locating(train):
         numbers = benchmark(experiment, steps=arguments.steps, warmup=arguments.warmup)
     if jax.process_index() != 0:
         return

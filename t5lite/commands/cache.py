@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares where to, and how much of what."""
+    """Declares the output, its format and its epochs."""
     parser.add_argument(
-        "--output", required=True, metavar="DIR", help="a folder that is new or empty"
+        "--output", required=True, metavar="DIR", help="output folder, new or empty"
     )
     parser.add_argument(
         "--epochs",
@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("packed", "shards", "seqio"),
         default="packed",
-        help="packed: rows ready to train on, for PackedData; shards: token ids in ArrayRecord "
-        "files, for ShardedData, with any objective; seqio: SeqIO's own cache of the task's "
-        "tokens, which any program that uses SeqIO reads (packed)",
+        help="packed: packed rows, for PackedData; shards: token ids in ArrayRecord files, for "
+        "ShardedData, with any objective; seqio: SeqIO's offline cache of the task's tokens, for "
+        "any program that uses SeqIO (packed)",
     )
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Writes the cache of what the configuration binds to `train`, and says how to use it."""
+    """Caches the data bound to `train`, and prints how to use the cache."""
     from t5lite.commands.configured import experiment_of
     from t5lite.data.packed.writer import write_packed
     from t5lite.data.sharded.tokens import write_tokens
@@ -79,17 +79,17 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             progress=_count(bar),
         )
     for split, passes in description["passes"].items():
-        for each in passes:
-            tokens = ", ".join(f"{count:,} {name}" for name, count in each["tokens"].items())
-            print(f"{split}: {each['rows']:,} rows of {each['examples']:,} examples; {tokens}")
+        for epoch in passes:
+            tokens = ", ".join(f"{count:,} {name}" for name, count in epoch["tokens"].items())
+            print(f"{split}: {epoch['rows']:,} rows of {epoch['examples']:,} examples; {tokens}")
     print(f"train on it:  t5lite train {files} --gin_file={arguments.output}/use.gin")
 
 
 def cache_tasks(data: Any, folder: str, *, seed: int = 0) -> None:
-    """Writes SeqIO's offline cache of the task, or of each task of the mixture, that data reads.
+    """Writes SeqIO's offline cache of the data's task, or of each task of its mixture.
 
     Raises:
-      InputError: if it reads none, or one that cannot be cached.
+      InputError: data without a task, or a task that cannot be cached.
     """
     from t5lite.data.tasks.cache import write_seqio_cache
     from t5lite.reporting.bars import Bar

@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from t5lite.configuration import Configuration
 
 
-def experiment_of(configuration: "Configuration", **others: Any) -> Experiment:
+def experiment_of(configuration: "Configuration", **defaults: Any) -> Experiment:
     """Returns the run that a configuration describes.
 
     Args:
       configuration: binds arguments of `train`.
-      **others: values for what the configuration may leave out.
+      **defaults: values of unbound arguments.
 
     Raises:
-      InputError: if a value is missing that has no default.
+      InputError: an unbound argument without a default.
     """
-    bound = {**others, **configuration.bindings_of(train)}
+    bound = {**defaults, **configuration.bindings_of(train)}
     missing = [
         repr(field.name)
         for field in dataclasses.fields(Experiment)

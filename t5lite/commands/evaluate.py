@@ -1,4 +1,4 @@
-"""`t5lite evaluate`: a configuration's callbacks, once, on one of its checkpoints."""
+"""`t5lite evaluate`: a configuration's evaluators on one of its checkpoints."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares which checkpoint."""
+    """Declares the checkpoint and the sample."""
     parser.add_argument(
         "--checkpoint",
         default="latest",
@@ -32,5 +32,5 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     from t5lite.experiment.evaluation import evaluate
 
     experiment = experiment_of(configuration, optimizer=None)
-    with configuration.placing(train):
+    with configuration.locating(train):
         evaluate(experiment, checkpoint=arguments.checkpoint, sample=arguments.sample)

@@ -1,6 +1,6 @@
-"""`t5lite inspect`: what a run would do, from shapes and a look at its data; nothing is written.
+"""`t5lite inspect`: a run's data, model, memory and cost, before training.
 
-With `--attention`, attention maps and token losses of a trained model, as a page.
+With `--attention`, attention maps and token losses of a trained model, as an HTML page.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5lite.commands.flags import add_shared
 from t5lite.data.paths import write_whole
 from t5lite.errors import InputError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares how much of a run's data to show, or what to look at inside a model."""
+    """Declares the examples shown, or the model and text of an attention page."""
     parser.epilog = (
         'inside a trained model: t5lite inspect --model_dir=DIR --attention "The cat sat."'
     )
@@ -25,21 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention",
         metavar="TEXT",
-        help="instead, draw a trained model's attention maps of this text, the loss of each token "
-        "and its attribution to the inputs",
+        help="in place of a run: draw a trained model's attention maps of TEXT, the loss of each "
+        "token and its attribution to the inputs",
     )
-    parser.add_argument("--model_dir", metavar="DIR", help="checkpoint of the model, in any layout")
+    add_shared(parser, "--model_dir")
     parser.add_argument(
         "--targets", metavar="TEXT", help="targets of an encoder-decoder (its own response)"
     )
-    parser.add_argument(
-        "--output", metavar="FILE", help="where to write the page (attention-NAME.html)"
-    )
+    parser.add_argument("--output", metavar="FILE", help="the page (attention-NAME.html)")
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Prints the report of the run that the configuration binds to `train`, or draws a page."""
-    # A GPU may be busy with a run, which a look must not disturb.
+    # A GPU may be busy with a run.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if arguments.attention is not None:
         draw_attention(arguments, configuration)
@@ -53,16 +52,16 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     from t5lite.experiment.inspection import report
 
     experiment = experiment_of(configuration)
-    with configuration.placing(train):
+    with configuration.locating(train):
         print(report(experiment, examples=arguments.examples, split=arguments.split))
 
 
 def draw_attention(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Looks into the model of `--model_dir`, draws the page, and prints where it is."""
-    if configuration.source.bindings or configuration.source.macros:
+    """Draws the attention page of `--model_dir`, and prints its path."""
+    if configuration.source.statements:
         raise InputError("--attention reads no gin configuration; the model is --model_dir=DIR")
     if arguments.model_dir is None:
-        raise InputError("--attention needs a model to look into: --model_dir=DIR")
+        raise InputError("--attention needs a model: --model_dir=DIR")
 
     from etils import epath
 

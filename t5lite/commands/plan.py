@@ -1,7 +1,7 @@
 """`t5lite plan`: a run's step, compiled ahead of time for a TPU slice.
 
-Every compilation is a process of its own: a compiler that aborts takes that process with it and
-nothing else, and a search can give one up.
+Each compilation runs in its own process, which a search can cancel and an abort of the compiler
+does not outlive.
 """
 
 import argparse
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares which slices, what to search, and what an hour costs."""
+    """Declares the slices, the search and the prices."""
     parser.epilog = (
-        "example: t5lite plan --gin_file=configs/t5_1_1_base_c4.gin --topology=v5e:4x4. Nothing "
-        "but libtpu is needed, no TPU and no data; a compilation takes one to five minutes"
+        "example: t5lite plan --gin_file=configs/t5_1_1_base_c4.gin --topology=v5e:4x4. Needs "
+        "libtpu, but neither a TPU nor data; a compilation takes one to five minutes"
     )
     parser.add_argument(
         "--topology", required=True, metavar="KIND:SHAPE", help="a slice in chips, such as v5e:4x4"
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         default="plan.json",
         metavar="FILE",
-        help="where to write the plan as JSON (plan.json)",
+        help="the plan, as JSON (plan.json)",
     )
     parser.add_argument(
         "--search",
@@ -63,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
-    """Prints a plan, or of a search what fits, best first; or is the process that compiles.
+    """Prints a plan, or a search's ranking; or, as a worker, compiles.
 
-    Returns: 0 if something fits, otherwise 1.
+    Returns: 0 if a plan fits, otherwise 1.
     """
     import importlib.metadata
 
@@ -90,8 +90,8 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     experiment = experiment_of(configuration)
     if changes:
         experiment = varied(experiment, changes)
-    with configuration.placing(train):
-        experiment.bound  # noqa: B018  the spec is found, and fits the objective
+    with configuration.locating(train):
+        experiment.bound  # noqa: B018  checks spec and objective
     if changes is not None:
         compile_for(experiment, on, tell=tell)
         return 0

@@ -1,4 +1,4 @@
-"""`t5lite report`: a run, or several over each other, as one HTML page."""
+"""`t5lite report`: one or more runs as one HTML page."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,20 +15,19 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares which runs, and where the page goes."""
+    """Declares the runs and the output."""
     parser.epilog = "example: t5lite report runs/small runs/large --output=compared.html"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder (its MODEL_DIR)")
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="where to write the page (RUN/report.html; for several runs, report.html)",
+        help="the page (RUN/report.html; for several runs, report.html)",
     )
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Draws the page and prints where it is."""
-    if configuration.source.bindings or configuration.source.macros:
-        raise InputError("report reads no gin configuration; name the runs' folders")
+    """Draws the page and prints its path."""
+    del configuration
 
     from t5lite.reporting.report import read_record, render
 
@@ -42,10 +41,10 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 
 
 def target(runs: Sequence[str], output: str | None) -> "epath.Path":
-    """Returns where the page goes: by default into the run's folder, of several into this one.
+    """Returns the page's path: by default in the run's folder; for several runs, in this one.
 
     Raises:
-      InputError: if it is a folder, or a file that is no report.
+      InputError: a folder, or an existing file that is not a report.
     """
     from etils import epath
 
@@ -58,28 +57,28 @@ def target(runs: Sequence[str], output: str | None) -> "epath.Path":
         raise InputError(f"--output={output}: must be a file, e.g. {path / 'report.html'}")
     if path.exists() and not is_report(path):
         raise InputError(
-            f"--output={output}: is there, and no report of t5lite; choose another, or delete it"
+            f"--output={output}: exists and is not a report of t5lite; choose another, or delete it"
         )
     return path
 
 
 def names_of(runs: Sequence[str]) -> list[str]:
-    """Returns the ends of the folders' paths, as short as they can be to differ.
+    """Returns the shortest ends of the folders' paths that differ.
 
     Raises:
-      InputError: if a folder is given twice.
+      InputError: a folder listed twice.
     """
     parts = [
         (run.rstrip("/").split("/") if "://" in run else Path(run).expanduser().resolve().parts)
         for run in runs
     ]
-    for index, each in enumerate(parts):
-        if each in parts[:index]:
-            raise InputError(f"{runs[index]} is given twice; name each run once")
+    for index, path in enumerate(parts):
+        if path in parts[:index]:
+            raise InputError(f"RUN = {runs[index]}: named twice; name each run once")
     names = []
-    for each in parts:
+    for path in parts:
         length = 1
-        while sum(other[-length:] == each[-length:] for other in parts) > 1:
+        while sum(other[-length:] == path[-length:] for other in parts) > 1:
             length += 1
-        names.append("/".join(each[-length:]))
+        names.append("/".join(path[-length:]))
     return names

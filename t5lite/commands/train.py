@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares only the processes: all of training is gin bindings."""
+    """Declares the processes; everything else is a gin binding."""
     add_processes(parser)
 
 

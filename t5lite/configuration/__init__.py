@@ -1,7 +1,7 @@
 """Gin: files and command-line bindings in; built arguments, calls and short errors out.
 
-gin keeps neither the line of a binding nor a list of the macros, so files are read twice: `Source`
-notes what stands where, then gin binds it. That is what lets an error say where it came from.
+gin records neither the line of a binding nor the macros, so files are read twice: `Source` records
+the statements with their locations, for errors, then gin binds them.
 """
 
 import sys

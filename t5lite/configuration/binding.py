@@ -1,4 +1,4 @@
-"""Binding and calling with gin, with short errors at the place of the mistake."""
+"""Binding and calling with gin; errors are short and name the location of the mistake."""
 
 import contextlib
 import difflib
@@ -26,42 +26,41 @@ _DYNAMIC = "from __gin__ import dynamic_registration"
 
 @dataclass(frozen=True)
 class Configuration:
-    """A parsed configuration. Its values live in gin, which holds one configuration at a time.
+    """A parsed configuration; its values live in gin, which holds one configuration at a time.
 
     Attributes:
-      source: what the files and flags say, and where.
+      source: its statements, with their locations.
     """
 
     source: Source
 
     def call(self, function: Callable, **arguments: Any) -> Any:
-        """Calls `function` with what is bound to it; `arguments` given here win.
+        """Calls `function` with its bindings; `arguments` override them.
 
-        Raises: InputError, at the place of a binding that is missing or refused.
+        Raises: InputError, at the location of a missing or refused binding.
         """
         with self._explained(function):
             return gin.get_configurable(function)(**arguments)
 
     def bindings_of(self, function: Callable) -> dict[str, Any]:
-        """Builds what is bound to `function`, without calling it.
+        """Returns the bound values of `function` by parameter, without calling it.
 
-        Returns: values by parameter; parameters that nothing binds are left out.
-        Raises: InputError, at the place of a binding that is refused.
+        Raises: InputError, at the location of a refused binding.
         """
         with self._explained(function):
             return gin.get_bindings(function)
 
     def operative_config(self) -> str:
-        """Returns every value used by the calls so far, defaults included, as gin text."""
+        """Returns all values used by calls so far, defaults included, as gin text."""
         return gin.operative_config_str()
 
     @contextlib.contextmanager
-    def placing(self, function: Callable) -> Iterator[None]:
-        """Names, in an InputError, the place of the binding of `function` that is to blame."""
+    def locating(self, function: Callable) -> Iterator[None]:
+        """Prefixes an InputError with the location of the binding to blame."""
         try:
             yield
         except InputError as error:
-            raise at(self.source.place_of(function.__name__, error.field), error) from error
+            raise at(self.source.location_of(function.__name__, error.field), error) from error
 
     @contextlib.contextmanager
     def _explained(self, function: Callable) -> Iterator[None]:
@@ -75,13 +74,13 @@ class Configuration:
         try:
             yield
         except Exception as error:
-            found = self._call_error(error, name)
-            if found is error:
+            diagnosed = self._call_error(error, name)
+            if diagnosed is error:
                 raise
-            raise found from error
+            raise diagnosed from error
 
     def _call_error(self, error: Exception, name: str) -> Exception:
-        """Returns an InputError if the configuration is to blame, `error` itself if `name` is."""
+        """Returns an InputError for a mistake in the configuration, otherwise `error` itself."""
         cause, call = without_gin(error), last_call(error)
         called = call.name if call else name
         missing = call.missing() if call and isinstance(cause, TypeError) else []
@@ -97,22 +96,21 @@ class Configuration:
             blamed = InputError(str(cause))
         else:
             return cause
-        return at(self.source.place_of(called, blamed.field), blamed)
+        return at(self.source.location_of(called, blamed.field), blamed)
 
 
 def parse(
     files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
 ) -> Configuration:
-    """Reads gin files, then bindings over them; forgets any configuration before.
+    """Parses gin files, then bindings that override them; replaces any earlier configuration.
 
     Args:
-      files: gin files, as `find` takes them; later ones win.
+      files: gin files, see `find`; later ones override earlier ones.
       bindings: `NAME=value` for macros that the files define or use, `t5lite.train.steps=5` for
-        parameters; names of t5lite may leave `t5lite.` out.
-      search_paths: folders where files and their includes are looked up.
+        parameters; the prefix `t5lite.` is optional.
+      search_paths: folders where files and their includes are searched.
 
-    Returns: the configuration.
-    Raises: InputError, at the place of the mistake.
+    Raises: InputError, at the location of the mistake.
     """
     gin.clear_config()
     source = Source(search_paths)
@@ -120,27 +118,27 @@ def parse(
         source.read_file(name)
     with _reading(search_paths):
         for name in files:
-            with _placed(source):
+            with _located(source):
                 gin.parse_config_file(name)
     _bind_flags(source, bindings)
-    for name, place in source.used_macros.items():
+    for name, location in source.used_macros.items():
         if name not in source.macros and not _is_constant(name):
-            raise _undefined(source, name, place)
+            raise _undefined(source, name, location)
     if error := unset(source):
         raise error
-    with _placed(source):
+    with _located(source):
         gin.finalize()
     return Configuration(source)
 
 
 def _bind_flags(source: Source, bindings: Sequence[str]) -> None:
     full_names = {binding: _full_name(binding, source) for binding in bindings}
-    of_files = set(source.macros)
+    macros = set(source.macros)
     for binding, full_name in full_names.items():
-        source.read_flag(full_name, place=f"--gin.{binding}")
-    known = of_files | source.used_macros.keys()
+        source.read_flag(full_name, location=f"--gin.{binding}")
+    macros |= source.used_macros.keys()
     source.imports.setdefault("t5lite", config_parser.ImportStatement("t5lite", False, None, None))
-    # gin keeps imports apart by file, and a flag is nobody's: each starts with all of them.
+    # gin scopes imports to files, and a flag has none: it starts with all of them.
     imports = [
         statement.format()
         for statement in source.imports.values()
@@ -148,15 +146,15 @@ def _bind_flags(source: Source, bindings: Sequence[str]) -> None:
     ]
     for binding, full_name in full_names.items():
         name = binding.partition("=")[0].strip()
-        place = f"--gin.{binding}"
-        if "." not in name and name not in known:  # gin would accept it, and nothing would read it
-            raise at(place, unknown("macro", name, known))
-        with _placed(source, place):
+        location = f"--gin.{binding}"
+        if "." not in name and name not in macros:  # gin would accept and ignore it
+            raise at(location, unknown("macro", name, macros))
+        with _located(source, location):
             gin.parse_config([_DYNAMIC, *imports, full_name])
 
 
 def _full_name(binding: str, source: Source) -> str:
-    """Writes `train.steps=5` as `t5lite.train.steps=5`, unless a file imports a `train`."""
+    """Returns `t5lite.train.steps=5` for `train.steps=5`, unless a file imports a `train`."""
     name, equals, value = binding.partition("=")
     scope, slash, selector = name.strip().rpartition("/")
     first, dot, _ = selector.partition(".")
@@ -165,15 +163,15 @@ def _full_name(binding: str, source: Source) -> str:
     return f"{scope}{slash}{selector}{equals}{value}"
 
 
-def _undefined(source: Source, name: str, place: str) -> InputError:
+def _undefined(source: Source, name: str, location: str) -> InputError:
     """Returns the error for a macro without a value: misspelt where it is used, or defined."""
-    if not source.asked_for(name):
-        return at(place, unknown("macro", name, source.macros))
-    unread = {macro: where for macro, where in source.macros.items() if source.unread(macro)}
+    if not source.used_by_carried(name):
+        return at(location, unknown("macro", name, source.macros))
+    unread = filter(source.unread, source.macros)
     for misspelt in difflib.get_close_matches(name, unread, n=1, cutoff=0.75):
-        return at(unread[misspelt], unknown("macro", misspelt, [name]))
+        return at(source.macros[misspelt], unknown("macro", misspelt, [name]))
     message = f"{name} has no value yet; set {name} = ... in a file, or add --gin.{name}=..."
-    return at(place, InputError(message))
+    return at(location, InputError(message))
 
 
 def _is_constant(name: str) -> bool:
@@ -186,7 +184,7 @@ def _is_constant(name: str) -> bool:
 
 @contextlib.contextmanager
 def _reading(search_paths: Sequence[str]) -> Iterator[None]:
-    """Lets gin open files as `find` finds them; its own lookup logs an error for each miss."""
+    """Lets gin open files by `find`; its own search logs an error for each miss."""
     reader = (
         lambda name: open(str(find(name, search_paths)), encoding="utf-8"),  # noqa: SIM115
         lambda name: find(name, search_paths) is not None,
@@ -199,20 +197,20 @@ def _reading(search_paths: Sequence[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _placed(source: Source, place: str = "") -> Iterator[None]:
-    """Raises what gin refuses, and imports that fail, as an InputError at its place."""
+def _located(source: Source, location: str = "") -> Iterator[None]:
+    """Turns gin's errors and failed imports into InputErrors with a location."""
     try:
         yield
     except SyntaxError as error:
-        place = place or f"{error.filename}:{error.lineno}"
-        raise at(place, InputError(str(error.msg).partition("\n")[0])) from error
+        location = location or f"{error.filename}:{error.lineno}"
+        raise at(location, InputError(str(error.msg).partition("\n")[0])) from error
     except Exception as error:
         if not isinstance(error, InputError | ImportError) and not raised_by_gin(error):
             raise
-        if diagnosed := refused(source, place=place):
+        if diagnosed := refused(source, location=location):
             raise diagnosed from error
         message = str(without_gin(error)).partition("\n")[0]
         if "dynamic_registration" not in source.imports:
             message += f"\n  start the file with: {_DYNAMIC}"
-            place = place or next((each.place for each in source.statements), "")
-        raise at(place, InputError(message)) from error
+            location = location or next((item.location for item in source.statements), "")
+        raise at(location, InputError(message)) from error

@@ -1,7 +1,7 @@
-"""Diagnosis: the statement that gin has refused, or the call that has failed, by structure.
+"""Diagnosis of refused statements and failed calls.
 
-gin's messages are not read: what a statement names is followed through the imports again, and a
-failed call is found in the traceback.
+gin's messages are not parsed: names of statements are resolved again, and the failed call is read
+from the traceback.
 """
 
 import importlib
@@ -17,13 +17,7 @@ from t5lite.public_names import PUBLIC, ROOMS
 
 
 class Call(NamedTuple):
-    """A call that gin has made.
-
-    Args:
-      name: of the configurable.
-      function: what was called.
-      arguments: by keyword.
-    """
+    """A call made by gin: the configurable's name, the function, and its keyword arguments."""
 
     name: str
     function: Callable
@@ -31,28 +25,29 @@ class Call(NamedTuple):
 
     def missing(self) -> list[str]:
         """Returns the parameters without a default that have no argument."""
-        named = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+        kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
         return [
             name
             for name, parameter in inspect.signature(self.function).parameters.items()
-            if parameter.kind in named
+            if parameter.kind in kinds
             and parameter.default is parameter.empty
             and name not in self.arguments
         ]
 
 
 def last_call(error: BaseException) -> Call | None:
-    """Returns the innermost of gin's calls that an error came through; None for none."""
+    """Returns the innermost of gin's calls in an error's traceback; None for none."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         if frame.f_code.co_name == "gin_wrapper":
-            known = frame.f_locals
-            return Call(known["name"].rpartition(".")[2], known["fn"], known["new_kwargs"])
+            variables = frame.f_locals
+            name = variables["name"].rpartition(".")[2]
+            return Call(name, variables["fn"], variables["new_kwargs"])
     return None
 
 
 def without_gin(error: BaseException) -> Any:
-    """Returns an exception without the lines that gin appends: those make it one of a subclass."""
+    """Returns the original exception; gin appends lines to its message, in a subclass."""
     inner = error.__context__
     if error.__suppress_context__ and inner is not None and type(inner) in type(error).__bases__:
         return without_gin(inner)
@@ -60,45 +55,45 @@ def without_gin(error: BaseException) -> Any:
 
 
 def raised_by_gin(error: BaseException) -> bool:
-    """Whether gin has raised an error itself, and none of what it calls."""
+    """Whether gin itself raised an error, rather than a function called by it."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").partition(".")[0] in ("gin", "inspect")
 
 
-def refused(source: Source, *, place: str = "") -> InputError | None:
-    """Returns the error of the first statement that names what there is not; None for none.
+def refused(source: Source, *, location: str = "") -> InputError | None:
+    """Returns the error of the first statement with an unknown name; None for none.
 
     Args:
-      source: what files and flags say; imports up to the refused statement have run.
-      place: of the only statement that may be to blame; "" for any.
+      source: of files and flags; imports up to the refused statement have run.
+      location: of the only possible statement; "" for any.
     """
     for name, statement in source.imports.items():
         if statement.module not in sys.modules and not statement.module.startswith("__gin__"):
-            return _failed_import(statement.module, source.import_places.get(name, place))
+            return _failed_import(statement.module, source.import_locations.get(name, location))
     for item in source.statements:
-        if place in ("", item.place) and (error := _unknown_name(source, item)):
-            return at(item.place, error)
+        if location in ("", item.location) and (error := _unknown_name(source, item)):
+            return at(item.location, error)
     return None
 
 
 def unset(source: Source) -> InputError | None:
     """Returns the error of a macro or parameter that is still `%gin.REQUIRED`; None for none."""
     latest = {
-        (each.scope, source.target(each.selector), each.parameter): each
-        for each in source.statements
+        (item.scope, source.target(item.selector), item.parameter): item
+        for item in source.statements
     }
     for item in latest.values():
         if item.macro == "gin.REQUIRED":
             message = f"{item.name} has no value yet; add --gin.{item.name}=..."
-            return at(item.place, InputError(message))
+            return at(item.location, InputError(message))
     return None
 
 
-def _failed_import(module: str, place: str) -> InputError | None:
+def _failed_import(module: str, location: str) -> InputError | None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        return at(place, InputError(str(error)))
+        return at(location, InputError(str(error)))
     return None
 
 
@@ -107,16 +102,18 @@ def _unknown_name(source: Source, item: Binding) -> InputError | None:
         first = selector.partition(".")[0]
         if "dynamic_registration" not in source.imports:
             return None
-        if first not in source.imports_at(item.place):
+        if first not in source.imports_at(item.location):
             return _not_imported(source, first)
         target, name = source.resolve(selector)
         if name:
-            public = getattr(target, "__all__", [each for each in dir(target) if each[0] != "_"])
+            public = getattr(
+                target, "__all__", [attribute for attribute in dir(target) if attribute[0] != "_"]
+            )
             return unknown(f"{selector.partition(f'.{name}')[0]} name", name, public)
     target, _ = source.resolve(item.selector)
     if item.parameter and callable(target):
         parameters = inspect.signature(target).parameters
-        takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+        takes_any = any(value.kind is value.VAR_KEYWORD for value in parameters.values())
         if item.parameter not in parameters and not takes_any:
             return unknown(f"{item.selector} parameter", item.parameter, parameters)
     return None

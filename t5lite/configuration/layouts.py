@@ -16,7 +16,7 @@ _FOLDER = "partitioning"
 def layout_of(name: str, search_paths: Sequence[str] = ()) -> "Layout":
     """Returns the layout that a gin fragment binds to `t5lite.train.layout`.
 
-    Forgets any configuration before.
+    Replaces any earlier configuration.
 
     Args:
       name: of a fragment in `gin/partitioning`, such as "fsdp"; or the path of a gin file.
@@ -30,8 +30,8 @@ def layout_of(name: str, search_paths: Sequence[str] = ()) -> "Layout":
     path = name if name.endswith(".gin") else f"gin/{_FOLDER}/{name}.gin"
     if find(path, search_paths) is None:
         roots = [root / _FOLDER for root in carried("gin")]
-        known = [file.stem for root in roots for file in root.glob("*.gin")]
-        raise unknown("layout", name, known, field="layout")
+        names = [file.stem for root in roots for file in root.glob("*.gin")]
+        raise unknown("layout", name, names, field="layout")
     bound = parse([path], search_paths=search_paths).bindings_of(train)
     if "layout" not in bound:
         raise InputError(f"--layout={name}: {path} binds no t5lite.train.layout", field="layout")

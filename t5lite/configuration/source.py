@@ -1,4 +1,4 @@
-"""Statements of gin files and flags with their places, read without binding or importing."""
+"""Statements of gin files and flags with their locations, read without binding or importing."""
 
 import contextlib
 import importlib.util
@@ -23,20 +23,20 @@ class Binding(NamedTuple):
 
     Args:
       scope: "" for none.
-      selector: as it is written; of a macro its name.
+      selector: as spelled; of a macro its name.
       parameter: "" for a macro.
-      place: `file:line`, or the command-line flag.
-      references: scope and selector of every `@scope/selector` in the value.
-      macros: the names of every `%macro` in it.
-      macro: the macro that is the whole value, "" for none.
-      carried: whether it stands in a file that t5lite carries.
-      ends: how many bindings there are at the end of its file, and of those that include it.
+      location: `file:line`, or the command-line flag.
+      references: scope and selector of each `@scope/selector` in the value.
+      macros: name of each `%macro` in the value.
+      macro: the macro that is the whole value; "" for none.
+      carried: whether its file is one of t5lite's own.
+      ends: number of bindings at the end of its file, and of the files that include it.
     """
 
     scope: str
     selector: str
     parameter: str
-    place: str
+    location: str
     references: tuple[tuple[str, str], ...] = ()
     macros: tuple[str, ...] = ()
     macro: str = ""
@@ -45,7 +45,7 @@ class Binding(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the user typed left of the equals sign."""
+        """The text left of the equals sign."""
         scope = f"{self.scope}/" if self.scope else ""
         return f"{scope}{self.selector}" + (f".{self.parameter}" if self.parameter else "")
 
@@ -60,7 +60,7 @@ class _Macro(NamedTuple):
 
 
 class _Names(config_parser.ParserDelegate):
-    """Keeps names as names: nothing is imported or looked up while reading."""
+    """Reads names as names, without importing or resolving them."""
 
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
         scope, _, selector = scoped_configurable_name.rpartition("/")
@@ -72,90 +72,92 @@ class _Names(config_parser.ParserDelegate):
 
 @dataclass
 class Source:
-    """What gin files and flags say, and where.
+    """The statements of gin files and flags, with their locations.
 
     Attributes:
-      search_paths: folders where files are looked up after the current one.
-      statements: macros defined and parameters bound, in order.
-      imports: each name that an import makes, with gin's statement.
-      import_places: the place of each import.
+      search_paths: folders searched after the current one.
+      statements: macros and bound parameters, in order.
+      imports: gin's import statements, by the name that they bind.
+      import_locations: their locations.
       includes: the files named by `include`.
     """
 
     search_paths: Sequence[str] = ()
     statements: list[Binding] = field(default_factory=list)
     imports: dict[str, Any] = field(default_factory=dict)
-    import_places: dict[str, str] = field(default_factory=dict)
+    import_locations: dict[str, str] = field(default_factory=dict)
     includes: list[str] = field(default_factory=list)
-    _of_files: dict[str, set[str]] = field(default_factory=dict)
+    _imported: dict[str, set[str]] = field(default_factory=dict)
 
     @property
     def bindings(self) -> list[Binding]:
-        """The parameters bound, in order."""
-        return [each for each in self.statements if each.parameter]
+        """The bound parameters, in order."""
+        return [item for item in self.statements if item.parameter]
 
     @property
     def macros(self) -> dict[str, str]:
-        """Each macro defined, with its last place."""
-        return {each.name: each.place for each in self.statements if not each.parameter}
+        """The defined macros, with their last locations."""
+        return {item.name: item.location for item in self.statements if not item.parameter}
 
     @property
     def used_macros(self) -> dict[str, str]:
-        """Each macro that a value refers to, with its place; a value that is replaced uses none."""
-        latest = {each[:3]: each for each in self.statements}
-        return {name: each.place for each in latest.values() for name in each.macros}
+        """The macros that values refer to, with their locations; replaced values count for none."""
+        latest = {item[:3]: item for item in self.statements}
+        return {name: item.location for item in latest.values() for name in item.macros}
 
     def unread(self, macro: str) -> bool:
-        """Whether a user has defined a macro that no value refers to."""
-        defined = [each for each in self.statements if not each.parameter and each.name == macro]
-        return macro not in self.used_macros and not all(each.carried for each in defined)
+        """Whether a user's macro is referred to by no value."""
+        defined = [item for item in self.statements if not item.parameter and item.name == macro]
+        return macro not in self.used_macros and not all(item.carried for item in defined)
 
-    def asked_for(self, macro: str) -> bool:
-        """Whether a file that t5lite carries refers to a macro."""
-        return any(each.carried and macro in each.macros for each in self.statements)
+    def used_by_carried(self, macro: str) -> bool:
+        """Whether one of t5lite's own files refers to a macro."""
+        return any(item.carried and macro in item.macros for item in self.statements)
 
-    def read_file(self, name: str, *, place: str = "", within: tuple[Path, ...] = ()) -> None:
-        """Notes what a file and its includes say.
+    def read_file(self, name: str, *, location: str = "", within: tuple[Path, ...] = ()) -> None:
+        """Reads a file and its includes.
 
         Args:
-          name: the file, as `find` takes it.
-          place: where it was named, for errors.
+          name: of the file; see `find`.
+          location: of the name, for errors.
           within: the files that include it.
 
-        Raises: InputError if there is no such file, it includes itself, or it is not gin.
+        Raises: InputError for a missing file, one that includes itself, or a syntax error.
         """
         path = find(name, self.search_paths)
         if path is None:
-            raise at(place, unknown("file", name, _known_files(name, self.search_paths)))
+            raise at(location, unknown("file", name, _known_files(name, self.search_paths)))
         if path in within:
-            raise at(place, InputError(f"{name} includes itself"))
+            raise at(location, InputError(f"{name} includes itself"))
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise at(place, InputError(f"cannot read {path}: {error}")) from error
+            raise at(location, InputError(f"cannot read {path}: {error}")) from error
         first = len(self.statements)
         for statement, line in _statements(text, str(path)):
             here = f"{path}:{line}"
             if isinstance(statement, config_parser.IncludeStatement):
                 self.includes.append(statement.filename)
-                self.read_file(statement.filename, place=here, within=(*within, path))
+                self.read_file(statement.filename, location=here, within=(*within, path))
             else:
                 self._note(statement, here, carried=_is_carried(path))
         end = len(self.statements)
-        for number in range(first, end):
-            known = self.statements[number]
-            self.statements[number] = known._replace(ends=(*known.ends, end))
+        self.statements[first:] = [
+            item._replace(ends=(*item.ends, end)) for item in self.statements[first:]
+        ]
 
-    def read_flag(self, binding: str, *, place: str) -> None:
-        """Notes what one command-line binding, `NAME=value`, says."""
-        for statement, _ in _statements(binding, flag=place):
-            self._note(statement, place)
+    def read_flag(self, binding: str, *, location: str) -> None:
+        """Reads a command-line binding, `NAME=value`."""
+        for statement, _ in _statements(binding, flag=location):
+            self._note(statement, location)
 
-    def _note(self, statement: Any, place: str, *, carried: bool = False) -> None:
+    def _note(self, statement: Any, location: str, *, carried: bool = False) -> None:
         if isinstance(statement, config_parser.ImportStatement):
             self.imports[statement.bound_name()] = statement
-            self.import_places[statement.bound_name()] = place
-            self._of_files.setdefault(place.rpartition(":")[0], set()).add(statement.bound_name())
+            self.import_locations[statement.bound_name()] = location
+            self._imported.setdefault(location.rpartition(":")[0], set()).add(
+                statement.bound_name()
+            )
         elif isinstance(statement, config_parser.BindingStatement):
             scope, selector, parameter, value, _ = statement
             names = list(_names(value))
@@ -164,67 +166,67 @@ class Source:
                     scope or "",
                     selector,
                     parameter or "",
-                    place,
-                    references=tuple(each[:] for each in names if isinstance(each, _Reference)),
-                    macros=tuple(each.name for each in names if isinstance(each, _Macro)),
+                    location,
+                    references=tuple(item[:] for item in names if isinstance(item, _Reference)),
+                    macros=tuple(item.name for item in names if isinstance(item, _Macro)),
                     macro=value.name if isinstance(value, _Macro) else "",
                     carried=carried,
                 )
             )
 
-    def place_of(self, configurable: str, field: str | None) -> str:
-        """Returns the place to blame for an error raised by a call to `configurable`, or "".
+    def location_of(self, configurable: str, field: str | None) -> str:
+        """Returns the location to blame for an error raised by a call to `configurable`, or "".
 
-        That is the binding of the field; without one, the place where `configurable` is referred
-        to. A value that is a macro is blamed where that is defined.
+        The binding of the field, or the definition of its macro; without one, the reference to
+        `configurable`.
 
         Args:
           configurable: its name.
           field: of the error: `name` of the configurable's parameter or `Class.name` of another's.
         """
         owner, _, name = (field or "").rpartition(".")
-        places = [self._place_of(owner, name)] if owner not in ("", configurable) else []
-        places += [self._place_of(configurable, name if owner in ("", configurable) else "")]
-        return next(filter(None, places), "")
+        locations = [self._location_of(owner, name)] if owner not in ("", configurable) else []
+        locations += [self._location_of(configurable, name if owner in ("", configurable) else "")]
+        return next(filter(None, locations), "")
 
-    def _place_of(self, configurable: str, field: str) -> str:
+    def _location_of(self, configurable: str, field: str) -> str:
         bound = [item for item in self.bindings if item.selector.split(".")[-1] == configurable]
         for item in reversed(bound):
             if field == item.parameter:
-                return self._origin(item).place
+                return self._origin(item).location
         built_at = [
-            item.place
+            item.location
             for item in self.statements
             for _, selector in item.references
             if selector.split(".")[-1] == configurable
         ]
         if built_at and len({item.parameter for item in bound}) == 1:
-            return bound[-1].place
+            return bound[-1].location
         return built_at[-1] if built_at else ""
 
     def _origin(self, binding: Binding) -> Binding:
-        """Returns where a value comes from that may be a macro, and that again."""
-        macros = {each.name: each for each in self.statements if not each.parameter}
-        for _ in self.statements:  # at most as often: a macro may refer to itself
+        """Returns the statement that defines a value, through any chain of macros."""
+        macros = {item.name: item for item in self.statements if not item.parameter}
+        for _ in self.statements:  # no endless loop: a macro may refer to itself
             if binding.macro not in macros:
                 break
             binding = macros[binding.macro]
         return binding
 
-    def imports_at(self, place: str) -> set[str]:
-        """Returns the imported names that a statement may use: its file's; of a flag, all."""
-        own = self._of_files.get(place.rpartition(":")[0], set())
-        return set(self.imports) if place.startswith("--gin.") else own
+    def imports_at(self, location: str) -> set[str]:
+        """Returns the imported names visible to a statement: its file's; to a flag, all."""
+        own = self._imported.get(location.rpartition(":")[0], set())
+        return set(self.imports) if location.startswith("--gin.") else own
 
     def target(self, selector: str) -> Any:
-        """Returns what a selector names; the last of its names if no import leads there."""
-        found, missing = self.resolve(selector)
-        return selector.rpartition(".")[2] if missing else found
+        """Returns the object of a selector; its last name if no import leads there."""
+        target, missing = self.resolve(selector)
+        return selector.rpartition(".")[2] if missing else target
 
     def resolve(self, selector: str) -> tuple[Any, str]:
         """Follows a selector through the imports, as far as it goes.
 
-        Returns: the last object there is, and the first name that is not there ("" if all are).
+        Returns: the last object reached, and the first missing name ("" for none).
         """
         first, *rest = selector.split(".")
         if first not in self.imports:
@@ -248,7 +250,7 @@ def find(name: str, search_paths: Iterable[str] = ()) -> Path | None:
         `package/file.gin` inside a Python package.
       search_paths: folders to look in after the current one.
 
-    Returns: the path of the first file there is, or None.
+    Returns: the path of the first existing file, or None.
     """
     candidates = [Path(folder, name) for folder in ("", *search_paths)]
     *folders, file = Path(name).parts or ("",)
@@ -263,13 +265,13 @@ def find(name: str, search_paths: Iterable[str] = ()) -> Path | None:
 
 
 def _is_carried(path: Path) -> bool:
-    """Whether t5lite carries a file, or a user wrote it."""
+    """Whether a file is one of t5lite's own."""
     roots = [root.resolve() for kind in ("configs", "gin") for root in carried(kind)]
     return any(path.resolve().is_relative_to(root) for root in roots)
 
 
 def carried(kind: str) -> tuple[Path, Path]:
-    """Returns where `configs` or `gin` lies in an installed wheel, and in a checkout."""
+    """Returns the folder of `configs` or `gin` in an installed wheel, and in a checkout."""
     return _PACKAGE / f"_{kind}", _PACKAGE.parent / kind
 
 
@@ -285,8 +287,8 @@ def _known_files(name: str, search_paths: Iterable[str]) -> Iterator[str]:
 def _statements(text: str, file: str = "", *, flag: str = "") -> Iterator[tuple[Any, int]]:
     """Parses gin text without binding it.
 
-    Yields: each statement and its line.
-    Raises: InputError at the place of a syntax error.
+    Yields: item statement and its line.
+    Raises: InputError at the location of a syntax error.
     """
     try:
         for statement in config_parser.ConfigParser(text, _Names()):
@@ -294,7 +296,7 @@ def _statements(text: str, file: str = "", *, flag: str = "") -> Iterator[tuple[
     except (SyntaxError, tokenize.TokenError) as error:
         line = (error.lineno if isinstance(error, SyntaxError) else _unclosed(text)) or 1
         problem = str(error.args[0]).partition("\n")[0].rstrip(".")
-        if "malformed node" in problem:  # ast's words for a bare name
+        if "malformed node" in problem:  # ast's message for a bare name
             problem = "Unable to parse value"
         content = text.splitlines()[line - 1].strip()
         hint = "values are Python literals, @function, @function() or %MACRO"
@@ -303,12 +305,12 @@ def _statements(text: str, file: str = "", *, flag: str = "") -> Iterator[tuple[
             hint = f"strings take quotes: {name} = '{value}'"
             if flag:  # quoted again, for the shell
                 hint = f"strings take quotes: --gin.{name}=\"'{value}'\""
-        place = flag or f"{file}:{line}"
-        raise InputError(f"{place}: not gin: {problem}\n  {content}\n  {hint}") from error
+        location = flag or f"{file}:{line}"
+        raise InputError(f"{location}: not gin: {problem}\n  {content}\n  {hint}") from error
 
 
 def _unclosed(text: str) -> int:
-    """Returns the line of the last bracket left open, which tokenize only reports at the end."""
+    """Returns the line of the last unclosed bracket; tokenize reports the end of the file."""
     lines = [1]
     with contextlib.suppress(tokenize.TokenError):
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -329,6 +331,6 @@ def _names(value: Any) -> Iterator[_Reference | _Macro]:
             yield from _names(item)
 
 
-def at(place: str, error: InputError) -> InputError:
-    """Returns the error with its place in front, if there is one."""
-    return InputError(f"{place}: {error}", field=error.field) if place else error
+def at(location: str, error: InputError) -> InputError:
+    """Returns the error with its location, if any, as prefix."""
+    return InputError(f"{location}: {error}", field=error.field) if location else error

@@ -1,14 +1,13 @@
-"""Bindings and macros that nothing uses: a value that somebody set, and that would be ignored.
+"""Bindings and macros that a call would ignore.
 
-Only what is reachable counts: from the function that is called, through the values bound to it, to
-what those refer to. A user's own files and flags must be used; files that t5lite carries are made
-to be overridden. A file is also judged by itself, at its end, so that a later one may replace what
-its bindings are for.
+A binding is used if it is reachable from the called function, through bound values and their
+references. Users' files and flags must be used; t5lite's own files exist to be overridden. A file
+is also judged by itself, at its end: a later file may replace the users of its bindings.
 """
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gin import config
@@ -21,9 +20,9 @@ def check_used(source: Source, root: Callable, *, everywhere: bool = False) -> N
     """Raises an InputError at the first binding or macro that a call of `root` would ignore.
 
     Args:
-      source: what files and flags say.
-      root: the function that the configuration is for.
-      everywhere: whether t5lite's own files are judged too.
+      source: of files and flags.
+      root: the called function.
+      everywhere: whether t5lite's own files are checked too.
     """
     whole = len(source.statements)
     reached = {whole: _Reached(source, root, whole)}
@@ -37,24 +36,24 @@ def check_used(source: Source, root: Callable, *, everywhere: bool = False) -> N
                 break
         else:
             if not _replaced(source, number):
-                raise at(binding.place, reached[whole].error(binding))
+                raise at(binding.location, reached[whole].error(binding))
 
 
 def _replaced(source: Source, number: int) -> bool:
-    """Whether a later binding sets the same name: the later one is told."""
+    """Whether a later binding sets the same name, and gets the error."""
     binding = source.statements[number]
     return any(later[:3] == binding[:3] for later in source.statements[number + 1 :])
 
 
 class _Reached:
-    """What a call of a function reaches in the first `length` bindings of a source."""
+    """The targets, macros and scopes reachable from a function in the first `length` bindings."""
 
     def __init__(self, source: Source, root: Callable, length: int):
         self._source = source
         latest: dict[tuple[str, Any, str], Binding] = {}
         for binding in source.statements[:length]:
             latest[binding.scope, self._target(binding), binding.parameter] = binding
-        named = [each.selector for each in latest.values() if self._target(each) is root]
+        named = [item.selector for item in latest.values() if self._target(item) is root]
         self.targets: dict[Any, str] = {root: named[0] if named else root.__name__}
         self.macros: set[str] = set()
         self.scopes: set[str] = set()
@@ -89,18 +88,18 @@ class _Reached:
         if takers:
             fix = f"\n  set {takers[0]} = {call}"
         else:
-            known = {each.rpartition(".")[2]: each for each in filter(None, self.targets.values())}
+            used = {path.rpartition(".")[2]: path for path in filter(None, self.targets.values())}
             name = binding.selector.rpartition(".")[2]
-            near = difflib.get_close_matches(name, known, n=1)
-            fix = f"; did you mean {known[near[0]]}?" if near else f"\n  {self._use(target, call)}"
+            near = difflib.get_close_matches(name, used, n=1)
+            fix = f"; did you mean {used[near[0]]}?" if near else f"\n  {self._use(target, call)}"
         return InputError(
             f"{binding.name} has no effect: nothing in this configuration uses {call}{fix}"
         )
 
     def _use(self, target: Any, call: str) -> str:
-        """Returns what to do about a binding that nothing uses and that is near nothing in use."""
+        """Returns the fix for an unused binding whose name is near none in use."""
         for user, name in self.targets.items():
-            if any(each.name == "callbacks" for each in _parameters(user)) and _is_callback(target):
+            if "callbacks" in _parameters(user) and _is_callback(target):
                 return f"add {call} to {name}.callbacks, or leave it out"
         return f"refer to {call} where it belongs, or leave it out"
 
@@ -115,35 +114,32 @@ class _Reached:
         return self._source.target(binding.selector) if binding.parameter else binding.selector
 
     def _takers(self, target: Any) -> Iterator[str]:
-        """Yields the parameters in use whose default is an instance of a class."""
+        """Yields the parameters whose default is an instance of a class."""
         if not isinstance(target, type):
             return
         for user, name in self.targets.items():
-            for parameter in _parameters(user):
-                if isinstance(parameter.default, target):
-                    yield f"{name}.{parameter.name}"
+            for parameter, value in _parameters(user).items():
+                if isinstance(value.default, target):
+                    yield f"{name}.{parameter}"
 
 
 def _is_callback(target: Any) -> bool:
-    """Whether a class is one that `train` calls every so many steps."""
-    return (
-        isinstance(target, type)
-        and any("__call__" in vars(each) for each in target.__mro__)
-        and "every" in {each.name for each in _parameters(target)}
-    )
+    """Whether a class is a callback of `train`."""
+    callable_ = isinstance(target, type) and any("__call__" in vars(cls) for cls in target.__mro__)
+    return callable_ and "every" in _parameters(target)
 
 
-def _parameters(function: Any) -> Iterable[inspect.Parameter]:
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(function).parameters.values()
+        return inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return ()
+        return {}
 
 
 def _decorated(target: Any) -> bool:
-    """Whether Python code may call something with its bindings: a `@gin.configurable`."""
-    if isinstance(target, str):  # not imported by the file: gin knows it by its decorator alone
+    """Whether Python code may call a target with its bindings: a `@gin.configurable`."""
+    if isinstance(target, str):  # not imported by the file: registered by its decorator alone
         return True
     inner = inspect.unwrap(target) if callable(target) else target
-    known = config._INVERSE_REGISTRY.get(inner)
-    return known is not None and known.wrapper is target
+    registered = config._INVERSE_REGISTRY.get(inner)
+    return registered is not None and registered.wrapper is target

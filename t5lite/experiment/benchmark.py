@@ -1,4 +1,4 @@
-"""Benchmark of a run's training steps on the local devices; nothing is kept."""
+"""Benchmark of a run's training steps on the local devices."""
 
 import contextlib
 import dataclasses
@@ -21,14 +21,14 @@ from t5lite.text import in_bytes, in_flops, titled, wrapped
 
 
 def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, Any]:
-    """Trains a few steps and returns times, memory and facts of a step, as JSON has them.
+    """Trains a few steps and returns a step's times, memory and facts, as JSON values.
 
     Args:
       experiment: the run; its `model_dir` is not touched.
-      steps: timed one by one, and as many again in a stretch.
-      warmup: steps before those.
+      steps: number timed one by one, and again without pauses.
+      warmup: untimed steps before them.
     """
-    # What was compiled before would be found, and its time is one of the things to be measured.
+    # Compile time is measured too.
     jax.config.update("jax_enable_compilation_cache", False)
     check_model(experiment)
     mesh = experiment.mesh()
@@ -37,42 +37,37 @@ def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, A
         batches = experiment.batches(mesh)
         stack.callback(batches.close)
         if hasattr(batches, "keep_lengths"):
-            batches.keep_lengths()  # one step is compiled, for whole rows
+            batches.keep_lengths()  # one step is compiled, for full rows
         total = warmup + 2 * steps
         bar = Bar("compiling", unit="step", total=total, active=jax.process_index() == 0)
         stack.callback(bar.close)
         compiled, step = compile_step(program, stage=bar.rename)
         bar.rename("training")
 
-        def placed(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-            axes = experiment.bound.axes()
-            placed = batch_shardings(experiment.layout, mesh, axes, batch)
-            return place(batch, placed, num_rows=experiment.data.batch_size)
+        def to_devices(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+            layout, axes = experiment.layout, experiment.bound.axes()
+            shardings = batch_shardings(layout, mesh, axes, batch)
+            return place(batch, shardings, num_rows=experiment.data.batch_size)
 
         measured = measure(
             step,
             first_state(None, program, experiment.references, seed=experiment.seed, say=print),
             batches,
-            placed,
+            to_devices,
             steps=steps,
             warmup=warmup,
             done=bar.add,
         )
-    about = facts(experiment, program, mesh)
     return {
-        **about,
+        **facts(experiment, program, mesh),
         "device_kind": mesh.devices.flat[0].device_kind,
         "peak_flops": peak_flops(mesh.devices.flat),
-        "hbm": _hbm(),
+        "hbm": (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit"),
         "fits": True,
         **dataclasses.asdict(compiled),
         "measured": dataclasses.asdict(measured) | measured.quartiles(),
         "versions": versions(),
     }
-
-
-def _hbm() -> int | None:
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def benchmark_text(numbers: Mapping[str, Any]) -> str:
@@ -90,11 +85,8 @@ def benchmark_text(numbers: Mapping[str, Any]) -> str:
 def _measured_lines(numbers: Mapping[str, Any]) -> list[str]:
     measured = numbers["measured"]
     count = len(measured["step_seconds"])
-    flops, rate, peak = (
-        numbers["flops_per_step"],
-        measured["steps_per_second"],
-        numbers["peak_flops"],
-    )
+    flops, peak = numbers["flops_per_step"], numbers["peak_flops"]
+    rate = measured["steps_per_second"]
     waits = sorted(measured["input_seconds"])
     used = f"{100 * flops * rate / peak:.1f} % of the devices' bfloat16 FLOP/s, " if peak else ""
     low, median, high = (measured[name] for name in ("first_quartile", "median", "third_quartile"))

@@ -1,4 +1,4 @@
-"""Differences between the settings of a resumed run and those it was started with."""
+"""Differences between the settings of a resumed run and those of its last start."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,34 +10,31 @@ from t5lite.text import shorten
 
 _MOST = 8  # lines
 _WIDTH = 60  # of a value
-_OF_PLACE = ("MODEL_DIR", "t5lite.train.model_dir")  # a folder may be moved
+_FOLDERS = ("MODEL_DIR", "t5lite.train.model_dir")  # which may be moved
 
 
 def changes(folder: epath.Path, *, config: str | None, facts: Mapping[str, Any]) -> list[str]:
-    """Returns a line for each setting and version that has changed since a run was last started.
+    """Returns a line for each setting and version changed since a run was last started.
 
     Args:
-      folder: of the run; `config.gin` and `run.json` are what was.
-      config: gin text, operative, of all that is; None: it is not known.
-      facts: what `run.json` will say.
+      folder: of the run, with the `config.gin` and `run.json` of the last start.
+      config: the operative gin text now; None: unknown.
+      facts: the content of `run.json` now.
     """
     lines = []
     path = folder / "config.gin"
     if config is not None and path.exists():
         lines += changed_settings(path.read_text(), config)
-    was, now = read_facts(folder), facts
-    if config is None:  # a call from Python, of which little is written down
+    was = read_facts(folder)
+    pairs = [(was.get("versions", {}), facts.get("versions", {}))]
+    if config is None:  # a call from Python, which has no other record
         names = ("steps", "tokens", "epochs", "seed")
-        lines += [
-            f"{name}: {was[name]} → {now[name]}"
-            for name in names
-            if name in was and was[name] != now.get(name)
-        ]
-    before, after = was.get("versions", {}), now.get("versions", {})
+        pairs.insert(0, (was, {name: facts.get(name) for name in names}))
     lines += [
-        f"{name}: {before[name]} → {version}"
-        for name, version in after.items()
-        if name in before and before[name] != version
+        f"{name}: {old[name]} → {value}"
+        for old, new in pairs
+        for name, value in new.items()
+        if name in old and old[name] != value
     ]
     more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
     return [*lines[:_MOST], *more]
@@ -46,43 +43,39 @@ def changes(folder: epath.Path, *, config: str | None, facts: Mapping[str, Any])
 def changed_settings(was: str, now: str) -> list[str]:
     """Returns a line for each value that differs between two operative configurations.
 
-    Of what only one of them uses, the name is enough. A parameter that only one of them has, of
-    what both use, is one that came or went with a version.
+    Callables that only one of them uses are named without their values. Parameters that only one
+    of them has, of a callable that both use, belong to another version and are skipped.
     """
     old, new = settings(was), settings(now)
     lines = [
-        f"{name}: {_short(old[name])} → {_short(new[name])}"
+        f"{name}: {shorten(old[name], _WIDTH)} → {shorten(new[name], _WIDTH)}"
         for name in new
-        if name in old and old[name] != new[name] and _meant(old, name) != _meant(new, name)
+        if name in old and old[name] != new[name] and _resolved(old, name) != _resolved(new, name)
     ]
     used, using = _callables(old), _callables(new)
     lines += [f"{name} is used now" for name in using if name not in used]
     return lines + [f"{name} is no longer used" for name in used if name not in using]
 
 
-def _meant(values: Mapping[str, str], name: str) -> str:
-    """Returns a value, or the macro's that it names."""
+def _resolved(values: Mapping[str, str], name: str) -> str:
+    """Returns a value; for a macro, the macro's."""
     value = values[name]
     return values.get(value[1:], value) if value.startswith("%") else value
 
 
 def _callables(values: Mapping[str, str]) -> list[str]:
-    """Returns what has parameters, in order; macros have none."""
+    """Returns the names of callables, in order."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in values if "." in name))
 
 
 def settings(text: str) -> dict[str, str]:
-    """Returns name → value, as written but on one line, of a configuration that gin wrote."""
+    """Returns the values of gin's operative text by name, each on one line."""
     values: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
-        if line[:1].isspace():  # goes on
+        if line[:1].isspace():  # a continuation
             values[name] += " " + line.strip()
         elif " = " in line and not line.startswith("#"):
             name, _, value = line.partition(" = ")
             values[name] = value.strip().removesuffix("\\").strip()
-    return {name: value.strip() for name, value in values.items() if name not in _OF_PLACE}
-
-
-def _short(value: str) -> str:
-    return shorten(value, _WIDTH)
+    return {name: value.strip() for name, value in values.items() if name not in _FOLDERS}

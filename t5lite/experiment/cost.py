@@ -17,7 +17,7 @@ def num_positions(objective: Any, batch: Mapping[str, Any]) -> int:
 
 
 def token_lengths(objective: Any, batch: Mapping[str, Any]) -> list[int]:
-    """Returns the length of a row of each text in a batch."""
+    """Returns the row length of each text in a batch."""
     return [ids.shape[1] for ids in segment_arrays(objective, batch)]
 
 
@@ -26,7 +26,7 @@ def step_flops(spec: ModelSpec, objective: Any, batch: Mapping[str, Any]) -> flo
 
     Args:
       spec: the model.
-      objective: declares the batch, and may train another head than that of the vocabulary.
+      objective: declares the batch and the trained head.
       batch: the global batch, or its shapes.
     """
     arrays = {name: batch[name] for name in objective.token_arrays}
@@ -37,7 +37,7 @@ def step_flops(spec: ModelSpec, objective: Any, batch: Mapping[str, Any]) -> flo
         num_logits = batch["encoder_target_positions"].shape[1]
     forward = functools.partial(forward_flops, spec, num_logits=num_logits)
     flops = forward(**lengths)
-    # What belongs to neither stack is another text for the only one, read by itself.
+    # Arrays of neither side are further texts of a single stack, each read by itself.
     flops += sum(forward(**{f"{spec.topology}_length": ids.shape[1]}) for ids in arrays.values())
     (num_rows,) = {rows.shape[0] for rows in batch.values()}
     return 3.0 * num_rows * flops

@@ -1,4 +1,4 @@
-"""Truncation: the number of texts that are longer than a feature's length."""
+"""Truncation: texts longer than a feature's length."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -9,16 +9,16 @@ import numpy as np
 from t5lite.data.sources import NoSplit
 
 Example = Mapping[str, np.ndarray]
-_SPECIAL = 64  # more special tokens than any text has around it
+_SPECIAL = 64  # upper bound of the special tokens around a text
 
 
 class Cut(NamedTuple):
     """The truncated texts of one feature.
 
     Args:
-      texts: how many.
+      texts: their number.
       longest: tokens of the longest, special ones included.
-      room: tokens that there is room for.
+      room: the feature's length.
     """
 
     texts: int
@@ -30,9 +30,9 @@ class Cuts(NamedTuple):
     """Truncated texts among some examples.
 
     Args:
-      features: by name, of those that were cut.
-      num_seen: examples that were looked at.
-      total: examples that there are; None if unknown.
+      features: truncated ones, by name.
+      num_seen: examples read.
+      total: examples in the split; None if unknown.
     """
 
     features: Mapping[str, Cut]
@@ -40,7 +40,7 @@ class Cuts(NamedTuple):
     total: int | None
 
     def text(self) -> str:
-        """Returns a sentence with what to do about it; empty if nothing was cut."""
+        """Returns a sentence with the fix; empty if nothing was truncated."""
         if not self.features:
             return ""
         parts = [
@@ -62,12 +62,12 @@ def count_cuts(data: Any, objective: Any, *, split: str, most: int, seed: int) -
       data: as for `train`.
       objective: prepares the examples.
       split: of the data.
-      most: examples to look at, in random order.
-      seed: decides which.
+      most: examples to read, in random order.
+      seed: of the sample.
 
     Returns:
-      None where nothing can be told: the split is empty, the objective divides long texts, or a
-      cache holds what is prepared already.
+      None if unknown: the split is empty, the objective divides long texts, or a cache holds
+      prepared examples.
     """
     if objective.whole_texts or objective.joins_texts:
         return None
@@ -78,21 +78,21 @@ def count_cuts(data: Any, objective: Any, *, split: str, most: int, seed: int) -
         return None
     if not probe.cuts.prepared:
         return None
-    known = getattr(data, "num_examples", None)
-    return Cuts(probe.cuts.features, num_seen, known(split) if known else None)
+    size = getattr(data, "num_examples", None)
+    return Cuts(probe.cuts.features, num_seen, size(split) if size else None)
 
 
 @dataclasses.dataclass
-class _Found:
+class _Counts:
     features: dict[str, Cut] = dataclasses.field(default_factory=dict)
     prepared: bool = False
 
 
 class _Probe:
-    """An objective that yields unprepared examples, and counts what the wrapped one truncates."""
+    """An objective that yields unprepared examples, and counts those truncated by another one."""
 
-    def __init__(self, wrapped: Any, cuts: _Found | None = None):
-        self.wrapped, self.cuts = wrapped, cuts or _Found()
+    def __init__(self, wrapped: Any, cuts: _Counts | None = None):
+        self.wrapped, self.cuts = wrapped, cuts or _Counts()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.wrapped, name)
@@ -108,7 +108,7 @@ class _Probe:
         vocabulary: Any,
         rng: np.random.Generator,
     ) -> Iterator[Example]:
-        # Before a decoder alone has joined the texts, each has a name.
+        # A decoder joins the texts of `pairs`, which have names.
         prepare = getattr(self.wrapped, "pairs", self.wrapped.prepare)
         options = {"vocabulary": vocabulary}
         for example in examples:
@@ -117,8 +117,8 @@ class _Probe:
             longest = max(np.size(values) for values in example.values()) + _SPECIAL
             rooms = {name: max(length, longest) for name, length in lengths.items()}
             cut, whole = (
-                next(prepare(iter([example]), lengths=each, rng=generator, **options), None)
-                for each in (lengths, rooms)
+                next(prepare(iter([example]), lengths=limits, rng=generator, **options), None)
+                for limits in (lengths, rooms)
                 for generator in [np.random.default_rng(seed)]
             )
             if cut is not None and whole is not None:

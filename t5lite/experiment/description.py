@@ -20,7 +20,7 @@ def count(tree: Any) -> int:
 
 
 def headline(model: Model, program: Program, mesh: Mesh) -> str:
-    """Returns one line: the model, its size, and what it runs on."""
+    """Returns one line: the model, its size and its devices."""
     size, trained = count(program.params), count(program.state.params)
     part = "" if trained == size else f" ({trained:,} trained)"
     kind = mesh.devices.flat[0].device_kind

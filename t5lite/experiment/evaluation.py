@@ -116,7 +116,7 @@ def _call(run: Run, state: TrainState, *, sample: bool) -> None:
         whole = getattr(callback, "whole", None)
         if whole is not None and not sample:
             callback = whole()
-        result = callback(run, state, step=run.steps)
+        result = callback(run, state, step=int(state.step))
         if result and not isinstance(result, Stop | Edit):
             run.metrics.update({name: float(value) for name, value in result.items()})
 

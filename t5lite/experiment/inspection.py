@@ -19,7 +19,7 @@ from t5lite.experiment.run_folder import check_files, writer_files
 from t5lite.experiment.start import Start
 from t5lite.experiment.tree import arithmetic_lines, memory_lines, parameter_lines
 from t5lite.interop.huggingface import export_note
-from t5lite.models import PRESETS, Difference, ModelSpec, differences
+from t5lite.models import PRESETS, ModelSpec, differences
 from t5lite.parallel import MESH_AXES, Layout, make_mesh
 from t5lite.planning.footprint import stream_bytes
 from t5lite.text import shorten, titled, wrapped
@@ -29,17 +29,14 @@ from t5lite.training.stopping import check_watched
 
 
 def report(experiment: Experiment, *, examples: int = 5, split: str = "train") -> str:
-    """Returns a report of what a run's `train` would do; computes no parameters, writes nothing.
+    """Returns a report of a run, in lines of at most 100 characters; computes and writes nothing.
 
-    Data that cannot be reached from here is said so, and the rest goes without it.
+    Unreachable data are reported as such, and the other sections go without them.
 
     Args:
       experiment: the run.
-      examples: how many to show.
-      split: of the data, that they are from.
-
-    Returns:
-      Lines of at most 100 characters.
+      examples: number of examples shown.
+      split: of the examples.
 
     Raises:
       InputError: for whatever `train` would refuse.
@@ -89,24 +86,20 @@ def report(experiment: Experiment, *, examples: int = 5, split: str = "train") -
 def _look(
     experiment: Experiment, *, split: str, count: int
 ) -> tuple[Preview | None, str | None, Start | None]:
-    """Returns a look at the data or why there is none, and the folder that the run starts from.
-
-    Raises:
-      InputError: for whatever `train` would refuse.
-    """
+    """Returns a preview of the data, or the reason for none, and the run's start."""
     start = None
     try:
         start = experiment.check()
         check_files(experiment.folder, writer_files(experiment.writers))
         # Metrics are the same on any mesh.
-        run_ = experiment.run(make_mesh(Layout(), devices=jax.devices()[:1]))
-        check_watched(experiment.callbacks, run_, best=experiment.checkpoints.best)
+        run = experiment.run(make_mesh(Layout(), devices=jax.devices()[:1]))
+        check_watched(experiment.callbacks, run, best=experiment.checkpoints.best)
         preview = look(
             experiment.data, experiment.bound, split=split, count=count, seed=experiment.seed
         )
         return preview, None, start
     except Exception as error:
-        # A mistake has no cause but a mistake, or a module; what lies elsewhere has another.
+        # Mistakes are caused by mistakes or missing modules; other causes are unreachable data.
         mistakes = InputError | ImportError | None
         if isinstance(error, InputError) and isinstance(error.__cause__, mistakes):
             raise
@@ -115,7 +108,7 @@ def _look(
 
 
 def _abstract_mesh(layout: Layout) -> Any:
-    """Returns the mesh without its devices; if those here do not fit, of the fewest that would."""
+    """Returns the mesh without devices, of the fewest that fit if the local ones do not."""
     try:
         return make_mesh(layout).abstract_mesh
     except InputError:
@@ -155,37 +148,35 @@ def _the_run(
 
 
 def _start(experiment: Experiment, start: Start | None) -> str:
-    done = max(saved_steps(experiment.folder / "checkpoints"), default=None)
-    if done is None:
+    step = max(saved_steps(experiment.folder / "checkpoints"), default=None)
+    if step is None:
         source = experiment.checkpoints.restore_from
         if source is None:
             return "a new run"
         lines = [*start.lines()][1:] if start else []
         return "; ".join([f"a new run, from the parameters of {source}", *lines])
     if experiment.steps is None:
-        return f"would resume at step {done:,}, unless it is at its end"
-    if done >= experiment.steps:
-        return f"finished, at step {done:,} of {experiment.steps:,}"
-    return f"would resume at step {done:,} of {experiment.steps:,}"
+        return f"would resume at step {step:,}, unless it is complete"
+    if step >= experiment.steps:
+        return f"finished, at step {step:,} of {experiment.steps:,}"
+    return f"would resume at step {step:,} of {experiment.steps:,}"
 
 
 def _model_name(spec: ModelSpec) -> str:
     changed, name = min(
-        ((differences(known, spec), name) for name, known in PRESETS.items()),
+        ((differences(preset, spec), name) for name, preset in PRESETS.items()),
         key=lambda pair: len(pair[0]),
     )
     if not changed:
         return name
-    return f"{name} but {_some(changed)}" if len(changed) <= 4 else f"a {spec.family} of its own"
-
-
-def _some(changed: Sequence[Difference]) -> str:
+    if len(changed) > 4:
+        return f"a custom {spec.family}"
     more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
-    return "; ".join(map(str, changed[:2])) + more
+    return f"{name} but {'; '.join(map(str, changed[:2]))}{more}"
 
 
 def _length(experiment: Experiment, preview: Preview | None, lengths: Sequence[int]) -> str:
-    """Returns when the run ends, and what that comes to in steps, tokens and epochs."""
+    """Returns the end of the run, in steps, tokens and epochs."""
     rows = experiment.data.batch_size
     tokens = rows * sum(lengths)
     shape = f"{rows:,} rows × ({' + '.join(map(str, lengths))}) tokens = {tokens:,} a step"
@@ -205,7 +196,7 @@ def _length(experiment: Experiment, preview: Preview | None, lengths: Sequence[i
 def _num_steps(
     experiment: Experiment, preview: Preview | None, lengths: Sequence[int]
 ) -> int | None:
-    """Returns after how many steps the run ends, about, or None where that cannot be said."""
+    """Returns the approximate number of steps of the run; None if unknown."""
     rows, ends = experiment.data.batch_size, [experiment.steps]
     if preview is not None and experiment.tokens is not None:
         filled = zip(lengths, preview.padding.values(), strict=False)
@@ -226,7 +217,7 @@ def _rates(optimizer: Any, steps: int | None) -> str:
         return float(schedule(step) if callable(schedule) else schedule)
 
     if steps is None:
-        return f"{rate(0):.3g} at first; how it goes on depends on where the run ends"
+        return f"{rate(0):.3g} at first; its course depends on the end of the run"
     highest = _highest(functools.cache(rate), steps - 1)
     shown = {step: rate(step) for step in sorted({0, highest, steps // 2, steps - 1})}
     if len(set(shown.values())) == 1:
@@ -238,7 +229,7 @@ def _rates(optimizer: Any, steps: int | None) -> str:
 
 
 def _highest(rate: Callable[[int], float], last: int) -> int:
-    """Finds the first step with the highest rate, on ever finer grids."""
+    """Returns the first step with the highest rate, searched on ever finer grids."""
     low, high = 0, last
     while True:
         grid = np.unique(np.linspace(low, high, 33).astype(int)).tolist()
@@ -255,13 +246,13 @@ def _devices(layout: Layout, mesh: Any) -> str:
     if mesh.size == len(here):
         return f"{len(here)} × {kind}" + (f", as {sizes}" if sizes else "")
     return (
-        f"shown for {mesh.size}, as {sizes}; here are {len(here)} × {kind}, "
-        f"on which train would refuse Layout.mesh = {dict(layout.mesh)}"
+        f"shown for {mesh.size}, as {sizes}; {len(here)} × {kind} are here, and train would refuse "
+        f"Layout.mesh = {dict(layout.mesh)}"
     )
 
 
 def _brief(value: Any, *, leave_out: Sequence[str] = ()) -> str:
-    """Returns a dataclass as its name and what differs from its defaults, one short line."""
+    """Returns a dataclass as one short line: its name, and the fields that are not defaults."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return getattr(value, "__name__", type(value).__name__)
     parts = []
@@ -280,5 +271,5 @@ def _brief(value: Any, *, leave_out: Sequence[str] = ()) -> str:
 
 def _brief_item(item: Any) -> str:
     if isinstance(item, list | tuple) and len(item) > 4:
-        return f"{len(item):,} of them"
+        return f"{len(item):,} items"
     return _brief(item) if dataclasses.is_dataclass(item) else shorten(repr(item), 60)

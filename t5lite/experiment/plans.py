@@ -30,7 +30,7 @@ def compile_for(experiment: Experiment, on: Slice, *, tell: Callable[..., None])
     Args:
       experiment: the run.
       on: the slices to compile for.
-      tell: is called with `stage=`, for each stage, and with `result=`, a plan as JSON has it.
+      tell: called with `stage=` for each stage, and with `result=`, a plan as JSON values.
     """
     mesh = make_mesh(experiment.layout, on.devices())
     program = experiment.program(mesh)
@@ -65,7 +65,7 @@ def compile_for(experiment: Experiment, on: Slice, *, tell: Callable[..., None])
 
 
 def _reading(experiment: Experiment, mesh: Any) -> list[dict[str, Any]]:
-    """Returns what each process reads: rows of a batch and their shards, as runs [start, stop).
+    """Returns the rows of a batch and the shards that each process reads, as [start, stop) runs.
 
     Raises:
       InputError: if a process's devices do not hold whole shards.
@@ -88,7 +88,7 @@ def _advice(
     needed: float | None,
     available: float | None,
 ) -> Iterator[str]:
-    """Yields what would need less memory and is not done yet, the cheapest first."""
+    """Yields advice that saves memory and is not followed yet, the cheapest first."""
     bytes_here = on.chip.hbm / on.chip.devices
     yield from savings(program, **experiment.memory_settings, bytes_here=bytes_here)
     if needed and available:  # most of it is sharded
@@ -100,7 +100,7 @@ def _advice(
 
 
 def varied(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """Returns a run with what a search changes: `mesh`, `remat` and `num_microbatches`."""
+    """Returns a run with the changes of a search: `mesh`, `remat` and `num_microbatches`."""
     return dataclasses.replace(
         experiment,
         layout=dataclasses.replace(experiment.layout, mesh=changes["mesh"]),
@@ -112,7 +112,7 @@ def varied(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
 def search(
     experiment: Experiment, on: Slice, compile_: Compile, *, minutes: float
 ) -> dict[str, Any]:
-    """Compiles variations of a run, the most promising first, as long as there is time.
+    """Compiles variations of a run, the most promising first, within a time limit.
 
     Args:
       experiment: the run.
@@ -121,11 +121,11 @@ def search(
       minutes: for all of it.
 
     Returns:
-      `plans`, the fastest first; `did_not_fit`; `left_out`, how many for which reason; and
-      `cannot_fit`, how many were not tried because of their state's size alone.
+      `plans`, the fastest first; `did_not_fit`; `left_out`, counts by reason; and `cannot_fit`,
+      the number not tried because of their state's size alone.
     """
     layout = experiment.layout
-    kept = {axis: size for axis, size in layout.mesh.items() if axis in ("seq", "expert")}
+    fixed = {axis: size for axis, size in layout.mesh.items() if axis in ("seq", "expert")}
 
     def program(mesh: Sequence[tuple[str, int]]) -> Any:
         remat = experiment.compute.remat
@@ -141,7 +141,7 @@ def search(
     devices = on.num_chips * on.chip.devices
     order, cannot = candidates(
         program,
-        list(meshes(devices, kept=kept, slices=layout.slices or {})),
+        list(meshes(devices, kept=fixed, slices=layout.slices or {})),
         on=on,
         stream=stream,
         flops=step_flops(experiment.spec, experiment.bound, batch),

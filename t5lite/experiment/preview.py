@@ -14,12 +14,12 @@ from t5lite.text import shorten, table, wrapped
 
 Example = Mapping[str, np.ndarray]
 
-# Enough rows for a share to within a percent or so, and few enough for a person to wait for.
+# Enough rows for a share to within about a percent, and few enough to wait for.
 _ROWS, _BATCHES = 512, 4
-_MOST = 1024  # rows of a batch that is measured
-# Neighbours in a stream may be parts of one text: examples are shown from wider apart.
+_MOST = 1024  # rows of a measured batch
+# Neighbours in a stream may be parts of one text.
 _APART = 8
-_CHECKED = 1024  # examples, for texts that are cut
+_CHECKED = 1024  # examples whose truncation is counted
 _EXAMPLE_LINES = 4  # for all texts of one example
 _CLASSES, _BAR = 20, 40  # classes with a line of their own; the longest bar's width
 
@@ -29,14 +29,14 @@ class Preview:
     """Examples and measurements of a few batches.
 
     Args:
-      examples: prepared ones.
-      texts: for each, its texts to read: one, or one for each feature.
-      num_batches: how many batches were measured.
-      batch_size: their rows, where those are fewer than the run's; else 0.
-      padding: by feature, the share of a row's places that hold no token, in [0, 1].
+      examples: prepared.
+      texts: readable texts of each example: one, or one per feature.
+      num_batches: number of measured batches.
+      batch_size: their rows, if fewer than the run's; else 0.
+      padding: share of padding in a row, by feature, in [0, 1].
       examples_per_row: mean.
-      epochs_per_row: passes over the training data that a row makes; None if its size is unknown.
-      cuts: which texts lose their end; None where that cannot be told.
+      epochs_per_row: passes over the training data per row; None if its size is unknown.
+      cuts: truncated texts; None if unknown.
     """
 
     examples: Sequence[Example]
@@ -50,31 +50,22 @@ class Preview:
 
 
 def example_texts(data: Any, objective: Any, *, split: str, count: int, seed: int) -> list[str]:
-    """Returns some prepared examples as a person reads them, the texts of one on lines.
-
-    Args:
-      data: as for `train`.
-      objective: prepares the examples; see `look`.
-      split: of the examples.
-      count: fewer if the split is smaller.
-      seed: decides which.
-    """
+    """Returns prepared examples in readable form, one string each; see `look`."""
     examples = _spread(data, objective, split=split, count=count, seed=seed)
     texts = _texts(examples, objective, data)
-    return ["\n→ ".join(" ".join(text.split()) for text in each) for each in texts]
+    return ["\n→ ".join(" ".join(text.split()) for text in parts) for parts in texts]
 
 
 def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Preview:
-    """Reads some examples and the first training batches of a run, all processes' rows.
+    """Reads examples and the first training batches of a run, all processes' rows.
 
     Args:
       data: as for `train`.
-      objective: prepares the examples; its `show` gives the texts that a person reads, or without
-        a vocabulary each array is one. If it reads `labels`, and the data have names for them,
-        `show` is given those as `names`.
+      objective: prepares the examples; its `show` returns their readable texts. Without a
+        vocabulary each array is one. Names of `labels`, if any, are passed to `show` as `names`.
       split: of the examples.
-      count: of examples; fewer if the split is smaller.
-      seed: the run's; the batches are those that it would train on.
+      count: number of examples; fewer if the split is smaller.
+      seed: of the run, whose first batches these are.
     """
     examples = _spread(data, objective, split=split, count=count, seed=seed)
     counting = _Counting(objective)
@@ -88,36 +79,33 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
         batches.close()
     # Batches may be of several lengths.
     segments = {
-        name: [each[f"{name}_segment_ids"] for each in rows]
+        name: [arrays[f"{name}_segment_ids"] for arrays in rows]
         for name in token_names(objective.rows(data.lengths))
     }
-    most = {
-        name: np.concatenate([each.max(axis=1) for each in found])
-        for name, found in segments.items()
-    }
-    per_row = float(np.mean(np.max([*most.values()], axis=0)))
-    known = getattr(data, "num_examples", None)
-    size = known(getattr(data, "split", "train")) if known else None
-    # A cache holds prepared examples, and counts those.
+    most = [np.concatenate([ids.max(axis=1) for ids in arrays]) for arrays in segments.values()]
+    per_row = float(np.mean(np.max(most, axis=0)))
+    num_examples = getattr(data, "num_examples", None)
+    size = num_examples(getattr(data, "split", "train")) if num_examples else None
+    # A cache holds and counts prepared examples.
     counts = counting.counts
-    taken_per_given = counts.taken / counts.given if counts.given else 1.0
+    inputs_per_output = counts.inputs / counts.outputs if counts.outputs else 1.0
     return Preview(
         examples=examples,
         texts=_texts(examples, objective, data),
         num_batches=num_batches,
         batch_size=measured.batch_size if measured is not data else 0,
         padding={
-            name: float(np.mean(np.concatenate([each.ravel() for each in found]) == 0))
-            for name, found in segments.items()
+            name: float(np.mean(np.concatenate([ids.ravel() for ids in arrays]) == 0))
+            for name, arrays in segments.items()
         },
         examples_per_row=per_row,
-        epochs_per_row=size and per_row * taken_per_given / size,
+        epochs_per_row=size and per_row * inputs_per_output / size,
         cuts=count_cuts(data, objective, split=split, most=_CHECKED, seed=seed),
     )
 
 
 def _fewer_rows(data: Any) -> Any:
-    """Returns data in batches of at most so many rows, which are alike in any."""
+    """Returns data in batches of at most `_MOST` rows, whose padding is the same."""
     if data.batch_size <= _MOST or not dataclasses.is_dataclass(data):
         return data
     shards = {"num_shards": None} if getattr(data, "num_shards", None) is not None else {}
@@ -126,16 +114,18 @@ def _fewer_rows(data: Any) -> Any:
 
 
 def _spread(data: Any, objective: Any, *, split: str, count: int, seed: int) -> list[Example]:
-    """Returns so many examples, wide apart in the stream."""
-    found = data.examples(objective, split=split, count=_APART * count, seed=seed) if count else []
-    return found[:: max(len(found) // max(count, 1), 1)][:count]
+    """Returns examples that lie wide apart in the stream."""
+    if not count:
+        return []
+    examples = data.examples(objective, split=split, count=_APART * count, seed=seed)
+    return examples[:: max(len(examples) // count, 1)][:count]
 
 
 def _texts(examples: Sequence[Example], objective: Any, data: Any) -> list[list[str]]:
-    """Returns what the objective shows of each example, or each of its features."""
+    """Returns the readable texts of each example."""
     vocabulary = data.vocabulary()
     if vocabulary is None:
-        return [[readable(ids, vocabulary) for ids in each.values()] for each in examples]
+        return [[readable(ids, None) for ids in example.values()] for example in examples]
     names = data.labels().get("labels") if "labels" in objective.features else None
     options = {"names": names} if names else {}
     return [objective.show(example, vocabulary, **options) for example in examples]
@@ -145,7 +135,7 @@ def balance_lines(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     """Yields a bar for each class of each label, most frequent first, rare ones in one line.
 
     Args:
-      counts: label feature → class → examples that have it.
+      counts: label feature → class → number of examples.
     """
     for feature, classes in counts.items():
         total = sum(classes.values())
@@ -157,12 +147,12 @@ def balance_lines(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
             bar = "█" * round(_BAR * count / max(ordered[0][1], 1)) or "▏"
             yield f"  {shorten(name, 30):<{width}}  {count / max(total, 1):6.1%}  {bar}"
         if rest:
-            each = sum(count for _, count in rest) / max(total, 1)
-            yield f"  {len(rest)} more classes hold {each:.1%}"
+            share = sum(count for _, count in rest) / max(total, 1)
+            yield f"  {len(rest)} more classes hold {share:.1%}"
 
 
 def example_lines(seen: Preview) -> Iterator[str]:
-    """Yields the examples' sizes and texts, long ones cut."""
+    """Yields the examples' sizes and shortened texts."""
     for number, (example, texts) in enumerate(zip(seen.examples, seen.texts, strict=True), 1):
         sizes = " + ".join(f"{len(tokens)} {name}" for name, tokens in example.items())
         yield from ([""] if number > 1 else [])
@@ -173,11 +163,11 @@ def example_lines(seen: Preview) -> Iterator[str]:
 
 
 def batch_lines(batch: Mapping[str, Any], seen: Preview | None) -> list[str]:
-    """Returns a table of the global batch's arrays, and how much of it is padding.
+    """Returns a table of the global batch's arrays, and the shares of padding.
 
     Args:
       batch: `ShapeDtypeStruct`s with shardings.
-      seen: what was measured, if anything.
+      seen: measurements; None for none.
     """
     rows = []
     for name, leaf in batch.items():
@@ -201,14 +191,14 @@ def batch_lines(batch: Mapping[str, Any], seen: Preview | None) -> list[str]:
 
 @dataclasses.dataclass
 class _Counts:
-    """Examples, as the objective gets them and as it gives them."""
+    """Examples before and after preparation."""
 
-    taken: int = 0
-    given: int = 0
+    inputs: int = 0
+    outputs: int = 0
 
 
 class _Counting:
-    """An objective whose batches are the bare rows, and which counts what it prepares."""
+    """An objective whose batches are the packed rows, and which counts the prepared examples."""
 
     def __init__(self, objective: Any, counts: _Counts | None = None):
         self.wrapped, self.counts = objective, counts or _Counts()
@@ -222,11 +212,11 @@ class _Counting:
     def prepare(self, examples: Iterator[Example], **arguments: Any) -> Iterator[Example]:
         def counted() -> Iterator[Example]:
             for example in examples:
-                self.counts.taken += 1
+                self.counts.inputs += 1
                 yield example
 
         for example in self.wrapped.prepare(counted(), **arguments):
-            self.counts.given += 1
+            self.counts.outputs += 1
             yield example
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

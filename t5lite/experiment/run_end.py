@@ -21,21 +21,21 @@ def end_text(
       folder: the run's, complete.
       metrics: the latest held-out ones.
       model: that was trained.
-      objective: tells the head that was trained.
+      objective: names the trained head.
       data: gives the vocabulary.
     """
     measured = ["held-out metrics", *metric_lines(metrics)] if metrics else []
-    where = shlex.quote(str(folder))
-    commands = [_use(where, model, objective, data.vocabulary())]
+    path = shlex.quote(str(folder))
+    commands = [_use(path, model, objective, data.vocabulary())]
     if (folder / "config.gin").exists():
         commands.append(f"t5lite evaluate --gin_file={shlex.quote(str(folder / 'config.gin'))}")
     if (folder / "metrics.jsonl").exists():
-        commands.append(f"t5lite report {where}")
+        commands.append(f"t5lite report {path}")
     return "\n".join([*measured, f"the run is in {folder}; next:", *(f"  {c}" for c in commands)])
 
 
 def _use(folder: str, model: Model, objective: Any, vocabulary: Any) -> str:
-    """Returns the command that puts a trained head to use."""
+    """Returns the command that uses the trained head."""
     head = objective.head or "lm"
     if head == "embedding":
         return f't5lite embed --model_dir={folder} "a text" "another text"'

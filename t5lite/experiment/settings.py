@@ -26,10 +26,10 @@ def check_settings(run: Definition) -> None:
                 "and hide each other's metrics; give each its own",
                 field="train.callbacks",
             )
-    profile = run.profile
-    if profile is not None and run.steps is not None and profile.steps[0] > run.steps:
+    profile, steps = run.profile, run.duration.steps
+    if profile is not None and steps is not None and profile.steps[0] > steps:
         raise InputError(
-            f"Profile.steps = {profile.steps}: the run ends at train.steps = {run.steps}, before "
+            f"Profile.steps = {profile.steps}: the run ends at train.steps = {steps}, before "
             "the first of them; begin earlier",
             field="Profile.steps",
         )

@@ -11,7 +11,7 @@ from t5lite.training import Program
 
 
 def facts(experiment: Experiment, program: Program, mesh: Any) -> dict[str, Any]:
-    """Returns what a step of a run is, as JSON has it.
+    """Returns the facts of a run's step, as JSON values.
 
     Args:
       experiment: the run.
@@ -36,7 +36,7 @@ def facts(experiment: Experiment, program: Program, mesh: Any) -> dict[str, Any]
 
 
 def _steps(experiment: Experiment, lengths: Sequence[int]) -> int | None:
-    """Returns after how many steps the run ends, tokens counted as if there were no padding."""
+    """Returns the number of steps of the run, as if there were no padding."""
     ends = [experiment.steps]
     if experiment.tokens is not None:
         ends.append(math.ceil(experiment.tokens / (experiment.data.batch_size * sum(lengths))))

@@ -15,28 +15,28 @@ class Row(NamedTuple):
     """One line of a tree.
 
     Args:
-      name: with the branches in front.
-      shape: of a parameter, or of one layer's; empty for a node.
-      axes: logical names, each with `:mesh axis` where it is sharded; empty for a node.
-      size: parameters in it, all layers counted.
-      each: their bytes on each device.
+      name: after the tree's branches.
+      shape: of a parameter, of one layer if stacked; empty for a node.
+      axes: logical names, `name:mesh axis` if sharded; empty for a node.
+      size: number of parameters, all layers counted.
+      device_bytes: their bytes per device.
     """
 
     name: str
     shape: str
     axes: str
     size: int
-    each: int
+    device_bytes: int
 
 
 def parameter_rows(params: Any, axes: Any) -> list[Row]:
-    """Returns a tree's lines: a header, then all below it.
+    """Returns a tree's lines, the header first.
 
-    What has one child shares its line. Of layers that are alike one is shown, with its own shapes.
+    An only child shares its parent's line. Of equal layers one is shown, with its own shapes.
 
     Args:
       params: nested dicts of `ShapeDtypeStruct`s with shardings.
-      axes: the same tree of logical axis names, a `PartitionSpec` each.
+      axes: the same tree with logical axis names, `PartitionSpec`s.
     """
     header = Row("parameters", "shape", "logical axes", *_weight(params))
     return [header, *_children(params, axes, indent="", inside_layers=False)]
@@ -66,7 +66,7 @@ def _children(params: Any, axes: Any, *, indent: str, inside_layers: bool) -> It
 
 
 def _layers(axes: Any, params: Any) -> str:
-    """Returns `×12`, with the mesh axis if they are sharded, where all below is 12 layers' own."""
+    """Returns `×12`, with the mesh axis if sharded, for a tree of 12 stacked layers."""
     leaves, names = jax.tree.leaves(params), jax.tree.leaves(axes)
     if not all(map(_is_stacked, names)) or len({leaf.shape[0] for leaf in leaves}) > 1:
         return ""
@@ -79,7 +79,7 @@ def _is_stacked(axes: Sequence[Any]) -> bool:
 
 
 def _padded(axes: Sequence[Any], leaf: Any) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Returns the logical name and the mesh axes, those of size 1 left out, of each axis."""
+    """Returns the logical name and the mesh axes larger than 1, of each array axis."""
     sharding, rank = leaf.sharding, len(leaf.shape)
     logical = [*axes, *[None] * (rank - len(axes))]
     mesh = [*sharding.spec, *[None] * (rank - len(sharding.spec))]
@@ -93,44 +93,46 @@ def _axis(name: str, mesh_axes: tuple[str, ...]) -> str:
 
 
 def _weight(tree: Any) -> tuple[int, int]:
-    """Returns a tree's parameters in all, and their bytes on each device."""
+    """Returns the number of parameters of a tree, and their bytes per device."""
     count = sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
     return count, bytes_of(tree)[1]
 
 
 def bytes_of(tree: Any) -> tuple[int, int]:
-    """Returns the bytes of a tree's arrays in all, and on each device.
+    """Returns the bytes of a tree's arrays, in total and per device.
 
     Args:
       tree: of `ShapeDtypeStruct`s with shardings.
     """
-    whole = each = 0
+    total = device = 0
     for leaf in jax.tree.leaves(tree):
         shard = leaf.sharding.shard_shape(leaf.shape)
         itemsize = np.dtype(leaf.dtype).itemsize
-        whole += int(np.prod(leaf.shape, dtype=np.int64)) * itemsize
-        each += int(np.prod(shard, dtype=np.int64)) * itemsize
-    return whole, each
+        total += int(np.prod(leaf.shape, dtype=np.int64)) * itemsize
+        device += int(np.prod(shard, dtype=np.int64)) * itemsize
+    return total, device
 
 
 def parameter_lines(program: Program, axes: Any) -> list[str]:
-    """Returns the parameters' tree as text, with a legend of its signs."""
+    """Returns the parameters' tree as text, with a legend."""
     rows = parameter_rows(program.params, axes)
-    lines = table([(*row[:3], f"{row.size:,}", in_bytes(row.each)) for row in rows], right=3)
+    lines = table(
+        [(*row[:3], f"{row.size:,}", in_bytes(row.device_bytes)) for row in rows], right=3
+    )
     legend = {
-        "×": "×: so many layers, all alike; shapes are one layer's, counts those of all",
-        ":": "axis:mesh axis: where a parameter is sharded; otherwise every device has all of it",
+        "×": "×: number of equal layers; shapes are of one layer, counts of all",
+        ":": "axis:mesh axis: a sharded axis; others are replicated",
     }
     signs = "".join(f"{row.name}{row.axes}" for row in rows)
     legends = [text for sign, text in legend.items() if sign in signs]
-    last = "the last two columns: how many, and their bytes on each device"
+    last = "the last two columns: number of parameters, and their bytes per device"
     trained, size = _weight(program.state.params)[0], rows[0].size
     frozen = [f"trained: {trained:,}, frozen: {size - trained:,}"] if trained < size else []
     return [*lines, "", *legends, last, *frozen]
 
 
 def memory_lines(program: Program, axes: Any, *, layout: Layout) -> list[str]:
-    """Returns a table of the bytes that a run keeps, in all and on each device."""
+    """Returns a table of the bytes of a run's state, in total and per device."""
     state, rules = program.state, layout.gradients or layout.parameters
     everywhere: Any = state.step.sharding
     gradients = jax.tree.map(
@@ -147,9 +149,9 @@ def memory_lines(program: Program, axes: Any, *, layout: Layout) -> list[str]:
         "gradients": gradients,
     }
     sizes = {name: bytes_of(tree) for name, tree in parts.items() if jax.tree.leaves(tree)}
-    whole, each = (sum(column) for column in zip(*sizes.values(), strict=True))
-    sizes["sum, without activations"] = whole, each
-    rows = [(name, in_bytes(whole), in_bytes(each)) for name, (whole, each) in sizes.items()]
+    total, device = (sum(column) for column in zip(*sizes.values(), strict=True))
+    sizes["sum, without activations"] = total, device
+    rows = [(name, in_bytes(total), in_bytes(device)) for name, (total, device) in sizes.items()]
     return table([("bytes", "in all", "a device"), *rows], right=1)
 
 
@@ -158,11 +160,11 @@ def arithmetic_lines(step: float, *, tokens: int) -> list[str]:
 
     Args:
       step: FLOPs of a training step, forward and backward.
-      tokens: places in a step's rows, those of all features, padding included.
+      tokens: positions of a step's rows, of all features, padding included.
     """
     text = (
         f"{in_flops(step / 3 / tokens)} a token forward, {in_flops(step / tokens)} in training, "
-        f"{in_flops(step)} a step: matrix products, without what rematerialisation adds. A token "
-        f"is a place of a row, inputs and targets alike, padding included."
+        f"{in_flops(step)} a step: matrix products, without rematerialisation. A token is a "
+        f"position of a row, of inputs and targets alike, padding included."
     )
     return wrapped("arithmetic  ", text)

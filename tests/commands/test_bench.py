@@ -48,8 +48,8 @@ def test_a_run_is_measured_and_left_alone(run: list[str], tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--steps=0", "--steps=0: must be at least 1"),
-        ("--warmup=-1", "--warmup=-1: must be at least 0"),
+        ("--steps=0", "--steps = 0: must be a whole number of at least 1"),
+        ("--warmup=-1", "--warmup = -1: must be a whole number of at least 0"),
         ("--gin.BATCH_SIZE=9", "batch"),
         ("--json=tests", "cannot write tests: it is a folder"),
     ],

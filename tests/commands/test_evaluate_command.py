@@ -173,7 +173,7 @@ def test_everything_is_read_and_every_data_set_has_a_file_of_its_own(trained, tm
         (["--gin.here.model.width=8"], "embed: 16 -> 8"),
         (["--gin.here.data.num_sentinels=100"], "another vocabulary (384 ids, now 359)"),
         (["--gin.train.callbacks=[]"], "train.callbacks is empty"),
-        (["--gin.train.callbacks=[3]"], "callback 3: must be callable"),
+        (["--gin.train.callbacks=[3]"], "train.callbacks: 3 must be callable"),
         (["--gin.t5lite.training.Checkpoints.best=None", "--checkpoint=best"], "the name of a"),
         (
             ["--gin.t5lite.training.Checkpoints.best='los'", "--checkpoint=best"],

@@ -217,7 +217,7 @@ def test_what_differs_from_defaults_is_named(tmp_path):
 def test_a_mesh_that_does_not_fit_is_shown_without_its_devices(tmp_path):
     layout = Layout(mesh={"fsdp": 16})
     text = report(**arguments(tmp_path, layout=layout, data=text_data(batch_size=32)))
-    assert "shown for 16, as fsdp 16; here are 8 × cpu, on which train would refuse" in text
+    assert "shown for 16, as fsdp 16; 8 × cpu are here, and train would refuse" in text
     assert "[32, 64]  int32    [2, 64] a device" in section(text, "the batch")
 
 

@@ -164,7 +164,7 @@ def test_the_model_gives_its_own_answer(folders):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--attention=a"], "--attention needs a model to look into: --model_dir=DIR"),
+        (["--attention=a"], "--attention needs a model: --model_dir=DIR"),
         (["--model_dir=d"], "--model_dir is for --attention=TEXT, which is missing"),
         (["--targets=d"], "--targets is for --attention=TEXT, which is missing"),
         (["--attention=a", "--model_dir=nowhere"], "there is no folder 'nowhere'"),

@@ -112,13 +112,17 @@ def test_a_resumed_run_has_the_same_labels(saved, spec, tmp_path):
 def test_a_restored_head_has_the_same_labels(saved, spec, tmp_path):
     fresh = [("classification_head/.*", None)]
     ours, other = data(tmp_path, NAMES["labels"]), data(tmp_path, ["bad", "good"])
-    model, objective = Model(spec), Classification()
-    plan_start(Checkpoints(restore_from=str(saved)), model, objective, data=ours)
-    assert plan_start(Checkpoints(), model, objective, data=other) is None
-    mapped = Checkpoints(restore_from=str(saved), restore_mapping=fresh)
-    plan_start(mapped, model, objective, data=other)
+
+    def plan(dataset, **checkpoints):
+        settings = {"objective": Classification(), "optimizer": None, "data": dataset}
+        run = Experiment("unused", spec, **settings, checkpoints=Checkpoints(**checkpoints))
+        return plan_start(run)
+
+    assert plan(ours, restore_from=str(saved))
+    assert plan(other) is None
+    plan(other, restore_from=str(saved), restore_mapping=fresh)
     with pytest.raises(InputError, match="classification head is restored"):
-        plan_start(Checkpoints(restore_from=str(saved)), model, objective, data=other)
+        plan(other, restore_from=str(saved))
 
 
 def test_names_go_to_hugging_face_and_back(saved, tmp_path, capsys):

@@ -39,10 +39,10 @@ def test_names_are_as_short_as_they_can_be():
     [
         (["nowhere"], "nowhere does not exist; give a model_dir"),
         (["a"], "a is not the folder of a run; give a model_dir, which has a metrics.jsonl"),
-        (["a/nano", "./a/nano/"], "./a/nano/ is given twice; name each run once"),
+        (["a/nano", "./a/nano/"], "RUN = ./a/nano/: named twice; name each run once"),
         (["a/nano", "--output=a"], "--output=a: must be a file, e.g. a/report.html"),
         (["a/nano", "--output=file/x"], "cannot write file/x: "),
-        (["a/nano", "--output=file"], "--output=file: is there, and no report of t5lite"),
+        (["a/nano", "--output=file"], "--output=file: exists and is not a report of t5lite"),
         ([], "the following arguments are required: RUN"),
         (["a/nano", "--gin.t5lite.train.seed=1"], "report reads no gin configuration"),
     ],

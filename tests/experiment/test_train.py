@@ -277,7 +277,7 @@ class NotDue:
         ({"steps": True}, "train.steps = True"),
         ({"log_every": 0}, "train.log_every = 0"),
         ({"callbacks": [NotDue()]}, "NotDue.* `every`"),
-        ({"callbacks": [3]}, "callback 3"),
+        ({"callbacks": [3]}, "train.callbacks: 3 must be callable"),
         ({"model": "t5_1_1_nan"}, "did you mean t5_1_1_nano"),
         ({"optimizer": "adam"}, "optimizer = 'adam'"),
         ({"layout": Layout({"data": 3})}, "does not multiply to the 1 devices"),
