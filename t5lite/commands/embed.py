@@ -122,9 +122,11 @@ def _embedder(loaded: "Loaded", arguments: argparse.Namespace) -> "Embedder":
 def search(arguments: argparse.Namespace) -> int:
     """Prints the texts nearest to the query: rank, cosine similarity, text."""
     if arguments.query is None or arguments.among is None:
-        raise InputError("--query and --among go together: --query TEXT --among=vectors.npz")
+        raise InputError(
+            "--query and --among go together: --query TEXT --among=vectors.npz", field="among"
+        )
     if arguments.texts or arguments.input_file or arguments.output_file:
-        raise InputError("--query searches --among, and embeds no other text")
+        raise InputError("--query searches --among, and embeds no other text", field="query")
     from t5lite.inference.batching import check_count, settled
     from t5lite.inference.embedding import nearest
     from t5lite.inference.vectors import read_vectors

@@ -132,10 +132,14 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 def file_source(arguments: argparse.Namespace) -> Source:
     """Returns the lines of `--input_file`."""
     if arguments.split is not None:
-        raise InputError("--split is of a configuration's data: give --gin_file=FILE")
+        raise InputError(
+            "--split is of a configuration's data: give --gin_file=FILE", field="split"
+        )
     for name in ("model_dir", "input_file"):
         if getattr(arguments, name) is None:
-            raise InputError(f"--{name} is missing; or give a configuration, --gin_file=FILE")
+            raise InputError(
+                f"--{name} is missing; or give a configuration, --gin_file=FILE", field=name
+            )
     lines = counted_lines(arguments.input_file)
 
     from t5lite.interop import open_model  # only now: a file without lines needs no JAX

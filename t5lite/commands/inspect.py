@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
         return
     for flag in ("model_dir", "targets", "output"):
         if getattr(arguments, flag) is not None:
-            raise InputError(f"--{flag} is for --attention=TEXT, which is missing")
+            raise InputError(f"--{flag} is for --attention=TEXT, which is missing", field=flag)
 
     from t5lite.commands.configured import experiment_of
     from t5lite.experiment import train
@@ -59,9 +59,12 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 def draw_attention(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     """Draws the attention page of `--model_dir`, and prints its path."""
     if configuration.source.statements:
-        raise InputError("--attention reads no gin configuration; the model is --model_dir=DIR")
+        raise InputError(
+            "--attention reads no gin configuration; the model is --model_dir=DIR",
+            field="attention",
+        )
     if arguments.model_dir is None:
-        raise InputError("--attention needs a model: --model_dir=DIR")
+        raise InputError("--attention needs a model: --model_dir=DIR", field="model_dir")
 
     from etils import epath
 
@@ -71,7 +74,9 @@ def draw_attention(arguments: argparse.Namespace, configuration: "Configuration"
     name, text = Path(arguments.model_dir).expanduser().resolve().name, arguments.attention
     output = epath.Path(arguments.output or f"attention-{name}.html").expanduser()
     if output.is_dir():
-        raise InputError(f"--output={output}: must be a file, e.g. {output / 'attention.html'}")
+        raise InputError(
+            f"--output={output}: must be a file, e.g. {output / 'attention.html'}", field="output"
+        )
     loaded = load(arguments.model_dir)
     inside = attention_maps(loaded, text, arguments.targets)
     check(inside)

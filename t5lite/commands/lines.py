@@ -59,12 +59,12 @@ def data_file(pattern: str, *, flag: str = "--input_file") -> DataFile:
     """
     path, *more = find_files(pattern, field=flag)
     if more:
-        raise InputError(f"{flag}={pattern}: {len(more) + 1} files; give one at a time")
+        raise InputError(f"{flag}={pattern}: {len(more) + 1} files; give one at a time", field=flag)
     try:
         return DataFile(path, format_of(path, None))
     except InputError as error:
         raise InputError(
-            f"{flag}={path}: must end in .jsonl, .tsv, .csv, .parquet or .txt"
+            f"{flag}={path}: must end in .jsonl, .tsv, .csv, .parquet or .txt", field=flag
         ) from error
 
 
@@ -103,7 +103,9 @@ def output(path: str | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         return
     if "://" in path:
-        raise InputError(f"--output_file={path}: must be on this machine's disk")
+        raise InputError(
+            f"--output_file={path}: must be on this machine's disk", field="output_file"
+        )
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(whole_file(Path(path).expanduser()))

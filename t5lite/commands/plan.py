@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
         on.require_compiler()
         for name in ("price", "power", "budget"):
             if (value := getattr(arguments, name)) is not None and not value > 0:
-                raise InputError(f"--{name}={value}: must be above 0")
+                raise InputError(f"--{name}={value}: must be above 0", field=name)
         require_writable(arguments.output)
     experiment = experiment_of(configuration)
     if changes:

@@ -54,10 +54,13 @@ def target(runs: Sequence[str], output: str | None) -> "epath.Path":
         output = "report.html" if len(runs) > 1 else f"{runs[0]}/report.html"
     path = epath.Path(output).expanduser()
     if path.is_dir():
-        raise InputError(f"--output={output}: must be a file, e.g. {path / 'report.html'}")
+        raise InputError(
+            f"--output={output}: must be a file, e.g. {path / 'report.html'}", field="output"
+        )
     if path.exists() and not is_report(path):
         raise InputError(
-            f"--output={output}: exists and is not a report of t5lite; choose another, or delete it"
+            f"--output={output}: exists and is not a report of t5lite; name another, or delete it",
+            field="output",
         )
     return path
 
@@ -74,7 +77,7 @@ def names_of(runs: Sequence[str]) -> list[str]:
     ]
     for index, path in enumerate(parts):
         if path in parts[:index]:
-            raise InputError(f"RUN = {runs[index]}: named twice; name each run once")
+            raise InputError(f"RUN = {runs[index]}: named twice; name each run once", field="runs")
     names = []
     for path in parts:
         length = 1

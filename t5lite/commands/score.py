@@ -103,7 +103,9 @@ def _rows(arguments: argparse.Namespace) -> list[Row]:
     if not targets:
         return [{"text": text} for text in texts]
     if arguments.input_file is not None:
-        raise InputError("--targets is for TEXT; targets of --input_file are in its `targets`")
+        raise InputError(
+            "--targets is for TEXT; targets of --input_file are in its `targets`", field="targets"
+        )
     if len(texts) != len(targets) and 1 not in (len(texts), len(targets)):
         raise InputError(f"{len(texts)} texts and {len(targets)} --targets: give each text one")
     count = max(len(texts), len(targets)) if texts else 0

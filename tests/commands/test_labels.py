@@ -115,7 +115,7 @@ def test_a_restored_head_has_the_same_labels(saved, spec, tmp_path):
 
     def plan(dataset, **checkpoints):
         settings = {"objective": Classification(), "optimizer": None, "data": dataset}
-        run = Experiment("unused", spec, **settings, checkpoints=Checkpoints(**checkpoints))
+        run = Experiment("unused", model=spec, **settings, checkpoints=Checkpoints(**checkpoints))
         return plan_start(run)
 
     assert plan(ours, restore_from=str(saved))
