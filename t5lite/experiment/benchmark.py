@@ -56,7 +56,7 @@ def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, A
             to_devices,
             steps=steps,
             warmup=warmup,
-            done=bar.add,
+            on_step=bar.add,
         )
     return {
         **facts(experiment, program, mesh),

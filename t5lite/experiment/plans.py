@@ -141,7 +141,7 @@ def search(
     devices = on.num_chips * on.chip.devices
     order, cannot = candidates(
         program,
-        list(meshes(devices, kept=fixed, slices=layout.slices or {})),
+        list(meshes(devices, fixed=fixed, slices=layout.slices or {})),
         on=on,
         stream=stream,
         flops=step_flops(experiment.spec, experiment.bound, batch),

@@ -37,22 +37,23 @@ def check_adapter(folder: Any, *, weights: bool) -> None:
         return
     config = _read(folder / CONFIG)
     base, kind = config.get("base_model_name_or_path"), config.get("peft_type") or "unknown kind"
-    what = f"a PEFT adapter ({kind}) of {str(base or 'an unnamed base model')!r}"
+    adapter = f"a PEFT adapter ({kind}) of {str(base or 'an unnamed base model')!r}"
     if weights:
-        raise InputError(
-            f"{folder} holds a whole model, and beside it {what}; for the model alone, "
+        message = (
+            f"{folder} holds a whole model, and beside it {adapter}; for the model alone, "
             f"move {CONFIG} and adapter_model.* out of the folder\n"
             + _merging(folder, config, heading="for both, merge them")
         )
-    if kind in _PROMPTS:
-        raise InputError(
-            f"{folder} holds {what}, not a model: its learned prompts cannot be merged into "
+    elif kind in _PROMPTS:
+        message = (
+            f"{folder} holds {adapter}, not a model: its learned prompts cannot be merged into "
             "weights, and are not supported; give a model"
         )
-    raise InputError(
-        f"{folder} holds {what}, not a model\n"
-        + _merging(folder, config, heading="merge it into its base")
-    )
+    else:
+        message = f"{folder} holds {adapter}, not a model\n" + _merging(
+            folder, config, heading="merge it into its base"
+        )
+    raise InputError(message)
 
 
 def check_merged(names: Iterable[str], *, where: str) -> None:

@@ -1,4 +1,4 @@
-"""The description of a checkpoint: everything in its folder except the arrays, as one value."""
+"""The description of a checkpoint: everything in its folder except the arrays."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from t5lite.errors import InputError
 from t5lite.interop.embedding_defaults import EmbeddingDefaults, read_embedding, save_embedding
 from t5lite.interop.generation_defaults import GenerationDefaults, read_defaults, save_defaults
 from t5lite.interop.origin import FOLDER as ORIGIN
-from t5lite.interop.origin import Origin, keep, kept
+from t5lite.interop.origin import Origin, read_origin, save_origin
 from t5lite.interop.prompts import read_prompts, save_prompts
 from t5lite.models import ModelSpec, load_spec, save_spec
 from t5lite.objectives import Prompts
@@ -37,8 +37,8 @@ class Description:
       spec: the architecture, `model.json`.
       vocabulary: of the token ids, `vocabulary/`; None for none.
       labels: names of the classes of a head by label feature, `labels.json`; {} for none.
-      prompts: how the model was prompted in training, `prompts.json`; None if unknown.
-      inputs: how rows became texts in training, `inputs.json`.
+      prompts: the prompt format of training, `prompts.json`; None if unknown.
+      inputs: the format of texts from rows in training, `inputs.json`.
       generation: default generation options, `generation_config.json`; None for none.
       embedding: default embedding options, `embedding.json`; None for none.
       origin: the files of the Hugging Face folder that the model comes from, `origin/`.
@@ -61,7 +61,7 @@ class Description:
 
     @classmethod
     def read(cls, folder: Any, *, vocabulary: Vocabulary | None = None) -> "Description":
-        """Reads the description in a run's folder; files that older versions lack may be missing.
+        """Reads the description in a run's folder; files of newer versions may be missing.
 
         Args:
           folder: that holds `model.json`, local or remote.
@@ -82,7 +82,7 @@ class Description:
             inputs=load_input_format(folder),
             generation=None if spec.decoder is None else read_defaults(folder),
             embedding=read_embedding(folder),
-            origin=kept(folder),
+            origin=read_origin(folder),
             tuning=read_tuning(str(root)),
         )
 
@@ -104,7 +104,7 @@ class Description:
         save_input_format(folder, self.inputs)
         save_defaults(folder, self.generation)
         save_embedding(folder, self.embedding)
-        keep(folder, self.origin)
+        save_origin(folder, self.origin)
         if read_tuning(str(root)) != self.tuning:
             write_tuning(str(root), self.tuning)
         path = root / MODEL

@@ -11,8 +11,7 @@ from t5lite.errors import InputError
 
 FILE = "generation_config.json"
 
-# Fields of transformers' GenerationConfig that say what is written. Before there was a file of its
-# own, they stood in config.json.
+# Fields of transformers' GenerationConfig, which older folders have in config.json.
 _FIELDS = """
     max_length max_new_tokens min_length min_new_tokens early_stopping max_time stop_strings
     do_sample num_beams num_beam_groups penalty_alpha temperature top_k top_p min_p top_h typical_p
@@ -22,7 +21,7 @@ _FIELDS = """
     suppress_tokens begin_suppress_tokens forced_decoder_ids sequence_bias guidance_scale
     num_return_sequences pad_token_id bos_token_id eos_token_id decoder_start_token_id
 """
-_NESTED = ("decoder", "generator", "text_config")  # where some configs keep the writer's fields
+_NESTED = ("decoder", "generator", "text_config")  # parts of some configs that hold these fields
 _WORDS = "bad_words_ids"
 _ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 
@@ -33,7 +32,7 @@ class GenerationDefaults:
 
     Attributes:
       content: values by the names of transformers' GenerationConfig, as `generation_config.json`
-        has them, without those that are null. Kept whole, so that it can be written again.
+        has them, without nulls; whole, so that it can be written again.
     """
 
     content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -73,13 +72,15 @@ def read_defaults(
         skipped = ("_from_model_config", "transformers_version")
         content = {name: value for name, value in content.items() if name not in skipped}
     else:
+        path = as_path(folder) / "config.json"
         nested: Any = next((config[k] for k in _NESTED if isinstance(config.get(k), dict)), {})
-        layers = [{k: v for k, v in part.items() if v is not None} for part in (nested, config)]
         fields = _FIELDS.split()
         content = {
-            name: value for name, value in {**layers[0], **layers[1]}.items() if name in fields
+            name: value
+            for part in (nested, config)
+            for name, value in part.items()
+            if value is not None and name in fields
         }
-        path = as_path(folder) / "config.json"
     content = {name: value for name, value in content.items() if value is not None}
     for name in _ID_LISTS:
         _check_ids(path, name, content.get(name, ()))
@@ -100,5 +101,5 @@ def save_defaults(folder: Any, defaults: GenerationDefaults | None) -> None:
 
 def _check_ids(path: Any, name: str, value: Any) -> None:
     ids = [value] if isinstance(value, int) else value
-    if not isinstance(ids, list | tuple) or not all(type(each) is int for each in ids):
+    if not isinstance(ids, list | tuple) or not all(type(token) is int for token in ids):
         raise InputError(f"{path}: {name} = {value!r}: must be a token id or a list of them")

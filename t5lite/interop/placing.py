@@ -1,4 +1,4 @@
-"""Fills arrays that are sharded over devices piece by piece, so that no host holds a whole one."""
+"""Fills sharded arrays piece by piece, so that no host holds a whole one."""
 
 import functools
 import os
@@ -12,9 +12,9 @@ import numpy as np
 from t5lite.errors import InputError
 
 Region = tuple[tuple[int, int], ...]  # start and stop on each axis
-# Which entry of the leading axis, or of several; None for all of an array.
+# Index of an entry on the leading axis, or on several; None for all of an array.
 Layer = int | tuple[int, ...] | None
-_ALIGNMENT = 64  # from here on XLA's CPU devices take a NumPy buffer as it is, without a copy
+_ALIGNMENT = 64  # with which XLA's CPU devices take a NumPy buffer without a copy
 _PLAIN = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _STRIP, _LARGE, _THREADS = 16, 1 << 20, min(16, os.cpu_count() or 1)
 
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
     """The values of an array, or of one layer of it.
 
     Args:
-      layer: which entry of the leading axis (or axes) it is; None for all of the array.
+      layer: see `Layer`.
       read: returns its values, cheaply: a view of a mapped file.
     """
 
@@ -39,11 +39,11 @@ def index_of(layer: Layer) -> tuple[int, ...]:
 
 
 def fill(leaf: jax.ShapeDtypeStruct, pieces: Iterable[Piece], copied: Callable[[int], None]) -> Any:
-    """Makes an array out of pieces, of which only what this process's devices hold is copied.
+    """Makes an array out of pieces, copying only the regions of this process's devices.
 
     Args:
       leaf: its shape, dtype (the pieces are cast to it) and sharding; without one it is NumPy's.
-      pieces: what together fills it.
+      pieces: together fill it.
       copied: called with the bytes of each piece.
 
     Returns:
@@ -53,7 +53,7 @@ def fill(leaf: jax.ShapeDtypeStruct, pieces: Iterable[Piece], copied: Callable[[
     for piece in pieces:
         index = index_of(piece.layer)
         due = [region for region in buffers if _holds(region, index)]
-        if due:  # the layers of other processes are not even read
+        if due:  # the layers of other processes are not read
             values = piece.read()
             copied(sum(_copy(values, buffers[region], region, index) for region in due))
     if leaf.sharding is None:
@@ -64,7 +64,7 @@ def fill(leaf: jax.ShapeDtypeStruct, pieces: Iterable[Piece], copied: Callable[[
 
     # Devices that hold the same region share the buffer if their memory is the host's.
     array = jax.make_array_from_callback(leaf.shape, leaf.sharding, shard, dtype=leaf.dtype)
-    # Until the devices have their copies the buffers live: the next leaf's must not join them.
+    # The buffers live until the devices have their copies: the next leaf's must not add to them.
     return jax.block_until_ready(array)
 
 
@@ -100,8 +100,8 @@ def host_pieces(array: Any, layer: Layer) -> Iterator[tuple[Any, np.ndarray]]:
     """Yields an array, or a layer of it, in the pieces that devices hold: index and values.
 
     Args:
-      array: NumPy's, or a jax.Array all of which this process's devices hold.
-      layer: which entry of the leading axis (or axes); None for all of the array.
+      array: NumPy's, or a jax.Array on this process's devices.
+      layer: see `Layer`.
     """
     index = index_of(layer)
     if not isinstance(array, jax.Array):
@@ -120,28 +120,28 @@ def host_pieces(array: Any, layer: Layer) -> Iterator[tuple[Any, np.ndarray]]:
 def _on_host(data: jax.Array, index: tuple[int, ...]) -> np.ndarray:
     if all(device.platform == "cpu" for device in data.devices()):  # a view
         return _entry(np.asarray(data), index)
-    # An array keeps the host's copy of itself, so that one is taken of a copy, soon to be gone.
+    # An array caches its copy on the host: that of a temporary copy is freed.
     return np.asarray(data[index] if index else data.copy())
 
 
 def _entry(array: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
     """Returns a view even of a single number."""
-    where: Any = (*index, ...)
-    return array[where]
+    view: np.ndarray = array[(*index, ...)]
+    return view
 
 
 def _holds(region: Region, index: tuple[int, ...]) -> bool:
-    sides = zip(index, region, strict=False)
-    return all(start <= at < stop for at, (start, stop) in sides)
+    bounds = zip(index, region, strict=False)
+    return all(start <= entry < stop for entry, (start, stop) in bounds)
 
 
 def _within(region: Region, index: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns where in a region an entry is that it holds."""
-    return tuple(at - start for at, (start, _) in zip(index, region, strict=False))
+    """Returns the index of an entry in a region that holds it."""
+    return tuple(entry - start for entry, (start, _) in zip(index, region, strict=False))
 
 
 def _copy(values: np.ndarray, buffer: np.ndarray, region: Region, index: tuple[int, ...]) -> int:
-    """Copies what a region has of a piece, cast, and returns the bytes."""
+    """Copies a region's part of a piece, cast, and returns the bytes."""
     buffer = _entry(buffer, _within(region, index))
     part = values[tuple(slice(*bounds) for bounds in region[len(index) :])]
     _copy_values(part, buffer)
@@ -149,10 +149,10 @@ def _copy(values: np.ndarray, buffer: np.ndarray, region: Region, index: tuple[i
 
 
 def _copy_values(values: np.ndarray, buffer: np.ndarray) -> None:
-    """Copies an array, cast; one that is transposed in strips, on all cores.
+    """Copies an array, cast; a transposed one in strips, on all cores.
 
-    NumPy would walk a transposed source along the buffer's rows, and fetch a line of memory for
-    every number. A strip's rows are as long as a line, so that each is fetched once.
+    NumPy would walk a transposed source along the buffer's rows, and fetch a cache line for every
+    number. A strip's rows are as long as a line, so that each is fetched once.
     """
     size = values.itemsize
     if values.dtype == buffer.dtype and size in _PLAIN:
@@ -165,8 +165,8 @@ def _copy_values(values: np.ndarray, buffer: np.ndarray) -> None:
         return
 
     def copy(start: int) -> None:
-        for at in range(start, min(start + step, length), _STRIP):
-            strip = (..., slice(at, at + _STRIP))
+        for first in range(start, min(start + step, length), _STRIP):
+            strip = (..., slice(first, first + _STRIP))
             _cast(buffer[strip], values[strip])
 
     step = _STRIP * max(1, length // (_STRIP * 4 * _THREADS))
@@ -174,7 +174,7 @@ def _copy_values(values: np.ndarray, buffer: np.ndarray) -> None:
 
 
 def _cast(buffer: np.ndarray, values: np.ndarray) -> None:
-    """Copies; what is too large for the buffer's dtype becomes infinite, which `finite` finds."""
+    """Copies; numbers beyond the buffer's dtype become infinite, which `finite` reports."""
     with np.errstate(over="ignore"):  # here, because threads do not inherit it
         np.copyto(buffer, values, casting="unsafe")
 

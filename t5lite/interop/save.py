@@ -1,4 +1,4 @@
-"""Writes a model into a folder of its own, in any of the three layouts that `load` opens."""
+"""Writes a model into a folder, in any of the three layouts that `load` opens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ def save(
     scanned: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes parameters and everything that `load` needs to open them again.
+    """Writes parameters and their description, which `load` opens.
 
     Args:
       folder: new or empty; created if need be. Local, except for "t5lite".
@@ -50,7 +50,7 @@ def save(
         raise unknown("kind", kind, KINDS)
     root = check_target(folder)
     with claimed(root / _CLAIMS, name=str(root)):
-        check_target(folder)  # again: from here on no other process writes there
+        check_target(folder)  # again: now no other process writes there
         if kind == "huggingface":
             huggingface.save(root, description, params, progress=progress)
         elif kind == "t5x":
@@ -71,7 +71,7 @@ def losses(description: Description, *, kind: str) -> list[str]:
     """
     lines = []
     if description.origin is not None and kind != "t5x":
-        lines += [f"{name}: not copied" for name in description.origin.others()]
+        lines += [f"{name}: not copied" for name in description.origin.uncopied()]
     if kind == "huggingface":
         lines += huggingface.losses(description)
     if kind == "t5x":

@@ -7,27 +7,22 @@ from typing import Any, NamedTuple
 
 import jax
 
-_SHARE = 0.9  # of the host's: Linux kills a program that takes more than there is
+_SHARE = 0.9  # of the host's: Linux kills programs that take more than it has
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Capacity(NamedTuple):
-    """Memory for one device of this process.
-
-    Args:
-      bytes: of it.
-      where: what has it, for messages.
-    """
+    """Memory for one device of this process, and its owner, for messages."""
 
     bytes: int
-    where: str
+    owner: str
 
 
 def capacity(device: Any) -> Capacity | None:
-    """Returns the memory of a local device; None if it does not tell.
+    """Returns the memory of a local device; None if unknown.
 
-    Of an accelerator it is all that JAX may take, and of processors, which share the host's, each
-    one's part of what is available now, less what is kept for the data and other programs.
+    For an accelerator all that JAX may take; for processors, which share the host's, each one's
+    part of the memory available now, less a reserve for the data and other programs.
     """
     if device.platform != "cpu":
         limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -41,7 +36,7 @@ def capacity(device: Any) -> Capacity | None:
 
 
 def host_bytes() -> int | None:
-    """Returns the bytes that this process could still take; None where nothing tells."""
+    """Returns the bytes that this process could still take; None if unknown."""
     total = []
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -53,6 +48,6 @@ def host_bytes() -> int | None:
         cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
         total.append(max(limit - used + int(cached.get("inactive_file", 0)), 0))
     if not total:
-        with contextlib.suppress(OSError, ValueError):  # macOS tells how much there is in all
+        with contextlib.suppress(OSError, ValueError):  # macOS: the total
             total.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(total, default=None)

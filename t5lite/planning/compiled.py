@@ -16,12 +16,11 @@ from t5lite.training import Program
 
 
 class DoesNotFit(InputError):
-    """The program needs more memory than there is.
+    """The program needs more memory than a device has.
 
     Args:
       message: the compiler's, in one line.
-      needed: bytes, where it says how many.
-      available: bytes, where it says.
+      needed, available: bytes; None where the compiler does not report them.
     """
 
     def __init__(self, message: str, needed: float | None, available: float | None):
@@ -55,7 +54,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a step.
+    """The compiler's report on a step.
 
     Args:
       memory: of one device.
@@ -81,10 +80,10 @@ def compile_step(
     Args:
       program: built for the devices, see `training.build`.
       slice_of: each device's slice, in the order of the mesh; None if there is only one.
-      stage: told what is done next.
+      stage: called with the name of each stage.
 
     Returns:
-      What the compiler says, and the compiled step.
+      The compiler's report, and the compiled step.
 
     Raises:
       DoesNotFit: if it needs more memory than a device has.
@@ -95,15 +94,15 @@ def compile_step(
     traced = time.monotonic()
     stage("compiling")
     compiled = _compiled(lowered)
-    done = time.monotonic()
+    end = time.monotonic()
     stage("reading the program")
-    said = Compiled(
+    report = Compiled(
         memory=_memory(program, compiled.memory_analysis()),
         program=hlo.read(compiled.as_text(), slice_of=slice_of),
         lowering_seconds=traced - start,
-        compile_seconds=done - traced,
+        compile_seconds=end - traced,
     )
-    return said, compiled
+    return report, compiled
 
 
 def step_memory(program: Program) -> Memory:
@@ -120,8 +119,8 @@ def _compiled(lowered: Any) -> Any:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if found := does_not_fit(error):
-            raise found from error
+        if failure := does_not_fit(error):
+            raise failure from error
         raise
 
 
@@ -162,7 +161,7 @@ _SIZE = r"([\d.]+)([KMGT])"
 
 
 def does_not_fit(error: Exception) -> DoesNotFit | None:
-    """Returns what an error of JAX says of memory that is too small; None if it is another one."""
+    """Returns an out-of-memory error of JAX with its numbers; None for other errors."""
     message = str(error)
     if "RESOURCE_EXHAUSTED" not in message:
         return None
@@ -175,48 +174,43 @@ def does_not_fit(error: Exception) -> DoesNotFit | None:
     for pattern in patterns:
         match = re.search(pattern, message)
         if match:
-            needed, unit, available, of = match.groups()
-            return DoesNotFit(line, float(needed) * _UNITS[unit], float(available) * _UNITS[of])
+            needed, unit, available, unit_available = match.groups()
+            sizes = float(needed) * _UNITS[unit], float(available) * _UNITS[unit_available]
+            return DoesNotFit(line, *sizes)
     return DoesNotFit(line, None, None)
 
 
 def estimate(
     compiled: Compiled, on: Slice, *, flops: float, tokens: float
 ) -> Mapping[str, float | None]:
-    """Returns what a step would take, as far as the compiler's own numbers say.
+    """Returns the time of a step, by the compiler's own numbers.
 
     Args:
       compiled: for the devices of `on`.
       on: the slices.
-      flops: of a step of the whole batch: the model's matrix products, without what is computed
-        again.
+      flops: of a step of the whole batch: the model's matrix products, without recomputation.
       tokens: of a step of the whole batch.
 
     Returns:
       Seconds of a step: `compute`, the sum of the estimates of all operations; `communication`,
-      what is sent over one axis of the slice in both directions at once; `step_overlapped`, the
-      longer of the two, and `step`, both after each other; and of each of these two
-      `utilisation…` in [0, 1] and `tokens_per_second_per_chip…`. None where the chip's clock is not
-      known, and everything is too short by what has no estimate: Pallas kernels, the network
-      between slices, waiting for input.
+      bytes sent over one axis of the slice in both directions at once; `step_overlapped`, the
+      longer of the two, and `step`, their sum; and of each of these two `utilisation…` in [0, 1]
+      and `tokens_per_second_per_chip…`. None where the chip's clock is unknown. Operations without
+      an estimate are left out: Pallas kernels, the network between slices, waiting for input.
     """
     chip, chips = on.chip, on.num_chips
     sent = sum(
         traffic.bytes - traffic.slow_bytes for traffic in compiled.program.collectives.values()
     )
     communication, ideal = sent / (2 * chip.link_bandwidth), flops / (chips * chip.flops)
-    found: dict[str, float | None] = {"communication": communication, "ideal": ideal}
-    names = ("compute", "step", "step_overlapped", "utilisation", "utilisation_overlapped")
-    rates = ("tokens_per_second_per_chip", "tokens_per_second_per_chip_overlapped")
-    if chip.clock is None:
-        return found | dict.fromkeys((*names, *rates))
-    compute = compiled.program.cycles / chip.clock
-    found["compute"] = compute
-    for suffix, seconds in (
-        ("", compute + communication),
-        ("_overlapped", max(compute, communication)),
-    ):
-        found[f"step{suffix}"] = seconds
-        found[f"utilisation{suffix}"] = ideal / seconds
-        found[f"tokens_per_second_per_chip{suffix}"] = tokens / chips / seconds
-    return found
+    estimates: dict[str, float | None] = {"communication": communication, "ideal": ideal}
+    compute = None if chip.clock is None else compiled.program.cycles / chip.clock
+    estimates["compute"] = compute
+    steps = (None, None)
+    if compute is not None:
+        steps = compute + communication, max(compute, communication)
+    for suffix, step in zip(("", "_overlapped"), steps, strict=True):
+        estimates[f"step{suffix}"] = step
+        estimates[f"utilisation{suffix}"] = step and ideal / step
+        estimates[f"tokens_per_second_per_chip{suffix}"] = step and tokens / chips / step
+    return estimates

@@ -15,7 +15,7 @@ from t5lite.planning.search import least_bytes, own_rows
 from t5lite.text import in_bytes, wrapped
 from t5lite.training import Program, Update
 
-_MOST = 3  # pieces of advice in an error
+_MOST = 3  # tips in an error
 
 
 class Footprint:
@@ -23,28 +23,11 @@ class Footprint:
 
     Args:
       program: built for the devices.
-      compute: of the model.
-      update: of the run.
-      layout: of the run.
-      optimizer: of the run.
+      settings: of the run, see `savings`.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        *,
-        compute: ComputeSpec,
-        update: Update,
-        layout: Layout,
-        optimizer: Any,
-    ):
-        self._program = program
-        self._settings: dict[str, Any] = {
-            "compute": compute,
-            "update": update,
-            "layout": layout,
-            "optimizer": optimizer,
-        }
+    def __init__(self, program: Program, **settings: Any):
+        self._program, self._settings = program, settings
 
     def check_state(self) -> None:
         """Raises an InputError if not even the state fits; allocates and compiles nothing."""
@@ -55,7 +38,7 @@ class Footprint:
     def check_step(self) -> None:
         """Raises an InputError if a step needs more than there is; compiles it, see `step_memory`.
 
-        To be called with the state in place: it has taken its part of a host's memory.
+        To be called with the state in memory: it has taken its part of a host's.
         """
         device = jax.local_devices()[0]
         here = capacity(device)
@@ -68,26 +51,24 @@ class Footprint:
             size = Capacity(int(available), f"a {device.device_kind}")
             raise InputError(self._too_large("a step needs", needed, size)) from error
         if here is not None:
-            taken = device_bytes(self._program.state) if device.platform == "cpu" else 0
-            size = here._replace(bytes=here.bytes + taken)
+            state = device_bytes(self._program.state) if device.platform == "cpu" else 0
+            size = here._replace(bytes=here.bytes + state)
             if memory.total > size.bytes:
                 raise InputError(self._too_large("a step needs", memory.total, size))
 
     def lines(self, stream: float) -> list[str]:
-        """Returns a comparison with the devices here; only shapes are needed, no device of the run.
+        """Returns a comparison with the devices here; the run's own are not needed.
 
         Args:
           stream: see `stream_bytes`.
         """
-        device = jax.local_devices()[0]
-        if (here := capacity(device)) is None:
+        if (here := capacity(jax.local_devices()[0])) is None:
             return []
-        least = least_bytes(
-            self._program, stream=stream, num_microbatches=self._settings["update"].num_microbatches
-        )
+        num_microbatches = self._settings["update"].num_microbatches
+        least = least_bytes(self._program, stream=stream, num_microbatches=num_microbatches)
         text = f"at least {in_bytes(least)} a device with activations; "
         if least <= here.bytes:
-            return wrapped("memory  ", f"{text}{here.where} has {in_bytes(here.bytes)}")
+            return wrapped("memory  ", f"{text}{here.owner} has {in_bytes(here.bytes)}")
         short, *advice = self._too_large("", least, here).strip().splitlines()
         refused = device_bytes(self._program.state) > here.bytes
         end = "train would refuse it here" if refused else "train may fail here"
@@ -105,10 +86,10 @@ class Footprint:
                 raise
             raise RunError(self._advised(f"a device ran out of memory: {failure}")) from error
 
-    def _too_large(self, what: str, needed: float, here: Capacity) -> str:
+    def _too_large(self, subject: str, needed: float, here: Capacity) -> str:
         return self._advised(
-            f"{what} {in_bytes(needed)} a device, {in_bytes(needed - here.bytes)} more than the "
-            f"{in_bytes(here.bytes)} of {here.where}"
+            f"{subject} {in_bytes(needed)} a device, {in_bytes(needed - here.bytes)} more than the "
+            f"{in_bytes(here.bytes)} of {here.owner}"
         )
 
     def _advised(self, message: str) -> str:
@@ -141,18 +122,14 @@ def savings(
 ) -> Iterator[str]:
     """Yields advice that saves memory and is not followed yet, the cheapest first.
 
-    Flags work as they stand: each also binds what it is a setting of.
+    Flags also bind the object whose setting they are.
 
     Args:
-      program: of the run.
-      compute: likewise.
-      update: likewise.
-      layout: likewise.
-      optimizer: likewise.
+      program, compute, update, layout, optimizer: of the run.
       bytes_here: of a device; None if unknown.
     """
-    rows, times = own_rows(program), update.num_microbatches
-    state = least_bytes(program, stream=0, num_microbatches=times)
+    rows, num_microbatches = own_rows(program), update.num_microbatches
+    state = least_bytes(program, stream=0, num_microbatches=num_microbatches)
     if bytes_here is None or state < bytes_here:
         if compute.remat not in ("full", "offload"):
             yield (
@@ -160,15 +137,15 @@ def savings(
                 "--gin.t5lite.train.compute='@t5lite.models.ComputeSpec()' "
                 "--gin.t5lite.models.ComputeSpec.remat='\"full\"'"
             )
-        if rows // times > 1:
-            more = min(rows, 2 * times)
+        if rows // num_microbatches > 1:
+            more = min(rows, 2 * num_microbatches)
             yield (
                 "more microbatches, of less memory each: "
                 "--gin.t5lite.train.update='@t5lite.training.Update()' "
                 f"--gin.t5lite.training.Update.num_microbatches={more}"
             )
-    everywhere: Any = program.state.step.sharding
-    if dict(layout.mesh).get("fsdp", 1) == 1 and everywhere.mesh.size > 1:
+    replicated: Any = program.state.step.sharding
+    if dict(layout.mesh).get("fsdp", 1) == 1 and replicated.mesh.size > 1:
         yield (
             "shard the state over the devices: --gin_file=gin/partitioning/fsdp.gin, after "
             "the other files"

@@ -15,17 +15,17 @@ from t5lite.reporting import Meter
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What steps took.
+    """Timings of steps.
 
     Args:
-      step_seconds: of each step by itself, its batch on the devices before it starts.
+      step_seconds: of each step alone, its batch on the devices before it starts.
       input_seconds: of each of these steps' batches, until it was on the devices.
-      steps_per_second: of as many steps at a stretch, as training does them: the next batch is
-        made while the devices work.
-      input_wait: share of that stretch that was spent waiting for batches, in [0, 1].
+      steps_per_second: of as many steps in sequence, as in training: the next batch is made while
+        the devices work.
+      input_wait: share of that time spent waiting for batches, in [0, 1].
       tokens_per_step: without padding, on average.
-      device_bytes: the most that any device had in use, where it counts them.
-      process_bytes: the most that this process had in memory.
+      device_bytes: peak use of any device; None if unknown.
+      process_bytes: peak memory of this process.
     """
 
     step_seconds: tuple[float, ...]
@@ -37,7 +37,7 @@ class Measured:
     process_bytes: int
 
     def quartiles(self) -> dict[str, float]:
-        """Returns, of the steps' seconds, `first_quartile`, `median` and `third_quartile`."""
+        """Returns `first_quartile`, `median` and `third_quartile` of the steps' seconds."""
         low, median, high = np.percentile(self.step_seconds, [25, 50, 75]).tolist()
         return {"first_quartile": low, "median": median, "third_quartile": high}
 
@@ -50,18 +50,18 @@ def measure(
     *,
     steps: int,
     warmup: int,
-    done: Callable[[], None] = lambda: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Trains a little, with a clock.
+    """Times training steps.
 
     Args:
       step: `(state, batch) -> (state, metrics)`, compiled; may donate the state.
       state: to start from.
       batches: of this host.
       place: puts a batch on the devices.
-      steps: timed one by one, and as many again at a stretch; at least 1.
+      steps: timed one by one, and as many again in sequence; at least 1.
       warmup: steps before those.
-      done: called after every step.
+      on_step: called after every step.
     """
     step_seconds, input_seconds, tokens = [], [], []
     for number in range(warmup + steps):
@@ -74,7 +74,7 @@ def measure(
             input_seconds.append(ready - start)
             step_seconds.append(end - ready)
             tokens.append(int(metrics["tokens"]))
-        done()
+        on_step()
 
     meter = Meter()
     previous = None
@@ -82,15 +82,17 @@ def measure(
         with meter.waiting():
             batch = next(batches)
         state, metrics = step(state, place(batch))
-        if previous is not None:  # as training does: never more than one step ahead
+        if previous is not None:  # as in training: at most one step ahead
             jax.block_until_ready(previous)
         previous = metrics
         meter.step(tokens=0, flops=0)
-        done()
+        on_step()
     jax.block_until_ready(state)
     rates = meter.read()
 
-    counts = [stats.get("peak_bytes_in_use") for stats in map(_stats, jax.local_devices())]
+    counts = [
+        (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
+    ]
     unit = 1 if sys.platform == "darwin" else 1024
     return Measured(
         step_seconds=tuple(step_seconds),
@@ -101,7 +103,3 @@ def measure(
         device_bytes=max((count for count in counts if count is not None), default=None),
         process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     )
-
-
-def _stats(device: jax.Device) -> Mapping[str, int]:
-    return device.memory_stats() or {}

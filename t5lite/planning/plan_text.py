@@ -21,22 +21,24 @@ def report(plan: Mapping[str, Any], on: Slice, *, price: float | None, power: fl
     """
     if "aborted" in plan:
         return "\n".join([plan["aborted"], *(f"  {line}" for line in plan.get("said", ()))])
-    sections = {"the run": run_lines(plan, f"{on.name}, {plan['chips']} chips")}
-    sections["what each process reads"] = _reading_lines(plan)
-    if plan["fits"]:
-        sections["memory of a device"] = memory_lines(plan)
-        sections["collectives of a step, each device"] = collective_lines(
-            plan, several=on.num_slices > 1
-        )
-        sections["estimated by the compiler, not measured"] = _estimate_lines(plan, on)
-        sections["the whole run, estimated"] = _whole_lines(plan, on, price=price, power=power)
-    else:
-        sections["it does not fit"] = _excess_lines(plan)
+    sections = {
+        "the run": run_lines(plan, f"{on.name}, {plan['chips']} chips"),
+        "what each process reads": _reading_lines(plan),
+    }
+    if not plan["fits"]:
+        return titled(sections | {"it does not fit": _excess_lines(plan)})
+    collectives = collective_lines(plan, several=on.num_slices > 1)
+    sections |= {
+        "memory of a device": memory_lines(plan),
+        "collectives of a step, each device": collectives,
+        "estimated by the compiler, not measured": _estimate_lines(plan, on),
+        "the whole run, estimated": _whole_lines(plan, on, price=price, power=power),
+    }
     return titled(sections)
 
 
 def run_lines(plan: Mapping[str, Any], devices: str) -> list[str]:
-    """Returns what runs on what."""
+    """Returns the devices, the model and a step."""
     sizes = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     lengths = " + ".join(map(str, plan["lengths"]))
     facts = {
@@ -69,7 +71,7 @@ def _ranges(runs: Sequence[Sequence[int]]) -> str:
 
 
 def memory_lines(plan: Mapping[str, Any]) -> list[str]:
-    """Returns a table of what lies in each device's memory, by part."""
+    """Returns a table of each device's memory, by part."""
     memory, hbm = plan["memory"], plan["hbm"]
     names = {
         "parameters": "parameters",
@@ -92,7 +94,7 @@ def memory_lines(plan: Mapping[str, Any]) -> list[str]:
 
 
 def collective_lines(plan: Mapping[str, Any], *, several: bool) -> list[str]:
-    """Returns a table of what each device sends in a step; between slices if there are several."""
+    """Returns a table of the bytes that each device sends in a step; `several` slices or one."""
     collectives = plan["program"]["collectives"]
     if not collectives:
         return ["none"]
@@ -138,7 +140,7 @@ def _estimate_lines(plan: Mapping[str, Any], on: Slice) -> list[str]:
 def whole_run(
     plan: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None
 ) -> dict[str, Any] | None:
-    """Returns what all steps would take, or None where that cannot be said."""
+    """Returns time and cost of all steps; None where they are unknown."""
     step = (plan.get("estimate") or {}).get("step")
     if not step or not plan["steps"]:
         return None
@@ -174,12 +176,12 @@ def _whole_lines(
 
 
 def _figure(value: float) -> str:
-    """Returns three digits, and of what is larger the whole number."""
+    """Returns three digits, or the whole number if it has more."""
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
 
 
 def excess(plan: Mapping[str, Any]) -> str:
-    """Returns by how much a run is too large."""
+    """Returns the bytes that a run needs beyond a device's."""
     if not plan["needed"]:
         return "the compiler does not say by how much"
     needed, available = plan["needed"], plan["available"]

@@ -12,13 +12,13 @@ from t5lite.errors import InputError
 from t5lite.planning.topology import ENVIRONMENT
 from t5lite.reporting.bars import stages
 
-_KEPT_LINES = 6  # of what a compiler said before it ended
+_LAST_LINES = 6  # of a compiler's output
 
 
 def channel() -> Callable[..., None]:
-    """Returns what prints an event, a line of JSON, for the process that started this one.
+    """Returns a function that prints an event, a line of JSON, for the parent process.
 
-    Libraries may print as well: they get standard error from now on.
+    Standard output becomes standard error for everything else, such as libraries.
     """
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -26,10 +26,10 @@ def channel() -> Callable[..., None]:
 
 
 class Sandbox:
-    """Compiles a run's step in a process of its own.
+    """Compiles a run's step in a separate process.
 
     Args:
-      command: of the process; `--worker=` and the changes, as JSON, are added to it.
+      command: of the process; `--worker=` with the changes, as JSON, is appended.
     """
 
     def __init__(self, command: Sequence[str]):
@@ -42,11 +42,11 @@ class Sandbox:
 
         Args:
           changes: mesh, remat and num_microbatches instead of the run's; empty for the run itself.
-          title: of the line that shows how long it takes.
-          seconds: after which it is given up.
+          title: of the line that shows the time.
+          seconds: after which it is cancelled.
 
         Raises:
-          InputError: for what the user can fix.
+          InputError: for a mistake that the user can fix.
         """
         command = [*self._command, f"--worker={json.dumps(changes)}"]
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
@@ -83,17 +83,17 @@ class Sandbox:
             return result
         if late.is_set() and code < 0:
             return {"aborted": f"not finished within {seconds:.0f} s"}
-        ours = [at for at, line in enumerate(lines) if line.startswith("t5lite: ")]
+        ours = [index for index, line in enumerate(lines) if line.startswith("t5lite: ")]
         if ours:
             message = "\n".join(lines[ours[-1] :]).removeprefix("t5lite: ")
             raise InputError(message) if code == 2 else RuntimeError(message)
-        kept = [line for line in lines if line.strip()][-_KEPT_LINES:]
+        last = [line for line in lines if line.strip()][-_LAST_LINES:]
         end = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return {"aborted": f"the compiler ended {end}", "said": kept}
+        return {"aborted": f"the compiler ended {end}", "said": last}
 
 
 def _result(stream: Any, title: str) -> dict[str, Any] | None:
-    """Reads a compilation's events, and shows the stage and the time while it waits."""
+    """Reads a compilation's events, showing its stage and time."""
     result = None
     with stages(title) as show:
         for line in stream:

@@ -1,12 +1,13 @@
-"""Which meshes, policies and microbatches a run could have, and which of them are worth a compile.
+"""Candidates of meshes, rematerialisation policies and microbatches for a run.
 
-Nothing here compiles: what cannot fit is left out by what must be kept whatever the compiler does,
-and the rest is put in an order by a rough idea of their time.
+Nothing here compiles: candidates that cannot fit are dropped by a lower bound of their memory, and
+the rest is ordered by a rough idea of their time.
 """
 
 import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ from t5lite.planning.compiled import device_bytes
 from t5lite.planning.topology import Slice
 from t5lite.training import Program
 
-# What the backward pass computes again, as a share of the forward and backward pass: a rough guess
-# that only orders the search. From the most memory to the least.
+# Recomputation as a share of the forward and backward pass, from the most memory to the least: a
+# rough guess that only orders the search.
 RECOMPUTED = {
     "none": 0.0,
     "save_attended": 0.04,
@@ -33,7 +34,7 @@ _MAX_TENSOR = 8  # products of weights cut finer than that leave matrix units id
 
 @dataclasses.dataclass(frozen=True)
 class Variation:
-    """What a search changes in a run.
+    """The settings of a run that a search changes.
 
     Args:
       mesh: mesh axis → size.
@@ -51,7 +52,7 @@ class Variation:
         return f"{sizes}, remat {self.remat}, microbatches {self.num_microbatches}"
 
     def flags(self) -> list[str]:
-        """Returns the bindings that make a run this one."""
+        """Returns the bindings of these settings."""
         sizes = ", ".join(f'"{axis}": {size}' for axis, size in self.mesh)
         return [
             f"--gin.t5lite.parallel.Layout.mesh='{{{sizes}}}'",
@@ -70,22 +71,20 @@ class Variation:
 
 
 def meshes(
-    num_devices: int, *, kept: Mapping[str, int], slices: Mapping[str, int]
+    num_devices: int, *, fixed: Mapping[str, int], slices: Mapping[str, int]
 ) -> Iterator[tuple[tuple[str, int], ...]]:
-    """Yields the ways to spread devices over data, FSDP and tensor parallelism.
+    """Yields the meshes of data, FSDP and tensor parallelism.
 
     Args:
       num_devices: in all slices.
-      kept: mesh axis → size, of the axes that stay as they are.
-      slices: mesh axis → how many slices it spans.
+      fixed: mesh axis → size, of the axes that stay as they are.
+      slices: mesh axis → number of slices it spans.
     """
-    left = num_devices
-    for size in kept.values():
-        left //= size
+    left = num_devices // math.prod(fixed.values())
     for tensor in (size for size in range(1, _MAX_TENSOR + 1) if left % size == 0):
         rest = left // tensor
         for data in (size for size in range(1, rest + 1) if rest % size == 0):
-            sizes = {**kept, "data": data, "fsdp": rest // data, "tensor": tensor}
+            sizes = {**fixed, "data": data, "fsdp": rest // data, "tensor": tensor}
             if all(sizes.get(axis, 1) % count == 0 for axis, count in slices.items()):
                 yield tuple((axis, sizes[axis]) for axis in MESH_AXES if sizes.get(axis, 1) > 1)
 
@@ -97,20 +96,20 @@ def abstract(mesh: Sequence[tuple[str, int]]) -> AbstractMesh:
 
 
 def least_bytes(program: Program, *, stream: float, num_microbatches: int) -> float:
-    """Returns what each device needs at least: state, gradients and the residual stream.
+    """Returns a lower bound of a device's memory: state, gradients and the residual stream.
 
     Args:
       program: for a mesh, which may be abstract.
-      stream: bytes of what every policy keeps of a whole batch, on all devices together.
+      stream: bytes of activations that every policy saves of a whole batch, on all devices.
       num_microbatches: of a step.
     """
     share = own_rows(program) / next(iter(program.batch.values())).shape[0]
-    kept = device_bytes(program.state) + device_bytes(program.state.params)
-    return kept + stream * share / num_microbatches
+    state = device_bytes(program.state) + device_bytes(program.state.params)
+    return state + stream * share / num_microbatches
 
 
 def own_rows(program: Program) -> int:
-    """Returns how many rows of a batch each device has."""
+    """Returns the rows of a batch on each device."""
     rows = next(iter(program.batch.values()))
     return rows.sharding.shard_shape(rows.shape)[0]
 
@@ -118,7 +117,7 @@ def own_rows(program: Program) -> int:
 def candidates(
     build: Any, all_meshes: Sequence[tuple], *, on: Slice, stream: float, flops: float
 ) -> tuple[list[Variation], int]:
-    """Returns what is worth compiling, most promising first, and how many cannot fit.
+    """Returns variations to compile, most promising first, and the number that cannot fit.
 
     Args:
       build: `mesh -> Program` of one microbatch, an InputError if something does not divide.
@@ -127,9 +126,8 @@ def candidates(
       stream: see `least_bytes`.
       flops: of a step's matrix products.
     """
-    found: list[tuple[float, Variation]] = []
-    cannot = 0
-    chip = on.chip
+    timed: list[tuple[float, Variation]] = []
+    cannot, chip = 0, on.chip
     programs = {}
     for mesh in all_meshes:
         with contextlib.suppress(InputError):
@@ -144,13 +142,13 @@ def candidates(
         sizes = dict(mesh)
         whole = device_bytes(program.state.params) * sizes.get("fsdp", 1) / 2  # in bfloat16
         # Weights are gathered twice, and gradients scattered in float32, for each microbatch; with
-        # tensors cut the residual stream is summed up four times a layer.
+        # tensor parallelism the residual stream is summed four times a layer.
         gathered = 4 * whole * num_microbatches * (sizes.get("fsdp", 1) > 1)
         gathered += 2 * 2 * whole * (sizes.get("data", 1) > 1)
         gathered += 8 * stream / on.num_chips * (sizes.get("tensor", 1) - 1)
-        for remat, again in RECOMPUTED.items():
-            seconds = flops * (1 + again) / on.num_chips / chip.flops / 0.4
+        for remat, share in RECOMPUTED.items():
+            seconds = flops * (1 + share) / on.num_chips / chip.flops / 0.4
             seconds += gathered / (2 * chip.link_bandwidth)
-            found.append((seconds, Variation(mesh, remat, num_microbatches)))
-    found.sort(key=lambda pair: pair[0])
-    return [variation for _, variation in found], cannot
+            timed.append((seconds, Variation(mesh, remat, num_microbatches)))
+    timed.sort(key=lambda pair: pair[0])
+    return [variation for _, variation in timed], cannot

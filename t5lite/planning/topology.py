@@ -2,8 +2,8 @@
 
 import dataclasses
 import importlib.util
+import math
 import os
-import re
 from typing import Any
 
 from t5lite.errors import InputError
@@ -11,16 +11,16 @@ from t5lite.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ChipKind:
-    """What is known of a generation of TPUs, for each chip.
+    """Specifications of a TPU chip.
 
     Args:
-      shapes: of slices that the compiler knows, in chips.
+      shapes: of slices that the compiler supports, in chips.
       flops: peak FLOP/s in bfloat16.
-      hbm: bytes of memory, of which the system keeps a little.
+      hbm: bytes of memory, of which the system reserves a little.
       link_bandwidth: bytes/s of a link between chips, one way.
-      clock: cycles/s, which the compiler's estimates are in; None if it is not known.
-      devices: of JAX's, that a chip is.
-      cores: how the compiler is to see a chip's two cores; None for its default.
+      clock: cycles/s, the unit of the compiler's estimates; None if unknown.
+      devices: JAX devices of a chip.
+      cores: the compiler's setting for a chip's two cores; None for its default.
 
     Source: jax-ml/scaling-book, "How to think about TPUs", and cloud.google.com/tpu/docs (FLOP/s,
       memory, links); clocks are peak FLOP/s over what the matrix units do in a cycle.
@@ -76,8 +76,8 @@ KINDS = {
         devices=2,
     ),
 }
-# A process that only compiles guards no TPU: it may share libtpu's lock, and asks no metadata
-# server what it runs on.
+# A process that only compiles uses no TPU: it may share libtpu's lock, and needs no metadata
+# server.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -120,7 +120,7 @@ class Slice:
                 f"{', '.join(KINDS[kind].shapes)}"
             )
         if num_slices < 1:
-            raise InputError(f"--num_slices={num_slices}: must be at least 1")
+            raise InputError(f"--num_slices={num_slices}: must be at least 1; leave it out for one")
         return cls(kind, shape, num_slices)
 
     @property
@@ -130,10 +130,7 @@ class Slice:
     @property
     def num_chips(self) -> int:
         """Of all slices together."""
-        chips = self.num_slices
-        for size in re.findall(r"\d+", self.shape):
-            chips *= int(size)
-        return chips
+        return self.num_slices * math.prod(map(int, self.shape.split("x")))
 
     @property
     def name(self) -> str:

@@ -13,7 +13,8 @@ from t5lite.planning.search import Variation
 from t5lite.planning.topology import Slice
 from t5lite.text import in_bytes, table
 
-_MIN_SECONDS = 20  # a compilation that would have less time is not begun
+_MIN_SECONDS = 20  # of a compilation: with less left, none starts
+_INTERRUPTED = "not tried, interrupted"
 
 # Compiles a run with changes, shows `title=`, gives up after `seconds=`; returns the plan.
 Compile = Callable[..., dict[str, Any]]
@@ -22,25 +23,20 @@ Compile = Callable[..., dict[str, Any]]
 def try_all(
     order: Sequence[Variation], on: Slice, compile_: Compile, *, seconds: float
 ) -> dict[str, Any]:
-    """Compiles a run as it is configured, and then its variations, and prints what fits.
+    """Compiles a run as it is configured, then its variations, and prints those that fit.
 
     Args:
       order: the variations.
       on: the slices.
       compile_: compiles one.
-      seconds: for all of it.
+      seconds: for all of them.
     """
     end = time.monotonic() + seconds
     tried: list[tuple[Variation | None, dict[str, Any]]] = []  # None: as it is configured
-    too_large: list[Variation] = []
-    interrupted = False
     left_out: collections.Counter = collections.Counter()
     for number, variation in enumerate([None, *order]):
-        if variation and any(known.needs_no_more_than(variation) for known in too_large):
-            left_out["need more than what did not fit"] += 1
-            continue
-        if variation and any(_same(variation, result) for _, result in tried):
-            left_out["is the run as it is"] += 1
+        if reason := _skipped(variation, tried):
+            left_out[reason] += 1
             continue
         if (left := end - time.monotonic()) < _MIN_SECONDS:
             left_out["no time was left for"] += 1
@@ -52,33 +48,39 @@ def try_all(
         try:
             result = compile_(changes, title=f"{number}. {name}", seconds=left)
         except KeyboardInterrupt:
-            interrupted = True
-            left_out["not tried, interrupted"] += len(order) - number + 1
+            left_out[_INTERRUPTED] += len(order) - number + 1
             break
         except InputError as error:
             result = {"aborted": str(error)}
         tried.append((variation, result))
-        if variation and result.get("fits") is False:
-            too_large.append(variation)
         print(f"{number:3}. {name}: {_outcome(result)}", flush=True)
     fits = [pair for pair in tried if pair[1].get("fits")]
     fits.sort(key=lambda pair: pair[1]["estimate"].get("step") or math.inf)
-    print()
-    for line in _ranking(fits, on):
-        print(line)
-    for reason, count in left_out.items():
-        print(f"{count} {reason}")
-    if interrupted:
-        print("interrupted: this is what was done until then")
+    print("\n".join(["", *_ranking(fits, on), *(f"{n} {why}" for why, n in left_out.items())]))
+    if _INTERRUPTED in left_out:
+        print("interrupted: these are the results until then")
     plans = [
         result | {"flags": variation.flags() if variation else []} for variation, result in fits
     ]
-    others = [
+    failed = [
         (dataclasses.asdict(variation) if variation else {}) | result
         for variation, result in tried
         if not result.get("fits")
     ]
-    return {"plans": plans, "did_not_fit": others, "left_out": dict(left_out)}
+    return {"plans": plans, "did_not_fit": failed, "left_out": dict(left_out)}
+
+
+def _skipped(
+    variation: Variation | None, tried: Sequence[tuple[Variation | None, Mapping[str, Any]]]
+) -> str:
+    """Returns the reason not to compile a variation; "" for none."""
+    if variation is None:
+        return ""
+    for earlier, result in tried:
+        too_large = earlier is not None and result.get("fits") is False
+        if too_large and earlier.needs_no_more_than(variation):
+            return "need more than what did not fit"
+    return "is the run as it is" if any(_same(variation, result) for _, result in tried) else ""
 
 
 def _name_of(variation: Variation | None) -> str:
@@ -86,7 +88,7 @@ def _name_of(variation: Variation | None) -> str:
 
 
 def _same(variation: Variation, result: Mapping[str, Any]) -> bool:
-    """Whether a variation is what was compiled already."""
+    """Whether a variation was compiled already."""
     return (dict(variation.mesh), variation.remat, variation.num_microbatches) == tuple(
         result.get(name) for name in ("mesh", "remat", "microbatches")
     )

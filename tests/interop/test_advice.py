@@ -101,6 +101,6 @@ def test_safetensors_of_another_name(tmp_path):
     assert "if weights.safetensors is the model's, rename it to model.safetensors" in message(
         folder
     )
-    assert "give the folder that it lies in" in message(folder / "weights.safetensors")
+    assert "is a file; give its folder" in message(folder / "weights.safetensors")
     (folder / "weights.safetensors").rename(folder / "model.safetensors")
     assert t5lite.load(folder, devices=ONE).spec.family == "llama"

@@ -43,7 +43,7 @@ def test_what_is_known_of_chips_is_of_a_plausible_size() -> None:
 
 
 def test_meshes_multiply_to_the_devices_and_keep_what_is_kept() -> None:
-    found = [dict(mesh) for mesh in meshes(16, kept={"expert": 2}, slices={"data": 2})]
+    found = [dict(mesh) for mesh in meshes(16, fixed={"expert": 2}, slices={"data": 2})]
     assert {"data": 2, "fsdp": 4, "expert": 2} in found
     for mesh in found:
         assert mesh["expert"] == 2
@@ -84,7 +84,7 @@ def test_a_search_leaves_out_what_cannot_fit_and_takes_promising_ones_first() ->
 
         return made
 
-    all_meshes = list(meshes(4, kept={}, slices={}))
+    all_meshes = list(meshes(4, fixed={}, slices={}))
     order, cannot = candidates(program("t5_1_1_nano"), all_meshes, on=on, stream=1e6, flops=1e12)
     assert cannot == 0
     assert order[0].num_microbatches == 1
