@@ -126,8 +126,8 @@ def _on_host(data: jax.Array, index: tuple[int, ...]) -> np.ndarray:
 
 def _entry(array: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
     """Returns a view even of a single number."""
-    view: np.ndarray = array[(*index, ...)]
-    return view
+    key: Any = (*index, ...)
+    return array[key]
 
 
 def _holds(region: Region, index: tuple[int, ...]) -> bool:

@@ -206,7 +206,7 @@ def estimate(
     estimates: dict[str, float | None] = {"communication": communication, "ideal": ideal}
     compute = None if chip.clock is None else compiled.program.cycles / chip.clock
     estimates["compute"] = compute
-    steps = (None, None)
+    steps: tuple[float | None, float | None] = (None, None)
     if compute is not None:
         steps = compute + communication, max(compute, communication)
     for suffix, step in zip(("", "_overlapped"), steps, strict=True):

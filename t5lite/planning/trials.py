@@ -77,8 +77,8 @@ def _skipped(
     if variation is None:
         return ""
     for earlier, result in tried:
-        too_large = earlier is not None and result.get("fits") is False
-        if too_large and earlier.needs_no_more_than(variation):
+        too_large = result.get("fits") is False
+        if too_large and earlier is not None and earlier.needs_no_more_than(variation):
             return "need more than what did not fit"
     return "is the run as it is" if any(_same(variation, result) for _, result in tried) else ""
 
