@@ -66,9 +66,11 @@ def arrays(column, rows, vocabulary, feature="inputs"):
 
 def test_a_string_is_a_template_encoded_at_once(vocabulary):
     rows = [{"a": TEXT}, {"a": "the owner"}]
-    made = arrays(as_column("inputs", "x {a}"), rows, vocabulary)["inputs"]
-    assert [each.tolist() for each in made] == [vocabulary.encode("x " + row["a"]) for row in rows]
-    assert made[0].dtype == np.int32
+    features = arrays(as_column("inputs", "x {a}"), rows, vocabulary)["inputs"]
+    assert [item.tolist() for item in features] == [
+        vocabulary.encode("x " + row["a"]) for row in rows
+    ]
+    assert features[0].dtype == np.int32
 
 
 def test_what_is_no_column_is_refused():
@@ -77,7 +79,7 @@ def test_what_is_no_column_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("found", "order"),
+    ("result", "order"),
     [
         ({"b", "a"}, ["a", "b"]),
         ({"10", "9", "-1"}, ["-1", "9", "10"]),
@@ -85,12 +87,12 @@ def test_what_is_no_column_is_refused():
         ({"1", "01", "2"}, ["01", "1", "2"]),
     ],
 )
-def test_classes_are_in_order(found, order):
-    column = Class("label").with_classes(found)
+def test_classes_are_in_order(result, order):
+    column = Class("label").with_classes(result)
     assert column.classes == order
     rows = [{"label": name} for name in order]
-    made = arrays(column, rows, Bytes(), feature="labels")["labels"]
-    np.testing.assert_array_equal(made, np.arange(len(order))[:, None])
+    features = arrays(column, rows, Bytes(), feature="labels")["labels"]
+    np.testing.assert_array_equal(features, np.arange(len(order))[:, None])
 
 
 def test_given_classes_stay():
@@ -101,9 +103,9 @@ def test_given_classes_stay():
 
 def test_numbers_are_floats():
     column = Number(["x", "y"])
-    made = arrays(column, [{"x": "1.5", "y": 2}], Bytes())["inputs"][0]
-    np.testing.assert_array_equal(made, np.array([1.5, 2], np.float32))
-    assert made.dtype == np.float32
+    features = arrays(column, [{"x": "1.5", "y": 2}], Bytes())["inputs"][0]
+    np.testing.assert_array_equal(features, np.array([1.5, 2], np.float32))
+    assert features.dtype == np.float32
     assert column.problem({"x": "1.5", "y": 2}) == ""
     assert "'many', not a number" in column.problem({"x": "many", "y": 2})
     for large in ("nan", "1e39", 10**400, -(10**400), "9" * 400):
@@ -133,21 +135,21 @@ def test_tags_are_at_the_first_token_of_each_word(vocabulary):
     words, tags = ["the", "owner", "opened", "1999"], ["O", "B", "O", "A"]
     column = Tags("words", "tags").with_classes(tags)
     assert column.classes == ["O", "A", "B"]
-    made = arrays(column, [{"words": words, "tags": tags}] * 2, vocabulary)
-    ids, labels = made["inputs"][1], made["labels"][1]
+    features = arrays(column, [{"words": words, "tags": tags}] * 2, vocabulary)
+    ids, labels = features["inputs"][1], features["labels"][1]
     assert ids.tolist() == vocabulary.encode(" ".join(words))
     at = np.flatnonzero(labels >= 0)
     assert labels[at].tolist() == [0, 2, 0, 1]
     starts = [*at, len(ids)]
-    for word, first, behind in zip(words, starts, starts[1:], strict=False):
-        assert vocabulary.decode(ids[first:behind]).strip() == word
+    for word, first, end in zip(words, starts, starts[1:], strict=False):
+        assert vocabulary.decode(ids[first:end]).strip() == word
 
 
 def test_tags_are_at_words_that_have_a_token(vocabulary):
     words, tags = ["the", "", "Zoë", "the  owner", "né"], ["A", "O", "B", "C", "D"]
     column = Tags("words", "tags").with_classes(tags)
-    made = arrays(column, [{"words": words, "tags": tags}], vocabulary)
-    ids, labels = made["inputs"][0], made["labels"][0]
+    features = arrays(column, [{"words": words, "tags": tags}], vocabulary)
+    ids, labels = features["inputs"][0], features["labels"][0]
     assert ids.tolist() == vocabulary.encode(" ".join(words))
     _, offsets = vocabulary.encode_with_offsets(" ".join(words))
     text = " ".join(words)
@@ -165,8 +167,8 @@ def test_tags_may_be_texts_and_must_be_as_many_as_words():
     assert "'tags' is '3', not a list" in column.problem({"words": "a", "tags": 3})
     assert column.problem({"words": ["a", None], "tags": "O O"}) == "column 'words' holds a null"
     assert "column 'words' is " in column.problem({"words": {"a": 1}, "tags": "O"})
-    made = arrays(column.with_classes(["O"]), [{"words": "", "tags": ""}], Bytes())
-    assert made["inputs"][0].size == made["labels"][0].size == 0
+    features = arrays(column.with_classes(["O"]), [{"words": "", "tags": ""}], Bytes())
+    assert features["inputs"][0].size == features["labels"][0].size == 0
 
 
 ANSWERS = ["naïve", "café", "Zoë", "opened", "in 1999", "ﬁrst", "one", "cafés.", "The", TEXT]
@@ -176,8 +178,8 @@ ANSWERS = ["naïve", "café", "Zoë", "opened", "in 1999", "ﬁrst", "one", "caf
 @pytest.mark.parametrize("context", ["text", "question: {q}? {text} (end)"])
 def test_answers_are_spanned_by_the_fewest_tokens(vocabulary, answer, context):
     row = {"q": "who is naïve, the café", "text": TEXT, "answer": answer}
-    made = arrays(Answer(context, "answer"), [row], vocabulary)
-    ids, (first, last) = made["inputs"][0].tolist(), made["labels"][0].tolist()
+    features = arrays(Answer(context, "answer"), [row], vocabulary)
+    ids, (first, last) = features["inputs"][0].tolist(), features["labels"][0].tolist()
     text = context.format(**row) if "{" in context else TEXT
     assert ids == vocabulary.encode(text)
     assert 0 <= first <= last < len(ids)

@@ -76,8 +76,8 @@ def make(files, **changes):
 
 
 def texts(data, split, objective=None, feature="inputs"):
-    found = data.examples(objective or Objective(), split=split, count=10**6, seed=0)
-    return [data.vocabulary().decode(example[feature]) for example in found]
+    result = data.examples(objective or Objective(), split=split, count=10**6, seed=0)
+    return [data.vocabulary().decode(example[feature]) for example in result]
 
 
 def test_every_row_is_in_one_split(file):
@@ -113,14 +113,14 @@ def test_duplicates_and_rows_that_share_a_key_stay_together(tmp_path):
 
 
 def test_validation_files_are_the_validation_split(tmp_path, file):
-    other = write(tmp_path / "other.csv", rows(10, 295))
-    data = make(file, validation_files=other)
+    second = write(tmp_path / "other.csv", rows(10, 295))
+    data = make(file, validation_files=second)
     assert sorted(texts(data, "train")) == sorted(row["question"] for row in rows(300))
     assert sorted(texts(data, "validation")) == sorted(row["question"] for row in rows(10, 295))
     assert "5 of the rows to test are also trained on" in data.describe()
     both = str(tmp_path / "*.csv")
     with pytest.raises(InputError, match=r"validation_files has .*other\.csv', which is also"):
-        make(both, validation_files=other).describe()
+        make(both, validation_files=second).describe()
 
 
 def test_a_number_of_its_own_does_not_hide_that_a_row_is_trained_on(tmp_path):
@@ -128,8 +128,8 @@ def test_a_number_of_its_own_does_not_hide_that_a_row_is_trained_on(tmp_path):
     data = make(write(tmp_path / "data.csv", content))
     train = set(texts(data, "train"))
     shared = sum(text in train for text in texts(data, "validation"))
-    said = f"{shared} of the rows to test are also trained on, but for columns that no feature"
-    assert f"{said} reads; set split_by = ['answer', 'question']" in data.describe()
+    line = f"{shared} of the rows to test are also trained on, but for columns that no feature"
+    assert f"{line} reads; set split_by = ['answer', 'question']" in data.describe()
     split = make(write(tmp_path / "data.csv", content), split_by=["answer", "question"])
     assert "also trained on" not in split.describe()
 
@@ -175,14 +175,14 @@ def test_training_continues_exactly(file, pack):
     expected = take(whole, 48)  # more than an epoch
     assert whole[0].epoch >= 1
     close(whole)
-    for taken, before, after in [(3, 1, 2), (17, 2, 1), (40, 4, 4)]:
+    for head, before, after in [(3, 1, 2), (17, 2, 1), (40, 4, 4)]:
         started = open_all(data, before, Objective(chance=True))
-        same(take(started, taken), expected[:taken])
-        state = json.loads(json.dumps(merge_states(each.state_dict() for each in started)))
+        same(take(started, head), expected[:head])
+        state = json.loads(json.dumps(merge_states(item.state_dict() for item in started)))
         continued = open_all(make(file, pack=pack), after, Objective(chance=True))
-        for each in continued:
-            each.load_state_dict(state)
-        same(take(continued, 3), expected[taken : taken + 3])
+        for item in continued:
+            item.load_state_dict(state)
+        same(take(continued, 3), expected[head : head + 3])
         close(started + continued)
 
 
@@ -222,8 +222,8 @@ def test_a_file_that_changes_under_a_job_stops_it(file):
 def test_validation_is_read_once(file):
     data = make(file, pack=False)
     batches = data.validation_batches(Objective())
-    found = np.concatenate([batch["inputs"] for batch in batches])
-    numbers = [int(data.vocabulary().decode(row)[8:-1]) for row in found if row.any()]
+    result = np.concatenate([batch["inputs"] for batch in batches])
+    numbers = [int(data.vocabulary().decode(row)[8:-1]) for row in result if row.any()]
     assert len(set(numbers)) == len(numbers) == data.num_examples("validation")
     same(list(batches), list(batches))
 
@@ -269,12 +269,12 @@ def test_shots_tell_nothing_of_the_row_or_its_group(tmp_path, split_by):
     )
     for text in texts(data, "train"):
         *shots, question = text.split("\n\n")
-        asked = [shot.split(" ")[1] for shot in shots]
-        assert len(set(asked)) == 10
-        assert question not in asked
+        shown = [shot.split(" ")[1] for shot in shots]
+        assert len(set(shown)) == 10
+        assert question not in shown
         page = str(int(question[:-1]) % 4)
         assert split_by is None or not any(shot.startswith(page) for shot in shots)
-    # 20 different ones, of which the row's own is no shot, or its page's five are none.
+    # 20 different ones, without the row's own, or without its page's five.
     with pytest.raises(InputError, match=f"must be at most {19 if split_by is None else 15}"):
         dataclasses.replace(data, shots=20).describe()
 
@@ -318,12 +318,12 @@ def test_labels_of_every_kind_reach_the_batch(tmp_path):
 
 
 def test_a_class_that_training_lacks_is_refused(tmp_path, file):
-    other = write(tmp_path / "other.csv", [*rows(4), rows(1)[0] | {"kind": "d"}])
+    second = write(tmp_path / "other.csv", [*rows(4), rows(1)[0] | {"kind": "d"}])
     features = {"inputs": "{question}", "labels": Class("kind")}
     with pytest.raises(
         InputError, match=r"other.csv:6: unknown class of 'labels' 'd'(.|\n)*in none of"
     ):
-        make(file, features=features, validation_files=other).class_counts("train")
+        make(file, features=features, validation_files=second).class_counts("train")
     features["labels"] = Class("kind", classes=["a", "b"])
     with pytest.raises(InputError, match=r"data.csv:\d+: unknown class of 'labels' 'c'"):
         make(file, features=features).train_batches(Objective("inputs", "labels"), seed=0)
@@ -453,12 +453,12 @@ def test_an_empty_split_is_told(tmp_path, file):
 
 
 def test_a_part_of_a_mixture(tmp_path, file):
-    other = write(tmp_path / "other.csv", rows(100, 1000))
+    second = write(tmp_path / "other.csv", rows(100, 1000))
     data = MixtureData(
-        {"one": make(file), "two": make(other)}, lengths=LENGTHS, batch_size=8, num_shards=4
+        {"one": make(file), "two": make(second)}, lengths=LENGTHS, batch_size=8, num_shards=4
     )
     assert data.num_examples("train") == sum(
-        make(each).num_examples("train") for each in (file, other)
+        make(item).num_examples("train") for item in (file, second)
     )
     batches = data.train_batches(Objective(), seed=0)
     assert next(batches)["inputs"].shape == (8, 32)

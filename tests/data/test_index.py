@@ -175,13 +175,13 @@ def test_a_damaged_entry_is_scanned_again(tmp_path, scans, damage):
 
 
 def test_of_those_that_start_together_one_scans(tmp_path, scans):
-    file, found = write(tmp_path / "a.csv"), []
-    threads = [threading.Thread(target=lambda: found.append(contents(make(file)))) for _ in "abc"]
+    file, results = write(tmp_path / "a.csv"), []
+    threads = [threading.Thread(target=lambda: results.append(contents(make(file)))) for _ in "abc"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found[0] == found[1] == found[2]
+    assert results[0] == results[1] == results[2]
     assert scans == ["a.csv"]
 
 

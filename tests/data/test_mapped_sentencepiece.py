@@ -46,8 +46,8 @@ def marian(tmp_path):
     """As Marian has it: EOS is id 0, padding the last, a model for each language."""
     pieces = ["</s>", "<unk>", ">>deu<<"]
     for texts, name in ((SOURCES, "source.spm"), (TARGETS, "target.spm")):
-        found = train(texts, tmp_path / name, bos_id=-1, eos_id=0, unk_id=1)
-        pieces += [piece for piece in found if piece not in pieces]
+        result = train(texts, tmp_path / name, bos_id=-1, eos_id=0, unk_id=1)
+        pieces += [piece for piece in result if piece not in pieces]
     ids = {piece: number for number, piece in enumerate([*pieces, "<pad>"])}
     return MappedSentencePiece(
         tmp_path / "source.spm",
@@ -97,7 +97,7 @@ def test_it_is_saved_and_is_seqios(marian, tmp_path):
 
 
 def test_files_have_their_targets_in_the_targets_pieces(marian, tmp_path):
-    lines = "".join(f"{one}\t{other}\n" for one, other in zip(SOURCES, TARGETS, strict=True))
+    lines = "".join(f"{one}\t{second}\n" for one, second in zip(SOURCES, TARGETS, strict=True))
     (tmp_path / "pairs.tsv").write_text("source\ttarget\n" + lines)
     data = FileData(
         str(tmp_path / "pairs.tsv"),
@@ -107,11 +107,11 @@ def test_files_have_their_targets_in_the_targets_pieces(marian, tmp_path):
         lengths={"inputs": 60, "targets": 60},
         batch_size=1,
     )
-    found = data.examples(Seq2Seq(), split="train", count=3, seed=0)
-    assert sorted(each["targets"].tolist() for each in found) == sorted(
+    result = data.examples(Seq2Seq(), split="train", count=3, seed=0)
+    assert sorted(item["targets"].tolist() for item in result) == sorted(
         [*marian.targets.encode(text), 0] for text in TARGETS
     )
-    assert sorted(each["inputs"].tolist() for each in found) == sorted(
+    assert sorted(item["inputs"].tolist() for item in result) == sorted(
         [*marian.encode(text), 0] for text in SOURCES
     )
     # And where a trained model scores them.
@@ -122,7 +122,7 @@ def test_files_have_their_targets_in_the_targets_pieces(marian, tmp_path):
     questions = [Scorer(loaded).read(*pair) for pair in zip(SOURCES, TARGETS, strict=True)]
     for name in ("inputs", "targets"):
         scored = sorted(getattr(question, name) for question in questions)
-        assert scored == sorted(each[name].tolist() for each in found)
+        assert scored == sorted(item[name].tolist() for item in result)
     batch = next(iter(data.train_batches(Seq2Seq(), seed=0)))
     tokens = batch["decoder_target_tokens"][batch["decoder_loss_weights"] > 0]
     # EOS, which also fills the row up.
@@ -135,5 +135,5 @@ def test_tokens_without_an_id_are_named(tmp_path):
     with pytest.raises(InputError, match="lack <pad>"):
         MappedSentencePiece(tmp_path / "a.model", ids, tokens=TOKENS)
     tokens = {name: TOKENS[name] for name in ("eos", "unk")}
-    found = MappedSentencePiece(tmp_path / "a.model", ids, tokens=tokens)
-    assert (found.pad_id, found.frame([7])) == (-1, [7])
+    result = MappedSentencePiece(tmp_path / "a.model", ids, tokens=tokens)
+    assert (result.pad_id, result.frame([7])) == (-1, [7])

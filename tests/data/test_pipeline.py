@@ -82,8 +82,8 @@ def make_task(seqio, tf):
             source=source or seqio.FunctionDataSource(read, splits=list(SIZE)),
             preprocessors=[seqio.preprocessors.tokenize, *steps],
             output_features={
-                each: seqio.Feature(seqio.ByteVocabulary(), **{"add_eos": False} | feature)
-                for each in features
+                item: seqio.Feature(seqio.ByteVocabulary(), **{"add_eos": False} | feature)
+                for item in features
             },
         )
 
@@ -122,8 +122,8 @@ def number(tokens):
 
 def examples_of(source):
     """All examples of one epoch."""
-    which = {"shard": 0, "num_shards": 1, "epoch": 0, "seed": 0, "start": 0, "size": 70}
-    for window in source.windows(**which):
+    options = {"shard": 0, "num_shards": 1, "epoch": 0, "seed": 0, "start": 0, "size": 70}
+    for window in source.windows(**options):
         yield from source.examples(window, seed=0)
 
 
@@ -142,13 +142,13 @@ def check_continuation(data, *, seeds=3, count=20):
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         before, after = (int(rng.choice([1, 2])) for _ in range(2))
-        taken = int(rng.integers(0, count + 1))
+        head = int(rng.integers(0, count + 1))
         started, continued = (open_all(data, count, Plain()) for count in (before, after))
-        same(take(started, taken), expected[:taken])
-        state = json.loads(json.dumps(merge_states(each.state_dict() for each in started)))
-        for each in continued:
-            each.load_state_dict(state)
-        same(take(continued, 3), expected[taken : taken + 3])
+        same(take(started, head), expected[:head])
+        state = json.loads(json.dumps(merge_states(item.state_dict() for item in started)))
+        for item in continued:
+            item.load_state_dict(state)
+        same(take(continued, 3), expected[head : head + 3])
         close(started + continued)
     return expected
 
@@ -162,7 +162,7 @@ def test_a_task_continues_exactly(make_task, pack):
 @pytest.mark.slow
 def test_a_task_with_random_preprocessors_continues_exactly(make_task, noise, pack):
     expected = check_continuation(make_data(make_task(*noise), pack=pack), seeds=1, count=8)
-    assert len(np.unique([batch["inputs"] for batch in expected])) > 150  # there is noise
+    assert len(np.unique([batch["inputs"] for batch in expected])) > 150  # noise included
 
 
 def test_random_preprocessors_differ_by_shard_window_epoch_and_seed(make_task, noise):
@@ -170,9 +170,9 @@ def test_random_preprocessors_differ_by_shard_window_epoch_and_seed(make_task, n
     batches = make_data(task, pack=False).train_batches(Plain(), seed=0)
     rows = np.concatenate([next(batches)["inputs"][:, :2] for _ in range(18)])
     assert len(np.unique(rows, axis=0)) > 0.95 * len(rows)
-    other = make_data(task, pack=False).train_batches(Plain(), seed=1)
-    assert (next(other)["inputs"] != rows[:8, 0, None]).any()
-    close([batches, other])
+    another = make_data(task, pack=False).train_batches(Plain(), seed=1)
+    assert (next(another)["inputs"] != rows[:8, 0, None]).any()
+    close([batches, another])
 
 
 def test_a_mixture_continues_exactly(seqio, make_task, noise):
@@ -285,8 +285,8 @@ def test_files_come_in_another_order_in_every_epoch(
     for epoch in numbers:
         assert sorted(epoch.flat) == [100 * i + j for i in range(12) for j in range(5)]
     for shard in range(num_shards):
-        one, other = (list(dict.fromkeys(epoch[:, shard].ravel() // 100)) for epoch in numbers)
-        assert one != other
+        one, another = (list(dict.fromkeys(epoch[:, shard].ravel() // 100)) for epoch in numbers)
+        assert one != another
 
 
 def test_steps_that_need_eager_mode_or_keep_what_they_saw(seqio, tf, make_task):
@@ -295,7 +295,7 @@ def test_steps_that_need_eager_mode_or_keep_what_they_saw(seqio, tf, make_task):
         table = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(keys, keys), default_value=0
         )
-        return dataset.map(lambda each: {**each, "inputs": table.lookup(each["inputs"])})
+        return dataset.map(lambda item: {**item, "inputs": table.lookup(item["inputs"])})
 
     expected = first_numbers(make_data(make_task(), pack=False), 30)
     for step in (look_up, lambda dataset: dataset.cache()):
@@ -305,7 +305,7 @@ def test_steps_that_need_eager_mode_or_keep_what_they_saw(seqio, tf, make_task):
 
 def test_steps_that_cannot_be_traced_run_eagerly_and_say_so(seqio, tf, make_task, caplog):
     def eager(dataset):
-        lengths = [len(each["inputs"].numpy()) for each in dataset]
+        lengths = [len(item["inputs"].numpy()) for item in dataset]
         assert all(lengths)
         return dataset
 
@@ -350,12 +350,12 @@ def test_raw_examples_of_any_type_and_shape(seqio, tf, make_task):
         },
     )
     source = SeqioSource(task, "train")
-    found = list(examples_of(source))
-    for example in found:
+    actual = list(examples_of(source))
+    for example in actual:
         i = example["inputs"][0]
         assert example["inputs"].tolist() == [i] * (1 + i % 3) + [7]
         assert example["targets"].tolist() == [i] * (i % 4) + [2 - i % 2]
-    assert sorted(example["inputs"][0] for example in found) == list(range(20))
+    assert sorted(example["inputs"][0] for example in actual) == list(range(20))
     assert make_data(task).vocabulary() is None
 
 
@@ -367,8 +367,11 @@ def test_ids_are_seqios_wherever_the_tokenizing_is_done(seqio, tf, make_task, ki
     steps = {
         "bare": [bytes_of, seqio.CacheDatasetPlaceholder()],
         "eos": [bytes_of, append],
-        "renamed": [lambda ds: ds.map(lambda each: {"inputs": each["targets"]}), bytes_of],
-        "numbers": [lambda ds: ds.map(lambda each: {**each, "targets": tf.range(3)}), bytes_of],
+        "renamed": [lambda ds: ds.map(lambda item: {"inputs": item["targets"]}), bytes_of],
+        "numbers": [
+            lambda ds: ds.map(lambda item: {**item, "targets": tf.range(3)}),
+            bytes_of,
+        ],
         "other": [functools.partial(bytes_of, with_eos=True)],
         "eos after trim": [bytes_of, seqio.preprocessors.append_eos_after_trim],
     }[kind]
@@ -380,18 +383,18 @@ def test_ids_are_seqios_wherever_the_tokenizing_is_done(seqio, tf, make_task, ki
         features["targets"] = seqio.Feature(seqio.PassThroughVocabulary(5), add_eos=True)
     task = task.replace(preprocessors=steps, output_features=features)
     source = SeqioSource(task, "train")
-    found = sorted(examples_of(source), key=lambda each: each["inputs"].tolist())
+    actual = sorted(examples_of(source), key=lambda item: item["inputs"].tolist())
     expected = [
-        {name: each[name] for name in features if name in each}
-        for each in task.get_dataset(None, "train", shuffle=False).as_numpy_iterator()
+        {name: item[name] for name in features if name in item}
+        for item in task.get_dataset(None, "train", shuffle=False).as_numpy_iterator()
     ]
-    same(found, sorted(expected, key=lambda each: each["inputs"].tolist()))
-    assert all(value.dtype == np.int32 for example in found for value in example.values())
+    same(actual, sorted(expected, key=lambda item: item["inputs"].tolist()))
+    assert all(value.dtype == np.int32 for example in actual for value in example.values())
     assert source._preprocessing.traced == (kind not in ("bare", "eos"))
 
 
 def test_lists_of_texts_are_refused(seqio, make_task):
-    split = seqio.map_over_dataset(lambda each: {name: [each[name]] * 2 for name in LENGTHS})
+    split = seqio.map_over_dataset(lambda item: {name: [item[name]] * 2 for name in LENGTHS})
     task = make_task().replace(preprocessors=[split, seqio.preprocessors.tokenize])
     with pytest.raises(InputError, match=r"'inputs' of task 'made' is int32 of shape \(2, None\)"):
         make_data(task).examples(Plain(), split="train", count=1, seed=0)
@@ -442,20 +445,20 @@ def test_features_end_as_in_seqios_converters(seqio, make_task, topology, last):
         )
 
     data = make_data(task, pack=False, num_shards=2)
-    other = make_task(name="ended", add_eos=True)  # which is left to the objective
+    another = make_task(name="ended", add_eos=True)  # which is left to the objective
     ended = make_task(seqio.preprocessors.append_eos_after_trim, name="ended", add_eos=True)
-    parts = MixtureData([data, make_data(other)], rates=[1, 1], lengths=LENGTHS, batch_size=8)
+    parts = MixtureData([data, make_data(another)], rates=[1, 1], lengths=LENGTHS, batch_size=8)
     parts = dataclasses.replace(parts, pack=False)
     assert data.add_eos() == parts.add_eos() == {"inputs": False, "targets": bool(last)}
     names, expected = rows_of(task, "validation")
-    _, others = rows_of(ended, "validation")
-    for each, rows in ((data, expected), (parts, expected + others)):
-        found = Counter(
+    _, rest = rows_of(ended, "validation")
+    for item, rows in ((data, expected), (parts, expected + rest)):
+        actual = Counter(
             tuple(tuple(batch[name][row].tolist()) for name in names)
-            for batch in each.validation_batches(objective)
+            for batch in item.validation_batches(objective)
             for row in np.flatnonzero(batch["decoder_loss_weights"].any(axis=1))
         )
-        assert found == rows
+        assert actual == rows
 
 
 def test_a_cached_task_is_read_from_its_cache(seqio, tf, make_task, tmp_path):
@@ -482,8 +485,8 @@ def test_a_cached_task_is_read_from_its_cache(seqio, tf, make_task, tmp_path):
         seqio.add_global_cache_dirs([str(tmp_path)])
         data = make_data(task, use_cached=True, num_shards=2)
         shown = data.examples(Plain(), split="train", count=99, seed=0)
-        found = sorted(example["inputs"].tolist() for example in shown)
-        assert found == [[51 + shard, i + 1] for shard in range(2) for i in range(10)]
+        actual = sorted(example["inputs"].tolist() for example in shown)
+        assert actual == [[51 + shard, i + 1] for shard in range(2) for i in range(10)]
     finally:
         seqio.set_global_cache_dirs([])
 
@@ -507,11 +510,11 @@ def test_caches_written_without_beam_are_read_by_seqio_and_by_us(seqio, tf, make
     try:
         data = make_data(task, use_cached=True, cache_dirs=str(tmp_path), num_shards=2)
         expected = make_task(plus_one).get_dataset(None, "train", shuffle=False)
-        by_hand = sorted(each["inputs"].tolist() for each in expected.as_numpy_iterator())
+        by_hand = sorted(item["inputs"].tolist() for item in expected.as_numpy_iterator())
         ours = data.examples(Plain(), split="train", count=99, seed=0)
-        assert sorted(each["inputs"].tolist() for each in ours) == by_hand
+        assert sorted(item["inputs"].tolist() for item in ours) == by_hand
         stored = task.get_dataset(None, "train", use_cached=True, shuffle=False)
-        assert sorted(each["inputs"].tolist() for each in stored.as_numpy_iterator()) == by_hand
+        assert sorted(item["inputs"].tolist() for item in stored.as_numpy_iterator()) == by_hand
         assert data.num_examples("train") == 90
         state = data.train_batches(Plain(), seed=0).state_dict()
         assert state["data"]["sources_content"] == [[90, "cached"]]
@@ -524,9 +527,9 @@ def test_caches_written_without_beam_are_read_by_seqio_and_by_us(seqio, tf, make
         }
         check_continuation(data, seeds=1, count=4)
         more = dataclasses.replace(task.output_features["targets"], vocabulary=Bytes(9).as_seqio())
-        other = task.replace(output_features={**task.output_features, "targets": more})
+        another = task.replace(output_features={**task.output_features, "targets": more})
         with pytest.raises(InputError, match="made with another vocabulary for 'targets'"):
-            make_data(other, use_cached=True).train_batches(Plain(), seed=0)
+            make_data(another, use_cached=True).train_batches(Plain(), seed=0)
         path = folder / "vocabularies.json"
         for damaged in (path.read_text()[:20], "3"):
             path.write_text(damaged)
@@ -581,8 +584,8 @@ def test_single_numbers_are_sequences_of_one(seqio, tf, make_task):
     np.testing.assert_array_equal(batch["labels"], sizes[:, None, None])
     np.testing.assert_array_equal(batch["score"], sizes[:, None, None].astype(np.float32) / 2)
     assert batch["score"].dtype == np.float32
-    assert {name: each.shape for name, each in data.batch_shapes(Labelled()).items()} == {
-        name: each.shape for name, each in batch.items()
+    assert {name: item.shape for name, item in data.batch_shapes(Labelled()).items()} == {
+        name: item.shape for name, item in batch.items()
     }
     string = make_task().replace(preprocessors=[], output_features={"inputs": number})
     with pytest.raises(InputError, match=r"'inputs' .* is string of shape"):
@@ -619,13 +622,13 @@ def test_validation_sees_everything_once_and_again(make_task, noise, pack):
     same(list(validation), batches)
     segments = "targets_segment_ids" if pack else "targets"
     texts = [
-        row[where == segment] if pack else row
+        row[location == segment] if pack else row
         for batch in batches
-        for row, where in zip(batch["targets"], batch[segments], strict=True)
-        for segment in (np.unique(where[where > 0]) if pack else [0] * bool(row.any()))
+        for row, location in zip(batch["targets"], batch[segments], strict=True)
+        for segment in (np.unique(location[location > 0]) if pack else [0] * bool(row.any()))
     ]
     assert sorted(map(number, texts)) == list(range(21))
-    parts = [data.validation_batches(Plain(), shards=each) for each in shards_of_all(data, 2)]
+    parts = [data.validation_batches(Plain(), shards=item) for item in shards_of_all(data, 2)]
     same(take(parts, 100), batches)
     random = make_data(make_task(*noise), pack=pack)
     same(list(random.validation_batches(Plain())), list(random.validation_batches(Plain())))
@@ -656,7 +659,7 @@ def test_names_and_rates_that_cannot_be_are_said(seqio, make_task):
     mixture = seqio.Mixture("mixed", [(task, 1), (make_task(name="other"), 0)])
     with pytest.raises(InputError, match="'mixed' gives task 'other' the rate 0"):
         make_data(mixture).train_batches(Plain(), seed=0)
-    drops = make_task(lambda dataset: dataset.map(lambda each: {"inputs": each["inputs"]}))
+    drops = make_task(lambda dataset: dataset.map(lambda item: {"inputs": item["inputs"]}))
     with pytest.raises(InputError, match=r"'made' declares the feature 'targets' .* return inputs"):
         make_data(drops).examples(Plain(), split="train", count=1, seed=0)
     missing = task.replace(source=seqio.TextLineDataSource({"train": "/nowhere/*.txt"}))
@@ -730,7 +733,7 @@ def test_exceptions_of_a_tasks_own_code_say_whose(seqio, tf, make_task, tmp_path
     message = error_of(make_data(make_task(source=nowhere)))
     assert "cannot read made:train" in message
     assert "no*.tsv" in message
-    drops_all = make_task(lambda dataset: dataset.filter(lambda each: False))
+    drops_all = make_task(lambda dataset: dataset.filter(lambda item: False))
     assert "made:train has no examples, or preprocessing left none" in error_of(
         make_data(drops_all)
     )
@@ -743,7 +746,7 @@ def test_preprocessors_without_an_end_are_refused_and_long_ones_made_as_they_are
     for steps in (
         [lambda dataset: dataset.repeat()],
         [lambda dataset: dataset.repeat().shuffle(4, seed=0)],
-        [lambda dataset: dataset.repeat(), lambda dataset: dataset.filter(lambda each: False)],
+        [lambda dataset: dataset.repeat(), lambda dataset: dataset.filter(lambda item: False)],
     ):
         message = error_of(make_data(make_task(*steps)))
         assert re.search(r"preprocessor <lambda> \(.*py:\d+\) repeats its .* remove", message, re.S)
@@ -754,8 +757,8 @@ def test_preprocessors_without_an_end_are_refused_and_long_ones_made_as_they_are
     monkeypatch.setattr(seqio_preprocessing, "_AT_ONCE", 64)
     monkeypatch.setattr(seqio_preprocessing, "_MOST_EXAMPLES", 100)
     for step in (
-        lambda dataset: dataset.repeat().filter(lambda each: True),
-        lambda dataset: dataset.flat_map(lambda each: tf.data.Dataset.from_tensors(each).repeat()),
+        lambda dataset: dataset.repeat().filter(lambda item: True),
+        lambda dataset: dataset.flat_map(lambda item: tf.data.Dataset.from_tensors(item).repeat()),
     ):
         batches = make_data(make_task(step)).train_batches(Plain(), seed=0)
         assert next(batches)["inputs"].shape == (8, LENGTHS["inputs"])
@@ -763,7 +766,7 @@ def test_preprocessors_without_an_end_are_refused_and_long_ones_made_as_they_are
         with pytest.raises(InputError, match="does it ever end"):
             list(examples_of(SeqioSource(make_task(step), "validation")))
     failing = make_task(
-        lambda dataset: dataset.repeat(), lambda dataset: dataset.map(lambda each: each["no"])
+        lambda dataset: dataset.repeat(), lambda dataset: dataset.map(lambda item: item["no"])
     )
     assert "KeyError: 'no'" in error_of(make_data(failing))
 
@@ -790,7 +793,7 @@ def test_a_source_without_an_end_is_read_as_it_is_used(seqio, tf, make_task):
 
 
 def test_small_files_of_uneven_sizes_leave_no_shard_without_examples(seqio, make_task, tmp_path):
-    """As many files as shards, most of them empty: nobody says so before they are read."""
+    """As many files as shards, most of them empty: known only once they are read."""
     for number in range(4):
         (tmp_path / f"{number}.txt").write_text("one\ntwo\n" * (number == 1))
     source = seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")})
@@ -818,22 +821,25 @@ def test_random_preprocessors_are_traced_once_and_draw_what_seqio_draws(seqio, t
     def fixed(dataset):  # a preprocessor's own seed stays what it is
         own = tf.data.Dataset.random(seed=5)
         return tf.data.Dataset.zip((dataset, own)).map(
-            lambda each, number: {**each, "targets": each["targets"] + tf.cast(number % 2, "int32")}
+            lambda item, number: {
+                **item,
+                "targets": item["targets"] + tf.cast(number % 2, "int32"),
+            }
         )
 
     task = make_task(draw, fixed)
     source = SeqioSource(task, "train")
     (window,) = source.windows(shard=0, num_shards=1, epoch=0, seed=0, start=0, size=100)
-    found = [list(source.examples(window, seed=seed)) for seed in (7, 2**29, 7)]
+    actual = [list(source.examples(window, seed=seed)) for seed in (7, 2**29, 7)]
     assert len(traces) == 1
-    same(found[0], found[2])
-    assert all((a["inputs"] != b["inputs"]).any() for a, b in zip(*found[:2], strict=True))
+    same(actual[0], actual[2])
+    assert all((a["inputs"] != b["inputs"]).any() for a, b in zip(*actual[:2], strict=True))
     texts = dict(zip(sorted(LENGTHS), window.T.tolist(), strict=True))
     raw = tf.data.Dataset.from_tensor_slices(texts)
     with seqio.utils.map_seed_manager(2**29):
         dataset = task._preprocess_dataset(raw, task.preprocessors)
-    expected = [{name: each[name] for name in LENGTHS} for each in dataset.as_numpy_iterator()]
-    same(found[1], expected)
+    expected = [{name: item[name] for name in LENGTHS} for item in dataset.as_numpy_iterator()]
+    same(actual[1], expected)
 
 
 def test_many_shards_of_a_small_task_start_soon(make_task):
@@ -878,7 +884,7 @@ def test_bad_texts_are_skipped_or_replaced_and_counted(make_task, seqio, tf, cap
         text = tf.constant(texts)
         return tf.data.Dataset.from_tensor_slices({"inputs": text, "targets": text})
 
-    step = [seqio.map_over_dataset(lambda each: each)] if in_graph else []  # SeqIO tokenises then
+    step = [seqio.map_over_dataset(lambda item: item)] if in_graph else []  # SeqIO tokenises then
     task = make_task(*step, source=seqio.FunctionDataSource(read, splits=["train"]))
 
     def read_all(bad_texts):
@@ -887,11 +893,11 @@ def test_bad_texts_are_skipped_or_replaced_and_counted(make_task, seqio, tf, cap
 
     with pytest.raises(InputError, match=r'set TaskData.bad_texts to "skip" or "replace"'):
         read_all("stop")
-    kept = sorted(Bytes().decode(each["inputs"]).encode() for each in read_all("skip"))
-    assert kept == [b"fine", b"good", b"good", b"good"]
-    said = [record.message for record in caplog.records]
-    assert "made:train: 1 text is not UTF-8 (bad_texts='skip')" in said[0]
-    assert "made:train: 10 texts are not UTF-8" in said[1]
+    remaining = sorted(Bytes().decode(item["inputs"]).encode() for item in read_all("skip"))
+    assert remaining == [b"fine", b"good", b"good", b"good"]
+    messages = [record.message for record in caplog.records]
+    assert "made:train: 1 text is not UTF-8 (bad_texts='skip')" in messages[0]
+    assert "made:train: 10 texts are not UTF-8" in messages[1]
     assert len(read_all("replace")) == len(texts)
     with pytest.raises(InputError, match="did you mean skip"):
         make_data(task, bad_texts="skipp")
@@ -930,15 +936,15 @@ def test_metrics_of_a_task_are_those_of_seqios_evaluator(seqio, with_metrics):
     make, calls = with_metrics
     task = make(name="measured")
     data = make_data(seqio.Mixture("of_both", [(task, 1), (make(name="other"), 1)]))
-    assert [each.name for each in data.metric_tasks()] == ["measured", "other"]
+    assert [item.name for item in data.metric_tasks()] == ["measured", "other"]
     (ours, _) = data.metric_tasks()
     assert ours.outputs == {"PREDICTION", "SCORE", "PREDICTION_WITH_AUX"}
-    found = ours.examples(count=None, seed=0)
-    assert (len(found.examples), found.total) == (21, 21)
+    actual = ours.examples(count=None, seed=0)
+    assert (len(actual.examples), actual.total) == (21, 21)
     some = ours.examples(count=5, seed=0)
     assert (len(some.examples), some.total) == (5, 21)
     rng = np.random.default_rng(0)
-    answers = np.stack([np.resize(each["targets"], 12) for each in found.examples])
+    answers = np.stack([np.resize(item["targets"], 12) for item in actual.examples])
     answers[::3] = rng.integers(70, 90, answers[::3].shape)
     scores = rng.normal(0, 1, 21).astype(np.float32)
     outputs = {
@@ -946,8 +952,8 @@ def test_metrics_of_a_task_are_those_of_seqios_evaluator(seqio, with_metrics):
         "SCORE": scores,
         "PREDICTION_WITH_AUX": (answers, {"scores": scores}),
     }
-    values = ours.compute(found.examples, outputs)
-    said = list(calls)
+    values = ours.compute(actual.examples, outputs)
+    messages = list(calls)
     calls.clear()
     if "measured" not in seqio.TaskRegistry.names():
         seqio.TaskRegistry.add_provider("measured", task)
@@ -971,11 +977,11 @@ def test_metrics_of_a_task_are_those_of_seqios_evaluator(seqio, with_metrics):
         evaluator.close()
     finally:
         seqio.TaskRegistry.remove("measured")
-    expected = {name: getattr(each, "value", each) for name, each in expected.items()}
+    expected = {name: getattr(item, "value", item) for name, item in expected.items()}
     assert values.pop("first") == expected.pop("first")
     assert values == pytest.approx(expected, rel=1e-6)
     assert 0 < values["share"] < 1
-    assert {*said} == {*calls}
+    assert {*messages} == {*calls}
 
 
 def test_metrics_of_a_task_with_single_numbers_and_optional_features(seqio, tf, with_metrics):
@@ -984,7 +990,10 @@ def test_metrics_of_a_task_with_single_numbers_and_optional_features(seqio, tf, 
     number = seqio.Feature(seqio.PassThroughVocabulary(99), dtype=tf.int32, rank=0, add_eos=False)
     optional = seqio.Feature(task.output_features["targets"].vocabulary, required=False)
     task = task.replace(
-        preprocessors=[*task.preprocessors, lambda each: each.map(lambda x: x | {"label": 7})],
+        preprocessors=[
+            *task.preprocessors,
+            lambda item: item.map(lambda x: x | {"label": 7}),
+        ],
         output_features={**task.output_features, "label": number, "hint": optional},
     )
     lengths = {"inputs": 3, "targets": 500, "label": 1, "hint": 4}
@@ -1004,11 +1013,11 @@ def test_failing_metrics_name_the_task_and_the_line(seqio, with_metrics):
         return {}
 
     (ours,) = make_data(make(metric_fns=[broken])).metric_tasks()
-    found = ours.examples(count=2, seed=0).examples
+    actual = ours.examples(count=2, seed=0).examples
     with pytest.raises(
         InputError, match=r"task 'made': a metric or postprocess_fn failed"
     ) as error:
-        ours.compute(found, {"PREDICTION": np.ones((2, 3), np.int32)})
+        ours.compute(actual, {"PREDICTION": np.ones((2, 3), np.int32)})
     assert f"test_pipeline.py:{broken.__code__.co_firstlineno + 1}" in str(error.value)
     with pytest.raises(InputError, match=r"task 'made': metric_fns failed"):
         make_data(make(metric_fns=[odd])).metric_tasks()
@@ -1023,8 +1032,8 @@ def test_rates_by_numbers_of_examples_count_what_sources_do_not_know(seqio, make
         (seqio.Mixture("by_size", [tasks[0]], default_rate=seqio.mixing_rate_num_examples), 90),
         (seqio.Mixture("by_size_outer", [(inner, 2)]), 2),
     ):
-        ((source, found, *_),) = make_data(mixture).components("train", Plain())
-        assert (source.name, found) == ("unknown:train", rate)
+        ((source, actual, *_),) = make_data(mixture).components("train", Plain())
+        assert (source.name, actual) == ("unknown:train", rate)
         assert tasks[0].source.num_input_examples("train") is None
     mixture = seqio.Mixture("wrong", [tasks[0]], default_rate=lambda task: task.size)
     with pytest.raises(InputError, match="mixture 'wrong': the rate of task 'unknown' failed"):

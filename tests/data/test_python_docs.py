@@ -79,17 +79,17 @@ def test_texts_are_clean(corpus):
 
 
 def test_the_second_time_comes_from_the_cache_and_a_broken_cache_is_made_again(corpus, monkeypatch):
-    (kept,) = (python_docs.cache_folder() / "python_docs").iterdir()
+    (cached,) = (python_docs.cache_folder() / "python_docs").iterdir()
     monkeypatch.setattr(python_docs, "extract", None)  # would fail if called
     python_docs.load.cache_clear()
     assert python_docs.load() == corpus
 
-    content = kept.read_bytes()
-    kept.write_bytes(content[:1000])
+    content = cached.read_bytes()
+    cached.write_bytes(content[:1000])
     monkeypatch.setattr(python_docs, "extract", lambda root: corpus)
     python_docs.load.cache_clear()
     assert python_docs.load() == corpus
-    assert kept.read_bytes() == content
+    assert cached.read_bytes() == content
 
 
 def test_the_description_names_what_was_measured(corpus):

@@ -45,9 +45,9 @@ def open_file(path, content, **options):
 def check_rows(file, expected):
     lines = list(file.scan())
     assert [line.row for line in lines] == expected
-    places = np.random.default_rng(0).permutation(len(lines))
-    found = file.read([(lines[i].start, lines[i].end) for i in places])
-    assert found == [expected[i] for i in places]
+    order = np.random.default_rng(0).permutation(len(lines))
+    result = file.read([(lines[i].start, lines[i].end) for i in order])
+    assert result == [expected[i] for i in order]
 
 
 @pytest.mark.parametrize("compress", [None, gzip.compress, bz2.compress, lzma.compress])
@@ -87,7 +87,7 @@ def test_damaged_compression_is_refused_and_leaves_nothing(tmp_path, ending):
 
 def test_compression_damaged_in_the_middle_is_refused(tmp_path):
     content = bytearray(gzip.compress(as_csv(ROWS)))
-    content[10:] = b"\xff" * (len(content) - 10)  # behind the header
+    content[10:] = b"\xff" * (len(content) - 10)  # after the header
     with pytest.raises(zlib.error):
         gzip.decompress(content)
     with pytest.raises(InputError, match=r"a\.csv\.gz: cannot be unpacked"):
@@ -272,8 +272,8 @@ def test_patterns_find_files_once_and_in_order(tmp_path):
         (tmp_path / name).write_bytes(b"")
 
     def find(*patterns):
-        found = find_files([str(tmp_path / each) for each in patterns], field="files")
-        return [name.removeprefix(f"{tmp_path}/") for name in found]
+        result = find_files([str(tmp_path / name) for name in patterns], field="files")
+        return [name.removeprefix(f"{tmp_path}/") for name in result]
 
     assert find("*.csv") == ["a.csv", "b.csv"]
     assert find("b.csv", "*.csv") == ["b.csv", "a.csv"]

@@ -265,13 +265,13 @@ def test_the_embedded_corpus_is_read_alike_with_and_without_seqio(seqio, monkeyp
     assert ours.describe() == theirs.describe()
     for split in ("train", "validation"):
         assert ours.num_examples(split) == theirs.num_examples(split)
-    one, other = (data.train_batches(objective, seed=3) for data in (ours, theirs))
+    one, second = (data.train_batches(objective, seed=3) for data in (ours, theirs))
     for _ in range(5):
-        expected = next(other)
+        expected = next(second)
         for name, values in next(one).items():
             np.testing.assert_array_equal(values, expected[name])
-    assert one.state_dict() == other.state_dict()
-    for batches in (one, other):
+    assert one.state_dict() == second.state_dict()
+    for batches in (one, second):
         batches.close()
 
 

@@ -37,9 +37,9 @@ def test_a_slot_without_a_column_names_the_nearest():
 def test_a_slot_starts_at_its_value(text):
     row = {"a": "some", "b": "answer"}
     template = Template(text)
-    place = template.start_of("b", row)
-    assert template.render(row)[place:].startswith("answer")
-    assert template.render(row).rindex("answer") == place
+    start = template.start_of("b", row)
+    assert template.render(row)[start:].startswith("answer")
+    assert template.render(row).rindex("answer") == start
 
 
 def test_values_are_written_plainly():

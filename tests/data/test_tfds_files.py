@@ -88,10 +88,10 @@ def test_examples_are_lines_with_the_names_of_classes(reviews):
         "answers/at": [2],
         "score": 0.25,
     }
-    written = os.stat(path).st_mtime_ns
+    mtime = os.stat(path).st_mtime_ns
     time.sleep(0.01)
     assert tfds_file("tfds:tiny_reviews:1.0.0#test") == path
-    assert os.stat(path).st_mtime_ns == written
+    assert os.stat(path).st_mtime_ns == mtime
 
 
 def test_it_is_data_like_any_other(reviews):

@@ -80,7 +80,7 @@ def test_text_comes_back_and_many_are_as_one_by_one(vocabulary):
     ids = vocabulary.encode(text)
     assert vocabulary.decode(ids) == text
     assert vocabulary.decode([0, *ids, 0, vocabulary.eos_id, *ids]) == text
-    assert vocabulary.encode_all(TEXTS) == [vocabulary.encode(each) for each in TEXTS]
+    assert vocabulary.encode_all(TEXTS) == [vocabulary.encode(item) for item in TEXTS]
     assert vocabulary.encode_all([]) == []
     assert 0 not in ids
     assert max(ids) < vocabulary.size - vocabulary.num_sentinels
@@ -92,7 +92,7 @@ def test_text_comes_back_and_many_are_as_one_by_one(vocabulary):
 def test_sentinels_are_the_last_ids_descending_and_read_in_text(vocabulary):
     ids = [vocabulary.sentinel(index) for index in range(7)]
     assert ids == list(range(vocabulary.size - 1, vocabulary.size - 8, -1))
-    assert [vocabulary.piece(each) for each in ids] == [f"<extra_id_{n}>" for n in range(7)]
+    assert [vocabulary.piece(item) for item in ids] == [f"<extra_id_{n}>" for n in range(7)]
     assert vocabulary.encode("<extra_id_3>") == [vocabulary.sentinel(3)]
     assert "<extra_id_3>" in vocabulary.decode([vocabulary.sentinel(3)])
     pieces = [vocabulary.piece(np.int32(token)) for token in range(vocabulary.size)]
@@ -118,9 +118,9 @@ def test_saving_loading_copying_and_seqio_give_the_same_ids(vocabulary, tmp_path
         for name in ("size", "eos_id", "unk_id", "mask_id", "num_sentinels"):
             assert getattr(twin, name) == getattr(vocabulary, name)
     path = tmp_path / "saved" / "vocabulary.json"
-    kept = json.loads(path.read_text())
+    saved = json.loads(path.read_text())
     for change in ({"num_sentinels": 6}, {"options": {"nonsense": 1}}, {"options": 3}):
-        path.write_text(json.dumps(kept | change))
+        path.write_text(json.dumps(saved | change))
         with pytest.raises(InputError, match="damaged"):
             load_vocabulary(tmp_path / "saved")
 
@@ -187,9 +187,9 @@ def test_id_0_may_be_a_token_of_the_text(json_file, vocab_file):
 def test_what_pads_begins_and_ends_is_read_off_the_names(tokens, options, expected):
     model = tokenizers.models.WordLevel({token: i for i, token in enumerate(tokens)}, "<unk>")
     content = tokenizers.Tokenizer(model).to_str()
-    found = HuggingFaceTokenizer.from_json(content, "names", **options)
-    assert (found.pad_id, found.eos_id, found.bos_id) == expected
-    assert found.unk_id == (tokens.index("<unk>") if "<unk>" in tokens else -1)
+    result = HuggingFaceTokenizer.from_json(content, "names", **options)
+    assert (result.pad_id, result.eos_id, result.bos_id) == expected
+    assert result.unk_id == (tokens.index("<unk>") if "<unk>" in tokens else -1)
 
 
 def test_frame_is_the_files_template(vocab_file, json_file):
@@ -198,7 +198,7 @@ def test_frame_is_the_files_template(vocab_file, json_file):
     assert HuggingFaceTokenizer.from_json(bert.to_json(), "bert").frame([7, 8]) == [2, 7, 8, 3]
     assert Bytes().frame([7, 8]) == [7, 8, 1]
     bare = HuggingFaceTokenizer(json_file)
-    assert bare.frame([7, 8]) == [7, 8, bare.eos_id]  # nobody says otherwise
+    assert bare.frame([7, 8]) == [7, 8, bare.eos_id]  # by default
     processors = tokenizers.processors
     names = ["<s>", "<pad>", "</s>", "<unk>", "a", "b"]
     model = tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>")
@@ -213,10 +213,10 @@ def test_frame_is_the_files_template(vocab_file, json_file):
         tokenizer = tokenizers.Tokenizer(model)
         tokenizer.post_processor = processor
         for offset in (0, 1):
-            made = HuggingFaceTokenizer.from_json(tokenizer.to_str(), "names", offset=offset)
-            framed = made.frame([4 + offset, 5 + offset])
+            opened = HuggingFaceTokenizer.from_json(tokenizer.to_str(), "names", offset=offset)
+            framed = opened.frame([4 + offset, 5 + offset])
             assert framed == [token + offset for token in expected]
-            assert made.bos_id == (None if bos_id is None else offset)
+            assert opened.bos_id == (None if bos_id is None else offset)
 
 
 def test_a_file_with_sentinels_of_its_own_gets_no_others(vocab_file, tmp_path):
@@ -271,7 +271,7 @@ def test_the_file_is_free_of_tensorflow(vocab_file):
 
 @pytest.fixture
 def task(vocabulary):
-    """Texts of a task that may be cached behind the tokenising, as SeqIO makes them."""
+    """Texts of a task that may be cached after the tokenising, as SeqIO makes them."""
     seqio = import_seqio()
     import tensorflow as tf
 
@@ -287,8 +287,8 @@ def task(vocabulary):
 
 
 def open_data(task, **changes):
-    given = {"lengths": {"targets": 24}, "batch_size": 4, "num_shards": 2, "window": 7}
-    return TaskData(task, **(given | {"validation_split": None, "block_rows": 2} | changes))
+    options = {"lengths": {"targets": 24}, "batch_size": 4, "num_shards": 2, "window": 7}
+    return TaskData(task, **(options | {"validation_split": None, "block_rows": 2} | changes))
 
 
 def test_graphs_give_the_ids_of_python(vocabulary):
@@ -323,12 +323,12 @@ def test_a_task_trains_and_resumes_exactly(task, vocabulary):
     batches = data.train_batches(Plain(), seed=0)
     whole = list(itertools.islice(batches, 9))
     batches.close()
-    for taken in (3, 6):
+    for head in (3, 6):
         started, continued = (data.train_batches(Plain(), seed=0) for _ in range(2))
-        for _ in range(taken):
+        for _ in range(head):
             next(started)
         continued.load_state_dict(json.loads(json.dumps(started.state_dict())))
-        np.testing.assert_array_equal(next(continued)["targets"], whole[taken]["targets"])
+        np.testing.assert_array_equal(next(continued)["targets"], whole[head]["targets"])
         started.close()
         continued.close()
 
@@ -339,6 +339,6 @@ def test_seqios_cache_of_it_is_read_back(task, vocabulary, tmp_path):
         data = open_data(task, use_cached=True, cache_dirs=[str(tmp_path)])
         shown = data.examples(Plain(), split="train", count=99, seed=0)
         cut = sorted(ids[:24] for ids in vocabulary.encode_all(TEXTS))
-        assert sorted(each["targets"].tolist() for each in shown) == cut
+        assert sorted(item["targets"].tolist() for item in shown) == cut
     finally:
         import_seqio().set_global_cache_dirs([])

@@ -72,7 +72,7 @@ def test_sentinels_are_the_last_ids_descending(vocabulary):
     count = vocabulary.num_sentinels
     ids = [vocabulary.sentinel(index) for index in range(count)]
     assert ids == list(range(vocabulary.size - 1, vocabulary.size - 1 - count, -1))
-    assert [vocabulary.decode([each]) for each in ids] == [f"<extra_id_{n}>" for n in range(count)]
+    assert [vocabulary.decode([item]) for item in ids] == [f"<extra_id_{n}>" for n in range(count)]
     for index in (-1, count):
         with pytest.raises(InputError, match=f"sentinel {index} .* has {count}"):
             vocabulary.sentinel(index)
@@ -154,8 +154,8 @@ def test_the_number_of_sentinels_moves_only_the_sentinels(sentencepiece):
 def test_a_file_with_sentinels_of_its_own_gets_no_others(sentencepiece, tmp_path):  # as mT5's
     path = tmp_path / "own.model"
     path.write_bytes(sentencepiece._processor.serialized_model_proto())
-    for asked in (0, 100):
-        own = SentencePiece(path, num_sentinels=asked)
+    for requested in (0, 100):
+        own = SentencePiece(path, num_sentinels=requested)
         assert (own.size, own.num_sentinels, own.sentinel(0)) == (SIZE, 100, SIZE - 1)
     with pytest.raises(InputError, match="already has 100 sentinels"):
         SentencePiece(path, num_sentinels=101)
@@ -182,8 +182,8 @@ def test_other_text_size_or_sentinels_train_anew(sentencepiece, cache):
     fewer = train_sentencepiece(some_texts(), SIZE - 50, num_sentinels=50, cache_folder=cache)
     assert other_size.size == fewer.size == SIZE - 50
     assert fewer.num_sentinels == 50
-    made = {each.model_file for each in (sentencepiece, other_text, other_size, fewer)}
-    assert len(made) == 4
+    model = {item.model_file for item in (sentencepiece, other_text, other_size, fewer)}
+    assert len(model) == 4
 
 
 def test_where_texts_are_cut_matters_to_the_key(cache):
@@ -217,8 +217,8 @@ def test_the_default_cache_folder_follows_the_environment(tmp_path, monkeypatch)
     monkeypatch.setenv("T5LITE_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    made = train_sentencepiece(some_texts(), 250)
-    assert made.model_file.startswith(str(tmp_path / "own" / "vocabularies"))
+    model = train_sentencepiece(some_texts(), 250)
+    assert model.model_file.startswith(str(tmp_path / "own" / "vocabularies"))
     monkeypatch.delenv("T5LITE_CACHE")
     assert paths.cache_folder() == tmp_path / "xdg" / "t5lite"
     monkeypatch.delenv("XDG_CACHE_HOME")
