@@ -22,8 +22,8 @@ class MatrixView(NamedTuple):
 
     Args:
       inner: axes of one layer's parameter, all but the stacked ones.
-      rows: those that make the rows; empty if the parameter is no matrix.
-      columns: those that make the columns; empty if the parameter is no matrix.
+      rows: axes of the rows; empty if the parameter is not a matrix.
+      columns: axes of the columns; empty if the parameter is not a matrix.
     """
 
     inner: tuple[int, ...]

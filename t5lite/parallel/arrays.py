@@ -30,7 +30,7 @@ def batch_shardings(
       layout: its `activations` are the rules.
       mesh: the devices.
       axes: array → its logical axes, see `Objective.axes`; further axes are replicated.
-      names: of the arrays.
+      names: of the arrays in the batch.
 
     Raises:
       InputError: an array has no logical axes.

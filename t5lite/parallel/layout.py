@@ -148,7 +148,7 @@ def parameter_rules(
       spread: logical axis → mesh axis (or several, or None), instead of the table's.
 
     Raises:
-      InputError: there is no such axis.
+      InputError: an axis does not exist.
     """
     for axis in whole_over:
         _check_mesh_axis(axis, "parameter_rules.whole_over")
@@ -161,7 +161,7 @@ def parameter_rules(
 
 
 def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of all of `MESH_AXES`; those that `layout.mesh` leaves out have size 1.
+    """Returns a mesh with all of `MESH_AXES`, of size 1 unless `layout.mesh` says otherwise.
 
     Args:
       layout: gives the sizes.

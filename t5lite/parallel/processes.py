@@ -148,7 +148,7 @@ def _delay_aborts() -> None:
     """Lets this process print why it ends when the end of process 0 makes JAX abort it.
 
     JAX's client calls abort() within milliseconds of losing the coordination service, which runs in
-    process 0. Neither of its own hooks prevents that (jaxlib 0.10.2): `missed_heartbeat_callback`
+    process 0. Neither of its hooks prevents that (jaxlib 0.10.2): `missed_heartbeat_callback`
     cannot be a Python function (its absl::Status converts to no Python object: std::bad_cast), and
     `jax_enable_recoverability` covers every process but that one. A Python signal handler runs too
     late. So the handler is C's `sleep`: its argument, SIGABRT's number 6, are the seconds.

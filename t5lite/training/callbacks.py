@@ -1,4 +1,4 @@
-"""Callbacks of the training loop, their results, and the run that they see."""
+"""Callbacks of the training loop: the protocol, results, and the run they receive."""
 
 import dataclasses
 import functools
@@ -43,13 +43,14 @@ class Edit:
 class Callback(Protocol):
     """Runs every `every` steps and after the last one, before the next step is dispatched.
 
-    It may return held-out metrics, which go to the writers, to later callbacks and to the choice of
-    the best checkpoint; a `Stop`; or an `Edit`. What it must remember over a restart goes through
-    the optional methods `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`. An optional
-    `check(run)` is called before anything is written, to refuse then what would fail hours later; a
-    `Stop` from it ends the run there. An optional `metric_names(run) -> set[str]` lists the metrics
-    that it may return, `"name/*"` for all that begin so, so that a misspelt one is refused where
-    another callback or `Checkpoints.best` watches it.
+    It may return held-out metrics, which go to writers, later callbacks and the choice of the best
+    checkpoint; a `Stop`; or an `Edit`. Optional methods:
+
+    - `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`: its state in checkpoints.
+    - `check(run)`: called before anything is written, to raise an InputError for what would fail
+      hours later, or to return a `Stop`.
+    - `metric_names(run) -> set[str]`: the metrics that it may return, `"name/*"` for all that begin
+      so; a misspelt name that another callback or `Checkpoints.best` watches is then refused.
     """
 
     every: int
@@ -61,7 +62,7 @@ class Callback(Protocol):
 
 @dataclasses.dataclass
 class Run:
-    """The parts of a run, as callbacks see them.
+    """The parts of a run that callbacks receive.
 
     Args:
       model_dir: where everything is written.
@@ -112,7 +113,7 @@ class Run:
         """Puts this process's rows of a batch on its devices; global arrays stay as they are.
 
         Raises:
-          InputError: if an id is beyond what the model has: on a device that would go unnoticed.
+          InputError: an id exceeds the model's size, which devices would not notice.
         """
         ready = {name: rows for name, rows in batch.items() if isinstance(rows, jax.Array)}
         local = {name: np.asarray(rows) for name, rows in batch.items() if name not in ready}

@@ -56,9 +56,9 @@ class Checkpoints:
       best_mode: `"min"` or `"max"`: which value of `best` is the best one.
       restore_from: a folder whose parameters a *new* run starts from: a model_dir, its checkpoints
         folder or a step's, a Hugging Face folder (or hub name) or a T5X checkpoint; a run that
-        finds checkpoints of its own resumes from them instead.
+        finds checkpoints in its model_dir resumes from them instead.
       restore_mapping: rules for the names of those parameters, see `load_params`. Heads need none:
-        those that the folder lacks are drawn, and those that the model lacks are left out.
+        heads that the folder lacks are drawn, and heads that the model lacks are left out.
       other_vocabulary: whether the data may have another vocabulary than that folder, whose
         embeddings then belong to other tokens.
       frozen: how frozen parameters are kept: `"save"` writes them once into model_dir; `"refer"`

@@ -1,4 +1,4 @@
-"""Guards that skip updates: loss spikes, and gradients beyond float16.
+"""Guards that skip updates: loss spikes, and gradients that overflow float16.
 
 Each guard keeps a few scalars in `TrainState.extra`: a tree from its start, `…_start`, to the next,
 pure and on the device, so that every process comes to the same verdict.

@@ -1,4 +1,4 @@
-"""Settings of a step: microbatches, clipping, averaging and guards, whatever the optimizer."""
+"""Settings of a step: microbatches, clipping, averaging and guards."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ from t5lite.training.guards import LossScale, after_loss, is_spike, spike_start
 
 
 class Verdict(NamedTuple):
-    """What becomes of a step's gradients; bool scalars.
+    """The verdict on a step's gradients; bool scalars.
 
     Args:
-      applied: whether the update counts; otherwise all but `step` and the guards stays as it was.
-      finite: False if loss or gradient is NaN or infinite, except where only the loss scale was too
-        high, which the guard sees to itself.
-      spike: whether the loss is finite but far above those before it.
+      applied: whether the update is applied; otherwise only `step` and the guards change.
+      finite: False if loss or gradient is NaN or infinite, unless the loss scale was too high: that
+        is its guard's to correct.
+      spike: whether the loss is finite and far above earlier ones.
     """
 
     applied: jax.Array
@@ -28,11 +28,11 @@ class Verdict(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """How gradients become an update, whatever the optimizer.
+    """Settings of a step, independent of the optimizer.
 
     Args:
-      num_microbatches: parts of the batch computed one after the other; the sum of their gradients
-        is exactly the whole batch's.
+      num_microbatches: parts of the batch computed one after the other; their gradients add up
+        exactly to the whole batch's.
       clip_norm: largest global norm of the gradient; None for no clipping.
       ema_decay: of an average of the parameters, in (0, 1), used for evaluation; None for none.
       on_nan: what a NaN or infinite loss or gradient does: `stop` the run or `skip` the update. In
