@@ -107,7 +107,6 @@ class FileData(Dataset):
             raise unknown("bad_lines", self.bad_lines, ("stop", "skip"), field="bad_lines")
 
     def vocabulary(self) -> Vocabulary:
-        """Returns the vocabulary of `vocab`."""
         return self._vocabulary
 
     def describe(self) -> str:
@@ -115,10 +114,9 @@ class FileData(Dataset):
         index, paths = self._index, self._paths[0]
         split_by_hash = self.validation_files is None
         train, validation = (len(index.tables[split]) for split in SPLITS)
-        lines = [
-            f"{paths[0]}{_and_more(paths, ' files')}: {train:,} rows to train on, {validation:,} "
-            f"to test ({'by hash' if split_by_hash else 'from validation_files'})"
-        ]
+        how = "by hash" if split_by_hash else "from validation_files"
+        rows = f"{train:,} rows to train on, {validation:,} to test ({how})"
+        lines = [f"{paths[0]}{_and_more(paths, ' files')}: {rows}"]
         if index.num_shared:
             fix = (
                 f"but for columns that no feature reads; set split_by = {self._columns_read}"
@@ -132,27 +130,21 @@ class FileData(Dataset):
             tail = ", …" if len(counts) > _SHOWN else ""
             lines.append(f"{feature}: {len(counts)} classes: {listed}{tail}")
         if cut := self._num_cut_answers():
-            lines.append(
-                f"{cut:,} answers of the first {_CHECKED:,} rows are past the length: they "
-                "train as no answer"
-            )
+            share = f"{cut:,} answers of the first {_CHECKED:,} rows"
+            lines.append(f"{share} are past the length: they train as no answer")
         if index.num_broken:
             lines.append(f"skipped: {index.broken()}")
         if (size := self._gigabytes()) > _MEANT_GB:
-            lines.append(
-                f"{size:,.0f} GB of files, and FileData is meant for {_MEANT_GB}: {_SHARDS}"
-            )
+            lines.append(f"{size:,.0f} GB, and FileData is meant for {_MEANT_GB}: {_SHARDS}")
         if self._repeated:
             name, first = next(iter(self._repeated.items()))
             lines.append(f"named twice, read once: {name} (as {first}){_and_more(self._repeated)}")
         return "\n".join(lines)
 
     def num_examples(self, split: str) -> int | None:
-        """Returns the number of rows of a split."""
         return len(self._table(split))
 
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
-        """Returns the count of each class, by label feature, in the order of the classes."""
         self._table(split)
         return {
             column.features(feature)[-1]: {
@@ -164,7 +156,6 @@ class FileData(Dataset):
         }
 
     def labels(self) -> dict[str, list[str]]:
-        """Returns the names of each label feature's labels, by id."""
         named = {
             column.features(name)[-1]: column.names() for name, column in self._columns.items()
         }
