@@ -140,7 +140,7 @@ class Contrastive(HeadObjective):
         self, example: Example, vocabulary: Vocabulary, names: Sequence[str] = ()
     ) -> list[str]:
         """Returns a prepared example for a person to read: the two texts."""
-        del names  # there are no labels
+        del names  # without labels
         return [vocabulary.decode(example[name].tolist()) for name in self.features]
 
 

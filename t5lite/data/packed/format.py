@@ -4,7 +4,7 @@ DIR/packed.json            the description, written last
 DIR/vocabulary/            for `load_vocabulary`, if there is one
 DIR/use.gin                trains on the cache, after the configuration that made it
 DIR/train-0/NAME.npy       [rows, ...], integers in the smallest type that holds the values;
-                           one folder for each cached pass, `validation-0` likewise
+                           one folder for each cached pass, and `validation-0`
 """
 
 import collections

@@ -1,6 +1,6 @@
 """The manifest of a sharded corpus: the content of its shards, so that no start reads them.
 
-FOLDER/manifest.json                        written last: without it there is no corpus
+FOLDER/manifest.json                        written last: marks the corpus complete
 FOLDER/vocabulary/                          for `load_vocabulary`, where records hold ids
 FOLDER/SPLIT-00000-of-00016.array_record    shards
 """
