@@ -48,12 +48,16 @@ def group(
     assert index is not None
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise InputError(f"--coordinator_address={address}: must be HOST:PORT, as 10.0.0.2:8476")
+        raise InputError(
+            f"--coordinator_address={address}: must be HOST:PORT, as 10.0.0.2:8476",
+            field="coordinator_address",
+        )
     if count < 1:
-        raise InputError(f"--num_processes={count}: must be at least 1")
+        raise InputError(f"--num_processes={count}: must be at least 1", field="num_processes")
     if not 0 <= index < count:
         raise InputError(
-            f"--process_id={index}: must be from 0 to {count - 1}, of {count} processes"
+            f"--process_id={index}: must be from 0 to {count - 1}, of {count} processes",
+            field="process_id",
         )
     return Group(address, count, index)
 

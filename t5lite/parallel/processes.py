@@ -181,7 +181,8 @@ def _wait_for(address: str, deadline: float, timeout: float) -> None:
             if time.monotonic() > deadline:
                 raise InputError(
                     f"--coordinator_address={address}: cannot be reached within {timeout:g} s "
-                    f"({error.strerror or error}); is process 0 running there, and the port open?"
+                    f"({error.strerror or error}); is process 0 running there, and the port open?",
+                    field="coordinator_address",
                 ) from error
             time.sleep(0.2)
 
@@ -194,7 +195,8 @@ def _check_free(address: str) -> None:
     except OSError as error:
         raise InputError(
             f"--coordinator_address={address}: port {port} cannot be listened on here "
-            f"({os.strerror(error.errno or 0)}); choose another one"
+            f"({os.strerror(error.errno or 0)}); choose another one",
+            field="coordinator_address",
         ) from error
 
 
