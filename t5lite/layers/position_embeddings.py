@@ -30,7 +30,7 @@ class LearnedPositionsSpec(PositionEmbeddingSpec):
     """A table with a row for each position.
 
     Args:
-      max_length: the longest sequence that the model can take.
+      max_length: of a sequence.
       offset: unused rows of the table before the first position's (BART, RoBERTa).
 
     Source: Gehring et al. 2017, arXiv:1705.03122, §3.1.

@@ -59,9 +59,6 @@ def product(
       precision: of the factors, in both passes; None for the platform's default.
       weight: how the kernel is gathered and its gradient sharded.
       features_first: whether the kernel is `[*features, *contracted]`.
-
-    Returns:
-      `[..., *features]`.
     """
     static = _Product(num_contracted, dtype, precision, weight, features_first, kernel.dtype)
     return _product(x, kernel, static)

@@ -161,12 +161,9 @@ def rotate(
     Feature i is paired with feature i + size / 2, as in LLaMA's published weights.
 
     Args:
-      x: the rotated part of each head has an even width.
+      x: the rotated part of each head has an even width; angles are float32.
       positions: of the tokens in their texts.
       spec: the frequencies.
-
-    Returns:
-      The shape and dtype of `x`; angles are float32.
     """
     size = spec.size(x.shape[-1])
     frequencies = jnp.asarray(spec.frequencies(x.shape[-1]).astype(np.float32))

@@ -74,13 +74,7 @@ def mixed(
     *,
     dtype: Any = None,
 ) -> Float[Array, "batch q_length heads head_dim"]:
-    """Returns the weighted sums of values.
-
-    Args:
-      weights: `[batch, heads, q_length, kv_length]`.
-      value: `[batch, kv_length, kv_heads, kv]`, of the same dtype.
-      dtype: of the result; None for theirs.
-    """
+    """Returns the weighted sums of values of the same dtype, in `dtype`; None for theirs."""
     batch, heads, q_length, _ = weights.shape
     groups, width = value.shape[2:]
     weights = weights.reshape(batch, groups, heads // groups * q_length, -1)

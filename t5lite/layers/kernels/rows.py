@@ -163,17 +163,14 @@ def _mixed_and_total(
 def _scan_parts(
     fn: Callable[[Any, Any], tuple[Any, Any]], carry: Any, tree: Any, *, num_parts: int
 ) -> tuple[Any, Any]:
-    """Scans `fn` over parts of the rows.
+    """Scans `fn` over parts of the rows; returns the last carry, and the arrays of all rows.
 
     Args:
       fn: `(carry, part of tree) -> (carry, arrays of the part's rows)`.
-      carry: at first.
+      carry: the initial one.
       tree: a `Request` and arrays of all rows. Leaves with a row axis are split so that every
         device keeps its own rows; the others are passed to all parts.
-      num_parts: how many.
-
-    Returns:
-      The last carry, and the arrays of all rows.
+      num_parts: number of parts.
     """
     leaves, structure = jax.tree.flatten(tree)
     batch = jax.tree.leaves(tree)[0].shape[0]

@@ -38,8 +38,7 @@ def to_encoder_decoder(
     Both stacks start from the given one; they differ in causality and cross-attention alone.
 
     Args:
-      spec: of a decoder or an encoder alone.
-      params: its parameters.
+      spec, params: of a decoder or an encoder alone.
       cross_attention: "copied" from each layer's self-attention, but without rotary positions and
         windows; "fresh", which the T5Gemma paper then trains alone for the first steps. None
         for the papers' choice: "copied" from a decoder, "fresh" from an encoder. Its norms are

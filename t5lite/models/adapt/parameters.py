@@ -119,11 +119,6 @@ def with_blocks(stack: StackSpec, blocks: Sequence[TransformerBlockSpec]) -> Sta
 def repattern(stack_params: Params, old: StackSpec, new: StackSpec) -> Params:
     """Moves the parameters of every layer to its path and index in another pattern of blocks.
 
-    Args:
-      stack_params: of a stack.
-      old: the stack's spec.
-      new: a spec of as many layers, whose blocks have the parameters of those of `old`.
-
     Raises:
       InputError: if the numbers of layers differ, or if layers of different parameters would be
         stacked or shared.

@@ -49,8 +49,7 @@ def upcycle(
     the loss rises before it falls.
 
     Args:
-      spec: of a dense model.
-      params: its parameters.
+      spec, params: of a dense model.
       num_experts: in each changed layer.
       rng: a PRNG key, for the routers, whose kernels are drawn with a standard deviation of 0.02,
         and for noise.

@@ -82,8 +82,7 @@ def with_vectors(
     angles between them; wider ones are projected onto a random subspace.
 
     Args:
-      spec: of any model; tied logits change with the embedding, others do not.
-      params: its parameters.
+      spec, params: of any model; tied logits change with the embedding, others do not.
       pieces: of its vocabulary, in the order of their ids.
       vectors: `[width]` for each word, as `vectors_from_text` returns them.
       rng: a PRNG key; needed only where widths differ.

@@ -61,8 +61,7 @@ def extend_vocabulary(
     initialised like a new token's.
 
     Args:
-      spec: of any model.
-      params: its parameters.
+      spec, params: of any model.
       new_tokens: their number, or the new pieces.
       num_pieces: of the old vocabulary; None for `spec.vocab`. Further rows are padding, which the
         first new tokens replace.
@@ -113,8 +112,7 @@ def replace_vocabulary(
     """Gives a model another vocabulary: embeddings, logits and their biases.
 
     Args:
-      spec: of any model.
-      params: its parameters.
+      spec, params: of any model.
       old_pieces: of its vocabulary, in the order of their ids.
       new_pieces: of the new vocabulary; old ones among them keep their rows.
       init, decompose, multiple_of, rng: see `extend_vocabulary`.
