@@ -290,7 +290,7 @@ def test_a_fragment_binds_one_subsystem(fragment):
     source = read(fragment)
     kind = Path(fragment).parts[1]
     assert kind in SUBSYSTEMS, f"{fragment}: give {kind} a line in SUBSYSTEMS"
-    own = [item for item in source.bindings if item.place.startswith(f"{fragment}:")]
+    own = [item for item in source.bindings if item.location.startswith(f"{fragment}:")]
     bound = {
         item.parameter if item.selector == "t5lite.train" else item.selector.split(".")[1]
         for item in own
