@@ -28,11 +28,26 @@ from t5lite.layers.initializers import (
 from t5lite.layers.kernels import KERNELS, attended_saveable, attention
 from t5lite.layers.kernels.request import Request
 from t5lite.layers.masks import AttentionMask
-from t5lite.layers.mlp import ACTIVATIONS, MlpSpec
+from t5lite.layers.mlp import ACTIVATIONS, Mlp, MlpSpec
 from t5lite.layers.moe import MoeSpec
-from t5lite.layers.norms import LayerNormSpec, NormSpec, RMSNormSpec
-from t5lite.layers.pooling import pool, unit_length
-from t5lite.layers.position_biases import AlibiSpec, PositionBiasSpec, RelativeBiasSpec
+from t5lite.layers.norms import (
+    LayerNormSpec,
+    NormSpec,
+    RMSNorm,
+    RMSNormSpec,
+    layer_norm,
+    rms_norm,
+)
+from t5lite.layers.pooling import POOLINGS, pool, unit_length
+from t5lite.layers.position_biases import (
+    AlibiSpec,
+    PositionBiasSpec,
+    RelativeBias,
+    RelativeBiasSpec,
+    alibi_slopes,
+    relative_buckets,
+    toeplitz,
+)
 from t5lite.layers.position_embeddings import (
     LearnedPositionsSpec,
     PositionEmbeddingSpec,
@@ -61,6 +76,7 @@ from t5lite.layers.weights import (
 __all__ = [
     "ACTIVATIONS",
     "KERNELS",
+    "POOLINGS",
     "AdapterSpec",
     "Affine",
     "AlibiSpec",
@@ -83,6 +99,7 @@ __all__ = [
     "Llama3ScalingSpec",
     "MaskedLMHeadSpec",
     "Matrix",
+    "Mlp",
     "MlpSpec",
     "MoeSpec",
     "NormSpec",
@@ -91,8 +108,10 @@ __all__ = [
     "PositionBiasSpec",
     "PositionEmbeddingSpec",
     "Projection",
+    "RMSNorm",
     "RMSNormSpec",
     "RegressionHeadSpec",
+    "RelativeBias",
     "RelativeBiasSpec",
     "ReplacedTokensHeadSpec",
     "Request",
@@ -109,13 +128,18 @@ __all__ = [
     "TruncatedNormalInitSpec",
     "Weights",
     "YarnScalingSpec",
+    "alibi_slopes",
     "attended_saveable",
     "attention",
     "broadcast",
     "drop_residual",
+    "layer_norm",
     "parameter_path",
     "pool",
     "product",
+    "relative_buckets",
+    "rms_norm",
     "rotate",
+    "toeplitz",
     "unit_length",
 ]

@@ -155,6 +155,20 @@ def test_the_size_of_takes_changes_nothing():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_examples_are_read_at_the_rate_of_rows(packed):
+    """No batch waits until a whole block is read, after the first one."""
+    stream = ExampleStream(source(400), as_it_is, seed=0)
+    rows = RowStream(stream, SPECS, packed=packed, block_rows=32)
+    rows.take(1)
+    reads = []
+    for _ in range(200):
+        before = stream.read
+        rows.take(1)
+        reads.append(stream.read - before)
+    assert max(reads) <= 3 * sum(reads) / len(reads) + 1
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_rows_of_one_pass_hold_all_tokens_once(packed):
     stream = ExampleStream(source(90), as_it_is, window=8, repeat=False)

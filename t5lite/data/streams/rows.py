@@ -1,5 +1,6 @@
 """Rows of a stream's examples, packed or padded."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +13,34 @@ from t5lite.data.streams.examples import Stream
 from t5lite.rows import Example, Rows, RowSpec
 
 
+@dataclasses.dataclass
+class _Block:
+    """Examples that are packed together.
+
+    Attributes:
+      start: the stream's state before the first one.
+      examples: those read already.
+      epochs: of the stream, after each of them.
+      filled: rows that they would fill.
+      end: raw examples read by the end of the pass, if the block ends there.
+      complete: whether the last one is read.
+    """
+
+    start: Any
+    examples: list[Example] = dataclasses.field(default_factory=list)
+    epochs: list[float] = dataclasses.field(default_factory=list)
+    filled: float = 0.0
+    end: int | None = None
+    complete: bool = False
+
+
 class RowStream:
     """Rows of a stream's examples, packed or one example to a row.
 
     Examples are packed in independent blocks of about `block_rows` rows; the state is the stream's
-    at the start of the block, and the rows delivered from it.
+    at the start of the block, and the rows delivered from it. While the rows of a block are
+    delivered, the examples of the next one are read at the same rate: all shards finish their
+    blocks in the same batch, which would otherwise stall the training step.
 
     Args:
       examples: the stream.
@@ -34,6 +58,9 @@ class RowStream:
     """
 
     epoch: float
+    _block: _Block
+    _ahead: _Block | None  # the next block
+    _rows: Rows | None  # of the block, when it is packed
 
     def __init__(
         self,
@@ -58,7 +85,7 @@ class RowStream:
 
     def state(self) -> dict[str, Any]:
         """Returns the position after the last row, as JSON."""
-        position = {"block": self._block_start, "rows": self._taken, "epoch": self.epoch}
+        position = {"block": self._block.start, "rows": self._taken, "epoch": self.epoch}
         position |= {"number": self._number} if self._like_lengths else {}
         return position | ({"first_fit": self._first_fit} if self._first_fit else {})
 
@@ -70,63 +97,73 @@ class RowStream:
         """
         self._examples.load(state["block"])
         self._number = state.get("number", 0)
-        self._start_block(taken=state["rows"])
         self._first_fit = state.get("first_fit", 0)
-        self.epoch = state.get("epoch", self.epoch)  # unknown to the stream before it reads
+        self._block, self._ahead = _Block(self._examples.state()), None
+        self._rows, self._taken = None, state["rows"]
+        self.epoch = state.get("epoch", self._epoch())  # unknown to the stream before it reads
 
-    def _start_block(self, *, taken: int) -> None:
-        self._block: Rows | None = None
-        self._reads: list[int] = []  # raw examples, by each example of the block
-        self._first_fit = 0
-        self._block_start, self._taken = self._examples.state(), taken
-        self.epoch = self._epoch_at(self._examples.read)
-
-    def _epoch_at(self, read: int) -> float:
+    def _epoch(self) -> float:
         size = self._examples.pass_size
-        return self._examples.passes if size is None else read / size
+        return self._examples.passes if size is None else self._examples.read / size
 
     def take(self, count: int) -> Rows:
         """Returns the next `[count, ...]` rows by name; fewer if the stream has ended."""
         parts, missing = [], count
         while missing:
-            if self._block is None:
-                self._block = self._next_block()
+            if self._rows is None:
+                self._read(self._block)
+                self._rows = self._pack(self._block)
             rows = {
                 name: value[self._taken : self._taken + missing]
-                for name, value in self._block.items()
+                for name, value in self._rows.items()
             }
             if size := len(next(iter(rows.values()))):
                 parts.append(rows)
                 self._taken += size
                 missing -= size
-                self._note_epoch()
+                self._advance()
             elif not self._taken:
                 break  # an empty block: the end
             else:
                 self._number += 1
-                self._start_block(taken=0)
+                self._first_fit = 0
+                self._block, self._ahead = self._ahead or _Block(self._examples.state()), None
+                self._rows, self._taken = None, 0
         return concatenate(parts) if parts else empty_rows(self._specs, 0, packed=self._packed)
 
-    def _next_block(self) -> Rows:
-        block: list[Example] = []
-        filled, end, size = 0.0, None, self._first_fit or self._block_rows
-        # The second bound is for examples of next to nothing.
-        while filled < size and len(block) < 64 * size:
+    def _advance(self) -> None:
+        """Notes the epoch of the rows delivered, and reads as large a part of the next block."""
+        assert self._rows is not None
+        num_rows = len(next(iter(self._rows.values())))
+        delivered = self._taken * len(self._block.examples) // num_rows
+        self.epoch = self._block.epochs[max(delivered, 1) - 1]  # about, if packed
+        self._ahead = self._ahead or _Block(self._examples.state())
+        self._read(self._ahead, self._taken / num_rows)
+
+    def _read(self, block: _Block, part: float = 1.0) -> None:
+        """Reads examples until a part of the block is filled."""
+        size = self._first_fit if block is self._block and self._first_fit else self._block_rows
+        while not block.complete and block.filled < part * size:
             example = next(self._examples, None)
             if example is None:
-                break
-            block.append(example)
-            self._reads.append(self._examples.read)
-            filled += self._share(example)
-            end = self._end_of_pass() if end is None else end
-            if end is not None and self._examples.read >= end:
-                break
-        if self._like_lengths and block:
+                block.complete = True
+                return
+            block.examples.append(example)
+            block.epochs.append(self._epoch())
+            block.filled += self._share(example)
+            block.end = self._end_of_pass() if block.end is None else block.end
+            at_end = block.end is not None and self._examples.read >= block.end
+            # The last bound is for examples of next to nothing.
+            block.complete = at_end or block.filled >= size or len(block.examples) >= 64 * size
+
+    def _pack(self, block: _Block) -> Rows:
+        examples = block.examples
+        if self._like_lengths and examples:
             seed = self._seed, self._number
-            block = order_by_length(block, self._specs, size=self._group_rows, seed=seed)
+            examples = order_by_length(examples, self._specs, size=self._group_rows, seed=seed)
         if self._packed:
-            return pack(block, self._specs, decreasing=not self._first_fit)
-        return pad(block, self._specs)
+            return pack(examples, self._specs, decreasing=not self._first_fit)
+        return pad(examples, self._specs)
 
     def _end_of_pass(self) -> int | None:
         """Returns the raw examples by the end of the present pass, if a block ends with it.
@@ -138,14 +175,6 @@ class RowStream:
             return None
         passes = itertools.count(int(self._examples.read / size))
         return next(end for n in passes if (end := round(n * size)) >= self._examples.read)
-
-    def _note_epoch(self) -> None:
-        """Sets the epoch of the last example in the rows delivered; about, if packed."""
-        assert self._block is not None
-        delivered = self._taken * len(self._reads) // len(next(iter(self._block.values())))
-        # Completed passes are known only at the stream's own position.
-        if self._examples.pass_size is not None or delivered == len(self._reads):
-            self.epoch = self._epoch_at(self._reads[max(delivered, 1) - 1])
 
     def _share(self, example: Example) -> float:
         """Returns the fraction of a row that an example takes, in its tightest feature."""
