@@ -56,7 +56,7 @@ def compiled_once(tmp_path_factory):
 def one_device():
     """Nothing here depends on devices, and programs of one compile faster."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("experiment.definition", "inference.loaded"):
+        for module in ("experiment.definition", "inference.loading"):
             patch.setattr(
                 f"t5lite.{module}.make_mesh",
                 lambda layout, devices=None: make_mesh(layout, devices or jax.devices()[:1]),
