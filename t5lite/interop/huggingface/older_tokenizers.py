@@ -7,8 +7,12 @@ from typing import Any
 from t5lite.data import Bytes, MappedSentencePiece, Vocabulary
 from t5lite.data.paths import read_file
 from t5lite.errors import InputError, unknown
-from t5lite.interop.huggingface.sentencepiece_files import read_sentencepiece_file
-from t5lite.interop.huggingface.sentencepiece_tokenizers import from_sentencepiece
+from t5lite.interop.huggingface.sentencepiece_tokenizers import (
+    CONTROL,
+    USER_DEFINED,
+    from_sentencepiece,
+    read_sentencepiece,
+)
 from t5lite.interop.huggingface.tokenizer_building import Made, Parts, byte_pair_merges
 from t5lite.interop.huggingface.tokenizer_classes import CLASSES, build
 from t5lite.interop.huggingface.tokenizer_settings import Settings, Token, read_json
@@ -42,7 +46,7 @@ def read_bytes(root: Any, settings: Settings) -> Vocabulary:
     return Bytes(len(names) or count, spelled=True, ascending=ascending)
 
 
-def read_sentencepiece(root: Any, settings: Settings) -> Made:
+def read_pieces(root: Any, settings: Settings) -> Made:
     """Returns the tokenizer of a SentencePiece file.
 
     Raises:
@@ -50,24 +54,26 @@ def read_sentencepiece(root: Any, settings: Settings) -> Made:
     """
     path = next(root / name for name in MODELS if (root / name).exists())
     content = read_file(path, "SentencePiece model file")
-    read, kind = read_sentencepiece_file(content, path), settings.kind
-    if not settings.is_named and [piece.text for piece in read.pieces[:2]] == ["<pad>", "</s>"]:
+    model, kind = read_sentencepiece(content, path), settings.kind
+    if not settings.is_named and [piece.piece for piece in model.pieces[:2]] == ["<pad>", "</s>"]:
         kind = "T5"
     if not kind:
-        return from_sentencepiece(read, settings)
+        return from_sentencepiece(model, settings)
     if kind not in (*_UNIGRAMS, *_BYTE_PAIRS):
         raise refused(path, kind)
-    vocab: Any = [(piece.text, piece.score) for piece in read.pieces]
+    vocab: Any = [(piece.piece, piece.score) for piece in model.pieces]
     merges: list[tuple[str, str]] = []
     if kind in _BYTE_PAIRS:
-        vocab = {piece.text: number for number, piece in enumerate(read.pieces)}
+        vocab = {text: number for number, (text, _) in enumerate(vocab)}
         merges = byte_pair_merges(vocab)
     listed: list[Token] = [
-        {"content": piece.text, "normalized": False, "special": piece.is_control}
-        for piece in read.pieces
-        if piece.is_control or piece.is_user_defined
+        {"content": piece.piece, "normalized": False, "special": piece.type == CONTROL}
+        for piece in model.pieces
+        if piece.type in (CONTROL, USER_DEFINED)
     ]
-    parts = Parts(vocab, merges, read.charsmap or None, additional=listed)
+    parts = Parts(
+        vocab, merges, model.normalizer_spec.precompiled_charsmap or None, additional=listed
+    )
     return _built(path, kind, parts, settings)
 
 

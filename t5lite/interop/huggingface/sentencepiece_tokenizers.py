@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from t5lite.data.vocabularies.tokenizer_files import import_tokenizers
-from t5lite.interop.huggingface.sentencepiece_files import SentencePieceFile
+from t5lite.errors import InputError
 from t5lite.interop.huggingface.tokenizer_building import (
     Draft,
     Made,
@@ -18,87 +18,107 @@ from t5lite.interop.huggingface.tokenizer_building import (
 )
 from t5lite.interop.huggingface.tokenizer_settings import Settings
 
+UNIGRAM, BPE = 1, 2  # model types
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of pieces
 
-def from_sentencepiece(read: SentencePieceFile, settings: Settings) -> Made:
-    """Returns the tokenizer of a SentencePiece model that no class is named for.
+
+def read_sentencepiece(content: bytes, path: Any) -> Any:
+    """Returns the `ModelProto` of a SentencePiece model file.
 
     Args:
-      read: the model.
-      settings: what the folder says.
+      content: of the file.
+      path: of the file, for messages.
+
+    Raises:
+      InputError: if the file is damaged, or is a model of words or characters.
     """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    try:
+        model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    except DecodeError:
+        model = None
+    if model is None or not model.pieces:
+        raise InputError(f"{path} is not a SentencePiece model, or is damaged; restore it")
+    if model.trainer_spec.model_type not in (UNIGRAM, BPE):
+        raise InputError(f"{path} is a SentencePiece model of words or characters: use another")
+    return model
+
+
+def from_sentencepiece(model: Any, settings: Settings) -> Made:
+    """Returns the tokenizer of a SentencePiece `ModelProto` that no class is named for."""
     names = {number: token["content"] for number, token in settings.added.items()}
-    kept = {piece.text for number, piece in enumerate(read.pieces) if number not in names}
-    texts = [piece.text for piece in read.pieces]
-    for number, text in names.items():
-        if not read.is_unigram and number < len(texts) and text not in kept:
-            texts[number] = text
-    tokenizer = plain_sentencepiece(read, texts, legacy=settings.options.get("legacy", True))
+    trainer = model.trainer_spec
+    texts = [piece.piece for piece in model.pieces]
+    if trainer.model_type != UNIGRAM:
+        kept = {text for number, text in enumerate(texts) if number not in names}
+        for number, text in names.items():
+            if number < len(texts) and text not in kept:
+                texts[number] = text
+    tokenizer = plain_sentencepiece(model, texts, legacy=settings.options.get("legacy", True))
     tokens = {
-        name: text
-        for name, number, text in (
-            ("bos", read.bos_id, read.bos_piece),
-            ("eos", read.eos_id, read.eos_piece),
-            ("unk", read.unk_id, read.unk_piece),
-        )
-        if number >= 0
+        name: getattr(trainer, f"{name}_piece")
+        for name in ("bos", "eos", "unk")
+        if getattr(trainer, f"{name}_id") >= 0
     }
-    controls = [piece.text for piece in read.pieces if piece.is_control]
     additional = [
-        {"content": text, "normalized": False, "special": True}
-        for text in controls
-        if text not in {piece.text for piece in read.pieces if piece.is_user_defined}
+        {"content": piece.piece, "normalized": False, "special": True}
+        for piece in model.pieces
+        if piece.type == CONTROL
     ]
-    if read.adds_prefix:
+    if model.normalizer_spec.add_dummy_prefix:
         added = {number: {**token, "normalized": False} for number, token in settings.added.items()}
         settings = settings._replace(added=added)
     return finish(Draft(tokenizer, tokens, additional), Parts({}), settings)
 
 
 def plain_sentencepiece(
-    read: SentencePieceFile, texts: Sequence[str] | None = None, *, legacy: bool = True
+    model: Any, texts: Sequence[str] | None = None, *, legacy: bool = True
 ) -> Any:
     """Returns a tokenizer with the ids of SentencePiece, without special tokens or a template.
 
     Args:
-      read: the model.
+      model: the `ModelProto`.
       texts: of its pieces; None for those that it has.
       legacy: whether each part of a text between special tokens begins with a space, as where
         SentencePiece is asked for each; otherwise the first alone.
     """
-    library = import_tokenizers()
-    texts = [piece.text for piece in read.pieces] if texts is None else texts
-    whole = [text for text, piece in zip(texts, read.pieces, strict=True) if piece.is_user_defined]
-    if read.is_unigram:
-        scores = [(text, piece.score) for text, piece in zip(texts, read.pieces, strict=True)]
-        model = library.models.Unigram(scores, read.unk_id, read.byte_fallback)
+    library, trainer, normalizer = import_tokenizers(), model.trainer_spec, model.normalizer_spec
+    texts = [piece.piece for piece in model.pieces] if texts is None else texts
+    pieces = list(zip(texts, model.pieces, strict=True))
+    whole = [text for text, piece in pieces if piece.type == USER_DEFINED]
+    if trainer.model_type == UNIGRAM:
+        scores = [(text, piece.score) for text, piece in pieces]
+        pieces_model = library.models.Unigram(scores, trainer.unk_id, trainer.byte_fallback)
     else:
         ranks = {
             text: (-piece.score, number)
-            for number, (text, piece) in enumerate(zip(texts, read.pieces, strict=True))
-            if piece.is_normal
+            for number, (text, piece) in enumerate(pieces)
+            if piece.type == NORMAL
         }
-        model = library.models.BPE(
+        pieces_model = library.models.BPE(
             {text: number for number, text in enumerate(texts)},
             byte_pair_merges(ranks),
-            unk_token=read.unk_piece,
+            unk_token=trainer.unk_piece,
             fuse_unk=True,
-            byte_fallback=read.byte_fallback,
+            byte_fallback=trainer.byte_fallback,
             ignore_merges=bool(whole),
         )
-    tokenizer, normalizers = library.Tokenizer(model), library.normalizers
+    tokenizer, normalizers = library.Tokenizer(pieces_model), library.normalizers
     steps: list[Any] = []
-    if read.charsmap:
-        steps.append(normalizers.Precompiled(read.charsmap))
-    if read.removes_spaces:
+    if normalizer.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(normalizer.precompiled_charsmap))
+    if normalizer.remove_extra_whitespaces:
         steps.append(normalizers.Replace(library.Regex(r"\A +| +\z"), ""))
         steps.append(normalizers.Replace(library.Regex(" {2,}"), " "))
-    if read.escapes_spaces:
+    if normalizer.escape_whitespaces:
         steps.append(normalizers.Replace(" ", "▁"))
-    if read.adds_prefix and legacy:  # which Metaspace does not add where there is one
+    if normalizer.add_dummy_prefix and legacy:  # which Metaspace does not add where there is one
         steps.append(normalizers.Replace(library.Regex(r"\A▁"), "▁▁"))
     tokenizer.normalizer = normalizers.Sequence(steps)
     cuts: list[Any] = []
-    if read.adds_prefix:
+    if normalizer.add_dummy_prefix:
         scheme = "always" if legacy else "first"
         cuts.append(library.pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False))
     if whole:
@@ -107,11 +127,11 @@ def plain_sentencepiece(
     if cuts:
         tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence(cuts)
     decoders = [library.decoders.Replace("▁", " ")]
-    if read.byte_fallback:
+    if trainer.byte_fallback:
         decoders.append(library.decoders.ByteFallback())
-    if read.adds_prefix or read.byte_fallback:
+    if normalizer.add_dummy_prefix or trainer.byte_fallback:
         decoders.append(library.decoders.Fuse())
-    if read.adds_prefix:
+    if normalizer.add_dummy_prefix:
         decoders.append(library.decoders.Strip(content=" ", left=1))
     tokenizer.decoder = library.decoders.Sequence(decoders)
     return tokenizer

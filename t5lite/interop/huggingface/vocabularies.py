@@ -45,7 +45,7 @@ def read_vocabulary(folder: str | os.PathLike, *, lowercase: bool = False) -> Vo
     if all((root / name).exists() for name in (SOURCE, TARGET, "vocab.json")):
         return older_tokenizers.read_marian(root, settings)
     for files, read in (
-        *(((name,), older_tokenizers.read_sentencepiece) for name in MODELS),
+        *(((name,), older_tokenizers.read_pieces) for name in MODELS),
         (("vocab.txt",), older_tokenizers.read_word_pieces),
         (("vocab.json", "merges.txt"), older_tokenizers.read_byte_pairs),
     ):

@@ -10,8 +10,12 @@ from t5lite.data.vocabularies.tokenizer_files import WordPiece, import_tokenizer
 from t5lite.errors import InputError
 from t5lite.framing import Frame
 from t5lite.interop.huggingface.older_tokenizers import MODEL_OF, SOURCE, TARGET, to_json
-from t5lite.interop.huggingface.sentencepiece_files import Piece, read_sentencepiece_file
-from t5lite.interop.huggingface.sentencepiece_tokenizers import plain_sentencepiece
+from t5lite.interop.huggingface.sentencepiece_tokenizers import (
+    CONTROL,
+    USER_DEFINED,
+    plain_sentencepiece,
+    read_sentencepiece,
+)
 from t5lite.interop.huggingface.tokenizer_settings import JSON
 
 _WHOLE_CLASS = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is
@@ -123,17 +127,16 @@ def _tokenizer(vocabulary: HuggingFaceTokenizer | WordPiece) -> Any:
 def _sentencepiece(vocabulary: SentencePiece) -> Any:
     """Returns a tokenizer with the ids of SentencePiece itself, and of sentinels in texts."""
     library, count = import_tokenizers(), vocabulary.num_sentinels
-    read = read_sentencepiece_file(vocabulary.content, vocabulary.model_file)
+    model = read_sentencepiece(vocabulary.content, vocabulary.model_file)
     if vocabulary.sentinels_were_added:
-        names = [f"▁<extra_id_{index}>" for index in reversed(range(count))]
-        added = [Piece(name, 0.0, kind=4) for name in names]
-        read = read._replace(pieces=[*read.pieces, *added])
-    tokenizer = plain_sentencepiece(read)
+        for index in reversed(range(count)):
+            model.pieces.add(piece=f"▁<extra_id_{index}>", type=USER_DEFINED)
+    tokenizer = plain_sentencepiece(model)
     normalizers = library.normalizers
     spaced = normalizers.Replace(library.Regex(_SENTINEL), " <extra_id_")
     if count:  # sentinels are pieces that begin with a space
         tokenizer.normalizer = normalizers.Sequence([spaced, *tokenizer.normalizer])
-    special = [piece.text for piece in read.pieces if piece.is_control]
+    special = [piece.piece for piece in model.pieces if piece.type == CONTROL]
     special += [
         vocabulary.piece(token) for token in (vocabulary.unk_id, vocabulary.pad_id) if token >= 0
     ]
