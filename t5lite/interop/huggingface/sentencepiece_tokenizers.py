@@ -35,8 +35,9 @@ def read_sentencepiece(content: bytes, path: Any) -> Any:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
+    protos: Any = sentencepiece_model_pb2  # whose classes are made when it is imported
     try:
-        model = sentencepiece_model_pb2.ModelProto.FromString(content)
+        model = protos.ModelProto.FromString(content)
     except DecodeError:
         model = None
     if model is None or not model.pieces:

@@ -3,18 +3,9 @@
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, labels
+from t5lite.interop.huggingface.families import encoder_only, fields, labels, modules
 from t5lite.interop.huggingface.families.family import Family
-from t5lite.interop.huggingface.families.fields import (
-    Field,
-    Fields,
-    Foreign,
-    Heads,
-    stack_of,
-    unsupported,
-    with_defaults,
-)
-from t5lite.interop.huggingface.families.modules import tensors_of
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign, Heads
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import ClassificationHeadSpec, MaskedLMHeadSpec, TruncatedNormalInitSpec
 from t5lite.models import ModelSpec
@@ -36,7 +27,7 @@ NAMES = {
 }
 TIED = encoder_only.tied("albert.", "predictions.decoder", "predictions")
 FIELDS: Fields = {
-    **with_defaults(
+    **fields.with_defaults(
         encoder_only.FIELDS,
         vocab_size=30000,
         hidden_size=4096,
@@ -56,7 +47,7 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
     repeats, groups = (foreign.config[f"num_hidden_{name}"] for name in ("layers", "groups"))
     if groups not in (1, repeats):
         why = "all layers are one, or each has its parameters"
-        raise unsupported("num_hidden_groups", groups, (1, repeats), why)
+        raise fields.unsupported("num_hidden_groups", groups, (1, repeats), why)
     return encoder_only.spec_parts(
         foreign,
         TruncatedNormalInitSpec,
@@ -83,10 +74,10 @@ HEADS: dict[str, Heads] = {
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
-    encoder = stack_of(spec, "encoder")
+    encoder = fields.stack_of(spec, "encoder")
     inner = len(encoder.blocks)
     repeats = encoder.num_layers // inner
-    content = encoder_only.fields(spec, "classifier_dropout_prob") | {
+    content = encoder_only.extra(spec, "classifier_dropout_prob") | {
         "embedding_size": spec.embedding_size or spec.embed,
         "num_hidden_layers": repeats,
         "num_hidden_groups": 1 if encoder.shared_layers else repeats,
@@ -100,7 +91,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _tensors(spec: ModelSpec) -> list[Tensor]:
-    inner, names = len(stack_of(spec, "encoder").blocks), NAMES
+    inner, names = len(fields.stack_of(spec, "encoder").blocks), NAMES
     if any(isinstance(head, MaskedLMHeadSpec) for head in spec.heads):
         names = NAMES | {"classification_head/projection": "sop_classifier.classifier"}
 
@@ -108,7 +99,7 @@ def _tensors(spec: ModelSpec) -> list[Tensor]:
         group, number = divmod(layer, inner)
         return f"{group}.albert_layers.{number}"
 
-    return tensors_of(spec, names, layer_name=layer_name, tied=TIED)
+    return modules.tensors_of(spec, names, layer_name=layer_name, tied=TIED)
 
 
 FAMILIES = {

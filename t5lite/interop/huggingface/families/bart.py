@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5lite.errors import InputError
+from t5lite.interop.huggingface.families import fields
 from t5lite.interop.huggingface.families.activations import ACTIVATION
 from t5lite.interop.huggingface.families.bart_tensors import (
     BIAS,
@@ -20,16 +21,7 @@ from t5lite.interop.huggingface.families.bart_tensors import (
     tensors,
 )
 from t5lite.interop.huggingface.families.family import Family, no_heads, tokens
-from t5lite.interop.huggingface.families.fields import (
-    Config,
-    Field,
-    Fields,
-    Foreign,
-    first_id,
-    read,
-    stack_of,
-    write,
-)
+from t5lite.interop.huggingface.families.fields import Config, Field, Fields, Foreign
 from t5lite.interop.tensors import Source, same_values
 from t5lite.layers import (
     HeadSpec,
@@ -102,7 +94,7 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
         "decoder": _stack(foreign, "decoder", switches),
         "shared_embedding": _is_shared(foreign),
         # mBART's config may lack it: that is the language's token, or the sentence's end.
-        "start_id": first_id(config, "decoder_start_token_id", "eos_token_id"),
+        "start_id": fields.first_id(config, "decoder_start_token_id", "eos_token_id"),
         "init": NormalInitSpec(**foreign.parts["init"]),
     }
 
@@ -147,8 +139,8 @@ def _stack(foreign: Foreign, side: str, switches: Switches) -> StackSpec:
     """Returns the encoder or the decoder."""
     config, embed = foreign.config, foreign.config["d_model"]
     shared = {name: FIELDS[name] for name in ("d_model", "activation_function", "dropout")}
-    fields = {f"{side}_{name}": field for name, field in _STACK.items()} | shared
-    part = read(fields, config, foreign.source)
+    table = {f"{side}_{name}": field for name, field in _STACK.items()} | shared
+    part = fields.read(table, config, foreign.source)
     attention = part.attention(use_bias=True)
     block = TransformerBlockSpec(
         attention,
@@ -200,10 +192,10 @@ def _table(source: Source, side: str) -> str:
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
-    encoder, head = stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
+    encoder, head = fields.stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
     content: dict[str, Any] = {
-        **write(_STACK, spec, "encoder", prefix="encoder_"),
-        **write(_STACK, spec, "decoder", prefix="decoder_"),
+        **fields.write(_STACK, spec, "encoder", prefix="encoder_"),
+        **fields.write(_STACK, spec, "decoder", prefix="decoder_"),
         "attention_dropout": encoder.dropout_rate,
         "activation_dropout": encoder.dropout_rate,
         "scale_embedding": encoder.embedding_scale != 1.0,
@@ -227,12 +219,12 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _family(model_type: str, classes: str, lm: str = "ForConditionalGeneration") -> Family:
-    fields = {**FIELDS, **_STACKS, **tokens(**TOKENS[model_type])}
+    table = {**FIELDS, **_STACKS, **tokens(**TOKENS[model_type])}
     if model_type == "marian":
-        fields["vocab_size"] = Field(58101, "vocab")
+        table["vocab_size"] = Field(58101, "vocab")
     return Family(
         classes,
-        fields,
+        table,
         {lm: _lm_head, "Model": no_heads},
         _spec_parts,
         _extra,

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from t5lite.interop.huggingface.families.fields import stack_of
-from t5lite.interop.huggingface.families.modules import attention, layers, tensors_of
+from t5lite.interop.huggingface.families import fields, modules
 from t5lite.interop.tensors import Part, Tensor
 from t5lite.layers import LearnedPositionsSpec, LMHeadSpec
 from t5lite.models import ModelSpec
@@ -19,8 +18,8 @@ POSITIONS = {side: f"model.{side}.embed_positions.weight" for side in SIDES}
 COMPUTED_POSITIONS = 1024
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _LAYER = {
-    **attention("self_attn.{}", _PROJECTIONS),
-    **attention("encoder_attn.{}", _PROJECTIONS, "cross_attention"),
+    **modules.attention("self_attn.{}", _PROJECTIONS),
+    **modules.attention("encoder_attn.{}", _PROJECTIONS, "cross_attention"),
     "attention_norm": "self_attn_layer_norm",
     "cross_attention_norm": "encoder_attn_layer_norm",
     "mlp/up": "fc1",
@@ -30,7 +29,7 @@ _LAYER = {
 NAMES: dict[str, Any] = {"lm_head/projection": "lm_head"}
 for _side in SIDES:
     NAMES |= {
-        **layers(_side, f"model.{_side}.layers.{{}}", _LAYER),
+        **modules.layers(_side, f"model.{_side}.layers.{{}}", _LAYER),
         f"{_side}/position_embedding": f"model.{_side}.embed_positions",
         f"{_side}/embedding_norm": f"model.{_side}.layernorm_embedding",
         f"{_side}/final_norm": f"model.{_side}.layer_norm",
@@ -49,7 +48,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
         tied = {TABLES["decoder"]: logits}
         extra.append(Tensor(SHARED, (spec.vocab, spec.embed), ()))  # which nothing reads
     for side in SIDES:
-        if not isinstance(stack_of(spec, side).position_embedding, LearnedPositionsSpec):
+        if not isinstance(fields.stack_of(spec, side).position_embedding, LearnedPositionsSpec):
             shape = (COMPUTED_POSITIONS, spec.embed)
             constant = functools.partial(sinusoids, *shape)
             extra.append(Tensor(POSITIONS[side], shape, (), constant=constant))
@@ -57,7 +56,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
     if isinstance(head, LMHeadSpec) and head.use_bias:
         path = "lm_head/bias" if head.tied else "lm_head/projection/bias"
         extra.append(Tensor(BIAS, (1, spec.vocab), (Part(path, None, lambda array: array[0]),)))
-    result = tensors_of(spec, names, aliases=aliases, tied=tied)
+    result = modules.tensors_of(spec, names, aliases=aliases, tied=tied)
     return [tensor for tensor in result if tensor.name != "lm_head.bias"] + extra
 
 

@@ -3,17 +3,9 @@
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, labels
+from t5lite.interop.huggingface.families import encoder_only, fields, labels, modules
 from t5lite.interop.huggingface.families.family import Family
-from t5lite.interop.huggingface.families.fields import (
-    Field,
-    Fields,
-    Foreign,
-    Heads,
-    check_fields,
-    with_defaults,
-)
-from t5lite.interop.huggingface.families.modules import tensors_of
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign, Heads
 from t5lite.layers import (
     ClassificationHeadSpec,
     NormalInitSpec,
@@ -64,7 +56,7 @@ _RENAMED = {
 _DISTILBERT_FIELDS: Fields = {
     **{
         _RENAMED.get(name, name): field
-        for name, field in with_defaults(encoder_only.FIELDS, num_hidden_layers=6).items()
+        for name, field in fields.with_defaults(encoder_only.FIELDS, num_hidden_layers=6).items()
         if name not in _FIXED
     },
     "seq_classif_dropout": Field(0.2),
@@ -73,7 +65,7 @@ _DISTILBERT_FIELDS: Fields = {
 
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
     config = foreign.config
-    check_fields(config, sinusoidal_pos_embds=(False, True, None))  # a table in either case
+    fields.check(config, sinusoidal_pos_embds=(False, True, None))  # a table in either case
     model_type = config["model_type"]
     if model_type == "distilbert":
         foreign.parts["norm"]["epsilon"] = _FIXED["layer_norm_eps"]
@@ -90,10 +82,10 @@ def _distilled_rate(foreign: Foreign) -> float:
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
     if spec.family != "distilbert":
-        return encoder_only.fields(spec)
+        return encoder_only.extra(spec)
     of_text = any(isinstance(h, ClassificationHeadSpec | RegressionHeadSpec) for h in spec.heads)
     rate = "seq_classif_dropout" if of_text else "classifier_dropout"
-    content = encoder_only.fields(spec, rate)
+    content = encoder_only.extra(spec, rate)
     del content["type_vocab_size"]
     content["attention_dropout"] = content.pop("attention_probs_dropout_prob")
     return content
@@ -103,7 +95,7 @@ def _family(
     classes: str,
     prefix: str,
     names: dict[str, Any],
-    fields: Fields,
+    table: Fields,
     logits: str,
     *,
     activation: str | None = None,
@@ -114,7 +106,7 @@ def _family(
       classes: the beginning of its architectures' names.
       prefix: of the base model's tensors.
       names: of its modules.
-      fields: of its config.
+      table: of its config's fields.
       logits: the module of the masked-LM head's table.
       activation: of that head, where no config changes it.
     """
@@ -132,12 +124,14 @@ def _family(
     }
     return Family(
         classes,
-        fields,
+        table,
         heads,
         _spec_parts,
         _extra,
         functools.partial(
-            tensors_of, names=names, tied=encoder_only.tied(prefix, logits, names["lm_head"])
+            modules.tensors_of,
+            names=names,
+            tied=encoder_only.tied(prefix, logits, names["lm_head"]),
         ),
         lm="ForMaskedLM",
         side="encoder",
@@ -162,7 +156,7 @@ FAMILIES = {
         "Roberta",
         "roberta.",
         _ROBERTA,
-        with_defaults(encoder_only.FIELDS, vocab_size=50265, pad_token_id=1),
+        fields.with_defaults(encoder_only.FIELDS, vocab_size=50265, pad_token_id=1),
         "lm_head.decoder",
         activation="gelu",
     ),
@@ -177,7 +171,7 @@ FAMILIES = {
         "XLMRoberta",
         "roberta.",
         _ROBERTA,
-        with_defaults(encoder_only.FIELDS, pad_token_id=1),
+        fields.with_defaults(encoder_only.FIELDS, pad_token_id=1),
         "lm_head.decoder",
         activation="gelu",
     ),

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from t5lite.interop.huggingface.families import labels
+from t5lite.interop.huggingface.families import fields, labels
 from t5lite.interop.huggingface.families.family import no_heads
-from t5lite.interop.huggingface.families.fields import Foreign, Heads, first_id
+from t5lite.interop.huggingface.families.fields import Foreign, Heads
 from t5lite.layers import LMHeadSpec, TokenLabelsHeadSpec
 from t5lite.models import ModelSpec
 
@@ -43,10 +43,10 @@ def _token_rate(foreign: Foreign) -> float:
 
 def start_id(foreign: Foreign) -> int:
     """Returns the token that a decoder reads first."""
-    return first_id(foreign.config, "bos_token_id", "eos_token_id")
+    return fields.first_id(foreign.config, "bos_token_id", "eos_token_id")
 
 
-def fields(spec: ModelSpec) -> dict[str, Any]:
+def extra(spec: ModelSpec) -> dict[str, Any]:
     """Returns the fields of a config that `heads` and `start_id` read."""
     content: dict[str, Any] = {"bos_token_id": spec.start_id}
     head = spec.heads[0] if spec.heads else None

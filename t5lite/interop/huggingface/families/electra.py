@@ -3,17 +3,10 @@
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import encoder_only, labels
+from t5lite.interop.huggingface.families import encoder_only, fields, labels, modules
 from t5lite.interop.huggingface.families.bert import LAYER, MODULES
 from t5lite.interop.huggingface.families.family import Family
-from t5lite.interop.huggingface.families.fields import (
-    Field,
-    Fields,
-    Foreign,
-    Heads,
-    with_defaults,
-)
-from t5lite.interop.huggingface.families.modules import tensors_of
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign, Heads
 from t5lite.layers import HeadSpec, ReplacedTokensHeadSpec, TruncatedNormalInitSpec
 from t5lite.models import ModelSpec
 
@@ -29,7 +22,7 @@ NAMES = {
     "replaced_tokens_head/projection": "discriminator_predictions.dense_prediction",
 }
 FIELDS: Fields = {
-    **with_defaults(
+    **fields.with_defaults(
         encoder_only.FIELDS, hidden_size=256, num_attention_heads=4, intermediate_size=1024
     ),
     "embedding_size": Field(128),
@@ -71,7 +64,7 @@ HEADS: dict[str, Heads] = {
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
-    return {**encoder_only.fields(spec), "embedding_size": spec.embedding_size or spec.embed}
+    return {**encoder_only.extra(spec), "embedding_size": spec.embedding_size or spec.embed}
 
 
 FAMILIES = {
@@ -82,7 +75,7 @@ FAMILIES = {
         _spec_parts,
         _extra,
         functools.partial(
-            tensors_of,
+            modules.tensors_of,
             names=NAMES,
             tied={"electra.embeddings.word_embeddings.weight": ("generator_lm_head.weight",)},
         ),

@@ -2,17 +2,9 @@
 
 from typing import Any
 
-from t5lite.interop.huggingface.families import labels
+from t5lite.interop.huggingface.families import fields, labels, modules
 from t5lite.interop.huggingface.families.activations import ACTIVATION
-from t5lite.interop.huggingface.families.fields import (
-    Field,
-    Fields,
-    Foreign,
-    check_fields,
-    expect,
-    stack_of,
-)
-from t5lite.interop.huggingface.families.modules import ATTENTION, layers
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign
 from t5lite.layers import (
     HeadSpec,
     LayerNormSpec,
@@ -61,7 +53,7 @@ def spec_parts(
       InputError: for options that no spec expresses.
     """
     config, absent = foreign.config, (False, None)
-    check_fields(
+    fields.check(
         config,
         position_embedding_type=("absolute", None),
         is_decoder=absent,
@@ -102,7 +94,7 @@ def masked_lm_head(foreign: Foreign, name: str | None = None) -> tuple[MaskedLMH
     Raises:
       InputError: if its logits have a table apart from the embedding's.
     """
-    check_fields(foreign.config, tie_word_embeddings=(True, None))
+    fields.check(foreign.config, tie_word_embeddings=(True, None))
     return (MaskedLMHeadSpec(name or foreign.parts["mlp"]["activation"], norm_of(foreign)),)
 
 
@@ -111,16 +103,16 @@ def pooled(foreign: Foreign, weight: str) -> tuple[HeadSpec, ...]:
     return (PoolerHeadSpec(),) if weight in foreign.source.tensors() else ()
 
 
-def fields(spec: ModelSpec, rate: str = "classifier_dropout") -> dict[str, Any]:
+def extra(spec: ModelSpec, rate: str = "classifier_dropout") -> dict[str, Any]:
     """Returns the fields of a config beside `FIELDS` that these families share.
 
     Args:
       spec: of the model.
       rate: the field of the dropout rate before a head's linear layer.
     """
-    encoder, head = stack_of(spec, "encoder"), spec.heads[-1] if spec.heads else None
+    encoder, head = fields.stack_of(spec, "encoder"), spec.heads[-1] if spec.heads else None
     positions = positions_of(encoder)
-    expect(encoder.blocks[0].norm, LayerNormSpec, "norm")
+    fields.expect(encoder.blocks[0].norm, LayerNormSpec, "norm")
     content = {
         "type_vocab_size": spec.num_token_types,
         "attention_probs_dropout_prob": encoder.dropout_rate,
@@ -134,7 +126,7 @@ def fields(spec: ModelSpec, rate: str = "classifier_dropout") -> dict[str, Any]:
 
 def positions_of(encoder: StackSpec) -> LearnedPositionsSpec:
     """Returns the table of positions that an encoder must have."""
-    return expect(encoder.position_embedding, LearnedPositionsSpec, "position_embedding")
+    return fields.expect(encoder.position_embedding, LearnedPositionsSpec, "position_embedding")
 
 
 def tied(prefix: str, logits: str, bias: str) -> dict[str, tuple[str, ...]]:
@@ -152,7 +144,7 @@ def tied(prefix: str, logits: str, bias: str) -> dict[str, tuple[str, ...]]:
 def names(
     prefix: str,
     layer: str,
-    modules: tuple[str, ...],
+    sublayers: tuple[str, ...],
     masked_lm: tuple[str, str, str],
     *,
     pooler: str = "pooler.dense",
@@ -164,13 +156,13 @@ def names(
     Args:
       prefix: of the base model's tensors.
       layer: of a layer, with `{}` for its number.
-      modules: of a layer: query, key, value, output, their norm, up, down, their norm.
+      sublayers: of a layer: query, key, value, output, their norm, up, down, their norm.
       masked_lm: that head's layer, its norm, and the module of the logits' bias.
       pooler: of the base model's pooler.
       text_pooler: of the linear layer before a text's labels.
       classifier: of the linear layer that gives them.
     """
-    ours = [f"attention/{part}" for part in ATTENTION]
+    ours = [f"attention/{part}" for part in modules.ATTENTION]
     ours += ["attention_norm", "mlp/up", "mlp/down", "mlp_norm"]
     embeddings = f"{prefix}embeddings"
     return {
@@ -178,7 +170,7 @@ def names(
         "encoder/position_embedding": f"{embeddings}.position_embeddings",
         "token_type_embedding": f"{embeddings}.token_type_embeddings",
         "encoder/embedding_norm": f"{embeddings}.LayerNorm",
-        **layers("encoder", prefix + layer, dict(zip(ours, modules, strict=True))),
+        **modules.layers("encoder", prefix + layer, dict(zip(ours, sublayers, strict=True))),
         **dict(zip(("lm_head/dense", "lm_head/norm", "lm_head"), masked_lm, strict=True)),
         "pooler_head/dense": prefix + pooler,
         **labels.names(text_pooler, classifier),

@@ -207,7 +207,7 @@ def unsupported(field: str, value: Any, supported: Iterable[Any], why: str = "")
     )
 
 
-def check_fields(config: Config, **supported: tuple[Any, ...]) -> None:
+def check(config: Config, **supported: tuple[Any, ...]) -> None:
     """Raises an InputError unless fields, where a config has them, have supported values."""
     for field, values in supported.items():
         if field in config and config[field] not in values:

@@ -4,20 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import decoder_only, labels
+from t5lite.interop.huggingface.families import decoder_only, fields, labels, modules
 from t5lite.interop.huggingface.families.activations import activation_name, activations
 from t5lite.interop.huggingface.families.family import Family, tokens
-from t5lite.interop.huggingface.families.fields import (
-    Field,
-    Fields,
-    Foreign,
-    check_fields,
-    expect,
-    stack_of,
-    with_defaults,
-)
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign
 from t5lite.interop.huggingface.families.layer_types import FULL, SLIDING, layer_types, period
-from t5lite.interop.huggingface.families.modules import attention, layers, tensors_of
 from t5lite.interop.huggingface.families.rope import FREQUENCIES, rope_config, rotary_spec
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import LMHeadSpec, MlpSpec, NormalInitSpec, RMSNormSpec
@@ -53,7 +44,7 @@ FIELDS: Fields = {
     **tokens(bos=2, eos=1),
 }
 GEMMA2_FIELDS: Fields = {
-    **with_defaults(
+    **fields.with_defaults(
         FIELDS,
         hidden_size=2304,
         intermediate_size=9216,
@@ -71,7 +62,7 @@ GEMMA2_FIELDS: Fields = {
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
     """Returns ModelSpec's fields. Attention's dropout stands for all dropout."""
     config = foreign.config
-    check_fields(config, use_bidirectional_attention=(None,))
+    fields.check(config, use_bidirectional_attention=(None,))
     return {
         "decoder": stack_spec(foreign, around=config["model_type"] == "gemma2", causal=True),
         "init": NormalInitSpec(**foreign.parts["init"]),
@@ -126,10 +117,10 @@ def stack_spec(foreign: Foreign, *, around: bool, causal: bool, crossed: bool = 
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
-    stack = stack_of(spec, "decoder")
-    content = {**decoder_only.fields(spec), "eos_token_id": 1, "pad_token_id": 0}
+    stack = fields.stack_of(spec, "decoder")
+    content = {**decoder_only.extra(spec), "eos_token_id": 1, "pad_token_id": 0}
     if spec.family == "gemma":
-        mlp = expect(stack.blocks[0].mlp, MlpSpec, "mlp")
+        mlp = fields.expect(stack.blocks[0].mlp, MlpSpec, "mlp")
         content["hidden_act"] = activation_name(mlp.activation, _TANH)
         return content | rope_config(stack.blocks[0].attention.rotary)
     head = spec.heads[0] if spec.heads else None
@@ -159,15 +150,15 @@ def names(side: str, norms: Mapping[str, str], *, model: str = "model") -> dict[
       norms: of a layer, by ours.
       model: the module that is the stack.
     """
-    modules = {
-        **attention("self_attn.{}", PROJECTIONS),
-        **attention("cross_attn.{}", PROJECTIONS, "cross_attention"),
+    layer = {
+        **modules.attention("self_attn.{}", PROJECTIONS),
+        **modules.attention("cross_attn.{}", PROJECTIONS, "cross_attention"),
         **{f"mlp/{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
         **norms,
     }
     return {
         f"{side}/final_norm": f"{model}.norm",
-        **layers(side, f"{model}.layers.{{}}", modules),
+        **modules.layers(side, f"{model}.layers.{{}}", layer),
     }
 
 
@@ -182,14 +173,14 @@ def decoder_names(norms: Mapping[str, str], *, tagger: str = "score") -> dict[st
 
 
 def _tensors(spec: ModelSpec) -> list[Tensor]:
-    around = stack_of(spec, "decoder").blocks[0].norm_placement == "around"
-    return tensors_of(spec, decoder_names(NORMS_AROUND if around else NORMS), tied=TIED)
+    around = fields.stack_of(spec, "decoder").blocks[0].norm_placement == "around"
+    return modules.tensors_of(spec, decoder_names(NORMS_AROUND if around else NORMS), tied=TIED)
 
 
 FAMILIES = {
     name: Family(
         classes,
-        fields,
+        table,
         decoder_only.heads(softcap=softcap, spans=False),
         _spec_parts,
         _extra,
@@ -197,7 +188,7 @@ FAMILIES = {
         prefix="model.",
         ignored=(FREQUENCIES,),
     )
-    for name, classes, fields, softcap in (
+    for name, classes, table, softcap in (
         ("gemma", "Gemma", FIELDS, None),
         ("gemma2", "Gemma2", GEMMA2_FIELDS, "final_logit_softcapping"),
     )

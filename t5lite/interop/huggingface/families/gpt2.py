@@ -3,23 +3,10 @@
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only
+from t5lite.interop.huggingface.families import decoder_only, fields, modules
 from t5lite.interop.huggingface.families.activations import ACTIVATION
 from t5lite.interop.huggingface.families.family import Family, tokens
-from t5lite.interop.huggingface.families.fields import (
-    Field,
-    Fields,
-    Foreign,
-    check_fields,
-    stack_of,
-)
-from t5lite.interop.huggingface.families.modules import (
-    QUERY_KEY_VALUE,
-    Module,
-    fused,
-    layers,
-    tensors_of,
-)
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign
 from t5lite.layers import AttentionSpec, LayerNormSpec, LearnedPositionsSpec, NormalInitSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
@@ -28,15 +15,15 @@ NAMES = {
     "token_embedding": "transformer.wte",
     "decoder/position_embedding": "transformer.wpe",
     "decoder/final_norm": "transformer.ln_f",
-    **layers(
+    **modules.layers(
         "decoder",
         "transformer.h.{}",
         {
-            **fused("attn.c_attn", QUERY_KEY_VALUE, conv=True),
-            "attention/output": Module("attn.c_proj", conv=True),
+            **modules.fused("attn.c_attn", modules.QUERY_KEY_VALUE, conv=True),
+            "attention/output": modules.Module("attn.c_proj", conv=True),
             "attention_norm": "ln_1",
-            "mlp/up": Module("mlp.c_fc", conv=True),
-            "mlp/down": Module("mlp.c_proj", conv=True),
+            "mlp/up": modules.Module("mlp.c_fc", conv=True),
+            "mlp/down": modules.Module("mlp.c_proj", conv=True),
             "mlp_norm": "ln_2",
         },
     ),
@@ -65,7 +52,7 @@ FIELDS: Fields = {
 
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
     """Returns ModelSpec's fields. Dropout is that of residuals, everywhere."""
-    check_fields(foreign.config, add_cross_attention=(False,))
+    fields.check(foreign.config, add_cross_attention=(False,))
     foreign.parts["mlp"].setdefault("hidden", 4 * foreign.config["n_embd"])
     norm, mlp = LayerNormSpec(**foreign.parts["norm"]), foreign.mlp(use_bias=True)
     decoder = StackSpec(
@@ -93,9 +80,9 @@ def _attentions(foreign: Foreign) -> list[AttentionSpec]:
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
-    decoder = stack_of(spec, "decoder")
+    decoder = fields.stack_of(spec, "decoder")
     return {
-        **decoder_only.fields(spec),
+        **decoder_only.extra(spec),
         "n_positions": decoder.max_length or FIELDS["n_positions"].default,
         "embd_pdrop": decoder.dropout_rate,
         "attn_pdrop": decoder.dropout_rate,
@@ -113,7 +100,7 @@ FAMILIES = {
         _spec_parts,
         _extra,
         functools.partial(
-            tensors_of, names=NAMES, tied={"transformer.wte.weight": ("lm_head.weight",)}
+            modules.tensors_of, names=NAMES, tied={"transformer.wte.weight": ("lm_head.weight",)}
         ),
         lm=LM,
         prefix="transformer.",

@@ -3,16 +3,10 @@
 import functools
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only
+from t5lite.interop.huggingface.families import decoder_only, fields, modules
 from t5lite.interop.huggingface.families.activations import activations
 from t5lite.interop.huggingface.families.family import Family, tokens
-from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign, stack_of
-from t5lite.interop.huggingface.families.modules import (
-    QUERY_KEY_VALUE,
-    fused,
-    layers,
-    tensors_of,
-)
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign
 from t5lite.interop.huggingface.families.rope import rope_config, rotary_spec
 from t5lite.layers import LayerNormSpec, SmallInitSpec
 from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
@@ -20,13 +14,13 @@ from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 NAMES = {
     "token_embedding": "gpt_neox.embed_in",
     "decoder/final_norm": "gpt_neox.final_layer_norm",
-    **layers(
+    **modules.layers(
         "decoder",
         "gpt_neox.layers.{}",
         {
             "attention_norm": "input_layernorm",
             "mlp_norm": "post_attention_layernorm",
-            **fused("attention.query_key_value", QUERY_KEY_VALUE, by_head=True),
+            **modules.fused("attention.query_key_value", modules.QUERY_KEY_VALUE, by_head=True),
             "attention/output": "attention.dense",
             "mlp/up": "mlp.dense_h_to_4h",
             "mlp/down": "mlp.dense_4h_to_h",
@@ -79,13 +73,13 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
-    decoder = stack_of(spec, "decoder")
+    decoder = fields.stack_of(spec, "decoder")
     rope = rope_config(decoder.blocks[0].attention.rotary)
     # GPT-NeoX has names of its own for two of them.
     rope["rotary_emb_base"] = rope.pop("rope_theta", FIELDS["rotary_emb_base"].default)
     rope["rotary_pct"] = rope.pop("partial_rotary_factor", 1.0)
     return {
-        **decoder_only.fields(spec),
+        **decoder_only.extra(spec),
         "attention_dropout": decoder.dropout_rate,
         "initializer_range": getattr(spec.init, "stddev", 0.02),
         "eos_token_id": spec.start_id,  # one token is both
@@ -101,7 +95,7 @@ FAMILIES = {
         _spec_parts,
         _extra,
         functools.partial(
-            tensors_of,
+            modules.tensors_of,
             names=NAMES,
             aliases={LOGITS[0]: LOGITS[1:]},
             tied={"gpt_neox.embed_in.weight": LOGITS},

@@ -3,19 +3,10 @@
 import dataclasses
 from typing import Any
 
-from t5lite.interop.huggingface.families import decoder_only, gemma
+from t5lite.interop.huggingface.families import decoder_only, fields, gemma, modules
 from t5lite.interop.huggingface.families.activations import activations
 from t5lite.interop.huggingface.families.family import Family, tokens
-from t5lite.interop.huggingface.families.fields import (
-    Conversion,
-    Field,
-    Fields,
-    Foreign,
-    stack_of,
-    unsupported,
-    with_defaults,
-)
-from t5lite.interop.huggingface.families.modules import tensors_of
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign
 from t5lite.interop.huggingface.families.rope import FREQUENCIES, rope_config, rotary_spec
 from t5lite.interop.tensors import Tensor
 from t5lite.layers import NormalInitSpec, RMSNormSpec, SpansHeadSpec
@@ -43,11 +34,11 @@ _BIASES: Fields = {
     "mlp_bias": Field(False, "mlp.use_bias"),
 }
 # Theirs counts the keys that are seen, the token's own among them.
-_WINDOW = Conversion(
+_WINDOW = fields.Conversion(
     lambda window, _: window - 1, lambda window: None if window is None else window + 1
 )
 _MISTRAL_FIELDS: Fields = {
-    **with_defaults(FIELDS, intermediate_size=14336, max_position_embeddings=131072),
+    **fields.with_defaults(FIELDS, intermediate_size=14336, max_position_embeddings=131072),
     "num_key_value_heads": Field(8, "attention.kv_heads", nullable=True),
     "sliding_window": Field(4096, "attention.window", _WINDOW, nullable=True),
 }
@@ -57,11 +48,13 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
     """Returns ModelSpec's fields. Attention's dropout stands for all dropout."""
     rotary, norm = rotary_spec(foreign.config), RMSNormSpec(**foreign.parts["norm"])
     if rotary.fraction != 1.0:
-        raise unsupported("partial_rotary_factor", rotary.fraction, [1.0])
+        raise fields.unsupported("partial_rotary_factor", rotary.fraction, [1.0])
     attention = foreign.attention(rotary=rotary)
     kinds = sorted(set(foreign.config.get("layer_types") or ()) - {"sliding_attention"})
     if attention.window is not None and kinds:
-        raise unsupported("layer_types", kinds, ["sliding_attention"], "beside sliding_window")
+        raise fields.unsupported(
+            "layer_types", kinds, ["sliding_attention"], "beside sliding_window"
+        )
     block = TransformerBlockSpec(attention, foreign.mlp(gated=True), norm=norm)
     return {
         "decoder": StackSpec(
@@ -74,15 +67,15 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
     return {
-        **decoder_only.fields(spec),
+        **decoder_only.extra(spec),
         # Of all that are published, the end follows the beginning.
         "eos_token_id": min((spec.start_id or 0) + 1, spec.vocab - 1),
-        **rope_config(stack_of(spec, "decoder").blocks[0].attention.rotary),
+        **rope_config(fields.stack_of(spec, "decoder").blocks[0].attention.rotary),
     }
 
 
 def _tensors(spec: ModelSpec) -> list[Tensor]:
-    result = tensors_of(spec, gemma.decoder_names(gemma.NORMS), tied=gemma.TIED)
+    result = modules.tensors_of(spec, gemma.decoder_names(gemma.NORMS), tied=gemma.TIED)
     if spec.family == "mistral" or not any(isinstance(head, SpansHeadSpec) for head in spec.heads):
         return result
     # LlamaForQuestionAnswering alone calls its base so.
@@ -98,7 +91,7 @@ def _tensors(spec: ModelSpec) -> list[Tensor]:
 FAMILIES = {
     name: Family(
         classes,
-        fields,
+        table,
         decoder_only.heads(),
         _spec_parts,
         _extra,
@@ -107,7 +100,7 @@ FAMILIES = {
         ignored=(FREQUENCIES,),
         renamed=((r"^transformer\.", "model."),),
     )
-    for name, classes, fields in (
+    for name, classes, table in (
         ("llama", "Llama", {**FIELDS, **_BIASES}),
         ("mistral", "Mistral", _MISTRAL_FIELDS),
     )

@@ -3,29 +3,15 @@
 import functools
 from typing import Any
 
+from t5lite.interop.huggingface.families import fields, modules
 from t5lite.interop.huggingface.families.activations import (
     ACTIVATION,
     activation,
     activation_name,
 )
 from t5lite.interop.huggingface.families.family import Family, no_heads
-from t5lite.interop.huggingface.families.fields import (
-    Config,
-    Field,
-    Fields,
-    Foreign,
-    check_fields,
-    expect,
-    stack_of,
-    unsupported,
-)
+from t5lite.interop.huggingface.families.fields import Config, Field, Fields, Foreign
 from t5lite.interop.huggingface.families.layer_types import FULL, SLIDING, layer_types, period
-from t5lite.interop.huggingface.families.modules import (
-    QUERY_KEY_VALUE,
-    fused,
-    layers,
-    tensors_of,
-)
 from t5lite.layers import (
     HeadSpec,
     LayerNormSpec,
@@ -58,16 +44,16 @@ NAMES = {
     "token_embedding": _TABLE.removesuffix(".weight"),
     "encoder/embedding_norm": "model.embeddings.norm",
     "encoder/final_norm": "model.final_norm",
-    **layers(
+    **modules.layers(
         "encoder",
         "model.layers.{}",
         {
             "attention_norm": "attn_norm",
             "mlp_norm": "mlp_norm",
-            **fused("attn.Wqkv", QUERY_KEY_VALUE),
+            **modules.fused("attn.Wqkv", modules.QUERY_KEY_VALUE),
             "attention/output": "attn.Wo",
             # The gate's rows, then those of what it gates.
-            **fused("mlp.Wi", ("mlp/gate", "mlp/up")),
+            **modules.fused("mlp.Wi", ("mlp/gate", "mlp/up")),
             "mlp/down": "mlp.Wo",
         },
     ),
@@ -107,7 +93,7 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
 
 def _masked_lm(foreign: Foreign) -> tuple[HeadSpec, ...]:
     config, field = foreign.config, "classifier_activation"
-    check_fields(config, tie_word_embeddings=(True,), decoder_bias=(True,))
+    fields.check(config, tie_word_embeddings=(True,), decoder_bias=(True,))
     norm = LayerNormSpec(**foreign.parts["norm"])
     name = activation(config[field], field)
     return (MaskedLMHeadSpec(name, norm, use_bias=config["classifier_bias"]),)
@@ -117,19 +103,19 @@ def _theta(config: Config, kind: str) -> float:
     parameters = (config.get("rope_parameters") or {}).get(kind) or {}
     scaling = parameters.get("rope_type", "default")
     if scaling != "default" or config.get("rope_scaling"):
-        raise unsupported(f"rope_parameters[{kind!r}]: rope_type", scaling, ["default"])
+        raise fields.unsupported(f"rope_parameters[{kind!r}]: rope_type", scaling, ["default"])
     theta = parameters.get("rope_theta") or config.get(_OLD_THETAS[kind]) or _THETAS[kind]
     return float(theta)
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
-    encoder, head = stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
+    encoder, head = fields.stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
     attentions = [block.attention for block in encoder.every_block]
-    expect(encoder.blocks[0].norm, LayerNormSpec, "norm")
+    fields.expect(encoder.blocks[0].norm, LayerNormSpec, "norm")
     kinds = [SLIDING if attention.window else FULL for attention in attentions]
     thetas, windows = dict(_THETAS), [a.window for a in attentions if a.window]
     for kind, attention in zip(kinds, attentions, strict=True):
-        thetas[kind] = expect(attention.rotary, RotarySpec, "rotary").theta
+        thetas[kind] = fields.expect(attention.rotary, RotarySpec, "rotary").theta
     content = {
         "layer_types": kinds,
         "local_attention": 2 * windows[0] if windows else 128,
@@ -154,7 +140,7 @@ FAMILIES = {
         {"ForMaskedLM": _masked_lm, "Model": no_heads},
         _spec_parts,
         _extra,
-        functools.partial(tensors_of, names=NAMES, tied={_TABLE: ("decoder.weight",)}),
+        functools.partial(modules.tensors_of, names=NAMES, tied={_TABLE: ("decoder.weight",)}),
         lm="ForMaskedLM",
         side="encoder",
         prefix="model.",

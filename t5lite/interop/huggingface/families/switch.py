@@ -4,19 +4,10 @@ import functools
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import t5
+from t5lite.interop.huggingface.families import fields, t5
 from t5lite.interop.huggingface.families.activations import ACTIVATION, activation_name
 from t5lite.interop.huggingface.families.family import Family, no_heads
-from t5lite.interop.huggingface.families.fields import (
-    Config,
-    Field,
-    Fields,
-    Foreign,
-    Unsupported,
-    check_fields,
-    stack_of,
-    with_defaults,
-)
+from t5lite.interop.huggingface.families.fields import Config, Field, Fields, Foreign
 from t5lite.layers import HeadSpec, LMHeadSpec, MlpSpec, MoeSpec
 from t5lite.models import ModelSpec, StackSpec
 
@@ -37,7 +28,7 @@ _EXPERTS = {
     "router_jitter_noise": "router_jitter_rate",
 }
 FIELDS: Fields = {
-    **with_defaults(t5.COMMON, d_model=768, num_layers=12, num_heads=12),
+    **fields.with_defaults(t5.COMMON, d_model=768, num_layers=12, num_heads=12),
     "num_decoder_layers": Field(12, nullable=True),
     "num_sparse_encoder_layers": Field(3, least=0),
     "num_sparse_decoder_layers": Field(3, least=0),
@@ -52,7 +43,7 @@ FIELDS: Fields = {
 
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
     config = foreign.config
-    check_fields(config, router_bias=(False,), router_dtype=("float32",))
+    fields.check(config, router_bias=(False,), router_dtype=("float32",))
     sides = t5.sides(config, FAMILIES[FAMILY])
     mlps = {side: _pattern(config, side) for side in sides}
     # The scale is that of arXiv:2101.03961, §2.4.
@@ -66,7 +57,7 @@ def _lm_head(foreign: Foreign) -> tuple[HeadSpec, ...]:
       InputError: if nothing is to be tied.
     """
     # Otherwise transformers takes the embeddings of encoder, decoder and logits for three.
-    check_fields(foreign.config, tie_word_embeddings=(True, None))
+    fields.check(foreign.config, tie_word_embeddings=(True, None))
     return (LMHeadSpec(tied=t5.is_tied(foreign.source), logits_scale=None),)
 
 
@@ -88,7 +79,7 @@ def _pattern(config: Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
-    content, encoder = t5.fields(spec, CLASSES), stack_of(spec, "encoder")
+    content, encoder = t5.extra(spec, CLASSES), fields.stack_of(spec, "encoder")
     experts = []
     for side, stack in (("encoder", encoder), ("decoder", spec.decoder or encoder)):
         content |= _sparse_fields(stack, side)
@@ -100,7 +91,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
         )
     moe = experts[0]
     if moe.expert.gated:
-        raise Unsupported("MoeSpec.expert.gated", True)
+        raise fields.Unsupported("MoeSpec.expert.gated", True)
     return content | {
         "d_ff": moe.expert.hidden,
         "dense_act_fn": activation_name(moe.expert.activation),

@@ -3,19 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from t5lite.interop.huggingface.families import activations, labels
+from t5lite.interop.huggingface.families import activations, fields, labels, modules
 from t5lite.interop.huggingface.families.family import Family, no_heads
-from t5lite.interop.huggingface.families.fields import (
-    Config,
-    Field,
-    Fields,
-    Foreign,
-    Heads,
-    expect,
-    stack_of,
-    with_defaults,
-)
-from t5lite.interop.huggingface.families.modules import attention, layers, tensors_of
+from t5lite.interop.huggingface.families.fields import Config, Field, Fields, Foreign, Heads
 from t5lite.interop.tensors import Source, Tensor, same_values
 from t5lite.layers import (
     FanInInitSpec,
@@ -54,7 +44,7 @@ FIELDS: Fields = {
     "feed_forward_proj": Field("relu"),
     "classifier_dropout": Field(0.0),
 }
-MT5_FIELDS = with_defaults(
+MT5_FIELDS = fields.with_defaults(
     FIELDS, vocab_size=250112, d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu"
 )
 
@@ -174,15 +164,15 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
     return model_parts(foreign, mlps, per_layer=model_type == "umt5")
 
 
-def fields(spec: ModelSpec, classes: str) -> dict[str, Any]:
+def extra(spec: ModelSpec, classes: str) -> dict[str, Any]:
     """Returns the fields of a config beside `COMMON`, but for its MLPs.
 
     Args:
       spec: of the model.
       classes: what its architectures begin with.
     """
-    encoder, head = stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
-    expect(encoder.position_bias, RelativeBiasSpec, "position_bias")
+    encoder, head = fields.stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
+    fields.expect(encoder.position_bias, RelativeBiasSpec, "position_bias")
     encoder_alone = spec.decoder is None and not isinstance(head, TokenLabelsHeadSpec)
     return {
         **({"architectures": [classes + ENCODER]} if encoder_alone else {}),
@@ -198,9 +188,9 @@ def fields(spec: ModelSpec, classes: str) -> dict[str, Any]:
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
     head = spec.heads[0] if spec.heads else None
-    mlp = expect(stack_of(spec, "encoder").blocks[0].mlp, MlpSpec, "mlp")
+    mlp = fields.expect(fields.stack_of(spec, "encoder").blocks[0].mlp, MlpSpec, "mlp")
     scaled = isinstance(head, LMHeadSpec) and head.logits_scale is None
-    content = fields(spec, FAMILIES[spec.family].classes) | mlp_fields(mlp)
+    content = extra(spec, FAMILIES[spec.family].classes) | mlp_fields(mlp)
     return content | {"scale_decoder_outputs": scaled}
 
 
@@ -212,16 +202,16 @@ def names(mlps: Mapping[str, str]) -> dict[str, Any]:
         **labels.names(),
     }
     for side, number in (("encoder", 1), ("decoder", 2)):
-        modules = {
-            **attention("0.SelfAttention.{}", ("q", "k", "v", "o")),
-            **attention("1.EncDecAttention.{}", ("q", "k", "v", "o"), "cross_attention"),
+        layer = {
+            **modules.attention("0.SelfAttention.{}", ("q", "k", "v", "o")),
+            **modules.attention("1.EncDecAttention.{}", ("q", "k", "v", "o"), "cross_attention"),
             "attention_norm": "0.layer_norm",
             "cross_attention_norm": "1.layer_norm",
             "mlp_norm": f"{number}.layer_norm",
             "position_bias": BIAS,
             **{f"mlp/{ours}": f"{number}.{theirs}" for ours, theirs in mlps.items()},
         }
-        result |= layers(side, f"{side}.block.{{}}.layer", modules)
+        result |= modules.layers(side, f"{side}.block.{{}}.layer", layer)
         # Where all layers use one table, the first layer's module has it.
         result[f"{side}/position_bias"] = f"{side}.block.0.layer.{BIAS}"
         result[f"{side}/final_norm"] = f"{side}.final_layer_norm"
@@ -232,18 +222,18 @@ def tensors(spec: ModelSpec, mlps: Mapping[str, str]) -> list[Tensor]:
     """Returns the tensors of a spec; see `Family` and `names`."""
     if not any(isinstance(head, TokenLabelsHeadSpec) for head in spec.heads):
         tied = {"shared.weight": ("lm_head.weight",)}
-        return tensors_of(spec, names(mlps), aliases={"shared.weight": TABLES}, tied=tied)
+        return modules.tensors_of(spec, names(mlps), aliases={"shared.weight": TABLES}, tied=tied)
     # T5ForTokenClassification alone has a prefix.
     named = {
         path: name if path.endswith("head/projection") else f"transformer.{name}"
         for path, name in names(mlps).items()
     }
     tables = tuple(f"transformer.{name}" for name in TABLES)
-    return tensors_of(spec, named, aliases={"transformer.shared.weight": tables})
+    return modules.tensors_of(spec, named, aliases={"transformer.shared.weight": tables})
 
 
 def _tensors(spec: ModelSpec) -> list[Tensor]:
-    mlp, wo = stack_of(spec, "encoder").blocks[0].mlp, "DenseReluDense.wo"
+    mlp, wo = fields.stack_of(spec, "encoder").blocks[0].mlp, "DenseReluDense.wo"
     up = "wi_1" if getattr(mlp, "gated", False) else "wi"
     gated = {"gate": "DenseReluDense.wi_0", "up": f"DenseReluDense.{up}", "down": wo}
     return tensors(spec, gated)
@@ -254,7 +244,7 @@ IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bi
 FAMILIES = {
     name: Family(
         classes,
-        fields_of_class,
+        table,
         HEADS,
         _spec_parts,
         _extra,
@@ -264,7 +254,7 @@ FAMILIES = {
         also="T5",  # under which UMT5's were saved before it was known by its own name
         ignored=IGNORED,
     )
-    for name, classes, fields_of_class in (
+    for name, classes, table in (
         ("t5", "T5", FIELDS),
         ("mt5", "MT5", MT5_FIELDS),
         ("umt5", "UMT5", MT5_FIELDS),

@@ -4,18 +4,9 @@ import functools
 from typing import Any
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import gemma
+from t5lite.interop.huggingface.families import fields, gemma, modules
 from t5lite.interop.huggingface.families.family import Family, no_heads
-from t5lite.interop.huggingface.families.fields import (
-    Field,
-    Fields,
-    Foreign,
-    expect,
-    read,
-    stack_of,
-    write,
-)
-from t5lite.interop.huggingface.families.modules import tensors_of
+from t5lite.interop.huggingface.families.fields import Field, Fields, Foreign
 from t5lite.layers import HeadSpec, LMHeadSpec, NormalInitSpec
 from t5lite.models import ModelSpec
 
@@ -56,7 +47,9 @@ def _side(foreign: Foreign, side: str) -> Foreign:
     config |= foreign.config[side] or {}
     config["dropout_rate"] = foreign.config["dropout_rate"]
     named = {f"{side}.{name}": value for name, value in config.items()}
-    return read(_STACK_FIELDS, named, foreign.source, prefix=f"{side}.")._replace(config=config)
+    return fields.read(_STACK_FIELDS, named, foreign.source, prefix=f"{side}.")._replace(
+        config=config
+    )
 
 
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
@@ -89,9 +82,9 @@ def _lm_head(foreign: Foreign) -> tuple[HeadSpec, ...]:
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:
-    encoder, decoder = stack_of(spec, "encoder"), stack_of(spec, "decoder")
+    encoder, decoder = fields.stack_of(spec, "encoder"), fields.stack_of(spec, "decoder")
     head = spec.heads[0] if spec.heads else LMHeadSpec(tied=True, softcap=30.0)
-    head = expect(head, LMHeadSpec, "heads")
+    head = fields.expect(head, LMHeadSpec, "heads")
     shared = {
         "bos_token_id": spec.start_id,
         "eos_token_id": 1,
@@ -109,14 +102,14 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
         **shared,
         "is_encoder_decoder": True,
         "encoder": {
-            **write(_STACK_FIELDS, spec, "encoder"),
+            **fields.write(_STACK_FIELDS, spec, "encoder"),
             **module,
             **gemma.stack_fields(encoder, causal=False),
             "hidden_size": width,
             "is_decoder": False,
         },
         "decoder": {
-            **write(_STACK_FIELDS, spec, "decoder"),
+            **fields.write(_STACK_FIELDS, spec, "decoder"),
             **module,
             **gemma.stack_fields(decoder, causal=True),
             "is_decoder": True,
@@ -133,7 +126,7 @@ FAMILIES = {
         _spec_parts,
         _extra,
         functools.partial(
-            tensors_of, names=NAMES, tied={"model.decoder.embed_tokens.weight": (LOGITS,)}
+            modules.tensors_of, names=NAMES, tied={"model.decoder.embed_tokens.weight": (LOGITS,)}
         ),
         lm=LM,
         prefix="model.",
