@@ -289,7 +289,7 @@ def test_a_truncated_file(tmp_path, capsys):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-100])
     said = refused(capsys, folder, tmp_path / "new")
-    assert f"model.safetensors is truncated: {len(content) - 100:,} bytes there" in said
+    assert f"model.safetensors is truncated: it has {len(content) - 100:,} bytes" in said
     assert not (tmp_path / "new").exists()
 
 

@@ -85,7 +85,7 @@ def test_a_block_of_ones_own_is_named(name):
 
 @pytest.mark.parametrize("family", ["bart", "gpt2", "gpt_neox"])
 def test_a_gated_mlp_is_named(family):
-    spec = preset("t5_1_1_small" if family == "bart" else "llama2_7b")
+    spec = preset("t5_1_1_base" if family == "bart" else "llama2_7b")
     with pytest.raises(
         InputError, match=rf"(?s)^ModelSpec.family = '{family}': .*mlp\.gated: True"
     ):

@@ -216,7 +216,7 @@ def test_folders_without_weights(tmp_path):
 def test_paths_that_cannot_be_opened(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     for path, words in {
-        tmp_path / "none": "there is no folder",
+        tmp_path / "none": "does not exist",
         tmp_path / "pytorch_model.bin": "is not a .safetensors file; .*unpickling",
     }.items():
         with pytest.raises(InputError, match=words):
@@ -230,7 +230,7 @@ def test_every_truncation_is_seen(tmp_path):
     for size in range(len(whole)):
         if size < 20 or size % 17 == 0 or abs(size - header) < 3 or size == len(whole) - 1:
             path.write_bytes(whole[:size])
-            with pytest.raises(InputError, match=f"is truncated: {size:,} bytes there") as caught:
+            with pytest.raises(InputError, match=f"is truncated: it has {size:,} bytes") as caught:
                 open_tensors(tmp_path)
             wanted = 8 if size < 8 else header if size < header else len(whole)
             assert f"at least {wanted:,} wanted" in str(caught.value)
@@ -252,11 +252,11 @@ A, B = entry("F32", [2], 0, 8), entry("F32", [2], 8, 16)
         ({"a": {"dtype": "F32"}, "b": B}, "lacks dtype"),
         ({"a": A | {"dtype": "F33"}, "b": B}, "'a' has dtype 'F33'; known: F64, F32"),
         ({"a": A | {"dtype": [1]}, "b": B}, "has dtype"),
-        ({"a": A | {"shape": [-2]}, "b": B}, "no numbers"),
-        ({"a": A | {"shape": [2.0]}, "b": B}, "no numbers"),
-        ({"a": A | {"shape": [True, 2]}, "b": B}, "no numbers"),
-        ({"a": A | {"shape": 2}, "b": B}, "no numbers"),
-        ({"a": A | {"data_offsets": [0]}, "b": B}, "no numbers"),
+        ({"a": A | {"shape": [-2]}, "b": B}, "not whole numbers"),
+        ({"a": A | {"shape": [2.0]}, "b": B}, "not whole numbers"),
+        ({"a": A | {"shape": [True, 2]}, "b": B}, "not whole numbers"),
+        ({"a": A | {"shape": 2}, "b": B}, "not whole numbers"),
+        ({"a": A | {"data_offsets": [0]}, "b": B}, "not whole numbers"),
         ({"a": A | {"data_offsets": [8, 0]}, "b": B}, "takes 8 bytes, but lies at 8 to 0"),
         ({"a": A | {"shape": [3]}, "b": B}, "takes 12 bytes, but lies at 0 to 8"),
         ({"a": A | {"shape": [1] * 33 + [2]}, "b": B}, "beyond all bounds"),
@@ -287,7 +287,7 @@ def test_a_length_is_not_believed(tmp_path):
     with pytest.raises(InputError, match="a header of 9,223,372,036,854,775,808 bytes"):
         open_tensors(tmp_path)
     path.write_bytes((99_999_999).to_bytes(8, "little") + bytes(100))
-    with pytest.raises(InputError, match=r"truncated: 108 bytes there, at least 100,000,007"):
+    with pytest.raises(InputError, match=r"truncated: it has 108 bytes of at least 100,000,007"):
         open_tensors(tmp_path)
 
 

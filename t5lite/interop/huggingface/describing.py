@@ -40,25 +40,22 @@ def describe(spec: ModelSpec) -> Plan:
     """
     if spec.family not in MODULES:
         raise InputError(
-            f"ModelSpec.family = {spec.family!r}: no such class of transformers can be written; "
-            f"supported: {', '.join(sorted(MODULES))}",
+            f"ModelSpec.family = {spec.family!r}: no class of transformers of that name is "
+            f"supported; supported: {', '.join(sorted(MODULES))}",
             field="ModelSpec.family",
         )
     for head in spec.heads:
         if isinstance(head, EmbeddingHeadSpec) and head.size is not None:
-            raise _cannot(spec, Unsupported("EmbeddingHeadSpec.size", head.size))
-    plain, config, tensors, again = _both_ways(spec)
+            raise _refused(spec, Unsupported("EmbeddingHeadSpec.size", head.size))
+    plain, plan, again = _both_ways(spec)
     changed = [
         f"  {change.path}: {change.old} would become {change.new}"
         for change in _changes(plain, again)
         if not _NOT_SAID.fullmatch(change.path)
     ]
     if changed:
-        heading = (
-            f"ModelSpec.family = {spec.family!r}: transformers' class of that name does not "
-            "support these values"
-        )
-        raise InputError("\n".join([heading, *changed]), field="ModelSpec.family")
+        raise _refused(spec, "these values\n" + "\n".join(changed))
+    config, tensors = plan
     if spec.start_id is None:
         config |= {"bos_token_id": None, "eos_token_id": None}
     family = family_of(spec.family)
@@ -76,26 +73,28 @@ def read_back(spec: ModelSpec) -> ModelSpec:
     return _both_ways(spec)[-1]
 
 
-def _both_ways(spec: ModelSpec) -> tuple[ModelSpec, dict[str, Any], list[Tensor], ModelSpec]:
+def _both_ways(spec: ModelSpec) -> tuple[ModelSpec, Plan, ModelSpec]:
     """Returns a spec without embedding heads, its config and tensors, and the spec of these."""
     family, plain = family_of(spec.family), without_embedding(spec)
     if plain.start_id is None:  # which the tokenizer says there
         plain = plain.replace(start_id=0)
     try:
-        config = family.config(plain)
-        tensors = family.tensors(plain)
-        return plain, config, tensors, family.spec(config, _stand_in(tensors))
-    except Unsupported as error:
-        raise _cannot(spec, error) from error
+        plan = Plan(family.config(plain), family.tensors(plain))
+        return plain, plan, family.spec(plan.config, _stand_in(plan.tensors))
+    except InputError as error:
+        raise _refused(spec, error) from error
 
 
 def _changes(old: ModelSpec, new: ModelSpec) -> list[Difference]:
     """Returns the differences of two specs; of a part that is another kind of thing, one alone."""
     for side in ("encoder", "decoder"):
-        one, other = getattr(old, side), getattr(new, side)
-        if one and other and len(one.blocks) != len(other.blocks):  # then by layer
-            old = old.replace(**{side: one.replace(blocks=one.every_block, first_blocks=())})
-            new = new.replace(**{side: other.replace(blocks=other.every_block, first_blocks=())})
+        stacks = getattr(old, side), getattr(new, side)
+        if all(stacks) and len(stacks[0].blocks) != len(stacks[1].blocks):  # then by layer
+            unrolled = [s.replace(blocks=s.every_block, first_blocks=()) for s in stacks]
+            old, new = (
+                spec.replace(**{side: stack})
+                for spec, stack in zip((old, new), unrolled, strict=True)
+            )
     changes = {change.path: change for change in differences(old, new)}
     for path in [path for path in changes if path.endswith(".type")]:
         if path not in changes:  # inside a part that has been dealt with
@@ -124,8 +123,8 @@ def agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]
         # A decoder's tokenizer says how texts begin.
         return spec_read.replace(start_id=0) if spec_read.topology == "decoder" else spec_read
 
-    wanted = plain.replace(start_id=0) if plain.topology == "decoder" else plain
-    specs = (wanted, read(plan.config))
+    expected = plain.replace(start_id=0) if plain.topology == "decoder" else plain
+    specs = (expected, read(plan.config))
     return lambda config: read(config) in specs
 
 
@@ -153,9 +152,16 @@ def _without(tensor: Tensor, prefix: str) -> Tensor:
     )
 
 
-def _cannot(spec: ModelSpec, error: Unsupported) -> InputError:
+def _refused(spec: ModelSpec, reason: InputError | str) -> InputError:
+    """Returns the error for a spec that transformers' class does not support."""
+    if isinstance(reason, Unsupported):
+        return InputError(
+            f"{reason}: transformers' class of ModelSpec.family = {spec.family!r} does not support "
+            "it; change it, or the family",
+            field=reason.field,
+        )
     return InputError(
-        f"{error}: transformers' class of ModelSpec.family = {spec.family!r} does not support it; "
-        "change it, or the family",
-        field=error.field,
+        f"ModelSpec.family = {spec.family!r}: transformers' class of that name does not support "
+        f"{reason}",
+        field="ModelSpec.family",
     )

@@ -48,7 +48,7 @@ def _change(spec: ModelSpec, head: HeadSpec) -> dict[str, Any]:
         heads = read_back(spec).heads
     except InputError:
         return {}
-    like = next((other for other in heads if type(other) is type(head)), head)
+    like = next((near for near in heads if type(near) is type(head)), head)
     values = {field.name: getattr(like, field.name) for field in dataclasses.fields(like)}  # type: ignore[arg-type]
     return {
         name: value

@@ -102,7 +102,7 @@ def read_header(path: Any) -> dict[str, Entry]:
     except Exception as error:
         if isinstance(path, Path) and not isinstance(error, OSError):
             raise
-        reason = getattr(error, "strerror", None) or error  # remote storage has errors of its own
+        reason = getattr(error, "strerror", None) or error  # remote storage raises its own errors
         raise InputError(f"cannot read {path}: {reason}") from error
     header.pop(_METADATA, None)
     entries = {name: _entry(path, name, fields, 8 + length) for name, fields in header.items()}
@@ -110,19 +110,17 @@ def read_header(path: Any) -> dict[str, Entry]:
     return entries
 
 
-def header_of(
-    tensors: Iterable[tuple[str, jax.ShapeDtypeStruct]], metadata: Mapping[str, str]
-) -> bytes:
+def header_of(tensors: Iterable[tuple[str, jax.ShapeDtypeStruct]]) -> bytes:
     """Returns the beginning of a file: everything in front of the tensors' bytes.
 
     Args:
       tensors: name, shape and dtype, in the order in which the bytes follow.
-      metadata: further words for the header.
 
     Raises:
       InputError: if the format knows no such dtype, or the header comes out too long for it.
     """
-    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    # Tensors are laid out as PyTorch's are; otherwise transformers refuses them.
+    header: dict[str, Any] = {_METADATA: {"format": "pt"}}
     offset = 0
     for name, tensor in tensors:
         dtype = np.dtype(tensor.dtype)
@@ -171,7 +169,9 @@ def _entry(path: Any, name: str, fields: Any, begin: int) -> Entry:
             f"{path}: {name!r} has dtype {str(code)[:40]!r}; known: {', '.join(DTYPES)}"
         )
     if not (_whole_numbers(shape) and _whole_numbers(offsets) and len(offsets) == 2):
-        raise _damaged(path, f"its header has shape or offsets of {name!r} that are no numbers")
+        raise _damaged(
+            path, f"its header has shape or offsets of {name!r} that are not whole numbers"
+        )
     # The limit that NumPy has on sizes holds without the axes of size 0 as well.
     if len(shape) > _MOST_AXES or math.prod(size or 1 for size in shape) >= 2**58:
         raise _damaged(path, f"{name!r} has a shape beyond all bounds")
@@ -188,13 +188,13 @@ def _entry(path: Any, name: str, fields: Any, begin: int) -> Entry:
 def _check_layout(path: Any, entries: Mapping[str, Entry], *, begin: int, size: int) -> None:
     """Raises unless the tensors follow each other without a gap and the file ends with the last."""
     end = begin
-    wanted = max((entry.stop for entry in entries.values()), default=begin)
-    if wanted > size:
-        raise _truncated(path, size, wanted)
+    expected = max((entry.stop for entry in entries.values()), default=begin)
+    if expected > size:
+        raise _truncated(path, size, expected)
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
-            what = "overlaps the one before it" if entry.start < end else "follows a gap"
-            raise _damaged(path, f"{name!r} {what}")
+            reason = "overlaps the one before it" if entry.start < end else "follows a gap"
+            raise _damaged(path, f"{name!r} {reason}")
         end = entry.stop
     if end != size:
         raise _damaged(path, f"{size - end:,} bytes at its end belong to no tensor")
@@ -209,9 +209,9 @@ def _repeated(names: Iterable[str]) -> str:
     return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 
 
-def _truncated(path: Any, there: int, wanted: int) -> InputError:
+def _truncated(path: Any, size: int, expected: int) -> InputError:
     return InputError(
-        f"{path} is truncated: {there:,} bytes there, at least {wanted:,} wanted; "
+        f"{path} is truncated: it has {size:,} bytes of at least {expected:,}; "
         "copy or download it again"
     )
 

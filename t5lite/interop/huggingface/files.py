@@ -18,7 +18,7 @@ from t5lite.interop.huggingface.file_format import Entry, header_of, num_bytes, 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_OTHERS = (".h5", ".msgpack")
+_FOREIGN = (".h5", ".msgpack")
 Written = tuple[str, jax.ShapeDtypeStruct, Callable[[], np.ndarray]]
 
 
@@ -64,7 +64,7 @@ def open_tensors(folder: str | os.PathLike) -> Safetensors:
       The tensors by name.
 
     Raises:
-      InputError: if there are no such files (pickles are not opened), one is truncated or damaged,
+      InputError: if such files are missing (pickles are not opened), one is truncated or damaged,
         or the index is not theirs.
     """
     path = as_path(folder)
@@ -74,7 +74,7 @@ def open_tensors(folder: str | os.PathLike) -> Safetensors:
             raise _no_weights(path)
         path = candidates[0]
     elif not path.exists():
-        raise InputError(f"there is no folder {str(folder)!r}")
+        raise InputError(f"{str(folder)!r} does not exist")
     if path.name.endswith(".json"):
         return Safetensors(_indexed(path))
     if path.suffix != ".safetensors":
@@ -87,7 +87,6 @@ def write_tensors(
     tensors: Iterable[Written],
     *,
     max_file_bytes: int = 5_000_000_000,
-    metadata: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Writes tensors as transformers' `save_pretrained` would, one at a time.
@@ -97,9 +96,7 @@ def write_tensors(
     Args:
       folder: is made if it does not exist.
       tensors: name, shape and dtype, and the function that makes it, called when it is due.
-      max_file_bytes: of tensors in a file; one that is larger gets a file of its own.
-      metadata: of each file; by default that the tensors are laid out as PyTorch's are, without
-        which transformers refuses them.
+      max_file_bytes: of tensors in a file; a larger one is alone in its file.
       progress: is called with bytes written and bytes in all after each tensor.
 
     Returns:
@@ -113,14 +110,13 @@ def write_tensors(
     if len({name for name, *_ in due}) < len(due):
         raise RuntimeError("internal error: two tensors to be written have the same name")
     files = _split(due, max_file_bytes)
-    metadata = {"format": "pt"} if metadata is None else metadata
     headers = {
-        name: header_of(((key, tensor) for key, tensor, _ in content), metadata)
+        name: header_of((key, tensor) for key, tensor, _ in content)
         for name, content in files.items()
     }
-    total, done = sum(num_bytes(tensor) for _, tensor, _ in due), 0
+    total, num_written = sum(num_bytes(tensor) for _, tensor, _ in due), 0
     try:
-        # They take their places at the end, last to first: the index when its files are there.
+        # They take their positions at the end, last to first: the index when its files are there.
         with contextlib.ExitStack() as stack:
             if len(files) > 1:
                 index = stack.enter_context(whole_file(root / INDEX))
@@ -128,18 +124,18 @@ def write_tensors(
             opened = {name: stack.enter_context(whole_file(root / name)) for name in files}
             for name, content in files.items():
                 opened[name].write(headers[name])
-                for written_tensor in content:
-                    done += _write(opened[name], *written_tensor)
+                for due_tensor in content:
+                    num_written += _write(opened[name], *due_tensor)
                     if progress is not None:
-                        progress(done, total)
-        written = [*files, *([INDEX] if len(files) > 1 else [])]
-        _remove_others(root, keep=written)
+                        progress(num_written, total)
+        names = [*files, *([INDEX] if len(files) > 1 else [])]
+        _remove_older(root, keep=names)
     except OSError as error:
         raise InputError(
             f"cannot write {total:,} bytes to {root}: {error.strerror or error}; "
             "choose another folder"
         ) from error
-    return [root / name for name in written]
+    return [root / name for name in names]
 
 
 def local(folder: str | os.PathLike) -> Path:
@@ -175,7 +171,7 @@ def _fetch(entry: Entry) -> bytes:
         with entry.path.open("rb") as file:
             file.seek(entry.start)
             content = file.read(entry.stop - entry.start)
-    except Exception as error:  # each kind of storage has errors of its own
+    except Exception as error:  # each kind of storage raises its own errors
         reason = str(error).strip() or type(error).__name__
         raise InputError(
             f"cannot read {entry.path}: {reason.splitlines()[0][:150]}; try again, or copy the "
@@ -192,8 +188,8 @@ def _no_weights(folder: Any) -> InputError:
     message = f"{folder} has neither {WEIGHTS} nor {INDEX}; there is: {files or 'nothing'}"
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         return InputError(f"{message}\n{pickles[0]} is a pickle, and {_ADVICE}")
-    if others := [name for name in names if name.endswith(_OTHERS)]:
-        return InputError(f"{message}\n{others[0]} cannot be read: {_ADVICE}")
+    if foreign := [name for name in names if name.endswith(_FOREIGN)]:
+        return InputError(f"{message}\n{foreign[0]} cannot be read: {_ADVICE}")
     if direct := [name for name in names if name.endswith(".safetensors")]:
         # `load` takes a folder: a file alone lacks the config.
         return InputError(f"{message}\nif {direct[0]} is the model's, rename it to {WEIGHTS}")
@@ -288,7 +284,7 @@ def _index(files: Mapping[str, Sequence[Written]], *, total_size: int) -> bytes:
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _remove_others(folder: Path, *, keep: Sequence[str]) -> None:
+def _remove_older(folder: Path, *, keep: Sequence[str]) -> None:
     """Removes the files of an older checkpoint, which would be found first, or found at all."""
     for path in folder.iterdir():
         if path.name not in keep and (path.name in (WEIGHTS, INDEX) or _PART.fullmatch(path.name)):

@@ -1,12 +1,11 @@
 """A Hugging Face folder as a model, and a model as a Hugging Face folder."""
 
-import dataclasses
 import json
 import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -154,7 +153,7 @@ def save(
     spec, vocabulary = description.spec, description.vocabulary
     plan, description = describe(spec), _with_related_origin(description)
     origin, generation = description.origin, description.generation
-    content = _Content.of(description, plan)
+    content = _content(description, plan)
     frame = None if vocabulary is None else _frame(spec, vocabulary, description.prompts)
     if (
         content.same_vocabulary
@@ -216,12 +215,12 @@ def losses(description: Description) -> list[str]:
     """Returns what a Hugging Face folder written by `save` does not express, one line each."""
     description = _with_related_origin(description)
     spec, vocabulary, origin = description.spec, description.vocabulary, description.origin
-    content = _Content.of(description, describe(spec))
+    content = _content(description, describe(spec))
     lines = []
     pools = any(head.kind in ("classification", "regression") for head in spec.heads)
     if spec.topology == "decoder" and pools and content.config.get("pad_token_id") is None:
         lines.append(
-            "pad_token_id: there is no padding token, and without one transformers takes "
+            "pad_token_id: the vocabulary has no padding token, without which transformers takes "
             "texts one by one"
         )
     if origin is None:
@@ -238,7 +237,7 @@ def losses(description: Description) -> list[str]:
         with warnings.catch_warnings():  # `save` says it
             warnings.simplefilter("ignore")
             framed = vocabulary.frame == _frame(spec, vocabulary, description.prompts)
-        why = "written anew with the special tokens that texts had in training"
+        why = "replaced by one with the special tokens that texts had in training"
         lines += [] if framed else [f"{name}: {why}" for name in origin.tokenizer_files()]
     if not any(isinstance(head, EmbeddingHeadSpec) for head in spec.heads):
         lines += [
@@ -247,11 +246,10 @@ def losses(description: Description) -> list[str]:
     return lines
 
 
-@dataclasses.dataclass(frozen=True)
-class _Content:
+class _Content(NamedTuple):
     """The content of a folder that is about to be written.
 
-    Args:
+    Attributes:
       config: of `config.json`, except for dtypes.
       same_vocabulary: whether the origin's tokenizer files are those of the vocabulary.
       lost: fields of the origin's `config.json` that are not in it.
@@ -261,27 +259,22 @@ class _Content:
     same_vocabulary: bool
     lost: list[str]
 
-    @classmethod
-    def of(cls, description: Description, plan: Plan) -> "_Content":
-        """Returns it; see `save`."""
-        spec, vocabulary, origin = description.spec, description.vocabulary, description.origin
-        config = dict(plan.config)
-        if vocabulary is not None:
-            config["eos_token_id"] = vocabulary.eos_id
-            if spec.start_id is None:
-                config["bos_token_id"] = vocabulary.bos_id
-            if config.get("pad_token_id") is None and vocabulary.pad_id >= 0:
-                config["pad_token_id"] = vocabulary.pad_id
-        same, lost = False, list[str]()
-        if origin is not None:
-            same = same_vocabulary(origin, vocabulary, read_vocabulary)
-            config, lost = merged(
-                config,
-                origin.config(),
-                agrees=agrees(spec, plan),
-                ids=same or vocabulary is None,
-            )
-        return cls(config | named_labels(config, description.labels), same, lost)
+
+def _content(description: Description, plan: Plan) -> _Content:
+    spec, vocabulary, origin = description.spec, description.vocabulary, description.origin
+    config = dict(plan.config)
+    if vocabulary is not None:
+        config["eos_token_id"] = vocabulary.eos_id
+        if spec.start_id is None:
+            config["bos_token_id"] = vocabulary.bos_id
+        if config.get("pad_token_id") is None and vocabulary.pad_id >= 0:
+            config["pad_token_id"] = vocabulary.pad_id
+    same, lost = False, list[str]()
+    if origin is not None:
+        same = same_vocabulary(origin, vocabulary, read_vocabulary)
+        ids = same or vocabulary is None
+        config, lost = merged(config, origin.config(), agrees=agrees(spec, plan), ids=ids)
+    return _Content(config | named_labels(config, description.labels), same, lost)
 
 
 def _with_related_origin(description: Description) -> Description:

@@ -128,7 +128,7 @@ def _modules(folder: Any) -> list[tuple[str, str]]:
     path = folder / MODULES
     try:
         content = json.loads(path.read_bytes())
-        modules = [(each["type"].rpartition(".")[2], str(each["path"])) for each in content]
+        modules = [(module["type"].rpartition(".")[2], str(module["path"])) for module in content]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error!r}; copy the folder again") from error
     for _, path_inside in modules:
@@ -156,7 +156,7 @@ def _refusal(kinds: Sequence[str], limits: Mapping[str, Any], own: Mapping[str, 
 def _config(folder: Any) -> dict[str, Any]:
     if not (folder / CONFIG).exists():
         raise InputError(
-            f"{folder.parent / MODULES} is damaged: there is no {folder / CONFIG}; copy the folder "
+            f"{folder.parent / MODULES} is damaged: {folder / CONFIG} is missing; copy the folder "
             "again"
         )
     return read_json(folder / CONFIG)
@@ -200,18 +200,16 @@ def _dense(folder: Any) -> DenseSpec:
 
 def with_dense(source: Source, folders: Sequence[Any]) -> Source:
     """Returns the tensors of a model and of its dense layers: `dense_0/linear.weight`."""
-    if not folders:
-        return source
-    others = {f"dense_{at}": open_tensors(layer_folder) for at, layer_folder in enumerate(folders)}
+    layers = {f"dense_{number}": open_tensors(folder) for number, folder in enumerate(folders)}
     shapes = dict(source.tensors())
-    for prefix, other in others.items():
-        shapes |= {f"{prefix}/{name}": shape for name, shape in other.tensors().items()}
+    for prefix, layer in layers.items():
+        shapes |= {f"{prefix}/{name}": shape for name, shape in layer.tensors().items()}
 
     def read(name: str) -> np.ndarray:
         prefix, _, inner = name.partition("/")
-        return others[prefix].read(inner) if prefix in others else source.read(name)
+        return layers[prefix].read(inner) if prefix in layers else source.read(name)
 
-    return Arrays(shapes, read)
+    return Arrays(shapes, read) if layers else source
 
 
 def dense_tensors(
@@ -252,7 +250,7 @@ def write_sentences(
 
     Args:
       folder: local; holds the model.
-      head: without a linear layer of its own kind, `size`.
+      head: without `size`, a linear layer that sentence-transformers lacks.
       params: of the whole model.
       embed: width of its hidden states.
       defaults: how texts are embedded.
@@ -287,7 +285,7 @@ def write_sentences(
     if head.normalized:
         modules.append((f"{len(modules)}_Normalize", "Normalize"))
     modes = {ours: theirs for theirs, ours in _POOLINGS.items()}
-    chosen = [modes[each] for each in head.pooling.split("+")]
+    chosen = [modes[name] for name in head.pooling.split("+")]
     # As flags too, for versions before 6; of these only one can be on where order matters.
     flags = {f"pooling_mode_{flag}": mode in chosen for flag, mode in _FLAGS.items()}
     pooling: dict[str, Any] = {"word_embedding_dimension": embed, **flags}

@@ -53,9 +53,9 @@ def from_sentencepiece(model: Any, settings: Settings) -> Made:
     trainer = model.trainer_spec
     texts = [piece.piece for piece in model.pieces]
     if trainer.model_type != UNIGRAM:
-        kept = {text for number, text in enumerate(texts) if number not in names}
+        unchanged = {text for number, text in enumerate(texts) if number not in names}
         for number, text in names.items():
-            if number < len(texts) and text not in kept:
+            if number < len(texts) and text not in unchanged:
                 texts[number] = text
     tokenizer = plain_sentencepiece(model, texts, legacy=settings.options.get("legacy", True))
     tokens = {
@@ -81,9 +81,9 @@ def plain_sentencepiece(
 
     Args:
       model: the `ModelProto`.
-      texts: of its pieces; None for those that it has.
-      legacy: whether each part of a text between special tokens begins with a space, as where
-        SentencePiece is asked for each; otherwise the first alone.
+      texts: of its pieces; None for the model's.
+      legacy: whether each part of a text between special tokens begins with a space, as if
+        SentencePiece encoded each; otherwise the first alone.
     """
     library, trainer, normalizer = import_tokenizers(), model.trainer_spec, model.normalizer_spec
     texts = [piece.piece for piece in model.pieces] if texts is None else texts

@@ -53,7 +53,7 @@ class Draft:
 
     Attributes:
       tokenizer: of the `tokenizers` library.
-      tokens: the class's special tokens by name, for those that no file names.
+      tokens: the class's special tokens by name, where no file names them.
       additional: more special tokens, where `extra_special_tokens` lists none.
       processor: makes the class's own template, of the tokenizer and its special tokens; None for
         one by `add_bos_token` and `add_eos_token`, if there is no post-processor yet.

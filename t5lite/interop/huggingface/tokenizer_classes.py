@@ -1,7 +1,7 @@
 """Tokenizers as transformers 5 builds them: by class, from the parts of a folder's files.
 
 A class takes vocabulary, merges and precompiled normalization from whichever file has them, even
-from a `tokenizer.json`, and makes the rest anew by the switches of `tokenizer_config.json`.
+from a `tokenizer.json`, and builds the rest by the switches of `tokenizer_config.json`.
 
 Source: transformers 5, `models/*/tokenization_*.py` and `convert_slow_tokenizer`.
 """
@@ -161,10 +161,10 @@ def _mbart(parts: Parts, settings: Settings, *, is_50: bool = False) -> Draft:
     if not is_50:
         additional = [*codes, *(token for token in more if token["content"] not in codes)]
 
-    def processor(made: Any, texts: Mapping[str, str]) -> Any:
+    def processor(tokenizer: Any, texts: Mapping[str, str]) -> Any:
         if is_50:
-            return template(made, [language], [texts["eos"]])
-        return template(made, [], [texts["eos"], language])
+            return template(tokenizer, [language], [texts["eos"]])
+        return template(tokenizer, [], [texts["eos"], language])
 
     return Draft(tokenizer, tokens, additional, processor)
 
@@ -206,8 +206,8 @@ def _roberta(parts: Parts, settings: Settings) -> Draft:
     spaced = settings.options.get("add_prefix_space", False)
     trims = settings.options.get("trim_offsets", True)
 
-    def processor(made: Any, texts: Mapping[str, str]) -> Any:
-        ends = [(texts[name], made.token_to_id(texts[name])) for name in ("sep", "cls")]
+    def processor(tokenizer: Any, texts: Mapping[str, str]) -> Any:
+        ends = [(texts[name], tokenizer.token_to_id(texts[name])) for name in ("sep", "cls")]
         return import_tokenizers().processors.RobertaProcessing(*ends, trims, spaced)
 
     tokens = _XLM_ROBERTA_TOKENS | {"mask": "<mask>"}

@@ -9,6 +9,7 @@ from t5lite.errors import InputError
 
 NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 JSON = "tokenizer.json"
+_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 Token = Mapping[str, Any]  # what `tokenizers.AddedToken` takes, by name
 
 
@@ -108,7 +109,10 @@ def read_settings(root: Any) -> Settings:
         mapped = read_json(root / "special_tokens_map.json")
         additional = mapped.pop(_ADDITIONAL, None)
         extra = mapped.pop("extra_special_tokens", None) or extra
-        options |= {name: _special(token) for name, token in mapped.items()}
+        options |= {
+            name: {**token, "special": True} if isinstance(token, Mapping) else token
+            for name, token in mapped.items()
+        }
         added = _listed(root, options, extra)
         for token in whole.get("added_tokens", []):
             added[token["id"]] = _token(token)
@@ -164,16 +168,16 @@ def _tokens(
             declared = options[_key(name)]
             token = None if declared is None else _token(declared)
             tokens[name] = token and by_text.get(token["content"], token)
-    others = {
+    further = {
         key.removesuffix("_token"): value
         for key, value in options.items()
         if key.endswith("_token") and isinstance(value, str) and key not in map(_key, NAMED)
     }
-    return tokens | {name: _token(value) for name, value in {**others, **extra}.items()}
+    return tokens | {name: _token(value) for name, value in {**further, **extra}.items()}
 
 
 def read_json(path: Any) -> dict[str, Any]:
-    """Returns the object in a file; {} if there is no file.
+    """Returns the object in a file; {} if the file does not exist.
 
     Raises:
       InputError: if it is damaged.
@@ -193,17 +197,12 @@ def _key(name: str) -> str:
     return f"{name}_token"
 
 
-def _special(value: Any) -> Any:
-    return {**value, "special": True} if isinstance(value, Mapping) else value
-
-
 def _all(tokens: Any) -> list[Token] | None:
     return None if tokens is None else [_token(token) for token in tokens]
 
 
 def _token(token: Any) -> Token:
     """Returns what `tokenizers.AddedToken` takes; a text is a special token."""
-    known = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     if not isinstance(token, Mapping):
         return {"content": str(token), "special": True}
-    return {name: token[name] for name in known if name in token}
+    return {name: token[name] for name in _TOKEN_FIELDS if name in token}

@@ -38,8 +38,8 @@ def read_vocabulary(folder: str | os.PathLike, *, lowercase: bool = False) -> Vo
     root = as_path(folder)
     settings = read_settings(root)
     if (root / JSON).exists() and settings.kind not in ("ByT5", "Marian"):
-        made = _read_json(root / JSON, settings)
-        return _vocabulary(made, root / JSON, settings, lowercase=lowercase)
+        tokenizer = _read_json(root / JSON, settings)
+        return _vocabulary(tokenizer, root / JSON, settings, lowercase=lowercase)
     if settings.kind == "ByT5":
         return older_tokenizers.read_bytes(root, settings)
     if all((root / name).exists() for name in (SOURCE, TARGET, "vocab.json")):
@@ -50,8 +50,8 @@ def read_vocabulary(folder: str | os.PathLike, *, lowercase: bool = False) -> Vo
         (("vocab.json", "merges.txt"), older_tokenizers.read_byte_pairs),
     ):
         if all((root / name).exists() for name in files):
-            made = read(root, settings)
-            return _vocabulary(made, root / files[0], settings, lowercase=lowercase)
+            tokenizer = read(root, settings)
+            return _vocabulary(tokenizer, root / files[0], settings, lowercase=lowercase)
     return None
 
 
@@ -105,18 +105,15 @@ def _parts(content: Mapping[str, Any], tokenizer: Any, settings: Settings) -> Pa
 
 
 def _vocabulary(
-    made: Made, path: Any, settings: Settings, *, lowercase: bool
+    read: Made, path: Any, settings: Settings, *, lowercase: bool
 ) -> HuggingFaceTokenizer:
-    """Returns a tokenizer as a vocabulary.
-
-    Raises:
-      InputError: for what a tokenizer.json cannot say, or ids that are not those of the folder.
-    """
-    tokenizer, options = made.tokenizer, settings.options
+    """Returns a tokenizer as a vocabulary, if its ids are those of the folder."""
+    tokenizer, options = read.tokenizer, settings.options
     if options.get("split_special_tokens"):
         raise InputError(
-            f"{path.parent / 'tokenizer_config.json'}: split_special_tokens = true is not known: "
-            "special tokens in a text are tokens; set it to false"
+            f"split_special_tokens = true in {path.parent / 'tokenizer_config.json'} is not "
+            "supported: special tokens in a text are tokens; set it to false",
+            field="split_special_tokens",
         )
     for number, token in sorted(settings.added.items()):
         stored = tokenizer.token_to_id(token["content"])
@@ -132,33 +129,33 @@ def _vocabulary(
         model != "BPE" or options.get(_EVEN_BPE, False)
     )
     return HuggingFaceTokenizer.from_json(
-        tokenizer.to_str(), str(path), cleans_up=bool(cleans), **_chosen(made)
+        tokenizer.to_str(), str(path), cleans_up=bool(cleans), **_special_tokens(read)
     )
 
 
 def _lower(tokenizer: Any) -> None:
-    """Lower-cases texts before anything else, unless the tokenizer does somewhere."""
-    given, normalizers = tokenizer.normalizer, import_tokenizers().normalizers
+    """Lower-cases texts before anything else, unless the tokenizer does so itself."""
+    normalizers = import_tokenizers().normalizers
     content = json.loads(tokenizer.to_str())["normalizer"] or {}
     for step in (content, *content.get("normalizers", [])):
         if step.get("type") == "Lowercase" or step.get("lowercase"):
             return
-    steps = [] if given is None else [given]
+    steps = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 _EVEN_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
 
-def _chosen(made: Made) -> dict[str, Any]:
+def _special_tokens(read: Made) -> dict[str, Any]:
     """Returns the special tokens as `HuggingFaceTokenizer` names them."""
-    tokenizer, tokens = made
+    tokenizer, names = read
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    known = {name: text for name, text in tokens.items() if tokenizer.token_to_id(text) is not None}
+    texts = {name: text for name, text in names.items() if tokenizer.token_to_id(text) is not None}
     return {
-        "eos": known.get("eos", known.get("sep")),
-        "bos": known.get("bos", known.get("cls")),
-        "mask": known.get("mask"),
+        "eos": texts.get("eos", texts.get("sep")),
+        "bos": texts.get("bos", texts.get("cls")),
+        "mask": texts.get("mask"),
         # Some name a token of the text for padding, which could not be told apart.
-        "pad": known["pad"] if known.get("pad") in special else None,
+        "pad": texts["pad"] if texts.get("pad") in special else None,
     }

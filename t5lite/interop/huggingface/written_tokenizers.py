@@ -42,7 +42,7 @@ def write_vocabulary(
 ) -> None:
     """Writes the files that transformers' AutoTokenizer opens.
 
-    The ids of a text are those that the model reads, special tokens included. Only where a text
+    The ids of a text are the model's inputs, special tokens included. Only where a text
     spells a special token, `</s>`, that is the token there, and text to some vocabularies here.
 
     Args:
@@ -82,8 +82,8 @@ def write_vocabulary(
     for name, content in files.content.items():
         write_whole(root / name, content)
     cleans_up = bool(getattr(vocabulary, "cleans_up", False))
-    others = {"clean_up_tokenization_spaces": cleans_up, "tokenizer_class": files.kind}
-    write_whole(root / "tokenizer_config.json", to_json({**tokens, **files.options, **others}))
+    config = {"clean_up_tokenization_spaces": cleans_up, "tokenizer_class": files.kind}
+    write_whole(root / "tokenizer_config.json", to_json({**tokens, **files.options, **config}))
     write_whole(root / "special_tokens_map.json", to_json(tokens))
 
 

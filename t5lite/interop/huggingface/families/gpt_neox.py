@@ -75,7 +75,7 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
 def _extra(spec: ModelSpec) -> dict[str, Any]:
     decoder = fields.stack_of(spec, "decoder")
     rope = rope_config(decoder.blocks[0].attention.rotary)
-    # GPT-NeoX has names of its own for two of them.
+    # GPT-NeoX names two of them otherwise.
     rope["rotary_emb_base"] = rope.pop("rope_theta", FIELDS["rotary_emb_base"].default)
     rope["rotary_pct"] = rope.pop("partial_rotary_factor", 1.0)
     return {

@@ -57,7 +57,7 @@ def tensors_of(
         `decoder/layers/attention/query`. Parameters of other modules have no tensors.
       layer_name: what stands for a layer, by its number.
       aliases: further names of tensors by their first.
-      tied: those that they have where logits come from the token embedding.
+      tied: more of them, where logits come from the token embedding.
     """
     tensors: dict[str, Tensor] = {}
     order: dict[str, int] = {}
@@ -93,8 +93,8 @@ def _positions(
     if stack is not None:
         layers = len(stack.blocks) if stack.shared_layers else stack.num_layers
         for layer in range(layers):
-            place, index = stack.location(layer)
-            prefix = f"{side}/{place}/"
+            position, index = stack.location(layer)
+            prefix = f"{side}/{position}/"
             if path.startswith(prefix):
                 inside, key = True, f"{side}/layers/{path.removeprefix(prefix)}"
                 if "/experts/" in path:

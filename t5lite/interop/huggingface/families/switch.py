@@ -86,7 +86,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
         experts += [block.mlp for block in stack.blocks if isinstance(block.mlp, MoeSpec)]
     if not experts:
         raise InputError(
-            f"ModelSpec.family = {FAMILY!r}: no layer of the model has experts; set it to 't5'",
+            "a model without experts; set it to 't5'",
             field="ModelSpec.family",
         )
     moe = experts[0]
