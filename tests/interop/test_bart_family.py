@@ -7,7 +7,7 @@ import pytest
 from parity_cases import bart as cases
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import bart, bart_tensors
+from t5lite.interop.huggingface.families import bart
 from t5lite.interop.tensors import read_params
 from t5lite.layers import LMHeadSpec, SinusoidalPositionsSpec
 from t5lite.models import preset
@@ -50,7 +50,7 @@ def test_what_is_shared_by_config_and_file(tied):
 
 def test_tables_are_read_under_any_of_their_names():
     found = spec(cases.BART, bart.LOGITS)
-    (table,) = [t for t in bart_tensors.tensors(found) if t.name == bart.SHARED]
+    (table,) = [t for t in bart.tensors(found) if t.name == bart.SHARED]
     embed = np.arange(97 * 24, dtype=np.float32).reshape(97, 24)
     for name in (bart.SHARED, E, D, bart.LOGITS):
         like = {"token_embedding": {"embedding": jax.ShapeDtypeStruct((97, 24), np.float32)}}

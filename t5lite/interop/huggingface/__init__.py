@@ -1,7 +1,6 @@
 """Hugging Face folders, both ways: `config.json`, `model.safetensors`, tokenizer files."""
 
-from t5lite.interop.huggingface.describing import describe
-from t5lite.interop.huggingface.exporting import export_note
+from t5lite.interop.huggingface.describing import describe, export_note
 from t5lite.interop.huggingface.families import MODULES
 from t5lite.interop.huggingface.folder import has_weights, is_folder, losses, open_model, save
 

@@ -9,7 +9,6 @@ from t5lite.data.paths import as_path, write_whole
 from t5lite.data.vocabularies.tokenizer_files import WordPiece, import_tokenizers
 from t5lite.errors import InputError
 from t5lite.framing import Frame
-from t5lite.interop.huggingface.older_tokenizers import MODEL_OF, SOURCE, TARGET, to_json
 from t5lite.interop.huggingface.sentencepiece_tokenizers import (
     CONTROL,
     USER_DEFINED,
@@ -17,6 +16,7 @@ from t5lite.interop.huggingface.sentencepiece_tokenizers import (
     read_sentencepiece,
 )
 from t5lite.interop.huggingface.tokenizer_settings import JSON
+from t5lite.interop.huggingface.vocabularies import MODEL_OF, SOURCE, TARGET, to_json
 
 _WHOLE_CLASS = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is
 # Where a sentinel begins that has no space before it.

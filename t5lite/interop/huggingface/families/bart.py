@@ -3,26 +3,17 @@
 Early configs had the switches themselves; transformers 4 and 5 go by `model_type` alone.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from t5lite.errors import InputError
-from t5lite.interop.huggingface.families import fields
+from t5lite.interop.huggingface.families import fields, modules
 from t5lite.interop.huggingface.families.activations import ACTIVATION
-from t5lite.interop.huggingface.families.bart_tensors import (
-    BIAS,
-    COMPUTED_POSITIONS,
-    LOGITS,
-    POSITIONS,
-    SHARED,
-    TABLES,
-    sinusoids,
-    tensors,
-)
 from t5lite.interop.huggingface.families.family import Family, no_heads, tokens
 from t5lite.interop.huggingface.families.fields import Config, Field, Fields, Foreign
-from t5lite.interop.tensors import Source, same_values
+from t5lite.interop.tensors import Part, Source, Tensor, same_values
 from t5lite.layers import (
     HeadSpec,
     LayerNormSpec,
@@ -62,6 +53,30 @@ FIELDS: Fields = {
     "share_encoder_decoder_embeddings": Field(True),
     "decoder_vocab_size": Field(None, kind=int),
 }
+SIDES = ("encoder", "decoder")
+SHARED, LOGITS, BIAS = "model.shared.weight", "lm_head.weight", "final_logits_bias"
+TABLES = {side: f"model.{side}.embed_tokens.weight" for side in SIDES}
+POSITIONS = {side: f"model.{side}.embed_positions.weight" for side in SIDES}
+# Rows that are written of positions that are computed: transformers looks for them.
+COMPUTED_POSITIONS = 1024
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_LAYER = {
+    **modules.attention("self_attn.{}", _PROJECTIONS),
+    **modules.attention("encoder_attn.{}", _PROJECTIONS, "cross_attention"),
+    "attention_norm": "self_attn_layer_norm",
+    "cross_attention_norm": "encoder_attn_layer_norm",
+    "mlp/up": "fc1",
+    "mlp/down": "fc2",
+    "mlp_norm": "final_layer_norm",
+}
+NAMES: dict[str, Any] = {"lm_head/projection": "lm_head"}
+for _side in SIDES:
+    NAMES |= {
+        **modules.layers(_side, f"model.{_side}.layers.{{}}", _LAYER),
+        f"{_side}/position_embedding": f"model.{_side}.embed_positions",
+        f"{_side}/embedding_norm": f"model.{_side}.layernorm_embedding",
+        f"{_side}/final_norm": f"model.{_side}.layer_norm",
+    }
 # Of each stack, after `encoder_` or `decoder_`.
 _STACK: Fields = {
     "layers": Field(12, "stack.num_layers"),
@@ -70,7 +85,7 @@ _STACK: Fields = {
 }
 _STACKS = {
     f"{side}_{name}": field._replace(path="", conversion=None)
-    for side in ("encoder", "decoder")
+    for side in SIDES
     for name, field in _STACK.items()
 }
 TOKENS: dict[str, dict[str, int]] = {
@@ -216,6 +231,39 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
         if isinstance(head, LMHeadSpec) and not spec.shared_embedding:
             content["tie_word_embeddings"] = head.tied
     return content
+
+
+def tensors(spec: ModelSpec) -> list[Tensor]:
+    """Returns the tensors of a spec; see `Family`."""
+    names, aliases, logits = dict(NAMES), {SHARED: tuple(TABLES.values())}, (LOGITS,)
+    names["token_embedding"] = SHARED.removesuffix(".weight")
+    tied = {SHARED: logits}
+    extra: list[Tensor] = []
+    if not spec.shared_embedding:
+        names["token_embedding"] = TABLES["decoder"].removesuffix(".weight")
+        names["encoder_embedding"] = TABLES["encoder"].removesuffix(".weight")
+        tied = {TABLES["decoder"]: logits}
+        extra.append(Tensor(SHARED, (spec.vocab, spec.embed), ()))  # which nothing reads
+    for side in SIDES:
+        if not isinstance(fields.stack_of(spec, side).position_embedding, LearnedPositionsSpec):
+            shape = (COMPUTED_POSITIONS, spec.embed)
+            constant = functools.partial(sinusoids, *shape)
+            extra.append(Tensor(POSITIONS[side], shape, (), constant=constant))
+    head = spec.heads[0] if spec.heads else None
+    if isinstance(head, LMHeadSpec) and head.use_bias:
+        path = "lm_head/bias" if head.tied else "lm_head/projection/bias"
+        extra.append(Tensor(BIAS, (1, spec.vocab), (Part(path, None, lambda array: array[0]),)))
+    result = modules.tensors_of(spec, names, aliases=aliases, tied=tied)
+    return [tensor for tensor in result if tensor.name != "lm_head.bias"] + extra
+
+
+def sinusoids(length: int, embed: int) -> np.ndarray:
+    """Returns the positions of PEGASUS and Marian, `[length, embed]` float32: sines, then cosines.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, §3.5.
+    """
+    angles = np.arange(length)[:, None] * 10_000.0 ** (-np.arange(0, embed, 2) / embed)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
 def _family(model_type: str, classes: str, lm: str = "ForConditionalGeneration") -> Family:

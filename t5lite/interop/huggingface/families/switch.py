@@ -85,10 +85,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
         content |= _sparse_fields(stack, side)
         experts += [block.mlp for block in stack.blocks if isinstance(block.mlp, MoeSpec)]
     if not experts:
-        raise InputError(
-            "a model without experts; set it to 't5'",
-            field="ModelSpec.family",
-        )
+        raise InputError("a model without experts; set it to 't5'")
     moe = experts[0]
     if moe.expert.gated:
         raise fields.Unsupported("MoeSpec.expert.gated", True)
