@@ -260,54 +260,52 @@ def write_sentences(
     """
     names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     defaults = EmbeddingDefaults() if defaults is None else defaults
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules, contents = [("", "Transformer"), ("1_Pooling", "Pooling")], dict[str, Any]()
     width = len(head.pooling.split("+")) * embed
     for number, layer in enumerate(head.dense):
-        modules.append((f"{number + 2}_Dense", "Dense"))
-        layer_folder = folder / modules[-1][0]
+        name = f"{number + 2}_Dense"
+        modules.append((name, "Dense"))
         if layer.activation not in names:
             raise InputError(
                 f"EmbeddingHeadSpec.dense: activation = {layer.activation!r} has no counterpart in "
                 "sentence-transformers",
                 field="EmbeddingHeadSpec.dense",
             )
-        config = {
-            "in_features": head.dense[number - 1].size if number else width,
+        own = {f"dense_{number}": params["embedding_head"][f"dense_{number}"]}
+        tensors = tensors_from({"embedding_head": own}, dense_tensors(head, embed, number))
+        write_tensors(folder / name, tensors)
+        contents[f"{name}/{CONFIG}"] = {
+            "in_features": width,
             "out_features": layer.size,
             "bias": layer.use_bias,
             "activation_function": names[layer.activation],
         }
-        layer_folder.mkdir(parents=True, exist_ok=True)
-        own = params["embedding_head"][f"dense_{number}"]
-        layer_params = {"embedding_head": {f"dense_{number}": own}}
-        write_tensors(layer_folder, tensors_from(layer_params, dense_tensors(head, embed, number)))
-        write_whole(layer_folder / CONFIG, _json(config))
+        width = layer.size
     if head.normalized:
         modules.append((f"{len(modules)}_Normalize", "Normalize"))
-    modes = {ours: theirs for theirs, ours in _POOLINGS.items()}
-    chosen = [modes[name] for name in head.pooling.split("+")]
-    # As flags too, for versions before 6; of these only one can be on where order matters.
-    flags = {f"pooling_mode_{flag}": mode in chosen for flag, mode in _FLAGS.items()}
-    pooling: dict[str, Any] = {"word_embedding_dimension": embed, **flags}
-    pooling["include_prompt"] = defaults.includes_prompt
-    if sorted(chosen, key=[*_FLAGS.values()].index) != chosen:
-        pooling = {"embedding_dimension": embed, "pooling_mode": chosen}
-        pooling["include_prompt"] = defaults.includes_prompt
-    write_whole(folder / "1_Pooling" / CONFIG, _json(pooling))
-    content: Any = [
+    contents[f"1_Pooling/{CONFIG}"] = {
+        **_pooling_fields(head, embed),
+        "include_prompt": defaults.includes_prompt,
+    }
+    contents[MODULES] = [
         {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for at, (path, kind) in enumerate(modules)
     ]
-    write_whole(folder / MODULES, _json(content))
-    limits = {"max_seq_length": defaults.max_length, "do_lower_case": False}
-    write_whole(folder / _TRANSFORMER[0], _json(limits))
-    prompts = {
+    contents[_TRANSFORMER[0]] = {"max_seq_length": defaults.max_length, "do_lower_case": False}
+    contents[_PROMPTS] = {
         "prompts": dict(defaults.prompts),
         "default_prompt_name": defaults.default_prompt,
         "similarity_fn_name": "cosine",
     }
-    write_whole(folder / _PROMPTS, _json(prompts))
+    for name, content in contents.items():
+        write_whole(folder / name, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
+def _pooling_fields(head: EmbeddingHeadSpec, embed: int) -> dict[str, Any]:
+    modes = {ours: theirs for theirs, ours in _POOLINGS.items()}
+    pooling = [modes[name] for name in head.pooling.split("+")]
+    if sorted(pooling, key=[*_FLAGS.values()].index) != pooling:
+        return {"embedding_dimension": embed, "pooling_mode": pooling}
+    # As flags too, for versions before 6; of these only one can be on where order matters.
+    flags = {f"pooling_mode_{flag}": mode in pooling for flag, mode in _FLAGS.items()}
+    return {"word_embedding_dimension": embed, **flags}
