@@ -16,8 +16,8 @@ from t5lite.interop.tensors import Arrays, Source, Tensor
 from t5lite.layers import EmbeddingHeadSpec, HeadSpec
 from t5lite.models import Difference, ModelSpec, differences
 
-# Fields that change training alone; their configs lack them.
 _ABSENT = "absent"
+# Fields that change training alone; their configs lack them.
 _NOT_SAID = re.compile(r"(encoder|decoder|heads\.\d+)\.(stochastic_depth_rate|dropout_rate)")
 
 

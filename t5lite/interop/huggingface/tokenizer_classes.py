@@ -174,9 +174,7 @@ def _pegasus(parts: Parts, settings: Settings) -> Draft:
     scores, unk = parts.scores, settings.text("unk", "<unk>")
     sentence = settings.options.get("mask_token_sent")
     if not parts.whole:
-        if [piece for piece, _ in scores[:3]] != ["<pad>", "</s>", "<unk>"]:
-            first = ", ".join(piece for piece, _ in scores[:3])
-            raise InputError(f"it begins with the pieces {first}, not with <pad>, </s>, <unk>")
+        _check_first(scores, "<pad>, </s>, <unk>")
         # Whichever is named changes places with the other, in transformers too.
         masks = [settings.text("mask", "<mask_1>"), sentence or "<mask_2>"]
         special = [
@@ -271,15 +269,19 @@ _XLM_ROBERTA_TOKENS: dict[str, Any] = {"bos": "<s>", "eos": "</s>", "unk": "<unk
 _XLM_ROBERTA_TOKENS |= {"sep": "</s>", "pad": "<pad>", "cls": "<s>"}
 
 
+def _check_first(scores: Sequence[tuple[str, float]], expected: str) -> None:
+    first = ", ".join(piece for piece, _ in scores[:3])
+    if first != expected:
+        raise InputError(f"it begins with the pieces {first}, not with {expected}")
+
+
 def _fairseq(
     parts: Parts, settings: Settings, codes: Sequence[str] = ()
 ) -> list[tuple[str, float]]:
     """Returns pieces by id: fairseq's special tokens, the pieces from the fourth on, a mask."""
     if parts.whole:
         return parts.scores
-    if [piece for piece, _ in parts.scores[:3]] != ["<unk>", "<s>", "</s>"]:
-        first = ", ".join(piece for piece, _ in parts.scores[:3])
-        raise InputError(f"it begins with the pieces {first}, not with <unk>, <s>, </s>")
+    _check_first(parts.scores, "<unk>, <s>, </s>")
     names = (("bos", "<s>"), ("pad", "<pad>"), ("eos", "</s>"), ("unk", "<unk>"))
     first_four = [(settings.text(name, default), 0.0) for name, default in names]
     last = [*codes, settings.text("mask", "<mask>")]
