@@ -172,8 +172,11 @@ def test_a_folder_of_something_else(tmp_path):
         (lambda root: root / "nowhere", "no folder '.*nowhere'; give a model_dir, a Hugging Face"),
         (lambda root: "nowhere", r"no folder 'nowhere'; .* or ORGANISATION/NAME of the Hugging"),
         (lambda root: "./no/where", r"no folder './no/where'; give"),
-        (lambda root: root / "hf/config.json", "config.json is a file; give the folder that"),
-        (lambda root: root / "hf/model.safetensors", "model.safetensors is a file; give the"),
+        (lambda root: root / "hf/config.json", "config.json is a file; give its folder"),
+        (
+            lambda root: root / "hf/model.safetensors",
+            "model.safetensors is a file; give its folder",
+        ),
     ],
 )
 def test_paths_that_are_wrong(tmp_path, make, expected):

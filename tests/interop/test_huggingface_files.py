@@ -232,8 +232,8 @@ def test_every_truncation_is_seen(tmp_path):
             path.write_bytes(whole[:size])
             with pytest.raises(InputError, match=f"is truncated: it has {size:,} bytes") as caught:
                 open_tensors(tmp_path)
-            wanted = 8 if size < 8 else header if size < header else len(whole)
-            assert f"at least {wanted:,} wanted" in str(caught.value)
+            expected = 8 if size < 8 else header if size < header else len(whole)
+            assert f"of at least {expected:,}" in str(caught.value)
             assert str(path) in str(caught.value)
 
 

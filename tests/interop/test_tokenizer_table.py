@@ -333,7 +333,7 @@ def test_what_transformers_does_and_is_not_known_is_refused(tmp_path):
     with pytest.raises(InputError, match="a DebertaTokenizer, which makes something else of token"):
         read_vocabulary(tmp_path)
     path.write_text(json.dumps(config("GPT2Tokenizer", split_special_tokens=True)))
-    with pytest.raises(InputError, match="split_special_tokens = true is not known"):
+    with pytest.raises(InputError, match=r"split_special_tokens = true in .* is not supported"):
         read_vocabulary(tmp_path)
     path.write_text(json.dumps(config("T5Tokenizer")))
     with pytest.raises(InputError, match="its vocabulary has no scores, which the class needs"):
