@@ -1,4 +1,4 @@
-"""Adaptation of a checkpoint: a new model from a trained one, written to a folder of its own."""
+"""Adaptation of a checkpoint: a new model from a trained one."""
 
 import dataclasses
 import functools
@@ -35,12 +35,11 @@ class Adaptation:
       top_k: experts per token; None: 2.
       expert_layers: "alternate" or "all"; None: "alternate".
       encoder_decoder: whether the one stack becomes both encoder and decoder.
-      decoder: folder of a model whose decoder is joined to the encoder (or decoder) at hand.
+      decoder: folder of a model whose decoder is joined to the model's encoder (or decoder).
       cross_attention: "copied" from self-attention or "fresh"; None: copied of a decoder.
       seed: of drawn parameters.
 
-    Raises:
-      InputError: no change, values out of range, or changes that exclude each other.
+    Raises: InputError for no change, values out of range, or changes that exclude each other.
     """
 
     vocabulary: str | None = None
@@ -78,7 +77,6 @@ class Adaptation:
                 self._refuse(name, f"is for {option(change)}")
 
     def has(self, name: str) -> bool:
-        """Whether a change is made."""
         value = getattr(self, name)
         return value is not None and value is not False
 
@@ -87,8 +85,6 @@ class Adaptation:
 
 
 class _Model(NamedTuple):
-    """A model between two changes."""
-
     spec: ModelSpec
     params: Any
     vocabulary: Vocabulary | None
@@ -122,14 +118,12 @@ def adapt(
     Args:
       source: any folder or name that `open_model` opens.
       target: a folder, new or empty.
-      changes: to be made.
       dtype: of the parameters; None: as stored.
       to: the layout of `target`, see `save`.
       say, progress: see `convert`.
 
-    Raises:
-      InputError: a folder that cannot be opened or written, or a change that does not fit the
-        model; files are checked before parameters are read.
+    Raises: InputError for a folder that cannot be opened or written, or a change that does not fit
+      the model; files are checked before parameters are read.
     """
     check_target(target)
     opened = open_model(source)
@@ -153,11 +147,7 @@ def adapt(
 
 
 def _read_inputs(changes: Adaptation, opened: Opened, *, source: str, dtype: str | None) -> _Inputs:
-    """Reads the files that changes name.
-
-    Raises:
-      InputError: a missing or damaged file, or one that does not fit the opened source.
-    """
+    """Reads the files that changes name; InputError if one is missing, damaged or does not fit."""
     if changes.encoder_decoder and opened.spec.topology == "encoder_decoder":
         raise InputError(
             f"{option('encoder_decoder')}: {source} holds an encoder-decoder already",
@@ -314,7 +304,6 @@ _STEPS: dict[str, Callable[..., tuple[str, _Model]]] = {
 
 
 def _with_start(spec: ModelSpec, vocabulary: Vocabulary | None) -> ModelSpec:
-    """Returns a spec whose decoder has a start token, as an encoder-decoder's must."""
     if spec.start_id is not None:
         return spec
     ids = [getattr(vocabulary, name, None) for name in ("bos_id", "eos_id")]
@@ -322,15 +311,12 @@ def _with_start(spec: ModelSpec, vocabulary: Vocabulary | None) -> ModelSpec:
 
 
 def _pieces(vocabulary: Vocabulary) -> list[str]:
-    """Returns the pieces of a vocabulary in the order of their ids."""
+    """Returns the pieces of a vocabulary, ordered by id."""
     return [vocabulary.piece(index) for index in range(vocabulary.size)]
 
 
 def _same_role(token_id: int | None, old: Vocabulary, new: Vocabulary) -> int | None:
-    """Returns the token whose role in `new` is that of `token_id` in `old`; None for none.
-
-    The role of no token, None, is that of the token in front of a text.
-    """
+    """Returns the token in `new` with the role of `token_id`; for None, the one before a text."""
     if token_id is None:
         return next(iter(new.frame.before), None)
     for role in ("bos_id", "pad_id", "eos_id"):

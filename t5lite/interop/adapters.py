@@ -22,17 +22,11 @@ _UNMERGED = (".lora_A.", ".lora_B.", ".lora_embedding_", ".base_layer.", ".modul
 
 
 def is_adapter(folder: Any) -> bool:
-    """Whether a folder holds an adapter."""
     return any((folder / name).exists() for name in (CONFIG, *_TENSORS))
 
 
 def check_adapter(folder: Any, *, weights: bool) -> None:
-    """Raises an InputError that says how to merge it if a folder holds an adapter.
-
-    Args:
-      folder: a path.
-      weights: whether a whole model lies in the folder too.
-    """
+    """Raises an InputError with merge instructions for an adapter; `weights`: beside a model."""
     if not is_adapter(folder):
         return
     config = _read(folder / CONFIG)
@@ -69,7 +63,6 @@ def check_merged(names: Iterable[str], *, where: str) -> None:
 
 
 def _merging(folder: Any, config: dict[str, Any], *, heading: str) -> str:
-    """Returns the lines that merge an adapter into its base."""
     has_tokenizer = (folder / "tokenizer_config.json").exists()
     source = str(folder) if has_tokenizer else config.get("base_model_name_or_path") or "BASE"
     name = _CLASSES.get(str(config.get("task_type")), "AutoPeftModelForCausalLM")

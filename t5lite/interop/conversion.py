@@ -45,9 +45,8 @@ def convert(
       say: prints a line.
       progress: called with the stage, bytes done and bytes in all.
 
-    Raises:
-      InputError: a folder that cannot be opened or written, or a model that the layout cannot
-        express; before parameters are read.
+    Raises: InputError for a folder that cannot be opened or written, or a model that the layout
+      cannot express, before parameters are read.
     """
     opened = open_model(source)
     to = to or ("huggingface" if opened.kind == "t5lite" else "t5lite")
@@ -112,11 +111,7 @@ def _tensors(spec: ModelSpec, kind: str, *, scanned: bool) -> Sequence[Tensor]:
 
 
 def _omissions(opened: Opened, kind: str, tensors: Sequence[Tensor]) -> Iterator[str]:
-    """Yields the parts of a checkpoint that are not read, or that a layout does not store.
-
-    Raises:
-      InputError: if the tensors do not fit the spec.
-    """
+    """Yields the parts of a checkpoint that are not read, or that a layout does not store."""
     opened.shapes(Model(opened.spec))
     yield from (f"left out: {name}" for name in opened.left_out())
     if kind == "t5x":

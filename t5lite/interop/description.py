@@ -1,4 +1,4 @@
-"""The description of a checkpoint: everything in its folder except the arrays."""
+"""The description of a checkpoint."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,6 @@ class Description:
     tuning: Tuning = Everything()
 
     def replace(self, **changes: Any) -> "Description":
-        """Returns a copy with some attributes changed."""
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -67,8 +66,7 @@ class Description:
           folder: that holds `model.json`, local or remote.
           vocabulary: instead of the folder's own.
 
-        Raises:
-          InputError: no `model.json`, or a damaged file or newer format.
+        Raises: InputError for a missing `model.json`, or a damaged file or newer format.
         """
         root = as_path(folder)
         spec = load_spec(str(root / MODEL))
@@ -89,8 +87,8 @@ class Description:
     def write(self, folder: Any) -> None:
         """Writes the files that `read` reads, `model.json` last.
 
-        A file with the same content already stays untouched: other processes may be reading it.
-        Attributes that are None leave an existing file as it is.
+        Unchanged files stay untouched, since other processes may be reading them; attributes that
+        are None leave an existing file as it is.
         """
         root = as_path(folder)
         if self.vocabulary is not None:

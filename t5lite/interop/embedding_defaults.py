@@ -1,5 +1,3 @@
-"""Default embedding options of a model: `embedding.json`."""
-
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -14,7 +12,7 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingDefaults:
-    """Default embedding options of a model.
+    """Default embedding options of a model, `embedding.json`.
 
     Attributes:
       prompts: texts to prepend, by name: `{"query": "query: "}`.
@@ -31,11 +29,7 @@ class EmbeddingDefaults:
     refusal: str | None = None
 
     def prompt(self, name: str | None) -> str:
-        """Returns the text of a prompt; None: of the default one, "" without one.
-
-        Raises:
-          InputError: unknown name.
-        """
+        """Returns the text of a prompt (None: the default one's, or ""); InputError if unknown."""
         if name is None:
             return self.prompts.get(self.default_prompt or "", "")
         if name not in self.prompts:
@@ -49,11 +43,7 @@ class EmbeddingDefaults:
 
 
 def read_embedding(folder: Any) -> EmbeddingDefaults | None:
-    """Returns the content of `embedding.json`; None if there is no such file.
-
-    Raises:
-      InputError: if it is damaged or of a format that this version does not know.
-    """
+    """Returns `embedding.json`, None if absent; InputError if damaged or of an unknown format."""
     path = as_path(folder) / FILE
     if not path.exists():
         return None

@@ -52,7 +52,6 @@ def check_compute(family: str, dtype: str) -> None:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether an array has neither NaN nor infinities; integers have none."""
     array = array.reshape(-1)
     view, bits = _BITS.get(array.dtype, (None, 0))
     if view is None and array.dtype.kind != "f":
@@ -87,12 +86,11 @@ def leaf_is_finite(leaf: Any) -> bool:
 def fault(
     tensors: Iterable[tuple[str, np.ndarray]], dtype: Any, *, checkpoint: str
 ) -> InputError | None:
-    """Returns the error for a parameter that is not finite; None if its tensors are.
+    """Returns the error for a parameter that is not finite; None if it is.
 
     Args:
       tensors: names and stored values of the parameter's tensors.
       dtype: of the parameter.
-      checkpoint: its name.
     """
     kind = jnp.dtype(dtype)
     for name, stored in tensors:

@@ -1,5 +1,3 @@
-"""A checkpoint of another library, opened."""
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +16,7 @@ from t5lite.training.restore import named
 
 @dataclasses.dataclass(frozen=True)
 class ForeignCheckpoint(Opened):
-    """A checkpoint of Hugging Face or T5X.
+    """An opened checkpoint of Hugging Face or T5X, read piece by piece into its shards.
 
     Args:
       kind, description, folder, tensors: see `Opened`.
@@ -36,7 +34,6 @@ class ForeignCheckpoint(Opened):
     step: int | None = None
 
     def left_out(self) -> list[str]:
-        """Returns the names of stored tensors that are recognised and not read."""
         read = {name for tensor in self.tensors for name in tensor.names}
         return [
             name
@@ -45,7 +42,7 @@ class ForeignCheckpoint(Opened):
         ]
 
     def shapes(self, model: Model) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes and stored dtypes (of several, the widest); see `Opened`."""
+        """Returns shapes and stored dtypes (of several, the widest)."""
         shapes, stored = named(model.shapes()), self.source.tensors()
         check_tensors(
             shapes, self.source, self.tensors, ignored=self.ignored, checkpoint=self.folder
@@ -65,7 +62,6 @@ class ForeignCheckpoint(Opened):
     def read(
         self, leaves: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """Reads parameters piece by piece, each straight into its shards; see `Opened`."""
         return read_params(
             leaves,
             self.source,

@@ -1,5 +1,3 @@
-"""Default generation options of a checkpoint: `generation_config.json`."""
-
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -31,8 +29,8 @@ class GenerationDefaults:
     """Default generation options of a model.
 
     Attributes:
-      content: values by the names of transformers' GenerationConfig, as `generation_config.json`
-        has them, without nulls; whole, so that it can be written again.
+      content: `generation_config.json` (names of transformers' GenerationConfig), without nulls,
+        whole so that it can be written again.
     """
 
     content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -54,12 +52,10 @@ def read_defaults(
     """Returns the default generation options in a folder; None for none.
 
     Args:
-      folder: that may hold `generation_config.json`.
-      config: content of a Hugging Face `config.json`, read where there is no such file, as in
-        transformers; {} for other folders.
+      config: content of a Hugging Face `config.json`, read where there is no
+        `generation_config.json`, as in transformers; {} for other folders.
 
-    Raises:
-      InputError: if the file is damaged, or a field has another type than in transformers.
+    Raises: InputError for a damaged file, or a field of another type than in transformers.
     """
     path = as_path(folder) / FILE
     if path.exists():

@@ -22,9 +22,8 @@ def from_hub(text: str, *, revision: str | None = None) -> str:
       text: `ORGANISATION/NAME[@REVISION]`.
       revision: a branch, a tag or a commit; None for that of `text`, or the default branch.
 
-    Raises:
-      InputError: not such a name, huggingface_hub is not installed, the hub cannot be reached, has
-        no such model or revision, or does not give it to this user.
+    Raises: InputError for an invalid name, huggingface_hub not installed, the hub out of reach, no
+      such model or revision, or no access for this user.
     """
     match = _NAME.fullmatch(text)
     if match is None:
@@ -69,7 +68,6 @@ def _parts(folder: Path) -> list[str]:
 
 
 def _failure(name: str, revision: str | None, error: Exception) -> InputError:
-    """Returns the error for a failed download, by the kind of the hub's own error."""
     # By name: the classes have moved between versions of the library.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]

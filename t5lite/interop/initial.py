@@ -19,8 +19,7 @@ def vocabulary_of(folder: str | os.PathLike | None) -> Vocabulary:
     Args:
       folder: a run, a Hugging Face folder or hub name, or what `open_vocabulary` opens.
 
-    Raises:
-      InputError: None, no such folder, or one without a vocabulary.
+    Raises: InputError for None, a missing folder, or one without a vocabulary.
     """
     if folder is None:
         raise InputError(
@@ -56,11 +55,10 @@ def packaged_folder(package: str = _MINILM) -> str:
     """Returns the Hugging Face folder that an installed Python package carries.
 
     Args:
-      package: as it is imported; by default that of all-MiniLM-L6-v2, a sentence encoder of 23M
+      package: its import name; by default that of all-MiniLM-L6-v2, a sentence encoder of 23M
         parameters (Apache-2.0).
 
-    Raises:
-      InputError: if the package is not installed, or carries none.
+    Raises: InputError for a package that is not installed or carries no such folder.
     """
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:

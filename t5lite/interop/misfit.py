@@ -1,5 +1,3 @@
-"""The error for a checkpoint whose tensors do not fit the model."""
-
 import itertools
 import re
 from collections import Counter
@@ -16,14 +14,7 @@ _OUTPUT_LAYER = re.compile(
 
 
 class Misfit(NamedTuple):
-    """The tensors that do not fit.
-
-    Args:
-      missing: expected, not stored.
-      unexpected: stored, not expected.
-      shapes: stored and expected shape by name, where they differ.
-      dtypes: the same of dtypes.
-    """
+    """Tensors that do not fit the model; `shapes` and `dtypes`: (stored, expected) by name."""
 
     missing: list[str]
     unexpected: list[str]
@@ -37,10 +28,7 @@ def misfit_error(
     """Returns the error that lists all tensors that do not fit, with the likely causes.
 
     Args:
-      misfit: at least one of its fields is not empty.
-      expected: the names of all tensors of the model.
-      stored: the names of all tensors of the checkpoint.
-      checkpoint: its name.
+      expected, stored: the names of all tensors of the model, of the checkpoint.
     """
     causes = [*_causes_of_names(misfit, set(expected), set(stored))]
     if misfit.shapes and all(stored == shape[::-1] for stored, shape in misfit.shapes.values()):
@@ -77,7 +65,7 @@ def misfit_error(
 
 
 def folded(lines: Iterable[str]) -> list[str]:
-    """Joins lines that differ in one layer's number alone: `h.0.w`, `h.1.w` → `h.{0-1}.w`."""
+    """Joins lines that differ in one layer's number: `h.0.w`, `h.1.w` → `h.{0-1}.w`."""
     rows = [re.split(r"(?<=\.)(\d{1,6})(?=\.)", line) for line in lines]
     for position in range(1, max(map(len, rows), default=0), 2):
         groups: dict[tuple[str, ...], list[str]] = {}

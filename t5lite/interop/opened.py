@@ -1,5 +1,3 @@
-"""`Opened`: the contract of every checkpoint that `open_model` returns."""
-
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -21,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 
 class Opened(abc.ABC):
-    """A checkpoint: its description in memory, its parameters read on demand.
+    """A checkpoint, as `open_model` returns it: parameters are read on demand.
 
     Attributes:
       kind: "t5lite", "huggingface" or "t5x".
@@ -37,12 +35,10 @@ class Opened(abc.ABC):
 
     @property
     def spec(self) -> ModelSpec:
-        """The architecture."""
         return self.description.spec
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The vocabulary; None for none."""
         return self.description.vocabulary
 
     @property
@@ -57,8 +53,8 @@ class Opened(abc.ABC):
         Args:
           model: of `spec`.
 
-        Raises:
-          InputError: for another library's tensors that do not fit the spec, listing all of them.
+        Raises: InputError for another library's tensors that do not fit the spec, listing all of
+          them.
         """
 
     @abc.abstractmethod
@@ -72,9 +68,9 @@ class Opened(abc.ABC):
           progress: called with bytes done and bytes in all, except for t5lite's own checkpoints.
 
         Raises:
-          InputError: if names or shapes do not fit, or a number is NaN, infinite, or out of the
-            range of its leaf's dtype.
-          CheckpointError: if the checkpoint is damaged.
+          InputError: names or shapes that do not fit, or a number that is NaN, infinite, or out of
+            the range of its leaf's dtype.
+          CheckpointError: a damaged checkpoint.
         """
 
     def left_out(self) -> list[str]:
@@ -95,14 +91,11 @@ class Opened(abc.ABC):
         Args:
           model: of `spec`.
           layout: their sharding.
-          mesh: the devices.
           dtype: of the parameters; None for the stored ones. With float16, T5's feed-forward
             outputs stay float32, as in transformers.
           progress: see `read`.
 
-        Raises:
-          InputError: a vocabulary larger than the model's; and see `shapes` and `read`.
-          CheckpointError: see `read`.
+        Raises: InputError for a vocabulary larger than the model's, and as `shapes` and `read`.
         """
         if self.vocabulary is not None and self.vocabulary.size > self.spec.vocab:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Opens any checkpoint folder: t5lite's own, Hugging Face's or T5X's, without a configuration."""
+"""Opens checkpoint folders of t5lite, Hugging Face and T5X, without a configuration."""
 
 import os
 import re
@@ -36,8 +36,7 @@ def open_model(
       step: which checkpoint of a model_dir, or `checkpoint_N` of T5X; None for the newest.
       averaged: whether the average of the parameters is read, of a run of t5lite that kept one.
 
-    Raises:
-      InputError: see `t5lite.load`.
+    Raises: InputError as `t5lite.load`.
     """
     kind, path = kind_of(folder, revision=revision)
     if spec is not None and kind != "t5x":
@@ -71,8 +70,7 @@ def kind_of(folder: epath.PathLike, *, revision: str | None = None) -> tuple[str
       folder: or `ORGANISATION/NAME[@REVISION]` of the Hugging Face hub, which is downloaded.
       revision: of a name of the hub; None for its own, or the default branch.
 
-    Raises:
-      InputError: no such folder, one that cannot be reached, or of no known kind.
+    Raises: InputError for a missing folder, one that cannot be reached, or of no known kind.
     """
     text = os.fspath(folder)
     path = absolute(folder)
@@ -111,7 +109,6 @@ def kind_of(folder: epath.PathLike, *, revision: str | None = None) -> tuple[str
 
 
 def _nothing(folder: epath.Path) -> str:
-    """Returns the error message for a folder of no known kind."""
     if inside := [path.name for path in folder.iterdir() if _is_checkpoint(path)]:
         # By number: checkpoint-500 comes before checkpoint-1000.
         inside.sort(key=lambda name: ([int(n) for n in re.findall(r"\d+", name)], name))

@@ -1,4 +1,4 @@
-"""The files beside a Hugging Face model's tensors, to be written back unchanged.
+"""The files of a Hugging Face model but for its tensors, to be written back unchanged.
 
 A folder of t5lite has copies in `origin/`: fields that a spec does not express (positions of rotary
 models, ids of special tokens, dropout of parts), the tokenizer's own files, chat templates.
@@ -40,23 +40,17 @@ _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The files of a Hugging Face folder but for its tensors.
-
-    Args:
-      folder: local or remote: a Hugging Face folder, or the copies in a folder of t5lite.
-    """
+    """Files of a Hugging Face folder, or copies in a folder of t5lite, except tensors."""
 
     folder: Any
 
     def config(self) -> dict[str, Any]:
-        """Returns the content of `config.json`."""
         return json.loads((self.folder / CONFIG).read_bytes())
 
     def _existing(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if (self.folder / name).exists()]
 
     def tokenizer_files(self) -> list[str]:
-        """Returns the names of the tokenizer's files."""
         templates = self.folder / _TEMPLATES
         inside = sorted(templates.iterdir()) if templates.exists() else []
         return [*self._existing(TOKENIZER), *(f"{_TEMPLATES}/{path.name}" for path in inside)]
@@ -75,7 +69,6 @@ class Origin:
         return names + self._existing(inside)
 
     def names(self) -> list[str]:
-        """Returns the names of all files that are copied."""
         config = self._existing((CONFIG, GENERATION))
         return [*config, *self.tokenizer_files(), *self.sentence_files()]
 
@@ -95,7 +88,6 @@ class Origin:
 
 
 def save_origin(folder: Any, origin: Origin | None) -> None:
-    """Copies the files of an origin into a folder of t5lite; None: nothing."""
     if origin is not None:
         target = as_path(folder) / FOLDER
         if str(target) != str(origin.folder):
@@ -103,7 +95,6 @@ def save_origin(folder: Any, origin: Origin | None) -> None:
 
 
 def read_origin(folder: Any) -> Origin | None:
-    """Returns the origin in a folder of t5lite; None for none."""
     path = as_path(folder) / FOLDER
     return Origin(path) if (path / CONFIG).exists() else None
 
@@ -136,8 +127,7 @@ def merged(
       agrees: whether a config describes the model.
       ids: whether ids of tokens are still valid.
 
-    Returns:
-      The config, and the names of fields of theirs that it lacks.
+    Returns: the config, and the names of fields of theirs that it lacks.
     """
     fresh = [name for name in _FRESH if name in ours or name in ("dtype", "torch_dtype")]
     fresh += ["num_labels"] if "id2label" in ours else []

@@ -1,5 +1,3 @@
-"""A checkpoint of t5lite's own, opened."""
-
 import contextlib
 import dataclasses
 import functools
@@ -49,8 +47,7 @@ def locate(folder: epath.PathLike, *, step: int | None = None) -> Located:
       folder: a model_dir, its checkpoints folder, or one step folder.
       step: which one of a model_dir; None for the newest.
 
-    Raises:
-      InputError: no such folder, no such checkpoint, or no model.json.
+    Raises: InputError for a missing folder, no such checkpoint, or no model.json.
     """
     if not absolute(folder).exists():
         raise InputError(f"there is no folder {str(folder)!r}; give a model_dir")
@@ -78,7 +75,6 @@ class OwnCheckpoint(Opened):
     """A checkpoint of a run, or of `interop.save`.
 
     Args:
-      description: see `Opened`.
       step_folder, home: see `Located`.
       averaged: whether the average of the parameters is read, of a run that kept one.
       open_base: opens the folder that a run's frozen parameters are read again from.
@@ -94,17 +90,15 @@ class OwnCheckpoint(Opened):
 
     @property
     def folder(self) -> str:  # type: ignore[override]
-        """The step folder."""
         return str(self.step_folder)
 
     @property
     def step(self) -> int:
-        """Updates done."""
         leaf = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
         return int(read_arrays(self.step_folder, leaf)["step"])
 
     def shapes(self, model: Model) -> dict[str, Any]:
-        """Returns shapes and stored dtypes, having checked the names; see `Opened`."""
+        """Returns shapes and stored dtypes, having checked the names."""
         stored, expected = self._stored(), self._split(named(model.shapes()))
         if self._base:
             stored = stored[0], expected[1]
@@ -116,7 +110,7 @@ class OwnCheckpoint(Opened):
     def read(
         self, leaves: Mapping[str, jax.ShapeDtypeStruct], *, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """Reads parameters; see `Opened`. `progress` is not called: Orbax reads all at once."""
+        """Reads parameters without calling `progress`: Orbax reads all at once."""
         trained, frozen = zip(self._parts(), self._split(leaves), self._stored(), strict=True)
         rest = self._read_base(leaves) if self._base else self._read(*frozen)
         values = self._merge(self._read(*trained), rest)
@@ -130,7 +124,6 @@ class OwnCheckpoint(Opened):
     def _read(
         self, part: str, leaves: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Reads arrays of one part of the state."""
         if not leaves:
             return {}
         unread = [(None, re.escape(name)) for name in stored.keys() - leaves.keys()]
@@ -145,11 +138,7 @@ class OwnCheckpoint(Opened):
         return values
 
     def _read_base(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-        """Reads the frozen parts of parameters from the folder that the run started from.
-
-        Raises:
-          InputError: if that folder cannot be opened or holds other parameters now.
-        """
+        """Reads the frozen parts from the start's folder; InputError if they have changed there."""
         due = self._split(leaves)[1]
         if not due:
             return {}
@@ -175,7 +164,7 @@ class OwnCheckpoint(Opened):
 
     @functools.cached_property
     def _base(self) -> dict[str, str]:
-        """The folder and fingerprints of frozen parameters that are not saved; {} if they are."""
+        """Folder and fingerprints of frozen parameters that are not saved; {} if they are."""
         document = read_together(self.step_folder, lambda: read_document(self.step_folder))
         entry = document.get("frozen") or {}
         return entry if "folder" in entry else {}
@@ -216,7 +205,7 @@ class OwnCheckpoint(Opened):
 
     @contextlib.contextmanager
     def _described(self) -> Iterator[None]:
-        """Explains an error about names or shapes: the description is of other parameters."""
+        """Adds to an error about names or shapes that the description is of other parameters."""
         try:
             yield
         except InputError as error:

@@ -20,34 +20,24 @@ _STRIP, _LARGE, _THREADS = 16, 1 << 20, min(16, os.cpu_count() or 1)
 
 
 class Piece(NamedTuple):
-    """The values of an array, or of one layer of it.
-
-    Args:
-      layer: see `Layer`.
-      read: returns its values, cheaply: a view of a mapped file.
-    """
+    """An array or one layer of it; `read` returns its values cheaply: a view of a mapped file."""
 
     layer: Layer
     read: Callable[[], np.ndarray]
 
 
 def index_of(layer: Layer) -> tuple[int, ...]:
-    """Returns the index of an entry on the leading axes."""
     if layer is None:
         return ()
     return layer if isinstance(layer, tuple) else (layer,)
 
 
 def fill(leaf: jax.ShapeDtypeStruct, pieces: Iterable[Piece], copied: Callable[[int], None]) -> Any:
-    """Makes an array out of pieces, copying only the regions of this process's devices.
+    """Assembles an array from pieces that fill it, copying only this process's regions.
 
     Args:
       leaf: its shape, dtype (the pieces are cast to it) and sharding; without one it is NumPy's.
-      pieces: together fill it.
       copied: called with the bytes of each piece.
-
-    Returns:
-      A jax.Array or a NumPy array.
     """
     buffers = {region: _aligned(region, leaf.dtype) for region in regions(leaf)}
     for piece in pieces:
@@ -97,12 +87,7 @@ def check_sharding(path: str, leaf: jax.ShapeDtypeStruct) -> None:
 
 
 def host_pieces(array: Any, layer: Layer) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yields an array, or a layer of it, in the pieces that devices hold: index and values.
-
-    Args:
-      array: NumPy's, or a jax.Array on this process's devices.
-      layer: see `Layer`.
-    """
+    """Yields an array of this process, or a layer of it, by device regions: index and values."""
     index = index_of(layer)
     if not isinstance(array, jax.Array):
         yield ..., _entry(np.asarray(array), index)
@@ -136,7 +121,7 @@ def _holds(region: Region, index: tuple[int, ...]) -> bool:
 
 
 def _within(region: Region, index: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the index of an entry in a region that holds it."""
+    """Returns the index of an entry relative to a region that holds it."""
     return tuple(entry - start for entry, (start, _) in zip(index, region, strict=False))
 
 
@@ -151,8 +136,8 @@ def _copy(values: np.ndarray, buffer: np.ndarray, region: Region, index: tuple[i
 def _copy_values(values: np.ndarray, buffer: np.ndarray) -> None:
     """Copies an array, cast; a transposed one in strips, on all cores.
 
-    NumPy would walk a transposed source along the buffer's rows, and fetch a cache line for every
-    number. A strip's rows are as long as a line, so that each is fetched once.
+    NumPy would walk a transposed source along the buffer's rows and fetch a cache line for every
+    number; a strip's rows are as long as a line, so that each is fetched once.
     """
     size = values.itemsize
     if values.dtype == buffer.dtype and size in _PLAIN:

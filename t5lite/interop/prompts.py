@@ -1,5 +1,3 @@
-"""The prompt format of a run's model: `prompts.json`."""
-
 import dataclasses
 import json
 from typing import Any
@@ -15,26 +13,19 @@ _FORMAT = 1
 
 
 def save_prompts(folder: Any, prompts: Prompts | None) -> None:
-    """Writes `prompts.json`; None: writes nothing."""
+    """Writes the prompt format of a run's model, `prompts.json`, if any."""
     if prompts is not None:
         content = {"format": _FORMAT, **dataclasses.asdict(prompts)}
         write_changed(as_path(folder) / FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_prompts(folder: Any, vocabulary: Vocabulary | None, *, topology: str) -> Prompts | None:
-    """Returns the prompts of a run's model.
+    """Returns the prompts of a run's model; None for an encoder or an unknown vocabulary.
 
-    Args:
-      folder: that holds `prompts.json`; older runs have none, and are read as they were then: whole
-        texts of a decoder end with EOS and are seen in both directions.
-      vocabulary: of the ids.
-      topology: of the model.
+    Folders of older runs have no `prompts.json` and are read as they were then: whole texts of a
+    decoder end with EOS and are seen in both directions.
 
-    Returns:
-      None for an encoder, and where an older run has no vocabulary.
-
-    Raises:
-      InputError: if the file is damaged or of a format that this version does not know.
+    Raises: InputError for a file that is damaged or of an unknown format.
     """
     path = as_path(folder) / FILE
     if topology == "encoder":

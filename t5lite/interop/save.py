@@ -40,11 +40,10 @@ def save(
       kind: the layout: "t5lite" (`model.json`, `vocabulary/`, `checkpoints/STEP`), which runs start
         from (`INITIAL_CHECKPOINT_PATH`), "huggingface", or "t5x" (`checkpoint_STEP`).
       step: updates done.
-      scanned: whether "t5x" is written for layers that are scanned.
+      scanned: whether "t5x" is written for scanned layers.
       progress: called with bytes written and bytes in all, by "huggingface".
 
-    Raises:
-      InputError: a folder that is not empty, or a spec that the layout cannot express.
+    Raises: InputError for a folder that is not empty, or a spec that the layout cannot express.
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
@@ -63,11 +62,9 @@ def losses(description: Description, *, kind: str) -> list[str]:
     """Returns the parts of a description that a layout cannot store, one line each.
 
     Args:
-      description: of the checkpoint to be converted.
       kind: the layout to be written.
 
-    Raises:
-      InputError: if the layout cannot express the model at all; see `save`.
+    Raises: InputError for a model that the layout cannot express at all; see `save`.
     """
     lines = []
     if description.origin is not None and kind != "t5x":
@@ -89,7 +86,6 @@ def losses(description: Description, *, kind: str) -> list[str]:
 
 
 def _save(root: epath.Path, description: Description, params: Any, *, step: int) -> None:
-    """Writes a checkpoint and its description, as a run does."""
     spec, description = description.spec, description.replace(tuning=Everything())
     if spec.decoder is not None and description.prompts is None:
         prompts = Prompts.by_default(

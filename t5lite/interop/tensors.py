@@ -68,7 +68,7 @@ class Tensor:
       aliases: further names of the same tensor in other files, where weights are tied.
       partial: whether the parts leave some of it out, which is then written as zeros.
       constant: makes its fixed value, where the other library wants it written although it is
-        computed (sinusoidal positions). It has no parts then, and a file's is not read.
+        computed (sinusoidal positions). It then has no parts, and a stored one is not read.
     """
 
     name: str
@@ -80,15 +80,14 @@ class Tensor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names of the tensor, the one it is written by first."""
         return (self.name, *self.aliases)
 
 
 class Source(Protocol):
-    """A foreign checkpoint, opened."""
+    """An opened foreign checkpoint."""
 
     def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Returns shape and dtype of each tensor by name, reading none."""
+        """Returns shape and dtype by name, reading none."""
 
     def read(self, name: str) -> np.ndarray:
         """Returns a tensor, if possible mapped from its file rather than read."""
@@ -96,18 +95,12 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """A `Source` of other sources' tensors, or of computed ones.
-
-    Args:
-      shapes: shape and dtype of each by name.
-      read: returns one by name.
-    """
+    """A `Source` of other sources' tensors, or of computed ones; `read` returns one by name."""
 
     shapes: Mapping[str, jax.ShapeDtypeStruct]
     read: Callable[[str], np.ndarray]
 
     def tensors(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Returns shape and dtype of each tensor by name."""
         return self.shapes
 
 
@@ -142,20 +135,17 @@ def read_params(
     Args:
       like: nested dicts of `jax.ShapeDtypeStruct`, or one by name, of all parameters or some:
         shapes, dtypes (floats are cast to them) and shardings (none: to NumPy).
-      source: the checkpoint.
-      tensors: the mapping between its tensors and the parameters.
+      tensors: the mapping between the tensors of `source` and the parameters.
       ignored: regular expressions for whole names of further tensors that may be stored.
       checkpoint: its name in messages.
       progress: called with bytes copied to this process's devices and bytes in all.
 
-    Returns:
-      A tree like `like`.
+    Returns: a tree like `like`.
 
-    Raises:
-      InputError: before any are read: if tensors are missing, unexpected, or of another shape or
-        kind of dtype (all are listed); if a tensor is stored under two names and differs; or if a
-        parameter does not divide over its devices. While they are read: if a tensor has numbers
-        that are NaN, infinite, or too large for the leaf's dtype.
+    Raises: InputError before reading for tensors that are missing, unexpected, or of another shape
+      or kind of dtype (all are listed), two different tensors under names of one, or a parameter
+      that does not divide over its devices; while reading for numbers that are NaN, infinite, or
+      too large.
     """
     leaves = named(like)
     holders = _holders(leaves, tensors, complete=False)
@@ -194,15 +184,12 @@ def tensors_from(
 
     Args:
       params: nested dicts of arrays, sharded or not.
-      tensors: the mapping.
       dtypes: of tensors by name; the others have their parameters'.
 
-    Yields:
-      Name, shape and dtype, and a function that makes the tensor, for each tensor that has parts or
-      is constant.
+    Yields: name, shape and dtype, and a function that makes the tensor, for each tensor that has
+      parts or is constant.
 
-    Raises:
-      InputError: if a parameter is sharded over several processes.
+    Raises: InputError for a parameter sharded over several processes.
     """
     leaves = named(params)
     _holders(leaves, tensors)
@@ -238,15 +225,9 @@ def tensors_from(
 def _holders(
     leaves: Mapping[str, Any], tensors: Sequence[Tensor], *, complete: bool = True
 ) -> dict[str, list[tuple[Tensor, Part]]]:
-    """Returns the tensors and their parts of each parameter, having checked that they fit exactly.
+    """Returns the tensors and their parts of each parameter.
 
-    Args:
-      leaves: parameters by name.
-      tensors: of the model.
-      complete: whether `leaves` are all parameters of the model.
-
-    Raises:
-      RuntimeError: if they do not, a mistake in the mapping and never the user's.
+    Raises: RuntimeError if they do not fit exactly, a mistake in the mapping and never the user's.
     """
     holders: dict[str, list[tuple[Tensor, Part]]] = {path: [] for path in leaves}
     for tensor in tensors:

@@ -1,10 +1,10 @@
 """Adafactor's state as T5X stores it.
 
-T5X calls the means over one side of a matrix `v_row` and those over the other `v_col`: by size
-where a parameter has two axes (`v_row` is as long as the shorter one, or the first of two alike),
-otherwise `v_row` is that of the residual stream. Ours is always that of the first side. An update
-uses both alike, up to rounding. T5X also factors all parameters of more than two axes, layers
-included, whatever their size.
+T5X calls the means over one side of a matrix `v_row` and over the other `v_col`: by size where a
+parameter has two axes (`v_row` is as long as the shorter one, or the first of two alike), otherwise
+`v_row` is that of the residual stream. Ours is always that of the first side; an update uses both
+alike, up to rounding. T5X also factors all parameters of more than two axes, layers included,
+whatever their size.
 """
 
 from collections.abc import Iterator
@@ -36,13 +36,12 @@ def load_adafactor(folder: epath.PathLike, spec: ModelSpec, optimizer: Adafactor
 
     Args:
       folder: as for `open_model`.
-      spec: the model.
       optimizer: decides which moments are factored, and whether there is momentum.
 
     Raises:
-      InputError: if there is no such state, it is factored where `optimizer` does not, or has no
-        momentum where `optimizer` has.
-      CheckpointError: if it is damaged.
+      InputError: no such state, one that is factored where `optimizer` does not, or one without
+        momentum where `optimizer` has it.
+      CheckpointError: a damaged checkpoint.
     """
     source, model = open_checkpoint(folder), Model(spec)
     stored, checkpoint = source.tensors(), str(source.folder)
@@ -134,7 +133,6 @@ def _sides(leaf: Leaf, base: str, row: Any = None) -> list[tuple[Tensor, tuple[i
     """Returns T5X's means over the two sides of a matrix, and the axes that each averages.
 
     Args:
-      leaf: the matrix.
       base: of the names of its moments.
       row: shape of a checkpoint's `v_row`, which decides the names where it can.
     """

@@ -1,4 +1,4 @@
-"""T5X's models, and the one that a checkpoint holds, by its names and shapes alone."""
+"""T5X's models, inferred from the names and shapes in a checkpoint."""
 
 import math
 import re
@@ -21,8 +21,8 @@ class Form(NamedTuple):
     """The layout of T5X's parameters; the models are the same.
 
     Args:
-      scanned: layers in one array, along its second axis (`scalable_t5`), rather than one by one.
-      joined: heads and their width as one axis `joined_kv` (`t5`), rather than two (`scalable_t5`).
+      scanned: layers in one array, along its second axis (`scalable_t5`).
+      joined: heads and their width as one axis `joined_kv` (`t5`); else two (`scalable_t5`).
     """
 
     scanned: bool
@@ -30,12 +30,12 @@ class Form(NamedTuple):
 
 
 def form_of(scanned: bool, joined: bool | None = None) -> Form:
-    """Returns a form; `joined` None as in T5X's own code: where the layers are not scanned."""
+    """Returns a form; `joined` None as in T5X's own code: where layers are not scanned."""
     return Form(scanned, not scanned if joined is None else joined)
 
 
 def check(spec: ModelSpec) -> None:
-    """Raises InputError, with the reason, if T5X has no such model."""
+    """Raises an InputError with the reason if T5X has no such model."""
     if spec.encoder is not None and spec.decoder is None:
         raise InputError(
             "ModelSpec.decoder = None: T5X has no models that are an encoder alone",
@@ -57,7 +57,6 @@ def check(spec: ModelSpec) -> None:
 
 
 def bias_of(name: str, stack: StackSpec) -> RelativeBiasSpec:
-    """Returns the relative bias of a stack; raises InputError for another."""
     bias = stack.position_bias
     if type(bias) is RelativeBiasSpec:
         return bias
@@ -68,7 +67,6 @@ def bias_of(name: str, stack: StackSpec) -> RelativeBiasSpec:
 
 
 def mlp_of(name: str, stack: StackSpec) -> MlpSpec:
-    """Returns the MLP of a stack; raises InputError for experts."""
     mlp = stack.blocks[0].mlp
     if type(mlp) is MlpSpec:
         return mlp
@@ -90,8 +88,7 @@ def infer_spec(shapes: Mapping[str, Any]) -> ModelSpec:
     Args:
       shapes: name → anything with `shape`, of `target.…`; other names are ignored.
 
-    Raises:
-      InputError: if they are not those of a T5, encoder-decoder or decoder.
+    Raises: InputError for anything but a T5's encoder-decoder or decoder.
     """
     stacks = _stacks(shapes)
     vocab, embed = _shape(
@@ -108,7 +105,7 @@ def infer_spec(shapes: Mapping[str, Any]) -> ModelSpec:
 
 
 def infer_form(shapes: Mapping[str, Any]) -> Form:
-    """Returns how these parameters are stored; see `infer_spec` for the arguments."""
+    """Returns the layout of these parameters; `shapes` as in `infer_spec`."""
     scanned = _is_scanned(shapes, _stacks(shapes)[-1])
     query = _shape(shapes, f"{_layer(shapes, 'decoder')}.self_attention.query.kernel")
     return Form(scanned, joined=len(query) == 2 + scanned)
@@ -129,8 +126,6 @@ def _model(
 
 
 def _t5x_model_like(spec: ModelSpec) -> ModelSpec:
-    """Returns T5X's model of the same sizes."""
-
     def stack(name: str, like: StackSpec) -> StackSpec:
         block, mlp = like.blocks[0], mlp_of(name, like)
         attention = AttentionSpec(
@@ -216,7 +211,6 @@ def _below(shapes: Mapping[str, Any], prefix: str) -> Sequence[str]:
 
 
 def _shape(shapes: Mapping[str, Any], *names: str) -> tuple[int, ...]:
-    """Returns the shape of the first of these names that is stored."""
     for name in names:
         if name in shapes:
             return tuple(shapes[name].shape)

@@ -25,13 +25,7 @@ _IN_A_FOLDER = re.compile(r"(?:PLACEHOLDER|AGGREGATED)://(.*)")  # Orbax's entri
 
 
 class Stored(NamedTuple):
-    """An array in a folder, or in Orbax's database.
-
-    Args:
-      spec: by which TensorStore opens it.
-      shape: of the array.
-      dtype: of the array.
-    """
+    """An array in a folder, or in Orbax's database; `spec` opens it in TensorStore."""
 
     spec: dict[str, Any]
     shape: tuple[int, ...]
@@ -47,7 +41,6 @@ class T5XSource:
         self.folder, self.step, self._leaves = folder, step, leaves
 
     def tensors(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shape and dtype of each array by name, reading none."""
         return {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             for name, leaf in self._leaves.items()
@@ -59,11 +52,7 @@ class T5XSource:
         return T5XSource(self.folder, leaves, step=self.step)
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one array.
-
-        Raises:
-          CheckpointError: if it is damaged or incomplete.
-        """
+        """Reads one array; CheckpointError if it is damaged or incomplete."""
         leaf = self._leaves[name]
         if not isinstance(leaf, Stored):
             return leaf
@@ -82,12 +71,7 @@ class T5XSource:
 
 
 def find_checkpoint(folder: epath.PathLike) -> epath.Path | None:
-    """Returns the folder of a T5X checkpoint; None if there is none.
-
-    Args:
-      folder: that folder, or the parent of `checkpoint_1000`, `checkpoint_2000`, …, of which the
-        last is taken.
-    """
+    """Returns the folder of a T5X checkpoint: itself or its last `checkpoint_N`; None if absent."""
     root = absolute(folder)
     if not root.is_dir():
         return None
@@ -111,8 +95,8 @@ def open_checkpoint(folder: epath.PathLike) -> T5XSource:
       folder: `checkpoint_N`, or the folder that holds them, of which the last is opened.
 
     Raises:
-      InputError: if it is not a T5X checkpoint, or has no parameters.
-      CheckpointError: if it is damaged, or folders are missing.
+      InputError: not a T5X checkpoint, or one without parameters.
+      CheckpointError: damage, or missing folders.
     """
     root = find_checkpoint(folder) or absolute(folder)
     state = _state_folder(root)
@@ -233,7 +217,7 @@ def _orbax_spec(
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the name and value of each leaf: an array, a number, or a dict for TensorStore."""
+    """Yields name and value of each leaf: an array, a number, or a dict for TensorStore."""
     if isinstance(tree, dict) and not tree.keys() >= {"driver", "kvstore"}:
         for key, value in tree.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else key)
@@ -242,7 +226,7 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _last(spec: Mapping[str, Any]) -> str:
-    """Returns the folder of an array, without the path that it was once written to."""
+    """Returns the folder name of an array, without the path of its first writing."""
     path = spec["kvstore"].get("path") or spec.get("path") or ""
     return path.rstrip("/").rsplit("/", 1)[-1]
 
@@ -276,7 +260,7 @@ def _check_folders(folder: epath.Path, specs: Mapping[str, dict[str, Any]]) -> N
 
 
 def _opened(folder: epath.Path, specs: Mapping[str, dict[str, Any]]) -> dict[str, Stored]:
-    """Opens arrays, all at once, for their shapes."""
+    """Opens all arrays at once, for their shapes."""
     opening = {name: ts.open(spec, open=True, read=True) for name, spec in specs.items()}
     stored = {}
     for name, future in opening.items():
@@ -290,7 +274,7 @@ def _opened(folder: epath.Path, specs: Mapping[str, dict[str, Any]]) -> dict[str
 
 @contextlib.contextmanager
 def _damage(folder: epath.Path, name: str) -> Iterator[None]:
-    """Raises what is raised inside as a CheckpointError."""
+    """Re-raises errors as a CheckpointError."""
     try:
         yield
     except MemoryError:

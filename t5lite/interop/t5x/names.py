@@ -89,14 +89,9 @@ class Leaf(NamedTuple):
 
 
 def tensors(spec: ModelSpec, *, scanned: bool = False, joined: bool | None = None) -> list[Tensor]:
-    """Returns the parameters of a model as T5X stores them.
+    """Returns the parameters of a model as T5X stores them; arguments as in `form_of`.
 
-    Args:
-      spec: the model.
-      scanned, joined: see `form_of`.
-
-    Raises:
-      InputError: if T5X has no such model.
+    Raises: InputError if T5X has no such model.
     """
     return [
         leaf.tensor(f"target.{leaf.name}", aliases=(f"target.{leaf.alias}",) if leaf.alias else ())
@@ -105,7 +100,6 @@ def tensors(spec: ModelSpec, *, scanned: bool = False, joined: bool | None = Non
 
 
 def leaves(spec: ModelSpec, form: Form) -> list[Leaf]:
-    """Returns T5X's parameters of a model; see `tensors`."""
     check(spec)
     embedding = _matrix(
         "token_embedder.embedding", "token_embedding/embedding", (spec.vocab, spec.embed)

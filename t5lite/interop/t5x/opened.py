@@ -1,5 +1,3 @@
-"""Opens a T5X checkpoint as a model."""
-
 from etils import epath
 
 from t5lite.data import Vocabulary
@@ -20,16 +18,16 @@ def open_model(
     step: int | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> ForeignCheckpoint:
-    """Opens a checkpoint, reading names and shapes alone.
+    """Opens a T5X checkpoint as a model, reading names and shapes alone.
 
     Args:
-      folder: `checkpoint_N`, or the folder that holds them, of which the last is opened.
+      folder: `checkpoint_N`, or the folder that holds them.
       spec: the model; None to infer it from names and shapes, see `infer_spec`.
       step: N of `checkpoint_N` in the folder; None for the last.
       vocabulary: of the token ids, which T5X does not store.
 
-    Raises:
-      InputError: not a T5X checkpoint, or a model that cannot be inferred from T5X's names.
+    Raises: InputError for anything but a T5X checkpoint, or a model that cannot be inferred from
+      T5X's names.
     """
     if step is not None:
         path = absolute(folder) / f"checkpoint_{step}"

@@ -35,27 +35,22 @@ def save(
     joined: bool | None = None,
     adafactor: AdafactorState | None = None,
 ) -> epath.Path:
-    """Writes `checkpoint_N`, whole or not at all.
+    """Writes `checkpoint_N`, whole or not at all, and returns its folder.
 
     T5X must be configured to the same activation, dropout and relative buckets, which its
-    checkpoints do not store. Without `adafactor` it can be decoded with, evaluated and fine-tuned
-    from.
+    checkpoints do not store.
 
     Args:
       folder: in which `checkpoint_N` is created, with missing parents.
-      spec: the model.
-      params: its parameters; their dtypes stay.
+      params: the model's parameters; their dtypes stay.
       step: N, updates done.
       scanned, joined: see `form_of`.
-      adafactor: the optimizer's state; None for none.
-
-    Returns:
-      The folder `checkpoint_N`.
+      adafactor: the optimizer's state; None: decoding, evaluation and fine-tuning only.
 
     Raises:
-      InputError: if T5X has no such model (with the reason), the parameters are sharded over
-        several processes, or `checkpoint_N` exists.
-      CheckpointError: if it cannot be written.
+      InputError: a model that T5X lacks (with the reason), parameters sharded over several
+        processes, or an existing `checkpoint_N`.
+      CheckpointError: a failed write.
     """
     require_integer("step", step, least=0)
     form = form_of(scanned, joined)
