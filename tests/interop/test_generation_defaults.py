@@ -37,8 +37,10 @@ def test_older_folders_say_it_in_config_json(tmp_path):
 
 def test_a_folder_of_t5lite_keeps_it(tmp_path):
     loaded = t5lite.load(folder_of(tmp_path, SAID))
-    save_model(tmp_path / "own", loaded.model, loaded.params, generation=loaded.generation)
-    assert t5lite.load(tmp_path / "own").generation == GenerationDefaults(SAID)
+    save_model(
+        tmp_path / "own", loaded.model, loaded.params, generation=loaded.description.generation
+    )
+    assert t5lite.load(tmp_path / "own").description.generation == GenerationDefaults(SAID)
 
 
 def test_an_encoder_has_none(tmp_path):

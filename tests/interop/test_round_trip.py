@@ -85,7 +85,7 @@ def test_there_and_back_is_the_same_folder(case, tmp_path, capsys):
     again = t5lite.load(tmp_path / "new", devices=ONE)
     assert again.spec == before.spec
     assert leaves(again.params) == leaves(before.params)
-    assert again.generation == before.generation
+    assert again.description.generation == before.description.generation
 
 
 def test_straight_to_the_same_layout(tmp_path):
