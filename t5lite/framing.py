@@ -32,7 +32,7 @@ class Frame:
     ) -> list[int] | np.ndarray:
         """Returns the ids `[n]` with the special tokens around them, arrays as int32.
 
-        At most `room` ids are returned, >= `size`: the end of a longer text is truncated.
+        A text that exceeds `room` ids, special tokens included, loses its end.
         """
         if room is not None:
             ids = ids[: max(room - self.size, 0)]
@@ -55,16 +55,14 @@ class Frame:
         """Returns the ids of a text, truncated so that the special tokens fit too.
 
         Args:
-          ids: `[n]`, of a text, without special tokens.
+          ids: `[n]`, without special tokens.
           most: positions of the model; None for any number.
           beside: further tokens that need positions.
           end: whether to truncate the end, rather than the beginning.
           truncate: whether to truncate longer texts, rather than to refuse them.
           note: description of the tokens beside, for the error; "" counts them as the text's.
           fix: the field to shorten, for the error.
-
-        Raises:
-          InputError: if a longer text is not truncated, or nothing would be left of it.
+        Raises: InputError if a longer text is not truncated, or nothing would be left of it.
         """
         size = len(ids) + self.size
         if most is None or size + beside <= most:

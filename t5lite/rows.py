@@ -1,7 +1,4 @@
-"""Declaration of rows, and the host half of an objective, which prepares them.
-
-On the ground floor: objectives declare rows, and the data pipeline packs them.
-"""
+"""Declaration of rows, and the host half of an objective, which prepares them."""
 
 import dataclasses
 import json
@@ -29,7 +26,7 @@ class RowSpec:
       inner: dimensions of the value at each position; () for a number.
       dtype: NumPy's name, of rows and of batches.
       kind: `tokens`, a sequence `[n, *inner]` whose rows have segment ids; `aligned`, a value for
-        each token of another array; `per_example`, one value `[*inner]` of an example.
+        each token of the array `along`; `per_example`, one value `[*inner]` of an example.
       along: for `aligned`, the name of the tokens.
     """
 
@@ -59,10 +56,7 @@ def token_names(specs: Mapping[str, RowSpec]) -> list[str]:
 
 
 def feature_length(lengths: Lengths, name: str, *, at_least: int = 2) -> int:
-    """Returns the length of a feature.
-
-    Raises: InputError if there is none, or it is less than `at_least`.
-    """
+    """Returns a feature's length; raises InputError if it is missing or less than `at_least`."""
     if name not in lengths:
         raise InputError(
             f"TASK_FEATURE_LENGTHS has no {name!r} (it has {sorted(lengths)}): "
@@ -83,7 +77,7 @@ class HostHalf:
       packable: whether rows may hold several examples.
       whole_texts: whether `prepare` divides texts longer than a row, which must arrive whole.
       joins_texts: whether an example may join several texts.
-      like_lengths: whether rows that are not packed come in batches of like lengths.
+      like_lengths: whether unpacked rows come in batches of like lengths.
       loss_fields: fields of a dataclass that do not affect `prepare`, caches and data positions.
       former_name: of the class, in the caches and data positions of earlier versions.
     """
@@ -103,7 +97,7 @@ class HostHalf:
     def prepare(
         self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
     ) -> Prepared:
-        """Makes trainable examples, on the host.
+        """Yields trainable examples, an array for each of `rows(lengths)`; tokens are not empty.
 
         A resumed run repeats this: it must depend on its arguments alone, read `examples` one by
         one and draw from `rng` only.
@@ -113,23 +107,18 @@ class HostHalf:
           lengths: of each feature, in tokens, EOS included.
           vocabulary: see `data.Vocabulary`; None if the data are ids alone.
           rng: of all randomness.
-
-        Yields:
-          An array for each of `rows(lengths)`; tokens are not empty.
         """
         raise NotImplementedError(f"{type(self).__name__}.prepare")
 
     def batch(self, rows: Rows) -> Rows:
-        """Renames rows to the model's arrays, on the host; rows may be zeros.
+        """Returns rows as `[batch, ...]` arrays under the names of `Objective.axes`.
 
         Args:
           rows: for each of `rows(lengths)` an array `[batch, length, *inner]` under its name, 0 on
             padding; for tokens also `name_segment_ids` `[batch, length]` int32, 0 on padding, 1..
             on the examples of the row, and where rows hold one example each `name_lengths`
-            `[batch]` int32. The value of segment i of a `per_example` array is number i - 1.
-
-        Returns:
-          `[batch, ...]` arrays under the names of `Objective.axes`.
+            `[batch]` int32. The value of segment i of a `per_example` array is number i - 1. Rows
+            may be zeros.
         """
         return rows
 

@@ -43,7 +43,7 @@ def titled(sections: Mapping[str, Iterable[str]]) -> str:
 def shorten(text: str, width: int, *, keep: str = "both") -> str:
     """Returns `text` on one line of at most `width` >= 5 characters, with an ellipsis.
 
-    Whole words of its "start", "end" or "both" ends remain; runs of white space become one space.
+    Whole words of its "start", "end" or "both" remain; runs of white space become one space.
     """
     text = " ".join(text.split())
     if len(text) <= width:

@@ -1,7 +1,6 @@
 """Objectives: what a model is trained to do. Each turns text into batches, and a batch into sums.
 
-`base` says what an objective is and how to write one; `token_cross_entropy`, `inputs_to_targets`
-and `head_objective` are what kinds of them share; the other files are one objective each.
+`base` has the contract and how to write one.
 """
 
 from t5lite.objectives.answer_spans import AnswerSpans

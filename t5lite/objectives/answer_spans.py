@@ -21,9 +21,9 @@ from t5lite.rows import Example, Lengths, RowSpec
 class AnswerSpans(HeadObjective):
     """Predicts the ends of an answer, from `labels` `[2]`: first and last token in `inputs`.
 
-    (-1, -1) means that there is none, and so does an answer that is cut off. The model is then
-    trained to point at the first token, [CLS] in BERT: begin inputs with the question. Metrics:
-    `loss`, `accuracy` (of starts and ends) and `exact_match` (of both together).
+    (-1, -1) means no answer, and so does a truncated one: the model then learns to point at the
+    first token, [CLS] in BERT, so that inputs should begin with the question. Metrics: `loss`,
+    `accuracy` (of starts and ends) and `exact_match` (of both together).
 
     Source: Devlin et al. 2018, arXiv:1810.04805, §4.2 and §4.3.
     """
@@ -33,16 +33,12 @@ class AnswerSpans(HeadObjective):
     former_name: ClassVar[str] = "Spans"  # in the data positions of earlier versions
 
     def label_spec(self, lengths: Lengths) -> RowSpec:
-        """Returns the declaration of `labels`, two positions."""
         return RowSpec(1, (2,), kind="per_example")
 
     def prepared_labels(
         self, labels: np.ndarray, text: np.ndarray, inputs: np.ndarray, frame: Frame
     ) -> np.ndarray:
-        """Returns the labels as positions in `inputs`, -1 without an answer.
-
-        Raises: InputError if labels are not two numbers, the first not above the second.
-        """
+        """Returns positions in `inputs`, -1 without an answer; InputError unless in order."""
         labels = labels.astype(np.int32)
         if labels.shape != (2,) or labels[0] > labels[1]:
             raise InputError(
@@ -66,7 +62,7 @@ class AnswerSpans(HeadObjective):
     def losses(self, output: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
         """Returns the cross entropy over positions, the mean of start and end; and the metrics."""
         valid = self.valid(batch)
-        # Finite, so that a row without a text has a gradient of 0 rather than none.
+        # Finite, so that a row without a text has a gradient of 0, not NaN.
         by_position = jnp.where(valid[:, None], jnp.moveaxis(output, -1, 1), jnp.float32(-1e9))
         ends = jnp.stack([batch["span_starts"], batch["span_ends"]], axis=1)
         losses, weights = cross_entropy(by_position, ends), batch["label_weights"]
@@ -80,7 +76,7 @@ class AnswerSpans(HeadObjective):
     def show(
         self, example: Example, vocabulary: Vocabulary, names: Sequence[str] = ()
     ) -> list[str]:
-        """Returns a prepared example for a person to read: the text, the answer «marked»."""
+        """Returns the text of a prepared example, the answer «marked»."""
         del names  # positions have none
         tokens = example["inputs"]
         tokens = tokens[tokens != vocabulary.eos_id]

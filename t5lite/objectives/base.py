@@ -121,7 +121,7 @@ class IdLimit(NamedTuple):
     Attributes:
       size: ids are in `[0, size)`.
       noun: of the model's things that ids number, "embeddings" say.
-      fix: what to do about a larger id.
+      fix: advice for a larger id.
     """
 
     size: int
@@ -146,15 +146,15 @@ class Objective(HostHalf):
       head: the kind of head that the loss needs, if any.
       min_rows: the fewest rows of a microbatch.
       streams: names of the random streams that `loss` draws from.
-      refusals: the topologies that do not fit, and why: the reason, and what to do.
+      refusals: the topologies that do not fit, each with the reason and a fix.
 
     Attributes:
       topology: of the model; set by `bind`.
       start_id: the token that a decoder reads first, None for that of the text itself; set by
         `bind` to the model's own.
-      references: further models that the loss compares with, such as a teacher: folder or
-        Hugging Face name by name, opened as `checkpoints.initial_checkpoint_path` is, or "start"
-        for the parameters that the run starts from. They are not trained.
+      references: further models that the loss compares with, such as a teacher, not trained: folder
+        or Hugging Face name by name, opened as `checkpoints.initial_checkpoint_path` is, or "start"
+        for the parameters that the run starts from.
       reference_models: the models of the references, by name; set by `bind`.
     """
 
@@ -172,7 +172,6 @@ class Objective(HostHalf):
     )
 
     def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
-        """Returns the arrays that `prepare` yields; here, the features as tokens."""
         return {name: RowSpec(feature_length(lengths, name)) for name in self.features}
 
     def axes(self) -> Axes:
@@ -217,8 +216,8 @@ class Objective(HostHalf):
         Args:
           model: pure functions of `params`.
           params: the model's parameters.
-          batch: what `batch` returned.
-          frozen: the parameters of the references by name; no gradients are taken of them.
+          batch: result of `batch`.
+          frozen: parameters of the references by name, without gradients.
           rngs: a key for each of `streams`; in evaluation as well, where they are always the same.
           train: whether dropout is on.
 
@@ -243,14 +242,10 @@ class Objective(HostHalf):
 
     @property
     def first_id(self) -> int | None:
-        """The token that a decoder reads first, which `prepare` leaves out of texts, or None."""
         return self.start_id if self.head == "lm" and self.topology != "encoder" else None
 
     def alike(self, other: Any) -> Self:
-        """Returns the objective for the model of the `other` objective.
-
-        Raises: InputError if the topology does not fit.
-        """
+        """Returns the objective for the model of `other`; raises InputError if they do not fit."""
         self._check_topology(other.topology)
         return dataclasses.replace(self, topology=other.topology, start_id=other.start_id)
 
@@ -269,7 +264,6 @@ class Objective(HostHalf):
           model: the model to train.
           references: models by name; where one is missing its parameters cannot be used. That of a
             "start" reference is the model itself.
-
         Raises: InputError if the topology does not fit, or the model lacks the head.
         """
         self._check_topology(model.topology)
@@ -300,10 +294,7 @@ HEADS = {  # by kind: the spec to recommend
 
 
 def bind(objective: Any, model: Model, references: Mapping[str, Any] = NOTHING) -> Any:
-    """Returns the objective for a model; see `Objective.bind`.
-
-    Raises: InputError with the reason and what to do, if the two do not fit.
-    """
+    """Returns `objective.bind(...)`; raises InputError, with a fix, if the two do not fit."""
     if not isinstance(objective, Objective):
         raise InputError(
             f"objective = {objective!r}: must be an objective; one of your own extends "
@@ -316,16 +307,13 @@ def bind(objective: Any, model: Model, references: Mapping[str, Any] = NOTHING) 
 def expert_terms(aux: Mapping[str, jax.Array]) -> Terms:
     """Returns the auxiliary losses of `Model.hidden`, float32 scalars by name, as terms.
 
-    They are means already (see `layers.MoeSpec`), without weights: averaged over microbatches.
+    They are means (see `layers.MoeSpec`), without weights: averaged over microbatches.
     """
     return {name: (value, jnp.float32(1)) for name, value in aux.items()}
 
 
 def feature(example: Example, name: str, objective: object, advice: str) -> np.ndarray:
-    """Returns an example's array.
-
-    Raises: InputError with `advice` if there is none.
-    """
+    """Returns an example's array; raises InputError with `advice` if it is missing."""
     if name not in example:
         raise InputError(
             f"{type(objective).__name__} needs the feature {name!r} and the task's examples have "
@@ -357,10 +345,7 @@ def unended(tokens: np.ndarray, vocabulary: Vocabulary | None) -> np.ndarray:
 def documents(
     examples: Examples, objective: object, vocabulary: Vocabulary | None
 ) -> Iterator[np.ndarray]:
-    """Yields each example's text, `targets` `[n]` int32, without padding and a final EOS.
-
-    Raises: InputError if an example has none.
-    """
+    """Yields each example's `targets` `[n]` int32, without padding and a final EOS."""
     pad_id, eos_id = (getattr(known_vocabulary(vocabulary), name) for name in ("pad_id", "eos_id"))
     for example in examples:
         tokens = feature(example, "targets", objective, "name the text's feature 'targets'")

@@ -37,7 +37,6 @@ class CausalLM(TokenCrossEntropy):
     def prepare(
         self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
     ) -> Prepared:
-        """Ends texts and cuts them into pieces; see `Objective.prepare`."""
         del rng
         length = feature_length(lengths, "targets")
         first = start_of(vocabulary, self.start_id)
@@ -54,13 +53,10 @@ class CausalLM(TokenCrossEntropy):
         return pieces()
 
     def prompts(self, vocabulary: Any) -> Prompts:
-        """Returns how the trained model is prompted: with beginnings, which it continues."""
         return Prompts.by_default(vocabulary, topology=self.topology, start_id=self.start_id)
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Names rows for a decoder; see `Objective.batch`."""
         return decoder_batch(rows, start_id=self.start_id)
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
-        """Returns a prepared example for a person to read: its text."""
         return [vocabulary.decode(example["targets"].tolist())]

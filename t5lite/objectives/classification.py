@@ -22,7 +22,6 @@ class Classification(HeadObjective):
 
     Attributes:
       label_smoothing: probability in `[0, 1)` taken from the class and given to all others.
-
     Source: Devlin et al. 2018, arXiv:1810.04805, §4.1.
     """
 
@@ -34,7 +33,6 @@ class Classification(HeadObjective):
         check_number(self, "label_smoothing", lambda x: 0 <= x < 1, "a number in [0, 1)")
 
     def limits(self, model: Any) -> dict[str, IdLimit]:
-        """Returns the numbers of ids and of classes."""
         fix = "set ClassificationHeadSpec.num_classes to more, or fix the data"
         limit = IdLimit(model.limits["labels"], "classes", fix)
         return super().limits(model) | {"labels": limit}
@@ -42,7 +40,6 @@ class Classification(HeadObjective):
     def prepared_labels(
         self, labels: np.ndarray, text: np.ndarray, inputs: np.ndarray, frame: Frame
     ) -> np.ndarray:
-        """Returns the class, an int32 number."""
         return labels.astype(np.int32)[0]
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -55,7 +52,6 @@ class Classification(HeadObjective):
         }
 
     def losses(self, output: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
-        """Returns the classes' cross entropy, and the metrics."""
         classes = cross_entropy(output, batch["labels"], label_smoothing=self.label_smoothing)
         weights = batch["label_weights"]
         return jnp.sum(weights * classes.cross_entropy), {
@@ -64,6 +60,5 @@ class Classification(HeadObjective):
         }
 
     def show_labels(self, labels: np.ndarray, names: Sequence[str]) -> str:
-        """Returns the class's name or number."""
         number = int(labels[0])
         return names[number] if 0 <= number < len(names) else f"class {number}"

@@ -37,9 +37,8 @@ class Contrastive(HeadObjective):
     task. Padding rows are excluded from the negatives. Metrics: `loss` and `accuracy`.
 
     Attributes:
-      temperature: what similarities are divided by, > 0.
+      temperature: divisor of similarities, > 0.
       symmetric: whether `inputs` is also found among those of the batch from `targets`.
-
     Source: van den Oord et al. 2018, arXiv:1807.03748, §2.3; Radford et al. 2021,
       arXiv:2103.00020, §2.3 (symmetric); Gao et al. 2021, arXiv:2104.08821, §3 (0.05).
     """
@@ -56,31 +55,24 @@ class Contrastive(HeadObjective):
         check_number(self, "temperature", lambda x: 0 < x < math.inf, "a number > 0")
 
     def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
-        """Returns the rows of both texts."""
         return {name: RowSpec(feature_length(lengths, name, at_least=3)) for name in self.features}
 
     def axes(self) -> Axes:
-        """Returns the logical axes of a batch's arrays, by name."""
         tokens = dict.fromkeys(("other_input_tokens", "other_segment_ids"), TOKENS)
         return super().axes() | tokens | {"other_lengths": ("batch",)}
 
     @property
     def token_arrays(self) -> tuple[str, ...]:
-        """The segment ids of both texts."""
         return (*super().token_arrays, "other_segment_ids")
 
     def limits(self, model: Any) -> dict[str, IdLimit]:
-        """Returns the numbers of ids."""
         limits = super().limits(model)
         return limits | {"other_input_tokens": limits["encoder_input_tokens"]}
 
     def prepared(
         self, example: Example, lengths: Lengths, vocabulary: Any
     ) -> dict[str, np.ndarray]:
-        """Returns both texts, framed and truncated.
-
-        Raises: InputError if one is missing.
-        """
+        """Returns both texts, framed and truncated; raises InputError if one is missing."""
         advice = "name the two texts that belong together 'inputs' and 'targets'"
         texts = {name: feature(example, name, self, advice) for name in self.features}
         return {
@@ -124,7 +116,7 @@ class Contrastive(HeadObjective):
             cross_entropy(jnp.where(exists[None], scores, jnp.float32(-1e9)), diagonal)
             for scores in ([logits, logits.T] if self.symmetric else [logits])
         ]
-        losses = sum((each.cross_entropy for each in directions[1:]), directions[0].cross_entropy)
+        losses = sum((d.cross_entropy for d in directions[1:]), directions[0].cross_entropy)
         loss = weighted(losses / jnp.float32(len(directions)), exists.astype(jnp.float32))
         mean = loss[0] / jnp.maximum(loss[1], 1.0)
         correct = weighted(directions[0].correct, exists.astype(jnp.float32))
@@ -139,13 +131,11 @@ class Contrastive(HeadObjective):
     def show(
         self, example: Example, vocabulary: Vocabulary, names: Sequence[str] = ()
     ) -> list[str]:
-        """Returns a prepared example for a person to read: the two texts."""
         del names  # without labels
         return [vocabulary.decode(example[name].tolist()) for name in self.features]
 
 
 def _renamed(batch: Batch, side: str, name: str) -> dict[str, jax.Array]:
-    """Returns the texts of one side of a batch under the names of another side."""
     arrays = ("input_tokens", "segment_ids", "lengths")
     return {f"{name}_{a}": batch[f"{side}_{a}"] for a in arrays if f"{side}_{a}" in batch}
 

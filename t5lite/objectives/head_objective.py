@@ -57,33 +57,27 @@ class HeadObjective(Objective):
         return self.topology
 
     def label_spec(self, lengths: Lengths) -> RowSpec:
-        """Returns the declaration of `labels`, which need no length of their own."""
+        """Returns the declaration of `labels`, whose length is independent of `lengths`."""
         del lengths
         return RowSpec(1, kind="per_example")
 
     def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
-        """Returns the rows of inputs and labels."""
         inputs = RowSpec(feature_length(lengths, "inputs", at_least=3))
         return {"inputs": inputs, "labels": self.label_spec(lengths)}
 
     def axes(self) -> Axes:
-        """Returns the logical axes of a batch's arrays, by name."""
         return super().axes() | dict.fromkeys(self.per_row, ("batch",))
 
     def prepare(
         self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
     ) -> Prepared:
-        """Yields `prepared(example)` of each example; see `HostHalf.prepare`."""
         del rng
         return (self.prepared(example, lengths, vocabulary) for example in examples)
 
     def prepared(
         self, example: Example, lengths: Lengths, vocabulary: Any
     ) -> dict[str, np.ndarray]:
-        """Returns `inputs`, framed and truncated, and `labels`.
-
-        Raises: InputError if either is missing, or the labels do not fit the objective.
-        """
+        """Returns framed `inputs` and `labels`; raises InputError if missing or unfit."""
         text = unended(feature(example, "inputs", self, "name the text 'inputs'"), vocabulary)
         labels = np.atleast_1d(feature(example, "labels", self, "name the labels 'labels'"))
         inputs, frame = self.framed(text, lengths, vocabulary), known_vocabulary(vocabulary).frame
@@ -136,7 +130,6 @@ class HeadObjective(Objective):
         rngs: Mapping[str, jax.Array] = NOTHING,
         train: bool = False,
     ) -> tuple[Terms, Terms]:
-        """Returns `losses` of the head's output, and the terms of experts."""
         output, experts = self.output(model, params, batch, rngs=rngs, train=train)
         total, metrics = self.losses(output, batch)
         return {self.head: (total, jnp.float32(1))} | experts, metrics
@@ -157,7 +150,7 @@ class HeadObjective(Objective):
         Args:
           example: as `prepare` yields it.
           vocabulary: of `inputs`.
-          names: of the labels, in the order of their ids; empty: they are shown by number.
+          names: of the labels, in the order of their ids; empty: labels are shown by number.
         """
         text = vocabulary.decode(example["inputs"].tolist())
         return [text, self.show_labels(np.atleast_1d(example["labels"]), names)]

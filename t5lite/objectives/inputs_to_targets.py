@@ -18,14 +18,11 @@ class InputsToTargets(TokenCrossEntropy):
     """Predicts `targets` from `inputs`; an objective of this kind defines `pairs`.
 
     An encoder-decoder gives inputs to the encoder and targets to the decoder. A decoder alone reads
-    the inputs and then the targets in one row, whose length is the sum of both; inputs have no
-    loss.
+    the inputs, which have no loss, and then the targets in one row of the sum of both lengths.
 
     Attributes:
       bidirectional_inputs: whether a decoder alone sees inputs in both directions (a prefix
-        language model), rather than each token those before it. Recorded with the run, whose
-        prompts are then read in the same way.
-
+        language model), rather than causally. Recorded with the run for its prompts.
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1.
     """
 
@@ -51,12 +48,10 @@ class InputsToTargets(TokenCrossEntropy):
         return frames_of(vocabulary, topology=self.topology, start_id=self.start_id)
 
     def prompts(self, vocabulary: Any) -> Prompts:
-        """Returns how the trained model is prompted."""
         frames = self.frames(vocabulary)
         return Prompts(self.prompt, *frames, bidirectional=self.bidirectional_inputs)
 
     def prompted(self, prompts: Prompts | None) -> Self:
-        """Returns the objective whose decoder reads inputs as `prompts` say, if not None."""
         if prompts is None:
             return self
         return dataclasses.replace(self, bidirectional_inputs=prompts.bidirectional)
@@ -81,7 +76,6 @@ class InputsToTargets(TokenCrossEntropy):
     def prepare(
         self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
     ) -> Prepared:
-        """Makes pairs, for a decoder alone joined; see `Objective.prepare`."""
         pairs = self.pairs(examples, lengths=lengths, vocabulary=vocabulary, rng=rng)
         if self.topology != "decoder":
             return pairs
@@ -89,7 +83,6 @@ class InputsToTargets(TokenCrossEntropy):
         return (join_pair({**pair, "inputs": start.without(pair["inputs"])}) for pair in pairs)
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Names rows for the model's topology; see `Objective.batch`."""
         if self.topology != "decoder":
             return encoder_decoder_batch(rows, start_id=self.start_id)
         return prefix_lm_batch(
@@ -97,7 +90,6 @@ class InputsToTargets(TokenCrossEntropy):
         )
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
-        """Returns a prepared example for a person to read: inputs, then targets."""
         return self.show_pair(*split_pair(example), vocabulary)
 
     def show_pair(

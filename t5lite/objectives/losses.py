@@ -1,7 +1,4 @@
-"""Losses over token ids, as pure functions of logits.
-
-All are per token, `[batch, length]` float32; objectives, perplexity and scores weigh and sum them.
-"""
+"""Losses over token ids, as pure functions of logits."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +20,7 @@ class TokenLosses(NamedTuple):
 
     Attributes:
       cross_entropy: nats, with label smoothing; 0 is the best reachable value, smoothed or not.
-      negative_log_likelihood: nats, never smoothed: what perplexity is made of.
+      negative_log_likelihood: nats, never smoothed, for perplexity.
       z_squared: the square of the log of the softmax's normaliser (the z-loss, unscaled).
       correct: 1 where the target's logit is above every other (a tie is a mistake), else 0.
     """
@@ -37,7 +34,7 @@ class TokenLosses(NamedTuple):
 def cross_entropy(
     logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0
 ) -> TokenLosses:
-    """Returns the cross entropy of every position.
+    """Returns the cross entropy of every position; that of padding has no meaning.
 
     Gradients with respect to logits are `softmax - soft targets` plus `2 log Z softmax` for the
     z-loss, computed without a difference of large numbers.
@@ -47,10 +44,6 @@ def cross_entropy(
         classes like any other.
       targets: `[batch, length]` int32 in `[0, vocab)`.
       label_smoothing: the probability, in `[0, 1)`, divided evenly among the other classes.
-
-    Returns:
-      The losses of every position; those of padding mean nothing until weighted with 0.
-
     Source: Szegedy et al. 2016, arXiv:1512.00567, §7 (label smoothing); Mesh TensorFlow's z-loss as
       described in Chowdhery et al. 2022, arXiv:2204.02311, §5.
     """
@@ -80,7 +73,7 @@ def _smoothing_entropy(label_smoothing: float, num_others: int) -> float:
 
 
 def chunked(fn: Callable[..., Tree], *arrays: jax.Array, chunk_length: int | None) -> Tree:
-    """Computes a function of each position for a chunk of positions at a time.
+    """Returns `fn(*arrays)`, computed for a chunk of positions at a time.
 
     Only one chunk's intermediate values (its logits, say) exist at once; the backward pass
     computes them again.
@@ -89,9 +82,6 @@ def chunked(fn: Callable[..., Tree], *arrays: jax.Array, chunk_length: int | Non
       fn: `[batch, n, ...]` arrays → a tree of `[batch, n, ...]` arrays, position by position.
       *arrays: `[batch, length, ...]`.
       chunk_length: the most positions at once, >= 1; None takes them all and recomputes nothing.
-
-    Returns:
-      What `fn(*arrays)` does.
     """
     batch, length = arrays[0].shape[:2]
     if chunk_length is None or chunk_length >= length:
@@ -143,15 +133,11 @@ def normalized_weights(
     """Returns the token weights of a loss normalising factor, and the divisor of their sum.
 
     Args:
-      weights: `[batch, length]` float32, 0 on padding.
+      weights: `[batch, length]` float32, 0 on padding; so are the weights returned.
       factor: None or "NUM_REAL_TARGET_TOKENS": the sum of `weights`; "NUM_TOTAL_TARGET_TOKENS":
         batch times length, padding included; "AVERAGE_PER_SEQUENCE": every sequence counts as
         much as any other, however long; a number: that number.
       segment_ids: `[batch, length]` int32, the sequences packed in a row; None: a row is one.
-
-    Returns:
-      Token weights `[batch, length]` float32, and the divisor, a float32 scalar.
-
     Source: T5X, `losses.get_loss_normalizing_factor_and_weights`; None differs (there the sum is
       not divided at all).
     """

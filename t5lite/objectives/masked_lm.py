@@ -32,7 +32,6 @@ class MaskedLM(TokenCrossEntropy):
         with `##` or, in vocabularies without it, at pieces that start with `▁` or `Ġ`.
       max_predictions_per_row: the most tokens that are predicted in a row, and the only ones whose
         logits are computed; surplus masked tokens get no loss. None: no limit, all logits.
-
     Source: Devlin et al. 2018, arXiv:1810.04805, §3.1; whole words: the authors' repository.
     """
 
@@ -68,7 +67,6 @@ class MaskedLM(TokenCrossEntropy):
             )
 
     def rows(self, lengths: Lengths) -> dict[str, RowSpec]:
-        """Returns the rows of masked text, of the text itself, and of the predicted tokens."""
         length = feature_length(lengths, "targets", at_least=4)
         if self.max_predictions_per_row is not None and self.max_predictions_per_row > length:
             raise InputError(
@@ -84,10 +82,7 @@ class MaskedLM(TokenCrossEntropy):
     def prepare(
         self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
     ) -> Prepared:
-        """Yields `inputs`, `targets` and `predicted`: masked text, the text, tokens with a loss.
-
-        Raises: InputError without a vocabulary that has a mask or sentinels.
-        """
+        """Yields `inputs`, `targets` and `predicted`: masked text, the text, tokens with a loss."""
         length = self.rows(lengths)["inputs"].length
         if vocabulary is None:
             raise InputError(
@@ -112,7 +107,6 @@ class MaskedLM(TokenCrossEntropy):
         return prepared()
 
     def batch(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Names rows for an encoder; see `Objective.batch`."""
         targets, predicted, positions = rows["targets"], rows["predicted"], {}
         if self.max_predictions_per_row is not None:
             # Stable, so that predicted positions come first and in order.
@@ -129,7 +123,7 @@ class MaskedLM(TokenCrossEntropy):
         }
 
     def show(self, example: Example, vocabulary: Vocabulary) -> list[str]:
-        """Returns a prepared example for a person to read: the text, predictions «marked»."""
+        """Returns the text of a prepared example, predictions «marked»."""
         shown = example["inputs"] != vocabulary.eos_id
         text, predicted = example["targets"][shown], example["predicted"][shown]
         bounds = [0, *(np.flatnonzero(np.diff(predicted)) + 1).tolist(), text.size]
@@ -181,10 +175,7 @@ def _masked(
 
 
 def mask_of(vocabulary: Vocabulary) -> int:
-    """Returns the id that masks.
-
-    Raises: InputError if there is neither a mask token nor a sentinel.
-    """
+    """Returns the id that masks; raises InputError without a mask token and sentinels."""
     if vocabulary.mask_id is not None:
         return vocabulary.mask_id
     if not vocabulary.num_sentinels:

@@ -16,8 +16,8 @@ class PrefixLM(InputsToTargets):
 
     Texts (`targets` of the examples) are split into pieces of one length L: what a decoder's row
     holds beside EOS, or the most that either side of an encoder-decoder may have to hold. The
-    prefix of a piece of n tokens has U[1, n - 1] of them. EOS ends the targets and not the inputs,
-    which just stop. No token is lost.
+    prefix of a piece of n tokens has U[1, n - 1] of them. EOS ends the targets but not the inputs.
+    No token is lost.
 
     Every other piece of length L takes the complement, L - cut, of the cut before it, as T5's
     `pack_prefix_lm_encoder_decoder` does: packed, the two fill one row of inputs and targets.
@@ -31,15 +31,10 @@ class PrefixLM(InputsToTargets):
 
     @property
     def prompt(self) -> str:
-        """The kind of prompts, see `Prompts.kind`: a text is a beginning."""
         return "prefix" if self.bidirectional_inputs else "continue"
 
     def piece_length(self, lengths: Lengths, vocabulary: Any) -> int:
-        """Returns L, the tokens of text in a full piece.
-
-        Raises:
-          InputError: if the lengths leave no position to cut at.
-        """
+        """Returns L, the tokens in a full piece; raises InputError if too few to cut."""
         around = self.frames(vocabulary).targets.size  # EOS
         if self.topology == "decoder":
             inputs = feature_length(lengths, "inputs", at_least=1)
@@ -51,7 +46,6 @@ class PrefixLM(InputsToTargets):
     def pairs(
         self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
     ) -> Prepared:
-        """Splits texts into pieces and cuts each in two; see `Objective.prepare`."""
         length = self.piece_length(lengths, vocabulary)
         frame = self.frames(vocabulary).targets
 

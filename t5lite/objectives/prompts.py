@@ -49,9 +49,9 @@ class Prompts:
     """Prompt kinds and frames of a model.
 
     Attributes:
-      kind: the default, one of `PROMPTS`. `inputs`: a whole text, with the special tokens of
-        `inputs` around it, which the model answers; `continue`: a beginning, which the model
-        continues; `prefix`: the same, seen in both directions.
+      kind: the default, one of `PROMPTS`. `inputs`: a whole text, framed by `inputs`, which the
+        model answers; `continue`: a beginning, which the model continues; `prefix`: the same, seen
+        in both directions.
       inputs: the special tokens around a whole text.
       targets: the special tokens around its answer.
       bidirectional: whether a decoder sees the tokens of a whole text in both directions.
@@ -78,14 +78,7 @@ class Prompts:
 
 
 class Prompt(NamedTuple):
-    """Frames and attention of one kind of prompts.
-
-    Attributes:
-      kind: one of `PROMPTS`.
-      inputs: the special tokens around a text.
-      targets: the special tokens around the response.
-      bidirectional: whether a decoder sees a text in both directions.
-    """
+    """Frames and attention of one kind of prompts; see `Prompts`."""
 
     kind: str
     inputs: Frame

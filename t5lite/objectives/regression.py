@@ -23,7 +23,6 @@ class Regression(HeadObjective):
 
     Attributes:
       num_targets: how many numbers; set by `bind` to those of the model's head.
-
     Source: Devlin et al. 2018, arXiv:1810.04805, §4.1, as the authors train STS-B.
     """
 
@@ -37,16 +36,12 @@ class Regression(HeadObjective):
         return dataclasses.replace(bound, num_targets=model.heads[self.head].num_targets)
 
     def label_spec(self, lengths: Lengths) -> RowSpec:
-        """Returns the declaration of `labels`, float32 numbers."""
         return RowSpec(1, (self.num_targets,), "float32", "per_example")
 
     def prepared_labels(
         self, labels: np.ndarray, text: np.ndarray, inputs: np.ndarray, frame: Frame
     ) -> np.ndarray:
-        """Returns the labels as float32.
-
-        Raises: InputError if an example does not have as many numbers as the model's head.
-        """
+        """Returns the labels as float32; raises InputError unless there are `num_targets`."""
         if labels.shape != (self.num_targets,):
             raise InputError(
                 f"Regression: an example has labels of shape {labels.shape} and the model's "
@@ -60,13 +55,11 @@ class Regression(HeadObjective):
         return {**self.text_arrays(rows), "labels": labels, "label_weights": row_weights(rows)}
 
     def losses(self, output: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
-        """Returns the mean squared error, and the metrics."""
         squared = jnp.mean(jnp.square(output - batch["labels"]), axis=-1)
         error = weighted(squared, batch["label_weights"])
         return error[0], {"loss": error, "mse": error}
 
     def show_labels(self, labels: np.ndarray, names: Sequence[str]) -> str:
-        """Returns the numbers, after their names if they have some."""
         if len(names) != len(labels):
             return " ".join(f"{label:g}" for label in labels)
         return " ".join(f"{name}={label:g}" for name, label in zip(names, labels, strict=True))

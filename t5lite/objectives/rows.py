@@ -53,7 +53,7 @@ def decoder_batch(rows: Rows, *, start_id: int | None = 0) -> Batch:
     Returns:
       decoder_target_tokens, decoder_input_tokens (the targets one to the right within their
       segment, after `start_id`), decoder_loss_weights (float32, 1 on targets), decoder_segment_ids
-      and, of rows that are not packed, decoder_lengths.
+      and, of unpacked rows, decoder_lengths.
     """
     targets, segments = rows["targets"], rows["targets_segment_ids"]
     weights = weights_of(rows, "targets")
@@ -73,32 +73,26 @@ def decoder_batch(rows: Rows, *, start_id: int | None = 0) -> Batch:
 def encoder_decoder_batch(rows: Rows, *, start_id: int | None = 0) -> Batch:
     """Names rows of `inputs` and `targets` for an encoder-decoder, as SeqIO's converter does.
 
-    Args:
-      rows: `inputs` and `targets` `[batch, length]` int32 and their segment ids.
-      start_id: as `decoder_batch` takes it.
-
-    Returns:
-      Those of `decoder_batch`, encoder_input_tokens, encoder_segment_ids and, of rows that are not
-      packed, encoder_lengths.
+    To the arrays of `decoder_batch`, which documents the arguments, it adds encoder_input_tokens,
+    encoder_segment_ids and, of unpacked rows, encoder_lengths.
     """
     encoder = {"encoder_input_tokens": rows["inputs"], **segments_of(rows, "inputs", "encoder")}
     return encoder | decoder_batch(rows, start_id=start_id)
 
 
 def prefix_lm_batch(rows: Rows, *, start_id: int | None = 0, bidirectional: bool = True) -> Batch:
-    """Names rows for a decoder that reads inputs and predicts what follows.
+    """Returns rows for a decoder that reads inputs and predicts the targets after them.
 
     Args:
-      rows: what `join_pair` made, padded or packed: `targets` `[batch, length]` int32, inputs and
+      rows: joined by `join_pair`, padded or packed: `targets` `[batch, length]` int32, inputs and
         targets in one, their segment ids, and `prefix`, 1 on the inputs.
-      start_id: as `decoder_batch` takes it.
+      start_id: see `decoder_batch`.
       bidirectional: whether inputs are seen in both directions.
 
     Returns:
       Those of `decoder_batch`, without weights on inputs; if `bidirectional`, also
       decoder_causal_attention, int32: 1 on the inputs as the decoder reads them, the start token
       included, as SeqIO has it: the last input is where the first target is predicted.
-
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.2.1; `seqio.PrefixLMFeatureConverter`.
     """
     batch, prefix = decoder_batch(rows, start_id=start_id), rows["prefix"]
@@ -114,9 +108,8 @@ def prefix_lm_batch(rows: Rows, *, start_id: int | None = 0, bidirectional: bool
 def with_segments(batch: Rows) -> Batch:
     """Adds segment ids and lengths to an unpacked batch of SeqIO's own feature converters.
 
-    Args:
-      batch: arrays `[batch, length]` under SeqIO's names, 0 on padding. Those of packed batches
-        keep their segment ids and lose their positions, which models derive.
+    Arrays are `[batch, length]` under SeqIO's names, 0 on padding. Packed batches keep their
+    segment ids and lose their positions, which models derive.
     """
     named = dict(batch)
     for side in ("encoder", "decoder"):

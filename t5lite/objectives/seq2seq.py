@@ -18,14 +18,13 @@ from t5lite.rows import Examples, Lengths, Prepared, feature_length
 class Seq2Seq(InputsToTargets):
     """Predicts `targets` from `inputs`.
 
-    The vocabulary frames both; what is too long for its length loses its end. Examples with empty
+    The vocabulary frames both; a text that exceeds its length loses its end. Examples with empty
     targets are dropped.
 
     Attributes:
       add_eos: whether each feature ends with EOS, and nothing else is added to it; None: as the
         SeqIO task says, `seqio.Feature.add_eos`, or without one as the vocabulary does. As in
         SeqIO, an EOS that a task's preprocessors have appended is cut off where it does not fit.
-
     Source: Raffel et al. 2020, arXiv:1910.10683, §2.4.
     """
 
@@ -39,14 +38,12 @@ class Seq2Seq(InputsToTargets):
                 raise unknown("feature in Seq2Seq.add_eos", name, self.features)
 
     def for_features(self, add_eos: Mapping[str, bool]) -> Self:
-        """Returns the objective for a task whose features end with EOS or do not."""
         if self.add_eos is not None:
             return self
         own = {name: add_eos[name] for name in self.features if name in add_eos}
         return dataclasses.replace(self, add_eos=own)
 
     def frames(self, vocabulary: Any) -> Frames:
-        """Returns the special tokens around inputs and targets."""
         eos_id = known_vocabulary(vocabulary).eos_id
         own = {
             name: Frame(after=(eos_id,) if ends else ())
@@ -57,10 +54,7 @@ class Seq2Seq(InputsToTargets):
     def pairs(
         self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
     ) -> Prepared:
-        """Frames and cuts inputs and targets; see `Objective.prepare`.
-
-        Raises: InputError if a feature has no length or an example lacks a feature.
-        """
+        """Yields framed pairs; raises InputError if a feature or its length is missing."""
         frames, eos_id = self.frames(vocabulary)._asdict(), known_vocabulary(vocabulary).eos_id
         rooms = {name: feature_length(lengths, name) for name in self.features}
 

@@ -29,8 +29,7 @@ class SpanCounts(NamedTuple):
     Attributes:
       noise: tokens that are removed.
       spans: runs of noise; each is one sentinel in the inputs and one in the targets.
-      inputs: length of the inputs, EOS included.
-      targets: length of the targets, EOS included.
+      inputs, targets: lengths, EOS included.
     """
 
     noise: int
@@ -48,16 +47,14 @@ class SpanCorruption(InputsToTargets):
     of a window of documents is shorter, and dropped if it is a single token. Kept spans and noise
     spans take turns, the first kept and the last noise; all ways to do so are equally likely.
 
-    T5 differs in what it does to documents before: it takes one random stretch of 65,536 tokens
-    of each and joins 128 at a time, with a short stretch at every seam. Here every document is
-    used whole.
+    T5, by contrast, takes one random stretch of 65,536 tokens of each document and joins 128 at a
+    time, with a short stretch at every seam. Here every document is used whole.
 
     Attributes:
       noise_density: the share of tokens, in (0, 1), that is removed.
       mean_noise_span_length: the mean length of a span in tokens, >= 1.
       whole_word: whether each span is one word of letters and digits, with a word kept on either
         side of it. The two numbers above are then upper bounds of tokens and spans.
-
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4 and §3.3.4; `t5.data.preprocessors`.
     """
 
@@ -99,7 +96,7 @@ class SpanCorruption(InputsToTargets):
     def pairs(
         self, examples: Examples, *, lengths: Lengths, vocabulary: Any, rng: np.random.Generator
     ) -> Prepared:
-        """Joins, cuts and corrupts the examples' `targets`; see `Objective.prepare`.
+        """Yields corrupted stretches of the examples' `targets`.
 
         Raises: InputError if a length is missing, the targets cannot hold the noise of full
           inputs, or the vocabulary has too few sentinels.
@@ -219,7 +216,7 @@ class Piece(NamedTuple):
 def spans(targets: np.ndarray, vocabulary: Vocabulary) -> dict[int, np.ndarray]:
     """Returns the tokens of each span in targets, true or a model's, by sentinel index from 0.
 
-    Tokens before the first sentinel are left out, and so is a sentinel's second appearance.
+    Tokens before the first sentinel and a sentinel's second appearance are left out.
 
     Args:
       targets: `[n]` integers; ends at EOS or padding.
@@ -286,7 +283,6 @@ def join_pieces(
 
 
 def _before_end(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the tokens in front of the first EOS or padding."""
     tokens = np.asarray(tokens, np.int32)
     ends = np.flatnonzero((tokens == vocabulary.eos_id) | (tokens == vocabulary.pad_id))
     return tokens[: ends[0]] if ends.size else tokens

@@ -39,8 +39,8 @@ class TokenCrossEntropy(Objective):
     Attributes:
       label_smoothing: probability in `[0, 1)` taken from the target and given to all others.
       z_loss: coefficient, >= 0, of the squared log of the softmax's normaliser.
-      loss_normalizing_factor: what the loss is divided by: None (the number of target tokens), a
-        number > 0, or one of `LOSS_NORMALIZING_FACTORS`; see `losses.normalized_weights`.
+      loss_normalizing_factor: divisor of the loss: None (the number of target tokens), a number
+        > 0, or one of `LOSS_NORMALIZING_FACTORS`; see `losses.normalized_weights`.
       chunk_length: positions whose logits are in memory at once; None: all of them.
     """
 
@@ -92,7 +92,6 @@ class TokenCrossEntropy(Objective):
         )
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the divisor of both terms; see `Objective.weights`."""
         _, divisor = self._token_weights(batch)
         return {"cross_entropy": divisor, "z_loss": divisor}
 
@@ -106,10 +105,7 @@ class TokenCrossEntropy(Objective):
         rngs: Mapping[str, jax.Array] = NOTHING,
         train: bool = False,
     ) -> tuple[Terms, Terms]:
-        """Returns cross entropy, z-loss and the terms of experts.
-
-        Metrics are `loss` (nats, unsmoothed) and `accuracy`.
-        """
+        """Returns the loss's terms; metrics: `loss` (nats, unsmoothed) and `accuracy`."""
         hidden, aux = model.hidden(params, batch, rngs=rngs, train=train)
         tokens = chunked_cross_entropy(
             functools.partial(model.logits, params),

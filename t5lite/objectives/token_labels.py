@@ -34,26 +34,20 @@ class TokenLabels(HeadObjective):
     label_weights: ClassVar[str] = "token_weights"
 
     def limits(self, model: Any) -> dict[str, IdLimit]:
-        """Returns the numbers of ids and of labels."""
         fix = "set TokenLabelsHeadSpec.num_labels to more, or fix the data"
         limit = IdLimit(model.limits["token_labels"], "classes", fix)
         return super().limits(model) | {"token_labels": limit}
 
     def label_spec(self, lengths: Lengths) -> RowSpec:
-        """Returns the declaration of `labels`, which lie along the inputs."""
         return RowSpec(feature_length(lengths, "inputs"), kind="aligned", along="inputs")
 
     def axes(self) -> Axes:
-        """Returns the logical axes of a batch's arrays, by name."""
         return super().axes() | dict.fromkeys(("token_labels", "token_weights"), TOKENS)
 
     def prepared_labels(
         self, labels: np.ndarray, text: np.ndarray, inputs: np.ndarray, frame: Frame
     ) -> np.ndarray:
-        """Returns the labels along `inputs`, -1 on special tokens.
-
-        Raises: InputError if an example has fewer labels than tokens.
-        """
+        """Returns the labels along `inputs`, -1 on special tokens; InputError if too few."""
         if labels.size < text.size:
             raise InputError(
                 f"TokenLabels: an example has {labels.size} labels for {text.size} tokens: "
@@ -71,7 +65,6 @@ class TokenLabels(HeadObjective):
         }
 
     def losses(self, output: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
-        """Returns the labels' cross entropy, and the metrics."""
         labels, weights = batch["token_labels"], batch["token_weights"]
         tokens, predicted = cross_entropy(output, labels), jnp.argmax(output, axis=-1)
         true = ((predicted == labels) & (labels > 0)).astype(jnp.float32)

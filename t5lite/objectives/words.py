@@ -39,17 +39,10 @@ def letters_or_digits(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def word_bounds(tokens: np.ndarray, vocabulary: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first and the end position of each whole word of letters and digits.
+    """Returns the first and the end position of each whole word, two arrays `[words]`.
 
-    The last word is left out, which the tokens may cut; so is what follows punctuation without a
-    space.
-
-    Args:
-      tokens: `[n]` int32.
-      vocabulary: of the tokens.
-
-    Returns:
-      Two arrays `[words]` of positions in `tokens`; words do not overlap.
+    Words are of letters and digits, and do not overlap. The last one, which the tokens may cut,
+    is left out, and so is a word after punctuation without a space.
     """
     wordlike = letters_or_digits(vocabulary)[tokens]
     begins = word_starts(vocabulary)[tokens] & wordlike
