@@ -1,3 +1,5 @@
+"""Default embedding options of a model: `embedding.json`."""
+
 import dataclasses
 import json
 from collections.abc import Mapping

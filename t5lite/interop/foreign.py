@@ -1,3 +1,5 @@
+"""A checkpoint of another library, opened."""
+
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence

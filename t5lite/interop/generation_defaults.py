@@ -1,3 +1,5 @@
+"""Default generation options of a checkpoint: `generation_config.json`."""
+
 import dataclasses
 import json
 from collections.abc import Mapping

@@ -1,3 +1,5 @@
+"""The error for a checkpoint whose tensors do not fit the model."""
+
 import itertools
 import re
 from collections import Counter

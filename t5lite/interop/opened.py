@@ -1,3 +1,5 @@
+"""`Opened`: the contract of every checkpoint that `open_model` returns."""
+
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar

@@ -1,3 +1,5 @@
+"""A checkpoint of t5lite's own, opened."""
+
 import contextlib
 import dataclasses
 import functools

@@ -1,3 +1,5 @@
+"""The prompt format of a run's model: `prompts.json`."""
+
 import dataclasses
 import json
 from typing import Any

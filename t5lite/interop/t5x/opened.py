@@ -1,3 +1,5 @@
+"""Opens a T5X checkpoint as a model."""
+
 from etils import epath
 
 from t5lite.data import Vocabulary
