@@ -82,11 +82,9 @@ def compile_step(
       slice_of: each device's slice, in the order of the mesh; None if there is only one.
       stage: called with the name of each stage.
 
-    Returns:
-      The compiler's report, and the compiled step.
+    Returns: the compiler's report, and the compiled step.
 
-    Raises:
-      DoesNotFit: if it needs more memory than a device has.
+    Raises: DoesNotFit if it needs more memory than a device has.
     """
     start = time.monotonic()
     stage("tracing")
@@ -108,8 +106,7 @@ def compile_step(
 def step_memory(program: Program) -> Memory:
     """Compiles a run's own step, which its first call then finds done, and returns its memory.
 
-    Raises:
-      DoesNotFit: if it needs more memory than a device has, where the compiler knows that.
+    Raises: DoesNotFit if it needs more memory than a device has, where the compiler knows that.
     """
     compiled = _compiled(program.step.lower(program.state, program.batch))
     return _memory(program, compiled.memory_analysis())
@@ -187,7 +184,6 @@ def estimate(
 
     Args:
       compiled: for the devices of `on`.
-      on: the slices.
       flops: of a step of the whole batch: the model's matrix products, without recomputation.
       tokens: of a step of the whole batch.
 

@@ -19,12 +19,7 @@ _MOST = 3  # tips in an error
 
 
 class Footprint:
-    """Memory of a run's program, compared with that of this process's devices.
-
-    Args:
-      program: built for the devices.
-      settings: of the run, see `savings`.
-    """
+    """Memory of a run's program against that of this process's devices; `settings` of `savings`."""
 
     def __init__(self, program: Program, **settings: Any):
         self._program, self._settings = program, settings
@@ -36,10 +31,7 @@ class Footprint:
             raise InputError(self._too_large("parameters and optimizer state need", state, here))
 
     def check_step(self) -> None:
-        """Raises an InputError if a step needs more than there is; compiles it, see `step_memory`.
-
-        To be called with the state in memory: it has taken its part of a host's.
-        """
+        """Raises an InputError if a step needs more than there is, the state already in memory."""
         device = jax.local_devices()[0]
         here = capacity(device)
         try:
@@ -57,11 +49,7 @@ class Footprint:
                 raise InputError(self._too_large("a step needs", memory.total, size))
 
     def lines(self, stream: float) -> list[str]:
-        """Returns a comparison with the devices here; the run's own are not needed.
-
-        Args:
-          stream: see `stream_bytes`.
-        """
+        """Returns a comparison with the local devices; `stream` as of `stream_bytes`."""
         if (here := capacity(jax.local_devices()[0])) is None:
             return []
         num_microbatches = self._settings["update"].num_microbatches
@@ -99,10 +87,9 @@ class Footprint:
 
 
 def stream_bytes(spec: ModelSpec, compute: ComputeSpec, *, num_positions: int) -> float:
-    """Returns the bytes of the residual stream at each layer: what every policy keeps of a batch.
+    """Returns the bytes of the residual stream at each layer, which every policy saves of a batch.
 
     Args:
-      spec: of the model.
       compute: gives the type of activations.
       num_positions: of the global batch, padding included.
     """
@@ -125,7 +112,6 @@ def savings(
     Flags also bind the object whose setting they are.
 
     Args:
-      program, compute, update, layout, optimizer: of the run.
       bytes_here: of a device; None if unknown.
     """
     rows, num_microbatches = own_rows(program), update.num_microbatches

@@ -1,7 +1,7 @@
 """Collectives, loops and the compiler's estimates of a compiled program.
 
-Read from the text of the optimised HLO, since no interface gives these: loops count as often as
-they run, unlike in the compiler's own cost analysis.
+Read from the text of the optimised HLO, the only source; loops count as often as they run, unlike
+in the compiler's own cost analysis.
 """
 
 import collections
@@ -43,7 +43,6 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Position in the traced program."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1] if match else ""
 
@@ -58,9 +57,7 @@ class Traffic:
     """Collectives of one kind in a step, of one device.
 
     Args:
-      count: executions.
-      bytes: sent by each device.
-      slow_bytes: of those, between slices.
+      bytes: sent by each device; `slow_bytes` of them between slices.
     """
 
     count: int = 0
@@ -101,8 +98,6 @@ def read(text: str, *, slice_of: Sequence[int] | None = None) -> Program:
 
 
 class _Walk:
-    """The totals of a walk through computations."""
-
     def __init__(
         self, computations: Mapping[str, list[Instruction]], slice_of: Sequence[int] | None
     ) -> None:
@@ -119,7 +114,7 @@ class _Walk:
         return self._program
 
     def through(self, name: str, times: int) -> None:
-        """Counts a computation, which runs some times."""
+        """Counts a computation that runs `times` times."""
         seen: dict[tuple, str] = {}
         for instruction in self._computations.get(name, ()):
             self._collective(instruction, name, times, seen, scattered=False)
@@ -261,10 +256,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _trip_count(loop: Instruction, condition: Sequence[Instruction]) -> int | None:
-    """Returns a loop's trip count: annotated, or the constant that its counter stays below.
-
-    JAX's scans count from 0 in steps of 1.
-    """
+    """Returns a loop's trip count: annotated, or its counter's bound (JAX's scans: from 0 by 1)."""
     annotated = re.search(r"known_trip_count\D+?(\d+)", loop.rest)
     if annotated:
         return int(annotated[1])

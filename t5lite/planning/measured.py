@@ -52,11 +52,10 @@ def measure(
     warmup: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Times training steps.
+    """Times training steps on local devices.
 
     Args:
       step: `(state, batch) -> (state, metrics)`, compiled; may donate the state.
-      state: to start from.
       batches: of this host.
       place: puts a batch on the devices.
       steps: timed one by one, and as many again in sequence; at least 1.

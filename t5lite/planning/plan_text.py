@@ -14,8 +14,6 @@ def report(plan: Mapping[str, Any], on: Slice, *, price: float | None, power: fl
     """Returns a plan as text of at most 100 characters a line.
 
     Args:
-      plan: by a compilation.
-      on: the slices.
       price: of a chip-hour.
       power: of a chip, in watts.
     """
@@ -38,7 +36,6 @@ def report(plan: Mapping[str, Any], on: Slice, *, price: float | None, power: fl
 
 
 def run_lines(plan: Mapping[str, Any], devices: str) -> list[str]:
-    """Returns the devices, the model and a step."""
     sizes = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     lengths = " + ".join(map(str, plan["lengths"]))
     facts = {
@@ -140,7 +137,6 @@ def _estimate_lines(plan: Mapping[str, Any], on: Slice) -> list[str]:
 def whole_run(
     plan: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None
 ) -> dict[str, Any] | None:
-    """Returns time and cost of all steps; None where they are unknown."""
     step = (plan.get("estimate") or {}).get("step")
     if not step or not plan["steps"]:
         return None
@@ -176,7 +172,7 @@ def _whole_lines(
 
 
 def _figure(value: float) -> str:
-    """Returns three digits, or the whole number if it has more."""
+    """Formats three digits, or the whole number if it has more."""
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
 
 

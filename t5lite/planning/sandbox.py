@@ -26,10 +26,9 @@ def channel() -> Callable[..., None]:
 
 
 class Sandbox:
-    """Compiles a run's step in a separate process.
+    """Compiles a run's step in a subprocess, which may abort or be cancelled.
 
-    Args:
-      command: of the process; `--worker=` with the changes, as JSON, is appended.
+    `command` gets `--worker=` with the changes, as JSON, appended.
     """
 
     def __init__(self, command: Sequence[str]):
@@ -44,9 +43,6 @@ class Sandbox:
           changes: mesh, remat and num_microbatches instead of the run's; empty for the run itself.
           title: of the line that shows the time.
           seconds: after which it is cancelled.
-
-        Raises:
-          InputError: for a mistake that the user can fix.
         """
         command = [*self._command, f"--worker={json.dumps(changes)}"]
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:

@@ -1,7 +1,6 @@
-"""Candidates of meshes, rematerialisation policies and microbatches for a run.
+"""Candidates of meshes, rematerialisation policies and microbatches for a run, without compiling.
 
-Nothing here compiles: candidates that cannot fit are dropped by a lower bound of their memory, and
-the rest is ordered by a rough idea of their time.
+A lower bound of memory drops those that cannot fit; a rough estimate of time orders the rest.
 """
 
 import contextlib
@@ -90,7 +89,6 @@ def meshes(
 
 
 def abstract(mesh: Sequence[tuple[str, int]]) -> AbstractMesh:
-    """Returns a mesh without devices."""
     sizes = dict(mesh)
     return AbstractMesh(tuple(sizes.get(axis, 1) for axis in MESH_AXES), MESH_AXES)
 
@@ -122,7 +120,6 @@ def candidates(
     Args:
       build: `mesh -> Program` of one microbatch, an InputError if something does not divide.
       all_meshes: see `meshes`.
-      on: the slices.
       stream: see `least_bytes`.
       flops: of a step's matrix products.
     """

@@ -105,8 +105,7 @@ class Slice:
     def parse(cls, name: str, *, num_slices: int = 1) -> "Slice":
         """Reads `v5e:4x4`.
 
-        Raises:
-          InputError: if there is no such slice, or no positive number of them.
+        Raises: InputError if there is no such slice, or `num_slices` is not positive.
         """
         kind, _, shape = name.partition(":")
         if kind not in KINDS:
@@ -147,11 +146,7 @@ class Slice:
             )
 
     def devices(self) -> list[Any]:
-        """Returns descriptions of the devices, which can be compiled for.
-
-        Raises:
-          InputError: without libtpu.
-        """
+        """Returns device descriptions that can be compiled for; InputError without libtpu."""
         self.require_compiler()
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -23,14 +23,7 @@ Compile = Callable[..., dict[str, Any]]
 def try_all(
     order: Sequence[Variation], on: Slice, compile_: Compile, *, seconds: float
 ) -> dict[str, Any]:
-    """Compiles a run as it is configured, then its variations, and prints those that fit.
-
-    Args:
-      order: the variations.
-      on: the slices.
-      compile_: compiles one.
-      seconds: for all of them.
-    """
+    """Compiles a run, then its variations in order, within `seconds`, and prints those that fit."""
     end = time.monotonic() + seconds
     tried: list[tuple[Variation | None, dict[str, Any]]] = []  # None: as it is configured
     left_out: collections.Counter = collections.Counter()
