@@ -21,7 +21,7 @@ _MAX_EXPONENT = 700.0  # exp of more overflows
 
 @dataclasses.dataclass
 class HeldOut:
-    """Evaluates the objective on every validation batch, without dropout.
+    """Evaluates the objective's loss and metrics on every validation batch, without dropout.
 
     Returns each metric's weighted mean over all batches, by the objective's name, and each term's
     share of the minimised loss. `prefix/loss` is the objective's metric of that name, else the sum
@@ -48,7 +48,6 @@ class HeldOut:
         return dataclasses.replace(self, max_batches=None)
 
     def check(self, run: Any) -> None:
-        """Raises an InputError, before the first step, if the validation split is empty."""
         # Whole batches, whichever part of them is this process's: all must come to one verdict.
         for batch in run.data.validation_batches(run.objective, max_batches=1):
             if any(rows.any() for rows in batch.values()):
@@ -59,7 +58,6 @@ class HeldOut:
         )
 
     def metric_names(self, run: Any) -> set[str]:
-        """Returns the names of the metrics that it measures, without computing them."""
         models = run.objective.reference_models
         references = {name: models[name].shapes() for name in run.objective.references}
         batch = run.data.batch_shapes(run.objective)
@@ -71,8 +69,7 @@ class HeldOut:
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Returns the held-out metrics of `state`; prints once which part of the split they cover.
 
-        Raises:
-          InputError: the validation split has no batch, or nothing in it is weighed.
+        Raises: InputError for a split without a batch, or without a weighted position.
         """
         first = self._ready is None or self._ready.run is not run
         if first:

@@ -34,7 +34,7 @@ def collect(dispatched: Iterable[Sums]) -> Means:
     busy, and at most two batches are in flight, so that memory stays bounded.
 
     Args:
-      dispatched: yields `{name: (sum, weight)}` of float32 device scalars, one mapping a batch.
+      dispatched: yields `{name: (sum, weight)}` of float32 device scalars per batch.
     """
     means, waiting = Means(), None
     for sums in dispatched:

@@ -17,11 +17,7 @@ Example = dict[str, np.ndarray]
 
 
 def engine_of(run: Any) -> Engine:
-    """Returns the engine of a run; equal ones share compiled functions.
-
-    Args:
-      run: with `.model`, `.data`, `.layout` and `.mesh`.
-    """
+    """Returns the engine of a run; equal runs share compiled functions."""
     return Engine(run.model, run.data.vocabulary(), run.layout, run.mesh)
 
 
@@ -29,14 +25,11 @@ def examples(run: Any, *, split: str, count: int, seed: int, caller: str) -> lis
     """Returns prepared examples with `inputs` and `targets`, 1-D int32 arrays with their EOS.
 
     Args:
-      run: with `.data` and `.objective`.
-      split: "train" or "validation".
       count: most examples.
       seed: of the objective's randomness; the same seed gives the same examples.
       caller: the callback's name, for the message.
 
-    Raises:
-      InputError: the model or the objective is of another kind, or the split is empty.
+    Raises: InputError if model or objective is of another kind, or the split is empty.
     """
     missing = {"inputs", "targets"} - set(run.objective.features)
     if missing or run.model.topology != "encoder_decoder":
@@ -49,7 +42,7 @@ def examples(run: Any, *, split: str, count: int, seed: int, caller: str) -> lis
 
 
 def prepared(run: Any, *, split: str, count: int, seed: int, caller: str) -> list[Example]:
-    """Returns prepared examples of any objective; see `examples`."""
+    """Returns prepared examples of any objective."""
     rows = run.data.examples(run.objective, split=split, count=count, seed=seed)
     if not rows:
         raise InputError(f"{caller}: the {split} split has no example; fill it")
@@ -91,15 +84,11 @@ def answers(
     """Returns the model's greedy answer to each prompt, in order.
 
     Args:
-      run: see `engine_of`.
-      params: of the model, sharded as in training.
       prompts: ids with their special tokens.
-      max_new_tokens: most tokens of an answer.
       bidirectional: whether a decoder sees the prompts in both directions.
       batch_size: most prompts at once.
 
-    Returns:
-      Answers; an empty one of log-probability NaN where the logits are not finite.
+    Returns: answers; an empty one of log-probability NaN where the logits are not finite.
     """
     engine, options = engine_of(run), Options(max_new_tokens=max_new_tokens)
     rules = Rules((1 if engine.vocabulary is None else engine.vocabulary.eos_id,))
@@ -115,16 +104,9 @@ def answers(
 def target_scores(
     run: Any, params: Any, examples: Sequence[Example], *, batch_size: int = 64
 ) -> list[np.ndarray]:
-    """Returns the log-probabilities `[n]` float32 in nats of each example's target, EOS included.
+    """Returns the log-probabilities `[n]` float32 in nats of each target, EOS included, in order.
 
-    Args:
-      run: see `engine_of`; with `.objective`.
-      params: of the model, sharded as in training.
-      examples: prepared.
-      batch_size: most examples at once.
-
-    Returns:
-      In order; NaN where the logits are not finite.
+    NaN where the logits are not finite; at most `batch_size` examples are scored at once.
     """
     requests = []
     for example in examples:

@@ -14,8 +14,6 @@ from t5lite.text import shorten
 
 
 class Sample(NamedTuple):
-    """An example as text, and the model's answer to it."""
-
     inputs: str
     target: str
     prediction: str
@@ -67,14 +65,12 @@ class Samples:
             )
 
     def metric_names(self, run: Any) -> set[str]:
-        """Returns the name of the metric that it measures."""
         return {f"{self.prefix}/exact_match"}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Shows samples of `state` and returns the share of exact matches.
 
-        Raises:
-          InputError: the model is an encoder, or the split is empty.
+        Raises: InputError for an encoder or an empty split.
         """
         if self._prepared is None or self._prepared[0] is not run:
             self._prepared = run, self._prepare(run)
@@ -110,8 +106,6 @@ def format_samples(
     """Returns samples as lines of at most `width` characters.
 
     Args:
-      step: of the parameters.
-      samples: to show.
       exact_match: share of all answers, in [0, 1].
       total: number of answers.
       width: of the terminal, at least 40.

@@ -51,18 +51,17 @@ class SeqioMetrics:
         return dataclasses.replace(self, num_examples=None)
 
     def check(self, run: Any) -> None:
-        """Reads the examples and prints their number, before the first step."""
+        """Reads the examples and prints their number."""
         self._prepare(run)
 
     def metric_names(self, run: Any) -> set[str]:
-        """Returns a pattern for each task, which does not list its metrics' names."""
+        """Returns a pattern for each task, whose metric names are unknown."""
         return {f"{self.prefix}/{task.name}/*" for task in _tasks(run)}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Returns the metrics of `state`.
 
-        Raises:
-          InputError: if code of the task fails, or its split is empty.
+        Raises: InputError if code of the task fails, or its split is empty.
         """
         if self._run is not run:
             self._prepare(run)
@@ -129,7 +128,6 @@ def _tasks(run: Any) -> list[MetricTask]:
 
 
 def _unfit(run: Any, task: MetricTask) -> str | None:
-    """Returns why a model cannot answer a task's inputs; None if it can."""
     objective, name = run.objective, type(run.objective).__name__
     if run.model.topology == "encoder" or (objective.head or "lm") != "lm":
         return "the model does not generate text"

@@ -24,8 +24,6 @@ from t5lite.objectives import merge, spans
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """Examples of a run, read once."""
-
     run: Any
     held_out: list[rows.Example]
     unigram: float
@@ -73,18 +71,17 @@ class SpanFilling:
             check_count(f"SpanFilling.{name}", getattr(self, name))
 
     def check(self, run: Any) -> None:
-        """Reads the examples, before the first step rather than after the last."""
+        """Reads the examples."""
         self._prepared = self._prepare(run)
 
     def metric_names(self, run: Any) -> set[str]:
-        """Returns the names of the metrics that it measures."""
         return {f"{self.prefix}/{name}" for name in Filled(1, 0, 0, 0.0, 0.0, 0.0).metrics()}
 
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Measures `state`, prints filled-in texts and the number of exact gaps.
 
-        Raises:
-          InputError: no vocabulary with sentinels, no inputs and targets, or too few examples.
+        Raises: InputError for a vocabulary without sentinels, an objective without inputs and
+          targets, or too few examples.
         """
         if self._prepared is None or self._prepared.run is not run:
             self._prepared = self._prepare(run)
@@ -150,15 +147,9 @@ def ordinary(tokens: np.ndarray, vocabulary: Any) -> np.ndarray:
 def unigram_cross_entropy(
     train: Sequence[rows.Example], held_out: Sequence[rows.Example], vocabulary: Any
 ) -> float:
-    """Returns the cross-entropy of held-out targets under the training text's unigrams.
+    """Returns the cross-entropy, in nats a token, of held-out targets under a unigram distribution.
 
-    Args:
-      train: examples whose ordinary tokens, of inputs and targets, are counted, add-one smoothed.
-      held_out: examples whose targets' ordinary tokens are measured.
-      vocabulary: of the ids.
-
-    Returns:
-      Nats a token.
+    Ordinary tokens of training inputs and targets are counted, add-one smoothed.
     """
 
     def counts(arrays: list[np.ndarray]) -> np.ndarray:
@@ -185,7 +176,6 @@ def sentence_of(row: dict[str, np.ndarray], vocabulary: Any) -> Sentence:
 
     Args:
       row: `inputs`, `targets` and the model's `answer`, 1-D ids.
-      vocabulary: of the ids.
     """
     answer = spans(row["answer"], vocabulary)
     texts, gaps = [""], []
@@ -201,12 +191,7 @@ def sentence_of(row: dict[str, np.ndarray], vocabulary: Any) -> Sentence:
 
 
 def num_exact(answered: Sequence[dict[str, np.ndarray]], vocabulary: Any) -> int:
-    """Returns the number of gaps filled in with exactly the removed text.
-
-    Args:
-      answered: `targets` and the model's `answer` of each example, 1-D ids.
-      vocabulary: of the ids.
-    """
+    """Returns the number of exactly filled gaps; rows: `targets` and the model's `answer`, ids."""
     count = 0
     for row in answered:
         filled = spans(row["answer"], vocabulary)

@@ -12,12 +12,7 @@ _NO_SPACE = "\u00a0"  # keeps a gap on one line
 
 
 class Span(NamedTuple):
-    """One gap of a text.
-
-    Args:
-      truth: the text that was removed.
-      filled: the model's; None where it never wrote the gap's sentinel.
-    """
+    """One gap of a text: the removed text and the model's, None where it lacks the sentinel."""
 
     truth: str
     filled: str | None
@@ -29,12 +24,7 @@ class Span(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A text with gaps.
-
-    Args:
-      texts: the text around the gaps: one part before each, and one after the last.
-      spans: in order; one fewer than the texts.
-    """
+    """A text with gaps; `texts` surround them: one before each, and one after the last."""
 
     texts: Sequence[str]
     spans: Sequence[Span]
@@ -44,12 +34,8 @@ class Filled(NamedTuple):
     """Counts of held-out gaps, and losses in nats a token of them.
 
     Args:
-      num_gaps: in all.
-      exact: filled in exactly by the model.
-      exact_shuffled: the same with the inputs of another text.
-      loss: the model's.
+      exact_shuffled, shuffled: with the inputs of another text.
       unigram: of the unigram distribution of the training text.
-      shuffled: the model's, each example with the inputs of another.
     """
 
     num_gaps: int
@@ -60,7 +46,6 @@ class Filled(NamedTuple):
     shuffled: float
 
     def metrics(self) -> dict[str, float]:
-        """Returns the metrics of `SpanFilling`, by name."""
         return {
             "exact_match": self.exact / self.num_gaps,
             "exact_match_shuffled": self.exact_shuffled / self.num_gaps,
@@ -80,7 +65,6 @@ def text_of(ids: np.ndarray, vocabulary: Any) -> str:
 
 
 def format_filled(filled: Filled) -> str:
-    """Returns the share of exact gaps, and the losses under it."""
     metrics = filled.metrics()
     return (
         f"{filled.exact:,} of {filled.num_gaps:,} held-out gaps filled in exactly "
@@ -95,7 +79,6 @@ def format_sentences(sentences: Sequence[Sentence], *, max_spans: int = 4, width
     """Returns texts with the model's words in their gaps, each marked right or wrong.
 
     Args:
-      sentences: to show.
       max_spans: most gaps shown of each, with the text around them.
       width: of the terminal, at least 80.
     """
