@@ -21,10 +21,10 @@ from t5lite.text import in_bytes, in_flops, titled, wrapped
 
 
 def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, Any]:
-    """Trains a few steps and returns a step's times, memory and facts, as JSON values.
+    """Trains a few steps on the local devices; returns times, memory and facts as JSON values.
 
     Args:
-      experiment: the run; its `model_dir` is not touched.
+      experiment: its `model_dir` is not touched.
       steps: number timed one by one, and again without pauses.
       warmup: untimed steps before them.
     """

@@ -43,8 +43,8 @@ def changes(folder: epath.Path, *, config: str | None, facts: Mapping[str, Any])
 def changed_settings(was: str, now: str) -> list[str]:
     """Returns a line for each value that differs between two operative configurations.
 
-    Callables that only one of them uses are named without their values. Parameters that only one
-    of them has, of a callable that both use, belong to another version and are skipped.
+    Callables that only one of them uses are named without their values; parameters that only one
+    has, of a shared callable, belong to another version and are skipped.
     """
     old, new = settings(was), settings(now)
     lines = [
@@ -64,7 +64,6 @@ def _resolved(values: Mapping[str, str], name: str) -> str:
 
 
 def _callables(values: Mapping[str, str]) -> list[str]:
-    """Returns the names of callables, in order."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in values if "." in name))
 
 

@@ -22,13 +22,7 @@ def token_lengths(objective: Any, batch: Mapping[str, Any]) -> list[int]:
 
 
 def step_flops(spec: ModelSpec, objective: Any, batch: Mapping[str, Any]) -> float:
-    """Returns the FLOPs of one step's matrix products, forward and backward.
-
-    Args:
-      spec: the model.
-      objective: declares the batch and the trained head.
-      batch: the global batch, or its shapes.
-    """
+    """Returns the FLOPs of one step's matrix products, forward and backward; `batch` is global."""
     arrays = {name: batch[name] for name in objective.token_arrays}
     sides = {f"{side}_segment_ids": f"{side}_length" for side in _SIDES}
     lengths = {side: arrays.pop(name).shape[1] for name, side in sides.items() if name in arrays}

@@ -13,13 +13,7 @@ _SPECIAL = 64  # upper bound of the special tokens around a text
 
 
 class Cut(NamedTuple):
-    """The truncated texts of one feature.
-
-    Args:
-      texts: their number.
-      longest: tokens of the longest, special ones included.
-      room: the feature's length.
-    """
+    """Texts longer than `room`, a feature's length: their number, and the longest in tokens."""
 
     texts: int
     longest: int
@@ -27,13 +21,7 @@ class Cut(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """Truncated texts among some examples.
-
-    Args:
-      features: truncated ones, by name.
-      num_seen: examples read.
-      total: examples in the split; None if unknown.
-    """
+    """Truncated texts by feature, among `num_seen` of `total` (None: unknown) examples."""
 
     features: Mapping[str, Cut]
     num_seen: int
@@ -59,14 +47,9 @@ def count_cuts(data: Any, objective: Any, *, split: str, most: int, seed: int) -
     """Counts truncated texts, by preparing examples with the run's lengths and with longer ones.
 
     Args:
-      data: as for `train`.
-      objective: prepares the examples.
-      split: of the data.
       most: examples to read, in random order.
-      seed: of the sample.
 
-    Returns:
-      None if unknown: the split is empty, the objective divides long texts, or a cache holds
+    Returns: None if unknown: the split is empty, the objective divides long texts, or a cache holds
       prepared examples.
     """
     if objective.whole_texts or objective.joins_texts:

@@ -84,21 +84,15 @@ class Definition:
 
     @property
     def folder(self) -> epath.Path:
-        """`model_dir`, absolute."""
         return absolute(self.model_dir)
 
     @property
     def duration(self) -> Duration:
-        """The end of the run."""
         return Duration(self.steps, self.tokens, self.epochs)
 
     @functools.cached_property
     def spec(self) -> ModelSpec:
-        """The architecture; by default that of the run in `folder`, or of where it starts.
-
-        Raises:
-          InputError: if there is none.
-        """
+        """The architecture: by default of the run in `folder`, or else of its start."""
         if self.model is not None:
             return named_spec(self.model)
         described = self.folder / "model.json"
@@ -115,7 +109,6 @@ class Definition:
 
     @functools.cached_property
     def network(self) -> Model:
-        """The model's pure functions."""
         return Model(self.spec, self.compute)
 
     @functools.cached_property
@@ -144,11 +137,10 @@ class Definition:
         }
 
     def mesh(self) -> Mesh:
-        """Returns the layout's mesh over the devices of all processes."""
         return make_mesh(self.layout)
 
     def program(self, mesh: Any) -> Program:
-        """Returns the compiled functions of the run on a mesh, which may be abstract."""
+        """Returns the run's compiled functions on a mesh, which may be abstract."""
         shapes = self.data.batch_shapes(self.bound)
         self.network.check(shapes)
         return build(
@@ -181,7 +173,6 @@ class Definition:
         tuning: Tuning = Everything(),
         say: Callable[[str], None] = print,
     ) -> Run:
-        """Returns the argument of callbacks."""
         return Run(
             model_dir=str(self.folder),
             model=self.network,

@@ -15,12 +15,10 @@ from t5lite.training import Program
 
 
 def count(tree: Any) -> int:
-    """Returns the number of parameters in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def headline(model: Model, program: Program, mesh: Mesh) -> str:
-    """Returns one line: the model, its size and its devices."""
     size, trained = count(program.params), count(program.state.params)
     part = "" if trained == size else f" ({trained:,} trained)"
     kind = mesh.devices.flat[0].device_kind

@@ -57,8 +57,7 @@ def evaluate(
       checkpoint: `"latest"`, `"best"`, a step, or the folder of any checkpoint.
       sample: whether callbacks read the samples of training, instead of the whole split.
 
-    Returns:
-      The metrics of all callbacks.
+    Returns: the metrics of all callbacks.
 
     Raises:
       InputError: no such checkpoint, another model, vocabulary or labels, or no callback.
@@ -111,7 +110,6 @@ def evaluate(
 
 
 def _call(run: Run, state: TrainState, *, sample: bool) -> None:
-    """Calls each callback once, and adds its metrics to the run's."""
     for callback in run.callbacks:
         whole = getattr(callback, "whole", None)
         if whole is not None and not sample:
@@ -122,11 +120,7 @@ def _call(run: Run, state: TrainState, *, sample: bool) -> None:
 
 
 def _references(experiment: Experiment, description: Description, loaded: Loaded) -> dict[str, Any]:
-    """Returns the parameters of the objective's references; of "start", where the run started.
-
-    Raises:
-      InputError: if the checkpoint has no such start, or the folder that it refers to has changed.
-    """
+    """Returns the parameters of the objective's references, "start" among them."""
     if not experiment.reference_models:
         return {}
     folder, mesh = loaded.folder, loaded.mesh
@@ -169,11 +163,7 @@ def _references(experiment: Experiment, description: Description, loaded: Loaded
 
 
 def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.Path:
-    """Returns the folder of a checkpoint; see `evaluate`.
-
-    Raises:
-      InputError: if there is none.
-    """
+    """Returns the folder of a checkpoint; InputError if there is none."""
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         if not absolute(checkpoint).exists():
             raise InputError(
@@ -211,7 +201,7 @@ def choose(model_dir: str, checkpoint: str, checkpoints: Checkpoints) -> epath.P
 
 
 def _state(step: int, params: Any, references: Mapping[str, Any]) -> TrainState:
-    """Returns a state without optimizer state, which callbacks do not read."""
+    """Returns a state without optimizer state."""
     return TrainState(
         step=jax.numpy.int32(step),
         params=params,
@@ -245,11 +235,7 @@ def _suffix(name: str) -> str:
 def write(
     path: epath.Path, loaded: Loaded, metrics: Mapping[str, float], *, data: str = ""
 ) -> None:
-    """Writes metrics as JSON, NaN and infinities as null.
-
-    Raises:
-      InputError: if the file cannot be written.
-    """
+    """Writes metrics as JSON, NaN and infinities as null."""
     content = {
         "step": loaded.step,
         "checkpoint": str(loaded.folder),

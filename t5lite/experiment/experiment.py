@@ -68,13 +68,7 @@ P = ParamSpec("P")
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a run ends with.
-
-    Args:
-      state: after the last step.
-      metrics: the latest held-out metrics.
-      model: pure functions, for `state.params`.
-    """
+    """The last state of a run, its latest held-out metrics, and its model."""
 
     state: TrainState
     metrics: dict[str, float]
@@ -85,14 +79,9 @@ class Experiment(Definition):
     """A run: its definition, its checks and its training."""
 
     def check(self) -> Start | None:
-        """Checks every setting.
+        """Checks every setting against each other, the run in `folder`, and the start's folder.
 
-        Returns:
-          Where the run starts; None: the initialisers, or its own checkpoint.
-
-        Raises:
-          InputError: for settings that do not fit each other, the run in `folder`, or the folder
-            that the run starts from.
+        Returns: the run's start; None: the initialisers, or its own checkpoint.
         """
         check_folder(self.model_dir, field="train.model_dir")
         check_settings(self)
@@ -288,8 +277,6 @@ class Experiment(Definition):
 
 
 def _trainer(make: Callable[P, Experiment]) -> Callable[P, Trained]:
-    """Returns `train`, with the arguments of `Experiment`."""
-
     def train(*args: P.args, **kwargs: P.kwargs) -> Trained:
         return make(*args, **kwargs).train()
 

@@ -31,15 +31,7 @@ from t5lite.training.stopping import check_watched
 def report(experiment: Experiment, *, examples: int = 5, split: str = "train") -> str:
     """Returns a report of a run, in lines of at most 100 characters; computes and writes nothing.
 
-    Unreachable data are reported as such, and the other sections go without them.
-
-    Args:
-      experiment: the run.
-      examples: number of examples shown.
-      split: of the examples.
-
-    Raises:
-      InputError: for whatever `train` would refuse.
+    Unreachable data are reported as such; what `train` would refuse is an InputError.
     """
     if examples < 0:
         raise InputError(f"examples = {examples}: must be at least 0", field="examples")
@@ -196,7 +188,7 @@ def _length(experiment: Experiment, preview: Preview | None, lengths: Sequence[i
 def _num_steps(
     experiment: Experiment, preview: Preview | None, lengths: Sequence[int]
 ) -> int | None:
-    """Returns the approximate number of steps of the run; None if unknown."""
+    """Returns the approximate number of steps; None if unknown."""
     rows, ends = experiment.data.batch_size, [experiment.steps]
     if preview is not None and experiment.tokens is not None:
         filled = zip(lengths, preview.padding.values(), strict=False)

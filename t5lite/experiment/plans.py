@@ -28,8 +28,6 @@ def compile_for(experiment: Experiment, on: Slice, *, tell: Callable[..., None])
     """Compiles a run's step.
 
     Args:
-      experiment: the run.
-      on: the slices to compile for.
       tell: called with `stage=` for each stage, and with `result=`, a plan as JSON values.
     """
     mesh = make_mesh(experiment.layout, on.devices())
@@ -65,11 +63,7 @@ def compile_for(experiment: Experiment, on: Slice, *, tell: Callable[..., None])
 
 
 def _reading(experiment: Experiment, mesh: Any) -> list[dict[str, Any]]:
-    """Returns the rows of a batch and the shards that each process reads, as [start, stop) runs.
-
-    Raises:
-      InputError: if a process's devices do not hold whole shards.
-    """
+    """Returns the rows of a batch and the shards that each process reads, as [start, stop) runs."""
     rows = process_rows(experiment.layout, mesh, experiment.data.batch_size)
     shards = process_shards(experiment.data, experiment.layout, mesh)
     return [{"rows": _runs(rows[process]), "shards": _runs(shards[process])} for process in rows]
@@ -112,17 +106,10 @@ def varied(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
 def search(
     experiment: Experiment, on: Slice, compile_: Compile, *, minutes: float
 ) -> dict[str, Any]:
-    """Compiles variations of a run, the most promising first, within a time limit.
+    """Compiles variations of a run, the most promising first, within `minutes`.
 
-    Args:
-      experiment: the run.
-      on: the slices.
-      compile_: compiles one.
-      minutes: for all of it.
-
-    Returns:
-      `plans`, the fastest first; `did_not_fit`; `left_out`, counts by reason; and `cannot_fit`,
-      the number not tried because of their state's size alone.
+    Returns: `plans`, the fastest first; `did_not_fit`; `left_out`, counts by reason; and
+      `cannot_fit`, the number not tried because of their state's size alone.
     """
     layout = experiment.layout
     fixed = {axis: size for axis, size in layout.mesh.items() if axis in ("seq", "expert")}

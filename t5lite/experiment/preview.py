@@ -29,10 +29,8 @@ class Preview:
     """Examples and measurements of a few batches.
 
     Args:
-      examples: prepared.
       texts: readable texts of each example: one, or one per feature.
-      num_batches: number of measured batches.
-      batch_size: their rows, if fewer than the run's; else 0.
+      batch_size: rows of the measured batches, if fewer than the run's; else 0.
       padding: share of padding in a row, by feature, in [0, 1].
       examples_per_row: mean.
       epochs_per_row: passes over the training data per row; None if its size is unknown.
@@ -50,7 +48,7 @@ class Preview:
 
 
 def example_texts(data: Any, objective: Any, *, split: str, count: int, seed: int) -> list[str]:
-    """Returns prepared examples in readable form, one string each; see `look`."""
+    """Returns prepared examples in readable form, one string each."""
     examples = _spread(data, objective, split=split, count=count, seed=seed)
     texts = _texts(examples, objective, data)
     return ["\n→ ".join(" ".join(text.split()) for text in parts) for parts in texts]
@@ -60,12 +58,10 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
     """Reads examples and the first training batches of a run, all processes' rows.
 
     Args:
-      data: as for `train`.
       objective: prepares the examples; its `show` returns their readable texts. Without a
         vocabulary each array is one. Names of `labels`, if any, are passed to `show` as `names`.
       split: of the examples.
       count: number of examples; fewer if the split is smaller.
-      seed: of the run, whose first batches these are.
     """
     examples = _spread(data, objective, split=split, count=count, seed=seed)
     counting = _Counting(objective)
@@ -122,7 +118,6 @@ def _spread(data: Any, objective: Any, *, split: str, count: int, seed: int) -> 
 
 
 def _texts(examples: Sequence[Example], objective: Any, data: Any) -> list[list[str]]:
-    """Returns the readable texts of each example."""
     vocabulary = data.vocabulary()
     if vocabulary is None:
         return [[readable(ids, None) for ids in example.values()] for example in examples]
@@ -132,11 +127,7 @@ def _texts(examples: Sequence[Example], objective: Any, data: Any) -> list[list[
 
 
 def balance_lines(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    """Yields a bar for each class of each label, most frequent first, rare ones in one line.
-
-    Args:
-      counts: label feature → class → number of examples.
-    """
+    """Yields a bar per class of each label (feature → class → count), rare ones in one line."""
     for feature, classes in counts.items():
         total = sum(classes.values())
         ordered = sorted(classes.items(), key=lambda item: -item[1])
@@ -163,12 +154,7 @@ def example_lines(seen: Preview) -> Iterator[str]:
 
 
 def batch_lines(batch: Mapping[str, Any], seen: Preview | None) -> list[str]:
-    """Returns a table of the global batch's arrays, and the shares of padding.
-
-    Args:
-      batch: `ShapeDtypeStruct`s with shardings.
-      seen: measurements; None for none.
-    """
+    """Returns a table of the global batch's arrays (sharded shapes), and the shares of padding."""
     rows = []
     for name, leaf in batch.items():
         shard = list(leaf.sharding.shard_shape(leaf.shape))

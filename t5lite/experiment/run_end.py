@@ -15,15 +15,7 @@ from t5lite.text import metric_lines
 def end_text(
     folder: epath.Path, metrics: Mapping[str, float], *, model: Model, objective: Any, data: Any
 ) -> str:
-    """Returns the lines for the end of a run.
-
-    Args:
-      folder: the run's, complete.
-      metrics: the latest held-out ones.
-      model: that was trained.
-      objective: names the trained head.
-      data: gives the vocabulary.
-    """
+    """Returns the last lines of a run: held-out metrics, folder, and commands to continue with."""
     measured = ["held-out metrics", *metric_lines(metrics)] if metrics else []
     path = shlex.quote(str(folder))
     commands = [_use(path, model, objective, data.vocabulary())]
@@ -35,7 +27,6 @@ def end_text(
 
 
 def _use(folder: str, model: Model, objective: Any, vocabulary: Any) -> str:
-    """Returns the command that uses the trained head."""
     head = objective.head or "lm"
     if head == "embedding":
         return f't5lite embed --model_dir={folder} "a text" "another text"'

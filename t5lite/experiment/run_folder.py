@@ -31,8 +31,7 @@ _EARLIER_FILES = {*_FILES, "metrics.jsonl", "texts.jsonl", "report.html", "mlflo
 def one_writer(folder: epath.Path, *, say: Callable[[str], object]) -> Iterator[Claim | None]:
     """Claims a folder for all processes of this run; process 0 gets the claim.
 
-    Raises:
-      InputError: if another run writes there, or the folder cannot be written; on every process.
+    Raises: InputError on every process if another run writes there, or the folder is not writable.
     """
     with contextlib.ExitStack() as stack:
         claim, refusal = None, None
@@ -53,12 +52,7 @@ def writer_files(writers: Sequence[Any]) -> list[str]:
 
 
 def check_files(folder: epath.Path, of_writers: Collection[str]) -> None:
-    """Refuses a folder with foreign files that the run would overwrite.
-
-    Args:
-      folder: the model_dir.
-      of_writers: names of the files that the writers of metrics write.
-    """
+    """Refuses a folder with foreign files that the run, or its metrics writers, would overwrite."""
     own = _own_files(folder)
     foreign = [
         name
@@ -93,15 +87,7 @@ def check_described(
 ) -> Description | None:
     """Returns a folder's description; None if it has none.
 
-    Args:
-      folder: of the run.
-      spec: of the model.
-      vocabulary: of the data.
-      labels: of the data.
-      tuning: which parameters are trained; None: any.
-
-    Raises:
-      InputError: a different model, vocabulary, labels or tuning.
+    Raises: InputError for a different model, vocabulary, labels or tuning (None: any).
     """
     if not (folder / MODEL).exists():
         return None
@@ -142,12 +128,9 @@ def description_of(
     """Returns the description of a run's checkpoints.
 
     Args:
-      spec: of the model.
-      data: gives the vocabulary and the labels.
       prompts: how the trained model is prompted; None if it is not, or unknown.
       inputs: how rows become the texts that it reads.
       start: of the checkpoint that a new run starts from; None for none.
-      tuning: which parameters are trained.
     """
     vocabulary = data.vocabulary()
     description = Description(spec, vocabulary, data.labels(), prompts, inputs, tuning=tuning)
@@ -172,8 +155,6 @@ def describe(
     Files with the same content stay untouched: other processes may be reading them.
 
     Args:
-      folder: the model_dir.
-      description: of the run's checkpoints.
       config: text of `config.gin`; None for none.
       of_writers: names of the files that the writers of metrics write.
       facts: further content of `run.json`, see `describe_run`.

@@ -130,13 +130,7 @@ def learning_rate(optimizer: Optimizer) -> Callable[[TrainState], float | None]:
 
 
 def rate_change(saved: float | None, now: float | None, *, step: int) -> Iterator[str]:
-    """Yields a warning if a run would resume with a different learning rate.
-
-    Args:
-      saved: rate of the next update in the checkpoint; None if unknown.
-      now: rate of the next update in this run.
-      step: of the checkpoint.
-    """
+    """Yields a warning if a run would resume with a different learning rate (None: unknown)."""
     if saved is None or now is None or abs(now - saved) <= 0.01 * max(abs(now), abs(saved)):
         return
     times = f", {now / saved:.3g} times that" if saved else ""

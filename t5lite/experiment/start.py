@@ -36,7 +36,6 @@ class Start:
     """A checkpoint that a run starts from, with the source of each parameter.
 
     Args:
-      opened: the checkpoint.
       sources: the run's name → the checkpoint's name, of the parameters read.
       fresh: sizes of the drawn parameters, by name.
       dropped: sizes of the checkpoint's unread parameters, by name.
@@ -83,14 +82,11 @@ def plan_start(run: Definition, *, resumes: bool = False) -> Start | None:
     """Opens the folder that a new run starts from, and checks that it fits.
 
     Args:
-      run: with its `checkpoints.restore_from`.
-      resumes: whether the run has a checkpoint of its own, and the folder is not needed.
+      resumes: whether the run has its own checkpoint, and the folder is not needed.
 
-    Returns:
-      The parameters to read; None for a run that starts from the initialisers or resumes.
+    Returns: the parameters to read; None for a run that starts from the initialisers or resumes.
 
-    Raises:
-      InputError: no such folder, or names, shapes, vocabulary or labels that do not fit.
+    Raises: InputError for a missing folder, or names, shapes, vocabulary or labels that do not fit.
     """
     checkpoints, model = run.checkpoints, run.network
     if checkpoints.restore_from is None or resumes:
@@ -124,10 +120,7 @@ def plan_start(run: Definition, *, resumes: bool = False) -> Start | None:
 
 
 def check_run_folder(run: Definition) -> bool:
-    """Returns whether the run's folder has a checkpoint to resume; refuses that of another run.
-
-    A run without a checkpoint may start over as another one.
-    """
+    """Whether the run's folder has a checkpoint to resume; refuses that of another run."""
     if not saved_steps(run.folder / "checkpoints"):
         return False
     data = run.data
@@ -165,11 +158,8 @@ def first_state(
 
     Args:
       start: the source of parameters; None: they are drawn.
-      program: of the run.
       references: opened checkpoints of the objective's references; the others are copies of the
         first parameters.
-      seed: of drawn parameters.
-      say: prints the sources.
     """
     if start is None and not program.state.frozen["references"]:
         return program.init(seed)
@@ -184,16 +174,7 @@ def first_state(
 def referred_frozen(
     folder: str, program: Program, references: Mapping[str, Opened]
 ) -> dict[str, Any]:
-    """Returns `TrainState.frozen` of a run whose checkpoints refer to where it started.
-
-    Args:
-      folder: that it started from.
-      program: of the run.
-      references: see `first_state`.
-
-    Raises:
-      InputError: if the folder lacks a parameter, or cannot be opened.
-    """
+    """Returns `TrainState.frozen` of a run whose checkpoints refer to its start, `folder`."""
     source = opened(folder, averaged=False, field=_FIELD)
     leaves = named(program.params)
     if program.state.frozen["references"].keys() <= references.keys():  # no copy of the start
@@ -218,7 +199,7 @@ def check_referred(start: Start, tuning: Tuning, model: Model, *, field: str) ->
 def _references(
     program: Program, references: Mapping[str, Opened], *, start: Any
 ) -> dict[str, Any]:
-    """Reads the parameters of references; without a checkpoint, copies the start's."""
+    """Reads the parameters of references; those without a checkpoint copy the start's."""
     read = {}
     for name, shapes in program.state.frozen["references"].items():
         if name not in references:
@@ -309,7 +290,6 @@ def _changed(theirs: ModelSpec, ours: ModelSpec) -> list[str]:
 
 
 def _summary(sizes: Mapping[str, int]) -> str:
-    """Returns the sizes of parts: `classification_head/… (1,538 parameters)`."""
     parts: dict[str, list[str]] = {}
     for name in sizes:
         parts.setdefault(name.partition("/")[0], []).append(name)

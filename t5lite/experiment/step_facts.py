@@ -11,13 +11,7 @@ from t5lite.training import Program
 
 
 def facts(experiment: Experiment, program: Program, mesh: Any) -> dict[str, Any]:
-    """Returns the facts of a run's step, as JSON values.
-
-    Args:
-      experiment: the run.
-      program: built for the mesh.
-      mesh: its devices.
-    """
+    """Returns the facts of a run's step that plans and benchmarks report, as JSON values."""
     lengths = token_lengths(experiment.bound, program.batch)
     return {
         "devices": mesh.size,
@@ -36,7 +30,7 @@ def facts(experiment: Experiment, program: Program, mesh: Any) -> dict[str, Any]
 
 
 def _steps(experiment: Experiment, lengths: Sequence[int]) -> int | None:
-    """Returns the number of steps of the run, as if there were no padding."""
+    """Returns the number of steps of the run, padding ignored."""
     ends = [experiment.steps]
     if experiment.tokens is not None:
         ends.append(math.ceil(experiment.tokens / (experiment.data.batch_size * sum(lengths))))

@@ -21,7 +21,6 @@ class TaskLines(NamedTuple):
     """Lines with `inputs` and `targets`, and how a model reads them.
 
     Args:
-      lines: to answer.
       prompt: their role, see `Loaded.generate`; None: by the topology.
       ids: the prompt of each line, by its number.
     """
@@ -32,15 +31,9 @@ class TaskLines(NamedTuple):
 
 
 def task_lines(run: Definition, opened: Opened, *, split: str) -> TaskLines:
-    """Returns a split of a run's data, prepared as for evaluation.
+    """Returns a split of a run's data as lines for `t5lite infer`, prepared as for evaluation.
 
-    Args:
-      run: gives data and objective.
-      opened: the checkpoint that answers.
-      split: of the data.
-
-    Raises:
-      InputError: an encoder, data without a vocabulary, or an empty split.
+    Raises: InputError for an encoder, data without a vocabulary, or an empty split.
     """
     spec = named_spec(run.model or opened.spec)
     prompts = opened.description.prompts

@@ -93,17 +93,12 @@ def _axis(name: str, mesh_axes: tuple[str, ...]) -> str:
 
 
 def _weight(tree: Any) -> tuple[int, int]:
-    """Returns the number of parameters of a tree, and their bytes per device."""
     count = sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
     return count, bytes_of(tree)[1]
 
 
 def bytes_of(tree: Any) -> tuple[int, int]:
-    """Returns the bytes of a tree's arrays, in total and per device.
-
-    Args:
-      tree: of `ShapeDtypeStruct`s with shardings.
-    """
+    """Returns the bytes of a tree of sharded shapes, in total and per device."""
     total = device = 0
     for leaf in jax.tree.leaves(tree):
         shard = leaf.sharding.shard_shape(leaf.shape)
@@ -156,12 +151,7 @@ def memory_lines(program: Program, axes: Any, *, layout: Layout) -> list[str]:
 
 
 def arithmetic_lines(step: float, *, tokens: int) -> list[str]:
-    """Returns the FLOPs of a token and a step.
-
-    Args:
-      step: FLOPs of a training step, forward and backward.
-      tokens: positions of a step's rows, of all features, padding included.
-    """
+    """Returns the FLOPs of a token and a step; `tokens`: positions of all features, padded."""
     text = (
         f"{in_flops(step / 3 / tokens)} a token forward, {in_flops(step / tokens)} in training, "
         f"{in_flops(step)} a step: matrix products, without rematerialisation. A token is a "
