@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares source, target and changes."""
     parser.epilog = "example: t5lite adapt gemma-2-2b t5gemma --encoder_decoder"
     parser.add_argument("source", metavar="SOURCE", help="any folder t5lite.load opens")
     add_shared(parser, "target")
@@ -70,7 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Writes the adapted SOURCE to TARGET."""
     del configuration
 
     from t5lite.interop import Adaptation, adapt

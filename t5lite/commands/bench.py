@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the steps and the output."""
     parser.epilog = (
         "example: t5lite bench --gin_file=configs/quickstart.gin --steps=20. Steps read the run's "
         "data and train a temporary model; MODEL_DIR is not touched"
@@ -35,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Prints the time and memory of a step."""
     check_value("--steps", arguments.steps, "integer in [1, inf)")
     check_value("--warmup", arguments.warmup, "integer in [0, inf)")
 

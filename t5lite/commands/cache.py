@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the output, its format and its epochs."""
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="output folder, new or empty"
     )
@@ -86,11 +85,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 
 
 def cache_tasks(data: Any, folder: str, *, seed: int = 0) -> None:
-    """Writes SeqIO's offline cache of the data's task, or of each task of its mixture.
-
-    Raises:
-      InputError: data without a task, or a task that cannot be cached.
-    """
+    """Writes SeqIO's offline cache of each of the data's tasks; InputError if there is none."""
     from t5lite.data.tasks.cache import write_seqio_cache
     from t5lite.reporting.bars import Bar
 

@@ -11,15 +11,7 @@ if TYPE_CHECKING:
 
 
 def experiment_of(configuration: "Configuration", **defaults: Any) -> Experiment:
-    """Returns the run that a configuration describes.
-
-    Args:
-      configuration: binds arguments of `train`.
-      **defaults: values of unbound arguments.
-
-    Raises:
-      InputError: an unbound argument without a default.
-    """
+    """Returns the run of a configuration; InputError for an unbound argument without a default."""
     bound = {**defaults, **configuration.bindings_of(train)}
     missing = [
         repr(field.name)

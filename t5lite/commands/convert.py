@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares source, target and layout."""
     parser.epilog = (
         "the layout of SOURCE is detected; example: t5lite convert runs/quickstart quickstart-hf"
     )
@@ -39,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Converts SOURCE into TARGET, and prints what it cannot store."""
     del configuration
 
     from t5lite.interop import convert

@@ -1,4 +1,4 @@
-"""`t5lite embed`: texts to vectors, and the nearest of them to a query."""
+"""`t5lite embed`: texts to vectors, and a search for the texts nearest to a query."""
 
 import argparse
 import functools
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the model, the texts, the output and the search."""
     parser.epilog = (
         "examples: t5lite embed --model_dir=DIR --input_file=docs.txt --output_file=docs.npz; "
         't5lite embed --model_dir=DIR --query "a text" --among=docs.npz'
@@ -62,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
-    """Writes a vector for each text; with a query, prints the nearest of earlier vectors."""
     del configuration
     if arguments.query is not None or arguments.among is not None:
         return search(arguments)

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the checkpoint and the sample."""
     parser.add_argument(
         "--checkpoint",
         default="latest",
@@ -26,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Evaluates a checkpoint of the configured run."""
     from t5lite.commands.configured import experiment_of
     from t5lite.experiment import train
     from t5lite.experiment.evaluation import evaluate

@@ -75,15 +75,11 @@ def description(arguments: argparse.Namespace) -> dict[str, Any]:
 def placed(
     arguments: argparse.Namespace, model: Any = None, *, devices: Sequence[Any] | None = None
 ) -> "Loaded":
-    """Reads a model's parameters onto devices, as the flags of `MODEL` say.
+    """Reads a model's parameters onto devices, by the flags of `MODEL`.
 
     Args:
-      arguments: of the command line.
       model: its folder, or a checkpoint opened by `interop.open_model`; None: `--model_dir`.
       devices: to use; None for all.
-
-    Raises:
-      InputError: see `inference.load`.
     """
     from t5lite.inference import place
     from t5lite.interop import open_model
@@ -100,11 +96,7 @@ def placed(
 
 
 def shard_of(shard: str | None) -> tuple[int, int]:
-    """Returns index and number of shards: of the flag, or else of JAX's processes.
-
-    Raises:
-      InputError: unless it is `I/N`, with I below N.
-    """
+    """Returns index and number of shards: the flag's `I/N`, or else those of JAX's processes."""
     if shard is None:
         import jax
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the model, the texts and the generation options."""
     parser.description = (
         f"{parser.description}; one line of output per response. In a terminal, without TEXT: an "
         "interactive session"
@@ -53,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     """Prints a line for each response, white space collapsed; or holds a session.
 
-    The response to a single TEXT is streamed to a terminal. A line that fails leaves an empty one,
-    with its error on standard error.
+    A single TEXT's response is streamed to a terminal. A failed line prints an empty one, with its
+    error on standard error.
     """
     del configuration
     texts, chosen = texts_of(arguments), chosen_options(arguments)
@@ -108,7 +107,7 @@ def print_lines(
     batch_size: int,
     num_samples: int,
 ) -> int:
-    """Prints the responses to lines, a batch at a time; returns the exit code, 1 if one failed."""
+    """Prints responses a batch at a time; returns the exit code, 1 if a line failed."""
     failed = False
     for line, outcome in answered(lines, read, generate, at_once=batch_size):
         if isinstance(outcome, InputError):
@@ -121,7 +120,6 @@ def print_lines(
 
 
 def print_responses(answers: Iterable["Answer"]) -> None:
-    """Prints responses, a line each."""
     for answer in answers:
         print(" ".join(answer.text.split()), flush=True)
 
@@ -129,10 +127,7 @@ def print_responses(answers: Iterable["Answer"]) -> None:
 def read_lines(arguments: argparse.Namespace) -> list[Line]:
     """Returns the texts of the command line, of `--input_file`, or of standard input.
 
-    A table's rows; of anything else all lines, empty ones included.
-
-    Raises:
-      InputError: no text, or a file that is not UTF-8.
+    A table gives its rows, any other file all lines, empty ones included.
     """
     if arguments.texts:
         check_input(arguments.texts, arguments.input_file)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the model, the lines, the generation options and the output."""
     parser.description = (
         f"{parser.description}. Each output line has `line`, `input` (its row) and `output`, or "
         "`error`; a row's own `options` override the flags"
@@ -66,7 +65,6 @@ class Source(NamedTuple):
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
-    """Writes a JSON line for each line, in order, and the totals to standard error."""
     check_output(arguments.output_file, [".jsonl"])
     texts, chosen = texts_of(arguments), chosen_options(arguments)
     configured = bool(configuration.source.statements)
@@ -130,7 +128,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
 
 
 def file_source(arguments: argparse.Namespace) -> Source:
-    """Returns the lines of `--input_file`."""
     if arguments.split is not None:
         raise InputError(
             "--split is of a configuration's data: give --gin_file=FILE", field="split"

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the examples shown, or the model and text of an attention page."""
     parser.epilog = (
         'inside a trained model: t5lite inspect --model_dir=DIR --attention "The cat sat."'
     )
@@ -37,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Prints the report of the run that the configuration binds to `train`, or draws a page."""
     # A GPU may be busy with a run.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if arguments.attention is not None:
@@ -57,7 +55,6 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 
 
 def draw_attention(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Draws the attention page of `--model_dir`, and prints its path."""
     if configuration.source.statements:
         raise InputError(
             "--attention reads no gin configuration; the model is --model_dir=DIR",

@@ -22,7 +22,6 @@ def check_input(texts: Sequence[object], input_file: str | None) -> None:
 
 
 def numbered(rows: Sequence[Row]) -> list[Line]:
-    """Returns rows of a command line as lines, from 1."""
     return [Line(number, 0, 0, row) for number, row in enumerate(rows, 1)]
 
 
@@ -30,12 +29,7 @@ def input_lines(rows: Sequence[Row], input_file: str | None) -> tuple[Iterator[L
     """Returns lines, and the bytes of the file that holds them; 0 for a command line's.
 
     Args:
-      rows: of the command line.
       input_file: `.jsonl`, `.tsv`, `.csv`, `.parquet` or `.txt`, in place of rows.
-
-    Raises:
-      InputError: both or none of the two, or a file that cannot be read; while iterating, an empty
-        file.
     """
     check_input(rows, input_file)
     if input_file is None:
@@ -52,11 +46,7 @@ def counted_lines(path: str) -> Lines:
 
 
 def data_file(pattern: str, *, flag: str = "--input_file") -> DataFile:
-    """Returns the one file of a flag, its format by its name.
-
-    Raises:
-      InputError: no file, several, or an unknown format.
-    """
+    """Returns the one file of a flag, its format by its name; InputError for none or several."""
     path, *more = find_files(pattern, field=flag)
     if more:
         raise InputError(f"{flag}={pattern}: {len(more) + 1} files; give one at a time", field=flag)
@@ -94,11 +84,7 @@ def check_output(path: str | None, endings: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def output(path: str | None) -> Iterator[BinaryIO]:
-    """Yields standard output, or a file that appears only when complete.
-
-    Raises:
-      InputError: if the file cannot be created.
-    """
+    """Yields standard output, or a file that appears only when complete."""
     if path is None:
         yield sys.stdout.buffer
         return

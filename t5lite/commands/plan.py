@@ -1,7 +1,6 @@
 """`t5lite plan`: a run's step, compiled ahead of time for a TPU slice.
 
-Each compilation runs in its own process, which a search can cancel and an abort of the compiler
-does not outlive.
+Each compilation runs in its own process, to be cancelled by a search or survive compiler aborts.
 """
 
 import argparse
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the slices, the search and the prices."""
     parser.epilog = (
         "example: t5lite plan --gin_file=configs/t5_1_1_base_c4.gin --topology=v5e:4x4. Needs "
         "libtpu, but neither a TPU nor data; a compilation takes one to five minutes"
@@ -63,10 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
-    """Prints a plan, or a search's ranking; or, as a worker, compiles.
-
-    Returns: 0 if a plan fits, otherwise 1.
-    """
+    """Prints a plan, or a search's ranking; or, as a worker, compiles. Returns 0 if a plan fits."""
     import importlib.metadata
 
     from t5lite.commands.configured import experiment_of

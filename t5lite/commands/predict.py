@@ -44,7 +44,6 @@ _OPTIONS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the model, the texts, the head's options and the output."""
     parser.description = (
         f"{parser.description}. A JSON line per text has `line`, `input` and the prediction: "
         "`label` and `classes` with probabilities; `value` or `values`; `text` and `spans` with "
@@ -110,7 +109,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
-    """Writes a JSON line for each text, in order, and the totals to standard error."""
     del configuration
     check_output(arguments.output_file, [".jsonl"])
     for name in ("shard", "overwrite"):
@@ -185,7 +183,6 @@ def _job(loaded: "Loaded", predictor: "Predictor", arguments: argparse.Namespace
 
 
 def _print(lines: Lines, job: Job, *, batch_size: int) -> int:
-    """Prints the JSON lines; returns the exit code, 1 if a line failed."""
     totals = Totals(job)
     file = sys.stdout.buffer
     at_once = AT_ONCE * batch_size

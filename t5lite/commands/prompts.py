@@ -1,4 +1,4 @@
-"""Texts of lines, generation options and the model, as the flags of `generate` and `infer` say."""
+"""Texts of lines, generation options and the model, from the flags of `generate` and `infer`."""
 
 import argparse
 import dataclasses
@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 
 def with_trained_template(texts: "LineTexts", inputs: "InputFormat", *, rows: bool) -> "LineTexts":
-    """Returns texts with a run's template for rows, and says so; a template of the flags wins.
-
-    Args:
-      texts: of the command line.
-      inputs: of the run.
-      rows: whether there are columns; plain texts are read as they are.
-    """
+    """Returns texts with a run's template for rows, unless the flags have one; notes it."""
     if texts.template is not None:
         return texts
     note_template(inputs, rows=rows)
@@ -47,12 +41,7 @@ def note_template(inputs: "InputFormat", *, rows: bool) -> None:
 
 
 def texts_of(arguments: argparse.Namespace) -> "LineTexts":
-    """Returns what makes texts of lines, as `--template`, `--examples` and `--shots` say.
-
-    Raises:
-      InputError: an invalid template, one of the three without the others, or examples that cannot
-        be read, lack a column or are too few.
-    """
+    """Returns the converter of lines to texts, by `--template`, `--examples` and `--shots`."""
     from t5lite.data.files.line_texts import LineTexts, few_shot
 
     template = None if arguments.template is None else Template(arguments.template)
@@ -68,7 +57,6 @@ def texts_of(arguments: argparse.Namespace) -> "LineTexts":
 
 
 def chosen_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the generation options of the command line, by name."""
     return from_words({name: value for name, value in vars(arguments).items() if name in FLAGS})
 
 
@@ -78,16 +66,11 @@ def open_reader(
     """Opens the model and its draft.
 
     Args:
-      arguments: of the command line.
       model: its folder, or a checkpoint opened by `interop.open_model`.
       prompt: role of a text, unless the arguments say.
       devices: to use; None for all.
 
-    Returns:
-      The model, how it reads texts, and the draft's arguments of `Engine.generate`.
-
-    Raises:
-      InputError: no such folder, a model that cannot generate, or a draft that does not fit.
+    Returns: the model, how it reads texts, and the draft's arguments of `Engine.generate`.
     """
     if arguments.draft_length is not None and arguments.draft is None:
         raise InputError("--draft_length is for --draft, which is missing", field="draft_length")
@@ -111,7 +94,6 @@ def open_reader(
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    """Declares the generation options, drafts and templates."""
     for name, rule in FLAGS.items():
         parser.add_argument(
             f"--{name}",

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the runs and the output."""
     parser.epilog = "example: t5lite report runs/small runs/large --output=compared.html"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder (its MODEL_DIR)")
     parser.add_argument(
@@ -26,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Draws the page and prints its path."""
     del configuration
 
     from t5lite.reporting.report import read_record, render
@@ -41,11 +39,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
 
 
 def target(runs: Sequence[str], output: str | None) -> "epath.Path":
-    """Returns the page's path: by default in the run's folder; for several runs, in this one.
-
-    Raises:
-      InputError: a folder, or an existing file that is not a report.
-    """
+    """Returns the page's path: by default in the run's folder; for several runs, in this one."""
     from etils import epath
 
     from t5lite.reporting.report import is_report
@@ -66,11 +60,7 @@ def target(runs: Sequence[str], output: str | None) -> "epath.Path":
 
 
 def names_of(runs: Sequence[str]) -> list[str]:
-    """Returns the shortest ends of the folders' paths that differ.
-
-    Raises:
-      InputError: a folder listed twice.
-    """
+    """Returns the shortest ends of the folders' paths that differ."""
     parts = [
         (run.rstrip("/").split("/") if "://" in run else Path(run).expanduser().resolve().parts)
         for run in runs

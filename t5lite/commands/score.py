@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the model, the texts and the output."""
     parser.description = f"{parser.description}; a JSON line for each"
     parser.epilog = 'example: t5lite score --model_dir=DIR "2 + 2 =" --targets " 4" --targets " 5"'
     add_shared(parser, "texts")
@@ -49,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
-    """Writes a JSON line for each example, and the totals to standard error."""
     del configuration
     check_output(arguments.output_file, [".jsonl"])
     lines, num_bytes = input_lines(_rows(arguments), arguments.input_file)

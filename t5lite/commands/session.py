@@ -32,14 +32,11 @@ def converse(
     generate: Callable[[list["Request"]], Sequence["list[Answer] | InputError"]],
     stream: Callable[["Request"], Iterator[str]],
 ) -> int:
-    """Responds to typed lines until their end; returns the exit code.
+    """A terminal session: responds to each line alone; returns the exit code.
 
     Args:
-      reader: makes requests.
-      texts: makes texts of lines.
       chosen: options that differ from the defaults, by name.
-      generate: `Engine.outcomes` of the model.
-      stream: `Engine.stream` of the model.
+      generate, stream: `Engine.outcomes` and `Engine.stream` of the model.
     """
     from t5lite.inference.request import Request
 
@@ -79,10 +76,7 @@ def converse(
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[Iterator[str]], Iterator[str]]]:
-    """Lets Ctrl-C stop a response, also where a library swallows its exception, in a destructor.
-
-    Yields a function that passes the pieces of a response on, until Ctrl-C is pressed.
-    """
+    """Yields a wrapper of a response's pieces that Ctrl-C stops, even in a library's destructor."""
     pressed = False
 
     def press(*_: object) -> None:
@@ -108,11 +102,7 @@ def command(
     chosen: dict[str, Any],
     options_of: Callable[[Mapping[str, Any]], Options] = lambda chosen: Options(**chosen),
 ) -> dict[str, Any]:
-    """Runs a line that begins with `/`, and returns the chosen options.
-
-    Raises:
-      InputError: an unknown command or option, or an invalid value.
-    """
+    """Runs a line that begins with `/`, and returns the chosen options; InputError if invalid."""
     name, *rest = line.split(maxsplit=2)
     if name == "/help":
         print(HELP)
@@ -134,7 +124,6 @@ def command(
 
 
 def _value(text: str) -> Any:
-    """Returns the JSON value, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -142,7 +131,6 @@ def _value(text: str) -> Any:
 
 
 def show(pieces: Iterable[str]) -> None:
-    """Prints a response as it is generated."""
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

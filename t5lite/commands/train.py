@@ -10,12 +10,10 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the processes; everything else is a gin binding."""
     add_processes(parser)
 
 
 def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
-    """Calls `train` with the configuration's bindings."""
     del arguments
 
     from t5lite.experiment import train
