@@ -164,7 +164,7 @@ def _full_name(binding: str, source: Source) -> str:
 
 
 def _undefined(source: Source, name: str, location: str) -> InputError:
-    """Returns the error for a macro without a value: misspelt where it is used, or defined."""
+    """Returns the error for a macro without a value."""
     if not source.used_by_carried(name):
         return at(location, unknown("macro", name, source.macros))
     unread = filter(source.unread, source.macros)

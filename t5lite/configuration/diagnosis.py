@@ -1,7 +1,6 @@
-"""Diagnosis of refused statements and failed calls.
+"""Diagnosis of refused statements and failed calls, without parsing gin's messages.
 
-gin's messages are not parsed: names of statements are resolved again, and the failed call is read
-from the traceback.
+Names of statements are resolved again, and the failed call is read from the traceback.
 """
 
 import importlib
@@ -24,7 +23,6 @@ class Call(NamedTuple):
     arguments: Mapping[str, Any]
 
     def missing(self) -> list[str]:
-        """Returns the parameters without a default that have no argument."""
         kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
         return [
             name

@@ -14,7 +14,7 @@ _FOLDER = "partitioning"
 
 
 def layout_of(name: str, search_paths: Sequence[str] = ()) -> "Layout":
-    """Returns the layout that a gin fragment binds to `t5lite.train.layout`.
+    """Returns the layout that a gin fragment binds to `t5lite.train.layout`, for `--layout=NAME`.
 
     Replaces any earlier configuration.
 
@@ -22,8 +22,7 @@ def layout_of(name: str, search_paths: Sequence[str] = ()) -> "Layout":
       name: of a fragment in `gin/partitioning`, such as "fsdp"; or the path of a gin file.
       search_paths: folders where files and their includes are looked up.
 
-    Raises:
-      InputError: no such fragment, or one that binds no layout.
+    Raises: InputError if there is no such fragment, or it binds no layout.
     """
     from t5lite.experiment import train
 

@@ -91,7 +91,6 @@ class Source:
 
     @property
     def bindings(self) -> list[Binding]:
-        """The bound parameters, in order."""
         return [item for item in self.statements if item.parameter]
 
     @property
@@ -118,7 +117,6 @@ class Source:
         """Reads a file and its includes.
 
         Args:
-          name: of the file; see `find`.
           location: of the name, for errors.
           within: the files that include it.
 
@@ -178,11 +176,7 @@ class Source:
         """Returns the location to blame for an error raised by a call to `configurable`, or "".
 
         The binding of the field, or the definition of its macro; without one, the reference to
-        `configurable`.
-
-        Args:
-          configurable: its name.
-          field: of the error: `name` of the configurable's parameter or `Class.name` of another's.
+        `configurable`. `field`: `name` of its parameter or `Class.name` of another's.
         """
         owner, _, name = (field or "").rpartition(".")
         locations = [self._location_of(owner, name)] if owner not in ("", configurable) else []
@@ -224,10 +218,7 @@ class Source:
         return selector.rpartition(".")[2] if missing else target
 
     def resolve(self, selector: str) -> tuple[Any, str]:
-        """Follows a selector through the imports, as far as it goes.
-
-        Returns: the last object reached, and the first missing name ("" for none).
-        """
+        """Returns the last object on a selector's path, and the first missing name, or ""."""
         first, *rest = selector.split(".")
         if first not in self.imports:
             return None, first
@@ -243,14 +234,12 @@ class Source:
 
 
 def find(name: str, search_paths: Iterable[str] = ()) -> Path | None:
-    """Finds a gin file.
+    """Returns the path of the first existing file of a name, or None.
 
     Args:
       name: a path. `configs/...` and `gin/...` are also found inside t5lite, from any folder, and
         `package/file.gin` inside a Python package.
       search_paths: folders to look in after the current one.
-
-    Returns: the path of the first existing file, or None.
     """
     candidates = [Path(folder, name) for folder in ("", *search_paths)]
     *folders, file = Path(name).parts or ("",)
@@ -265,7 +254,6 @@ def find(name: str, search_paths: Iterable[str] = ()) -> Path | None:
 
 
 def _is_carried(path: Path) -> bool:
-    """Whether a file is one of t5lite's own."""
     roots = [root.resolve() for kind in ("configs", "gin") for root in carried(kind)]
     return any(path.resolve().is_relative_to(root) for root in roots)
 
@@ -285,11 +273,7 @@ def _known_files(name: str, search_paths: Iterable[str]) -> Iterator[str]:
 
 
 def _statements(text: str, file: str = "", *, flag: str = "") -> Iterator[tuple[Any, int]]:
-    """Parses gin text without binding it.
-
-    Yields: item statement and its line.
-    Raises: InputError at the location of a syntax error.
-    """
+    """Yields gin's statements and their lines; InputError at the location of a syntax error."""
     try:
         for statement in config_parser.ConfigParser(text, _Names()):
             yield statement, statement.location.line_num

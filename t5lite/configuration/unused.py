@@ -20,8 +20,6 @@ def check_used(source: Source, root: Callable, *, everywhere: bool = False) -> N
     """Raises an InputError at the first binding or macro that a call of `root` would ignore.
 
     Args:
-      source: of files and flags.
-      root: the called function.
       everywhere: whether t5lite's own files are checked too.
     """
     whole = len(source.statements)
