@@ -24,7 +24,6 @@ class InputError(ValueError):
 
     @property
     def parameter(self) -> str:
-        """The field without its class; "" for none."""
         return (self.field or "").rpartition(".")[2]
 
     def called(self, name: str) -> "InputError":
@@ -45,27 +44,18 @@ def require_integer(name: str, value: object, *, least: int = 1, field: str | No
 
 
 def check_fields(owner: object, **rules: Any) -> None:
-    """Refuses an object whose fields break their rules; errors name `Class.field`.
-
-    Args:
-      owner: the object.
-      **rules: field → rule, see `check_value`.
-    """
+    """Refuses an object whose fields break rules of `check_value`; errors name `Class.field`."""
     for name, rule in rules.items():
         check_value(f"{type(owner).__name__}.{name}", getattr(owner, name), rule)
 
 
 def check_value(field: str, value: Any, rule: Any) -> None:
-    """Refuses a value that breaks a rule.
+    """Raises an InputError with field, value and rule for a value that breaks the rule.
 
     Args:
       field: see `InputError`.
-      value: of the field.
       rule: `bool`; a tuple of the allowed values; or a kind and an interval, such as
         `"number in [0, 1)"` or `"integer in [1, inf)"`, with ` or None` where None is allowed.
-
-    Raises:
-      InputError: naming field, value and rule.
     """
     if rule is bool:
         valid, text = isinstance(value, bool), "True or False"
@@ -116,12 +106,7 @@ def options_as_flags(flags: Collection[str]) -> Iterator[None]:
 
 
 def option(name: str, value: object = None) -> str:
-    """Returns an option as the user types it: `truncate=True` in Python, or a flag.
-
-    Args:
-      name: of the option.
-      value: None for the name alone.
-    """
+    """Returns an option as the user types it: `truncate=True`, or a flag; None: its name alone."""
     flag = f"--{name}"
     if flag not in _flags:
         return name if value is None else f"{name}={value!r}"
@@ -141,8 +126,6 @@ def unknown(
 
     Args:
       kind: of the name, e.g. `"preset"`.
-      name: the unknown one.
-      names: all valid ones.
       field: the parameter to blame, see `InputError`.
     """
     names = sorted(set(names))

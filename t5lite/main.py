@@ -43,20 +43,12 @@ _ERROR_LINES = 5
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, raising InputErrors."""
-
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}\n  flags: {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line.
-
-    Args:
-      arguments: those after `t5lite`; None: of the shell.
-
-    Returns: the exit code.
-    """
+    """Runs one command line (None: the shell's, without `t5lite`) and returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _dispatch(arguments) or 0
@@ -71,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(error: BaseException, *, debug: bool) -> int:
-    """Prints an error and returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         print("t5lite: interrupted", file=sys.stderr)
         return 130
@@ -190,12 +181,8 @@ def _note(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates the `--gin.NAME=value` flags of a command line.
+    """Returns the arguments after the verb without `--gin.NAME=value`, and these as `NAME=value`.
 
-    Args:
-      arguments: those after the verb.
-
-    Returns: the remaining arguments, and the bindings as `NAME=value`.
     Raises: InputError if a binding has no value.
     """
     rest, bindings = [], []
@@ -269,7 +256,7 @@ def _shortened(message: str, num_lines: int) -> str:
 
 
 def _written(text: str) -> str | None:
-    """Writes a text to a temporary file, and returns its path; None if that fails."""
+    """Writes a text to a temporary file; returns its path, None if that fails."""
     with contextlib.suppress(OSError):
         handle, path = tempfile.mkstemp(prefix="t5lite-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
