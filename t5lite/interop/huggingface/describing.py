@@ -1,4 +1,4 @@
-"""A spec in Hugging Face's terms, and the errors for what these cannot express."""
+"""A spec as config and tensors of Hugging Face, and the errors for differences."""
 
 import dataclasses
 import re
@@ -22,23 +22,14 @@ _NOT_SAID = re.compile(r"(encoder|decoder|heads\.\d+)\.(stochastic_depth_rate|dr
 
 
 class Plan(NamedTuple):
-    """A spec in Hugging Face's terms.
-
-    Args:
-      config: the content of `config.json`.
-      tensors: as they are named in the file.
-    """
+    """The content of `config.json` for a spec, and its tensors as named in the file."""
 
     config: dict[str, Any]
     tensors: list[Tensor]
 
 
 def describe(spec: ModelSpec) -> Plan:
-    """Returns a spec in Hugging Face's terms.
-
-    Raises:
-      InputError: see `save`.
-    """
+    """Returns a spec as config and tensors; InputError as `save`."""
     if spec.family not in MODULES:
         raise InputError(
             f"ModelSpec.family = {spec.family!r}: no class of transformers of that name is "
@@ -66,16 +57,12 @@ def describe(spec: ModelSpec) -> Plan:
 
 
 def read_back(spec: ModelSpec) -> ModelSpec:
-    """Returns the nearest spec that transformers has a class for; its heads may be others.
-
-    Raises:
-      InputError: if there is none.
-    """
+    """Returns the nearest spec of a transformers class, heads aside; InputError for none."""
     return _both_ways(spec)[-1]
 
 
 def _both_ways(spec: ModelSpec) -> tuple[ModelSpec, Plan, ModelSpec]:
-    """Returns a spec without embedding heads, its config and tensors, and the spec of these."""
+    """Returns a spec without embedding heads, its config and tensors, and the spec read back."""
     family, plain = family_of(spec.family), without_embedding(spec)
     if plain.start_id is None:  # which the tokenizer says there
         plain = plain.replace(start_id=0)
@@ -87,7 +74,7 @@ def _both_ways(spec: ModelSpec) -> tuple[ModelSpec, Plan, ModelSpec]:
 
 
 def _changes(old: ModelSpec, new: ModelSpec) -> list[Difference]:
-    """Returns the differences of two specs; of a part that is another kind of thing, one alone."""
+    """Returns the differences of two specs; one alone for a part of another type."""
     for side in ("encoder", "decoder"):
         stacks = getattr(old, side), getattr(new, side)
         if all(stacks) and len(stacks[0].blocks) != len(stacks[1].blocks):  # then by layer
@@ -112,7 +99,7 @@ def _changes(old: ModelSpec, new: ModelSpec) -> list[Difference]:
 
 
 def agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]:
-    """Returns whether a config describes a spec, as it is or as `plan` says it."""
+    """Returns whether a config describes a spec, as it is or as `plan` expresses it."""
     family, plain = family_of(spec.family), without_embedding(spec)
     source = _stand_in(family.tensors(plain))
 
@@ -130,13 +117,12 @@ def agrees(spec: ModelSpec, plan: "Plan") -> Callable[[Mapping[str, Any]], bool]
 
 
 def without_embedding(spec: ModelSpec) -> ModelSpec:
-    """Returns a spec without its sentence embeddings, which have files of their own."""
     heads = tuple(head for head in spec.heads if not isinstance(head, EmbeddingHeadSpec))
     return spec.replace(heads=heads)
 
 
 def _stand_in(tensors: list[Tensor]) -> Source:
-    """Returns what stands in for a file that is not written yet: no two tensors are equal."""
+    """Returns a source of unequal tensors, for a file yet to be written."""
     shapes = {
         tensor.name: jax.ShapeDtypeStruct(tensor.shape, np.float32)
         for tensor in tensors
@@ -154,7 +140,6 @@ def _without(tensor: Tensor, prefix: str) -> Tensor:
 
 
 def _refused(spec: ModelSpec, reason: InputError | str) -> InputError:
-    """Returns the error for a spec that transformers' class does not support."""
     if isinstance(reason, Unsupported):
         return InputError(
             f"{reason}: transformers' class of ModelSpec.family = {spec.family!r} does not support "
@@ -171,7 +156,7 @@ def _refused(spec: ModelSpec, reason: InputError | str) -> InputError:
 def export_note(spec: ModelSpec) -> str | None:
     """Returns why a head cannot be exported to transformers, and the fix; None if it can.
 
-    None also for other families than transformers', and for models without heads for labels.
+    None also for families that transformers lacks, and for models without heads for labels.
 
     Args:
       spec: of the model, before it is trained: a trained head keeps its shape.
@@ -200,7 +185,7 @@ def export_note(spec: ModelSpec) -> str | None:
 
 
 def _change(spec: ModelSpec, head: HeadSpec) -> dict[str, Any]:
-    """Returns the fields of the nearest head that transformers has, where they are others."""
+    """Returns the fields in which transformers' nearest head differs."""
     try:
         heads = read_back(spec).heads
     except InputError:
@@ -215,7 +200,7 @@ def _change(spec: ModelSpec, head: HeadSpec) -> dict[str, Any]:
 
 
 def _replaced(spec: ModelSpec, head: HeadSpec, *new: HeadSpec) -> ModelSpec:
-    """Returns a spec with another head in a head's place, or none."""
+    """Returns a spec with a head replaced or dropped."""
     index = spec.heads.index(head)
     return spec.replace(heads=(*spec.heads[:index], *new, *spec.heads[index + 1 :]))
 

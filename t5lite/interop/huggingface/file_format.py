@@ -1,9 +1,9 @@
-"""One safetensors file: a header that says which tensors lie where, and their bytes.
+"""One safetensors file: a header with the tensors' locations, and their bytes.
 
 The file is the header's length (8 bytes, little-endian), the header (JSON: name → dtype, shape and
 `data_offsets`, which count from the header's end), and the tensors' bytes, row by row, without
-gaps. It is read here rather than by its own library because a checkpoint larger than the host's
-memory has to be mapped, and written while it is being made.
+gaps. Its own library cannot map a checkpoint larger than the host's memory, or write one while
+it is being made.
 
 Source: https://github.com/huggingface/safetensors, README, "Format".
 """
@@ -47,14 +47,7 @@ _METADATA = "__metadata__"
 
 
 class Entry(NamedTuple):
-    """The location of a tensor.
-
-    Args:
-      path: of the file, local or remote.
-      shape: of the tensor.
-      dtype: of the tensor.
-      start: byte of the file at which it begins.
-    """
+    """A tensor's location: a local or remote file, and the byte of the file at which it begins."""
 
     path: Any
     shape: tuple[int, ...]
@@ -63,22 +56,14 @@ class Entry(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """The byte after its last."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(path: Any) -> dict[str, Entry]:
-    """Reads the header of a file, and checks that all of its tensors are there.
+    """Returns the location of each tensor in a file, local or remote, in the header's order.
 
-    Args:
-      path: of the file, `pathlib`'s or, of a remote one, `etils`'s.
-
-    Returns:
-      The location of each tensor by name, in the header's order.
-
-    Raises:
-      InputError: if the file cannot be opened, is truncated or damaged, or has a dtype that we do
-        not know. Nothing but the header is read, and no more of it than the file has.
+    Raises: InputError for a file that cannot be opened, is truncated or damaged, or has an unknown
+      dtype. Only the header is read, and no more of it than the file has.
     """
     try:
         stat = path.stat()
@@ -111,13 +96,12 @@ def read_header(path: Any) -> dict[str, Entry]:
 
 
 def header_of(tensors: Iterable[tuple[str, jax.ShapeDtypeStruct]]) -> bytes:
-    """Returns the beginning of a file: everything in front of the tensors' bytes.
+    """Returns the bytes of a file before its tensors'.
 
     Args:
       tensors: name, shape and dtype, in the order in which the bytes follow.
 
-    Raises:
-      InputError: if the format knows no such dtype, or the header comes out too long for it.
+    Raises: InputError for a dtype that the format lacks, or too long a header.
     """
     # Tensors are laid out as PyTorch's are; otherwise transformers refuses them.
     header: dict[str, Any] = {_METADATA: {"format": "pt"}}
@@ -141,7 +125,7 @@ def header_of(tensors: Iterable[tuple[str, jax.ShapeDtypeStruct]]) -> bytes:
 
 
 def num_bytes(tensor: jax.ShapeDtypeStruct) -> int:
-    """Returns how many bytes a tensor takes in a file."""
+    """Returns the bytes of a tensor in a file."""
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
@@ -186,7 +170,7 @@ def _entry(path: Any, name: str, fields: Any, begin: int) -> Entry:
 
 
 def _check_layout(path: Any, entries: Mapping[str, Entry], *, begin: int, size: int) -> None:
-    """Raises unless the tensors follow each other without a gap and the file ends with the last."""
+    """Raises unless the tensors fill the file without gaps."""
     end = begin
     expected = max((entry.stop for entry in entries.values()), default=begin)
     if expected > size:

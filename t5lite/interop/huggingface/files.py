@@ -1,4 +1,4 @@
-"""The tensors in a Hugging Face folder: `model.safetensors`, or several such files and an index."""
+"""The tensors in a Hugging Face folder: `model.safetensors`, or several files and an index."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ Written = tuple[str, jax.ShapeDtypeStruct, Callable[[], np.ndarray]]
 
 
 class Safetensors:
-    """The tensors of one file or several: a `tensors.Source`."""
+    """A `tensors.Source` of one or several files."""
 
     def __init__(self, entries: Mapping[str, Entry]):
         self._entries = dict(entries)
@@ -31,17 +31,13 @@ class Safetensors:
         self._fetched: tuple[str, bytes] = ("", b"")  # the last one, which may have several parts
 
     def tensors(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shape and dtype of each tensor by name."""
         return {
             name: jax.ShapeDtypeStruct(entry.shape, entry.dtype)
             for name, entry in self._entries.items()
         }
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor as a read-only view of its file; pages are read when touched.
-
-        Of a remote file, its bytes are fetched.
-        """
+        """Returns a tensor: a read-only view of its file, or bytes fetched from a remote one."""
         entry = self._entries[name]
         if not isinstance(entry.path, Path):
             if self._fetched[0] != name:
@@ -60,12 +56,8 @@ def open_tensors(folder: str | os.PathLike) -> Safetensors:
       folder: local or remote, with `model.safetensors`, or `model.safetensors.index.json` and the
         files it names; or one `.safetensors` file, or an index, of any name.
 
-    Returns:
-      The tensors by name.
-
-    Raises:
-      InputError: if such files are missing (pickles are not opened), one is truncated or damaged,
-        or the index is not theirs.
+    Raises: InputError for missing files (pickles are not opened), truncated or damaged ones, or an
+      index of other files.
     """
     path = as_path(folder)
     if path.is_dir():
@@ -94,16 +86,12 @@ def write_tensors(
     An older checkpoint in the folder stays as it is until all of the new one is written.
 
     Args:
-      folder: is made if it does not exist.
+      folder: local; created if it does not exist.
       tensors: name, shape and dtype, and the function that makes it, called when it is due.
       max_file_bytes: of tensors in a file; a larger one is alone in its file.
-      progress: is called with bytes written and bytes in all after each tensor.
+      progress: called with bytes written and bytes in all after each tensor.
 
-    Returns:
-      The files, the index last if there is one.
-
-    Raises:
-      InputError: if the folder is remote or cannot be written.
+    Returns: the files, the index last if there is one.
     """
     root = local(folder)
     due = list(tensors)
@@ -139,11 +127,7 @@ def write_tensors(
 
 
 def local(folder: str | os.PathLike) -> Path:
-    """Returns the path of a local folder or file.
-
-    Raises:
-      InputError: for `gs://` and the like.
-    """
+    """Returns the path of a local folder or file; InputError for `gs://` and the like."""
     path = as_path(folder)
     if not isinstance(path, Path):
         raise InputError(
@@ -162,11 +146,7 @@ _ADVICE = (
 
 
 def _fetch(entry: Entry) -> bytes:
-    """Reads the bytes of a tensor of a remote file.
-
-    Raises:
-      InputError: if that fails.
-    """
+    """Reads the bytes of a tensor of a remote file."""
     try:
         with entry.path.open("rb") as file:
             file.seek(entry.start)
@@ -197,7 +177,7 @@ def _no_weights(folder: Any) -> InputError:
 
 
 def _indexed(path: Any) -> dict[str, Entry]:
-    """Returns where the tensors lie of all files that an index names."""
+    """Returns the tensors' locations in all files of an index."""
     try:
         places = json.loads(path.read_bytes())["weight_map"]
         files = sorted(set(places.values()))
@@ -242,7 +222,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _split(tensors: Sequence[Written], max_file_bytes: int) -> dict[str, list[Written]]:
-    """Returns the tensors of each file by its name."""
     files: list[list[Written]] = [[]]
     free_bytes = max_file_bytes
     for tensor in tensors:
@@ -266,7 +245,7 @@ def _split(tensors: Sequence[Written], max_file_bytes: int) -> dict[str, list[Wr
 def _write(
     file: BinaryIO, name: str, tensor: jax.ShapeDtypeStruct, make: Callable[[], np.ndarray]
 ) -> int:
-    """Makes a tensor, writes it, and returns its bytes."""
+    """Makes and writes a tensor; returns its bytes."""
     array = make()
     if array.shape != tensor.shape or array.dtype != tensor.dtype:
         raise RuntimeError(
@@ -285,7 +264,7 @@ def _index(files: Mapping[str, Sequence[Written]], *, total_size: int) -> bytes:
 
 
 def _remove_older(folder: Path, *, keep: Sequence[str]) -> None:
-    """Removes the files of an older checkpoint, which would be found first, or found at all."""
+    """Removes the files of an older checkpoint, which could be opened instead."""
     for path in folder.iterdir():
         if path.name not in keep and (path.name in (WEIGHTS, INDEX) or _PART.fullmatch(path.name)):
             path.unlink()

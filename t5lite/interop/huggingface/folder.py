@@ -50,7 +50,7 @@ _POSITIONS = "max_position_embeddings"
 
 
 def is_folder(folder: str | os.PathLike) -> bool:
-    """Whether there is a `config.json`, or a `modules.json` that says where one is."""
+    """Whether there is a `config.json`, or a `modules.json` that locates one."""
     return (transformer_folder(folder) / CONFIG).exists()
 
 
@@ -69,9 +69,8 @@ def open_model(
       folder: with `config.json` and safetensors files; local or remote.
       vocabulary: instead of the folder's own.
 
-    Raises:
-      InputError: no config, an unknown `model_type` (the known ones are listed), an
-        architecture or option that is not, pickles, or damaged files.
+    Raises: InputError for a missing config, an unknown `model_type` (the known ones are listed), an
+      unknown architecture or option, pickles, or damaged files.
     """
     outer = as_path(folder)
     root, sentences = transformer_folder(outer), read_sentences(outer)
@@ -141,13 +140,11 @@ def save(
       folder: local; created if need be. An older model in it is replaced.
       description: of the model. Files of its origin that still hold are written unchanged; see
         `losses`. Its prompts become the tokenizer's template.
-      params: its parameters, sharded or not.
       max_file_bytes: of a file of tensors.
       progress: called with bytes written and bytes in all.
 
-    Raises:
-      InputError: if the spec's family has no Hugging Face class, or that class cannot express the
-        spec (all differences are listed), or the folder cannot be written.
+    Raises: InputError for a spec whose family has no Hugging Face class, or which that class cannot
+      express (all differences are listed), or a folder that cannot be written.
     """
     root = local(folder)
     spec, vocabulary = description.spec, description.vocabulary
@@ -212,7 +209,7 @@ def _never_padding(
 
 
 def losses(description: Description) -> list[str]:
-    """Returns what a Hugging Face folder written by `save` does not express, one line each."""
+    """Returns the parts of a description that `save` cannot express, one line each."""
     description = _with_related_origin(description)
     spec, vocabulary, origin = description.spec, description.vocabulary, description.origin
     content = _content(description, describe(spec))
@@ -278,7 +275,7 @@ def _content(description: Description, plan: Plan) -> _Content:
 
 
 def _with_related_origin(description: Description) -> Description:
-    """Returns a description without its origin if the model has become one of another family."""
+    """Returns a description, without its origin if the model's family has changed."""
     origin = description.origin
     if origin is None or origin.config().get("model_type") == description.spec.family:
         return description
@@ -315,11 +312,7 @@ def _frame(spec: ModelSpec, vocabulary: Vocabulary, prompts: Prompts | None) -> 
 
 
 def read_config(folder: Any) -> dict[str, Any]:
-    """Returns the content of a folder's `config.json`.
-
-    Raises:
-      InputError: if there is none, or it names no `model_type` that is known.
-    """
+    """Returns a folder's `config.json`; InputError if absent or of an unknown `model_type`."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_bytes())
@@ -341,7 +334,7 @@ def read_config(folder: Any) -> dict[str, Any]:
 
 
 def _renamed(source: Source, family: Family) -> Source:
-    """Returns a folder's tensors by the names that a file of today with a head would have."""
+    """Returns a folder's tensors under the current names in a file of a model with a head."""
     stored = source.tensors()
     names = {name: name for name in stored}
     for pattern, replacement in family.renamed:

@@ -1,4 +1,4 @@
-"""The files of sentence-transformers beside a model: `modules.json` and what it names."""
+"""Files of sentence-transformers beside a model: `modules.json` and the files it names."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ class Sentences(NamedTuple):
 
 
 def transformer_folder(folder: Any) -> Any:
-    """Returns where a model lies: the folder itself, or what its `modules.json` names first."""
+    """Returns the model's folder: the folder itself, or the first in its `modules.json`."""
     root = as_path(folder)
     if (root / CONFIG).exists() or not (root / MODULES).exists():
         return root
@@ -75,14 +75,7 @@ def transformer_folder(folder: Any) -> Any:
 
 
 def read_sentences(folder: Any) -> Sentences:
-    """Returns what the files say.
-
-    Args:
-      folder: that may hold `modules.json`; local or remote.
-
-    Raises:
-      InputError: if a file is damaged.
-    """
+    """Returns the files' content, empty without `modules.json`; InputError if damaged."""
     if not (folder / MODULES).exists():
         return Sentences()
     modules, own = _modules(folder), read_json(folder / _PROMPTS)
@@ -120,7 +113,7 @@ def read_sentences(folder: Any) -> Sentences:
 
 
 class _UnknownError(Exception):
-    """Something that the files say and embeddings here cannot do."""
+    """A setting that embeddings here do not support."""
 
 
 def _modules(folder: Any) -> list[tuple[str, str]]:
@@ -140,7 +133,7 @@ def _modules(folder: Any) -> list[tuple[str, str]]:
 
 
 def _refusal(kinds: Sequence[str], limits: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
-    """Returns what the modules, or the settings `own` of all, say that is not known; else None."""
+    """Returns the unsupported part of the modules, or of the settings `own` of all; or None."""
     if own.get("truncate_dim") is not None:
         return f"truncate_dim = {own['truncate_dim']!r}"
     task = limits.get("transformer_task", "feature-extraction")
@@ -215,7 +208,6 @@ def with_dense(source: Source, folders: Sequence[Any]) -> Source:
 def dense_tensors(
     head: EmbeddingHeadSpec, embed: int, number: int, *, prefix: str = ""
 ) -> list[Tensor]:
-    """Returns the tensors of one dense layer of a head."""
     before = len(head.pooling.split("+")) * embed
     width = head.dense[number - 1].size if number else before
     layer, path = head.dense[number], f"embedding_head/dense_{number}"
@@ -228,7 +220,7 @@ def dense_tensors(
 
 
 def all_dense_tensors(heads: Sequence[Any], embed: int) -> list[Tensor]:
-    """Returns the tensors of the dense layers of all heads, as `with_dense` names them."""
+    """Returns the tensors of the heads' dense layers, as `with_dense` names them."""
     return [
         tensor
         for head in heads
@@ -246,7 +238,7 @@ def write_sentences(
     embed: int,
     defaults: EmbeddingDefaults | None,
 ) -> None:
-    """Writes what sentence-transformers reads of a head.
+    """Writes a head for sentence-transformers.
 
     Args:
       folder: local; holds the model.
@@ -255,8 +247,7 @@ def write_sentences(
       embed: width of its hidden states.
       defaults: how texts are embedded.
 
-    Raises:
-      InputError: for an activation that has no counterpart there.
+    Raises: InputError for an activation that has no counterpart there.
     """
     names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     defaults = EmbeddingDefaults() if defaults is None else defaults

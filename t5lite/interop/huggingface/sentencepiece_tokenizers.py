@@ -23,15 +23,7 @@ NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of pieces
 
 
 def read_sentencepiece(content: bytes, path: Any) -> Any:
-    """Returns the `ModelProto` of a SentencePiece model file.
-
-    Args:
-      content: of the file.
-      path: of the file, for messages.
-
-    Raises:
-      InputError: if the file is damaged, or is a model of words or characters.
-    """
+    """Returns a file's `ModelProto`; InputError if damaged, or a model of words or characters."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
@@ -48,7 +40,7 @@ def read_sentencepiece(content: bytes, path: Any) -> Any:
 
 
 def from_sentencepiece(model: Any, settings: Settings) -> Made:
-    """Returns the tokenizer of a SentencePiece `ModelProto` that no class is named for."""
+    """Returns the tokenizer of a SentencePiece `ModelProto` without a named class."""
     names = {number: token["content"] for number, token in settings.added.items()}
     trainer = model.trainer_spec
     texts = [piece.piece for piece in model.pieces]

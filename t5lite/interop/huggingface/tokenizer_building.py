@@ -34,7 +34,6 @@ class Parts:
 
     @property
     def ids(self) -> dict[str, int]:
-        """The ids of pieces."""
         if isinstance(self.vocab, Mapping):
             return dict(self.vocab)
         return {piece: number for number, (piece, _) in enumerate(self.vocab)}
@@ -68,19 +67,14 @@ class Draft:
 
 
 class Made(NamedTuple):
-    """A tokenizer as transformers has it.
-
-    Attributes:
-      tokenizer: of the `tokenizers` library.
-      tokens: the special tokens by name: `eos`, `mask`, …
-    """
+    """A tokenizer of the `tokenizers` library, with its special tokens by name: `eos`, `mask`, …"""
 
     tokenizer: Any
     tokens: dict[str, str]
 
 
 def finish(draft: Draft, parts: Parts, settings: Settings) -> Made:
-    """Adds special tokens and the template to a class's tokenizer, and returns it."""
+    """Returns a class's tokenizer with its special tokens and template."""
     tokenizer, tokens = draft.tokenizer, _special_tokens(draft, settings)
     additional = parts.additional if draft.additional is None else draft.additional
     extra = additional if settings.extra is None else settings.extra
@@ -104,7 +98,6 @@ def finish(draft: Draft, parts: Parts, settings: Settings) -> Made:
 
 
 def template(tokenizer: Any, before: Sequence[str], after: Sequence[str]) -> Any:
-    """Returns the post-processor that adds tokens around a text."""
     ids = {token: tokenizer.token_to_id(token) for token in (*before, *after)}
     if missing := [token for token, number in ids.items() if number is None]:
         raise InputError(f"the vocabulary lacks {', '.join(missing)}; add them")
@@ -118,7 +111,7 @@ def template(tokenizer: Any, before: Sequence[str], after: Sequence[str]) -> Any
 
 
 def as_token(token: Any) -> Token:
-    """Returns a special token as `AddedToken` takes it."""
+    """Returns a special token as an argument of `AddedToken`."""
     return {"content": token, "special": True} if isinstance(token, str) else token
 
 
@@ -132,7 +125,7 @@ def _special_tokens(draft: Draft, settings: Settings) -> dict[str, Token]:
 def _add(
     tokenizer: Any, settings: Settings, named: Sequence[Token], extra: Sequence[Token]
 ) -> None:
-    """Adds tokens in transformers' order: by id, then those with names, then the others.
+    """Adds tokens in transformers' order: by id, named ones, others.
 
     Tokens of the class alone are left out where the model has no embedding for them.
     """
@@ -159,11 +152,7 @@ def _add(
 
 
 def byte_pair_merges(ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the merges of a SentencePiece BPE model, in order.
-
-    Args:
-      ranks: of the pieces learned from text: the lower, the earlier merged.
-    """
+    """Returns the merges of a SentencePiece BPE model by rank: the lower, the earlier merged."""
     merges = [
         (rank, at, piece[:at], piece[at:])
         for piece, rank in ranks.items()

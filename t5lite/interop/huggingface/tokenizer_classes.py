@@ -36,16 +36,7 @@ _MBART50 = _MBART + _MORE_CODES.split()
 
 
 def build(kind: str, parts: Parts, settings: Settings) -> Made:
-    """Returns the tokenizer of a class.
-
-    Args:
-      kind: one of `CLASSES`.
-      parts: of the folder's files.
-      settings: what the folder says.
-
-    Raises:
-      InputError: if the parts are not those of the class.
-    """
+    """Returns the tokenizer of one of `CLASSES`; InputError for parts of another class."""
     try:
         return finish(CLASSES[kind](parts, settings), parts, settings)
     except InputError:
@@ -294,7 +285,7 @@ def _bpe(parts: Parts, **options: Any) -> Any:
 
 
 def _unigram(scores: Sequence[tuple[str, float]], unk_id: int, charsmap: bytes | None) -> Any:
-    """Returns a tokenizer with SentencePiece's precompiled normalization, if there is one."""
+    """Returns a tokenizer with SentencePiece's precompiled normalization, if any."""
     library = import_tokenizers()
     tokenizer = library.Tokenizer(library.models.Unigram(scores, unk_id=unk_id))
     if charsmap:
@@ -312,7 +303,7 @@ def _byte_level(parts: Parts, settings: Settings) -> Any:
 
 
 def _by_word(tokenizer: Any, *, prefixed: bool = True) -> None:
-    """Cuts texts at white space, of which nothing stays but a space before each word."""
+    """Splits texts at white space and leaves one space before each word."""
     library, scheme = import_tokenizers(), "always" if prefixed else "never"
     words = library.pre_tokenizers.WhitespaceSplit()
     spaces = library.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
@@ -333,7 +324,7 @@ def _bytes_decoder(*, strips: bool) -> Any:
 
 
 def _around(first: str | None, last: str) -> Callable[[Any, Mapping[str, str]], Any]:
-    """Returns what makes a template of one special token at each end."""
+    """Returns a function for a template of one special token at each end."""
 
     def processor(tokenizer: Any, texts: Mapping[str, str]) -> Any:
         return template(tokenizer, [texts[first]] if first else [], [texts[last]])

@@ -14,7 +14,6 @@ Token = Mapping[str, Any]  # what `tokenizers.AddedToken` takes, by name
 
 
 def _inverted(names: Mapping[str, str]) -> dict[str, str]:
-    """Returns the key of each word in a table of words."""
     return {word: name for name, words in names.items() for word in words.split()}
 
 
@@ -60,13 +59,13 @@ class Settings(NamedTuple):
     Attributes:
       kind: transformers' class that reads it, without "Tokenizer" and "Fast"; "" for the one that
         takes a `tokenizer.json` as it is.
-      options: `tokenizer_config.json`, with what `special_tokens_map.json` overrides.
+      options: `tokenizer_config.json`, overridden by `special_tokens_map.json`.
       tokens: the special tokens by name, `NAMED` first; None for one that is disabled.
       added: by id, tokens that were added to the vocabulary.
       extra: more special tokens; None where nothing lists any.
       additional: the same, of a `special_tokens_map.json`, which `extra` overrules.
       is_named: whether a file names the class, or the model does.
-      num_embeddings: of the model; None where nothing says.
+      num_embeddings: of the model; None where unknown.
     """
 
     kind: str
@@ -79,20 +78,12 @@ class Settings(NamedTuple):
     num_embeddings: int | None = None
 
     def text(self, name: str, default: str) -> str:
-        """Returns the text of a special token."""
         token = self.tokens.get(name, {"content": default})
         return default if token is None else token["content"]
 
 
 def read_settings(root: Any) -> Settings:
-    """Returns the settings in a folder's files, as transformers 5 understands them.
-
-    Args:
-      root: a path of the folder.
-
-    Raises:
-      InputError: if one is damaged.
-    """
+    """Returns the settings in a folder, as transformers 5 reads them; InputError if damaged."""
     options, config = read_json(root / "tokenizer_config.json"), read_json(root / "config.json")
     whole = read_json(root / JSON)
     kind, is_named = _class(options, config, whole)
@@ -129,7 +120,7 @@ _ADDITIONAL = "additional_special_tokens"
 def _class(
     options: Mapping[str, Any], config: Mapping[str, Any], whole: Mapping[str, Any]
 ) -> tuple[str, bool]:
-    """Returns the class that transformers' AutoTokenizer takes, and whether anything names it."""
+    """Returns the class that AutoTokenizer takes, and whether anything names it."""
     model_type, name = config.get("model_type", ""), options.get("tokenizer_class")
     name = name or config.get("tokenizer_class")
     registered = _CLASSES.get(model_type)
@@ -160,7 +151,6 @@ def _listed(root: Any, options: Mapping[str, Any], extra: Any) -> dict[int, Toke
 def _tokens(
     options: Mapping[str, Any], extra: Mapping[str, Any], added: Mapping[int, Token]
 ) -> dict[str, Token | None]:
-    """Returns the special tokens by name."""
     by_text = {token["content"]: token for token in added.values()}
     tokens: dict[str, Token | None] = {}
     for name in NAMED:
@@ -177,11 +167,7 @@ def _tokens(
 
 
 def read_json(path: Any) -> dict[str, Any]:
-    """Returns the object in a file; {} if the file does not exist.
-
-    Raises:
-      InputError: if it is damaged.
-    """
+    """Returns the object in a file, {} if absent; InputError if damaged."""
     if not path.exists():
         return {}
     try:
@@ -202,7 +188,7 @@ def _all(tokens: Any) -> list[Token] | None:
 
 
 def _token(token: Any) -> Token:
-    """Returns what `tokenizers.AddedToken` takes; a text is a special token."""
+    """Returns arguments of `tokenizers.AddedToken`; a text is a special token."""
     if not isinstance(token, Mapping):
         return {"content": str(token), "special": True}
     return {name: token[name] for name in _TOKEN_FIELDS if name in token}

@@ -34,22 +34,17 @@ from t5lite.interop.huggingface.tokenizer_settings import (
 
 
 def read_vocabulary(folder: str | os.PathLike, *, lowercase: bool = False) -> Vocabulary | None:
-    """Opens the tokenizer of a Hugging Face folder.
+    """Opens the tokenizer of a Hugging Face folder; None if it has none.
 
     `tokenizer.json` is preferred; else SentencePiece's files of T5, PEGASUS, XLM-R, LLaMA, Gemma
     and Marian, BERT's `vocab.txt`, and GPT-2's and RoBERTa's `vocab.json` and `merges.txt` are
-    read. ByT5's has no file, but a name.
+    read. ByT5's has no file, but a name. Ids are the tokenizer's, and `frame` adds what it adds.
 
     Args:
       folder: local or remote.
       lowercase: whether texts are lower-cased first, as sentence-transformers may have it.
 
-    Returns:
-      The vocabulary: its ids are the tokenizer's, and `frame` adds what it adds. None if the folder
-      has no tokenizer.
-
-    Raises:
-      InputError: if a file is damaged, or its ids are not known.
+    Raises: InputError for a damaged file, or unknown ids.
     """
     root = as_path(folder)
     settings = read_settings(root)
@@ -72,7 +67,7 @@ def read_vocabulary(folder: str | os.PathLike, *, lowercase: bool = False) -> Vo
 
 
 def _read_json(path: Any, settings: Settings) -> Made:
-    """Returns the tokenizer of a `tokenizer.json`: as it is, or as its class makes it of it."""
+    """Returns the tokenizer of a `tokenizer.json`, as it is or rebuilt by its class."""
     content = read_file(path, "tokenizer file").decode("utf-8", errors="replace")
     library = import_tokenizers()
     try:
@@ -98,7 +93,7 @@ def _read_json(path: Any, settings: Settings) -> Made:
 
 
 def _parts(content: Mapping[str, Any], tokenizer: Any, settings: Settings) -> Parts:
-    """Returns what a class takes from a `tokenizer.json`."""
+    """Returns a class's parts in a `tokenizer.json`."""
     model, normalizer = content["model"], content.get("normalizer") or {}
     merges = [
         (left, right)
@@ -150,7 +145,7 @@ def _vocabulary(
 
 
 def _lower(tokenizer: Any) -> None:
-    """Lower-cases texts before anything else, unless the tokenizer does so itself."""
+    """Lower-cases texts first, unless the tokenizer does so itself."""
     normalizers = import_tokenizers().normalizers
     content = json.loads(tokenizer.to_str())["normalizer"] or {}
     for step in (content, *content.get("normalizers", [])):
@@ -164,7 +159,7 @@ _EVEN_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_ou
 
 
 def _special_tokens(read: Made) -> dict[str, Any]:
-    """Returns the special tokens as `HuggingFaceTokenizer` names them."""
+    """Returns the special tokens by `HuggingFaceTokenizer`'s names."""
     tokenizer, names = read
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     texts = {name: text for name, text in names.items() if tokenizer.token_to_id(text) is not None}
@@ -207,11 +202,7 @@ def read_bytes(root: Any, settings: Settings) -> Vocabulary:
 
 
 def read_pieces(root: Any, settings: Settings) -> Made:
-    """Returns the tokenizer of a SentencePiece file.
-
-    Raises:
-      InputError: if the file is damaged, or its class is not known.
-    """
+    """Returns the tokenizer of a SentencePiece file; InputError for damage or unknown classes."""
     path = next(root / name for name in MODELS if (root / name).exists())
     content = read_file(path, "SentencePiece model file")
     model, kind = read_sentencepiece(content, path), settings.kind
@@ -240,7 +231,7 @@ def read_pieces(root: Any, settings: Settings) -> Made:
 def read_marian(root: Any, settings: Settings) -> Vocabulary:
     """Returns Marian's vocabulary: pieces of two models, ids of `vocab.json`.
 
-    What transformers does to punctuation where sacremoses is installed is not done.
+    The punctuation of sacremoses, which transformers uses where installed, is left out.
     """
     if settings.options.get("separate_vocabs"):
         raise InputError(
@@ -310,7 +301,7 @@ ADVICE = (
 
 
 def refused(path: Any, kind: str) -> InputError:
-    """Returns the error about a class that is not known."""
+    """Returns the error for an unknown class."""
     return InputError(
         f"{path}: what ids a {kind + 'Tokenizer' if kind else 'tokenizer of no named class'} gives "
         f"its pieces is not known; {ADVICE}"
@@ -318,5 +309,4 @@ def refused(path: Any, kind: str) -> InputError:
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """Returns the content of a JSON file."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Vocabularies as the tokenizer files of a Hugging Face folder, which give the same ids."""
+"""Vocabularies as tokenizer files of a Hugging Face folder, with the same ids."""
 
 import json
 import os
@@ -24,13 +24,7 @@ _SENTINEL = r"(?<!\s)<extra_id_(?=(?:0|[1-9][0-9]*)>)"
 
 
 class _Files(NamedTuple):
-    """The files to be written.
-
-    Attributes:
-      content: of files by name.
-      kind: transformers' class.
-      options: for `tokenizer_config.json`.
-    """
+    """The content of files by name, transformers' class, and options of `tokenizer_config.json`."""
 
     content: dict[str, bytes]
     kind: str
@@ -51,8 +45,7 @@ def write_vocabulary(
       frame: the special tokens around a text, a decoder's start token included; None for those of
         the vocabulary.
 
-    Raises:
-      InputError: if transformers has no class for the vocabulary.
+    Raises: InputError if transformers has no class for the vocabulary.
     """
     root = as_path(folder)
     if frame is None:
@@ -88,7 +81,7 @@ def write_vocabulary(
 
 
 def _named(vocabulary: Any) -> dict[str, str]:
-    """Returns the special tokens by the names that transformers has for them."""
+    """Returns the special tokens by transformers' names."""
     ids = {"eos": vocabulary.eos_id, "unk": vocabulary.unk_id, "pad": vocabulary.pad_id}
     ids |= {"bos": vocabulary.bos_id, "mask": vocabulary.mask_id}
     if isinstance(vocabulary, HuggingFaceTokenizer) and ids["mask"] not in vocabulary.added:
@@ -145,7 +138,7 @@ def _sentencepiece(vocabulary: SentencePiece) -> Any:
 
 
 def _bytes(vocabulary: Bytes) -> Any:
-    """Returns a tokenizer of bytes: BPE that knows no character, and so takes its bytes."""
+    """Returns a tokenizer of bytes: BPE without characters, which falls back to bytes."""
     library = import_tokenizers()
     special = ["<pad>", "</s>", "<unk>"]
     names = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]

@@ -28,21 +28,14 @@ MODULES = {
 
 
 def model_type_of(architecture: str) -> str | None:
-    """Returns the model_type of a class of transformers', for configs of years ago without one.
-
-    None if its name does not tell.
-    """
+    """Returns the model_type of a class, for old configs without one; None if unknown."""
     name = re.split(r"For|Model|LMHead|Encoder|MTModel", architecture)[0].lower()
     model_type = "xlm-roberta" if name == "xlmroberta" else name
     return model_type if model_type in MODULES else None
 
 
 def family_of(model_type: str) -> Family:
-    """Returns the family of a `model_type`.
-
-    Raises:
-      InputError: if it is not one of `MODULES`.
-    """
+    """Returns the family of a `model_type`; InputError if it is not in `MODULES`."""
     if model_type not in MODULES:
         raise unknown("model_type", model_type, MODULES)
     name = f"{__name__}.{MODULES[model_type]}"

@@ -21,11 +21,7 @@ NAMES = {
 
 
 def activation(name: str, field: str) -> str:
-    """Returns the one of `layers.ACTIVATIONS` that transformers' `name`, in `field`, stands for.
-
-    Raises:
-      InputError: if there is none.
-    """
+    """Returns the `layers.ACTIVATIONS` entry of a transformers name; InputError for others."""
     for ours, theirs in NAMES.items():
         if name in theirs:
             return ours
@@ -33,10 +29,9 @@ def activation(name: str, field: str) -> str:
 
 
 def activation_name(ours: str, gelu_tanh: str = "gelu_new") -> str:
-    """Returns the name to write for one of `layers.ACTIVATIONS`.
+    """Returns the name to write for one of `layers.ACTIVATIONS`, or it unchanged.
 
     Args:
-      ours: its name; one that transformers lacks comes back as it is.
       gelu_tanh: which of the names of "gelu_tanh" the family's own configs have.
     """
     names = {alias: theirs[0] for alias, theirs in NAMES.items()} | {"gelu_tanh": gelu_tanh}
@@ -44,7 +39,7 @@ def activation_name(ours: str, gelu_tanh: str = "gelu_new") -> str:
 
 
 def activations(gelu_tanh: str) -> Conversion:
-    """Returns the conversion of a family whose configs call "gelu_tanh" so."""
+    """Returns the conversion of a family, with its name of "gelu_tanh"."""
     return Conversion(activation, functools.partial(activation_name, gelu_tanh=gelu_tanh))
 
 

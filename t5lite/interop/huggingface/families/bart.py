@@ -1,4 +1,4 @@
-"""BART, mBART, PEGASUS and Marian: one layout of tensors, and a few switches that the class sets.
+"""BART, mBART, PEGASUS and Marian: one layout of tensors, and a few switches set by the class.
 
 Early configs had the switches themselves; transformers 4 and 5 go by `model_type` alone.
 """
@@ -27,8 +27,6 @@ from t5lite.models import ModelSpec, StackSpec, TransformerBlockSpec
 
 
 class Switches(NamedTuple):
-    """The fields of early configs that a class sets."""
-
     normalize_before: bool
     normalize_embedding: bool
     add_final_layer_norm: bool
@@ -99,7 +97,7 @@ NORM = LayerNormSpec(1e-5)
 
 
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
-    """Returns ModelSpec's fields. Dropout is that of residuals, everywhere."""
+    """Returns ModelSpec's fields; residual dropout serves everywhere."""
     config, switches = foreign.config, SWITCHES[foreign.config["model_type"]]
     _check(config)
     if switches.static_position_embeddings:
@@ -115,7 +113,7 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
 
 
 def _check(config: Config) -> None:
-    """Raises an InputError for what no spec of ours expresses, or what contradicts the class."""
+    """Raises an InputError for options without a spec, or that contradict the class."""
     model_type, vocab = config["model_type"], config["vocab_size"]
     for name, value in SWITCHES[model_type]._asdict().items():
         if config.get(name, value) != value:
@@ -140,7 +138,7 @@ def _check(config: Config) -> None:
 
 
 def _check_sinusoids(source: Source, embed: int) -> None:
-    """Raises an InputError if a file's positions are not the sinusoids that the model computes."""
+    """Raises an InputError if stored positions are not the computed sinusoids."""
     for name in POSITIONS.values():
         if name in source.tensors():
             table = np.asarray(source.read(name), np.float32)
@@ -151,7 +149,6 @@ def _check_sinusoids(source: Source, embed: int) -> None:
 
 
 def _stack(foreign: Foreign, side: str, switches: Switches) -> StackSpec:
-    """Returns the encoder or the decoder."""
     config, embed = foreign.config, foreign.config["d_model"]
     shared = {name: FIELDS[name] for name in ("d_model", "activation_function", "dropout")}
     table = {f"{side}_{name}": field for name, field in _STACK.items()} | shared
@@ -181,8 +178,8 @@ def _stack(foreign: Foreign, side: str, switches: Switches) -> StackSpec:
 def _lm_head(foreign: Foreign) -> tuple[HeadSpec, ...]:
     """Returns the head of the architecture with logits.
 
-    A bias of the logits is there if the file has one: transformers' is zero otherwise. Their table
-    is their own if the config says so, or if it is there and differs, which transformers 5 heeds.
+    Its bias exists if the file has one: transformers' is zero otherwise. Its table is untied if the
+    config says so, or if the file has one that differs, which transformers 5 heeds.
     """
     source = foreign.source
     tied = foreign.config["tie_word_embeddings"]
@@ -191,7 +188,7 @@ def _lm_head(foreign: Foreign) -> tuple[HeadSpec, ...]:
 
 
 def _is_shared(foreign: Foreign) -> bool:
-    """Returns whether encoder and decoder look up the same table, by the file's content.
+    """Whether the file has one token table for encoder and decoder.
 
     With `tie_word_embeddings: false` transformers 5 has two, and 4 has one.
     """
@@ -202,7 +199,7 @@ def _is_shared(foreign: Foreign) -> bool:
 
 
 def _table(source: Source, side: str) -> str:
-    """Returns the name of a stack's table of tokens."""
+    """Returns the name of a stack's token table."""
     return TABLES[side] if TABLES[side] in source.tensors() else SHARED
 
 
@@ -234,7 +231,6 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
 
 
 def tensors(spec: ModelSpec) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family`."""
     names, aliases, logits = dict(NAMES), {SHARED: tuple(TABLES.values())}, (LOGITS,)
     names["token_embedding"] = SHARED.removesuffix(".weight")
     tied = {SHARED: logits}
@@ -258,7 +254,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
 
 
 def sinusoids(length: int, embed: int) -> np.ndarray:
-    """Returns the positions of PEGASUS and Marian, `[length, embed]` float32: sines, then cosines.
+    """Returns PEGASUS's and Marian's positions, `[length, embed]` float32: sines, then cosines.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, §3.5.
     """

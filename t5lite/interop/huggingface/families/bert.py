@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, XLM-RoBERTa and DistilBERT: one architecture, with tensors of other names."""
+"""BERT, RoBERTa, XLM-RoBERTa and DistilBERT: one architecture under different tensor names."""
 
 import functools
 from typing import Any
@@ -103,10 +103,8 @@ def _family(
     """Returns a family.
 
     Args:
-      classes: the beginning of its architectures' names.
+      classes: prefix of its architectures' names.
       prefix: of the base model's tensors.
-      names: of its modules.
-      table: of its config's fields.
       logits: the module of the masked-LM head's table.
       activation: of that head, where no config changes it.
     """

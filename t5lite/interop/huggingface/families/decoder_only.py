@@ -42,12 +42,11 @@ def _token_rate(foreign: Foreign) -> float:
 
 
 def start_id(foreign: Foreign) -> int:
-    """Returns the token that a decoder reads first."""
     return fields.first_id(foreign.config, "bos_token_id", "eos_token_id")
 
 
 def extra(spec: ModelSpec) -> dict[str, Any]:
-    """Returns the fields of a config that `heads` and `start_id` read."""
+    """Returns the config fields that `heads` and `start_id` read."""
     content: dict[str, Any] = {"bos_token_id": spec.start_id}
     head = spec.heads[0] if spec.heads else None
     if isinstance(head, TokenLabelsHeadSpec):

@@ -44,7 +44,7 @@ _masked_lm = functools.partial(encoder_only.masked_lm_head, name="gelu")
 
 
 def _unnamed(foreign: Foreign) -> tuple[HeadSpec, ...]:
-    """Returns the head that the weights show, for a config without `architectures`."""
+    """Returns the head found in the weights, for a config without `architectures`."""
     stored = foreign.source.tensors()
     if foreign.config.get("architectures"):
         return ()

@@ -40,7 +40,7 @@ def spec_parts(
     shared: bool = False,
     offset: int = 0,
 ) -> dict[str, Any]:
-    """Returns ModelSpec's fields of a config.
+    """Returns ModelSpec's fields of a config; InputError for options without a spec.
 
     Args:
       foreign: whose `num_hidden_layers` repeat the pattern.
@@ -48,9 +48,6 @@ def spec_parts(
       num_blocks: in the repeating pattern, all alike.
       shared: whether its repeats have the same parameters.
       offset: rows of the positions' table before the first position.
-
-    Raises:
-      InputError: for options that no spec expresses.
     """
     config, absent = foreign.config, (False, None)
     fields.check(
@@ -84,30 +81,24 @@ def spec_parts(
 
 
 def norm_of(foreign: Foreign) -> LayerNormSpec:
-    """Returns the one kind of norm in a model."""
     return LayerNormSpec(**foreign.parts["norm"])
 
 
 def masked_lm_head(foreign: Foreign, name: str | None = None) -> tuple[MaskedLMHeadSpec]:
-    """Returns the masked-LM head of a config, with the layers' activation or another.
-
-    Raises:
-      InputError: if its logits have a table apart from the embedding's.
-    """
+    """Returns the masked-LM head, with the layers' activation or another; InputError if untied."""
     fields.check(foreign.config, tie_word_embeddings=(True, None))
     return (MaskedLMHeadSpec(name or foreign.parts["mlp"]["activation"], norm_of(foreign)),)
 
 
 def pooled(foreign: Foreign, weight: str) -> tuple[HeadSpec, ...]:
-    """Returns the head of a base model: a pooler if its weight is there."""
+    """Returns the head of a base model: a pooler if its weight exists."""
     return (PoolerHeadSpec(),) if weight in foreign.source.tensors() else ()
 
 
 def extra(spec: ModelSpec, rate: str = "classifier_dropout") -> dict[str, Any]:
-    """Returns the fields of a config beside `FIELDS` that these families share.
+    """Returns the config fields beside `FIELDS` that these families share.
 
     Args:
-      spec: of the model.
       rate: the field of the dropout rate before a head's linear layer.
     """
     encoder, head = fields.stack_of(spec, "encoder"), spec.heads[-1] if spec.heads else None
@@ -125,7 +116,7 @@ def extra(spec: ModelSpec, rate: str = "classifier_dropout") -> dict[str, Any]:
 
 
 def positions_of(encoder: StackSpec) -> LearnedPositionsSpec:
-    """Returns the table of positions that an encoder must have."""
+    """Returns an encoder's required table of positions."""
     return fields.expect(encoder.position_embedding, LearnedPositionsSpec, "position_embedding")
 
 

@@ -1,4 +1,4 @@
-"""A family of Hugging Face models: its tables, and the specs and configs made with them."""
+"""A family of Hugging Face models: tables and functions between configs and specs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -25,21 +25,19 @@ class Family:
     """One `model_type`.
 
     Args:
-      classes: the beginning of its architectures' names.
+      classes: prefix of its architectures' names.
       fields: of its config.
-      heads: by the end of an architecture's name; the first one is that of a config without any.
-      spec_parts: returns ModelSpec's fields that `fields` and `heads` do not give.
-      extra: returns the fields of a config that `fields` do not give, or give otherwise. It need
-        not check what the family cannot express: `describe` compares the spec with the one that
-        comes back.
+      heads: by the end of an architecture's name; the first is that of a config without any.
+      spec_parts: returns ModelSpec's fields beside `fields` and `heads`.
+      extra: returns the config's fields beside `fields`, or instead. It need not check what the
+        family cannot express: `describe` compares the spec with the one read back.
       tensors: maps each tensor of a model with a head to parameters.
       lm: the end of the name of the architecture with logits.
-      suffixes: that of architectures with heads that the family alone has.
+      suffixes: of architectures with heads of this family alone.
       side: the stack that `fields` describe.
       prefix: of the base model's tensors in a file of a model with a head.
-      also: another beginning, under which some of the family's models were saved.
-      ignored: regular expressions of names that files may have although the spec says all that is
-        in them: buffers, and heads that are left out.
+      also: another prefix, under which some of the family's models were saved.
+      ignored: regular expressions of redundant names in files: buffers, heads that are left out.
       renamed: pairs of a regular expression and its replacement for names in older files.
     """
 
@@ -58,11 +56,7 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
 
     def spec(self, config: Config, source: Source) -> ModelSpec:
-        """Returns the spec of a config and the weights, which show what is tied.
-
-        Raises:
-          InputError: that begins with the config's field.
-        """
+        """Returns the spec of a config and its weights (ties); errors begin with a field."""
         defaults = {name: field.default for name, field in self.fields.items()}
         config = {**defaults, **config}
         labels.check(config)
@@ -74,11 +68,7 @@ class Family:
         )
 
     def suffix(self, config: Config) -> str:
-        """Returns the end of a config's architecture.
-
-        Raises:
-          InputError: for an architecture that is not one of `heads`.
-        """
+        """Returns the end of a config's architecture; InputError for one outside `heads`."""
         architectures = [self.classes + suffix for suffix in self.heads]
         name = (config.get("architectures") or architectures)[0]
         for suffix in self.heads:
@@ -87,7 +77,6 @@ class Family:
         raise unsupported("architectures", [name], architectures)
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:
-        """Returns the content of `config.json`."""
         head = spec.heads[0] if spec.heads else None
         suffixes = {LMHeadSpec: self.lm, MaskedLMHeadSpec: self.lm} | labels.SUFFIXES
         suffix = {**suffixes, **self.suffixes}.get(type(head), "Model")
@@ -106,11 +95,10 @@ class Family:
 
 
 def no_heads(foreign: Foreign) -> tuple[HeadSpec, ...]:
-    """The heads of a base model."""
     del foreign
     return ()
 
 
 def tokens(**ids: int | None) -> dict[str, Field]:
-    """Returns the fields of token ids, which configs may also have as null or lists."""
+    """Returns the fields of token ids, which may also be null or lists."""
     return {f"{name}_token_id": Field(token, kind=object) for name, token in ids.items()}

@@ -1,4 +1,4 @@
-"""Fields of `config.json` beside the fields of our specs: one table reads and writes both."""
+"""One table that reads and writes both `config.json` and the fields of our specs."""
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
@@ -21,12 +21,7 @@ _KINDS = {
 
 
 class Unsupported(InputError):
-    """A part of a spec that the files of a family cannot express.
-
-    Args:
-      field: of the spec.
-      value: the part.
-    """
+    """A part of a spec, with its field, that the files of a family cannot express."""
 
     def __init__(self, field: str, value: Any):
         shown = type(value).__name__ if isinstance(value, Spec) else repr(value)
@@ -34,12 +29,7 @@ class Unsupported(InputError):
 
 
 class Conversion(NamedTuple):
-    """Values that differ between a config and a spec.
-
-    Args:
-      read: from a config's value and the field's name, for errors, to ours.
-      write: from ours to a config's.
-    """
+    """Conversion of a field: `read` (value, field's name) to ours, `write` to the config's."""
 
     read: Callable[[Any, str], Any]
     write: Callable[[Any], Any]
@@ -71,7 +61,7 @@ Fields = Mapping[str, Field]
 
 
 def with_defaults(fields: Fields, **defaults: Any) -> dict[str, Field]:
-    """Returns fields with other defaults, those of another class."""
+    """Returns fields with the defaults of another class."""
     changed = {name: fields[name]._replace(default=value) for name, value in defaults.items()}
     return {**fields, **changed}
 
@@ -90,14 +80,12 @@ class Foreign(NamedTuple):
     parts: dict[str, dict[str, Any]]
 
     def attention(self, **options: Any) -> AttentionSpec:
-        """Returns attention of the config's fields and `options`."""
         fields = {**self.parts["attention"], **options}
         kv_heads = fields.pop("kv_heads", None)
         kv_heads = None if kv_heads == fields["num_heads"] else kv_heads
         return AttentionSpec(num_kv_heads=kv_heads, **fields)
 
     def mlp(self, **options: Any) -> MlpSpec:
-        """Returns the MLP of the config's fields and `options`."""
         return MlpSpec(**self.parts["mlp"], **options)
 
 
@@ -105,17 +93,14 @@ Heads = Callable[[Foreign], tuple[HeadSpec, ...]]
 
 
 def read(fields: Fields, config: Config, source: Source, *, prefix: str = "") -> Foreign:
-    """Reads a config by a table.
+    """Reads a complete config by a table.
 
     Args:
       fields: by name, without `prefix`.
-      config: complete.
-      source: of the tensors.
       prefix: of the names in the config (`encoder_`).
 
-    Raises:
-      InputError: for a value of another type than its field's, or a width that its heads do not
-        divide.
+    Raises: InputError for a value of another type than its field's, or a width that its heads do
+      not divide.
     """
     parts: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     names = {field.path: prefix + name for name, field in fields.items()}
@@ -141,7 +126,6 @@ def read(fields: Fields, config: Config, source: Source, *, prefix: str = "") ->
 
 
 def _check(name: str, value: Any, field: Field) -> None:
-    """Raises an InputError for a value that the field cannot have."""
     kind = field.kind or type(field.default)
     nullable = field.nullable or field.default is None or kind is bool
     if kind is object or (value is None and nullable):
@@ -159,12 +143,10 @@ def _check(name: str, value: Any, field: Field) -> None:
 def write(fields: Fields, spec: ModelSpec, side: str, *, prefix: str = "") -> dict[str, Any]:
     """Returns the fields of a config that have a path, with the values in a spec.
 
-    A part of another kind has not all of them; the class's defaults then show the difference when
-    the config is read back.
+    Fields that a part of another type lacks keep defaults, which differ when read back.
 
     Args:
       fields: by name, without `prefix`.
-      spec: of the model.
       side: the stack that the fields describe, "encoder" or "decoder".
       prefix: of the names in the config.
     """
@@ -182,7 +164,7 @@ def write(fields: Fields, spec: ModelSpec, side: str, *, prefix: str = "") -> di
 
 
 def _parts(spec: ModelSpec, side: str) -> dict[str, Any]:
-    """Returns the parts of a spec to which paths lead: those of a stack's first layer."""
+    """Returns the parts of a spec that paths begin with: those of a stack's first layer."""
     stack = stack_of(spec, side)
     block = stack.every_block[0]
     return {
@@ -199,7 +181,7 @@ def _parts(spec: ModelSpec, side: str) -> dict[str, Any]:
 
 
 def unsupported(field: str, value: Any, supported: Iterable[Any], why: str = "") -> InputError:
-    """Returns the error for a value of a config that no spec expresses."""
+    """Returns the error for a config value without a spec."""
     listed = ", ".join(item if isinstance(item, str) else repr(item) for item in supported)
     return InputError(
         f"{field} = {value!r} is not supported{why and f' ({why})'}; supported: {listed}",
@@ -208,21 +190,21 @@ def unsupported(field: str, value: Any, supported: Iterable[Any], why: str = "")
 
 
 def check(config: Config, **supported: tuple[Any, ...]) -> None:
-    """Raises an InputError unless fields, where a config has them, have supported values."""
+    """Raises an InputError unless present fields have supported values."""
     for field, values in supported.items():
         if field in config and config[field] not in values:
             raise unsupported(field, config[field], values[:1])
 
 
 def expect(value: Any, kind: type[T], field: str) -> T:
-    """Returns a part of a spec that a family needs to be of one kind; otherwise `Unsupported`."""
+    """Returns a part of a spec if it is of a kind; otherwise raises `Unsupported`."""
     if not isinstance(value, kind):
         raise Unsupported(field, value)
     return value
 
 
 def stack_of(spec: ModelSpec, side: str) -> StackSpec:
-    """Returns the encoder or the decoder of a model that must have it, of transformer layers."""
+    """Returns a required stack of transformer layers."""
     stack = expect(getattr(spec, side), StackSpec, side)
     for index, block in enumerate(stack.every_block):
         expect(block, TransformerBlockSpec, f"{side}.blocks.{index}")
@@ -230,9 +212,9 @@ def stack_of(spec: ModelSpec, side: str) -> StackSpec:
 
 
 def first_id(config: Config, *names: str) -> int:
-    """Returns the first token id in these fields; 0 if there is none.
+    """Returns the first token id in these fields, or 0.
 
-    Ids beyond the vocabulary, which only models cut down for tests have, are passed over.
+    Ids beyond the vocabulary, which only models cut down for tests have, are skipped.
     """
     for name in names:
         ids = config.get(name)

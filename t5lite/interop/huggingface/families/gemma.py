@@ -60,7 +60,7 @@ GEMMA2_FIELDS: Fields = {
 
 
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
-    """Returns ModelSpec's fields. Attention's dropout stands for all dropout."""
+    """Returns ModelSpec's fields; attention's dropout serves everywhere."""
     config = foreign.config
     fields.check(config, use_bidirectional_attention=(None,))
     return {
@@ -74,9 +74,7 @@ def stack_spec(foreign: Foreign, *, around: bool, causal: bool, crossed: bool = 
     """Returns a stack of Gemma layers.
 
     Args:
-      foreign: config of the stack.
       around: whether norms stand on both sides of the sublayers, as from Gemma 2 on.
-      causal: whether it sees one side only.
       crossed: whether it attends over an encoder.
     """
     config, norm = foreign.config, RMSNormSpec(**foreign.parts["norm"], unit_offset=True)
@@ -129,7 +127,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
 
 
 def stack_fields(stack: StackSpec, *, causal: bool) -> dict[str, Any]:
-    """Returns the fields of a stack's config that `GEMMA2_FIELDS` give no path."""
+    """Returns a stack's config fields without a path in `GEMMA2_FIELDS`."""
     attention, scale = stack.blocks[0].attention, stack.blocks[0].attention.logits_scale
     windows = [block.attention.window for block in stack.every_block]
     widest = max((window for window in windows if window), default=None)
@@ -143,13 +141,7 @@ def stack_fields(stack: StackSpec, *, causal: bool) -> dict[str, Any]:
 
 
 def names(side: str, norms: Mapping[str, str], *, model: str = "model") -> dict[str, Any]:
-    """Returns the names of a stack's modules; see `modules.tensors_of`.
-
-    Args:
-      side: "encoder" or "decoder".
-      norms: of a layer, by ours.
-      model: the module that is the stack.
-    """
+    """Returns the names of a stack's modules, norms by ours; see `modules.tensors_of`."""
     layer = {
         **modules.attention("self_attn.{}", PROJECTIONS),
         **modules.attention("cross_attn.{}", PROJECTIONS, "cross_attention"),
@@ -163,7 +155,6 @@ def names(side: str, norms: Mapping[str, str], *, model: str = "model") -> dict[
 
 
 def decoder_names(norms: Mapping[str, str], *, tagger: str = "score") -> dict[str, Any]:
-    """Returns the names of the modules of a decoder alone."""
     return {
         "token_embedding": "model.embed_tokens",
         "lm_head/projection": "lm_head",

@@ -51,7 +51,7 @@ FIELDS: Fields = {
 
 
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
-    """Returns ModelSpec's fields. Dropout is that of residuals, everywhere."""
+    """Returns ModelSpec's fields; residual dropout serves everywhere."""
     fields.check(foreign.config, add_cross_attention=(False,))
     foreign.parts["mlp"].setdefault("hidden", 4 * foreign.config["n_embd"])
     norm, mlp = LayerNormSpec(**foreign.parts["norm"]), foreign.mlp(use_bias=True)

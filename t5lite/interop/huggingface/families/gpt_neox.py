@@ -54,7 +54,7 @@ FIELDS: Fields = {
 
 
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
-    """Returns ModelSpec's fields. Dropout is that of residuals, everywhere."""
+    """Returns ModelSpec's fields; residual dropout serves everywhere."""
     config, norm = foreign.config, LayerNormSpec(**foreign.parts["norm"])
     rotary = rotary_spec(config, theta=config["rotary_emb_base"], fraction=config["rotary_pct"])
     block = TransformerBlockSpec(

@@ -49,7 +49,7 @@ def check(config: Config) -> None:
 
 
 def num_labels(config: Config) -> int:
-    """Returns the number of labels of a config: two unless it says otherwise."""
+    """Returns a config's number of labels, by default two."""
     return len(config.get("id2label") or ()) or config.get("num_labels") or 2
 
 
@@ -61,8 +61,7 @@ def text_head(config: Config, *, dropout_rate: float, **shape: Any) -> HeadSpec:
       dropout_rate: before the linear layer.
       **shape: further fields of the head; by default BERT's, which reads the pooled first token.
 
-    Raises:
-      InputError: for several labels at once, each with its own sigmoid.
+    Raises: InputError for several labels at once, each with its own sigmoid.
     """
     count, problem = num_labels(config), config.get("problem_type")
     if problem not in (None, _CLASSES, _NUMBERS):
@@ -74,11 +73,7 @@ def text_head(config: Config, *, dropout_rate: float, **shape: Any) -> HeadSpec:
 
 
 def spans_head(config: Config) -> SpansHeadSpec:
-    """Returns the head of `…ForQuestionAnswering`.
-
-    Raises:
-      InputError: unless it has two outputs.
-    """
+    """Returns the head of `…ForQuestionAnswering`; InputError unless it has two outputs."""
     if num_labels(config) != 2:
         raise InputError(
             f"id2label has {num_labels(config)} labels; a span has 2: its first and last token",
@@ -119,7 +114,7 @@ def classifier_rate(foreign: Foreign) -> float:
 
 
 def fields(head: HeadSpec) -> dict[str, Any]:
-    """Returns the fields of a config that name a head's labels."""
+    """Returns the config fields that name a head's labels."""
     problems: dict[type[HeadSpec], str] = {
         ClassificationHeadSpec: _CLASSES,
         RegressionHeadSpec: _NUMBERS,
@@ -133,7 +128,7 @@ def fields(head: HeadSpec) -> dict[str, Any]:
 
 
 def named_labels(config: Config, labels: Labels) -> dict[str, Any]:
-    """Returns the fields of a config that name its labels as a model does; {} if it has none.
+    """Returns a config's label fields with a model's names; {} if it has no labels.
 
     Args:
       config: made with `fields`; outputs without a name keep the one they have.
@@ -145,7 +140,7 @@ def named_labels(config: Config, labels: Labels) -> dict[str, Any]:
 
 
 def labels_of(config: Config, spec: ModelSpec) -> Labels:
-    """Returns the names in a config whose head has labels, unless they are transformers' own."""
+    """Returns the label names of a config, unless they are transformers' own."""
     names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
     heads = [head for head in spec.heads if isinstance(head, _NAMED)]
     if not heads or all(_UNNAMED.fullmatch(name) for name in names.values()):
@@ -161,13 +156,7 @@ def _by_id(names: Sequence[str]) -> dict[str, Any]:
 
 
 def names(pooler: str = "", classifier: str = "classifier", tagger: str = "classifier") -> Names:
-    """Returns the names of the linear layers of heads with labels; see `modules.tensors_of`.
-
-    Args:
-      pooler: before a text's labels.
-      classifier: of a text's labels.
-      tagger: of tokens' labels.
-    """
+    """Returns module names of heads with labels: a text's pooler, its labels, tokens' labels."""
     of_text = ("classification", "regression")
     return {
         **{f"{kind}_head/pooler": pooler for kind in of_text},

@@ -7,15 +7,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def layer_types(config: Config, default: list[str]) -> list[str]:
-    """Returns `FULL` or `SLIDING` for each layer.
-
-    Args:
-      config: with `layer_types`, or without.
-      default: what they are without.
-
-    Raises:
-      InputError: if they are others, or another number.
-    """
+    """Returns `FULL` or `SLIDING` for each layer; InputError for other kinds or another number."""
     kinds = config.get("layer_types") or default
     if len(kinds) != len(default) or not set(kinds) <= {FULL, SLIDING}:
         raise InputError(
@@ -26,7 +18,7 @@ def layer_types(config: Config, default: list[str]) -> list[str]:
 
 
 def period(kinds: list[str]) -> list[str]:
-    """Returns the shortest pattern that repeats through `kinds`; its last turn may be cut off."""
+    """Returns the shortest pattern that repeats through `kinds`, the last repeat perhaps cut."""
     for size in range(1, len(kinds)):
         if all(kind == kinds[index % size] for index, kind in enumerate(kinds)):
             return kinds[:size]

@@ -45,7 +45,7 @@ _MISTRAL_FIELDS: Fields = {
 
 
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
-    """Returns ModelSpec's fields. Attention's dropout stands for all dropout."""
+    """Returns ModelSpec's fields; attention's dropout serves everywhere."""
     rotary, norm = rotary_spec(foreign.config), RMSNormSpec(**foreign.parts["norm"])
     if rotary.fraction != 1.0:
         raise fields.unsupported("partial_rotary_factor", rotary.fraction, [1.0])

@@ -1,6 +1,6 @@
-"""The tensors of PyTorch's modules, by a table of our modules and theirs.
+"""The tensors of PyTorch's modules, by a table from our modules to theirs.
 
-Which of the modules there are, and their shapes, are the model's: a table may have more.
+The model decides which modules exist, and their shapes; a table may have more.
 """
 
 import math
@@ -24,8 +24,7 @@ class Module(NamedTuple):
 
     Args:
       name: with `{}` for the layer and `{expert}` for the expert, if there are any.
-      part: of a linear layer that is several of ours, which of them it is.
-      parts: how many of ours it is.
+      part: index of ours in a linear layer that holds `parts` of ours.
       by_head: whether each head's parts follow each other, rather than all heads' first parts, all
         second ones, ….
       conv: whether it is a `Conv1D`, with weights `[in, out]`.
@@ -52,10 +51,9 @@ def tensors_of(
     """Returns the tensors of a spec, layer by layer.
 
     Args:
-      spec: of the model.
       names: of their modules, by the path of ours, without the position in a stack:
         `decoder/layers/attention/query`. Parameters of other modules have no tensors.
-      layer_name: what stands for a layer, by its number.
+      layer_name: name of a layer, by its number.
       aliases: further names of tensors by their first.
       tied: more of them, where logits come from the token embedding.
     """
@@ -86,7 +84,7 @@ def tensors_of(
 def _positions(
     spec: ModelSpec, path: str, shape: tuple[int, ...]
 ) -> Iterator[tuple[str, int, Layer]]:
-    """Yields the key in a table, the layer (-1: none) and the index of each part of a parameter."""
+    """Yields the table's key, layer (-1: none) and index of each part of a parameter."""
     side = path.partition("/")[0]
     stack = getattr(spec, side, None) if side in ("encoder", "decoder") else None
     inside = False
@@ -111,9 +109,8 @@ def _layout(key: str, shape: tuple[int, ...], module: Module) -> tuple[tuple[int
     """Returns the shape of their tensor, and the view of it that is our parameter.
 
     Args:
-      key: of the parameter: what it is.
+      key: of the parameter, its kind.
       shape: of the parameter in one layer.
-      module: of theirs.
     """
     kind = key.rpartition("/")[-1]
     if kind == "embedding" and "position_bias" in key:  # [buckets, heads] → [heads, buckets]
@@ -144,7 +141,6 @@ def layers(side: str, name: str, modules: Mapping[str, str | Module]) -> dict[st
     """Returns the names of the modules in a stack's layers.
 
     Args:
-      side: "encoder" or "decoder".
       name: of a layer, with `{}` for its number.
       modules: in a layer, by ours: `attention/query`.
     """
@@ -158,13 +154,13 @@ def layers(side: str, name: str, modules: Mapping[str, str | Module]) -> dict[st
 
 
 def attention(name: str, modules: tuple[str, ...], part: str = "attention") -> dict[str, str]:
-    """Returns the names of the four projections of attention, with `{}` in `name` for each."""
+    """Returns the names of attention's four projections, which replace `{}` in `name`."""
     pairs = zip(ATTENTION, modules, strict=True)
     return {f"{part}/{ours}": name.format(theirs) for ours, theirs in pairs}
 
 
 def fused(name: str, ours: tuple[str, ...], **options: Any) -> dict[str, Module]:
-    """Returns one linear layer as several of ours, in this order; see `Module`."""
+    """Returns one linear layer as several of ours, in this order."""
     return {path: Module(name, number, len(ours), **options) for number, path in enumerate(ours)}
 
 
@@ -172,5 +168,4 @@ QUERY_KEY_VALUE = ("attention/query", "attention/key", "attention/value")
 
 
 def is_tied(spec: ModelSpec) -> bool:
-    """Whether logits come from the token embedding."""
     return any(getattr(head, "tied", isinstance(head, MaskedLMHeadSpec)) for head in spec.heads)

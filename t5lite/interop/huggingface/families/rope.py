@@ -50,14 +50,12 @@ def rotary_spec(config: Config, *, theta: float = 10_000.0, fraction: float = 1.
 
     Args:
       config: as transformers 4 writes it (`rope_theta`, `partial_rotary_factor`, `rope_scaling` or
-        null) or as 5 does (`rope_parameters`). `max_position_embeddings` (the class's default, if
-        the file leaves it out) stands in for the length in pre-training where a scaling does not
-        say it.
-      theta: where it has none.
-      fraction: of the features that are rotated, where it has none.
+        null) or as 5 does (`rope_parameters`). `max_position_embeddings` (or the class's default)
+        replaces a missing length of pre-training in a scaling.
+      theta: default.
+      fraction: default share of the features that are rotated.
 
-    Raises:
-      InputError: for a scaling that is none of `KINDS`, or lacks a number.
+    Raises: InputError for a scaling outside `KINDS`, or without a number.
     """
     field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     parameters = config.get(field) or {}
@@ -78,12 +76,11 @@ def rotary_spec(config: Config, *, theta: float = 10_000.0, fraction: float = 1.
 
 
 def rope_config(spec: RotarySpec | None) -> dict[str, Any]:
-    """Returns the fields of a config for rotary positions.
+    """Returns the config's fields for rotary positions; {} for None.
 
-    Returns:
-      `rope_theta` and `rope_scaling`, which transformers 4 and 5 read; for llama3 and yarn
-      `max_position_embeddings` too, which has to be beyond the length of pre-training; and
-      `partial_rotary_factor` if not all features are rotated. Nothing for None.
+    They are `rope_theta` and `rope_scaling`, which transformers 4 and 5 read; for llama3 and yarn
+    `max_position_embeddings`, which has to exceed the length of pre-training; and
+    `partial_rotary_factor` if not all features are rotated.
     """
     if spec is None:
         return {}
@@ -131,7 +128,7 @@ def _scaling(parameters: Mapping[str, Any], config: Config, field: str) -> Rotar
 
 
 def _mscale_factor(parameters: Mapping[str, Any]) -> float | None:
-    """Returns the attention factor of `mscale` and `mscale_all_dim`, which are DeepSeek's."""
+    """Returns the attention factor of DeepSeek's `mscale` and `mscale_all_dim`."""
     over, under = parameters.get("mscale"), parameters.get("mscale_all_dim")
     if not (over and under):
         return None

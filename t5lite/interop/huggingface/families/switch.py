@@ -51,11 +51,7 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
 
 
 def _lm_head(foreign: Foreign) -> tuple[HeadSpec, ...]:
-    """Returns the head of the model with logits, which are always scaled.
-
-    Raises:
-      InputError: if nothing is to be tied.
-    """
+    """Returns the head with logits, which are always scaled; InputError if nothing is tied."""
     # Otherwise transformers takes the embeddings of encoder, decoder and logits for three.
     fields.check(foreign.config, tie_word_embeddings=(True, None))
     return (LMHeadSpec(tied=t5.is_tied(foreign.source), logits_scale=None),)
@@ -64,8 +60,8 @@ def _lm_head(foreign: Foreign) -> tuple[HeadSpec, ...]:
 def _pattern(config: Config, side: str) -> tuple[MlpSpec | MoeSpec, ...]:
     """Returns the MLPs of a stack's repeating pattern: the second of each step has experts.
 
-    A step that the config does not name is what transformers makes of the numbers of layers: with
-    no sparse layers it is all of them, and the second layer has experts after all.
+    A missing step is derived from the numbers of layers, as in transformers: without sparse layers
+    it is all of them, and the second layer has experts after all.
     """
     dense = MlpSpec(config["d_ff"], ACTIVATION.read(config["dense_act_fn"], "dense_act_fn"))
     experts = MoeSpec(dense, **{ours: config[theirs] for theirs, ours in _EXPERTS.items()})
@@ -101,7 +97,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _sparse_fields(stack: StackSpec, side: str) -> dict[str, int]:
-    """Returns the fields of a config that say which layers of a stack have experts."""
+    """Returns the config fields for the layers with experts."""
     num_sparse = sum(isinstance(block.mlp, MoeSpec) for block in stack.every_block)
     step = len(stack.blocks) if any(isinstance(b.mlp, MoeSpec) for b in stack.blocks) else 0
     return {f"{side}_sparse_step": step, f"num_sparse_{side}_layers": num_sparse}

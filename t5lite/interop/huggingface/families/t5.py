@@ -50,7 +50,7 @@ MT5_FIELDS = fields.with_defaults(
 
 
 def mlp_spec(config: Config) -> MlpSpec:
-    """Returns the MLP of a config: `feed_forward_proj`, unless its two successors are there."""
+    """Returns the MLP of a config: of `feed_forward_proj`, unless its two successors exist."""
     name = config["feed_forward_proj"]
     gated = config.get("is_gated_act", name.startswith("gated-"))
     activation = name.removeprefix("gated-")
@@ -62,7 +62,7 @@ def mlp_spec(config: Config) -> MlpSpec:
 
 
 def mlp_fields(spec: MlpSpec) -> dict[str, Any]:
-    """Returns the fields of a config that `mlp_spec` reads."""
+    """Returns the config fields that `mlp_spec` reads."""
     activation = activations.activation_name(spec.activation)
     short = "gelu" if activation == "gelu_new" and spec.gated else activation
     return {
@@ -83,8 +83,7 @@ def model_parts(
     """Returns ModelSpec's fields of a config.
 
     Args:
-      foreign: the config.
-      mlps: those of the repeating pattern of "encoder" and, if there is one, "decoder".
+      mlps: of the repeating pattern of "encoder" and, if there is one, "decoder".
       per_layer: whether each layer has a table of biases.
       init_scale: that of `FanInInitSpec`.
     """
@@ -120,19 +119,18 @@ def model_parts(
 
 
 def num_decoder_layers(config: Config) -> int:
-    """Returns the depth of the decoder: the encoder's unless the config says otherwise."""
+    """Returns the depth of the decoder, by default the encoder's."""
     depth = config["num_decoder_layers"]
     return config["num_layers"] if depth is None else depth
 
 
 def sides(config: Config, family: Family) -> tuple[str, ...]:
-    """Returns the stacks of a config's architecture."""
     alone = family.suffix(config) in (ENCODER, TOKENS)
     return ("encoder",) if alone else ("encoder", "decoder")
 
 
 def is_tied(source: Source) -> bool:
-    """Returns whether logits come from the token embedding: the weights say so, configs err."""
+    """Whether logits come from the token embedding, by the weights: configs err."""
     stored = source.tensors()
     tables = [name for name in ("shared.weight", *TABLES) if name in stored]
     if "lm_head.weight" not in stored:
@@ -165,12 +163,7 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
 
 
 def extra(spec: ModelSpec, classes: str) -> dict[str, Any]:
-    """Returns the fields of a config beside `COMMON`, but for its MLPs.
-
-    Args:
-      spec: of the model.
-      classes: what its architectures begin with.
-    """
+    """Returns the config fields beside `COMMON` and the MLPs'; `classes`: architectures' prefix."""
     encoder, head = fields.stack_of(spec, "encoder"), spec.heads[0] if spec.heads else None
     fields.expect(encoder.position_bias, RelativeBiasSpec, "position_bias")
     encoder_alone = spec.decoder is None and not isinstance(head, TokenLabelsHeadSpec)
@@ -195,7 +188,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
 
 
 def names(mlps: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the names of the modules, where `mlps` are an MLP's, by ours."""
+    """Returns the names of the modules; `mlps`: an MLP's, by ours."""
     result: dict[str, Any] = {
         "token_embedding": "shared",
         "lm_head/projection": "lm_head",
@@ -219,7 +212,6 @@ def names(mlps: Mapping[str, str]) -> dict[str, Any]:
 
 
 def tensors(spec: ModelSpec, mlps: Mapping[str, str]) -> list[Tensor]:
-    """Returns the tensors of a spec; see `Family` and `names`."""
     if not any(isinstance(head, TokenLabelsHeadSpec) for head in spec.heads):
         tied = {"shared.weight": ("lm_head.weight",)}
         return modules.tensors_of(spec, names(mlps), aliases={"shared.weight": TABLES}, tied=tied)

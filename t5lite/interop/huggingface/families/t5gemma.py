@@ -42,7 +42,7 @@ _STACK_FIELDS: Fields = {
 
 
 def _side(foreign: Foreign, side: str) -> Foreign:
-    """Returns the config of a stack, whose fields errors name `encoder.hidden_size`."""
+    """Returns the config of a stack, whose errors name `encoder.hidden_size`."""
     config = {name: field.default for name, field in _STACK_FIELDS.items()}
     config |= foreign.config[side] or {}
     config["dropout_rate"] = foreign.config["dropout_rate"]
