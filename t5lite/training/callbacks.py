@@ -19,21 +19,16 @@ from t5lite.training.tuning import Everything, Tuning
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """Returned by a callback to end the run after this step.
-
-    Args:
-      reason: shown to the user.
-    """
+    """Ends the run after this step; a callback returns it, with a `reason` for the user."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """Returned by a callback to go on from another state.
+    """Replaces the state by one of the same structure, shapes and shardings; a callback returns it.
 
-    Args:
-      state: of the same structure, shapes and shardings; later callbacks see it.
+    Later callbacks see the edited state.
     """
 
     state: TrainState
@@ -43,14 +38,14 @@ class Edit:
 class Callback(Protocol):
     """Runs every `every` steps and after the last one, before the next step is dispatched.
 
-    It may return held-out metrics, which go to writers, later callbacks and the choice of the best
-    checkpoint; a `Stop`; or an `Edit`. Optional methods:
+    Returns held-out metrics, for writers, later callbacks and the choice of the best checkpoint; a
+    `Stop`; an `Edit`; or None. Optional methods:
 
     - `state_dict() -> dict` (JSON-able) and `load_state_dict(dict)`: its state in checkpoints.
-    - `check(run)`: called before anything is written, to raise an InputError for what would fail
-      hours later, or to return a `Stop`.
-    - `metric_names(run) -> set[str]`: the metrics that it may return, `"name/*"` for all that begin
-      so; a misspelt name that another callback or `Checkpoints.best` watches is then refused.
+    - `check(run)`: called before anything is written; raises an InputError for what would fail
+      hours later, or returns a `Stop`.
+    - `metric_names(run) -> set[str]`: the metrics that it may return, `"name/*"` for a prefix; a
+      misspelt name that another callback or `Checkpoints.best` watches is then refused.
     """
 
     every: int
@@ -65,19 +60,16 @@ class Run:
     """The parts of a run that callbacks receive.
 
     Args:
-      model_dir: where everything is written.
+      model_dir: folder of all outputs.
       model: pure functions, see `models.Model`.
-      objective: what is trained.
       data: gives `batch_size`, `train_batches`, `validation_batches` and `examples`.
-      layout: how arrays are sharded over `mesh`.
-      mesh: the devices.
-      steps: after which the run ends at the latest; None if only tokens or epochs say so.
+      steps: updates in all; None if only tokens or epochs limit the run.
       callbacks: called in this order when due.
-      writers: where metrics go; becomes one `Writers`, which the first process alone writes to.
-      tuning: of the run, bound to the model.
+      writers: of metrics; becomes one `Writers`, which writes on the first process alone.
+      tuning: bound to the model.
       say: prints a text above the progress bar.
       metrics: the latest held-out metrics of all callbacks.
-      measured_at: the step of each of them.
+      measured_at: metric → step of its latest value.
     """
 
     model_dir: str
@@ -98,11 +90,11 @@ class Run:
         self.writers = Writers(self.writers)
 
     def params(self, state: TrainState) -> Any:
-        """Returns the parameters to evaluate, whole: averaged where an average is kept."""
+        """Returns all parameters for evaluation, averaged ones where an average is kept."""
         return whole_params(state, self.tuning)
 
     def live_params(self, state: TrainState) -> Any:
-        """Returns the parameters that the optimizer updates, whole and never averaged."""
+        """Returns all parameters as the optimizer updates them, never averaged."""
         return self.tuning.merge(state.params, state.frozen["params"])
 
     def references(self, state: TrainState) -> Mapping[str, Any]:
@@ -138,13 +130,12 @@ class Run:
         return process_shards(self.data, self.layout, self.mesh)[jax.process_index()]
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes and writes what was measured on the state after a step."""
+        """Keeps and writes metrics of the state after a step."""
         self.metrics.update(metrics)
         self.measured_at.update(dict.fromkeys(metrics, step))
         self.writers.write(step, metrics)
 
     def jit(self, fn: Callable, **options: Any) -> Callable:
-        """Jits `fn` for the run's mesh and layout."""
         return with_layout(fn, self.layout, self.mesh, **options)
 
 

@@ -48,21 +48,21 @@ class Checkpoints:
     """When to save, what to keep, and what a new run starts from.
 
     Args:
-      every: steps between two saves; the training loop also saves at the last step, and whenever
-        `best` was measured to be better than in every checkpoint so far.
-      every_minutes: between two saves, at most, above 0; None: steps alone decide.
-      keep: how many of the newest checkpoints to keep.
-      best: name of the held-out metric whose best checkpoint is kept besides those, or None.
+      every: steps between two saves; a run also saves at its last step, and whenever `best` is
+        better than in every checkpoint so far.
+      every_minutes: longest time between two saves, above 0; None: steps alone decide.
+      keep: number of newest checkpoints to keep.
+      best: held-out metric whose best checkpoint is kept besides those, or None.
       best_mode: `"min"` or `"max"`: which value of `best` is the best one.
-      restore_from: a folder whose parameters a *new* run starts from: a model_dir, its checkpoints
-        folder or a step's, a Hugging Face folder (or hub name) or a T5X checkpoint; a run that
-        finds checkpoints in its model_dir resumes from them instead.
+      restore_from: source of the parameters of a *new* run: a model_dir, its checkpoints folder or
+        a step's, a Hugging Face folder (or hub name) or a T5X checkpoint; a run with checkpoints
+        in its model_dir resumes from them instead.
       restore_mapping: rules for the names of those parameters, see `load_params`. Heads need none:
-        heads that the folder lacks are drawn, and heads that the model lacks are left out.
+        those missing in the folder are drawn, those missing in the model left out.
       other_vocabulary: whether the data may have another vocabulary than that folder, whose
         embeddings then belong to other tokens.
-      frozen: how frozen parameters are kept: `"save"` writes them once into model_dir; `"refer"`
-        keeps their fingerprint and reads them from `restore_from` again, which must stay as it is.
+      frozen: `"save"` writes frozen parameters once into model_dir; `"refer"` keeps their
+        fingerprint and reads them again from `restore_from`, which must not change.
 
     Raises:
       InputError: if a field is out of range.
@@ -113,12 +113,8 @@ class Checkpoints:
         Args:
           model_dir: the run's folder; local, `gs://` or `s3://`.
           warn: called with a text when a checkpoint is damaged or settings have changed.
-          writable: whether to make the folder; if not, nothing in it changes before
-            `Checkpointer.make_writable`.
+          writable: whether to call `make_writable` now; without it nothing in the folder changes.
           optimizer: name of the run's optimizer, kept in checkpoints.
-
-        Raises:
-          InputError: see `Checkpointer.make_writable`.
         """
         checkpointer = Checkpointer(self, absolute(model_dir) / "checkpoints", warn, optimizer)
         if writable:
@@ -126,7 +122,6 @@ class Checkpoints:
         return checkpointer
 
     def retention(self, warn: Callable[[str], object]) -> Retention:
-        """Returns the policy that decides which checkpoints stay."""
         return Retention(keep=self.keep, best=self.best, best_mode=self.best_mode, warn=warn)
 
     def best_step(self, model_dir: epath.PathLike) -> int | None:
@@ -139,13 +134,9 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A restored checkpoint.
+    """A checkpoint after `step` updates, its `state` in the expected shardings.
 
-    Args:
-      step: updates done.
-      state: the train state, in the expected shardings.
-      progress: as passed to `save`.
-      metrics: as passed to `save`, without NaN and infinities.
+    `progress` and `metrics` are as passed to `save`, without NaN and infinities.
     """
 
     step: int
@@ -182,8 +173,7 @@ class Checkpointer:
     def make_writable(self, check_writer: Callable[[], None] | None = None) -> None:
         """Makes the folder and removes what a crash left half-written in it; on every process.
 
-        Args:
-          check_writer: called before each save, to raise if another process writes the folder.
+        `check_writer` is called before each save, to raise if another process writes the folder.
 
         Raises:
           InputError: if the folder cannot be created or written, or is not the same on all hosts.
@@ -213,7 +203,7 @@ class Checkpointer:
         return self._retention.best_step(self.steps())
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
-        """Whether these metrics of a step are better than those of every checkpoint."""
+        """Whether these metrics are better than those of every checkpoint."""
         return self._retention.is_best(metrics, self.steps())
 
     def save(
@@ -224,22 +214,22 @@ class Checkpointer:
         progress: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> bool:
-        """Starts a save and returns; the arrays may be donated as soon as it has returned.
+        """Starts a save and returns; the arrays may be donated from then on.
 
-        A save still under way is waited for first, so its failure surfaces here at the latest.
+        The save before is waited for first, so its failure surfaces here at the latest.
 
         Args:
           step: number of updates done.
           state: pytree of arrays.
-          progress: JSON-able: data position and callbacks' states, the same on every process.
-          metrics: latest held-out metrics, in which `best` is looked up.
+          progress: JSON-able, else a TypeError: data position and callbacks' states, the same on
+            every process.
+          metrics: latest held-out metrics, `best` among them.
 
         Returns:
-          False if this step had been saved before; then nothing was done.
+          False, with nothing done, if this step was saved before.
 
         Raises:
           CheckpointError: if this save or the one before failed.
-          TypeError: if `progress` is not JSON-able.
         """
         self.wait()
         self.make_writable()
@@ -293,11 +283,7 @@ class Checkpointer:
         }
 
     def wait(self) -> None:
-        """Blocks until the save under way is complete.
-
-        Raises:
-          CheckpointError: if it failed.
-        """
+        """Blocks until the save under way is complete; raises CheckpointError if it failed."""
         step, self._pending = self._pending, None
         if step is None or self._manager is None:
             return
@@ -313,15 +299,14 @@ class Checkpointer:
     ) -> Restored | None:
         """Returns the newest readable checkpoint, or None if there is none at all.
 
-        A damaged newest one is reported to `warn` and the one before is taken. It is deleted once a
-        later save has succeeded.
+        A damaged one is reported to `warn`, skipped, and deleted once a later save has succeeded.
 
         Args:
           abstract_state: the expected pytree of `jax.ShapeDtypeStruct` or arrays. Their shardings
             may be on another mesh than the saved ones; without one, numpy is returned.
-          extra: params → `TrainState.extra` as it starts; with it, parts of it may come and go
-            between two runs, which is reported to `warn`.
-          frozen: the folder that a run refers to → `TrainState.frozen`, read from there.
+          extra: params → initial `TrainState.extra`; with it, parts of it may come and go, which is
+            reported to `warn`.
+          frozen: folder that a run refers to → its `TrainState.frozen`.
 
         Raises:
           InputError: names, shapes or dtypes differ from the saved ones, or frozen parameters in
@@ -386,11 +371,7 @@ class Checkpointer:
         return dataclasses.replace(restored, state=state)
 
     def close(self) -> None:
-        """Waits for the save under way and ends the threads.
-
-        Raises:
-          CheckpointError: if that save failed.
-        """
+        """Ends the threads after the save under way; raises CheckpointError if that failed."""
         try:
             self.wait()
         finally:

@@ -1,8 +1,8 @@
 """Checksums of arrays, independent of their sharding, that reveal damage on a disk.
 
 Fletcher's two sums modulo 2**32: of an array's words, and of its words times their index. A flipped
-bit always changes the first, swapped words the second. The sums of all shards add up to those of
-the array, so each is computed where the shard is, and any mesh can check another's checkpoint.
+bit always changes the first, swapped words the second. Sums of shards add up to the array's, so
+each is computed on its shard's device, and any mesh can check another's checkpoint.
 
 Source: Fletcher 1982, "An Arithmetic Checksum for Serial Transmissions", IEEE Transactions on
   Communications 30(1).
@@ -24,10 +24,9 @@ _MASK = 2**32 - 1
 
 
 def checksums(arrays: Mapping[str, Any]) -> dict[str, Checksum]:
-    """Returns name → checksum of whole arrays; every process calls it with its part of them.
+    """Returns name → checksum of whole JAX or numpy arrays; every process passes its part of them.
 
-    Args:
-      arrays: JAX or numpy arrays of elements of 1, 2, 4 or 8 bytes.
+    Elements have 1, 2, 4 or 8 bytes.
     """
     with concurrent.futures.ThreadPoolExecutor() as pool:
         shards = [
@@ -97,13 +96,10 @@ def _sums_on_device(block: jax.Array, offsets: jax.Array, strides: jax.Array) ->
 
 
 def _sums(xp: Any, words: Any, offsets: Any, strides: Any) -> Any:
-    """Returns both sums `[2]` of a block `[1, ...]` of uint32, by numpy or JAX.
+    """Returns both sums `[2]` of a block `words`, `[1, ...]` uint32; `xp` is numpy or `jax.numpy`.
 
-    Args:
-      xp: `numpy` or `jax.numpy`.
-      words: the block.
-      offsets: `[axes]` uint32, where the block begins in the whole array.
-      strides: `[axes]` uint32, words from one index to the next along each axis.
+    `offsets` (the block's start in the whole array) and `strides` (words from an index to the next)
+    are `[axes]` uint32.
     """
     uint32, last = xp.uint32, words.ndim - 1
     index = xp.zeros((1,) * last, uint32)  # of the first word of each row

@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.1
 
 
 class ClaimLost(RunError):
-    """Another process took over the folder, for this one looked dead: it must not write again."""
+    """Another process took over the folder, as this one looked dead: it must not write again."""
 
 
 @dataclasses.dataclass
@@ -65,7 +65,6 @@ class Claim:
             )
 
     def release(self) -> None:
-        """Removes the claim."""
         self._released.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -93,8 +92,8 @@ def claimed(
     """Claims a folder for this process; at the end removes the empty folders it created.
 
     Args:
-      claims: folder of the claims, local, `gs://` or `s3://`; the same for all who write the thing.
-      name: what is claimed, for messages.
+      claims: folder of the claims, local, `gs://` or `s3://`; the same for all writers.
+      name: of the claimed folder, for messages.
       say: called when a claim from another machine has to be watched.
 
     Raises:

@@ -19,10 +19,10 @@ class Duration:
     Args:
       steps: updates in all.
       tokens: seen in all, of the global batches, without padding.
-      epochs: passes over the data; a part of one needs data that tell theirs.
+      epochs: passes over the data; fractions need data that count parts of an epoch.
 
     Raises:
-      InputError: if none is given or one is out of range; it names them as arguments of `train`.
+      InputError: none is set or one is out of range; fields are named as arguments of `train`.
     """
 
     steps: int | None = None
@@ -41,7 +41,7 @@ class Duration:
             check_value(f"train.{name}", value, rule)
 
     def check(self, epoch: float | None) -> None:
-        """Raises an InputError if data that tell this epoch cannot tell when to stop."""
+        """Raises an InputError if data at this `epoch` cannot count to `epochs`."""
         if self.epochs is None:
             return
         if epoch is None:
@@ -62,7 +62,6 @@ class Duration:
         return min(max(value / limit for value, limit in self._limits(position)), 1.0)
 
     def over(self, position: Position) -> bool:
-        """Returns whether the run ends here."""
         return any(value >= limit for value, limit in self._limits(position))
 
     def _limits(self, position: Position) -> list[tuple[float, float]]:
@@ -76,10 +75,8 @@ class Epochs:
     """Exchanges the epochs of several processes, each of which knows its own shards only.
 
     As an exchange waits for the devices, the next one comes after half of the steps that remain at
-    the fastest pace so far: a few in a run, and one after each of its last steps.
-
-    Args:
-      end: the epoch that ends the run; None: nothing is exchanged.
+    the fastest pace so far: a few in a run, and one after each of its last steps. Without an `end`,
+    the epoch that ends the run, nothing is exchanged.
     """
 
     def __init__(self, end: float | None):
@@ -90,9 +87,7 @@ class Epochs:
     def agree(self, step: int, epoch: float | None) -> float | None:
         """Returns the epoch of all processes together; None between two exchanges.
 
-        Args:
-          step: the same in every process.
-          epoch: of this process's shards; None if the data do not count it.
+        `epoch` is that of this process's shards; None if the data do not count it.
         """
         if jax.process_count() == 1:
             return epoch

@@ -3,8 +3,8 @@
     model_dir/frozen/<fingerprint>/state/       `frozen/…` of the train state, by name
     model_dir/frozen/<fingerprint>/progress/    JSON, as beside a step
 
-A step's own JSON holds `frozen`: the fingerprint, and the `folder` (of a run or anyone's) that is
-read again where the run refers to the checkpoint it started from.
+A step's own JSON holds `frozen`: the fingerprint, and the `folder` (of any run) that is read again
+where the run refers to the checkpoint it started from.
 """
 
 import json
@@ -26,23 +26,13 @@ def frozen_sums(frozen: Any) -> dict[str, Checksum]:
 
 
 def fingerprint(sums: Mapping[str, Checksum]) -> str:
-    """Returns eight hexadecimal digits of arrays' checksums."""
     return f"{zlib.crc32(json.dumps(sums, sort_keys=True).encode()):08x}"
 
 
 def save_frozen(
     checkpoints: epath.Path, frozen: Any, sums: Mapping[str, Checksum]
 ) -> dict[str, str]:
-    """Writes frozen arrays beside the checkpoints folder, unless they are there already.
-
-    Args:
-      checkpoints: the folder of steps.
-      frozen: `TrainState.frozen`.
-      sums: its checksums.
-
-    Returns:
-      What a step's document says of them.
-    """
+    """Writes frozen arrays beside the folder of steps, unless present; returns a step's entry."""
     entry = {"fingerprint": fingerprint(sums)}
     folder = frozen_folder(checkpoints / "0", entry)
     try:
@@ -67,15 +57,10 @@ def save_frozen(
 def read_referred(
     step_folder: epath.Path, entry: Mapping[str, str], read: Callable[[str], Any] | None
 ) -> Any:
-    """Returns `TrainState.frozen`, read again from the folder that a run started from.
+    """Returns `TrainState.frozen`, as `read` again from the folder that a run started from.
 
-    Args:
-      step_folder: the step, for messages.
-      entry: `frozen` of its document.
-      read: that folder → `TrainState.frozen`.
-
-    Raises:
-      InputError: if it differs from what the run was trained with.
+    `step_folder` and `entry`, the `frozen` of its document, are the step's; if the parameters have
+    changed since, an InputError says so.
     """
     if read is None:
         raise InputError(f"{step_folder}: its frozen parameters are in {entry['folder']!r}")

@@ -1,7 +1,6 @@
 """Guards that skip updates: loss spikes, and gradients that overflow float16.
 
-Each guard keeps a few scalars in `TrainState.extra`: a tree from its start, `…_start`, to the next,
-pure and on the device, so that every process comes to the same verdict.
+Each keeps scalars in `TrainState.extra`, on the device: every process reaches the same verdict.
 """
 
 import dataclasses
@@ -22,16 +21,16 @@ _LARGEST_SCALE = 2.0**31
 class LossScale:
     """Dynamic loss scaling: the largest scale that does not overflow float16.
 
-    The gradient of the scaled loss is divided by the scale again, in float32, before anything else
-    sees it. Where it is not finite, the update is skipped and the scale falls.
+    The gradient of the scaled loss is divided by the scale in float32 before anything else sees it.
+    If it is not finite, the update is skipped and the scale falls.
 
     Args:
-      initial: the first scale, at least `minimum`; powers of two lose no digits.
-      growth_steps: finite gradients in a row after which it grows, at least 1.
-      growth: what it is multiplied by then, above 1.
-      backoff: what it is multiplied by after a gradient that is not finite, in (0, 1).
-      minimum: smallest scale, above 0; a gradient that is not finite at this one is a NaN like any
-        other, and `Update.on_nan` says what follows.
+      initial: first scale, at least `minimum`; powers of two lose no digits.
+      growth_steps: finite gradients in a row before it grows, at least 1.
+      growth: factor of growth, above 1.
+      backoff: factor after a non-finite gradient, in (0, 1).
+      minimum: smallest scale, above 0; a non-finite gradient at this one is a NaN like any other,
+        see `Update.on_nan`.
 
     Raises:
       InputError: if a field is out of range.
@@ -61,7 +60,7 @@ class LossScale:
         return {"scale": jnp.float32(self.initial), "good_steps": jnp.int32(0)}
 
     def after(self, state: Tree, finite: jax.Array) -> Tree:
-        """Returns the state after a step whose gradient was finite or not (bool scalar)."""
+        """Returns the state after a step, by whether its gradient was finite (bool scalar)."""
         good_steps = jnp.where(finite, state["good_steps"] + 1, 0)
         grows = good_steps >= self.growth_steps
         factor = jnp.where(finite, jnp.where(grows, self.growth, 1.0), self.backoff)
@@ -78,11 +77,7 @@ def spike_start() -> Tree:
 def is_spike(state: Tree, loss: jax.Array, *, threshold: float, warmup_steps: int) -> jax.Array:
     """Returns whether a finite loss (float32 scalar) is far above those before it.
 
-    Args:
-      state: what the losses before were like.
-      loss: this step's.
-      threshold: standard deviations above the mean.
-      warmup_steps: losses that the statistics must hold before anything counts as a spike.
+    That is `threshold` standard deviations above the mean in `state`, once it holds `warmup_steps`.
     """
     limit = state["mean"] + threshold * jnp.sqrt(state["variance"])
     warmed_up = state["count"] >= warmup_steps

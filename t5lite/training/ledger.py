@@ -22,11 +22,9 @@ class NonFiniteLoss(RunError):
 
 
 class Dispatched(NamedTuple):
-    """A step that may still be under way.
+    """A step that may still be under way, from 1; `metrics` are those of `train_step`.
 
     Args:
-      step: its number, from 1.
-      metrics: of `train_step`.
       rows: this host's rows of the batch.
       num_positions: token positions in the global batch.
       epoch: of the data after the batch.
@@ -46,12 +44,10 @@ class Ledger:
     Nothing else waits for a device between two dispatches, and nothing is computed on one here.
 
     Args:
-      run: whose writers get a line of metrics now and then.
-      meter: rates.
-      progress: the bar.
+      run: gives the writers.
       update: what a NaN does, and how many skipped updates in a row end the run.
-      flops: of one token position, for display; batches may be cut to shorter rows.
-      log_every: steps between two lines.
+      flops: per token position, for display; batches may be cut to shorter rows.
+      log_every: steps between two lines of metrics.
     """
 
     run: Run
@@ -75,26 +71,22 @@ class Ledger:
         return self.tokens + (self._pending.num_positions if self._pending else 0)
 
     def begin(self, step: int, epoch: float | None) -> None:
-        """Shows where the run starts."""
+        """Shows the start of the run."""
         self._position = Position(step, self.tokens, epoch)
         self.progress.begin(self._position)
 
     def push(self, dispatched: Dispatched) -> None:
-        """Takes the step that was just dispatched, and reads the one before.
+        """Takes the step just dispatched, and reads the one before.
 
         Raises:
-          NonFiniteLoss: if that one's loss or gradient was not finite, unless those are skipped.
+          NonFiniteLoss: the read step's loss or gradient was not finite, unless those are skipped.
         """
         pending, self._pending = self._pending, dispatched
         if pending is not None:
             self._read(pending)
 
     def flush(self, *, last: bool = False) -> None:
-        """Waits for the step under way and reads it; after the last one writes what is left.
-
-        Raises:
-          NonFiniteLoss: see `push`.
-        """
+        """Waits for the step under way and reads it, see `push`; after the last writes the rest."""
         pending, self._pending = self._pending, None
         if pending is not None:
             self._read(pending)
@@ -111,7 +103,6 @@ class Ledger:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the counts of `state_dict`."""
         self.tokens, self._num_skipped = state["tokens"], state["num_skipped"]
         self._skips_in_a_row = state.get("skips_in_a_row", 0)  # older checkpoints have none
         self._sums = {name: (total, weight) for name, (total, weight) in state["sums"].items()}

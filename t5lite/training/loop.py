@@ -45,9 +45,6 @@ class Loop:
       run: its callbacks are called, in order, when due.
       step: `(state, batch) -> (state, metrics)`, compiled, donates the state.
       batches: this host's part of the training data.
-      ledger: reads and writes the metrics of steps.
-      saver: saves the state.
-      duration: the end of the run.
       profiler: traces chosen steps; None for none.
     """
 
@@ -115,13 +112,9 @@ class Loop:
         return rows, self.run.place(rows)
 
     def begin(self, state: TrainState) -> bool:
-        """Runs the checks of callbacks and duration, which write nothing.
+        """Runs the checks of callbacks and duration, which write nothing, and prints the position.
 
-        Returns:
-          Whether there are steps left to train; prints the position.
-
-        Raises:
-          InputError: for input that would fail later.
+        Returns whether there are steps left to train; raises InputError for what would fail later.
         """
         for callback in self.run.callbacks:
             stop = callback.check(self.run) if hasattr(callback, "check") else None
@@ -143,12 +136,11 @@ class Loop:
 
     @property
     def _epoch(self) -> float | None:
-        """Passes over the data, judged by this host's part of it."""
+        """Passes over the data, by this host's part of it."""
         epoch: float | None = getattr(self.batches, "epoch", None)
         return epoch
 
     def _is_last(self, step: int) -> bool:
-        """Whether the run's end is reached with this step."""
         epoch = self._epochs.agree(step, self._epoch)
         if self.duration.tokens is not None and self.ledger.most_tokens >= self.duration.tokens:
             # Only a step that may be the last is waited for before the next one is dispatched.

@@ -11,7 +11,7 @@ _SHOWN = 6  # names in a message
 
 
 def check_mapping(mapping: Sequence[Rule]) -> None:
-    """Raises InputError unless every rule is a pair that `load_params` can use."""
+    """Raises an InputError unless every rule is a pair that `load_params` can use."""
     for rule in mapping:
         pair = isinstance(rule, Sequence) and not isinstance(rule, str) and len(rule) == 2
         sides = [side for side in rule if side is not None] if pair else []
@@ -33,16 +33,11 @@ def check_mapping(mapping: Sequence[Rule]) -> None:
 def match(
     expected: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule], *, where: str
 ) -> dict[str, str]:
-    """Returns expected name → saved name of all that are to be restored; see `load_params`.
-
-    Args:
-      expected: names of a model's parameters.
-      saved: names of a checkpoint's parameters.
-      mapping: the rules.
-      where: name of the checkpoint in messages.
+    """Returns expected name → saved name of all restored parameters; see `load_params`.
 
     Raises:
-      InputError: a name on either side is unaccounted for, or a rule matches no name.
+      InputError: a name on either side is unaccounted for, or a rule matches no name; `where` is
+        the name of the checkpoint in the message.
     """
     expected, saved = list(expected), set(saved)
     targets = {name: source_of(name, mapping) for name in expected}

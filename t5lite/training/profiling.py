@@ -12,12 +12,11 @@ from t5lite.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Which steps to trace, and where to put the trace.
+    """Which steps to trace, and the folder of the trace.
 
     Args:
-      steps: (first, how many). The first step of a run is 1 and compiles; a run that resumes after
-        `first` traces nothing.
-      folder: gets `plugins/profile/<time>/`; None is the model_dir, where TensorBoard looks.
+      steps: (first, count), from 1; step 1 compiles; a run that resumes after it traces nothing.
+      folder: gets `plugins/profile/<time>/`; None is the model_dir, which TensorBoard reads.
 
     Raises:
       InputError: if `steps` is not a pair of positive integers.
@@ -56,7 +55,6 @@ class Profiler:
         self._annotation: Any = None
 
     def before_step(self, step: int) -> None:
-        """Called before a step is dispatched."""
         if step == self._first:
             self._folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(str(self._folder))
@@ -66,7 +64,7 @@ class Profiler:
             self._annotation.__enter__()
 
     def after_step(self, step: int, state: Any) -> None:
-        """Called when a step is dispatched; waits for its `state` before the trace ends."""
+        """Waits for the `state` of a dispatched step before the trace ends."""
         if not self._tracing:
             return
         self._annotation.__exit__(None, None, None)

@@ -35,7 +35,7 @@ from t5lite.training.update import Update
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The initialiser and the step of a run, for one mesh.
+    """The initialiser and the step of a run, for one mesh; all shapes carry their shardings.
 
     Args:
       init: `seed -> TrainState`, drawn straight into its shards; only without references.
@@ -44,9 +44,9 @@ class Program:
         model's, and those of each reference model. It donates them, so no array may be in both.
       extra: `params -> TrainState.extra` as it starts from these trained parameters.
       step: `(state, batch) -> (state, metrics)`; donates the state; has `.lower(state, batch)`.
-      state: shapes of the state, with their shardings.
-      batch: shapes of the global batch, with their shardings.
-      params: shapes of all of the model's parameters, with their shardings.
+      state: shapes of the state.
+      batch: shapes of the global batch.
+      params: shapes of all of the model's parameters.
       tuning: bound to the model.
     """
 
@@ -80,8 +80,7 @@ def build(
       objective: gives the loss.
       optimizer: `make(axes, shapes)` or an Optax transformation.
       batch_shapes: of the global batch.
-      layout: how arrays are sharded.
-      mesh: over which devices, see `parallel.make_mesh`.
+      layout: how arrays are sharded over `mesh`, see `parallel.make_mesh`.
       update: microbatches, clipping, averaging, guards.
       tuning: which parameters are trained.
       references: further models by name, whose parameters the objective's loss reads.
@@ -228,13 +227,8 @@ def _with_shardings(shapes: Any, sharding: Any) -> Any:
 def process_shards(data: Any, layout: Layout, mesh: Mesh) -> dict[int, tuple[int, ...]]:
     """Returns process → the virtual shards of the data whose rows its devices hold.
 
-    Args:
-      data: gives `batch_size` and `shards_of(rows)`.
-      layout: how batches are sharded.
-      mesh: the devices.
-
-    Raises:
-      InputError: a process's rows are not whole shards; the same error in every process.
+    If a process's rows are not whole shards, all processes raise the same InputError. `data` gives
+    `batch_size` and `shards_of(rows)`.
     """
     rows = process_rows(layout, mesh, data.batch_size)
     return {process: data.shards_of(rows[process].tolist()) for process in rows}

@@ -30,12 +30,11 @@ class CheckpointError(RunError):
 
 
 class Loaded(NamedTuple):
-    """Parameters read by `load_params`.
+    """Parameters read by `load_params` from a step `folder`.
 
     Args:
       params: tree like `like`, or nested dicts of numpy arrays.
       fresh: names that were not restored; those leaves are the ones of `like`.
-      folder: the step folder.
     """
 
     params: Any
@@ -127,10 +126,9 @@ def _other_step_suggested(step_folder: epath.Path) -> Iterator[None]:
 
 
 def absolute(folder: epath.PathLike) -> epath.Path:
-    """Returns a local path as an absolute one, as Orbax requires, and `gs://…` unchanged.
+    """Returns a local path as absolute, as Orbax requires, and `gs://…` unchanged.
 
-    Raises:
-      InputError: for a URL of an unknown scheme.
+    Raises an InputError for a URL of an unknown scheme.
     """
     path = epath.Path(as_path(folder))
     return path if "://" in str(path) else path.resolve()
@@ -164,11 +162,7 @@ def write_document(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_document(folder: epath.Path) -> dict[str, Any]:
-    """Reads the JSON document of a state; empty where a folder has none.
-
-    Raises:
-      ValueError: it is damaged.
-    """
+    """Reads the JSON document of a state, {} without one; raises ValueError if it is damaged."""
     path = folder / "progress" / "metadata"
     if not path.exists():
         return {}
@@ -180,11 +174,7 @@ def read_document(folder: epath.Path) -> dict[str, Any]:
 
 
 def read_description(folder: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns `saved_arrays` and `read_document` of a step folder.
-
-    Raises:
-      ValueError: they are damaged.
-    """
+    """Returns `saved_arrays` and `read_document` of a step folder; ValueError if damaged."""
     saved, document = _arrays_in(folder), read_document(folder)
     if "checksums" in document and document["checksums"].keys() != saved.keys():
         raise ValueError("the names of the arrays are not those that were saved")
@@ -206,16 +196,13 @@ def read_checked(
     saved: Mapping[str, Any],
     sums: Mapping[str, Checksum],
 ) -> dict[str, Any]:
-    """Reads arrays on every process and compares them with their checksums.
+    """Reads arrays on every process; raises CheckpointError unless they have their checksums.
 
     Args:
       folder: the step folder.
       expected: see `read_arrays`; floats may have another dtype than the saved ones.
       saved: name → leaf as in the checkpoint.
       sums: name → checksum; older checkpoints have none.
-
-    Raises:
-      CheckpointError: the checkpoint is damaged.
     """
     arrays: dict[str, Any] = {}
     for group in _groups(expected, saved, sums):
@@ -266,14 +253,9 @@ def _groups(
 
 
 def read_arrays(folder: epath.Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads named arrays, and no others, from a step folder.
+    """Reads arrays from a step folder: name → array, in the order of `expected`, and no others.
 
-    Args:
-      folder: the step folder.
-      expected: name → leaf with shape, dtype and perhaps sharding (without one: to numpy).
-
-    Returns:
-      name → array, in the order of `expected`.
+    `expected` gives name → leaf with shape, dtype and perhaps sharding (without one: to numpy).
     """
     frozen = _frozen_beside(folder)
     apart = {n: leaf for n, leaf in expected.items() if frozen and n.startswith("frozen/")}
@@ -342,13 +324,7 @@ def check_same(
 def differences(
     saved: Mapping[str, Any], expected: Mapping[str, Any], *, cast: bool = False
 ) -> list[str]:
-    """Returns a line for each name whose leaves differ in shape or dtype.
-
-    Args:
-      saved: name → leaf with shape and dtype, as in the checkpoint.
-      expected: the same, as the run has it.
-      cast: whether one floating-point type may stand for another.
-    """
+    """Returns a line for each leaf that differs in shape or dtype; `cast` lets floats differ."""
     return [
         f"  {name}: saved {_describe(saved.get(name))}, wanted {_describe(expected.get(name))}"
         for name in {**expected, **saved}
@@ -375,10 +351,9 @@ def reason(error: Exception) -> str:
 
 
 def find_step_folder(folder: epath.PathLike) -> epath.Path:
-    """Returns a step folder as it is, and of the folders that hold steps the newest step.
+    """Returns a step folder unchanged, and of the folders that hold steps the newest step.
 
-    Raises:
-      InputError: there is no step.
+    Raises an InputError if there is no step.
     """
     root = absolute(folder)
     if (root / "state").exists():

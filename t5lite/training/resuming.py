@@ -18,23 +18,19 @@ def resumption(
     now: str | None,
     extra_may_change: bool = True,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Compares a checkpoint with the state of a run.
+    """Compares a checkpoint with the state of a run, both as name → leaf with shape and dtype.
 
-    Parameters must agree in shape and dtype; the optimizer's state in all but floating-point types.
+    Parameters must agree in shape and dtype, the optimizer's state in all but floating-point types;
+    otherwise an InputError says how to go on.
 
     Args:
       folder: the step folder.
-      saved: name → leaf with shape and dtype, as in the checkpoint.
-      expected: the same, as the run has it.
       was: name of the optimizer that wrote the checkpoint; None if unknown.
       now: that of the run.
       extra_may_change: whether parts of `TrainState.extra` may come and go.
 
     Returns:
       name → leaf of the arrays to read, and a line for each change.
-
-    Raises:
-      InputError: the run cannot be resumed.
     """
     old, new = _extra_parts(saved), _extra_parts(expected)
     changed = {
@@ -92,7 +88,6 @@ def _extra_part(name: str) -> str | None:
 
 
 def _extra_parts(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns part of `extra` → its leaves by name."""
     parts: dict[str, dict[str, Any]] = {}
     for name, leaf in leaves.items():
         if (part := _extra_part(name)) is not None:

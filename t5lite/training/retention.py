@@ -28,7 +28,6 @@ class Retention:
         self.damaged: set[int] = set()
 
     def read(self, folders: Mapping[int, epath.Path]) -> None:
-        """Reads the metrics of earlier checkpoints."""
         for step, folder in folders.items():
             try:
                 self.note(step, read_document(folder)["metrics"])
@@ -36,7 +35,7 @@ class Retention:
                 continue  # damaged: `restore` says so if it comes to this one
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Remembers a step's value of the `best` metric."""
+        """Records a step's value of the `best` metric."""
         if self._best is None or not metrics:
             return
         if self._best in metrics:

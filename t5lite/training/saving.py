@@ -23,7 +23,7 @@ class Saver:
 
     Args:
       every: steps between two saves.
-      every_minutes: between two saves, at most; None: steps alone decide.
+      every_minutes: longest time between two saves; None: steps alone decide.
       data_state: returns the data position of all hosts together; None for a single host.
       learning_rate: state → learning rate of its next update, compared on resume; None if unknown.
     """
@@ -48,7 +48,6 @@ class Saver:
         self._learning_rate = learning_rate
 
     def begin(self, step: int) -> None:
-        """Starts the clock."""
         self.times.saved(step)
 
     def due(self, step: int) -> bool:
@@ -74,11 +73,7 @@ class Saver:
         self.times.saved(step)
 
     def load_progress(self, progress: Mapping[str, Any]) -> None:
-        """Restores data, ledger, metrics and callbacks as `save` saw them.
-
-        Raises:
-          InputError: if the data has changed since.
-        """
+        """Restores data, ledger, metrics and callbacks; an InputError if the data has changed."""
         try:
             self._batches.load_state_dict(progress["data"])
         except InputError as error:
@@ -115,12 +110,9 @@ def _shown(identity: Sequence[str]) -> str:
 class SaveTimes:
     """Decides after which steps to save, so that at most `minutes` of work can be lost.
 
-    Several processes follow the clock of process 0. As asking it waits for the devices, they do so
-    a few times per interval: after half of the steps that remain at the present pace.
-
-    Args:
-      minutes: between two saves, at most; None: the clock does not count.
-      clock: returns seconds.
+    Several processes follow the clock of process 0. As reading it waits for the devices, they do so
+    a few times per interval: after half of the steps that remain at the present pace. Without
+    `minutes` no save is due.
     """
 
     def __init__(self, minutes: float | None, *, clock: Callable[[], float] = time.monotonic):

@@ -46,7 +46,6 @@ def evaluate(fn: Callable[[Tree], Tree], tree: Tree) -> Tree:
 
 
 def _run(closed: ClosedJaxpr, leaves: Sequence[Any]) -> list[jax.Array]:
-    """Evaluates a jaxpr, equation by equation."""
     jaxpr = closed.jaxpr
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values |= zip(jaxpr.invars, leaves, strict=True)

@@ -1,4 +1,4 @@
-"""Signals that end a run early: a scheduler's SIGTERM, and Ctrl-C. The step under way is saved."""
+"""Signals that end a run once the step under way is saved: a scheduler's SIGTERM, and Ctrl-C."""
 
 import contextlib
 import os
@@ -16,13 +16,10 @@ _REPEATED_SECONDS = 0.5  # a launcher may pass on a Ctrl-C that its processes ha
 
 
 class Signals:
-    """The signals received so far; made by `catching_signals`.
+    """The signals received so far; `interrupted` is whether Ctrl-C was pressed on this process.
 
     Several processes end after the same step, whichever of them was signalled: JAX's preemption
     service, which listens for SIGTERM itself, agrees on a step in the background.
-
-    Attributes:
-      interrupted: whether Ctrl-C was pressed on this process.
     """
 
     def __init__(self) -> None:
@@ -41,15 +38,10 @@ class Signals:
         return self._terminated.is_set()
 
     def terminate(self, *_: object) -> None:
-        """Handles SIGTERM."""
         self._terminated.set()
 
     def interrupt(self, *_: object) -> None:
-        """Handles SIGINT: the first ends the run after its step, the second at once.
-
-        Raises:
-          KeyboardInterrupt: at the second.
-        """
+        """Handles SIGINT: ends the run after its step, and by KeyboardInterrupt the second time."""
         now = time.monotonic()
         if self.interrupted:
             if now - self._at > _REPEATED_SECONDS:

@@ -68,12 +68,9 @@ def transformation(
     """Returns the Optax transformation of an optimizer.
 
     Args:
-      optimizer: `make(axes, shapes)` or a transformation.
+      optimizer: `make(axes, shapes)` or a transformation; anything else raises an InputError.
       axes: logical axis names of the trained parameters.
       shapes: the trained parameters, or their shapes.
-
-    Raises:
-      InputError: it is neither.
     """
     if not isinstance(optimizer, optax.GradientTransformation):
         if not callable(optimizer):
@@ -90,9 +87,7 @@ def next_learning_rate(optimizer: Optimizer, opt_state: Tree) -> jax.Array | Non
     """Returns the learning rate of the next update, a float32 scalar.
 
     A schedule is evaluated at the optimizer's own count of updates, which leaves skipped ones out.
-
-    Returns:
-      None if the optimizer has no `learning_rate`, or a schedule and no `count` in its state.
+    None if the optimizer has no `learning_rate`, or a schedule and no `count` in its state.
     """
     rate = getattr(optimizer, "learning_rate", None)
     if callable(rate):
@@ -104,7 +99,6 @@ def next_learning_rate(optimizer: Optimizer, opt_state: Tree) -> jax.Array | Non
 
 
 def name_of(optimizer: Optimizer) -> str:
-    """Returns the name of an optimizer: its class or function."""
     if isinstance(optimizer, optax.GradientTransformation):
         return "an Optax transformation"
     name = getattr(optimizer, "__name__", type(optimizer).__name__)
@@ -144,7 +138,7 @@ def initial_state(
 def state_axes(
     state: TrainState, axes: Tree, optimizer: Optimizer | None = None, *, frozen: Tree = None
 ) -> TrainState:
-    """Returns the logical axis names of every leaf of a state.
+    """Returns the state's tree with a `PartitionSpec` of logical axis names at each leaf.
 
     An optimizer with `state_axes(axes, shapes)` names its own state. Otherwise a leaf of the
     optimizer's state at a parameter's path with its shape inherits the names; one that lacks some
@@ -156,9 +150,6 @@ def state_axes(
       axes: logical names of `state.params`.
       optimizer: `make(axes, shapes)` or a transformation.
       frozen: logical names of `state.frozen`; None where it is empty.
-
-    Returns:
-      The same tree with a `PartitionSpec` of logical names at each leaf.
     """
     replicated = jax.tree.map(lambda _: PartitionSpec(), state)
     named: Any = getattr(optimizer, "state_axes", None)

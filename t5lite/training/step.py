@@ -77,8 +77,7 @@ def train_step(
       update: microbatches, clipping, averaging, guards.
       tuning: merges trained and frozen parameters; bound to the model.
       constrain_gradients: pins the gradients' sharding.
-      learning_rate: the optimizer's state → the rate of its next update, for display; see
-        `state.next_learning_rate`.
+      learning_rate: the optimizer's state → the rate of its next update, for display.
 
     Returns:
       The state after the step, and metrics: float32 scalars `loss`, `gradient_norm`,

@@ -20,10 +20,9 @@ class Watch:
     `every` must be a multiple of that callback's, and the watch come after it in `callbacks`.
 
     Args:
-      metric: its name.
       patience: measurements in a row that may be no better than the best one, at least 1.
       every: steps between two looks.
-      min_delta: how much better than the best one is better, at least 0.
+      min_delta: smallest improvement that counts, at least 0.
       mode: `"min"` or `"max"`: which values are better.
 
     Raises:
@@ -51,21 +50,16 @@ class Watch:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the measurements so far, valid JSON."""
         return {"metric": self.metric} | {name: getattr(self, f"_{name}") for name in self._counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the measurements of `state_dict`, unless they are of another metric."""
+        """Restores the measurements, unless they are of another metric."""
         if state.get("metric") == self.metric:
             for name in self._counts:
                 setattr(self, f"_{name}", state[name])
 
     def _look(self, run: Run, step: int) -> bool:
-        """Takes in the metric's latest value; returns whether it is a new one.
-
-        Raises:
-          InputError: if it was not measured yet.
-        """
+        """Takes in the metric's latest value; returns whether it is new."""
         if self.metric not in run.metrics:
             error = unknown(f"metric at step {step}", self.metric, run.metrics)
             raise InputError(
@@ -87,7 +81,6 @@ class Watch:
         return True
 
     def _explanation(self) -> str:
-        """Returns why patience ran out."""
         best = "ever finite"
         if self._best is not None:
             best = f"better than {self._best:.6g}, of step {self._best_step}"
@@ -104,7 +97,7 @@ class EarlyStopping(Watch):
     """
 
     def check(self, run: Run) -> Stop | None:
-        """Returns a `Stop` if the run had come to its end before."""
+        """Returns a `Stop` if the run had ended before."""
         del run
         return self._stop()
 
@@ -121,8 +114,8 @@ class EarlyStopping(Watch):
 class ReduceOnPlateau(Watch):
     """Lowers the learning rate when a held-out metric has stopped getting better.
 
-    Every update from then on is multiplied by `factor` once more, whatever schedule the optimizer
-    has, and the learning rate that is shown with it. See `Watch` for the other fields.
+    From then on every update, and the learning rate shown with it, is multiplied by `factor` once
+    more, whatever the optimizer's schedule. See `Watch` for the other fields.
 
     Args:
       factor: in (0, 1).
@@ -170,15 +163,8 @@ class ReduceOnPlateau(Watch):
 def check_watched(callbacks: Sequence[Callback], run: Run, *, best: str | None = None) -> None:
     """Refuses to watch a metric that no callback measures, or that is measured at other steps.
 
-    A callback without `metric_names` may measure any metric.
-
-    Args:
-      callbacks: of the run.
-      run: passed to them.
-      best: `Checkpoints.best`.
-
-    Raises:
-      InputError: naming the nearest metrics, or the period that would do.
+    A callback without `metric_names` may measure any metric. The watches are those in `callbacks`,
+    and `best` of `Checkpoints`; the InputError names the nearest metrics, or a fitting period.
     """
     watched = [
         (f"{type(callback).__name__}.metric", callback.metric, index)

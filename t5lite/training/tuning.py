@@ -1,7 +1,6 @@
-"""Tuning: which parameters are trained. Splits parameter trees into trained and frozen ones.
+"""Tuning: splits trees like the parameters (shapes, axes, shardings too) into trained and frozen.
 
-Splitting and merging are tree surgery, the same for arrays, shapes, axis names and shardings. The
-frozen tree has neither gradients nor optimizer state; `TrainState.frozen["params"]` holds it.
+The frozen tree, `TrainState.frozen["params"]`, has neither gradients nor optimizer state.
 """
 
 import dataclasses
@@ -26,8 +25,7 @@ _LAYER = re.compile(r"(?:(?P<stack>.*)/)?(?P<part>first|layers|remainder)/block_
 class Tuning:
     """Chooses the trained parameters of a model; subclasses are dataclasses with JSON-able fields.
 
-    `merge` is the inverse of `split`. A subclass is registered under its name, which `tuning.json`
-    keeps.
+    `merge` is the inverse of `split`. `tuning.json` keeps a subclass by its name.
     """
 
     registry: ClassVar[dict[str, type["Tuning"]]] = {}
@@ -87,9 +85,7 @@ class ByPath(Tuning):
     Paths look like `encoder/layers/block_0/attention/query/kernel`. A parameter is trained if
     `include` is empty or one of its patterns is found in the path (`re.search`), no pattern of
     `exclude` is found, and its layer is one of `layers`. A stacked parameter, which holds many
-    layers in one array, is split along its `layers` axis.
-
-    The scan over a stack of which some layers are frozen is split where they begin and end: frozen
+    layers in one array, is split along its `layers` axis, and so is the scan over the stack: frozen
     layers have no gradients, and those below all trained parameters no backward pass.
 
     Args:
@@ -100,7 +96,7 @@ class ByPath(Tuning):
         embeddings, go by their path alone.
 
     Raises:
-      InputError: if a pattern or a range is not one.
+      InputError: if a pattern or a range is invalid.
     """
 
     include: Sequence[str] = ()
@@ -228,12 +224,7 @@ def _stacks(axes: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, _St
 
 @dataclasses.dataclass(frozen=True)
 class _Bound(Tuning):
-    """`ByPath` of one model.
-
-    Args:
-      tuning: that was bound.
-      cuts: what is trained of each parameter of which something is.
-    """
+    """`ByPath` of one model, with the trained slice of each parameter that is not wholly frozen."""
 
     tuning: ByPath
     cuts: Mapping[str, _Cut]
@@ -313,13 +304,11 @@ def _resized(leaf: jax.ShapeDtypeStruct, cut: _Cut, size: int) -> jax.ShapeDtype
 
 
 def named(tree: Tree) -> dict[str, Any]:
-    """Returns path → leaf of nested dicts."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts of path → leaf."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *parents, last = name.split("/")
@@ -331,11 +320,7 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_json(document: Mapping[str, Any]) -> Tuning:
-    """Returns the tuning that `to_json` wrote.
-
-    Raises:
-      InputError: no class of that name is registered, or it lacks a field.
-    """
+    """Returns the tuning that `to_json` wrote; an unknown class or field raises an InputError."""
     name = document["tuning"]
     if name not in Tuning.registry:
         raise unknown("tuning", name, Tuning.registry)
@@ -346,7 +331,6 @@ def from_json(document: Mapping[str, Any]) -> Tuning:
 
 
 def write_tuning(folder: epath.PathLike, tuning: Tuning) -> None:
-    """Writes `tuning.json` into a model_dir."""
     text = json.dumps(tuning.to_json(), indent=2)
     (epath.Path(folder) / FILE).write_text(text + "\n")
 

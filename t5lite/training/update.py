@@ -16,8 +16,8 @@ class Verdict(NamedTuple):
 
     Args:
       applied: whether the update is applied; otherwise only `step` and the guards change.
-      finite: False if loss or gradient is NaN or infinite, unless the loss scale was too high: that
-        is its guard's to correct.
+      finite: False if loss or gradient is NaN or infinite, unless the loss scale was too high,
+        which its guard corrects.
       spike: whether the loss is finite and far above earlier ones.
     """
 
@@ -37,12 +37,12 @@ class Update:
       ema_decay: of an average of the parameters, in (0, 1), used for evaluation; None for none.
       on_nan: what a NaN or infinite loss or gradient does: `stop` the run or `skip` the update. In
         both cases it never reaches the parameters.
-      max_skips: updates skipped in a row, for whatever reason, that end the run, at least 1. A loss
+      max_skips: skipped updates in a row, for whatever reason, that end the run, at least 1. A loss
         scale skips some while it falls. The count goes on over restarts.
       spike_threshold: standard deviations above the running mean of the loss, above 0, from which
         an update is skipped and its batch saved; None for never.
       spike_decay: of that mean and deviation, in (0, 1): 0.99 remembers about 100 steps.
-      spike_warmup_steps: updates before any loss is called a spike, at least 2.
+      spike_warmup_steps: updates before any loss counts as a spike, at least 2.
       loss_scale: of the loss, as float16 needs it; None for none.
 
     Raises:
@@ -105,13 +105,7 @@ class Update:
     def judge(
         self, extra: Any, loss: jax.Array, gradient_norm: jax.Array
     ) -> tuple[Verdict, dict[str, Any]]:
-        """Returns the verdict on a step, and the guards' part of `extra` after it.
-
-        Args:
-          extra: `TrainState.extra` before the step.
-          loss: float32 scalar.
-          gradient_norm: float32 scalar.
-        """
+        """Returns the verdict on a step, and the guards' part of `extra` after it."""
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         failed, spike, guards = ~finite, jnp.bool_(False), {}
         if self.spike_threshold is not None:
