@@ -35,11 +35,8 @@ def check(inside: Any) -> None:
 def render(inside: Any, shares: np.ndarray | None, *, name: str, text: str) -> str:
     """Returns attention maps, token losses and attributions as one self-contained HTML page.
 
-    Args:
-      inside: the record that `inference.attention_maps` returns.
-      shares: `[outputs, inputs]`, the `attribution` of the same text; None without losses.
-      name: of the model.
-      text: the input.
+    `inside` is the record of `inference.attention_maps`, and `shares`, `[outputs, inputs]`, the
+    `attribution` of the same text; None without losses.
     """
     data = {
         "tokens": inside.tokens,
@@ -88,7 +85,6 @@ def render(inside: Any, shares: np.ndarray | None, *, name: str, text: str) -> s
 
 
 def _tiles(inside: Any) -> Iterator[tuple[str, str, str]]:
-    """Yields name, value and a note."""
     for stack, tokens in inside.tokens.items():
         maps = inside.maps[stack]
         heads = "–".join(map(str, sorted({len(layer) for layer in maps})))

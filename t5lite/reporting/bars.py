@@ -45,12 +45,11 @@ class Bar:
         self._opened().update(amount)
 
     def rename(self, name: str) -> None:
-        """Changes the name of the bar."""
         self._name = name
         self._opened().set_description(name)
 
     def section(self, name: str) -> None:
-        """Begins a further bar, unless it is the present one."""
+        """Begins a further bar, unless `name` is the present one's."""
         if name != self._name:
             self.close()
             self._name = name
@@ -84,12 +83,9 @@ class Bar:
 
 @contextlib.contextmanager
 def stages(title: str) -> Iterator[Callable[[str], None]]:
-    """Shows a title, a stage and the elapsed seconds on one line of a terminal.
+    """Shows a title, a stage and the elapsed seconds on one line of a terminal, or a stage a line.
 
-    Elsewhere, such as in a log, each stage is a line.
-
-    Yields:
-      A function that takes the name of the next stage; "" keeps the present one.
+    Yields a function that takes the name of the next stage; "" keeps the present one.
     """
     stage, finished = "starting", threading.Event()
     start = time.monotonic()

@@ -63,11 +63,11 @@ class MLflow:
             self._connected().get_experiment_by_name(self._experiment)
 
     def rewind(self, step: int) -> None:
-        """Opens the run: a new one at step 0, and afterwards the one that was."""
+        """Opens the run: a new one at step 0, and afterwards the earlier one."""
         self._open(resume=step > 0)
 
     def close(self) -> None:
-        """Says that the run is over, until it is resumed."""
+        """Marks the run as finished, until it is resumed."""
         if self._client is not None:
             self._client.set_terminated(self._run_id)
             self._client = None
@@ -86,7 +86,7 @@ class MLflow:
         return MlflowClient(self._uri)
 
     def _started(self, client: Any, *, resume: bool) -> str:
-        """Returns the id of the run that this one goes on with, or of a new one."""
+        """Returns the id of the resumed run, or of a new one."""
         note = self._folder / "mlflow_run_id"
         if resume and note.exists():
             run_id = note.read_text().strip()

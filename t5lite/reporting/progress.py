@@ -15,7 +15,7 @@ class Position(NamedTuple):
       step: updates done, skipped ones included.
       tokens: trained on so far, of the global batches, without padding.
       epoch: passes over the data: examples read by examples in all; an integer counts completed
-        ones only; None if the data does not tell.
+        ones only; None if the data do not tell.
     """
 
     step: int = 0
@@ -46,8 +46,8 @@ class Progress:
       duration: of the whole run.
       seconds: between two lines.
       active: False on all processes but the first: nothing is shown.
-      live: whether to draw a bar; None finds out.
-      stream: where bar and lines go, the standard error; `say` uses the standard output.
+      live: whether to draw a bar; None detects it.
+      stream: of bar and lines, the standard error; `say` uses the standard output.
       clock: seconds.
     """
 
@@ -99,12 +99,9 @@ class Progress:
         metrics: Mapping[str, float] | None = None,
         rates: Rates | None = None,
     ) -> None:
-        """Shows that a step is done; cheap enough for every step.
+        """Shows the position after a step; cheap enough for every step.
 
-        Args:
-          position: after the step.
-          metrics: `loss` and `learning_rate` are shown, until newer ones come.
-          rates: shown until newer ones come.
+        `metrics` (of which `loss` and `learning_rate`) and `rates` are shown until newer ones come.
         """
         now, share = self._clock(), self._duration.share(position)
         if self._first_time is None:  # compiling is over; the time left is judged from here

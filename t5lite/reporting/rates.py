@@ -37,10 +37,9 @@ def peak_flops(devices: Any) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """How fast a run went between two readings.
+    """Speed of a run between two readings.
 
     Args:
-      steps_per_second: updates.
       tokens_per_second: of all devices together.
       flops_per_second: the model's, without recomputation in the backward pass.
       utilisation: those over the devices' peak, in [0, 1]; None if the peak is unknown.
@@ -59,11 +58,9 @@ class Rates:
 
 
 class Meter:
-    """Counts steps, tokens, FLOPs and the time spent waiting.
+    """Counts steps, tokens, FLOPs and the time spent waiting, by a `clock` in seconds.
 
-    Args:
-      peak: FLOP/s of all devices together, see `peak_flops`.
-      clock: seconds.
+    `peak` is the FLOP/s of all devices together, see `peak_flops`.
     """
 
     def __init__(self, *, peak: float | None = None, clock: Callable[[], float] = time.monotonic):
@@ -73,12 +70,7 @@ class Meter:
         self._restart()
 
     def step(self, *, tokens: float, flops: float) -> None:
-        """Counts one step.
-
-        Args:
-          tokens: in the whole batch, without padding.
-          flops: of the model in forward and backward pass of the whole batch.
-        """
+        """Counts one step: the batch's tokens without padding, its FLOPs forward and backward."""
         self._steps += 1
         self._tokens += tokens
         self._flops += flops
@@ -100,8 +92,8 @@ class Meter:
     def read(self) -> Rates:
         """Returns the rates since the last reading, and starts the next.
 
-        A reading of few steps, such as the last one, has those before it counted in: steps are seen
-        one late, so that of a single one it may be only the end.
+        A reading of few steps, such as the last one, includes those before it: steps are seen one
+        late, so that of a single one it may be only the end.
         """
         seconds = max(self._clock() - self._start, 1e-9)
         counts = np.array([self._steps, self._tokens, self._flops, self._waited, seconds])

@@ -12,10 +12,7 @@ from t5lite.reporting.files import installed
 
 
 class TensorBoard:
-    """Writes event files for TensorBoard, at most ten seconds late.
-
-    Args:
-      folder: for the event files, usually the model_dir.
+    """Writes event files for TensorBoard into a folder, usually the model_dir, within ten seconds.
 
     Raises:
       InputError: if the folder is on an object store whose library is not installed.
@@ -50,7 +47,6 @@ class TensorBoard:
         self._purge_step = step + 1
 
     def close(self) -> None:
-        """Flushes and closes the file."""
         if self._events is not None:
             self._events.close()
             self._events = None

@@ -17,9 +17,9 @@ class Writer(Protocol):
 
     It is constructed on all processes and called on the first alone: open nothing before the first
     `write`. Optional members: `files`, names of the files in the folder that it overwrites or
-    appends to; `check()`, called before the run starts, to raise an InputError for anything that
-    would fail later; `rewind(step)`, called when a run starts or resumes at a step, to delete
-    values written after it; `text(step, name, value)`, for samples and the like.
+    appends to; `check()`, called before the run starts, raises an InputError for what would fail
+    later; `rewind(step)`, called when a run starts or resumes at a step, deletes values written
+    after it; `text(step, name, value)`, for samples and the like.
 
     One for Weights & Biases:
 
@@ -46,36 +46,26 @@ class Writer(Protocol):
 
 
 class Writers:
-    """Several writers as one, called on the first process alone.
-
-    Args:
-      writers: called in order.
-      active: whether this process writes; the first one does.
-    """
+    """Several writers as one, called in order where `active`: on the first process alone."""
 
     def __init__(self, writers: Sequence[Writer], *, active: bool | None = None):
         self._active = jax.process_index() == 0 if active is None else active
         self._writers = tuple(writers) if self._active else ()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes metrics to all."""
         for writer in self._writers:
             writer.write(step, metrics)
 
     def text(self, step: int, name: str, value: str) -> None:
-        """Writes a text to the writers that have `text`."""
         self._optional("text", step, name, value)
 
     def check(self) -> None:
-        """Raises an InputError if one of them could not write later."""
         self._optional("check")
 
     def rewind(self, step: int) -> None:
-        """Deletes values after a step, in the writers that can."""
         self._optional("rewind", step)
 
     def close(self) -> None:
-        """Closes all."""
         for writer in self._writers:
             writer.close()
 
@@ -86,15 +76,11 @@ class Writers:
 
 
 class JsonLines:
-    """Appends to `metrics.jsonl` and `texts.jsonl`, one JSON object a line.
+    """Appends to `metrics.jsonl` and `texts.jsonl` in a folder, usually the model_dir.
 
-    `{"step": 10, "time": 1700000000.0, "loss": 2.5}`, NaN and infinities as null, for JSON has
-    neither; and `{"step": 10, "time": 1700000000.0, "name": "samples", "text": "…"}`. Every line is
-    on disk when the call returns.
-
-    Args:
-      folder: for the files, usually the model_dir.
-      clock: seconds since 1970.
+    `{"step": 10, "time": 1700000000.0, "loss": 2.5}`, NaN and infinities as null; and
+    `{"step": 10, "time": 1700000000.0, "name": "samples", "text": "…"}`: one JSON object a line, on
+    disk when the call returns. Times are seconds since 1970.
     """
 
     files = ("metrics.jsonl", "texts.jsonl")
@@ -105,18 +91,16 @@ class JsonLines:
         self._clock = clock
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a line of metrics."""
         head = self._head(step)
         values = {name: float(value) for name, value in metrics.items() if name not in head}
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         self._append(self.path, head | finite)
 
     def text(self, step: int, name: str, value: str) -> None:
-        """Appends a line with a text."""
         self._append(self._texts, {**self._head(step), "name": name, "text": value})
 
     def rewind(self, step: int) -> None:
-        """Drops the lines after a step and one that a crash cut off, all or nothing of a file."""
+        """Drops the lines after a step, and one that a crash cut off; of a file all or none."""
         for path in (self.path, self._texts):
             if not path.exists():
                 continue

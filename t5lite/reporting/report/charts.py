@@ -15,9 +15,8 @@ class Line(NamedTuple):
     """One line of a chart.
 
     Args:
-      run: which of the runs.
+      run: index of its run.
       label: of the metric; empty if the chart has only one.
-      series: the curves.
       kind: which of the chart's metrics, from 0; the first is drawn solid.
     """
 
@@ -32,9 +31,7 @@ class Chart:
     """A chart.
 
     Args:
-      title: shown above.
-      note: a few words more.
-      lines: to draw, none of them empty.
+      lines: none of them empty.
       unit: "%" for shares in [0, 1], "#" for whole numbers.
       log: whether the axis of values is logarithmic at first.
       wide: whether it is the most important.
@@ -98,7 +95,7 @@ def sections(records: Sequence[Record]) -> dict[str, list[Chart]]:
             yield Chart(title, note, lines, **options)
 
     def beside(name: str) -> dict[str, str]:
-        """Returns the metric of that name of the training data, and the held-out one."""
+        """Returns a metric of the training data, and its held-out one."""
         return {TRAIN + name: "train"} | ({held_out + name: "held out"} if held_out else {})
 
     def listed(table: dict[str, _Known]) -> Iterator[Chart]:

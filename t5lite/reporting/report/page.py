@@ -29,17 +29,15 @@ _MARK = "· t5lite</title>"  # in the head of every page
 
 
 def is_report(path: epath.PathLike) -> bool:
-    """Whether a file is a page that `render` drew."""
+    """Whether a file is a page by `render`."""
     with epath.Path(path).open("rb") as file:
         return _MARK.encode() in file.read(4096)
 
 
 def render(records: Sequence[Record], *, status: str | None = None) -> str:
-    """Returns one or several runs as one self-contained HTML page.
+    """Returns one or several runs, which share their charts, as one self-contained HTML page.
 
-    Args:
-      records: at least one; several share their charts.
-      status: "running" or "ended", or None if unknown; a run that reached its end is finished.
+    `status` is "running" or "ended", or None if unknown; a run that reached its end is finished.
     """
     drawn = sections(records)
     charts = [chart for section in drawn.values() for chart in section]

@@ -104,7 +104,6 @@ def model_card(records: Sequence[Record]) -> str:
 
 
 def _card(title: str, body: str, *, closed: bool) -> str:
-    """Returns a collapsible card with a heading in HTML."""
     opened = "" if closed else " open"
     return f'<details class="card"{opened}><summary>{title}</summary>{body}</details>'
 

@@ -18,7 +18,7 @@ _BINDING = re.compile(r"^([\w./@%]+(?:\.[\w/]+)*)\s*=\s*", re.MULTILINE)
 
 
 class Text(NamedTuple):
-    """A text of a step, such as samples of what the model writes."""
+    """A text of a step, such as samples of the model."""
 
     step: int
     text: str
@@ -26,15 +26,15 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The contents of a run's folder.
+    """The contents of a run's folder; empty where a file is missing.
 
     Args:
       name: the label of the run.
-      series: of each metric.
+      series: by metric.
       texts: name → texts by step.
-      facts: of `run.json`; empty if there is none.
-      config: of `config.gin`; empty if there is none.
-      model: of `model.json`; empty if there is none.
+      facts: of `run.json`.
+      config: of `config.gin`.
+      model: of `model.json`.
       times: seconds since 1970 of each step with metrics.
     """
 
@@ -88,7 +88,7 @@ class Record:
         return min(max(shares), 1.0) if shares else None
 
     def settings(self) -> dict[str, str]:
-        """Returns a run's settings by name, to compare runs by."""
+        """Returns a run's settings by name, for comparisons."""
         facts = {name: self.facts.get(name) for name in _CHOSEN}
         versions = self.facts.get("versions") or {}
         facts |= {f"version of {name}": version for name, version in versions.items()}
@@ -98,13 +98,9 @@ class Record:
 
 
 def read_record(folder: epath.PathLike, *, name: str | None = None) -> Record:
-    """Reads a run's folder.
+    """Reads a model_dir as a run labelled `name`, by default the folder's name.
 
-    A last line that is only half there, of a run that is writing now, is left out.
-
-    Args:
-      folder: a model_dir.
-      name: the label of the run; None for the folder's name.
+    A half-written last line, of a run that is writing now, is left out.
 
     Raises:
       InputError: if it is not the folder of a run, or has no metrics yet.
@@ -163,7 +159,6 @@ def bindings(config: str) -> dict[str, str]:
 
 
 def _lines(path: epath.Path) -> Iterator[dict[str, Any]]:
-    """Yields the objects that have a step."""
     for text in _text(path).split("\n"):
         try:
             line = json.loads(text)
@@ -186,7 +181,6 @@ def _text(path: epath.Path) -> str:
 
 
 def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the leaves of a JSON value with their paths."""
     if not isinstance(tree, Mapping | list):
         yield path, tree
         return

@@ -1,4 +1,4 @@
-"""A metric over the steps of a run, and no more of it than a screen has room for."""
+"""A metric over the steps of a run, thinned to the resolution of a screen."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,12 +11,7 @@ _RECENT = 10  # lines of training metrics that a held-out value is compared with
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
-    """Values at increasing steps; NaN where there was no finite one.
-
-    Args:
-      steps: `[points]` int64.
-      values: `[points]` float64.
-    """
+    """`[points]` float64 values at increasing int64 steps; NaN where there was no finite one."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -42,11 +37,7 @@ class Series:
         return float(values[-1]) if len(values) else None
 
     def thinned(self, max_points: int = MAX_POINTS) -> "Series":
-        """Returns a subset of points: of each stretch the lowest, the highest and a NaN.
-
-        Args:
-          max_points: at least 5.
-        """
+        """Returns at most `max_points` >= 5: of each stretch the lowest, the highest and a NaN."""
         if len(self) <= max_points:
             return self
         stretches = np.array_split(np.arange(len(self)), (max_points - 2) // 3)
@@ -66,7 +57,7 @@ def gap(train: Series, held_out: Series) -> Series:
     """Returns how far a held-out loss is above that of training.
 
     Each held-out value is compared with the mean of the training lines since the one before it, the
-    last ten at most: further back the model was another.
+    last ten at most, as the model changes.
     """
     train, held_out = train.finite(), held_out.finite()
     ends = np.searchsorted(train.steps, held_out.steps, side="right")

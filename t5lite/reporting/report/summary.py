@@ -1,4 +1,4 @@
-"""The head of the page: name, progress and latest numbers."""
+"""The head of the page."""
 
 import datetime
 import html
@@ -47,7 +47,6 @@ def summary(record: Record, status: str | None) -> str:
 
 
 def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
-    """Yields name, value and a note."""
     steps = record.facts.get("steps")
     yield "Step", f"{record.step:,}", f"of {steps:,}" if steps else ""
     loss = record.last(TRAIN + "loss")

@@ -13,16 +13,11 @@ from t5lite.reporting.report.record import read_record
 
 
 class Report:
-    """Draws `report.html` from `run.json`, `metrics.jsonl` and `texts.jsonl` of the folder.
+    """Draws `report.html` from `run.json`, `metrics.jsonl` and `texts.jsonl` of the model_dir.
 
     Put it after `JsonLines`, whose files it reads. The page is rewritten, whole or not at all, at
-    most once a minute, at most for a hundredth of the time, and at the end. A report that fails
-    costs the run a warning, once, and nothing else.
-
-    Args:
-      folder: the model_dir.
-      seconds: at least, between two pages.
-      clock: seconds.
+    most once in `seconds`, at most for a hundredth of the time, and at the end. A failing report
+    costs the run one warning.
     """
 
     files = ("report.html",)
@@ -51,7 +46,7 @@ class Report:
             self._due = now + max(self._seconds, 100 * (now - start))
 
     def close(self) -> None:
-        """Rewrites the page a last time, if the run came to write anything."""
+        """Rewrites the page a last time, if the run wrote anything."""
         if self._written:
             self._draw(status="ended")
 
