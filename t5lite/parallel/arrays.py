@@ -24,16 +24,11 @@ def batch_sharding(layout: Layout, mesh: Mesh) -> NamedSharding:
 def batch_shardings(
     layout: Layout, mesh: Mesh, axes: Mapping[str, Axes], names: Iterable[str]
 ) -> dict[str, NamedSharding]:
-    """Returns the sharding of each array of a batch.
+    """Returns the sharding of each array of a batch, by the rules `layout.activations`.
 
     Args:
-      layout: its `activations` are the rules.
-      mesh: the devices.
       axes: array → its logical axes, see `Objective.axes`; further axes are replicated.
-      names: of the arrays in the batch.
-
-    Raises:
-      InputError: an array has no logical axes.
+      names: of the arrays; one without logical axes raises an InputError.
     """
     result = {}
     for name in names:
@@ -62,15 +57,10 @@ def check_batch(
 
 
 def process_rows(layout: Layout, mesh: Mesh, num_rows: int) -> dict[int, np.ndarray]:
-    """Returns process → the rows of a batch that its devices hold, ascending.
+    """Returns process → the rows of a batch of `num_rows` that its devices hold, ascending.
 
     A mesh follows the links between chips, not the order of processes, so a process's rows need not
     be contiguous; where tensor or sequence axes cross processes, several hold the same rows.
-
-    Args:
-      layout: its `activations` are the rules.
-      mesh: the devices.
-      num_rows: of the global batch.
     """
     sharding = shardings(PartitionSpec("batch"), layout.activations, mesh)
     blocks: dict[int, list[np.ndarray]] = {}
@@ -83,15 +73,12 @@ def process_rows(layout: Layout, mesh: Mesh, num_rows: int) -> dict[int, np.ndar
 def place(
     batch: Mapping[str, np.ndarray], sharding: Mapping[str, NamedSharding], *, num_rows: int
 ) -> dict[str, jax.Array]:
-    """Makes global arrays of the rows that this process's devices hold.
+    """Returns `[num_rows, ...]` global arrays by name of the rows that this process's devices hold.
 
     Args:
       batch: `[rows of this process, ...]` arrays by name, in the order of `process_rows`.
       sharding: of the global arrays, see `batch_shardings`.
       num_rows: of the global batch.
-
-    Returns:
-      `[num_rows, ...]` global arrays by name.
     """
     return {
         # [rows of this process, ...] → [num_rows, ...]; no data crosses processes.
@@ -109,7 +96,7 @@ def platform_of(mesh: Any) -> str:
 
 
 def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) -> Callable:
-    """Returns `fn` jitted, its logical axis names resolved by `layout`.
+    """Returns `fn` jitted, its logical axis names resolved by `layout`, with `.trace` and `.lower`.
 
     Args:
       fn: any function of pytrees.
@@ -118,9 +105,6 @@ def with_layout(fn: Callable, layout: Layout, mesh: Mesh, **jit_options: Any) ->
         computation's dtype.
       mesh: the devices.
       **jit_options: of `jax.jit`.
-
-    Returns:
-      A function with `.trace(*shapes)` and `.lower(*shapes)` like `jax.jit`'s.
     """
     gradients = layout.gradients or layout.parameters
     rules = [*layout.activations, *((f"gradient/{name}", axes) for name, axes in gradients)]

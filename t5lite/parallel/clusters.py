@@ -26,13 +26,10 @@ class Group:
 def group(
     address: str | None = None, count: int | None = None, index: int | None = None
 ) -> Group | None:
-    """Returns the group of this process, or None for a single process.
+    """Returns the group of this process, or None for a single process; arguments as for `Group`.
 
-    Args:
-      address: `HOST:PORT` of process 0. None: detected in SLURM (more than one task), Kubernetes or
-        on Cloud TPU VMs (more than one worker or slice).
-      count: number of processes.
-      index: of this process.
+    Without any, it is detected in SLURM (more than one task), Kubernetes or on Cloud TPU VMs (more
+    than one worker or slice).
 
     Raises:
       InputError: if some but not all are set, or one is out of range.

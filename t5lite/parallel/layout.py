@@ -69,13 +69,13 @@ class Layout:
 
     Args:
       mesh: mesh axis (of `MESH_AXES`) → size; one size may be -1, the remaining devices.
-      slices: mesh axis → number of slices it spans, a divisor of its size. Slices are connected by
+      slices: mesh axis → number of slices it spans, a divisor of its size; slices are connected by
         the data centre's network, chips of a slice by their own links. None for a single slice.
       parameters: logical axis → mesh axis (or several, or None) of the parameters.
       optimizer: the same for the optimizer's state; None for `parameters`.
-      optimizer_memory: where the optimizer's state is between steps: `device`, or `pinned_host`,
-        the host's memory, from which every step fetches all of it at once. That costs two copies
-        a step, and frees device memory between steps only.
+      optimizer_memory: of the optimizer's state between steps: `device`, or `pinned_host`, the
+        host's memory, from which every step fetches all of it at once. That costs two copies a
+        step, and frees device memory between steps only.
       gradients: the same for gradients; None for `parameters`.
       gradient_dtype: of the partial gradients that devices exchange. `float32` loses nothing, and
         sends 4 bytes per parameter and microbatch. `compute` is the computation's dtype: bfloat16
@@ -161,11 +161,7 @@ def parameter_rules(
 
 
 def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with all of `MESH_AXES`, of size 1 unless `layout.mesh` says otherwise.
-
-    Args:
-      layout: gives the sizes.
-      devices: to arrange; None for all.
+    """Returns a mesh of `devices` (None: all) with the sizes of `layout.mesh`, 1 for other axes.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices, or not within a slice.
@@ -222,11 +218,7 @@ def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]
 
 
 def in_memory(tree: Any, kind: str) -> Any:
-    """Returns a tree of shardings with another kind of memory, one of `MEMORIES`.
-
-    Raises:
-      InputError: the devices have no such memory.
-    """
+    """Returns shardings in the memory `kind`, one of `MEMORIES`; InputError if devices lack it."""
 
     def moved(sharding: NamedSharding) -> NamedSharding:
         try:
@@ -251,12 +243,9 @@ def shardings(axes: Any, rules: Rules, mesh: Mesh) -> Any:
 
     Args:
       axes: any pytree of `PartitionSpec`s of logical names.
-      rules: the table. The first rule of a name whose mesh axes are unused in the array wins: an
-        array can be sharded over a mesh axis along one dimension only.
-      mesh: the devices.
-
-    Raises:
-      InputError: no rule mentions a logical name.
+      rules: the table; a name that it lacks is an InputError. The first rule of a name whose mesh
+        axes are unused in the array wins: an array can be sharded over a mesh axis along one
+        dimension only.
     """
     names = {name for name, _ in rules}
 

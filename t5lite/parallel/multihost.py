@@ -9,14 +9,11 @@ from jax.experimental import multihost_utils
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns every process's value, in the order of the processes, on all of them.
+    """Returns every process's JSON-able value, in the order of the processes, on all of them.
 
     A collective of the devices, which waits for all that they were given before: for the start, a
     save and the end of a run, not for its steps. It takes thousands of processes, where each would
     have to read the values of all the others from JAX's key-value store, in process 0.
-
-    Args:
-      value: JSON-able; may differ between processes.
     """
     if jax.process_count() == 1:
         return [value]

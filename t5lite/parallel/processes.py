@@ -32,10 +32,9 @@ _NOTES: list[Callable[[], str]] = []
 
 
 class _Failure(NamedTuple):
-    """The failure of a process, sent over the connections.
+    """The failure of the process with an index, sent over the connections.
 
     Args:
-      process: its index.
       reason: the error; empty if it was killed.
       patience: seconds in which the others may fail with the same error themselves.
     """
@@ -65,13 +64,13 @@ def joined(
 
     Args:
       group: see `clusters.group`.
-      timeout: seconds to wait for the other processes.
+      timeout: seconds to wait for the other processes; if one is missing then, this process says
+        so and ends with code 2, before the runtime would abort it.
       preemptible: whether SIGTERM ends training after the step; otherwise it ends this process at
         once, and with it the others.
 
     Raises:
-      InputError: process 0 cannot be reached. If another one is missing, the process prints that
-        and ends with code 2, before the runtime would abort it.
+      InputError: process 0 cannot be reached.
     """
     if not 0 < timeout < math.inf:
         raise InputError(
@@ -108,10 +107,9 @@ def joined(
 
 @contextlib.contextmanager
 def noted(note: Callable[[], str]) -> Iterator[None]:
-    """Adds a line to what this process prints when it ends because of another one.
+    """Adds a line to the message of this process when it ends because of another one.
 
-    Args:
-      note: returns the line, such as what is saved; called on a thread, and given a few seconds.
+    `note` returns the line, such as what is saved, on a thread within a few seconds.
     """
     _NOTES.append(note)
     yield
