@@ -2,8 +2,8 @@
 
 An optimizer is a frozen dataclass with a `learning_rate` (number or schedule), callable as
 `make(axes, shapes) -> optax.GradientTransformation` with the trees of the trained parameters'
-logical axis names and shapes. One whose state cannot be named from shapes alone also has
-`state_axes(axes, shapes) -> state tree of PartitionSpec`; only Adafactor does.
+logical axis names and shapes. If shapes alone cannot name its state (Adafactor's), it also has
+`state_axes(axes, shapes) -> state tree of PartitionSpec`.
 
 Global-norm clipping, parameter averaging and gradient accumulation are the train step's.
 """

@@ -17,12 +17,12 @@ from t5lite.optimizers.matrices import MatrixView, matrix_views, rms
 
 
 class AdafactorState(NamedTuple):
-    """State of Adafactor; each tree mirrors the parameters, with None where it holds nothing.
+    """State of Adafactor; each tree mirrors the parameters, None where one has no such moment.
 
     Args:
       count: updates so far, int32 scalar.
       v_row: second moments of factored parameters, float32, averaged over the columns' axes.
-      v_col: second moments of factored parameters, float32, averaged over the rows' axes.
+      v_col: the same, averaged over the rows' axes.
       v: second moments of all other parameters, float32, of the parameter's shape.
       m: momentum, `mu_dtype`, of the parameter's shape; None without momentum.
     """
@@ -48,10 +48,9 @@ class Adafactor:
     """Adam's second moment in the memory of a row and a column per matrix, T5's optimizer.
 
     Arguments are named as T5X's, and updates equal those of its Adafactor under its standard
-    logical factor rules, for stacked layers as for layers one by one. Two things differ:
-    `min_dim_size_to_factor` also holds for stacked parameters, which T5X factors whatever their
-    size (every published T5 is large enough for it not to matter), and weight decay obeys a mask.
-    Clipping by global norm and skipping NaNs belong to the train step.
+    logical factor rules, but for two things: `min_dim_size_to_factor` also holds for stacked
+    parameters, which T5X factors whatever their size (every published T5 is large enough for it not
+    to matter), and weight decay obeys a mask.
 
     Args:
       learning_rate: number >= 0, or a schedule; relative to the size of a parameter.
@@ -65,10 +64,9 @@ class Adafactor:
       weight_decay_rate: >= 0; a step subtracts this times the parameter, *not* times the rate.
       weight_decay_rate_lr_exponent: >= 0; the decay is multiplied by `learning_rate` to this power
         (T5X: 0; AdamW-like: 1; PaLM: 2).
-      decay_mask: what decay acts on, matrices by default; T5X decays everything:
-        `DecayMask(matrices_only=False)`.
+      decay_mask: of weight decay, matrices by default; T5X's is `DecayMask(matrices_only=False)`.
       factored: whether to factor at all.
-      min_dim_size_to_factor: rows and columns a matrix must both have to be factored, >= 1.
+      min_dim_size_to_factor: smallest number of rows and of columns to factor, >= 1.
       epsilon1: added to squared gradients, > 0.
       epsilon2: smallest parameter scale, > 0.
       mu_dtype: of the momentum, float32 or bfloat16.
@@ -111,8 +109,8 @@ class Adafactor:
         """Returns the transformation of parameters with these logical axis names and shapes.
 
         Args:
-          axes: the parameters' tree with PartitionSpec leaves of logical names; None if nothing has
-            a name: then no axis is a stack, and only two-dimensional parameters are matrices.
+          axes: the parameters' tree with PartitionSpec leaves of logical names; None without names:
+            then no axis is a stack, and only two-dimensional parameters are matrices.
           shapes: the parameters, or their shapes.
         """
         views, decayed = matrix_views(shapes, axes), self.decay_mask(shapes, axes)
@@ -124,10 +122,6 @@ class Adafactor:
         """Returns the state's tree with a PartitionSpec of logical names at each leaf.
 
         Shapes alone cannot tell which axis a factored moment of a square matrix lacks.
-
-        Args:
-          axes: as for `__call__`.
-          shapes: the parameters, or their shapes.
         """
         if axes is None:
             axes = jax.tree.map(lambda _: PartitionSpec(), shapes)

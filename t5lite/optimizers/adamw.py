@@ -20,7 +20,7 @@ class AdamW:
       b2: decay of the second moment, in [0, 1).
       epsilon: added to the root of the second moment, > 0.
       weight_decay: >= 0; a step subtracts `learning_rate * weight_decay * parameter`.
-      decay_mask: what it acts on, matrices by default.
+      decay_mask: of weight decay, matrices by default.
       mu_dtype: of the first moment, float32 or bfloat16; the second is always float32.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
@@ -44,7 +44,6 @@ class AdamW:
         )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation of parameters with these logical axis names and shapes."""
         return in_float32(
             optax.adamw(
                 self.learning_rate,

@@ -1,4 +1,4 @@
-"""AdamW whose steps are relative to each matrix's size, which lets Adam train a T5."""
+"""AdamW whose steps are relative to each matrix's size."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ class AdamWScale:
     """AdamW with Adafactor's parameter scale: updates are multiplied by each parameter's RMS.
 
     T5's initialisers give matrices very different sizes, and Adafactor, for which they were chosen,
-    steps in proportion. This does the same for Adam: the update of every parameter, one layer at a
+    steps in proportion. This lets Adam train a T5: the update of every parameter, one layer at a
     time, is multiplied by `max(min_scale, rms(parameter))`. Weight decay is not.
 
     nanoT5's own code differs in two small ways: it adds epsilon before the bias correction (which
@@ -26,13 +26,9 @@ class AdamWScale:
 
     Args:
       learning_rate: number >= 0, or a schedule; relative, so larger than AdamW's (nanoT5: 0.02).
-      b1: decay of the first moment, in [0, 1).
-      b2: decay of the second moment, in [0, 1).
-      epsilon: added to the root of the second moment, > 0.
       min_scale: smallest scale, > 0, so that parameters starting at zero can move.
-      weight_decay: >= 0; a step subtracts `learning_rate * weight_decay * parameter`.
-      decay_mask: what it acts on, matrices by default.
-      mu_dtype: of the first moment, float32 or bfloat16; the second is always float32.
+
+    The other arguments are those of `AdamW`.
 
     Source: Nawrot 2023, nanoT5, arXiv:2309.02373.
     """
@@ -57,7 +53,6 @@ class AdamWScale:
         )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation of parameters with these logical axis names and shapes."""
         return in_float32(
             optax.chain(
                 optax.scale_by_adam(self.b1, self.b2, self.epsilon, mu_dtype=self.mu_dtype),

@@ -13,11 +13,7 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
 def check_optimizer(optimizer: Any, **rules: Any) -> None:
-    """Refuses an invalid `learning_rate` or `mu_dtype`, and fields that break `rules`.
-
-    Raises:
-      InputError: see `errors.check_fields`.
-    """
+    """Raises an InputError for an invalid `learning_rate`, `mu_dtype` or field in `rules`."""
     name = type(optimizer).__name__
     if not callable(optimizer.learning_rate):
         try:

@@ -22,8 +22,8 @@ class FromOptax:
         FromOptax.learning_rate = 1e-3
         optax.adabelief.b2 = 0.99
 
-    A bare `optax.GradientTransformation` can be given to the train step without this; its learning
-    rate is then not logged.
+    A bare `optax.GradientTransformation` can be given to the train step too; its learning rate is
+    then not logged.
 
     Args:
       make: function from a learning rate (number or schedule) to a transformation.
@@ -43,7 +43,6 @@ class FromOptax:
             )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation, the same for all axes and shapes."""
         del axes, shapes
         return in_float32(self.make(self.learning_rate))
 

@@ -22,7 +22,7 @@ class Lion:
       b1: weight of the momentum in the update, in [0, 1).
       b2: decay of the momentum, in [0, 1).
       weight_decay: >= 0; a step subtracts `learning_rate * weight_decay * parameter`.
-      decay_mask: what it acts on, matrices by default.
+      decay_mask: of weight decay, matrices by default.
       mu_dtype: of the momentum, float32 or bfloat16.
 
     Source: Chen et al. 2023, arXiv:2302.06675.
@@ -44,7 +44,6 @@ class Lion:
         )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation of parameters with these logical axis names and shapes."""
         return in_float32(
             optax.lion(
                 self.learning_rate,

@@ -45,12 +45,7 @@ class DecayMask:
                 ) from error
 
     def __call__(self, params: Any, axes: Any) -> Any:
-        """Returns the tree of `params` with True where weight decay acts, False elsewhere.
-
-        Args:
-          params: tree of arrays or shapes.
-          axes: the same tree with PartitionSpec leaves of logical names, or None.
-        """
+        """Returns the tree of `params`, True where decay acts; for `axes` see `matrix_views`."""
         paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         if self.include and not any(re.search(self.include, path) for path in paths):
             raise InputError(

@@ -22,8 +22,7 @@ class MatrixView(NamedTuple):
 
     Args:
       inner: axes of one layer's parameter, all but the stacked ones.
-      rows: axes of the rows; empty if the parameter is not a matrix.
-      columns: axes of the columns; empty if the parameter is not a matrix.
+      rows: axes of the rows; empty, as `columns`, if the parameter is not a matrix.
     """
 
     inner: tuple[int, ...]
@@ -44,12 +43,7 @@ def matrix_view(names: PartitionSpec, shape: tuple[int, ...]) -> MatrixView:
     more of which exactly one is `embed`: that one against all others. A table over
     `relpos_buckets` is not a matrix.
 
-    Args:
-      names: logical axis names; axes beyond its length, or None, have no name.
-      shape: of the parameter.
-
-    Raises:
-      InputError: if there are more names than axes.
+    Axes beyond the `names`, or None, have no name; more names than axes are an InputError.
     """
     if len(names) > len(shape):
         raise InputError(
@@ -75,11 +69,9 @@ def matrix_view(names: PartitionSpec, shape: tuple[int, ...]) -> MatrixView:
 
 
 def matrix_views(params: Any, axes: Any) -> Any:
-    """Returns the tree of `params` with a `MatrixView` at each leaf.
+    """Returns the tree of `params` (anything with a `shape`) with a `MatrixView` at each leaf.
 
-    Args:
-      params: tree of arrays or of anything else with a `shape`.
-      axes: the same tree with PartitionSpec leaves of logical names; None if nothing has a name.
+    `axes` is the same tree with PartitionSpec leaves of logical names; None if nothing has a name.
     """
     if axes is None:
         axes = jax.tree.map(lambda _: PartitionSpec(), params)
@@ -87,13 +79,5 @@ def matrix_views(params: Any, axes: Any) -> Any:
 
 
 def rms(x: jax.Array, view: MatrixView) -> jax.Array:
-    """Returns the root mean square of each layer's `x`, with axes kept for broadcasting.
-
-    Args:
-      x: the parameter, or an array of its shape, float32.
-      view: of the parameter.
-
-    Returns:
-      `x`'s rank, size 1 along `view.inner`, float32.
-    """
+    """Returns the root mean square of each layer's float32 `x`, of size 1 along `view.inner`."""
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=view.inner, keepdims=True))

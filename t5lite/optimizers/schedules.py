@@ -1,16 +1,15 @@
 """Learning-rate schedules: each is a function that returns `step -> float32 scalar`.
 
-Steps are 0-based: the first update uses step 0, the last one step `total_steps - 1`. Every warm-up
-is T5X's: the rate is multiplied by `min(1, step / warmup_steps)`, so step 0 gets exactly 0, step
-`warmup_steps` is the first to get the full rate, and `warmup_steps=0` means none. After
-`total_steps` the rate stays at its last value.
+Steps, a Python int or an int32 scalar, traced or not, are 0-based: the last update uses step
+`total_steps - 1`. Every warm-up is T5X's: the rate is multiplied by `min(1, step / warmup_steps)`,
+so step 0 gets exactly 0, step `warmup_steps` is the first to get the full rate, and
+`warmup_steps=0` means none. After `total_steps` the rate stays at its last value.
 
 Resuming with a higher `total_steps` raises `linear` and `cosine` at every step, so a finished run
 continues with a jump, which `train` reports. A run that may be extended needs `wsd` (whose rate
 before its decay does not depend on `total_steps`), `constant` or `rsqrt`.
 
-A schedule takes a Python int or an int32 scalar, traced or not. An argument that is out of range
-raises an InputError.
+An argument out of range raises an InputError.
 """
 
 import math
@@ -24,12 +23,7 @@ from t5lite.optimizers.checks import Schedule
 
 
 def constant(*, peak: float, warmup_steps: int = 0) -> Schedule:
-    """Holds `peak` after the warm-up.
-
-    Args:
-      peak: learning rate, >= 0.
-      warmup_steps: of linear climb from 0, >= 0.
-    """
+    """Holds `peak` after the warm-up; arguments as for `linear`."""
     _check("constant", peak=peak, warmup_steps=warmup_steps)
     return _warmed_up(lambda step: peak, warmup_steps)
 
@@ -96,13 +90,11 @@ def wsd(
     """Warms up, stays at `peak`, then falls linearly to `end` over the last `decay_steps`.
 
     A run can be extended, or branched into several decays, from any checkpoint of the stable phase.
+    The other arguments are as for `linear`.
 
     Args:
-      peak: highest learning rate, >= 0.
       total_steps: of the run, at least `warmup_steps + decay_steps`.
       decay_steps: of linear fall, >= 1; step `total_steps - decay_steps` is the last at `peak`.
-      warmup_steps: of linear climb from 0, >= 0.
-      end: learning rate from `total_steps` on, >= 0.
 
     Source: Hu et al. 2024, arXiv:2404.06395, §4; Hägele et al. 2024, arXiv:2405.18392.
     """

@@ -37,7 +37,6 @@ class SGD:
             )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformationExtraArgs:
-        """Returns the transformation, the same for all axes and shapes."""
         del axes, shapes
         return in_float32(
             optax.sgd(
