@@ -4,17 +4,18 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
-from t5lite.errors import InputError
+from t5lite.errors import InputError, require_integer, unknown
 
 Example = Mapping[str, np.ndarray]
 Examples = Iterator[Example]
 Prepared = Iterator[dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
 Lengths = Mapping[str, int]  # of features, in tokens
+Kind = Literal["tokens", "aligned", "per_example"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RowSpec:
     length: int
     inner: tuple[int, ...] = ()
     dtype: str = "int32"
-    kind: Literal["tokens", "aligned", "per_example"] = "tokens"
+    kind: Kind = "tokens"
     along: str | None = None
 
     def __post_init__(self) -> None:
@@ -43,6 +44,26 @@ class RowSpec:
                 "they lie along, and no others do",
                 field="RowSpec.along",
             )
+        if self.kind not in (kinds := get_args(Kind)):
+            raise unknown("kind of RowSpec", self.kind, kinds, field="RowSpec.kind")
+        require_integer("RowSpec.length", self.length)
+        if not isinstance(self.inner, tuple):
+            raise InputError(
+                f"RowSpec.inner is {self.inner!r}: must be a tuple of sizes, () for a number",
+                field="RowSpec.inner",
+            )
+        try:
+            np.dtype(self.dtype)
+        except TypeError as error:
+            raise InputError(
+                f"RowSpec.dtype is {self.dtype!r}: must be NumPy's name of a type, such as int32",
+                field="RowSpec.dtype",
+            ) from error
+
+    @property
+    def holds_ids(self) -> bool:
+        """Whether it is a sequence of token ids."""
+        return self.kind == "tokens" and not self.inner and np.dtype(self.dtype).kind in "iu"
 
     def zeros(self, num_rows: int, *, packed: bool) -> np.ndarray:
         """Returns `[num_rows, length, *inner]`; without packing a row has one per-example value."""

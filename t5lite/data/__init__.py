@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # also read by `_homes`
     from t5lite.data.paths import decode_text
     from t5lite.data.sharded.sharded_data import ShardedData
     from t5lite.data.sharded.writer import write_shards
-    from t5lite.data.sources import Component, NumberedSource
+    from t5lite.data.sources import Component, NoSplit, NumberedSource
     from t5lite.data.tasks.cache import write_seqio_cache
     from t5lite.data.tasks.registry import get_task
     from t5lite.data.tasks.task_data import TaskData

@@ -87,7 +87,7 @@ class Dataset:
         optional = {"num_shards": None, "window": None, "block_rows": None, "workers": 0}
         for name in ("batch_size", "prefetch", *optional):
             if name not in optional or getattr(self, name) != optional[name]:
-                require_integer(name, getattr(self, name))
+                require_integer(name, getattr(self, name), least=0 if name == "workers" else 1)
         for name, length in self.lengths.items():
             require_integer(f"lengths[{name!r}]", length)
         if self.num_shards is not None and self.batch_size % self.num_shards:

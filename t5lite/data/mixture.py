@@ -105,6 +105,12 @@ class MixtureData(Dataset):
                     "FileData, ShardedData, ArrayData, MixtureData or your own, or a Part with one",
                     field="MixtureData.parts",
                 )
+            if isinstance(part, Part) and not isinstance(part.objective, HostHalf):
+                raise InputError(
+                    f"part {name!r} has the objective {part.objective!r}: must be an objective, "
+                    "with () after its class",
+                    field="MixtureData.parts",
+                )
         if self.rates is None:
             mixing_rates({"any": 1}, temperature=self.temperature, maximum=self.maximum)
         else:

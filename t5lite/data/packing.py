@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from t5lite.errors import InputError
+from t5lite.errors import InputError, unknown
 from t5lite.rows import Example, Rows, RowSpec, token_names
 
 
@@ -87,7 +87,7 @@ def sizes_of(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> np.nd
                 raise InputError(
                     f"an example lacks the feature {name!r}: it has {', '.join(sorted(example))}"
                 )
-        arrays = [example[name] for example in examples]
+        arrays = [np.asarray(example[name]) for example in examples]
         outer = 0 if spec.kind == "per_example" else 1
         for shape, kind in {(values.shape[outer:], values.dtype.kind) for values in arrays}:
             if shape != spec.inner:
@@ -110,6 +110,8 @@ def sizes_of(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> np.nd
                 )
     columns = {name: column for column, name in enumerate(specs)}
     for name, spec in specs.items():
+        if spec.along and spec.along not in columns:
+            raise unknown(f"RowSpec.along of {name!r}", spec.along, columns, field="RowSpec.along")
         if spec.along and not np.array_equal(
             sizes[:, columns[name]], sizes[:, columns[spec.along]]
         ):

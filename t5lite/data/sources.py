@@ -146,18 +146,16 @@ class NumberedSource:
 
     Attributes:
       name, num_examples: as for `Source`; set by the subclass.
-      num_dealt: numbers that are dealt to the shards, if not those of the examples.
     """
 
     seekable = True
     name: str
     num_examples: int
-    num_dealt: int | None = None
 
     def windows(self, **key: int) -> Iterator[np.ndarray]:
         """Yields a shard's windows of example numbers; see `Source.windows`."""
-        return dealt(self.num_dealt or self.num_examples, self.name, **key)
+        return dealt(self.num_examples, self.name, **key)
 
     def next_epoch(self, **key: int) -> int:
         """Returns the next epoch in which a shard has examples; see `Source`."""
-        return next_epoch(self.num_dealt or self.num_examples, self.name, **key)
+        return next_epoch(self.num_examples, self.name, **key)

@@ -2,7 +2,8 @@
 
 Each process owns some of the shards and sends their rows of every batch, so that batches are the
 same with any number of processes, or none. Processes are spawned: they inherit no thread, device
-or lock, and end when the other end of their pipe closes.
+or lock, import the main script (which must train under `if __name__ == "__main__":`), and end when
+the other end of their pipe closes.
 """
 
 import contextlib
@@ -129,12 +130,21 @@ class WorkerPool:
         except (EOFError, OSError) as error:
             process.join(_POLL)
             raise RunError(
-                f"data worker {number} ended with exit code {process.exitcode}: if the machine ran "
-                "out of memory, set fewer workers or a smaller window"
+                f"data worker {number} ended with exit code {process.exitcode}: {_reason(process)}"
             ) from error
         if isinstance(message, BaseException):
             raise message
         return message
+
+
+def _reason(process: Any) -> str:
+    """Returns the likely reason why a worker ended, and the fix."""
+    if (process.exitcode or -1) < 0:  # by a signal
+        return "if the machine ran out of memory, set fewer workers or a smaller window"
+    return (
+        "its error is above; workers import the script that starts them, which must train under "
+        '`if __name__ == "__main__":`'
+    )
 
 
 def _work(pipe: Any, recipe: bytes, states: Mapping[int, Any], rows_per_shard: int) -> None:

@@ -23,7 +23,7 @@ def token_lengths(objective: Any, batch: Mapping[str, Any]) -> list[int]:
 
 def step_flops(spec: ModelSpec, objective: Any, batch: Mapping[str, Any]) -> float:
     """Returns the FLOPs of one step's matrix products, forward and backward; `batch` is global."""
-    arrays = {name: batch[name] for name in objective.token_arrays}
+    arrays = dict(zip(objective.token_arrays, segment_arrays(objective, batch), strict=True))
     sides = {f"{side}_segment_ids": f"{side}_length" for side in _SIDES}
     lengths = {side: arrays.pop(name).shape[1] for name, side in sides.items() if name in arrays}
     num_logits = None if (objective.head or "lm") == "lm" else 0

@@ -110,7 +110,7 @@ class _Probe:
 
     def _note(self, cut: Example, whole: Example, lengths: Mapping[str, int]) -> None:
         for name in lengths:
-            if name in cut and len(cut[name]) < len(whole[name]):
+            if name in cut and np.size(cut[name]) < np.size(whole[name]):
                 before = self.cuts.features.get(name, Cut(0, 0, lengths[name]))
                 longest = max(before.longest, len(whole[name]))
                 self.cuts.features[name] = Cut(before.texts + 1, longest, lengths[name])

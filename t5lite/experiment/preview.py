@@ -120,7 +120,14 @@ def _spread(data: Any, objective: Any, *, split: str, count: int, seed: int) -> 
 def _texts(examples: Sequence[Example], objective: Any, data: Any) -> list[list[str]]:
     vocabulary = data.vocabulary()
     if vocabulary is None:
-        return [[readable(ids, None) for ids in example.values()] for example in examples]
+        specs = objective.rows(data.lengths)
+        return [
+            [
+                readable(values, None) if name in specs and specs[name].holds_ids else str(values)
+                for name, values in example.items()
+            ]
+            for example in examples
+        ]
     names = data.labels().get("labels") if "labels" in objective.features else None
     options = {"names": names} if names else {}
     return [objective.show(example, vocabulary, **options) for example in examples]
@@ -145,7 +152,9 @@ def balance_lines(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
 def example_lines(seen: Preview) -> Iterator[str]:
     """Yields the examples' sizes and shortened texts."""
     for number, (example, texts) in enumerate(zip(seen.examples, seen.texts, strict=True), 1):
-        sizes = " + ".join(f"{len(tokens)} {name}" for name, tokens in example.items())
+        sizes = " + ".join(
+            f"{np.shape(values)[0]} {name}" for name, values in example.items() if np.ndim(values)
+        )
         yield from ([""] if number > 1 else [])
         yield f"{number}  {sizes}"
         for index, text in enumerate(texts):

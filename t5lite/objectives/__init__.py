@@ -33,6 +33,7 @@ from t5lite.objectives.seq2seq import Seq2Seq
 from t5lite.objectives.span_corruption import SpanCorruption, marked_text, merge, spans
 from t5lite.objectives.token_cross_entropy import TokenCrossEntropy
 from t5lite.objectives.token_labels import TokenLabels
+from t5lite.rows import RowSpec
 
 __all__ = [
     "PROMPTS",
@@ -50,6 +51,7 @@ __all__ = [
     "Prompt",
     "Prompts",
     "Regression",
+    "RowSpec",
     "Seq2Seq",
     "SpanCorruption",
     "TokenCrossEntropy",

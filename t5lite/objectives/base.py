@@ -47,6 +47,7 @@ Axes = dict[str, tuple[str | None, ...]]
 Batch = Mapping[str, jax.Array]
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+_ANY_LENGTH = 2**16  # of rows whose kinds alone matter
 
 
 class Vocabulary(Protocol):
@@ -237,8 +238,17 @@ class Objective(HostHalf):
         return self
 
     def show(self, example: Example, vocabulary: Any) -> list[str]:
-        """Returns the texts of a prepared example for a person to read: each feature as one."""
-        return [vocabulary.decode(values.tolist()) for values in example.values()]
+        """Returns the texts of a prepared example for a person to read: one for each array.
+
+        Arrays of kind `tokens` are decoded; other values are shown as numbers.
+        """
+        specs = self.rows(dict.fromkeys(self.features, _ANY_LENGTH))
+        return [
+            vocabulary.decode(np.asarray(values).tolist())
+            if name in specs and specs[name].holds_ids
+            else str(values)
+            for name, values in example.items()
+        ]
 
     @property
     def first_id(self) -> int | None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from t5lite.errors import unknown
 from t5lite.training.microbatches import sum_over_microbatches
 from t5lite.training.state import TrainState
 from t5lite.training.tuning import Everything, Tuning
@@ -178,5 +179,12 @@ def loss_gradients(
 
 
 def segment_arrays(objective: Objective, batch: Mapping[str, Any]) -> list[Any]:
-    """Returns the segment ids whose entries above 0 count as tokens seen."""
+    """Returns the segment ids whose entries above 0 count as tokens seen.
+
+    Raises:
+      InputError: if the batch lacks one.
+    """
+    for name in objective.token_arrays:
+        if name not in batch:
+            raise unknown(f"array in {type(objective).__name__}.token_arrays", name, batch)
     return [batch[name] for name in objective.token_arrays]

@@ -228,6 +228,8 @@ def test_parts_that_do_not_go_together_are_refused():
     ):
         mix([some(3, 0), unknown]).train_batches(Copy(), seed=0)
     assert mix([some(3, 0), unknown]).num_examples("train") is None
+    with pytest.raises(InputError, match=r"part '0' has the objective .* with \(\) after"):
+        mix([Part(some(3, 0), CausalLM)])
 
 
 # Parts with objectives of their own.

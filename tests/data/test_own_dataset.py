@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from small_data import Copy, Plain, close, make, open_all, same, take
 
-from t5lite.data import Component, Dataset, MixtureData, NumberedSource
+from t5lite.data import Component, Dataset, MixtureData, NoSplit, NumberedSource
 from t5lite.data.batches import merge_states
-from t5lite.data.sources import NoSplit
 
 
 class Squares(NumberedSource):

@@ -198,6 +198,34 @@ def test_values_that_are_not_as_declared_are_named(change, message):
         pack([example], VARIED)
 
 
+def test_plain_numbers_and_lists_are_packed():
+    specs = {"targets": RowSpec(4), "score": RowSpec(2, dtype="float32", kind="per_example")}
+    rows = pack([{"targets": [5, 6], "score": 0.5}, {"targets": [7], "score": 2}], specs)
+    assert rows["targets"].tolist() == [[5, 6, 7, 0]]
+    assert rows["score"].tolist() == [[0.5, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("length", 0, "RowSpec.length is 0"),
+        ("inner", 3, "RowSpec.inner is 3"),
+        ("dtype", "flaot32", "RowSpec.dtype is 'flaot32'"),
+        ("kind", "per_exmaple", "did you mean per_example"),
+        ("along", "targets", "RowSpec.along is 'targets'"),
+    ],
+)
+def test_a_declaration_that_does_not_exist_is_refused(field, value, message):
+    with pytest.raises(InputError, match=message):
+        RowSpec(**({"length": 3} | {field: value}))
+
+
+def test_aligned_arrays_name_tokens_that_exist():
+    specs = {"targets": RowSpec(4), "flags": RowSpec(4, kind="aligned", along="target")}
+    with pytest.raises(InputError, match=r"along of 'flags' 'target'; did you mean targets\?"):
+        pack([{"targets": np.ones(2, int), "flags": np.ones(2, int)}], specs)
+
+
 def test_padding_gives_each_example_its_row():
     examples = random_examples(np.random.default_rng(0), 30)
     rows = pad(examples, SPECS)

@@ -80,7 +80,7 @@ def test_each_epoch_is_a_permutation_of_its_own_dealt_to_the_shards(tmp_path, nu
         ]
         assert sorted(order) == list(range(COUNT))
         orders.append(order)
-    assert orders[0] != orders[1] or group == 300
+    assert orders[0] != orders[1]
     which = {"shard": 0, "num_shards": num_shards, "epoch": 0, "seed": 1, "size": 10}
     windows = list(source.windows(start=0, **which))
     for start in range(len(windows)):  # any place, at once
@@ -213,9 +213,39 @@ def test_a_position_belongs_to_a_corpus(corpus, tmp_path):
         other.load_state_dict(state)
 
 
+@pytest.mark.parametrize(("num_shards", "num_batches"), [(1, 51), (16, 4)])
+def test_shards_are_about_as_large_as_one_another(tmp_path, num_shards, num_batches):
+    """A few large groups would leave most rows of a validation batch empty."""
+    write_shards({"train": examples(9), "validation": examples(51)}, tmp_path / "c", num_shards=2)
+    small = data(tmp_path / "c", num_shards=num_shards, batch_size=num_shards)
+    assert len(list(small.validation_batches(Plain()))) == num_batches
+
+
+def test_large_corpora_are_read_in_groups(corpus):
+    ((source, *_),) = data(corpus).components("train", Plain())
+    key = {"shard": 0, "epoch": 0, "seed": 0, "start": 0, "size": 8}
+    for num_shards in (3, 4):  # of 53 groups, of which some are smaller
+        first = next(source.windows(num_shards=num_shards, **key))
+        groups = np.diff(first.reshape(2, 4)) if len(first) == 8 else np.zeros(1)
+        assert (groups == 1).all() == (num_shards == 3)
+
+
+def test_a_failure_in_a_later_split_leaves_no_shards(tmp_path):
+    def failing():
+        yield {"a": "x"}
+        raise RuntimeError("a reader of a user's own")
+
+    with pytest.raises(RuntimeError, match="a reader"):
+        write_shards({"train": [{"a": "x"}], "validation": failing()}, tmp_path / "c")
+    write_shards({"train": [{"a": "x"}]}, tmp_path / "c")
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
+        ([{"a": "x"}], "splits is list: must be a mapping"),
+        ({"train": ["x"]}, "an example is str: must be a mapping"),
+        ({"train": [{"a": "x"}, "x"]}, "example 1 of 'train' is str"),
         ({"train": []}, "split 'train' has no examples"),
         ({"train": [{"a": "x"}, {"b": "x"}]}, r"example 1 of 'train' has the features \['b'\]"),
         ({"train": [{"a": "x"}, {"a": [1]}]}, "'a' is list, and not as before"),

@@ -236,6 +236,17 @@ if __name__ == "__main__":
 """
 
 
+def test_a_script_that_trains_when_imported_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from small_data import Copy, make\nnext(make(workers=1).train_batches(Copy(), seed=0))\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "ended with exit code 1: its error is above; " in ended.stderr
+    assert '`if __name__ == "__main__":`' in ended.stderr
+
+
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupt_is_quiet_and_leaves_no_orphan(tmp_path, ending):
     (tmp_path / "run.py").write_text(SCRIPT)

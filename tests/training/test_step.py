@@ -471,6 +471,8 @@ def test_every_text_is_counted_once_without_padding():
     assert metrics["tokens"] == 2
     _, (metrics,) = line_step()
     assert metrics["tokens"] == 0
+    with pytest.raises(InputError, match=r"Counting\.token_arrays 'mine'"):
+        segment_arrays(Counting(), rows)
 
 
 def test_chance_depends_on_step_seed_and_microbatch():

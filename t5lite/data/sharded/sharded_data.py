@@ -12,7 +12,7 @@ from t5lite.data.dataset import Dataset
 from t5lite.data.paths import as_path
 from t5lite.data.sharded.manifest import TEXT, Manifest, decoded
 from t5lite.data.sharded.records import Records
-from t5lite.data.sources import Component, Example, NoSplit, NumberedSource
+from t5lite.data.sources import Component, Example, NoSplit, NumberedSource, dealt, next_epoch
 from t5lite.data.vocabularies.opening import load_vocabulary, open_vocabulary
 from t5lite.errors import InputError, unknown
 from t5lite.rows import HostHalf
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from t5lite.data.vocabularies.base import Vocabulary
 
 _CHUNK = 64  # texts that are encoded at a time
+_GROUPS = 16  # of a virtual shard, on average, from which on groups are dealt whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +31,8 @@ class ShardedData(Dataset):
     A start reads `manifest.json` alone, whatever the size of the corpus; records are read by
     random access, without unpacking. Every epoch has all records in another random order, in
     memory that does not grow with the corpus: groups of neighbours (`write_shards(group=…)`) in
-    random order, shuffled among the groups of a window.
+    random order, shuffled among the groups of a window; single records if the virtual shards would
+    have less than 16 groups each.
 
     Attributes:
       folder: of the corpus.
@@ -166,12 +168,24 @@ class ShardedSource(NumberedSource):
         self._first_record = self._end_record - records
         groups = -(-records // self._group)
         self._first_group = np.cumsum(groups) - groups
-        self.num_dealt = int(groups.sum())
+        self._num_groups = int(groups.sum())
 
     def windows(self, **key: int) -> Iterator[np.ndarray]:
-        """Yields a shard's windows of whole groups; see `Source.windows`."""
+        """Yields a shard's windows, of whole groups if it has many; see `Source.windows`."""
+        if not self._deals_groups(key["num_shards"]):
+            return super().windows(**key)
         key["size"] = max(key["size"] // self._group, 1)
-        return map(self._members, super().windows(**key))
+        return map(self._members, dealt(self._num_groups, self.name, **key))
+
+    def next_epoch(self, **key: int) -> int:
+        """Returns the next epoch in which a shard has records; see `Source`."""
+        if not self._deals_groups(key["num_shards"]):
+            return super().next_epoch(**key)
+        return next_epoch(self._num_groups, self.name, **key)
+
+    def _deals_groups(self, num_shards: int) -> bool:
+        """Whether the shards have enough groups each to be about as large as one another."""
+        return self._num_groups >= _GROUPS * num_shards
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the token ids of records; texts are encoded a chunk at a time."""

@@ -91,8 +91,8 @@ def write_shards(
       vocabulary: of the token ids; is saved beside them. Texts need none.
       num_shards: files of a split, to which examples are dealt in turn; on an object store at
         least as many as processes will read.
-      group: neighbouring records that are compressed, and drawn in training, together: 1 for a
-        shuffle of single records, more for fewer and larger reads.
+      group: neighbouring records that are compressed, and in large corpora drawn in training,
+        together: 1 for a shuffle of single records, more for fewer and larger reads.
       recipe: JSON that describes how the corpus is made; its hash is kept.
       progress: called with a split, and how many more records of it are written.
 
@@ -108,8 +108,50 @@ def write_shards(
         raise InputError(
             f"folder = {str(folder)!r}: holds files; choose another, or delete it", field="folder"
         )
-    features: dict[str, str] = {}
+    if not isinstance(splits, Mapping):
+        raise InputError(
+            f"splits is {type(splits).__name__}: must be a mapping from split to examples, such as "
+            '{"train": examples}',
+            field="splits",
+        )
     shards: dict[str, tuple[Shard, ...]] = {}
+    try:
+        features = _write_splits(
+            splits,
+            root,
+            shards,
+            vocabulary=vocabulary,
+            num_shards=num_shards,
+            group=group,
+            progress=progress,
+        )
+    except BaseException:  # so that the folder can be written again
+        for shard in itertools.chain.from_iterable(shards.values()):
+            (root / shard.file).unlink()
+        raise
+    fingerprint = None
+    if vocabulary is not None and set(features.values()) != {TEXT}:
+        vocabulary.save(root / "vocabulary")
+        fingerprint = vocabulary.fingerprint
+    if recipe is not None:
+        recipe = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    manifest = Manifest(shards, features, group, vocabulary=fingerprint, recipe=recipe)
+    manifest.save(root)
+    return manifest
+
+
+def _write_splits(
+    splits: Mapping[str, Iterable[Mapping[str, Any]]],
+    root: Any,
+    shards: dict[str, tuple[Shard, ...]],
+    *,
+    vocabulary: Vocabulary | None,
+    num_shards: int,
+    group: int,
+    progress: Callable[[str, int], None],
+) -> dict[str, str]:
+    """Writes one split after the other, adds them to `shards`, and returns the features' kinds."""
+    features: dict[str, str] = {}
     for split, examples in splits.items():
         rest = iter(examples)
         first = next(rest, None)
@@ -125,15 +167,7 @@ def write_shards(
             group=group,
             progress=functools.partial(progress, split),
         )
-    fingerprint = None
-    if vocabulary is not None and set(features.values()) != {TEXT}:
-        vocabulary.save(root / "vocabulary")
-        fingerprint = vocabulary.fingerprint
-    if recipe is not None:
-        recipe = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    manifest = Manifest(shards, features, group, vocabulary=fingerprint, recipe=recipe)
-    manifest.save(root)
-    return manifest
+    return features
 
 
 def _write_split(
@@ -159,6 +193,11 @@ def _write_split(
 
 def _features_of(example: Mapping[str, Any], vocabulary: Vocabulary | None) -> dict[str, str]:
     """Returns the kind of each feature: text, or the smallest type that holds all ids."""
+    if not isinstance(example, Mapping):
+        raise InputError(
+            f"an example is {type(example).__name__}: must be a mapping from feature to a text or "
+            'token ids, such as {"text": "…"}'
+        )
     ids = "uint32" if vocabulary is None else np.min_scalar_type(vocabulary.size - 1).name
     return {name: TEXT if isinstance(value, str) else ids for name, value in example.items()}
 
@@ -173,6 +212,8 @@ class _Checked:
     def __call__(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
         label = f"example {self._number:,} of {self._split!r}"
         self._number += 1
+        if not isinstance(example, Mapping):
+            raise InputError(f"{label} is {type(example).__name__}, and the first one a mapping")
         if example.keys() != self._features.keys():
             raise InputError(
                 f"{label} has the features {sorted(example)}, and the first one "
