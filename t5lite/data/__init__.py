@@ -1,7 +1,6 @@
 """Text to batches: datasets, vocabularies, SeqIO tasks, files, caches and the embedded corpus.
 
-Importing this room is cheap: each name loads its file when first used, and TensorFlow and SeqIO
-only inside the functions that need them.
+Each name loads its file when first used; only functions that need TensorFlow or SeqIO import them.
 """
 
 import ast

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 
 class ArraySource(NumberedSource):
-    """Source of arrays."""
-
     def __init__(self, name: str, arrays: Sequence[Mapping[str, np.ndarray]]):
         self.name, self.num_examples = name, len(arrays)
         self._arrays = [
@@ -36,7 +34,6 @@ class ArraySource(NumberedSource):
         return digest.hexdigest()[:16]
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
-        """Yields the arrays as they are."""
         del seed
         return (self._arrays[number] for number in window.tolist())
 
@@ -57,15 +54,12 @@ class ArrayData(Dataset):
     vocab: "Vocabulary | None" = None
 
     def vocabulary(self) -> "Vocabulary | None":
-        """Returns `vocab`."""
         return self.vocab
 
     def describe(self) -> str:
-        """Returns how many examples there are."""
         return f"arrays: {len(self.train):,} examples to train on, {len(self.validation):,} to test"
 
     def num_examples(self, split: str) -> int | None:
-        """Returns how many examples a split has."""
         return len({"train": self.train, "validation": self.validation}.get(split, ()))
 
     @functools.cached_property

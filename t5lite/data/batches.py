@@ -100,7 +100,6 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        """Returns this process's rows of the next batch; raises errors of the thread."""
         if self._closed:
             raise RuntimeError("these batches are closed")
         if self._thread is None:
@@ -133,9 +132,7 @@ class Batches:
         Args:
           state: of this process, or `merge_states` of any number of processes; of an earlier
             version too, with a warning if its order was another.
-
-        Raises:
-          InputError: if its data, seed or number of shards differ.
+        Raises: InputError if its data, seed or number of shards differ.
         """
         if state.get("format") not in _EARLIER_ORDERS:
             raise InputError(
@@ -174,7 +171,6 @@ class Batches:
         self._position = self._start()
 
     def _start(self) -> _Position:
-        """Returns the position of shards of which nothing was read."""
         rows = self._shards.values()
         return _Position.of(self._shards, [Delivery({}, r.state(), r.epoch, 0) for r in rows])
 
@@ -187,7 +183,7 @@ class Batches:
     def epoch(self) -> float:
         """Epochs of all batches so far, estimated from this process's shards.
 
-        A float is examples read over examples in all, of all parts of a mixture together. An
+        A float is the fraction of all examples read, of all parts of a mixture together. An
         integer, where examples are not counted, is the number of passes that all shards completed.
         """
         return self._position.epoch
@@ -268,8 +264,7 @@ def joint_state(mine: Mapping[str, Any], gather: Callable[[Any], Sequence[Any]])
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Joins the `Batches.state_dict`s of all processes into one that any of them can load.
 
-    Raises:
-      InputError: if their data differ, or the positions of a shard that several read.
+    Raises: InputError if their data differ, or the positions of a shard that several read.
     """
     first, *rest = states
     merged = {**first, "shards": dict(first["shards"])}
@@ -310,7 +305,6 @@ class _Thread:
         raise self._failure
 
     def stop(self) -> None:
-        """Ends the thread after the item in progress."""
         self._stopping.set()
         with contextlib.suppress(queue.Empty):
             self._queue.get_nowait()  # it may be waiting for room
@@ -344,7 +338,6 @@ class _Thread:
 def _prepared(
     shards: Mapping[int, Rows], rows_per_shard: int, *, threads: bool
 ) -> Iterator[list[Delivery]]:
-    """Yields each batch's rows of all shards."""
     if not threads:  # they would only compete for Python's lock
         while True:
             yield [take(shard, rows_per_shard) for shard in shards.values()]
@@ -362,7 +355,6 @@ def _produce(
     *,
     cuts: bool,
 ) -> Iterator[_Item]:
-    """Yields each batch and the position after it."""
     tokens = slots = 0
     for deliveries in batches:
         rows = concatenate([each.rows for each in deliveries])

@@ -54,10 +54,10 @@ class Dataset:
       lengths: of each of the objective's features, in tokens, EOS included.
       batch_size: rows of a global batch.
       pack: whether rows hold several examples, if the objective is `packable`.
-      num_shards: virtual shards V, a divisor of `batch_size`; each process's devices must hold
-        whole shards, so a multiple of the number of parts that the mesh divides a batch into always
-        works. None: the largest divisor that also divides 1,024. It decides the order of the
-        data, and cannot change within a run.
+      num_shards: virtual shards V, a divisor of `batch_size`, which decides the data's order and
+        cannot change within a run; each process's devices must hold whole shards, so a multiple of
+        the number of parts that the mesh divides a batch into always works. None: the largest
+        divisor that also divides 1,024.
       window: raw examples of a shard that are read, shuffled and prepared together; resuming redoes
         at most one window. None: 1,024, but at most 65,536 in all shards.
       block_rows: rows of a shard that are packed together. None: 64, but at most 4,096 in all
@@ -110,11 +110,7 @@ class Dataset:
         return None
 
     def validation_name(self, objective: HostHalf) -> str:
-        """Returns the names and content of the validation split's sources.
-
-        Raises:
-          InputError: if the split is missing.
-        """
+        """Returns the names and content of the validation split's sources, which must exist."""
         components = self.components(self.split_of("validation"), objective)
         sources = ([c.source.name, getattr(c.source, "content", None)] for c in components)
         return " + ".join(":".join(filter(None, source)) for source in sources)
@@ -129,9 +125,7 @@ class Dataset:
 
         Args:
           rows: of a process's devices, see `parallel.process_rows`.
-
-        Raises:
-          InputError: if they are not whole shards.
+        Raises: InputError if they are not whole shards.
         """
         size = self.batch_size // self._num_shards()
         shards = np.unique(np.asarray(rows) // size)
@@ -155,11 +149,7 @@ class Dataset:
         return {}
 
     def with_labels(self, labels: Labels) -> Self:
-        """Returns the same data with its labels numbered as a model's `labels`.
-
-        Raises:
-          InputError: if the labels have other numbers, and cannot be renumbered.
-        """
+        """Returns the data, numbered as a model's `labels`; raises InputError if impossible."""
         own = self.labels()
         # Fewer labels are fine if they have the same ids.
         check_labels(own, {name: names[: len(own.get(name, ()))] for name, names in labels.items()})
@@ -182,9 +172,7 @@ class Dataset:
           objective: prepares examples and names the batch's arrays.
           seed: of the order and all other randomness.
           shards: virtual shards of this process, ascending, see `shards_of`; None for all.
-
-        Raises:
-          InputError: if a split, feature or length is missing or numbers do not divide.
+        Raises: InputError if a split, feature or length is missing or numbers do not divide.
         """
         specs, packed = objective.rows(self.lengths), self.packs(objective)
         components = self.components(self.split_of("train"), objective)
@@ -260,14 +248,12 @@ class Dataset:
 
         Args:
           objective: prepares examples, with a fixed generator, and names the batch's arrays.
-          max_batches: a sample of the split of that size; None: all of it.
+          max_batches: size of a sample of the split; None: all of it.
           shards: as in `train_batches`.
           agree: called before each batch, by all of several processes, with whether this process
             has more rows; returns whether any process has.
           part: of a mixture, one of `validation_parts`; None: all of it.
-
-        Raises:
-          InputError: if the split is missing or has no examples.
+        Raises: InputError if the split is missing or has no examples.
         """
         specs, packed = objective.rows(self.lengths), self.packs(objective)
         components = self.components(self.split_of("validation"), objective)
@@ -305,10 +291,9 @@ class Dataset:
         return []
 
     def examples(self, objective: HostHalf, *, split: str, count: int, seed: int) -> list[Example]:
-        """Returns at most `count` prepared examples of a split, in random order.
+        """Returns at most `count` prepared examples of a split, drawn at random from all of it.
 
-        They are drawn from the whole split; of a SeqIO task that is too large for memory they are
-        the first examples of its shuffled files.
+        Of a SeqIO task too large for memory, they are the first of its shuffled files.
         """
         stream = self.stream(self.components(split, objective), seed=seed, repeat=False)
         return list(itertools.islice(stream, count))
@@ -327,16 +312,14 @@ class Dataset:
     def components(self, split: str, objective: HostHalf) -> list[Component]:
         """Returns the sources of a split, with their rates and objectives.
 
-        Raises:
-          NoSplit: if the split is missing or empty.
+        Raises: NoSplit if the split is missing or empty.
         """
         raise NotImplementedError(f"{type(self).__name__}.components")
 
     def split_of(self, use: str) -> str:
         """Returns the name of the split for "train" or "validation"; other names are unchanged.
 
-        Raises:
-          NoSplit: if it is missing.
+        Raises: NoSplit if it is missing.
         """
         return use
 
@@ -371,12 +354,10 @@ class Dataset:
         return range(self._num_shards()) if shards is None else shards
 
     def _rows_of(self, shards: Sequence[int]) -> np.ndarray:
-        """Returns the rows of a batch that belong to shards."""
         size = self.batch_size // self._num_shards()
         return (np.asarray(shards, int)[:, np.newaxis] * size + np.arange(size)).ravel()
 
     def packs(self, objective: HostHalf) -> bool:
-        """Whether rows hold several examples."""
         return self.pack and objective.packable
 
     def _prepare(self, objective: HostHalf, add_eos: Mapping[str, bool] | None = None) -> Prepare:

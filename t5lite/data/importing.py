@@ -13,11 +13,7 @@ from t5lite.errors import InputError
 
 
 def import_seqio() -> Any:
-    """Returns SeqIO, imported quietly, with TensorFlow kept off the accelerators, which are JAX's.
-
-    Raises:
-      InputError: if it is not installed.
-    """
+    """Returns SeqIO, imported quietly, with TensorFlow kept off JAX's accelerators."""
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX's, under which errors come twice
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     try:
@@ -38,11 +34,7 @@ def import_seqio() -> Any:
 
 
 def import_user_module(name: str) -> None:
-    """Imports a user's module for what it registers.
-
-    Raises:
-      InputError: naming the module and what went wrong.
-    """
+    """Imports a user's module for what it registers; raises InputError if that fails."""
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -56,7 +48,7 @@ def import_user_module(name: str) -> None:
             f"module {name!r} ends the program when imported (sys.exit({error.code!r})); "
             "run that part under `if __name__ == '__main__':` only"
         ) from error
-    except Exception as error:  # whatever it raises, the module is where to look
+    except Exception as error:  # user code may raise anything
         raise user_error(f"the import of module {name!r}", error) from error
 
 

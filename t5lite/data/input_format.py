@@ -44,22 +44,18 @@ class InputFormat:
         return cls(length=length)
 
     def of_rows(self, row: Mapping[str, Any]) -> Template | None:
-        """Returns the template if a row has all of its columns, otherwise None."""
         if self.template is None:
             return None
         template = Template(self.template)
         return template if all(row.get(slot) is not None for slot in template.slots) else None
 
     def text(self, row: Mapping[str, Any], *columns: str, template: Template | None = None) -> str:
-        """Returns the text of a row.
+        """Returns the text of a row; raises InputError if a column is missing, or holds no text.
 
         Args:
           row: its columns.
-          columns: the first of them that the row has is the text, if no template applies.
+          columns: the first of them in the row is the text, if no template applies.
           template: of the text; None: the one of training, if the row has all of its columns.
-
-        Raises:
-          InputError: if a column is missing, or holds no text.
         """
         if template is not None:
             if problem := Text(template).problem(dict(row)):
@@ -83,10 +79,9 @@ class InputFormat:
 
 
 def text_in(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """Returns the text in the first of the columns that a row has; None if it has none of them.
+    """Returns the text in the first of the columns that a row has; None without any of them.
 
-    Raises:
-      InputError: if that column holds no text.
+    Raises: InputError if that column holds no text.
     """
     for name in columns:
         if name in row:
@@ -97,22 +92,14 @@ def text_in(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
 
 
 def save_input_format(folder: str | os.PathLike, inputs: InputFormat, *, name: str = FILE) -> None:
-    """Writes `inputs.json` unless a load gives the same; the default format has no file.
-
-    Raises:
-      InputError: if the file cannot be written.
-    """
+    """Writes `inputs.json`, except of the default format, unless a load gives the same."""
     if inputs != load_input_format(folder, name=name):
         content = dataclasses.asdict(inputs)
         write_json(as_path(folder) / name, content, version=FORMAT_VERSION)
 
 
 def load_input_format(folder: str | os.PathLike, *, name: str = FILE) -> InputFormat:
-    """Returns what `save_input_format` wrote into a folder; without the file, the default.
-
-    Raises:
-      InputError: if the file is damaged or of a newer format.
-    """
+    """Returns what `save_input_format` wrote; the default without a file; InputError if damaged."""
     path = as_path(folder) / name
     if not path.exists():
         return InputFormat()

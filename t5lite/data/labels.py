@@ -16,36 +16,25 @@ Labels = Mapping[str, Sequence[str]]
 
 
 def save_labels(folder: str | os.PathLike, labels: Labels) -> None:
-    """Writes `labels.json`, names by feature, beside `model.json`; no labels, no file.
-
-    Raises:
-      InputError: if the file cannot be written.
-    """
+    """Writes `labels.json`, names by feature, beside `model.json`; no labels, no file."""
     names = {feature: list(each) for feature, each in labels.items()}
     if names != load_labels(folder):
         write_json(as_path(folder) / FILE, {"labels": names}, version=FORMAT_VERSION)
 
 
 def load_labels(folder: str | os.PathLike) -> dict[str, list[str]]:
-    """Returns the names that `save_labels` wrote into a folder; {} if there are none.
-
-    Raises:
-      InputError: if the file is damaged or of a newer format.
-    """
+    """Returns what `save_labels` wrote into a folder, or {}; raises InputError if damaged."""
     path = as_path(folder) / FILE
     return read_json(path, _parsed, version=FORMAT_VERSION) if path.exists() else {}
 
 
 def check_labels(labels: Labels, expected: Labels, *, where: str = "the model") -> None:
-    """Refuses labels of data whose names or order differ from a model's.
+    """Refuses labels of data whose names or order differ from a model's, with an InputError.
 
     Args:
       labels: of the data.
       expected: of the model; features that only one of the two has are not compared.
       where: the model, in the message.
-
-    Raises:
-      InputError: listing both.
     """
     for feature, names in labels.items():
         if feature in expected and list(names) != list(expected[feature]):

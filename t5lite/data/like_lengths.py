@@ -17,7 +17,7 @@ _SHORT, _LONG = 8, 128  # lengths are multiples of these; of the second from 512
 
 
 def cut_lengths(length: int) -> list[int]:
-    """Returns the lengths, ascending, that rows of a length are cut to; the last is that length."""
+    """Returns the lengths, ascending up to `length`, that rows are cut to."""
     step = _LONG if length >= 512 else _SHORT
     quarters = [math.ceil(length * part / _PARTS / step) * step for part in range(1, _PARTS + 1)]
     return [min(quarter, length) for quarter in quarters]
@@ -46,12 +46,9 @@ def order_by_length(
 
 
 def cut(rows: Rows, specs: Mapping[str, RowSpec]) -> Rows:
-    """Returns a batch's rows without the columns that hold only padding, as far as `cut_lengths`.
+    """Returns a batch's rows, made by `packing.pad`, without columns of padding; see `cut_lengths`.
 
-    Args:
-      rows: as `packing.pad` makes them.
-      specs: of the rows; all tokens, with what lies along them, are cut to the same part of their
-        length.
+    All tokens, and arrays aligned with them, are cut to the same part of their length.
     """
     part, tokens = 0, token_names(specs)
     for name in tokens:

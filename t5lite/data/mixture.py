@@ -29,10 +29,7 @@ def mixing_rates(
       sizes: examples by part, each > 0.
       temperature: > 0; 1 draws in proportion to the sizes, infinity would draw equally.
       maximum: upper limit of the sizes, > 0; None: no limit.
-
-    Raises:
-      InputError: if a number is out of range, or a rate underflows to 0.
-
+    Raises: InputError if a number is out of range, or a rate underflows to 0.
     Source: Raffel et al. 2020, arXiv:1910.10683, §3.5.2 (examples-proportional and
       temperature-scaled mixing; `maximum` is their artificial data set size limit, K).
     """
@@ -117,26 +114,18 @@ class MixtureData(Dataset):
             self._check_rates(_named(self.rates))
 
     def vocabulary(self) -> "Vocabulary | None":
-        """Returns the parts' vocabulary.
-
-        Raises:
-          InputError: if they have several.
-        """
         return self._vocabulary
 
     def describe(self) -> str:
-        """Returns a line for each part: its rate, then its description."""
         return "\n".join(
             f"{rate:.1%} {name}: {self._parts[name].describe()}"
             for name, rate in self._rates.items()
         )
 
     def num_examples(self, split: str) -> int | None:
-        """Returns the examples of all parts; None if one is unknown."""
         return sum_or_none(self._of_parts(split, lambda part, own: part.num_examples(own)))
 
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
-        """Returns the number of examples of each class, in all parts together."""
         total: dict[str, collections.Counter[str]] = {}
         for classes in self._of_parts(split, lambda part, own: part.class_counts(own)):
             for feature, counts in classes.items():
@@ -155,7 +144,6 @@ class MixtureData(Dataset):
         }
 
     def with_labels(self, labels: Labels) -> Self:
-        """Returns the mixture with every part's labels numbered as a model's `labels`."""
 
         def numbered(part: Any) -> Any:
             if isinstance(part, Part):
@@ -171,7 +159,6 @@ class MixtureData(Dataset):
         return formats.pop() if len(formats) == 1 else super().input_format()
 
     def metric_tasks(self) -> list["MetricTask"]:
-        """Returns the tasks with metrics of all parts."""
         return [task for part in self._parts.values() for task in part.metric_tasks()]
 
     @functools.cached_property
@@ -213,7 +200,6 @@ class MixtureData(Dataset):
         return mixing_rates(sizes, temperature=self.temperature, maximum=self.maximum)
 
     def validation_parts(self, objective: HostHalf) -> list[str]:
-        """Returns the names of the parts that have a validation split, if there are several."""
         components = self.components(self.split_of("validation"), objective)
         names = list(dict.fromkeys(str(each.part) for each in components))
         return names if len(names) > 1 else []
@@ -285,7 +271,6 @@ class MixtureData(Dataset):
 
 
 def _shares(weights: Mapping[str, float], *, field: str) -> dict[str, float]:
-    """Returns normalised weights, all above 0."""
     largest = max(weights.values())  # the sum of all might overflow
     total = sum(weight / largest for weight in weights.values())
     shares = {name: weight / largest / total for name, weight in weights.items()}
@@ -316,7 +301,6 @@ def _check_classes(
 
 
 def _named(values: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
-    """Returns a mapping as it is, and a sequence by number."""
     if isinstance(values, Mapping):
         return dict(values)
     return {str(number): value for number, value in enumerate(values)}

@@ -14,22 +14,18 @@ _TABLE = 4096  # up to here a table is as cheap, and exactly uniform
 
 
 def generator(*key: int | str) -> np.random.Generator:
-    """Returns the random generator of a key."""
     return np.random.default_rng(
         [zlib.crc32(part.encode()) if isinstance(part, str) else part % 2**64 for part in key]
     )
 
 
 def permuted(positions: np.ndarray, size: int, *key: int | str) -> np.ndarray:
-    """Returns the numbers at some positions of a key's random order of `range(size)`.
+    """Returns the numbers at some positions of a key's random order of `range(size)`, `[n]` int64.
 
     Args:
       positions: `[n]` integers in `[0, size)`.
       size: up to 2**62; memory and time do not depend on it.
       key: of the order.
-
-    Returns:
-      `[n]` int64.
     """
     random = generator("order", *key)
     if size <= _TABLE:
@@ -55,9 +51,9 @@ def _network(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Returns 64 bits that depend on all bits of each value.
+    """Returns 64 bits that depend on all bits of each value, by the finaliser of SplitMix64.
 
-    Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    Source: Steele, Lea and Flood 2014.
     """
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -23,16 +23,14 @@ def pack(
       decreasing: whether the largest examples may go first.
 
     Returns:
-      For each of `specs` an array `[rows, length, *inner]` of its dtype under its name, 0 on
-      padding. Tokens also have `name_segment_ids` `[rows, length]` int32: 1.. on the first, second
-      .. example of the row, the same number in all arrays, and 0 on padding. The value of segment i
-      of a `per_example` array is number i - 1.
-
-    Raises:
-      InputError: if an array is missing, too long or of another shape or type.
+      For each of `specs` an array `[rows, length, *inner]` of its dtype, 0 on padding. Tokens also
+      have `name_segment_ids` `[rows, length]` int32: 1.. on the first, second .. example of the
+      row, the same number in all arrays, and 0 on padding. The value of segment i of a
+      `per_example` array is number i - 1.
+    Raises: InputError if an array is missing, too long or of another shape or type.
     """
     sizes = sizes_of(examples, specs)
-    # What lies along tokens fits where they do.
+    # Arrays aligned with tokens fit wherever the tokens do.
     columns = [column for column, spec in enumerate(specs.values()) if spec.along is None]
     limits = np.array([spec.length for spec in specs.values()])[columns]
     fitted = sizes[:, columns]
@@ -47,10 +45,10 @@ def pack(
 
 
 def pad(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> Rows:
-    """Returns one row for each example, as `pack` does.
+    """Returns one row for each example, with arguments and errors of `pack`.
 
     `per_example` arrays are `[rows, 1, *inner]`, and tokens also have `name_lengths` `[rows]`
-    int32, the mark of rows with one example. Arguments and errors are those of `pack`.
+    int32, the mark of rows with one example.
     """
     sizes = sizes_of(examples, specs)
     placed = _placed(
@@ -75,11 +73,7 @@ def empty_rows(specs: Mapping[str, RowSpec], num_rows: int, *, packed: bool) -> 
 
 
 def sizes_of(examples: Sequence[Example], specs: Mapping[str, RowSpec]) -> np.ndarray:
-    """Returns the positions that each example takes in each array: `[examples, arrays]` int64.
-
-    Raises:
-      InputError: if an array is missing, too long for a row, or of another shape or type.
-    """
+    """Returns the positions that each example takes in each array: `[examples, arrays]` int64."""
     sizes = np.ones((len(examples), len(specs)), np.int64)
     for column, (name, spec) in enumerate(specs.items()):
         for example in examples:
@@ -162,7 +156,7 @@ def _first_fit(
     rows, segments, offsets = [0] * len(sizes), [0] * len(sizes), [[0]] * len(sizes)
     counts, openers = [0] * len(sizes), list[int]()  # of each row: examples, the first of them
     for i in order:
-        # The row after the last is empty and fits whatever fits at all.
+        # The row after the last is empty: any example fits there.
         end = len(openers) + 1
         fits = first[:end] <= rooms[i][0]
         for used, most in zip(rest, rooms[i][1:], strict=True):

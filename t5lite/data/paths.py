@@ -27,8 +27,7 @@ def cache_folder() -> Path:
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock of a file, after waiting for other processes that hold it.
 
-    Raises:
-      OSError: if the file cannot be written, or locks are unknown where it lies.
+    Raises: OSError if the file cannot be written, or locks are unknown where it lies.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
@@ -38,11 +37,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Yields a local file that replaces `path` when all of it is written, or not at all.
-
-    Raises:
-      OSError: if it cannot be written.
-    """
+    """Yields a local file that replaces `path` when all of it is written, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -56,11 +51,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a whole file, and missing folders; no other process ever sees half of it.
-
-    Raises:
-      InputError: if it cannot be written.
-    """
+    """Writes a whole file, and missing folders; raises InputError if that fails."""
     target = as_path(path)
     try:
         if not isinstance(target, Path):  # object stores show a file only once it is complete
@@ -77,10 +68,7 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_changed(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a whole file unless it has this content already; see `write_whole`.
-
-    An unchanged file stays untouched: other processes may be reading it.
-    """
+    """Writes a whole file unless it has this content: other processes may be reading it."""
     target = as_path(path)
     if not (target.exists() and target.read_bytes() == content):
         write_whole(target, content)
@@ -102,8 +90,7 @@ def read_json(
 ) -> T:
     """Returns `parse` of the object in a JSON file, without its version, which is under `key`.
 
-    Raises:
-      InputError: with `fix`, if the file is unreadable, damaged, or of another version.
+    Raises: InputError with `fix`, if the file is unreadable, damaged, or of another version.
     """
     try:
         content = json.loads(read_file(path, "file"))
@@ -123,10 +110,8 @@ def check_folder(path: object, *, field: str) -> None:
     Args:
       path: of the user.
       field: its name in messages.
-
-    Raises:
-      InputError: if it is not a path, is empty or blank, is a file, the root of a file system, or a
-        URL of an unknown scheme.
+    Raises: InputError if it is not a path, is blank, a file or the root of a file system, or a URL
+      of an unknown scheme.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(
@@ -153,11 +138,7 @@ def check_folder(path: object, *, field: str) -> None:
 
 
 def require_writable(path: str | os.PathLike) -> None:
-    """Refuses a file that could not be written, before the work whose result it will hold.
-
-    Raises:
-      InputError: if it is a folder, lies below a file, or lacks write permission.
-    """
+    """Refuses, before the work, a result's file that is a folder, below a file or not writable."""
     target = as_path(path)
     if not isinstance(target, Path):  # an object store says so when it is written to
         return
@@ -174,8 +155,7 @@ def require_writable(path: str | os.PathLike) -> None:
 def decode_text(raw: bytes, *, where: str) -> str:
     """Returns UTF-8 bytes as text.
 
-    Raises:
-      InputError: naming `where`, a file or task, and the offset of the first bad byte.
+    Raises: InputError naming `where`, a file or task, and the offset of the first bad byte.
     """
     try:
         return raw.decode("utf-8")

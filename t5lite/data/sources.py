@@ -1,8 +1,8 @@
 """Sources of examples.
 
 A source deals the raw examples of each epoch, in random order, to a fixed number of shards, in
-windows; and it turns a window into tokenised examples. Both are pure functions, so resuming needs
-no state of theirs.
+windows; and it turns a window into tokenised examples. Both are pure functions, so that resuming
+needs no state of a source.
 """
 
 import zlib
@@ -78,18 +78,14 @@ class Source(Protocol):
           seed: of the orders.
           start: windows to skip.
           size: raw examples in a window; the last one of an epoch may have fewer.
-
-        Yields:
-          Object arrays whose first axis counts raw examples.
+        Yields: object arrays whose first axis counts raw examples.
         """
         ...
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
         """Yields the tokenised examples of a window of raw ones: 1-D arrays by feature.
 
-        Args:
-          window: raw examples, in order.
-          seed: in `[0, 2**30)`, of all randomness.
+        The `seed`, in `[0, 2**30)`, decides all randomness.
         """
         ...
 
@@ -115,12 +111,8 @@ def dealt(
 
     The epochs' orders follow one another in one endless sequence, of which every `num_shards`-th
     example is a shard's. So shards are never more than one example apart, and the examples of one
-    batch are contiguous in that sequence, across epochs too.
-
-    Args:
-      num_examples: in all, >= 0.
-      name: of the source, in the order's key.
-      shard, num_shards, epoch, seed, start, size: as for `Source.windows`.
+    batch are contiguous in that sequence, across epochs too. The `name` of the source is part of
+    the order's key; for the other arguments see `Source.windows`.
     """
     first = _first_position(num_examples, name, shard, num_shards, epoch)
     count = len(range(first, num_examples, num_shards))
@@ -153,9 +145,7 @@ class NumberedSource:
     num_examples: int
 
     def windows(self, **key: int) -> Iterator[np.ndarray]:
-        """Yields a shard's windows of example numbers; see `Source.windows`."""
         return dealt(self.num_examples, self.name, **key)
 
     def next_epoch(self, **key: int) -> int:
-        """Returns the next epoch in which a shard has examples; see `Source`."""
         return next_epoch(self.num_examples, self.name, **key)

@@ -25,7 +25,7 @@ def user_error(subject: str, error: BaseException, *, fix: str = "") -> InputErr
     """Returns the error to raise after an error of user code.
 
     Args:
-      subject: that failed, e.g. `"task 'mine': metric f1 (metrics.py:7)"`.
+      subject: of the message, e.g. `"task 'mine': metric f1 (metrics.py:7)"`.
       error: of the user code.
       fix: another line.
     """
@@ -48,7 +48,6 @@ def reason(error: BaseException) -> str:
 
 
 def place_of(function: Any) -> str:
-    """Returns a function's name, file and line."""
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)

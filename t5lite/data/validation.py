@@ -20,7 +20,6 @@ class Validation:
       begin: starts a pass.
       part: fraction of a batch's rows that this process makes.
       num_examples: of the split, before the objective; None if they are not counted.
-
     Attributes:
       share: fraction of the split, in `[0, 1]`, that the latest pass has read so far, estimated
         from this process's shards; None if unknown.
@@ -51,12 +50,7 @@ class Validation:
 
 
 def joined(parts: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
-    """Returns `[parts * size, ...]`: each part's rows, filled up with rows of zeros.
-
-    Args:
-      parts: at most `size` rows each, by name.
-      size: rows of a part.
-    """
+    """Returns `[parts * size, ...]`: each part's rows, filled up to `size` with rows of zeros."""
     return {
         name: np.concatenate([filled_up(part[name], size) for part in parts]) for name in parts[0]
     }
@@ -69,5 +63,4 @@ def filled_up(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def num_rows(rows: Mapping[str, np.ndarray]) -> int:
-    """Returns the number of rows."""
     return len(next(iter(rows.values())))

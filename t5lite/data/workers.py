@@ -45,7 +45,6 @@ class Delivery(NamedTuple):
 
 
 def take(shard: Rows, count: int) -> Delivery:
-    """Returns the next `count` rows of a shard."""
     rows = shard.take(count)
     return Delivery(rows, shard.state(), shard.epoch, getattr(shard, "vanished", 0))
 
@@ -56,9 +55,7 @@ class Workers:
     Args:
       count: > 0; at most one for each shard is started.
       open_shards: opens shards by number.
-
-    Raises:
-      InputError: if `open_shards` cannot be sent to a process.
+    Raises: InputError if `open_shards` cannot be sent to a process.
     """
 
     def __init__(self, count: int, open_shards: Callable[[Sequence[int]], Mapping[int, Rows]]):
@@ -113,7 +110,6 @@ class WorkerPool:
             yield [deliveries[shard] for shard in self._shards]
 
     def close(self) -> None:
-        """Kills the processes."""
         for process in self._processes:
             process.kill()
         for process, pipe in zip(self._processes, self._pipes, strict=True):

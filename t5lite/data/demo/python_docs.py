@@ -46,7 +46,6 @@ class Corpus:
 
     @property
     def characters(self) -> int:
-        """Characters in all documents."""
         return sum(len(text) for texts in self.documents.values() for text in texts)
 
     @property
@@ -84,11 +83,7 @@ def describe() -> str:
 
 @functools.cache
 def load() -> Corpus:
-    """Returns the corpus of the running Python, extracted at first use and then cached.
-
-    Raises:
-      InputError: if this Python comes without its sources.
-    """
+    """Returns the running Python's corpus, extracted and cached at first use; needs its sources."""
     root = Path(sysconfig.get_path("stdlib"))
     listing = [(str(path.relative_to(root)), path.stat().st_size) for path in library_files(root)]
     version = [_FORMAT, platform.python_version(), str(root), int(root.stat().st_mtime), listing]
@@ -185,7 +180,6 @@ def docstrings(path: Path) -> Iterator[tuple[ast.AST, str]]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
-    """Yields every node that has a docstring, with it."""
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED):
             docstring = _clean(ast.get_docstring(node, clean=False) or "")

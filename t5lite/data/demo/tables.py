@@ -38,8 +38,7 @@ class Documented(NamedTuple):
 def modules_csv(*, num_modules: int = 16) -> str:
     """Returns a CSV file with the columns `docstring` and `module`, to classify docstrings.
 
-    Args:
-      num_modules: the number of standard-library modules, those with the most docstrings; >= 2.
+    The modules are the `num_modules` >= 2 of the standard library with the most docstrings.
     """
 
     def write() -> str:
@@ -102,8 +101,8 @@ def documents_jsonl() -> str:
 def held_out_documents_jsonl() -> str:
     """Returns a JSON-lines file of test documents, with the column `text`.
 
-    These are the corpus's validation documents without near copies of training documents, which
-    would reward memory: a fifth of them, docstrings that modules share.
+    They are the corpus's validation documents without near copies of training documents, which
+    would reward memory (a fifth of them, docstrings that modules share).
     """
 
     def write() -> str:
@@ -119,7 +118,6 @@ def novel(texts: Sequence[str], trained: Iterable[str], *, most_shared: float = 
       texts: candidates.
       trained: training texts.
       most_shared: the largest fraction, in [0, 1], of a text's runs of eight words in `trained`.
-
     Source: Lee et al. 2022, arXiv:2107.06499, §4 (near copies of held-out text in training text).
     """
     seen = {run for text in trained for run in _runs(text)}
@@ -152,7 +150,6 @@ def _python_names() -> dict[str, str]:
 
 @functools.cache
 def _documented() -> tuple[Documented, ...]:
-    """Every docstring of the standard library once, in a fixed order."""
     root = Path(sysconfig.get_path("stdlib"))
     items: dict[str, Documented] = {}
     for path in python_docs.library_files(root):
@@ -171,7 +168,6 @@ def _parameters(node: ast.AST) -> tuple[str, ...]:
 
 
 def _cached(name: str, write: Callable[[], str]) -> str:
-    """Returns the path of a file in the cache, written at first use."""
     digest = hashlib.sha256(f"{_FORMAT} {python_docs.load().sha256}".encode()).hexdigest()[:12]
     path = cache_folder() / "python_docs" / digest / name
     if not path.exists():

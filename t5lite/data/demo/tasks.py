@@ -54,7 +54,6 @@ class DemoTask:
         return dict.fromkeys(columns, Feature(vocabulary, add_eos="inputs" in columns))
 
     def columns(self, split: str) -> dict[str, list[str]]:
-        """Returns the texts of each feature."""
         if self.name.startswith("python_docs"):
             return {"targets": python_docs.documents(split)}
         inputs, targets = zip(*python_docs.pairs(split), strict=True)
@@ -72,7 +71,6 @@ class TextSource(NumberedSource):
         self.add_eos = {name: feature.add_eos for name, feature in features.items()}
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
-        """Yields the token ids of texts."""
         del seed
         for start in range(0, len(window), _CHUNK):
             numbers = window[start : start + _CHUNK].tolist()

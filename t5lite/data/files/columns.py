@@ -33,7 +33,6 @@ class Column:
         raise NotImplementedError
 
     def columns_read(self) -> list[str]:
-        """Returns all of `columns`."""
         return [name for names in self.columns().values() for name in names]
 
     def check(self, columns: Sequence[str]) -> None:
@@ -51,7 +50,6 @@ class Column:
         return _missing(row, names) or next(empty, "")
 
     def classes_in(self, row: Row) -> Iterable[str]:
-        """Returns the classes in a row."""
         del row
         return ()
 
@@ -95,8 +93,6 @@ class Text(Column):
 
 
 class _Labelled(Column):
-    """Base of columns whose labels are classes."""
-
     classes: Sequence[str] | None
 
     def __post_init__(self) -> None:
@@ -154,11 +150,7 @@ class Class(_Labelled):
 
 @dataclasses.dataclass(frozen=True)
 class Number(Column):
-    """One number or several: float32 `[n]`.
-
-    Attributes:
-      column: the column, or the columns in order.
-    """
+    """One number or several: float32 `[n]`, of the `column`, or of several columns in order."""
 
     column: str | Sequence[str]
 
@@ -206,7 +198,6 @@ class Tags(_Labelled):
       words_column: a list of words, or a text of them with spaces between.
       tags_column: the words' tags, likewise.
       classes: all tags, in order; None: those of the training rows, sorted, "O" (outside) first.
-
     Source: Devlin et al. 2019, arXiv:1810.04805, §5.3 (the first sub-token stands for the word).
     """
 
@@ -263,7 +254,6 @@ class Answer(Column):
       answer: the column with the answer's text, word for word as in the context.
       start: the column with the answer's first character in the context's column, from 0; None: the
         first occurrence of the answer.
-
     Source: Devlin et al. 2019, arXiv:1810.04805, §4.2-4.3.
     """
 

@@ -54,10 +54,10 @@ class FileData(Dataset):
         `Number`, `Tags` or `Answer`. `Tags` and `Answer` also make `labels`.
       vocab: a vocabulary, a function that returns one, or the path of a saved vocabulary, a
         SentencePiece model, a `tokenizer.json` or a `vocab.txt`.
-      validation_files: likewise `files`; None: `validation_share` of the rows of `files`.
+      validation_files: as `files`; None: `validation_share` of the rows of `files`.
       validation_share: in `[0, 1)`. A row's split depends on its content alone.
-      split_by: the columns that decide the split, so that rows that share them stay together; None:
-        all.
+      split_by: the columns that decide the split, so that rows with equal values stay together;
+        None: all.
       format: `csv`, `tsv`, `jsonl`, `parquet`, `text` (a row a line) or `document` (a row a file);
         None: by the file's ending.
       column_names: of CSV and TSV files without a first line of names.
@@ -110,7 +110,6 @@ class FileData(Dataset):
         return self._vocabulary
 
     def describe(self) -> str:
-        """Returns the files, the rows of each split, the classes, and the skipped rows."""
         index, paths = self._index, self._paths[0]
         split_by_hash = self.validation_files is None
         train, validation = (len(index.tables[split]) for split in SPLITS)
@@ -162,7 +161,6 @@ class FileData(Dataset):
         return {feature: list(names) for feature, names in named.items() if names}
 
     def input_format(self) -> InputFormat:
-        """Returns the template of `inputs`, and their length."""
         column = self._listed.get("inputs")
         return InputFormat.of(column, length=self.lengths.get("inputs"))
 
@@ -274,7 +272,6 @@ class FileData(Dataset):
 
     @functools.cached_property
     def _columns_read(self) -> list[str]:
-        """The columns that features read, sorted."""
         names = {name for column in self._listed.values() for name in column.columns_read()}
         return sorted(names - {SHOTS})
 
@@ -285,7 +282,6 @@ class FileData(Dataset):
 
     @functools.cached_property
     def _columns(self) -> dict[str, Column]:
-        """The columns with their classes."""
         columns = {}
         for feature, listed in self._listed.items():
             classes = {split: self._index.classes[split][feature] for split in SPLITS}

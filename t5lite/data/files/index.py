@@ -58,7 +58,6 @@ class Table:
 
     @property
     def hashes(self) -> Hashes:
-        """The hashes of all rows."""
         return Hashes(*self._rows[:, _HASHES].view(np.uint64).T)
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> list[Row]:
@@ -103,13 +102,11 @@ class Index:
 
     @functools.cached_property
     def tables(self) -> dict[str, Table]:
-        """The rows, by split."""
         parts = np.split(self.rows, [self.num_train])
         return {split: Table(self.files, rows) for split, rows in zip(SPLITS, parts, strict=True)}
 
     @property
     def digest(self) -> str:
-        """Hex digest of all files' content."""
         return hashlib.sha256(" ".join(file.digest for file in self.files).encode()).hexdigest()
 
     def broken(self) -> str:

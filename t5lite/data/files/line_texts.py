@@ -28,10 +28,7 @@ class LineTexts:
     columns: Sequence[str] = ("inputs", "text")  # used without both: the first of a row
 
     def text(self, line: Line) -> str:
-        """Returns the text of a line.
-
-        Raises: InputError if the line is broken, or a column is missing or not a text.
-        """
+        """Returns the text of a line; raises InputError if broken or without a column of text."""
         if line.row is None:
             raise InputError(line.problem)
         row = line.row
@@ -55,10 +52,8 @@ def few_shot(template: Template, file: DataFile, count: int) -> LineTexts:
     """Returns texts with examples of a file in the template's slot `{shots}`.
 
     An example is the template's text after that slot, followed by its answer, the column `targets`
-    or `answer`. A question is not among its own `count` examples.
-
-    Raises: InputError if the template has no slot for a question, or examples lack a column or are
-      too few.
+    or `answer`; a question is excluded from its own. InputError if the template has no slot for a
+    question, or examples lack a column or are too few.
     """
     question = _SLOT.split(template.text)[-1].lstrip()
     slots = Template(question).slots

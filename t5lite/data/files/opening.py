@@ -1,7 +1,4 @@
-"""Data files: found by path, pattern or dataset name, and unpacked into files of lines.
-
-Compressed files, JSON arrays and Parquet are unpacked once, into the cache.
-"""
+"""Data files, found by path, pattern or dataset name, and unpacked once into the cache."""
 
 import bz2
 import glob
@@ -42,9 +39,7 @@ def find_files(
         TensorFlow Datasets, see `tfds_file`.
       field: the parameter to name in errors.
       repeated: is filled with the omitted names, each with the name that it repeats.
-
-    Raises:
-      InputError: if a pattern matches no file, with the nearest names.
+    Raises: InputError if a pattern matches no file, with the nearest names.
     """
     patterns = [os.fspath(patterns)] if isinstance(patterns, str | os.PathLike) else list(patterns)
     if not patterns:
@@ -122,11 +117,7 @@ def parse_json(text: str) -> Any:
 
 
 def unpacked(path: str, format: str) -> str:
-    """Returns the path of a file of lines: the file itself, or its content in the cache.
-
-    Raises:
-      InputError: if the file is damaged, its compression is not supported, or the cache is full.
-    """
+    """Returns the path of a file of lines: the file itself, or its content in the cache."""
     ending = os.path.splitext(path)[1]
     if ending in _UNSUPPORTED:
         raise InputError(
@@ -174,7 +165,6 @@ def _starts_array(path: str) -> bool:
 
 
 def _json_array(path: str, target: Any) -> None:
-    """Writes the items of a JSON array as JSON lines."""
     try:
         with open(path, "rb") as file:
             items = parse_json(file.read().decode("utf-8-sig"))

@@ -1,7 +1,6 @@
 """Rows of CSV, TSV, JSON-lines and text files: scanned once, then read by their byte positions.
 
-Compressed files, Parquet and JSON arrays are unpacked into files of lines first. So tables may be
-larger than memory, and any row can be read at any time.
+Tables may be larger than memory; Parquet and the like are unpacked into files of lines first.
 """
 
 import csv
@@ -39,8 +38,7 @@ class DataFile:
       path: of the file.
       format: one of `FORMATS`.
       column_names: of CSV and TSV; None: those in the first line.
-      quotes: whether fields of CSV and TSV may be in double quotes.
-      skip_spaces: whether spaces at the start of their fields are dropped, as in `a, "b, c"`.
+      quotes, skip_spaces: see `FileData`.
       columns: all of them; set by a scan.
       digest: hex digest of the content and of the options above; set by a scan.
       lines: the file of lines that the rows' positions refer to, perhaps in the cache.
@@ -65,10 +63,7 @@ class DataFile:
         return os.path.getsize(self.lines)
 
     def scan(self) -> Iterator[Line]:
-        """Yields every row, good or broken, and sets `columns` (all, at the end) and `digest`.
-
-        Raises: InputError if the line of column names is missing or invalid.
-        """
+        """Yields every row, good or broken, and sets `columns` (all, at the end) and `digest`."""
         self.columns = tuple(self.column_names or ())
         scanners = {"csv": self._scan_table, "tsv": self._scan_table}
         scanners |= {"text": self._scan_text, "document": self._scan_text}
@@ -80,10 +75,7 @@ class DataFile:
         self._check_unchanged()
 
     def read(self, spans: Sequence[tuple[int, int]]) -> list[Row]:
-        """Returns the rows at some byte spans `(start, end)`.
-
-        Raises: InputError if the file has changed since it was scanned.
-        """
+        """Returns the rows at spans `(start, end)`; raises InputError if the file has changed."""
         self._check_unchanged()
         texts = []
         with open(self.lines, "rb") as file:
@@ -223,7 +215,6 @@ class _Lines:
 
 
 def _reason(error: Exception) -> str:
-    """Returns why a line is broken."""
     if isinstance(error, UnicodeDecodeError):
         byte = error.object[error.start]
         return f"not UTF-8: byte 0x{byte:02x} at its byte {error.start + 1}"

@@ -68,7 +68,6 @@ class FileSource(NumberedSource):
         self.num_examples = len(self.table)
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
-        """Yields the rows' features; a window's texts are encoded together."""
         del seed
         rows = self.table.read(window)
         if self.shots is not None:

@@ -18,12 +18,9 @@ class Template:
 
     Args:
       text: such as `"question: {question} context: {context}"`.
-
     Attributes:
       slots: column names, in order, `shots` included.
-
-    Raises:
-      InputError: if a brace has no partner or a slot no name.
+    Raises: InputError if a brace has no partner or a slot no name.
     """
 
     def __init__(self, text: str):

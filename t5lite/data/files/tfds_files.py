@@ -27,9 +27,7 @@ def tfds_file(name: str) -> str:
       name: `tfds:NAME`, with optional `/CONFIG`, `:VERSION` and `#SPLIT`; the split is `train` by
         default, and may be any that TFDS understands, such as `train[:10%]`. It must have been
         prepared (`tfds build NAME`); nothing is downloaded here.
-
-    Raises:
-      InputError: if the dataset or split is unknown or not prepared, or the cache is not writable.
+    Raises: InputError if the dataset or split is unknown or not prepared, or the cache is full.
     """
     builder, split = _builder(name)
     splits = builder.info.splits
@@ -50,7 +48,6 @@ def tfds_file(name: str) -> str:
 
 
 def _builder(name: str) -> tuple[Any, str]:
-    """Returns a prepared dataset and the name of the split."""
     import_seqio()  # imports TensorFlow Datasets, and keeps TensorFlow off the accelerators
     import tensorflow_datasets as tfds
 
@@ -110,5 +107,5 @@ def _plain(value: Any, names: Any) -> Any:
         return [_plain(item, names) for item in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
-    # Those without a label have -1.
+    # Examples without a label have -1.
     return names(value) if names is not None and isinstance(value, int) and value >= 0 else value

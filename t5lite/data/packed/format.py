@@ -88,8 +88,7 @@ class RowWriter:
 def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Yields an empty folder that replaces `folder` if no error is raised.
 
-    Raises:
-      InputError: if `folder` is remote, exists and is not empty, or cannot be written.
+    Raises: InputError if `folder` is remote, exists and is not empty, or cannot be written.
     """
     target = local_folder(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -114,11 +113,7 @@ def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def local_folder(folder: str | os.PathLike) -> Path:
-    """Returns the path of a folder whose files can be memory-mapped.
-
-    Raises:
-      InputError: for `gs://` and the like.
-    """
+    """Returns the path of a folder whose files can be memory-mapped; InputError if remote."""
     path = as_path(folder)
     if not isinstance(path, Path):
         raise InputError(
@@ -130,11 +125,7 @@ def local_folder(folder: str | os.PathLike) -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Returns a cache's description.
-
-    Raises:
-      InputError: if there is none, or it is damaged or of another format.
-    """
+    """Returns a cache's description; InputError if missing, damaged or of another format."""
     path, fix = folder / DESCRIPTION, "write the cache again"
     if not path.exists():
         raise InputError(
@@ -151,15 +142,11 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def open_rows(folder: Path, columns: Mapping[str, Any], num_rows: int) -> dict[str, np.ndarray]:
-    """Returns the memory-mapped columns of one pass.
+    """Returns the memory-mapped columns of one pass; raises InputError if a file differs.
 
     Args:
       folder: of the pass.
-      columns: `[shape of a row, dtype]` by name, of the description.
-      num_rows: of the description.
-
-    Raises:
-      InputError: if a file is missing or differs from the description.
+      columns, num_rows: of the description; columns are `[shape of a row, dtype]` by name.
     """
     rows = {}
     for name, (shape, _) in columns.items():

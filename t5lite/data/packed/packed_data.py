@@ -49,11 +49,9 @@ class PackedData(Dataset):
         return self._vocabulary
 
     def add_eos(self) -> dict[str, bool]:
-        """Returns `add_eos` of the original data."""
         return dict(self._description.get("add_eos", {}))
 
     def describe(self) -> str:
-        """Returns the size of the cache, and the description of its data."""
         train = self._description["passes"]["train"]
         first = train[0]
         tokens = sum(first["tokens"].values())
@@ -64,34 +62,28 @@ class PackedData(Dataset):
         )
 
     def num_examples(self, split: str) -> int | None:
-        """Returns the prepared examples of a pass over the split."""
         passes = self._description["passes"].get(split)
         return passes[0]["examples"] if passes else None
 
     def validation_name(self, objective: HostHalf) -> str:
-        """Returns the cache's folder, and a hash of its content."""
         del objective
         self._passes("validation")
         return f"{self._root.name}:validation:{self._description['sha256'][:16]}"
 
     def class_counts(self, split: str) -> dict[str, dict[str, int]]:
-        """Returns the number of examples of each class in the original data."""
         return self._description["classes"].get(split, {})
 
     def labels(self) -> dict[str, list[str]]:
-        """Returns the names of the labels in the original data."""
         counted = {name: list(each) for name, each in self.class_counts("train").items()}
         return self._description.get("labels", counted)
 
     def input_format(self) -> InputFormat:
-        """Returns the format of the original data."""
         inputs = self._description.get("inputs")
         return super().input_format() if inputs is None else InputFormat(**inputs)
 
     def train_batches(
         self, objective: HostHalf, *, seed: int, shards: Sequence[int] | None = None
     ) -> Batches:
-        """Returns endless batches of shuffled rows; see `Dataset.train_batches`."""
         self._check(objective)
         key = (seed, self._description["sha256"])
         mine = self._rows_of(self._chosen(shards))
@@ -122,7 +114,6 @@ class PackedData(Dataset):
         agree: Callable[[bool], bool] = bool,
         part: str | None = None,
     ) -> Validation:
-        """Returns one pass, in fixed random order; see `Dataset.validation_batches`."""
         del agree, part  # all processes know the number of rows; a cache has no parts
         self._check(objective)
         mine = self._rows_of(self._chosen(shards))
@@ -141,7 +132,6 @@ class PackedData(Dataset):
         return Validation(begin, part=share, num_examples=num_examples)
 
     def examples(self, objective: HostHalf, *, split: str, count: int, seed: int) -> list[Example]:
-        """Returns the examples of random rows; see `Dataset.examples`."""
         self._check(objective)
         rows, specs = self._passes(split)[0], objective.rows(self.lengths)
         total = num_rows(rows)
@@ -265,11 +255,9 @@ class ShuffledRows:
         return [self._pass, self._row]
 
     def load(self, state: list[int]) -> None:
-        """Moves to a position that `state` returned."""
         self._pass, self._row = state
 
     def take(self, count: int) -> dict[str, np.ndarray]:
-        """Returns this process's `[count, ...]` rows of the next batch, by name."""
         if count != len(self._rows):
             raise ValueError(f"take({count}): this process has {len(self._rows)} rows of a batch")
         parts, start = [], 0
@@ -319,7 +307,6 @@ def _unpacked(row: Rows, specs: Mapping[str, RowSpec]) -> Iterator[Example]:
 
 
 def _specs(specs: Mapping[str, RowSpec]) -> dict[str, Any]:
-    """Returns declarations as JSON."""
     return {name: {**vars(spec), "inner": list(spec.inner)} for name, spec in specs.items()}
 
 

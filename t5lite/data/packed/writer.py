@@ -44,9 +44,7 @@ def write_packed(
       epochs: >= 1.
       seed: of order and preparation.
       progress: called with a split, and how many more rows of it are written.
-
-    Raises:
-      InputError: if the data or the folder cannot be used.
+    Raises: InputError if the data or the folder cannot be used.
     """
     if epochs < 1:
         raise InputError(f"epochs = {epochs}: must be at least 1", field="epochs")

@@ -66,17 +66,12 @@ class Manifest:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes `manifest.json`."""
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
         write_whole(as_path(folder) / MANIFEST, text.encode())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Manifest":
-        """Reads `manifest.json`.
-
-        Raises:
-          InputError: if it is missing, damaged or of another format.
-        """
+        """Reads `manifest.json`; raises InputError if missing, damaged or of another format."""
         path = corpus_path(folder) / MANIFEST
         if not path.exists():
             raise InputError(
@@ -94,11 +89,7 @@ class Manifest:
 
 
 def corpus_path(folder: str | os.PathLike) -> Any:
-    """Returns the path of a corpus' folder, on a local disk or `gs://`.
-
-    Raises:
-      InputError: if it is elsewhere.
-    """
+    """Returns the path of a corpus' folder; raises InputError unless it is local or `gs://`."""
     scheme, mark, _ = os.fspath(folder).partition("://")
     if mark and scheme != "gs":
         raise InputError(

@@ -22,9 +22,7 @@ class Records:
     Args:
       folder: of the shards, local or `gs://`.
       shards: in the order in which their records are numbered.
-
-    Raises:
-      InputError: if a file is missing.
+    Raises: InputError if a file is missing.
     """
 
     def __init__(self, folder: str, shards: Sequence[Shard]):
@@ -47,11 +45,7 @@ class Records:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, numbers: np.ndarray) -> list[bytes]:
-        """Returns records by number, in the order of `numbers`.
-
-        Raises:
-          InputError: if a shard is missing, damaged, or not what the manifest describes.
-        """
+        """Returns records by number, in order; raises InputError if a shard is damaged."""
         files = np.searchsorted(self._ends, numbers, side="right")
         records = [b""] * len(numbers)
         for file in np.unique(files).tolist():
@@ -112,11 +106,7 @@ class Records:
 
 
 def import_array_record() -> Any:
-    """Returns the library's module.
-
-    Raises:
-      InputError: if it is not installed.
-    """
+    """Returns the library's module; raises InputError if it is not installed."""
     try:
         from array_record.python import array_record_module
     except ModuleNotFoundError as error:

@@ -47,15 +47,9 @@ class ShardedData(Dataset):
     features: Mapping[str, str] | None = None
 
     def vocabulary(self) -> "Vocabulary | None":
-        """Returns the vocabulary.
-
-        Raises:
-          InputError: if it is not that of the ids, or texts have none.
-        """
         return self._vocabulary
 
     def describe(self) -> str:
-        """Returns the records, tokens and bytes of each split."""
         lines = []
         for split, shards in self._manifest.splits.items():
             tokens = [shard.tokens for shard in shards if shard.tokens is not None]
@@ -67,7 +61,6 @@ class ShardedData(Dataset):
         return "\n".join(lines)
 
     def num_examples(self, split: str) -> int | None:
-        """Returns how many records a split has."""
         return sum(shard.records for shard in self._manifest.splits.get(split, ()))
 
     @functools.cached_property
@@ -102,7 +95,6 @@ class ShardedData(Dataset):
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
-        """The corpus' name of each feature."""
         names = {name: name for name in self._manifest.features}
         if self.features is None:
             return names
@@ -142,9 +134,7 @@ class ShardedSource(NumberedSource):
       split: to read.
       names: the corpus' name of each feature.
       vocabulary: encodes texts.
-
-    Raises:
-      InputError: if a shard is missing or has changed.
+    Raises: InputError if a shard is missing or has changed.
     """
 
     def __init__(
@@ -178,7 +168,6 @@ class ShardedSource(NumberedSource):
         return map(self._members, dealt(self._num_groups, self.name, **key))
 
     def next_epoch(self, **key: int) -> int:
-        """Returns the next epoch in which a shard has records; see `Source`."""
         if not self._deals_groups(key["num_shards"]):
             return super().next_epoch(**key)
         return next_epoch(self._num_groups, self.name, **key)
@@ -188,7 +177,6 @@ class ShardedSource(NumberedSource):
         return self._num_groups >= _GROUPS * num_shards
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
-        """Yields the token ids of records; texts are encoded a chunk at a time."""
         del seed
         for start in range(0, len(window), _CHUNK):
             records = self._records.read(window[start : start + _CHUNK])
@@ -198,7 +186,6 @@ class ShardedSource(NumberedSource):
                 yield dict(zip(columns, row, strict=True))
 
     def _members(self, groups: np.ndarray) -> np.ndarray:
-        """Returns the records of groups, in order."""
         shard = np.searchsorted(self._first_group, groups, side="right") - 1
         start = self._first_record[shard] + (groups - self._first_group[shard]) * self._group
         records = start[:, np.newaxis] + np.arange(self._group)

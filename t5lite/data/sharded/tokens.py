@@ -42,12 +42,9 @@ def write_tokens(
     Args:
       data: every example of its splits is read once, in random order.
       objective: names the features; examples are written before it prepares them.
-      folder: as for `write_shards`.
+      folder, progress: see `write_shards`.
       seed: of the order.
-      progress: called with a split, and how many more records of it are written.
-
-    Raises:
-      InputError: if the data, the folder or a feature cannot be written.
+    Raises: InputError if the data, the folder or a feature cannot be written.
     """
     for name, ends in data.add_eos().items():
         if not ends:

@@ -66,7 +66,6 @@ class ShardWriter:
         return Shard(self._target.name, self._records, tokens, size, self._digest.hexdigest())
 
     def discard(self) -> None:
-        """Ends the shard and deletes it."""
         self._writer.close()
         if os.path.exists(self._path):
             os.unlink(self._path)
@@ -95,9 +94,7 @@ def write_shards(
         together: 1 for a shuffle of single records, more for fewer and larger reads.
       recipe: JSON that describes how the corpus is made; its hash is kept.
       progress: called with a split, and how many more records of it are written.
-
-    Raises:
-      InputError: if the folder is not empty, or an example differs in kind from the first.
+    Raises: InputError if the folder is not empty, or an example differs in kind from the first.
     """
     root = corpus_path(folder)
     check_folder(folder, field="folder")

@@ -31,8 +31,7 @@ class Stream(Protocol):
 
     Attributes:
       read: raw examples read since the beginning of the run.
-      pass_size: raw examples of this shard in an epoch, on average over the shards; None if they
-        are not counted.
+      pass_size: raw examples of this shard in an epoch, on average over the shards, or None.
       passes: completed passes over the shard.
       vanished: raw examples that the objective dropped, since the start or the last load.
     """
@@ -115,12 +114,10 @@ class ExampleStream:
         self.vanished = 0
 
     def begin(self, passes: int) -> None:
-        """Moves to the start of a pass, from 0."""
         self.load([passes, 0, 0, round(passes * (self.pass_size or 0))])
 
     @property
     def read(self) -> int:
-        """Raw examples taken; see `Stream`."""
         return self._before + min(self._num_read, self._num_raw)
 
     def __iter__(self) -> "ExampleStream":
@@ -191,7 +188,7 @@ class ExampleStream:
             yield example
 
     def _is_hopeless(self) -> bool:
-        """Whether further passes would give nothing, as the last ones."""
+        """Whether further passes would yield nothing, like the last ones."""
         if not self._fruitless:  # the shard has no example
             return self._fruitless_passes > self._num_shards
         # With few examples a shard has others in the next pass, which may be useful.

@@ -50,7 +50,6 @@ class MixtureStream:
 
     @property
     def vanished(self) -> int:
-        """Raw examples that were dropped, in all streams."""
         return sum(stream.vanished for stream in self._streams)
 
     def state(self) -> dict[str, Any]:
@@ -58,7 +57,6 @@ class MixtureStream:
         return {"count": self._count, "streams": [stream.state() for stream in self._streams]}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Moves to a position that `state` returned."""
         self._count, self._choices = state["count"], np.empty(0, np.int64)
         for stream, position in zip(self._streams, state["streams"], strict=True):
             stream.load(position)

@@ -47,11 +47,9 @@ class RowStream:
       specs: of the rows.
       packed: whether a row may hold several examples.
       block_rows: a larger block packs tighter and starts later.
-      like_lengths: whether rows that are not packed are ordered by length in a block, see
-        `like_lengths`.
+      like_lengths: whether unpacked rows are ordered by length in a block, see `like_lengths`.
       group_rows: neighbours in that order that stay together: the rows of one batch.
       seed: of the order of the groups.
-
     Attributes:
       epoch: passes over the data of the rows delivered; an integer, of completed ones, where the
         examples are not counted.
@@ -80,7 +78,6 @@ class RowStream:
 
     @property
     def vanished(self) -> int:
-        """Raw examples that were dropped, since the start or the last load."""
         return self._examples.vanished
 
     def state(self) -> dict[str, Any]:

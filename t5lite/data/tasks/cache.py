@@ -33,7 +33,7 @@ def write_seqio_cache(
     seed: int = 0,
     progress: Callable[[str, int], None] = lambda split, examples: None,
 ) -> Any:
-    """Caches all splits of a task, as `seqio_cache_tasks` does.
+    """Caches all splits of a task, as `seqio_cache_tasks` does; returns the task's folder.
 
     Args:
       task: a `seqio.Task` with a `seqio.CacheDatasetPlaceholder` among its preprocessors.
@@ -41,12 +41,7 @@ def write_seqio_cache(
       num_shards: files of a split, > 0, to which examples are dealt in turn.
       seed: of randomness in the preprocessors.
       progress: called with a split and the number of further examples written.
-
-    Returns:
-      The task's folder.
-
-    Raises:
-      InputError: if the task cannot be cached, or has a cache already.
+    Raises: InputError if the task cannot be cached, or has a cache already.
     """
     seqio = import_seqio()
     require_integer("num_shards", num_shards)
@@ -74,11 +69,7 @@ def write_seqio_cache(
 
 
 def check_vocabularies(task: Any) -> None:
-    """Refuses a cache that t5lite made with another vocabulary than the task's.
-
-    Raises:
-      InputError: naming the feature, or the damaged file.
-    """
+    """Refuses a cache that t5lite made with another vocabulary than the task's."""
     path = as_path(task.cache_dir) / _VOCABULARIES
     if not path.exists():  # written by another program
         return
@@ -97,7 +88,6 @@ def check_vocabularies(task: Any) -> None:
 
 
 def _fingerprints(task: Any) -> dict[str, str]:
-    """Returns the fingerprint of each feature's vocabulary that has one."""
     fingerprints = {}
     for name, feature in task.output_features.items():
         with contextlib.suppress(InputError):  # of a kind that only SeqIO knows

@@ -1,4 +1,4 @@
-"""One reading of a source that cannot be read at any position, dealt to many shards."""
+"""One reading of a source without random access, dealt to many shards."""
 
 import threading
 from collections.abc import Iterator

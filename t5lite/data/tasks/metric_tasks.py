@@ -19,8 +19,6 @@ _SEED = 42  # `seqio.Evaluator`'s own
 
 
 class MetricExamples(NamedTuple):
-    """Examples of a metric's split."""
-
     examples: list[dict[str, Any]]  # all features, as SeqIO passes them to `postprocess_fn`
     total: int  # of the split
     truncated: int  # of `examples`, those with a truncated feature
@@ -37,7 +35,6 @@ class MetricTask:
 
     @property
     def name(self) -> str:
-        """The task's name."""
         return self.task.name
 
     @functools.cached_property
@@ -93,9 +90,7 @@ class MetricTask:
           examples: from `examples`.
           outputs: the model's, by the names in `outputs`: predicted ids `[examples, length]`,
             scores `[examples]`, or a pair of predicted ids and auxiliary values by name.
-
-        Raises:
-          InputError: if a metric or `postprocess_fn` fails, or two metrics have one name.
+        Raises: InputError if a metric or `postprocess_fn` fails, or two metrics have one name.
         """
         seqio = import_seqio()
         results: dict[str, Any] = {}

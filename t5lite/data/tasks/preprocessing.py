@@ -1,7 +1,7 @@
 """The preprocessors of a SeqIO task, one window of raw examples at a time.
 
-Preprocessing runs in TensorFlow, except for tokenisation where it comes last: the TensorFlow-free
-twin of the vocabulary gives the same ids at a tenth of the cost.
+They run in TensorFlow, except for tokenisation where it comes last: the TensorFlow-free twin of the
+vocabulary gives the same ids at a tenth of the cost.
 """
 
 import functools
@@ -173,8 +173,8 @@ class Preprocessing:
     def _features(self, spec: Any, seed: Any, *columns: Any) -> tuple[dict[str, Any], Any]:
         """Returns the features of examples, dense or ragged, and the endless step; see `_dataset`.
 
-        They are all of the window's, or `_AT_ONCE` + 1 of more, or none if they would never end;
-        and a blank one, so that there always is an example.
+        They are all of the window's, or `_AT_ONCE` + 1 of more, or none if endless; then a blank
+        one, so that there always is an example.
         """
         import tensorflow as tf
 

@@ -1,8 +1,8 @@
 """SeqIO tasks by name: users' own, those of `demo.tasks`, and `c4`.
 
 Built-in tasks yield token ids without EOS, which the objective adds: `Seq2Seq` to features with
-`seqio.Feature.add_eos`, text objectives always. Tasks for T5X that end with
-`seqio.preprocessors.append_eos` work too: an objective never adds a second one.
+`seqio.Feature.add_eos`, text objectives always. After `seqio.preprocessors.append_eos`, as in tasks
+for T5X, an objective adds no second one.
 """
 
 import functools
@@ -26,11 +26,9 @@ def get_task(name: str, *, module: str | Sequence[str] | None = None) -> Any:
     mixture contains one calls `get_task` before `seqio.MixtureRegistry.add`.
 
     Args:
-      name: a registered or built-in name. A task of the user's own wins over a built-in one.
+      name: a registered or built-in name; a registered task wins over a built-in one.
       module: module or modules to import first, which register tasks.
-
-    Raises:
-      InputError: if the name is unknown, with the nearest, or a module cannot be imported.
+    Raises: InputError if the name is unknown, with the nearest, or a module cannot be imported.
     """
     seqio = import_seqio()
     for user_module in [module] if isinstance(module, str) else module or ():
@@ -69,7 +67,6 @@ def _num_ids(vocabulary: Any) -> int:
 
 
 def _add_demo(name: str) -> None:
-    """Registers a task of the embedded corpus, whose examples are lists of strings in memory."""
     seqio = import_seqio()
     import tensorflow as tf
 

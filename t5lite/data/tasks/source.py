@@ -152,13 +152,11 @@ class SeqioSource:
         yield from self._arrays(mine.skip(start * size), size)
 
     def next_epoch(self, *, epoch: int, **shard: int) -> int:
-        """Returns the next epoch in which a shard has examples, see `Source`."""
         if self._memory is None:
             return epoch
         return next_epoch(len(self._memory), self.name, epoch=epoch, **shard)
 
     def examples(self, window: np.ndarray, *, seed: int) -> Iterator[Example]:
-        """Yields a window's preprocessed examples: the task's output features, in a fixed order."""
         return self._preprocessing.examples(Window(window, self._spec, seed, self._origin))
 
     def _open(self, *, shuffle: bool = False, **options: Any) -> Any:
@@ -204,7 +202,6 @@ class SeqioSource:
         return serialised.with_options(options)
 
     def _read_small(self) -> None:
-        """Reads the split into memory if it is small."""
         with self._memory_lock:
             if not self._tried_memory:
                 self._memory = self._small()

@@ -56,19 +56,13 @@ class TaskData(Dataset):
             raise unknown(field, self.bad_texts, BAD_TEXTS, field=field)
 
     def vocabulary(self) -> "Vocabulary | None":
-        """Returns the vocabulary of the task's features; None if all of them are ids.
-
-        Raises:
-          InputError: if they have several vocabularies, or one that is not supported.
-        """
+        """Returns the features' single, supported vocabulary; None if all of them are ids."""
         return self._vocabulary
 
     def describe(self) -> str:
-        """Returns the task's features, and the version of the embedded corpus."""
         return describe(self.provider)
 
     def add_eos(self) -> dict[str, bool]:
-        """Returns `seqio.Feature.add_eos` of each feature, from the first task with it."""
         return {
             name: feature.add_eos
             for task in reversed(self._tasks)
@@ -76,14 +70,12 @@ class TaskData(Dataset):
         }
 
     def num_examples(self, split: str) -> int | None:
-        """Returns a split's number of examples in all tasks; None if a source does not know it."""
         counts = [
             self._source(task, split).num_examples for task in self._tasks if split in task.splits
         ]
         return None if None in counts or not counts else sum(filter(None, counts))
 
     def metric_tasks(self) -> list[MetricTask]:
-        """Returns the tasks with metrics and the validation split."""
         tasks = (
             MetricTask(task, self.validation_split, self.lengths, use_cached=self.use_cached)
             for task in self._tasks
@@ -120,7 +112,6 @@ class TaskData(Dataset):
 
     @property
     def _tasks(self) -> list[Any]:
-        """The tasks of a mixture, or the single task."""
         return list(getattr(self.provider, "tasks", [self.provider]))
 
     @functools.cached_property
@@ -128,7 +119,6 @@ class TaskData(Dataset):
         return {}
 
     def split_of(self, use: str) -> str:
-        """Returns the split for "train" or "validation"; other names are splits themselves."""
         if use == "validation" and self.validation_split is None:
             field = "validation_split"
             raise NoSplit(f"{field} is None; name the split to validate on", field=field)

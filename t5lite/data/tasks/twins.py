@@ -11,15 +11,12 @@ from t5lite.errors import InputError
 def from_seqio(vocabulary: Any) -> Vocabulary | None:
     """Returns the TensorFlow-free twin of a SeqIO vocabulary, with the same ids.
 
+    None for PassThroughVocabulary, whose examples are ids without text.
+
     Args:
       vocabulary: a SeqIO SentencePieceVocabulary, ByteVocabulary or PassThroughVocabulary, the
         result of `as_seqio`, or a vocabulary of t5lite.
-
-    Returns:
-      The twin; None for PassThroughVocabulary, whose examples are ids without text.
-
-    Raises:
-      InputError: for any other vocabulary or one with options that change the ids.
+    Raises: InputError for any other vocabulary or one with options that change the ids.
     """
     if Vocabulary in type(vocabulary).__mro__:  # not isinstance: SeqIO's properties raise
         return vocabulary

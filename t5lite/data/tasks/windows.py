@@ -24,7 +24,6 @@ class Window(NamedTuple):
     origin: Callable[[np.ndarray], str]  # where some rows were read, for messages
 
     def part(self, first: int, last: int) -> "Window":
-        """Returns the window of some rows."""
         return self._replace(rows=self.rows[first:last])
 
     def tensors(self) -> tuple[Any, list[Any]]:

@@ -60,11 +60,7 @@ class Vocabulary(Protocol):
         return [self.encode(text) for text in texts]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the ids of `text` and the character span `(start, end)` of each.
-
-        Raises:
-          InputError: if the vocabulary does not track characters.
-        """
+        """Returns the ids of `text` and each one's character span `(start, end)`, if tracked."""
         raise InputError(
             f"{type(self).__name__} does not say which characters a token stands for, which spans "
             "need; give it encode_with_offsets, or use another vocabulary"
@@ -81,9 +77,9 @@ class Vocabulary(Protocol):
         return Frame(self.frame.before, (self.eos_id,))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text up to EOS, without the special tokens in front of it.
+        """Returns the text up to EOS, without padding and the special tokens in front of it.
 
-        Padding vanishes, sentinels show as `<extra_id_N>`.
+        Sentinels show as `<extra_id_N>`.
         """
         ...
 
@@ -109,7 +105,6 @@ class Vocabulary(Protocol):
         """Returns the id of the sentinel of the `index`-th span: `size - 1 - index`.
 
         Raises: InputError if it does not exist.
-
         Source: Raffel et al. 2020, arXiv:1910.10683, §3.1.4, and the order of T5's released code.
         """
         if not 0 <= index < self.num_sentinels:
@@ -147,8 +142,8 @@ def own_sentinels(
 ) -> int:
     """Returns the number of sentinels, in T5's order, that a file's `size` ids end with.
 
-    Sentinels may begin with one of the prefixes. A file with fewer than `expected` is refused,
-    unless it has none.
+    Sentinels may begin with one of the prefixes. A file with some, but fewer than `expected`, is
+    refused.
     """
     require_integer("num_sentinels", expected, least=0)
     count = 0

@@ -26,7 +26,6 @@ class Bytes(Vocabulary):
       spelled: whether special tokens and sentinels are recognised where a text spells them, `</s>`
         with the white space around it, as in transformers' ByT5Tokenizer.
       ascending: whether sentinels ascend from 259, as there.
-
     Source: Xue et al. 2021, arXiv:2105.13626, §3.
     """
 

@@ -27,9 +27,7 @@ def open_vocabulary(path: str | os.PathLike) -> Vocabulary:
 
     Args:
       path: a folder; or a `tokenizer.json`, a `vocab.txt` (WordPiece) or a SentencePiece model.
-
-    Raises:
-      InputError: if it is missing, damaged, or lacks an EOS token.
+    Raises: InputError if it is missing, damaged, or lacks an EOS token.
     """
     location = as_path(path)
     if location.is_dir():
@@ -40,8 +38,7 @@ def open_vocabulary(path: str | os.PathLike) -> Vocabulary:
 def load_vocabulary(folder: str | os.PathLike) -> Vocabulary:
     """Returns the vocabulary that `save` wrote into `folder`.
 
-    Raises:
-      InputError: if it is missing, damaged, or of an unknown class.
+    Raises: InputError if it is missing, damaged, or of an unknown class.
     """
     root = as_path(folder)
     path = root / DESCRIPTION

@@ -35,12 +35,9 @@ class SentencePiece(FileVocabulary):
       model_file: local or remote (`gs://`) path.
       num_sentinels: number of sentinels to add; a file that ends with sentinels, such as mT5's,
         keeps those.
-
     Attributes:
       sentinels_were_added: whether the sentinels follow the model file's own pieces.
-
-    Raises:
-      InputError: if the file is missing, is not a SentencePiece model, or has no EOS.
+    Raises: InputError if the file is missing, is not a SentencePiece model, or has no EOS.
     """
 
     file_name = _MODEL
@@ -108,14 +105,11 @@ class MappedSentencePiece(Vocabulary):
       target_file: the model that encodes target texts and decodes all; None: the same.
       origin: the name of this kind of vocabulary in other programs.
       whole: special tokens that are recognised where a text spells them; others are text.
-
     Attributes:
       targets: the vocabulary of the same ids that encodes target texts.
       tokens: the argument.
       models: the model files' contents, that for targets last.
-
-    Raises:
-      InputError: if a file is missing or damaged, or a token has no id.
+    Raises: InputError if a file is missing or damaged, or a token has no id.
     """
 
     num_sentinels = 0
@@ -238,7 +232,6 @@ class MappedSentencePiece(Vocabulary):
 
     @classmethod
     def load(cls, folder: Any, num_sentinels: int, **options: Any) -> "MappedSentencePiece":
-        """Returns the vocabulary that `save` wrote, with the options of its description."""
         del num_sentinels
         content = read_file(folder / _IDS, "ids")
         try:
@@ -267,7 +260,6 @@ def _sentinel_pieces(count: int) -> bytes:
 
 
 def open_sentencepiece(model: bytes, name: str) -> Any:
-    """Returns SentencePiece's processor for a serialised model."""
     import sentencepiece
 
     try:

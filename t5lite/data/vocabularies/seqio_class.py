@@ -17,8 +17,6 @@ def seqio_class() -> type:
     import tensorflow as tf
 
     class TokenizersVocabulary(seqio.Vocabulary):  # type: ignore[name-defined]
-        """A `seqio.Vocabulary` that delegates to its `twin`."""
-
         def __init__(self, twin: Any):
             self.twin = twin
             super().__init__(extra_ids=twin.num_sentinels)

@@ -40,8 +40,6 @@ class Pair(NamedTuple):
 
 
 class _Tokenizer(FileVocabulary):
-    """Base of the library's tokenizers."""
-
     def __init__(
         self,
         tokenizer: Any,
@@ -212,9 +210,7 @@ class HuggingFaceTokenizer(_Tokenizer):
       cleans_up: whether decoded texts lose the spaces before punctuation and English contractions,
         as with transformers' `clean_up_tokenization_spaces`.
       content: of the file, if it is read already; `file` is then a name for messages.
-
-    Raises:
-      InputError: if the file is missing or damaged, or has no EOS.
+    Raises: InputError if the file is missing or damaged, or has no EOS.
     """
 
     file_name = "tokenizer.json"
@@ -246,7 +242,6 @@ class HuggingFaceTokenizer(_Tokenizer):
 
     @classmethod
     def from_json(cls, content: str, name: str, **options: Any) -> "HuggingFaceTokenizer":
-        """Returns the vocabulary of a `tokenizer.json`'s content; `name` is for messages."""
         return cls(name, content=content.encode(), **options)
 
 
@@ -259,10 +254,7 @@ class WordPiece(_Tokenizer):
       lowercase: whether text is lower-cased and loses its accents, as for "uncased" models.
       offset: see `HuggingFaceTokenizer`; BERT's own id 0 is padding.
       eos: the end-of-sequence token.
-
-    Raises:
-      InputError: if the file is missing or damaged, or lacks `[UNK]` or EOS.
-
+    Raises: InputError if the file is missing or damaged, or lacks `[UNK]` or EOS.
     Source: Devlin et al. 2019, arXiv:1810.04805, §3; Wu et al. 2016, arXiv:1609.08144, §4.1.
     """
 
@@ -305,7 +297,6 @@ class WordPiece(_Tokenizer):
 
 
 def import_tokenizers() -> Any:
-    """Returns the `tokenizers` library; raises an InputError if it is not installed."""
     try:
         import tokenizers
     except ModuleNotFoundError as error:

@@ -34,11 +34,8 @@ def train_sentencepiece(
       size: number of ids in all, sentinels included.
       num_sentinels: number of sentinels among them.
       cache_folder: of the model file; by default `t5lite.data.paths.cache_folder()`.
-
-    Raises:
-      InputError: if the text is empty, not UTF-8 or too little for `size`, or the cache cannot be
-        written.
-
+    Raises: InputError if the text is empty, not UTF-8 or too little for `size`, or the cache cannot
+      be written.
     Source: Kudo 2018, arXiv:1804.10959; Raffel et al. 2020, arXiv:1910.10683, §2.2.
     """
     documents = [
@@ -73,7 +70,6 @@ def train_sentencepiece(
 
 
 def _train(documents: list[str], options: dict[str, Any], num_sentinels: int) -> bytes:
-    """Returns a serialised SentencePiece model."""
     import sentencepiece
 
     if options["vocab_size"] < 4:
