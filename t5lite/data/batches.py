@@ -61,7 +61,6 @@ class Batches:
       rows_per_shard: rows of a batch that come from one shard.
       objective: names the batch's arrays.
       fingerprint: JSON values that must be the same when a state is loaded.
-      specs: of the rows.
       prefetch: batches made ahead, >= 1.
       cuts: whether rows lose columns that hold only padding, see `like_lengths`.
       period: batches within which rows of all lengths come.

@@ -79,10 +79,7 @@ class InputFormat:
 
 
 def text_in(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """Returns the text in the first of the columns that a row has; None without any of them.
-
-    Raises: InputError if that column holds no text.
-    """
+    """Returns the text in the first of the columns that a row has, if any; refuses other values."""
     for name in columns:
         if name in row:
             if not isinstance(row[name], str):

@@ -31,10 +31,7 @@ def load_labels(folder: str | os.PathLike) -> dict[str, list[str]]:
 def check_labels(labels: Labels, expected: Labels, *, where: str = "the model") -> None:
     """Refuses labels of data whose names or order differ from a model's, with an InputError.
 
-    Args:
-      labels: of the data.
-      expected: of the model; features that only one of the two has are not compared.
-      where: the model, in the message.
+    Features that only one of the two has are not compared; `where` is the model, in the message.
     """
     for feature, names in labels.items():
         if feature in expected and list(names) != list(expected[feature]):

@@ -30,13 +30,9 @@ def order_by_length(
     size: int,
     seed: Sequence[int],
 ) -> list[Example]:
-    """Returns examples sorted by the share of their rows that they fill, in shuffled groups.
+    """Returns examples sorted by the share of their rows that they fill, in groups of `size`.
 
-    Args:
-      examples: arrays by name.
-      specs: of the rows, whose tokens count.
-      size: of a group of neighbours, which stay together.
-      seed: of the order of the groups.
+    Neighbours stay together in a group; the `seed` decides the order of the groups.
     """
     names = token_names(specs)
     shares = [max(len(each[name]) / specs[name].length for name in names) for each in examples]

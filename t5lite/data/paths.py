@@ -107,11 +107,8 @@ def read_json(
 def check_folder(path: object, *, field: str) -> None:
     """Refuses a path that cannot be the folder of a run, a model or a cache.
 
-    Args:
-      path: of the user.
-      field: its name in messages.
     Raises: InputError if it is not a path, is blank, a file or the root of a file system, or a URL
-      of an unknown scheme.
+    of an unknown scheme.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(

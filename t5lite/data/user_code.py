@@ -22,12 +22,9 @@ _DECORATION = re.compile(
 
 
 def user_error(subject: str, error: BaseException, *, fix: str = "") -> InputError:
-    """Returns the error to raise after an error of user code.
+    """Returns the error to raise after an error of user code; `fix` is another line.
 
-    Args:
-      subject: of the message, e.g. `"task 'mine': metric f1 (metrics.py:7)"`.
-      error: of the user code.
-      fix: another line.
+    The `subject` begins the message, e.g. `"task 'mine': metric f1 (metrics.py:7)"`.
     """
     lines = [f"{subject} failed", f"  {type(error).__name__}: {reason(error)}"]
     if frame := _frame(error):

@@ -17,7 +17,6 @@ class Validation:
     Small splits stay in memory after the first pass.
 
     Args:
-      begin: starts a pass.
       part: fraction of a batch's rows that this process makes.
       num_examples: of the split, before the objective; None if they are not counted.
     Attributes:

@@ -50,12 +50,9 @@ def take(shard: Rows, count: int) -> Delivery:
 
 
 class Workers:
-    """Number of worker processes, and the pickled function that opens shards in them.
+    """Number of worker processes, at most one for each shard, and the function that opens shards.
 
-    Args:
-      count: > 0; at most one for each shard is started.
-      open_shards: opens shards by number.
-    Raises: InputError if `open_shards` cannot be sent to a process.
+    Raises: InputError if `open_shards`, which opens shards by number, cannot be pickled.
     """
 
     def __init__(self, count: int, open_shards: Callable[[Sequence[int]], Mapping[int, Rows]]):
@@ -74,10 +71,7 @@ class Workers:
 class WorkerPool:
     """Running workers; an endless iterator over the rows of all shards, by batch.
 
-    Args:
-      workers: to start.
-      states: the first position of each shard, by number, in the order of a batch's rows.
-      rows_per_shard: rows of a batch that come from one shard.
+    `states` are the first positions by shard, in the order of a batch's rows.
     """
 
     def __init__(self, workers: Workers, states: Mapping[int, Any], rows_per_shard: int):
@@ -102,7 +96,6 @@ class WorkerPool:
             self._processes.append(process)
 
     def __iter__(self) -> Iterator[list[Delivery]]:
-        """Yields each batch's rows of all shards, in the order of the shards."""
         while True:
             deliveries: dict[int, Delivery] = {}
             for number, owned in enumerate(self._owned):

@@ -117,12 +117,9 @@ class Model(Protocol):
 
 
 class IdLimit(NamedTuple):
-    """How many ids an array of a batch may hold.
+    """How many ids an array of a batch may hold: `[0, size)`.
 
-    Attributes:
-      size: ids are in `[0, size)`.
-      noun: of the model's things that ids number, "embeddings" say.
-      fix: advice for a larger id.
+    `noun` is of the model's things that ids number, "embeddings" say; `fix` is for a larger id.
     """
 
     size: int

@@ -114,10 +114,8 @@ def held_out_documents_jsonl() -> str:
 def novel(texts: Sequence[str], trained: Iterable[str], *, most_shared: float = 0.2) -> list[str]:
     """Returns the texts that are not near copies of training texts, in order.
 
-    Args:
-      texts: candidates.
-      trained: training texts.
-      most_shared: the largest fraction, in [0, 1], of a text's runs of eight words in `trained`.
+    `most_shared` is the largest fraction, in [0, 1], of a text's runs of eight words in `trained`.
+
     Source: Lee et al. 2022, arXiv:2107.06499, §4 (near copies of held-out text in training text).
     """
     seen = {run for text in trained for run in _runs(text)}

@@ -129,7 +129,6 @@ def scan(
     """Reads all files once.
 
     Args:
-      files: the files.
       columns: by feature; decide which rows are broken.
       split_of: the split of a row, from the number of its file and its hashes.
       hashes: of a row.

@@ -38,7 +38,7 @@ def find_files(
       patterns: paths, or patterns with `*`, `?`, `[…]` and `**` for any folders; or names of
         TensorFlow Datasets, see `tfds_file`.
       field: the parameter to name in errors.
-      repeated: is filled with the omitted names, each with the name that it repeats.
+      repeated: receives the omitted names, each with the name that it repeats.
     Raises: InputError if a pattern matches no file, with the nearest names.
     """
     patterns = [os.fspath(patterns)] if isinstance(patterns, str | os.PathLike) else list(patterns)

@@ -227,7 +227,7 @@ class ShuffledRows:
       columns: of the description.
       key: of the order of each epoch.
       rows: of a batch that this process takes, ascending, in `[0, batch_size)`.
-      batch_size: rows that all processes together take at a time.
+      batch_size: of all processes together.
     """
 
     def __init__(

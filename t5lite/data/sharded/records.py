@@ -17,11 +17,8 @@ _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 
 
 class Records:
-    """Random access to the records of some shards; several threads may read.
+    """Random access to the records of some shards, numbered in order; several threads may read.
 
-    Args:
-      folder: of the shards, local or `gs://`.
-      shards: in the order in which their records are numbered.
     Raises: InputError if a file is missing.
     """
 

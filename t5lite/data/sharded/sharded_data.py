@@ -128,12 +128,8 @@ class ShardedData(Dataset):
 class ShardedSource(NumberedSource):
     """One split of a sharded corpus; a raw example is a record's number.
 
-    Args:
-      folder: of the corpus.
-      manifest: of it.
-      split: to read.
-      names: the corpus' name of each feature.
-      vocabulary: encodes texts.
+    `names` are the corpus' of each feature; `vocabulary` encodes texts.
+
     Raises: InputError if a shard is missing or has changed.
     """
 

@@ -69,11 +69,8 @@ class ExampleStream:
     (seed, source, shard, pass, window), so that any window can be redone.
 
     Args:
-      source: of the raw examples.
       prepare: makes trainable examples from tokenised ones, with a generator.
       shard: in `[0, num_shards)`.
-      num_shards: streams that share the source.
-      seed: any integer.
       window: raw examples, > 0, that are shuffled together.
       repeat: whether passes repeat.
     """

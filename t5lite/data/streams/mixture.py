@@ -20,10 +20,8 @@ class MixtureStream:
     An epoch has as many raw examples as all streams together.
 
     Args:
-      streams: to draw from.
       rates: relative, > 0; None: in proportion to the streams' sizes, or in turns if one is
         unknown, until all have ended.
-      seed: any integer.
       shard: decides the draws with the seed.
     """
 

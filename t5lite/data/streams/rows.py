@@ -19,8 +19,7 @@ class _Block:
 
     Attributes:
       start: the stream's state before the first one.
-      examples: those read already.
-      epochs: of the stream, after each of them.
+      epochs: of the stream, after each of the examples read so far.
       filled: rows that they would fill.
       end: raw examples read by the end of the pass, if the block ends there.
       complete: whether the last one is read.
@@ -43,8 +42,6 @@ class RowStream:
     blocks in the same batch, which would otherwise stall the training step.
 
     Args:
-      examples: the stream.
-      specs: of the rows.
       packed: whether a row may hold several examples.
       block_rows: a larger block packs tighter and starts later.
       like_lengths: whether unpacked rows are ordered by length in a block, see `like_lengths`.
