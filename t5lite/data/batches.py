@@ -45,8 +45,8 @@ class _Position(NamedTuple):
 
     @classmethod
     def of(cls, shards: Iterable[int], deliveries: Sequence[Delivery], *counts: int) -> "_Position":
-        states = {str(n): each.state for n, each in zip(shards, deliveries, strict=True)}
-        vanished = sum(each.vanished for each in deliveries)
+        states = {str(n): delivery.state for n, delivery in zip(shards, deliveries, strict=True)}
+        vanished = sum(delivery.vanished for delivery in deliveries)
         return cls(states, mean_epoch(deliveries), vanished, *counts)
 
 
@@ -356,7 +356,7 @@ def _produce(
 ) -> Iterator[_Item]:
     tokens = slots = 0
     for deliveries in batches:
-        rows = concatenate([each.rows for each in deliveries])
+        rows = concatenate([delivery.rows for delivery in deliveries])
         rows = cut(rows, specs) if cuts else rows
         for name in token_names(specs):
             segments = rows[f"{name}_segment_ids"]
@@ -367,7 +367,7 @@ def _produce(
 
 def mean_epoch(shards: Iterable[Rows | Delivery]) -> float:
     """Returns the epoch of several shards; see `Batches.epoch`."""
-    epochs = [each.epoch for each in shards]
+    epochs = [shard.epoch for shard in shards]
     if all(isinstance(epoch, float) for epoch in epochs):
         return math.fsum(epochs) / len(epochs)
     return min(int(epoch) for epoch in epochs)

@@ -176,7 +176,7 @@ class Dataset:
         """
         specs, packed = objective.rows(self.lengths), self.packs(objective)
         components = self.components(self.split_of("train"), objective)
-        sources, num_shards = [each.source for each in components], self._num_shards()
+        sources, num_shards = [component.source for component in components], self._num_shards()
         ordered = self.like_lengths and objective.like_lengths and not packed
         group_rows = self.batch_size // num_shards
         block_rows = max(self.rows_per_block(), _GROUPS * group_rows if ordered else 0)
@@ -192,7 +192,7 @@ class Dataset:
                 seed=seed,
             )
         fingerprint = {
-            "sources": [[each.source.name, each.rate] for each in components],
+            "sources": [[component.source.name, component.rate] for component in components],
             "sources_content": [  # a user's own source may lack both
                 [getattr(source, name, None) for name in ("num_examples", "content")]
                 for source in sources
@@ -203,7 +203,7 @@ class Dataset:
             "pack": packed,
             "objective": objective.identity(),
             "objectives": [
-                each.objective.identity() for each in components if each.objective is not objective
+                c.objective.identity() for c in components if c.objective is not objective
             ],
             "start_id": objective.first_id,
             "vocabulary": getattr(self.vocabulary(), "fingerprint", None),
@@ -257,7 +257,7 @@ class Dataset:
         """
         specs, packed = objective.rows(self.lengths), self.packs(objective)
         components = self.components(self.split_of("validation"), objective)
-        components = [each for each in components if part in (None, each.part)]
+        components = [component for component in components if part in (None, component.part)]
         mine, num_shards = self._chosen(shards), self._num_shards()
         size = self.batch_size // num_shards
         # A sample of less than a block of every shard packs no more rows than it has.
@@ -275,14 +275,14 @@ class Dataset:
                 parts = [stream.take(size) for stream in streams]
                 if not agree(any(map(num_rows, parts))):
                     if not number:
-                        names = ", ".join(each.source.name for each in components)
+                        names = ", ".join(component.source.name for component in components)
                         raise InputError(f"{names} has no examples, or preprocessing left none")
                     break
                 epoch = mean_epoch(streams)
                 share = epoch if isinstance(epoch, float) else None
                 yield objective.batch(joined(parts, size)), share
 
-        total = sum_or_none(count_of(each.source) for each in components)
+        total = sum_or_none(count_of(component.source) for component in components)
         return Validation(begin, part=len(mine) / num_shards, num_examples=total)
 
     def validation_parts(self, objective: HostHalf) -> list[str]:

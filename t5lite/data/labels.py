@@ -17,7 +17,7 @@ Labels = Mapping[str, Sequence[str]]
 
 def save_labels(folder: str | os.PathLike, labels: Labels) -> None:
     """Writes `labels.json`, names by feature, beside `model.json`; no labels, no file."""
-    names = {feature: list(each) for feature, each in labels.items()}
+    names = {feature: list(own) for feature, own in labels.items()}
     if names != load_labels(folder):
         write_json(as_path(folder) / FILE, {"labels": names}, version=FORMAT_VERSION)
 

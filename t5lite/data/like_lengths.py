@@ -35,7 +35,7 @@ def order_by_length(
     Neighbours stay together in a group; the `seed` decides the order of the groups.
     """
     names = token_names(specs)
-    shares = [max(len(each[name]) / specs[name].length for name in names) for each in examples]
+    shares = [max(len(item[name]) / specs[name].length for name in names) for item in examples]
     order = np.argsort(np.asarray(shares), kind="stable")
     starts = np.random.default_rng(list(seed)).permutation(-(-len(order) // size)) * size
     return [examples[index] for start in starts for index in order[start : start + size]]

@@ -144,7 +144,6 @@ class MixtureData(Dataset):
         }
 
     def with_labels(self, labels: Labels) -> Self:
-
         def numbered(part: Any) -> Any:
             if isinstance(part, Part):
                 return dataclasses.replace(part, data=numbered(part.data))
@@ -201,7 +200,7 @@ class MixtureData(Dataset):
 
     def validation_parts(self, objective: HostHalf) -> list[str]:
         components = self.components(self.split_of("validation"), objective)
-        names = list(dict.fromkeys(str(each.part) for each in components))
+        names = list(dict.fromkeys(str(component.part) for component in components))
         return names if len(names) > 1 else []
 
     def components(self, split: str, objective: HostHalf) -> list[Component]:
@@ -219,11 +218,11 @@ class MixtureData(Dataset):
                 missing = error
                 continue
             _check_classes(name, part.class_counts(own), classes)
-            total = sum(each.rate for each in sources)
-            for each in sources:
-                order = sum(c.source.name == each.source.name for c in components)
-                rate = self._rates[name] * each.rate / total
-                components.append(each._replace(rate=rate, part=name, order=order))
+            total = sum(component.rate for component in sources)
+            for component in sources:
+                order = sum(c.source.name == component.source.name for c in components)
+                rate = self._rates[name] * component.rate / total
+                components.append(component._replace(rate=rate, part=name, order=order))
         if not components and missing is not None:
             raise missing
         return components

@@ -136,7 +136,7 @@ def _placed(
         positions = np.arange(size.sum()) + np.repeat(begins - before, size)
         if examples:
             join = np.stack if spec.kind == "per_example" else np.concatenate
-            filled.reshape(-1, *spec.inner)[positions] = join([each[name] for each in examples])
+            filled.reshape(-1, *spec.inner)[positions] = join([item[name] for item in examples])
         placed[name] = filled
         if spec.kind == "tokens":
             ids = np.zeros(num_rows * length, np.int32)

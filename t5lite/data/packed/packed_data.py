@@ -74,7 +74,7 @@ class PackedData(Dataset):
         return self._description["classes"].get(split, {})
 
     def labels(self) -> dict[str, list[str]]:
-        counted = {name: list(each) for name, each in self.class_counts("train").items()}
+        counted = {name: list(classes) for name, classes in self.class_counts("train").items()}
         return self._description.get("labels", counted)
 
     def input_format(self) -> InputFormat:
@@ -208,8 +208,8 @@ class PackedData(Dataset):
                 "none; write it again with a validation split"
             )
         return [
-            packed_files.open_rows(self._root / f"{split}-{number}", each["columns"], each["rows"])
-            for number, each in enumerate(passes)
+            packed_files.open_rows(self._root / f"{split}-{number}", info["columns"], info["rows"])
+            for number, info in enumerate(passes)
         ]
 
     def components(self, split: str, objective: HostHalf) -> list[Component]:
@@ -299,7 +299,7 @@ def _unpacked(row: Rows, specs: Mapping[str, RowSpec]) -> Iterator[Example]:
         for name, spec in specs.items()
         if spec.kind != "per_example"
     }
-    for segment in range(1, max(int(each.max()) for each in segments.values()) + 1):
+    for segment in range(1, max(int(ids.max()) for ids in segments.values()) + 1):
         yield {
             name: row[name][0][segments[name] == segment if name in segments else segment - 1]
             for name in specs

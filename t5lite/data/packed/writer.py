@@ -83,7 +83,7 @@ def write_packed(
             "rows": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
             "pack": data.packs(objective),
             "seed": seed,
-            "sources": {each.source.name: each.rate for each in train},
+            "sources": {component.source.name: component.rate for component in train},
             "described": data.describe(),
             "classes": {"train": data.class_counts(data.split_of("train"))},
             "labels": data.labels(),

@@ -62,7 +62,7 @@ class Manifest:
 
     def digest(self, split: str) -> str:
         """Returns a hex digest of the records of a split."""
-        content = [dict(self.features), self.group, *(each.sha256 for each in self.splits[split])]
+        content = [dict(self.features), self.group, *(shard.sha256 for shard in self.splits[split])]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -84,7 +84,7 @@ class Manifest:
     @classmethod
     def _parsed(cls, content: dict[str, Any]) -> "Manifest":
         splits = content.pop("splits").items()
-        shards = {split: tuple(Shard(**shard) for shard in each) for split, each in splits}
+        shards = {split: tuple(Shard(**shard) for shard in entries) for split, entries in splits}
         return cls(splits=shards, **content)
 
 

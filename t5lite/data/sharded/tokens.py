@@ -61,7 +61,7 @@ def write_tokens(
             if split == "train":
                 raise
             continue
-        raw = [each._replace(objective=_Unprepared(each.objective.features)) for each in components]
+        raw = [c._replace(objective=_Unprepared(c.objective.features)) for c in components]
         splits[split] = data.stream(raw, seed=seed, repeat=False)
     manifest = write_shards(splits, folder, vocabulary=data.vocabulary(), progress=progress)
     text = use_gin("ShardedData", str(corpus_path(folder)), pack=data.pack)
