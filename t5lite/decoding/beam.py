@@ -23,11 +23,10 @@ class Beams(NamedTuple):
     Args:
       tokens: `[rows, capacity]` int32, the EOS included and `pad_id` after it.
       lengths: `[rows]` int32, tokens generated, the EOS included.
-      token_log_probabilities: `[rows, capacity]` float32 in nats, under softmax(logits) of the
-        model: before constraints; 0 after the end. NaN for an input whose logits were NaN or
-        infinite, which ends its search.
-      scores: `[rows]` float32, the ranking: the sum of the log-probabilities after
-        `settings.adjusted`, divided by `lengths ** length_penalty`.
+      token_log_probabilities: `[rows, capacity]` float32 in nats, as in `Generated`; one NaN or
+        infinite logit ends an input's search and makes them NaN.
+      scores: `[rows]` float32, the ranking: the sum of log-probabilities after `settings.adjusted`,
+        divided by `lengths ** length_penalty`.
     """
 
     tokens: jax.Array
@@ -67,34 +66,27 @@ def beam_search(
 ) -> Beams:
     """Returns the answers with the best scores of a beam search.
 
-    Each step ranks the best continuations of an input's beams, `num_beams` of them and as many more
-    for each EOS. Those among the best `num_beams` that end are finished, and the best of the rest
-    run on. Ends, stopping and ties are as in transformers, so tokens are equal; an input's answers
-    depend on no other input. Pure and traceable; jit the caller.
+    Each step ranks an input's best continuations, `num_beams` and as many more for each EOS. Ends
+    among the best `num_beams` are finished; the best of the rest run on. Ends, stopping and ties,
+    and so tokens, are as in transformers. Inputs are independent. Pure, traceable; jit the caller.
 
     Args:
       step_fn: see `decode`.
       cache, first, capacity, prompts: see `start`, of `batch` rows. `cache.repeat(n)` puts n copies
         of each row side by side, and `cache.reorder(rows)` moves row `rows[i]` to row i.
-      settings: of the answers, values by row being `[batch]`; greedy.
+      settings: greedy; values by row are `[batch]`.
       num_beams: hypotheses of an input, at most the vocabulary; 1 is greedy, unless
         `early_stopping` is None.
-      length_penalty: a scalar or `[batch]`, the power of the length that a finished answer's sum is
-        divided by: above 0 favours longer answers, below 0 shorter ones.
+      length_penalty: a scalar or `[batch]`, the power of the length that divides a finished
+        answer's sum: above 0 favours longer answers, below 0 shorter ones.
       early_stopping: True stops at `num_beams` finished answers; False continues while the best
         running beam, at its current length, would rank among them; None ("never" in transformers)
         while it would if it grew to its limit without cost.
       num_samples: answers returned for each input, at most `num_beams`.
-
-    Returns:
-      `batch * num_samples` rows, an input's answers together and best first. If rules leave fewer
-      answers, the remaining ones have length 0 and score -inf.
-
-    Raises:
-      InputError: numbers out of range, or settings that draw tokens.
-
-    Source: Wu et al. 2016, arXiv:1609.08144, §7 (ranking by length); stopping as in `_beam_search`
-    of transformers 5.
+    Returns: `batch * num_samples` rows, an input's answers together and best first; if rules leave
+    fewer answers, the remaining ones have length 0 and score -inf.
+    Raises: InputError if a number is out of range or settings draw tokens.
+    Source: Wu et al. 2016, arXiv:1609.08144, §7; stopping: `_beam_search` of transformers 5.
     """
     _check(settings, num_beams, num_samples, capacity, early_stopping)
     batch = first.shape[0]
@@ -152,7 +144,6 @@ class _Search:
     flags: Flags
 
     def start(self, cache: Any, first: jax.Array, capacity: int) -> _State:
-        """Returns the state before the first step."""
         shape = (len(first), self.num_beams)
         empty = Beams(
             tokens=jnp.full((*shape, capacity), self.settings.pad_id, jnp.int32),
@@ -224,11 +215,8 @@ class _Search:
 def top_k(
     scores: Float32[Array, "rows n"], k: int
 ) -> tuple[Float32[Array, "rows k"], Int32[Array, "rows k"]]:
-    """Returns `jax.lax.top_k`, faster for long rows: values `[rows, k]`, and indices int32.
-
-    The k best are in the k chunks with the highest maxima: one pass, and few elements to sort. On
-    two CPU cores, 5 to 12 times as fast for the beams of vocabularies of 32k to 256k.
-    """
+    """`jax.lax.top_k`, on two CPU cores 5 to 12 times as fast for vocabularies of 32k to 256k: the
+    k best are in the k chunks with the highest maxima, so few elements are sorted."""
     rows, n = scores.shape
     if n <= k * CHUNK:
         values, indices = jax.lax.top_k(scores, k)
@@ -247,10 +235,8 @@ def _continued(
     """Returns the `k` best continuations of beams of equal length, their parents and tokens.
 
     Args:
-      running: beams `[batch, num_beams]`.
       log_probabilities: `[batch, num_beams, vocab]` float32, of the model.
       sums: likewise, the scores of continuations.
-      k: number of continuations.
     """
     batch, _, vocab = sums.shape
     sums, indices = top_k(sums.reshape(batch, -1), k)
@@ -268,7 +254,6 @@ def _continued(
 
 
 def _joined(finished: Beams, beams: Beams, enters: jax.Array, penalty: jax.Array) -> Beams:
-    """Returns the best of the finished beams and of the `[batch, n]` beams that enter."""
     ranked = beams.scores / beams.lengths.astype(jnp.float32) ** penalty
     beams = beams._replace(scores=jnp.where(enters, ranked, -jnp.inf))
     union = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), finished, beams)
@@ -276,7 +261,6 @@ def _joined(finished: Beams, beams: Beams, enters: jax.Array, penalty: jax.Array
 
 
 def _take(tree: Any, indices: jax.Array) -> Any:
-    """Returns the beams `indices` `[batch, n]` of arrays `[batch, beams, …]`."""
     take = jax.vmap(lambda tree, indices: jax.tree.map(lambda array: array[indices], tree))
     return take(tree, indices)
 

@@ -39,18 +39,17 @@ class Constraints(Rows):
     """Rules about the next token.
 
     A rule is None, which leaves it out of the compiled function, or an array: a scalar or a first
-    axis of 1 for every row, `[rows]` to differ by row. Neutral values cost next to nothing: a rule
-    runs only if some row has it. `insert` leaves banned tokens and sequences as they are.
+    axis of 1 for every row, `[rows]` to differ by row. A rule runs only if some row's value is not
+    neutral. `insert` leaves banned tokens and sequences as they are.
 
-    Rules apply in the order below, and a token that is excluded gets -inf. The last rule wins, so
-    that some token remains: if all continuations of choices are excluded they are allowed
-    nevertheless, and a forced token always is. A row without any token ends: see `State.stuck`.
-    Callers refuse contradictions between choices, forced and banned tokens and lengths.
+    Rules apply in the order below; excluded tokens get -inf. The last rule wins: if all
+    continuations of choices are excluded they are allowed nevertheless, and a forced token always
+    is. A row without any token ends: see `State.stuck`. Callers refuse contradictions between
+    choices, forced and banned tokens and lengths.
 
     Args:
       banned: `[vocab]` or `[rows, vocab]` bool, tokens that are never generated.
-      banned_first: `[vocab]` or `[rows, vocab]` bool, tokens excluded as the first one, or as the
-        first after forced ones.
+      banned_first: likewise, excluded as the first token, or the first after forced ones.
       repetition_penalty: above 0, 1 is neutral: divides the positive and multiplies the negative
         logits of tokens in `output.prompts` and in the output. Source: Keskar et al. 2019,
         arXiv:1909.05858, §4.1; negative logits as in transformers'
@@ -60,8 +59,8 @@ class Constraints(Rows):
       frequency_penalty: in nats, 0 is neutral: likewise, times the token's count.
       bias_ids: `[1 or rows, n]` int32, tokens whose logits get a bias, -1 for none.
       bias: `[1 or rows, n]` float32, those biases in nats; -inf bans a token.
-      no_repeat_ngram_size: 0 is neutral: no n-gram of this size, in `output.prompts` or the
-        output, occurs twice. Source: Paulus et al. 2017, arXiv:1705.04304, §2.5.
+      no_repeat_ngram_size: 0 is neutral: no n-gram of this size, in `output.prompts` or the output,
+        occurs twice. Source: Paulus et al. 2017, arXiv:1705.04304, §2.5.
       banned_sequences: `[1 or rows, n, length]` int32, -1 in front (`pack_sequences` with
         `align="right"`), never completed, even if begun in the prompt.
       min_new_tokens: 0 is neutral: no EOS before this number of other tokens.
@@ -71,9 +70,7 @@ class Constraints(Rows):
       forced: `[1 or rows, n]` int32, the row's first tokens, -1 for free ones.
       forced_last: `[1 or rows]` int32, the token at a row's limit, -1 for a free one.
       stops: texts that end a row.
-
-    Raises:
-      InputError: a Python number out of range; arrays are not checked.
+    Raises: InputError if a Python number is out of range; arrays are not checked.
     """
 
     banned: jax.Array | None = shared(None)
@@ -130,7 +127,6 @@ class Constraints(Rows):
         """Returns the logits under these rules.
 
         Args:
-          logits: `[rows, vocab]`, any float dtype.
           output: the tokens before the predicted one.
           eos_ids: `[1 or rows, n]` int32, the tokens that end a row, -1 for none.
           limits: a scalar or `[rows]` int32, most tokens of a row; for `forced_last`.
@@ -248,11 +244,8 @@ def pack_sequences(sequences: Sequence[Sequence[int]], *, align: str = "left") -
     """Returns token sequences as one array, `[n, longest]` int32, padded with -1.
 
     Args:
-      sequences: `n` of any lengths.
-      align: `"left"` pads after them, as in choices, `"right"` before them, as in banned sequences.
-
-    Raises:
-      InputError: another `align`.
+      align: `"left"` pads after sequences, as in choices, `"right"` before, as in banned sequences.
+    Raises: InputError if `align` is another value.
     """
     if align not in ("left", "right"):
         raise unknown("align", align, ("left", "right"))
@@ -287,13 +280,11 @@ def _contained(tokens: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def _repeated(text: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Returns `[rows, length]` int32, tokens that would complete an n-gram of `sizes` `[rows]`
-    tokens which `text` `[rows, length]` has already, -1 for none."""
+    """Returns `[rows, length]` int32, tokens that complete an n-gram of `text` again, else -1."""
     length = text.shape[1]
     positions = jnp.arange(length, dtype=jnp.int32)[None]
 
     def turn(back: jax.Array, same: jax.Array) -> jax.Array:
-        """Compares the token `back` positions before the last with those before all others."""
         last = jax.lax.dynamic_slice_in_dim(text, length - 1 - back, 1, axis=1)
         agrees = (jnp.roll(text, back, axis=1) == last) & (last >= 0) & (positions >= back)
         return same & (agrees | (back >= sizes - 1)[:, None])
@@ -307,8 +298,7 @@ def _repeated(text: jax.Array, sizes: jax.Array) -> jax.Array:
 
 
 def _completed(text: jax.Array, sequences: jax.Array) -> jax.Array:
-    """Returns `[rows, n]` int32, the last token of each of `sequences` `[1 or rows, n, length]`
-    whose other tokens `text` ends with; -1 for the rest."""
+    """Returns `[rows, n]` int32, the last token of sequences whose others end `text`; else -1."""
     before = sequences.shape[-1] - 1
     text = jnp.pad(text, ((0, 0), (before, 0)), constant_values=-1)
     ends = text[:, text.shape[1] - before :][:, None]
@@ -317,8 +307,7 @@ def _completed(text: jax.Array, sequences: jax.Array) -> jax.Array:
 
 
 def _following(choices: jax.Array, output: Output) -> jax.Array:
-    """Returns `[rows, num_choices]` int32: the next token of each choice that the output begins, or
-    -1."""
+    """Returns `[rows, num_choices]` int32: the next token of each choice so far, or -1."""
     length = min(choices.shape[-1], output.tokens.shape[1])
     same = choices[..., :length] == output.tokens[:, None, :length]
     agrees = jnp.all(same | ~output.valid[:, None, :length], axis=-1)
@@ -326,8 +315,7 @@ def _following(choices: jax.Array, output: Output) -> jax.Array:
 
 
 def _next(sequences: jax.Array, output: Output) -> jax.Array:
-    """Returns `[rows, …]` int32: entries of `sequences` `[1 or rows, …, n]` at the row's length, -1
-    past the end."""
+    """Returns entries of `sequences` `[1 or rows, …, n]` at the row's length, -1 past the end."""
     last = sequences.ndim - 1
     positions = jax.lax.broadcasted_iota(jnp.int32, (1, *sequences.shape[1:]), last)
     is_next = positions == output.lengths.reshape(-1, *[1] * last)

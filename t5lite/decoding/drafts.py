@@ -34,8 +34,7 @@ class Draft(Protocol):
     def propose(
         self, memory: Any, state: State, settings: Settings, keys: jax.Array | None, *, length: int
     ) -> Proposals:
-        """Proposes `length` tokens a row after the output of `state`, drawn with `keys` `[rows]` if
-        there are any. `memory` is the initial one, or of `rewind`."""
+        """Proposes `length` tokens a row after `state`'s output, drawn with `keys` `[rows]`."""
         ...
 
     def rewind(self, memory: Any, accepted: jax.Array, *, length: int) -> Any:
@@ -50,13 +49,8 @@ class Draft(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DraftMemory(Rows):
-    """The tokens that a `ModelDraft` has read.
-
-    Args:
-      cache: of the draft.
-      lagging: `[rows]` bool, whether the cache lacks the token before the last: a row's final
-        proposal, which the draft never read.
-    """
+    """The tokens that a `ModelDraft` has read; `lagging` `[rows]` bool marks rows whose cache lacks
+    the token before the last: a final proposal, which the draft never read."""
 
     cache: Any
     lagging: jax.Array
@@ -141,11 +135,9 @@ class PromptLookup:
 
     Args:
       ngram: most tokens that must agree, at least 1.
-      references: `[rows, n]` int32, further text to copy from, such as an encoder's inputs or a
-        retrieved document, -1 for no token; None for none.
-
-    Source: Saxena 2023, "Prompt lookup decoding"; Yang et al. 2023, arXiv:2304.04487, §3, for
-    references.
+      references: `[rows, n]` int32, further text to copy from (an encoder's inputs, a retrieved
+        document), -1 for no token; None for none.
+    Source: Saxena 2023, "Prompt lookup decoding"; Yang et al. 2023, arXiv:2304.04487, §3.
     """
 
     ngram: int = 3

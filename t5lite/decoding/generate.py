@@ -43,13 +43,13 @@ class Generated(NamedTuple):
     Args:
       tokens: `[rows, capacity]` int32, the EOS included, `pad_id` after it.
       lengths: `[rows]` int32, tokens generated, the EOS included.
-      token_log_probabilities: `[rows, capacity]` float32 in nats, under softmax(logits) of the
-        model: before constraints and temperature; 0 after the end. NaN for logits that are NaN or
-        infinite, which end a row.
+      token_log_probabilities: `[rows, capacity]` float32 in nats, under the model's
+        softmax(logits): before constraints and temperature; 0 after the end. NaN or infinite logits
+        end a row with NaN.
       policy_log_probabilities: `[rows, capacity]` float32 in nats, under the distribution that the
         token was drawn from: after constraints, temperature and filters; 0 for greedy tokens.
-      stuck: `[rows]` bool, rows that ended because rules allow no token; their last token has no
-        meaning.
+      stuck: `[rows]` bool, rows that ended because rules allow no token; their last one is
+        meaningless.
       top: see `TopTokens`; None unless `start` made room for them.
     """
 
@@ -113,9 +113,7 @@ def start(
       keys: `[rows]` PRNG keys; needed to draw tokens.
       prompts: see `Output`.
       num_top: most probable tokens recorded at each step; see `Settings.num_top`.
-
-    Raises:
-      InputError: a capacity below 1.
+    Raises: InputError if `capacity` is below 1.
     """
     if capacity < 1:
         raise InputError(f"capacity={capacity} must be at least 1", field="capacity")
@@ -145,11 +143,8 @@ def decode(
     Args:
       step_fn: `(tokens [rows, n] int32, cache) -> (logits [rows, n, vocab], cache)`.
       state: as `start` or `decode` returned it.
-      settings: how rows are generated.
       steps: most tokens a row now, e.g. 1 to stream them; None for all.
-
-    Raises:
-      InputError: a temperature without keys.
+    Raises: InputError if there is a temperature but no keys.
     """
     if settings.sampling.temperature is not None and state.keys is None:
         raise InputError("a temperature draws tokens, which needs keys; None is greedy")
@@ -171,8 +166,7 @@ def decode(
 def hold(cache: Any, state: State) -> Any:
     """Returns the cache after a step, with the lengths of ended rows unchanged.
 
-    They would otherwise run past the model's positions, whose embedding is NaN, which experts
-    propagate to other rows.
+    Beyond the model's positions embeddings are NaN, which experts propagate to other rows.
     """
     if cache is None:  # a model without one
         return None

@@ -42,23 +42,19 @@ def infill(
 ) -> Infilled:
     """Fills the gaps of a text, at once or over several iterations, most confident tokens first.
 
-    After iteration t a row has ⌈gaps · t / turns⌉ of its gaps filled; filled tokens stay, and are
-    read in the next iteration.
+    After iteration t a row has ⌈gaps · t / turns⌉ of its gaps filled; later iterations read them.
 
     Args:
       logits_fn: `tokens [rows, length] int32 -> logits [rows, length, vocab]`.
       tokens: `[rows, length]` int32, with the mask token in the gaps.
       masked: `[rows, length]` bool, the gaps.
-      settings: its `sampling`, and its constraints `banned`, which should hold the mask token, and
-        `bias`; all others are for generation from left to right, and must be None.
+      settings: `sampling`, and of the constraints `bias` and `banned`, which should hold the mask
+        token; all others are for generation from left to right and must be None.
       turns: iterations, a scalar or `[rows]`, at least 1 and at most the gaps of a row; traced.
       keys: `[rows]` PRNG keys; needed to draw tokens.
-
-    Raises:
-      InputError: no iteration, settings that do not apply, or a temperature without keys.
-
-    Source: Ghazvininejad et al. 2019, arXiv:1904.09324, §3 (mask-predict), without masking tokens
-    again; their linear schedule.
+    Raises: InputError if `turns` is below 1, settings do not apply, or a temperature lacks keys.
+    Source: Ghazvininejad et al. 2019, arXiv:1904.09324, §3 (mask-predict, its linear schedule),
+    without masking tokens again.
     """
     if isinstance(turns, int) and turns < 1:
         raise InputError(f"turns={turns} must be at least 1", field="turns")

@@ -11,11 +11,7 @@ from t5lite.errors import InputError
 
 
 class Rows:
-    """A dataclass of arrays whose first axis is the row.
-
-    A field's metadata has `fill`, the padding of shorter arrays (0), or `shared` if it is of all
-    rows.
-    """
+    """Arrays by row. Metadata: `fill` pads shorter ones (0), `shared` is of all rows."""
 
     def insert(self, rows: Int32[Array, " n"], new: Self) -> Self:
         """Replaces whole rows, so that a request enters a running batch.
@@ -24,9 +20,7 @@ class Rows:
           rows: `[n]` int32, the replaced rows; those out of range are dropped.
           new: of `n` rows, of the same structure and cache size, and of at most the same capacity,
             prompt length, encoder length and numbers of ids and texts.
-
-        Raises:
-          InputError: a larger size.
+        Raises: InputError if a size is larger.
         """
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -47,7 +41,6 @@ def filled(fill: int, default: Any = dataclasses.MISSING) -> Any:
 
 
 def shared(default: Any = dataclasses.MISSING) -> Any:
-    """Returns a field of `Rows` that is of all rows."""
     return dataclasses.field(default=default, metadata={"shared": True})
 
 
@@ -59,8 +52,7 @@ class Output(Rows):
     Args:
       tokens: `[rows, capacity]` int32; entries at and after `lengths` have no meaning.
       lengths: `[rows]` int32, tokens generated.
-      prompts: `[rows, n]` int32, tokens that the decoder read before, -1 for none; None if no rule
-        needs them.
+      prompts: `[rows, n]` int32, tokens read before, -1 for none; None if no rule needs them.
     """
 
     tokens: jax.Array
@@ -82,8 +74,7 @@ class Output(Rows):
         return jnp.broadcast_to(positions, self.tokens.shape) < self.lengths[:, None]
 
     def text(self, *, before: Int32[Array, "rows m"] | None = None) -> Int32[Array, "rows n"]:
-        """Returns `[rows, n]` int32: `before` `[rows, m]`, the prompts and the tokens, without
-        gaps, aligned to the right with -1 in front."""
+        """Returns `[rows, n]` int32: `before`, prompts and tokens without gaps, -1 in front."""
         parts = [part for part in (before, self.prompts) if part is not None]
         tokens = jnp.where(self.valid, self.tokens, -1)
         return align_right(jnp.concatenate([*parts, tokens], axis=1), -1)
@@ -101,8 +92,7 @@ class Output(Rows):
 
 
 def set_next(array: jax.Array, lengths: jax.Array, values: jax.Array, going: jax.Array) -> Any:
-    """Returns `array` `[rows, capacity, …]` with `values` `[rows, …]` at `lengths` `[rows]`, in the
-    rows that are `going` `[rows]`."""
+    """Returns `array` with `values` `[rows, …]` at `lengths`, in rows that are `going` `[rows]`."""
     rows = jnp.arange(len(lengths), dtype=jnp.int32)
     positions = jnp.where(going, lengths, array.shape[1])  # out of range: dropped
     return array.at[rows, positions].set(values, mode="drop", unique_indices=True)
@@ -120,17 +110,8 @@ def align_right(values: jax.Array, padding: int) -> jax.Array:
 def insert_rows(
     name: str, array: jax.Array, rows: jax.Array, new: jax.Array, *, fill: Any = 0
 ) -> jax.Array:
-    """Replaces rows of `array`.
-
-    Args:
-      name: of the array, for the error.
-      array: `[rows, …]`.
-      rows: `[n]` int32, the replaced rows; those out of range are dropped.
-      new: `[n, …]`, whose other axes are padded to those of `array` with `fill`.
-
-    Raises:
-      InputError: an axis of `new` that is longer than that of `array`.
-    """
+    """Replaces `rows` `[n]` of `array` by `new`, whose other axes are padded with `fill`; rows out
+    of range are dropped. Raises an InputError naming `name` if an axis of `new` is longer."""
     array, new = jnp.asarray(array), jnp.asarray(new)
     sizes = [*zip(array.shape[1:], new.shape[1:], strict=True)]
     if any(size < needed for size, needed in sizes):

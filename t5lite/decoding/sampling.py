@@ -20,8 +20,7 @@ class Sampling(Rows):
 
     Filters apply in the order below, each to the renormalised distribution that the former left.
     All keep at least one token a row, and ties with the last one kept. Each value is a scalar,
-    `[rows]`, or None, which leaves the filter out of the compiled function; one that is neutral in
-    every row is skipped.
+    `[rows]`, or None, which leaves the filter out of the compiled function.
 
     Args:
       temperature: divides the logits, at least 0; at 0 or None the row is greedy: it takes its most
@@ -33,9 +32,7 @@ class Sampling(Rows):
         Source: Nguyen et al. 2024, arXiv:2407.01082.
       typical_p: keeps the smallest set of tokens with information nearest to the entropy that has
         this probability, in (0, 1]; 1 is off. Source: Meister et al. 2022, arXiv:2202.00666.
-
-    Raises:
-      InputError: a Python number out of range; arrays are not checked.
+    Raises: InputError if a Python number is out of range; arrays are not checked.
     """
 
     temperature: jax.Array | float | None = None
@@ -68,14 +65,11 @@ def check_numbers(owner: Any, **ranges: tuple[str, Callable[[Any], bool]]) -> No
 def filtered(
     logits: Float[Array, "rows vocab"], sampling: Sampling
 ) -> Float32[Array, "rows vocab"]:
-    """Returns the logits of the distribution that `choose` draws from.
+    """Returns `[rows, vocab]` float32, the logits that `choose` draws from: -inf for tokens
+    filtered out, in greedy rows all but one.
 
     Args:
-      logits: `[rows, vocab]`, any float dtype; -inf for excluded tokens, not all.
-      sampling: how tokens are drawn.
-
-    Returns:
-      `[rows, vocab]` float32, -inf for tokens that are filtered out: in greedy rows all but one.
+      logits: any float dtype; -inf for excluded tokens, not all.
     """
     logits = logits.astype(jnp.float32)
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)  # no temperature can overflow these
@@ -141,20 +135,11 @@ def choose(
 def draw(
     logits: Float[Array, "rows vocab"], sampling: Sampling, keys: jax.Array | None
 ) -> tuple[Int32[Array, " rows"], Float32[Array, " rows"]]:
-    """Chooses one token a row; draws nothing if all rows are greedy.
+    """Returns one token a row, and its log-probability after temperature and filters, 0 if greedy.
 
     Args:
-      logits: see `filtered`.
-      sampling: how tokens are drawn.
-      keys: `[rows]` PRNG keys, so that a row's draw depends on no other row; None where
-        `temperature` is.
-
-    Returns:
-      `[rows]` int32 token ids, and `[rows]` float32 their log-probabilities after temperature and
-      filters: 0 in greedy rows.
-
-    Raises:
-      InputError: sampling without keys.
+      keys: `[rows]`, so that a row's draw depends on no other row; None where `temperature` is.
+    Raises: InputError if rows are sampled without keys.
     """
 
     def greedy(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -174,15 +159,12 @@ def draw(
 
 
 def categorical(keys: jax.Array, logits: Float[Array, "rows vocab"]) -> Int32[Array, " rows"]:
-    """Draws `[rows]` int32 from `logits` `[rows, vocab]`, each row with its own key `[rows]`."""
+    """Draws `[rows]` int32 from `logits`, each row with its own key `[rows]`."""
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
 def likeliest(logits: Float[Array, "*rows vocab"]) -> Int32[Array, "*rows"]:
-    """Returns `[...]` int32, the lowest id of the maximum of `logits` `[..., vocab]`.
-
-    `jnp.argmax` in two full-width reductions, which take a quarter of its time on CPUs.
-    """
+    """Returns the lowest id of the maximum: `jnp.argmax` in a quarter of its time on CPUs."""
     ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     highest = logits == jnp.max(logits, axis=-1, keepdims=True)
     last = logits.shape[-1] - 1  # of a row with a NaN, which has no maximum
@@ -214,7 +196,7 @@ def _highest(scores: jax.Array, mass: jax.Array | float, needed: jax.Array) -> j
     """Returns `[rows, vocab]` bool, the fewest highest scores that together have the needed mass.
 
     Args:
-      scores: `[rows, vocab]` float32; ties are kept or dropped together.
+      scores: ties are kept or dropped together.
       mass: `[rows, vocab]` float32 or one for all, at least 0.
       needed: `[1 or rows, 1]` float32; a row with less keeps all scores, and any row its highest.
     """

@@ -23,8 +23,7 @@ class Settings(Rows):
     """How rows are generated, and when they end.
 
     Values are traced: others of the same shapes compile nothing. `Settings.neutral` has every value
-    as an array by row, so that any request can enter a running batch; None leaves a rule out of the
-    compiled function.
+    as an array by row, so that any request can enter a running batch; None leaves a rule out.
 
     Args:
       eos_ids: tokens that end a row, `[n]` or `[1 or rows, n]` int32, -1 for none. The first ends
@@ -132,8 +131,7 @@ class Settings(Rows):
         return logits if self.logits_fn is None else self.logits_fn(logits, output)
 
     def ended(self, output: Output, flags: Flags | None = None) -> Bool[Array, " rows"]:
-        """Returns `[rows]` bool: rows that end with an EOS or a stop, or at their limit. Every row
-        must have a token."""
+        """Returns `[rows]` bool: nonempty rows that end by an EOS, a stop, or their limit."""
         return self.complete(output) | self.constraints.stopped(output, flags)
 
     def complete(self, output: Output) -> Bool[Array, " rows"]:

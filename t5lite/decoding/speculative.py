@@ -1,7 +1,4 @@
-"""Speculative decoding: a cheap draft proposes tokens, and the model verifies several in one step.
-
-The output has the distribution of `decode`, whatever the draft.
-"""
+"""Speculative decoding: a cheap draft proposes tokens, the model verifies several in one step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -58,8 +55,8 @@ class Speculation(Rows):
 
     @property
     def acceptance_rate(self) -> jax.Array:
-        """Float32 scalar in [0, 1], of all rows: the rate at which a proposal is accepted after
-        accepted ones; NaN before the first turn. Source: arXiv:2211.17192, definition 3.1."""
+        """Rate in [0, 1], of all rows, at which a proposal is accepted after accepted ones; NaN
+        before the first turn. Source: arXiv:2211.17192, definition 3.1."""
         accepted, judged = (jnp.sum(x).astype(jnp.float32) for x in (self.accepted, self.judged))
         return accepted / judged
 
@@ -73,25 +70,20 @@ def speculate(
     draft_length: int,
     steps: jax.Array | int | None = None,
 ) -> Speculation:
-    """Continues rows as `decode` does, with fewer steps of the model.
+    """Continues rows as `decode` does, with fewer steps of the model, whatever the draft.
 
     Each step appends the accepted proposals and one token of the model. Greedy rows are those of
-    `decode`, and sampled ones have the same distribution, but other draws.
+    `decode`; sampled ones have the same distribution, but other draws.
 
     Args:
       step_fn: as in `decode`; its cache has `lengths` `[rows]` int32, `rewind(lengths)`, and room
         for `capacity + draft_length` tokens after the prompts, as has that of a `ModelDraft`.
         Windowed layers of both must be able to rewind `draft_length` tokens.
       speculation: as `Speculation.of` or `speculate` returned it.
-      settings: how rows are generated. Rules see each proposal after the proposals before it.
-      draft: proposes tokens.
+      settings: rules see each proposal after the proposals before it.
       draft_length: tokens proposed a turn, at least 1.
       steps: most steps of the model now, e.g. 1 to stream; None for all.
-
-    Raises:
-      InputError: a `draft_length` below 1, a temperature without keys, or a draft of another
-        vocabulary.
-
+    Raises: InputError for a `draft_length` below 1, a temperature without keys, another vocabulary.
     Source: Leviathan et al. 2022, arXiv:2211.17192, algorithm 1; Chen et al. 2023,
     arXiv:2302.01318, algorithm 2.
     """
@@ -119,7 +111,6 @@ def _turn(
     draft: Draft,
     length: int,
 ) -> Speculation:
-    """Returns the speculation after one step of the model."""
     state = speculation.state
     output, going = state.output, ~state.done
     draft_keys, model_keys = _keys(state, settings)
@@ -237,14 +228,9 @@ def _accept(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `[rows]` int32 each: the number of accepted proposals, and the model's next token.
 
-    With p of the model and q of the draft, a proposal x is accepted with probability
-    min(1, p(x) / q(x)), and a refused one is replaced by a draw from max(0, p - q), normalised.
-    After the last proposal q is 0.
-
-    Args:
-      logits: `[rows, length + 1, vocab]` float32, of p.
-      proposals: see `Proposals`; without probabilities q is 1 at each token.
-      keys: `[rows]`.
+    With p of the model and q of the draft (1 at each token without probabilities), a proposal x is
+    accepted with probability min(1, p(x) / q(x)), and a refused one is replaced by a draw from
+    max(0, p - q), normalised. After the last proposal q is 0.
     """
     tokens, probabilities = proposals.tokens, proposals.probabilities
     length, vocab = tokens.shape[1], logits.shape[-1]
@@ -289,8 +275,7 @@ def _extended(output: Output, tokens: jax.Array, counts: jax.Array) -> Output:
 
 
 def _with(array: jax.Array, values: jax.Array, lengths: jax.Array, counts: jax.Array) -> jax.Array:
-    """Returns `array` `[rows, capacity, …]` with the first `counts` `[rows]` of `values`
-    `[rows, n, …]` at and after `lengths` `[rows]`."""
+    """Returns `array` with the first `counts` of `values` `[rows, n, …]` at and after `lengths`."""
     index = jnp.arange(array.shape[1], dtype=jnp.int32)[None] - lengths[:, None]
     inside = (index >= 0) & (index < counts[:, None])
     index = jnp.clip(index, 0, values.shape[1] - 1)

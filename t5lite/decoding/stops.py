@@ -18,9 +18,7 @@ _PADDING, _GAP = 0xFE, 0xFF  # bytes of no UTF-8 text: no byte, and bytes that a
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stops(Rows):
-    """Texts that end a row, compared with the last bytes of its tokens.
-
-    Shapes do not depend on the stops, so that a request with stops compiles nothing.
+    """Texts that end a row, compared with the last bytes of its tokens; of no influence on shapes.
 
     Args:
       token_bytes: `[2, vocab, WIDTH]` uint8, the text of each token, aligned to the right: `[0]`
