@@ -29,18 +29,17 @@ class AttentionSpec(Spec):
     Args:
       num_heads: query heads.
       head_dim: width of one head; independent of the model's width.
-      num_kv_heads: key and value heads, a divisor of `num_heads`; None for `num_heads`.
-        Source: Ainslie et al. 2023, arXiv:2305.13245.
+      num_kv_heads: key and value heads, a divisor of `num_heads`; None for `num_heads`. Source:
+        Ainslie et al. 2023, arXiv:2305.13245.
       logits_scale: factor on query · key; None for `head_dim**-0.5`. T5 has 1.0 and carries the
         factor in the query's initialiser instead.
-      use_bias: whether each projection adds a bias.
       rotary: rotation of queries and keys by their positions; None for none.
       window: the largest distance, in tokens, at which a query sees a key; None for any. (Mistral's
-        `sliding_window` counts the visible keys: one more.)
-        Source: Beltagy et al. 2020, arXiv:2004.05150, §3.1.
+        `sliding_window` counts the visible keys: one more.) Source: Beltagy et al. 2020,
+        arXiv:2004.05150, §3.1.
       logits_softcap: see `kernels.Request`; None for none.
-      query_key_norm: of each head's queries and keys, before rotation; None for none.
-        Source: Henry et al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442, §2.
+      query_key_norm: of each head's queries and keys, before rotation; None for none. Source: Henry
+        et al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442, §2.
     """
 
     num_heads: int
@@ -81,14 +80,8 @@ class AttentionSpec(Spec):
     def flops(
         self, embed: int, q_length: int, kv_length: int, *, kv_embed: int | None = None
     ) -> int:
-        """Returns multiply-adds × 2 of the matrix products over one row, masked ones included.
-
-        Args:
-          embed: width of the queries' input.
-          q_length: queries.
-          kv_length: keys.
-          kv_embed: width of the keys' input, where it is not `embed`.
-        """
+        """Returns multiply-adds × 2 of the matrix products over one row, masked ones included;
+        `kv_embed` is the width of the keys' input, None for `embed`."""
         query_and_output = 2 * 2 * q_length * embed * self.num_heads * self.head_dim
         key_and_value = 2 * 2 * kv_length * (kv_embed or embed) * self.kv_heads * self.head_dim
         logits_and_mix = 2 * 2 * q_length * kv_length * self.num_heads * self.head_dim
@@ -102,8 +95,7 @@ class AttentionSpec(Spec):
 class Attention(nn.Module):
     """Queries from one sequence over keys and values projected from the same or another.
 
-    `key_values` and the call are two steps; a cache may come between them. See `kernels.attention`
-    for `kernel`.
+    `key_values` and the call are two steps, between which a cache may come.
     """
 
     spec: AttentionSpec

@@ -21,9 +21,9 @@ class KeyValues:
 class Slots:
     """Keys and values of earlier steps, `[batch, kv_heads, size, kv]` each.
 
-    A ring buffer: the token at position p is in slot `p % size`, so that a layer that sees a window
-    needs few slots. Heads come before slots, since a step reads all slots of a head. The slots of
-    stacked layers have a leading axis.
+    A ring buffer: the token at position p is in slot `p % size`, so that windowed layers need few
+    slots. Heads come first, as a step reads all slots of a head. Stacked layers have a leading
+    axis.
     """
 
     key: jax.Array
@@ -49,10 +49,8 @@ class Slots:
         return newest - (newest - jnp.broadcast_to(slot, newest.shape)) % jnp.int32(self.size)
 
     def fill(self, new: KeyValues, lengths: Int32[Array, " batch"]) -> "Slots":
-        """Stores the last `size` of the first `lengths` tokens of each row; padding follows them.
-
-        `new` holds all tokens from position 0 on.
-        """
+        """Stores the last `size` of the first `lengths` tokens of each row; `new` has all from 0
+        on."""
         size, length = self.size, new.key.shape[1]
         if length <= size:  # position p is in slot p, and padding is never seen
 

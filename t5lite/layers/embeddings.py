@@ -30,10 +30,7 @@ def lookup(
     dtype: Any,
     axes: tuple[str, str],
 ) -> Float[Array, "batch length embed"]:
-    """Returns rows of a table in `dtype`; its gradient is summed in float32.
-
-    The table has any float dtype; `axes` are its logical axis names.
-    """
+    """Returns rows of a table of any float dtype in `dtype`; its gradient is summed in float32."""
     shape = table.shape[0], table.shape[1]
     return _lookup(table, ids, _Lookup(dtype, shape, table.dtype, weight(axes)))
 
@@ -72,10 +69,7 @@ class TokenEmbedding(nn.Module):
     """A `[vocab, embed]` table, looked up or multiplied (tied logits).
 
     Args:
-      vocab: rows.
-      embed: their width.
       dtype: of the result.
-      weights: the policies.
       table: its use, which chooses the initializer.
       axis: logical name of the rows.
     """
@@ -101,7 +95,6 @@ class TokenEmbedding(nn.Module):
     def __call__(
         self, tokens: Int32[Array, "batch length"]
     ) -> Float[Array, "batch length {self.embed}"]:
-        """Looks up tokens."""
         return nn.with_logical_constraint(self.rows(tokens), ("batch", "length", "embed"))
 
     def rows(self, ids: Int32[Array, "batch length"]) -> Float[Array, "batch length {self.embed}"]:

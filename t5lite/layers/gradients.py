@@ -1,8 +1,6 @@
-"""Weights under a layout: gathered for use, their gradients reduce-scattered.
-
-Sums over a batch have 10⁴ terms and more, and bfloat16 stops growing at 256 equal ones. Within a
-device they are always float32; between devices the dtype is `Layout.gradient_dtype`.
-"""
+"""Weights under a layout: gathered for use, their gradients reduce-scattered. Sums over a batch, of
+10⁴ terms and more, are float32 within a device (bfloat16 stops growing at 256 equal terms); between
+devices the dtype is `Layout.gradient_dtype`."""
 
 import functools
 import math
@@ -34,9 +32,8 @@ class GradientSharding(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A weight's sharding under the current layout; `weight` makes it.
-
-    It is static, and made at the weight's use: a derivative is traced under other rules.
+    """A weight's sharding under the current layout: static, and made by `weight` at the weight's
+    use, since a derivative is traced under other rules.
 
     Attributes:
       gathered: the sharding for use; None with one device.
@@ -49,10 +46,8 @@ class Weight(NamedTuple):
     gradient: GradientSharding | None = None
 
     def used(self, array: jax.Array, dtype: Any) -> jax.Array:
-        """Returns the weight in the dtype of the computation, gathered over its storage's axes.
-
-        It is rounded first, so that half of the bytes travel, and named, so that a policy of
-        rematerialisation may save it rather than gather it again.
+        """Returns the weight in the dtype of the computation, gathered over its storage's axes:
+        rounded first, so that half of the bytes travel, and named for rematerialisation policies.
         """
         array = array.astype(dtype)
         if self.gathered is None:
@@ -91,10 +86,8 @@ def reduce_scatter_over_batch(
     bytes of this reduce-scatter.
 
     Args:
-      fn: sums over the rows of `arrays`, in float32.
-      arrays: `[batch, ...]`.
+      fn: sums over the rows of `arrays`, `[batch, ...]`, in float32.
       sharding: of the total; XLA chooses for None, and for rows that do not divide.
-      dtype: of the computation.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     if sharding is None or any(

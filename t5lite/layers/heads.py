@@ -47,8 +47,7 @@ class HeadSpec(Spec):
         """Returns the output, float32.
 
         Args:
-          head: the module, whose layers are declared by its methods.
-          hidden: in the dtype of the computation.
+          head: the module, whose methods declare layers.
           context: the token embedding or `valid`, by `kind`.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
@@ -104,8 +103,7 @@ class LMHeadSpec(HeadSpec):
       tied: from the token embedding, rather than from a table of their own.
       logits_scale: factor on them; None for `embed**-0.5`, as in T5 v1.0.
       use_bias: whether a bias for each token is added.
-      softcap: logits x finally become `softcap * tanh(x / softcap)`; None: they do not.
-        Source: Gemma Team 2024, arXiv:2408.00118, §2.
+      softcap: finally limits logits, see `kernels.Request`; None for none.
     """
 
     kind: ClassVar[str] = "lm"
@@ -135,9 +133,7 @@ class MaskedLMHeadSpec(HeadSpec):
 
     Args:
       activation: one of `ACTIVATIONS`.
-      norm: after it.
       use_bias: whether the dense layer adds a bias; the logits do.
-
     Source: Devlin et al. 2018, arXiv:1810.04805, and the authors' `run_pretraining.py`.
     """
 
@@ -156,10 +152,8 @@ class MaskedLMHeadSpec(HeadSpec):
 
 @dataclasses.dataclass(frozen=True)
 class ReplacedTokensHeadSpec(HeadSpec):
-    """ELECTRA's: for each token, the logit that it was replaced, `[batch, length]`.
-
-    Args:
-      activation: one of `ACTIVATIONS`, after a dense layer.
+    """ELECTRA's: for each token, the logit that it was replaced, `[batch, length]`; `activation`,
+    one of `ACTIVATIONS`, follows a dense layer.
 
     Source: Clark et al. 2020, arXiv:2003.10555, §2, and the authors' `run_pretraining.py`.
     """
@@ -174,10 +168,7 @@ class ReplacedTokensHeadSpec(HeadSpec):
 
 @dataclasses.dataclass(frozen=True)
 class PoolerHeadSpec(HeadSpec):
-    """BERT's pooler: a dense layer and an activation on the first token's vector, `[batch, embed]`.
-
-    Args:
-      activation: one of `ACTIVATIONS`.
+    """BERT's pooler: a dense layer and one of `ACTIVATIONS` on the first token, `[batch, embed]`.
 
     Source: Devlin et al. 2018, arXiv:1810.04805, and the authors' `modeling.py`.
     """
@@ -193,15 +184,7 @@ class PoolerHeadSpec(HeadSpec):
 
 @dataclasses.dataclass(frozen=True)
 class _PooledHeadSpec(HeadSpec):
-    """A linear layer on one vector for each text.
-
-    Args:
-      pooling: one of `POOLINGS`.
-      pooler: whether a dense layer and an activation precede it, as in BERT.
-      dropout_rate: before the linear layer.
-      pooler_activation: of that dense layer, one of `ACTIVATIONS`.
-      use_bias: whether the linear layer has a bias; transformers' decoders have none.
-    """
+    """A linear layer on one vector for each text; see `RegressionHeadSpec` for its fields."""
 
     pooling: str = choice(POOLINGS, "mean")
     pooler: bool = False
@@ -223,11 +206,7 @@ class _PooledHeadSpec(HeadSpec):
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationHeadSpec(_PooledHeadSpec):
-    """Logits of classes for a text, `[batch, num_classes]`; further fields as `_PooledHeadSpec`'s.
-
-    Args:
-      num_classes: at least 2.
-    """
+    """Logits of 2 or more classes, `[batch, num_classes]`; see `RegressionHeadSpec`."""
 
     kind: ClassVar[str] = "classification"
     num_classes: int = at_least(2, 2)
@@ -243,10 +222,15 @@ class ClassificationHeadSpec(_PooledHeadSpec):
 
 @dataclasses.dataclass(frozen=True)
 class RegressionHeadSpec(_PooledHeadSpec):
-    """Numbers for a text, `[batch, num_targets]`; further fields as `_PooledHeadSpec`'s.
+    """Numbers for a text, `[batch, num_targets]`, from a linear layer on one vector.
 
     Args:
       num_targets: at least 1.
+      pooling: one of `POOLINGS`.
+      pooler: whether a dense layer and an activation precede it, as in BERT.
+      dropout_rate: before the linear layer.
+      pooler_activation: of that dense layer, one of `ACTIVATIONS`.
+      use_bias: whether the linear layer has a bias; transformers' decoders have none.
     """
 
     kind: ClassVar[str] = "regression"
@@ -259,12 +243,7 @@ class RegressionHeadSpec(_PooledHeadSpec):
 
 @dataclasses.dataclass(frozen=True)
 class TokenLabelsHeadSpec(HeadSpec):
-    """Logits of labels for each token, named entities say, `[batch, length, num_labels]`.
-
-    Args:
-      num_labels: at least 2.
-      dropout_rate: before the linear layer.
-    """
+    """Logits of 2 or more labels for each token, `[batch, length, num_labels]`, after dropout."""
 
     kind: ClassVar[str] = "token_labels"
     num_labels: int = at_least(2, 2)
@@ -301,13 +280,7 @@ class SpansHeadSpec(HeadSpec):
 
 @dataclasses.dataclass(frozen=True)
 class DenseSpec(Spec):
-    """A dense layer on one vector for a text.
-
-    Args:
-      size: its width.
-      activation: one of `ACTIVATIONS`; None for none.
-      use_bias: whether it adds a bias.
-    """
+    """A dense layer of width `size` on one vector for a text; its activation may be None."""
 
     size: int = positive()
     activation: str | None = choice(ACTIVATIONS, "tanh")
@@ -319,7 +292,7 @@ class EmbeddingHeadSpec(HeadSpec):
     """One vector for a text, `[batch, size]`.
 
     Args:
-      size: its width, from a linear layer; None for the hidden state's own.
+      size: its width, from a linear layer; None for the hidden state's.
       pooling: one of `POOLINGS`, or several joined by `+`, whose vectors are joined.
       normalized: whether it is scaled to length 1.
       dense: layers on the pooled vector, before that.

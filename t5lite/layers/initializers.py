@@ -30,8 +30,8 @@ class InitSpec(Spec):
 
         Args:
           role: the use of the matrix.
-          gain: factor on a standard deviation that follows from fan-in, so that attention logits
-            have variance 1.
+          gain: factor on a standard deviation from fan-in, so that attention logits have variance
+            1.
           num_updates: matrices of the stack that write to its residual stream, two a layer (three
             with cross-attention); 1 outside stacks.
         """
@@ -42,11 +42,8 @@ class InitSpec(Spec):
         raise NotImplementedError(f"{type(self).__name__}.table")
 
     def position_bias(self, distances: np.ndarray) -> Initializer:
-        """Returns the initializer of a table of position biases `[heads, buckets]`, as T5X's.
-
-        Args:
-          distances: `[buckets]` int, in tokens, the smallest of each bucket.
-        """
+        """Returns the initializer of position biases `[heads, buckets]`, as T5X's; `distances`
+        `[buckets]` int are the smallest of each bucket, in tokens."""
         return nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
@@ -64,9 +61,7 @@ class FanInInitSpec(InitSpec):
       embedding_stddev: of token embeddings.
       position_bias_window: distance in tokens beyond which position biases start 2 nats lower than
         T5's, so that a small model attends to neighbours at first; None for T5's.
-
-    Source: T5X's `layers.py`; Raffel et al. 2020, arXiv:1910.10683 (whose Mesh TensorFlow code has
-      the same standard deviations).
+    Source: T5X's `layers.py`; Raffel et al. 2020, arXiv:1910.10683 (the same in its code).
     """
 
     scale: float = at_least(0, 1.0)
@@ -100,9 +95,8 @@ class NormalInitSpec(InitSpec):
     """Every matrix and embedding from one normal distribution, whatever its size.
 
     Args:
-      stddev: of all of them.
-      scaled_residuals: whether that of matrices that write to the residual stream is divided by the
-        square root of their number in the stack, `2 * num_layers` without cross-attention
+      scaled_residuals: whether `stddev` of matrices that write to the residual stream is divided by
+        the square root of their number in the stack, `2 * num_layers` without cross-attention
         (Radford et al. 2019, GPT-2, §2.3; Shoeybi et al. 2019, Megatron, arXiv:1909.08053).
     """
 
@@ -130,12 +124,11 @@ class TruncatedNormalInitSpec(NormalInitSpec):
 
 @dataclasses.dataclass(frozen=True)
 class SmallInitSpec(InitSpec):
-    """GPT-NeoX's: variance `2 / (5 * embed)`, and `2 / (num_layers * sqrt(embed))` of residuals.
-
-    The second is the standard deviation of matrices that write to the residual stream.
+    """GPT-NeoX's: variance `2 / (5 * embed)`; of matrices that write to the residual stream,
+    standard deviation `2 / (num_layers * sqrt(embed))`.
 
     Source: Black et al. 2022, arXiv:2204.06745, §2.1.3; Nguyen and Salazar 2019, arXiv:1910.05895,
-      §2.2 (small init); Wang and Komatsuzaki 2021 (the other).
+    §2.2 (small init); Wang and Komatsuzaki 2021 (the other).
     """
 
     def kernel(self, role: Role, *, gain: float, num_updates: int) -> Initializer:

@@ -18,15 +18,13 @@ class AttentionMask:
     Args:
       q_segments: `[batch or 1, q_length]` int32; a query sees the keys of its own segment.
       kv_segments: `[batch or 1, kv_length]` int32; 0 is padding, which no query sees.
-      q_order: `[batch or 1, q_length]` int32, positions of queries in the row, for `causal` and
-        `window`.
+      q_order: `[batch or 1, q_length]` int32, positions in the row, for `causal` and `window`.
       kv_order: `[batch or 1, kv_length]` int32, positions of keys.
       q_prefix: `[batch or 1, q_length]` bool; with `kv_prefix`, queries and keys of a prefix see
         each other in both directions.
       kv_prefix: `[batch or 1, kv_length]` bool.
       causal: whether a query sees no keys after its own position.
-      window: the largest distance, in tokens, at which a query sees a key; None for any. A causal
-        query then sees `window + 1` keys, its own included.
+      window: see `AttentionSpec`; a causal query sees `window + 1` keys, its own included.
       self_attention: whether queries and keys are the same whole rows, in order.
     """
 
@@ -97,7 +95,6 @@ class AttentionMask:
         return None if seen is None else seen[:, None]
 
     def _distance(self) -> Int32[Array, "batch_or_1 q_length kv_length"]:
-        """Returns the number of tokens from key to query."""
         assert self.q_order is not None, "causal and windowed masks need an order"
         assert self.kv_order is not None
         return self.q_order[:, :, None] - self.kv_order[:, None]

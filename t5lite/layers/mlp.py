@@ -33,7 +33,6 @@ class MlpSpec(Spec):
       hidden: width of the hidden layer.
       activation: one of `ACTIVATIONS`; T5's "gated-gelu" is `gelu_tanh` with `gated`.
       gated: a gated linear unit. Source: Shazeer 2020, arXiv:2002.05202.
-      use_bias: whether each projection adds a bias.
     """
 
     hidden: int = positive()

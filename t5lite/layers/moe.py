@@ -1,7 +1,6 @@
 """Mixtures of experts: a router sends each token to a few of many feed-forward layers.
 
-Routing by indices and fixed shapes: an expert has a fixed number of slots per row, tokens are
-gathered into them and back, and nothing is multiplied by one-hot matrices.
+Tokens are gathered into a fixed number of slots per expert and row, without one-hot matrices.
 """
 
 import dataclasses
@@ -26,11 +25,11 @@ class MoeSpec(Spec):
     """Experts and their router; the defaults train as ST-MoE does, but for `top_k` = 2 there.
 
     An expert takes `capacity` tokens of a row, or capacity_factor * top_k * length / num_experts of
-    them, rounded up. Tokens beyond the capacity are dropped: the layer's output is 0, and only the
-    residual connection carries them. First choices come before second ones, then tokens in their
-    order, so that with `top_k` = 1 no token depends on later ones. **With more it does**: a later
-    token's first choice can take the slot of an earlier one's second, so that a decoder that drops
-    tokens sees ahead. Decoding with a cache counts the tokens of one call: single tokens are never
+    them, rounded up. Further tokens are dropped: the layer's output is 0, and only the residual
+    connection carries them. First choices come before second ones, then tokens in their order, so
+    that with `top_k` = 1 no token depends on later ones. **With more it does**: a later token's
+    first choice can take the slot of an earlier one's second, so that a decoder that drops tokens
+    sees ahead. Decoding with a cache counts the tokens of one call: single tokens are never
     dropped. Texts packed into a row share its experts' slots.
 
     With neither, every expert has room for a whole row: nothing is dropped, at the time and memory
@@ -41,7 +40,6 @@ class MoeSpec(Spec):
 
     Args:
       expert: the architecture of every expert.
-      num_experts: of the layer.
       top_k: experts of a token.
       capacity_factor: slots of an expert, as a multiple of an even share; None: see `capacity`.
       capacity: slots of an expert for each row; None: see `capacity_factor`.
@@ -50,13 +48,11 @@ class MoeSpec(Spec):
         train the router.
       balance_coefficient: of the load-balancing loss; 0.01 in Switch, §2.2, and in ST-MoE.
       router_z_coefficient: of the router's z-loss; 0.001 in ST-MoE, §3.3, absent from Switch.
-      router_jitter_rate: in training, the router's input is multiplied by noise in [1 - rate,
-        1 + rate]; 0.01 in Switch as transformers has it.
-
-    Source: Fedus et al. 2021, Switch, arXiv:2101.03961, §2.1 and §2.2 (top_k = 1, capacity), and
-      appendix C (jitter); Zoph et al. 2022, ST-MoE, arXiv:2202.08906, §3.3; Lepikhin et al. 2020,
-      GShard, arXiv:2006.16668, §2.2 and algorithm 1 (first choices before second ones; its random
-      choice of the second is left out).
+      router_jitter_rate: in training, the router's input is multiplied by noise in [1 - rate, 1 +
+        rate]; 0.01 in Switch as transformers has it.
+    Source: Fedus et al. 2021, Switch, arXiv:2101.03961, §2.1, §2.2 and appendix C (jitter); Zoph et
+    al. 2022, ST-MoE, arXiv:2202.08906, §3.3; Lepikhin et al. 2020, GShard, arXiv:2006.16668, §2.2
+    and algorithm 1 (first choices before second ones; without its random choice of the second).
     """
 
     expert: MlpSpec
@@ -102,11 +98,9 @@ class MoeSpec(Spec):
 
 
 class Moe(nn.Module):
-    """Maps `[batch, length, embed]` to the same shape, as an `Mlp` does.
-
-    Dropout is that inside the experts. Two float32 scalars, multiplied by their coefficients, are
-    sown into the collection `losses` where that is mutable: `load_balancing` and `router_z`.
-    """
+    """Maps `[batch, length, embed]` to the same shape; dropout is the experts'. Sows
+    `load_balancing` and `router_z`, float32 scalars times their coefficients, into `losses` if it
+    is mutable."""
 
     spec: MoeSpec
     embed: int
@@ -188,10 +182,7 @@ class Moe(nn.Module):
 def choose(
     probabilities: Float32[Array, "batch length experts"], top_k: int, *, normalize: bool
 ) -> tuple[Bool[Array, "batch {top_k} length experts"], Float32[Array, "batch {top_k} length"]]:
-    """Returns the experts of each token, the best one first, and their weights.
-
-    Of equal probabilities the first wins; `normalize` makes a token's weights add up to 1.
-    """
+    """Returns each token's experts, best first, and their weights; `normalize`: with sum 1."""
     remaining, chosen = probabilities, []
     for _ in range(top_k):
         # Comparisons and reductions alone split along any axis, where a top-k would not.
@@ -211,10 +202,6 @@ def assign(
     """Returns the slot of each choice: first choices before second ones, then in token order.
 
     Slot s of expert e is e * num_slots + s; a dropped token has experts * num_slots.
-
-    Args:
-      chosen: one expert for each choice.
-      num_slots: of an expert for each row.
     """
     batch, top_k, length, num_experts = chosen.shape
     chosen = chosen.reshape(batch, top_k * length, num_experts)
@@ -227,12 +214,7 @@ def assign(
 def invert(
     slot_of_token: Int32[Array, "batch n"], num_slots: int
 ) -> Int32[Array, "batch {num_slots}"]:
-    """Returns the token in each slot, n for an empty one.
-
-    Args:
-      slot_of_token: each slot below `num_slots` occurs at most once in a row.
-      num_slots: of all experts.
-    """
+    """Returns the token in each slot, n for an empty one; a row uses each slot at most once."""
     tokens = jnp.arange(slot_of_token.shape[1], dtype=jnp.int32)
 
     def invert_row(slots: jax.Array) -> jax.Array:
@@ -250,13 +232,8 @@ def move(
 ) -> Float[Array, "batch m embed"]:
     """Gathers vectors within each row; zeros where the source is n.
 
-    Its derivative is the inverse gather: faster than the scatter that JAX would derive, and
-    deterministic.
-
-    Args:
-      x: the vectors.
-      sources: index into `x` of each result, n for none.
-      targets: index into the result of each vector of `x`, m for none; the inverse of `sources`.
+    Its derivative is the inverse gather, by `targets` (m for none): faster than the scatter that
+    JAX would derive, and deterministic.
     """
     del targets
     return jnp.take_along_axis(x, sources[..., None], axis=1, mode="fill", fill_value=0)
@@ -285,8 +262,8 @@ def load_balancing(
     """Returns the load-balancing loss of all tokens: 1 if all experts are used equally.
 
     It is num_experts * Σ f_i P_i, where P_i is the mean probability of expert i and f_i its share
-    of all choices, before any are dropped: of all `top_k`, as in Flaxformer; GShard and ST-MoE
-    count the first ones. The mean of microbatches differs slightly from the whole batch's loss.
+    of all `top_k` choices before any are dropped, as in Flaxformer; GShard and ST-MoE count the
+    first ones. The mean of microbatches differs slightly from the whole batch's loss.
 
     Source: Fedus et al. 2021, arXiv:2101.03961, §2.2, equations 4 to 6.
     """
@@ -306,9 +283,8 @@ def router_z(logits: Float32[Array, "batch length experts"]) -> Float32[Array, "
 def _rules_beside_experts() -> Iterator[Any]:
     """Reserves the experts' mesh axes for them alone; yields those axes.
 
-    Inside an expert a `batch` of rows is sharded over the other axes of the batch, and slots, which
-    an `Mlp` calls the `length`, over none. Gradients there are left to XLA: a `shard_map`
-    that is not over the experts' mesh axes cannot be inside a `vmap` that is.
+    Inside an expert `batch` is sharded over the batch's other axes, and its slots, `length`, over
+    none. XLA sums gradients: a `vmap` over the experts' axes admits no `shard_map` over others.
     """
     rules = nn.get_logical_axis_rules()
     experts, batch = nn.logical_to_mesh_axes(("experts", "batch"), rules) or (None, None)

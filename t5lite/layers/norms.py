@@ -27,7 +27,6 @@ class RMSNormSpec(NormSpec):
     Args:
       epsilon: added to the mean square.
       unit_offset: whether the scale is 1 plus the parameter, as in Gemma.
-
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
 
@@ -79,7 +78,6 @@ class LayerNorm(nn.Module):
 
 
 def _vector(module: Any, name: str, init: nn.initializers.Initializer, x: jax.Array) -> jax.Array:
-    """Returns a float32 parameter along the last axis of `x`."""
     init = nn.with_logical_partitioning(init, (module.axis,))
     return module.param(name, init, x.shape[-1:]).astype(jnp.float32)
 

@@ -11,11 +11,10 @@ POOLINGS = ("first", "mean", "last", "max", "mean_sqrt_length", "weighted_mean")
 def pool(
     hidden: Float[Array, "batch length embed"], valid: Bool[Array, "batch length"], pooling: str
 ) -> Float32[Array, "batch embed"]:
-    """Returns one vector for each text.
+    """Returns one vector for each text; a row of padding gives zeros or its first vector.
 
     Args:
-      hidden: of the tokens.
-      valid: the tokens that are not padding. A row of padding gives zeros or its first vector.
+      valid: the tokens that are not padding.
       pooling: one of `POOLINGS`. `mean_sqrt_length` divides the sum by the root of the number of
         tokens, `weighted_mean` weighs tokens by their position, from 1.
     """

@@ -34,7 +34,6 @@ class RelativeBiasSpec(PositionBiasSpec):
       num_buckets: of distances; even, as half of them look ahead in a bidirectional stack.
       max_distance: from which on all distances share the last bucket.
       per_layer: one table per layer (UMT5, T5X's scalable T5) instead of one per stack (T5).
-
     Source: Raffel et al. 2020, arXiv:1910.10683, §2.1.
     """
 
@@ -55,9 +54,8 @@ class RelativeBiasSpec(PositionBiasSpec):
 
 @dataclasses.dataclass(frozen=True)
 class AlibiSpec(PositionBiasSpec):
-    """A bias that falls with distance at a slope for each head; no parameters.
-
-    In a bidirectional stack, distances count alike on both sides.
+    """A bias that falls with distance, alike on both sides, at a slope for each head; no
+    parameters.
 
     Source: Press et al. 2021, arXiv:2108.12409, §3.
     """
@@ -111,14 +109,7 @@ class RelativeBias(nn.Module):
     def __call__(
         self, q_positions: Int32[Array, "batch q_length"] | None, q_length: int, kv_length: int
     ) -> Float32[Array, "batch_or_1 heads {q_length} {kv_length}"]:
-        """Returns `[1 or batch, heads, q_length, kv_length]` float32.
-
-        Args:
-          q_positions: `[batch, q_length]` int32, of each row's queries among keys
-            `0 .. kv_length - 1`; None if query i is at key i in every row.
-          q_length: number of queries.
-          kv_length: number of keys.
-        """
+        """Returns the bias; `q_positions` count among keys 0, 1, …, None if query i is at key i."""
         init = self.weights.init.position_bias(
             nearest_distances(self.spec, bidirectional=self.bidirectional)
         )
@@ -143,7 +134,7 @@ def relative_buckets(
 ) -> np.ndarray | jax.Array:
     """Returns the bucket of each key-minus-query offset, int32 in `[0, num_buckets)`.
 
-    Half of a direction's buckets hold one distance each, the other half grow logarithmically up to
+    Half of a direction's buckets hold one distance each, the others grow logarithmically up to
     `max_distance`. Keys ahead have half of the buckets if `bidirectional`, otherwise bucket 0.
     """
     # A lookup on the host: an accelerator's own logarithm could round a border the other way.
@@ -180,11 +171,11 @@ def _bucket_of_distance(spec: RelativeBiasSpec, bidirectional: bool) -> np.ndarr
 def toeplitz(
     values: Float[Array, "heads diagonals"], num_rows: int
 ) -> Float[Array, "heads {num_rows} diagonals-{num_rows}+1"]:
-    """Lays one value per diagonal out as a matrix `[heads, num_rows, num_columns]`.
+    """Lays one value per diagonal out as a matrix; entry i is of column minus row `i - (num_rows -
+    1)`.
 
-    Entry i of `values` is for column minus row `i - (num_rows - 1)`. Repeating a row of n + 1
-    values and cutting the run every n shifts each row by one. Without a gather the gradient is a
-    sum over diagonals, not a scatter of `num_rows * num_columns` terms.
+    Repeating a row of n + 1 values and cutting the run every n shifts each row by one. Without a
+    gather the gradient is a sum over diagonals, not a scatter of `num_rows * num_columns` terms.
     """
     heads, n = values.shape
     padded = jnp.pad(values, ((0, 0), (0, 1)))

@@ -32,7 +32,6 @@ class LearnedPositionsSpec(PositionEmbeddingSpec):
     Args:
       max_length: of a sequence.
       offset: unused rows of the table before the first position's (BART, RoBERTa).
-
     Source: Gehring et al. 2017, arXiv:1705.03122, §3.1.
     """
 

@@ -28,7 +28,6 @@ class _Product(NamedTuple):
     kernel_dtype: Any
 
     def axes(self, kernel: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns the kernel's contracted axes and its features'."""
         at = kernel.ndim - self.num_contracted if self.features_first else self.num_contracted
         first, last = tuple(range(at)), tuple(range(at, kernel.ndim))
         return (last, first) if self.features_first else (first, last)
@@ -48,13 +47,12 @@ def product(
 
     Its derivative is written out: the gradient of a float32 kernel, a sum over all rows, stays in
     float32 and has the kernel's memory layout. (JAX derives its transpose, for which XLA moves both
-    factors on CPUs.) So there is no forward-mode differentiation; products with a Hessian are two
-    reverse passes.
+    factors on CPUs.) So there is no forward-mode differentiation; Hessian products are two reverse
+    passes.
 
     Args:
       x: `[..., *contracted]`, any float dtype.
       kernel: `[*contracted, *features]`, any float dtype; it is rounded to that of `x`.
-      num_contracted: number of contracted axes.
       dtype: of the result; sums are rounded to it once.
       precision: of the factors, in both passes; None for the platform's default.
       weight: how the kernel is gathered and its gradient sharded.
@@ -108,21 +106,18 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 class Projection(nn.Module):
-    """The linear map of every weight matrix: contracts the last axes of its input.
+    """The linear map of every weight matrix: contracts the last `num_contracted` axes of its input.
 
-    The kernel is `[*contracted, *features]` float32, drawn as a matrix `[in, out]`; `weights`
-    draws, adapts and stores it by its path.
+    The kernel is `[*contracted, *features]` float32, drawn as `[in, out]`; `weights` draws, adapts
+    and stores it by its path.
 
     Args:
       axes: the kernel's logical axis names, contracted ones first.
       features: sizes of the new axes.
-      weights: the policies.
       dtype: of the computation.
       role, gain: see `InitSpec.kernel`.
-      num_contracted: number of trailing axes of the input that are contracted.
       use_bias: whether a bias `[*features]`, initially 0, is added.
       float32_output: whether sums stay in float32 rather than being rounded to `dtype`.
-      precision: see `product`.
     """
 
     axes: tuple[str, ...]

@@ -38,14 +38,11 @@ class LinearScalingSpec(RotaryScalingSpec):
 
 @dataclasses.dataclass(frozen=True)
 class Llama3ScalingSpec(RotaryScalingSpec):
-    """Llama 3.1's: long wavelengths are stretched, short ones kept, those between blended.
+    """Llama 3.1's: wavelengths above `original_length / low_frequency_factor` are stretched by
+    `factor`, those below `original_length / high_frequency_factor` kept, others blended.
 
     Args:
-      factor: by which wavelengths are stretched.
-      low_frequency_factor: wavelengths above `original_length` over this are stretched.
-      high_frequency_factor: wavelengths below `original_length` over this are not.
       original_length: tokens in the longest texts of pre-training.
-
     Source: Llama Team 2024, arXiv:2407.21783, §3.4.2, and `apply_scaling` of the released code.
     """
 
@@ -80,7 +77,6 @@ class YarnScalingSpec(RotaryScalingSpec):
       beta_slow: pairs with fewer are divided by `factor`.
       attention_factor: on rotated queries and keys; None for `0.1 ln(factor) + 1`.
       truncate: whether the borders between pairs are rounded outwards to whole pairs.
-
     Source: Peng et al. 2023, arXiv:2309.00071, §3.2 to §3.4, and the released code (for borders).
     """
 
@@ -125,10 +121,9 @@ class RotarySpec(Spec):
 
     Args:
       theta: the slowest pair rotates by about one radian in `theta` positions.
-      fraction: of a head's features, counted from the first, that are rotated, in (0, 1]; a
-        quarter in GPT-NeoX.
+      fraction: of a head's features, counted from the first, that are rotated, in (0, 1]; a quarter
+        in GPT-NeoX.
       scaling: of the frequencies, for longer texts; None for none.
-
     Source: Su et al. 2021, arXiv:2104.09864, §3.2.2.
     """
 
@@ -156,14 +151,10 @@ def rotate(
     positions: Int32[Array, "#batch length"],
     spec: RotarySpec,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Rotates queries or keys; their dot products then depend on distances alone.
+    """Rotates queries or keys, angles in float32; dot products then depend on distances alone.
 
-    Feature i is paired with feature i + size / 2, as in LLaMA's published weights.
-
-    Args:
-      x: the rotated part of each head has an even width; angles are float32.
-      positions: of the tokens in their texts.
-      spec: the frequencies.
+    Feature i is paired with feature i + size / 2, as in LLaMA's published weights; the rotated part
+    of each head has an even width. `positions` are those of tokens in their texts.
     """
     size = spec.size(x.shape[-1])
     frequencies = jnp.asarray(spec.frequencies(x.shape[-1]).astype(np.float32))

@@ -15,11 +15,9 @@ class Spec:
 
     Subclasses are registered by class name: `from_json` instantiates nothing else, and a file never
     names an import path. A name belongs to one module, which may define the class again (as a
-    notebook's cell does). Fields are checked against their annotations, because gin accepts any
-    value (`hidden = 3.7`).
+    notebook's cell does). gin accepts any value (`hidden = 3.7`), so fields are checked.
 
-    Raises:
-      InputError: if a field's value does not have the field's type.
+    Raises: InputError if a field's value does not have the field's type.
     """
 
     registry: ClassVar[dict[str, type["Spec"]]] = {}
@@ -66,10 +64,8 @@ class Spec:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON-able dictionary; `type` holds the class name of each spec in it.
-
-        `module` names the module of your own class, for readers; it is never imported.
-        """
+        """Returns a JSON-able dictionary; `type` holds the class name of each spec in it, `module`
+        that of your own class's module, for readers: it is never imported."""
         kind = {"type": type(self).__name__}
         if not type(self).__module__.startswith("t5lite."):
             kind["module"] = type(self).__module__
@@ -78,11 +74,7 @@ class Spec:
 
     @staticmethod
     def from_json(encoded: Mapping[str, Any]) -> Any:
-        """Builds the spec that `to_json` encoded.
-
-        Raises:
-          InputError: if the type is not a registered spec or has no such field.
-        """
+        """Builds the spec that `to_json` encoded; an InputError for an unknown type or field."""
         return _decode(encoded)
 
 
@@ -102,7 +94,7 @@ def above(bound: int, default: Any = dataclasses.MISSING) -> Any:
 
 
 def positive(default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field of at least 1, as every `num_*` field is."""
+    """A dataclass field of at least 1."""
     return at_least(1, default)
 
 

@@ -1,8 +1,6 @@
-"""Policies of weight matrices: how they are drawn, adapted and stored.
+"""Policies of weight matrices, by path: how they are drawn, adapted and stored.
 
-Layers pass `Weights` on to their projections and embeddings, which look up the policies of their
-path: that of the parameter in the tree of a stacked model, such as
-`decoder/layers/block_0/attention/query/kernel` or `token_embedding/embedding`.
+Paths are those of a stacked model: `decoder/layers/block_0/attention/query/kernel`.
 """
 
 import dataclasses
@@ -27,7 +25,6 @@ class Matrix(NamedTuple):
       shape: `[*contracted, *features]`; `[rows, embed]` of an embedding, contracted over its rows
         as the product with one-hot vectors would be.
       axes: the logical name of each axis.
-      num_contracted: number of contracted axes.
     """
 
     shape: tuple[int, ...]
@@ -84,9 +81,8 @@ class WeightPolicySpec(Spec):
 class AdapterSpec(WeightPolicySpec):
     """Parameters beside a weight matrix that change what it computes; subclass it for your own.
 
-    They lie where the matrix does, inside the scan over layers, and are drawn with it. A subclass
-    declares `leaves` and changes `apply`, for embeddings `lookup` and `attend` as well. Layers do
-    not know of it.
+    They lie beside the matrix, inside the scan over layers, and are drawn with it. A subclass
+    declares `leaves` and changes `apply`, for embeddings also `lookup` and `attend`.
     """
 
     def leaves(self, matrix: Matrix) -> dict[str, Leaf]:
@@ -100,13 +96,12 @@ class AdapterSpec(WeightPolicySpec):
     def apply(
         self, leaves: Leaves, x: Float[Array, "..."], inner: Function, affine: Affine
     ) -> Float[Array, "..."]:
-        """Returns the adapted projection of `x`.
+        """Returns the adapted projection of `x` `[..., *contracted]`, in the dtype of the
+        computation.
 
         Args:
-          leaves: the parameters that `leaves` declares.
-          x: `[..., *contracted]` in the dtype of the computation.
-          inner: the projection without this adapter, its bias included; `inner(x)` gives
-            `[..., *features]`.
+          inner: the projection without this adapter, its bias included: `inner(x)` is `[...,
+            *features]`.
           affine: the parts of the projection without any adapter.
         """
         raise NotImplementedError(f"{type(self).__name__}.apply")
@@ -132,11 +127,8 @@ class AdapterSpec(WeightPolicySpec):
 
 @dataclasses.dataclass(frozen=True)
 class StorageSpec(WeightPolicySpec):
-    """How a weight matrix lies in memory; subclass it for your own.
-
-    Its leaves replace the array in the parameters: `kernel: {values, scale}`. Each layer decodes
-    its own, inside the scan.
-    """
+    """How a weight matrix lies in memory; subclass it for your own. Its leaves replace the array in
+    the parameters, `kernel: {values, scale}`; each layer decodes its own."""
 
     def encode(
         self, matrix: Float[Array, "..."], contracted: tuple[int, ...]
@@ -170,7 +162,6 @@ class Weights:
     """The policies of a stack's weights, which layers pass on.
 
     Args:
-      init: draws them.
       num_updates: see `InitSpec.kernel`.
       adapters: all that fit a path apply, the last one outermost.
       storage: the first that fits a path applies; float arrays without one.
@@ -200,7 +191,6 @@ class Declared(NamedTuple):
     Attributes:
       leaves: a float array, or what `storage` made of it.
       storage: None for a float array.
-      adapters: each with its parameters.
     """
 
     leaves: Any

@@ -26,11 +26,8 @@ _named_attended = jax.checkpoint_policies.save_only_these_names(ATTENDED)
 
 
 def attended_saveable(primitive: Any, *shapes: Any, **params: Any) -> Any:
-    """A rematerialisation policy: saves attention's output and the statistics of its softmax.
-
-    With them no kernel repeats its forward pass in the backward pass, which recomputes logits and
-    their exponentials alone.
-    """
+    """A rematerialisation policy: saves attention's output and the statistics of its softmax, so
+    that the backward pass recomputes logits and their exponentials alone."""
     named = _named_attended(primitive, *shapes, **params)
     return named or primitive.name == cudnn.FORWARD
 
@@ -38,20 +35,14 @@ def attended_saveable(primitive: Any, *shapes: Any, **params: Any) -> Any:
 def attention(
     request: Request, *, kernel: str = "auto"
 ) -> Float[Array, "batch q_length heads head_dim"]:
-    """Computes softmax attention.
+    """Computes softmax attention; returns `[batch, q_length, heads, kv]` of the query's dtype.
 
     Args:
-      request: queries, keys, values, and everything that enters their logits.
       kernel: one of `KERNELS`, or "auto": splash on TPUs and cuDNN on GPUs where they apply,
         chunked from 2,048 × 2,048 logits a head on, rows where logits do not fit a cache, dot
         otherwise. "splash" is for whole rows over themselves: what a cache or an encoder holds is
         read as "auto" says.
-
-    Returns:
-      `[batch, q_length, heads, kv]` of the query's dtype.
-
-    Raises:
-      InputError: if the requested kernel does not apply, with the reason.
+    Raises: InputError if the requested kernel does not apply, with the reason.
     """
     if kernel not in (*KERNELS, "auto"):
         raise unknown("ComputeSpec.attention", kernel, (*KERNELS, "auto"))

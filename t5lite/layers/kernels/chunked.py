@@ -1,8 +1,7 @@
-"""Attention some queries at a time: the logits of all of them are never in memory together.
+"""Attention some queries at a time, so that not all logits are in memory together.
 
-Each chunk has its queries' whole softmax, so that bias and mask are those of `dot` and the result
-is the same but for rounding. The backward pass computes each chunk again, from the statistics of
-its softmax.
+Each chunk has its queries' whole softmax, so results are `dot`'s but for rounding; the backward
+pass recomputes each chunk from its softmax statistics.
 """
 
 import dataclasses
@@ -60,7 +59,6 @@ def attention(
 
 
 def _queries(request: Request, start: jax.Array, size: int) -> Request:
-    """Returns the request of `size` queries from number `start` on."""
     bias, mask, dropout = request.bias, request.mask, request.dropout
     if bias is not None and bias.shape[2] > 1:
         bias = lax.dynamic_slice_in_dim(bias, start, size, axis=2)

@@ -38,7 +38,6 @@ def _compute_capability() -> float:
 
 
 def attention(request: Request) -> Float[Array, "batch q_length heads head_dim"]:
-    """Returns `[batch, q_length, heads, kv]`."""
     seen = None if request.mask is None else request.mask.array()
     # cuDNN takes no mask that is broadcast over queries.
     batch, q_length = request.query.shape[:2]

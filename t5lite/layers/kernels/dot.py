@@ -20,15 +20,14 @@ def softcapped(logits: Float32[Array, "*shape"], softcap: float) -> Float32[Arra
 
 
 def attention(request: Request) -> Float[Array, "batch q_length heads head_dim"]:
-    """Returns what `attended` does, named for policies of rematerialisation."""
+    """`attended`, named for rematerialisation policies."""
     return checkpoint_name(attended(request), ATTENDED)
 
 
 def attended(request: Request) -> Float[Array, "batch q_length heads head_dim"]:
     """Returns `[batch, q_length, heads, kv]`; logits and softmax in float32.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762, §3.2.1; heads share keys in groups as in Ainslie
-    et al. 2023, arXiv:2305.13245.
+    Source: Vaswani et al. 2017, arXiv:1706.03762, §3.2.1; Ainslie et al. 2023, arXiv:2305.13245.
     """
     probabilities = weights(request)
     if request.dropout is not None:
@@ -43,10 +42,8 @@ def weights(request: Request) -> Float32[Array, "batch heads q_length kv_length"
 
 @jax.custom_jvp
 def softmax(logits: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
-    """Returns the softmax over the last axis; its statistics are named for policies.
-
-    With them a backward pass makes the weights of its logits again without another reduction.
-    """
+    """Returns the softmax over the last axis; its statistics are named for policies, so that a
+    backward pass makes the weights again without another reduction."""
     return _softmax(logits)
 
 

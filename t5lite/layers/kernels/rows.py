@@ -33,12 +33,9 @@ def attention(
     """Returns what `dot.attention` does, with the logits of a few rows in memory.
 
     Args:
-      request: any.
       max_bytes: of a device's float32 logits in memory, forwards and backwards, at least those of
         one row; None for the platform's of `MAX_BYTES`.
-
-    Source: Dao et al. 2022, arXiv:2205.14135, appendix B.4 (the backward pass from the output and
-      the softmax's normaliser).
+    Source: Dao et al. 2022, arXiv:2205.14135, appendix B.4 (the backward pass).
     """
     batch, q_length, heads, _ = request.query.shape
     max_bytes = MAX_BYTES[platform()] if max_bytes is None else max_bytes
@@ -167,10 +164,8 @@ def _scan_parts(
 
     Args:
       fn: `(carry, part of tree) -> (carry, arrays of the part's rows)`.
-      carry: the initial one.
       tree: a `Request` and arrays of all rows. Leaves with a row axis are split so that every
         device keeps its own rows; the others are passed to all parts.
-      num_parts: number of parts.
     """
     leaves, structure = jax.tree.flatten(tree)
     batch = jax.tree.leaves(tree)[0].shape[0]

@@ -37,12 +37,7 @@ def refusal(request: Request) -> str | None:
 def attention(
     request: Request, *, interpret: bool = False
 ) -> Float[Array, "batch q_length heads head_dim"]:
-    """Returns `[batch, q_length, heads, kv]`; padding positions hold arbitrary values.
-
-    Args:
-      request: one that `refusal` has nothing against.
-      interpret: run the kernel step by step on any device, for tests.
-    """
+    """Returns `[batch, q_length, heads, kv]`, arbitrary at padding; `interpret` is for tests."""
     mask = request.mask
     assert mask is not None
     kernel = functools.partial(
