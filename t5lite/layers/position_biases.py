@@ -171,8 +171,8 @@ def _bucket_of_distance(spec: RelativeBiasSpec, bidirectional: bool) -> np.ndarr
 def toeplitz(
     values: Float[Array, "heads diagonals"], num_rows: int
 ) -> Float[Array, "heads {num_rows} diagonals-{num_rows}+1"]:
-    """Lays one value per diagonal out as a matrix; entry i is of column minus row `i - (num_rows -
-    1)`.
+    """Lays one value per diagonal out as a matrix; entry i is of column minus row
+    `i - (num_rows - 1)`.
 
     Repeating a row of n + 1 values and cutting the run every n shifts each row by one. Without a
     gather the gradient is a sum over diagonals, not a scatter of `num_rows * num_columns` terms.

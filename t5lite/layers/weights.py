@@ -100,8 +100,8 @@ class AdapterSpec(WeightPolicySpec):
         computation.
 
         Args:
-          inner: the projection without this adapter, its bias included: `inner(x)` is `[...,
-            *features]`.
+          inner: the projection without this adapter, its bias included: `inner(x)` is
+            `[..., *features]`.
           affine: the parts of the projection without any adapter.
         """
         raise NotImplementedError(f"{type(self).__name__}.apply")

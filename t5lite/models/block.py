@@ -53,32 +53,26 @@ class BlockSpec(Spec):
           causal: whether a token sees only those before it.
           position_bias: the layer's own; None where the stack has it, or there is none.
           kernel: of attention, see `layers.attention`.
-          weights: the policies of its parameters.
         """
         raise NotImplementedError
 
     def empty_cache(self, batch: int, size: int, dtype: jnp.dtype, *, draft_length: int) -> Any:
-        """Returns the layer's decoding state before the first token.
+        """Returns the layer's decoding state before the first token: arrays `[batch, …]` in any
+        pytree.
 
         Args:
-          batch: rows.
           size: most tokens of a row.
           dtype: of the computation.
           draft_length: most tokens that are rewound, and that a step has beyond its first.
-
-        Returns:
-          A pytree of arrays `[batch, …]`.
         """
         raise NotImplementedError
 
     def flops(
         self, embed: int, length: int, *, encoder_length: int = 0, encoder_embed: int | None = None
     ) -> int:
-        """Returns multiply-adds × 2 of the layer's matrix products over one row.
+        """Returns multiply-adds × 2 of the layer's matrix products over one row, padding included.
 
         Args:
-          embed: width of the residual stream.
-          length: tokens of the row, padding included.
           encoder_length: tokens of the encoder's output, which cross-attention reads.
           encoder_embed: its width, where it is not `embed`.
         """
@@ -129,8 +123,8 @@ class TransformerBlockSpec(BlockSpec):
         `x + norm(sublayer(norm(x)))` (Gemma 2, arXiv:2408.00118, §2).
       attention_norm: whether there is a norm before self-attention; not in ModernBERT's first
         layer, which reads normed embeddings.
-      parallel: whether attention and MLP read the same `x`, and both are added to it.
-        Source: Wang and Komatsuzaki 2021, GPT-J; Black et al. 2022, arXiv:2204.06745, §2.1.
+      parallel: whether attention and MLP read the same `x`, and both are added to it. Source: Wang
+        and Komatsuzaki 2021, GPT-J; Black et al. 2022, arXiv:2204.06745, §2.1.
     """
 
     attention: AttentionSpec
@@ -158,7 +152,7 @@ class TransformerBlockSpec(BlockSpec):
         return Block(self, embed, position_bias_spec=position_bias, **options)
 
     def empty_cache(self, batch: int, size: int, dtype: jnp.dtype, *, draft_length: int) -> Slots:
-        """Returns slots for `size` tokens, or for those that a window sees; see `BlockSpec`."""
+        """Returns slots for `size` tokens, or for those that a window sees."""
         attention = self.attention
         if attention.window is not None:
             size = min(size, attention.window + 1 + draft_length)
@@ -269,19 +263,15 @@ class Block(nn.Module):
         cross: Slots | None = None,
         drop_rate: Float32[Array, ""] | None = None,
     ) -> tuple[Float[Array, "batch length {self.embed}"], Slots | None]:
-        """Runs the layer.
+        """Runs the layer; returns the residual stream, and `cached` with the keys and values of
+        `x`.
 
         Args:
-          x: the residual stream.
-          context: what all layers of the stack share.
           cached: keys and values of the tokens before `x`; None without a cache. It is filled where
             the context has `prompt_lengths`.
           cross: the encoder's keys and values; None to project `context.encoded`. A row of them
             serves `batch / rows` rows of `x` next to each other.
           drop_rate: of stochastic depth; None for none.
-
-        Returns:
-          The residual stream, and `cached` with the keys and values of `x` appended.
         """
 
         def attend(x: jax.Array) -> jax.Array:

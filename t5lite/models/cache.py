@@ -49,10 +49,8 @@ class Cache:
         return dataclasses.replace(self, lengths=lengths)
 
     def reorder(self, rows: Int32[Array, " rows"]) -> "Cache":
-        """Returns the cache whose row i is row `rows[i]`, as in beam search.
-
-        Beams belong to one input, so the encoder's keys and values do not move.
-        """
+        """Returns the cache whose row i is row `rows[i]`, as in beam search, whose beams belong to
+        one input: the encoder's keys and values do not move."""
 
         def take(part: str) -> Any:
             axis = batch_axis(part)
@@ -72,10 +70,8 @@ class Cache:
           rows: `[n]` int32, the rows to replace by those of `other`; out of range: dropped.
           other: of `n` rows, of the same model, size and `draft_length`, and of at most the same
             encoder length.
-
-        Raises:
-          InputError: another size, a longer encoder length, or rows of this cache that share the
-            encoder's output (`repeat`).
+        Raises: InputError for another size, a longer encoder length, or rows of this cache that
+        share the encoder's output (`repeat`).
         """
         if self.draft_length != other.draft_length:
             raise InputError(
@@ -118,8 +114,6 @@ def _inserted(part: str, old: Any, rows: jax.Array, new: Any, *, repeat: int = 0
 
     Args:
       part: of a `StackCache`, which determines the batch axis; "" for axis 0.
-      old, new: trees of arrays.
-      rows: `[n]` int32.
       repeat: repeats of each new row; above 0, shorter arrays are padded.
     """
     axis = batch_axis(part)

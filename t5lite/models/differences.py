@@ -32,7 +32,6 @@ def differences(old: ModelSpec, new: ModelSpec) -> list[Difference]:
 
 
 def _flat(value: Any, path: str) -> dict[str, Any]:
-    """Returns the values in nested JSON by their paths."""
     if isinstance(value, list):
         value = dict(enumerate(value))
     if not isinstance(value, dict):

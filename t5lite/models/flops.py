@@ -14,18 +14,17 @@ def forward_flops(
     decoder_length: int = 0,
     num_logits: int | None = None,
 ) -> int:
-    """Returns the multiply-adds × 2 of one forward pass over one row.
+    """Returns the multiply-adds × 2 of one forward pass over one row, padding included.
 
-    Matrix products only: projections, attention and logits over the vocabulary; masked attention
-    counts in full, because most kernels compute it; so do the slots of experts. A training step is
-    3 × this (the backward pass is twice the forward) without rematerialisation.
+    Matrix products only: projections, attention and logits; masked attention counts in full,
+    because most kernels compute it; so do the slots of experts. A training step is 3 × this (the
+    backward pass is twice the forward) without rematerialisation.
 
     Args:
-      spec: the model.
-      encoder_length: encoder tokens a row, padding included; 0 without an encoder.
-      decoder_length: decoder tokens a row, padding included; 0 without a decoder.
-      num_logits: positions of a row whose logits over the vocabulary are computed; None: all of
-        the last stack, if the model has a head for them.
+      encoder_length: encoder tokens a row; 0 without an encoder.
+      decoder_length: decoder tokens a row; 0 without a decoder.
+      num_logits: positions of a row whose logits over the vocabulary are computed; None: all of the
+        last stack, if the model has a head for them.
     """
     total = 0
     if spec.encoder is not None:

@@ -77,8 +77,8 @@ class Model:
     def unstack(self, params: Params) -> Params:
         """Returns the parameters with separate arrays for each layer.
 
-        A decoding step reads every weight once, and would first copy each layer's out of the stack:
-        on a CPU that takes 2.5 times as long as the products.
+        A decoding step would first copy each layer's weights out of the stack: on a CPU that takes
+        2.5 times as long as the products.
         """
         unstacked = dict(params)
         for side, stack in self.spec.stacks.items():
@@ -138,9 +138,8 @@ class Model:
     ) -> tuple[Float[Array, "batch length embed"], dict[str, jax.Array]]:
         """Runs the model up to, but without, its logits.
 
-        Returns:
-          Hidden states in the compute dtype, and auxiliary losses by name: float32 scalars, the
-          mean of all layers with experts (see `layers.MoeSpec`), as in T5X; none without experts.
+        Returns: hidden states in the compute dtype, and auxiliary losses by name: float32 scalars,
+        the mean of all layers with experts, if any (see `layers.MoeSpec`), as in T5X.
         """
         rngs = dict(rngs) if rngs and train else None
         if not self.spec.num_expert_layers:
@@ -154,15 +153,11 @@ class Model:
         return hidden, {name: total / num_layers for name, total in totals.items()}
 
     def attention(self, params: Params, batch: Batch) -> dict[str, list[jax.Array]]:
-        """Returns the attention weights of every layer and head.
+        """Returns the attention weights of every layer and head, after softmax, before dropout.
 
-        Returns:
-          An array for each layer, in order, `[batch, heads, q_length, kv_length]` float32, after
-          mask and softmax, before dropout. By kind: self-attention of the `encoder` and `decoder`,
-          and `cross` of the decoder over the encoder.
-
-        Raises:
-          InputError: if a block of your own has no `Attention` of that name.
+        Returns: by kind (self-attention of the `encoder` and `decoder`, and `cross`), an array
+        `[batch, heads, q_length, kv_length]` float32 for each layer, in order.
+        Raises: InputError if a block of your own has no `Attention` of that name.
         """
         _, sown = self._apply("hidden", params, dict(batch), mutable=["intermediates"])
         kinds = {side: (side, "attention") for side in self.spec.stacks}
@@ -190,10 +185,8 @@ class Model:
         rngs: Mapping[str, jax.Array] | None = None,
         train: bool = False,
     ) -> Float32[Array, " batch *output"]:
-        """Returns the output of the head of a kind other than "lm"; see `layers.heads` for shapes.
-
-        `valid` marks the tokens that are not padding.
-        """
+        """Returns the output of the head of a kind other than "lm" (shapes: `layers.heads`);
+        `valid` marks tokens that are not padding."""
         rngs = dict(rngs) if rngs and train else None
         return self._apply("output", params, kind, hidden, valid, rngs=rngs)
 
@@ -203,29 +196,21 @@ class Model:
         """Prepares decoding: reads the inputs or prompts, once.
 
         Args:
-          params: see `Model`.
           batch: not packed. Of an encoder-decoder `encoder_input_tokens` `[batch, encoder_length]`;
             of a decoder alone `decoder_input_tokens` `[batch, n]`, the start token and the prompt
             padded on the right, `decoder_lengths` `[batch]` int32, their number without padding,
             and `decoder_causal_attention` if prompts are seen in both directions. The cache then
             holds all but the last token of each prompt, the first one to pass to `extend`.
           max_length: slots of the cache for decoder tokens of a row, prompts included.
-          draft_length: the most tokens that `rewind` takes back, and that a step has beyond its
-            first one; the number of further slots in layers that see a window.
-
-        Raises:
-          InputError: if the model is an encoder, or has fewer than `max_length` positions.
+          draft_length: see `Cache`; the number of further slots in layers that see a window.
+        Raises: InputError if the model is an encoder, or has fewer than `max_length` positions.
         """
         return self._apply("start", params, dict(batch), max_length, draft_length)
 
     def extend(
         self, params: Params, tokens: Int32[Array, "batch n"], cache: Cache
     ) -> tuple[Float32[Array, "batch n {self.spec.vocab}"], Cache]:
-        """Decodes tokens after those in the cache.
-
-        Returns:
-          Logits, those at i predicting token i + 1, and the cache.
-        """
+        """Decodes tokens after those in the cache; logits at i predict token i + 1."""
         return self._apply("extend", params, tokens, cache)
 
     def _apply(self, method: str, params: Params, *arguments: Any, **options: Any) -> Any:
@@ -233,7 +218,6 @@ class Model:
 
 
 def _layer_weights(stack: StackSpec, sown: Mapping[str, Any], module: str) -> list[jax.Array]:
-    """Returns the attention weights of a stack's layers, in order."""
     weights, first, pattern = [], len(stack.first_blocks), len(stack.blocks)
     for layer in range(stack.num_layers):
         part, block = stack.location(layer)[0].split("/")

@@ -27,9 +27,7 @@ def named_spec(model: str | ModelSpec) -> ModelSpec:
       model: a preset's name; a folder with a `model.json` (of a run, or of `t5lite convert` or
         `adapt`); once `t5lite.interop` is imported, as by every command, also a Hugging Face folder
         or hub name and a T5X checkpoint.
-
-    Raises:
-      InputError: for any other name, with the nearest presets.
+    Raises: InputError for any other name, with the nearest presets.
     """
     if isinstance(model, ModelSpec):
         return model
@@ -66,13 +64,11 @@ def override(model: str | ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:
     """Returns a spec with some values changed, addressed by their path.
 
     Args:
-      model: a preset's name, a folder, or a spec; see `named_spec`.
+      model: see `named_spec`.
       changes: path → value. A step of a path is a field's name, the index of a block, or `*` for
-        every block (or, at the start, for every stack), e.g. `{"decoder.blocks.*.mlp.hidden": 4096,
-        "*.dropout_rate": 0.1}`.
-
-    Raises:
-      InputError: if a path does not exist (with the nearest names) or a value does not fit.
+        every block (or, at the start, for every stack), e.g.
+        `{"decoder.blocks.*.mlp.hidden": 4096, "*.dropout_rate": 0.1}`.
+    Raises: InputError if a path does not exist (with the nearest names) or a value does not fit.
     """
     spec = named_spec(model)
     for path, value in changes.items():

@@ -1,8 +1,8 @@
 """Rematerialisation policies: which activations each layer saves for its backward pass.
 
-Checkpoint names: `query key value output` of attention, `cross_…` of cross-attention, `gate up
-down` of the MLP, and `kernel` and `attention_kernel` of gathered weights. Attention's output and
-softmax statistics: see `layers.attended_saveable`. The residual stream is always saved.
+Checkpoint names: `query key value output` of attention, `cross_…` of cross-attention,
+`gate up down` of the MLP, `kernel` and `attention_kernel` of gathered weights; for attention's
+output and statistics see `layers.attended_saveable`. The residual stream is always saved.
 """
 
 from collections.abc import Callable

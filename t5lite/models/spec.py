@@ -43,8 +43,7 @@ class StackSpec(Spec):
         ALBERT, arXiv:1909.11942, §3.1).
       embed: width of the residual stream; None for the model's.
       position_bias: added to attention logits, by distance; None for none.
-      position_embedding: added to token embeddings; None for none. (Rotary positions belong to
-        attention.)
+      position_embedding: added to token embeddings; None for none. (Rotary: see attention.)
       embedding_scale: factor on token embeddings.
       embedding_norm: of the sum of embeddings, positions and token types; None for none.
       final_norm: after the last layer; None for none.
@@ -114,10 +113,8 @@ class StackSpec(Spec):
         return max(1, sum(block.num_updates for block in self.every_block))
 
     def location(self, layer: int) -> tuple[str, int | None]:
-        """Returns the path of a layer's parameters below the stack's, such as `layers/block_0`.
-
-        And their index along the leading axis `layers`, or None without that axis.
-        """
+        """Returns the path of a layer's parameters below the stack's, `layers/block_0`, and their
+        index along the leading axis `layers`, None without that axis."""
         if layer < len(self.first_blocks):
             return f"first/block_{layer}", None
         period, block = divmod(layer - len(self.first_blocks), len(self.blocks))
@@ -141,9 +138,8 @@ class ModelSpec(Spec):
       embed: width of the residual stream.
       embedding_size: width of the token embedding, which is then projected (ALBERT,
         arXiv:1909.11942, §3.1; ELECTRA), for encoders alone; None for `embed`.
-      encoder: the encoder's stack; None for a decoder alone.
-      decoder: the decoder's stack, whose blocks have `cross_attention` after an encoder; None for
-        an encoder alone.
+      encoder, decoder: the stacks; None for none. After an encoder the decoder's blocks have
+        `cross_attention`.
       heads: outputs of the last hidden states, at most one of a kind.
       shared_embedding: whether encoder and decoder look up the same table, rather than one each
         (T5Gemma).
@@ -195,7 +191,6 @@ class ModelSpec(Spec):
             )
 
     def _check_widths(self) -> None:
-        """Checks that stacks that share an embedding have its width."""
         encoder, decoder = self.encoder, self.decoder
         both = encoder is not None and decoder is not None
         self.require(both or self.shared_embedding, "shared_embedding", "True for one stack alone")
@@ -237,11 +232,10 @@ class ComputeSpec(Spec):
 
     Args:
       dtype: of activations; parameters, norms, softmax and logits stay float32.
-      remat: the activations that each layer saves for the backward pass, which recomputes the
-        rest; one of `remat.POLICIES`, from `none` (all saved) to `full` (nothing saved).
+      remat: the activations that each layer saves for the backward pass, which recomputes the rest;
+        one of `remat.POLICIES`, from `none` (all saved) to `full` (nothing saved).
       scan: one compiled layer in a loop, rather than layers unrolled; parameters are the same.
-      attention: the kernel, one of `layers.KERNELS`, or "auto"; see `layers.attention`. Results are
-        equal but for rounding.
+      attention: the kernel, one of `layers.KERNELS`, or "auto"; results are equal but for rounding.
       storage: how weight matrices lie in memory; see `layers.Weights`.
     """
 
@@ -278,8 +272,7 @@ def save_spec(path: epath.PathLike, spec: ModelSpec) -> None:
 def load_spec(path: epath.PathLike) -> ModelSpec:
     """Reads a spec that `save_spec` wrote.
 
-    Raises:
-      InputError: if the file is missing or not JSON, has a newer format, or names unknown specs.
+    Raises: InputError if the file is missing, not JSON, of a newer format, or names unknown specs.
     """
     path = epath.Path(path)
     try:

@@ -70,10 +70,8 @@ class Period(nn.Module):
 
 
 class Stack(nn.Module):
-    """Positions and norm of embeddings, all layers, and the final norm.
-
-    If not `stacked`, each layer has its own parameters: `layers_0` is the first slice of `layers`.
-    """
+    """Positions and norm of embeddings, all layers, and the final norm. If not `stacked`, each
+    layer has its own parameters: `layers_0` is the first slice of `layers`."""
 
     spec: StackSpec
     embed: int
@@ -161,11 +159,8 @@ class Stack(nn.Module):
         return {name: part.cross_slots(None, encoded)[1] for name, part in self.parts.items()}
 
     def empty_cache(self, batch: int, max_length: int, draft_length: int) -> StackCache:
-        """Returns room for `max_length` tokens a row in every layer; see `BlockSpec.empty_cache`.
-
-        Raises:
-          InputError: if a draft is to be rewound, and a block's state cannot be.
-        """
+        """Returns room for `max_length` tokens a row in every layer; an InputError if a draft is to
+        be rewound, and a block's state cannot be."""
         spec, dtype = self.spec, self.compute.jax_dtype
         for block in spec.every_block if draft_length else ():
             if not block.rewindable:
@@ -203,16 +198,12 @@ class Stack(nn.Module):
         cached: StackCache | None = None,
         cross: StackCache | None = None,
     ) -> tuple[Float[Array, "batch length {self.embed}"], StackCache | None]:
-        """Runs all layers.
+        """Runs all layers; returns hidden states after the last norm, and the extended `cached`.
 
         Args:
           x: embedded tokens, of width `embed` or `embedding_size`.
           context: masks and whatever else the layers share; its bias is filled in here.
           cached: keys and values of the tokens before `x`; see `Block`.
-          cross: the encoder's keys and values.
-
-        Returns:
-          Hidden states after the last norm, and `cached` with the keys and values of `x` appended.
         """
         bias = self.spec.position_bias
         if bias is not None and not bias.per_layer:
@@ -234,7 +225,6 @@ class Stack(nn.Module):
         return x, None if cached is None else updated
 
     def _embedded(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """Returns token embeddings with their positions, normed."""
         spec = self.spec
         if spec.embedding_scale != 1.0:
             x = x * jnp.asarray(spec.embedding_scale, x.dtype)

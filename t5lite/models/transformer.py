@@ -50,7 +50,6 @@ class Transformer(nn.Module):
         return Weights(self.spec.init, num_updates, self.spec.adapters, self.compute.storage)
 
     def stack(self, side: str) -> Stack:
-        """Returns the module of the encoder's or the decoder's stack."""
         spec: StackSpec = getattr(self.spec, side)
         embed = spec.embed or self.spec.embed
         weights = self.weights(spec.num_updates)
@@ -73,12 +72,10 @@ class Transformer(nn.Module):
     def logits(
         self, hidden: Float[Array, "batch length embed"]
     ) -> Float32[Array, "batch length {self.spec.vocab}"]:
-        """Returns the logits over the vocabulary."""
         logits = self.lm_head(hidden, self.token_embedding)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
     def output(self, kind: str, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-        """Returns the output of the head of a kind other than "lm", float32."""
         return getattr(self, f"{kind}_head")(hidden, valid)
 
     def __call__(self, batch: Batch) -> dict[str, jax.Array]:
@@ -97,13 +94,12 @@ class Transformer(nn.Module):
         raise NotImplementedError
 
     def start(self, batch: Batch, max_length: int, draft_length: int) -> Cache:
-        """Prepares decoding; see `Model.start`."""
+        """Prepares decoding for `max_length` tokens, prompts included; see `Model.start`."""
         raise NotImplementedError
 
     def extend(
         self, tokens: Int32[Array, "batch n"], cache: Cache
     ) -> tuple[Float32[Array, "batch n vocab"], Cache]:
-        """Decodes tokens after those in the cache."""
         n = tokens.shape[1]
         cache.check(n)
         segments = cache.encoder_segments
@@ -124,7 +120,6 @@ class Encoder(Transformer):
         self.encoder = self.stack("encoder")
 
     def encode(self, batch: Batch) -> Float[Array, "batch length embed"]:
-        """Returns the encoder's output."""
         types = batch.get("token_types")
         x = self.embed(batch["encoder_input_tokens"], types, side="encoder")
         context = Context(
@@ -153,7 +148,6 @@ class Decoder(Transformer):
         return self.decoder(x, context)[0]
 
     def start(self, batch: Batch, max_length: int, draft_length: int) -> Cache:
-        """Reads the prompts, and makes room for `max_length` tokens a row, prompts included."""
         tokens = batch["decoder_input_tokens"]
         num_rows, length = tokens.shape
         if length > max_length:
@@ -191,7 +185,6 @@ class EncoderDecoder(Encoder):
         return self.decoder(self.embed(batch["decoder_input_tokens"]), context)[0]
 
     def start(self, batch: Batch, max_length: int, draft_length: int) -> Cache:
-        """Encodes once and makes room for `max_length` decoder tokens."""
         num_rows = len(batch["encoder_input_tokens"])
         check_room(self.spec.decoder, max_length)
         return Cache(
@@ -239,11 +232,8 @@ def encoder_segments(batch: Batch) -> jax.Array:
 
 
 def decoder_segments(batch: Batch) -> jax.Array:
-    """Returns the decoder's segment ids `[batch, length]`.
-
-    A row of one text is one segment to its end: the causal mask, which needs no array of the
-    batch, hides the padding after it.
-    """
+    """Returns the decoder's segment ids `[batch, length]`. A row of one text is one segment to its
+    end: the causal mask hides the padding after it without an array of the batch."""
     if "decoder_lengths" in batch or "decoder_segment_ids" not in batch:
         return jnp.ones_like(batch["decoder_input_tokens"])
     return batch["decoder_segment_ids"]

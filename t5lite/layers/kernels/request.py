@@ -22,8 +22,8 @@ class Request:
     Args:
       query: `[batch, q_length, heads, kv]`.
       kv: keys and values `[batch, kv_length, kv_heads, kv]`; `heads` is a multiple of `kv_heads`.
-      bias: added to the scaled logits, float32, broadcastable to `[batch, heads, q_length,
-        kv_length]`; None for none.
+      bias: added to the scaled logits, float32, broadcastable to
+        `[batch, heads, q_length, kv_length]`; None for none.
       mask: which keys each query sees; None for all.
       dropout: of the probabilities; None for none.
       softcap: after scaling, logits x become `softcap * tanh(x / softcap)`, before the bias; None

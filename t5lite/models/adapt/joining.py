@@ -38,25 +38,18 @@ def to_encoder_decoder(
     Both stacks start from the given one; they differ in causality and cross-attention alone.
 
     Args:
-      spec, params: of a decoder or an encoder alone.
       cross_attention: "copied" from each layer's self-attention, but without rotary positions and
-        windows; "fresh", which the T5Gemma paper then trains alone for the first steps. None
-        for the papers' choice: "copied" from a decoder, "fresh" from an encoder. Its norms are
-        copied from self-attention's either way.
+        windows; "fresh", which the T5Gemma paper then trains alone for the first steps. None for
+        the papers' choice: "copied" from a decoder, "fresh" from an encoder. Its norms are copied
+        from self-attention's either way.
       shared_embedding: whether both stacks look up the same table, rather than a copy each; None
         for a copy each of Gemma 2's, as T5Gemma has them, otherwise for the same table.
-      heads: of the new model; None for a decoder's own, and for tied logits after an encoder.
-        Heads of the old model keep their parameters, others are drawn.
+      heads: of the new model; None for a decoder's own, and for tied logits after an encoder. Heads
+        of the old model keep their parameters, others are drawn.
       family: see `ModelSpec`; None for "t5gemma" from Gemma 2, otherwise "encoder_decoder".
       rng: a PRNG key; needed only where parameters are drawn.
-
-    Returns:
-      The new model's spec and parameters.
-
-    Raises:
-      InputError: if the model is an encoder-decoder already, if its blocks cannot have
-        cross-attention, if the parameters do not fit the spec, or if `rng` is needed and missing.
-
+    Raises: InputError if the model is an encoder-decoder already, if its blocks cannot have
+    cross-attention, if the parameters do not fit the spec, or if `rng` is needed and missing.
     Source: Zhang et al. 2025, arXiv:2504.06225, §3; Rothe et al. 2020, arXiv:1907.12461, §2.
     """
     require(
@@ -84,8 +77,7 @@ def join(
 ) -> Source:
     """Makes an encoder-decoder of two models of one vocabulary, whose widths may differ.
 
-    Embeddings of token type 0, where there are any, are added to the learned positions, as an
-    encoder-decoder reads texts of one type.
+    Embeddings of token type 0, if any, are added to the learned positions: all texts have one type.
 
     Args:
       encoder: spec and parameters of the model whose encoder, or else decoder, becomes the encoder.
@@ -93,15 +85,8 @@ def join(
       cross_attention: see `to_encoder_decoder`; "copied" needs equal widths.
       shared_embedding: whether both look up the decoder's table, for models trained with the same.
       heads, family, rng: see `to_encoder_decoder`.
-
-    Returns:
-      The new model's spec and parameters.
-
-    Raises:
-      InputError: if vocabularies or widths do not fit, or as in `to_encoder_decoder`.
-
-    Source: Zhang et al. 2025, arXiv:2504.06225, §3 (9B-2B); Rothe et al. 2020, arXiv:1907.12461, §2
-    (BERT2GPT).
+    Raises: InputError if vocabularies or widths do not fit, or as in `to_encoder_decoder`.
+    Source: see `to_encoder_decoder`; 9B-2B in the first, BERT2GPT in the second.
     """
     require(
         decoder[0].topology != "encoder_decoder",
@@ -157,7 +142,6 @@ def _joined(
 
 
 def _check(encoder: Source, decoder: Source, cross_attention: str, shared: bool) -> None:
-    """Raises an InputError if two models do not go together."""
     for spec, params in (encoder, decoder):
         check_parameters(spec, params)
         require(

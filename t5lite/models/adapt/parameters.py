@@ -17,7 +17,6 @@ PARTS = ("first", "layers", "remainder")
 
 
 def require(condition: bool, field: str, message: str) -> None:
-    """Raises an InputError about a field unless a condition holds."""
     if not condition:
         raise InputError(message, field=field)
 
@@ -34,12 +33,10 @@ def flat(tree: Params) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> Params:
-    """Returns the tree of leaves by their paths."""
     return traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 
 def below(tree: Params, path: str) -> Params:
-    """Returns the part of a tree at a path."""
     return functools.reduce(lambda node, step: node[step], path.split("/"), tree)
 
 
@@ -57,11 +54,8 @@ def check_parameters(spec: ModelSpec, params: Params) -> None:
 
 
 def completed(spec: ModelSpec, params: Params, *, rng: jax.Array | None) -> Params:
-    """Returns `params` of a new model, missing ones drawn with `rng`, and no array twice.
-
-    Raises:
-      InputError: if parameters are missing and `rng` is None, or others do not fit.
-    """
+    """Returns `params` of a new model, missing ones drawn with `rng`, and no array twice; an
+    InputError if parameters are missing and `rng` is None, or others do not fit."""
     leaves = flat(params)
     missing = [path for path in shapes_of(spec) if path not in leaves]
     if missing:
@@ -85,11 +79,8 @@ def completed(spec: ModelSpec, params: Params, *, rng: jax.Array | None) -> Para
 
 
 def with_blocks(stack: StackSpec, blocks: Sequence[TransformerBlockSpec]) -> StackSpec:
-    """Returns a stack of these blocks, one a layer, with the shortest pattern that repeats.
-
-    Raises:
-      InputError: if layers that share their parameters would have different blocks.
-    """
+    """Returns a stack of these blocks, one a layer, with the shortest pattern that repeats; an
+    InputError if layers that share their parameters would have different blocks."""
     require(
         len(blocks) == stack.num_layers,
         "blocks",
@@ -117,12 +108,8 @@ def with_blocks(stack: StackSpec, blocks: Sequence[TransformerBlockSpec]) -> Sta
 
 
 def repattern(stack_params: Params, old: StackSpec, new: StackSpec) -> Params:
-    """Moves the parameters of every layer to its path and index in another pattern of blocks.
-
-    Raises:
-      InputError: if the numbers of layers differ, or if layers of different parameters would be
-        stacked or shared.
-    """
+    """Moves the parameters of every layer to its path and index in another pattern of blocks; an
+    InputError if numbers of layers differ, or different parameters would be stacked or shared."""
     require(
         old.num_layers == new.num_layers,
         "num_layers",

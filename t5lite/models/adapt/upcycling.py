@@ -49,28 +49,22 @@ def upcycle(
     the loss rises before it falls.
 
     Args:
-      spec, params: of a dense model.
       num_experts: in each changed layer.
       rng: a PRNG key, for the routers, whose kernels are drawn with a standard deviation of 0.02,
         and for noise.
       top_k: experts of a token; the paper has 2 in decoders. (In encoders its experts choose the
         tokens, which `MoeSpec` cannot express.)
-      layers: the changed ones of each stack: "alternate", every other one from the second on, as
-        in the paper's language models; "all"; or their numbers, from 0.
+      layers: the changed ones of each stack: "alternate", every other one from the second on, as in
+        the paper's language models; "all"; or their numbers, from 0.
       stacks: some of "encoder" and "decoder"; None for all.
       capacity_factor: of `MoeSpec`; None for no tokens dropped.
       normalize_weights: of `MoeSpec`; None for True if `top_k` is above 1.
       noise_stddev: of noise that is added to each expert's kernels, as a fraction of the standard
         deviation of their own values; 0 for none, as in the paper.
       options: other fields of `MoeSpec`.
-
-    Returns:
-      The new model's spec, whose blocks repeat in the shortest pattern, and its parameters.
-
-    Raises:
-      InputError: if a layer does not exist or has experts already, if an argument is out of its
-        range, or if the parameters do not fit the spec.
-
+    Returns: the new spec, whose blocks repeat in the shortest pattern, and its parameters.
+    Raises: InputError if a layer does not exist or has experts already, if an argument is out of
+    its range, or if the parameters do not fit the spec.
     Source: Komatsuzaki et al. 2022, arXiv:2212.05055, §3.
     """
     check_parameters(spec, params)
@@ -160,7 +154,6 @@ def _sparse(
 def _numbers(
     stack: StackSpec, layers: Literal["alternate", "all"] | Collection[int], name: str
 ) -> set[int]:
-    """Returns the numbers of the layers that change."""
     count = stack.num_layers
     if layers == "all":
         return set(range(count))

@@ -21,20 +21,16 @@ MARKS = ("▁", "Ġ", "##")
 def vectors_from_text(
     path: epath.PathLike, *, only: Collection[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Reads word vectors from text: lines of a word, which may contain spaces, and its numbers.
+    """Reads word vectors, `[width]` float32: lines of a word, which may contain spaces, and
+    numbers.
 
     A first line of two integers, the number of words and the width (word2vec, fastText), is checked
-    against the rest.
+    against the rest. Of words that occur twice, the first counts.
 
     Args:
       path: of the file, perhaps `.gz`.
       only: the words to return; None for all.
-
-    Returns:
-      `[width]` float32 for each word; of words that occur twice, the first.
-
-    Raises:
-      InputError: if the file is missing or empty, or a line is damaged.
+    Raises: InputError if the file is missing or empty, or a line is damaged.
     """
     vectors: dict[str, np.ndarray] = {}
     width, announced, count = None, None, 0
@@ -86,14 +82,9 @@ def with_vectors(
       pieces: of its vocabulary, in the order of their ids.
       vectors: `[width]` for each word, as `vectors_from_text` returns them.
       rng: a PRNG key; needed only where widths differ.
-
-    Returns:
-      The spec, the parameters, and how many pieces were matched.
-
-    Raises:
-      InputError: if there are more pieces than rows, if vectors differ in width, if `rng` is
-        missing, or if the parameters do not fit the spec.
-
+    Returns: the spec, the parameters, and how many pieces were matched.
+    Raises: InputError if there are more pieces than rows, vectors differ in width, `rng` is
+    missing, or the parameters do not fit the spec.
     Source: Kocmi and Bojar 2017, arXiv:1711.09160 (what initial embeddings are worth).
     """
     check_parameters(spec, params)
@@ -135,7 +126,6 @@ def _fitted(values: jax.Array, old: jax.Array, rng: jax.Array | None) -> jax.Arr
 
 
 def _match(piece: str, vectors: Mapping[str, np.ndarray]) -> str | None:
-    """Returns the word whose vector a piece takes."""
     bare = piece
     for mark in MARKS:
         bare = bare.removeprefix(mark)

@@ -27,8 +27,6 @@ class _Plan:
       num_pieces: old rows of pieces; the rest is padding.
       source: `[vocab]` int32, the old row that is copied; -1 for none.
       parts: by new row, the old rows that are averaged.
-      init: of all other rows, one of `INITS`.
-      rng: a PRNG key, for "normal".
     """
 
     num_pieces: int
@@ -61,7 +59,6 @@ def extend_vocabulary(
     initialised like a new token's.
 
     Args:
-      spec, params: of any model.
       new_tokens: their number, or the new pieces.
       num_pieces: of the old vocabulary; None for `spec.vocab`. Further rows are padding, which the
         first new tokens replace.
@@ -70,13 +67,8 @@ def extend_vocabulary(
       decompose: maps a new piece to ids of old ones, possibly none; its rows are their means.
       multiple_of: the number of rows is rounded up to a multiple of it.
       rng: a PRNG key, for "normal".
-
-    Returns:
-      The spec with its new `vocab`, which is never below the old one, and the parameters.
-
-    Raises:
-      InputError: if an argument is out of its range, or the parameters do not fit the spec.
-
+    Returns: the spec, whose `vocab` is never below the old one, and the parameters.
+    Raises: InputError if an argument is out of its range, or the parameters do not fit the spec.
     Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
     """
     num_pieces = check_pieces(spec, spec.vocab if num_pieces is None else num_pieces)
@@ -112,18 +104,13 @@ def replace_vocabulary(
     """Gives a model another vocabulary: embeddings, logits and their biases.
 
     Args:
-      spec, params: of any model.
       old_pieces: of its vocabulary, in the order of their ids.
       new_pieces: of the new vocabulary; old ones among them keep their rows.
       init, decompose, multiple_of, rng: see `extend_vocabulary`.
       start_id: the token that a decoder reads first; None for the old piece, otherwise 0.
-
-    Returns:
-      The spec, the parameters, and how many pieces were `kept`, `composed` and `drawn`.
-
-    Raises:
-      InputError: if an argument is out of its range, if the start token is not in the new
-        vocabulary, or if the parameters do not fit the spec.
+    Returns: the spec, the parameters, and how many pieces were `kept`, `composed` and `drawn`.
+    Raises: InputError if an argument is out of its range, if the start token is not in the new
+    vocabulary, or if the parameters do not fit the spec.
     """
     num_pieces = check_pieces(spec, len(old_pieces), field="old_pieces")
     require(len(new_pieces) > 0, "new_pieces", "new_pieces must be at least one")
@@ -244,7 +231,6 @@ def _rounded(size: int, multiple_of: int) -> int:
 
 
 def _start_id(spec: ModelSpec, old_pieces: Sequence[str], new_pieces: Sequence[str]) -> int | None:
-    """Returns the new id of the token that a decoder reads first."""
     old = spec.start_id
     if old is None:
         return None

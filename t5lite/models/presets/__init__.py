@@ -16,9 +16,7 @@ PRESETS: dict[str, ModelSpec] = {
 def preset(name: str) -> ModelSpec:
     """Returns the spec of a published architecture.
 
-    Raises:
-      InputError: for an unknown name, with the nearest ones; a name of the Hugging Face hub with
-        the preset of that architecture.
+    Raises: InputError for an unknown name, with the nearest ones, or the preset of a hub name.
     """
     if name in PRESETS:
         return PRESETS[name]
@@ -28,15 +26,11 @@ def preset(name: str) -> ModelSpec:
 
 
 def same_architecture(name: str) -> str | None:
-    """Returns the preset that a name of the Hugging Face hub stands for, or None.
-
-    `bert-base-uncased` is `bert_base`, `google/t5-v1_1-base` is `t5_1_1_base`.
-    """
+    """Returns the preset of a Hugging Face hub name, such as `google/t5-v1_1-base`, or None."""
     return {_plain(preset): preset for preset in PRESETS}.get(_plain(name.rpartition("/")[2]))
 
 
 def _plain(name: str) -> str:
-    """Returns a name without what hubs and presets write differently."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     ignored = ("uncased", "meta", "hf", "deduped", "it")
     return "".join(re.sub(r"^v(?=\d)", "", word) for word in words if word not in ignored)

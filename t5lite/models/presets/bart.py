@@ -29,9 +29,9 @@ def bart(
 ) -> ModelSpec:
     """Returns a BART: the original Transformer with learned positions and normed embeddings.
 
-    Source: Lewis et al. 2019, arXiv:1910.13461, §2.1, and fairseq's `bart/model.py`; the table of
-    positions has two more rows than there are positions, from fairseq's padding index. Initial
-    values: fairseq's `init_bert_params`; mBART, PEGASUS and Marian: `init_std` of config.json.
+    Source: Lewis et al. 2019, arXiv:1910.13461, §2.1, and fairseq's `bart/model.py`, whose padding
+    index adds two rows of positions. Initial values: fairseq's `init_bert_params`; mBART, PEGASUS
+    and Marian: `init_std` of config.json.
     """
     norm, attention = LayerNormSpec(1e-5), sizes.attention(use_bias=True)
     positions = LearnedPositionsSpec(1024, offset=2)
@@ -82,9 +82,7 @@ pegasus = functools.partial(
 
 
 def marian(sizes: Sizes, *, activation: str, vocab: int) -> ModelSpec:
-    """Returns a Marian transformer, OPUS-MT's: the original one with a bias on the logits.
-
-    The decoder reads padding first, the last token of the vocabulary.
+    """Returns OPUS-MT's Marian: the original transformer, a bias on logits, and padding read first.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, §3; Junczys-Dowmunt et al. 2018,
     arXiv:1804.00344; Tiedemann and Thottingal 2020, "OPUS-MT", EAMT.

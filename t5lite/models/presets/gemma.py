@@ -64,7 +64,6 @@ def gemma2_stack(
 
 
 def gemma2(sizes: Sizes, *, logits_scale: float | None = None) -> ModelSpec:
-    """Returns a Gemma 2; see `gemma2_stack`."""
     decoder = gemma2_stack(sizes, logits_scale=logits_scale)
     return _gemma2(family="gemma2", embed=sizes.embed, decoder=decoder)
 

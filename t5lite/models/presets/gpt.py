@@ -28,12 +28,11 @@ def gpt2(
     start_id: int = 50256,
     init: InitSpec = NormalInitSpec(0.02, scaled_residuals=True),
 ) -> ModelSpec:
-    """Returns a GPT-2: a decoder with learned positions and logits from the token embedding.
-
-    Its texts begin with the token that ends them, `<|endoftext|>`.
+    """Returns a GPT-2: a decoder with learned positions, tied logits and start token
+    `<|endoftext|>`.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", §2.3.
-      Initial values: also the authors' `model.py`; positions as in transformers (0.01 there).
+    Initial values: also the authors' `model.py`, but positions as in transformers (theirs: 0.01).
     """
     mlp = sizes.mlp("gelu_tanh", use_bias=True)
     decoder = StackSpec(
@@ -62,12 +61,10 @@ gpt3 = functools.partial(gpt2, max_length=2048, dropout_rate=0.0)  # initial val
 
 
 def gpt_neox(sizes: Sizes, *, vocab: int = 50304, activation: str = "gelu") -> ModelSpec:
-    """Returns a GPT-NeoX: attention and MLP in parallel, and a quarter of each head rotary.
+    """Returns a GPT-NeoX: attention and MLP in parallel, a quarter of each head rotary, start token
+    0, which is `<|endoftext|>`.
 
-    Its texts begin with the token that ends them, `<|endoftext|>`, which is 0.
-
-    Source: Black et al. 2022, arXiv:2204.06745, §2.1; initial values of Pythia: the authors'
-      configs.
+    Source: Black et al. 2022, arXiv:2204.06745, §2.1; Pythia's initial values: its configs.
     """
     attention = sizes.attention(use_bias=True, rotary=RotarySpec(fraction=0.25))
     mlp = sizes.mlp(activation, use_bias=True)
@@ -84,7 +81,7 @@ def gpt_neox(sizes: Sizes, *, vocab: int = 50304, activation: str = "gelu") -> M
 def palm(sizes: Sizes) -> ModelSpec:
     """Returns a PaLM: attention and gated MLP in parallel, one key and value head, no biases.
 
-    Each of the two has its own norm, where the paper writes one formula for both. The weights were
+    Each of the two has its own norm, where the paper writes one formula for both. Its weights were
     not released.
 
     Source: Chowdhery et al. 2022, arXiv:2204.02311, §2; initial values, §5.

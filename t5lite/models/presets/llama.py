@@ -20,8 +20,8 @@ def llama(
 ) -> ModelSpec:
     """Returns a LLaMA: a decoder with rotary positions, RMS norms and gated MLPs, no biases.
 
-    Source: Touvron et al. 2023, arXiv:2302.13971, §2.2, and arXiv:2307.09288, §2.2; initial
-      values, of which the papers do not speak: `initializer_range` of the released config.json.
+    Source: Touvron et al. 2023, arXiv:2302.13971, §2.2, and arXiv:2307.09288, §2.2; initial values:
+    `initializer_range` of the released config.json.
     """
     norm, mlp = RMSNormSpec(1e-5), sizes.mlp("silu", gated=True)
     block = TransformerBlockSpec(sizes.attention(rotary=rotary, window=window), mlp, norm=norm)

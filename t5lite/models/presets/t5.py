@@ -53,9 +53,8 @@ def switch(
 ) -> ModelSpec:
     """Returns a Switch Transformer: a T5 whose last of `every` layers is a mixture of experts.
 
-    Source: Fedus et al. 2021, arXiv:2101.03961, §2 and table 9, initial values §2.4; sizes as
-      released (flaxformer's `moe/models/switch_classic_*.gin`), slots per row and coefficients as
-      in transformers.
+    Source: Fedus et al. 2021, arXiv:2101.03961, §2 and table 9, initial values §2.4; sizes:
+    flaxformer's `moe/models/switch_classic_*.gin`; slots per row, coefficients: transformers.
     """
     spec = t5(sizes, gated=gated, tied_logits=tied_logits, dropout_rate=0.1)
 
