@@ -275,7 +275,7 @@ def _scattered(tokens: jax.Array, logits: jax.Array, values: jax.Array) -> jax.A
 
 
 def _contained(tokens: jax.Array, logits: jax.Array) -> jax.Array:
-    """Returns `[rows, vocab]` bool, true at `tokens` `[rows, n]` int32; -1 is no token."""
+    """Returns `[rows, vocab]` bool, true at `tokens` `[rows, n]` int32; -1 is ignored."""
     return jnp.zeros(logits.shape, bool).at[_at(tokens, logits)].set(True, mode="drop")
 
 

@@ -18,15 +18,14 @@ class Answer(NamedTuple):
 
     Args:
       text: up to the EOS or the first stop.
-      tokens: `[n]` ids, including the EOS, or those that complete the stop.
+      tokens: `[n]` ids, including the EOS, or the ones that complete the stop.
       log_probability: the sum of `token_log_probabilities`.
       score: the ranking of beam search; otherwise the log-probability.
       token_log_probabilities: `[n]` float32 in nats, under the model: before penalties, temperature
         and filters.
       policy_log_probabilities: `[n]` float32 in nats, under the distribution that tokens were drawn
         from, after all of these; 0 for greedy tokens. None for beam search and filled gaps.
-      finish_reason: "eos", "stop" (a stop text), "choice" (a complete one of `choices`) or
-        "length".
+      finish_reason: "eos", "stop" (a text), "choice" (a complete one of `choices`) or "length".
       top: for each token, the model's most probable tokens with their log-probabilities; () without
         `num_log_probabilities`.
     """
@@ -42,8 +41,7 @@ class Answer(NamedTuple):
 
 
 def answer_of(request: Request, generated: Any, row: int, vocabulary: Vocabulary | None) -> Answer:
-    """Returns the answer in a row of `Generated` or `Beams` on the host; without a vocabulary, it
-    has no text."""
+    """Returns the answer in a row of `Generated` or `Beams` on the host; no vocabulary, no text."""
     tokens, gains = generated.tokens[row], generated.token_log_probabilities[row]
     length = _length(request, tokens[: generated.lengths[row]], vocabulary)
     if length < generated.lengths[row]:
@@ -99,11 +97,8 @@ def _has_stop(request: Request, tokens: np.ndarray, vocabulary: Vocabulary | Non
 
 
 def _length(request: Request, tokens: np.ndarray, vocabulary: Vocabulary | None) -> int:
-    """Returns the number of tokens up to the one that completes the first stop.
-
-    The compiled loop ends a row there, except for text that decoding cleans up and tokens longer
-    than `decoding.stops.WIDTH` bytes.
-    """
+    """Returns the number of tokens up to the one that completes the first stop, where the loop ends
+    but for text that decoding cleans up and tokens longer than `decoding.stops.WIDTH` bytes."""
     count = len(tokens)
     if not _has_stop(request, tokens[: count - 1], vocabulary):
         return count

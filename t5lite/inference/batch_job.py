@@ -37,8 +37,7 @@ class Job:
       read: returns the request of a line, or raises the InputError of its row.
       answer: returns an answer, or an InputError, to each of several requests.
       record: returns the JSON object of a line and its answer.
-      tally: counts something in such an object; the sum is printed at the end.
-      unit: of that count.
+      tally: counts something in such an object; the sum is printed at the end, in `unit`.
       is_rate: whether the progress bar shows the count per second.
     """
 
@@ -61,11 +60,7 @@ def error_row(line: Line, error: InputError) -> Row:
 
 
 def check_row(line: Line) -> Row:
-    """Returns a line's row.
-
-    Raises:
-      InputError: a broken line, or one that JSON cannot hold.
-    """
+    """Returns a line's row; an InputError for a broken line, or one that JSON cannot hold."""
     if line.row is None:
         raise InputError(line.problem)
     try:
@@ -90,10 +85,7 @@ def answered(
     *,
     at_once: int,
 ) -> Iterator[tuple[Line, Any]]:
-    """Yields each line with its answer, or with the InputError of `read` or `answer`; see `Job`.
-
-    At most `at_once` lines are in memory.
-    """
+    """Yields each line, at most `at_once` in memory, with its answer or InputError; see `Job`."""
     lines = iter(lines)
     while chunk := list(itertools.islice(lines, at_once)):
         requests: list[Any] = []
@@ -139,7 +131,6 @@ class Totals:
     failures: Failures = dataclasses.field(default_factory=Failures)
 
     def add(self, row: Row) -> None:
-        """Adds a line."""
         self.lines += 1
         if "error" in row:
             self.failures.add(Line(row["line"], 0, 0, None), InputError(row["error"]))
@@ -147,7 +138,6 @@ class Totals:
             self.tally += self.job.tally(row)
 
     def note(self, rate: float) -> str:
-        """Returns the note of the progress bar."""
         parts = [f"{rate:,.0f} {self.job.unit}/s"] if self.job.is_rate else []
         parts += [f"{self.failures.count:,} failed"] if self.failures.count else []
         return ", ".join(parts)
@@ -174,10 +164,7 @@ def write(
     overwrite: bool,
 ) -> int:
     """Answers the remaining lines of a shard; returns the exit code, as `line_job.infer` does.
-
-    Blocks of lines, and the batches in them, do not depend on where an earlier process ended, so
-    that answers are bit-equal.
-    """
+    Blocks and batches do not depend on where an earlier process ended: answers are bit-equal."""
     from t5lite.reporting.bars import Bar
 
     block, (start, stop) = AT_ONCE * batch_size, lines.part(*shard)

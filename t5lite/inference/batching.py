@@ -26,8 +26,7 @@ class Placed(Protocol):
 
 @functools.lru_cache(maxsize=64)
 def compiled(fn: Callable, model: Model, layout: Layout, mesh: Mesh, **static: Any) -> Callable:
-    """Returns `fn(model, params, batch, **static)` compiled, as `(params, batch)`; equal arguments
-    share it."""
+    """Returns `fn(model, params, batch, **static)` compiled, as `(params, batch)`; cached."""
     whole = NamedSharding(mesh, PartitionSpec())  # so that any process can read the outputs
     fn = functools.partial(fn, model, **static)
     return with_layout(fn, layout, mesh, out_shardings=whole)
@@ -37,8 +36,7 @@ SHORTEST = 16  # the least bucket
 
 
 def bucket(size: int, positions: int | None = None) -> int:
-    """Returns the length that rows of at most `size` tokens are padded to: a power of two, or the
-    model's positions, of which there are at least `size`."""
+    """Returns the padded length of at most `size` tokens: a power of two, or all positions."""
     length = max(SHORTEST, power_of_two(size))
     return length if positions is None else max(size, min(length, positions))
 
@@ -86,12 +84,10 @@ def prompt_batch(
       start_id: the decoder's start token; None for none, and then no prompt is empty.
       seeds: a seed and a request's number for each prompt, which determine its draws; None for
         none.
-
-    Returns:
-      `encoder_input_tokens` and `encoder_segment_ids` `[num_rows, length]` int32; for a decoder
-      `decoder_input_tokens` `[num_rows, length]`, or `[num_rows, length + 1]` with the start token,
-      `decoder_lengths` `[num_rows]` and, with `prefix`, `decoder_causal_attention`. With `seeds`,
-      `seeds` `[num_rows, 2]` uint32.
+    Returns: `encoder_input_tokens` and `encoder_segment_ids` `[num_rows, length]` int32; for a
+    decoder `decoder_input_tokens` `[num_rows, length]`, or `[num_rows, length + 1]` with the start
+    token, `decoder_lengths` `[num_rows]` and, with `prefix`, `decoder_causal_attention`. With
+    `seeds`, `seeds` `[num_rows, 2]` uint32.
     """
     first = [] if topology == "encoder_decoder" or start_id is None else [start_id]
     rows = [[*first, *prompt] for prompt in prompts]
@@ -125,8 +121,8 @@ def stack_outcomes(
     compute: Callable[[np.ndarray, dict[str, np.ndarray]], jax.Array],
     read: Callable[[int, np.ndarray], Any],
 ) -> list[Any]:
-    """Returns `read(row, output)` of each row of ids, computed in batches of an encoder or decoder
-    by `compute`, of the rows `[n]` and the arrays that the stack reads."""
+    """Returns `read(row, output)` of each row of ids; `compute` takes the rows `[n]` of a batch,
+    and the arrays that the stack reads."""
     check_count("batch_size", batch_size)
     outcomes: list[Any] = [None] * len(rows)
     side, model = placed.model.topology, placed.model
@@ -148,8 +144,7 @@ def positions(model: Model) -> int | None:
 
 
 def check_max_length(max_length: int | None, *, special: int, positions: int | None) -> None:
-    """Raises an InputError unless `max_length` is None, or tokens that the model has positions for,
-    more than the `special` ones."""
+    """Raises an InputError unless `max_length` is None or in (`special`, `positions`]."""
     if max_length is None:
         return
     check_count("max_length", max_length)

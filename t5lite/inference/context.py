@@ -17,10 +17,8 @@ _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def continuation(text: str, more: str, vocabulary: Vocabulary) -> list[int] | None:
-    """Returns the ids of `more` after `text`; None if the vocabulary cannot express it there.
-
-    They are the rest of encode(text + more) after encode(text); if a token lies across the border,
-    ids that decode to `more` after the ids of `text`.
+    """Returns the ids of `more` after `text`: the rest of encode(text + more) after encode(text);
+    or, if a token lies across the border, ids that decode to `more` there; None if there are none.
     """
     before, whole = encode(text, vocabulary), encode(text + more, vocabulary)
     if len(whole) > len(before) and whole[: len(before)] == before:
@@ -42,8 +40,7 @@ def split_pair(text: str, target: str, vocabulary: Vocabulary) -> tuple[list[int
 
     The split is after encode(text) if the whole begins with it. If a token lies across the border,
     it is as in lm-evaluation-harness: white space at the end of the text is the target's, and the
-    split at len(encode(text)); or at the first token that encode(text) does not have, if the target
-    would be empty.
+    split at len(encode(text)); for an empty target, at the first token that encode(text) lacks.
     """
     before, whole = encode(text, vocabulary), encode(text + target, vocabulary)
     at = len(before)
@@ -56,10 +53,7 @@ def split_pair(text: str, target: str, vocabulary: Vocabulary) -> tuple[list[int
 def text_after(
     prompt: Sequence[int], new: Sequence[int] | np.ndarray, vocabulary: Vocabulary
 ) -> str:
-    """Returns the text that `new` ids add to a prompt: decode(prompt + new) without decode(prompt).
-
-    An empty prompt starts a new text.
-    """
+    """Returns the text that `new` ids add: decode(prompt + new) without decode(prompt)."""
     new = [int(token) for token in new]
     context = [int(token) for token in prompt[-_CONTEXT:]]
     if vocabulary.eos_id in context:  # decoding would end there
@@ -73,14 +67,13 @@ def text_after(
 
 
 def _common(one: Sequence, two: Sequence) -> int:
-    """Returns the length of the common prefix of two sequences."""
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False))
     return sum(1 for _ in same)
 
 
 def certain(text: str, stops: Sequence[str], *, cleans_up: bool = False) -> str:
     """Returns the part of a text that further tokens cannot change: no partial characters or stops,
-    and with `cleans_up`, decoding that removes spaces before "n't" and the like, no last words."""
+    and if decoding `cleans_up` (spaces before "n't" and the like), no last words."""
     text = text.rstrip(_UNKNOWN)
     if cleans_up:
         text = text[: match.start()] if (match := _LAST_WORDS.search(text)) else ""
@@ -90,8 +83,8 @@ def certain(text: str, stops: Sequence[str], *, cleans_up: bool = False) -> str:
 
 
 def without_last_bytes(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Returns tokens without the single bytes, `<0x0A>`, at their end, whose text is not certain:
-    decoding turns a sequence of bytes with an invalid one into replacement characters."""
+    """Returns tokens without the single bytes, `<0x0A>`, at their end: decoding turns a sequence of
+    bytes with an invalid one into replacement characters."""
     size = len(tokens)
     while size and _byte_of(vocabulary.piece(int(tokens[size - 1]))) is not None:
         size -= 1

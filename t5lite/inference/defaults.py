@@ -99,13 +99,11 @@ def options_with(
     spec: Any,
     draft: bool = False,
 ) -> Options:
-    """Returns the chosen options by name; the rest are those of the files, else of `Options`.
+    """Returns the chosen options by name; the rest are those of the files, else of `Options`, whose
+    InputErrors it raises.
 
     A file's beam search yields to a temperature and to a draft, and its `min_new_tokens` to
     `choices` and to a smaller `max_new_tokens`.
-
-    Raises:
-      InputError: see `Options`.
     """
     stored = _stored(defaults, spec)
     if chosen.get("temperature") or draft or chosen.get("num_beams") == 1:

@@ -24,7 +24,7 @@ from t5lite.models import Model
 
 
 class EmbedRequest(NamedTuple):
-    """A text as ids, special tokens included, the first `unpooled` of which pooling leaves out."""
+    """A text as ids, special tokens included; pooling leaves the first `unpooled` out."""
 
     ids: Sequence[int]
     unpooled: int = 0
@@ -32,11 +32,7 @@ class EmbedRequest(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedder:
-    """Turns texts into requests.
-
-    `source` is a single stack with a vocabulary, parameters aside; the options, and what is
-    refused, are those of `Loaded.embed`.
-    """
+    """Turns texts into requests of a single stack with a vocabulary; see `Loaded.embed`."""
 
     source: Any
     max_length: int | None = None
@@ -103,8 +99,7 @@ class Embedder:
 def embed(
     placed: Placed, params: Any, requests: Sequence[EmbedRequest], *, batch_size: int = 32
 ) -> list[np.ndarray | InputError]:
-    """Returns the vector `[size]` float32 of each request of an `Embedder`, or the InputError of
-    numbers that are not finite."""
+    """Returns the vector `[size]` float32 of each request, or the InputError of NaN or infinity."""
     model = placed.model
     vectors = compiled(text_vectors, model, placed.layout, placed.mesh)
 
@@ -125,13 +120,8 @@ def embed(
 
 
 def text_vectors(model: Model, params: Any, batch: Any) -> jax.Array:
-    """Computes `[batch, size]` float32 vectors; pure and traceable.
-
-    Args:
-      model: a single stack; without an embedding head, the mean of its last hidden states.
-      params: of it.
-      batch: of the stack, and `pooled` `[batch, length]` int32, 1 on the pooled tokens.
-    """
+    """Computes `[batch, size]` float32 vectors: of the embedding head, or else the mean of the last
+    hidden states. The batch has `pooled` `[batch, length]` int32, 1 on pooled tokens."""
     hidden, _ = model.hidden(params, batch)
     valid = batch["pooled"] > 0
     if "embedding" in model.heads:
@@ -148,13 +138,9 @@ def nearest(
       vectors: `[n, size]` float32; those with a NaN or an infinity are never returned.
       query: `[size]` float32.
       count: most vectors, at least 1.
-
-    Returns:
-      Indices `[m]` int64 and cosine similarities `[m]` float32 in [-1, 1], the nearest first, ties
-      by index; m is at most `count`. Zero vectors have similarity 0.
-
-    Raises:
-      InputError: vectors of another size than the query.
+    Returns: indices `[m]` int64 and cosine similarities `[m]` float32 in [-1, 1], the nearest
+    first, ties by index; m is at most `count`. Zero vectors have similarity 0.
+    Raises: InputError if sizes of query and vectors differ.
     """
     check_count("count", count)
     if vectors.ndim != 2 or query.ndim != 1 or vectors.shape[1] != query.size:

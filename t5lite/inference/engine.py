@@ -35,19 +35,13 @@ class Engine(Steps):
         draft: Draft | str | None = None,
         draft_length: int = 4,
     ) -> list[list[Answer]]:
-        """Answers requests.
+        """Answers requests: `num_samples` answers to each, in order, best or first drawn first.
 
         Args:
           params: prepared; others are prepared at each call.
-          requests: of any options. Those of like length, and of options that need the same
-            compiled function, share a batch.
+          requests: of any options; those of like length and equal compiled function share a batch.
           batch_size, draft, draft_length: see `Loaded.generate`.
-
-        Returns:
-          `num_samples` answers to each request, in order, best or first drawn first.
-
-        Raises:
-          InputError: numbers that are NaN or infinite, or rules that allow no token.
+        Raises: InputError for numbers that are NaN or infinite, or rules that allow no token.
         """
         outcomes = self.outcomes(
             params, requests, batch_size=batch_size, draft=draft, draft_length=draft_length
@@ -80,8 +74,7 @@ class Engine(Steps):
     ) -> Iterator[str]:
         """Returns the answer to a request in pieces, as they are generated; see `generate`.
 
-        Raises:
-          InputError: at the call, an encoder, beam search or several samples.
+        Raises: InputError, at the call, for an encoder, beam search or several samples.
         """
         options = request.options
         if self.model.topology == "encoder":

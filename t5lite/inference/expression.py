@@ -38,15 +38,11 @@ def expressed(
     """Returns options as ids.
 
     Args:
-      options: of a request.
-      vocabulary: of the model.
       rules: of the model's files.
       mask_id: of an encoder, which fills gaps; None for a model with a decoder.
       before: the text that an answer continues; "" for a new text.
       begins: ids at the start of every answer.
-
-    Raises:
-      InputError: text that the vocabulary cannot express, or options that contradict each other.
+    Raises: InputError if the vocabulary cannot express a text, or options contradict each other.
     """
     if mask_id is not None:
         for name in sorted(options.changed()):
@@ -81,7 +77,6 @@ def _error(name: str, message: str) -> InputError:
 
 
 def _check_choices(choices: Sequence[Sequence[int]], options: Options) -> None:
-    """Raises an InputError if choices contradict other options."""
     least = options.min_new_tokens or 0
     for choice, ids in zip(options.choices, choices, strict=True):
         if len(ids) - 1 < least:  # without its EOS
@@ -124,7 +119,6 @@ def _check_some_left(
     rules: Rules,
     mask_id: int | None,
 ) -> None:
-    """Raises an InputError if all tokens of an answer are banned."""
     if mask_id is not None:
         banned.add(mask_id)
     elif options.min_new_tokens and vocabulary.size - len(banned | {*rules.eos_ids}) < 1:

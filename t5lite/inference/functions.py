@@ -1,8 +1,5 @@
-"""What an engine computes, as pure functions of parameters, and compiled for a layout.
-
-Generation is `prefill`, which reads prompts, and `decode`, which appends tokens. `jax.jit` and
-`jax.export` take them with the model and the sizes bound by `partial`.
-"""
+"""An engine's computations, as pure functions of parameters, and compiled for a layout. `jax.jit`
+and `jax.export` take them with the model and the sizes bound by `partial`."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -86,8 +83,7 @@ def speculate(
     draft_model: Model | None,
     draft_length: int,
 ) -> Speculation:
-    """Decodes with a draft: a model, unstacked, or without one `decoding.PromptLookup` in the text
-    and the `references`; see `decoding.speculate`."""
+    """Decodes with a draft model, unstacked, or `PromptLookup` in text and `references`."""
     draft: Any = PromptLookup(references=references)
     if draft_model is not None:
         draft = ModelDraft(_step_fn(draft_model, draft_params))
@@ -134,8 +130,7 @@ def infill(
     settings: Settings,
     steps: jax.Array,
 ) -> Infilled:
-    """Fills the mask tokens of an encoder's texts in `steps` `[rows]` iterations; the batch has
-    `encoder_input_tokens`, `encoder_segment_ids` and `seeds`. See `decoding.infill`."""
+    """Fills an encoder's mask tokens in `steps` `[rows]` iterations; see `decoding.infill`."""
 
     def logits(tokens: jax.Array) -> jax.Array:
         hidden, _ = model.hidden(params, {**_read(batch), "encoder_input_tokens": tokens})
@@ -159,11 +154,8 @@ class Functions(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def functions_of(model: Model, layout: Layout, mesh: Mesh) -> Functions:
-    """Returns the compiled functions of a model, shared by equal arguments.
-
-    `decode` and `speculate` donate the state, and return it with what a host reads of it: the
-    output and which rows have ended, whole on every process.
-    """
+    """Returns a model's compiled functions, shared by equal arguments. `decode` and `speculate`
+    donate the state; what a host reads, output and ended rows, is whole on every process."""
     decoder, whole = model.unstacked, NamedSharding(mesh, PartitionSpec())
 
     def decoded(*arguments: Any) -> tuple[State, tuple[Generated, jax.Array]]:

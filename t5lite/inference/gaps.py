@@ -13,8 +13,7 @@ _SENTINEL = re.compile(r"<extra_id_(0|[1-9][0-9]*)>")
 
 
 def encode(text: str, vocabulary: Vocabulary) -> list[int]:
-    """Returns the ids of a text, without EOS; `<extra_id_N>` is the N-th sentinel, or an InputError
-    if there is none."""
+    """Returns a text's ids without EOS; an InputError for `<extra_id_N>` without a sentinel."""
     num_sentinels = vocabulary.num_sentinels
     parts = _SENTINEL.split(text) if num_sentinels else [text]
     for index in parts[1::2]:
@@ -35,8 +34,7 @@ def encode(text: str, vocabulary: Vocabulary) -> list[int]:
 
 
 def fill_in(inputs: Sequence[int], answer: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the ids of `inputs` with each sentinel replaced by its span in `answer` `[n]`, if it
-    has one."""
+    """Returns `inputs` with sentinels replaced by their spans in `answer` `[n]`, if it has them."""
     filled = spans(answer, vocabulary)
     ids = [np.empty(0, np.int32)]
     for piece in merge(np.asarray(inputs), answer, vocabulary):

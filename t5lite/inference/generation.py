@@ -184,7 +184,6 @@ class Generation:
                 shown = text
 
     def _read(self, requests: Sequence[Request], generated: Any) -> list[list[Answer] | InputError]:
-        """Returns the answers of rows, `num_samples` to each request."""
         n = requests[0].options.num_samples
         # Beam search has no first answer if rules allow none.
         stuck = (generated.lengths == 0) & (np.arange(len(generated.lengths)) % n == 0)

@@ -30,8 +30,8 @@ class Inside:
 
     Args:
       tokens: the pieces that each stack reads, special ones included, by `encoder` and `decoder`.
-      maps: attention weights by kind, `encoder`, `decoder` and `cross`, a float32 array `[heads,
-        q_length, kv_length]` a layer, whose rows sum to 1; see `Model.attention`.
+      maps: attention weights by kind, `encoder`, `decoder` and `cross`, a float32 array
+        `[heads, q_length, kv_length]` a layer, whose rows sum to 1; see `Model.attention`.
       outputs: the predicted pieces.
       places: `[outputs]` int32, the position in the last stack that predicts each of them.
       losses: `[outputs]` float32, their -log probability in nats. Of an encoder, with that one
@@ -52,19 +52,13 @@ class Inside:
 
 
 def attention_maps(loaded: Loaded, text: str, targets: str | None = None) -> Inside:
-    """Computes attention maps and losses of one text.
-
-    A decoder reads its start token and the text; an encoder the text with its special tokens; an
-    encoder-decoder that, and predicts `targets`. Compiles for each number of tokens.
+    """Computes attention maps and losses of one text. Compiles for each number of tokens.
 
     Args:
-      loaded: any model.
-      text: to read; `<extra_id_N>` are sentinels, as in `Loaded.generate`.
+      text: to read, with special tokens; `<extra_id_N>` are sentinels, as in `Loaded.generate`.
       targets: of an encoder-decoder; None for its answer, `generate([text])`.
-
-    Raises:
-      InputError: no vocabulary, no text, a text that is too long for the model, or targets for a
-        model that is one stack.
+    Raises: InputError without vocabulary or text, for a text too long for the model, or for targets
+    of a model that is one stack.
     """
     reading = _read(loaded, text, targets)
     model, vocabulary = _plain(loaded.model), reading.vocabulary
@@ -102,14 +96,9 @@ def attribution(loaded: Loaded, text: str, targets: str | None = None) -> np.nda
 
     Args:
       loaded, text, targets: see `attention_maps`.
-
-    Returns:
-      `[outputs, inputs]` float32 in nats; outputs as in `Inside`, inputs the tokens of the encoder,
-      then those of the decoder. Inputs that an output cannot see have 0.
-
-    Raises:
-      InputError: as `attention_maps`, or a model that predicts no tokens.
-
+    Returns: `[outputs, inputs]` float32 in nats; outputs as in `Inside`, inputs the tokens of the
+    encoder, then those of the decoder. Inputs that an output cannot see have 0.
+    Raises: InputError as `attention_maps`, or if the model predicts no tokens.
     Source: Simonyan et al. 2013, arXiv:1312.6034, §3; for words Denil et al. 2014, arXiv:1412.6815.
     """
     reading = _read(loaded, text, targets)
@@ -198,18 +187,15 @@ def _check_room(model: Model, ids: Mapping[str, list[int]]) -> None:
 
 
 def _plain(model: Model) -> Model:
-    """Returns the model with an attention kernel that returns weights and is differentiable."""
     return dataclasses.replace(model, compute=model.compute.replace(attention="dot", remat="none"))
 
 
 def _parts(sizes: Sizes, ids: Any) -> dict[str, Any]:
-    """Returns the tokens of each stack in `ids` `[inputs]`."""
     ends = np.cumsum([size for _, size in sizes])
     return {stack: ids[end - size : end] for (stack, size), end in zip(sizes, ends, strict=True)}
 
 
 def _batch(sizes: Sizes, ids: jax.Array) -> dict[str, jax.Array]:
-    """Returns a batch of the one row `ids` `[inputs]`."""
     batch = {}
     for stack, tokens in _parts(sizes, ids).items():
         batch[f"{stack}_input_tokens"] = tokens[None]

@@ -20,7 +20,6 @@ class LineReader:
     """Turns lines into requests, and answers them.
 
     Args:
-      reader: of the model.
       answer: `Engine.outcomes` of the model.
       text_of: returns the text of a line.
       options: of lines without their own.
@@ -38,11 +37,8 @@ class LineReader:
     is_option: Callable[[Row], bool] = lambda row: True
 
     def read(self, line: Line) -> Request:
-        """Returns the request of a line, whose samples depend on its number alone.
-
-        Raises:
-          InputError: a broken line, or one that `text_of` or `Request` refuses.
-        """
+        """Returns the request of a line, whose samples depend on its number alone; an InputError
+        for a broken line, or one that `text_of` or `Request` refuses."""
         row, number, text = check_row(line), line.number - 1, self.text_of(line)
         options = self.options_of(row)
         if line.number in self.ids:
@@ -81,12 +77,8 @@ def infer(
       shard: index from 0, and number of shards.
       batch_size: most lines at once.
       overwrite: whether to start from an empty file.
-
-    Returns:
-      The exit code: 1 if a line failed, in this call or an earlier one.
-
-    Raises:
-      InputError: a file with other lines or `made_of`, or that cannot be written.
+    Returns: the exit code, 1 if a line failed, in this call or an earlier one.
+    Raises: InputError if the file has other lines or `made_of`, or cannot be written.
     """
     output = Resumable(
         part_name(output_file, *shard),
@@ -135,7 +127,6 @@ def columns_of(
 
 
 def num_tokens(row: Row) -> int:
-    """Returns the number of generated tokens of a line."""
     counts = row["num_tokens"]
     return sum(counts) if isinstance(counts, list) else counts
 

@@ -37,7 +37,6 @@ from t5lite.parallel import Layout
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Loaded:
     """A trained model, as `load` returns it: an engine with parameters.
-
     `dataclasses.replace(loaded, params=...)` compiles nothing.
 
     Args:
@@ -155,13 +154,9 @@ class Loaded:
           **options: of `Options`, defaults being those of the model's `generation_config.json`, if
             any. A list has a value for each text; for `stop`, `banned` and `choices` a list of
             lists.
-
-        Returns:
-          A text for each, in order; with `num_samples` above 1 a list of texts for each.
-
-        Raises:
-          InputError: a model that cannot generate, no vocabulary, no text, one that is empty or too
-            long, or an option that is unknown, out of range or contradicts another.
+        Returns: a text for each, in order; with `num_samples` above 1 a list of texts for each.
+        Raises: InputError if the model cannot generate or has no vocabulary, a text is missing,
+        empty or too long, or an option is unknown, out of range or contradicts another.
         """
         answers = self.answers(
             texts,
@@ -189,8 +184,7 @@ class Loaded:
         draft_length: int = 4,
         **options: Any,
     ) -> list[list[Answer]]:
-        """Returns the answers of `generate` to each text, with tokens, log-probabilities and the
-        finish reason."""
+        """Returns `generate`'s answers, with tokens, log-probabilities and the finish reason."""
         check_texts("texts", texts)
         check_count("batch_size", batch_size)
         reader = self.reader(
@@ -226,8 +220,7 @@ class Loaded:
     ) -> Iterator[str]:
         """Returns the answer of `generate` to one text in pieces, as they are generated.
 
-        Raises:
-          InputError: at the call, beam search, several samples, or as `generate`.
+        Raises: InputError, at the call, for beam search or several samples, or as `generate`.
         """
         reader = self.reader(
             fill=fill, prompt=prompt, truncate=truncate, draft=draft, draft_length=draft_length
@@ -273,8 +266,8 @@ class Loaded:
         prompt: str | None = None,
         prompt_name: str | None = None,
     ) -> np.ndarray:
-        """Returns a vector for each text: of the model's embedding head, or else the mean of the
-        last hidden states over the text's tokens, special ones included, at length 1.
+        """Returns `[len(texts), size]` float32: from the model's embedding head, or else the mean
+        of the last hidden states over the text's tokens, special ones included, at length 1.
 
         Args:
           texts: to embed.
@@ -284,13 +277,8 @@ class Loaded:
           truncate: whether longer texts lose their end; otherwise they are refused.
           prompt: a text to put in front of each.
           prompt_name: the name of a prompt in the model's files; None for their default one.
-
-        Returns:
-          `[len(texts), size]` float32.
-
-        Raises:
-          InputError: an encoder-decoder, no vocabulary, no text, one that is too long, an option
-            out of range, or files with unknown pooling or layers.
+        Raises: InputError for an encoder-decoder, no vocabulary, no text or one that is too long,
+        an option out of range, or files with unknown pooling or layers.
         """
         embedder = Embedder(
             self, max_length=max_length, truncate=truncate, prompt=prompt, prompt_name=prompt_name
@@ -334,13 +322,8 @@ class Loaded:
             "simple", every token has its own, as in transformers.
           max_answer_length: most tokens of an answer.
           no_answer: whether an answer may be missing; None: as in training.
-
-        Returns:
-          A prediction for each, in order.
-
-        Raises:
-          InputError: no or several such heads, no vocabulary, no text, a row without the columns,
-            or an argument out of range.
+        Raises: InputError for no or several such heads, no vocabulary, no text, a row without the
+        columns, or an argument out of range.
         """
         check_texts("texts", texts)
         predictor = Predictor(
@@ -367,14 +350,14 @@ class Loaded:
         eos: bool | None = None,
         truncate: bool = False,
     ) -> list[Score]:
-        """Returns the log-likelihood of each text, token by token.
+        """Returns the log-likelihood of each text, in order, token by token: log-probabilities in
+        nats, under softmax(logits) over all embeddings, as in training.
 
         A decoder scores every token of a text given those before it, or of a target given the text;
         an encoder-decoder a target given the text; an encoder every token of a text given all
         others, each masked in turn: the pseudo-log-likelihood. A target that continues a text is
-        tokenised with it, as in lm-evaluation-harness: encode(text + target), split at
-        len(encode(text)); see `context.split_pair`. A target that answers a text is tokenised
-        alone, as in training.
+        tokenised with it, as in lm-evaluation-harness: see `context.split_pair`. A target that
+        answers a text is tokenised alone, as in training.
 
         Args:
           texts: to score, or to score targets after; none is empty.
@@ -385,15 +368,8 @@ class Loaded:
             answers a text, as in training.
           truncate: whether texts that are too long lose their end, or their beginning if they are
             continued. Targets are never truncated.
-
-        Returns:
-          A score for each text, in order; log-probabilities are in nats, under softmax(logits) over
-          all embeddings, as in training.
-
-        Raises:
-          InputError: no vocabulary, no head for tokens, targets that are missing or not for this
-            model, or no text, or one that is empty or too long.
-
+        Raises: InputError for no vocabulary, no head for tokens, targets that are missing or not
+        for this model, or no text, or one that is empty or too long.
         Source: Salazar et al. 2020, arXiv:1910.14659, §2.1 (encoders).
         """
         scorer = Scorer(self, prompt=prompt, eos=eos, truncate=truncate)

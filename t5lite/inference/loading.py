@@ -24,12 +24,7 @@ def place(
     dtype: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Loaded:
-    """Reads the parameters of an opened checkpoint onto devices.
-
-    Args:
-      opened: the checkpoint.
-      compute, layout, devices, dtype, progress: see `load`.
-    """
+    """Reads the parameters of an opened checkpoint onto devices; see `load`."""
     check_dtype(dtype)
     check_compute(opened.spec.family, compute.dtype)
     layout = Layout() if layout is None else layout
@@ -71,14 +66,10 @@ def load(
       spec: of a T5X checkpoint, which does not store all of it; see `t5x.open_model`.
       revision: of a model on the hub: a branch, a tag or a commit; None for the default branch.
       progress: called with bytes read and total bytes, for other libraries' folders.
-
-    Returns:
-      The model with its parameters: averaged ones if a run of t5lite kept an average.
-
-    Raises:
-      InputError: no such folder or checkpoint, a description that does not fit the arrays, pickles,
-        or parameters that are NaN, infinite, or too large for `dtype`.
-      CheckpointError: a damaged checkpoint of t5lite.
+    Returns: the model with its parameters, averaged ones if a run of t5lite kept an average.
+    Raises: InputError for no such folder or checkpoint, a description that does not fit the arrays,
+    pickles, or parameters that are NaN, infinite, or too large for `dtype`; CheckpointError for a
+    damaged checkpoint of t5lite.
     """
     return place(
         open_model(folder, vocabulary=vocabulary, spec=spec, revision=revision),

@@ -15,11 +15,11 @@ from t5lite.errors import InputError, unknown
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What one option means, its values, and how it is presented.
+    """One option's meaning, its values, and how it is presented.
 
     Args:
       help: meaning, with the default in parentheses.
-      metavar: placeholder of its value; None if the option is no flag.
+      metavar: placeholder of its value; None if it is not a flag.
       kind: of a value: int, float, str or bool.
       allowed: whether a number is in range; None for other kinds.
       words: the range, for the error: "must be …".
@@ -88,11 +88,9 @@ def _texts(help: str, **rule: Any) -> Any:
 @dataclasses.dataclass(frozen=True)
 class Options:
     """How one request is answered; each field's metadata holds its `Rule`.
-
     `docs/reference/generation_options.md` lists them, from the same table.
 
-    Raises:
-      InputError: a value out of range, or two options that contradict each other.
+    Raises: InputError if a value is out of range, or two options contradict each other.
     """
 
     max_new_tokens: int = _integer(
@@ -302,15 +300,11 @@ def options_of(
     count: int,
     make: Callable[[Mapping[str, Any]], Options] = lambda chosen: Options(**chosen),
 ) -> list[Options]:
-    """Returns the options of each of `count` texts.
+    """Returns the options of each of `count` texts, made by `make` from the text's values.
 
     Args:
       values: by name; a list has a value for each text, except that a list of texts is of all.
-      count: of the texts.
-      make: makes the options of one text from its values.
-
-    Raises:
-      InputError: an unknown name, a list of another length, or a value out of range.
+    Raises: InputError for an unknown name, a list of another length, or a value out of range.
     """
     common: dict[str, Any] = {}
     by_text: dict[str, Sequence[Any]] = {}
@@ -336,8 +330,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def with_options(method: Method) -> Method:
-    """Lists the options in a method's signature instead of its `**options`: for `help()` and
-    tools."""
+    """Lists the options in a method's signature instead of its `**options`, for `help()`."""
     signature = inspect.signature(method)
     *named, _ = signature.parameters.values()
     kind = inspect.Parameter.KEYWORD_ONLY

@@ -53,7 +53,6 @@ class PredictRequest(NamedTuple):
       words: the spans of the words, for tags.
       tokens: the index in `offsets` of each word's token, -1 for none.
       types: a token type for each id; None if all are 0.
-      num_cut: tokens that were truncated.
     """
 
     text: str
@@ -68,11 +67,8 @@ class PredictRequest(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """Turns texts into requests, and outputs of a head into predictions.
-
-    `source` is a single stack with such a head and a vocabulary, parameters aside; the options, and
-    what is refused, are those of `Loaded.predict`.
-    """
+    """Turns texts into requests of a single stack with such a head and a vocabulary, and outputs
+    into predictions; see `Loaded.predict`."""
 
     source: Any
     head: str | None = None
@@ -94,7 +90,6 @@ class Predictor:
 
     @functools.cached_property
     def kind(self) -> str:
-        """The kind of the head."""
         heads, topology = self.source.model.heads, self.source.model.topology
         fitting = [kind for kind in HEADS if kind in heads and topology != "encoder_decoder"]
         if not fitting:
@@ -134,11 +129,7 @@ class Predictor:
     # Requests.
 
     def read(self, row: str | Mapping[str, Any]) -> PredictRequest:
-        """Returns the request of a text, or of a row of columns.
-
-        Raises:
-          InputError: neither, a column that is missing, or a text without a token.
-        """
+        """Returns the request of a text or a row; an InputError without a column or any token."""
         if isinstance(row, str):
             if self._template is None:
                 return self._read(row)
@@ -225,8 +216,7 @@ class Predictor:
     # Predictions.
 
     def prediction(self, request: PredictRequest, output: np.ndarray) -> Prediction:
-        """Returns the prediction of a head's output: `[size]` float32, or of tokens
-        `[length, size]`."""
+        """Returns the prediction of an output: `[size]` float32, or of tokens `[length, size]`."""
         return getattr(self, f"_{self.kind}")(request, output)
 
     def _classification(self, request: PredictRequest, logits: np.ndarray) -> Classes:
@@ -274,8 +264,7 @@ def predict(
     *,
     batch_size: int = 32,
 ) -> list[Prediction | InputError]:
-    """Returns the prediction of each request of a `Predictor`, or the InputError of numbers that
-    are not finite."""
+    """Returns the prediction of each request, or the InputError of NaN or infinity."""
     kind, model = predictor.kind, placed.model
     outputs = compiled(head_outputs, model, placed.layout, placed.mesh, head=kind)
 

@@ -9,11 +9,7 @@ Name = str | int
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Any prediction.
-
-    Attributes:
-      num_cut: tokens by which the text was truncated.
-    """
+    """Any prediction; `num_cut` counts the tokens by which the text was truncated."""
 
     num_cut: int = dataclasses.field(default=0, kw_only=True)
 
@@ -27,11 +23,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Classes(Prediction):
-    """The classes of a text.
-
-    Attributes:
-      classes: the most probable ones with their probabilities, descending.
-    """
+    """The most probable classes of a text with their probabilities, descending."""
 
     classes: tuple[tuple[Name, float], ...]
 
@@ -52,12 +44,8 @@ class Classes(Prediction):
 
 @dataclasses.dataclass(frozen=True)
 class Numbers(Prediction):
-    """The numbers of a text, in the unit of the training labels.
-
-    Attributes:
-      values: in the order of the labels.
-      names: of several labels that have names; else ().
-    """
+    """The numbers of a text, in the unit and order of the training labels; `names`, if there are
+    several labels with names, else ()."""
 
     values: tuple[float, ...]
     names: tuple[str, ...] = ()
@@ -80,7 +68,6 @@ class TagSpan:
     Attributes:
       tag: without its prefix `B-` or `I-`.
       start, end: its first character in the text, from 0, and the character after it.
-      text: `text[start:end]`.
       probability: the mean of its words' probabilities.
     """
 
@@ -107,7 +94,6 @@ class AnswerSpan:
     """An answer in a text, or in the column that holds the answers.
 
     Attributes:
-      text: of the answer.
       start, end: its first character, from 0, and the character after it.
       probability: of its first token times that of its last one.
     """

@@ -22,7 +22,6 @@ class Reader:
     """How a model reads texts.
 
     Args:
-      spec, vocabulary, prompts: of the model.
       defaults: of its `generation_config.json`.
       folder: of the model, for messages.
       prompt, fill, truncate: see `Loaded.generate`.
@@ -127,11 +126,8 @@ class Reader:
         return min((length for length in lengths if length is not None), default=None)
 
     def framed(self, ids: list[int], options: Options, frame: Frame) -> list[int]:
-        """Returns the ids of a text with special tokens, truncated to the model's positions.
-
-        Raises:
-          InputError: too many, without `truncate` or without any token left.
-        """
+        """Returns the ids of a text with special tokens, truncated to the model's positions; an
+        InputError for too many without `truncate`, or none left."""
         topology = self.spec.topology
         decoder = topology == "decoder"
         if decoder:  # which reads the start token anyway
@@ -195,17 +191,13 @@ class Request:
     def from_text(
         cls, text: str, reader: Reader, options: Options | None = None, *, number: int = 0
     ) -> "Request":
-        """Returns the request of a text.
+        """Returns the request of a text, by default with the options of the model's files.
 
         Args:
           text: `<extra_id_N>` in it are T5's sentinels.
-          reader: how the model reads texts.
-          options: None for those of the model's files.
           number: see `Request`.
-
-        Raises:
-          InputError: a text that is empty or too long for the model, an unknown sentinel, or
-            options that the vocabulary cannot express or that contradict each other.
+        Raises: InputError if the text is empty or too long for the model, a sentinel is unknown, or
+        the vocabulary cannot express an option, or options contradict each other.
         """
         if not isinstance(text, str):
             raise InputError(f"{text!r} is not a text")
@@ -224,15 +216,11 @@ class Request:
         number: int = 0,
         text: str = "",
     ) -> "Request":
-        """Returns the request of ids with their special tokens.
+        """Returns the request of ids with their special tokens; see `from_text`.
 
         Args:
           ids: `[n]`, at least one; of a text, `reader.frame(encode(text))`.
-          reader, options, number: see `from_text`.
           text: of the ids, as far as `forced` and `choices` depend on it.
-
-        Raises:
-          InputError: see `from_text`.
         """
         if not len(ids):
             raise InputError("the example is empty: it has no token that the model reads")

@@ -25,16 +25,8 @@ class Described(Protocol):
 
 
 def require(source: Any, *, head: str | None = None, to: str) -> Vocabulary:
-    """Returns the vocabulary of a model.
-
-    Args:
-      source: with `model`, `vocabulary` and `folder`.
-      head: that the task needs; None for none.
-      to: the task, such as "score text".
-
-    Raises:
-      InputError: no vocabulary, or no such head.
-    """
+    """Returns the vocabulary of a `source`; an InputError if it has none, or not the `head` that a
+    task, `to` "score text", needs."""
     heads = source.model.heads
     if head is not None and head not in heads:
         raise InputError(
@@ -68,8 +60,7 @@ def check_draft(draft: Any, loaded: Any) -> None:
 
 
 def not_finite(numbers: str, *, params: Any, model: Model) -> InputError:
-    """Returns the error of numbers, such as "the logits", that are NaN or infinite; it names the
-    first parameter that is."""
+    """Returns the error of `numbers` ("the logits"), NaN or infinite; it names such a parameter."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not jnp.isfinite(leaf).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")

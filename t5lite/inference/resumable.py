@@ -12,17 +12,12 @@ from t5lite.errors import InputError, option
 
 
 class Resumable:
-    """A file under construction.
-
-    It is `FILE.part` until it is complete; `FILE.json` beside it describes its content, so that no
-    job continues another's lines, and stays.
+    """A file under construction: `FILE.part` until it is complete; `FILE.json` beside it describes
+    its content, so that no job continues another's lines, and stays.
 
     Args:
-      path: FILE, on this machine's disk.
+      path: FILE, on this machine's disk, else an InputError.
       recipe: everything that determines its lines, by name; JSON values.
-
-    Raises:
-      InputError: a path that is not on this machine's disk.
     """
 
     def __init__(self, path: str, recipe: Mapping[str, Any]):
@@ -57,7 +52,6 @@ class Resumable:
                 )
 
     def _check_description(self) -> None:
-        """Raises an InputError if the description would replace another file."""
         with contextlib.suppress(FileNotFoundError):
             raw = self._description.read_bytes()
             try:
@@ -72,16 +66,13 @@ class Resumable:
 
     @contextlib.contextmanager
     def open(self, *, block: int, overwrite: bool = False) -> Iterator[BinaryIO]:
-        """Yields the part, positioned to read its whole blocks and then to append.
-
-        It becomes the file at the end; an error leaves it to be resumed.
+        """Yields the part, positioned to read its whole blocks and then to append. It becomes the
+        file at the end; an error leaves it to be resumed.
 
         Args:
           block: lines that are written together; those of a partial block are cut off.
           overwrite: whether to start from an empty file.
-
-        Raises:
-          InputError: a file that cannot be written, or that another process is writing.
+        Raises: InputError if the file cannot be written, or another process is writing it.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +97,6 @@ class Resumable:
 
 
 def sync(file: BinaryIO) -> None:
-    """Writes a file's buffers to the disk."""
     file.flush()
     os.fsync(file.fileno())
 

@@ -50,7 +50,6 @@ class Totals:
             self.bytes += len(text.encode())
 
     def lines(self) -> list[str]:
-        """Returns the totals as text."""
         mean, bits = self.log_probability / self.tokens, -self.untruncated / math.log(2)
         lines = [
             f"{self.examples:,} examples, {self.tokens:,} tokens: log-probability "

@@ -85,8 +85,7 @@ class ScoreRequest:
       scored: positions of the scored tokens in `targets`, of an encoder in `inputs`.
       bidirectional: whether a decoder's attention over the tokens before is bidirectional.
       cut: whether tokens that would be scored were truncated.
-      skipped: characters of a text before the scored ones: its first token's, if the model has no
-        start token.
+      skipped: characters before the scored ones: a first token's, without a start token.
     """
 
     inputs: list[int]
@@ -98,17 +97,12 @@ class ScoreRequest:
 
     @property
     def tokens(self) -> list[int]:
-        """The scored ids."""
         return (self.targets or self.inputs)[self.scored.start : self.scored.stop]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
-    """Turns texts and ids into requests.
-
-    `source` is a model with a head for tokens and a vocabulary, parameters aside; the options, and
-    what is refused, are those of `Loaded.score`.
-    """
+    """Turns texts and ids into requests of a model with a head for tokens; see `Loaded.score`."""
 
     source: Described
     prompt: str | None = None
@@ -128,8 +122,7 @@ class Scorer:
             mask_of(self._vocabulary)
 
     def read(self, text: str, target: str | None = None) -> ScoreRequest:
-        """Returns the request of a text, or of a target given a text, which may be empty for a
-        decoder."""
+        """Returns the request of a text, or of a target given a text, maybe "" for a decoder."""
         for part in (text, target):
             if not isinstance(part, str | None) or text is None:
                 raise InputError(f"{part!r} is not a text")
@@ -162,16 +155,11 @@ class Scorer:
     def read_ids(self, context_ids: Sequence[int], target_ids: Sequence[int]) -> ScoreRequest:
         """Returns the request of target ids given context ids, neither framed nor truncated.
 
-        A decoder reads its start token, the context and the target; an encoder-decoder's encoder
-        reads the context.
+        A decoder reads its start token, the context, empty only after a start token, and the
+        target; an encoder-decoder's encoder reads the context.
 
-        Args:
-          context_ids: `[n]`; n may be 0 for a decoder with a start token.
-          target_ids: `[m]`, at least one.
-
-        Raises:
-          InputError: an encoder, no target, no context, an id outside the vocabulary, or more ids
-            than the model has positions for.
+        Raises: InputError for an encoder, no target, no context, an id outside the vocabulary, or
+        more ids than the model has positions for.
         """
         context, target = [*map(int, context_ids)], [*map(int, target_ids)]
         if self._topology == "encoder":
@@ -276,8 +264,7 @@ def score(
     vocabulary: Any,
     batch_size: int = 32,
 ) -> list[Score | InputError]:
-    """Returns the score of each request of a `Scorer`, or the InputError of numbers that are not
-    finite. Without a vocabulary, which an encoder needs, pieces are numbers."""
+    """Returns each request's score or InputError of NaN; without vocabulary, pieces are ids."""
     check_count("batch_size", batch_size)
     masked, model = placed.model.topology == "encoder", placed.model
     rows = [
@@ -345,18 +332,9 @@ def _batch(
 
 
 def token_scores(model: Model, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Computes the log-probabilities of some tokens; pure and traceable.
-
-    Args:
-      model: with a head for tokens.
-      params: of it.
-      batch: one of training, and `scored` `[batch, n]` int32, the positions of the scored targets,
-        whose logits are computed in chunks.
-
-    Returns:
-      `[batch, n]` float32 in nats, and `[batch, n]` float32, 1 if the token's logit is above all
-      others.
-    """
+    """Returns log-probabilities `[batch, n]` in nats, and whether the token's logit is above all
+    others; pure and traceable. The batch is one of training, and `scored` `[batch, n]` int32, the
+    positions of the scored targets, whose logits are computed in chunks."""
     hidden, _ = model.hidden(params, batch)
     side, scored = model.topology.rpartition("_")[2], batch["scored"]
     losses = chunked_cross_entropy(

@@ -33,11 +33,8 @@ def settings_of(
     vocabulary: Vocabulary | None,
     repeat: int = 1,
 ) -> Settings:
-    """Returns the settings of a batch, of the shapes of `Settings.neutral`; see `Steps.settings`.
-
-    Requests of more forced tokens, choices or stops than these hold get the next power of two,
-    which compiles once. `vocab` counts embeddings, which may be padded; `vocabulary` is None only
-    if there are no stops.
+    """Returns a batch's settings, of the shapes of `Settings.neutral`; see `Steps.settings`. More
+    forced tokens, choices or stops than these hold get the next power of two, which compiles once.
     """
     rules = requests[0].rules
     hashable: Any = vocabulary

@@ -11,15 +11,14 @@ from t5lite.models import Model
 
 
 def longest_output(requests: Sequence[Request]) -> int:
-    """Returns the largest `max_new_tokens`."""
     return max(request.options.max_new_tokens for request in requests)
 
 
 def fitting(
     model: Model, indices: list[int], requests: Sequence[Request], lookahead: int
 ) -> Iterator[list[int]]:
-    """Yields groups whose longest prompt and longest output fit the positions together; `indices`
-    are in the order of the requests' lengths, each of which fits alone."""
+    """Yields groups whose longest prompt and output fit the positions together; `indices` are
+    sorted by the requests' lengths, each of which fits alone."""
     decoder = model.topology == "decoder"
     positions = model.spec.decoder.max_length if decoder else None  # type: ignore
     together: list[int] = []
@@ -60,8 +59,7 @@ def prompt_limit(model: Model, requests: Sequence[Request], cache_length: int) -
 def sized(
     placed: Placed, requests: Sequence[Request], lookahead: int, models: Sequence[Model] = ()
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Returns a batch in one of few sizes that fits further models too, and `cache_length` and
-    `capacity` of its state."""
+    """Returns a batch of one of few sizes, for all models, its `cache_length` and `capacity`."""
     model = placed.model
     decoder, longest = model.topology == "decoder", max(len(request.ids) for request in requests)
     positions = positions_of([model, *models], "decoder")

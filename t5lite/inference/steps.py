@@ -28,10 +28,8 @@ class Steps:
     """The compiled steps of generation: what an engine and a server call for one batch.
 
     Args:
-      model: the model.
       vocabulary: of the token ids; None for a model that reads no text.
       layout: how parameters and batches are sharded over `mesh`.
-      mesh: the devices.
     """
 
     model: Model
@@ -48,10 +46,9 @@ class Steps:
         """Returns parameters as decoding reads them: an array per layer, sharded by `layout`.
 
         Decode steps would otherwise slice the stacked layers at every token. The result is a second
-        copy of the layers: scoring, embedding and training read the stacked ones, which the caller
-        keeps, so that they cannot be donated. It is freed when the caller drops it. Only `prefill`,
-        `decode` and `generate` need it; `generate` prepares other parameters at each call, and
-        frees the copy at its end.
+        copy of the layers, freed when the caller drops it: scoring, embedding and training read the
+        stacked ones, which cannot be donated. Only `prefill`, `decode` and `generate` need it;
+        `generate` prepares other parameters at each call, and frees the copy at its end.
 
         Args:
           params: of `model`, on any mesh of these devices.
@@ -91,9 +88,7 @@ class Steps:
           capacity: most tokens generated a row; None for the longest request's.
           rows: of the batch, at least as many as requests; None for the next of few sizes.
           num_top: most probable tokens recorded at each step.
-
-        Raises:
-          InputError: a request that does not fit the cache.
+        Raises: InputError if a request does not fit the cache.
         """
         limit = prompt_limit(self.model, requests, cache_length)
         batch = prompts_of(self, requests, limit=limit, rows=rows)
@@ -107,11 +102,8 @@ class Steps:
     def settings(
         self, requests: Sequence[Request], *, rows: int | None = None, repeat: int = 1
     ) -> Settings:
-        """Returns the settings of a batch of requests of equal `rules` and `logits_fn`.
-
-        The batch has `repeat` rows of each request, side by side, and is padded to `rows` requests;
-        None for the next of few sizes.
-        """
+        """Returns the settings of requests of equal `rules` and `logits_fn`: `repeat` rows of each,
+        side by side, padded to `rows` requests; None for the next of few sizes."""
         return settings_of(
             requests,
             rows=num_rows(len(requests), self.layout, self.mesh) if rows is None else rows,
@@ -128,7 +120,6 @@ class Steps:
         Args:
           params: prepared.
           state: as `prefill`, `insert` or `decode` returned it; donated.
-          settings: of its rows.
           steps: traced, so that other numbers compile nothing.
         """
         count = TO_THE_END if steps is None else np.int32(steps)
@@ -141,10 +132,7 @@ class Steps:
           running: a `State`, donated, or its `Settings`.
           rows: the replaced rows; those out of range are dropped.
           new: a state or settings of `len(rows)` rows.
-
-        Raises:
-          InputError: another cache length, or prompts, outputs or rules that exceed the room in the
-            running batch.
+        Raises: InputError if cache lengths differ, or prompts, outputs or rules exceed the room.
         """
         functions, indices = self.functions, np.asarray(rows, np.int32)
         if isinstance(running, Settings):

@@ -33,10 +33,8 @@ class Tag(NamedTuple):
 
 
 def split_words(text: str) -> list[Span]:
-    """Returns the words of a text, split at spaces and at punctuation around them.
-
-    Those of `(U.S.-based "firm"),` are `(`, `U.S.-based`, `"`, `firm`, `"`, `)` and `,`.
-    """
+    """Returns the words of a text, split at spaces and at punctuation around them:
+    `(U.S.-based "firm"),` has `(`, `U.S.-based`, `"`, `firm`, `"`, `)` and `,`."""
     return [word for match in re.finditer(r"\S+", text) for word in _split(text, *match.span())]
 
 
@@ -77,10 +75,7 @@ def without_spaces(text: str, words: Sequence[Span]) -> list[Span]:
 
 
 def tokens_of_words(words: Sequence[Span], offsets: Sequence[Span]) -> list[int]:
-    """Returns the first token of each word in order, as in training; -1 for none.
-
-    `offsets` are those of the tokens; a word's first token may begin at the space before it.
-    """
+    """Returns each word's first token, which may begin at the space before it; -1 for none."""
     ends = [0, *(end for _, end in words)]
     begins = [start - (start > end) for (start, _), end in zip(words, ends, strict=False)]
     starts = [start for start, _ in offsets]
@@ -99,7 +94,6 @@ def tags_at(
     """Returns the tags of words or tokens.
 
     Args:
-      spans: of words, or of tokens.
       tokens: the row of `logits` of each span, -1 for none, which has no tag.
       logits: `[tokens, num_labels]` float32.
       names: of the labels; further labels are numbers.
@@ -118,13 +112,8 @@ def joined(text: str, tags: Sequence[Tag], names: Sequence[str]) -> tuple[TagSpa
     """Returns spans of neighbours with the same tag.
 
     `B-`, `S-` and `U-` begin a span, and so does any tag that does not continue the span before: an
-    `I-PER` after `O` or after `B-LOC` begins one as well. Without a label `O`, as in part-of-speech
-    tagging, every word is a span.
-
-    Args:
-      text: of the tags.
-      tags: in order.
-      names: of all labels; without names label 0 is outside of spans.
+    `I-PER` after `O` or after `B-LOC`. Without a label `O`, as in part-of-speech tagging, every
+    word is a span; without names of labels, label 0 is outside of spans.
     """
     prefixed = any(name[:2] in ("B-", "I-") for name in names)
     outside: Name | None = OUTSIDE if OUTSIDE in names else None if names else 0
@@ -182,12 +171,8 @@ def likeliest(
       tokens: neighbours that an answer may consist of; token 0 stands for no answer.
       max_length: most tokens of an answer.
       count: most answers.
-      no_answer: whether a text may have no answer.
-
-    Returns:
-      Answers in descending order, ties by position and length; and the probability of no answer,
-      None without `no_answer`.
-
+    Returns: answers in descending order, ties by position and length; and the probability of no
+    answer, None without `no_answer`.
     Source: Devlin et al. 2018, arXiv:1810.04805, §4.2 and §4.3.
     """
     inside = np.array([token for token in tokens if token > 0], np.int64)

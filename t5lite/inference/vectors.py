@@ -39,8 +39,7 @@ def write_vectors(
 def read_vectors(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
     """Returns vectors `[n, size]` float32 and their texts; for an `.npy`, `row 0`, `row 1`, …
 
-    Raises:
-      InputError: a missing file, or one that `write_vectors` did not write.
+    Raises: InputError if the file is missing, or `write_vectors` did not write it.
     """
     file = Path(path).expanduser()
     if file.suffix not in ENDINGS:

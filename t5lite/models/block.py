@@ -117,7 +117,7 @@ class TransformerBlockSpec(BlockSpec):
       attention: over the stack's own sequence.
       mlp: the feed-forward layer, or a mixture of several.
       norm: the normalisation of each sublayer.
-      cross_attention: over the encoder's output; None where there is no encoder.
+      cross_attention: over the encoder's output; None without an encoder.
       norm_placement: "before" the sublayer, `x + sublayer(norm(x))`; "after" the sum,
         `norm(x + sublayer(x))` (Vaswani et al. 2017, BERT); or "around" the sublayer,
         `x + norm(sublayer(norm(x)))` (Gemma 2, arXiv:2408.00118, §2).
