@@ -266,5 +266,4 @@ def _take(tree: Any, indices: jax.Array) -> Any:
 
 
 def _column(values: jax.Array | float, batch: int) -> jax.Array:
-    """Returns a scalar or `[batch]` as `[batch, 1]` float32."""
     return jnp.broadcast_to(jnp.asarray(values).astype(jnp.float32), (batch,))[:, None]

@@ -174,7 +174,6 @@ def hold(cache: Any, state: State) -> Any:
 
 
 def _append(state: State, logits: jax.Array, cache: Any, settings: Settings, flags: Flags) -> State:
-    """Appends a token to every row that has not ended, from `logits` `[rows, vocab]`."""
     output, going = state.output, ~state.done
     token, policy, allowed, stopped = _choose(logits, output, state.keys, settings, flags)
     gain = token_log_probabilities(logits, token)

@@ -49,13 +49,11 @@ class Job:
     is_rate: bool = False
 
     def row_of(self, line: Line, outcome: Any) -> Row:
-        """Returns the JSON object of a line: its answer's record, or its error."""
         failed = isinstance(outcome, InputError)
         return error_row(line, outcome) if failed else self.record(line, outcome)
 
 
 def error_row(line: Line, error: InputError) -> Row:
-    """Returns the JSON object of a line that failed."""
     return {"line": line.number, "error": str(error)}
 
 

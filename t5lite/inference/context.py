@@ -123,7 +123,6 @@ def _bytes_of(vocabulary: Vocabulary, text: str, token: int) -> bytes:
 
 
 def _byte_of(piece: str) -> int | None:
-    """Returns the byte of a piece of byte fallback; None for another piece."""
     return int(piece[3:5], 16) if len(piece) == 6 and piece.startswith("<0x") else None
 
 

@@ -76,14 +76,12 @@ class Embedder:
 
     @functools.cached_property
     def _most(self) -> int | None:
-        """Most tokens of a text."""
         if self.max_length is not None:
             return self.max_length
         limits = (positions(self.source.model), self._defaults.max_length)
         return min((limit for limit in limits if limit is not None), default=None)
 
     def read(self, text: str) -> EmbedRequest:
-        """Returns the request of a text."""
         if not isinstance(text, str):
             raise InputError(f"{text!r} is not a text")
         vocabulary: Any = self.source.vocabulary

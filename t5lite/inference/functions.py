@@ -205,7 +205,6 @@ def _step_fn(model: Model, params: Any) -> StepFn:
 
 
 def _read(batch: Batch) -> dict[str, jax.Array]:
-    """Returns the arrays that a model reads."""
     return {name: array for name, array in batch.items() if name != "seeds"}
 
 

@@ -68,7 +68,6 @@ class Generation:
         return outcomes
 
     def _answered(self, requests: Sequence[Request]) -> list[list[Answer] | InputError]:
-        """Returns the answers to the requests of one batch."""
         if self.engine.model.topology == "encoder":
             return self._infilled(requests)
         if requests[0].options.num_beams > 1:

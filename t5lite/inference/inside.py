@@ -236,7 +236,6 @@ def _attribution(
     positions: jax.Array,
     outputs: jax.Array,
 ) -> jax.Array:
-    """Returns gradient × input, `[outputs, inputs]` float32."""
     num_inputs = rows.shape[1]
     # The same model with embedding tables that have a row for each input: the gradient by a table
     # is that by the inputs. Logits, which may share the true table, are computed apart.

@@ -108,7 +108,6 @@ class Predictor:
 
     @property
     def names(self) -> Sequence[str]:
-        """The names of the head's outputs, in order; empty if none were saved."""
         return self.source.labels.get("labels", ())
 
     @property
@@ -117,7 +116,6 @@ class Predictor:
 
     @functools.cached_property
     def _most(self) -> int | None:
-        """Most tokens of a text."""
         length = self.source.inputs.length if self.max_length is None else self.max_length
         limits = (length, positions(self.source.model))
         return min((limit for limit in limits if limit is not None), default=None)

@@ -211,14 +211,12 @@ class Scorer:
         return getattr(self.source.model.spec, side).max_length
 
     def _masked(self, ids: list[int]) -> ScoreRequest:
-        """Returns the request of every token of a text, given all others."""
         frame = self._vocabulary.frame
         fitting = frame.fit(ids, self._positions("encoder"), truncate=self.truncate)
         scored = range(len(frame.before), len(frame.before) + len(fitting))
         return ScoreRequest(frame(fitting), [], scored, cut=len(fitting) < len(ids))
 
     def _whole(self, ids: list[int]) -> ScoreRequest:
-        """Returns the request of every token of a text, given those before it."""
         if self.eos:
             ids = [*ids, self._vocabulary.eos_id]
         fitting = Frame().fit(ids, self._positions("decoder"), truncate=self.truncate)
@@ -249,7 +247,6 @@ class Scorer:
         return frame(frame.fit(ids, most, beside=beside, end=end, truncate=self.truncate))
 
     def _after(self, inputs: list[int], target: list[int]) -> ScoreRequest:
-        """Returns the request of a target after the inputs."""
         if self._topology == "encoder_decoder":
             return ScoreRequest(inputs, target, range(len(target)))
         scored = range(len(inputs), len(inputs) + len(target))

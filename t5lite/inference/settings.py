@@ -80,7 +80,6 @@ def settings_of(
 
 
 def _sizes(requests: Sequence[Request]) -> dict[str, int]:
-    """Returns the sizes of `Settings.neutral` that the requests need."""
     stops = [stop.encode() for request in requests for stop in request.options.stop]
     choices = [ids for request in requests for ids in request.choices]
     needed = {

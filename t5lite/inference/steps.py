@@ -61,7 +61,6 @@ class Steps:
         return prepare_of(self.model, self.layout, self.mesh)(params)
 
     def _is_prepared(self, params: Any) -> bool:
-        """Whether layers are not stacked."""
         for side in ("encoder", "decoder"):
             stack = getattr(self.model.spec, side)
             if stack is not None and stack.num_periods and not stack.shared_layers:

@@ -148,7 +148,6 @@ def trimmed(text: str, start: int, end: int) -> Span:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the softmax over the last axis, float64."""
     exp = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return exp / exp.sum(axis=-1, keepdims=True)
 

@@ -316,7 +316,6 @@ class Block(nn.Module):
     def _update(
         self, x: jax.Array, name: str, sublayer: Callable, drop_rate: jax.Array | None
     ) -> jax.Array:
-        """Returns a sublayer's update of the residual stream `x`."""
         placement, deterministic = self.spec.norm_placement, not self.has_rng("dropout")
         update = sublayer(x if placement == "after" else self._norm(f"{name}_norm", x))
         if placement == "around":

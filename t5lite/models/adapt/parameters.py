@@ -28,7 +28,6 @@ def shapes_of(spec: ModelSpec) -> Mapping[str, jax.ShapeDtypeStruct]:
 
 
 def flat(tree: Params) -> dict[str, Any]:
-    """Returns a tree's leaves by their paths."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 

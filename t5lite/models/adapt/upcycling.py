@@ -110,7 +110,6 @@ def upcycle(
 def _with_experts(
     spec: ModelSpec, name: str, stack_params: Params, *, noise_stddev: float, rng: jax.Array
 ) -> Params:
-    """Returns a stack's parameters with experts and routers in the layers that `spec` has them."""
     stack, expected = getattr(spec, name), shapes_of(spec)
     leaves = flat(stack_params)
     locations = ((stack.location(n), block.mlp) for n, block in enumerate(stack.every_block))

@@ -163,7 +163,6 @@ def _applied(
 
 
 def _rows(old: jax.Array, plan: _Plan) -> jax.Array:
-    """Returns the new table `[vocab, width]` of an old one."""
     pieces = old[: plan.num_pieces].astype(jnp.float32)
     new = jnp.take(old, np.maximum(plan.source, 0), axis=0)
     if len(plan.drawn):
@@ -197,7 +196,6 @@ def _drawn(old: jax.Array, plan: _Plan) -> jax.Array:
 def _parts(
     pieces: dict[int, str | None], decompose: Decompose | None, num_pieces: int
 ) -> dict[int, list[int]]:
-    """Returns, by new row, the old rows that a piece decomposes into."""
     if decompose is None:
         return {}
     parts = {}
