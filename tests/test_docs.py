@@ -1,6 +1,7 @@
 """What README.md and docs/ show runs: Python and gin as they stand, commands for a few steps."""
 
 import argparse
+import ast
 import importlib
 import re
 import shlex
@@ -74,6 +75,21 @@ def test_gin_of_a_page_parses(page, monkeypatch, tmp_path):
         path = tmp_path / f"{number}.gin"
         path.write_text(HEADER + block, encoding="utf-8")
         configuration.parse([CONFIGS[page], str(path)])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "/reference/" in page])
+def test_reference_pages_list_every_public_name(page):
+    """MkDocs reads `__all__` from the source, so it must be a list of strings there."""
+    for room in re.findall(r"^::: (\S+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE):
+        source = (ROOT / room.replace(".", "/") / "__init__.py").read_text(encoding="utf-8")
+        (names,) = (
+            ast.literal_eval(node.value)
+            for node in ast.parse(source).body
+            if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+        )
+        module = importlib.import_module(room)
+        assert names == module.__all__
+        assert all(hasattr(module, name) for name in names)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@
 Each name loads its file when first used; only functions that need TensorFlow or SeqIO import them.
 """
 
-import ast
-import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # also read by `_homes`
+from t5lite.public_names import lazy_names
+
+if TYPE_CHECKING:
     from t5lite.data.array_data import ArrayData
     from t5lite.data.dataset import Dataset
     from t5lite.data.demo.tables import (
@@ -40,26 +39,45 @@ if TYPE_CHECKING:  # also read by `_homes`
     from t5lite.data.vocabularies.tokenizer_files import HuggingFaceTokenizer, WordPiece
     from t5lite.data.vocabularies.training import train_sentencepiece
 
+__all__ = [
+    "Answer",
+    "ArrayData",
+    "Bytes",
+    "Class",
+    "Component",
+    "Dataset",
+    "FileData",
+    "HuggingFaceTokenizer",
+    "MappedSentencePiece",
+    "MixtureData",
+    "NoSplit",
+    "Number",
+    "NumberedSource",
+    "PackedData",
+    "Part",
+    "SentencePiece",
+    "ShardedData",
+    "Tags",
+    "TaskData",
+    "Template",
+    "Vocabulary",
+    "WordPiece",
+    "decode_text",
+    "documents_jsonl",
+    "from_seqio",
+    "functions_jsonl",
+    "get_task",
+    "held_out_documents_jsonl",
+    "load_vocabulary",
+    "mixing_rates",
+    "modules_csv",
+    "names_jsonl",
+    "open_vocabulary",
+    "python_docs_vocabulary",
+    "train_sentencepiece",
+    "write_packed",
+    "write_seqio_cache",
+    "write_shards",
+]
 
-def _homes() -> dict[str, str]:
-    """Returns the module of each public name, as the imports above have it."""
-    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: node.module or "" for node in imports for alias in node.names}
-
-
-_HOMES = _homes()
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__)

@@ -3,8 +3,9 @@
 Names load when they are first used: the options table imports no JAX.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from t5lite.public_names import lazy_names
 
 if TYPE_CHECKING:
     from t5lite.inference.answer import Answer
@@ -22,31 +23,30 @@ if TYPE_CHECKING:
     from t5lite.inference.request import Reader, Request
     from t5lite.inference.scoring import Score
 
-_NAMES = {
-    "answer": ("Answer",),
-    "batching": ("prompt_batch",),
-    "defaults": ("Rules",),
-    "embedding": ("nearest",),
-    "engine": ("Engine",),
-    "generation": ("Draft",),
-    "inside": ("Inside", "attention_maps", "attribution"),
-    "line_job": ("infer",),
-    "loaded": ("Loaded",),
-    "loading": ("load", "place"),
-    "options": ("Options",),
-    "predictions": ("AnswerSpan", "Answers", "Classes", "Numbers", "TagSpan", "Tagged"),
-    "request": ("Reader", "Request"),
-    "scoring": ("Score",),
-}
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = [*_HOME]
+__all__ = [
+    "Answer",
+    "AnswerSpan",
+    "Answers",
+    "Classes",
+    "Draft",
+    "Engine",
+    "Inside",
+    "Loaded",
+    "Numbers",
+    "Options",
+    "Reader",
+    "Request",
+    "Rules",
+    "Score",
+    "TagSpan",
+    "Tagged",
+    "attention_maps",
+    "attribution",
+    "infer",
+    "load",
+    "nearest",
+    "place",
+    "prompt_batch",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 't5lite.inference' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"t5lite.inference.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__)
