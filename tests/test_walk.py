@@ -46,7 +46,7 @@ class Look:
 
     def __call__(self, run, state, *, step):
         if step == 1:
-            self.arrays = run.place(self.batch)
+            self.arrays = run.to_devices(self.batch)
             self.loss = run.jit(
                 lambda params, batch: (
                     OBJECTIVE.loss(run.model, params, batch)[0],

@@ -46,8 +46,9 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
     files = " ".join(f"--gin_file={file}" for file in arguments.gin_file)
     target = as_path(arguments.output)
     claims = target.with_name(f".{target.name}.claims")
+    claim = claimed(claims, name=f"--output={arguments.output}", field="output")
     if arguments.format == "seqio":
-        with claimed(claims, name=arguments.output):
+        with claim:
             cache_tasks(experiment.data, arguments.output, seed=experiment.seed)
         print(
             f"train on it:  t5lite train {files} --gin.data.TaskData.use_cached=True "
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
         )
         return
     if arguments.format == "shards":
-        with claimed(claims, name=arguments.output), Bar(unit="records") as bar:
+        with claim, Bar(unit="records") as bar:
             manifest = write_tokens(
                 experiment.data,
                 experiment.bound,
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> None:
             print(f"{split}: {sum(s.records for s in shards):,} records in {len(shards)} shards")
         print(f"train on it:  t5lite train {files} --gin_file={arguments.output}/use.gin")
         return
-    with claimed(claims, name=arguments.output), Bar(unit="rows") as bar:
+    with claim, Bar(unit="rows") as bar:
         description = write_packed(
             experiment.data,
             experiment.bound,

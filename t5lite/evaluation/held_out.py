@@ -92,7 +92,7 @@ class HeldOut:
             def dispatched() -> Iterator[Any]:
                 for batch in ready.batches[part]:
                     num_batches[part] += 1
-                    yield ready.sums(params, references, run.place(batch))
+                    yield ready.sums(params, references, run.to_devices(batch))
 
             return collect(dispatched())
 

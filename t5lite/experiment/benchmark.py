@@ -13,7 +13,7 @@ from t5lite.experiment.experiment import Experiment
 from t5lite.experiment.settings import check_model
 from t5lite.experiment.start import first_state
 from t5lite.experiment.step_facts import facts
-from t5lite.parallel import batch_shardings, place
+from t5lite.parallel import batch_shardings, to_devices
 from t5lite.planning import compile_step, measure
 from t5lite.planning.plan_text import collective_lines, memory_lines, run_lines
 from t5lite.reporting import Bar, peak_flops
@@ -44,16 +44,16 @@ def benchmark(experiment: Experiment, *, steps: int, warmup: int) -> dict[str, A
         compiled, step = compile_step(program, stage=bar.rename)
         bar.rename("training")
 
-        def to_devices(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        def global_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
             layout, axes = experiment.layout, experiment.bound.axes()
             shardings = batch_shardings(layout, mesh, axes, batch)
-            return place(batch, shardings, num_rows=experiment.data.batch_size)
+            return to_devices(batch, shardings, num_rows=experiment.data.batch_size)
 
         measured = measure(
             step,
             first_state(None, program, experiment.references, seed=experiment.seed, say=print),
             batches,
-            to_devices,
+            global_batch,
             steps=steps,
             warmup=warmup,
             on_step=bar.add,

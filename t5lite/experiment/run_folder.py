@@ -38,11 +38,12 @@ def one_writer(folder: epath.Path, *, say: Callable[[str], object]) -> Iterator[
         if jax.process_index() == 0:
             try:
                 claims = folder / ".claims"
-                claim = stack.enter_context(claimed(claims, name=str(folder), say=say))
+                name = f"model_dir = {str(folder)!r}"
+                claim = stack.enter_context(claimed(claims, name=name, say=say))
             except InputError as error:
                 refusal = str(error)
         if refusal := gather(refusal)[0]:
-            raise InputError(refusal)
+            raise InputError(refusal, field="model_dir")
         yield claim
 
 

@@ -184,7 +184,7 @@ class Objective(HostHalf):
 
     def limits(self, model: Any) -> dict[str, IdLimit]:
         """Returns how many ids there are, for each array of a batch that holds some."""
-        fix = "was it tokenised with another vocabulary?"
+        fix = "tokenise the data with the model's vocabulary"
         names = (f"{side}_{kind}_tokens" for side in SIDES for kind in ("input", "target"))
         return dict.fromkeys(names, IdLimit(model.limits["tokens"], "embeddings", fix))
 

@@ -4,8 +4,8 @@ from t5lite.parallel.arrays import (
     batch_sharding,
     batch_shardings,
     check_batch,
-    place,
     process_rows,
+    to_devices,
     with_layout,
 )
 from t5lite.parallel.clusters import Group, group
@@ -40,8 +40,8 @@ __all__ = [
     "make_mesh",
     "noted",
     "parameter_rules",
-    "place",
     "process_rows",
     "shardings",
+    "to_devices",
     "with_layout",
 ]

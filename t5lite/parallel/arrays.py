@@ -33,7 +33,8 @@ def batch_shardings(
     result = {}
     for name in names:
         if name not in axes:
-            raise unknown("array of a batch, without axes in the objective's axes():", name, axes)
+            kind = "array of a batch, without axes in the objective's axes():"
+            raise unknown(kind, name, axes, field="train.objective")
         result[name] = shardings(PartitionSpec(*axes[name]), layout.activations, mesh)
     return result
 
@@ -70,7 +71,7 @@ def process_rows(layout: Layout, mesh: Mesh, num_rows: int) -> dict[int, np.ndar
     return {process: np.unique(np.concatenate(blocks[process])) for process in sorted(blocks)}
 
 
-def place(
+def to_devices(
     batch: Mapping[str, np.ndarray], sharding: Mapping[str, NamedSharding], *, num_rows: int
 ) -> dict[str, jax.Array]:
     """Returns `[num_rows, ...]` global arrays by name of the rows that this process's devices hold.

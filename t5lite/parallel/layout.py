@@ -173,7 +173,8 @@ def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Me
         sizes[sizes.index(-1)] = len(devices) // product
     elif -1 in sizes or product != len(devices):
         raise InputError(
-            f"Layout.mesh = {dict(layout.mesh)} does not multiply to the {len(devices)} devices",
+            f"Layout.mesh = {dict(layout.mesh)} does not multiply to the {len(devices)} devices; "
+            "set one axis to -1",
             field="Layout.mesh",
         )
     # Each mesh axis of size s spans `outer` slices, with `inner` = s / outer devices in each.
@@ -182,7 +183,8 @@ def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Me
     for axis, size, count in zip(MESH_AXES, sizes, outer, strict=True):
         if size % count:
             raise InputError(
-                f"Layout.slices[{axis!r}] = {count} does not divide the mesh axis's size {size}",
+                f"Layout.slices[{axis!r}] = {count} does not divide the mesh axis's size {size}; "
+                "set a divisor",
                 field="Layout.slices",
             )
     inner = [size // count for size, count in zip(sizes, outer, strict=True)]
@@ -204,7 +206,7 @@ def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]
         if len(devices) % count:
             raise InputError(
                 f"Layout.slices makes {count} slices, which the {len(devices)} devices do not "
-                "divide into",
+                f"divide into; set a divisor of {len(devices)}",
                 field="Layout.slices",
             )
         return [list(part) for part in np.array(devices, object).reshape(count, -1)]
@@ -228,7 +230,7 @@ def in_memory(tree: Any, kind: str) -> Any:
             kinds = sorted(memory.kind for memory in device.addressable_memories())
             raise InputError(
                 f"Layout.optimizer_memory = {kind!r}: a {device.device_kind} has "
-                f"{', '.join(kinds) or 'no choice of memories'}",
+                f"{', '.join(kinds) or 'no choice of memories'}; set one that it has",
                 field="Layout.optimizer_memory",
             ) from error
 
@@ -248,11 +250,12 @@ def shardings(axes: Any, rules: Rules, mesh: Mesh) -> Any:
         dimension only.
     """
     names = {name for name, _ in rules}
+    field = f"Layout.{'activations' if 'batch' in names else 'parameters'}"
 
     def sharding(spec: PartitionSpec) -> NamedSharding:
         for name in spec:
             if name is not None and name not in names:
-                raise unknown("logical axis (no rule of the layout mentions it)", name, names)
+                raise unknown(f"logical axis, without a rule in {field}:", name, names, field=field)
         return NamedSharding(mesh, nn.logical_to_mesh_axes(tuple(spec), rules) or PartitionSpec())
 
     return jax.tree.map(sharding, axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))

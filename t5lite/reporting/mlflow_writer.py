@@ -37,7 +37,11 @@ class MLflow:
         tracking_uri: str | None = None,
     ):
         if not installed("mlflow"):
-            raise InputError("MLflow needs a library: pip install 't5lite[mlflow]'")
+            raise InputError(
+                "train.writers: MLflow needs the library mlflow\n"
+                "pip install 't5lite[mlflow]', or set t5lite.train.writers",
+                field="train.writers",
+            )
         self._folder = epath.Path(folder).expanduser()
         self._experiment = experiment
         self._uri = tracking_uri
@@ -59,7 +63,7 @@ class MLflow:
 
     def check(self) -> None:
         """Asks the server for the experiment, which changes nothing there."""
-        with _mlflow_errors():
+        with _mlflow_errors(self._uri):
             self._connected().get_experiment_by_name(self._experiment)
 
     def rewind(self, step: int) -> None:
@@ -74,7 +78,7 @@ class MLflow:
 
     def _open(self, *, resume: bool = True) -> Any:
         if self._client is None:
-            with _mlflow_errors():
+            with _mlflow_errors(self._uri):
                 client = self._connected()
                 self._run_id = self._started(client, resume=resume)
             self._client = client
@@ -106,13 +110,14 @@ class MLflow:
 
 
 @contextlib.contextmanager
-def _mlflow_errors() -> Iterator[None]:
+def _mlflow_errors(uri: str | None) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
         raise InputError(
-            f"MLflow: {str(error).strip().splitlines()[0]}\n"
-            "set MLflow.tracking_uri or $MLFLOW_TRACKING_URI to a server's address"
+            f"MLflow.tracking_uri = {uri!r}: {str(error).strip().splitlines()[0]}\n"
+            "set MLflow.tracking_uri or $MLFLOW_TRACKING_URI to a server's address",
+            field="MLflow.tracking_uri",
         ) from error

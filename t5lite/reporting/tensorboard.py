@@ -24,8 +24,9 @@ class TensorBoard:
         library = {"gs": "google.cloud.storage", "s3": "boto3"}.get(store)
         if library is not None and not installed(library):
             raise InputError(
-                f"TensorBoard's files cannot be written to {self._folder} without {library}\n"
-                f"pip install 't5lite[{store}]', or set t5lite.train.writers"
+                f"train.writers: TensorBoard needs the library {library} to write to "
+                f"{self._folder}\npip install 't5lite[{store}]', or set t5lite.train.writers",
+                field="train.writers",
             )
         self._purge_step: int | None = None
         self._events: Any = None

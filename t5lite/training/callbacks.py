@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5lite.errors import InputError
-from t5lite.parallel import Layout, batch_shardings, place, process_rows, with_layout
+from t5lite.parallel import Layout, batch_shardings, process_rows, to_devices, with_layout
 from t5lite.reporting.writers import Writers
 from t5lite.training.program import process_shards
 from t5lite.training.state import TrainState, whole_params
@@ -101,7 +101,7 @@ class Run:
         """Returns the parameters of the objective's references, by name."""
         return state.frozen["references"]  # type: ignore[no-any-return]
 
-    def place(self, batch: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
+    def to_devices(self, batch: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
         """Puts this process's rows of a batch on its devices; global arrays stay as they are.
 
         Raises:
@@ -111,8 +111,8 @@ class Run:
         local = {name: np.asarray(rows) for name, rows in batch.items() if name not in ready}
         for name, rows in local.items():
             _check_ids(name, rows, self._limits)
-        placed = batch_shardings(self.layout, self.mesh, self.objective.axes(), local)
-        return place(local, placed, num_rows=self.data.batch_size) | ready
+        sharding = batch_shardings(self.layout, self.mesh, self.objective.axes(), local)
+        return to_devices(local, sharding, num_rows=self.data.batch_size) | ready
 
     @functools.cached_property
     def _limits(self) -> Mapping[str, Any]:
@@ -145,6 +145,7 @@ def _check_ids(name: str, rows: np.ndarray, limits: Mapping[str, Any]) -> None:
         return
     if (largest := int(rows.max(initial=0))) >= limit.size:
         raise InputError(
-            f"{name} holds the id {largest}, but the model has only {limit.size} {limit.noun} "
-            f"(0 to {limit.size - 1}); {limit.fix}"
+            f"{name}: the id {largest} exceeds the model's {limit.size} {limit.noun}, 0 to "
+            f"{limit.size - 1}; {limit.fix}",
+            field="train.data",
         )

@@ -89,7 +89,7 @@ class Checkpoints:
         )
         if self.restore_mapping and not self.restore_from:
             raise InputError(
-                "Checkpoints.restore_mapping: needs restore_from, what it maps",
+                "Checkpoints.restore_mapping: maps names of Checkpoints.restore_from; set that too",
                 field="Checkpoints.restore_mapping",
             )
         check_mapping(self.restore_mapping)
@@ -324,7 +324,7 @@ class Checkpointer:
         if steps:
             raise CheckpointError(
                 f"none of the {len(steps)} checkpoints in {self.folder} can be read\n"
-                "to start anew, move that folder away"
+                "to train from the start, move that folder away"
             )
         return None
 
@@ -420,8 +420,8 @@ def _check_writable(folder: epath.Path) -> None:
         ) from error
     if not all(seen):
         raise InputError(
-            f"model_dir = {str(folder.parent)!r}: what process 0 writes there, process "
-            f"{seen.index(False)} does not see\n"
+            f"model_dir = {str(folder.parent)!r}: process {seen.index(False)} does not see "
+            "the files of process 0\n"
             "choose a folder that all hosts share, such as one of gs://",
             field="model_dir",
         )

@@ -43,6 +43,7 @@ class Claim:
     path: epath.Path
     content: dict[str, Any]
     name: str
+    field: str | None = None
 
     def __post_init__(self) -> None:
         self._released = threading.Event()
@@ -87,13 +88,18 @@ class Claim:
 
 @contextlib.contextmanager
 def claimed(
-    claims: epath.PathLike, *, name: str, say: Callable[[str], object] = print
+    claims: epath.PathLike,
+    *,
+    name: str,
+    field: str | None = None,
+    say: Callable[[str], object] = print,
 ) -> Iterator[Claim]:
     """Claims a folder for this process; at the end removes the empty folders it created.
 
     Args:
       claims: folder of the claims, local, `gs://` or `s3://`; the same for all writers.
       name: of the claimed folder, for messages.
+      field: the parameter that gives the folder, see `InputError`.
       say: called when a claim from another machine has to be watched.
 
     Raises:
@@ -101,7 +107,7 @@ def claimed(
     """
     claims, now = epath.Path(claims), time.time()
     content = {**_this_process(), "started": now, "beat": now}
-    claim = Claim(claims / f"{now:017.6f}-{uuid.uuid4().hex[:8]}.json", content, name)
+    claim = Claim(claims / f"{now:017.6f}-{uuid.uuid4().hex[:8]}.json", content, name, field)
     local = "://" not in str(claims)
     new_folders = [path for path in (claims, *claims.parents) if local and not path.exists()]
     try:
@@ -110,7 +116,8 @@ def claimed(
         except OSError as error:
             raise InputError(
                 f"{name} cannot be written: {error.strerror or error}\n"
-                "choose another folder or change its permissions"
+                "choose another folder or change its permissions",
+                field=field,
             ) from error
         _refuse_others(claim, say)
         yield claim
@@ -130,7 +137,8 @@ def _refuse_others(claim: Claim, say: Callable[[str], object]) -> None:
             if path.name < claim.path.name or time.monotonic() > end:
                 raise InputError(
                     f"{claim.name} is being written by {_describe(content)}\n"
-                    "wait for it, end it, or choose another folder"
+                    "wait for it, end it, or choose another folder",
+                    field=claim.field,
                 )
             time.sleep(_POLL_SECONDS)
         with contextlib.suppress(OSError):

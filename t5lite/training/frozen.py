@@ -63,12 +63,15 @@ def read_referred(
     changed since, an InputError says so.
     """
     if read is None:
-        raise InputError(f"{step_folder}: its frozen parameters are in {entry['folder']!r}")
+        raise InputError(
+            f"{step_folder}: its frozen parameters are in {entry['folder']!r}; restore with a "
+            "function `frozen` that reads them"
+        )
     frozen = read(entry["folder"])
     if fingerprint(frozen_sums(frozen)) != entry["fingerprint"]:
         raise InputError(
-            f"the frozen parameters of {step_folder} are those of {entry['folder']}, which has "
-            "changed since\nrestore that folder; "
-            "Checkpoints.frozen = 'save' keeps a copy in the run"
+            f"{step_folder}: its frozen parameters in {entry['folder']!r} have changed since the "
+            "run started\nrestore that folder; Checkpoints.frozen = 'save' keeps a copy in the run",
+            field="Checkpoints.frozen",
         )
     return frozen

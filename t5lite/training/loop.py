@@ -109,7 +109,7 @@ class Loop:
         with self.ledger.meter.waiting():
             pull = getattr(self.batches, "next_batch", None)
             rows = next(self.batches) if pull is None else pull(state)  # type: ignore[call-overload]
-        return rows, self.run.place(rows)
+        return rows, self.run.to_devices(rows)
 
     def begin(self, state: TrainState) -> bool:
         """Runs the checks of callbacks and duration, which write nothing, and prints the position.

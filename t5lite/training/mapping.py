@@ -17,8 +17,8 @@ def check_mapping(mapping: Sequence[Rule]) -> None:
         sides = [side for side in rule if side is not None] if pair else []
         if not sides or not all(isinstance(side, str) for side in sides):
             raise InputError(
-                f"Checkpoints.restore_mapping: {rule!r} is not a pair of a pattern for wanted "
-                "names and a saved name, of which one may be None",
+                f"Checkpoints.restore_mapping: {rule!r} must be a pair of a pattern of the model's "
+                "names and a name in the checkpoint, of which one may be None",
                 field="Checkpoints.restore_mapping",
             )
         try:
@@ -31,13 +31,13 @@ def check_mapping(mapping: Sequence[Rule]) -> None:
 
 
 def match(
-    expected: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule], *, where: str
+    expected: Iterable[str], saved: Iterable[str], mapping: Sequence[Rule], *, label: str
 ) -> dict[str, str]:
     """Returns expected name → saved name of all restored parameters; see `load_params`.
 
     Raises:
-      InputError: a name on either side is unaccounted for, or a rule matches no name; `where` is
-        the name of the checkpoint in the message.
+      InputError: a name on either side is unaccounted for, or a rule matches no name; `label`
+        names the checkpoint there.
     """
     expected, saved = list(expected), set(saved)
     targets = {name: source_of(name, mapping) for name in expected}
@@ -55,15 +55,15 @@ def match(
     ]
     idle = [rule for rule in mapping if not _matches(rule, expected, saved)]
     if missing or unused or idle:
-        lines = [f"the names of parameters do not fit the checkpoint {where}"]
+        lines = [f"Checkpoints.restore_mapping: names do not fit the checkpoint {label}"]
         if idle:
             rules = ", ".join(map(str, idle))
             lines += [f"Checkpoints.restore_mapping, rules that match no name: {rules}"]
-        lines += [f"wanted, not saved: {_listed(missing)}"] if missing else []
-        lines += [f"saved, not wanted: {_listed(unused)}"] if unused else []
+        lines += [f"missing in the checkpoint: {_listed(missing)}"] if missing else []
+        lines += [f"missing in the model: {_listed(unused)}"] if unused else []
         lines += [
             "Checkpoints.restore_mapping takes pairs of patterns: "
-            '("wanted", "saved"), ("wanted", None) or (None, "saved")'
+            '("model", "checkpoint"), ("model", None) or (None, "checkpoint")'
         ]
         raise InputError("\n".join(lines), field="Checkpoints.restore_mapping")
     return sources

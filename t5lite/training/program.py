@@ -202,7 +202,8 @@ def _check_batch(
     rows, parts = next(iter(shapes.values()))[0], update.num_microbatches
     if rows % parts:
         raise InputError(
-            f"Update.num_microbatches = {parts}: does not divide the batch size {rows}",
+            f"Update.num_microbatches = {parts}: does not divide the batch size {rows}; "
+            "set a divisor",
             field="Update.num_microbatches",
         )
     parted = {name: (shape[0] // parts, *shape[1:]) for name, shape in shapes.items()}
@@ -212,7 +213,8 @@ def _check_batch(
         raise InputError(
             f"batch size {rows}, Update.num_microbatches = {parts}: "
             f"{type(objective).__name__} compares the rows of a microbatch with each other and "
-            f"needs at least {min_rows}; increase the batch size"
+            f"needs at least {min_rows}; increase the batch size",
+            field="Update.num_microbatches",
         )
 
 

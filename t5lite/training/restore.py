@@ -82,7 +82,11 @@ def load_params(
         arrays, document = read_together(step_folder, lambda: read_description(step_folder))
         saved = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
         if not saved:
-            raise InputError(f"the checkpoint {step_folder} has no {part!r}")
+            parts = ", ".join(sorted({name.partition("/")[0] for name in arrays}))
+            raise InputError(
+                f"part = {part!r}: the checkpoint {step_folder} has no such part; it has {parts}",
+                field="part",
+            )
 
         def read(leaves: Mapping[str, Any]) -> dict[str, Any]:
             full = {prefix + name: leaf for name, leaf in leaves.items()}
@@ -94,7 +98,7 @@ def load_params(
             shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in saved.items()}
             return Loaded(nest(read(shapes)), (), step_folder)
         expected = named(like)
-        sources = match(expected, saved, mapping, where=f"{step_folder} ({part})")
+        sources = match(expected, saved, mapping, label=f"{step_folder} ({part})")
         renamed = {name: saved[source] for name, source in sources.items()}
         check_same(step_folder, renamed, {name: expected[name] for name in sources}, cast=True)
         values, rest = dict(expected), sources
@@ -326,7 +330,7 @@ def differences(
 ) -> list[str]:
     """Returns a line for each leaf that differs in shape or dtype; `cast` lets floats differ."""
     return [
-        f"  {name}: saved {_describe(saved.get(name))}, wanted {_describe(expected.get(name))}"
+        f"  {name}: saved {_describe(saved.get(name))}, expected {_describe(expected.get(name))}"
         for name in {**expected, **saved}
         if not _same(saved.get(name), expected.get(name), cast=cast)
     ]

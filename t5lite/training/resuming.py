@@ -45,7 +45,7 @@ def resumption(
     saved, read = unchanged(saved), unchanged(expected)
     check_same(folder, _without_moments(saved), _without_moments(read))
     if misfits := differences(saved, read, cast=True):
-        raise InputError(f"{_cause(folder, misfits, was, now)}\n{start_anew(folder)}")
+        raise InputError(f"{_cause(folder, misfits, was, now)}\n{advice_for_new_run(folder)}")
     lines = []
     if was and now and was != now:
         lines.append(f"the run was trained with {was}, now {now}, which takes its state over")
@@ -54,17 +54,17 @@ def resumption(
     # Checkpoints without an update scale are of versions that never lowered it.
     if fresh := sorted(changed & new.keys() - {"update_scale"}):
         lines.append(
-            f"not in the checkpoint of step {folder.name}, starts anew: {', '.join(fresh)}"
+            f"not in the checkpoint of step {folder.name}, initialised: {', '.join(fresh)}"
         )
     if dropped := sorted(changed - new.keys()):
         lines.append(f"no longer used, dropped at step {folder.name}: {', '.join(dropped)}")
     return read, lines
 
 
-def start_anew(folder: epath.Path) -> str:
+def advice_for_new_run(folder: epath.Path) -> str:
     """Returns the advice to start another run from a checkpoint's parameters alone."""
     return (
-        "to start anew from its parameters: another model_dir, and "
+        "to start a new run from its parameters, set another model_dir and "
         f"t5lite.training.Checkpoints.restore_from = '{folder}'"
     )
 

@@ -12,7 +12,7 @@ from t5lite.parallel import gather
 from t5lite.training.callbacks import Callback, Run
 from t5lite.training.checkpoints import Checkpointer
 from t5lite.training.ledger import Ledger
-from t5lite.training.resuming import start_anew
+from t5lite.training.resuming import advice_for_new_run
 from t5lite.training.state import TrainState
 
 _EARLY = 0.9  # of an interval: few exchanges are needed to meet it
@@ -77,7 +77,8 @@ class Saver:
         try:
             self._batches.load_state_dict(progress["data"])
         except InputError as error:
-            raise InputError(f"{error}\n{start_anew(epath.Path(self._run.model_dir))}") from error
+            advice = advice_for_new_run(epath.Path(self._run.model_dir))
+            raise InputError(f"{error}\n{advice}") from error
         self._ledger.load_state_dict(progress["ledger"])
         self._run.metrics.update(progress["metrics"])
         self._run.measured_at.update(progress["measured_at"])
@@ -92,9 +93,9 @@ class Saver:
                 callback.load_state_dict(mine[0][-1])
             else:
                 name = _shown(_identity(callback))
-                self._run.say(f"not in the checkpoint, starts anew: {name}")
+                self._run.say(f"not in the checkpoint, initialised: {name}")
         for *identity, _ in saved:
-            self._run.say(f"no longer used, its memory is dropped: {_shown(identity)}")
+            self._run.say(f"no longer used, its state is dropped: {_shown(identity)}")
 
 
 def _identity(callback: Callback) -> list[str]:

@@ -323,11 +323,14 @@ def from_json(document: Mapping[str, Any]) -> Tuning:
     """Returns the tuning that `to_json` wrote; an unknown class or field raises an InputError."""
     name = document["tuning"]
     if name not in Tuning.registry:
-        raise unknown("tuning", name, Tuning.registry)
+        raise unknown("tuning", name, Tuning.registry, field="tuning")
     try:
         return Tuning.registry[name](**{k: v for k, v in document.items() if k != "tuning"})
     except TypeError as error:
-        raise InputError(f"{FILE}: {name} has other fields: {error}") from error
+        raise InputError(
+            f"{FILE}, tuning = {name!r}: {error}\nuse the version of t5lite that wrote it",
+            field="tuning",
+        ) from error
 
 
 def write_tuning(folder: epath.PathLike, tuning: Tuning) -> None:

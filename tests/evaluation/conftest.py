@@ -83,7 +83,7 @@ class FakeRun:
     def references(self, state):
         return {}
 
-    def place(self, batch):
+    def to_devices(self, batch):
         rows = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
         return jax.device_put(batch, rows)
 

@@ -350,7 +350,7 @@ def test_an_id_that_the_model_has_no_embedding_for(name, tmp_path):
     example[name] = np.array([3, VOCAB])
     data = ArrayData([example] * 9, lengths={"inputs": 8, "targets": 8}, batch_size=8)
     with pytest.raises(
-        InputError, match=f"tokens holds the id {VOCAB}, .* only {VOCAB} embeddings"
+        InputError, match=f"tokens: the id {VOCAB} exceeds the model's {VOCAB} embeddings"
     ):
         train(tmp_path, data=data, model=SMALL)
 

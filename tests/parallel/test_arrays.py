@@ -16,8 +16,8 @@ from t5lite.parallel import (
     batch_shardings,
     check_batch,
     make_mesh,
-    place,
     process_rows,
+    to_devices,
     with_layout,
 )
 
@@ -33,7 +33,7 @@ def test_every_device_gets_its_rows_and_columns():
     mesh = make_mesh(LAYOUT)
     rows = np.arange(8 * 6, dtype=np.int32).reshape(8, 6)
     placed = batch_shardings(LAYOUT, mesh, AXES, ["tokens"])
-    (name, array), *none = place({"tokens": rows}, placed, num_rows=8).items()
+    (name, array), *none = to_devices({"tokens": rows}, placed, num_rows=8).items()
     assert (name, none) == ("tokens", [])
     np.testing.assert_array_equal(np.asarray(array), rows)
     for shard in array.addressable_shards:
@@ -51,7 +51,7 @@ def test_per_row_arrays_are_sharded_by_rows_alone():
     }
     shapes = {name: array.shape for name, array in rows.items()}
     check_batch(LAYOUT, mesh, shapes, AXES)
-    arrays = place(rows, batch_shardings(LAYOUT, mesh, AXES, shapes), num_rows=8)
+    arrays = to_devices(rows, batch_shardings(LAYOUT, mesh, AXES, shapes), num_rows=8)
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(array), rows[name])
         for shard in array.addressable_shards:

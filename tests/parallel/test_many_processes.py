@@ -337,7 +337,7 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
     processes = Processes(2, tmp_path / "a", folders=[tmp_path / "a", tmp_path / "b"])
     assert processes.wait() == [2, 2]
     for index in (0, 1):
-        assert "what process 0 writes there, process 1 does not see" in processes.said(index)
+        assert "process 1 does not see the files of process 0" in processes.said(index)
 
 
 @pytest.mark.parametrize("index", [0, 1])

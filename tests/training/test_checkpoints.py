@@ -248,10 +248,10 @@ def replaced(state, **params):
 @pytest.mark.parametrize(
     ("scale", "message"),
     [
-        (jax.ShapeDtypeStruct((4,), jnp.bfloat16), r"saved bfloat16\[3\], wanted bfloat16\[4\]"),
-        (jax.ShapeDtypeStruct((3,), jnp.float32), r"saved bfloat16\[3\], wanted float32\[3\]"),
-        ({"x": jax.ShapeDtypeStruct((3,), jnp.bfloat16)}, r"/x: saved nothing, wanted bfloat16"),
-        ({}, r"saved bfloat16\[3\], wanted nothing"),
+        (jax.ShapeDtypeStruct((4,), jnp.bfloat16), r"saved bfloat16\[3\], expected bfloat16\[4\]"),
+        (jax.ShapeDtypeStruct((3,), jnp.float32), r"saved bfloat16\[3\], expected float32\[3\]"),
+        ({"x": jax.ShapeDtypeStruct((3,), jnp.bfloat16)}, r"/x: saved nothing, expected bfloat16"),
+        ({}, r"saved bfloat16\[3\], expected nothing"),
     ],
 )
 def test_a_state_that_does_not_fit_is_an_error_and_no_damage(tmp_path, scale, message):
@@ -583,10 +583,10 @@ def test_parameters_load_in_the_requested_dtype_and_sharding(tmp_path):
     np.testing.assert_array_equal(params["encoder"]["kernel"], kernel.astype(jnp.bfloat16))
     assert type(params["scale"]) is np.ndarray
     like["scale"] = jax.ShapeDtypeStruct((3,), jnp.int32)
-    with pytest.raises(InputError, match=r"scale: saved bfloat16\[3\], wanted int32\[3\]"):
+    with pytest.raises(InputError, match=r"scale: saved bfloat16\[3\], expected int32\[3\]"):
         load_params(tmp_path, like)
     like["scale"] = jax.ShapeDtypeStruct((5,), jnp.float32)
-    with pytest.raises(InputError, match=r"scale: saved bfloat16\[3\], wanted float32\[5\]"):
+    with pytest.raises(InputError, match=r"scale: saved bfloat16\[3\], expected float32\[5\]"):
         load_params(tmp_path, like)
 
 
@@ -627,9 +627,9 @@ def test_names_missing_on_either_side_are_all_listed_with_the_nearest(tmp_path):
     with pytest.raises(InputError) as caught:
         load_params(tmp_path, like, mapping=[("body", "encoders/kernel"), ("scale", None)])
     assert str(caught.value).splitlines()[1:3] == [
-        "wanted, not saved: body (as encoders/kernel) (nearest: encoder/kernel), "
+        "missing in the checkpoint: body (as encoders/kernel) (nearest: encoder/kernel), "
         "encoder/kernal (nearest: encoder/kernel), zzz",
-        "saved, not wanted: encoder/kernel (nearest: encoder/kernal), scale (nearest: scale)",
+        "missing in the model: encoder/kernel (nearest: encoder/kernal), scale (nearest: scale)",
     ]
 
 
@@ -653,7 +653,7 @@ def test_another_part_of_the_state_can_be_read(tmp_path):
     np.testing.assert_array_equal(
         load_params(tmp_path, part="extra/ema").params["kernel"], ema["kernel"]
     )
-    with pytest.raises(InputError, match="has no 'extra/emas'"):
+    with pytest.raises(InputError, match=r"part = 'extra/emas': .* it has "):
         load_params(tmp_path, part="extra/emas")
 
 

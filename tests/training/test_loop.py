@@ -777,19 +777,24 @@ def test_the_profiler_surrounds_every_step(tmp_path):
 @pytest.mark.parametrize(
     ("objective", "name", "row", "message"),
     [
-        (MaskedLM(), "encoder_input_tokens", [8, 9], "id 9, but the model has only 9 embeddings"),
+        (
+            MaskedLM(),
+            "encoder_input_tokens",
+            [8, 9],
+            "id 9 exceeds the model's 9 embeddings, 0 to 8; tokenise",
+        ),
         (
             Contrastive(),
             "other_input_tokens",
             [9, 0],
-            "other_input_tokens holds the id 9, .*only 9",
+            "other_input_tokens: the id 9 exceeds the model's 9 embeddings",
         ),
-        (Classification(), "labels", 4, r"^labels .* 4, .* 4 classes \(0 to 3\); .*num_classes"),
+        (Classification(), "labels", 4, r"^labels: the id 4 .* 4 classes, 0 to 3; .*num_classes"),
         (
             TokenLabels(),
             "token_labels",
             [1, 7],
-            r"^token_labels .* 7, .* 3 .*\(0 to 2\); .*num_labels",
+            r"^token_labels: the id 7 .* 3 .*, 0 to 2; .*num_labels",
         ),
     ],
 )
@@ -798,17 +803,17 @@ def test_ids_beyond_the_model_are_refused(objective, name, row, message):
     run = Run("", model, objective, DATA, LAYOUT, make_mesh(LAYOUT), 1)
     rows = np.array([np.zeros_like(row)] * 7 + [row], np.int32)
     with pytest.raises(InputError, match=message):
-        run.place({name: rows})
-    run.place({name: np.maximum(rows - 7, 0)})
-    run.place({"encoder_segment_ids": np.full((8, 2), 100, np.int32)})
+        run.to_devices({name: rows})
+    run.to_devices({name: np.maximum(rows - 7, 0)})
+    run.to_devices({"encoder_segment_ids": np.full((8, 2), 100, np.int32)})
     with pytest.raises(InputError, match=r"without axes in the objective's axes\(\): 'mine'"):
-        run.place({"mine": rows})
+        run.to_devices({"mine": rows})
 
 
 def test_regression_targets_are_not_ids():
     model = types.SimpleNamespace(limits={"tokens": 9})
     run = Run("", model, Regression(), DATA, LAYOUT, make_mesh(LAYOUT), 1)
-    run.place({"labels": np.full((8, 1), 100, np.float32)})
+    run.to_devices({"labels": np.full((8, 1), 100, np.float32)})
 
 
 class Pairing(Tuning):
@@ -825,7 +830,7 @@ def test_a_run_evaluates_the_average_and_its_live_parameters_are_never_averaged(
     state.extra["ema"] = "average"
     assert run.params(state) == ("average", "frozen")
     assert run.live_params(state) == ("params", "frozen")
-    rows = run.place({"tokens": np.arange(16, dtype=np.int32).reshape(8, 2)})["tokens"]
+    rows = run.to_devices({"tokens": np.arange(16, dtype=np.int32).reshape(8, 2)})["tokens"]
     assert rows.addressable_shards[0].data.shape == (1, 2)
     assert run.jit(lambda x: x + 1)(rows).tolist() == (np.asarray(rows) + 1).tolist()
 

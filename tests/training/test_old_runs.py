@@ -68,7 +68,7 @@ def test_an_old_run_resumes(old_run, capsys):
     trained, made = resumed(make_old_runs().STEPS)
     said = capsys.readouterr().out
     assert f"resuming {old_run} at step {made.KEPT}" in said
-    assert "starts anew" not in said
+    assert "initialised" not in said
     assert int(trained.state.step) == made.STEPS
     lines = map(json.loads, (old_run / "metrics.jsonl").read_text().splitlines())
     losses = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}

@@ -24,7 +24,7 @@ from t5lite.reporting import JsonLines, Report
 from t5lite.training import EarlyStopping, Update, load_params
 from t5lite.training.claims import claimed
 
-ANEW = "to start anew from its parameters: .*Checkpoints.restore_from = '"
+FRESH = "to start a new run from its parameters, set .*Checkpoints.restore_from = '"
 PROGRAM = pathlib.Path(__file__).parent.parent / "tiny_runs.py"
 
 
@@ -219,21 +219,21 @@ def contents(folder):
             id="model",
         ),
         pytest.param(
-            {"seed": 1}, f"(?s)seed` was 0 in the checkpoint and is 1.*{ANEW}", id="data position"
+            {"seed": 1}, f"(?s)seed` was 0 in the checkpoint and is 1.*{FRESH}", id="data position"
         ),
         pytest.param(
             {"data": array_data(batch_size=16)},
-            rf"(?s)is 16 now.*multiples of 8 resume with num_shards = 8.*{ANEW}",
+            rf"(?s)is 16 now.*multiples of 8 resume with num_shards = 8.*{FRESH}",
             id="batch size",
         ),
         pytest.param(
             {"optimizer": SGD(0.1)},
-            f"(?s)the run was trained with Adafactor, now SGD.*{ANEW}",
+            f"(?s)the run was trained with Adafactor, now SGD.*{FRESH}",
             id="optimizer",
         ),
         pytest.param(
             {"optimizer": Adafactor(0.05, beta1=0.9, min_dim_size_to_factor=999)},
-            f"(?s)a setting of Adafactor has changed.*opt_state/.*{ANEW}",
+            f"(?s)a setting of Adafactor has changed.*opt_state/.*{FRESH}",
             id="setting",
         ),
         pytest.param({"layout": Layout({"data": 3})}, "does not multiply", id="layout"),
@@ -275,7 +275,7 @@ def test_averages_guards_and_callbacks_come_and_go(finished, capsys):
     said = capsys.readouterr().out
     for line in (
         f"no longer used, dropped at step {STEPS}: ema, loss_scale, spike",
-        "no longer used, its memory is dropped: ReduceOnPlateau(held_out/loss)",
+        "no longer used, its state is dropped: ReduceOnPlateau(held_out/loss)",
         f"resuming {finished} at step {STEPS}",
     ):
         assert line in said
@@ -287,8 +287,8 @@ def test_averages_guards_and_callbacks_come_and_go(finished, capsys):
     train(finished, steps=STEPS + 2)
     said = capsys.readouterr().out
     for line in (
-        f"not in the checkpoint of step {STEPS + 1}, starts anew: ema, loss_scale, spike",
-        "not in the checkpoint, starts anew: ReduceOnPlateau",
+        f"not in the checkpoint of step {STEPS + 1}, initialised: ema, loss_scale, spike",
+        "not in the checkpoint, initialised: ReduceOnPlateau",
     ):
         assert line in said
     params = load_params(finished).params

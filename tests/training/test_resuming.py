@@ -39,7 +39,7 @@ def test_a_new_part_of_extra_starts_from_the_parameters(tmp_path, part):
     update = PARTS[part]
     saved, wanted = make_state(factor=2.0), make_state(update)
     state, messages = resume(tmp_path, saved, wanted, update=update)
-    assert messages == [f"not in the checkpoint of step 5, starts anew: {part}"]
+    assert messages == [f"not in the checkpoint of step 5, initialised: {part}"]
     expected = saved.replace(extra=update.extra(saved.params))
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, state, expected)

@@ -373,7 +373,7 @@ def test_frozen_parameters_can_be_referred_to_by_folder_and_fingerprint(tmp_path
     with Checkpoints().open(tmp_path) as checkpointer:
         with pytest.raises(InputError, match="its frozen parameters are in 'gs://base'"):
             checkpointer.restore(program.state)
-        with pytest.raises(InputError, match="of gs://base, which has changed since"):
+        with pytest.raises(InputError, match="in 'gs://base' have changed since"):
             checkpointer.restore(program.state, frozen=lambda folder: frozen(folder, 2))
         restored = checkpointer.restore(program.state, frozen=frozen)
         assert_same(restored.state, state)

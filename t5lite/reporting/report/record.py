@@ -111,7 +111,8 @@ def read_record(folder: epath.PathLike, *, name: str | None = None) -> Record:
         present = [name for name in ("run.json", "model.json") if (root / name).exists()]
         if present:
             raise InputError(
-                f"{root} has no metrics yet: it has {present[0]}, but no metrics.jsonl"
+                f"{root} has no metrics yet: it has {present[0]}, but no metrics.jsonl; give a run "
+                "that has logged steps"
             )
         problem = "is not the folder of a run" if root.exists() else "does not exist"
         raise InputError(f"{root} {problem}; give a model_dir, which has a metrics.jsonl")
@@ -124,7 +125,10 @@ def read_record(folder: epath.PathLike, *, name: str | None = None) -> Record:
             if value is None or isinstance(value, int | float):
                 values.setdefault(metric, {})[step] = math.nan if value is None else float(value)
     if not times:
-        raise InputError(f"{root} has no metrics yet: its metrics.jsonl has no whole line")
+        raise InputError(
+            f"{root} has no metrics yet: its metrics.jsonl has no whole line; give a run that has "
+            "logged steps"
+        )
     texts: dict[str, dict[int, str]] = {}
     for line in _lines(root / "texts.jsonl"):
         texts.setdefault(str(line.get("name")), {})[line["step"]] = str(line.get("text", ""))
