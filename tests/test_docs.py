@@ -85,7 +85,7 @@ def test_reference_pages_list_every_public_name(page):
         (names,) = (
             ast.literal_eval(node.value)
             for node in ast.parse(source).body
-            if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
         )
         module = importlib.import_module(room)
         assert names == module.__all__
