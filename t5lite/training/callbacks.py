@@ -139,6 +139,40 @@ class Run:
         return with_layout(fn, self.layout, self.mesh, **options)
 
 
+def edited(callback: Callback, before: TrainState, result: Edit) -> TrainState:
+    """Returns the state of an `Edit`, sharded as the state before it.
+
+    Raises: InputError if structure, shapes or types differ, which would compile another step.
+    """
+    name = f"the Edit of {type(callback).__name__}"
+    if jax.tree.structure(result.state) != jax.tree.structure(before):
+        raise InputError(f"{name} has another structure than the state: return state.replace(...)")
+    leaves = jax.tree_util.tree_leaves_with_path(before)
+    for (path, was), now in zip(leaves, jax.tree.leaves(result.state), strict=True):
+        if (np.shape(now), now.dtype) != (was.shape, was.dtype):
+            raise InputError(
+                f"{name} changes state{jax.tree_util.keystr(path)} from {was.dtype}"
+                f"{list(was.shape)} to {now.dtype}{list(np.shape(now))}: keep shapes and types"
+            )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, before)
+    return jax.device_put(result.state, shardings)  # type: ignore[no-any-return]
+
+
+def measured(callback: Callback, result: Any) -> dict[str, float]:
+    """Returns the metrics of a callback's result, {} of None.
+
+    Raises: InputError if it is neither metrics nor another result of a callback.
+    """
+    if result is None:
+        return {}
+    if not isinstance(result, Mapping):
+        raise InputError(
+            f"{type(callback).__name__} returned {type(result).__name__}: a callback returns "
+            "metrics by name, a Stop, an Edit or None"
+        )
+    return {name: float(value) for name, value in result.items()}
+
+
 def _check_ids(name: str, rows: np.ndarray, limits: Mapping[str, Any]) -> None:
     limit = limits.get(name)
     if limit is None or rows.dtype.kind not in "iu":

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from t5lite.reporting.progress import describe
-from t5lite.training.callbacks import Callback, Edit, Run, Stop
+from t5lite.training.callbacks import Callback, Edit, Run, Stop, edited, measured
 from t5lite.training.duration import Duration, Epochs, Position
 from t5lite.training.ledger import Dispatched, Ledger
 from t5lite.training.profiling import Profiler
@@ -27,7 +27,8 @@ class Batches(Protocol):
 
     Batches that depend on the state, such as rollouts, have `next_batch(state)` in place of
     `__next__`, and may return global arrays on the devices. An optional `epoch` counts passes over
-    the data up to the last batch: a float, or an integer of completed passes.
+    the data up to the last batch: a float, or an integer of completed passes. `state_dict` is the
+    same on all processes, or has the entries of that of `data.Batches`.
     """
 
     def __next__(self) -> Rows: ...
@@ -160,9 +161,8 @@ class Loop:
                 if isinstance(result, Stop):
                     stop = stop or result
                 elif isinstance(result, Edit):
-                    state = result.state
-                elif result:
-                    metrics = {name: float(value) for name, value in result.items()}
+                    state = edited(callback, state, result)
+                elif metrics := measured(callback, result):
                     held_out |= metrics
                     self.run.record(step, metrics)
         except Exception:

@@ -529,6 +529,13 @@ def test_many_hosts_exchange_their_positions_and_a_digest_of_the_rest():
     close(started)
 
 
+def test_a_position_of_ones_own_batches_is_the_same_on_all_processes():
+    mine = {"number": 3}
+    assert joint_state(mine, lambda own: [own] * 2) == mine
+    with pytest.raises(InputError, match="the processes' data states differ"):
+        joint_state(mine, lambda own: [own, {"number": 4}])
+
+
 def test_a_state_of_other_arrays_is_refused():
     state = make().train_batches(Copy(), seed=5).state_dict()
     data = make()

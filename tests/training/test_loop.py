@@ -1,6 +1,7 @@
 """The loop: what is due when, in which order, and what is kept if it ends early."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -113,6 +114,7 @@ class Remembering(Each):
         self.memory = state["memory"]
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["extra"], meta_fields=["step"])
 @dataclasses.dataclass
 class CountingState:
     step: int
@@ -414,6 +416,40 @@ def test_later_callbacks_and_checkpoints_see_an_edited_state(tmp_path):
     last = scene.train(scaled_state())
     assert seen == pytest.approx([1, 1, 1, 0.3])
     assert last.extra["update_scale"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda extra: {"update_scale": extra["update_scale"].astype(jnp.bfloat16)}, "bfloat16"),
+        (lambda extra: {"update_scale": jnp.ones(2, jnp.float32)}, r"float32\[\] to float32\[2\]"),
+        (lambda extra: extra | {"more": jnp.float32(0)}, "another structure than the state"),
+    ],
+)
+def test_an_edit_keeps_structure_shapes_and_types(tmp_path, edit, message):
+    class Editing(Each):
+        def __call__(self, run, state, *, step):
+            return Edit(state.replace(extra=edit(state.extra)))
+
+    scene = make(tmp_path, steps=2, callbacks=[Editing("e", 2)])
+    with pytest.raises(InputError, match=f"the Edit of Editing .*{message}"):
+        scene.train(scaled_state())
+
+
+def test_an_edit_may_hold_arrays_of_the_host(tmp_path):
+    class Editing(Each):
+        def __call__(self, run, state, *, step):
+            return Edit(state.replace(extra={"update_scale": np.float32(0.5)}))
+
+    last = make(tmp_path, steps=2, callbacks=[Editing("e", 2)]).train(scaled_state())
+    assert isinstance(last.extra["update_scale"], jax.Array)
+    assert float(last.extra["update_scale"]) == 0.5
+
+
+def test_a_result_that_is_none_of_a_callbacks_is_refused(tmp_path):
+    scene = make(tmp_path, steps=2, callbacks=[Each("e", 2, {2: 0.5})])
+    with pytest.raises(InputError, match="Each returned float: a callback returns metrics"):
+        scene.run()
 
 
 def test_batches_can_depend_on_the_state_and_be_on_the_devices(tmp_path):
