@@ -106,12 +106,10 @@ class Adafactor:
         )
 
     def __call__(self, axes: Any, shapes: Any) -> optax.GradientTransformation:
-        """Returns the transformation of parameters with these logical axis names and shapes.
+        """Returns the transformation of parameters (or shapes) with these logical axis names.
 
-        Args:
-          axes: the parameters' tree with PartitionSpec leaves of logical names; None without names:
-            then no axis is a stack, and only two-dimensional parameters are matrices.
-          shapes: the parameters, or their shapes.
+        `axes` is their tree with PartitionSpec leaves; None without names: then no axis is a stack,
+        and only two-dimensional parameters are matrices.
         """
         views, decayed = matrix_views(shapes, axes), self.decay_mask(shapes, axes)
         return optax.GradientTransformation(

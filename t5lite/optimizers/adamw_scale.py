@@ -21,8 +21,8 @@ class AdamWScale:
     steps in proportion. This lets Adam train a T5: the update of every parameter, one layer at a
     time, is multiplied by `max(min_scale, rms(parameter))`. Weight decay is not.
 
-    nanoT5's own code differs in two small ways: it adds epsilon before the bias correction (which
-    enlarges it during the first steps), and decays the parameter after the step, not before.
+    nanoT5's own code adds epsilon before the bias correction (which enlarges it during the first
+    steps), and decays the parameter after the step, not before.
 
     Args:
       learning_rate: number >= 0, or a schedule; relative, so larger than AdamW's (nanoT5: 0.02).

@@ -52,9 +52,8 @@ def in_float32(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps a transformation so that its state and arithmetic are float32.
 
-    Gradients and parameters are cast to float32, updates to the parameters' dtype. Some of Optax's
-    transformations mix dtypes (AdamW's bias correction, its schedules), so everything runs under
-    standard promotion, whatever the caller's setting.
+    Gradients and parameters are cast to float32, updates to the parameters' dtype, under standard
+    promotion, as some of Optax's transformations mix dtypes (AdamW's bias correction, schedules).
     """
     transformation = optax.with_extra_args_support(transformation)
 

@@ -12,10 +12,10 @@ from t5lite.optimizers.matrices import MatrixView, matrix_views
 
 @dataclasses.dataclass(frozen=True)
 class DecayMask:
-    """Selects the parameters that weight decay acts on, by shape and path.
+    """Selects the parameters that weight decay acts on: those for which all of these hold.
 
-    A parameter is decayed if all of these hold. By default: matrices, token embeddings included,
-    and neither norm scales, biases (stacked ones too) nor relative-bias tables.
+    By default: matrices, token embeddings included, and neither norm scales, biases (stacked ones
+    too) nor relative-bias tables.
 
     Args:
       include: regular expression that the path must contain (`re.search`); None for any path.

@@ -1,8 +1,7 @@
 """Matrix views of parameters, so that how a parameter is stored does not change its update.
 
-Layers are stored stacked and attention kernels as `[embed, heads, kv]`. Optimizers that look at a
-whole matrix (its RMS, its row and column moments) must see one layer's two-dimensional kernel.
-Logical axis names tell which axes those are.
+Layers are stored stacked and attention kernels as `[embed, heads, kv]`, but optimizers that look at
+a whole matrix (its RMS, its row and column moments) must see one layer's two-dimensional kernel.
 """
 
 from typing import Any, NamedTuple

@@ -64,8 +64,8 @@ def cosine(*, peak: float, total_steps: int, warmup_steps: int = 0, end: float =
 def rsqrt(*, base: float = 1.0, warmup_steps: int = 10_000, climb: bool = True) -> Schedule:
     """Returns `base / sqrt(max(step, warmup_steps))`, T5's schedule, which needs no total.
 
-    With `climb` this is T5X's `constant * linear_warmup * rsqrt_decay`, except that T5X raises
-    every rate to at least 1e-8 (its step 0 has that, ours 0).
+    T5X raises every rate of its `constant * linear_warmup * rsqrt_decay` (`climb`) to at least 1e-8
+    (its step 0 has that, ours 0).
 
     Args:
       base: numerator, >= 0; the highest learning rate is `base / sqrt(warmup_steps)`.

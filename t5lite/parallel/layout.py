@@ -141,14 +141,11 @@ def _check_size(field: str, axis: str, size: object) -> None:
 def parameter_rules(
     whole_over: Sequence[str] = (), spread: Mapping[str, str | tuple[str, ...] | None] | None = None
 ) -> Rules:
-    """Returns `PARAMETERS` with changes.
+    """Returns `PARAMETERS` with changes; an axis that does not exist is an InputError.
 
     Args:
       whole_over: mesh axes over which parameters are replicated.
       spread: logical axis → mesh axis (or several, or None), instead of the table's.
-
-    Raises:
-      InputError: an axis does not exist.
     """
     for axis in whole_over:
         _check_mesh_axis(axis, "parameter_rules.whole_over")

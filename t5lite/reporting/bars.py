@@ -54,10 +54,10 @@ class Bar:
             self.close()
             self._name = name
 
-    def stage(self, name: str, done: int, total: int) -> None:
-        """Shows the amount done of a stage, each with a bar."""
+    def stage(self, name: str, amount: int, total: int) -> None:
+        """Shows the amount of a stage, each with a bar."""
         self.section(name)
-        self(done, total)
+        self(amount, total)
 
     def close(self) -> None:
         """Leaves the bar as it is."""

@@ -274,7 +274,7 @@ class Checkpointer:
         if self._base_folder is None:
             with self._failures_explained(step):
                 return save_frozen(self.folder, frozen, sums)
-        # Only parameters come from this folder; references have folders of their own.
+        # Only parameters come from this folder; references have other folders.
         params = {name: sum_ for name, sum_ in sums.items() if name.startswith("frozen/params/")}
         return {
             "folder": self._base_folder,

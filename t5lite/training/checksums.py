@@ -63,7 +63,7 @@ def _shards(array: Any) -> Iterator[tuple[Any, tuple[int, ...], tuple[int, ...]]
 
 
 def _sums_of_shard(block: Any, start: tuple[int, ...], shape: tuple[int, ...]) -> Any:
-    # Elements of 8 bytes are two words along an axis of their own.
+    # Elements of 8 bytes are two words along an additional axis.
     wide = block.dtype.itemsize == 8
     rows = (1, *shape) if shape else (1, 1)
     sizes = (*rows, 2) if wide else rows

@@ -94,7 +94,7 @@ class Epochs:
         if self._end is None or epoch is None or step < self._next:
             return None
         epochs = gather(epoch)
-        # An integer counts completed passes: those that all processes have completed.
+        # An integer counts completed passes: the ones completed by all processes.
         agreed = min(epochs) if isinstance(epoch, int) else math.fsum(epochs) / len(epochs)
         last_step, last_epoch = self._last
         self._last = step, agreed

@@ -357,7 +357,7 @@ def reason(error: Exception) -> str:
 def find_step_folder(folder: epath.PathLike) -> epath.Path:
     """Returns a step folder unchanged, and of the folders that hold steps the newest step.
 
-    Raises an InputError if there is no step.
+    Raises an InputError without a step.
     """
     root = absolute(folder)
     if (root / "state").exists():
