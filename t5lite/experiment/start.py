@@ -97,7 +97,7 @@ def plan_start(run: Definition, *, resumes: bool = False) -> Start | None:
     saved = source.shapes(dataclasses.replace(model, spec=source.spec))
     _check_vocabulary(source, run.data, checkpoints)
     rules = [*checkpoints.restore_mapping, *_head_rules(shapes, saved, checkpoints.restore_mapping)]
-    sources = match(shapes, saved, rules, where=source.folder)
+    sources = match(shapes, saved, rules, label=source.folder)
     stored = {name: saved[origin] for name, origin in sources.items()}
     if lines := misfits(stored, {name: shapes[name] for name in sources}, cast=True):
         more = [f"  and {len(lines) - 2} more"] if len(lines) > 2 else []

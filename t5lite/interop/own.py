@@ -106,7 +106,7 @@ class OwnCheckpoint(Opened):
             stored = stored[0], expected[1]
         with self._described():
             for names, leaves in zip(expected, stored, strict=True):
-                match(names, leaves, (), where=self.folder)
+                match(names, leaves, (), label=self.folder)
         return self._merge(*stored)
 
     def read(
