@@ -145,7 +145,8 @@ def edited(callback: Callback, before: TrainState, result: Edit) -> TrainState:
     Raises: InputError if structure, shapes or types differ, which would compile another step.
     """
     name = f"the Edit of {type(callback).__name__}"
-    if jax.tree.structure(result.state) != jax.tree.structure(before):
+    structures: list[Any] = [jax.tree.structure(state) for state in (result.state, before)]
+    if structures[0] != structures[1]:
         raise InputError(f"{name} has another structure than the state: return state.replace(...)")
     leaves = jax.tree_util.tree_leaves_with_path(before)
     for (path, was), now in zip(leaves, jax.tree.leaves(result.state), strict=True):
