@@ -20,7 +20,7 @@ CHUNK = 128
 class Beams(NamedTuple):
     """Finished answers, without prompts.
 
-    Args:
+    Attributes:
       tokens: `[rows, capacity]` int32, the EOS included and `pad_id` after it.
       lengths: `[rows]` int32, tokens generated, the EOS included.
       token_log_probabilities: `[rows, capacity]` float32 in nats, as in `Generated`; one NaN or

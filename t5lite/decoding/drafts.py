@@ -16,7 +16,7 @@ from t5lite.errors import InputError
 class Proposals(NamedTuple):
     """Proposed tokens.
 
-    Args:
+    Attributes:
       tokens: `[rows, length]` int32, ids of the model's vocabulary.
       probabilities: `[rows, length, vocab]` float32, the distribution of each token, given those
         before it; None for greedy tokens.

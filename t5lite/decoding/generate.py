@@ -40,7 +40,7 @@ class TopTokens(Rows):
 class Generated(NamedTuple):
     """The output, without prompts.
 
-    Args:
+    Attributes:
       tokens: `[rows, capacity]` int32, the EOS included, `pad_id` after it.
       lengths: `[rows]` int32, tokens generated, the EOS included.
       token_log_probabilities: `[rows, capacity]` float32 in nats, under the model's

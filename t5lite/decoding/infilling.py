@@ -18,7 +18,7 @@ from t5lite.errors import InputError
 class Infilled(NamedTuple):
     """A text without mask tokens.
 
-    Args:
+    Attributes:
       tokens: `[rows, length]` int32.
       log_probabilities: `[rows, length]` float32 in nats, of filled tokens under softmax(logits) of
         their iteration, NaN for logits that are NaN or infinite; 0 elsewhere.

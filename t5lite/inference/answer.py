@@ -16,7 +16,7 @@ from t5lite.inference.request import Request
 class Answer(NamedTuple):
     """A generated answer.
 
-    Args:
+    Attributes:
       text: up to the EOS or the first stop.
       tokens: `[n]` ids, including the EOS, or the ones that complete the stop.
       log_probability: the sum of `token_log_probabilities`.

@@ -51,7 +51,7 @@ _SEARCH = ("num_beams", "length_penalty", "early_stopping")
 class Rules(NamedTuple):
     """Tokens that end, begin or restrict answers, by the model's files.
 
-    Args:
+    Attributes:
       eos_ids: end an answer, at least one.
       forced_first, forced_last: the first token, and the one at the limit of an answer.
       banned, banned_first: never generated, and never first.

@@ -68,7 +68,7 @@ _lookup.defvjp(_lookup_forward, _lookup_backward)
 class TokenEmbedding(nn.Module):
     """A `[vocab, embed]` table, looked up or multiplied (tied logits).
 
-    Args:
+    Attributes:
       dtype: of the result.
       table: its use, which chooses the initializer.
       axis: logical name of the rows.

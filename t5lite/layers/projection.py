@@ -111,7 +111,7 @@ class Projection(nn.Module):
     The kernel is `[*contracted, *features]` float32, drawn as `[in, out]`; `weights` draws, adapts
     and stores it by its path.
 
-    Args:
+    Attributes:
       axes: the kernel's logical axis names, contracted ones first.
       features: sizes of the new axes.
       dtype: of the computation.

@@ -10,7 +10,7 @@ _ABSENT = "absent"
 class Difference(NamedTuple):
     """One value in which two specs differ.
 
-    Args:
+    Attributes:
       path: to the value, such as `decoder.blocks.0.mlp.hidden`; a part's kind is its `.type`.
       old, new: the value as JSON; `"absent"` in a spec without that part.
     """

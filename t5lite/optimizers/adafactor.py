@@ -19,7 +19,7 @@ from t5lite.optimizers.matrices import MatrixView, matrix_views, rms
 class AdafactorState(NamedTuple):
     """State of Adafactor; each tree mirrors the parameters, None where one has no such moment.
 
-    Args:
+    Attributes:
       count: updates so far, int32 scalar.
       v_row: second moments of factored parameters, float32, averaged over the columns' axes.
       v_col: the same, averaged over the rows' axes.

@@ -11,7 +11,7 @@ from t5lite.reporting.rates import Rates
 class Position(NamedTuple):
     """How far a run has come; the same on every process.
 
-    Args:
+    Attributes:
       step: updates done, skipped ones included.
       tokens: trained on so far, of the global batches, without padding.
       epoch: passes over the data: examples read by examples in all; an integer counts completed
