@@ -97,6 +97,7 @@ def plan_start(run: Definition, *, resumes: bool = False) -> Start | None:
     saved = source.shapes(dataclasses.replace(model, spec=source.spec))
     _check_vocabulary(source, run.data, checkpoints)
     rules = [*checkpoints.restore_mapping, *_head_rules(shapes, saved, checkpoints.restore_mapping)]
+    rules += _adapter_rules(model, saved, checkpoints.restore_mapping)
     sources = match(shapes, saved, rules, label=source.folder)
     stored = {name: saved[origin] for name, origin in sources.items()}
     if lines := misfits(stored, {name: shapes[name] for name in sources}, cast=True):
@@ -239,6 +240,15 @@ def _head_rules(
         ruled = name in read or any(re.fullmatch(rule, name) for rule in dropped)
         if _head(name) and not ruled:
             yield None, re.escape(name)
+
+
+def _adapter_rules(model: Model, saved: Iterable[str], mapping: Sequence[Rule]) -> Iterator[Rule]:
+    """Yields a rule for each parameter of a new adapter."""
+    plain = dataclasses.replace(model, spec=model.spec.replace(adapters=()))
+    adapters = named(model.shapes()).keys() - named(plain.shapes()).keys()
+    for name in sorted(adapters.difference(saved)):
+        if source_of(name, mapping) == name:
+            yield re.escape(name), None
 
 
 def _head(name: str) -> str:

@@ -47,7 +47,8 @@ class Rule:
 
     @property
     def parse(self) -> Callable[[str], Any]:
-        """The function from a command line's word to the value; its ValueError refuses the word."""
+        """The function from a command line's word to the value; its ValueError refuses the word,
+        which argparse reports by the function's name."""
         return token_and_number if self.weighted else str if self.names else self.kind
 
 
@@ -57,6 +58,9 @@ def token_and_number(text: str) -> tuple[str, float]:
     if not (equals and token):
         raise ValueError(text)
     return token, float(number)
+
+
+token_and_number.__name__ = "TOKEN=NUMBER"
 
 
 def _option(default: Any, help: str, metavar: str | None = None, **rule: Any) -> Any:

@@ -1,6 +1,7 @@
 """Requests: texts or ids as a model reads them, and how they are answered."""
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -219,12 +220,12 @@ class Request:
         """Returns the request of ids with their special tokens; see `from_text`.
 
         Args:
-          ids: `[n]`, at least one; of a text, `reader.frame(encode(text))`.
+          ids: `[n]`, at least one, each an embedding's; of a text, `reader.frame(encode(text))`.
           text: of the ids, as far as `forced` and `choices` depend on it.
         """
         if not len(ids):
             raise InputError("the example is empty: it has no token that the model reads")
-        frame, body = reader.frame, [*map(int, ids)]
+        frame, body = reader.frame, _tokens(ids, reader.spec.vocab)
         inner = body[len(frame.before) : len(body) - len(frame.after)]
         if frame(inner) != body:
             inner, frame = body, Frame()
@@ -258,3 +259,16 @@ class Request:
             fill=reader.fill,
             **reader.expressed(options, text)._asdict(),
         )
+
+
+def _tokens(ids: Sequence[int], vocab: int) -> list[int]:
+    """Returns ids as a list; an InputError unless all are in 0 .. vocab - 1."""
+    try:
+        tokens = [operator.index(token) for token in ids]
+    except TypeError as error:
+        raise InputError(f"ids = {ids!r}: must be whole numbers", field="ids") from error
+    if wrong := [token for token in tokens if not 0 <= token < vocab]:
+        raise InputError(
+            f"ids has {wrong[0]}: the model's tokens are 0 .. {vocab - 1}", field="ids"
+        )
+    return tokens

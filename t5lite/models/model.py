@@ -232,7 +232,23 @@ def _layer_weights(stack: StackSpec, sown: Mapping[str, Any], module: str) -> li
 @functools.lru_cache(maxsize=256)
 def _boxes(model: Model) -> Params:
     """Returns shapes with axis names, cached: tracing a model takes a good part of a second."""
+    _check_policies(model)
     return jax.eval_shape(model._module.init, jax.random.key(0), _tiny_batch())["params"]
+
+
+def _check_policies(model: Model) -> None:
+    """Raises an InputError if an adapter or a storage fits no weight matrix."""
+    policies = {"ModelSpec.adapters": model.spec.adapters}
+    policies |= {"ComputeSpec.storage": model.compute.storage}
+    paths = [*model.matrices()] if any(policies.values()) else []
+    for field, specs in policies.items():
+        for spec in specs:
+            if not any(map(spec.fits, paths)):
+                raise InputError(
+                    f"{field}: {type(spec).__name__}.include = {spec.include!r} matches no weight "
+                    f"matrix; they look like {', '.join(paths[:3])}",
+                    field=field,
+                )
 
 
 # The leading axes of parameters, along which layers or experts are stacked.

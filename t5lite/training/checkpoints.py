@@ -57,8 +57,9 @@ class Checkpoints:
       restore_from: source of the parameters of a *new* run: a model_dir, its checkpoints folder or
         a step's, a Hugging Face folder (or hub name) or a T5X checkpoint; a run with checkpoints
         in its model_dir resumes from them instead.
-      restore_mapping: rules for the names of those parameters, see `load_params`. Heads need none:
-        those missing in the folder are drawn, those missing in the model left out.
+      restore_mapping: rules for the names of those parameters, see `load_params`. Heads and
+        adapters need none: those missing in the folder are drawn, and heads missing in the model
+        left out.
       other_vocabulary: whether the data may have another vocabulary than that folder, whose
         embeddings then belong to other tokens.
       frozen: `"save"` writes frozen parameters once into model_dir; `"refer"` keeps their

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t5lite.errors import InputError
@@ -29,7 +30,7 @@ from t5lite.training.state import (
     transformation,
 )
 from t5lite.training.step import Objective, train_step
-from t5lite.training.tuning import Everything, Tuning
+from t5lite.training.tuning import Everything, Tuning, named
 from t5lite.training.update import Update
 
 
@@ -93,10 +94,16 @@ def build(
     _check_loss_scale(model, update)
     _check_batch(objective, shapes, layout=layout, mesh=mesh, update=update)
 
+    if not isinstance(tuning, Tuning):
+        raise InputError(
+            f"train.tuning = {tuning!r}: must be a Tuning, such as @t5lite.training.ByPath()",
+            field="train.tuning",
+        )
     key = jax.eval_shape(lambda: jax.random.key(0))
     whole_axes, whole = model.axes(), jax.eval_shape(model.init, key)
     tuning = tuning.bind(whole_axes, whole)
     axes, frozen_axes = tuning.split(whole_axes)
+    _check_trained(tuning.split(whole)[0])
     frozen_axes = frozen_of(frozen_axes, {name: ref.axes() for name, ref in references.items()})
     optax_optimizer = transformation(optimizer, axes, tuning.split(whole)[0])
 
@@ -175,6 +182,17 @@ def build(
         params=_with_shardings(whole, params_sharding),
         tuning=tuning,
     )
+
+
+def _check_trained(params: Any) -> None:
+    """Raises an InputError if a trained parameter is an integer, as encoded weights may be."""
+    for name, leaf in named(params).items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InputError(
+                f"train.tuning: {name} is {leaf.dtype}, which has no gradient; freeze it, by "
+                "ByPath.exclude",
+                field="train.tuning",
+            )
 
 
 def _check_loss_scale(model: Any, update: Update) -> None:

@@ -32,8 +32,15 @@ class Tuning:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if not cls.__name__.startswith("_"):
-            Tuning.registry[cls.__name__] = cls
+        if cls.__name__.startswith("_"):
+            return
+        first = Tuning.registry.get(cls.__name__, cls)
+        if first.__module__ != cls.__module__:
+            raise InputError(
+                f"{cls.__module__}.{cls.__name__}: a tuning of this name is defined by "
+                f"{first.__module__}, and {FILE} refers to tunings by name; rename yours"
+            )
+        Tuning.registry[cls.__name__] = cls
 
     def bind(self, axes: Tree, shapes: Tree) -> "Tuning":
         """Returns the tuning of one model, whose `split` and `merge` take any tree like it.
@@ -139,6 +146,7 @@ class ByPath(Tuning):
                     )
         stacks = _stacks(names, leaves)
         cuts = {name: self._cut(name, names[name], stacks) for name in leaves}
+        self._check_layers(stacks)
         if not any(cuts.values()):
             raise InputError(
                 f"ByPath(include={self.include}, exclude={self.exclude}, layers={self.layers}): "
@@ -152,6 +160,17 @@ class ByPath(Tuning):
 
     def merge(self, trained: Tree, frozen: Tree) -> Tree:
         raise TypeError("ByPath: call bind(axes, shapes) before merge")
+
+    def _check_layers(self, stacks: "Mapping[str, _Stack]") -> None:
+        """Raises an InputError if `layers` holds no layer of any stack."""
+        counts = {stack: layers.num_layers for stack, layers in stacks.items()}
+        if self.layers is None or any(range(n)[slice(*self.layers)] for n in counts.values()):
+            return
+        layers = ", ".join(f"{stack} {count}" for stack, count in counts.items()) or "none"
+        raise InputError(
+            f"ByPath.layers = {self.layers}: holds no layer of the model, which has {layers}",
+            field="ByPath.layers",
+        )
 
     def _cut(self, name: str, axes: Sequence[Any], stacks: "Mapping[str, _Stack]") -> "_Cut | None":
         """Returns the trained slice of a parameter; None if it is frozen."""
@@ -320,10 +339,14 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_json(document: Mapping[str, Any]) -> Tuning:
-    """Returns the tuning that `to_json` wrote; an unknown class or field raises an InputError."""
-    name = document["tuning"]
+    """Returns the tuning that `to_json` wrote; other documents, unknown classes and unknown fields
+    raise an InputError."""
+    name = document.get("tuning") if isinstance(document, Mapping) else None
+    if not isinstance(name, str):
+        raise InputError(f"{FILE} names no tuning: {document!r}")
     if name not in Tuning.registry:
-        raise unknown("tuning", name, Tuning.registry, field="tuning")
+        error = unknown("tuning", name, Tuning.registry)
+        raise InputError(f"{error}; import the module that defines it first", field="tuning")
     try:
         return Tuning.registry[name](**{k: v for k, v in document.items() if k != "tuning"})
     except TypeError as error:
@@ -338,18 +361,17 @@ def write_tuning(folder: epath.PathLike, tuning: Tuning) -> None:
     (epath.Path(folder) / FILE).write_text(text + "\n")
 
 
-def check_tuning(folder: epath.PathLike, tuning: Tuning) -> None:
-    """Raises an InputError unless the run in a model_dir trains the same parameters."""
-    saved = read_tuning(folder)
-    if saved.to_json() != tuning.to_json():
-        raise InputError(
-            f"train.tuning = {tuning}: the run in {folder} has {saved}; set that, or start another "
-            "run from its parameters with Checkpoints.restore_from and another model_dir",
-            field="train.tuning",
-        )
-
-
 def read_tuning(folder: epath.PathLike) -> Tuning:
-    """Returns the tuning of the run in a model_dir; `Everything()` of one without `tuning.json`."""
+    """Returns the tuning of the run in a model_dir; `Everything()` of one without `tuning.json`.
+
+    Raises:
+      InputError: a damaged file, or see `from_json`.
+    """
     path = epath.Path(folder) / FILE
-    return from_json(json.loads(path.read_text())) if path.exists() else Everything()
+    if not path.exists():
+        return Everything()
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    return from_json(document)

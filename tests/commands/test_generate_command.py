@@ -398,7 +398,7 @@ def test_a_real_terminal(folder):
         (["--num_beams=2", "--temperature=1", "a"], b"", "beam search draws no samples"),
         (["--num_beams=2", "--draft=prompt", "a", "b"], b"", "beam search takes no draft"),
         (["--banned=cat", "a", "b"], b"", "only single tokens can be banned"),
-        (["--logit_bias=a", "a"], b"", "--logit_bias: invalid token_and_number value: 'a'"),
+        (["--logit_bias=a", "a"], b"", "--logit_bias: invalid TOKEN=NUMBER value: 'a'"),
         (["--logit_bias=a=nan", "a"], b"", "must be a mapping from tokens to numbers"),
         (["--early_stopping=maybe", "a"], b"", "invalid choice: 'maybe'"),
         (["--draft_length=3", "a"], b"", "--draft_length is for --draft"),

@@ -24,7 +24,8 @@ from t5lite.experiment.description import count
 from t5lite.experiment.evaluation import evaluate
 from t5lite.experiment.inspection import report
 from t5lite.experiment.start import check_referred
-from t5lite.models import Model, override
+from t5lite.layers import AdapterSpec, Leaf, StorageSpec
+from t5lite.models import ComputeSpec, Model, override
 from t5lite.objectives import Seq2Seq
 from t5lite.optimizers import AdamW
 from t5lite.parallel import make_mesh
@@ -32,6 +33,36 @@ from t5lite.training import ByPath, Checkpoints, Everything, Update
 from t5lite.training.restore import named
 
 DECODER = ByPath(include="^decoder/")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftSpec(AdapterSpec):
+    """Adds a vector to a projection."""
+
+    def leaves(self, matrix):
+        shape, axes, n = matrix
+        return {"shift": Leaf(shape[n:], axes[n:], jax.nn.initializers.zeros)}
+
+    def flops(self, matrix):
+        return 0
+
+    def apply(self, leaves, x, inner, affine):
+        y = inner(x)
+        return y + jnp.broadcast_to(leaves["shift"].astype(y.dtype), y.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class BytesSpec(StorageSpec):
+    """Rounded to int8."""
+
+    def encode(self, matrix, contracted):
+        return {"values": jnp.round(matrix).astype(jnp.int8)}
+
+    def axes(self, axes, contracted):
+        return {"values": axes}
+
+    def decode(self, leaves, dtype):
+        return leaves["values"].astype(dtype)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,6 +165,31 @@ def test_frozen_parameters_can_be_read_again_from_where_a_run_started(tmp_path):
     assert all(np.array_equal(one[name], other[name]) for name in other)
     steps = metrics_of(tmp_path / "run"), metrics_of(tmp_path / "saved")
     assert steps[0][4]["train/from_start"] == steps[1][4]["train/from_start"] > 0
+
+
+def test_adapters_are_drawn_beside_the_parameters_of_a_folder(tmp_path):
+    train(tmp_path / "base", steps=1, seed=5, update=Update())
+    adapted = SPEC.replace(adapters=(ShiftSpec("decoder/.*attention/query"),))
+    options = {
+        "model": adapted,
+        "tuning": ByPath(include="/shift$"),
+        "update": Update(),
+        "checkpoints": Checkpoints(restore_from=str(tmp_path / "base"), frozen="refer"),
+    }
+    train(tmp_path / "run", steps=1, **options)
+    last = train(tmp_path / "run", steps=2, **options)
+    shifts = named(last.state.params)
+    assert all(map(np.any, shifts.values()))
+    base, run = (named(t5lite.load(tmp_path / name).params) for name in ("base", "run"))
+    assert run.keys() - base.keys() == shifts.keys()
+    assert all(np.array_equal(run[name], leaf) for name, leaf in (base | shifts).items())
+    assert not (tmp_path / "run" / "frozen").exists()
+
+
+def test_encoded_weights_cannot_be_trained(tmp_path):
+    compute = ComputeSpec(storage=(BytesSpec("attention/query"),))
+    with pytest.raises(InputError, match="query/kernel/values is int8, which has no gradient"):
+        experiment(tmp_path / "run", compute=compute).train()
 
 
 def test_a_drawn_parameter_cannot_be_read_again():

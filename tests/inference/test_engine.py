@@ -179,6 +179,12 @@ def test_ids_are_their_text_token_for_token(writers, topology):
     assert answer.finish_reason in ("eos", "length")
 
 
+@pytest.mark.parametrize("ids", [[70, 99999], [-1], [70.5], "ab"], ids=str)
+def test_ids_that_are_no_tokens_are_refused(decoder, ids):
+    with pytest.raises(InputError, match=r"^ids has -?\d+: the model's tokens are|whole numbers"):
+        Request.from_ids(ids, decoder.reader())
+
+
 def test_a_reader_needs_no_parameters(decoder):
     reader = Reader(spec=decoder.spec, vocabulary=VOCABULARY, prompts=decoder.prompts)
     assert list(Request.from_text("a cat", reader).ids) == VOCABULARY.encode("a cat")

@@ -231,3 +231,8 @@ def test_mistakes_in_policies_are_named():
         Model(twice).shapes()
     with pytest.raises(InputError, match=r"ModelSpec.adapters = .*expected tuple"):
         BASE.replace(adapters=(INT8.storage[0],))
+    nowhere = "matches no weight matrix; they look like decoder/layers/block_0"
+    with pytest.raises(InputError, match=f"ModelSpec.adapters: .* 'quary' {nowhere}"):
+        Model(BASE.replace(adapters=(SOME, ToyLowRankSpec("quary")))).shapes()
+    with pytest.raises(InputError, match=f"ComputeSpec.storage: .* 'quary' {nowhere}"):
+        Model(BASE, ComputeSpec(storage=(ToyInt8Spec("quary"),))).axes()

@@ -37,7 +37,7 @@ from t5lite.training import (
     whole_params,
 )
 from t5lite.training.restore import named
-from t5lite.training.tuning import check_tuning, from_json, write_tuning
+from t5lite.training.tuning import FILE, from_json, read_tuning, write_tuning
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"  # of Orbax, where it meets damage
@@ -125,6 +125,8 @@ def test_layers_inside_a_stack_are_split_by_their_numbers():
         (lambda: ByPath(layers=(1.5, None)), "ByPath.layers = .* pair"),
         (lambda: bound(ByPath(exclude="decodr")), "ByPath.exclude = 'decodr': matches no param"),
         (lambda: bound(ByPath(exclude=".")), "freezes every parameter"),
+        (lambda: bound(ByPath(layers=(7, 9))), r"\(7, 9\): holds no layer .* which has .*coder \d"),
+        (lambda: program_of(ByPath), "train.tuning = .*ByPath'>: must be a Tuning"),
         (
             lambda: bound(ByPath(layers=(0, 1)), Model(override(SPEC, {"*.shared_layers": True}))),
             "all layers share encoder/layers|all layers share decoder/layers",
@@ -310,6 +312,8 @@ def test_a_tuning_of_ones_own_is_registered_by_its_name():
         depth: int = 1
 
     assert from_json(OnlyHead(2).to_json()) == OnlyHead(2)
+    with pytest.raises(InputError, match="a tuning of this name is defined by t5lite"):
+        type("ByPath", (Tuning,), {})
 
 
 # Checkpoints.
@@ -382,9 +386,23 @@ def test_frozen_parameters_can_be_referred_to_by_folder_and_fingerprint(tmp_path
     assert read == ["gs://base"] * 2
 
 
-def test_another_tuning_than_the_runs_is_refused(tmp_path):
+def test_the_tuning_of_a_folder(tmp_path):
+    assert read_tuning(tmp_path) == Everything()
     write_tuning(tmp_path, HALF)
-    check_tuning(tmp_path, HALF)
-    with pytest.raises(InputError, match=r"train.tuning = Everything\(\): the run in .* ByPath"):
-        check_tuning(tmp_path, Everything())
-    check_tuning(tmp_path / "none", Everything())
+    assert read_tuning(tmp_path) == HALF
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "tuning.json is damaged"),
+        ("[]", "names no tuning"),
+        ('{"include": []}', "names no tuning"),
+        ('{"tuning": "Mine"}', "unknown tuning 'Mine'.*import the module that defines it"),
+        ('{"tuning": "ByPath", "rank": 1}', "'ByPath': .* argument 'rank'"),
+    ],
+)
+def test_a_damaged_tuning_is_refused(tmp_path, text, message):
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_tuning(tmp_path)
