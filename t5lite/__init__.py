@@ -11,7 +11,7 @@ from t5lite.public_names import FUNCTIONS, PUBLIC, ROOMS
 
 __version__ = "0.1.0"
 
-__all__ = [*PUBLIC]
+__all__ = list(PUBLIC)
 
 skip_absent_tpu()  # before a room imports JAX
 

@@ -80,8 +80,9 @@ class SpanFilling:
     def __call__(self, run: Any, state: Any, *, step: int) -> dict[str, float]:
         """Measures `state`, prints filled-in texts and the number of exact gaps.
 
-        Raises: InputError for a vocabulary without sentinels, an objective without inputs and
-          targets, or too few examples.
+        Raises:
+          InputError: for a vocabulary without sentinels, an objective without inputs and targets,
+            or too few examples.
         """
         if self._prepared is None or self._prepared.run is not run:
             self._prepared = self._prepare(run)

@@ -45,8 +45,9 @@ def convert(
       say: prints a line.
       progress: called with the stage, bytes done and bytes in all.
 
-    Raises: InputError for a folder that cannot be opened or written, or a model that the layout
-      cannot express, before parameters are read.
+    Raises:
+      InputError: for a folder that cannot be opened or written, or a model that the layout cannot
+        express, before parameters are read.
     """
     opened = open_model(source)
     to = to or ("huggingface" if opened.kind == "t5lite" else "t5lite")

@@ -98,8 +98,9 @@ class SpanCorruption(InputsToTargets):
     ) -> Prepared:
         """Yields corrupted stretches of the examples' `targets`.
 
-        Raises: InputError if a length is missing, the targets cannot hold the noise of full
-          inputs, or the vocabulary has too few sentinels.
+        Raises:
+          InputError: if a length is missing, the targets cannot hold the noise of full inputs, or
+            the vocabulary has too few sentinels.
         """
         frames = self.frames(vocabulary)
         # The counts include T5's EOS; vocabularies may have more or fewer special tokens.
