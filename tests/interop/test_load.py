@@ -267,7 +267,7 @@ def test_bad_folders(tmp_path, model_dir):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"*.num_layers": 3}, r"saved float32\[2, 16, 4, 4\], wanted float32\[3, 16, 4, 4\]"),
+        ({"*.num_layers": 3}, r"saved float32\[2, 16, 4, 4\], expected float32\[3, 16, 4, 4\]"),
         ({"heads": [LMHeadSpec(tied=True)]}, "missing in the model: lm_head/"),
     ],
 )
