@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from t5lite.errors import InputError
 from t5lite.layers import HeadSpec, Matrix, Weights, parameter_path
+from t5lite.layers.weights import WeightPolicySpec
 from t5lite.models.cache import Cache
 from t5lite.models.spec import ComputeSpec, ModelSpec, StackSpec
 from t5lite.models.transformer import TOPOLOGIES, Transformer, check_room
@@ -238,8 +239,10 @@ def _boxes(model: Model) -> Params:
 
 def _check_policies(model: Model) -> None:
     """Raises an InputError if an adapter or a storage fits no weight matrix."""
-    policies = {"ModelSpec.adapters": model.spec.adapters}
-    policies |= {"ComputeSpec.storage": model.compute.storage}
+    policies: dict[str, tuple[WeightPolicySpec, ...]] = {
+        "ModelSpec.adapters": model.spec.adapters,
+        "ComputeSpec.storage": model.compute.storage,
+    }
     paths = [*model.matrices()] if any(policies.values()) else []
     for field, specs in policies.items():
         for spec in specs:
