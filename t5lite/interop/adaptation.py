@@ -213,7 +213,9 @@ def _replace_vocabulary(
         model.params,
         _pieces(old),
         _pieces(new),
-        decompose=lambda piece: old.encode(_plain(piece)),
+        decompose=lambda piece: old.encode(  # without the signs that begin or continue words
+            piece.removeprefix("##").replace("▁", " ").replace("Ġ", " ").strip()
+        ),
         start_id=_same_role(model.spec.start_id, old, new) if start_id is None else start_id,
         rng=rng,
     )
@@ -325,8 +327,3 @@ def _same_role(token_id: int | None, old: Vocabulary, new: Vocabulary) -> int | 
         if getattr(old, role, None) == token_id and token is not None and token >= 0:
             return token
     return None
-
-
-def _plain(piece: str) -> str:
-    """Returns a piece as text, without the signs that begin or continue words."""
-    return piece.removeprefix("##").replace("▁", " ").replace("Ġ", " ").strip()

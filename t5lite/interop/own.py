@@ -133,8 +133,7 @@ class OwnCheckpoint(Opened):
             values = load_params(self.step_folder, dict(leaves), mapping=unread, part=part).params
         for name, array in values.items():
             if not leaf_is_finite(array):
-                path = f"{part}/{name}"
-                saved = read_arrays(self.step_folder, {path: stored[name]}).items()
+                saved = read_arrays(self.step_folder, {f"{part}/{name}": stored[name]}).items()
                 if (error := fault(saved, array.dtype, checkpoint=self.folder)) is not None:
                     raise error
         return values

@@ -116,8 +116,7 @@ def _entry(array: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
 
 
 def _holds(region: Region, index: tuple[int, ...]) -> bool:
-    bounds = zip(index, region, strict=False)
-    return all(start <= entry < stop for entry, (start, stop) in bounds)
+    return all(start <= entry < stop for entry, (start, stop) in zip(index, region, strict=False))
 
 
 def _within(region: Region, index: tuple[int, ...]) -> tuple[int, ...]:

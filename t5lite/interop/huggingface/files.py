@@ -104,11 +104,10 @@ def write_tensors(
     }
     total, num_written = sum(num_bytes(tensor) for _, tensor, _ in due), 0
     try:
-        # They take their positions at the end, last to first: the index when its files are there.
+        # Renamed at the end, last to first: the index once its files exist.
         with contextlib.ExitStack() as stack:
             if len(files) > 1:
-                index = stack.enter_context(whole_file(root / INDEX))
-                index.write(_index(files, total_size=total))
+                stack.enter_context(whole_file(root / INDEX)).write(_index(files, total_size=total))
             opened = {name: stack.enter_context(whole_file(root / name)) for name in files}
             for name, content in files.items():
                 opened[name].write(headers[name])

@@ -122,8 +122,7 @@ def _prompts(spec: ModelSpec, vocabulary: Vocabulary | None) -> Prompts | None:
         return None
     if not vocabulary.frame.after and len(vocabulary.frame.before) < 2:
         return None
-    frames = frames_of(vocabulary, topology=spec.topology, start_id=spec.start_id)
-    return Prompts("inputs", *frames)
+    return Prompts("inputs", *frames_of(vocabulary, topology=spec.topology, start_id=spec.start_id))
 
 
 def save(

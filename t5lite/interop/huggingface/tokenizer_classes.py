@@ -166,7 +166,7 @@ def _pegasus(parts: Parts, settings: Settings) -> Draft:
     sentence = settings.options.get("mask_token_sent")
     if not parts.whole:
         _check_first(scores, "<pad>, </s>, <unk>")
-        # Whichever is named changes places with the other, in transformers too.
+        # The named one changes places with the other, as in transformers.
         masks = [settings.text("mask", "<mask_1>"), sentence or "<mask_2>"]
         special = [
             settings.text("pad", "<pad>"),
@@ -181,8 +181,7 @@ def _pegasus(parts: Parts, settings: Settings) -> Draft:
     first = normalizers.Replace(regex(r"\n"), " ")
     if parts.charsmap:
         first = normalizers.Precompiled(parts.charsmap)
-    spaces = normalizers.Replace(regex(r" {2,}"), " ")
-    tokenizer.normalizer = normalizers.Sequence([first, spaces])
+    tokenizer.normalizer = normalizers.Sequence([first, normalizers.Replace(regex(r" {2,}"), " ")])
     _by_space(tokenizer)
     listed = [as_token(token)["content"] for token in parts.additional or ()]
     additional = [] if (sentence or "<mask_1>") in listed else [sentence or "<mask_1>"]
@@ -246,7 +245,7 @@ CLASSES: dict[str, Callable[[Parts, Settings], Draft]] = {
     "T5": _t5,
     "XLMRoberta": _xlm_roberta,
 }
-# Classes of transformers that make something of a vocabulary that is not known here.
+# transformers' classes whose vocabularies are unsupported.
 _UNKNOWN = (
     "Barthez BertGeneration BertJapanese Bertweet BigBird BioGpt Blenderbot BlenderbotSmall "
     "CLIP CTRL Camembert Canine Clvp Cohere Cpm CpmAnt DPRQuestionEncoder Deberta DebertaV2 Dia "

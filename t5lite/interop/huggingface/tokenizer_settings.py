@@ -42,7 +42,7 @@ _SAME = _inverted(
         "Roberta": "Bart LED Longformer Mvp",
     }
 )
-# Names of classes that read a tokenizer.json as it is, by what they do without one.
+# Classes that read a tokenizer.json as it is, with their substitutes without one.
 _WHOLE = _inverted(
     {
         "": "PreTrained PythonBackend TokenizersBackend Bloom",

@@ -167,7 +167,7 @@ def _special_tokens(read: Made) -> dict[str, Any]:
         "eos": texts.get("eos", texts.get("sep")),
         "bos": texts.get("bos", texts.get("cls")),
         "mask": texts.get("mask"),
-        # Some name a token of the text for padding, which could not be told apart.
+        # Some name a token of texts for padding, indistinguishable from text.
         "pad": texts["pad"] if texts.get("pad") in special else None,
     }
 

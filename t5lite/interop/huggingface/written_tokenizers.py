@@ -19,7 +19,7 @@ from t5lite.interop.huggingface.tokenizer_settings import JSON
 from t5lite.interop.huggingface.vocabularies import MODEL_OF, SOURCE, TARGET, to_json
 
 _WHOLE_CLASS = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is
-# Where a sentinel begins that has no space before it.
+# The start of a sentinel without a space before it.
 _SENTINEL = r"(?<!\s)<extra_id_(?=(?:0|[1-9][0-9]*)>)"
 
 

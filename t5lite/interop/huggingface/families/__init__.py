@@ -38,5 +38,4 @@ def family_of(model_type: str) -> Family:
     """Returns the family of a `model_type`; InputError if it is not in `MODULES`."""
     if model_type not in MODULES:
         raise unknown("model_type", model_type, MODULES)
-    name = f"{__name__}.{MODULES[model_type]}"
-    return importlib.import_module(name).FAMILIES[model_type]
+    return importlib.import_module(f"{__name__}.{MODULES[model_type]}").FAMILIES[model_type]

@@ -55,7 +55,7 @@ SIDES = ("encoder", "decoder")
 SHARED, LOGITS, BIAS = "model.shared.weight", "lm_head.weight", "final_logits_bias"
 TABLES = {side: f"model.{side}.embed_tokens.weight" for side in SIDES}
 POSITIONS = {side: f"model.{side}.embed_positions.weight" for side in SIDES}
-# Rows that are written of positions that are computed: transformers looks for them.
+# Rows of computed positions, written because transformers looks for them.
 COMPUTED_POSITIONS = 1024
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _LAYER = {
@@ -142,7 +142,7 @@ def _check_sinusoids(source: Source, embed: int) -> None:
     for name in POSITIONS.values():
         if name in source.tensors():
             table = np.asarray(source.read(name), np.float32)
-            # They may be in bfloat16, and computed in float32.
+            # Stored ones may be bfloat16; computed ones are float32.
             right = table.ndim == 2 and table.shape[1] == embed
             if not right or not np.allclose(table, sinusoids(*table.shape), rtol=0, atol=0.02):
                 raise InputError(f"{name} differs from the sinusoids that the class computes")
@@ -218,7 +218,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
         "is_encoder_decoder": True,
         **{f"{name}_token_id": token for name, token in TOKENS[spec.family].items()},
         "decoder_start_token_id": spec.start_id,
-        # The classes' own default changes what is generated.
+        # The classes' own default changes the generated text.
         "forced_eos_token_id": None,
     }
     if spec.family == "marian":

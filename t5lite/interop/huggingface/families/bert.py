@@ -84,8 +84,7 @@ def _extra(spec: ModelSpec) -> dict[str, Any]:
     if spec.family != "distilbert":
         return encoder_only.extra(spec)
     of_text = any(isinstance(h, ClassificationHeadSpec | RegressionHeadSpec) for h in spec.heads)
-    rate = "seq_classif_dropout" if of_text else "classifier_dropout"
-    content = encoder_only.extra(spec, rate)
+    content = encoder_only.extra(spec, "seq_classif_dropout" if of_text else "classifier_dropout")
     del content["type_vocab_size"]
     content["attention_dropout"] = content.pop("attention_probs_dropout_prob")
     return content

@@ -57,8 +57,7 @@ class Family:
 
     def spec(self, config: Config, source: Source) -> ModelSpec:
         """Returns the spec of a config and its weights (ties); errors begin with a field."""
-        defaults = {name: field.default for name, field in self.fields.items()}
-        config = {**defaults, **config}
+        config = {**{name: field.default for name, field in self.fields.items()}, **config}
         labels.check(config)
         foreign = read(self.fields, config, source)
         parts = self.spec_parts(foreign)

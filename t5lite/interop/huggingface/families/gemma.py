@@ -84,7 +84,7 @@ def stack_spec(foreign: Foreign, *, around: bool, causal: bool, crossed: bool = 
     full = foreign.attention(rotary=rotary_spec(config), logits_scale=scale)
 
     def block(kind: str) -> TransformerBlockSpec:
-        # One-sided, theirs counts the keys that are seen, the token's own among them; two-sided,
+        # One-sided, theirs counts the visible keys, the token's own included; two-sided,
         # from transformers 5 on, it is the distance (4 had one less).
         attention = full.replace(window=window - causal) if window and kind == SLIDING else full
         placement: Any = "around" if around else "before"

@@ -42,7 +42,7 @@ FIELDS: Fields = {
     "layer_norm_eps": Field(1e-5, "norm.epsilon"),
     "use_parallel_residual": Field(True, "block.parallel"),
     "attention_bias": Field(True, "attention.use_bias"),
-    # Fan-in decides, but configs have it.
+    # Unused (fan-in decides), but configs have it.
     "initializer_range": Field(0.02),
     "max_position_embeddings": Field(2048),
     "rotary_emb_base": Field(10000.0),

@@ -33,7 +33,7 @@ _BIASES: Fields = {
     "attention_bias": Field(False, "attention.use_bias"),
     "mlp_bias": Field(False, "mlp.use_bias"),
 }
-# Theirs counts the keys that are seen, the token's own among them.
+# Theirs counts the visible keys, the token's own included.
 _WINDOW = fields.Conversion(
     lambda window, _: window - 1, lambda window: None if window is None else window + 1
 )
@@ -68,7 +68,7 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
 def _extra(spec: ModelSpec) -> dict[str, Any]:
     return {
         **decoder_only.extra(spec),
-        # Of all that are published, the end follows the beginning.
+        # In all published models EOS follows BOS.
         "eos_token_id": min((spec.start_id or 0) + 1, spec.vocab - 1),
         **rope_config(fields.stack_of(spec, "decoder").blocks[0].attention.rotary),
     }

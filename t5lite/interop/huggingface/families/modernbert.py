@@ -52,7 +52,7 @@ NAMES = {
             "mlp_norm": "mlp_norm",
             **modules.fused("attn.Wqkv", modules.QUERY_KEY_VALUE),
             "attention/output": "attn.Wo",
-            # The gate's rows, then those of what it gates.
+            # The gate's rows, then the gated ones.
             **modules.fused("mlp.Wi", ("mlp/gate", "mlp/up")),
             "mlp/down": "mlp.Wo",
         },
@@ -78,7 +78,7 @@ def _spec_parts(foreign: Foreign) -> dict[str, Any]:
 
     every, layers = config["global_attn_every_n_layers"], range(config["num_hidden_layers"])
     kinds = layer_types(config, [SLIDING if n % every else FULL for n in layers])
-    # The embeddings' norm is all that the first layer's attention needs.
+    # The first layer's attention needs only the embeddings' norm.
     encoder = StackSpec(
         blocks=tuple(block(kind) for kind in period(kinds[1:])),
         causal=False,
@@ -104,8 +104,7 @@ def _theta(config: Config, kind: str) -> float:
     scaling = parameters.get("rope_type", "default")
     if scaling != "default" or config.get("rope_scaling"):
         raise fields.unsupported(f"rope_parameters[{kind!r}]: rope_type", scaling, ["default"])
-    theta = parameters.get("rope_theta") or config.get(_OLD_THETAS[kind]) or _THETAS[kind]
-    return float(theta)
+    return float(parameters.get("rope_theta") or config.get(_OLD_THETAS[kind]) or _THETAS[kind])
 
 
 def _extra(spec: ModelSpec) -> dict[str, Any]:

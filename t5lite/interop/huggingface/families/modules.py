@@ -131,8 +131,7 @@ def _layout(key: str, shape: tuple[int, ...], module: Module) -> tuple[tuple[int
         else:
             array = array.reshape(module.parts, *out, *rest)[module.part]
         array = array.reshape(*out, *into)
-        axes = (*range(len(out), array.ndim), *range(len(out)))
-        return array.transpose(axes)
+        return array.transpose((*range(len(out), array.ndim), *range(len(out))))
 
     return theirs[::-1] if module.conv else theirs, view
 

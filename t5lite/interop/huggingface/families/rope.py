@@ -88,7 +88,7 @@ def rope_config(spec: RotarySpec | None) -> dict[str, Any]:
     for kind, (spec_class, names) in _SCALINGS.items():
         if isinstance(spec.scaling, spec_class):
             values = {name: getattr(spec.scaling, ours) for name, ours in names.items()}
-            # Left out, they are the class's defaults.
+            # Missing ones are the class's defaults.
             absent = {"attention_factor": None, "truncate": True}
             values = {name: v for name, v in values.items() if v != absent.get(name, ...)}
             fields["rope_scaling"] = {"rope_type": kind, **values}

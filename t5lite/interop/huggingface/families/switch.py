@@ -44,8 +44,7 @@ FIELDS: Fields = {
 def _spec_parts(foreign: Foreign) -> dict[str, Any]:
     config = foreign.config
     fields.check(config, router_bias=(False,), router_dtype=("float32",))
-    sides = t5.sides(config, FAMILIES[FAMILY])
-    mlps = {side: _pattern(config, side) for side in sides}
+    mlps = {side: _pattern(config, side) for side in t5.sides(config, FAMILIES[FAMILY])}
     # The scale is that of arXiv:2101.03961, §2.4.
     return t5.model_parts(foreign, mlps, per_layer=False, init_scale=0.1)
 

@@ -125,8 +125,7 @@ def num_decoder_layers(config: Config) -> int:
 
 
 def sides(config: Config, family: Family) -> tuple[str, ...]:
-    alone = family.suffix(config) in (ENCODER, TOKENS)
-    return ("encoder",) if alone else ("encoder", "decoder")
+    return ("encoder",) if family.suffix(config) in (ENCODER, TOKENS) else ("encoder", "decoder")
 
 
 def is_tied(source: Source) -> bool:
