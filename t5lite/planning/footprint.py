@@ -109,10 +109,7 @@ def savings(
 ) -> Iterator[str]:
     """Yields advice that saves memory and is not followed yet, the cheapest first.
 
-    Flags also bind the object whose setting they are.
-
-    Args:
-      bytes_here: of a device; None if unknown.
+    Flags also bind the object whose setting they are; `bytes_here`: of a device, None if unknown.
     """
     rows, num_microbatches = own_rows(program), update.num_microbatches
     state = least_bytes(program, stream=0, num_microbatches=num_microbatches)

@@ -54,11 +54,7 @@ class Instruction:
 
 @dataclasses.dataclass
 class Traffic:
-    """Collectives of one kind in a step, of one device.
-
-    Args:
-      bytes: sent by each device; `slow_bytes` of them between slices.
-    """
+    """Collectives of one kind: bytes sent by each device, `slow_bytes` of them between slices."""
 
     count: int = 0
     bytes: float = 0.0
@@ -89,7 +85,7 @@ def read(text: str, *, slice_of: Sequence[int] | None = None) -> Program:
 
     Args:
       text: of `compiled.as_text()`.
-      slice_of: the slice of each device, in the order of the mesh; None if there is only one.
+      slice_of: each device's slice, in the order of the mesh; None for a single slice.
     """
     computations, entry = _computations(text)
     walk = _Walk(computations, slice_of)

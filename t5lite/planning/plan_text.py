@@ -11,12 +11,7 @@ _MOST_PROCESSES = 8  # whose rows are shown
 
 
 def report(plan: Mapping[str, Any], on: Slice, *, price: float | None, power: float | None) -> str:
-    """Returns a plan as text of at most 100 characters a line.
-
-    Args:
-      price: of a chip-hour.
-      power: of a chip, in watts.
-    """
+    """Returns a plan in lines of <= 100 characters; `price` per chip-hour, `power` in watts."""
     if "aborted" in plan:
         return "\n".join([plan["aborted"], *(f"  {line}" for line in plan.get("said", ()))])
     sections = {

@@ -16,20 +16,14 @@ _LAST_LINES = 6  # of a compiler's output
 
 
 def channel() -> Callable[..., None]:
-    """Returns a function that prints an event, a line of JSON, for the parent process.
-
-    Standard output becomes standard error for everything else, such as libraries.
-    """
+    """Returns a function that prints JSON events to the parent; stdout becomes stderr."""
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return lambda **event: print(json.dumps(event), file=stream, flush=True)
 
 
 class Sandbox:
-    """Compiles a run's step in a subprocess, which may abort or be cancelled.
-
-    `command` gets `--worker=` with the changes, as JSON, appended.
-    """
+    """Compiles a run's step in a subprocess: `command` with `--worker=`, the changes as JSON."""
 
     def __init__(self, command: Sequence[str]):
         self._command = command
@@ -42,7 +36,7 @@ class Sandbox:
         Args:
           changes: mesh, remat and num_microbatches instead of the run's; empty for the run itself.
           title: of the line that shows the time.
-          seconds: after which it is cancelled.
+          seconds: time limit.
         """
         command = [*self._command, f"--worker={json.dumps(changes)}"]
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
