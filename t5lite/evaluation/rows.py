@@ -81,14 +81,12 @@ def answers(
     bidirectional: bool = False,
     batch_size: int = 64,
 ) -> list[Answer]:
-    """Returns the model's greedy answer to each prompt, in order.
+    """Returns the model's greedy answers in order; empty, of log-probability NaN, for bad logits.
 
     Args:
       prompts: ids with their special tokens.
       bidirectional: whether a decoder sees the prompts in both directions.
       batch_size: most prompts at once.
-
-    Returns: answers; an empty one of log-probability NaN where the logits are not finite.
     """
     engine, options = engine_of(run), Options(max_new_tokens=max_new_tokens)
     rules = Rules((1 if engine.vocabulary is None else engine.vocabulary.eos_id,))
@@ -104,10 +102,7 @@ def answers(
 def target_scores(
     run: Any, params: Any, examples: Sequence[Example], *, batch_size: int = 64
 ) -> list[np.ndarray]:
-    """Returns the log-probabilities `[n]` float32 in nats of each target, EOS included, in order.
-
-    NaN where the logits are not finite; at most `batch_size` examples are scored at once.
-    """
+    """Returns each target's log-probabilities `[n]` float32 in nats, EOS included, or NaN."""
     requests = []
     for example in examples:
         inputs, target = (part.tolist() for part in prompt_of(example, prompt_length=0))

@@ -103,13 +103,7 @@ class Samples:
 def format_samples(
     step: int, samples: Sequence[Sample], *, exact_match: float, total: int, width: int = 100
 ) -> str:
-    """Returns samples as lines of at most `width` characters.
-
-    Args:
-      exact_match: share of all answers, in [0, 1].
-      total: number of answers.
-      width: of the terminal, at least 40.
-    """
+    """Returns samples as lines of at most `width` (>= 40) characters; `exact_match` in [0, 1]."""
     lines = [f"samples at step {step:,}: {exact_match:.1%} of {total:,} answers match exactly"]
     for number, sample in enumerate(samples, start=1):
         mark = "=" if sample.prediction == sample.target else "≠"

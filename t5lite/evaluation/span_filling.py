@@ -167,17 +167,12 @@ def unigram_cross_entropy(
 def exchange_inputs(examples: Sequence[rows.Example]) -> list[rows.Example]:
     """Gives each example the inputs of the one half the list away, so that none keeps its own."""
     half = len(examples) // 2
-    rotated = [*examples[half:], *examples[:half]]
-    pairs = zip(examples, rotated, strict=True)
+    pairs = zip(examples, [*examples[half:], *examples[:half]], strict=True)
     return [{**example, "inputs": source["inputs"]} for example, source in pairs]
 
 
 def sentence_of(row: dict[str, np.ndarray], vocabulary: Any) -> Sentence:
-    """Returns an example's text with the model's words in its gaps.
-
-    Args:
-      row: `inputs`, `targets` and the model's `answer`, 1-D ids.
-    """
+    """Returns the text of a row (`inputs`, `targets`, `answer`: 1-D ids) with the model's words."""
     answer = spans(row["answer"], vocabulary)
     texts, gaps = [""], []
     for piece in merge(row["inputs"], row["targets"], vocabulary):

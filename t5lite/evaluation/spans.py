@@ -76,12 +76,7 @@ def format_filled(filled: Filled) -> str:
 
 
 def format_sentences(sentences: Sequence[Sentence], *, max_spans: int = 4, width: int = 100) -> str:
-    """Returns texts with the model's words in their gaps, each marked right or wrong.
-
-    Args:
-      max_spans: most gaps shown of each, with the text around them.
-      width: of the terminal, at least 80.
-    """
+    """Returns texts with the model's words in their first gaps, each marked right or wrong."""
     lines = ["held-out text, its gaps filled in: [right ✓] or [wrong ✗ what stood there]"]
     for number, sentence in enumerate(sentences, start=1):
         text = _shown(sentence, min(max_spans, len(sentence.spans)), width=width)
