@@ -43,8 +43,7 @@ def changes(folder: epath.Path, *, config: str | None, facts: Mapping[str, Any])
 def changed_settings(was: str, now: str) -> list[str]:
     """Returns a line for each value that differs between two operative configurations.
 
-    Callables that only one of them uses are named without their values; parameters that only one
-    has, of a shared callable, belong to another version and are skipped.
+    Callables of only one are named without values; parameters of only one are of another version.
     """
     old, new = settings(was), settings(now)
     lines = [

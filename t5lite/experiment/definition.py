@@ -162,8 +162,7 @@ class Definition:
     @property
     def memory_settings(self) -> dict[str, Any]:
         """The settings that the memory of a step depends on, by name."""
-        names = ("compute", "update", "layout", "optimizer")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("compute", "update", "layout", "optimizer")}
 
     def run(
         self,

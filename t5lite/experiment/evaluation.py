@@ -68,8 +68,7 @@ def evaluate(
             "train.callbacks is empty; add an evaluator, such as @t5lite.evaluation.HeldOut()",
             field="train.callbacks",
         )
-    checkpoint_folder = choose(experiment.model_dir, checkpoint, experiment.checkpoints)
-    step_folder, home = locate(checkpoint_folder)
+    step_folder, home = locate(choose(experiment.model_dir, checkpoint, experiment.checkpoints))
     description = Description.read(home)
     experiment = dataclasses.replace(
         experiment,

@@ -25,11 +25,7 @@ from t5lite.training import process_shards
 
 
 def compile_for(experiment: Experiment, on: Slice, *, tell: Callable[..., None]) -> None:
-    """Compiles a run's step.
-
-    Args:
-      tell: called with `stage=` for each stage, and with `result=`, a plan as JSON values.
-    """
+    """Compiles a run's step; `tell` gets each `stage=`, and `result=`, a plan as JSON values."""
     mesh = make_mesh(experiment.layout, on.devices())
     program = experiment.program(mesh)
     places = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]

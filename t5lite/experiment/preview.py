@@ -49,8 +49,7 @@ class Preview:
 
 def example_texts(data: Any, objective: Any, *, split: str, count: int, seed: int) -> list[str]:
     """Returns prepared examples in readable form, one string each."""
-    examples = _spread(data, objective, split=split, count=count, seed=seed)
-    texts = _texts(examples, objective, data)
+    texts = _texts(_spread(data, objective, split=split, count=count, seed=seed), objective, data)
     return ["\n→ ".join(" ".join(text.split()) for text in parts) for parts in texts]
 
 
@@ -58,8 +57,8 @@ def look(data: Any, objective: Any, *, split: str, count: int, seed: int) -> Pre
     """Reads examples and the first training batches of a run, all processes' rows.
 
     Args:
-      objective: prepares the examples; its `show` returns their readable texts. Without a
-        vocabulary each array is one. Names of `labels`, if any, are passed to `show` as `names`.
+      objective: its `show` returns an example's readable texts, with names of `labels`, if any, as
+        `names`. Without a vocabulary each array is one text.
       split: of the examples.
       count: number of examples; fewer if the split is smaller.
     """

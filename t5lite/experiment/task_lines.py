@@ -36,8 +36,7 @@ def task_lines(run: Definition, opened: Opened, *, split: str) -> TaskLines:
     Raises: InputError for an encoder, data without a vocabulary, or an empty split.
     """
     spec = named_spec(run.model or opened.spec)
-    prompts = opened.description.prompts
-    objective = bind(run.objective, Model(spec)).prompted(prompts)
+    objective = bind(run.objective, Model(spec)).prompted(opened.description.prompts)
     vocabulary = run.data.vocabulary()
     if spec.topology == "encoder":
         raise InputError("infer generates text, and this model is an encoder; see t5lite predict")
