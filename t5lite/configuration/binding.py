@@ -26,27 +26,17 @@ _DYNAMIC = "from __gin__ import dynamic_registration"
 
 @dataclass(frozen=True)
 class Configuration:
-    """A parsed configuration; its values live in gin, which holds one configuration at a time.
-
-    Attributes:
-      source: its statements, with their locations.
-    """
+    """A configuration with its `source`; its values live in gin, which holds one at a time."""
 
     source: Source
 
     def call(self, function: Callable, **arguments: Any) -> Any:
-        """Calls `function` with its bindings; `arguments` override them.
-
-        Raises: InputError, at the location of a missing or refused binding.
-        """
+        """Calls `function` with its bindings, which `arguments` override; errors have locations."""
         with self._explained(function):
             return gin.get_configurable(function)(**arguments)
 
     def bindings_of(self, function: Callable) -> dict[str, Any]:
-        """Returns the bound values of `function` by parameter, without calling it.
-
-        Raises: InputError, at the location of a refused binding.
-        """
+        """Returns the bound values of `function` by parameter, uncalled; errors have locations."""
         with self._explained(function):
             return gin.get_bindings(function)
 

@@ -1,7 +1,4 @@
-"""Diagnosis of refused statements and failed calls, without parsing gin's messages.
-
-Names of statements are resolved again, and the failed call is read from the traceback.
-"""
+"""Diagnosis of refused statements and failed calls, without parsing gin's messages."""
 
 import importlib
 import inspect

@@ -19,12 +19,11 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 class Binding(NamedTuple):
-    """One `scope/selector.parameter = value`, or a macro, which has no parameter.
+    """One `scope/selector.parameter = value`, or a macro, which has no parameter ("").
 
     Args:
       scope: "" for none.
       selector: as spelled; of a macro its name.
-      parameter: "" for a macro.
       location: `file:line`, or the command-line flag.
       references: scope and selector of each `@scope/selector` in the value.
       macros: name of each `%macro` in the value.
@@ -78,7 +77,6 @@ class Source:
       search_paths: folders searched after the current one.
       statements: macros and bound parameters, in order.
       imports: gin's import statements, by the name that they bind.
-      import_locations: their locations.
       includes: the files named by `include`.
     """
 
@@ -114,13 +112,11 @@ class Source:
         return any(item.carried and macro in item.macros for item in self.statements)
 
     def read_file(self, name: str, *, location: str = "", within: tuple[Path, ...] = ()) -> None:
-        """Reads a file and its includes.
+        """Reads a file and its includes; InputError for a missing or cyclic one, or a syntax error.
 
         Args:
           location: of the name, for errors.
           within: the files that include it.
-
-        Raises: InputError for a missing file, one that includes itself, or a syntax error.
         """
         path = find(name, self.search_paths)
         if path is None:

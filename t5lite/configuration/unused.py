@@ -19,8 +19,7 @@ from t5lite.errors import InputError, nearest
 def check_used(source: Source, root: Callable, *, everywhere: bool = False) -> None:
     """Raises an InputError at the first binding or macro that a call of `root` would ignore.
 
-    Args:
-      everywhere: whether t5lite's own files are checked too.
+    `everywhere`: t5lite's own files are checked too.
     """
     whole = len(source.statements)
     reached = {whole: _Reached(source, root, whole)}
@@ -33,14 +32,9 @@ def check_used(source: Source, root: Callable, *, everywhere: bool = False) -> N
             if reached[end].uses(binding):
                 break
         else:
-            if not _replaced(source, number):
+            # A later binding of the same name gets the error.
+            if not any(later[:3] == binding[:3] for later in source.statements[number + 1 :]):
                 raise at(binding.location, reached[whole].error(binding))
-
-
-def _replaced(source: Source, number: int) -> bool:
-    """Whether a later binding sets the same name, and gets the error."""
-    binding = source.statements[number]
-    return any(later[:3] == binding[:3] for later in source.statements[number + 1 :])
 
 
 class _Reached:
@@ -87,8 +81,7 @@ class _Reached:
             fix = f"\n  set {takers[0]} = {call}"
         else:
             used = {path.rpartition(".")[2]: path for path in filter(None, self.targets.values())}
-            name = binding.selector.rpartition(".")[2]
-            near = difflib.get_close_matches(name, used, n=1)
+            near = difflib.get_close_matches(binding.selector.rpartition(".")[2], used, n=1)
             fix = f"; did you mean {used[near[0]]}?" if near else f"\n  {self._use(target, call)}"
         return InputError(
             f"{binding.name} has no effect: nothing in this configuration uses {call}{fix}"
