@@ -41,8 +41,7 @@ def input_lines(rows: Sequence[Row], input_file: str | None) -> tuple[Iterator[L
 def counted_lines(path: str) -> Lines:
     """Returns the lines of `--input_file`, which is read once for their number and digest."""
     file = data_file(path)
-    count = sum(1 for _ in _nonempty(file.scan(), file.path))
-    return Lines(file.scan, count, file.digest)
+    return Lines(file.scan, sum(1 for _ in _nonempty(file.scan(), file.path)), file.digest)
 
 
 def data_file(pattern: str, *, flag: str = "--input_file") -> DataFile:

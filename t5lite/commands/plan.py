@@ -90,7 +90,13 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     if changes is not None:
         compile_for(experiment, on, tell=tell)
         return 0
-    command = ["plan", *_same_run(arguments), f"--topology={arguments.topology}"]
+    command = [
+        "plan",
+        *(f"--gin_file={file}" for file in arguments.gin_file),
+        *(f"--gin_search_paths={paths}" for paths in arguments.gin_search_paths),
+        *(f"--gin.{binding}" for binding in arguments.bindings),
+        f"--topology={arguments.topology}",
+    ]
     command += [f"--num_slices={on.num_slices}"] * (on.num_slices > 1)
     plan: dict[str, Any] = {
         "command": shlex.join(["t5lite", *command]),
@@ -108,11 +114,3 @@ def run(arguments: argparse.Namespace, configuration: "Configuration") -> int:
     write_whole(arguments.output, (json.dumps(plan, indent=1) + "\n").encode())
     print(f"\nwritten: {arguments.output}")
     return 0 if any(result.get("fits") for result in plan["plans"]) else 1
-
-
-def _same_run(arguments: argparse.Namespace) -> list[str]:
-    return [
-        *(f"--gin_file={file}" for file in arguments.gin_file),
-        *(f"--gin_search_paths={paths}" for paths in arguments.gin_search_paths),
-        *(f"--gin.{binding}" for binding in arguments.bindings),
-    ]

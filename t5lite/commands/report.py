@@ -71,7 +71,7 @@ def names_of(runs: Sequence[str]) -> list[str]:
     names = []
     for path in parts:
         length = 1
-        while sum(other[-length:] == path[-length:] for other in parts) > 1:
+        while sum(part[-length:] == path[-length:] for part in parts) > 1:
             length += 1
         names.append("/".join(path[-length:]))
     return names
