@@ -36,7 +36,7 @@ class InputError(ValueError):
 
 
 def require_integer(name: str, value: object, *, least: int = 1, field: str | None = None) -> None:
-    """Refuses what is not an integer of at least `least`; `field` as for `InputError`."""
+    """Refuses anything but an integer of at least `least`; `field` as for `InputError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(
             f"{name} is {value!r}; it must be an integer of at least {least}", field=field or name
