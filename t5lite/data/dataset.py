@@ -190,6 +190,7 @@ class Dataset:
                 like_lengths=ordered,
                 group_rows=group_rows,
                 seed=seed,
+                phase=shard * block_rows // num_shards,
             )
         fingerprint = {
             "sources": [[component.source.name, component.rate] for component in components],

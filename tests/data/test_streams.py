@@ -156,17 +156,21 @@ def test_the_size_of_takes_changes_nothing():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_examples_are_read_at_the_rate_of_rows(packed):
-    """No batch waits until a whole block is read, after the first one."""
-    stream = ExampleStream(source(400), as_it_is, seed=0)
-    rows = RowStream(stream, SPECS, packed=packed, block_rows=32)
-    rows.take(1)
+def test_shards_read_their_blocks_in_different_batches(packed):
+    """No batch waits for a block of every shard, after the first one."""
+    key = {"num_shards": 8, "seed": 0}
+    streams = [ExampleStream(source(4000), as_it_is, shard=shard, **key) for shard in range(8)]
+    rows = [
+        RowStream(stream, SPECS, packed=packed, block_rows=32, phase=4 * shard)
+        for shard, stream in enumerate(streams)
+    ]
     reads = []
-    for _ in range(200):
-        before = stream.read
-        rows.take(1)
-        reads.append(stream.read - before)
-    assert max(reads) <= 3 * sum(reads) / len(reads) + 1
+    for _ in range(120):
+        before = sum(stream.read for stream in streams)
+        for shard in rows:
+            shard.take(1)
+        reads.append(sum(stream.read for stream in streams) - before)
+    assert max(reads[1:]) <= reads[0] / 3
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -1,6 +1,7 @@
 """Columns of a row as features of an example: text, classes, numbers, tags, answers."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -89,7 +90,10 @@ class Text(Column):
 
     def arrays(self, feature: str, rows: Sequence[Row], *, vocabulary: Vocabulary) -> Arrays:
         ids = vocabulary.encode_all([self.template.render(row) for row in rows])
-        return {feature: [np.array(tokens, np.int32) for tokens in ids]}
+        # Slices of one array: an array for each text would take ten times as long.
+        joined = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+        ends = itertools.accumulate(map(len, ids), initial=0)
+        return {feature: [joined[start:end] for start, end in itertools.pairwise(ends)]}
 
 
 class _Labelled(Column):

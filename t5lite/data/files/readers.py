@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -77,11 +78,12 @@ class DataFile:
     def read(self, spans: Sequence[tuple[int, int]]) -> list[Row]:
         """Returns the rows at spans `(start, end)`; raises InputError if the file has changed."""
         self._check_unchanged()
-        texts = []
-        with open(self.lines, "rb") as file:
-            for start, end in spans:
-                file.seek(start)
-                texts.append(file.read(end - start).decode())
+        # Mapped: in random order, a seek and a read for each row cost more than its text.
+        with (
+            open(self.lines, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            texts = [content[start:end].decode() for start, end in spans]
         if self.format in ("csv", "tsv"):
             rows = self._table_rows(texts)
             return [dict(zip(self.columns, row, strict=True)) for row in rows]
