@@ -355,7 +355,7 @@ def test_sources(llama, trained, tmp_path, capsys):
 
 def test_targets(llama, tmp_path, capsys, monkeypatch):
     said = refused(capsys, llama, tmp_path / "new", "--encoder_decoder", "--to=huggingface")
-    assert "family = 'encoder_decoder': no such class of transformers" in said
+    assert "family = 'encoder_decoder': no class of transformers of that name" in said
     assert not (tmp_path / "new").exists()
     (tmp_path / "mine.txt").touch()
     monkeypatch.setattr(
