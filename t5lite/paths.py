@@ -13,8 +13,7 @@ _PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)(/.*)?")
 def as_path(path: str | os.PathLike) -> Any:
     """Returns a `pathlib.Path`, or the path of `etils` for `gs://`, `s3://` and the like.
 
-    Raises:
-      InputError: for a URL of any other scheme.
+    Raises: InputError for a URL of any other scheme.
     """
     text = os.fspath(path)
     if "://" not in text:
@@ -36,8 +35,7 @@ def as_path(path: str | os.PathLike) -> Any:
 def exists(path: Any) -> bool:
     """Whether a path of `as_path` exists.
 
-    Raises:
-      InputError: if it is remote and cannot be reached.
+    Raises: InputError if it is remote and cannot be reached.
     """
     try:
         return path.exists()  # type: ignore[no-any-return]

@@ -121,10 +121,8 @@ def adapt(
       dtype: of the parameters; None: as stored.
       to: the layout of `target`, see `save`.
       say, progress: see `convert`.
-
-    Raises:
-      InputError: for a folder that cannot be opened or written, or a change that does not fit the
-        model; files are checked before parameters are read.
+    Raises: InputError for a folder that cannot be opened or written, or a change that does not
+      fit the model; files are checked before parameters are read.
     """
     check_target(target)
     opened = open_model(source)

@@ -44,10 +44,8 @@ def convert(
       dry_run: whether to list tensors and parameters, and write nothing.
       say: prints a line.
       progress: called with the stage, bytes done and bytes in all.
-
-    Raises:
-      InputError: for a folder that cannot be opened or written, or a model that the layout cannot
-        express, before parameters are read.
+    Raises: InputError for a folder that cannot be opened or written, or a model that the layout
+      cannot express, before parameters are read.
     """
     opened = open_model(source)
     to = to or ("huggingface" if opened.kind == "t5lite" else "t5lite")

@@ -54,9 +54,8 @@ class Opened(abc.ABC):
 
         Args:
           model: of `spec`.
-
-        Raises:
-          InputError: for another library's tensors that do not fit the spec, listing all of them.
+        Raises: InputError for another library's tensors that do not fit the spec, listing all of
+          them.
         """
 
     @abc.abstractmethod

@@ -22,9 +22,7 @@ class DecayMask:
         Paths look like `encoder/layers/block_0/attention/query/kernel`.
       exclude: regular expression that the path must not contain; None for no path.
       matrices_only: only parameters that are matrices, see `matrices.matrix_view`.
-
-    Raises:
-      InputError: if an expression is invalid; when called, if `include` matches no parameter.
+    Raises: InputError if an expression is invalid; when called, if `include` matches no parameter.
     """
 
     include: str | None = None

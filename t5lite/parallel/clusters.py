@@ -31,8 +31,7 @@ def group(
     Without any, it is detected in SLURM (more than one task), Kubernetes or on Cloud TPU VMs (more
     than one worker or slice).
 
-    Raises:
-      InputError: if some but not all are set, or one is out of range.
+    Raises: InputError if some but not all are set, or one is out of range.
     """
     flags = {"coordinator_address": address, "num_processes": count, "process_id": index}
     missing = [f"--{name}" for name, value in flags.items() if value is None]

@@ -160,8 +160,7 @@ def parameter_rules(
 def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh of `devices` (None: all) with the sizes of `layout.mesh`, 1 for other axes.
 
-    Raises:
-      InputError: the sizes do not multiply to the number of devices, or not within a slice.
+    Raises: InputError the sizes do not multiply to the number of devices, or not within a slice.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [layout.mesh.get(axis, 1) for axis in MESH_AXES]

@@ -68,9 +68,7 @@ def joined(
         so and ends with code 2, before the runtime would abort it.
       preemptible: whether SIGTERM ends training after the step; otherwise it ends this process at
         once, and with it the others.
-
-    Raises:
-      InputError: process 0 cannot be reached.
+    Raises: InputError process 0 cannot be reached.
     """
     if not 0 < timeout < math.inf:
         raise InputError(

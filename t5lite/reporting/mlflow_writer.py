@@ -22,9 +22,7 @@ class MLflow:
       folder: the model_dir; its last part names the run.
       experiment: name of the MLflow experiment; created if missing.
       tracking_uri: of the server; None for $MLFLOW_TRACKING_URI.
-
-    Raises:
-      InputError: if mlflow is not installed; from `check`, if the server refuses.
+    Raises: InputError if mlflow is not installed; from `check`, if the server refuses.
     """
 
     files = ("mlflow_run_id",)

@@ -14,8 +14,7 @@ from t5lite.reporting.files import installed
 class TensorBoard:
     """Writes event files for TensorBoard into a folder, usually the model_dir, within ten seconds.
 
-    Raises:
-      InputError: if the folder is on an object store whose library is not installed.
+    Raises: InputError if the folder is on an object store whose library is not installed.
     """
 
     def __init__(self, folder: epath.PathLike):

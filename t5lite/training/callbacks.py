@@ -104,8 +104,7 @@ class Run:
     def to_devices(self, batch: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
         """Puts this process's rows of a batch on its devices; global arrays stay as they are.
 
-        Raises:
-          InputError: an id exceeds the model's size, which devices would not notice.
+        Raises: InputError an id exceeds the model's size, which devices would not notice.
         """
         ready = {name: rows for name, rows in batch.items() if isinstance(rows, jax.Array)}
         local = {name: np.asarray(rows) for name, rows in batch.items() if name not in ready}

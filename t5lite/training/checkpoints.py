@@ -64,9 +64,7 @@ class Checkpoints:
         embeddings then belong to other tokens.
       frozen: `"save"` writes frozen parameters once into model_dir; `"refer"` keeps their
         fingerprint and reads them again from `restore_from`, which must not change.
-
-    Raises:
-      InputError: if a field is out of range.
+    Raises: InputError if a field is out of range.
     """
 
     every: int = 1000
@@ -228,9 +226,7 @@ class Checkpointer:
 
         Returns:
           False, with nothing done, if this step was saved before.
-
-        Raises:
-          CheckpointError: if this save or the one before failed.
+        Raises: CheckpointError if this save or the one before failed.
         """
         self.wait()
         self.make_writable()

@@ -101,9 +101,7 @@ def claimed(
       name: of the claimed folder, for messages.
       field: the parameter that gives the folder, see `InputError`.
       say: called when a claim from another machine has to be watched.
-
-    Raises:
-      InputError: another living process holds it, or the claim cannot be written.
+    Raises: InputError another living process holds it, or the claim cannot be written.
     """
     claims, now = epath.Path(claims), time.time()
     content = {**_this_process(), "started": now, "beat": now}

@@ -20,9 +20,7 @@ class Duration:
       steps: updates in all.
       tokens: seen in all, of the global batches, without padding.
       epochs: passes over the data; fractions need data that count parts of an epoch.
-
-    Raises:
-      InputError: none is set or one is out of range; fields are named as arguments of `train`.
+    Raises: InputError none is set or one is out of range; fields are named as arguments of `train`.
     """
 
     steps: int | None = None

@@ -31,9 +31,7 @@ class LossScale:
       backoff: factor after a non-finite gradient, in (0, 1).
       minimum: smallest scale, above 0; a non-finite gradient at this one is a NaN like any other,
         see `Update.on_nan`.
-
-    Raises:
-      InputError: if a field is out of range.
+    Raises: InputError if a field is out of range.
 
     Source: Micikevicius et al. 2018, arXiv:1710.03740, §3.2; the defaults are those of NVIDIA's
       Apex but for the first scale.

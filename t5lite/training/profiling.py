@@ -17,9 +17,7 @@ class Profile:
     Args:
       steps: (first, count), from 1; step 1 compiles; a run that resumes after it traces nothing.
       folder: gets `plugins/profile/<time>/`; None is the model_dir, which TensorBoard reads.
-
-    Raises:
-      InputError: if `steps` is not a pair of positive integers.
+    Raises: InputError if `steps` is not a pair of positive integers.
     """
 
     steps: tuple[int, int] = (10, 5)

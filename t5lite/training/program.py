@@ -85,10 +85,8 @@ def build(
       update: microbatches, clipping, averaging, guards.
       tuning: which parameters are trained.
       references: further models by name, whose parameters the objective's loss reads.
-
-    Raises:
-      InputError: if batch or parameters do not divide over the mesh, or the batch into
-        microbatches, or if float16 has no loss scale, or `tuning` does not fit the model.
+    Raises: InputError if batch or parameters do not divide over the mesh, or the batch into
+      microbatches, or if float16 has no loss scale, or `tuning` does not fit the model.
     """
     shapes = {name: tuple(shape.shape) for name, shape in batch_shapes.items()}
     _check_loss_scale(model, update)

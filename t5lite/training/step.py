@@ -181,8 +181,7 @@ def loss_gradients(
 def segment_arrays(objective: Objective, batch: Mapping[str, Any]) -> list[Any]:
     """Returns the segment ids whose entries above 0 count as tokens seen.
 
-    Raises:
-      InputError: if the batch lacks one.
+    Raises: InputError if the batch lacks one.
     """
     for name in objective.token_arrays:
         if name not in batch:

@@ -24,9 +24,7 @@ class Watch:
       every: steps between two looks.
       min_delta: smallest improvement that counts, at least 0.
       mode: `"min"` or `"max"`: which values are better.
-
-    Raises:
-      InputError: if a field is out of range.
+    Raises: InputError if a field is out of range.
     """
 
     metric: str = "held_out/loss"

@@ -48,9 +48,7 @@ class Tuning:
         Args:
           axes: logical axis names of all parameters, a `PartitionSpec` each.
           shapes: all parameters, or their shapes.
-
-        Raises:
-          InputError: if a field fits no parameter, or nothing is left to train.
+        Raises: InputError if a field fits no parameter, or nothing is left to train.
         """
         del axes, shapes
         return self
@@ -101,9 +99,7 @@ class ByPath(Tuning):
       layers: `(start, stop)` of the trained layers of each stack, from 0; negative numbers count
         from its end, None is its beginning or end. Parameters outside of layers, such as
         embeddings, go by their path alone.
-
-    Raises:
-      InputError: if a pattern or a range is invalid.
+    Raises: InputError if a pattern or a range is invalid.
     """
 
     include: Sequence[str] = ()
@@ -364,8 +360,7 @@ def write_tuning(folder: epath.PathLike, tuning: Tuning) -> None:
 def read_tuning(folder: epath.PathLike) -> Tuning:
     """Returns the tuning of the run in a model_dir; `Everything()` of one without `tuning.json`.
 
-    Raises:
-      InputError: a damaged file, or see `from_json`.
+    Raises: InputError a damaged file, or see `from_json`.
     """
     path = epath.Path(folder) / FILE
     if not path.exists():

@@ -44,9 +44,7 @@ class Update:
       spike_decay: of that mean and deviation, in (0, 1): 0.99 remembers about 100 steps.
       spike_warmup_steps: updates before any loss counts as a spike, at least 2.
       loss_scale: of the loss, as float16 needs it; None for none.
-
-    Raises:
-      InputError: if a field is out of range.
+    Raises: InputError if a field is out of range.
     """
 
     num_microbatches: int = 1

@@ -102,8 +102,7 @@ def read_record(folder: epath.PathLike, *, name: str | None = None) -> Record:
 
     A half-written last line, of a run that is writing now, is left out.
 
-    Raises:
-      InputError: if it is not the folder of a run, or has no metrics yet.
+    Raises: InputError if it is not the folder of a run, or has no metrics yet.
     """
     root = epath.Path(folder).expanduser()
     metrics = root / "metrics.jsonl"
