@@ -105,6 +105,11 @@ def _dispatch(arguments: list[str]) -> int | None:
 
     search_paths = [path for paths in options.gin_search_paths for path in paths.split(",")]
     with contextlib.nullcontext() if options.debug else _quiet():
+        if options.module:
+            from t5lite.data.importing import import_user_module
+
+            for name in options.module:
+                import_user_module(name)
         if getattr(options, "layout", None) is not None:
             options.layout = configuration.layout_of(options.layout, search_paths)
         configured = configuration.parse(options.gin_file, bindings, search_paths)
@@ -222,6 +227,13 @@ def _parser(verb: str) -> _Parser:
         "--gin.train.seed=1, --gin.MODEL_DIR=\"'/tmp/run'\" (strings keep their quotes)",
     )
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    parser.add_argument(
+        "--module",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="import a module of your own first, with blocks, adapters or tunings (repeatable)",
+    )
     return parser
 
 

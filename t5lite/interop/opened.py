@@ -1,6 +1,7 @@
 """`Opened`: the contract of every checkpoint that `open_model` returns."""
 
 import abc
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -78,6 +79,13 @@ class Opened(abc.ABC):
         """Returns the names of stored tensors that are recognised and not read."""
         return []
 
+    def _fits(self, model: Model) -> bool:
+        """Whether names and shapes of the checkpoint are the model's."""
+        with contextlib.suppress(InputError):
+            self.shapes(model)
+            return True
+        return False
+
     def params(
         self,
         model: Model,
@@ -87,7 +95,7 @@ class Opened(abc.ABC):
         dtype: Any = None,
         progress: Progress | None = None,
     ) -> Any:
-        """Reads all parameters into their shards.
+        """Reads all parameters into their shards; floats are encoded by `compute.storage`.
 
         Args:
           model: of `spec`.
@@ -103,6 +111,11 @@ class Opened(abc.ABC):
                 f"the vocabulary has {self.vocabulary.size} ids but the model of {self.folder} "
                 f"only {self.spec.vocab} embeddings: it is another model's"
             )
+        plain = Model(model.spec, model.compute.replace(storage=()))
+        if model.compute.storage and self._fits(plain):
+            params = self.params(plain, layout=layout, mesh=mesh, dtype=dtype, progress=progress)
+            stored_shardings = shardings(model.axes(), layout.parameters, mesh)
+            return jax.jit(model.store, out_shardings=stored_shardings)(params)
         shapes, stored = model.shapes(), self.shapes(model)
         sharding = named(shardings(model.axes(), layout.parameters, mesh))
 

@@ -113,7 +113,10 @@ def _decode(value: Any) -> Any:
     name, module = fields.pop("type", None), fields.pop("module", None)
     cls = Spec.registry.get(name)
     if cls is None and module is not None:
-        raise InputError(f"spec type {name!r} is defined in {module}: import that module first")
+        raise InputError(
+            f"spec type {name!r} is defined in {module}: import that module first "
+            f"(on the command line --module={module})"
+        )
     if cls is None:
         raise unknown("spec type", name, Spec.registry)
     names = {field.name for field in dataclasses.fields(cls)}

@@ -4,6 +4,10 @@ It stands between layers of attention, so that a stack, its scan and its cache h
 """
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +19,7 @@ from tiny_models import random_params
 from t5lite.data import Bytes
 from t5lite.errors import InputError
 from t5lite.inference import Engine, Loaded
-from t5lite.interop import Description
+from t5lite.interop import Description, save
 from t5lite.layers import AttentionSpec, LMHeadSpec, MlpSpec, RotarySpec
 from t5lite.models import (
     ComputeSpec,
@@ -174,6 +178,32 @@ def test_it_writes_and_a_draft_is_refused(tmp_path):
             position_bias=None,
             kernel="auto",
         )
+
+
+@pytest.mark.slow
+def test_a_verb_imports_its_module_by_a_flag(tmp_path):
+    vocabulary = Bytes(num_sentinels=ALONE.vocab - 259)
+    save(tmp_path / "run", Description(ALONE, vocabulary=vocabulary), random_params(ALONE))
+    command = [sys.executable, "-m", "t5lite.main", "generate", "--model_dir=run"]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+
+    def generate(*flags):
+        return subprocess.run(
+            [*command, "--max_new_tokens=2", "a cat", *flags],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+        )
+
+    refused = generate()
+    assert refused.returncode == 2
+    assert "--module=gated_linear_attention" in refused.stderr
+    answered = generate("--module=gated_linear_attention")
+    assert answered.returncode == 0, answered.stderr
+    misspelt = generate("--module=gated")
+    assert misspelt.returncode == 2
+    assert "cannot import module 'gated'" in misspelt.stderr
 
 
 def test_a_spec_that_is_not_a_block_is_refused():

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from saved_models import save_model
 from tiny_models import random_batch, tiny
 from toy_policies import ToyInt8Spec, ToyLowRankSpec
 from varied_models import VARIED
 
+import t5lite
+from t5lite.data import Bytes
 from t5lite.errors import InputError
 from t5lite.layers import Spec
-from t5lite.models import ComputeSpec, Model, forward_flops, load_spec, save_spec
+from t5lite.models import ComputeSpec, Model, forward_flops, load_spec, override, save_spec
 from t5lite.parallel import PARAMETERS, Layout, make_mesh, shardings
 
 BASE = tiny("t5_nano")  # tied logits, three scanned layers on each side
@@ -159,6 +162,18 @@ def test_storage_is_drawn_as_it_is_kept_and_smaller():
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
     assert size(stored) < 0.4 * size(params_of(BASE))
+
+
+@pytest.mark.parametrize("kind", ["t5lite", "huggingface", "t5x"])
+def test_floats_of_a_folder_are_encoded_by_a_storage(tmp_path, kind):
+    spec = override("t5_1_1_nano", {"vocab": 384})
+    plain = params_of(spec)
+    save_model(tmp_path / "run", spec, plain, kind=kind, vocabulary=Bytes(num_sentinels=5))
+    compute = ComputeSpec(storage=(ToyInt8Spec("mlp"),))
+    loaded = t5lite.load(tmp_path / "run", compute=compute, devices=jax.devices()[:1])
+    expected = jax.jit(Model(spec, compute).store)(plain)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)} == {"float32", "int8"}
 
 
 def test_a_storage_holds_for_the_paths_that_it_names():
