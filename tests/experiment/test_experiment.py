@@ -318,7 +318,7 @@ def test_evaluation_reads_the_policy_that_preferences_start_from(tmp_path, froze
     if frozen == "refer":
         shutil.rmtree(tmp_path / "base")
         save_model(tmp_path / "base", spec, Model(spec).init(jax.random.key(4)))
-        with pytest.raises(InputError, match=r"frozen.*of .*base.*which has changed since"):
+        with pytest.raises(InputError, match=r"frozen parameters .*base.* ha(s|ve) changed since"):
             evaluate(experiment(run, **options))
     with pytest.raises(InputError, match=r"is the start of a run, which .* does not hold") as error:
         evaluate(experiment(run, **options), checkpoint=str(tmp_path / "base"))
