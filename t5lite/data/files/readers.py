@@ -78,7 +78,7 @@ class DataFile:
     def read(self, spans: Sequence[tuple[int, int]]) -> list[Row]:
         """Returns the rows at spans `(start, end)`; raises InputError if the file has changed."""
         self._check_unchanged()
-        # Mapped: in random order, a seek and a read for each row cost more than its text.
+        # Mapped: rows come in random order, and each would take a seek and a read.
         with (
             open(self.lines, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,

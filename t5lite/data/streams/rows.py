@@ -37,8 +37,7 @@ class RowStream:
     Examples are packed in independent blocks of about `block_rows` rows; the state is the stream's
     at the start of the block, and the rows delivered from it. All shards finish their blocks in
     the same batch: if each read its next one only then, that batch would stall the training step.
-    So they read ahead, each in another batch, by `phase`; a whole block at once, which is faster
-    than an example at a time (processor caches, Python's lock).
+    So they read ahead, each in another batch, by `phase`.
 
     Args:
       packed: whether a row may hold several examples.
